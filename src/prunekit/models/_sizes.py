@@ -1,0 +1,42 @@
+"""The sizes that a model is built for, checked before any layer is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prunekit.errors import InputError
+
+
+def positive(what: str, sizes: Iterable[int]) -> tuple[int, ...]:
+    """`sizes` as a tuple, if every one is a whole number of at least 1; `what` names them in the error."""
+    checked = tuple(sizes)
+    for size in checked:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"{what} must be whole numbers of at least 1, got {list(checked)!r}")
+    return checked
+
+
+def feature_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one example, without the batch; at least one dimension."""
+    shape = positive("the sizes of input_shape", input_shape)
+    if not shape:
+        raise InputError("input_shape is empty; it is the shape of one example, such as [784] or [1, 28, 28]")
+    return shape
+
+
+def image_shape(input_shape: Sequence[int], *, smallest: int) -> tuple[int, int, int]:
+    """(channels, height, width) of an image of at least `smallest` pixels a side."""
+    shape = feature_shape(input_shape)
+    if len(shape) != 3:
+        raise InputError(f"input_shape must be [channels, height, width] for this model, got {list(shape)}")
+    channels, height, width = shape
+    if min(height, width) < smallest:
+        raise InputError(
+            f"images must be at least {smallest} x {smallest} for this model, got {height} x {width}"
+        )
+    return channels, height, width
+
+
+def output_count(outputs: int) -> int:
+    """The number of outputs, at least 1."""
+    return positive("outputs", [outputs])[0]

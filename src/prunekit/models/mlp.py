@@ -1,0 +1,70 @@
+"""A multilayer perceptron of any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from prunekit.models._sizes import feature_shape, output_count, positive
+from prunekit.models.activations import Activation, make_activation
+
+
+class MLP(nn.Module):
+    """Fully connected layers `fc1`, `fc2`, ... with activation modules `act1`, `act2`, ... between them.
+
+    Maps (N, *input_shape) to (N, outputs); the last layer has no activation. Initial values are PyTorch's own
+    for `nn.Linear`: weights and biases uniform in +-1 / sqrt(fan_in).
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        outputs: int,
+        hidden: Sequence[int] = (100,),
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        inputs = prod(feature_shape(input_shape))
+        sizes = (inputs, *positive("the sizes of hidden", hidden), output_count(outputs))
+        self.flatten = nn.Flatten()
+        for number, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+            if number > 1:
+                self.add_module(f"act{number - 1}", make_activation(activation))
+            self.add_module(f"fc{number}", nn.Linear(fan_in, fan_out))
+
+    def reset_parameters(self) -> None:
+        """Draw all initial values again."""
+        for layer in self.children():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw outputs (N, outputs) for inputs (N, *input_shape) or (N, features)."""
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+def mlp(
+    input_shape: Sequence[int],
+    outputs: int,
+    *,
+    hidden: tuple[PositiveInt, ...] = (100,),
+    activation: Activation = "relu",
+) -> MLP:
+    """A multilayer perceptron (Rumelhart, Hinton & Williams, Nature 323, 1986).
+
+    Args:
+        input_shape: shape of one example; it is flattened.
+        outputs: number of outputs.
+        hidden: number of units of each hidden layer; empty for a linear model.
+        activation: what follows each hidden layer.
+
+    Raises:
+        InputError: for a size below 1 or an unknown activation.
+    """
+    return MLP(input_shape, outputs, hidden, activation)

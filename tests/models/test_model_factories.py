@@ -1,0 +1,164 @@
+"""The built-in networks: counts by hand, shapes, names, initial values."""
+
+import math
+
+import pytest
+import torch
+from torch import fx, nn
+
+from prunekit import models
+from prunekit.errors import InputError
+
+CIFAR = (3, 32, 32)
+MNIST = (1, 28, 28)
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weights(model):
+    """Entries of the weight matrices and kernels, without biases and batch norms."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
+
+
+def resnet_by_hand(n, width, inputs, outputs):
+    total = inputs * width * 9 + 2 * width
+    channels = width
+    for stage in range(3):
+        out = width * 2**stage
+        for block in range(n):
+            total += channels * out * 9 + out * out * 9 + 4 * out
+            if stage > 0 and block == 0:
+                total += channels * out + 2 * out
+            channels = out
+    return total + channels * outputs + outputs
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (models.mlp((4,), 3), 4 * 100 + 100 + 100 * 3 + 3),
+        (models.mlp((4,), 3, hidden=()), 15),
+        (models.mlp((2, 3), 1, hidden=(5, 4)), 35 + 24 + 5),
+        (models.lenet_300_100((784,), 10), 266_200 + 410),
+        (models.lenet5(MNIST, 10), 430_500 + 20 + 50 + 500 + 10),
+        (models.vgg_small(CIFAR, 10), 1_148_874),
+        (models.vgg_small((1, 8, 8), 2, widths=((3,), (4,))), 27 + 6 + 108 + 8 + 10),
+        (models.resnet20(CIFAR, 10), resnet_by_hand(3, 16, 3, 10)),
+        (models.resnet(CIFAR, 7, depth=8, width=4), resnet_by_hand(1, 4, 3, 7)),
+    ],
+)
+def test_parameter_counts(model, expected):
+    assert parameters(model) == expected
+
+
+def test_weight_counts_of_the_papers():
+    assert weights(models.lenet_300_100(MNIST, 10)) == 266_200
+    assert weights(models.lenet5(MNIST, 10)) == 430_500
+    assert parameters(models.resnet20(CIFAR, 10)) == 272_474
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_output_shape_and_tracing(name):
+    model = models.create(name, CIFAR, 7, seed=0).eval()
+    x = torch.randn(2, *CIFAR)
+    assert model(x).shape == (2, 7)
+    # Those who look for coupled slices trace the graph: nothing in a forward may depend on values.
+    assert torch.equal(fx.symbolic_trace(model)(x), model(x))
+
+
+def test_mlp_names_its_layers_along_the_depth():
+    model = models.mlp((6,), 2, hidden=(5, 4), activation="tanh")
+    assert [name for name, _ in model.named_children()] == ["flatten", "fc1", "act1", "fc2", "act2", "fc3"]
+    assert isinstance(model.act2, nn.Tanh)
+    x = torch.randn(3, 6)
+    by_hand = x
+    for layer in (model.fc1, model.fc2):
+        by_hand = torch.tanh(by_hand @ layer.weight.T + layer.bias)
+    torch.testing.assert_close(model(x), by_hand @ model.fc3.weight.T + model.fc3.bias)
+
+
+def test_lenet5_has_its_only_relu_after_fc1():
+    model = models.lenet5(MNIST, 10)
+    assert [name for name, layer in model.named_modules() if isinstance(layer, nn.ReLU)] == ["act1"]
+    x = torch.randn(2, *MNIST)
+    y = nn.functional.max_pool2d(nn.functional.conv2d(x, model.conv1.weight, model.conv1.bias), 2)
+    y = nn.functional.max_pool2d(nn.functional.conv2d(y, model.conv2.weight, model.conv2.bias), 2)
+    y = torch.relu(y.flatten(1) @ model.fc1.weight.T + model.fc1.bias)
+    torch.testing.assert_close(model(x), y @ model.fc2.weight.T + model.fc2.bias)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_reset_draws_every_weight_again_and_follows_the_rng(name):
+    model = models.create(name, CIFAR, 5, seed=0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.manual_seed(3)
+    model.reset_parameters()
+    first = {key: value.clone() for key, value in model.state_dict().items()}
+    changed = {key for key, value in first.items() if not torch.equal(value, before[key])}
+    assert {key for key, value in model.named_parameters() if value.dim() > 1} <= changed
+    torch.manual_seed(3)
+    model.reset_parameters()
+    assert all(torch.equal(value, first[key]) for key, value in model.state_dict().items())
+
+
+def test_reset_forgets_the_batch_norms_statistics():
+    model = models.resnet(CIFAR, 3, depth=8, width=4)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.weight.fill_(5.0)
+    model.train()(torch.randn(4, *CIFAR))
+    model.reset_parameters()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert torch.equal(layer.weight, torch.ones_like(layer.weight))
+            assert torch.equal(layer.running_mean, torch.zeros_like(layer.running_mean))
+            assert layer.num_batches_tracked == 0
+
+
+def test_distributions_of_the_papers():
+    torch.manual_seed(0)
+    glorot = models.lenet_300_100((784,), 10)
+    assert glorot.fc1.weight.std().item() == pytest.approx(math.sqrt(2 / (784 + 300)), rel=0.02)
+    assert not glorot.fc1.bias.any()
+    # Normal, not uniform: some value lies beyond three standard deviations.
+    assert glorot.fc1.weight.abs().max() > 3 * math.sqrt(2 / (784 + 300))
+
+    caffe = models.lenet5(MNIST, 10)
+    assert caffe.conv2.weight.abs().max().item() == pytest.approx(math.sqrt(3 / 500), rel=0.01)
+    assert caffe.fc1.weight.std().item() == pytest.approx(math.sqrt(1 / 800), rel=0.01)
+    assert not caffe.conv1.bias.any()
+
+    he = models.vgg_small(CIFAR, 10)
+    assert he.conv6.weight.std().item() == pytest.approx(math.sqrt(2 / (256 * 9)), rel=0.01)
+
+    torch_own = models.mlp((400,), 3, hidden=(200,))
+    assert torch_own.fc1.weight.abs().max().item() == pytest.approx(1 / 20, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: models.mlp((), 3), "input_shape is empty"),
+        (lambda: models.mlp((4,), 0), "outputs"),
+        (lambda: models.mlp((4,), 3, hidden=(5, 0)), r"hidden.*\[5, 0\]"),
+        (lambda: models.mlp((4,), 3, hidden=(5, True)), "hidden"),
+        (lambda: models.mlp((4,), 3, activation="swish"), "'swish'.*relu"),
+        (lambda: models.lenet5((784,), 10), "channels, height, width"),
+        (lambda: models.lenet5((1, 8, 8), 10), "at least 16 x 16.*8 x 8"),
+        (lambda: models.vgg_small((3, 4, 4), 10), "at least 8 x 8"),
+        (lambda: models.vgg_small(CIFAR, 10, widths=((4,), ())), "at least one convolution"),
+        (lambda: models.resnet(CIFAR, 10, depth=18), "6n \\+ 2.*got 18"),
+        (lambda: models.resnet(CIFAR, 10, width=0), "width"),
+    ],
+)
+def test_refused_sizes(make, words):
+    with pytest.raises(InputError, match=words):
+        make()
+
+
+def test_smallest_images_pass():
+    assert models.lenet5((2, 16, 16), 3)(torch.zeros(1, 2, 16, 16)).shape == (1, 3)
+    assert models.resnet((1, 4, 4), 3, depth=8).eval()(torch.zeros(1, 1, 4, 4)).shape == (1, 3)
