@@ -1,0 +1,182 @@
+"""Where the files of a dataset are: in the user's folder, in the cache, or at their source."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pooch
+
+from prunekit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Download:
+    """One file at a source.
+
+    Attributes:
+        name: what the file is called on disk; a name that ends in .tar.gz or .tgz is unpacked.
+        checksum: "md5:" or "sha256:" and the digits.
+        path: where it lies below a mirror, if not under its name.
+    """
+
+    name: str
+    checksum: str
+    path: str = ""
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether what is wanted lies inside of this file."""
+        return self.name.endswith((".tar.gz", ".tgz"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one dataset comes from and how its files are called.
+
+    Attributes:
+        dataset: its name, for messages.
+        files: what the loader reads; for each file the names that it may have, in order of preference.
+        folders: where in a data folder the files may lie, all of them in one of these.
+        mirrors: URLs below which the downloads lie, tried in this order; replace them to use one's own.
+        downloads: what to download; empty for a dataset that is only read from a folder.
+        into: the folder of the cache that receives the downloads.
+    """
+
+    dataset: str
+    files: tuple[tuple[str, ...], ...]
+    folders: tuple[str, ...]
+    mirrors: tuple[str, ...] = ()
+    downloads: tuple[Download, ...] = ()
+    into: str = ""
+
+    def find(self, root: Path) -> list[Path] | None:
+        """The path of each of `files` below a data folder, or None unless all are there."""
+        for folder in self.folders:
+            found = [_first_file(root / folder, names) for names in self.files]
+            paths = [path for path in found if path is not None]
+            if len(paths) == len(self.files):
+                return paths
+        return None
+
+    def missing(self, root: Path) -> list[str]:
+        """The files that are not there, in the folder that has the most of them."""
+        lacking = (
+            [" or ".join(names) for names in self.files if _first_file(root / folder, names) is None]
+            for folder in self.folders
+        )
+        return min(lacking, key=len)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The places where data is looked for.
+
+    Attributes:
+        cache: what was downloaded; holds only files whose checksum was right.
+        folder: the user's data folder, looked at first.
+        download: whether what is in neither may be downloaded.
+    """
+
+    cache: Path
+    folder: Path | None = None
+    download: bool = True
+
+    @classmethod
+    def open(cls, data_dir: Path | str | None = None, *, download: bool = True) -> Store:
+        """The store at `data_dir` or else PRUNEKIT_DATA, with PRUNEKIT_CACHE or else the user's cache."""
+        folder = data_dir or os.environ.get("PRUNEKIT_DATA") or None
+        cache = os.environ.get("PRUNEKIT_CACHE") or pooch.os_cache("prunekit")
+        return cls(Path(cache).expanduser(), Path(folder).expanduser() if folder else None, download)
+
+    def find(self, source: Source) -> list[Path] | None:
+        """The path of each of the source's files, from the first place that has all of them; or None."""
+        return next(filter(None, (source.find(root) for root in self._roots())), None)
+
+    def fetch(self, source: Source) -> list[Path]:
+        """The path of each of the source's files, downloaded if they are nowhere here.
+
+        Raises:
+            DataError: if the files cannot be had; it names every place that was looked at.
+        """
+        found = self.find(source)
+        if found is not None:
+            return found
+        if not self.download:
+            raise self._not_found(source, "downloading was not allowed")
+        try:
+            for item in source.downloads:
+                self._download(item, source)
+        except _DownloadError as error:
+            raise self._not_found(source, f"the download failed: {error}") from error
+        found = source.find(self.cache)
+        if found is None:
+            raise self._not_found(source, "the download does not hold them")
+        return found
+
+    def _roots(self) -> Iterator[Path]:
+        if self.folder is not None:
+            yield self.folder
+        yield self.cache
+
+    def _download(self, item: Download, source: Source) -> None:
+        failures = []
+        for mirror in source.mirrors:
+            url = mirror.rstrip("/") + "/" + (item.path or item.name)
+            try:
+                _retrieve(url, item, self.cache / source.into)
+            except (OSError, ValueError, tarfile.TarError) as error:
+                failures.append(f"{url}: {error}")
+            else:
+                return
+        raise _DownloadError("; ".join(failures) or "there is no mirror")
+
+    def _not_found(self, source: Source, why: str) -> DataError:
+        files = ", ".join(" or ".join(names) for names in source.files)
+        places = "; ".join(self._describe(root, source) for root in self._roots())
+        return DataError(
+            f"{source.dataset}: its files were not found, and {why}. "
+            f"Expected are {files}. Looked in {places}. "
+            f"To fix this, put the files into the folder {source.folders[0]} of a data folder and name that "
+            "data folder as data_dir or in the environment variable PRUNEKIT_DATA, or load the dataset once "
+            "with download=True and a network connection"
+        )
+
+    def _describe(self, root: Path, source: Source) -> str:
+        if not root.is_dir():
+            return f"{root} (no such folder)"
+        missing = source.missing(root)
+        partly = f"; missing there: {', '.join(missing)}" if len(missing) < len(source.files) else ""
+        return f"{root} (in {', '.join(source.folders)}{partly})"
+
+
+class _DownloadError(Exception):
+    """No mirror gave what was asked for; says why for each."""
+
+
+def _retrieve(url: str, item: Download, target: Path) -> None:
+    """Put one download, unpacked if it is an archive, into a folder; nothing half-written is left there."""
+    if not item.is_archive:
+        # pooch writes to a temporary name and renames it once the checksum is right.
+        pooch.retrieve(url, known_hash=item.checksum, fname=item.name, path=target)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target, prefix="unpacking-") as temporary:
+        archive = pooch.retrieve(url, known_hash=item.checksum, fname=item.name, path=temporary)
+        unpacked = Path(temporary, "unpacked")
+        with tarfile.open(archive) as tar:
+            tar.extractall(unpacked, filter="data")
+        # File by file, since renaming a file is atomic and harmless where another process was faster.
+        for file in sorted(path for path in unpacked.rglob("*") if path.is_file()):
+            destination = target / file.relative_to(unpacked)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(destination)
+
+
+def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    # os.path.isfile, since Path.is_file raises where a folder may not be entered.
+    return next((folder / name for name in names if os.path.isfile(folder / name)), None)
