@@ -1,0 +1,70 @@
+"""Every dataset by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from prunekit.data.breast_cancer import load_breast_cancer
+from prunekit.data.california_housing import load_california_housing
+from prunekit.data.cifar10 import load_cifar10
+from prunekit.data.diabetes import load_diabetes
+from prunekit.data.digits import load_digits
+from prunekit.data.fashion_mnist import load_fashion_mnist
+from prunekit.data.ionosphere import load_ionosphere
+from prunekit.data.iris import load_iris
+from prunekit.data.mnist import load_mnist
+from prunekit.data.settings import DataSettings
+from prunekit.data.splits import Dataset
+from prunekit.data.store import Store
+from prunekit.data.waveform import load_waveform
+from prunekit.errors import InputError
+
+LOADERS: Mapping[str, Callable[[DataSettings, Store], Dataset]] = MappingProxyType(
+    {
+        "breast_cancer": load_breast_cancer,
+        "california_housing": load_california_housing,
+        "cifar10": load_cifar10,
+        "diabetes": load_diabetes,
+        "digits": load_digits,
+        "fashion_mnist": load_fashion_mnist,
+        "ionosphere": load_ionosphere,
+        "iris": load_iris,
+        "mnist": load_mnist,
+        "waveform": load_waveform,
+    }
+)
+
+
+def names() -> list[str]:
+    """The names that `load` knows, in alphabetical order."""
+    return sorted(LOADERS)
+
+
+def load(
+    settings: DataSettings | str, data_dir: Path | str | None = None, *, download: bool = True
+) -> Dataset:
+    """A dataset, split and standardised.
+
+    The files are looked for in `data_dir` (or else in the folder that the environment variable PRUNEKIT_DATA
+    names), then in the cache (PRUNEKIT_CACHE, or else the user's cache folder); what is in neither is
+    downloaded into the cache and its checksum verified.
+
+    The test part is the official one where there is one, else drawn from the seed; the validation part is
+    drawn from the rest. Classes are drawn in proportion. All inputs are standardised, each feature of a table
+    and each channel of images, with the mean and the standard deviation of the training part.
+
+    Args:
+        settings: which dataset and how to split it; a name alone stands for the defaults.
+        data_dir: a folder that holds data in the layouts of the official sources.
+        download: whether to download what is not there.
+
+    Raises:
+        InputError: for an unknown name, or fractions that leave a part empty.
+        DataError: if the files are nowhere to be had, or are damaged.
+    """
+    settings = DataSettings(name=settings) if isinstance(settings, str) else DataSettings.parse(settings)
+    if settings.name not in LOADERS:
+        raise InputError(f"there is no dataset {settings.name!r}; names are: {', '.join(names())}")
+    return LOADERS[settings.name](settings, Store.open(data_dir, download=download))
