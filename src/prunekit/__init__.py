@@ -1,0 +1,1 @@
+"""prunekit: every way to prune a neural network, behind one composition of parts."""

@@ -1,0 +1,18 @@
+"""Allocation: how the amount to remove is shared out over the layers."""
+
+from prunekit.allocation.base import Allocation, Situation
+from prunekit.allocation.density import ERK, Given, Nothing, PerLayer, Threshold
+from prunekit.allocation.ranked import Global
+from prunekit.allocation.sensitivity import Sensitivity
+
+__all__ = [
+    "ERK",
+    "Allocation",
+    "Given",
+    "Global",
+    "Nothing",
+    "PerLayer",
+    "Sensitivity",
+    "Situation",
+    "Threshold",
+]

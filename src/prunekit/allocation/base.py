@@ -1,0 +1,101 @@
+"""What an allocation is: from scores and a sparsity to the number of weights that each layer loses."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+from torch import Tensor
+
+from prunekit.errors import InputError
+from prunekit.masks import Masks
+from prunekit.settings import Part
+from prunekit.targets import Target
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What an allocation may look at, at one step of the schedule.
+
+    Attributes:
+        sparsity: the fraction of the original count to be removed after this step; None in `rounds`.
+        previous: the same after the step before; 0 at the first.
+        round: this step's number from 1, and `rounds` how many there are.
+        scores: per parameter; what is already removed scores minus infinity.
+        weights: the parameters.
+        masks: what is still kept.
+        loss_with: the loss on calibration data with other masks; None without data.
+    """
+
+    sparsity: float | None
+    previous: float
+    round: int
+    rounds: int
+    scores: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+    masks: Masks
+    loss_with: Callable[[Masks], float] | None = None
+
+
+class Allocation(Part):
+    """How the removals are shared over layers.
+
+    Attributes:
+        floor: the fraction of every layer that is always kept, rounded up to whole weights, so that no
+            layer is emptied by accident; 0 allows it.
+    """
+
+    floor: float = Field(default=0.001, ge=0, lt=1)
+
+    @property
+    def decides_amount(self) -> bool:
+        """Whether the amount comes from the allocation, with the schedule `rounds`, and not from a sparsity."""
+        return False
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the allocation evaluates the network."""
+        return False
+
+    @abstractmethod
+    def amounts(self, situation: Situation) -> dict[str, int]:
+        """The number of weights that each layer has lost after this step, removals before it included."""
+
+    def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
+        """Refuse what cannot be reached on these layers, with an `InputError`."""
+        if sparsity is None:
+            return
+        total = sum(target.size for target in targets)
+        reachable = sum(self.capacity(target.size) for target in targets)
+        if round(sparsity * total) > reachable:
+            raise InputError(
+                f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} weights, but the floor "
+                f"of {self.floor:g} per layer allows {reachable:,}: lower the sparsity or the allocation's floor"
+            )
+
+    def capacity(self, size: int) -> int:
+        """The most weights that a layer of this size may lose."""
+        return size - math.ceil(self.floor * size - 1e-9)
+
+
+def share_out(total: int, wanted: Mapping[str, float], capacity: Mapping[str, int]) -> dict[str, int]:
+    """Whole numbers near `wanted` that add up to `total` exactly and stay within each layer's capacity.
+
+    What overflows a layer goes to the others in proportion to the room they have left; the last units go
+    by largest remainder, ties to the earlier layer.
+    """
+    amounts = {name: min(max(value, 0.0), float(capacity[name])) for name, value in wanted.items()}
+    missing = total - sum(amounts.values())
+    room = {name: capacity[name] - value if missing > 0 else value for name, value in amounts.items()}
+    available = sum(room.values())
+    if available > 0:
+        amounts = {name: value + missing * room[name] / available for name, value in amounts.items()}
+    whole = {name: min(math.floor(value + 1e-9), capacity[name]) for name, value in amounts.items()}
+    by_remainder = sorted(amounts, key=lambda name: whole[name] - amounts[name])
+    for name in [*by_remainder, *by_remainder]:
+        if sum(whole.values()) < total and whole[name] < capacity[name]:
+            whole[name] += 1
+    return whole

@@ -1,0 +1,117 @@
+"""Examples as a source of shuffled batches: tensors in memory, or a loader of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from prunekit.errors import DataError, InputError
+from prunekit.seeds import generator
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Batches(Protocol):
+    """Where training and statistics get their examples from."""
+
+    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """All examples once, in an order that `seed` and the epoch's number fix."""
+
+    def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """About `count` examples in batches, the same for the same seed."""
+
+    def length(self, batch_size: int) -> int:
+        """The number of batches of an epoch."""
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """A pair of tensors with the examples along their first dimension."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class TensorBatches:
+    """Examples held in memory; a batch is one indexing operation."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        if len(inputs) != len(targets):
+            raise DataError(f"there are {len(inputs)} inputs but {len(targets)} targets")
+        if not len(inputs):
+            raise DataError("the dataset is empty: there are no examples")
+        self.inputs = inputs
+        self.targets = targets
+
+    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """All examples once; the order is a function of the seed and the epoch's number alone."""
+        order = torch.randperm(len(self.inputs), generator=generator(seed, "epoch", number))
+        return self._batches(order.to(self.inputs.device), batch_size)
+
+    def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """`count` different examples, or all when there are fewer."""
+        order = torch.randperm(len(self.inputs), generator=generator(seed, "sample"))[:count]
+        return self._batches(order.to(self.inputs.device), batch_size)
+
+    def length(self, batch_size: int) -> int:
+        """The number of batches of an epoch; the last may be smaller."""
+        return -(-len(self.inputs) // batch_size)
+
+    def _batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        for chosen in order.split(batch_size):
+            yield self.inputs[chosen], self.targets[chosen]
+
+
+class LoaderBatches:
+    """A loader of the user's, such as a `torch.utils.data.DataLoader`, yielding (inputs, targets).
+
+    Its batch size and order are its own: the `batch_size` and the seed that are asked for do not act.
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """One walk through the loader."""
+        for batch in self.loader:
+            if not (isinstance(batch, tuple | list) and len(batch) == 2):
+                raise DataError(
+                    f"the loader must yield (inputs, targets), but yielded {type(batch).__name__}; "
+                    "for other batches use your own loop with recipe.attach(model, optimizer)"
+                )
+            yield batch[0], batch[1]
+
+    def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """Whole batches from the front until `count` examples are reached."""
+        seen = 0
+        for batch in self.epoch(0, batch_size, seed):
+            if seen >= count:
+                return
+            seen += len(batch[0])
+            yield batch
+
+    def length(self, batch_size: int) -> int:
+        """The loader's own length."""
+        return len(self.loader)  # type: ignore[arg-type]
+
+
+def as_batches(data: Any) -> Batches:
+    """Examples from tensors `(inputs, targets)`, a split or dataset of `prunekit.data`, or a loader.
+
+    A dataset gives its training part. Raises `DataError` for an empty one and `InputError` for other things.
+    """
+    data = getattr(data, "train", data)
+    if isinstance(data, TensorBatches | LoaderBatches):
+        return data
+    if isinstance(data, Examples):
+        return TensorBatches(data.inputs, data.targets)
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        return TensorBatches(data[0], data[1])
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes | Tensor | Iterator):
+        return LoaderBatches(data)
+    raise InputError(
+        f"data must be a pair of tensors (inputs, targets), a dataset, or a loader, not {type(data).__name__}"
+    )

@@ -1,0 +1,61 @@
+"""Keeping removed weights at zero while an optimizer runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from prunekit.masks import Masks
+
+
+class MaskedOptimizer:
+    """Multiplies the weights by their masks after every step of an optimizer.
+
+    Momentum and weight decay can move a removed weight whatever its gradient is, so the mask acts after the
+    step, and the moments of removed weights are cleared when the masks change. The model itself is not
+    touched: its state_dict keys, `copy.deepcopy`, `torch.compile` and DDP work as before.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Masks) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self.update(masks)
+        self._handle: RemovableHandle = optimizer.register_step_post_hook(self._after_step)
+
+    def update(self, masks: Masks) -> None:
+        """Take new masks: zero what they remove, and clear its moments."""
+        pairs = masks.parameters(self._model)
+        self._weights = [parameter for parameter, _ in pairs]
+        self._booleans = [mask for _, mask in pairs]
+        self._factors: list[Tensor] = []
+        masks.apply(self._model)
+        self._clear_moments()
+
+    def detach(self) -> None:
+        """Stop acting on the optimizer."""
+        self._handle.remove()
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # factors of the weights' own dtype make one fused multiplication; they follow model.to(...)
+        stale = not self._factors or any(
+            factor.device != weight.device or factor.dtype != weight.dtype
+            for factor, weight in zip(self._factors, self._weights, strict=True)
+        )
+        if stale:
+            self._factors = [
+                mask.to(device=weight.device, dtype=weight.dtype)
+                for mask, weight in zip(self._booleans, self._weights, strict=True)
+            ]
+        torch._foreach_mul_(self._weights, self._factors)
+
+    @torch.no_grad()
+    def _clear_moments(self) -> None:
+        for weight, mask in zip(self._weights, self._booleans, strict=True):
+            for value in self._optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    value.masked_fill_(~mask.to(value.device), 0)

@@ -1,0 +1,117 @@
+"""How many multiply-accumulates (MACs) a layer does, read from its weights and the shapes that pass through.
+
+In a layer each weight is multiplied equally often in a forward pass. So a rule only says how often; the MACs
+are that number times the weights, and the MACs that remain when zeros are skipped are that number times the
+weights that are not zero. As in the literature, the addition of a bias is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.rnn import PackedSequence
+
+
+class Macs(NamedTuple):
+    """MACs of one layer over the whole batch: all, and those whose weight is not zero."""
+
+    owner: nn.Module
+    dense: int
+    nonzero: int
+
+
+Rule = Callable[[Any, tuple[Any, ...], Mapping[str, Any], Any], Iterator[Macs]]
+
+
+def nonzeros(tensor: Tensor) -> int:
+    """Entries that are not zero, of a dense or a sparse tensor."""
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce()
+    stored = tensor if tensor.layout == torch.strided else tensor.values()
+    return int(torch.count_nonzero(stored))
+
+
+def rule_for(module: nn.Module) -> Rule | None:
+    """The rule for a kind of layer and its subclasses, or None where there is none."""
+    return next((rule for kind, rule in _RULES if isinstance(module, kind)), None)
+
+
+def _used(owner: nn.Module, weight: Tensor, times: int) -> Macs:
+    """Each entry of `weight` is multiplied `times` times."""
+    return Macs(owner, times * weight.numel(), times * nonzeros(weight))
+
+
+def _linear(
+    layer: nn.Linear | nn.Bilinear, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+) -> Iterator[Macs]:
+    yield _used(layer, layer.weight, output.numel() // layer.out_features)
+
+
+def _convolution(
+    layer: _ConvNd, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+) -> Iterator[Macs]:
+    # Once at each output position, at the border too: a product with the padding counts like any other.
+    yield _used(layer, layer.weight, output.numel() // layer.out_channels)
+
+
+def _transposed_convolution(
+    layer: _ConvTransposeNd, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+) -> Iterator[Macs]:
+    # Once at each input position; what falls outside and is cropped by the padding counts too.
+    yield _used(layer, layer.weight, _argument(args, kwargs, 0, "input").numel() // layer.in_channels)
+
+
+def _recurrent(
+    layer: nn.RNNBase | nn.RNNCellBase, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> Iterator[Macs]:
+    steps = _argument(args, kwargs, 0, "input")
+    data = steps.data if isinstance(steps, PackedSequence) else steps
+    for weight in layer.parameters(recurse=False):
+        if weight.dim() == 2:  # the others are biases
+            yield _used(layer, weight, data.numel() // layer.input_size)
+
+
+def _attention(
+    layer: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> Iterator[Macs]:
+    query, key, value = (
+        _argument(args, kwargs, place, name) for place, name in enumerate(("query", "key", "value"))
+    )
+    positions = (
+        query.numel() // layer.embed_dim,
+        key.numel() // layer.kdim,
+        value.numel() // layer.vdim,
+    )
+    if layer.in_proj_weight is None:
+        projections = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
+    else:
+        projections = layer.in_proj_weight.chunk(3)
+    for weight, times in zip(projections, positions, strict=True):
+        yield _used(layer, weight, times)
+    # Attention itself multiplies activations by activations: no pruned weight makes it smaller.
+    keys = key.shape[1 if layer.batch_first and key.dim() == 3 else 0]
+    keys += (layer.bias_k is not None) + layer.add_zero_attn
+    between = 2 * positions[0] * keys * layer.embed_dim
+    yield Macs(layer, between, between)
+    # The layer reads this child's weight without calling it.
+    yield _used(layer.out_proj, layer.out_proj.weight, positions[0])
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Any:
+    return args[place] if place < len(args) else kwargs[name]
+
+
+# Transposed convolutions are convolutions by class too, so they come first.
+_RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
+    (_ConvTransposeNd, _transposed_convolution),
+    (_ConvNd, _convolution),
+    (nn.Linear, _linear),
+    (nn.Bilinear, _linear),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent),
+    (nn.MultiheadAttention, _attention),
+)

@@ -1,0 +1,240 @@
+"""The known methods, each one expression over the parts, with its paper.
+
+A method is a function from a few numbers to a `Recipe`. To change anything about one, write the recipe.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunekit.allocation import ERK, Global, Nothing, PerLayer, Sensitivity, Threshold
+from prunekit.errors import InputError
+from prunekit.recipe import Recipe
+from prunekit.retrain import FineTune, Reinitialize, Rewind
+from prunekit.schedule import Cubic, Geometric, Linear, OneShot, Rounds
+from prunekit.scores import Gradient, Magnitude, Random, WeightGradient
+from prunekit.shapes import NM
+from prunekit.training import Training
+
+
+def random(sparsity: float = 0.9) -> Recipe:
+    """Weights drawn by lot, in one step: the control of every comparison."""
+    return Recipe(score=Random(), schedule=OneShot(sparsity=sparsity))
+
+
+def magnitude(sparsity: float = 0.9) -> Recipe:
+    """The smallest |w| of all layers, in one step.
+
+    Paper: Han et al. 2015, arXiv 1506.02626
+    """
+    return Recipe(score=Magnitude(), schedule=OneShot(sparsity=sparsity))
+
+
+def layer_magnitude(sparsity: float = 0.9) -> Recipe:
+    """The smallest |w| of each layer, the same fraction everywhere, in one step.
+
+    Paper: Han et al. 2015, arXiv 1506.02626
+    """
+    return Recipe(score=Magnitude(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
+
+
+def threshold_magnitude(q: float = 0.5, rounds: int = 1, epochs: float = 2) -> Recipe:
+    """Every |w| below q standard deviations of its layer; prune, retrain, repeat.
+
+    Paper: Han et al. 2015, arXiv 1506.02626
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=Threshold(q=q),
+        schedule=Rounds(steps=rounds),
+        retrain=FineTune(training=Training(epochs=epochs)),
+    )
+
+
+def iterative_magnitude(sparsity: float = 0.9, steps: int = 10, epochs: float = 2) -> Recipe:
+    """The smallest |w|, the same share of what is left in every step, retrained after each.
+
+    Paper: Han et al. 2015, arXiv 1506.02626
+    """
+    return Recipe(
+        score=Magnitude(),
+        schedule=Geometric(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=Training(epochs=epochs)),
+    )
+
+
+def gradual_magnitude(sparsity: float = 0.9, steps: int = 10, epochs: float = 1) -> Recipe:
+    """Automated gradual pruning: the smallest |w| by a cubic schedule while training goes on.
+
+    Paper: Zhu, Gupta 2017, arXiv 1710.01878
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=PerLayer(),
+        schedule=Cubic(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=Training(epochs=epochs)),
+    )
+
+
+def erk_magnitude(sparsity: float = 0.9) -> Recipe:
+    """The smallest |w| of each layer, narrow layers kept denser by the Erdős-Rényi-Kernel rule.
+
+    Paper: Evci et al. 2020, arXiv 1911.11134
+    """
+    return Recipe(score=Magnitude(), allocation=ERK(), schedule=OneShot(sparsity=sparsity))
+
+
+def sensitivity_magnitude(sparsity: float = 0.9) -> Recipe:
+    """The smallest |w| of each layer, every layer as far as its measured loss allows.
+
+    Paper: Han et al. 2015, arXiv 1506.02626, section 5
+    """
+    return Recipe(score=Magnitude(), allocation=Sensitivity(), schedule=OneShot(sparsity=sparsity))
+
+
+def n_m(n: int = 2, m: int = 4) -> Recipe:
+    """N:M pattern by magnitude: n of every m consecutive inputs are kept.
+
+    Paper: Mishra et al. 2021, arXiv 2104.08378
+    """
+    return Recipe(
+        score=Magnitude(),
+        shape=NM(n=n, m=m),
+        allocation=PerLayer(),
+        schedule=OneShot(sparsity=1 - n / m),
+    )
+
+
+def gradient(sparsity: float = 0.9) -> Recipe:
+    """The smallest |dL/dw|, in one step.
+
+    Paper: Blalock et al. 2020, arXiv 2003.03033, as a baseline
+    """
+    return Recipe(score=Gradient(), schedule=OneShot(sparsity=sparsity))
+
+
+def snip(sparsity: float = 0.9) -> Recipe:
+    """The smallest |w dL/dw|, in one step; meant for a network before training.
+
+    Paper: Lee, Ajanthan, Torr 2019, arXiv 1810.02340
+    """
+    return Recipe(score=WeightGradient(), schedule=OneShot(sparsity=sparsity))
+
+
+def lottery_ticket(rate: float = 0.2, rounds: int = 10, step: int = 0, epochs: float = 10) -> Recipe:
+    """Train, remove the smallest |w| of each layer, put survivors back to their initial values, repeat.
+
+    The output layer is pruned at half the rate. With `step` > 0 the values are those of that training step
+    (late rewinding).
+
+    Paper: Frankle, Carbin 2019, arXiv 1803.03635
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=PerLayer(output_rate=0.5),
+        schedule=Geometric(rate=rate, steps=rounds),
+        retrain=Rewind(step=step, training=Training(epochs=epochs)),
+    )
+
+
+def lottery_ticket_linear(sparsity: float = 0.9, cycles: int = 10, epochs: float = 10) -> Recipe:
+    """The lottery ticket with equal parts of the original count per cycle: 9, 18, ... 90 %.
+
+    Paper: Frankle, Carbin 2019, arXiv 1803.03635, in a variant with linear steps
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=PerLayer(),
+        schedule=Linear(sparsity=sparsity, steps=cycles),
+        retrain=Rewind(training=Training(epochs=epochs)),
+    )
+
+
+def random_ticket(rate: float = 0.2, rounds: int = 10, epochs: float = 10) -> Recipe:
+    """The control of the lottery ticket: the same masks by magnitude, but survivors get new random values.
+
+    Paper: Frankle, Carbin 2019, arXiv 1803.03635
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=PerLayer(output_rate=0.5),
+        schedule=Geometric(rate=rate, steps=rounds),
+        retrain=Reinitialize(training=Training(epochs=epochs)),
+    )
+
+
+def unpruned(rounds: int = 10, epochs: float = 2) -> Recipe:
+    """Nothing is removed, but the network is trained as long as the others: the second control."""
+    return Recipe(
+        allocation=Nothing(),
+        schedule=Rounds(steps=rounds),
+        retrain=FineTune(training=Training(epochs=epochs)),
+    )
+
+
+METHODS: Mapping[str, Callable[..., Recipe]] = {
+    method.__name__: method
+    for method in (
+        random, magnitude, layer_magnitude, threshold_magnitude, iterative_magnitude, gradual_magnitude,
+        erk_magnitude, sensitivity_magnitude, n_m, gradient, snip, lottery_ticket, lottery_ticket_linear,
+        random_ticket, unpruned,
+    )
+}  # fmt: skip
+"""Every named method."""
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A row of the table of methods.
+
+    Attributes:
+        name: as in Python, YAML and on the command line.
+        summary: one sentence.
+        paper: the source; empty for controls.
+        shape: what goes together.
+        needs: what the method needs besides the weights: calibration data, retraining, initial values.
+        settings: its settings with their defaults.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    shape: str
+    needs: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+def recipe(name: str, **settings: Any) -> Recipe:
+    """The recipe of a named method.
+
+    Raises:
+        InputError: if there is no such method, or it has no such setting; it names those that exist.
+    """
+    if name not in METHODS:
+        raise InputError(f"there is no method {name!r}; methods are: {', '.join(METHODS)}")
+    allowed = inspect.signature(METHODS[name]).parameters
+    for key in settings:
+        if key not in allowed:
+            raise InputError(f"method {name}: unknown key {key!r}; allowed keys are: {', '.join(allowed)}")
+    return METHODS[name](**settings)
+
+
+def describe(name: str) -> MethodInfo:
+    """What there is to know of a method, read from its docstring and its recipe."""
+    chosen = recipe(name)
+    text = inspect.cleandoc(METHODS[name].__doc__ or "")
+    paper = text.partition("Paper:")[2].strip()
+    needs = [
+        what
+        for what, needed in (
+            ("data", chosen.needs_data),
+            ("retraining", chosen.retrain.plan is not None),
+            ("initial values", chosen.retrain.checkpoint is not None),
+        )
+        if needed
+    ]
+    defaults = {key: value.default for key, value in inspect.signature(METHODS[name]).parameters.items()}
+    return MethodInfo(name, text.split("\n\n")[0], paper, chosen.shape.name, tuple(needs), defaults)

@@ -1,0 +1,399 @@
+"""The one pruning loop: `prune()` walks it, and so does a training loop that a `Session` is attached to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from prunekit.allocation import Situation
+from prunekit.batches import Batch, Batches, as_batches
+from prunekit.errors import InputError, ModelError
+from prunekit.losses import LOSSES, Loss, default_loss
+from prunekit.masking import MaskedOptimizer
+from prunekit.masks import Masks
+from prunekit.recipe import Plan, Recipe, Step
+from prunekit.retrain import Checkpoints
+from prunekit.scores import Evidence, Scores
+from prunekit.seeds import derive, generator
+from prunekit.statistics import collect
+from prunekit.targets import unwrap
+from prunekit.training import Report, copy_state, train, training_seed
+
+CALIBRATION_BATCH = 256
+"""Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+"""Measures a network after a step, for the history: names and figures."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a step achieved.
+
+    Attributes:
+        step: its number, from 1.
+        sparsity: the fraction of the prunable weights that is removed, as counted.
+        kept: the prunable weights that are left, of `total`.
+        layers: kept weights per parameter.
+        train_loss: the mean loss of the last epoch of retraining; None without retraining.
+        seconds: wall time of the step.
+        measured: what `evaluate` returned.
+    """
+
+    step: int
+    sparsity: float
+    kept: int
+    total: int
+    layers: Mapping[str, int]
+    train_loss: float | None
+    seconds: float
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def compression_ratio(self) -> float:
+        """Original over remaining prunable weights."""
+        return self.total / self.kept if self.kept else float("inf")
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned network: the model (the one that was given, changed in place), its masks and its history."""
+
+    model: nn.Module
+    masks: Masks
+    history: tuple[Record, ...]
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        return (
+            f"{self.masks.sparsity:.1%} of {self.masks.total:,} weights removed "
+            f"({self.masks.compression_ratio:.4g}x). Zeros alone make nothing smaller or faster: "
+            "next, save_pretrained(pruned, folder) writes a file without them."
+        )
+
+
+def prune(
+    model: nn.Module,
+    recipe: Recipe,
+    data: Any = None,
+    *,
+    seed: int = 0,
+    loss: Loss | None = None,
+    checkpoints: Checkpoints | None = None,
+    evaluate: Evaluate | None = None,
+    report: Report | None = None,
+) -> Pruned:
+    """Prune a network in place, following a recipe. To keep the dense one, pass `copy.deepcopy(model)`.
+
+    Args:
+        model: a trained network.
+        recipe: what to do.
+        data: training examples, if the recipe scores by data or retrains: a pair of tensors
+            (inputs, targets), a dataset of `prunekit.data`, or a loader of such pairs.
+        seed: of everything random.
+        loss: (outputs, targets) -> mean loss, for scores; by default cross-entropy or squared error.
+        checkpoints: states of the dense training by step, for recipes that rewind.
+        evaluate: measures the network after each step, for the history.
+        report: told how far a retraining is.
+
+    Raises:
+        InputError, ModelError, DataError: before anything is changed.
+    """
+    session = Session(model, recipe, data=data, seed=seed, loss=loss, checkpoints=checkpoints)
+    for _ in session.run(evaluate=evaluate, report=report):
+        pass
+    return session.result()
+
+
+class Session:
+    """A pruning under way: the plan, the masks so far and what each step achieved.
+
+    `state_dict()` and `load_state_dict()` carry it over an interruption, to the same result bit for bit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        data: Any = None,
+        seed: int = 0,
+        loss: Loss | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.plan: Plan = recipe.plan(model)
+        self.masks = Masks.ones(model, self.plan.names)
+        self.history: list[Record] = []
+        self._seed = seed
+        self._loss = loss
+        self._data: Batches | None = None if data is None else as_batches(data)
+        self._checkpoints: dict[int, Mapping[str, Tensor]] = dict(checkpoints or {})
+        self._masked: MaskedOptimizer | None = None
+        self._optimizer: Optimizer | None = None
+        self._counter: RemovableHandle | None = None
+        self._every: int | None = None
+        self._optimizer_steps = 0
+        if recipe.needs_data and self._data is None:
+            raise InputError(f"the recipe's {self._who_needs_data()} needs data, but no data is given")
+
+    # ---- where it is -------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether every step of the plan has been taken."""
+        return len(self.history) == len(self.plan.steps)
+
+    def result(self) -> Pruned:
+        """The pruned network as it is now."""
+        return Pruned(self.model, self.masks, tuple(self.history), self.recipe)
+
+    # ---- the loop ----------------------------------------------------------------------------------------
+
+    def run(self, *, evaluate: Evaluate | None = None, report: Report | None = None) -> Iterator[Record]:
+        """Take the steps that are left, each with its retraining, and yield what each achieved."""
+        self.recipe.retrain.check(self.model, self._checkpoints)
+        if self.recipe.retrain.plan is not None and self._data is None:
+            raise InputError(
+                f"the recipe's retrain {self.recipe.retrain.name!r} needs data, but none is given"
+            )
+        while not self.done:
+            started = time.perf_counter()
+            step = self.plan.steps[len(self.history)]
+            self._prune_step(step)
+            train_loss = self._retrain(step, report)
+            measured = evaluate(self.model) if evaluate is not None else {}
+            yield self._record(step, started, train_loss, measured)
+
+    def advance(self) -> Record:
+        """Take the next step of the schedule, for a training loop of one's own; no retraining is done here.
+
+        Raises:
+            InputError: if all steps are taken already.
+        """
+        if self.done:
+            raise InputError(f"all {len(self.plan.steps)} steps of the schedule are taken already")
+        started = time.perf_counter()
+        self.recipe.retrain.check(self.model, self._checkpoints)
+        step = self.plan.steps[len(self.history)]
+        restarted = self._prune_step(step)
+        if self._optimizer is not None and restarted:
+            self._optimizer.state.clear()  # moments of other values say nothing about these
+        return self._record(step, started, None, {})
+
+    def _prune_step(self, step: Step) -> bool:
+        found = collect(
+            self.model, self._calibration(), self.recipe.needs, names=self.plan.names, loss=self._loss_of
+        )
+        scores = self._scores(step, found)
+        self.masks = self._choose(step, scores)
+        self.masks.apply(self.model)
+        self.recipe.repair(self.model, self.masks, found)
+        restarted = self.recipe.retrain.restart(
+            self.model, self._checkpoints, derive(self._seed, "step", step.number)
+        )
+        self.masks.apply(self.model)
+        if self._masked is not None:
+            self._masked.update(self.masks)
+        return restarted
+
+    def _scores(self, step: Step, found: Any) -> Scores:
+        weights = {name: parameter.detach() for name, parameter in self._parameters().items()}
+        evidence = Evidence(weights, found, generator(self._seed, "score", step.number))
+        with torch.no_grad():
+            scores = self.recipe.score(evidence)
+        for name, weight in weights.items():
+            if name not in scores or scores[name].shape != weight.shape:
+                raise InputError(
+                    f"the score {self.recipe.score.name!r} gave no scores of the shape of {name}"
+                )
+            if bool(torch.isnan(scores[name]).any()):
+                raise ModelError(f"the score {self.recipe.score.name!r} of {name} is NaN")
+            if not self.recipe.regrow:
+                # what is zero goes first: a removed weight stays removed, and pruning twice removes no more
+                gone = ~self.masks[name] | (weight == 0)
+                scores[name] = scores[name].masked_fill(gone, float("-inf"))
+        return scores
+
+    def _choose(self, step: Step, scores: Scores) -> Masks:
+        situation = Situation(
+            sparsity=step.sparsity,
+            previous=step.previous,
+            round=step.round,
+            rounds=step.rounds,
+            scores=scores,
+            weights={name: parameter.detach() for name, parameter in self._parameters().items()},
+            masks=self.masks,
+            loss_with=self._loss_with if self._data is not None else None,
+        )
+        amounts = self.recipe.allocation.amounts(situation)
+        chosen = {}
+        for name in step.layers:
+            gone = 0 if self.recipe.regrow else int((~self.masks[name]).sum())
+            chosen[name] = self.recipe.shape.select(scores[name], max(amounts[name], gone))
+        return self.masks.replace(chosen)
+
+    def _retrain(self, step: Step, report: Report | None) -> float | None:
+        training = self.recipe.retrain.plan
+        if training is None:
+            return None
+        assert self._data is not None
+        trained = train(
+            unwrap(self.model),
+            self._data,
+            training,
+            seed=training_seed(self._seed, "retrain", step.number),
+            masks=self.masks,
+            start=self.recipe.retrain.start,
+            report=report,
+        )
+        return trained.loss
+
+    def _record(
+        self, step: Step, started: float, train_loss: float | None, measured: Mapping[str, float]
+    ) -> Record:
+        layers = {name: int(mask.sum()) for name, mask in self.masks.items()}
+        record = Record(
+            step=step.number,
+            sparsity=self.masks.sparsity,
+            kept=sum(layers.values()),
+            total=self.masks.total,
+            layers=layers,
+            train_loss=train_loss,
+            seconds=time.perf_counter() - started,
+            measured=dict(measured),
+        )
+        self.history.append(record)
+        return record
+
+    # ---- inside a training loop of the user's --------------------------------------------------------------
+
+    def attach(self, optimizer: Optimizer, *, every: int | None = None) -> None:
+        """Let the masks act after each step of an optimizer; with `every`, advance by itself.
+
+        The values at the steps that the recipe rewinds to are kept as they go by.
+        """
+        if every is not None and every < 1:
+            raise InputError(
+                f"every = {every}: the number of optimizer steps between two advances is at least 1"
+            )
+        wanted = self.recipe.retrain.checkpoint
+        if wanted == 0 and 0 not in self._checkpoints:
+            self._checkpoints[0] = copy_state(unwrap(self.model))
+        self._every = every
+        self._optimizer = optimizer
+        self._masked = MaskedOptimizer(self.model, optimizer, self.masks)
+        self._counter = optimizer.register_step_post_hook(self._after_step)
+
+    def detach(self) -> None:
+        """Take the hooks off the optimizer; the model stays pruned as it is."""
+        if self._masked is not None and self._counter is not None:
+            self._masked.detach()
+            self._counter.remove()
+        self._masked = self._optimizer = self._counter = None
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._optimizer_steps += 1
+        wanted = self.recipe.retrain.checkpoint
+        if wanted == self._optimizer_steps and wanted not in self._checkpoints:
+            self._checkpoints[wanted] = copy_state(unwrap(self.model))
+        if self._every is not None and self._optimizer_steps % self._every == 0 and not self.done:
+            self.advance()
+
+    # ---- interruption ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the session needs to go on, as plain values and tensors, for your checkpoint.
+
+        Save it beside the state dicts of the model and of the optimizer; `torch.load(weights_only=True)`
+        reads it.
+        """
+        return {
+            "recipe": self.recipe.to_dict(),
+            "seed": self._seed,
+            "masks": {name: mask.clone() for name, mask in self.masks.items()},
+            "optimizer_steps": self._optimizer_steps,
+            "checkpoints": {step: dict(state) for step, state in self._checkpoints.items()},
+            "history": [asdict(record) for record in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another session of the same recipe, seed and model was.
+
+        Raises:
+            InputError: if the state belongs to another recipe, seed or model; nothing is changed then.
+        """
+        if state.get("recipe") != self.recipe.to_dict():
+            raise InputError("the saved session followed another recipe: build the session from the same one")
+        if state.get("seed") != self._seed:
+            raise InputError(f"the saved session has seed {state.get('seed')}, this one {self._seed}")
+        masks = Masks(
+            {
+                name: mask.to(self.masks[name].device)
+                for name, mask in state["masks"].items()
+                if name in self.masks
+            }
+        )
+        if set(masks) != set(self.masks):
+            raise InputError("the saved session pruned other layers: it belongs to another model")
+        masks.parameters(self.model)
+        self.masks = masks
+        self.history = [Record(**record) for record in state["history"]]
+        self._optimizer_steps = int(state["optimizer_steps"])
+        self._checkpoints = {int(step): dict(values) for step, values in state["checkpoints"].items()}
+        self.masks.apply(self.model)
+        if self._masked is not None:
+            self._masked.update(self.masks)
+
+    # ---- data --------------------------------------------------------------------------------------------
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        model = unwrap(self.model)
+        return {name: model.get_parameter(name) for name in self.plan.names}
+
+    def _calibration(self) -> Iterator[Batch]:
+        if self._data is None:
+            return iter(())
+        device = next(iter(self._parameters().values())).device
+        batches = self._data.sample(
+            self.recipe.calibration, CALIBRATION_BATCH, derive(self._seed, "calibration")
+        )
+        return ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
+
+    def _loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (self._loss or LOSSES[default_loss(targets)])(outputs, targets)
+
+    @torch.no_grad()
+    def _loss_with(self, masks: Masks) -> float:
+        """The loss on calibration data with trial masks; the weights are put back afterwards."""
+        model = unwrap(self.model)
+        saved = {name: parameter.detach().clone() for name, parameter in self._parameters().items()}
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            masks.apply(model)
+            total, examples = 0.0, 0
+            for inputs, targets in self._calibration():
+                total += float(self._loss_of(model(inputs), targets)) * len(inputs)
+                examples += len(inputs)
+            return total / examples
+        finally:
+            for name, parameter in self._parameters().items():
+                parameter.copy_(saved[name])
+            for module, mode in modes:
+                module.training = mode
+
+    def _who_needs_data(self) -> str:
+        if self.recipe.score.needs:
+            return f"score {self.recipe.score.name!r}"
+        if self.recipe.repair.needs:
+            return f"repair {self.recipe.repair.name!r}"
+        return f"allocation {self.recipe.allocation.name!r}"

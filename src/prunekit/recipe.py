@@ -1,0 +1,203 @@
+"""The recipe: a pruning method as a frozen composition of parts, the same in Python and in YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from torch import nn
+from torch.optim import Optimizer
+
+from prunekit.allocation import Allocation, Global
+from prunekit.errors import InputError
+from prunekit.repair import NoRepair, Repair
+from prunekit.retrain import NoRetraining, Retrain
+from prunekit.schedule import Schedule, check_increasing
+from prunekit.scores import Magnitude, Score
+from prunekit.settings import Settings
+from prunekit.shapes import Shape, Weight
+from prunekit.statistics import Statistic
+from prunekit.targets import Target, find_targets
+
+if TYPE_CHECKING:
+    from prunekit.pruning import Session
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a pruning.
+
+    Attributes:
+        number: from 1.
+        sparsity: the fraction of the original count to be removed after it; None in `rounds`.
+        previous: the same of the level before; 0 at the first.
+        round: the level of the schedule, from 1, and `rounds` how many there are.
+        layers: the parameters that it may change; all, or one with an order.
+    """
+
+    number: int
+    sparsity: float | None
+    previous: float
+    round: int
+    rounds: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe will do to a model: its targets resolved, and every step."""
+
+    targets: tuple[Target, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The full names of the pruned parameters."""
+        return [target.name for target in self.targets]
+
+
+class Recipe(Settings):
+    """A score, taken over some shape, shared out over the layers, in some number of steps, with a repair and
+    a retraining after each.
+
+    Attributes:
+        score: one number per weight; the lowest go first.
+        shape: what goes together.
+        allocation: how the amount is shared over layers.
+        schedule: the sparsity at each step, as a fraction of the original count.
+        order: whether a level of the schedule takes all layers at once, or one after the other.
+        repair: what is done to the survivors at once.
+        retrain: what follows each step.
+        targets: patterns of what is pruned; None for all linear and convolution layers.
+        ignore: patterns of what is left out.
+        calibration: how many training examples scores, allocations and repairs may see.
+        regrow: whether removed weights compete again at the next step; otherwise they never come back.
+    """  # noqa: D205
+
+    score: Annotated[SerializeAsAny[Score], BeforeValidator(Score.build)] = Magnitude()
+    shape: Annotated[SerializeAsAny[Shape], BeforeValidator(Shape.build)] = Weight()
+    allocation: Annotated[SerializeAsAny[Allocation], BeforeValidator(Allocation.build)] = Global()
+    schedule: Annotated[SerializeAsAny[Schedule], BeforeValidator(Schedule.build)]
+    order: Literal["all", "forward", "backward"] = "all"
+    repair: Annotated[SerializeAsAny[Repair], BeforeValidator(Repair.build)] = NoRepair()
+    retrain: Annotated[SerializeAsAny[Retrain], BeforeValidator(Retrain.build)] = NoRetraining()
+    targets: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ()
+    calibration: int = Field(default=1024, ge=1)
+    regrow: bool = False
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        sparsities = self.schedule.sparsities()
+        check_increasing(sparsities)
+        stated = sparsities[0] is not None
+        if self.allocation.decides_amount and stated:
+            raise ValueError(
+                f"the allocation {self.allocation.name!r} decides the amount itself: use the schedule 'rounds'"
+            )
+        if not self.allocation.decides_amount and not stated:
+            raise ValueError(
+                f"the schedule {self.schedule.name!r} states no sparsity, which the allocation "
+                f"{self.allocation.name!r} needs"
+            )
+        return self
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Every statistic that the parts are computed from."""
+        return (*self.score.needs, *self.repair.needs)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether choosing the weights, or repairing the rest, looks at data."""
+        return bool(self.needs) or self.allocation.needs_data
+
+    def plan(self, model: nn.Module) -> Plan:
+        """Resolve the targets and the steps; everything that can be refused for a model is refused here.
+
+        Raises:
+            InputError: if a pattern matches nothing, or an amount, shape or floor does not fit a layer.
+            ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized).
+        """
+        targets = find_targets(model, self.targets, self.ignore)
+        last = self.schedule.sparsities()[-1]
+        self.allocation.check(targets, last)
+        for target in targets:
+            for sparsity in self.schedule.sparsities():
+                self.shape.check(target, sparsity)
+        return Plan(targets, tuple(self._steps(targets)))
+
+    def _steps(self, targets: tuple[Target, ...]) -> Iterator[Step]:
+        names = tuple(target.name for target in targets)
+        groups = [names] if self.order == "all" else [(name,) for name in names]
+        if self.order == "backward":
+            groups.reverse()
+        sparsities = self.schedule.sparsities()
+        number = 0
+        for level, sparsity in enumerate(sparsities):
+            previous = sparsities[level - 1] if level else 0.0
+            for layers in groups:
+                number += 1
+                yield Step(number, sparsity, previous or 0.0, level + 1, len(sparsities), layers)
+
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        data: Any = None,
+        loss: Any = None,
+        seed: int = 0,
+        every: int | None = None,
+    ) -> Session:
+        """Prune inside a training loop of your own.
+
+        The masks act after each `optimizer.step()`; the session's `advance()` takes the schedule's next step,
+        or, with `every`, each n-th optimizer step does. `training` settings of the recipe's retrain part do
+        not act: your loop is the training.
+
+        Args:
+            model: the network, also one that is wrapped by DDP or `torch.compile`.
+            optimizer: the optimizer of your loop.
+            data: calibration examples, if the recipe needs data: tensors, a dataset or a loader.
+            loss: (outputs, targets) -> mean loss; by default cross-entropy or squared error.
+            seed: of everything random in the recipe.
+            every: advance by itself after this many optimizer steps.
+        """
+        from prunekit.pruning import Session  # the loop is built on recipes, this is its door from here
+
+        session = Session(model, self, data=data, loss=loss, seed=seed)
+        session.attach(optimizer, every=every)
+        return session
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, every default written out; `from_yaml` is its inverse."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str | Path) -> Recipe:
+        """The recipe that a YAML text or file describes.
+
+        Raises:
+            InputError: naming the key, its place and what is allowed.
+        """
+        return cls.parse(read_yaml(text))
+
+
+def read_yaml(source: str | Path) -> Mapping[str, Any]:
+    """The mapping in a YAML text, or in the file that a `Path` names."""
+    place = str(source) if isinstance(source, Path) else "the text"
+    try:
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        found = yaml.safe_load(text)
+    except OSError as error:
+        raise InputError(f"cannot read {place}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, Mapping):
+        raise InputError(f"{place}: expected a mapping of settings, got {type(found).__name__}")
+    return found

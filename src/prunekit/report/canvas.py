@@ -1,0 +1,111 @@
+"""Saving figures: SVG and PNG, the same bytes for the same numbers, and SVG that can stand inside a page."""
+
+import io
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from prunekit.errors import DataError
+from prunekit.report.style import drawing_style
+
+PNG_DPI = 160
+_GROUP = re.compile(r'<g id="(series|point)-(\d+)-([\w-]+)">')
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure with what a page needs around it.
+
+    ``tips`` maps the gid of a marker ('point-<method>-<k>') to the text shown when it is pointed at.
+    Figures that are not ``first`` may be folded away.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+    tips: Mapping[str, str]
+    first: bool = True
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, with an Agg canvas and no global state."""
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader finds the old one or the new one, whole; DataError if that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)  # mkstemp gives 0600, and a report is meant to be read
+        os.replace(name, path)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+        raise
+
+
+def svg_of(drawing: Drawing) -> str:
+    """The figure as SVG text: text as text, no date, a tooltip at every marker."""
+    buffer = io.BytesIO()
+    with drawing_style():
+        drawing.figure.savefig(
+            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    return _GROUP.sub(lambda found: _open_group(found, drawing.tips), buffer.getvalue().decode())
+
+
+def _open_group(found: re.Match[str], tips: Mapping[str, str]) -> str:
+    kind, series, rest = found.groups()
+    gid = f"{kind}-{series}-{rest}"
+    opened = f'<g id="{gid}" data-series="{series}"'
+    tip = tips.get(gid)
+    return f'{opened} class="point"><title>{escape(tip)}</title>' if tip else opened + ">"
+
+
+def inline(svg: str, drawing: Drawing) -> str:
+    """The SVG for use within HTML.
+
+    Without the XML head and fixed size; every id gets the figure's name in front, since ids must be unique
+    in a page; role and label for those who do not see it.
+    """
+    head, body = svg[svg.index("<svg ") :].split(">", 1)
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<style .*?</style>", "", body, count=1, flags=re.DOTALL)  # would act on the whole page
+    # Text holds no raw "<", so that these match in tags only, whatever a method is called.
+    body = re.sub(r'(<\w+ id=")', rf"\1{drawing.name}--", body)
+    body = re.sub(r'(<[^<>]* xlink:href="#)', rf"\1{drawing.name}--", body)
+    body = re.sub(r"(<[^<>]*\burl\(#)", rf"\1{drawing.name}--", body)
+    box = re.search(r'viewBox="[^"]+"', head)
+    if box is None:  # every matplotlib SVG has one
+        raise ValueError("SVG without a viewBox")
+    label = escape(f"{drawing.title}. {drawing.caption}")
+    style = "stroke-linejoin:round;stroke-linecap:butt"
+    return f'<svg {box.group()} role="img" aria-label="{label}" style="{style}">{body}'
+
+
+def save(drawing: Drawing, folder: Path) -> str:
+    """Write folder/<name>.svg and .png; return the SVG text."""
+    svg = svg_of(drawing)
+    write_atomically(folder / f"{drawing.name}.svg", svg.encode())
+    buffer = io.BytesIO()
+    with drawing_style():
+        drawing.figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    write_atomically(folder / f"{drawing.name}.png", buffer.getvalue())
+    return svg

@@ -1,0 +1,257 @@
+"""The curves: a quality against sparsity, compression or speed-up, one line per method."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from prunekit.report.canvas import Drawing, new_figure
+from prunekit.report.labels import End, set_labels, short
+from prunekit.report.points import Curve, Point, curves_of, dense_of, removes_nothing
+from prunekit.report.quantities import (
+    LOSS,
+    RATIO,
+    SPARSITY,
+    SPEEDUP,
+    Across,
+    Measured,
+    linear_limits,
+    log_limits,
+    place_words,
+    quality_of,
+)
+from prunekit.report.style import DENSE_LOOK, Look, clean, drawing_style, set_log_y, set_ratio_x
+from prunekit.report.words import Primary
+
+#: With more methods than this, shaded bands cover each other: error bars are drawn instead.
+MOST_BANDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that the figures are drawn from: points, the order and look of methods, the label of random."""
+
+    points: tuple[Point, ...]
+    methods: tuple[str, ...]
+    looks: Mapping[str, Look]
+    random: str | None
+
+    @property
+    def dense(self) -> Point:
+        """The dense point."""
+        return dense_of(self.points)
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    point: Point
+    x: float
+    y: float
+    sd: float | None
+
+
+def curve_drawings(scene: Scene, primary: Primary) -> list[Drawing]:
+    """Every curve that the study's numbers allow, in the order of the page."""
+    plain, log = quality_of(primary)
+    pairs = [
+        (plain, RATIO),
+        (log, RATIO),
+        (plain, SPARSITY),
+        (plain, SPEEDUP),
+        (LOSS, RATIO),
+        (LOSS, SPARSITY),
+    ]
+    found = (curve_drawing(scene, measured, across) for measured, across in pairs)
+    return [drawing for drawing in found if drawing is not None]
+
+
+def curve_drawing(scene: Scene, measured: Measured, across: Across) -> Drawing | None:
+    """One figure: mean lines with markers, the spread over seeds as bands or bars, labels at the right.
+
+    None where the study has nothing to show in it: no value of that column, or no pruned point.
+    """
+    base = measured.of(scene.dense)
+    flat = [m for m in scene.methods if removes_nothing(scene.points, m)]
+    placed = {
+        method: [
+            found
+            for curve in curves_of(scene.points, method)
+            if (found := _place(curve, scene, measured, across))
+        ]
+        for method in scene.methods
+        if method not in flat
+    }
+    if base is None or not any(placed.values()):
+        return None
+    with drawing_style():
+        return _draw(scene, measured, across, base, placed, flat)
+
+
+def _place(curve: Curve, scene: Scene, measured: Measured, across: Across) -> list[_Placed]:
+    found = []
+    for point in curve.points:
+        x, y = across.of(point, scene.dense), measured.of(point)
+        if x is not None and y is not None and not (measured.log and y[0] <= 0):
+            found.append(_Placed(point, x, *y))
+    return found
+
+
+def _draw(
+    scene: Scene,
+    measured: Measured,
+    across: Across,
+    base: tuple[float, float | None],
+    placed: Mapping[str, Sequence[Sequence[_Placed]]],
+    flat: Sequence[str],
+) -> Drawing:
+    figure = new_figure(10.0, max(4.6, 1.3 + 0.2 * (len(scene.methods) + 1)))
+    longest = max(len(short(name)) for name in (*scene.methods, "dense"))
+    right = 1 - (0.55 + 0.073 * longest) / 10.0
+    axes = figure.add_axes((0.062, 0.108, right - 0.062, 0.872))
+    clean(axes)
+    everything = [item for curves in placed.values() for curve in curves for item in curve]
+    _limits(axes, measured, across, base, everything, scene.random)
+    low, high = axes.get_ylim()
+
+    ends = [_level(axes, "dense", -1, DENSE_LOOK, base, band=True)]
+    for method in flat:
+        value = measured.of([p for p in scene.points if p.method == method][-1])
+        if value is not None and low < value[0] < high:
+            ends.append(
+                _level(axes, method, scene.methods.index(method), scene.looks[method], value, band=False)
+            )
+    tips: dict[str, str] = {}
+    outside = 0
+    bands = sum(bool(curves) and method != scene.random for method, curves in placed.items()) <= MOST_BANDS
+    for method, curves in placed.items():
+        series, look = scene.methods.index(method), scene.looks[method]
+        markers = 0
+        for curve in curves:
+            outside += _line(axes, curve, series, look, bands and len(curve) > 1)
+            for item in curve:
+                tips[f"point-{series}-{markers}"] = _tip(item, measured)
+                _marker(axes, item, f"point-{series}-{markers}", look)
+                markers += 1
+        if curves:
+            last = curves[0][-1]
+            # Lines that leave the frame are named in the order in which they leave, not by last values.
+            leaves = next((item.x for item in curves[0] if not low <= item.y <= high), last.x)
+            ends.append(End(series, method, look, last.x, last.y, leaves))
+    set_labels(figure, axes, ends)
+    axes.set_xlabel(across.label)
+    axes.set_ylabel(measured.label)
+    if outside:
+        where = (0.012, 0.03) if measured.higher_is_better else (0.012, 0.95)
+        noun = "point lies" if outside == 1 else "points lie"
+        axes.text(
+            *where,
+            f"{outside} {noun} outside, shown at the edge",
+            transform=axes.transAxes,
+            fontsize=8,
+            color="#555b66",
+        )
+    first = measured is not LOSS and across is not SPEEDUP
+    title = f"{measured.label.split(' (')[0].capitalize()} against {across.words}"
+    return Drawing(f"{measured.key}-{across.key}", title, _caption(measured, outside), figure, tips, first)
+
+
+def _limits(
+    axes: Axes,
+    measured: Measured,
+    across: Across,
+    base: tuple[float, float | None],
+    everything: Sequence[_Placed],
+    random: str | None,
+) -> None:
+    if across.log:
+        set_ratio_x(axes, max(2.0, *(item.x for item in everything), 2.0))
+    else:
+        axes.set_xlim(min(item.x for item in everything) - 3, 101.5)
+        axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 2.5, 5, 10]))
+    if measured.log:
+        set_log_y(axes, *log_limits([base[0], *(item.y for item in everything)]))
+        return
+    # The random control may fall as far as it likes: it does not set the scale, unless it is alone.
+    shown = [item for item in everything if item.point.method != random] or everything
+    values = [(item.y, item.sd or 0.0) for item in shown]
+    low, high = linear_limits((base[0], base[1] or 0.0), values, measured.higher_is_better, measured.percent)
+    axes.set_ylim(max(low, 0.0), min(high, 100.0 + 0.01 * (high - low)) if measured.percent else high)
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _level(
+    axes: Axes, name: str, series: int, look: Look, value: tuple[float, float | None], band: bool
+) -> End:
+    """A horizontal line for a network from which nothing was removed."""
+    mean, sd = value
+    if band and sd:
+        axes.axhspan(mean - sd, mean + sd, color=look.color, alpha=0.08, linewidth=0)
+    gid = None if series < 0 else f"series-{series}-level"
+    axes.axhline(mean, color=look.color, linestyle=look.dash, linewidth=look.width, gid=gid)
+    return End(series, name, look, None, mean, 0.0)
+
+
+def _line(axes: Axes, curve: Sequence[_Placed], series: int, look: Look, band: bool) -> int:
+    """Line and spread of one curve; the number of its points outside the limits."""
+    x = np.array([item.x for item in curve])
+    y = np.array([item.y for item in curve])
+    sd = np.array([item.sd or 0.0 for item in curve])
+    low, high = axes.get_ylim()
+    floor = y - sd if axes.get_yscale() == "linear" else np.maximum(y - sd, low * 0.5)
+    axes.plot(x, y, color=look.color, linestyle=look.dash, linewidth=look.width, gid=f"series-{series}-line")
+    if band:
+        axes.fill_between(
+            x, floor, y + sd, color=look.color, alpha=0.13, linewidth=0, gid=f"series-{series}-band"
+        )
+    else:
+        axes.vlines(x, floor, y + sd, color=look.color, linewidth=1.0, alpha=0.7, gid=f"series-{series}-bars")
+    return int(np.sum((y < low) | (y > high)))
+
+
+def _marker(axes: Axes, item: _Placed, gid: str, look: Look) -> None:
+    """One marker, an artist of its own, so that it can carry its own tooltip."""
+    low, high = axes.get_ylim()
+    if low <= item.y <= high:
+        crossed = look.marker == "x"  # has no face: its edge is all of it
+        axes.plot(
+            *([item.x], [item.y]),
+            linestyle="",
+            color=look.color,
+            marker=look.marker,
+            markersize=5.0,
+            markeredgecolor=look.color if crossed else "white",
+            markeredgewidth=1.3 if crossed else 0.6,
+            gid=gid,
+            zorder=3,
+        )
+        return
+    edge, marker = (0.016, "v") if item.y < low else (0.984, "^")
+    axes.plot(
+        *([item.x], [edge]),
+        transform=axes.get_xaxis_transform(),
+        linestyle="",
+        marker=marker,
+        markersize=5.0,
+        markerfacecolor="white",
+        markeredgecolor=look.color,
+        gid=gid,
+        zorder=3,
+    )
+
+
+def _tip(item: _Placed, measured: Measured) -> str:
+    unit = measured.label.split(" (")[0]
+    seeds = "1 seed" if item.point.seeds == 1 else f"{item.point.seeds} seeds"
+    return (
+        f"{item.point.method}\n{place_words(item.point)}\n{unit} {measured.show(item.y, item.sd)} ({seeds})"
+    )
+
+
+def _caption(measured: Measured, outside: int) -> str:
+    if measured.log:
+        return "On this scale equal distances are equal factors, and every point is inside."
+    if outside:
+        return "The axis is chosen so that differences near dense can be read; hollow markers lie beyond it."
+    return "Every point is inside."

@@ -1,0 +1,154 @@
+"""How figures look: palette, axes, ticks that a reader can use, labels that do not collide."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+# Okabe and Ito's palette, safe for the common kinds of colour blindness; without its yellow, which is too
+# pale for a line on white, and without black, which is dense.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)), (0, (7, 2)))
+GREY, INK, PALE = "#7a7a7a", "#1d2129", "#dfe2e8"
+
+#: Settings for drawing and saving. DejaVu Sans comes with matplotlib, so that measures are the same
+#: everywhere; the salt and the missing date make the same numbers give the same bytes.
+RC: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "prunekit",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "text.parse_math": False,  # a method may be called a$b$
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.edgecolor": "#8b919c",
+    "axes.linewidth": 0.8,
+}
+
+
+def drawing_style() -> AbstractContextManager[None]:
+    """The settings of RC for the time of drawing or saving; the caller's own come back afterwards."""
+    context: AbstractContextManager[None] = matplotlib.rc_context(RC)
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Colour, marker and dash of one method, the same in every figure and table."""
+
+    color: str
+    marker: str
+    dash: Any
+    width: float = 1.7
+
+    @property
+    def dasharray(self) -> str:
+        """The dash for SVG's stroke-dasharray, 'none' for a full line."""
+        return "none" if self.dash == "-" else " ".join(f"{1.6 * part:g}" for part in self.dash[1])
+
+
+DENSE_LOOK = Look(INK, "", "-", 1.3)
+
+
+def looks_of(methods: Sequence[str], random: str | None, unpruned: Sequence[str]) -> dict[str, Look]:
+    """A look per method: controls grey, the others by their place, colours first, then markers and dashes."""
+    looks: dict[str, Look] = {}
+    place = 0
+    for method in methods:
+        if method == random:
+            looks[method] = Look(GREY, "x", (0, (4, 2)), 1.4)
+        elif method in unpruned:
+            looks[method] = Look(INK, "", (0, (1, 1.5)), 1.4)
+        else:
+            dash = DASHES[place // len(PALETTE) % len(DASHES)]
+            looks[method] = Look(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], dash)
+            place += 1
+    return looks
+
+
+def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions nearest to the wanted ones, in the same order, at least ``gap`` apart within [low, high].
+
+    Where they cannot all fit they are set evenly. Least squares by pooling neighbours that violate the gap.
+    """
+    n = len(wanted)
+    if n == 0:
+        return []
+    gap = min(gap, (high - low) / (n - 1)) if n > 1 else gap
+    order = sorted(range(n), key=lambda i: (wanted[i], i))
+    blocks: list[list[float]] = []  # mean of (wanted - place x gap), count
+    for place, index in enumerate(order):
+        blocks.append([wanted[index] - place * gap, 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            mean, size = blocks.pop()
+            blocks[-1] = [
+                (blocks[-1][0] * blocks[-1][1] + mean * size) / (blocks[-1][1] + size),
+                blocks[-1][1] + size,
+            ]
+    flat = [mean for mean, size in blocks for _ in range(int(size))]
+    top = high - (n - 1) * gap
+    found = [0.0] * n
+    for place, index in enumerate(order):
+        found[index] = min(max(flat[place], low), top) + place * gap
+    return found
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers within [low, high] (0 < low < high), about evenly spread in the logarithm."""
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [
+            d * 10.0**e
+            for e in decades
+            for d in digits
+            if low <= d * 10.0**e * (1 + 1e-9) <= high * (1 + 2e-9)
+        ]
+        if len(ticks) >= 4:
+            return ticks
+    return [t for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
+
+
+def ratio_ticks(high: float) -> list[float]:
+    """1, 2, 5, 10, 20, 50, 100, ... as far as ``high``, and finer ones where that is below 5."""
+    if high < 5:
+        return [t for t in (1, 1.25, 1.5, 2, 2.5, 3, 4) if t <= high]
+    return [d * 10.0**e for e in range(0, 9) for d in (1, 2, 5) if d * 10.0**e <= high]
+
+
+def tick_text(value: float) -> str:
+    """A tick as '0.05', '12', '1500': no exponent for ordinary sizes."""
+    return f"{value:.6g}" if 1e-4 <= abs(value) < 1e6 or value == 0 else f"{value:.0e}"
+
+
+def clean(axes: Axes) -> None:
+    """Pale horizontal grid, no frame on top and right."""
+    axes.grid(axis="y", color=PALE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=3, width=0.8, labelsize=8.5)
+
+
+def set_log_y(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic y axis with readable ticks, over [low, high]."""
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+
+
+def set_ratio_x(axes: Axes, high: float) -> None:
+    """A logarithmic x axis of ratios from 1x to ``high``."""
+    axes.set_xscale("log")
+    axes.set_xlim(0.97, high * 1.06)
+    axes.xaxis.set_major_locator(FixedLocator(ratio_ticks(high * 1.06)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{tick_text(value)}x"))

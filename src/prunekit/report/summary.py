@@ -1,0 +1,171 @@
+"""Key findings: sentences computed from the numbers, which claim nothing that the spreads do not carry."""
+
+from collections.abc import Sequence
+
+from prunekit.report.best import SAME_RATIO, Best, best_at, best_table, point_at, reach_of
+from prunekit.report.points import Point, dense_of, methods_of, removes_nothing
+from prunekit.report.prose import Finding, named
+from prunekit.report.studyfile import StudyFile
+from prunekit.report.words import Primary, names, overlap, times
+
+__all__ = ["Best", "Finding", "best_at", "best_table", "findings", "reach_of"]
+
+
+def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> list[Finding]:
+    """All findings, results first; plain text that a template must escape."""
+    bests = best_table(points, primary)
+    results = [
+        _dense(study, points, primary),
+        *_reaches(study, points, primary),
+        *_leads(bests, primary),
+        *_against_random(study, points, bests, primary),
+    ]
+    cautions = [
+        *_few_seeds(points),
+        *_uneven(points),
+        *_diverged(points, primary),
+        *_absent(study, points),
+    ]
+    return [*(Finding("result", text) for text in results), *(Finding("caution", text) for text in cautions)]
+
+
+def compared(study: StudyFile, points: Sequence[Point]) -> list[str]:
+    """The methods that prune and are no control."""
+    random = study.controls.random
+    return [m for m in methods_of(points) if m != random and not removes_nothing(points, m)]
+
+
+def _list(methods: Sequence[str]) -> str:
+    return names([named(method) for method in methods])
+
+
+def _dense(study: StudyFile, points: Sequence[Point], primary: Primary) -> str:
+    dense = dense_of(points)
+    figure = dense.values[primary.test]
+    seeds = "1 seed" if dense.seeds == 1 else f"{dense.seeds} seeds"
+    text = f"The dense network has a {primary.name} of {primary.show_spread(figure)} ({seeds})"
+    label = study.controls.dense_trained_as_long
+    longer = [point for point in points if point.method == label]
+    if not longer:
+        return text + "."
+    trained = longer[-1].values[primary.test]
+    text += f"; trained for as long as the pruned ones, with nothing removed, {primary.show_spread(trained)}"
+    if overlap(trained, figure) is False:
+        better = primary.better(trained.mean, figure.mean) > 0
+        return text + f", so longer training alone {'helps' if better else 'hurts'}."
+    return text + "."
+
+
+def _reaches(study: StudyFile, points: Sequence[Point], primary: Primary) -> list[str]:
+    """How far methods go before they lose more than the tolerance."""
+    methods = compared(study, points)
+    if not methods:
+        return []
+    margin = primary.tolerance_words(dense_of(points).values[primary.test])
+    reached = {m: point for m in methods if (point := reach_of(points, m, primary))}
+    if not reached:
+        return [f"No method stays within {margin} of dense at any compression that was tried."]
+    order = sorted(reached, key=lambda m: -reached[m].ratio)
+    top = reached[order[0]].ratio
+    first = [m for m in order if reached[m].ratio * SAME_RATIO >= top]  # equal schedules end at one ratio
+    verb = "holds" if len(first) == 1 else "hold"
+    text = f"{_list(first)} {verb} out furthest: still within {margin} of dense at {times(top)}"
+    rest = order[len(first) : len(first) + 3]
+    if rest:
+        text += "; then " + names([f"{named(m)} at {times(reached[m].ratio)}" for m in rest])
+    found = [text + "."]
+    never = [m for m in methods if m not in reached]
+    if never:
+        verb = "loses" if len(never) == 1 else "lose"
+        found.append(f"{_list(never)} {verb} more than that at every compression that was tried.")
+    return found
+
+
+def _leads(bests: Sequence[Best], primary: Primary) -> list[str]:
+    """A sentence for each method that is ahead of all others somewhere, one for ratios without winner."""
+    ahead: dict[str, list[str]] = {}
+    for best in bests:
+        if best.verdict == "ahead" and best.runner_up is not None:
+            mine, theirs = best.test(primary).mean, best.runner_up.values[primary.test].mean
+            gap = primary.gap(mine - theirs, theirs)
+            ahead.setdefault(best.point.method, []).append(f"{times(best.asked)} (by {gap})")
+    found = [
+        f"{named(m)} is ahead of every other method, beyond the spread, at {names(ratios)}."
+        for m, ratios in ahead.items()
+    ]
+    close = [times(best.asked) for best in bests if best.verdict == "within the spread"]
+    if close:
+        found.append(
+            f"At {names(close)} the best methods lie within the spread of each other: no winner there."
+        )
+    for best in bests:
+        if best.verdict == "behind on test":
+            verb = "is" if len(best.rivals) == 1 else "are"
+            found.append(
+                f"At {times(best.asked)} validation chooses {named(best.point.method)}, but on the test set "
+                f"{_list(best.rivals)} {verb} better, beyond the spread."
+            )
+    return found
+
+
+def _against_random(
+    study: StudyFile, points: Sequence[Point], bests: Sequence[Best], primary: Primary
+) -> list[str]:
+    """Whether the methods beat removal at random, at each asked ratio where both have points."""
+    label = study.controls.random
+    if label is None:
+        return []
+    everywhere: list[str] = []
+    lost: dict[str, list[str]] = {}
+    for best in bests:
+        control = point_at(points, label, best.asked, primary)
+        found = (point_at(points, m, best.asked, primary) for m in compared(study, points))
+        there = [point for point in found if point is not None]
+        if control is None or not there or control.values[primary.test].sd is None:
+            continue
+        failed = [point.method for point in there if not _beats(point, control, primary)]
+        for method in failed:
+            lost.setdefault(method, []).append(times(best.asked))
+        if not failed:
+            everywhere.append(times(best.asked))
+    if not everywhere and not lost:
+        return []
+    parts = [f"beaten beyond the spread by every method at {names(everywhere)}"] if everywhere else []
+    parts += [f"not beaten by {named(method)} at {names(ratios)}" for method, ratios in lost.items()]
+    return [f"Removal at random is {'; '.join(parts)}."]
+
+
+def _beats(point: Point, control: Point, primary: Primary) -> bool:
+    mine, theirs = point.values[primary.test], control.values[primary.test]
+    return overlap(mine, theirs) is False and primary.better(mine.mean, theirs.mean) > 0
+
+
+def _few_seeds(points: Sequence[Point]) -> list[str]:
+    most = max(point.seeds for point in points)
+    if most == 1:
+        return ["There is one seed only: the spread is unknown, and no difference here is proof of anything."]
+    if most < 5:
+        return [f"With {most} seeds a standard deviation is itself rough: read small gaps with care."]
+    return []
+
+
+def _uneven(points: Sequence[Point]) -> list[str]:
+    most = max(point.seeds for point in points)
+    short = list(dict.fromkeys(point.method for point in points if point.seeds < most))
+    if not short:
+        return []
+    return [f"Not every seed is in for {_list(short)}: those means are over fewer than {most}."]
+
+
+def _diverged(points: Sequence[Point], primary: Primary) -> list[str]:
+    columns = (primary.test, primary.validation, "test_loss")
+    lost = [p.method for p in points if any(c in p.values and not p.values[c].finite for c in columns)]
+    if not lost:
+        return []
+    return [f"Some runs of {_list(list(dict.fromkeys(lost)))} diverged; the figures leave those points out."]
+
+
+def _absent(study: StudyFile, points: Sequence[Point]) -> list[str]:
+    there = {point.method for point in points}
+    gone = [label for label in study.methods if label not in there]
+    return [f"There are no results yet for {_list(gone)}."] if gone else []

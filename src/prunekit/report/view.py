@@ -1,0 +1,320 @@
+"""What the page shows, as text ready to print: the numbers said, in the order of the page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from prunekit.report.best import ABOVE, Best, best_table, reach_of
+from prunekit.report.figures import Scene
+from prunekit.report.layers import LayerTable
+from prunekit.report.points import Point, removes_nothing
+from prunekit.report.studyfile import StudyFile
+from prunekit.report.prose import Finding
+from prunekit.report.summary import findings
+from prunekit.report.style import DENSE_LOOK, INK
+from prunekit.report.table import DENSE, Row
+from prunekit.report.words import (
+    Primary,
+    count,
+    names,
+    overlap,
+    percent_spread,
+    plain_spread,
+    times,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Swatch:
+    """A method's colour and dash, as in the figures; dense is written in the colour of the text."""
+
+    color: str
+    dash: str
+
+
+@dataclass(frozen=True, slots=True)
+class MethodLine:
+    """One line of 'what was compared'. ``series`` is the method's number in the figures (-1: dense)."""
+
+    series: int
+    swatch: Swatch
+    label: str
+    control: str
+    paper: str
+    summary: str
+    reach: str
+    reach_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class BestLine:
+    """One line of 'best at each compression'; ``mark`` is a word for the style sheet."""
+
+    asked: str
+    series: int
+    swatch: Swatch
+    method: str
+    ratio: str
+    validation: str
+    test: str
+    change: str
+    change_note: str
+    runner_up: str
+    runner_up_test: str
+    verdict: str
+    detail: str
+    mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A table cell: what is read, and the number to sort by."""
+
+    text: str
+    key: float
+
+
+@dataclass(frozen=True, slots=True)
+class NumberLine:
+    """One line of the full numbers."""
+
+    series: int
+    swatch: Swatch
+    method: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerView:
+    """The per-layer table: a column per method; ``lines`` hold name, shape, weights and a text per method."""
+
+    asked: str
+    methods: tuple[str, ...]
+    lines: tuple[tuple[str, str, str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All texts of the page."""
+
+    study: StudyFile
+    facts: tuple[tuple[str, str], ...]
+    findings: tuple[Finding, ...]
+    methods: tuple[MethodLine, ...]
+    margin: str
+    change_head: str
+    curves_note: str
+    best: tuple[BestLine, ...]
+    best_note: str
+    layers: LayerView | None
+    number_heads: tuple[str, ...]
+    numbers: tuple[NumberLine, ...]
+    settings: tuple[tuple[str, str], ...]
+    environment: tuple[tuple[str, str], ...]
+
+
+def view_of(
+    study: StudyFile, rows: Sequence[Row], scene: Scene, primary: Primary, table: LayerTable | None
+) -> View:
+    """Put the study into words."""
+    points = scene.points
+    dense = scene.dense.values[primary.test]
+    heads, lines = _numbers(scene, primary)
+    return View(
+        study=study,
+        facts=_facts(study, rows[0], scene, primary),
+        findings=tuple(findings(study, points, primary)),
+        methods=_methods(study, scene, primary),
+        margin=primary.tolerance_words(dense),
+        change_head="Against dense, points" if primary.higher_is_better else "Against dense",
+        curves_note=_curves_note(scene),
+        best=tuple(_best(best, scene, primary) for best in best_table(points, primary)),
+        best_note=_best_note(primary),
+        layers=_layers(table) if table else None,
+        number_heads=heads,
+        numbers=lines,
+        settings=_settings(study),
+        environment=tuple((key, str(value)) for key, value in study.environment.items()),
+    )
+
+
+def _facts(study: StudyFile, row: Row, scene: Scene, primary: Primary) -> tuple[tuple[str, str], ...]:
+    dense = scene.dense
+    pruned = [m for m in scene.methods if m != scene.random and not removes_nothing(scene.points, m)]
+    return (
+        ("dataset", row.dataset),
+        ("model", row.model),
+        ("prunable weights", count(row.prunable)),
+        ("methods", str(len(pruned))),
+        ("seeds", str(dense.seeds)),
+        (f"dense {primary.name}", primary.show_spread(dense.values[primary.test])),
+    )
+
+
+def _swatch(scene: Scene, method: str) -> Swatch:
+    look = scene.looks.get(method, DENSE_LOOK)
+    # Ink would vanish on a dark page.
+    return Swatch("currentColor" if look.color == INK else look.color, look.dasharray)
+
+
+def _series(scene: Scene, method: str) -> int:
+    return scene.methods.index(method) if method in scene.methods else -1
+
+
+def _methods(study: StudyFile, scene: Scene, primary: Primary) -> tuple[MethodLine, ...]:
+    reached = {m: reach_of(scene.points, m, primary) for m in scene.methods}
+    most = max((point.ratio for point in reached.values() if point), default=1.0)
+    lines = []
+    for method in (DENSE, *scene.methods):
+        note = study.methods.get(method)
+        point = reached.get(method)
+        flat = method == DENSE or removes_nothing(scene.points, method)
+        control = "control" if method == scene.random or (flat and method != DENSE) else ""
+        summary = note.summary if note else "The network before pruning." if method == DENSE else ""
+        lines.append(
+            MethodLine(
+                series=_series(scene, method),
+                swatch=_swatch(scene, method),
+                label=method,
+                control="reference" if method == DENSE else control,
+                paper=note.paper if note else "",
+                summary=summary,
+                reach=times(point.ratio) if point else "" if flat else "–",
+                reach_share=point.ratio / most if point else 0.0,
+            )
+        )
+    return tuple(lines)
+
+
+_MARKS = {"ahead": "good", "behind on test": "bad"}
+
+
+def _best(best: Best, scene: Scene, primary: Primary) -> BestLine:
+    test, dense = best.test(primary), scene.dense.values[primary.test]
+    touches = overlap(test, dense)
+    runner = best.runner_up
+    few = best.rivals[:2] if len(best.rivals) > 3 else best.rivals
+    more = [f"{len(best.rivals) - len(few)} more"] if len(few) < len(best.rivals) else []
+    rivals = names([*few, *more])
+    detail = {"within the spread": f"of {rivals}", "behind on test": f"{rivals} better"}.get(best.verdict, "")
+    if best.verdict == "ahead" and runner is not None:
+        theirs = runner.values[primary.test].mean
+        detail = f"of all, by {primary.gap(test.mean - theirs, theirs)}"
+    return BestLine(
+        asked=times(best.asked),
+        series=_series(scene, best.point.method),
+        swatch=_swatch(scene, best.point.method),
+        method=best.point.method,
+        ratio=f"{best.point.ratio:.2f}x",
+        validation=primary.show_spread(best.point.values[primary.validation]),
+        test=primary.show_spread(test),
+        change=primary.change(test.mean, dense.mean),
+        change_note="within the spread" if touches else "",
+        runner_up=runner.method if runner else "–",
+        runner_up_test=primary.show_spread(runner.values[primary.test]) if runner else "",
+        verdict=best.verdict,
+        detail=detail,
+        mark=_MARKS.get(best.verdict, "open"),
+    )
+
+
+def _curves_note(scene: Scene) -> str:
+    text = "Lines are means over seeds, with one sample standard deviation as a band or a vertical bar. "
+    text += "The black line is the dense network"
+    if any(removes_nothing(scene.points, m) for m in scene.methods):
+        text += ", a dotted one a control from which nothing was removed"
+    return text + (", the grey dashes removal at random." if scene.random in scene.methods else ".")
+
+
+def _best_note(primary: Primary) -> str:
+    return (
+        f"At each compression a method is represented by its point of the smallest ratio at or above it (up "
+        f"to {ABOVE:g} times). The method is chosen by its mean on validation data; its figure on test data "
+        f"is then reported, so that the choice cannot flatter itself. It is called ahead only if mean ± one "
+        f"standard deviation of its {primary.name} is clear of that of every other method there."
+    )
+
+
+def _numbers(scene: Scene, primary: Primary) -> tuple[tuple[str, ...], tuple[NumberLine, ...]]:
+    """Heads and lines of the table of all points; columns that no point fills are left out."""
+    points = scene.points
+    show = percent_spread if primary.higher_is_better else plain_spread
+    quality = [
+        (primary.validation, primary.validation.replace("_", " "), show),
+        (primary.test, primary.test.replace("_", " "), show),
+    ]
+    if any("test_top5" in p.values for p in points):
+        quality.append(("test_top5", "test top-5", percent_spread))
+    if any("test_loss" in p.values for p in points):
+        quality.append(("test_loss", "test loss", plain_spread))
+    sizes = [
+        (key, head)
+        for key, head in (("macs_nonzero", "MACs left"), ("bytes", "bytes"), ("seconds", "seconds"))
+        if any(key in p.values for p in points)
+    ]
+    heads = ("step", "seeds", "removed", "ratio", "kept", *(h for _, h, _ in quality), *(h for _, h in sizes))
+    lines = []
+    for point in points:
+        cells = [
+            Cell(str(point.step), point.step),
+            Cell(str(point.seeds), point.seeds),
+            Cell(f"{100 * point.sparsity:.1f}%", point.sparsity),
+            Cell(f"{point.ratio:.2f}x", point.ratio),
+            Cell(count(point.values["kept"].mean), point.values["kept"].mean),
+        ]
+        cells += [Cell(say(point.values.get(key)), _key(point, key)) for key, _, say in quality]
+        for key, _ in sizes:
+            value = point.values[key].mean if key in point.values else None
+            cells.append(
+                Cell(
+                    f"{value:.1f}" if key == "seconds" and value is not None else count(value),
+                    _key(point, key),
+                )
+            )
+        lines.append(
+            NumberLine(_series(scene, point.method), _swatch(scene, point.method), point.method, tuple(cells))
+        )
+    return heads, tuple(lines)
+
+
+def _key(point: Point, column: str) -> float:
+    spread = point.values.get(column)
+    return spread.mean if spread is not None and spread.finite else float("-inf")
+
+
+def _layers(table: LayerTable) -> LayerView:
+    methods = tuple(table.at)
+    return LayerView(
+        asked=times(table.asked),
+        methods=tuple(f"{m} ({times(table.at[m].ratio)})" for m in methods),
+        lines=tuple(
+            (
+                layer.name,
+                layer.shape,
+                count(layer.parameters),
+                tuple(_removed(table.sparsity[layer.name].get(m)) for m in methods),
+            )
+            for layer in table.layers
+        ),
+    )
+
+
+def _removed(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def _settings(study: StudyFile) -> tuple[tuple[str, str], ...]:
+    """Blocks of YAML: the study's own settings, then each method's recipe."""
+    parts: list[tuple[str, Any]] = [
+        ("dataset", study.dataset),
+        ("model", study.model),
+        ("training", study.training),
+        *((label, note.recipe) for label, note in study.methods.items()),
+    ]
+    return tuple((label, _yaml(value)) for label, value in parts)
+
+
+def _yaml(value: Mapping[str, Any] | list[dict[str, Any]]) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).rstrip()

@@ -1,0 +1,162 @@
+"""Retraining: from which values the survivors start after a step, and how they are trained."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import nn
+
+from prunekit.errors import InputError, ModelError
+from prunekit.seeds import derive
+from prunekit.settings import Part
+from prunekit.targets import unwrap
+from prunekit.training import State, Training
+
+TrainingSettings = Annotated[Training, BeforeValidator(Training.parse)]
+
+Checkpoints = Mapping[int, State]
+"""States of the dense training by the number of optimizer steps that led to them; 0 = initial values."""
+
+
+class Retrain(Part):
+    """What follows a step of the pruning."""
+
+    @property
+    def plan(self) -> Training | None:
+        """How the survivors are trained after a step; None for not at all."""
+        return None
+
+    @property
+    def checkpoint(self) -> int | None:
+        """The step of the dense training whose values are needed; None for none."""
+        return None
+
+    @property
+    def start(self) -> int:
+        """The number of the optimizer step from which retraining counts."""
+        return 0
+
+    @abstractmethod
+    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
+        """Set the values from which the survivors are retrained; True if they are not the trained ones.
+
+        The masks are applied by the caller afterwards.
+        """
+
+    def check(self, model: nn.Module, checkpoints: Checkpoints) -> None:
+        """Refuse, before anything is changed, what cannot be restarted."""
+        if self.checkpoint is not None and self.checkpoint not in checkpoints:
+            have = ", ".join(str(step) for step in sorted(checkpoints)) or "none"
+            raise InputError(
+                f"retrain {self.name}: needs the values at step {self.checkpoint} of the training; "
+                f"give prune() checkpoints={{{self.checkpoint}: state_dict}} (given: {have})"
+            )
+
+
+class NoRetraining(Retrain):
+    """Nothing follows."""
+
+    name: ClassVar[str] = "none"
+
+    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
+        """Leave the values."""
+        return False
+
+
+class FineTune(Retrain):
+    """The survivors keep their trained values and are trained on."""
+
+    name: ClassVar[str] = "fine_tune"
+    paper: ClassVar[str] = "Han et al. 2015, arXiv 1506.02626"
+    training: TrainingSettings = Field(default_factory=Training)
+
+    @property
+    def plan(self) -> Training:
+        """The training."""
+        return self.training
+
+    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
+        """Leave the values."""
+        return False
+
+
+class Rewind(Retrain):
+    """All parameters go back to their values at a step of the dense training; 0 = the initial ones.
+
+    Retraining runs from that step to the end of `training`, with its learning rates; the order of the data
+    is another one in every round.
+    """
+
+    name: ClassVar[str] = "rewind"
+    paper: ClassVar[str] = "Frankle, Carbin 2019, arXiv 1803.03635; late rewinding: arXiv 1903.01611"
+    step: int = Field(default=0, ge=0)
+    training: TrainingSettings = Field(default_factory=Training)
+
+    @property
+    def plan(self) -> Training:
+        """The training."""
+        return self.training
+
+    @property
+    def checkpoint(self) -> int:
+        """The step that is gone back to."""
+        return self.step
+
+    @property
+    def start(self) -> int:
+        """Training goes on from that step."""
+        return self.step
+
+    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
+        """Load the values of that step."""
+        unwrap(model).load_state_dict(checkpoints[self.step])
+        return True
+
+
+class Reinitialize(Retrain):
+    """The survivors get new random values from the model's own initial distribution: the control of `rewind`.
+
+    The model, or each of its layers, must have `reset_parameters()`.
+    """
+
+    name: ClassVar[str] = "reinitialize"
+    paper: ClassVar[str] = "Frankle, Carbin 2019, arXiv 1803.03635, section 2"
+    training: TrainingSettings = Field(default_factory=Training)
+
+    @property
+    def plan(self) -> Training:
+        """The training."""
+        return self.training
+
+    def check(self, model: nn.Module, checkpoints: Checkpoints) -> None:
+        """Every module with parameters or buffers of its own must know how to reset them."""
+        _resettable(unwrap(model))
+
+    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
+        """Draw new values from the seed; torch's global generator is left as it was."""
+        with torch.random.fork_rng():
+            torch.manual_seed(derive(seed, "reinitialize"))
+            for module in _resettable(unwrap(model)):
+                module.reset_parameters()  # type: ignore[operator]
+        return True
+
+
+def _resettable(model: nn.Module) -> list[nn.Module]:
+    if hasattr(model, "reset_parameters"):
+        return [model]
+    own = [
+        (name, module)
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    for name, module in own:
+        if not hasattr(module, "reset_parameters"):
+            raise ModelError(
+                f"retrain reinitialize: {name or 'the model'} ({type(module).__name__}) has no reset_parameters(), "
+                "so its initial distribution is not known"
+            )
+    return [module for _, module in own]

@@ -1,0 +1,130 @@
+"""Schedules: the sparsity at each step, as a fraction of the original count, strictly increasing."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, Field, model_validator
+
+from prunekit.errors import InputError
+from prunekit.settings import Part
+
+
+def _below_one(value: float) -> float:
+    if not 0 <= value < 1:
+        hint = f": write {value / 100:g} for {value:g} %" if 1 < value < 100 else ""
+        raise ValueError(f"{value:g} is no sparsity: it is a fraction of the original count, in [0, 1){hint}")
+    return value
+
+
+Sparsity = Annotated[float, AfterValidator(_below_one)]
+"""A fraction removed of the original count, in [0, 1)."""
+
+
+class Schedule(Part):
+    """How far each step of the pruning goes."""
+
+    @abstractmethod
+    def sparsities(self) -> tuple[float | None, ...]:
+        """The sparsity after each step; None where the allocation decides by itself."""
+
+
+class OneShot(Schedule):
+    """Everything in one step."""
+
+    name: ClassVar[str] = "one_shot"
+    sparsity: Sparsity
+
+    def sparsities(self) -> tuple[float | None, ...]:
+        """The one sparsity."""
+        return (self.sparsity,)
+
+
+class Linear(Schedule):
+    """Equal parts of the original count: 9, 18, ... 90 % for sparsity 0.9 in 10 steps."""
+
+    name: ClassVar[str] = "linear"
+    sparsity: Sparsity
+    steps: int = Field(ge=1)
+
+    def sparsities(self) -> tuple[float | None, ...]:
+        """sparsity * k / steps for k = 1 ... steps."""
+        return tuple(self.sparsity * k / self.steps for k in range(1, self.steps + 1))
+
+
+class Geometric(Schedule):
+    """The same share of what is left at every step; 1 - (1 - rate)^k after step k.
+
+    Give either `rate`, the share removed of what is left, or the final `sparsity`.
+    """
+
+    name: ClassVar[str] = "geometric"
+    paper: ClassVar[str] = "Frankle, Carbin 2019, arXiv 1803.03635"
+    steps: int = Field(ge=1)
+    rate: Sparsity | None = None
+    sparsity: Sparsity | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Geometric:
+        if (self.rate is None) == (self.sparsity is None):
+            raise ValueError("give either 'rate' (of what is left, per step) or 'sparsity' (at the end)")
+        return self
+
+    def sparsities(self) -> tuple[float | None, ...]:
+        """1 - keep^k, with keep = 1 - rate or the steps-th root of 1 - sparsity."""
+        if self.rate is not None:
+            keep = 1 - self.rate
+        else:
+            assert self.sparsity is not None
+            keep = (1 - self.sparsity) ** (1 / self.steps)
+        found = [1 - keep**k for k in range(1, self.steps + 1)]
+        # the root and its power do not cancel in floating point: the last step is what was asked for
+        return (*found[:-1], self.sparsity if self.sparsity is not None else found[-1])
+
+
+class Cubic(Schedule):
+    """Fast at first, slow at the end: s_k = s + (s_0 - s) (1 - k/steps)^3."""
+
+    name: ClassVar[str] = "cubic"
+    paper: ClassVar[str] = "Zhu, Gupta 2017 (automated gradual pruning), arXiv 1710.01878"
+    sparsity: Sparsity
+    steps: int = Field(ge=1)
+    initial: Sparsity = 0.0
+
+    def sparsities(self) -> tuple[float | None, ...]:
+        """The cubic for k = 1 ... steps."""
+        span = self.initial - self.sparsity
+        return tuple(self.sparsity + span * (1 - k / self.steps) ** 3 for k in range(1, self.steps + 1))
+
+
+class Explicit(Schedule):
+    """A list of sparsities."""
+
+    name: ClassVar[str] = "explicit"
+    values: tuple[Sparsity, ...] = Field(min_length=1)
+
+    def sparsities(self) -> tuple[float | None, ...]:
+        """The list."""
+        return self.values
+
+
+class Rounds(Schedule):
+    """A number of rounds whose amounts the allocation itself decides (`threshold`, `given`, `none`)."""
+
+    name: ClassVar[str] = "rounds"
+    steps: int = Field(default=1, ge=1)
+
+    def sparsities(self) -> tuple[float | None, ...]:
+        """None for every round."""
+        return (None,) * self.steps
+
+
+def check_increasing(sparsities: tuple[float | None, ...]) -> None:
+    """Refuse a schedule that stands still or goes back, with an `InputError`."""
+    stated = [sparsity for sparsity in sparsities if sparsity is not None]
+    for earlier, later in zip([0.0, *stated], stated, strict=False):
+        if later <= earlier:
+            raise InputError(
+                f"the schedule must be strictly increasing above 0, but {later:g} follows {earlier:g}"
+            )

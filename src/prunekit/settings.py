@@ -1,0 +1,159 @@
+"""Strict, frozen settings, the same in Python and YAML: an unknown key is an error that names its place."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
+
+from prunekit.errors import InputError
+
+
+class Settings(BaseModel):
+    """A frozen set of named values. Constructing one with a wrong key or value raises `InputError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(_explain(error, type(self))) from None
+
+    @classmethod
+    def parse(cls, values: Any) -> Self:
+        """The settings that a mapping from YAML or JSON describes."""
+        if isinstance(values, cls):
+            return values
+        if not isinstance(values, Mapping):
+            raise InputError(f"{cls._label()}: expected a mapping of settings, got {values!r}")
+        wrong = [key for key in values if not isinstance(key, str)]
+        if wrong:
+            raise InputError(f"{cls._label()}: the key {wrong[0]!r} is not a text")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, defaults included, as plain JSON values; `parse` is its inverse."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """The content hash: 12 hexadecimal digits of the SHA-256 of all settings in canonical JSON."""
+        return digest(self.to_dict())
+
+    @classmethod
+    def _label(cls) -> str:
+        return cls.__name__.lower()
+
+
+class Part(Settings):
+    """One interchangeable choice of a family (a score, a schedule, ...), written in YAML by its `name`.
+
+    A family is a direct subclass of `Part`; its members are all classes below it that set `name`.
+    In YAML a part is its name alone, or a mapping with `name` and its settings. A part of the user's own
+    is written as `package.module:Class`.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+
+    @classmethod
+    def build(cls, value: Any) -> Self:
+        """The member of this family that a name, a mapping or a ready part describes."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise InputError(
+                f"expected the name of a {cls._label()} or a mapping with the key 'name', got {value!r}; "
+                f"names are: {', '.join(sorted(cls.members()))}"
+            )
+        chosen = cls._find(value["name"])
+        return chosen.parse({key: setting for key, setting in value.items() if key != "name"})
+
+    @classmethod
+    def members(cls) -> dict[str, type[Self]]:
+        """Every named class of this family that has been imported."""
+        return {member.name: member for member in cls._descendants() if "name" in vars(member)}
+
+    @classmethod
+    def _descendants(cls) -> Iterator[type[Self]]:
+        for child in cls.__subclasses__():
+            yield child
+            yield from child._descendants()
+
+    @classmethod
+    def _find(cls, name: str) -> type[Self]:
+        members = cls.members()
+        if name in members:
+            return members[name]
+        if ":" in name:
+            found = import_object(name)
+            if isinstance(found, type) and issubclass(found, cls):
+                return found
+            raise InputError(f"{name!r} is not a {cls._label()} (a subclass of {cls.__name__})")
+        raise InputError(f"there is no {cls._label()} {name!r}; names are: {', '.join(sorted(members))}")
+
+    @classmethod
+    def _label(cls) -> str:
+        return getattr(cls, "name", cls.__name__.lower())
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first sentence of the class's docstring."""
+        return inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, handler: Any) -> dict[str, Any]:
+        cls = type(self)
+        name = cls.name if "." not in cls.__module__ or cls.__module__.startswith("prunekit.") else None
+        return {"name": name or f"{cls.__module__}:{cls.__qualname__}", **handler(self)}
+
+
+def digest(values: Any) -> str:
+    """12 hexadecimal digits of the SHA-256 of plain JSON values, the same for any order of their keys."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def import_object(path: str) -> Any:
+    """What `package.module:name` names.
+
+    Raises:
+        InputError: if the module cannot be imported or holds no such name.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"{path!r} is not of the form package.module:name")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # an import runs the user's code: whatever it raises is the user's to see
+        raise InputError(
+            f"cannot import {module_name!r} of {path!r}: {type(error).__name__}: {error}"
+        ) from error
+    for step in attribute.split("."):
+        try:
+            found = getattr(found, step)
+        except AttributeError:
+            raise InputError(f"the module {module_name!r} has no {attribute!r}") from None
+    return found
+
+
+def _explain(error: ValidationError, cls: type[Settings]) -> str:
+    """One line for the first thing that is wrong, with its place, its value and what is allowed."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(step) for step in first["loc"])
+    if first["type"] == "extra_forbidden":
+        allowed = ", ".join(sorted(cls.model_fields)) or "none"
+        return f"{cls._label()}: unknown key {place!r}; allowed keys are: {allowed}"
+    if first["type"] == "missing":
+        return f"{cls._label()}: the key {place!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{cls._label()}: {place}: {message}" if place else f"{cls._label()}: {message}"
+    return f"{cls._label()}: {place} = {first['input']!r}: {message[0].lower()}{message[1:]}"

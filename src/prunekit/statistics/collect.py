@@ -1,0 +1,96 @@
+"""One pass over the data for every statistic that is asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.batches import Batch
+from prunekit.errors import DataError
+from prunekit.losses import Loss
+from prunekit.targets import unwrap
+
+
+class Statistic(ABC):
+    """A request for something measured on data; equal requests are served by one collector.
+
+    Subclasses are frozen dataclasses, so that they can be the keys of what was found.
+    """
+
+    @abstractmethod
+    def start(self, model: nn.Module, names: Sequence[str]) -> Collector:
+        """A collector for these parameters of the model."""
+
+
+class Collector(ABC):
+    """Gathers one statistic while the batches of a pass go by. Sums are additive over processes."""
+
+    @abstractmethod
+    def batch(self, loss: Tensor, examples: int) -> None:
+        """Take in a batch: its mean loss, with the graph behind it, and its number of examples."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, Tensor]:
+        """One tensor per parameter, reduced over all processes."""
+
+    def close(self) -> None:
+        """Remove whatever the collector put on the model; called even if the pass breaks off."""
+        return
+
+
+Found = Mapping[Statistic, Mapping[str, Tensor]]
+"""What a pass found: for every request, one tensor per parameter name."""
+
+
+def collect(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    needs: Iterable[Statistic],
+    *,
+    names: Sequence[str],
+    loss: Loss,
+) -> Found:
+    """Run the model once over the batches, in eval mode, and gather every statistic that is asked for.
+
+    The model's parameters, gradients and training flags are left as they were.
+
+    Raises:
+        DataError: if there is no batch, or the loss on one is not finite.
+    """
+    requests = list(dict.fromkeys(needs))
+    if not requests:
+        return {}
+    inner = unwrap(model)
+    modes = [(module, module.training) for module in inner.modules()]
+    collectors = [request.start(inner, names) for request in requests]
+    inner.eval()
+    try:
+        seen = 0
+        for inputs, targets in batches:
+            with torch.enable_grad():
+                value = loss(inner(inputs), targets)
+            if not bool(torch.isfinite(value)):
+                raise DataError(
+                    f"the loss on calibration batch {seen} is {value.item()}: scores would be NaN"
+                )
+            for collector in collectors:
+                collector.batch(value, len(inputs))
+            seen += 1
+        if not seen:
+            raise DataError("the calibration data is empty: there is no batch to collect statistics from")
+        return {request: collector.finish() for request, collector in zip(requests, collectors, strict=True)}
+    finally:
+        for collector in collectors:
+            collector.close()
+        for module, mode in modes:
+            module.training = mode
+
+
+def sum_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Add up tensors in place over all processes of torch.distributed, if there are several."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)

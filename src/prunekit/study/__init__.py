@@ -1,0 +1,8 @@
+"""Studies: recipes x seeds on a dataset and a model, resumable, with tables and a report."""
+
+from prunekit.study.catalog import load_study, names
+from prunekit.study.layout import Layout
+from prunekit.study.run import StudyError, run_study
+from prunekit.study.spec import Cell, Method, Study
+
+__all__ = ["Cell", "Layout", "Method", "Study", "StudyError", "load_study", "names", "run_study"]

@@ -1,0 +1,49 @@
+"""The studies that ship with the package, and reading one from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import InputError
+from prunekit.recipe import read_yaml
+from prunekit.study.spec import Study, with_assignments
+
+
+def names() -> list[str]:
+    """The named studies, alphabetically."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if _is_yaml(entry.name))
+
+
+def load_study(name: str, assignments: list[str] | None = None) -> Study:
+    """A named study, or the one in a YAML file.
+
+    Args:
+        name: a name from `names()`, or a path that ends in .yaml or .yml.
+        assignments: changes of the form `training.epochs=3`.
+
+    Raises:
+        InputError: if there is no such study, or it is not valid.
+    """
+    return Study.parse(with_assignments(_read(name), assignments or []))
+
+
+def _read(name: str) -> Mapping[str, Any]:
+    if _is_yaml(name):
+        return read_yaml(Path(name))
+    if name not in names():
+        raise InputError(
+            f"there is no study {name!r}; named studies are: {', '.join(names())}; "
+            "a study of your own is a path that ends in .yaml"
+        )
+    return read_yaml((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _folder() -> Any:
+    return resources.files("prunekit.study") / "named"
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))

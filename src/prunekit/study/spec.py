@@ -1,0 +1,213 @@
+"""What a study is: recipes x seeds on one dataset and model, written in YAML, expanded to cells."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
+
+from prunekit import methods
+from prunekit.data import DataSettings
+from prunekit.errors import InputError
+from prunekit.models import ModelSettings
+from prunekit.recipe import Recipe
+from prunekit.retrain import TrainingSettings
+from prunekit.settings import Settings, digest
+from prunekit.training import Training
+
+
+def _named(value: Any) -> Any:
+    return DataSettings.parse({"name": value} if isinstance(value, str) else value)
+
+
+class Method(Settings):
+    """One line of a comparison: a recipe, or a sweep of recipes that differ in some settings.
+
+    Attributes:
+        method: the name of a known method, and `settings` its settings; exclusive with `recipe`.
+        recipe: the composition of parts, written out.
+        sweep: dotted keys into `settings` or `recipe`, each with a list of values, of which every combination
+            is a cell of its own; or a list of mappings from dotted keys to values, each of which is one.
+        summary: one sentence for the report; by default the method's own.
+    """
+
+    method: str | None = None
+    settings: dict[str, Any] = {}
+    recipe: dict[str, Any] | None = None
+    sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
+    summary: str = ""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Method:
+        if (self.method is None) == (self.recipe is None):
+            raise ValueError("give either 'method' (a name, with 'settings') or 'recipe' (written out)")
+        if self.recipe is not None and self.settings:
+            raise ValueError("'settings' belong to 'method'; write them into 'recipe'")
+        self.recipes()
+        return self
+
+    def recipes(self) -> list[Recipe]:
+        """One recipe per combination of the sweep."""
+        return [self._recipe(point) for point in self._points()]
+
+    def _points(self) -> list[dict[str, Any]]:
+        if isinstance(self.sweep, list):
+            points = self.sweep
+        else:
+            points = [
+                dict(zip(self.sweep, values, strict=True))
+                for values in itertools.product(*self.sweep.values())
+            ]
+        if not points:
+            raise InputError("sweep: a list of values is empty")
+        return points
+
+    def _recipe(self, point: Mapping[str, Any]) -> Recipe:
+        values: Any = self.recipe if self.recipe is not None else self.settings
+        for key, value in point.items():
+            values = with_value(values, key, value)
+        return Recipe.parse(values) if self.method is None else methods.recipe(self.method, **values)
+
+    def describe(self) -> tuple[str, str]:
+        """(summary, paper)."""
+        if self.method is not None:
+            info = methods.describe(self.method)
+            return self.summary or info.summary, info.paper
+        recipe = self.recipes()[0]
+        papers = [part.paper for part in (recipe.score, recipe.allocation, recipe.schedule, recipe.retrain)]
+        return self.summary, "; ".join(dict.fromkeys(paper for paper in papers if paper))
+
+
+class Controls(Settings):
+    """Which methods the others are measured against.
+
+    Attributes:
+        random: the label of the method that removes at random.
+        dense_trained_as_long: the label of the unpruned network with the same training budget.
+    """
+
+    random: str | None = None
+    dense_trained_as_long: str | None = None
+
+
+class Study(Settings):
+    """A comparison: methods x seeds on one dataset and one model.
+
+    Attributes:
+        name: names the folder of its results.
+        title, question, expected: words for the report.
+        dataset, model, training: the data, the network and how the dense network is trained.
+        methods: what is compared, by label.
+        controls: which of them are the controls.
+        seeds: the number of replicates; replicate k has another initialisation and data order than the rest.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str = ""
+    question: str = ""
+    expected: str = ""
+    dataset: Annotated[DataSettings, BeforeValidator(_named)]
+    model: Annotated[ModelSettings, BeforeValidator(ModelSettings.parse)]
+    training: TrainingSettings = Field(default_factory=Training)
+    methods: dict[str, Annotated[Method, BeforeValidator(Method.parse)]] = Field(min_length=1)
+    controls: Annotated[Controls, BeforeValidator(Controls.parse)] = Controls()
+    seeds: int = Field(default=3, ge=1)
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Study:
+        if "dense" in self.methods:
+            raise ValueError("methods: the label 'dense' is taken by the unpruned network")
+        for control, label in self.controls:
+            if label is not None and label not in self.methods:
+                known = ", ".join(self.methods)
+                raise ValueError(f"controls: {control}: there is no method {label!r}; labels are: {known}")
+        return self
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every recipe of every method; an equal recipe under the same label counts once."""
+        found = {
+            (label, recipe.digest()): Cell(label, recipe, self._cell_key(recipe))
+            for label, method in self.methods.items()
+            for recipe in method.recipes()
+        }
+        return tuple(found.values())
+
+    @cached_property
+    def checkpoints(self) -> tuple[int, ...]:
+        """The steps of the dense training whose values some recipe goes back to."""
+        wanted = {cell.recipe.retrain.checkpoint for cell in self.cells}
+        return tuple(sorted(step for step in wanted if step is not None))
+
+    @cached_property
+    def network_key(self) -> str:
+        """The content hash of everything that the dense networks depend on, the seed apart."""
+        return digest({**self._network(), "checkpoints": list(self.checkpoints)})
+
+    def _cell_key(self, recipe: Recipe) -> str:
+        return digest({**self._network(), "recipe": recipe.to_dict()})
+
+    def _network(self) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset.to_dict(),
+            "model": self.model.to_dict(),
+            "training": self.training.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe of a study, still to be run for each seed.
+
+    Attributes:
+        label: the method's label.
+        recipe: what is done.
+        key: the content hash of the recipe and all that comes before it; names the cell's folder.
+    """
+
+    label: str
+    recipe: Recipe
+    key: str
+
+
+def with_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of nested mappings in which a dotted key has another value.
+
+    Raises:
+        InputError: if the key runs through something that is no mapping.
+    """
+    first, _, rest = key.partition(".")
+    if not first:
+        raise InputError(f"{key!r} is not a key: write words joined by dots, such as schedule.sparsity")
+    if not rest:
+        return {**values, first: value}
+    inner = values.get(first, {})
+    if isinstance(inner, str):
+        inner = {"name": inner}
+    if not isinstance(inner, Mapping):
+        raise InputError(f"the key {key!r} leads through {first!r}, which holds {inner!r} and no settings")
+    return {**values, first: with_value(inner, rest, value)}
+
+
+def with_assignments(values: Mapping[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """The settings of a study with some changed by texts of the form `training.epochs=3`.
+
+    Raises:
+        InputError: if a text has another form.
+    """
+    changed = dict(values)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {assignment!r}: write key=value, such as training.epochs=3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {assignment!r}: the value is not valid YAML") from None
+        changed = with_value(changed, key, value)
+    return changed

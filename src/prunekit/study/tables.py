@@ -1,0 +1,70 @@
+"""The tables of a study: results.csv and layers.csv in long format."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prunekit.files import read_json, write_text
+from prunekit.study.layout import Layout
+from prunekit.study.spec import Study
+
+RESULTS = (
+    "study", "dataset", "model", "method", "cell", "seed", "step", "sparsity", "compression_ratio",
+    "prunable", "kept", "parameters", "nonzeros", "macs", "macs_nonzero", "bytes", "train_loss",
+    "validation_accuracy", "validation_loss", "validation_mse", "test_accuracy", "test_top5", "test_loss",
+    "test_mse", "seconds",
+)  # fmt: skip
+LAYERS = ("method", "cell", "seed", "step", "layer", "shape", "parameters", "kept", "sparsity")
+
+
+def write_tables(study: Study, layout: Layout) -> int:
+    """Write both tables from what is finished, dense network first; the number of finished cells."""
+    common = {"study": study.name, "dataset": study.dataset.name, "model": study.model.name}
+    results: list[dict[str, Any]] = []
+    layers: list[dict[str, Any]] = []
+    finished = 0
+    prunable: int | None = None
+    for cell in study.cells:
+        for seed in range(study.seeds):
+            path = layout.cell(cell, seed) / "result.json"
+            if not path.exists():
+                continue
+            finished += 1
+            found = read_json(path)
+            where = {"method": cell.label, "cell": cell.key, "seed": seed}
+            results += [{**common, **where, **row} for row in found["rows"]]
+            layers += [{**where, **row} for row in found["layers"]]
+            prunable = prunable or found["rows"][0]["prunable"]
+    dense = [{**common, **row} for row in _dense_rows(study, layout, prunable)]
+    write_text(layout.results, _csv(RESULTS, [*dense, *results]))
+    write_text(layout.layers, _csv(LAYERS, layers))
+    return finished
+
+
+def _dense_rows(study: Study, layout: Layout, prunable: int | None) -> Iterable[dict[str, Any]]:
+    for seed in range(study.seeds):
+        path = layout.network(study, seed) / "result.json"
+        if path.exists():
+            yield {
+                "method": "dense",
+                "cell": study.network_key,
+                "seed": seed,
+                "step": 0,
+                "sparsity": 0.0,
+                "compression_ratio": 1.0,
+                "prunable": prunable,
+                "kept": prunable,
+                **read_json(path),
+            }
+
+
+def _csv(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(["" if row.get(column) is None else row[column] for column in columns])
+    return text.getvalue()

@@ -1,0 +1,235 @@
+"""The training loop that studies and retraining use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+
+from prunekit.batches import Batch, Batches
+from prunekit.errors import PrunekitError
+from prunekit.losses import LOSSES, Loss, default_loss
+from prunekit.masking import MaskedOptimizer
+from prunekit.masks import Masks
+from prunekit.regularize import Regularizer
+from prunekit.seeds import derive
+from prunekit.settings import Settings
+
+State = dict[str, Tensor]
+"""A model's state dict, copied."""
+
+
+class TrainingError(PrunekitError):
+    """Training went wrong: the loss is not finite."""
+
+
+class Training(Settings):
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the training data; a part of an epoch is allowed (0.5). Exclusive with iterations.
+        iterations: optimizer steps, instead of epochs.
+        loss: `auto` takes cross-entropy for class numbers and squared error for real values.
+        decay: how the learning rate falls: constant, cosine to zero, or by a tenth at 50 % and 75 %.
+        regularize: what acts during training, see `prunekit.regularize`.
+    """
+
+    epochs: float | None = Field(default=None, ge=0)
+    iterations: int | None = Field(default=None, ge=0)
+    batch_size: int = Field(default=128, ge=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    decay: Literal["constant", "cosine", "steps"] = "constant"
+    loss: Literal["auto", "cross_entropy", "squared_error"] = "auto"
+    regularize: tuple[Annotated[SerializeAsAny[Regularizer], BeforeValidator(Regularizer.build)], ...] = ()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if self.epochs is not None and self.iterations is not None:
+            raise ValueError("give either 'epochs' or 'iterations', not both")
+        return self
+
+    def length(self, data: Batches) -> int:
+        """The number of optimizer steps on this data; 10 epochs when nothing is said."""
+        if self.iterations is not None:
+            return self.iterations
+        epochs = 10.0 if self.epochs is None else self.epochs
+        return round(epochs * data.length(self.batch_size))
+
+    def loss_for(self, targets: Tensor) -> Loss:
+        """The error that is minimised, for targets of this kind."""
+        return LOSSES[default_loss(targets) if self.loss == "auto" else self.loss]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run did: its optimizer steps, and the mean loss of the batches of its last epoch."""
+
+    iterations: int
+    loss: float
+
+
+Report = Callable[[int, int], None]
+"""(optimizer steps done, steps in all): called once per epoch, for progress bars."""
+
+
+def train(
+    model: nn.Module,
+    data: Batches,
+    training: Training,
+    *,
+    seed: int,
+    masks: Masks | None = None,
+    start: int = 0,
+    checkpoints: Collection[int] = (),
+    on_checkpoint: Callable[[int, State], None] | None = None,
+    report: Report | None = None,
+) -> Trained:
+    """Train a model in place.
+
+    Args:
+        masks: what stays removed; applied after every step.
+        start: the first step's number; a run that is rewound to step k trains from k to the end.
+        checkpoints: numbers of steps after which `on_checkpoint` gets a copy of the state; 0 is before any.
+        report: told after every epoch how far the run is.
+
+    Raises:
+        TrainingError: if the loss of an epoch is not finite; the model is then in the state that gave it.
+    """
+    total = training.length(data)
+    optimizer = make_optimizer(model, training)
+    wanted = set(checkpoints)
+
+    def checkpoint(step: int) -> None:
+        if on_checkpoint is not None and step in wanted:
+            on_checkpoint(step, copy_state(model))
+
+    with _attached(model, optimizer, training, masks):
+        if start in wanted:
+            checkpoint(start)
+        return _run(model, data, training, optimizer, seed, start, total, checkpoint, report)
+
+
+def _run(
+    model: nn.Module,
+    data: Batches,
+    training: Training,
+    optimizer: Optimizer,
+    seed: int,
+    start: int,
+    total: int,
+    checkpoint: Callable[[int], None],
+    report: Report | None,
+) -> Trained:
+    model.train()
+    per_epoch = data.length(training.batch_size)
+    loss_of: Loss | None = None
+    losses: list[Tensor] = []
+    mean = math.nan
+    for step, (inputs, targets) in _stream(data, training.batch_size, seed, start, total):
+        if loss_of is None:
+            loss_of = training.loss_for(targets)
+        if training.decay != "constant":
+            _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
+        loss = loss_of(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        checkpoint(step + 1)
+        if (step + 1) % per_epoch == 0 or step + 1 == total:
+            mean = float(torch.stack(losses).mean())
+            if not math.isfinite(mean):
+                raise TrainingError(f"the loss is {mean} at step {step + 1}: lower the learning rate")
+            losses = []
+            if report is not None:
+                report(step + 1, total)
+    return Trained(max(total - start, 0), mean)
+
+
+def _stream(data: Batches, batch_size: int, seed: int, start: int, total: int) -> Iterator[tuple[int, Batch]]:
+    """Numbered batches from step `start` on; the order of an epoch does not depend on where a run began."""
+    per_epoch = data.length(batch_size)
+    step = start
+    while step < total:
+        epoch, skip = divmod(step, per_epoch)
+        for position, batch in enumerate(data.epoch(epoch, batch_size, seed)):
+            if position < skip:
+                continue
+            if step >= total:
+                return
+            yield step, batch
+            step += 1
+
+
+@contextmanager
+def _attached(
+    model: nn.Module, optimizer: Optimizer, training: Training, masks: Masks | None
+) -> Iterator[None]:
+    handles: list[Any] = []
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for regularizer in training.regularize:
+            handles += regularizer.attach(model, optimizer, masks)
+        if masks is not None:
+            handles.append(_Detach(MaskedOptimizer(model, optimizer, masks)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+
+
+@dataclass
+class _Detach:
+    masked: MaskedOptimizer
+
+    def remove(self) -> None:
+        self.masked.detach()
+
+
+def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
+    """The optimizer over all trainable parameters; fused, which is faster and gives the same steps."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise PrunekitError("the model has no trainable parameters: all are frozen")
+    common: dict[str, Any] = {
+        "lr": training.lr,
+        "weight_decay": training.weight_decay,
+        "fused": all(parameter.is_floating_point() for parameter in parameters),
+    }
+    if training.optimizer == "sgd":
+        return SGD(parameters, momentum=training.momentum, **common)
+    return (Adam if training.optimizer == "adam" else AdamW)(parameters, **common)
+
+
+def copy_state(model: nn.Module) -> State:
+    """A copy of the model's state dict that later training does not change."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def training_seed(seed: int, *purpose: str | int) -> int:
+    """The seed of the data order of one training run among the many of a pruning."""
+    return derive(seed, "training", *purpose)
+
+
+def _decay(kind: str, progress: float) -> float:
+    if kind == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
+
+
+def _set_lr(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
