@@ -18,8 +18,8 @@ ExampleInputs = Tensor | tuple[Tensor, ...]
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module has the training flag that it had, mixed ones too."""
     flags = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, training in flags:
