@@ -8,9 +8,10 @@ from rich.table import Table
 from prunekit.measure.counts import Counts, LayerCount
 from prunekit.measure.human import human_bytes, human_count
 
-# These leave room for the numbers in 80 columns: longer names are folded, longer kinds cut.
-_NAME_WIDTH = 20
+# These leave room for the numbers in 80 columns: kinds are cut, shapes folded, and names as far as needed.
 _KIND_WIDTH = 11
+_SHAPE_WIDTH = 11
+_NAME_LEAST = 12
 
 
 def layer_table(counts: Counts) -> Table:
@@ -21,14 +22,16 @@ def layer_table(counts: Counts) -> Table:
     table = Table(
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
         show_footer=True,
         caption=_caption(counts),
         caption_justify="left",
     )
     longest = max((len(_name(layer)) for layer in counts.layers), default=0)
-    table.add_column("layer", footer="total", overflow="fold", min_width=min(longest, _NAME_WIDTH))
+    table.add_column("layer", footer="total", overflow="fold", min_width=min(longest, _NAME_LEAST))
     table.add_column("kind", overflow="ellipsis", no_wrap=True, max_width=_KIND_WIDTH)
-    table.add_column("weight", overflow="fold")
+    table.add_column("weight", overflow="fold", max_width=_SHAPE_WIDTH)
     for heading, footer in (
         ("parameters", f"{counts.parameters:,}"),
         ("kept", _share(counts.nonzeros, counts.parameters)),
