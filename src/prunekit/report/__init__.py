@@ -1,5 +1,6 @@
 """Figures and one HTML page from a study's folder; reads files, writes files, knows no torch."""
 
+from prunekit.report.overview import Overview, overview
 from prunekit.report.page import write_report
 from prunekit.report.points import Curve, Point, Spread, curves_of, points_of, spread_of
 from prunekit.report.studyfile import StudyFile, read_study
@@ -10,6 +11,7 @@ __all__ = [
     "Best",
     "Curve",
     "LayerRow",
+    "Overview",
     "Point",
     "Row",
     "Spread",
@@ -17,6 +19,7 @@ __all__ = [
     "best_at",
     "curves_of",
     "findings",
+    "overview",
     "points_of",
     "reach_of",
     "read_layers",

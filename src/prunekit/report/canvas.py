@@ -73,10 +73,10 @@ def svg_of(drawing: Drawing) -> str:
 
 def _open_group(found: re.Match[str], tips: Mapping[str, str]) -> str:
     kind, series, rest = found.groups()
+    if kind == "series":  # several parts of a method's line share the mark, and an id must be unique
+        return f'<g data-series="{series}">'
     gid = f"{kind}-{series}-{rest}"
-    opened = f'<g id="{gid}" data-series="{series}"'
-    tip = tips.get(gid)
-    return f'{opened} class="point"><title>{escape(tip)}</title>' if tip else opened + ">"
+    return f'<g id="{gid}" data-series="{series}" class="point"><title>{escape(tips[gid])}</title>'
 
 
 def inline(svg: str, drawing: Drawing) -> str:
@@ -95,7 +95,7 @@ def inline(svg: str, drawing: Drawing) -> str:
     box = re.search(r'viewBox="[^"]+"', head)
     if box is None:  # every matplotlib SVG has one
         raise ValueError("SVG without a viewBox")
-    label = escape(f"{drawing.title}. {drawing.caption}")
+    label = escape(f"{drawing.title}. {drawing.caption}".strip())
     style = "stroke-linejoin:round;stroke-linecap:butt"
     return f'<svg {box.group()} role="img" aria-label="{label}" style="{style}">{body}'
 

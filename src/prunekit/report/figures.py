@@ -107,7 +107,7 @@ def _draw(
     flat: Sequence[str],
 ) -> Drawing:
     figure = new_figure(10.0, max(4.6, 1.3 + 0.2 * (len(scene.methods) + 1)))
-    longest = max(len(short(name)) for name in (*scene.methods, "dense"))
+    longest = max(16, *(len(short(name)) for name in scene.methods))
     right = 1 - (0.55 + 0.073 * longest) / 10.0
     axes = figure.add_axes((0.062, 0.108, right - 0.062, 0.872))
     clean(axes)
@@ -143,17 +143,12 @@ def _draw(
     axes.set_xlabel(across.label)
     axes.set_ylabel(measured.label)
     if outside:
-        where = (0.012, 0.03) if measured.higher_is_better else (0.012, 0.95)
-        noun = "point lies" if outside == 1 else "points lie"
-        axes.text(
-            *where,
-            f"{outside} {noun} outside, shown at the edge",
-            transform=axes.transAxes,
-            fontsize=8,
-            color="#555b66",
-        )
+        # Under the names, where no curve can run through it.
+        note = (1 + 0.14 / (10.0 * axes.get_position().width), -0.086)
+        axes.text(*note, "▽ beyond the axis", transform=axes.transAxes, fontsize=8, color="#555b66")
     first = measured is not LOSS and across is not SPEEDUP
-    title = f"{measured.label.split(' (')[0].capitalize()} against {across.words}"
+    scale = ", log scale" if measured.log else ""
+    title = f"{measured.label.split(' (')[0].capitalize()} against {across.words}{scale}"
     return Drawing(f"{measured.key}-{across.key}", title, _caption(measured, outside), figure, tips, first)
 
 
@@ -253,5 +248,6 @@ def _caption(measured: Measured, outside: int) -> str:
     if measured.log:
         return "On this scale equal distances are equal factors, and every point is inside."
     if outside:
-        return "The axis is chosen so that differences near dense can be read; hollow markers lie beyond it."
-    return "Every point is inside."
+        points = "one point lies" if outside == 1 else f"{outside} points lie"
+        return f"Cut so that differences near dense can be read: {points} beyond the axis (hollow markers)."
+    return ""

@@ -46,7 +46,9 @@ def set_labels(figure: Figure, axes: Axes, ends: Sequence[End]) -> None:
     for end, want, y in zip(ends, wanted, spread_out(wanted, LINE / height, 0.01, 0.99), strict=True):
         gid = None if end.series < 0 else f"series-{end.series}-label"
         start = 1.0 if end.x is None else _in_axes(axes, end.x, end.y)[0]
-        if axes.get_ylim()[0] <= end.y <= axes.get_ylim()[1] and start > 1 - NEAR:
+        moved = abs(want - y) > 0.2 * LINE / height
+        inside = axes.get_ylim()[0] <= end.y <= axes.get_ylim()[1]
+        if inside and start > 1 - NEAR and (moved or end.x is not None):
             leader = _line(
                 axes, end.look, gid, [start + 0.06 * inch, max(start, 1) + 0.02 * inch, 1 + 0.12 * inch]
             )

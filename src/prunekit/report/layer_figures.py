@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunekit.report.canvas import Drawing, new_figure
@@ -70,16 +71,13 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
     )
     if named:
         for i, name in enumerate(layers):
-            x = (0.55 + (i % per_line) * (width - 0.6) / per_line) / width
-            y = (legend - 0.2 - 0.2 * (i // per_line)) / height
-            figure.add_artist(Line2D([x, x + 0.022], [y, y], color=shade[name], linewidth=2.2))
-            figure.text(x + 0.028, y, _fit(name, NAME), fontsize=8, va="center_baseline")
+            start = (0.55 + (i % per_line) * (width - 0.6) / per_line) / width
+            level = (legend - 0.2 - 0.2 * (i // per_line)) / height
+            swatch = Line2D([start, start + 0.022], [level, level], color=shade[name], linewidth=2.2)
+            figure.add_artist(swatch)
+            figure.text(start + 0.028, level, _fit(name, NAME), fontsize=8, va="center_baseline")
     else:
-        bar = figure.add_axes((0.3, 0.3 / height, 0.4, 0.12 / height))
-        bar.imshow(np.linspace(0, 0.85, 128)[None], aspect="auto", cmap=DEPTH, vmin=0, vmax=1)
-        bar.set_axis_off()
-        figure.text(0.29, 0.36 / height, f"first: {_fit(layers[0], 24)}", fontsize=8, ha="right", va="center")
-        figure.text(0.71, 0.36 / height, f"last: {_fit(layers[-1], 24)}", fontsize=8, va="center")
+        _depth_bar(figure, layers[0], layers[-1])
     return Drawing(
         "layers-sparsity",
         "Sparsity of each layer as the network gets smaller",
@@ -88,6 +86,17 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
         figure,
         {},
     )
+
+
+def _depth_bar(figure: Figure, first: str, last: str) -> None:
+    """A colour bar from the first layer to the last, at the foot of the figure."""
+    height = figure.get_figheight()
+    bar = figure.add_axes((0.3, 0.2 / height, 0.4, 0.12 / height))
+    shades = np.linspace(0, 0.85, 64)[None]
+    bar.pcolormesh(shades, cmap=DEPTH, vmin=0, vmax=1)
+    bar.set_axis_off()
+    figure.text(0.29, 0.26 / height, f"first: {_fit(first, NAME)}", fontsize=8, ha="right", va="center")
+    figure.text(0.71, 0.26 / height, f"last: {_fit(last, NAME)}", fontsize=8, va="center")
 
 
 def _panel(axes: Axes, method: str, low: float, least: float, first: bool) -> None:
@@ -120,7 +129,7 @@ def _heat(table: LayerTable) -> Drawing:
     margin = 0.3 + 0.07 * max(len(name) for name in names)
     cell = min(1.1, (9.8 - margin - 0.9) / columns)
     line = 0.3 if rows <= MOST_NUMBERED else 0.14
-    top = 0.25 + 0.042 * max(len(_fit(m, 30)) + 6 for m in methods)
+    top = 0.2 + 0.04 * max(len(_fit(m, 30)) + 5 for m in methods)
     width, height = 10.0, top + line * rows + 0.2
     figure = new_figure(width, height)
     axes = figure.add_axes((margin / width, 0.12 / height, cell * columns / width, line * rows / height))
@@ -141,7 +150,7 @@ def _heat(table: LayerTable) -> Drawing:
     if rows <= MOST_NUMBERED:
         for (i, j), value in np.ndenumerate(values):
             text = "–" if np.isnan(value) else f"{value:.0f}" if value < 99 else f"{value:.1f}"
-            ink = "white" if scale(value) > 0.5 else INK
+            ink = "white" if scale(value) > 0.62 else INK
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=ink)
     return Drawing(
         "layers-methods",

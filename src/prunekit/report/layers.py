@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunekit.report.best import ASKED, point_at
-from prunekit.report.points import LayerPoint, Point, methods_of
+from prunekit.report.best import asked_ratios, point_at
+from prunekit.report.points import LayerPoint, Point, dense_of, methods_of
 from prunekit.report.words import Primary
 
 
@@ -32,23 +32,34 @@ class LayerTable:
 
 def layers_of(found: Sequence[LayerPoint]) -> tuple[Layer, ...]:
     """The layers in order of first appearance, which is their order in the network."""
-    return tuple(
-        {p.layer: Layer(p.layer, p.shape, p.parameters) for p in reversed(found)}[name]
-        for name in dict.fromkeys(p.layer for p in found)
-    )
+    layers: dict[str, Layer] = {}
+    for p in found:
+        layers.setdefault(p.layer, Layer(p.layer, p.shape, p.parameters))
+    return tuple(layers.values())
 
 
 def layer_table(points: Sequence[Point], found: Sequence[LayerPoint], primary: Primary) -> LayerTable | None:
-    """The table at the ratio of ASKED where most methods have a point, the largest such; None if nowhere."""
+    """The table at the ratio of ASKED where most methods have a point; None if there is no such point.
+
+    Of ratios with as many methods: the largest at which some method still holds to dense, since what is
+    spared matters most there; failing that the smallest.
+    """
     known = {p.method for p in found}
     methods = [m for m in methods_of(points) if m in known]
-    choices = []
-    for asked in (*ASKED, *sorted({round(p.ratio, 2) for p in points if p.ratio > 1.001})):
+    dense = dense_of(points).values[primary.test]
+    best: tuple[tuple[int, bool, float], float, dict[str, Point]] | None = None
+    for asked in asked_ratios(points, primary):
         at = {m: point for m in methods if (point := point_at(points, m, asked, primary))}
-        choices.append((len(at), asked in ASKED, asked, at))
-    many, _, asked, at = max(choices, key=lambda choice: choice[:3])
-    if not many:
+        held = any(
+            primary.better(dense.mean, p.values[primary.test].mean) <= primary.tolerance(dense)
+            for p in at.values()
+        )
+        rank = (len(at), held, asked if held else -asked)
+        if at and (best is None or rank > best[0]):
+            best = rank, asked, at
+    if best is None:
         return None
+    _, asked, at = best
     places = {(p.method, p.cell, p.step): m for m, p in at.items()}
     sparsity: dict[str, dict[str, float]] = {}
     for p in found:

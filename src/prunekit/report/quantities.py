@@ -108,7 +108,9 @@ def linear_limits(
     worst = max([flip * (base - mean) + sd for mean, sd in values] + [dense[1], 0.0])
     best = min([flip * (base - mean) - sd for mean, sd in values] + [-dense[1], 0.0])
     down = min(worst, room)
-    pad = 0.06 * (down - best) or 0.01 * floor
+    # Nor must a tenth of a point fill the picture: the axis spans a point, or a tenth of the dense error.
+    down = max(down, best + (1.0 if percent else 0.1 * abs(base) or 0.1))
+    pad = 0.06 * (down - best)
     low, high = sorted((base - flip * (down + pad), base - flip * (best - pad)))
     return low, high
 

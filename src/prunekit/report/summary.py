@@ -70,6 +70,8 @@ def _reaches(study: StudyFile, points: Sequence[Point], primary: Primary) -> lis
     first = [m for m in order if reached[m].ratio * SAME_RATIO >= top]  # equal schedules end at one ratio
     verb = "holds" if len(first) == 1 else "hold"
     text = f"{_list(first)} {verb} out furthest: still within {margin} of dense at {times(top)}"
+    if len(methods) == 1:
+        text = f"{_list(first)} is still within {margin} of dense at {times(top)}"
     rest = order[len(first) : len(first) + 3]
     if rest:
         text += "; then " + names([f"{named(m)} at {times(reached[m].ratio)}" for m in rest])

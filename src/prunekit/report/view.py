@@ -9,29 +9,27 @@ import yaml
 from prunekit.report.best import ABOVE, Best, best_table, reach_of
 from prunekit.report.figures import Scene
 from prunekit.report.layers import LayerTable
-from prunekit.report.points import Point, removes_nothing
-from prunekit.report.studyfile import StudyFile
+from prunekit.report.points import removes_nothing
 from prunekit.report.prose import Finding
+from prunekit.report.studyfile import StudyFile
 from prunekit.report.summary import findings
-from prunekit.report.style import DENSE_LOOK, INK
 from prunekit.report.table import DENSE, Row
+from prunekit.report.tables import (
+    LayerView,
+    NumberLine,
+    Swatch,
+    layer_view,
+    number_lines,
+    series_of,
+    swatch_of,
+)
 from prunekit.report.words import (
     Primary,
     count,
     names,
     overlap,
-    percent_spread,
-    plain_spread,
     times,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Swatch:
-    """A method's colour and dash, as in the figures; dense is written in the colour of the text."""
-
-    color: str
-    dash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,33 +67,6 @@ class BestLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A table cell: what is read, and the number to sort by."""
-
-    text: str
-    key: float
-
-
-@dataclass(frozen=True, slots=True)
-class NumberLine:
-    """One line of the full numbers."""
-
-    series: int
-    swatch: Swatch
-    method: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerView:
-    """The per-layer table: a column per method; ``lines`` hold name, shape, weights and a text per method."""
-
-    asked: str
-    methods: tuple[str, ...]
-    lines: tuple[tuple[str, str, str, tuple[str, ...]], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class View:
     """All texts of the page."""
 
@@ -121,7 +92,7 @@ def view_of(
     """Put the study into words."""
     points = scene.points
     dense = scene.dense.values[primary.test]
-    heads, lines = _numbers(scene, primary)
+    heads, lines = number_lines(scene, primary)
     return View(
         study=study,
         facts=_facts(study, rows[0], scene, primary),
@@ -132,7 +103,7 @@ def view_of(
         curves_note=_curves_note(scene),
         best=tuple(_best(best, scene, primary) for best in best_table(points, primary)),
         best_note=_best_note(primary),
-        layers=_layers(table) if table else None,
+        layers=layer_view(table) if table else None,
         number_heads=heads,
         numbers=lines,
         settings=_settings(study),
@@ -153,16 +124,6 @@ def _facts(study: StudyFile, row: Row, scene: Scene, primary: Primary) -> tuple[
     )
 
 
-def _swatch(scene: Scene, method: str) -> Swatch:
-    look = scene.looks.get(method, DENSE_LOOK)
-    # Ink would vanish on a dark page.
-    return Swatch("currentColor" if look.color == INK else look.color, look.dasharray)
-
-
-def _series(scene: Scene, method: str) -> int:
-    return scene.methods.index(method) if method in scene.methods else -1
-
-
 def _methods(study: StudyFile, scene: Scene, primary: Primary) -> tuple[MethodLine, ...]:
     reached = {m: reach_of(scene.points, m, primary) for m in scene.methods}
     most = max((point.ratio for point in reached.values() if point), default=1.0)
@@ -175,8 +136,8 @@ def _methods(study: StudyFile, scene: Scene, primary: Primary) -> tuple[MethodLi
         summary = note.summary if note else "The network before pruning." if method == DENSE else ""
         lines.append(
             MethodLine(
-                series=_series(scene, method),
-                swatch=_swatch(scene, method),
+                series=series_of(scene, method),
+                swatch=swatch_of(scene, method),
                 label=method,
                 control="reference" if method == DENSE else control,
                 paper=note.paper if note else "",
@@ -204,8 +165,8 @@ def _best(best: Best, scene: Scene, primary: Primary) -> BestLine:
         detail = f"of all, by {primary.gap(test.mean - theirs, theirs)}"
     return BestLine(
         asked=times(best.asked),
-        series=_series(scene, best.point.method),
-        swatch=_swatch(scene, best.point.method),
+        series=series_of(scene, best.point.method),
+        swatch=swatch_of(scene, best.point.method),
         method=best.point.method,
         ratio=f"{best.point.ratio:.2f}x",
         validation=primary.show_spread(best.point.values[primary.validation]),
@@ -235,74 +196,6 @@ def _best_note(primary: Primary) -> str:
         f"is then reported, so that the choice cannot flatter itself. It is called ahead only if mean ± one "
         f"standard deviation of its {primary.name} is clear of that of every other method there."
     )
-
-
-def _numbers(scene: Scene, primary: Primary) -> tuple[tuple[str, ...], tuple[NumberLine, ...]]:
-    """Heads and lines of the table of all points; columns that no point fills are left out."""
-    points = scene.points
-    show = percent_spread if primary.higher_is_better else plain_spread
-    quality = [
-        (primary.validation, primary.validation.replace("_", " "), show),
-        (primary.test, primary.test.replace("_", " "), show),
-    ]
-    if any("test_top5" in p.values for p in points):
-        quality.append(("test_top5", "test top-5", percent_spread))
-    if any("test_loss" in p.values for p in points):
-        quality.append(("test_loss", "test loss", plain_spread))
-    sizes = [
-        (key, head)
-        for key, head in (("macs_nonzero", "MACs left"), ("bytes", "bytes"), ("seconds", "seconds"))
-        if any(key in p.values for p in points)
-    ]
-    heads = ("step", "seeds", "removed", "ratio", "kept", *(h for _, h, _ in quality), *(h for _, h in sizes))
-    lines = []
-    for point in points:
-        cells = [
-            Cell(str(point.step), point.step),
-            Cell(str(point.seeds), point.seeds),
-            Cell(f"{100 * point.sparsity:.1f}%", point.sparsity),
-            Cell(f"{point.ratio:.2f}x", point.ratio),
-            Cell(count(point.values["kept"].mean), point.values["kept"].mean),
-        ]
-        cells += [Cell(say(point.values.get(key)), _key(point, key)) for key, _, say in quality]
-        for key, _ in sizes:
-            value = point.values[key].mean if key in point.values else None
-            cells.append(
-                Cell(
-                    f"{value:.1f}" if key == "seconds" and value is not None else count(value),
-                    _key(point, key),
-                )
-            )
-        lines.append(
-            NumberLine(_series(scene, point.method), _swatch(scene, point.method), point.method, tuple(cells))
-        )
-    return heads, tuple(lines)
-
-
-def _key(point: Point, column: str) -> float:
-    spread = point.values.get(column)
-    return spread.mean if spread is not None and spread.finite else float("-inf")
-
-
-def _layers(table: LayerTable) -> LayerView:
-    methods = tuple(table.at)
-    return LayerView(
-        asked=times(table.asked),
-        methods=tuple(f"{m} ({times(table.at[m].ratio)})" for m in methods),
-        lines=tuple(
-            (
-                layer.name,
-                layer.shape,
-                count(layer.parameters),
-                tuple(_removed(table.sparsity[layer.name].get(m)) for m in methods),
-            )
-            for layer in table.layers
-        ),
-    )
-
-
-def _removed(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}%"
 
 
 def _settings(study: StudyFile) -> tuple[tuple[str, str], ...]:

@@ -93,12 +93,10 @@ def plain_spread(spread: Spread | None) -> str:
 
 def figures(value: float) -> str:
     """Three significant figures, in plain digits where that stays short."""
-    text = f"{value:.3g}"
-    if "e" in text and 1e3 <= abs(value) < 1e6:
+    size = abs(value)
+    if 1e3 <= size < 1e6:
         return f"{value:.0f}"
-    if "e" not in text and "." in text:
-        return f"{value:#.3g}"
-    return text
+    return f"{value:#.3g}".removesuffix(".") if size == 0 or 1e-4 <= size < 1e3 else f"{value:.3g}"
 
 
 def signed(value: float, digits: int) -> str:
@@ -120,8 +118,8 @@ def count(value: float | None) -> str:
     if value is None:
         return "–"
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}" if value < 999.5 * size else f"{value / size:.0f} {unit}"
+        if value >= 0.9995 * size:  # 999 900 is 1 M, not 1000 k
+            return f"{value / size:.3g} {unit}"
     return f"{value:.0f}"
 
 

@@ -1,0 +1,175 @@
+"""The choosing, against answers worked out by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_fixture import MANY, Method, make_study
+
+from prunekit.report import Point, best_at, findings, points_of, reach_of, read_results, read_study, spread_of
+from prunekit.report.best import asked_ratios, best_table
+from prunekit.report.layers import layer_table
+from prunekit.report.points import LayerPoint
+from prunekit.report.words import ACCURACY, MSE
+
+
+def point(
+    method: str, ratio: float, validation: list[float], test: list[float], cell: str = "c", **more: Any
+) -> Point:
+    values = {"validation_accuracy": spread_of(validation), "test_accuracy": spread_of(test), **more}
+    return Point(method, cell, round(100 * ratio), len(test), 1 - 1 / ratio, ratio, values)
+
+
+DENSE = point("dense", 1.0, [0.95, 0.95], [0.94, 0.96])
+
+
+def test_chosen_on_validation_and_reported_on_test() -> None:
+    points = [
+        DENSE,
+        point("a", 4.0, [0.93, 0.93], [0.90, 0.91]),  # best on validation, not on test
+        point("b", 4.1, [0.92, 0.92], [0.92, 0.93]),
+        point("c", 4.0, [0.50, 0.50], [0.50, 0.51]),
+    ]
+    best = best_at(points, 4.0, ACCURACY)
+    assert best is not None
+    assert best.point.method == "a"
+    assert best.runner_up is not None
+    assert best.runner_up.method == "b"
+    assert best.candidates == 3
+    assert best.test(ACCURACY).mean == pytest.approx(0.905)
+    # |0.905 - 0.925| = 0.02 is more than 2 x 0.00707: b is better on test, beyond the spread
+    assert (best.verdict, best.rivals) == ("behind on test", ("b",))
+
+
+@pytest.mark.parametrize(
+    ("test", "verdict", "rivals"),
+    [
+        ([0.91, 0.92], "within the spread", ("b",)),  # gap 0.010, spreads 0.0071 + 0.0071
+        ([0.88, 0.89], "ahead", ()),  # gap 0.040
+        ([0.92], "spread unknown", ()),
+    ],
+)
+def test_a_lead_is_claimed_only_beyond_the_spread(
+    test: list[float], verdict: str, rivals: tuple[str, ...]
+) -> None:
+    points = [DENSE, point("a", 8.0, [0.93, 0.93], [0.92, 0.93]), point("b", 8.0, [0.9, 0.9], test)]
+    best = best_at(points, 8.0, ACCURACY)
+    assert best is not None
+    assert (best.verdict, best.rivals) == (verdict, rivals)
+
+
+def test_any_other_method_within_the_spread_forbids_the_claim_not_the_runner_up_only() -> None:
+    points = [
+        DENSE,
+        point("a", 8.0, [0.93, 0.93], [0.92, 0.93]),
+        point("b", 8.0, [0.92, 0.92], [0.80, 0.81]),
+        point("c", 8.0, [0.70, 0.70], [0.92, 0.93]),
+    ]
+    best = best_at(points, 8.0, ACCURACY)
+    assert best is not None
+    assert (best.verdict, best.rivals) == ("within the spread", ("c",))
+
+
+def test_the_smallest_ratio_at_or_above_within_a_quarter() -> None:
+    fine = [0.9, 0.9]
+    points = [DENSE, *(point("a", r, fine, fine) for r in (3.9, 4.3, 4.8)), point("b", 5.1, fine, fine)]
+    best = best_at(points, 4.0, ACCURACY)
+    assert best is not None
+    assert (best.point.ratio, best.candidates, best.verdict) == (4.3, 1, "only method here")
+    assert best_at(points, 8.0, ACCURACY) is None
+    near = best_at([DENSE, point("a", 3.97, fine, fine)], 4.0, ACCURACY)  # whole weights: 3.97 is 4
+    assert near is not None
+
+
+def test_of_a_sweep_at_one_ratio_validation_chooses() -> None:
+    points = [
+        DENSE,
+        point("a", 4.00, [0.90, 0.90], [0.99, 0.99], "weak"),
+        point("a", 4.02, [0.92, 0.92], [0.80, 0.80], "strong"),
+    ]
+    best = best_at(points, 4.0, ACCURACY)
+    assert best is not None
+    assert best.point.cell == "strong"
+
+
+def test_ratios_asked() -> None:
+    fine = [0.9, 0.9]
+    assert asked_ratios([DENSE, point("a", 2.1, fine, fine), point("b", 52.0, fine, fine)], ACCURACY) == [
+        2.0,
+        50.0,
+    ]
+    assert asked_ratios([DENSE, point("a", 1.3, fine, fine)], ACCURACY) == [1.3]
+    assert asked_ratios([DENSE], ACCURACY) == []
+    assert best_table([DENSE], ACCURACY) == []
+
+
+def test_reach() -> None:
+    # dense is 0.95 ± 0.0141, so that the tolerance is its spread
+    same = [0.9, 0.9]
+    points = [DENSE, *(point("a", r, same, [t, t]) for r, t in ((2.0, 0.96), (4.0, 0.937), (8.0, 0.93)))]
+    reached = reach_of(points, "a", ACCURACY)
+    assert reached is not None
+    assert reached.ratio == 4.0
+    assert reach_of([DENSE, point("a", 2.0, same, [0.5, 0.5])], "a", ACCURACY) is None
+
+
+def test_lower_is_better_for_an_error() -> None:
+    def mse(method: str, ratio: float, value: float) -> Point:
+        pair = [value, value * 1.01]
+        values = {"validation_mse": spread_of(pair), "test_mse": spread_of(pair)}
+        return Point(method, "c", 1, 2, 1 - 1 / ratio, ratio, values)
+
+    points = [mse("dense", 1.0, 1.0), mse("a", 4.0, 1.04), mse("b", 4.0, 2.0)]
+    best = best_at(points, 4.0, MSE)
+    assert best is not None
+    assert (best.point.method, best.verdict) == ("a", "ahead")
+    assert reach_of(points, "a", MSE) is points[1]
+    assert reach_of(points, "b", MSE) is None
+
+
+def test_layers_are_compared_where_most_methods_have_a_point() -> None:
+    points = [
+        DENSE,
+        point("a", 2.0, [0.95, 0.95], [0.95, 0.95]),
+        point("a", 8.0, [0.9, 0.9], [0.9, 0.9]),
+        point("b", 2.1, [0.9, 0.9], [0.9, 0.9]),
+    ]
+    layers = [
+        LayerPoint(p.method, p.cell, p.step, n, "4x4", 16, p.sparsity, 2)
+        for p in points[1:]
+        for n in ("in", "out")
+    ]
+    table = layer_table(points, layers, ACCURACY)
+    assert table is not None
+    assert table.asked == 2.0
+    assert [layer.name for layer in table.layers] == ["in", "out"]
+    assert table.sparsity["out"] == {"a": pytest.approx(0.5), "b": pytest.approx(1 - 1 / 2.1)}
+    assert layer_table(points, [], ACCURACY) is None
+
+
+def said(folder: Path) -> list[str]:
+    found = findings(
+        read_study(folder / "study.json"), points_of(read_results(folder / "results.csv")), ACCURACY
+    )
+    return [finding.text for finding in found]
+
+
+def test_findings_of_a_study(tmp_path: Path) -> None:
+    folder = make_study(tmp_path, MANY)
+    study = json.loads((folder / "study.json").read_text())
+    study["methods"]["not run"] = {"recipe": {}}
+    (folder / "study.json").write_text(json.dumps(study))
+    sentences = said(folder)
+    assert sentences[0].startswith("The dense network has a test accuracy of 98.")
+    assert "trained for as long as the pruned ones" in sentences[0]
+    assert any("out furthest: still within 0.50 points of dense at" in s for s in sentences)
+    assert any("ahead of every other method, beyond the spread" in s for s in sentences)
+    assert any(s.startswith("Removal at random is beaten") for s in sentences)
+    assert "There are no results yet for not run." in sentences
+
+
+def test_one_seed_wins_nothing(tmp_path: Path) -> None:
+    sentences = said(make_study(tmp_path, {"a": Method(40), "random": Method(3)}, seeds=1))
+    assert not any("ahead" in s or "beaten" in s for s in sentences)
+    assert any("There is one seed only" in s for s in sentences)

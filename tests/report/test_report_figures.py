@@ -1,0 +1,106 @@
+import itertools
+import math
+import random
+from pathlib import Path
+
+import pytest
+from report_fixture import MANY, Method, make_study
+
+from prunekit.report import points_of, read_results
+from prunekit.report.canvas import Drawing, inline, svg_of, write_atomically
+from prunekit.report.figures import Scene, curve_drawings
+from prunekit.report.points import methods_of, removes_nothing
+from prunekit.report.quantities import linear_limits, log_limits
+from prunekit.report.style import log_ticks, looks_of, ratio_ticks, spread_out
+from prunekit.report.words import ACCURACY
+
+
+def drawings(folder: Path) -> list[Drawing]:
+    points = points_of(read_results(folder / "results.csv"))
+    methods = methods_of(points)
+    flat = [m for m in methods if removes_nothing(points, m)]
+    return curve_drawings(
+        Scene(tuple(points), tuple(methods), looks_of(methods, "random", flat), "random"), ACCURACY
+    )
+
+
+def test_same_numbers_same_bytes(tmp_path: Path) -> None:
+    folder = make_study(tmp_path, {k: MANY[k] for k in ("SNIP", "lottery ticket", "random")})
+    first, second = ([svg_of(d) for d in drawings(folder)[:2]] for _ in range(2))
+    assert first == second
+    assert "<dc:date>" not in first[0]
+    assert ">lottery ticket</text>" in first[0]  # text stays text
+
+
+def test_every_point_has_a_tooltip(tmp_path: Path) -> None:
+    folder = make_study(
+        tmp_path, {"a": Method(10, (2, 4, 80)), "b $x_1$ <i>": Method(8, (2,), True)}, seeds=2
+    )
+    drawing = drawings(folder)[0]
+    svg = svg_of(drawing)
+    assert len(drawing.tips) == 4
+    assert svg.count("<title>") == 4
+    assert "b $x_1$ &lt;i&gt;\n2x, 50" in svg
+    assert "<i>" not in svg
+    page = inline(svg, drawing)
+    assert page.startswith("<svg viewBox=")
+    assert "http" not in page
+    assert "<style" not in page
+    assert 'id="accuracy-ratio--axes_1"' in page
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_do_not_touch(seed: int) -> None:
+    dice = random.Random(seed)
+    wanted = [dice.random() ** 3 for _ in range(9)]
+    found = spread_out(wanted, 0.06, 0.0, 1.0)
+    order = sorted(range(9), key=lambda i: wanted[i])
+    gaps = [found[b] - found[a] for a, b in itertools.pairwise(order)]
+    assert min(gaps) >= 0.06 - 1e-12
+    assert min(found) >= 0
+    assert max(found) <= 1 + 1e-12
+
+
+def test_labels_that_fit_stay_and_too_many_are_set_evenly() -> None:
+    assert spread_out([0.9, 0.1, 0.5], 0.1, 0, 1) == pytest.approx([0.9, 0.1, 0.5])
+    assert spread_out([0.5, 0.5], 0.2, 0, 1) == pytest.approx([0.4, 0.6])
+    assert spread_out([0.5] * 5, 0.5, 0, 1) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert spread_out([], 0.1, 0, 1) == []
+
+
+def test_axis_shows_the_top_and_lets_collapsed_points_go() -> None:
+    values = [(98.0, 0.1), (97.9, 0.1), (97.5, 0.1), (10.0, 1.0)]
+    low, high = linear_limits((98.2, 0.1), values, True, True)
+    assert 94 < low < 97.4
+    assert 98.3 < high < 99
+    low, high = linear_limits((98.2, 0.0), [(98.1, 0.0)], True, True)
+    assert high - low > 0.9  # a tenth of a point does not fill the picture
+    low, high = linear_limits((1.0, 0.0), [(1.1, 0.0), (1.2, 0.0), (50.0, 0.0)], False, False)
+    assert low < 1.0 < 1.2 < high < 3
+
+
+def test_log_axis() -> None:
+    low, high = log_limits([2.0, 80.0, 0.0])
+    assert 0 < low < 2 < 80 < high
+    low, high = log_limits([1.0])
+    assert high / low == pytest.approx(1.5)
+    for low, high in ((1.2, 95.0), (1.4, 2.1), (0.031, 0.042), (0.9, 3.2)):
+        ticks = log_ticks(low, high)
+        assert len(ticks) >= 3
+        assert all(low <= t <= high * 1.0001 for t in ticks)
+    assert ratio_ticks(100) == [1, 2, 5, 10, 20, 50, 100]
+    assert all(math.isfinite(t) for t in ratio_ticks(2.0))
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_atomically(path, b"old")
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_bytes() == b"old"

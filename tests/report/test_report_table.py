@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import pytest
+from report_fixture import LAYERS, RESULTS, Method, make_study
+
+from prunekit.errors import DataError
+from prunekit.report import read_layers, read_results, read_study, write_report
+
+GOOD = {
+    **dict.fromkeys(RESULTS, ""),
+    **{"study": "s", "dataset": "d", "model": "m", "method": "dense", "cell": "c", "seed": "0", "step": "0"},
+    **{"sparsity": "0", "compression_ratio": "1", "prunable": "100", "kept": "100", "test_accuracy": "0.9"},
+}
+
+
+def results(folder: Path, *changes: dict[str, str], columns: list[str] = RESULTS) -> Path:
+    path = folder / "results.csv"
+    lines = [",".join(columns), *(",".join((GOOD | change)[c] for c in columns) for change in changes)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_reads_typed_rows(tmp_path: Path) -> None:
+    pruned = {
+        "method": "x",
+        "seed": "3",
+        "step": "2",
+        "sparsity": "0.75",
+        "compression_ratio": "4",
+        "kept": "25",
+    }
+    dense, row = read_results(results(tmp_path, {}, pruned))
+    assert (dense.method, dense.kept, dense.values["test_accuracy"], dense.values["test_mse"]) == (
+        "dense",
+        100,
+        0.9,
+        None,
+    )
+    assert (row.method, row.seed, row.step, row.sparsity, row.compression_ratio, row.kept, row.line) == (
+        "x",
+        3,
+        2,
+        0.75,
+        4.0,
+        25,
+        3,
+    )
+
+
+def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
+    (row,) = read_results(results(tmp_path, {"test_loss": "inf"}))
+    assert row.values["test_loss"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": "one"}, "line 3: seed must be a whole number, not 'one'"),
+        ({"step": "-1"}, "line 3: step must be a whole number of at least 0"),
+        ({"sparsity": "40"}, "line 3: sparsity must be a number from 0 to 1, not '40'"),
+        ({"sparsity": "0.5"}, "line 3: sparsity must be 1 - kept / prunable = 0,"),
+        ({"compression_ratio": "2"}, "line 3: compression_ratio must be prunable / kept = 1,"),
+        ({"kept": "101"}, "line 3: kept must be at most prunable = 100"),
+        ({"test_accuracy": "91.2"}, "line 3: test_accuracy must be a number from 0 to 1, not '91.2'"),
+        ({"test_accuracy": "nan"}, "line 3: test_accuracy must be a number"),
+        ({"test_loss": "low"}, "line 3: test_loss must be a number, not 'low'"),
+        ({"bytes": "-5"}, "line 3: bytes must be a number of at least 0"),
+        ({"method": ""}, "line 3: method must be filled"),
+        ({"seed": "0"}, "line 3: method 'dense', cell 'c', seed 0, step 0 is already on line 2"),
+        ({"dataset": "e"}, "line 3: e / m, but line 2 is d / m"),
+        ({"test_loss": "1,2"}, "line 3: 26 cells where the header has 25"),
+    ],
+)  # fmt: skip
+def test_names_file_and_line(tmp_path: Path, change: dict[str, str], said: str) -> None:
+    path = results(tmp_path, {}, {"seed": "1"} | change)
+    with pytest.raises(DataError) as caught:
+        read_results(path)
+    assert str(caught.value).startswith(f"{path} {said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_what_is_no_table(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    with pytest.raises(DataError, match="cannot be read"):
+        read_results(path)
+    path.write_text("")
+    with pytest.raises(DataError, match="line 1: the file is empty"):
+        read_results(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_results(path)
+    with pytest.raises(DataError, match="line 1: missing columns: seconds"):
+        read_results(results(tmp_path, {}, columns=RESULTS[:-1]))
+    with pytest.raises(DataError, match="line 2: no rows after the header"):
+        read_results(results(tmp_path))
+    with pytest.raises(DataError, match="no row of the method 'dense'"):
+        read_results(results(tmp_path, {"method": "x"}))
+
+
+def test_layers_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "layers.csv"
+    path.write_text(",".join(LAYERS) + "\n")
+    assert read_layers(path) == []
+    line = 'x,c,0,1,conv,"8x1x3x3",72,80,0.5\n'
+    path.write_text(",".join(LAYERS) + "\n" + line)
+    with pytest.raises(DataError, match="line 2: kept must be at most parameters = 72"):
+        read_layers(path)
+    path.write_text(",".join(LAYERS) + "\n" + 2 * line.replace("80", "36"))
+    with pytest.raises(DataError, match="line 3: layer 'conv' of this step is there twice"):
+        read_layers(path)
+
+
+def test_study_file_is_checked(tmp_path: Path) -> None:
+    path = make_study(tmp_path, {"x": Method(10, (2,))}, seeds=1) / "study.json"
+    good = json.loads(path.read_text())
+    assert read_study(path).methods["x"].paper.startswith("Nobody")
+    for change, said in (
+        ({"format": 2}, "format is 2, but this version of prunekit reads format 1"),
+        ({"primary": "speed"}, "primary: "),
+        ({"seeds": 0}, "seeds: "),
+        ({"methods": {"x": {}}}, "methods.x.recipe: "),
+    ):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(DataError) as caught:
+            read_study(path)
+        assert str(caught.value).startswith(f"{path}: {said}")
+    path.write_text('{"format": 1,\n oops}')
+    with pytest.raises(DataError, match="line 2: not JSON"):
+        read_study(path)
+
+
+def test_nothing_is_written_for_a_study_without_its_primary_figure(tmp_path: Path) -> None:
+    folder = make_study(tmp_path, {"x": Method(10, (2,))}, seeds=1)
+    study = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(study | {"primary": "test_mse"}))
+    with pytest.raises(DataError, match=r"results\.csv line 2: test_mse is empty"):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+    assert not (folder / "figures").exists()
