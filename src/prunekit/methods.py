@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunekit.allocation import ERK, Global, Nothing, PerLayer, Sensitivity, Threshold
+from prunekit.allocation import ERK, Nothing, PerLayer, Sensitivity, Threshold
 from prunekit.errors import InputError
 from prunekit.recipe import Recipe
 from prunekit.retrain import FineTune, Reinitialize, Rewind

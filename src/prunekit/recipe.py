@@ -76,7 +76,7 @@ class Recipe(Settings):
         ignore: patterns of what is left out.
         calibration: how many training examples scores, allocations and repairs may see.
         regrow: whether removed weights compete again at the next step; otherwise they never come back.
-    """  # noqa: D205
+    """
 
     score: Annotated[SerializeAsAny[Score], BeforeValidator(Score.build)] = Magnitude()
     shape: Annotated[SerializeAsAny[Shape], BeforeValidator(Shape.build)] = Weight()

@@ -13,7 +13,6 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-
 from prunekit.batches import Batch, Batches
 from prunekit.errors import PrunekitError
 from prunekit.losses import LOSSES, Loss, default_loss

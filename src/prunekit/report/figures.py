@@ -145,11 +145,24 @@ def _draw(
     if outside:
         # Under the names, where no curve can run through it.
         note = (1 + 0.14 / (10.0 * axes.get_position().width), -0.086)
-        axes.text(*note, "▽ beyond the axis", transform=axes.transAxes, fontsize=8, color="#555b66")
+        axes.text(
+            *note,
+            f"{'▽' if measured.higher_is_better else '△'} beyond the axis",
+            transform=axes.transAxes,
+            fontsize=8,
+            color="#555b66",
+        )
     first = measured is not LOSS and across is not SPEEDUP
     scale = ", log scale" if measured.log else ""
     title = f"{measured.label.split(' (')[0].capitalize()} against {across.words}{scale}"
-    return Drawing(f"{measured.key}-{across.key}", title, _caption(measured, outside), figure, tips, first)
+    return Drawing(
+        f"{measured.key}-{across.key}",
+        title,
+        _caption(measured, outside, _zeros(scene, measured)),
+        figure,
+        tips,
+        first,
+    )
 
 
 def _limits(
@@ -244,9 +257,19 @@ def _tip(item: _Placed, measured: Measured) -> str:
     )
 
 
-def _caption(measured: Measured, outside: int) -> str:
+def _zeros(scene: Scene, measured: Measured) -> int:
+    """The points that a logarithmic axis cannot show, since their value is zero."""
+    values = [measured.of(point) for point in scene.points if point.sparsity > 0]
+    return sum(value is not None and value[0] <= 0 for value in values) if measured.log else 0
+
+
+def _caption(measured: Measured, outside: int, zeros: int) -> str:
     if measured.log:
-        return "On this scale equal distances are equal factors, and every point is inside."
+        scale = "On this scale equal distances are equal factors"
+        if zeros:
+            points = "one point" if zeros == 1 else f"{zeros} points"
+            return f"{scale}; {points} with a value of zero cannot stand on it."
+        return f"{scale}, and nothing is cut off."
     if outside:
         points = "one point lies" if outside == 1 else f"{outside} points lie"
         return f"Cut so that differences near dense can be read: {points} beyond the axis (hollow markers)."

@@ -1,5 +1,19 @@
 """Saving pruned networks: safetensors and JSON, never a pickle."""
 
-from prunekit.saving.pretrained import Architecture, load_masks, load_pretrained, save_pretrained
+from prunekit.saving.pretrained import (
+    Architecture,
+    check_free,
+    load_architecture,
+    load_masks,
+    load_pretrained,
+    save_pretrained,
+)
 
-__all__ = ["Architecture", "load_masks", "load_pretrained", "save_pretrained"]
+__all__ = [
+    "Architecture",
+    "check_free",
+    "load_architecture",
+    "load_masks",
+    "load_pretrained",
+    "save_pretrained",
+]

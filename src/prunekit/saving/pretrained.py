@@ -70,7 +70,7 @@ def save_pretrained(
         OSError: if it cannot be written; nothing is left behind then.
     """
     folder = Path(folder)
-    _check_free(folder)
+    check_free(folder)
     model = unwrap(pruned.model if isinstance(pruned, Pruned) else pruned)
     masks = pruned.masks if isinstance(pruned, Pruned) else masks or Masks({})
     masks.parameters(model)
@@ -79,7 +79,9 @@ def save_pretrained(
         "format": FORMAT,
         "prunekit": __version__,
         "architecture": architecture.to_dict() if architecture else None,
-        "pruned": {name: {"shape": list(mask.shape), "kept": int(mask.sum())} for name, mask in masks.items()},
+        "pruned": {
+            name: {"shape": list(mask.shape), "kept": int(mask.sum())} for name, mask in masks.items()
+        },
         "tied": tied,
         "recipe": pruned.recipe.to_dict() if isinstance(pruned, Pruned) else None,
         "history": [asdict(record) for record in pruned.history] if isinstance(pruned, Pruned) else [],
@@ -126,12 +128,26 @@ def load_masks(folder: str | Path) -> Masks:
     )
 
 
+def load_architecture(folder: str | Path) -> Architecture | None:
+    """How the network in a folder is built, if its save says so.
+
+    Raises:
+        DataError: as `load_pretrained`.
+    """
+    saved = _describe(Path(folder))["architecture"]
+    if saved is None:
+        return None
+    return Architecture(ModelSettings.parse(saved["model"]), tuple(saved["input_shape"]), saved["outputs"])
+
+
 def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What goes into the file, and the names that share the tensor of another name."""
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
-    for name in sorted(state, key=lambda name: name not in masks):  # a tied weight is stored where its mask is
+    for name in sorted(
+        state, key=lambda name: name not in masks
+    ):  # a tied weight is stored where its mask is
         value = state[name]
         place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() and place in first:
@@ -157,7 +173,7 @@ def _dense(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, T
     return state
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _describe(folder: Path) -> dict[str, Any]:
     if not (folder / DESCRIPTION).is_file():
         raise DataError(f"{folder} holds no network saved by prunekit: there is no {DESCRIPTION}")
     description = read_json(folder / DESCRIPTION)
@@ -169,10 +185,17 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder} is of format {description['format']}, this prunekit reads format {FORMAT}: "
             f"it was written by prunekit {description.get('prunekit', '?')}"
         )
+    return description
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    description = _describe(folder)
     weights = folder / WEIGHTS
     try:
         if _sha256(weights) != description["sha256"]:
-            raise DataError(f"{weights} is damaged or truncated: its checksum is not the one in {DESCRIPTION}")
+            raise DataError(
+                f"{weights} is damaged or truncated: its checksum is not the one in {DESCRIPTION}"
+            )
         return description, load_file(weights)
     except OSError as error:
         raise DataError(f"cannot read {weights}: {error.strerror or error}") from error
@@ -183,7 +206,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _build(folder: Path, description: Mapping[str, Any]) -> nn.Module:
     saved = description["architecture"]
     if saved is None:
-        raise InputError(f"{folder} does not say how its network is built: give load_pretrained(folder, model)")
+        raise InputError(
+            f"{folder} does not say how its network is built: give load_pretrained(folder, model)"
+        )
     settings = ModelSettings.parse(saved["model"])
     if ":" in settings.name:  # a file must not decide which code is imported
         raise InputError(
@@ -212,7 +237,8 @@ def _check_fits(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
             )
 
 
-def _check_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
+    """Refuse, with an `InputError`, to save where something else lies."""
     if folder.is_file():
         raise InputError(f"{folder} is a file: give a folder to save to")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).is_file():

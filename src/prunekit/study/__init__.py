@@ -3,6 +3,16 @@
 from prunekit.study.catalog import load_study, names
 from prunekit.study.layout import Layout
 from prunekit.study.run import StudyError, run_study
-from prunekit.study.spec import Cell, Method, Study
+from prunekit.study.spec import Cell, Method, Study, with_assignments
 
-__all__ = ["Cell", "Layout", "Method", "Study", "StudyError", "load_study", "names", "run_study"]
+__all__ = [
+    "Cell",
+    "Layout",
+    "Method",
+    "Study",
+    "StudyError",
+    "load_study",
+    "names",
+    "run_study",
+    "with_assignments",
+]

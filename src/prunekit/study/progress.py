@@ -89,5 +89,3 @@ class Bars:
 
     def _title(self) -> str:
         return f"{f'{self._done} of {len(self._costs)} runs':<32}"
-
-

@@ -137,14 +137,22 @@ def _network_name(seed: int) -> str:
     return f"train seed {seed}"
 
 
-def _train_task(study: dict[str, Any], seed: int, layout: Layout, data_dir: Path | None, progress: Any) -> None:
+def _train_task(
+    study: dict[str, Any], seed: int, layout: Layout, data_dir: Path | None, progress: Any
+) -> None:
     train_network(
         Study.parse(study), seed, layout, data_dir, lambda done, total: progress(done / max(total, 1))
     )
 
 
 def _cell_task(
-    study: dict[str, Any], key: str, label: str, seed: int, layout: Layout, data_dir: Path | None, progress: Any
+    study: dict[str, Any],
+    key: str,
+    label: str,
+    seed: int,
+    layout: Layout,
+    data_dir: Path | None,
+    progress: Any,
 ) -> None:
     parsed = Study.parse(study)
     cell = _find(parsed, label, key)

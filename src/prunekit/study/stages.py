@@ -210,4 +210,3 @@ def _resume(session: Session, path: Path) -> None:
     checkpoints = session.state_dict()["checkpoints"]
     session.model.load_state_dict(state)
     session.load_state_dict({**rest, "masks": masks, "checkpoints": checkpoints})
-

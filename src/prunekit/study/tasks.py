@@ -162,7 +162,7 @@ _send: Any = None
 
 
 def _start_worker(queue: Any) -> None:
-    global _send  # noqa: PLW0603  a worker serves one queue for its whole life
+    global _send
     _send = queue
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     torch.set_num_threads(1)

@@ -1,0 +1,5 @@
+"""`python -m prunekit` is the command line."""
+
+from prunekit.cli import main
+
+main()

@@ -1,0 +1,85 @@
+"""The commands together, and what a person sees when something goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from prunekit.cli.compare import compare, report
+from prunekit.cli.inspect import inspect
+from prunekit.cli.methods import methods
+from prunekit.cli.prune import prune
+from prunekit.errors import PrunekitError
+from prunekit.study import StudyError
+from prunekit.version import __version__
+
+# typer depends on click or, lately, carries it inside itself: its own exception leads to the base in both
+UsageProblem: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="prunekit",
+    help="Make trained neural networks smaller, and compare the ways to do it.",
+    epilog="Try: [bold]prunekit compare digits-quick[/bold]  (a minute, no download)",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (methods, compare, prune, inspect, report):
+    app.command(no_args_is_help=command is not methods)(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"prunekit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log only what goes wrong.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log in detail.")] = False,
+) -> None:
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    logger = logging.getLogger("prunekit")
+    logger.handlers = [handler]
+    logger.setLevel(level)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one line and exit code 2, a failed cell with 1."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of a command line."""
+    try:
+        result = app(args=arguments, prog_name="prunekit", standalone_mode=False)
+    except UsageProblem as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
+            error.show()
+            return 2
+        return _complain(error.format_message(), 2)
+    except StudyError as error:
+        return _complain(str(error), 1)
+    except PrunekitError as error:
+        return _complain(str(error), 2)
+    except OSError as error:
+        return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("stopped; the same command goes on from here", 130)
+    return int(result or 0)
+
+
+def _complain(message: str, code: int) -> int:
+    typer.echo(f"prunekit: error: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,84 @@
+"""`prunekit compare` and `prunekit report`: run a study, and look at one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from prunekit.cli.options import DataDir, Json, SetOption
+from prunekit.errors import InputError
+from prunekit.report import overview, write_report
+from prunekit.study import Layout, load_study, names, run_study
+
+
+def compare(
+    study: Annotated[str | None, typer.Argument(help="A named study, or a path ending in .yaml.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; an earlier run there goes on. [runs/NAME]")
+    ] = None,
+    data_dir: DataDir = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one per core by default.")] = None,
+    assignments: SetOption = None,
+    list_studies: Annotated[bool, typer.Option("--list", help="List the named studies.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare pruning methods: several recipes, several seeds, one report.
+
+    Example: prunekit compare digits-quick --seeds 5 --set training.epochs=20
+    """
+    if list_studies:
+        _list(as_json)
+        return
+    if study is None:
+        raise InputError(f"name a study: {', '.join(names())}, or a path ending in .yaml")
+    changes = list(assignments or []) + ([] if seeds is None else [f"seeds={seeds}"])
+    chosen = load_study(study, changes)
+    folder = out or Path("runs") / chosen.name
+    command = " ".join(
+        ["prunekit", "compare", shlex.quote(study), *(f"--set {shlex.quote(change)}" for change in changes)]
+    )
+    page = run_study(chosen, folder, data_dir=data_dir, workers=workers, command=command)
+    _show(page, as_json)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a study's results.")], as_json: Json = False
+) -> None:
+    """Make the figures and the page of a study anew from its tables.
+
+    Example: prunekit report runs/digits-quick
+    """
+    if not Layout(folder).study.is_file():
+        raise InputError(f"{folder} holds no study: there is no {Layout(folder).study.name}")
+    _show(write_report(folder), as_json)
+
+
+def _show(page: Path, as_json: bool) -> None:
+    found = overview(page.parent)
+    if as_json:
+        typer.echo(json.dumps({"report": str(page), **found.to_dict()}, indent=1))
+        return
+    console = Console(highlight=False)
+    console.print(f"\n[bold]{escape(found.title)}[/bold]")
+    for finding in found.findings:
+        console.print(f"- {escape(finding)}")
+    console.print("\nThe report:")
+    typer.echo(str(page))
+
+
+def _list(as_json: bool) -> None:
+    studies = [load_study(name) for name in names()]
+    if as_json:
+        rows = [{"name": s.name, "title": s.title, "cells": len(s.cells), "seeds": s.seeds} for s in studies]
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    width = max(len(study.name) for study in studies)
+    for study in studies:
+        typer.echo(f"{study.name:<{width}}  {study.title} ({len(study.cells)} recipes x {study.seeds} seeds)")

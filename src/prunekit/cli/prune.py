@@ -1,0 +1,161 @@
+"""`prunekit prune`: one network, one recipe, a folder with the smaller one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from torch import nn
+
+from prunekit.batches import as_batches
+from prunekit.cli.networks import open_network
+from prunekit.cli.options import DataDir, Json, SetOption
+from prunekit.data import Dataset, load
+from prunekit.errors import InputError
+from prunekit.measure import count, evaluate, human_bytes, layer_table
+from prunekit.methods import recipe as named_recipe
+from prunekit.pruning import Pruned
+from prunekit.pruning import prune as prune_model
+from prunekit.recipe import Recipe, read_yaml
+from prunekit.saving import check_free, save_pretrained
+from prunekit.study import with_assignments
+from prunekit.training import State, Training, copy_state, train
+
+log = logging.getLogger(__name__)
+
+
+def prune(
+    model: Annotated[
+        str, typer.Argument(help="A saved folder, a model's name, module:function, or {name: mlp, ...}.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the pruned network.")],
+    method: Annotated[str | None, typer.Option(help="A method of `prunekit methods`.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe in YAML, instead of a method.")] = None,
+    assignments: SetOption = None,
+    data: Annotated[str | None, typer.Option(help="Dataset to retrain, score and test on.")] = None,
+    data_dir: DataDir = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The trained weights: safetensors, or a folder.")
+    ] = None,
+    train_epochs: Annotated[
+        float | None, typer.Option("--train", help="Train the network first, for so many epochs.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Prune one network and save it.
+
+    Example: prunekit prune lenet_300_100 --data mnist --train 10 --method iterative_magnitude
+    --set sparsity=0.92 --out pruned
+    """
+    chosen = _recipe(method, recipe, assignments or [])
+    check_free(out)
+    found = None if data is None else load(data, data_dir)
+    network = open_network(model, data=found, weights=weights, seed=seed)
+    chosen.plan(network.model)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("training", total=None)
+        checkpoints = _train(network.model, chosen, found, train_epochs, seed, progress, bar)
+        before = _measured(network.model, found)
+        progress.update(bar, description="pruning", total=None)
+        pruned = prune_model(
+            network.model,
+            chosen,
+            None if found is None else found.train,
+            seed=seed,
+            checkpoints=checkpoints,
+            evaluate=lambda model: _measured(model, found),
+            report=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    save_pretrained(pruned, out, architecture=network.architecture)
+    _show(pruned, before, found, out, as_json)
+
+
+def _recipe(method: str | None, path: Path | None, assignments: list[str]) -> Recipe:
+    if (method is None) == (path is None):
+        raise InputError("give either --method NAME (see `prunekit methods`) or --recipe FILE")
+    if path is not None:
+        return Recipe.parse(with_assignments(read_yaml(path), assignments))
+    assert method is not None
+    return named_recipe(method, **with_assignments({}, assignments))
+
+
+def _train(
+    model: nn.Module,
+    chosen: Recipe,
+    data: Dataset | None,
+    epochs: float | None,
+    seed: int,
+    progress: Progress,
+    bar: TaskID,
+) -> dict[int, State]:
+    """Train if asked to, and keep the values that the recipe goes back to."""
+    wanted = chosen.retrain.checkpoint
+    kept: dict[int, State] = {}
+    if epochs is None:
+        if wanted == 0:
+            raise InputError(
+                f"the recipe's retrain {chosen.retrain.name!r} goes back to the values before training: "
+                "add --train EPOCHS, so that prunekit trains the network and knows them"
+            )
+        return kept
+    if data is None:
+        raise InputError("--train needs data: add --data")
+    train(
+        model,
+        as_batches(data),
+        Training(epochs=epochs),
+        seed=seed,
+        checkpoints=() if wanted is None else (wanted,),
+        on_checkpoint=lambda step, state: kept.update({step: state}),
+        report=lambda done, total: progress.update(bar, completed=done, total=total),
+    )
+    if wanted is not None and wanted not in kept:
+        kept[wanted] = copy_state(model)
+    return kept
+
+
+def _measured(model: nn.Module, data: Dataset | None) -> Mapping[str, Any]:
+    if data is None:
+        return {}
+    quality = evaluate(model, data.test.inputs, data.test.targets, task=data.task)
+    figures = {"test_accuracy": quality.accuracy, "test_loss": quality.loss, "test_mse": quality.mse}
+    return {key: value for key, value in figures.items() if value is not None}
+
+
+def _show(pruned: Pruned, before: Mapping[str, Any], data: Dataset | None, out: Path, as_json: bool) -> None:
+    after = pruned.history[-1].measured
+    size = sum(path.stat().st_size for path in out.iterdir())
+    if as_json:
+        steps = [
+            {"step": r.step, "sparsity": r.sparsity, "compression_ratio": r.compression_ratio, **r.measured}
+            for r in pruned.history
+        ]
+        typer.echo(
+            json.dumps({"folder": str(out), "bytes": size, "before": dict(before), "steps": steps}, indent=1)
+        )
+        return
+    console = Console(highlight=False)
+    counts = None if data is None else count(pruned.model, data.test.inputs[:1])
+    if counts is not None:
+        console.print(layer_table(counts))
+    console.print(
+        f"{pruned.masks.sparsity:.1%} of {pruned.masks.total:,} weights removed "
+        f"({pruned.masks.compression_ratio:.4g}x)"
+    )
+    for key, value in after.items():
+        console.print(f"{key.replace('_', ' ')}: {before[key]:.4f} dense, {value:.4f} pruned")
+    dense = f", {human_bytes(counts.bytes)} dense" if counts is not None else ""
+    console.print(f"saved: {human_bytes(size)} on disk{dense}, in")
+    typer.echo(str(out))
+    console.print(
+        "[dim]Zeros make the file smaller, not the network faster. Load it with\n"
+        f'prunekit.load_pretrained("{out}").[/dim]'
+    )
