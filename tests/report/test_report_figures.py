@@ -1,10 +1,11 @@
+import csv
 import itertools
 import math
 import random
 from pathlib import Path
 
 import pytest
-from report_fixture import MANY, Method, make_study
+from report_fixture import MANY, RESULTS, Method, make_study, write_csv
 
 from prunekit.report import points_of, read_results
 from prunekit.report.canvas import Drawing, inline, svg_of, write_atomically
@@ -47,6 +48,20 @@ def test_every_point_has_a_tooltip(tmp_path: Path) -> None:
     assert "http" not in page
     assert "<style" not in page
     assert 'id="accuracy-ratio--axes_1"' in page
+
+
+def test_no_error_at_all_has_no_place_on_a_log_axis(tmp_path: Path) -> None:
+    folder = make_study(tmp_path, {"a": Method(10, (2, 4, 8))}, seeds=1)
+    with (folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row["method"] == "dense" or row["step"] == "1":
+            row["test_accuracy"] = "1.0"
+    write_csv(folder / "results.csv", RESULTS, rows)
+    error = drawings(folder)[1]
+    assert error.name == "error-ratio"
+    assert "one point with a value of zero" in error.caption
+    assert svg_of(error).count("<title>") == 2
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -144,14 +144,9 @@ def _draw(
     axes.set_ylabel(measured.label)
     if outside:
         # Under the names, where no curve can run through it.
-        note = (1 + 0.14 / (10.0 * axes.get_position().width), -0.086)
-        axes.text(
-            *note,
-            f"{'▽' if measured.higher_is_better else '△'} beyond the axis",
-            transform=axes.transAxes,
-            fontsize=8,
-            color="#555b66",
-        )
+        place = (1 + 0.14 / (10.0 * axes.get_position().width), -0.086)
+        text = f"{'▽' if measured.higher_is_better else '△'} beyond the axis"
+        axes.text(*place, text, transform=axes.transAxes, fontsize=8, color="#555b66")
     first = measured is not LOSS and across is not SPEEDUP
     scale = ", log scale" if measured.log else ""
     title = f"{measured.label.split(' (')[0].capitalize()} against {across.words}{scale}"
