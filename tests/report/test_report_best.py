@@ -71,6 +71,19 @@ def test_any_other_method_within_the_spread_forbids_the_claim_not_the_runner_up_
     assert (best.verdict, best.rivals) == ("within the spread", ("c",))
 
 
+def test_a_method_that_does_as_well_with_fewer_weights_forbids_the_claim() -> None:
+    points = [
+        DENSE,
+        point("a", 8.0, [0.93, 0.93], [0.92, 0.93]),
+        point("b", 8.0, [0.90, 0.90], [0.80, 0.81]),
+        point("c", 16.0, [0.90, 0.90], [0.92, 0.93]),  # no point near 8x, but as good at 16x
+        point("d", 4.0, [0.99, 0.99], [0.99, 0.99]),  # with more weights: says nothing
+    ]
+    best = best_at(points, 8.0, ACCURACY)
+    assert best is not None
+    assert (best.candidates, best.verdict, best.rivals) == (2, "within the spread", ("c",))
+
+
 def test_the_smallest_ratio_at_or_above_within_a_quarter() -> None:
     fine = [0.9, 0.9]
     points = [DENSE, *(point("a", r, fine, fine) for r in (3.9, 4.3, 4.8)), point("b", 5.1, fine, fine)]
@@ -164,7 +177,7 @@ def test_findings_of_a_study(tmp_path: Path) -> None:
     assert sentences[0].startswith("The dense network has a test accuracy of 98.")
     assert "trained for as long as the pruned ones" in sentences[0]
     assert any("out furthest: still within 0.50 points of dense at" in s for s in sentences)
-    assert any("ahead of every other method, beyond the spread" in s for s in sentences)
+    assert any("ahead of every other method measured there, beyond the spread" in s for s in sentences)
     assert any(s.startswith("Removal at random is beaten") for s in sentences)
     assert "There are no results yet for not run." in sentences
 

@@ -24,8 +24,8 @@ class Best:
 
     ``point`` has the best validation mean of the ``candidates`` methods that have a point there and
     ``runner_up`` the second best. ``verdict`` is about test figures: 'ahead' only where the spread of the
-    chosen method touches that of no other; ``rivals`` are the methods whose spreads it does touch, or, for
-    'behind on test', those that lie clear of it on the better side.
+    chosen method touches that of no other method, there or at a higher ratio; ``rivals`` are the methods
+    whose spreads it does touch, or, for 'behind on test', those that lie clear of it on the better side.
     """
 
     asked: float
@@ -84,8 +84,29 @@ def _verdict(chosen: Point, others: Sequence[Point], primary: Primary) -> tuple[
         elif primary.better(theirs.mean, mine.mean) > 0:
             higher.append(other.method)
     if higher:
-        return "behind on test", tuple(higher)
-    return ("within the spread", tuple(touching)) if touching else ("ahead", ())
+        return "behind on test", tuple(dict.fromkeys(higher))
+    return ("within the spread", tuple(dict.fromkeys(touching))) if touching else ("ahead", ())
+
+
+def _further(points: Sequence[Point], chosen: Point, primary: Primary) -> list[Point]:
+    """Each other method's best point, by validation, among those compressed at least as much as the chosen.
+
+    A method without a point at the asked ratio, or with a worse one there than further on, still refutes a
+    lead if it does as well with fewer weights.
+    """
+    found = []
+    for method in methods_of(points):
+        further = [
+            point
+            for point in points
+            if method == point.method != chosen.method
+            and point.ratio >= BELOW * chosen.ratio
+            and point.values[primary.validation].finite
+            and point.values[primary.test].finite
+        ]
+        if further:
+            found.append(max(further, key=lambda point: _rank(point, primary)))
+    return found
 
 
 def asked_ratios(points: Sequence[Point], primary: Primary) -> list[float]:
@@ -106,7 +127,8 @@ def best_at(points: Sequence[Point], asked: float, primary: Primary) -> Best | N
     if not ranked:
         return None
     chosen, *others = ranked
-    verdict, rivals = _verdict(chosen, others, primary)
+    further = [*others, *_further(points, chosen, primary)] if others else []
+    verdict, rivals = _verdict(chosen, further, primary)
     return Best(asked, chosen, others[0] if others else None, len(ranked), verdict, rivals)
 
 

@@ -135,9 +135,10 @@ def _draw(
                 _marker(axes, item, f"point-{series}-{markers}", look)
                 markers += 1
         if curves:
-            last = curves[0][-1]
+            longest_curve = max(curves, key=lambda curve: curve[-1].x)
+            last = longest_curve[-1]
             # Lines that leave the frame are named in the order in which they leave, not by last values.
-            leaves = next((item.x for item in curves[0] if not low <= item.y <= high), last.x)
+            leaves = next((item.x for item in longest_curve if not low <= item.y <= high), last.x)
             ends.append(End(series, method, look, last.x, last.y, leaves))
     set_labels(figure, axes, ends)
     axes.set_xlabel(across.label)

@@ -92,7 +92,7 @@ def _leads(bests: Sequence[Best], primary: Primary) -> list[str]:
             gap = primary.gap(mine - theirs, theirs)
             ahead.setdefault(best.point.method, []).append(f"{times(best.asked)} (by {gap})")
     found = [
-        f"{named(m)} is ahead of every other method, beyond the spread, at {names(ratios)}."
+        f"{named(m)} is ahead of every other method measured there, beyond the spread, at {names(ratios)}."
         for m, ratios in ahead.items()
     ]
     close = [times(best.asked) for best in bests if best.verdict == "within the spread"]

@@ -51,6 +51,7 @@ class BestLine:
     """One line of 'best at each compression'; ``mark`` is a word for the style sheet."""
 
     asked: str
+    candidates: str
     series: int
     swatch: Swatch
     method: str
@@ -162,9 +163,11 @@ def _best(best: Best, scene: Scene, primary: Primary) -> BestLine:
     detail = {"within the spread": f"of {rivals}", "behind on test": f"{rivals} better"}.get(best.verdict, "")
     if best.verdict == "ahead" and runner is not None:
         theirs = runner.values[primary.test].mean
-        detail = f"of all, by {primary.gap(test.mean - theirs, theirs)}"
+        detail = f"of all there, by {primary.gap(test.mean - theirs, theirs)}"
+    pruned = [m for m in scene.methods if not removes_nothing(scene.points, m)]
     return BestLine(
         asked=times(best.asked),
+        candidates=f"{best.candidates} of {len(pruned)} methods",
         series=series_of(scene, best.point.method),
         swatch=swatch_of(scene, best.point.method),
         method=best.point.method,
@@ -194,7 +197,8 @@ def _best_note(primary: Primary) -> str:
         f"At each compression a method is represented by its point of the smallest ratio at or above it (up "
         f"to {ABOVE:g} times). The method is chosen by its mean on validation data; its figure on test data "
         f"is then reported, so that the choice cannot flatter itself. It is called ahead only if mean ± one "
-        f"standard deviation of its {primary.name} is clear of that of every other method there."
+        f"standard deviation of its {primary.name} is clear of that of every other method "
+        "with a point there or further on."
     )
 
 
