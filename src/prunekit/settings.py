@@ -41,9 +41,17 @@ class Settings(BaseModel):
         """Every setting, defaults included, as plain JSON values; `parse` is its inverse."""
         return self.model_dump(mode="json")
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that differ from their defaults: what the content hash is made of.
+
+        Without the defaults, a setting that is added later leaves the hashes of earlier results as they are;
+        a default must therefore never change its meaning.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True)
+
     def digest(self) -> str:
-        """The content hash: 12 hexadecimal digits of the SHA-256 of all settings in canonical JSON."""
-        return digest(self.to_dict())
+        """The content hash: 12 hexadecimal digits of the SHA-256 of `identity()` in canonical JSON."""
+        return digest(self.identity())
 
     @classmethod
     def _label(cls) -> str:
@@ -111,7 +119,9 @@ class Part(Settings):
     @model_serializer(mode="wrap")
     def _with_name(self, handler: Any) -> dict[str, Any]:
         cls = type(self)
-        name = cls.name if "." not in cls.__module__ or cls.__module__.startswith("prunekit.") else None
+        # a class of a script has no module to import it from; the other parts of users are found by theirs
+        short = cls.__module__ == "__main__" or cls.__module__.startswith("prunekit.")
+        name = vars(cls).get("name") if short else None
         return {"name": name or f"{cls.__module__}:{cls.__qualname__}", **handler(self)}
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from prunekit import methods
+from prunekit.allocation import Nothing
 from prunekit.data import DataSettings
 from prunekit.errors import InputError
 from prunekit.models import ModelSettings
@@ -79,8 +80,11 @@ class Method(Settings):
             info = methods.describe(self.method)
             return self.summary or info.summary, info.paper
         recipe = self.recipes()[0]
-        papers = [part.paper for part in (recipe.score, recipe.allocation, recipe.schedule, recipe.retrain)]
-        return self.summary, "; ".join(dict.fromkeys(paper for paper in papers if paper))
+        if isinstance(recipe.allocation, Nothing):
+            return self.summary, ""
+        parts = (recipe.score, recipe.shape, recipe.allocation, recipe.schedule, recipe.retrain)
+        papers = [paper for part in parts for paper in part.paper.split("; ") if paper]
+        return self.summary, "; ".join(dict.fromkeys(papers))
 
 
 class Controls(Settings):
@@ -150,13 +154,13 @@ class Study(Settings):
         return digest({**self._network(), "checkpoints": list(self.checkpoints)})
 
     def _cell_key(self, recipe: Recipe) -> str:
-        return digest({**self._network(), "recipe": recipe.to_dict()})
+        return digest({**self._network(), "recipe": recipe.identity()})
 
     def _network(self) -> dict[str, Any]:
         return {
-            "dataset": self.dataset.to_dict(),
-            "model": self.model.to_dict(),
-            "training": self.training.to_dict(),
+            "dataset": self.dataset.identity(),
+            "model": self.model.identity(),
+            "training": self.training.identity(),
         }
 
 
