@@ -1,0 +1,118 @@
+"""What the operations that a chain can hold do to its units."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prunekit.structure.parts import Stage
+
+
+class Kind(Enum):
+    """The ways in which an operation treats units.
+
+    LAYER mixes all units into new ones; NORM has numbers of its own for each unit; POOL works on the positions
+    of each unit; FLATTEN lays positions beside units; POINTWISE sees each number alone; SIDE mixes units and
+    may only stand before the first layer or after the last one.
+    """
+
+    LAYER = auto()
+    NORM = auto()
+    POOL = auto()
+    FLATTEN = auto()
+    POINTWISE = auto()
+    SIDE = auto()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a chain.
+
+    Attributes:
+        kind: what it does to units.
+        stage: the operation itself.
+        note: for SIDE, why it cannot stand between layers; for FLATTEN, the number written into `forward`.
+    """
+
+    kind: Kind
+    stage: Stage
+    note: str = ""
+
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+POOL_MODULES = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+)  # fmt: skip
+
+POINTWISE_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+    nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Hardswish, nn.Tanh, nn.Hardtanh, nn.Tanhshrink, nn.Softsign,
+    nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.Identity,
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+
+SIDE_MODULES: dict[type[nn.Module], str] = {
+    nn.Softmax: "mixes units",
+    nn.LogSoftmax: "mixes units",
+    nn.LayerNorm: "has statistics that mix units, so that a unit that is off still counts",
+    nn.GroupNorm: "has statistics that mix units, so that a unit that is off still counts",
+    nn.LocalResponseNorm: "has statistics that mix units, so that a unit that is off still counts",
+    nn.Unflatten: "lays units out in a new shape",
+}
+
+
+def _functions(names: str, *places: Any) -> frozenset[Any]:
+    return frozenset(
+        getattr(place, name) for name in names.split() for place in places if hasattr(place, name)
+    )
+
+
+_POOL_NAMES = "max_pool{0}d avg_pool{0}d adaptive_max_pool{0}d adaptive_avg_pool{0}d"
+POOL_FUNCTIONS = frozenset[Any]().union(
+    *(_functions(_POOL_NAMES.format(dims), torch, F) for dims in (1, 2, 3))
+)
+_SAME_METHODS = (
+    "relu relu_ sigmoid sigmoid_ tanh tanh_ abs square exp sin cos neg clamp clamp_ clip contiguous clone"
+)
+POINTWISE_METHODS = frozenset(_SAME_METHODS.split())
+POINTWISE_FUNCTIONS = _functions(
+    _SAME_METHODS
+    + " relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish softplus logsigmoid"
+    " hardsigmoid hardswish hardtanh hardtanh_ tanhshrink softsign softshrink hardshrink threshold",
+    torch,
+    F,
+)
+ARITHMETIC = frozenset[Any]((operator.add, operator.sub, operator.mul, torch.add, torch.sub, torch.mul)) | {
+    operator.neg
+}
+DIVISIONS = frozenset[Any]((operator.truediv, torch.div))  # the number must stand below
+DROPOUT_FUNCTIONS = _functions("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", F)
+SOFTMAX_FUNCTIONS = _functions("softmax log_softmax", torch, F)
+
+_FORWARDS: tuple[tuple[type[nn.Module], Callable[..., Any]], ...] = tuple(
+    (kind, kind.forward) for kind in (*LAYERS, *NORMS)
+)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is one operation: a layer or a batch norm, subclasses included."""
+    return isinstance(module, LAYERS + NORMS)
+
+
+def own_forward(module: nn.Module) -> bool:
+    """Whether a layer or batch norm computes something else than PyTorch's."""
+    return not any(
+        isinstance(module, kind) and type(module).forward is forward for kind, forward in _FORWARDS
+    )
