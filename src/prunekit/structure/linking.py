@@ -100,9 +100,8 @@ def _pass(link: _Link, operation: Operation) -> str:
 
 def _flatten(link: _Link, operation: Operation) -> None:
     if operation.note:
-        link.fixed = (
-            f"forward flattens to {operation.note} numbers in {operation.stage.name!r}: use flatten(1)"
-        )
+        place = f"{operation.stage.name} with {operation.note} numbers"
+        link.fixed = f"forward has {place} written into it: use flatten(1) there"
     known = link.layout is _Layout.CHANNELS or (link.layout is _Layout.OPEN and link.units is not None)
     if known:
         link.layout = _Layout.FLAT

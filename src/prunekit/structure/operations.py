@@ -18,9 +18,9 @@ from prunekit.structure.parts import Stage
 class Kind(Enum):
     """The ways in which an operation treats units.
 
-    LAYER mixes all units into new ones; NORM has numbers of its own for each unit; POOL works on the positions
-    of each unit; FLATTEN lays positions beside units; POINTWISE sees each number alone; SIDE mixes units and
-    may only stand before the first layer or after the last one.
+    LAYER mixes all units into new ones; NORM has numbers of its own for each unit; POOL works on
+    the positions of each unit; FLATTEN lays positions beside units; POINTWISE sees each number alone; SIDE
+    mixes units and may only stand before the first layer or after the last one.
     """
 
     LAYER = auto()

@@ -12,9 +12,10 @@ from prunekit.structure.modules import module_operation, shared_parameters
 from prunekit.structure.operations import Kind, Operation
 from prunekit.structure.parts import Stage
 
-_MEETINGS = {"add": "sum", "iadd": "sum", "sub": "difference", "mul": "product", "imul": "product"} | {
-    name: "concatenation" for name in ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
-}
+_MEETINGS = {
+    "add": "sum", "iadd": "sum", "add_": "sum", "sub": "difference", "mul": "product", "imul": "product",
+    "cat": "concatenation", "concat": "concatenation", "concatenate": "concatenation", "stack": "stack",
+}  # fmt: skip
 
 
 def path_of(graph: fx.Graph, model: nn.Module) -> tuple[Operation, ...]:
@@ -83,15 +84,22 @@ class _Walk:
         if kind is Kind.LAYER:
             self._layer = name
         if kind in (Kind.LAYER, Kind.NORM):
-            if name in self._visited:
-                raise ModelError(f"layer {name!r} is no link of a chain: it is used twice")
-            self._visited.add(name)
-        for short, _ in module.named_parameters(recurse=False):
-            other = self._shared.get(f"{name}.{short}")
-            if other is not None:
-                raise ModelError(f"layer {name!r} is no link of a chain: its {short} is tied with {other}")
+            self._check_own(name, module)
         run = Copied(module) if getattr(module, "inplace", False) else module
         return Operation(kind, Stage(name, run, module), note)
+
+    def _check_own(self, name: str, module: nn.Module) -> None:
+        """Units can only be told by the layer if nothing else reads its weights."""
+        if name in self._visited:
+            raise ModelError(f"layer {name!r} is no link of a chain: it is used twice")
+        self._visited.add(name)
+        for short, _ in module.named_parameters(recurse=False):
+            other = self._shared.get(f"{name}.{short}")
+            if other is None:
+                continue
+            if self._model.get_submodule(other.rpartition(".")[0]) is module:
+                raise ModelError(f"layer {name!r} is no link of a chain: it is used twice, also as {other}")
+            raise ModelError(f"layer {name!r} is no link of a chain: its {short} is tied with {other}")
 
     def _refused(self, why: str) -> ModelError:
         what = f"layer {self._layer!r} is" if self._layer else "the model's input is"
@@ -100,7 +108,9 @@ class _Walk:
     def _branch(self, node: fx.Node, users: list[fx.Node]) -> str:
         later = self._nodes[self._nodes.index(node) :]
         for meeting in later:
-            if meeting in self._live and len(_tensors(meeting)) > 1 and node in _before(meeting):
+            if meeting not in self._live or meeting is self._output:
+                continue
+            if len(_tensors(meeting)) > 1 and node in _leading_to(meeting):
                 return f"its output feeds {self._meeting(meeting)}"
         return "its output is used twice, by " + " and ".join(self._describe(user) for user in users[:2])
 
@@ -152,7 +162,3 @@ def _leading_to(node: fx.Node) -> set[fx.Node]:
                 found.add(source)
                 waiting.append(source)
     return found
-
-
-def _before(node: fx.Node) -> set[fx.Node]:
-    return _leading_to(node) - {node}
