@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from prunekit.cli.compare import compare, report
 from prunekit.cli.inspect import inspect
 from prunekit.cli.methods import methods
+from prunekit.cli.output import StoppedError, interruptible, log_to_stderr
 from prunekit.cli.prune import prune
 from prunekit.errors import PrunekitError
 from prunekit.study import StudyError
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
 )
 for command in (methods, compare, prune, inspect, report):
-    app.command(no_args_is_help=command is not methods)(command)
+    app.command(no_args_is_help=command is not methods)(interruptible(command))
 
 
 def _version(wanted: bool) -> None:
@@ -48,15 +49,14 @@ def _common(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log only what goes wrong.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log in detail.")] = False,
 ) -> None:
-    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
-    logger = logging.getLogger("prunekit")
-    logger.handlers = [handler]
-    logger.setLevel(level)
+    log_to_stderr(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
 def main() -> None:
     """Run the command line; bad input ends with one line and exit code 2, a failed cell with 1."""
+    here = str(Path.cwd())
+    if here not in sys.path:  # a model or score of one's own lies there, as with `python -m`
+        sys.path.insert(0, here)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -64,6 +64,7 @@ def run(arguments: list[str]) -> int:
     """The exit code of a command line."""
     try:
         result = app(args=arguments, prog_name="prunekit", standalone_mode=False)
+        sys.stdout.flush()
     except UsageProblem as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
             error.show()
@@ -73,10 +74,13 @@ def run(arguments: list[str]) -> int:
         return _complain(str(error), 1)
     except PrunekitError as error:
         return _complain(str(error), 2)
+    except BrokenPipeError:  # who reads our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        return _complain("stopped; the same command goes on from here", 130)
+    except StoppedError as error:
+        return _complain(str(error), 130)
     return int(result or 0)
 
 

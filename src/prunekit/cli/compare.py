@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -12,15 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunekit.cli.options import DataDir, Json, SetOption
+from prunekit.cli.output import StoppedError, only_results, print_json
 from prunekit.errors import InputError
-from prunekit.report import overview, write_report
 from prunekit.study import Layout, load_study, names, run_study
 
 
 def compare(
     study: Annotated[str | None, typer.Argument(help="A named study, or a path ending in .yaml.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; an earlier run there goes on. [runs/NAME]")
+        Path | None,
+        typer.Option(help="Folder of the results, runs/NAME by default; an earlier run there goes on."),
     ] = None,
     data_dir: DataDir = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
@@ -44,7 +44,11 @@ def compare(
     command = " ".join(
         ["prunekit", "compare", shlex.quote(study), *(f"--set {shlex.quote(change)}" for change in changes)]
     )
-    page = run_study(chosen, folder, data_dir=data_dir, workers=workers, command=command)
+    try:
+        with only_results():
+            page = run_study(chosen, folder, data_dir=data_dir, workers=workers, command=command)
+    except KeyboardInterrupt:
+        raise StoppedError("stopped; the same command goes on from here") from None
     _show(page, as_json)
 
 
@@ -55,15 +59,19 @@ def report(
 
     Example: prunekit report runs/digits-quick
     """
+    from prunekit.report import write_report  # matplotlib takes long to import
+
     if not Layout(folder).study.is_file():
         raise InputError(f"{folder} holds no study: there is no {Layout(folder).study.name}")
     _show(write_report(folder), as_json)
 
 
 def _show(page: Path, as_json: bool) -> None:
+    from prunekit.report import overview
+
     found = overview(page.parent)
     if as_json:
-        typer.echo(json.dumps({"report": str(page), **found.to_dict()}, indent=1))
+        print_json({"report": str(page), **found.to_dict()})
         return
     console = Console(highlight=False)
     console.print(f"\n[bold]{escape(found.title)}[/bold]")
@@ -76,8 +84,9 @@ def _show(page: Path, as_json: bool) -> None:
 def _list(as_json: bool) -> None:
     studies = [load_study(name) for name in names()]
     if as_json:
-        rows = [{"name": s.name, "title": s.title, "cells": len(s.cells), "seeds": s.seeds} for s in studies]
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(
+            [{"name": s.name, "title": s.title, "cells": len(s.cells), "seeds": s.seeds} for s in studies]
+        )
         return
     width = max(len(study.name) for study in studies)
     for study in studies:

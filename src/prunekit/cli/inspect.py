@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 
-from prunekit.cli.networks import open_network
+from prunekit.cli.networks import Network, Sizes, open_network
 from prunekit.cli.options import DataDir, Json
-from prunekit.data import load
+from prunekit.cli.output import only_results, print_json
+from prunekit.cli.quality import quality
+from prunekit.data import Dataset, load
 from prunekit.errors import InputError
-from prunekit.measure import count, evaluate, human_bytes, human_seconds, latency, layer_table, peak_memory
+from prunekit.measure import (
+    Counts,
+    Latency,
+    count,
+    human_bytes,
+    human_seconds,
+    latency,
+    layer_table,
+    peak_memory,
+)
+from prunekit.trial import check_takes
 
 
 def inspect(
@@ -27,53 +38,41 @@ def inspect(
     input_shape: Annotated[
         str | None, typer.Option(help="Shape of one example, such as 3,32,32, without a dataset.")
     ] = None,
+    outputs: Annotated[
+        int, typer.Option(min=1, help="Number of outputs, without a dataset, of a model that takes it.")
+    ] = 10,
     batch: Annotated[int, typer.Option(min=1, help="Examples per pass of latency and memory.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Show a network layer by layer: parameters, zeros, MACs, and its latency and memory.
 
-    Example: prunekit inspect runs/digits-quick/cells/*/seed-0/model
+    Example: prunekit inspect resnet20 --input-shape 3,32,32
     """
-    found = None if data is None else load(data, data_dir)
-    shape = None if input_shape is None else _shape(input_shape)
-    network = open_network(model, data=found, input_shape=shape, weights=weights)
-    if found is not None:
-        shape = found.input_shape
-    elif network.architecture is not None and shape is None:
-        shape = network.architecture.input_shape
-    if shape is None:
-        raise InputError("the shape of an example is not known: add --data or --input-shape")
-    example = torch.zeros(batch, *shape)
-    counts = count(network.model, example)
-    timing = latency(network.model, example)
-    memory = peak_memory(network.model, example)
-    quality: dict[str, Any] = {}
-    if found is not None:
-        measured = evaluate(network.model, found.test.inputs, found.test.targets, task=found.task)
-        quality = {
-            "test_accuracy": measured.accuracy,
-            "test_top5": measured.top5,
-            "test_loss": measured.loss,
-            "test_mse": measured.mse,
-        }
+    with only_results():
+        found = None if data is None else load(data, data_dir)
+        sizes = None if input_shape is None else Sizes(_shape(input_shape), outputs)
+        network = open_network(model, data=found, sizes=sizes, weights=weights)
+        example = torch.zeros(batch, *_example_shape(network, found, sizes))
+        check_takes(network.model, model, example)
+        counts = count(network.model, example)
+        timing = latency(network.model, example)
+        memory = peak_memory(network.model, example)
+        figures = quality(network.model, found)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    **counts.to_dict(),
-                    "latency": {
-                        "median": timing.median,
-                        "p10": timing.p10,
-                        "p90": timing.p90,
-                        "batch": batch,
-                    },
-                    "peak_memory": memory,
-                    **quality,
-                },
-                indent=1,
-            )
-        )
-        return
+        times = {"median": timing.median, "p10": timing.p10, "p90": timing.p90, "batch": batch}
+        print_json({**counts.to_dict(), "latency": times, "peak_memory": memory, **figures})
+    else:
+        _show(counts, timing, memory, figures, batch)
+
+
+def _example_shape(network: Network, data: Dataset | None, sizes: Sizes | None) -> tuple[int, ...]:
+    for known in (data, sizes, network.architecture):
+        if known is not None:
+            return known.input_shape
+    raise InputError("the shape of an example is not known: add --data or --input-shape")
+
+
+def _show(counts: Counts, timing: Latency, memory: int, figures: dict[str, float], batch: int) -> None:
     console = Console(highlight=False)
     console.print(layer_table(counts))
     console.print(
@@ -81,9 +80,8 @@ def inspect(
         f"{human_seconds(timing.p90)} (batch {batch}, one thread)\n"
         f"memory: {human_bytes(counts.bytes)} of weights, {human_bytes(memory)} at the peak of a pass"
     )
-    for key, value in quality.items():
-        if value is not None:
-            console.print(f"{key.replace('_', ' ')}: {value:.4f}")
+    for key, value in figures.items():
+        console.print(f"{key.replace('_', ' ')}: {value:.4f}")
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prunekit.cli.options import Json
+from prunekit.cli.output import print_json
 from prunekit.methods import METHODS, MethodInfo, describe, recipe
 
 
@@ -27,13 +27,13 @@ def methods(
     if name is not None:
         chosen = recipe(name)
         if as_json:
-            typer.echo(json.dumps({**_plain(describe(name)), "recipe": chosen.to_dict()}, indent=1))
+            print_json({**_plain(describe(name)), "recipe": chosen.to_dict()})
         else:
             _show(describe(name), chosen.to_yaml())
         return
     rows = [describe(method) for method in METHODS]
     if as_json:
-        typer.echo(json.dumps([_plain(row) for row in rows], indent=1))
+        print_json([_plain(row) for row in rows])
         return
     Console().print(_table(rows))
 

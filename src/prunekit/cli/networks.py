@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -13,8 +14,21 @@ from torch import nn
 
 from prunekit.data import Dataset
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.models import ModelSettings, create
+from prunekit.models import ModelSettings, create, names
+from prunekit.models.factories import find_factory
+from prunekit.models.signature import data_arguments
 from prunekit.saving import Architecture, load_architecture, load_pretrained
+from prunekit.saving.pretrained import DESCRIPTION, WEIGHTS
+from prunekit.strict_yaml import load_yaml
+from prunekit.trial import check_takes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model takes from its dataset: the shape of one example, and the number of outputs."""
+
+    input_shape: tuple[int, ...]
+    outputs: int
 
 
 @dataclass(frozen=True)
@@ -23,14 +37,13 @@ class Network:
 
     model: nn.Module
     architecture: Architecture | None
-    saved: Path | None
 
 
 def open_network(
     text: str,
     *,
     data: Dataset | None,
-    input_shape: tuple[int, ...] | None = None,
+    sizes: Sizes | None = None,
     weights: Path | None = None,
     seed: int = 0,
 ) -> Network:
@@ -39,46 +52,73 @@ def open_network(
     Args:
         text: a folder that `save_pretrained` wrote, the name of a model, `module:function`, or a model's
             settings as YAML, such as '{name: mlp, hidden: [64, 32]}'.
-        data: the dataset, whose shapes the named models take.
-        input_shape: of one example, if there is no dataset.
+        data: the dataset, whose sizes the named models take; the network must be able to take its examples.
+        sizes: the same without a dataset.
         weights: a folder of `save_pretrained`, or a safetensors file with a state dict.
         seed: of the initial values, if there are no weights.
 
     Raises:
         InputError, ModelError, DataError: whatever is wrong, in one line.
     """
-    if Path(text).is_dir():
-        return Network(load_pretrained(text), load_architecture(Path(text)), Path(text))
-    settings = _settings(text)
-    shape = data.input_shape if data is not None else input_shape
-    if shape is None and ":" not in settings.name:
-        raise InputError(f"the model {settings.name} takes its shapes from a dataset: add --data")
-    outputs = data.outputs if data is not None else 1
-    model = create(settings, shape or (1,), outputs, seed=seed)
-    architecture = None if data is None else Architecture(settings, data.input_shape, data.outputs)
+    if data is not None:
+        sizes = Sizes(data.input_shape, data.outputs)
+    network = _saved(text, weights) if _is_saved(text) else _new(text, sizes, seed)
     if weights is not None:
-        _load_weights(model, weights)
-    return Network(model, architecture, None)
+        _load_weights(network.model, weights)
+    if data is not None:
+        check_takes(network.model, text, data.test.inputs[:2])
+    return network
+
+
+def _is_saved(text: str) -> bool:
+    """Whether a folder is meant; one that only happens to have the name of a model is not."""
+    return Path(text).is_dir() and (text not in names() or (Path(text) / DESCRIPTION).is_file())
+
+
+def _saved(text: str, weights: Path | None) -> Network:
+    if weights is not None:
+        raise InputError(f"{text} is a saved network with weights of its own: leave out --weights")
+    architecture = load_architecture(Path(text))
+    if architecture is None or ":" in architecture.model.name:
+        own = "module:function" if architecture is None else architecture.model.name
+        raise InputError(
+            f"{text} does not hold the code of its network: write {own} in its place, and --weights {text}"
+        )
+    return Network(load_pretrained(text), architecture)
+
+
+def _new(text: str, sizes: Sizes | None, seed: int) -> Network:
+    settings = _settings(text)
+    takes = data_arguments(settings.name, find_factory(settings.name), (1,), 1)
+    if takes and sizes is None:
+        raise InputError(
+            f"the model {settings.name} takes its shapes from a dataset: add --data "
+            "(to inspect it, --input-shape will do)"
+        )
+    chosen = sizes or Sizes((1,), 1)
+    model = create(settings, chosen.input_shape, chosen.outputs, seed=seed)
+    return Network(model, Architecture(settings, sizes.input_shape, sizes.outputs) if sizes else None)
 
 
 def _settings(text: str) -> ModelSettings:
     if not text.lstrip().startswith("{"):
         if "/" in text and ":" not in text:
-            raise InputError(f"{text} is no folder of a saved network")
+            raise InputError(f"there is no folder {text}")
         return ModelSettings.parse(text)
     try:
-        values: Any = yaml.safe_load(text)
+        values: Any = load_yaml(text)
     except yaml.YAMLError as error:
-        raise InputError(f"the model {text!r} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"the model {text!r} is not valid YAML: {error}") from None
     return ModelSettings.parse(values)
 
 
 def _load_weights(model: nn.Module, weights: Path) -> None:
-    if weights.is_dir():
-        load_pretrained(weights, model)
+    folder = weights.parent if weights.name == WEIGHTS else weights
+    if folder.is_dir() and (folder == weights or (folder / DESCRIPTION).is_file()):
+        load_pretrained(folder, model)  # also where the file in such a folder is named
         return
     try:
-        state = load_file(weights)
+        state: dict[str, torch.Tensor] = load_file(weights)
     except FileNotFoundError:
         raise DataError(f"there is no file {weights}") from None
     except (SafetensorError, OSError) as error:
@@ -86,4 +126,4 @@ def _load_weights(model: nn.Module, weights: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ModelError(f"{weights} does not fit the model: {' '.join(str(error).split())}") from None
+        raise ModelError(f"{weights} does not fit the model: {error}") from None

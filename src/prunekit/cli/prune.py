@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 from torch import nn
 
 from prunekit.batches import as_batches
-from prunekit.cli.networks import open_network
+from prunekit.cli.networks import Network, open_network
 from prunekit.cli.options import DataDir, Json, SetOption
+from prunekit.cli.output import only_results, print_json
+from prunekit.cli.quality import quality
 from prunekit.data import Dataset, load
 from prunekit.errors import InputError
-from prunekit.measure import count, evaluate, human_bytes, layer_table
+from prunekit.measure import count, human_bytes, layer_table
 from prunekit.methods import recipe as named_recipe
 from prunekit.pruning import Pruned
 from prunekit.pruning import prune as prune_model
@@ -26,8 +27,6 @@ from prunekit.recipe import Recipe, read_yaml
 from prunekit.saving import check_free, save_pretrained
 from prunekit.study import with_assignments
 from prunekit.training import State, Training, copy_state, train
-
-log = logging.getLogger(__name__)
 
 
 def prune(
@@ -51,19 +50,19 @@ def prune(
 ) -> None:
     """Prune one network and save it.
 
-    Example: prunekit prune lenet_300_100 --data mnist --train 10 --method iterative_magnitude
-    --set sparsity=0.92 --out pruned
+    Example: prunekit prune mlp --data digits --train 20 --method snip --out small
     """
     chosen = _recipe(method, recipe, assignments or [])
     check_free(out)
-    found = None if data is None else load(data, data_dir)
-    network = open_network(model, data=found, weights=weights, seed=seed)
-    chosen.plan(network.model)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
+    bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with only_results(), bars as progress:
+        found = None if data is None else load(data, data_dir)
+        network = open_network(model, data=found, weights=weights, seed=seed)
+        chosen.plan(network.model)
         bar = progress.add_task("training", total=None)
         checkpoints = _train(network.model, chosen, found, train_epochs, seed, progress, bar)
-        before = _measured(network.model, found)
+        before = quality(network.model, found)
         progress.update(bar, description="pruning", total=None)
         pruned = prune_model(
             network.model,
@@ -71,11 +70,14 @@ def prune(
             None if found is None else found.train,
             seed=seed,
             checkpoints=checkpoints,
-            evaluate=lambda model: _measured(model, found),
+            evaluate=lambda model: quality(model, found),
             report=lambda done, total: progress.update(bar, completed=done, total=total),
         )
-    save_pretrained(pruned, out, architecture=network.architecture)
-    _show(pruned, before, found, out, as_json)
+        save_pretrained(pruned, out, architecture=network.architecture)
+    if as_json:
+        print_json(_described(pruned, before, out))
+    else:
+        _show(pruned, before, found, out, network)
 
 
 def _recipe(method: str | None, path: Path | None, assignments: list[str]) -> Recipe:
@@ -122,26 +124,21 @@ def _train(
     return kept
 
 
-def _measured(model: nn.Module, data: Dataset | None) -> Mapping[str, Any]:
-    if data is None:
-        return {}
-    quality = evaluate(model, data.test.inputs, data.test.targets, task=data.task)
-    figures = {"test_accuracy": quality.accuracy, "test_loss": quality.loss, "test_mse": quality.mse}
-    return {key: value for key, value in figures.items() if value is not None}
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def _show(pruned: Pruned, before: Mapping[str, Any], data: Dataset | None, out: Path, as_json: bool) -> None:
-    after = pruned.history[-1].measured
-    size = sum(path.stat().st_size for path in out.iterdir())
-    if as_json:
-        steps = [
-            {"step": r.step, "sparsity": r.sparsity, "compression_ratio": r.compression_ratio, **r.measured}
-            for r in pruned.history
-        ]
-        typer.echo(
-            json.dumps({"folder": str(out), "bytes": size, "before": dict(before), "steps": steps}, indent=1)
-        )
-        return
+def _described(pruned: Pruned, before: Mapping[str, float], out: Path) -> dict[str, Any]:
+    steps = [
+        {"step": r.step, "sparsity": r.sparsity, "compression_ratio": r.compression_ratio, **r.measured}
+        for r in pruned.history
+    ]
+    return {"folder": str(out), "bytes": _size(out), "before": dict(before), "steps": steps}
+
+
+def _show(
+    pruned: Pruned, before: Mapping[str, float], data: Dataset | None, out: Path, network: Network
+) -> None:
     console = Console(highlight=False)
     counts = None if data is None else count(pruned.model, data.test.inputs[:1])
     if counts is not None:
@@ -150,12 +147,15 @@ def _show(pruned: Pruned, before: Mapping[str, Any], data: Dataset | None, out: 
         f"{pruned.masks.sparsity:.1%} of {pruned.masks.total:,} weights removed "
         f"({pruned.masks.compression_ratio:.4g}x)"
     )
-    for key, value in after.items():
-        console.print(f"{key.replace('_', ' ')}: {before[key]:.4f} dense, {value:.4f} pruned")
+    for key, value in pruned.history[-1].measured.items():
+        console.print(f"{key.replace('_', ' ')}: {before[key]:.4f} before, {value:.4f} after")
     dense = f", {human_bytes(counts.bytes)} dense" if counts is not None else ""
-    console.print(f"saved: {human_bytes(size)} on disk{dense}, in")
+    console.print(f"saved: {human_bytes(_size(out))} on disk{dense}, in")
     typer.echo(str(out))
+    architecture = network.architecture
+    builds_itself = architecture is not None and ":" not in architecture.model.name
     console.print(
         "[dim]Zeros make the file smaller, not the network faster. Load it with\n"
-        f'prunekit.load_pretrained("{out}").[/dim]'
+        f'prunekit.load_pretrained("{escape(str(out))}"{"" if builds_itself else ", model"}).[/dim]',
+        soft_wrap=True,
     )

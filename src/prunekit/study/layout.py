@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunekit.errors import DataError
-from prunekit.files import read_json
+from prunekit.files import read_json, remove_leftovers
+from prunekit.study.outputs import is_finished
 from prunekit.study.spec import Cell, Study
 
 FORMAT = 1
 """The version of the layout; a folder of another version is refused, not guessed at."""
+
+STATE = "state.safetensors"
+"""In the folder of a cell that is not finished: the network and the session after its last step."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +58,44 @@ class Layout:
         """Refuse a folder that holds something else or results of another version.
 
         Raises:
-            DataError: naming the folder.
+            DataError: naming the folder or the file, and what to do.
         """
         if self.root.exists() and not self.root.is_dir():
             raise DataError(f"{self.root} is a file: give a folder for the results")
         if self.study.exists():
-            saved = read_json(self.study)
-            found = saved.get("format") if isinstance(saved, dict) else None
-            if found != FORMAT:
-                raise DataError(
-                    f"{self.root} holds results of format {found}, this prunekit writes format {FORMAT}: "
-                    "choose another folder with --out"
-                )
-        elif self.root.is_dir() and any(not path.name.startswith(".") for path in self.root.iterdir()):
+            self._check_format()
+        elif self.root.is_dir() and not self._holds_results() and any(_visible(self.root)):
             raise DataError(f"{self.root} is not empty and holds no study: choose another folder with --out")
+
+    def _check_format(self) -> None:
+        try:
+            saved = read_json(self.study)
+        except DataError as error:
+            raise DataError(
+                f"{error}; remove this file and run the study again, which writes it anew"
+            ) from None
+        found = saved.get("format") if isinstance(saved, dict) else None
+        if found != FORMAT:
+            raise DataError(
+                f"{self.study} says format {found}, this prunekit reads and writes format {FORMAT}: "
+                "choose another folder with --out"
+            )
+
+    def _holds_results(self) -> bool:
+        """Whether it is a study's folder that has lost its study.json."""
+        return (self.root / "networks").is_dir() or (self.root / "cells").is_dir()
+
+    def tidy(self) -> None:
+        """Remove what killed runs have left behind; for the holder of the folder's lock."""
+        for name in (self.study.name, self.results.name, self.layers.name, "report.html"):
+            for path in self.root.glob(f".{name}.*"):
+                path.unlink(missing_ok=True)
+        stages = [*self.root.glob("networks/*/seed-*"), *self.root.glob("cells/*/seed-*")]
+        for folder in [*stages, self.root / "figures"]:
+            remove_leftovers(folder)
+            if is_finished(folder):
+                (folder / STATE).unlink(missing_ok=True)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if not path.name.startswith("."))

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import platform
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
 
-from prunekit.batches import as_batches
 from prunekit.errors import InputError, PrunekitError
 from prunekit.files import write_json
-from prunekit.recipe import Plan
-from prunekit.report import write_report
-from prunekit.study.layout import FORMAT, Layout
-from prunekit.study.progress import Bars
-from prunekit.study.spec import Cell, Study
-from prunekit.study.stages import dataset, plan, run_cell, train_network
+from prunekit.study.describe import describe
+from prunekit.study.jobs import make_tasks, plan
+from prunekit.study.layout import Layout
+from prunekit.study.lock import only_run
+from prunekit.study.progress import watch
+from prunekit.study.spec import Study
+from prunekit.study.stages import dataset
 from prunekit.study.tables import write_tables
-from prunekit.study.tasks import Failure, Task, run_tasks
-from prunekit.version import __version__
+from prunekit.study.tasks import Failure, Task, Watcher, run_tasks
+
+log = logging.getLogger(__name__)
 
 
 class StudyError(PrunekitError):
-    """Some cells of a study failed; the results of the others are written."""
+    """Some cells of a study failed; the results of the others, and a report of them, are written."""
 
 
 def run_study(
@@ -45,13 +44,15 @@ def run_study(
         data_dir: where datasets lie.
         workers: processes; by default one per core.
         command: how a person repeats this, for the report.
-        console: where progress is shown.
+        console: where progress is shown: bars on a terminal, else log lines.
 
     Returns:
         The path of the report.
 
     Raises:
-        InputError, DataError, ModelError: before the first network is trained.
+        InputError, DataError, ModelError: before the first network is trained; also if another run is at
+            work in the folder, or a result there is damaged.
+        OSError: if the folder cannot be written to.
         StudyError: if a cell failed; the results of all others are written.
     """
     layout = Layout(Path(out))
@@ -61,116 +62,46 @@ def run_study(
     layout.check()
     folder = None if data_dir is None else Path(data_dir)
     plans = plan(study, folder)
-    write_json(layout.study, describe(study, dataset(study, folder).task, command))
-    tasks = make_tasks(study, layout, folder, plans)
-    with Bars(tasks, console or Console(stderr=True)) as bars:
-        failures = run_tasks(tasks, min(workers, max(len(tasks), 1)), bars)
-    write_tables(study, layout)
-    if failures:
-        raise StudyError(_summary(failures, layout))
+    with only_run(layout.root):
+        layout.tidy()
+        tasks = make_tasks(study, layout, folder, plans)
+        write_json(layout.study, describe(study, dataset(study, folder).task, command))
+        processes = min(workers, max(len(tasks), 1))
+        with watch(tasks, processes, console or Console(stderr=True)) as watcher:
+            failures = _run(study, layout, tasks, processes, watcher)
+        write_tables(study, layout)
+        if failures:
+            raise StudyError(_summary(failures, _report_of_rest(layout)))
+        return _report(layout)
+
+
+def _run(study: Study, layout: Layout, tasks: list[Task], processes: int, watcher: Watcher) -> list[Failure]:
+    try:
+        return run_tasks(tasks, processes, watcher)
+    except KeyboardInterrupt:
+        write_tables(study, layout)  # so that `prunekit report` shows what there is so far
+        raise
+
+
+def _report(layout: Layout) -> Path:
+    from prunekit.report import write_report  # matplotlib takes long to import, and no worker needs it
+
     return write_report(layout.root)
 
 
-def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: dict[str, Plan]) -> list[Task]:
-    """What is still to be done."""
-    data = as_batches(dataset(study, data_dir))
-    tasks = []
-    for seed in range(study.seeds):
-        if not (layout.network(study, seed) / "result.json").exists():
-            cost = 1.0 + study.training.length(data)
-            tasks.append(
-                Task(_network_name(seed), _train_task, (study.to_dict(), seed, layout, data_dir), cost=cost)
-            )
-    trained_here = {task.name for task in tasks}
-    for seed in range(study.seeds):
-        for cell in study.cells:
-            if (layout.cell(cell, seed) / "result.json").exists():
-                continue
-            training = cell.recipe.retrain.plan
-            per_step = 50 + (0 if training is None else training.length(data) - cell.recipe.retrain.start)
-            tasks.append(
-                Task(
-                    f"{cell.label} [{cell.key[:4]}] seed {seed}",
-                    _cell_task,
-                    (study.to_dict(), cell.key, cell.label, seed, layout, data_dir),
-                    after=(_network_name(seed),) if _network_name(seed) in trained_here else (),
-                    cost=float(per_step * len(plans[cell.key].steps)),
-                )
-            )
-    return tasks
+def _report_of_rest(layout: Layout) -> Path:
+    """Where to look at what succeeded: the report, or the table if there is too little for a report."""
+    try:
+        return _report(layout)
+    except PrunekitError as error:
+        log.debug("no report: %s", error)
+        return layout.results
 
 
-def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
-    """What study.json says: enough for the report, and to run the study again."""
-    return {
-        "format": FORMAT,
-        "name": study.name,
-        "title": study.title or study.name,
-        "question": study.question,
-        "expected": study.expected,
-        "dataset": study.dataset.to_dict(),
-        "model": study.model.to_dict(),
-        "training": study.training.to_dict(),
-        "seeds": study.seeds,
-        "methods": {
-            label: {
-                "recipe": [cell.recipe.to_dict() for cell in study.cells if cell.label == label],
-                "summary": method.describe()[0],
-                "paper": method.describe()[1],
-            }
-            for label, method in study.methods.items()
-        },
-        "controls": study.controls.to_dict(),
-        "study": study.to_dict(),
-        "environment": {
-            "prunekit": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "platform": f"{platform.system()} {platform.machine()}",
-        },
-        "command": command or f"prunekit compare {study.name} --seeds {study.seeds}",
-        "primary": "test_accuracy" if task == "classification" else "test_mse",
-    }
-
-
-def _network_name(seed: int) -> str:
-    return f"train seed {seed}"
-
-
-def _train_task(
-    study: dict[str, Any], seed: int, layout: Layout, data_dir: Path | None, progress: Any
-) -> None:
-    train_network(
-        Study.parse(study), seed, layout, data_dir, lambda done, total: progress(done / max(total, 1))
-    )
-
-
-def _cell_task(
-    study: dict[str, Any],
-    key: str,
-    label: str,
-    seed: int,
-    layout: Layout,
-    data_dir: Path | None,
-    progress: Any,
-) -> None:
-    parsed = Study.parse(study)
-    cell = _find(parsed, label, key)
-    run_cell(
-        parsed,
-        cell,
-        seed,
-        layout,
-        data_dir,
-        lambda step, steps, done, total: progress((step - 1 + done / max(total, 1)) / steps),
-    )
-
-
-def _find(study: Study, label: str, key: str) -> Cell:
-    return next(cell for cell in study.cells if (cell.label, cell.key) == (label, key))
-
-
-def _summary(failures: list[Failure], layout: Layout) -> str:
+def _summary(failures: list[Failure], where: Path) -> str:
     first = failures[0]
-    others = f" ({len(failures) - 1} more failed)" if len(failures) > 1 else ""
-    return f"{first.name} failed: {first.message}{others}; what succeeded is in {layout.results}"
+    skipped = sum(failure.skipped for failure in failures)
+    others = len(failures) - skipped - 1
+    counts = [f"{others} more failed"] * bool(others) + [f"{skipped} could not be run"] * bool(skipped)
+    also = f" ({', '.join(counts)})" if counts else ""
+    return f"{first.name}: failed: {first.message}{also}; what succeeded is in {where}"

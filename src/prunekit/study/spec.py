@@ -19,6 +19,7 @@ from prunekit.models import ModelSettings
 from prunekit.recipe import Recipe
 from prunekit.retrain import TrainingSettings
 from prunekit.settings import Settings, digest
+from prunekit.strict_yaml import load_yaml
 from prunekit.training import Training
 
 
@@ -38,9 +39,9 @@ class Method(Settings):
     """
 
     method: str | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, Any] | None = None
-    sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
+    sweep: dict[str, list[Any]] | list[dict[str, Any]] = Field(default_factory=dict)
     summary: str = ""
 
     @model_validator(mode="after")
@@ -54,7 +55,11 @@ class Method(Settings):
 
     def recipes(self) -> list[Recipe]:
         """One recipe per combination of the sweep."""
-        return [self._recipe(point) for point in self._points()]
+        return [recipe for _, recipe in self.variants()]
+
+    def variants(self) -> list[tuple[str, Recipe]]:
+        """The recipes with what sets each apart, such as `sparsity=0.9`; empty without a sweep."""
+        return [(_words(point), self._recipe(point)) for point in self._points()]
 
     def _points(self) -> list[dict[str, Any]]:
         if isinstance(self.sweep, list):
@@ -65,7 +70,7 @@ class Method(Settings):
                 for values in itertools.product(*self.sweep.values())
             ]
         if not points:
-            raise InputError("sweep: a list of values is empty")
+            raise InputError("sweep: there is nothing in it, or one of its lists of values is empty")
         return points
 
     def _recipe(self, point: Mapping[str, Any]) -> Recipe:
@@ -126,6 +131,8 @@ class Study(Settings):
     def _labels_fit(self) -> Study:
         if "dense" in self.methods:
             raise ValueError("methods: the label 'dense' is taken by the unpruned network")
+        if not all(label.strip() for label in self.methods):
+            raise ValueError("methods: a label is empty")
         for control, label in self.controls:
             if label is not None and label not in self.methods:
                 known = ", ".join(self.methods)
@@ -136,9 +143,9 @@ class Study(Settings):
     def cells(self) -> tuple[Cell, ...]:
         """Every recipe of every method; an equal recipe under the same label counts once."""
         found = {
-            (label, recipe.digest()): Cell(label, recipe, self._cell_key(recipe))
+            (label, recipe.digest()): Cell(label, recipe, self._cell_key(recipe), variant)
             for label, method in self.methods.items()
-            for recipe in method.recipes()
+            for variant, recipe in method.variants()
         }
         return tuple(found.values())
 
@@ -172,21 +179,32 @@ class Cell:
         label: the method's label.
         recipe: what is done.
         key: the content hash of the recipe and all that comes before it; names the cell's folder.
+        variant: what sets it apart from the others of its method, in words.
     """
 
     label: str
     recipe: Recipe
     key: str
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """The label and the variant, for a person."""
+        return f"{self.label} ({self.variant})" if self.variant else self.label
+
+
+def _words(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
 
 
 def with_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     """A copy of nested mappings in which a dotted key has another value.
 
     Raises:
-        InputError: if the key runs through something that is no mapping.
+        InputError: if the key is not words joined by dots, or runs through something that is no mapping.
     """
-    first, _, rest = key.partition(".")
-    if not first:
+    first, dot, rest = _first(values, key)
+    if not first or (dot and not rest):
         raise InputError(f"{key!r} is not a key: write words joined by dots, such as schedule.sparsity")
     if not rest:
         return {**values, first: value}
@@ -196,6 +214,14 @@ def with_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any
     if not isinstance(inner, Mapping):
         raise InputError(f"the key {key!r} leads through {first!r}, which holds {inner!r} and no settings")
     return {**values, first: with_value(inner, rest, value)}
+
+
+def _first(values: Mapping[str, Any], key: str) -> tuple[str, str, str]:
+    """The first word of a dotted key; a label with dots of its own counts as one where it is there."""
+    for known in sorted(values, key=lambda known: -len(str(known))):
+        if "." in str(known) and key.startswith(f"{known}."):
+            return known, ".", key[len(known) + 1 :]
+    return key.partition(".")
 
 
 def with_assignments(values: Mapping[str, Any], assignments: list[str]) -> dict[str, Any]:
@@ -210,7 +236,7 @@ def with_assignments(values: Mapping[str, Any], assignments: list[str]) -> dict[
         if not equals or not key:
             raise InputError(f"--set {assignment!r}: write key=value, such as training.epochs=3")
         try:
-            value = yaml.safe_load(text)
+            value = load_yaml(text)
         except yaml.YAMLError:
             raise InputError(f"--set {assignment!r}: the value is not valid YAML") from None
         changed = with_value(changed, key, value)

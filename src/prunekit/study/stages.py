@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunekit.batches import as_batches
 from prunekit.data import Dataset, DataSettings, Split, load
+from prunekit.errors import DataError
 from prunekit.files import remove_leftovers, replacing, write_json
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.pruning import Session
-from prunekit.recipe import Plan
 from prunekit.saving import Architecture, save_pretrained
 from prunekit.seeds import derive
-from prunekit.study.layout import Layout
+from prunekit.study.layout import STATE, Layout
+from prunekit.study.outputs import RESULT, is_finished, read_tensors
 from prunekit.study.spec import Cell, Study
 from prunekit.training import Report, State, copy_state, train, training_seed
 
@@ -33,13 +33,22 @@ TRAINED = "trained"
 def train_network(
     study: Study, seed: int, layout: Layout, data_dir: Path | None, report: Report | None = None
 ) -> Path:
-    """The dense network of a seed, trained once for all methods, with the checkpoints that they go back to."""
+    """The dense network of a seed, trained once for all methods, with the checkpoints that they go back to.
+
+    `report` is told (optimizer steps done, steps in all).
+
+    Raises:
+        TrainingError: if the loss is not finite.
+        OSError: if the folder cannot be written to.
+    """
     folder = layout.network(study, seed)
-    if (folder / "result.json").exists():
+    if is_finished(folder):
         return folder
     remove_leftovers(folder)
     data = dataset(study, data_dir)
     model = build(study, data, seed)
+    if report is not None:
+        report(0, 1)  # the loading of data and code is over: from here on counts for the pace
     started = time.perf_counter()
     trained = train(
         model,
@@ -56,7 +65,7 @@ def train_network(
         "train_loss": trained.loss if trained.iterations else None,
         "seconds": time.perf_counter() - started,
     }
-    write_json(folder / "result.json", row)
+    write_json(folder / RESULT, row)
     return folder
 
 
@@ -71,45 +80,49 @@ def run_cell(
     """One recipe on the trained network of a seed; every step of it is a stage of its own.
 
     `report` is told (step, steps, optimizer steps done, optimizer steps in all).
+
+    Raises:
+        DataError: naming the file, if the network or the state of an interrupted run is damaged.
+        PrunekitError: whatever the recipe or its training raises.
+        OSError: if the folder cannot be written to.
     """
     folder = layout.cell(cell, seed)
-    if (folder / "result.json").exists():
+    if is_finished(folder):
         return folder
     remove_leftovers(folder)
     data = dataset(study, data_dir)
     network = layout.network(study, seed)
     model = build(study, data, seed)
-    model.load_state_dict(load_file(network / f"{TRAINED}.safetensors"))
+    model.load_state_dict(read_tensors(network / f"{TRAINED}.safetensors")[0])
     wanted = cell.recipe.retrain.checkpoint
-    checkpoints = {} if wanted is None else {wanted: load_file(network / f"checkpoint-{wanted}.safetensors")}
+    checkpoints: dict[int, State] = {}
+    if wanted is not None:
+        checkpoints[wanted], _ = read_tensors(network / f"checkpoint-{wanted}.safetensors")
     session = Session(model, cell.recipe, data=data.train, seed=derive(seed, "cell"), checkpoints=checkpoints)
-    _resume(session, folder / "state.safetensors")
+    state = folder / STATE
+    _resume(session, state)
     steps = len(session.plan.steps)
 
     def tell(done: int, total: int) -> None:
         if report is not None:
             report(len(session.history) + 1, steps, done, total)
 
-    for _ in session.run(evaluate=lambda model: measured(model, data), report=tell):
-        _save_session(session, folder / "state.safetensors")
+    def tell_step() -> None:
         if report is not None:
             report(len(session.history), steps, 1, 1)
+
+    tell_step()  # where an interrupted cell goes on: what was done before says nothing of the pace
+    for _ in session.run(evaluate=lambda model: measured(model, data), report=tell):
+        _save_session(session, state)
+        tell_step()
     save_pretrained(
         session.result(),
         folder / "model",
         architecture=Architecture(study.model, data.input_shape, data.outputs),
     )
-    write_json(folder / "result.json", {"rows": rows_of(session), "layers": layers_of(session)})
-    (folder / "state.safetensors").unlink(missing_ok=True)
+    write_json(folder / RESULT, {"rows": rows_of(session), "layers": layers_of(session)})
+    state.unlink(missing_ok=True)
     return folder
-
-
-def plan(study: Study, data_dir: Path | None) -> dict[str, Plan]:
-    """The plan of every cell, so that what cannot be done is refused before the first network is trained."""
-    model = build(study, dataset(study, data_dir), seed=0)
-    for cell in study.cells:
-        cell.recipe.retrain.check(model, dict.fromkeys(study.checkpoints, {}))
-    return {cell.key: cell.recipe.plan(model) for cell in study.cells}
 
 
 def dataset(study: Study, data_dir: Path | None) -> Dataset:
@@ -202,9 +215,9 @@ def _save_session(session: Session, path: Path) -> None:
 def _resume(session: Session, path: Path) -> None:
     if not path.exists():
         return
-    with safe_open(path, framework="pt") as file:
-        rest = json.loads(file.metadata()["session"])
-    tensors = load_file(path)
+    tensors, rest = read_tensors(path)
+    if "recipe" not in rest:
+        raise DataError(f"{path} is damaged: it holds no session; remove it and run the study again")
     state: State = {name[6:]: value for name, value in tensors.items() if name.startswith("model/")}
     masks = {name[5:]: value for name, value in tensors.items() if name.startswith("mask/")}
     checkpoints = session.state_dict()["checkpoints"]

@@ -7,8 +7,9 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prunekit.files import read_json, write_text
+from prunekit.files import write_text
 from prunekit.study.layout import Layout
+from prunekit.study.outputs import is_finished, read_cell, read_network
 from prunekit.study.spec import Study
 
 RESULTS = (
@@ -21,7 +22,11 @@ LAYERS = ("method", "cell", "seed", "step", "layer", "shape", "parameters", "kep
 
 
 def write_tables(study: Study, layout: Layout) -> int:
-    """Write both tables from what is finished, dense network first; the number of finished cells."""
+    """Write both tables from what is finished, dense network first; the number of finished cells.
+
+    Raises:
+        DataError: naming the file, if a result is damaged.
+    """
     common = {"study": study.name, "dataset": study.dataset.name, "model": study.model.name}
     results: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []
@@ -29,15 +34,15 @@ def write_tables(study: Study, layout: Layout) -> int:
     prunable: int | None = None
     for cell in study.cells:
         for seed in range(study.seeds):
-            path = layout.cell(cell, seed) / "result.json"
-            if not path.exists():
+            folder = layout.cell(cell, seed)
+            if not is_finished(folder):
                 continue
             finished += 1
-            found = read_json(path)
+            cell_rows, cell_layers = read_cell(folder)
             where = {"method": cell.label, "cell": cell.key, "seed": seed}
-            results += [{**common, **where, **row} for row in found["rows"]]
-            layers += [{**where, **row} for row in found["layers"]]
-            prunable = prunable or found["rows"][0]["prunable"]
+            results += [{**common, **where, **row} for row in cell_rows]
+            layers += [{**where, **row} for row in cell_layers]
+            prunable = prunable or cell_rows[0]["prunable"]
     dense = [{**common, **row} for row in _dense_rows(study, layout, prunable)]
     write_text(layout.results, _csv(RESULTS, [*dense, *results]))
     write_text(layout.layers, _csv(LAYERS, layers))
@@ -46,8 +51,8 @@ def write_tables(study: Study, layout: Layout) -> int:
 
 def _dense_rows(study: Study, layout: Layout, prunable: int | None) -> Iterable[dict[str, Any]]:
     for seed in range(study.seeds):
-        path = layout.network(study, seed) / "result.json"
-        if path.exists():
+        folder = layout.network(study, seed)
+        if is_finished(folder):
             yield {
                 "method": "dense",
                 "cell": study.network_key,
@@ -57,7 +62,7 @@ def _dense_rows(study: Study, layout: Layout, prunable: int | None) -> Iterable[
                 "compression_ratio": 1.0,
                 "prunable": prunable,
                 "kept": prunable,
-                **read_json(path),
+                **read_network(folder),
             }
 
 

@@ -1,25 +1,22 @@
-"""Tasks with dependencies, run in this process or in a pool of processes: the same code path for both."""
+"""Tasks with dependencies, run in this process or in processes of their own, with the same results."""
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import os
-import signal
-import threading
+import errno
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
 from prunekit.errors import PrunekitError
 
-log = logging.getLogger(__name__)
+Progress = Callable[[float], None]
+"""Takes the fraction of a task that is done; its first call says where the task begins, 0 if afresh."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,7 @@ class Task:
 
     Attributes:
         name: unique; shown to the person.
-        run: a function that can be sent to another process; called as `run(*arguments, progress)`, where
-            `progress` takes the fraction done.
+        run: a function that can be sent to another process; called as `run(*arguments, progress)`.
         arguments: its arguments.
         after: names of tasks that must have succeeded before.
         cost: the expected effort, in any unit that all tasks share.
@@ -44,11 +40,27 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that did not succeed: its name, one line for the person, and the trace for the log."""
+    """A task that did not succeed.
+
+    Attributes:
+        name: the task's.
+        message: one line for the person.
+        trace: where it happened, for the log.
+        skipped: whether it was not even begun, because of another's failure.
+        disk_full: whether no other task could write its results either.
+    """
 
     name: str
     message: str
-    trace: str
+    trace: str = ""
+    skipped: bool = False
+    disk_full: bool = False
+
+    @classmethod
+    def of(cls, task: Task, error: BaseException) -> Failure:
+        """The failure that an exception is; to be called while it is handled."""
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return cls(task.name, _line(error), traceback.format_exc(), disk_full=full)
 
 
 class Watcher(Protocol):
@@ -61,7 +73,45 @@ class Watcher(Protocol):
         """The task is this far, in [0, 1]."""
 
     def finished(self, task: Task, seconds: float, failure: Failure | None) -> None:
-        """The task has ended."""
+        """The task has ended, or will not be begun."""
+
+
+class Agenda:
+    """Which tasks are ready, under way and done."""
+
+    def __init__(self, tasks: Sequence[Task], watcher: Watcher) -> None:
+        names = {task.name for task in tasks}
+        assert len(names) == len(tasks), "two tasks have the same name"
+        assert all(names.issuperset(task.after) for task in tasks), "a task waits for one that is not there"
+        self._waiting = list(tasks)
+        self._watcher = watcher
+        self._succeeded: set[str] = set()
+        self.failures: list[Failure] = []
+
+    def take(self) -> Task | None:
+        """The first task that is ready, which is then under way; None if there is none at present."""
+        for task in self._waiting:
+            if self._succeeded.issuperset(task.after):
+                self._waiting.remove(task)
+                self._watcher.started(task)
+                return task
+        return None
+
+    def settle(self, task: Task, seconds: float, failure: Failure | None) -> None:
+        """A task that was under way has ended; what waits for one that failed is given up.
+
+        After one that found the disk full everything is given up: hours of computing could not be kept.
+        """
+        self._watcher.finished(task, seconds, failure)
+        if failure is None:
+            self._succeeded.add(task.name)
+            return
+        self.failures.append(failure)
+        for other in [other for other in self._waiting if failure.disk_full or task.name in other.after]:
+            if other in self._waiting:  # else it was given up with one that it waits for
+                self._waiting.remove(other)
+                skipped = Failure(other.name, f"not run, because {task.name} failed", skipped=True)
+                self.settle(other, 0.0, skipped)
 
 
 def run_tasks(tasks: Sequence[Task], workers: int, watcher: Watcher) -> list[Failure]:
@@ -69,125 +119,45 @@ def run_tasks(tasks: Sequence[Task], workers: int, watcher: Watcher) -> list[Fai
 
     Each task computes on one thread, so results do not depend on the number of workers. Ctrl-C ends the
     workers at once; stages write their files as a whole, so the next run goes on from there.
+
+    Raises:
+        KeyboardInterrupt: when the workers have ended.
     """
+    agenda = Agenda(tasks, watcher)
     if workers == 1:
-        with _one_thread():
-            return _run_here(tasks, watcher)
-    return _run_pool(tasks, workers, watcher)
+        _run_here(agenda, watcher)
+    else:
+        from prunekit.study.pool import run_pool  # which is built on this module
+
+        run_pool(agenda, workers, watcher)
+    return agenda.failures
 
 
-def _run_here(tasks: Sequence[Task], watcher: Watcher) -> list[Failure]:
-    failures: dict[str, Failure] = {}
-    for task in _in_order(tasks):
-        if any(name in failures for name in task.after):
-            failures[task.name] = Failure(task.name, "not run: what it starts from failed", "")
-            continue
-        watcher.started(task)
-        began = time.perf_counter()
-        failure = None
-        try:
-            task.run(*task.arguments, lambda fraction, task=task: watcher.progressed(task, fraction))
-        except Exception as error:  # one failed cell must not lose the others
-            failure = failures[task.name] = Failure(task.name, _line(error), traceback.format_exc())
-        watcher.finished(task, time.perf_counter() - began, failure)
-    return list(failures.values())
+def _run_here(agenda: Agenda, watcher: Watcher) -> None:
+    with _one_thread():
+        while (task := agenda.take()) is not None:
+            began = time.perf_counter()
+            failure = perform(task, partial(watcher.progressed, task))
+            agenda.settle(task, time.perf_counter() - began, failure)
 
 
-def _in_order(tasks: Sequence[Task]) -> Iterator[Task]:
-    done: set[str] = set()
-    left = list(tasks)
-    while left:
-        ready = [task for task in left if done.issuperset(task.after)]
-        assert ready, "tasks wait for each other"
-        for task in ready:
-            yield task
-        done |= {task.name for task in ready}
-        left = [task for task in left if task.name not in done]
-
-
-def _run_pool(tasks: Sequence[Task], workers: int, watcher: Watcher) -> list[Failure]:
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    failures: dict[str, Failure] = {}
-    succeeded: set[str] = set()
-    waiting = {task.name: task for task in tasks}
-    running: dict[Future[float], Task] = {}
-    by_name = dict(waiting)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(queue,))
-
-    def submit_ready() -> None:
-        for task in list(waiting.values()):
-            if any(name in failures for name in task.after):
-                del waiting[task.name]
-                failures[task.name] = Failure(task.name, "not run: what it starts from failed", "")
-            elif succeeded.issuperset(task.after) and len(running) < workers:
-                del waiting[task.name]
-                running[pool.submit(_work, task)] = task
-                watcher.started(task)
-
+def perform(task: Task, progress: Progress) -> Failure | None:
+    """Run one task; what it raises becomes its failure, so that one failed cell does not lose the others."""
     try:
-        submit_ready()
-        while running:
-            ended, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            while not queue.empty():
-                name, fraction = queue.get()
-                if name not in succeeded and name not in failures:
-                    watcher.progressed(by_name[name], fraction)
-            for future in ended:
-                task = running.pop(future)
-                failure, seconds = None, 0.0
-                try:
-                    seconds = future.result()
-                    succeeded.add(task.name)
-                except Exception as error:  # also a worker that died
-                    cause = str(error.__cause__ or "")
-                    failure = failures[task.name] = Failure(task.name, _line(error), cause)
-                watcher.finished(task, seconds, failure)
-            submit_ready()
-    except KeyboardInterrupt:
-        _terminate_workers()
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    return list(failures.values())
+        task.run(*task.arguments, progress)
+    except (Exception, SystemExit) as error:  # a user's score may do anything, also call exit()
+        return Failure.of(task, error)
+    return None
 
 
-def _terminate_workers() -> None:
-    for child in multiprocessing.active_children():
-        child.terminate()
-
-
-_send: Any = None
-"""In a worker process: the queue to the process that started it."""
-
-
-def _start_worker(queue: Any) -> None:
-    global _send
-    _send = queue
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-    torch.set_num_threads(1)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(task: Task) -> float:
-    began = time.perf_counter()
-    task.run(*task.arguments, lambda fraction: _send.put((task.name, fraction)))
-    return time.perf_counter() - began
-
-
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     if isinstance(error, PrunekitError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error.filename or 'file'}: {error.strerror or error}"
-    return f"{type(error).__name__}: {error}"
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
 
 
 @contextmanager

@@ -1,0 +1,127 @@
+"""What is still to be done of a study, as tasks; what cannot be done is refused before the first of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunekit.batches import Batches, as_batches
+from prunekit.errors import InputError, PrunekitError
+from prunekit.recipe import Plan
+from prunekit.study.layout import Layout
+from prunekit.study.outputs import is_finished, read_cell, read_network
+from prunekit.study.spec import Cell, Study
+from prunekit.study.stages import build, dataset, run_cell, train_network
+from prunekit.study.tasks import Progress, Task
+from prunekit.trial import check_takes
+
+OVERHEAD = 50
+"""What loading, scoring and measuring of one step cost, in optimizer steps: a guess, for the time left."""
+
+Plans = dict[str, Plan]
+"""The plan of every cell, by the cell's key."""
+
+
+def plan(study: Study, data_dir: Path | None) -> Plans:
+    """The plan of every cell.
+
+    Raises:
+        InputError, DataError, ModelError: whatever a cell could not be run with, naming the method.
+    """
+    data = dataset(study, data_dir)
+    model = build(study, data, seed=0)
+    check_takes(model, study.model.name, data.test.inputs[:2])
+    batches = as_batches(data)
+    plans = {}
+    for cell in study.cells:
+        try:
+            plans[cell.key] = _plan_cell(cell, study, model, batches)
+        except PrunekitError as error:
+            raise type(error)(f"method {cell.name!r}: {error}") from error
+    return plans
+
+
+def _plan_cell(cell: Cell, study: Study, model: nn.Module, data: Batches) -> Plan:
+    retrain = cell.recipe.retrain
+    steps = study.training.length(data)
+    if retrain.checkpoint is not None and retrain.checkpoint > steps:
+        raise InputError(
+            f"retrain {retrain.name!r} goes back to step {retrain.checkpoint}, "
+            f"but the training has only {steps} steps"
+        )
+    retrain.check(model, {step: {} for step in study.checkpoints})
+    return cell.recipe.plan(model)
+
+
+def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: Plans) -> list[Task]:
+    """The networks and cells that are not finished, each cell after its network.
+
+    Raises:
+        DataError: if the result of one that is finished is damaged.
+    """
+    data = as_batches(dataset(study, data_dir))
+    settings = study.to_dict()
+    networks: dict[int, Task] = {}
+    for seed in range(study.seeds):
+        folder = layout.network(study, seed)
+        if is_finished(folder):
+            read_network(folder)
+        else:
+            networks[seed] = Task(
+                f"training of seed {seed}",
+                _train,
+                (settings, seed, layout, data_dir),
+                cost=float(OVERHEAD + study.training.length(data)),
+            )
+    cells: dict[Path, Task] = {}
+    for seed in range(study.seeds):
+        for cell in study.cells:
+            folder = layout.cell(cell, seed)
+            if is_finished(folder):
+                read_cell(folder)
+            elif folder not in cells:  # labels that differ in punctuation share the folder of an equal recipe
+                cells[folder] = Task(
+                    f"{cell.name}, seed {seed}",
+                    _prune,
+                    (settings, cell.label, cell.key, seed, layout, data_dir),
+                    after=(networks[seed].name,) if seed in networks else (),
+                    cost=_cost(cell, plans[cell.key], data),
+                )
+    return [*networks.values(), *cells.values()]
+
+
+def _cost(cell: Cell, plan: Plan, data: Batches) -> float:
+    retrain = cell.recipe.retrain
+    length = 0 if retrain.plan is None else max(retrain.plan.length(data) - retrain.start, 0)
+    return float((OVERHEAD + length) * len(plan.steps))
+
+
+def _train(
+    study: dict[str, Any], seed: int, layout: Layout, data_dir: Path | None, progress: Progress
+) -> None:
+    train_network(
+        Study.parse(study), seed, layout, data_dir, lambda done, total: progress(done / max(total, 1))
+    )
+
+
+def _prune(
+    study: dict[str, Any],
+    label: str,
+    key: str,
+    seed: int,
+    layout: Layout,
+    data_dir: Path | None,
+    progress: Progress,
+) -> None:
+    parsed = Study.parse(study)
+    cell = next(cell for cell in parsed.cells if (cell.label, cell.key) == (label, key))
+    run_cell(
+        parsed,
+        cell,
+        seed,
+        layout,
+        data_dir,
+        lambda step, steps, done, total: progress((step - 1 + done / max(total, 1)) / steps),
+    )

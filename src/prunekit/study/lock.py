@@ -1,0 +1,69 @@
+"""One run at a time in a study's folder."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from prunekit.errors import InputError
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Keep every other run out of a folder until the block ends.
+
+    The operating system holds the lock for the open file, so it goes with the process however that ends: a
+    lock file that is left behind does not keep anyone out.
+
+    Raises:
+        InputError: if another run holds it.
+        OSError: if the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            _take(file)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                log.warning("%s cannot be locked (%s): start no second run there", folder, error.strerror)
+            else:
+                raise InputError(
+                    f"another run is at work in {folder} ({_owner(file)}): wait until it ends, or stop it, "
+                    "or choose another folder with --out"
+                ) from None
+        else:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield
+
+
+def _owner(file: IO[str]) -> str:
+    file.seek(0)
+    return f"process {file.read(20).strip() or 'unknown'}"
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(file: IO[str]) -> None:
+        # Windows keeps others from reading what is locked: the lock lies far behind the text
+        file.seek(1 << 30)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        file.seek(0)
+
+else:
+    import fcntl
+
+    def _take(file: IO[str]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
