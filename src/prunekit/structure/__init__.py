@@ -1,5 +1,30 @@
 """Which units of a network can be taken out, and taking them out, with the proof."""
 
 from prunekit.structure.chain import INPUT, Chain, Stage, UnitGroup, chain_of
+from prunekit.structure.dead import DeadUnits, dead_units, shrink_dead
+from prunekit.structure.resize import resize_to
+from prunekit.structure.result import GroupSize, ShrinkResult
+from prunekit.structure.shrink import shrink
+from prunekit.structure.units import kept_all, parameters_after, unit_masks
+from prunekit.structure.verify import Deviation, VerificationError, same_function
 
-__all__ = ["INPUT", "Chain", "Stage", "UnitGroup", "chain_of"]
+__all__ = [
+    "INPUT",
+    "Chain",
+    "DeadUnits",
+    "Deviation",
+    "GroupSize",
+    "ShrinkResult",
+    "Stage",
+    "UnitGroup",
+    "VerificationError",
+    "chain_of",
+    "dead_units",
+    "kept_all",
+    "parameters_after",
+    "resize_to",
+    "same_function",
+    "shrink",
+    "shrink_dead",
+    "unit_masks",
+]

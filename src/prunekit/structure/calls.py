@@ -69,6 +69,13 @@ class Reshaped:
         return x.reshape(x.shape[0], *self.sizes)
 
 
+def is_flatten(stage: Stage) -> bool:
+    """Whether a stage lays the positions of units beside each other."""
+    return isinstance(stage.module, nn.Flatten) or (
+        isinstance(stage.run, Reshaped) and len(stage.run.sizes) == 1
+    )
+
+
 def is_size(node: fx.Node) -> bool:
     """Whether a node is a number or numbers made from a tensor's shape, and no tensor."""
     if node.op == "call_method" and node.target in ("size", "dim", "numel", "ndimension"):

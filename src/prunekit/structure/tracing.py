@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.parameter import UninitializedParameter
 
 from prunekit.errors import ModelError
+from prunekit.structure.modes import evaluating
 from prunekit.structure.operations import is_leaf
 
 
@@ -32,9 +33,7 @@ def trace(model: nn.Module) -> fx.Graph:
         for name, argument in inspect.signature(model.forward).parameters.items()
         if argument.default is not inspect.Parameter.empty
     }
-    with _untouched(model):
-        for module in model.modules():
-            module.training = False  # not `eval()`, which users override
+    with _untouched(model), evaluating(model):
         try:
             return _Tracer().trace(model, concrete_args=defaults or None)
         except Exception as error:  # whatever the user's forward makes of a symbol

@@ -1,0 +1,195 @@
+"""Units that do nothing any more, although nobody removed them: what single-weight pruning leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.masks import Masks
+from prunekit.structure.chain import chain_of
+from prunekit.structure.constants import constant_inputs
+from prunekit.structure.parts import Chain, UnitGroup
+from prunekit.structure.result import ShrinkResult
+from prunekit.structure.shrink import masked_copy, own_module, replace_by_smaller
+from prunekit.targets import unwrap
+
+
+@dataclass(frozen=True)
+class DeadUnits:
+    """Units that can go without a change of the function.
+
+    Attributes:
+        kept: for each group that loses units, (units,) flags, True = kept.
+        biases: what the biases, by full name, must become for that: the constants that removed units put out
+            are folded into them.
+    """
+
+    kept: dict[str, Tensor]
+    biases: dict[str, Tensor]
+
+
+def dead_units(model: nn.Module, chain: Chain, masks: Masks | None = None) -> DeadUnits:
+    """Find the units that nothing reads, and those whose output is a constant that can be folded.
+
+    Nothing reads a unit if all its outgoing weights are zero, or go to units that are dead themselves. Its
+    output is a constant if all its incoming weights are zero, or come from such units. The constant is folded
+    into the next layer's bias, where that is exact: for linear layers, for convolutions without zero padding,
+    and for any layer if the constant is zero. A layer without a bias takes no other constant. Every group
+    keeps at least one unit. The model is not changed.
+
+    Args:
+        model: the network.
+        chain: its chain; with `inputs=True` unread input features are found, too.
+        masks: masks of single weights; without them the zeros in the weights count.
+
+    Raises:
+        InputError: if the masks are another model's.
+    """
+    model = unwrap(model)
+    search = _Search(model, chain, masks or Masks({}))
+    for group in chain.groups:
+        search.fold_constants(group)
+    for group in reversed(chain.groups):
+        search.drop_unread(group)
+    return DeadUnits(
+        {name: flags for name, flags in search.kept.items() if not bool(flags.all())}, search.folded
+    )
+
+
+def shrink_dead(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    masks: Masks | None = None,
+    tolerance: float | None = None,
+) -> ShrinkResult:
+    """Take all dead units out of a network, in place, and prove that its function stays the same.
+
+    Args:
+        model: a network that `chain_of` can read.
+        example_inputs: (N, ...) inputs.
+        masks: masks of single weights; removed ones are set to zero first.
+        tolerance: see `same_function`.
+
+    Raises:
+        InputError, ModelError, VerificationError: as `shrink`; the model is then exactly as it was.
+    """
+    model = own_module(model)
+    masks = masks or Masks({})
+    reference = masked_copy(model, masks)
+    chain = chain_of(model)
+    dead = dead_units(model, chain, masks)
+    return replace_by_smaller(
+        model,
+        chain,
+        dead.kept,
+        reference,
+        example_inputs,
+        masks=masks,
+        values=dead.biases,
+        tolerance=tolerance,
+    )
+
+
+class _Search:
+    """The state of a search: which units stay, and the biases so far."""
+
+    def __init__(self, model: nn.Module, chain: Chain, masks: Masks) -> None:
+        masks.parameters(model)
+        self._model = model
+        self._chain = chain
+        self._masks = masks
+        self.kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in chain.groups}
+        self.folded: dict[str, Tensor] = {}
+
+    def fold_constants(self, group: UnitGroup) -> None:
+        """Remove the units of a group whose output is a constant that the next layer can do without."""
+        if group.producer is None or group.fixed:
+            return
+        constant = ~self._incoming(group.producer).any(1)
+        if not bool(constant.any()):
+            return
+        values = constant_inputs(self._model, self._chain, group, self._bias(group.producer, group.units))
+        if values is None:
+            return
+        read = self._weight(group.consumer)
+        per_unit = values.view(group.units, group.repeat)
+        harmless = (per_unit == 0).all(1)
+        if self._takes_constants(group.consumer):
+            harmless = per_unit.isfinite().all(1)
+        removed = self._remove(group, constant & harmless)
+        added = read.flatten(2).sum(2) if read.dim() > 2 else read
+        added = added[:, removed.repeat_interleave(group.repeat)] @ per_unit[removed].flatten()
+        if bool((added != 0).any()):
+            bias = self._bias(group.consumer, len(added))
+            self.folded[f"{group.consumer}.bias"] = bias + added
+
+    def drop_unread(self, group: UnitGroup) -> None:
+        """Remove the units of a group whose outgoing weights are all zero."""
+        if group.fixed:
+            return
+        read = self._outgoing(group.consumer).any(0)
+        self._remove(group, ~read.view(group.units, group.repeat).any(1))
+
+    def _remove(self, group: UnitGroup, dead: Tensor) -> Tensor:
+        """Take units out, but for one that a group needs; which were taken."""
+        before = self.kept[group.name]
+        if not bool((before & ~dead).any()):
+            dead = dead.clone()
+            dead[before.nonzero()[0]] = False
+        self.kept[group.name] = before & ~dead
+        return before & dead
+
+    def _incoming(self, layer: str) -> Tensor:
+        """(outputs, inputs): which weights are not zero and come from units that are still there."""
+        there = self._nonzero(layer)
+        for group in self._chain.groups:
+            if group.consumer == layer:
+                there &= self.kept[group.name].repeat_interleave(group.repeat)
+        return there
+
+    def _outgoing(self, layer: str) -> Tensor:
+        """(outputs, inputs): which weights are not zero and go to units that are still there."""
+        there = self._nonzero(layer)
+        for group in self._chain.groups:
+            if group.producer == layer:
+                there &= self.kept[group.name][:, None]
+        return there
+
+    def _nonzero(self, layer: str) -> Tensor:
+        there = self._weight(layer) != 0
+        return there.flatten(2).any(2) if there.dim() > 2 else there
+
+    def _weight(self, layer: str) -> Tensor:
+        return self._masked(f"{layer}.weight")
+
+    def _bias(self, layer: str, units: int) -> Tensor:
+        """The bias of a layer, with what was folded into it so far; zeros if it has none."""
+        name = f"{layer}.bias"
+        if name in self.folded:
+            return self.folded[name]
+        if self._model.get_submodule(layer)._parameters["bias"] is None:
+            return torch.zeros(units, dtype=torch.float64)
+        return self._masked(name)
+
+    def _masked(self, name: str) -> Tensor:
+        """A parameter's values in float64 on the CPU, removed ones zero."""
+        values = self._model.get_parameter(name).detach().cpu().double()
+        return values.masked_fill(~self._masks[name].cpu(), 0) if name in self._masks else values
+
+    def _takes_constants(self, layer: str) -> bool:
+        """Whether a constant input of a layer is the same as another bias, at every position."""
+        module = self._model.get_submodule(layer)
+        if module._parameters["bias"] is None or f"{layer}.bias" in self._masks:
+            return False
+        if isinstance(module, nn.Linear):
+            return True
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        return module.padding_mode != "zeros" or module.padding == "valid" or not _padded(module.padding)
+
+
+def _padded(padding: str | tuple[int, ...]) -> bool:
+    return isinstance(padding, str) or any(padding)

@@ -1,0 +1,53 @@
+"""What a shrinking did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from prunekit.masks import Masks
+from prunekit.structure.verify import Deviation
+
+
+@dataclass(frozen=True)
+class GroupSize:
+    """How many units a group had and has."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class ShrinkResult:
+    """What was taken out of a network, and how well the smaller one agrees with the masked one.
+
+    Attributes:
+        groups: every group of units, front to back.
+        parameters_before: of the whole network.
+        parameters_after: likewise.
+        deviation: the largest difference seen, among outputs and gradients, on the example inputs and on
+            random ones.
+        masks: the given weight masks, for the smaller layers.
+        kept_inputs: the positions of the input features that the network still takes, if it lost any: the
+            second dimension of images, else the features as the first layer reads them, flattened.
+    """
+
+    groups: tuple[GroupSize, ...]
+    parameters_before: int
+    parameters_after: int
+    deviation: Deviation
+    masks: Masks
+    kept_inputs: Tensor | None = None
+
+    def __str__(self) -> str:
+        width = min(40, max([len("parameters"), *(len(group.name) for group in self.groups)]))
+        lines = [f"{'units':<{width}}  {'before':>12}  {'after':>12}  {'left':>7}"]
+        rows = [*self.groups, GroupSize("parameters", self.parameters_before, self.parameters_after)]
+        for row in rows:
+            share = 100 * row.after / max(1, row.before)
+            name = row.name if len(row.name) <= width else "…" + row.name[1 - width :]
+            lines.append(f"{name:<{width}}  {row.before:>12,}  {row.after:>12,}  {share:>6.1f}%")
+        lines.append(f"same function: largest relative difference {self.deviation.relative:.1e}")
+        return "\n".join(lines)

@@ -1,0 +1,206 @@
+"""From units that are off to physically smaller layers, with the proof that nothing else changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError, ModelError
+from prunekit.masks import Masks
+from prunekit.structure.chain import chain_of
+from prunekit.structure.cut import Cut, check_kept, cut_of, narrow_inputs
+from prunekit.structure.parts import INPUT, Chain
+from prunekit.structure.result import GroupSize, ShrinkResult
+from prunekit.structure.surgery import Surgery
+from prunekit.structure.units import unit_masks
+from prunekit.structure.verify import Deviation, VerificationError, copy_of, same_function
+from prunekit.targets import uncompiled, unwrap
+
+_EXAMPLES, _RANDOM = 32, 8  # more make the proof slower (float64 is), not stronger
+
+
+def shrink(
+    model: nn.Module,
+    kept: Mapping[str, Tensor],
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    masks: Masks | None = None,
+    tolerance: float | None = None,
+) -> ShrinkResult:
+    """Take units out of a network, in place, and prove that it computes what the masked network does.
+
+    Layers stay the same objects of the same classes; parameters that get smaller are **new** objects (of the
+    same dtype, device, memory format and `requires_grad`, without gradients), so an optimizer must be made
+    afterwards. Compared are outputs and the gradients of the surviving weights, in evaluation mode and
+    float64, on the first 32 of the example inputs and on 8 random ones of their mean and spread.
+
+    Args:
+        model: a network that `chain_of` can read.
+        kept: for each group that loses units, (units,) boolean flags, True = kept. The group `input` makes
+            the network's own input narrower: `kept_inputs` of the result says which features it still takes.
+        example_inputs: (N, ...) inputs of the network as it is now.
+        masks: masks of single weights; removed ones are set to zero.
+        tolerance: the relative difference that counts as rounding, see `same_function`.
+
+    Raises:
+        InputError: for an unknown group, flags that are not boolean, of another length or all False, example
+            inputs that are no batch, or masks of another model.
+        ModelError: if the network is no chain, a group cannot lose units, or it fails on the inputs.
+        VerificationError: if the networks differ. In every case the model is exactly as it was.
+    """
+    model = own_module(model)
+    chain = chain_of(model, inputs=INPUT in kept)
+    flags = check_kept(chain, kept, removing=True)
+    masks = masks or Masks({})
+    masks.parameters(model)
+    reference = masked_copy(model, masks)
+    unit_masks(reference, chain, flags).apply(reference)
+    return replace_by_smaller(
+        model, chain, flags, reference, example_inputs, masks=masks, tolerance=tolerance
+    )
+
+
+def replace_by_smaller(
+    model: nn.Module,
+    chain: Chain,
+    kept: Mapping[str, Tensor],
+    reference: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    masks: Masks,
+    values: Mapping[str, Tensor] | None = None,
+    tolerance: float | None = None,
+) -> ShrinkResult:
+    """Take units out in place if what is left computes the reference's function, else change nothing.
+
+    Args:
+        model: the network.
+        chain: its chain.
+        kept: checked flags.
+        reference: what the smaller network must agree with; it takes the inputs of the model as it is.
+        example_inputs: (N, ...) inputs.
+        masks: masks of single weights, for the model as it is.
+        values: new values of parameters, by full name, written before units go.
+        tolerance: as in `same_function`.
+
+    Raises:
+        InputError, ModelError, VerificationError: as `shrink`; the model is then exactly as it was.
+    """
+    before = _count(model)
+    cut = cut_of(model, chain, kept)
+    surgery = Surgery(model)
+    with torch.inference_mode(False):  # parameters made in it could not be trained
+        inputs = _examples(example_inputs)
+        try:
+            for name, mask in masks.items():
+                surgery.zero(name, ~mask)
+            for name, value in (values or {}).items():
+                surgery.write(name, value)
+            surgery.cut(cut)
+            deviation = _proof(reference, model, chain, kept, cut, inputs, tolerance)
+        except BaseException:  # an interrupt, too, must not leave half a network
+            surgery.undo()
+            raise
+    return ShrinkResult(
+        groups=tuple(
+            GroupSize(
+                group.name, group.units, int(kept[group.name].sum()) if group.name in kept else group.units
+            )
+            for group in chain.groups
+        ),
+        parameters_before=before,
+        parameters_after=_count(model),
+        deviation=deviation,
+        masks=smaller_masks(masks, cut),
+        kept_inputs=kept[INPUT].nonzero().flatten() if INPUT in kept else None,
+    )
+
+
+def _proof(
+    reference: nn.Module,
+    model: nn.Module,
+    chain: Chain,
+    kept: Mapping[str, Tensor],
+    cut: Cut,
+    inputs: Tensor,
+    tolerance: float | None,
+) -> Deviation:
+    found = []
+    for values in (inputs, _random_like(inputs)):
+        deviation = same_function(
+            reference,
+            model,
+            values,
+            tolerance=tolerance,
+            candidate_inputs=narrow_inputs(chain, kept, values),
+            # at a kink (a ReLU at 0, a tie in a maximum) rounding decides: random inputs hit none
+            gradients=None if values is inputs else cut.tensors,
+        )
+        if not deviation.accepted:
+            raise VerificationError(
+                f"the smaller network computes something else than the masked one: {deviation}; "
+                "the model is as it was"
+            )
+        found.append(deviation)
+    return max(found, key=lambda deviation: deviation.relative)
+
+
+def smaller_masks(masks: Masks, cut: Cut) -> Masks:
+    """Masks of single weights, for the layers after a cut."""
+    smaller = {}
+    for name, mask in masks.items():
+        for axis, flags in cut.tensors.get(name, {}).items():
+            mask = mask.index_select(axis, flags.nonzero().flatten().to(mask.device))
+        smaller[name] = mask
+    return Masks(smaller)
+
+
+def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
+    """A copy whose removed weights are zero.
+
+    Raises:
+        InputError: if the masks are another model's.
+        ModelError: if the model cannot be copied.
+    """
+    masks.parameters(model)
+    copied = copy_of(model)
+    masks.apply(copied)
+    return copied
+
+
+def own_module(model: nn.Module) -> nn.Module:
+    """The user's module.
+
+    Raises:
+        ModelError: if it is wrapped for distributed training, which holds on to the weights as they were.
+    """
+    if isinstance(uncompiled(model), nn.parallel.DistributedDataParallel):
+        raise ModelError("a model in DistributedDataParallel cannot shrink: shrink it before it is wrapped")
+    return unwrap(model)
+
+
+def _examples(example_inputs: Tensor | Sequence[Tensor]) -> Tensor:
+    if not isinstance(example_inputs, Tensor):
+        if len(example_inputs) != 1:
+            raise InputError(f"a chain has one input, got {len(example_inputs)} example inputs")
+        (example_inputs,) = example_inputs
+    if not isinstance(example_inputs, Tensor) or example_inputs.dim() < 2 or not example_inputs.numel():
+        raise InputError("example_inputs must be a tensor (N, ...) with at least one example")
+    if not example_inputs.is_floating_point():
+        raise InputError(f"example_inputs must be real numbers, got {example_inputs.dtype}")
+    return example_inputs.detach()[:_EXAMPLES].clone()
+
+
+def _random_like(inputs: Tensor) -> Tensor:
+    """Normal numbers with the mean and the spread of the examples, from a generator of their own."""
+    shape = (min(_RANDOM, len(inputs)), *inputs.shape[1:])
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = inputs.double().cpu().nan_to_num(posinf=0, neginf=0)
+    spread = values.std(correction=0)
+    return (values.mean() + (spread if spread > 0 else 1.0) * drawn).to(inputs)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
