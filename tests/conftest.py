@@ -1,0 +1,26 @@
+"""What all tests share: one thread, so that results and times do not depend on the machine."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "prunekit", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("prunekit")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_for_all() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def global_seed() -> None:
+    """Tests that draw from torch's global generator draw the same in any order."""
+    torch.manual_seed(0)

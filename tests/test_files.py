@@ -1,0 +1,88 @@
+import os
+
+import pytest
+
+from prunekit.errors import DataError
+from prunekit.files import read_json, remove_leftovers, replacing, replacing_folder, write_json, write_text
+
+
+def test_json_round_trip(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, {"ä": [1, 0.5, None]})
+    assert read_json(path) == {"ä": [1, 0.5, None]}
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_a_diverged_loss_is_written_as_text(tmp_path):
+    write_json(tmp_path / "a.json", [float("nan"), float("-inf")])
+    assert read_json(tmp_path / "a.json") == ["nan", "-inf"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot read .*a.json: No such file"), ("{", "damaged")]
+)
+def test_reading_what_is_not_there(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    write_text(path, "old")
+    with pytest.raises(OSError, match="full"), replacing(path) as temporary:  # noqa: PT012
+        temporary.write_text("ne")
+        raise OSError("full")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "f"
+    with replacing_folder(path) as temporary:
+        (temporary / "old").touch()
+    return path
+
+
+def test_a_folder_is_replaced_as_a_whole(folder):
+    with replacing_folder(folder) as temporary:
+        (temporary / "new").touch()
+        assert os.listdir(folder) == ["old"]
+    assert os.listdir(folder) == ["new"]
+    assert os.listdir(folder.parent) == ["f"]
+
+
+def test_a_failed_write_leaves_the_old_folder(folder):
+    with pytest.raises(KeyboardInterrupt), replacing_folder(folder) as temporary:  # noqa: PT012
+        (temporary / "new").touch()
+        raise KeyboardInterrupt
+    assert os.listdir(folder) == ["old"]
+    assert os.listdir(folder.parent) == ["f"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_so_does_a_rename_that_fails(folder, monkeypatch, failing):
+    real, calls = os.replace, []
+
+    def replace(source, target):
+        calls.append(source)
+        if len(calls) == failing:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="No space left"), replacing_folder(folder) as temporary:
+        (temporary / "new").touch()
+    assert os.listdir(folder) == ["old"]
+    assert os.listdir(folder.parent) == ["f"]
+
+
+def test_leftovers_of_a_killed_process_go(tmp_path):
+    (tmp_path / ".a.x1").touch()
+    (tmp_path / ".b.x2").mkdir()
+    (tmp_path / ".b.x2" / "c").touch()
+    (tmp_path / "kept").touch()
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["kept"]
