@@ -50,7 +50,8 @@ class Linear(Schedule):
 
     def sparsities(self) -> tuple[float | None, ...]:
         """sparsity * k / steps for k = 1 ... steps."""
-        return tuple(self.sparsity * k / self.steps for k in range(1, self.steps + 1))
+        found = tuple(self.sparsity * k / self.steps for k in range(1, self.steps))
+        return (*found, self.sparsity)  # s * n / n need not be s in floating point
 
 
 class Geometric(Schedule):

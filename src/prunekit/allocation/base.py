@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import Field
 from torch import Tensor
@@ -28,6 +28,9 @@ class Situation:
         weights: the parameters.
         masks: what is still kept.
         loss_with: the loss on calibration data with other masks; None without data.
+        lost: the weights that each layer has lost for good; it cannot be given back less.
+        settled: the layers that this level of the schedule is through with, where an order takes them
+            one after the other; they stay at what they have lost.
     """
 
     sparsity: float | None
@@ -38,6 +41,8 @@ class Situation:
     weights: Mapping[str, Tensor]
     masks: Masks
     loss_with: Callable[[Masks], float] | None = None
+    lost: Mapping[str, int] = field(default_factory=dict)
+    settled: frozenset[str] = frozenset()
 
 
 class Allocation(Part):
@@ -52,7 +57,12 @@ class Allocation(Part):
 
     @property
     def decides_amount(self) -> bool:
-        """Whether the amount comes from the allocation, with the schedule `rounds`, and not from a sparsity."""
+        """Whether the allocation states the amount, with the schedule `rounds`, and not a sparsity."""
+        return False
+
+    @property
+    def even(self) -> bool:
+        """Whether every layer loses the same fraction, which some shapes need."""
         return False
 
     @property
@@ -62,7 +72,7 @@ class Allocation(Part):
 
     @abstractmethod
     def amounts(self, situation: Situation) -> dict[str, int]:
-        """The number of weights that each layer has lost after this step, removals before it included."""
+        """The number of weights that each layer has lost after this step, those before it included."""
 
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
         """Refuse what cannot be reached on these layers, with an `InputError`."""
@@ -72,24 +82,47 @@ class Allocation(Part):
         reachable = sum(self.capacity(target.size) for target in targets)
         if round(sparsity * total) > reachable:
             raise InputError(
-                f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} weights, but the floor "
-                f"of {self.floor:g} per layer allows {reachable:,}: lower the sparsity or the allocation's floor"
+                f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} weights, but the "
+                f"floor of {self.floor:g} per layer allows {reachable:,}: "
+                "lower the sparsity or the allocation's floor"
             )
 
     def capacity(self, size: int) -> int:
         """The most weights that a layer of this size may lose."""
         return size - math.ceil(self.floor * size - 1e-9)
 
+    def share_out(self, total: int, wanted: Mapping[str, float], situation: Situation) -> dict[str, int]:
+        """`share_out` between what each layer has lost and what its floor allows."""
+        least = {name: situation.lost.get(name, 0) for name in wanted}
+        capacity = {
+            name: least[name]
+            if name in situation.settled
+            else max(self.capacity(situation.scores[name].numel()), least[name])
+            for name in wanted
+        }
+        return share_out(total, wanted, capacity, least)
 
-def share_out(total: int, wanted: Mapping[str, float], capacity: Mapping[str, int]) -> dict[str, int]:
-    """Whole numbers near `wanted` that add up to `total` exactly and stay within each layer's capacity.
+
+def share_out(
+    total: int,
+    wanted: Mapping[str, float],
+    capacity: Mapping[str, int],
+    least: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Whole numbers near `wanted` that add up to `total` exactly, each between `least` and its capacity.
 
     What overflows a layer goes to the others in proportion to the room they have left; the last units go
     by largest remainder, ties to the earlier layer.
     """
-    amounts = {name: min(max(value, 0.0), float(capacity[name])) for name, value in wanted.items()}
+    least = least or dict.fromkeys(wanted, 0)
+    amounts = {
+        name: min(max(value, float(least[name])), float(capacity[name])) for name, value in wanted.items()
+    }
     missing = total - sum(amounts.values())
-    room = {name: capacity[name] - value if missing > 0 else value for name, value in amounts.items()}
+    room = {
+        name: capacity[name] - value if missing > 0 else value - least[name]
+        for name, value in amounts.items()
+    }
     available = sum(room.values())
     if available > 0:
         amounts = {name: value + missing * room[name] / available for name, value in amounts.items()}

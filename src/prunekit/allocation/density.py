@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from prunekit.allocation.base import Allocation, Situation, share_out
+from prunekit.allocation.base import Allocation, Situation
 from prunekit.errors import InputError
 from prunekit.schedule import Sparsity
 from prunekit.targets import Target, matches
@@ -26,6 +26,11 @@ class PerLayer(Allocation):
 
     name: ClassVar[str] = "per_layer"
     output_rate: float = Field(default=1.0, ge=0, le=1)
+
+    @property
+    def even(self) -> bool:
+        """Unless the output layer is treated apart."""
+        return self.output_rate == 1
 
     def amounts(self, situation: Situation) -> dict[str, int]:
         """round(sparsity * size) for each layer."""
@@ -66,7 +71,7 @@ class ERK(Allocation):
         total = round(situation.sparsity * sum(sizes.values()))
         density = self._densities(situation.scores, sum(sizes.values()) - total)
         wanted = {name: (1 - density[name]) * size for name, size in sizes.items()}
-        return share_out(total, wanted, {name: self.capacity(size) for name, size in sizes.items()})
+        return self.share_out(total, wanted, situation)
 
     @staticmethod
     def _densities(layers: Mapping[str, Tensor], keep: int) -> dict[str, float]:
@@ -147,7 +152,7 @@ class Threshold(Allocation):
         amounts = {}
         for name, scores in situation.scores.items():
             survivors = situation.weights[name][situation.masks[name]].double()
-            threshold = self.q * float(survivors.std(correction=0))
+            threshold = self.q * float(survivors.std(correction=0)) if survivors.numel() else 0.0
             amounts[name] = min(int((scores.double() < threshold).sum()), self.capacity(scores.numel()))
         return amounts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from prunekit.allocation.base import Allocation, Situation, share_out
+from prunekit.allocation.base import Allocation, Situation
 from prunekit.ranking import lowest
 from prunekit.schedule import Sparsity
 
@@ -47,8 +48,8 @@ class Sensitivity(Allocation):
         curves = {name: self._curve(name, situation, base) for name in situation.scores}
         sizes = {name: scores.numel() for name, scores in situation.scores.items()}
         total = round(situation.sparsity * sum(sizes.values()))
-        wanted = self._at_equal_increase(curves, sizes, total)
-        return share_out(total, wanted, {name: self.capacity(size) for name, size in sizes.items()})
+        wanted = self._at_equal_increase(curves, sizes, total, situation.lost)
+        return self.share_out(total, wanted, situation)
 
     def _curve(self, name: str, situation: Situation, base: float) -> np.ndarray:
         """Loss increases at sparsity 0, at each point of the grid, and (as infinite) at 1."""
@@ -65,13 +66,16 @@ class Sensitivity(Allocation):
         return ~lowest(scores, count)
 
     def _at_equal_increase(
-        self, curves: dict[str, np.ndarray], sizes: dict[str, int], total: int
+        self, curves: dict[str, np.ndarray], sizes: dict[str, int], total: int, lost: Mapping[str, int]
     ) -> dict[str, float]:
         points = np.array([0.0, *self.grid])
         low, high = 0.0, max(float(curve[-1]) for curve in curves.values())
 
         def wanted(increase: float) -> dict[str, float]:
-            return {name: _reach(points, curve, increase) * sizes[name] for name, curve in curves.items()}
+            return {
+                name: max(_reach(points, curve, increase) * sizes[name], lost.get(name, 0))
+                for name, curve in curves.items()
+            }
 
         for _ in range(60):
             middle = (low + high) / 2

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from prunekit.errors import InputError
+from prunekit.schedule import Cubic, Explicit, Geometric, Linear, OneShot, Rounds, Schedule, check_increasing
+
+SPARSITY = st.floats(0.01, 0.995)
+STEPS = st.integers(1, 60)
+
+
+@given(SPARSITY, STEPS, st.sampled_from(["linear", "geometric", "cubic"]))
+def test_strictly_increasing_up_to_exactly_what_was_asked(sparsity, steps, name):
+    found = Schedule.build({"name": name, "sparsity": sparsity, "steps": steps}).sparsities()
+    assert len(found) == steps
+    assert found[-1] == sparsity
+    assert all(0 < value < 1 for value in found)
+    assert list(found) == sorted(set(found))
+    check_increasing(found)
+
+
+def test_linear_is_equal_parts_of_the_original():
+    assert np.allclose(Linear(sparsity=0.9, steps=10).sparsities(), np.arange(1, 11) * 0.09)
+
+
+@given(st.floats(0.01, 0.9), st.integers(1, 20))
+def test_geometric_removes_the_same_share_of_what_is_left(rate, steps):
+    found = Geometric(rate=rate, steps=steps).sparsities()
+    kept = [1.0]
+    for _ in range(steps):
+        kept.append(kept[-1] - rate * kept[-1])
+    assert np.allclose(found, 1 - np.array(kept[1:]), atol=1e-12)
+
+
+def test_geometric_of_the_paper():
+    # 20 % of what is left, ten times: 10.7 % are kept
+    assert Geometric(rate=0.2, steps=10).sparsities()[-1] == pytest.approx(1 - 0.8**10)
+
+
+@given(SPARSITY, STEPS, st.floats(0, 0.9))
+def test_cubic_follows_zhu_and_gupta(sparsity, steps, initial):
+    assume(initial < sparsity)
+    found = np.array(Cubic(sparsity=sparsity, steps=steps, initial=initial).sparsities())
+    t = np.arange(1, steps + 1) / steps
+    assert np.allclose(found, sparsity + (initial - sparsity) * (1 - t) ** 3)
+
+
+def test_explicit_and_one_shot_are_what_they_say():
+    assert Explicit(values=(0.1, 0.5)).sparsities() == (0.1, 0.5)
+    assert OneShot(sparsity=0.3).sparsities() == (0.3,)
+    assert Rounds(steps=3).sparsities() == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "message"),
+    [
+        (40, r"40 is no sparsity: it is a fraction of the original count, in \[0, 1\): write 0.4 for 40 %"),
+        (1.0, r"1 is no sparsity"),
+        (-0.1, r"-0.1 is no sparsity"),
+        (float("nan"), "finite number"),
+        ("much", "valid number"),
+    ],
+)
+def test_what_is_no_fraction_is_refused(sparsity, message):
+    with pytest.raises(InputError, match=f"one_shot: sparsity.*{message}"):
+        OneShot(sparsity=sparsity)
+
+
+@pytest.mark.parametrize("values", [(0.5, 0.5), (0.5, 0.4), (0.0,)])
+def test_standing_still_is_refused(values):
+    with pytest.raises(InputError, match="strictly increasing above 0"):
+        check_increasing(values)
+
+
+@pytest.mark.parametrize("settings", [{}, {"rate": 0.2, "sparsity": 0.5}])
+def test_geometric_needs_exactly_one_aim(settings):
+    with pytest.raises(InputError, match=r"geometric: give either 'rate'.*or 'sparsity'"):
+        Geometric(steps=2, **settings)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5])
+def test_steps_are_whole_and_positive(steps):
+    with pytest.raises(InputError, match=f"linear: steps = {steps}"):
+        Linear(sparsity=0.5, steps=steps)
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(InputError, match="explicit: values"):
+        Explicit(values=())
