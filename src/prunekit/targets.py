@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from prunekit.errors import InputError, ModelError
 
@@ -47,9 +48,16 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+            model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`, with its data parallel wrapper, which shares out the gradients."""
+    while hasattr(model, "_orig_mod"):
+        model = model._orig_mod  # type: ignore[assignment]
+    return model
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -74,51 +82,73 @@ def find_targets(
         InputError: if a pattern matches nothing or is no regular expression.
         ModelError: if nothing is left to prune, or a chosen weight is not a plain parameter.
     """
-    layers = list(_candidates(unwrap(model)))
-    _check_patterns([*(targets or ()), *ignore], layers)
+    candidates = _candidates(unwrap(model))
+    _check_patterns([*(targets or ()), *ignore], candidates)
     chosen = [
-        target
-        for target, types in layers
-        if _selected(target, types, targets or DEFAULT_TYPES, by_name=targets is not None)
-        and not _selected(target, types, ignore, by_name=True)
+        candidate.target
+        for candidate in candidates
+        if candidate.fits(targets or DEFAULT_TYPES, by_name=targets is not None)
+        and not candidate.fits(ignore, by_name=True)
     ]
     if not chosen:
         raise ModelError(
             "the model has nothing to prune: no linear or convolution layer is left; "
-            f"parameters of two or more dimensions are: {_listing(target.name for target, _ in layers)}"
+            "parameters of two or more dimensions are: "
+            + _listing(candidate.target.name for candidate in candidates)
         )
     _check_plain(unwrap(model), chosen)
     return tuple(chosen)
 
 
-def _candidates(model: nn.Module) -> Iterable[tuple[Target, frozenset[str]]]:
-    seen: set[int] = set()
-    for layer, module in model.named_modules():
-        types = frozenset(kind.__name__ for kind in type(module).__mro__)
+@dataclass(frozen=True)
+class _Candidate:
+    """A parameter that could be pruned, with every name and type that it is known by."""
+
+    target: Target
+    names: set[str]
+    types: set[str]
+
+    def fits(self, patterns: Sequence[str], *, by_name: bool) -> bool:
+        named = by_name and any(matches(pattern, name) for pattern in patterns for name in self.names)
+        return named or any(pattern in self.types for pattern in patterns)
+
+
+def _candidates(model: nn.Module) -> list[_Candidate]:
+    """All parameters of two or more dimensions; a tied one stands under its first name and fits by all."""
+    found: dict[int, _Candidate] = {}
+    for place, module in model.named_modules(remove_duplicate=False):
+        layer = place
+        if isinstance(module, ParametrizationList):  # the user knows it as the layer's
+            layer, _, _ = place.rpartition(".parametrizations.")
+        owner = model.get_submodule(layer)
+        types = {kind.__name__ for kind in type(owner).__mro__}
         for short, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() >= 2 and id(parameter) not in seen:
-                seen.add(id(parameter))
-                name = f"{layer}.{short}" if layer else short
-                yield Target(name, layer, type(module).__name__, tuple(parameter.shape)), types
+            if not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.dim() < 2:
+                continue
+            name = f"{place}.{short}" if place else short
+            if id(parameter) not in found:
+                found[id(parameter)] = _Candidate(
+                    Target(name, layer, type(owner).__name__, _shape(parameter)), set(), set()
+                )
+            found[id(parameter)].names.update((name, layer))
+            found[id(parameter)].types.update(types)
+    return list(found.values())
 
 
-def _selected(target: Target, types: frozenset[str], patterns: Sequence[str], *, by_name: bool) -> bool:
-    named = by_name and any(matches(p, target.layer) or matches(p, target.name) for p in patterns)
-    return named or any(pattern in types for pattern in patterns)
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return () if isinstance(parameter, nn.parameter.UninitializedParameter) else tuple(parameter.shape)
 
 
-def _check_patterns(patterns: Sequence[str], layers: Sequence[tuple[Target, frozenset[str]]]) -> None:
+def _check_patterns(patterns: Sequence[str], candidates: Sequence[_Candidate]) -> None:
     for pattern in patterns:
         if pattern.startswith("re:"):
             try:
                 re.compile(pattern[3:])
             except re.error as error:
                 raise InputError(f"{pattern!r} is not a regular expression: {error}") from None
-        if not any(_selected(target, types, [pattern], by_name=True) for target, types in layers):
-            raise InputError(
-                f"{pattern!r} matches no layer of the model; layers are: "
-                f"{_listing(target.layer or target.name for target, _ in layers)}"
-            )
+        if not any(candidate.fits([pattern], by_name=True) for candidate in candidates):
+            known = (candidate.target.layer or candidate.target.name for candidate in candidates)
+            raise InputError(f"{pattern!r} matches no layer of the model; layers are: {_listing(known)}")
 
 
 def _check_plain(model: nn.Module, chosen: Sequence[Target]) -> None:
@@ -126,7 +156,9 @@ def _check_plain(model: nn.Module, chosen: Sequence[Target]) -> None:
         parameter = model.get_parameter(target.name)
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(f"{target.name} has no shape yet: run the model once on an example first")
-        if ".parametrizations." in f".{target.name}" or target.name.endswith(("weight_g", "weight_v")):
+        if ".parametrizations." in f".{target.name}" or target.name.endswith(
+            ("weight_g", "weight_v", "weight_orig")
+        ):
             raise ModelError(
                 f"{target.name} is part of a parametrization, so its zeros are not zeros of the weight: "
                 "remove the parametrization first, or name the layer in `ignore`"
