@@ -21,6 +21,7 @@ from prunekit.scores import Magnitude, Score
 from prunekit.settings import Settings
 from prunekit.shapes import Shape, Weight
 from prunekit.statistics import Statistic
+from prunekit.strict_yaml import load_yaml
 from prunekit.targets import Target, find_targets
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class Plan:
 
 
 class Recipe(Settings):
-    """A score, taken over some shape, shared out over the layers, in some number of steps, with a repair and
-    a retraining after each.
+    """A score, taken over some shape, shared out over the layers, in some number of steps, with a repair
+    and a retraining after each.
 
     Attributes:
         score: one number per weight; the lowest go first.
@@ -97,7 +98,8 @@ class Recipe(Settings):
         stated = sparsities[0] is not None
         if self.allocation.decides_amount and stated:
             raise ValueError(
-                f"the allocation {self.allocation.name!r} decides the amount itself: use the schedule 'rounds'"
+                f"the allocation {self.allocation.name!r} decides the amount itself: "
+                "use the schedule 'rounds'"
             )
         if not self.allocation.decides_amount and not stated:
             raise ValueError(
@@ -124,11 +126,15 @@ class Recipe(Settings):
             ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized).
         """
         targets = find_targets(model, self.targets, self.ignore)
-        last = self.schedule.sparsities()[-1]
-        self.allocation.check(targets, last)
+        sparsities = self.schedule.sparsities()
+        self.allocation.check(targets, sparsities[-1])
         for target in targets:
-            for sparsity in self.schedule.sparsities():
-                self.shape.check(target, sparsity)
+            self.shape.check(target, sparsities)
+        if self.shape.even and not self.allocation.even and len(targets) > 1:
+            raise InputError(
+                f"the shape {self.shape.name!r} takes the same fraction of every layer, which the allocation "
+                f"{self.allocation.name!r} does not give: use 'per_layer' (with output_rate 1)"
+            )
         return Plan(targets, tuple(self._steps(targets)))
 
     def _steps(self, targets: tuple[Target, ...]) -> Iterator[Step]:
@@ -193,7 +199,7 @@ def read_yaml(source: str | Path) -> Mapping[str, Any]:
     place = str(source) if isinstance(source, Path) else "the text"
     try:
         text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-        found = yaml.safe_load(text)
+        found = load_yaml(text)
     except OSError as error:
         raise InputError(f"cannot read {place}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

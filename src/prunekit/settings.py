@@ -156,7 +156,9 @@ def import_object(path: str) -> Any:
 
 def _explain(error: ValidationError, cls: type[Settings]) -> str:
     """One line for the first thing that is wrong, with its place, its value and what is allowed."""
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    # a key that is misspelled is missing as well: what was written explains more than what was not
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     place = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
         allowed = ", ".join(sorted(cls.model_fields)) or "none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from fractions import Fraction
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field, model_validator
@@ -14,6 +14,9 @@ from prunekit.ranking import lowest, lowest_per_row
 from prunekit.settings import Part
 from prunekit.targets import Target
 
+INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Conv1D")
+"""The layer types whose weight has its inputs along the first dimension, and not along the second."""
+
 
 class Shape(Part):
     """How the weights of one layer are chosen, once it is known how many of them go."""
@@ -22,8 +25,13 @@ class Shape(Part):
     def select(self, scores: Tensor, count: int) -> Tensor:
         """A mask (True = kept) that removes exactly `count` of the lowest scores that the shape allows."""
 
-    def check(self, target: Target, sparsity: float | None) -> None:
-        """Refuse a layer or a sparsity that does not fit the shape, with an `InputError`."""
+    @property
+    def even(self) -> bool:
+        """Whether every layer must lose the same fraction."""
+        return False
+
+    def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
+        """Refuse a layer or a schedule that does not fit the shape, with an `InputError`."""
         return
 
 
@@ -67,19 +75,34 @@ class NM(Shape):
         kept = ~lowest_per_row(groups, count // len(groups))
         return kept.view(inputs_last.shape).movedim(-1, 1)
 
-    def check(self, target: Target, sparsity: float | None) -> None:
-        """The inputs must divide into groups of `m`, the sparsity into whole weights of a group."""
+    @property
+    def even(self) -> bool:
+        """Every group of every layer loses the same number."""
+        return True
+
+    def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
+        """The inputs must divide into groups of `m`, the sparsities into whole weights of a group."""
+        if target.kind in INPUTS_FIRST:
+            raise InputError(
+                f"{target.name} of a {target.kind} has its inputs in the first dimension, where "
+                f"{self.n}:{self.m} is not supported: name {target.layer!r} in `ignore`"
+            )
         if target.shape[1] % self.m:
             raise InputError(
                 f"{target.name} has {target.shape[1]} inputs, which {self.n}:{self.m} does not divide: "
                 f"name {target.layer!r} in `ignore`"
             )
-        if sparsity is None:
-            raise InputError(f"the shape {self.n}:{self.m} needs a schedule that states its sparsity")
-        removed = sparsity * self.m
-        if abs(removed - round(removed)) > 1e-9 or round(removed) > self.m - self.n:
-            largest = Fraction(self.m - self.n, self.m)
+        last = (self.m - self.n) / self.m
+        for sparsity in sparsities:
+            if sparsity is None:
+                raise InputError(f"the shape {self.n}:{self.m} needs a schedule that states its sparsity")
+            removed = sparsity * self.m
+            if abs(removed - round(removed)) > 1e-9 or round(removed) > self.m - self.n:
+                raise InputError(
+                    f"sparsity {sparsity:g} does not fit the shape {self.n}:{self.m}: "
+                    f"steps are multiples of 1/{self.m} up to {last:g}"
+                )
+        if round((sparsities[-1] or 0.0) * self.m) != self.m - self.n:
             raise InputError(
-                f"sparsity {sparsity} does not fit the shape {self.n}:{self.m}: "
-                f"steps are multiples of 1/{self.m} up to {float(largest)}"
+                f"the schedule ends at sparsity {sparsities[-1]:g}, the shape {self.n}:{self.m} at {last:g}"
             )
