@@ -61,7 +61,7 @@ class TensorBatches:
         return -(-len(self.inputs) // batch_size)
 
     def _batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        for chosen in order.split(batch_size):
+        for chosen in order.split(batch_size):  # type: ignore[no-untyped-call]
             yield self.inputs[chosen], self.targets[chosen]
 
 
@@ -73,6 +73,8 @@ class LoaderBatches:
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
+        if self._known_length() == 0:
+            raise DataError("the dataset is empty: the loader has no batches")
 
     def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """One walk through the loader."""
@@ -94,8 +96,24 @@ class LoaderBatches:
             yield batch
 
     def length(self, batch_size: int) -> int:
-        """The loader's own length."""
-        return len(self.loader)  # type: ignore[arg-type]
+        """The loader's own length.
+
+        Raises:
+            InputError: if the loader does not know it.
+        """
+        batches = self._known_length()
+        if batches is None:
+            raise InputError(
+                f"the loader ({type(self.loader).__name__}) has no length, so an epoch has no end: "
+                "give it __len__, or use your own loop with recipe.attach(model, optimizer)"
+            )
+        return batches
+
+    def _known_length(self) -> int | None:
+        try:
+            return len(self.loader)  # type: ignore[arg-type]
+        except TypeError:  # so says a loader over a stream
+            return None
 
 
 def as_batches(data: Any) -> Batches:
@@ -103,13 +121,17 @@ def as_batches(data: Any) -> Batches:
 
     A dataset gives its training part. Raises `DataError` for an empty one and `InputError` for other things.
     """
-    data = getattr(data, "train", data)
+    part = getattr(data, "train", None)
+    if isinstance(part, Examples | tuple | list):
+        data = part
     if isinstance(data, TensorBatches | LoaderBatches):
         return data
     if isinstance(data, Examples):
         return TensorBatches(data.inputs, data.targets)
     if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         return TensorBatches(data[0], data[1])
+    if isinstance(data, tuple | list) and any(isinstance(part, Tensor) for part in data):
+        raise InputError(f"data must be a pair of tensors (inputs, targets), not {len(data)} things")
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | Tensor | Iterator):
         return LoaderBatches(data)
     raise InputError(

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from prunekit.batches import Batch, Batches
-from prunekit.errors import PrunekitError
+from prunekit.errors import DataError, ModelError, PrunekitError
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masking import MaskedOptimizer
 from prunekit.masks import Masks
 from prunekit.regularize import Regularizer
-from prunekit.seeds import derive
+from prunekit.seeds import derive, seeded
 from prunekit.settings import Settings
 
 State = dict[str, Tensor]
@@ -96,6 +96,9 @@ def train(
 ) -> Trained:
     """Train a model in place.
 
+    Everything random in it, dropout included, comes from `seed`; torch's global generators are put back
+    afterwards. Batches are moved to where the model is.
+
     Args:
         masks: what stays removed; applied after every step.
         start: the first step's number; a run that is rewound to step k trains from k to the end.
@@ -104,6 +107,8 @@ def train(
 
     Raises:
         TrainingError: if the loss of an epoch is not finite; the model is then in the state that gave it.
+        ModelError: if all parameters are frozen.
+        DataError: if an epoch of the data has no batch.
     """
     total = training.length(data)
     optimizer = make_optimizer(model, training)
@@ -113,7 +118,7 @@ def train(
         if on_checkpoint is not None and step in wanted:
             on_checkpoint(step, copy_state(model))
 
-    with _attached(model, optimizer, training, masks):
+    with seeded(derive(seed, "noise")), _attached(model, optimizer, training, masks):
         if start in wanted:
             checkpoint(start)
         return _run(model, data, training, optimizer, seed, start, total, checkpoint, report)
@@ -132,17 +137,19 @@ def _run(
 ) -> Trained:
     model.train()
     per_epoch = data.length(training.batch_size)
+    device = next(model.parameters()).device
     loss_of: Loss | None = None
     losses: list[Tensor] = []
     mean = math.nan
     for step, (inputs, targets) in _stream(data, training.batch_size, seed, start, total):
+        inputs, targets = inputs.to(device), targets.to(device)
         if loss_of is None:
             loss_of = training.loss_for(targets)
         if training.decay != "constant":
             _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
         loss = loss_of(model(inputs), targets)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.detach())
         checkpoint(step + 1)
@@ -162,6 +169,7 @@ def _stream(data: Batches, batch_size: int, seed: int, start: int, total: int) -
     step = start
     while step < total:
         epoch, skip = divmod(step, per_epoch)
+        began = step
         for position, batch in enumerate(data.epoch(epoch, batch_size, seed)):
             if position < skip:
                 continue
@@ -169,6 +177,8 @@ def _stream(data: Batches, batch_size: int, seed: int, start: int, total: int) -
                 return
             yield step, batch
             step += 1
+        if step == began:  # a loader that promised more than it has would be asked for ever
+            raise DataError(f"an epoch should have {per_epoch} batches, but none came after {skip}")
 
 
 @contextmanager
@@ -202,7 +212,7 @@ def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
     """The optimizer over all trainable parameters; fused, which is faster and gives the same steps."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        raise PrunekitError("the model has no trainable parameters: all are frozen")
+        raise ModelError("the model has no trainable parameters: all are frozen")
     common: dict[str, Any] = {
         "lr": training.lr,
         "weight_decay": training.weight_decay,

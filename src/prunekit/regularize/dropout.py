@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.regularize.base import Regularizer
-from prunekit.targets import matches
+from prunekit.targets import matches, unwrap
 
 
 class Dropout(Regularizer):
@@ -33,17 +33,8 @@ class Dropout(Regularizer):
     scale_with_density: bool = True
 
     def attach(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> list[Any]:
-        """Hooks on the outputs of the chosen modules; they act in train mode only.
-
-        Raises:
-            InputError: if no module is chosen.
-        """
-        chosen = [module for name, module in model.named_modules() if self._chosen(name, module)]
-        if not chosen:
-            raise InputError(
-                f"dropout: no module of the model is one of {', '.join(self.on)}: "
-                "name the modules whose output is to be dropped in `on`"
-            )
+        """Hooks on the outputs of the chosen modules; they act in train mode only."""
+        self.check(model)
         p = self.p
         if masks is not None and self.scale_with_density:
             p *= math.sqrt(masks.kept / masks.total)
@@ -51,7 +42,18 @@ class Dropout(Regularizer):
         def drop(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             return F.dropout(output, p, training=module.training)
 
-        return [module.register_forward_hook(drop) for module in chosen]
+        return [module.register_forward_hook(drop) for module in self._modules(model)]
+
+    def check(self, model: nn.Module) -> None:
+        """At least one module must be chosen."""
+        if not self._modules(model):
+            raise InputError(
+                f"dropout: no module of the model is one of {', '.join(self.on)}: "
+                "name the modules whose output is to be dropped in `on`"
+            )
+
+    def _modules(self, model: nn.Module) -> list[nn.Module]:
+        return [module for name, module in unwrap(model).named_modules() if self._chosen(name, module)]
 
     def _chosen(self, name: str, module: nn.Module) -> bool:
         types = {kind.__name__ for kind in type(module).__mro__}

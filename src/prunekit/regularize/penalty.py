@@ -30,7 +30,8 @@ class _Penalty(Regularizer):
         def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             active = [weight for weight in weights if weight.grad is not None]
             gradients = [weight.grad for weight in active if weight.grad is not None]
-            torch._foreach_add_(gradients, self._gradient(list(active)), alpha=self.strength)
+            if gradients:  # all weights may be frozen
+                torch._foreach_add_(gradients, self._gradient(list(active)), alpha=self.strength)
 
         return [optimizer.register_step_pre_hook(before_step)]
 

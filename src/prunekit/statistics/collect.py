@@ -65,9 +65,11 @@ def collect(
         return {}
     inner = unwrap(model)
     modes = [(module, module.training) for module in inner.modules()]
-    collectors = [request.start(inner, names) for request in requests]
-    inner.eval()
+    collectors: list[Collector] = []
     try:
+        for request in requests:
+            collectors.append(request.start(inner, names))
+        inner.eval()
         seen = 0
         for inputs, targets in batches:
             with torch.enable_grad():

@@ -27,7 +27,11 @@ class _GradientSum(Collector):
         self._frozen = [weight for weight in weights.values() if not weight.requires_grad]
         for weight in self._frozen:
             weight.requires_grad_(True)
-        self._sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        # sums over many examples leave the range of half precision
+        self._sums = {
+            name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+            for name, weight in weights.items()
+        }
         self._examples = torch.zeros((), dtype=torch.float64)
 
     def batch(self, loss: Tensor, examples: int) -> None:
