@@ -28,12 +28,16 @@ class MaskedOptimizer:
 
     def update(self, masks: Masks) -> None:
         """Take new masks: zero what they remove, and clear its moments."""
+        self.resume(masks)
+        self._clear_moments()
+
+    def resume(self, masks: Masks) -> None:
+        """Take the masks of a checkpoint: the moments that belong to them are the optimizer's to load."""
         pairs = masks.parameters(self._model)
-        self._weights = [parameter for parameter, _ in pairs]
+        self._weights: list[Tensor] = [parameter for parameter, _ in pairs]
         self._booleans = [mask for _, mask in pairs]
         self._factors: list[Tensor] = []
         masks.apply(self._model)
-        self._clear_moments()
 
     def detach(self) -> None:
         """Stop acting on the optimizer."""

@@ -65,7 +65,7 @@ class Masks(Mapping[str, Tensor]):
     @property
     def sparsity(self) -> float:
         """The fraction removed of the original count, in [0, 1]."""
-        return 1 - self.kept / self.total
+        return 1 - self.kept / self.total if self.total else 0.0
 
     @property
     def compression_ratio(self) -> float:

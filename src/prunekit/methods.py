@@ -219,7 +219,10 @@ def recipe(name: str, **settings: Any) -> Recipe:
     for key in settings:
         if key not in allowed:
             raise InputError(f"method {name}: unknown key {key!r}; allowed keys are: {', '.join(allowed)}")
-    return METHODS[name](**settings)
+    try:
+        return METHODS[name](**settings)
+    except TypeError as error:  # a text where the method calculates with a number
+        raise InputError(f"method {name}: {error}") from None
 
 
 def describe(name: str) -> MethodInfo:

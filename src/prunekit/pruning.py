@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,17 +15,20 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit.allocation import Situation
 from prunekit.batches import Batch, Batches, as_batches
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import DataError, InputError, ModelError
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masking import MaskedOptimizer
 from prunekit.masks import Masks
+from prunekit.readiness import check_restart, check_retraining
 from prunekit.recipe import Plan, Recipe, Step
 from prunekit.retrain import Checkpoints
 from prunekit.scores import Evidence, Scores
 from prunekit.seeds import derive, generator
-from prunekit.statistics import collect
-from prunekit.targets import unwrap
+from prunekit.statistics import collect, sum_over_processes
+from prunekit.targets import uncompiled, unwrap
 from prunekit.training import Report, copy_state, train, training_seed
+
+_STATE_KEYS = ("recipe", "seed", "masks", "optimizer_steps", "checkpoints", "history")
 
 CALIBRATION_BATCH = 256
 """Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
@@ -160,11 +164,7 @@ class Session:
 
     def run(self, *, evaluate: Evaluate | None = None, report: Report | None = None) -> Iterator[Record]:
         """Take the steps that are left, each with its retraining, and yield what each achieved."""
-        self.recipe.retrain.check(self.model, self._checkpoints)
-        if self.recipe.retrain.plan is not None and self._data is None:
-            raise InputError(
-                f"the recipe's retrain {self.recipe.retrain.name!r} needs data, but none is given"
-            )
+        check_retraining(self.model, self.recipe.retrain, self._checkpoints, self._data)
         while not self.done:
             started = time.perf_counter()
             step = self.plan.steps[len(self.history)]
@@ -182,7 +182,7 @@ class Session:
         if self.done:
             raise InputError(f"all {len(self.plan.steps)} steps of the schedule are taken already")
         started = time.perf_counter()
-        self.recipe.retrain.check(self.model, self._checkpoints)
+        check_restart(self.model, self.recipe.retrain, self._checkpoints)
         step = self.plan.steps[len(self.history)]
         restarted = self._prune_step(step)
         if self._optimizer is not None and restarted:
@@ -224,6 +224,16 @@ class Session:
         return scores
 
     def _choose(self, step: Step, scores: Scores) -> Masks:
+        settled = frozenset(
+            name
+            for earlier in self.plan.steps[: step.number - 1]
+            if earlier.round == step.round
+            for name in earlier.layers
+        )
+        lost = {
+            name: int((~mask).sum()) if name in settled or not self.recipe.regrow else 0
+            for name, mask in self.masks.items()
+        }
         situation = Situation(
             sparsity=step.sparsity,
             previous=step.previous,
@@ -233,13 +243,14 @@ class Session:
             weights={name: parameter.detach() for name, parameter in self._parameters().items()},
             masks=self.masks,
             loss_with=self._loss_with if self._data is not None else None,
+            lost=lost,
+            settled=settled,
         )
         amounts = self.recipe.allocation.amounts(situation)
-        chosen = {}
-        for name in step.layers:
-            gone = 0 if self.recipe.regrow else int((~self.masks[name]).sum())
-            chosen[name] = self.recipe.shape.select(scores[name], max(amounts[name], gone))
-        return self.masks.replace(chosen)
+        select = self.recipe.shape.select
+        return self.masks.replace(
+            {name: select(scores[name], max(amounts[name], lost[name])) for name in step.layers}
+        )
 
     def _retrain(self, step: Step, report: Report | None) -> float | None:
         training = self.recipe.retrain.plan
@@ -247,7 +258,7 @@ class Session:
             return None
         assert self._data is not None
         trained = train(
-            unwrap(self.model),
+            uncompiled(self.model),
             self._data,
             training,
             seed=training_seed(self._seed, "retrain", step.number),
@@ -255,7 +266,7 @@ class Session:
             start=self.recipe.retrain.start,
             report=report,
         )
-        return trained.loss
+        return trained.loss if trained.iterations else None
 
     def _record(
         self, step: Step, started: float, train_loss: float | None, measured: Mapping[str, float]
@@ -269,7 +280,7 @@ class Session:
             layers=layers,
             train_loss=train_loss,
             seconds=time.perf_counter() - started,
-            measured=dict(measured),
+            measured={name: _plain(value) for name, value in measured.items()},
         )
         self.history.append(record)
         return record
@@ -285,13 +296,26 @@ class Session:
             raise InputError(
                 f"every = {every}: the number of optimizer steps between two advances is at least 1"
             )
-        wanted = self.recipe.retrain.checkpoint
-        if wanted == 0 and 0 not in self._checkpoints:
+        if self._optimizer is not None:
+            raise InputError("the session is attached to an optimizer already: detach() it first")
+        self._check_attachable(every)
+        if self.recipe.retrain.checkpoint == 0 and 0 not in self._checkpoints:
             self._checkpoints[0] = copy_state(unwrap(self.model))
         self._every = every
         self._optimizer = optimizer
         self._masked = MaskedOptimizer(self.model, optimizer, self.masks)
         self._counter = optimizer.register_step_post_hook(self._after_step)
+
+    def _check_attachable(self, every: int | None) -> None:
+        retrain, wanted = self.recipe.retrain, self.recipe.retrain.checkpoint
+        own = unwrap(self.model).state_dict()
+        to_come = {} if wanted is None else {wanted: own}  # kept when the loop gets there
+        check_restart(self.model, retrain, {**to_come, **self._checkpoints})
+        if wanted is not None and wanted not in self._checkpoints and every is not None and every < wanted:
+            raise InputError(
+                f"every = {every}: the first step would go back to the values at step {wanted} of the "
+                "training, which are still to come"
+            )
 
     def detach(self) -> None:
         """Take the hooks off the optimizer; the model stays pruned as it is."""
@@ -331,27 +355,24 @@ class Session:
         Raises:
             InputError: if the state belongs to another recipe, seed or model; nothing is changed then.
         """
+        missing = [key for key in _STATE_KEYS if key not in state]
+        if missing:
+            raise InputError(f"this is not the state of a session: it has no {missing[0]!r}")
         if state.get("recipe") != self.recipe.to_dict():
             raise InputError("the saved session followed another recipe: build the session from the same one")
         if state.get("seed") != self._seed:
             raise InputError(f"the saved session has seed {state.get('seed')}, this one {self._seed}")
-        masks = Masks(
-            {
-                name: mask.to(self.masks[name].device)
-                for name, mask in state["masks"].items()
-                if name in self.masks
-            }
-        )
-        if set(masks) != set(self.masks):
+        if set(state["masks"]) != set(self.masks):
             raise InputError("the saved session pruned other layers: it belongs to another model")
+        masks = Masks({name: mask.to(self.masks[name].device) for name, mask in state["masks"].items()})
         masks.parameters(self.model)
-        self.masks = masks
-        self.history = [Record(**record) for record in state["history"]]
-        self._optimizer_steps = int(state["optimizer_steps"])
+        history = [Record(**record) for record in state["history"]]
         self._checkpoints = {int(step): dict(values) for step, values in state["checkpoints"].items()}
+        self.masks, self.history = masks, history
+        self._optimizer_steps = int(state["optimizer_steps"])
         self.masks.apply(self.model)
         if self._masked is not None:
-            self._masked.update(self.masks)
+            self._masked.resume(self.masks)
 
     # ---- data --------------------------------------------------------------------------------------------
 
@@ -359,10 +380,13 @@ class Session:
         model = unwrap(self.model)
         return {name: model.get_parameter(name) for name in self.plan.names}
 
+    def _device(self) -> torch.device:
+        return next(iter(self._parameters().values())).device
+
     def _calibration(self) -> Iterator[Batch]:
         if self._data is None:
             return iter(())
-        device = next(iter(self._parameters().values())).device
+        device = self._device()
         batches = self._data.sample(
             self.recipe.calibration, CALIBRATION_BATCH, derive(self._seed, "calibration")
         )
@@ -380,11 +404,18 @@ class Session:
         model.eval()
         try:
             masks.apply(model)
-            total, examples = 0.0, 0
+            sums = torch.zeros(2, dtype=torch.float64)  # of the loss, and of the examples
             for inputs, targets in self._calibration():
-                total += float(self._loss_of(model(inputs), targets)) * len(inputs)
-                examples += len(inputs)
-            return total / examples
+                loss = float(self._loss_of(model(inputs), targets))
+                sums += torch.tensor([loss * len(inputs), len(inputs)], dtype=torch.float64)
+            sums = sums.to(self._device())
+            sum_over_processes([sums])
+            mean = float(sums[0] / sums[1])
+            if not math.isfinite(mean):
+                raise DataError(
+                    f"the loss on the calibration data is {mean}: layers cannot be compared by it"
+                )
+            return mean
         finally:
             for name, parameter in self._parameters().items():
                 parameter.copy_(saved[name])
@@ -397,3 +428,8 @@ class Session:
         if self.recipe.repair.needs:
             return f"repair {self.recipe.repair.name!r}"
         return f"allocation {self.recipe.allocation.name!r}"
+
+
+def _plain(value: Any) -> Any:
+    """A figure as a number of Python: those of NumPy and torch do not go into every checkpoint."""
+    return value.item() if hasattr(value, "item") else value

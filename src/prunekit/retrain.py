@@ -6,19 +6,18 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import BeforeValidator, Field
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.seeds import derive
+from prunekit.seeds import derive, seeded
 from prunekit.settings import Part
 from prunekit.targets import unwrap
-from prunekit.training import State, Training
+from prunekit.training import Training
 
 TrainingSettings = Annotated[Training, BeforeValidator(Training.parse)]
 
-Checkpoints = Mapping[int, State]
+Checkpoints = Mapping[int, Mapping[str, Tensor]]
 """States of the dense training by the number of optimizer steps that led to them; 0 = initial values."""
 
 
@@ -133,13 +132,12 @@ class Reinitialize(Retrain):
         return self.training
 
     def check(self, model: nn.Module, checkpoints: Checkpoints) -> None:
-        """Every module with parameters or buffers of its own must know how to reset them."""
+        """Every module with parameters of its own must know how to reset them."""
         _resettable(unwrap(model))
 
     def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
         """Draw new values from the seed; torch's global generator is left as it was."""
-        with torch.random.fork_rng():
-            torch.manual_seed(derive(seed, "reinitialize"))
+        with seeded(derive(seed, "reinitialize")):
             for module in _resettable(unwrap(model)):
                 module.reset_parameters()  # type: ignore[operator]
         return True
@@ -148,15 +146,16 @@ class Reinitialize(Retrain):
 def _resettable(model: nn.Module) -> list[nn.Module]:
     if hasattr(model, "reset_parameters"):
         return [model]
-    own = [
-        (name, module)
-        for name, module in model.named_modules()
-        if any(True for _ in module.parameters(recurse=False))
-    ]
-    for name, module in own:
-        if not hasattr(module, "reset_parameters"):
+    found = []
+    for name, module in model.named_modules():
+        parameters = any(True for _ in module.parameters(recurse=False))
+        if hasattr(module, "reset_parameters"):
+            # running statistics are reset with the parameters, or without any; a container resets nothing
+            if parameters or any(True for _ in module.buffers(recurse=False)):
+                found.append(module)
+        elif parameters:
             raise ModelError(
-                f"retrain reinitialize: {name or 'the model'} ({type(module).__name__}) has no reset_parameters(), "
-                "so its initial distribution is not known"
+                f"retrain reinitialize: {name or 'the model'} ({type(module).__name__}) has no "
+                "reset_parameters(), so its initial distribution is not known"
             )
-    return [module for _, module in own]
+    return found

@@ -1,0 +1,49 @@
+"""Two processes that train together prune together, though each sees data of its own."""
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from prunekit.pruning import prune
+from small_nets import blobs, mlp, recipe, same
+from two_processes import RECIPES, work
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="torch is built without gloo",
+)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "attached"])
+def test_both_have_the_same_masks_and_weights(ranks, name):
+    one, other = (rank[name] for rank in ranks)
+    assert same(one["masks"], other["masks"])
+    assert same(one["model"], other["model"])
+    for key, mask in one["masks"].items():
+        assert bool((one["model"][key][~mask] == 0).all())
+
+
+@pytest.mark.parametrize("name", ["gradient", "weight gradient", "sensitivity"])
+def test_they_are_those_of_all_data_together(ranks, name):
+    halves = [blobs(64, seed=rank) for rank in (0, 1)]
+    data = tuple(torch.cat(parts) for parts in zip(*halves, strict=True))
+    expected = prune(mlp(10, 16, 3), recipe(**RECIPES[name]), data).masks
+    alone = prune(mlp(10, 16, 3), recipe(**RECIPES[name]), halves[0]).masks
+    found = ranks[0][name]["masks"]
+    different = {
+        key: sum(int((masks[layer] != found[layer]).sum()) for layer in found)
+        for key, masks in (("together", expected), ("alone", alone))
+    }
+    assert different["together"] <= 2  # sums in another order may swap two neighbours
+    assert different["alone"] > 2
+
+
+def test_removed_weights_stay_zero_in_the_users_loop(ranks):
+    assert ranks[0]["attached"]["zeros"] == [0, 0, *[round(0.3 * 208)] * 3, *[round(0.6 * 208)] * 3]

@@ -1,0 +1,86 @@
+import inspect
+
+import pytest
+import torch
+
+from prunekit.errors import InputError
+from prunekit.methods import METHODS, describe, recipe
+from prunekit.pruning import prune
+from prunekit.recipe import Recipe
+from small_nets import blobs, copied, mlp
+
+SHORT = {"epochs": 0.5, "rounds": 2, "cycles": 2, "steps": 2}
+
+
+def short(name: str) -> Recipe:
+    allowed = inspect.signature(METHODS[name]).parameters
+    return recipe(name, **{key: value for key, value in SHORT.items() if key in allowed})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_prunes_what_it_says(name):
+    model = mlp(12, 16, 8, 4)
+    chosen = short(name)
+    initial = {0: copied(model)}
+    pruned = prune(model, chosen, blobs(64, 12, 4), checkpoints=initial, seed=1)
+    stated = chosen.schedule.sparsities()[-1]
+    if stated is not None and name not in ("lottery_ticket", "random_ticket"):
+        assert pruned.masks.total - pruned.masks.kept == pytest.approx(stated * pruned.masks.total, abs=2)
+    assert len(pruned.history) == len(chosen.schedule.sparsities())
+    for parameter, mask in pruned.masks.parameters(model):
+        assert bool((parameter[~mask] == 0).all())
+        assert bool(torch.isfinite(parameter).all())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_described(name):
+    info = describe(name)
+    assert info.name == name
+    assert info.summary.endswith(".")
+    assert "\n" not in info.summary
+    assert bool(info.paper) == (name not in ("random", "unpruned"))
+    chosen = recipe(name)
+    assert ("data" in info.needs) == chosen.needs_data
+    assert Recipe.from_yaml(chosen.to_yaml()) == chosen
+    assert info.settings == {key: p.default for key, p in inspect.signature(METHODS[name]).parameters.items()}
+
+
+def test_needs_are_named():
+    assert describe("magnitude").needs == ()
+    assert describe("snip").needs == ("data",)
+    assert describe("lottery_ticket").needs == ("retraining", "initial values")
+    assert describe("sensitivity_magnitude").needs == ("data",)
+
+
+def test_settings_reach_the_recipe():
+    assert recipe("magnitude", sparsity=0.3).schedule.sparsities() == (0.3,)
+    assert recipe("n_m", n=1, m=4).schedule.sparsities() == (0.75,)
+    assert recipe("lottery_ticket", rounds=3, step=7).retrain.checkpoint == 7
+    linear = recipe("lottery_ticket_linear").schedule.sparsities()
+    assert linear == pytest.approx([0.09 * k for k in range(1, 11)])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("magnitud", {}, "there is no method 'magnitud'; methods are: random, magnitude, "),
+        (
+            "magnitude",
+            {"sparsty": 0.5},
+            "method magnitude: unknown key 'sparsty'; allowed keys are: sparsity",
+        ),
+        ("magnitude", {"sparsity": 40}, "40 is no sparsity.*write 0.4"),
+        ("magnitude", {"sparsity": 1.0}, "1 is no sparsity"),
+        ("n_m", {"n": 4, "m": 4}, "n must be below m"),
+        ("iterative_magnitude", {"steps": 0}, "steps = 0"),
+        ("lottery_ticket", {"step": -1}, "step = -1"),
+    ],
+)
+def test_refusals(name, settings, message):
+    with pytest.raises(InputError, match=message):
+        recipe(name, **settings)
+
+
+def test_settings_of_another_kind_are_refused():
+    with pytest.raises(InputError, match="method n_m: unsupported operand"):
+        recipe("n_m", n="2")
