@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,9 @@ def save_pretrained(
         architecture: for models of `prunekit.models`, so that loading needs no model.
 
     Raises:
-        InputError: if the folder holds something else.
-        OSError: if it cannot be written; nothing is left behind then.
+        InputError: if the folder holds something else, or the masks are another model's.
+        ModelError: if the model's state holds something other than tensors.
+        OSError: if it cannot be written; an earlier save is then as it was, and nothing is left behind.
     """
     folder = Path(folder)
     check_free(folder)
@@ -98,9 +100,11 @@ def load_pretrained(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
     Args:
         folder: the folder.
         model: a freshly built network of the same class; only needed if the save names no architecture.
+            Parameters that were tied when they were saved are tied in it, too.
 
     Raises:
         DataError: if a file is missing, damaged, truncated, or not of prunekit.
+        InputError: if the save names no architecture, or one of the user's, and no model is given.
         ModelError: if the weights do not fit the model; it is left as it was.
     """
     folder = Path(folder)
@@ -110,6 +114,8 @@ def load_pretrained(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
     state = _dense(folder, description, tensors)
     _check_fits(unwrap(model), state, folder)
     unwrap(model).load_state_dict(state)
+    for name, source in description["tied"].items():
+        _tie(unwrap(model), name, source)
     return model
 
 
@@ -119,13 +125,15 @@ def load_masks(folder: str | Path) -> Masks:
     Raises:
         DataError: as `load_pretrained`.
     """
-    description, tensors = _read(Path(folder))
-    return Masks(
-        {
-            name: unpack_mask(tensors[name + BITS], tuple(entry["shape"]))
-            for name, entry in description["pruned"].items()
-        }
-    )
+    folder = Path(folder)
+    description, tensors = _read(folder)
+    with _consistent(folder):
+        return Masks(
+            {
+                name: unpack_mask(tensors[name + BITS], tuple(entry["shape"]))
+                for name, entry in description["pruned"].items()
+            }
+        )
 
 
 def load_architecture(folder: str | Path) -> Architecture | None:
@@ -149,6 +157,10 @@ def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tenso
         state, key=lambda name: name not in masks
     ):  # a tied weight is stored where its mask is
         value = state[name]
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"{name} of the model's state is a {type(value).__name__}: only tensors are saved"
+            )
         place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() and place in first:
             tied[name] = first[place]
@@ -163,14 +175,30 @@ def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tenso
 
 def _dense(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = {name: value for name, value in tensors.items() if not name.endswith((BITS, VALUES))}
-    try:
+    with _consistent(folder):
         for name, entry in description["pruned"].items():
             state[name] = unpack(tensors[name + BITS], tensors[name + VALUES], tuple(entry["shape"]))
         for name, source in description["tied"].items():
             state[name] = state[source]
-    except (KeyError, DataError) as error:
-        raise DataError(f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {error}") from None
     return state
+
+
+@contextmanager
+def _consistent(folder: Path) -> Iterator[None]:
+    """What fails inside fails because the two files disagree."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
+        raise DataError(f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {error}") from None
+
+
+def _tie(model: nn.Module, name: str, source: str) -> None:
+    """Put the parameter `source` in the place of `name`, as it was when the two were saved."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if name not in parameters or source not in parameters or parameters[name] is parameters[source]:
+        return
+    layer, _, short = name.rpartition(".")
+    setattr(model.get_submodule(layer), short, parameters[source])
 
 
 def _describe(folder: Path) -> dict[str, Any]:
@@ -209,12 +237,14 @@ def _build(folder: Path, description: Mapping[str, Any]) -> nn.Module:
         raise InputError(
             f"{folder} does not say how its network is built: give load_pretrained(folder, model)"
         )
-    settings = ModelSettings.parse(saved["model"])
+    with _consistent(folder):
+        settings = ModelSettings.parse(saved["model"])
+        shape, outputs = tuple(saved["input_shape"]), int(saved["outputs"])
     if ":" in settings.name:  # a file must not decide which code is imported
         raise InputError(
             f"the network in {folder} is of {settings.name}: build it and give load_pretrained(folder, model)"
         )
-    return Architecture(settings, tuple(saved["input_shape"]), int(saved["outputs"])).build()
+    return Architecture(settings, shape, outputs).build()
 
 
 def _check_fits(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
@@ -241,8 +271,12 @@ def check_free(folder: Path) -> None:
     """Refuse, with an `InputError`, to save where something else lies."""
     if folder.is_file():
         raise InputError(f"{folder} is a file: give a folder to save to")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).is_file():
+    inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if inside and DESCRIPTION not in inside:
         raise InputError(f"{folder} is not empty and holds no earlier save: it will not be replaced")
+    foreign = [name for name in inside if name not in (DESCRIPTION, WEIGHTS)]
+    if foreign:
+        raise InputError(f"{folder} holds {foreign[0]} beside an earlier save: it will not be replaced")
 
 
 def _sha256(path: Path) -> str:
