@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -66,6 +67,16 @@ def test_output_shape_and_tracing(name):
     assert model(x).shape == (2, 7)
     # Those who look for coupled slices trace the graph: nothing in a forward may depend on values.
     assert torch.equal(fx.symbolic_trace(model)(x), model(x))
+
+
+def test_mlp_squashes_its_outputs_when_asked():
+    torch.manual_seed(0)
+    plain = models.mlp((6,), 2, hidden=(5,), activation="sigmoid")
+    squashed = models.mlp((6,), 2, hidden=(5,), activation="sigmoid", output_activation="sigmoid")
+    squashed.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 6)
+    expected = 1 / (1 + np.exp(-plain(x).detach().double().numpy()))
+    np.testing.assert_allclose(squashed(x).detach().numpy(), expected, rtol=1e-6)
 
 
 def test_mlp_names_its_layers_along_the_depth():

@@ -47,7 +47,7 @@ def test_a_name_alone_means_all_defaults():
     settings = ModelSettings.parse("mlp")
     assert settings == ModelSettings(name="mlp") == ModelSettings.parse({"name": "mlp", "hidden": [100]})
     assert settings.to_dict() == {"name": "mlp", "hidden": [100], "activation": "relu"}
-    assert settings.own == {"hidden": (100,), "activation": "relu"}
+    assert settings.own == {"hidden": (100,), "activation": "relu", "output_activation": "identity"}
     assert settings.hidden == (100,)
 
 
@@ -66,7 +66,8 @@ def test_round_trip_through_yaml(hidden, activation):
     settings = ModelSettings(name="mlp", hidden=hidden, activation=activation)
     back = ModelSettings.parse(yaml.safe_load(yaml.safe_dump(settings.to_dict())))
     assert back == settings
-    assert back.own == settings.own == {"hidden": tuple(hidden), "activation": activation}
+    assert back.own == settings.own
+    assert (settings.hidden, settings.activation) == (tuple(hidden), activation)
     assert hash(back) == hash(settings)
     assert back.digest() == settings.digest()
 
@@ -92,7 +93,10 @@ def test_frozen():
     ("values", "words"),
     [
         ("lenet", r"no model 'lenet'.*lenet5.*package\.module:function"),
-        ({"name": "mlp", "hiden": [3]}, "mlp: unknown key 'hiden'; allowed keys are: activation, hidden"),
+        (
+            {"name": "mlp", "hiden": [3]},
+            "mlp: unknown key 'hiden'; allowed keys are: activation, hidden, output_activation",
+        ),
         ({"name": "lenet5", "hidden": [3]}, "lenet5: unknown key 'hidden'; allowed keys are: none"),
         ({"name": "mlp", "outputs": 3}, "unknown key 'outputs'"),
         ({"name": "mlp", "hidden": 3}, "mlp: hidden = 3: .*array"),

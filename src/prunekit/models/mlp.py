@@ -16,8 +16,8 @@ from prunekit.models.activations import Activation, make_activation
 class MLP(nn.Module):
     """Fully connected layers `fc1`, `fc2`, ... with activation modules `act1`, `act2`, ... between them.
 
-    Maps (N, *input_shape) to (N, outputs); the last layer has no activation. Initial values are PyTorch's own
-    for `nn.Linear`: weights and biases uniform in +-1 / sqrt(fan_in).
+    Maps (N, *input_shape) to (N, outputs); after the last layer comes `output_act`, if one is asked for.
+    Initial values are PyTorch's own for `nn.Linear`: weights and biases uniform in +-1 / sqrt(fan_in).
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class MLP(nn.Module):
         outputs: int,
         hidden: Sequence[int] = (100,),
         activation: str = "relu",
+        output_activation: str = "identity",
     ) -> None:
         super().__init__()
         inputs = prod(feature_shape(input_shape))
@@ -35,6 +36,8 @@ class MLP(nn.Module):
             if number > 1:
                 self.add_module(f"act{number - 1}", make_activation(activation))
             self.add_module(f"fc{number}", nn.Linear(fan_in, fan_out))
+        if output_activation != "identity":
+            self.output_act = make_activation(output_activation)
 
     def reset_parameters(self) -> None:
         """Draw all initial values again."""
@@ -55,6 +58,7 @@ def mlp(
     *,
     hidden: tuple[PositiveInt, ...] = (100,),
     activation: Activation = "relu",
+    output_activation: Activation = "identity",
 ) -> MLP:
     """A multilayer perceptron (Rumelhart, Hinton & Williams, Nature 323, 1986).
 
@@ -63,8 +67,9 @@ def mlp(
         outputs: number of outputs.
         hidden: number of units of each hidden layer; empty for a linear model.
         activation: what follows each hidden layer.
+        output_activation: what follows the last layer; the networks of the 1980s squash their outputs too.
 
     Raises:
         InputError: for a size below 1 or an unknown activation.
     """
-    return MLP(input_shape, outputs, hidden, activation)
+    return MLP(input_shape, outputs, hidden, activation, output_activation)
