@@ -1,0 +1,106 @@
+"""The tables in the documentation are those of the code, and nothing that users can choose is left out."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from prunekit import data, methods
+from prunekit.models import names as model_names
+from prunekit.scores import Score
+from prunekit.study import Method, Study
+from prunekit.study.spec import Controls
+from prunekit.study.tables import LAYERS, RESULTS
+from prunekit.training import Training
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = load_tool("make_tables")
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", tool.PAGES)
+def test_tables_are_current(page: str) -> None:
+    assert tool.filled(read(page)) == read(page), "run: python docs/make_tables.py"
+
+
+def test_a_stale_table_is_made_anew() -> None:
+    stale = "<!-- table: parts -->\n| stale |\n<!-- end -->\nrest"
+    fresh = tool.filled(stale)
+    assert "stale" not in fresh
+    assert fresh.endswith("<!-- end -->\nrest")
+    assert tool.filled(fresh) == fresh
+
+
+def rows_of(page: str, first_column: str) -> set[str]:
+    """The names in back quotes in the first cells of the tables whose first heading is `first_column`."""
+    found: set[str] = set()
+    for table in re.findall(rf"\| {first_column} \|.*?(?=\n\n|\n<!--|\Z)", read(page), flags=re.DOTALL):
+        found |= set(re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE))
+    return found
+
+
+def test_the_readme_names_every_method_model_and_dataset() -> None:
+    assert rows_of("README.md", "method") == set(methods.METHODS)
+    assert rows_of("README.md", "model") == set(model_names())
+    assert rows_of("README.md", "dataset") == set(data.names())
+
+
+def test_the_page_of_parts_names_every_part_of_the_package_and_no_other() -> None:
+    class OfATest(Score):
+        name = "of_a_test"
+
+        def __call__(self, evidence: object) -> dict[str, object]:
+            return {}
+
+    shown = rows_of("docs/parts.md", "name")
+    assert "of_a_test" not in shown
+    for family, _ in tool.FAMILIES.values():
+        assert set(tool.members(family)) <= shown
+    assert set(Training.model_fields) == rows_of("docs/parts.md", "setting")
+
+
+def test_the_page_of_studies_explains_every_key_and_column() -> None:
+    assert rows_of("docs/studies.md", "key") == set(Study.model_fields)
+    assert rows_of("docs/studies.md", "key of a method") == set(Method.model_fields)
+    assert rows_of("docs/studies.md", "key of controls") == set(Controls.model_fields)
+    assert rows_of("docs/studies.md", "column") == set(RESULTS)
+    assert rows_of("docs/studies.md", "column of layers.csv") == set(LAYERS)
+
+
+def local_links() -> list[tuple[str, str]]:
+    found = []
+    for page in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").glob("*.md"),
+    ]:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                found.append((page.relative_to(ROOT).as_posix(), target))
+    return found
+
+
+@pytest.mark.parametrize(("page", "target"), local_links())
+def test_links_lead_somewhere(page: str, target: str) -> None:
+    path = ((ROOT / page).parent / target).resolve()
+    results = ROOT / "docs" / "results"
+    if path.is_relative_to(results) and not (results / path.relative_to(results).parts[0]).is_dir():
+        pytest.skip("the results of this study are not there yet")
+    assert path.exists()
