@@ -46,7 +46,12 @@ def user(tmp_path, monkeypatch):
 def test_a_name_alone_means_all_defaults():
     settings = ModelSettings.parse("mlp")
     assert settings == ModelSettings(name="mlp") == ModelSettings.parse({"name": "mlp", "hidden": [100]})
-    assert settings.to_dict() == {"name": "mlp", "hidden": [100], "activation": "relu"}
+    assert settings.to_dict() == {
+        "name": "mlp",
+        "hidden": [100],
+        "activation": "relu",
+        "output_activation": "identity",
+    }
     assert settings.own == {"hidden": (100,), "activation": "relu", "output_activation": "identity"}
     assert settings.hidden == (100,)
 
