@@ -9,8 +9,9 @@ from __future__ import annotations
 from torch import nn
 
 from prunekit.structure.linking import link
+from prunekit.structure.operations import is_leaf
 from prunekit.structure.parts import INPUT, Chain, Stage, UnitGroup
-from prunekit.structure.path import path_of
+from prunekit.structure.path import only_layer, path_of
 from prunekit.structure.tracing import trace
 from prunekit.targets import unwrap
 
@@ -33,4 +34,5 @@ def chain_of(model: nn.Module, *, inputs: bool = False) -> Chain:
             or the line of `forward` that cannot be traced.
     """
     model = unwrap(model)
-    return link(path_of(trace(model), model), inputs=inputs)
+    operations = only_layer(model) if is_leaf(model) else path_of(trace(model), model)
+    return link(operations, inputs=inputs)

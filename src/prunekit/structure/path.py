@@ -35,6 +35,18 @@ def path_of(graph: fx.Graph, model: nn.Module) -> tuple[Operation, ...]:
         operations.append(walk.read(node))
 
 
+def only_layer(model: nn.Module) -> tuple[Operation, ...]:
+    """A model that is a single layer, which has no graph to walk; its name is empty.
+
+    Raises:
+        ModelError: if it is parametrized, or computes something of its own.
+    """
+    found = module_operation(model)
+    if isinstance(found, str):
+        raise ModelError(f"the model ({type(model).__name__}) is no link of a chain: {found}")
+    return (Operation(found[0], Stage("", model, model)),)
+
+
 class _Walk:
     """Follows one tensor; remembers the last layer, since it is the one to name."""
 

@@ -202,8 +202,7 @@ def _watch(model: nn.Module) -> list[float]:
 
 
 def _largest(tensor: Tensor) -> float:
-    finite = tensor.detach()[tensor.detach().isfinite()].abs()
-    return float(finite.max()) if finite.numel() else 0.0
+    return float(tensor.detach().abs().nan_to_num(posinf=0).max()) if tensor.numel() else 0.0
 
 
 def _depth(model: nn.Module) -> int:

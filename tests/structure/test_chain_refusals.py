@@ -1,0 +1,224 @@
+"""What is no chain: the message names the layer and says why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from prunekit.errors import ModelError
+from prunekit.models import resnet20
+from prunekit.structure import chain_of
+
+
+class Net(nn.Module):
+    """Three layers; subclasses say how they are connected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.wide = nn.Linear(8, 4)
+        self.scale = nn.Parameter(torch.ones(4))
+
+
+class Residual(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        return self.c(x + self.b(x))
+
+
+class Concatenated(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.wide(torch.cat([x, torch.relu(self.b(x))], dim=1))
+
+
+class TwoInputs(Net):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.c(self.a(x) + self.b(y))
+
+
+class TwoOutputs(Net):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.a(x)
+        return self.b(x), self.c(x)
+
+
+class Shared(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(torch.relu(self.a(x))))
+
+
+class Scaled(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x) * self.scale)
+
+
+class SoftmaxInside(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.softmax(self.a(x), dim=1))
+
+
+class AlwaysDrops(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.dropout(self.a(x)))
+
+
+class Transposed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).transpose(0, 1))
+
+
+class Reshaped(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(x.size(0), 2, 2).flatten(1))
+
+
+class FunctionalLayer(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.a(x), self.b.weight)
+
+
+class Dictionary(Net):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.a(x)}
+
+
+CASES = {
+    Residual: "its output feeds the sum 'add' together with 'b'",
+    Concatenated: "its output feeds the concatenation 'cat' together with 'b'",
+    TwoOutputs: "its output is used twice, by 'b' and 'c'",
+    Shared: "it is used twice",
+    Scaled: "its output feeds the product 'mul' together with the parameter or buffer 'scale'",
+    SoftmaxInside: "its output feeds 'softmax()', which mixes units",
+    AlwaysDrops: "its output feeds 'dropout()', which drops units in evaluation, too",
+    Transposed: "its output feeds 'transpose()', which is none of the operations that a chain can hold",
+    Reshaped: "its output feeds 'view()', which lays units out in a new shape",
+    FunctionalLayer: "its output feeds 'linear()' together with the parameter or buffer 'b.weight'",
+    Dictionary: "the model returns something other than one tensor",
+}
+
+
+@pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
+def test_connections(kind: type[Net]) -> None:
+    with pytest.raises(ModelError) as caught:
+        chain_of(kind())
+    assert str(caught.value).startswith(f"layer 'a' is no link of a chain: {CASES[kind]}")
+    assert "\n" not in str(caught.value)
+
+
+def test_two_inputs() -> None:
+    with pytest.raises(ModelError, match="a chain has one input, the model's output is computed from x, y"):
+        chain_of(TwoInputs())
+
+
+def test_resnet_names_the_first_layer_that_feeds_a_sum() -> None:
+    with pytest.raises(ModelError, match=r"layer 'conv1' .* the sum 'add' together with 'stage1.0.conv2'"):
+        chain_of(resnet20((3, 32, 32), 10))
+
+
+def sequential(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers)
+
+
+def test_layer_registered_twice() -> None:
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ModelError, match="layer '0' is no link of a chain: it is used twice"):
+        chain_of(sequential(layer, nn.ReLU(), layer))
+
+
+def test_tied_weights() -> None:
+    model = sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    with pytest.raises(ModelError, match=r"layer '0' .* its weight is tied with 2.weight"):
+        chain_of(model)
+
+
+def test_weights_on_the_same_memory() -> None:
+    model = sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    model[2].weight = nn.Parameter(model[0].weight.data)
+    with pytest.raises(ModelError, match=r"layer '0' .* its weight is tied with 2.weight"):
+        chain_of(model)
+
+
+@pytest.mark.parametrize(
+    ("between", "why"),
+    [
+        (nn.LayerNorm(3), "feeds '1', which has statistics that mix units"),
+        (nn.GroupNorm(3, 3), "feeds '1', which has statistics that mix units"),
+        (nn.Softmax(dim=1), "feeds '1', which mixes units"),
+        (nn.MaxPool1d(2), "the pooling '1', which would mix its units"),
+        (nn.PReLU(3), "its slopes differ between units"),
+        (nn.Bilinear(3, 3, 3), "a chain holds linear, convolution"),
+        (nn.BatchNorm1d(6), "it has 3 units, the batch norm '1' has 6 channels"),
+        (nn.Flatten(0), "does not flatten all but the first dimension"),
+        (parametrizations.weight_norm(nn.Linear(3, 3)), "it is parametrized"),
+        (prune.identity(nn.Linear(3, 3), "weight"), "its weight is no plain parameter"),
+        (nn.LazyLinear(3), "has no shape yet"),
+    ],
+    ids=str,
+)
+def test_layers_between(between: nn.Module, why: str) -> None:
+    with pytest.raises(ModelError, match=why.replace("(", r"\(")) as caught:
+        chain_of(sequential(nn.Linear(3, 3), between, nn.Linear(3, 3)))
+    assert "\n" not in str(caught.value)
+
+
+def test_one_slope_is_pointwise() -> None:
+    assert chain_of(sequential(nn.Linear(3, 3), nn.PReLU(), nn.Linear(3, 3))).groups
+
+
+def test_norms_and_softmax_at_the_ends_touch_no_group() -> None:
+    model = sequential(
+        nn.LayerNorm(3), nn.Linear(3, 4), nn.Linear(4, 3), nn.LayerNorm(3), nn.LogSoftmax(dim=1)
+    )
+    assert [group.name for group in chain_of(model).groups] == ["1"]
+
+
+def test_positions_that_are_read_in_place_of_units() -> None:
+    with pytest.raises(ModelError, match="'1' reads its positions, not its units: flatten its output first"):
+        chain_of(sequential(nn.Conv1d(1, 3, 1), nn.Linear(3, 3)))
+
+
+def test_grouped_convolutions_refuse_only_what_they_touch() -> None:
+    model = sequential(
+        nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1, groups=4), nn.Conv2d(4, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1)
+    )
+    chain = chain_of(model)
+    assert [group.name for group in chain.groups] == ["2"]
+    with pytest.raises(ModelError, match="the units of '0' cannot be removed: '1' reads them in 4 groups"):
+        chain.group("0")
+    with pytest.raises(
+        ModelError, match="the units of '1' cannot be removed: it is a convolution in 4 groups"
+    ):
+        chain.group("1")
+
+
+def test_own_forward() -> None:
+    class Odd(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).flip(1)
+
+    with pytest.raises(ModelError, match=r"'0' \(Odd\) .* computes something of its own in forward"):
+        chain_of(sequential(Odd(3, 3), nn.Linear(3, 3)))
+
+
+class Branching(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return self.a(x)
+        return self.b(x)
+
+
+def test_branch_on_the_data_names_the_line() -> None:
+    model = Branching()
+    with pytest.raises(ModelError, match=r"not traceable at test_chain_refusals.py:\d+, 'if x.sum\(\) > 0:'"):
+        chain_of(model)
+    assert model.training
+
+
+def test_nothing_to_prune() -> None:
+    with pytest.raises(ModelError, match="the model has no linear or convolution layer"):
+        chain_of(sequential(nn.Flatten(), nn.ReLU()))
