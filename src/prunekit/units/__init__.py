@@ -1,0 +1,37 @@
+"""Units of a chain of layers: what each is worth, by the truth and by every estimate of it.
+
+A unit's output, as the next layer reads it, is multiplied by a gain: 1 = on, 0 = off. Every error is the mean
+over the examples. Nothing here changes a network: it is looked at in evaluation mode.
+"""
+
+from prunekit.units.activity import Activity, activity
+from prunekit.units.elimination import Elimination, eliminate
+from prunekit.units.gains import GainDerivatives, gain_derivatives
+from prunekit.units.judge import ERRORS, absolute_error
+from prunekit.units.n2ps import insignificant, significance
+from prunekit.units.oracle import oracle_changes
+from prunekit.units.recursion import Deviation, deviations, diagonal_recursion
+from prunekit.units.skeleton import relevance
+from prunekit.units.surface import error_surface
+from prunekit.units.weights import incoming_norms, outgoing_norms
+
+__all__ = [
+    "ERRORS",
+    "Activity",
+    "Deviation",
+    "Elimination",
+    "GainDerivatives",
+    "absolute_error",
+    "activity",
+    "deviations",
+    "diagonal_recursion",
+    "eliminate",
+    "error_surface",
+    "gain_derivatives",
+    "incoming_norms",
+    "insignificant",
+    "oracle_changes",
+    "outgoing_norms",
+    "relevance",
+    "significance",
+]

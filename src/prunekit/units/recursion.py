@@ -1,0 +1,139 @@
+"""The published back-propagation of the diagonal of the second derivatives, and how far it is off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunekit.errors import InputError
+from prunekit.losses import Loss
+from prunekit.structure.chain import Chain
+from prunekit.units.adjoints import adjoints
+from prunekit.units.curvature import error_diagonal
+from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, at_rest, weight_of
+from prunekit.units.gains import GainDerivatives, by_gain, gain_derivatives
+from prunekit.units.judge import ERRORS, AnyJudge, error_of, judge
+from prunekit.units.layers import with_gains
+from prunekit.units.oracle import check_examples, checked_kept, empty
+
+
+def diagonal_recursion(
+    chain: Chain,
+    inputs: Tensor,
+    targets: Tensor,
+    error: Loss | str,
+    *,
+    kept: Mapping[str, Tensor] | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+) -> dict[str, GainDerivatives]:
+    """dE/dgain, and d2E/dgain2 by the recursion of Wolfe, Sharma and Raj (arXiv 1701.04465).
+
+    With x an activation's input, o its output and a_j the outputs of the layer before:
+    d2E/dx2 = d2E/do2 σ'^2 + dE/do σ'', d2E/da_j2 = sum_i d2E/dx_i2 w_ji^2, and d2E/dgain_j2 is the sum of
+    a_j^2 d2E/da_j2 over the examples. Second derivatives by two different units of one layer are dropped.
+
+    On the last hidden layer that is exact for errors that are a sum over the outputs (squared, linear), since
+    their Hessian by x is diagonal. For cross-entropy the recursion starts from the softmax Hessian's diagonal
+    p_k (1 - p_k); dropped are the products -p_k p_l, so that it is not exact on any layer. In earlier layers
+    it is off for every error; `deviations` says by how much.
+
+    Args:
+        chain: linear layers and pointwise activations, behind whatever feeds the first of them; in evaluation
+            mode.
+        inputs: (N, ...), on the network's device.
+        targets: (N, ...) as the error takes them.
+        error: one of `ERRORS` or its name; results are for the mean over the examples.
+        kept: by group (units,) booleans, False for units that are off already.
+        budget_bytes: memory for activations.
+
+    Raises:
+        InputError: for an error or a network that the recursion is not written for, and for data or kept
+            units that do not fit the network.
+    """
+    error = error_of(error)
+    kept = checked_kept(chain, kept)
+    check_examples(inputs, targets)
+    with at_rest(chain), torch.no_grad():
+        flow = Flow(chain, inputs[:1])
+        for link in flow.links:
+            if not link.flat or link.group.repeat > 1:
+                raise InputError(
+                    f"the recursion is for linear layers with activations between; the units of "
+                    f"{link.group.name!r} are followed by something else"
+                )
+        firsts = [empty(link.group.units, inputs) for link in flow.links]
+        seconds = [empty(link.group.units, inputs) for link in flow.links]
+        for chunk in flow.chunks(len(inputs), budget_bytes):
+            now = Pass(flow, inputs[chunk], kept)
+            judged = judge(error, now.outputs, targets[chunk])
+            if isinstance(judged, AnyJudge):
+                raise InputError(f"the recursion is for the errors {', '.join(ERRORS)} and class numbers")
+            around = adjoints(now, error, targets[chunk])
+            curved = error_diagonal(judged)  # d2E/do2
+            for place in reversed(range(len(flow.links))):
+                at, link = around[place], flow.links[place]
+                if at.slope is not None:
+                    curved = curved * at.slope.square()
+                if at.bend is not None:
+                    curved = curved + at.a * at.bend
+                curved = weight_of(link.consumer).square().T @ curved
+                firsts[place] += by_gain(now, place, at.x)
+                seconds[place] += (now.x[place].square() * curved).sum(1, dtype=torch.float64)
+                if link.group.name in kept:
+                    curved = with_gains(curved, link.group, 0, kept[link.group.name])
+    found = {}
+    for link, first, second in zip(flow.links, firsts, seconds, strict=True):
+        if link.group.name in kept:
+            first[~kept[link.group.name]] = second[~kept[link.group.name]] = torch.nan
+        found[link.group.name] = GainDerivatives(first / len(inputs), second / len(inputs))
+    return found
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far the recursion's second derivatives of one group are from the exact ones.
+
+    Attributes:
+        overall: the sum of |recursion - exact| over the units, as a fraction of the sum of |exact|.
+        median: the median over the units of |recursion - exact| / |exact|.
+        worst: the greatest of these.
+    """
+
+    overall: float
+    median: float
+    worst: float
+
+
+def deviations(
+    chain: Chain,
+    inputs: Tensor,
+    targets: Tensor,
+    error: Loss | str,
+    *,
+    kept: Mapping[str, Tensor] | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+) -> dict[str, Deviation]:
+    """By group, front to back: how far `diagonal_recursion` is from `gain_derivatives`.
+
+    The arguments and what is raised are those of `diagonal_recursion`.
+    """
+    published = diagonal_recursion(chain, inputs, targets, error, kept=kept, budget_bytes=budget_bytes)
+    exact = gain_derivatives(chain, inputs, targets, error, kept=kept, budget_bytes=budget_bytes)
+    found = {}
+    for name, each in published.items():
+        assert each.second is not None
+        true = exact[name].second
+        assert true is not None
+        on = ~true.isnan()
+        off_by, size = (each.second - true)[on].abs(), true[on].abs()
+        relative = off_by / size.clamp_min(torch.finfo(torch.float64).tiny)
+        relative[off_by == 0] = 0.0
+        if not len(relative):
+            found[name] = Deviation(0.0, 0.0, 0.0)
+            continue
+        overall = float(off_by.sum() / size.sum()) if float(size.sum()) else float(off_by.sum() > 0)
+        found[name] = Deviation(overall, float(relative.median()), float(relative.max()))
+    return found
