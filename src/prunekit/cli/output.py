@@ -58,4 +58,3 @@ def log_to_stderr(level: int) -> None:
     logger = logging.getLogger("prunekit")
     logger.handlers = [handler]
     logger.setLevel(level)
-    logger.propagate = False

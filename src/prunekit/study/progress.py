@@ -55,7 +55,7 @@ class _Told(Watcher, AbstractContextManager["_Told"]):
 
     def _count(self) -> str:
         failed = f", {self._pace.failed} failed" if self._pace.failed else ""
-        return f"{self._pace.finished} of {self._pace.tasks} runs{failed}"
+        return f"{self._pace.finished} of {self._pace.tasks} runs done{failed}"
 
 
 class Lines(_Told):
@@ -75,7 +75,7 @@ class Lines(_Told):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pace.tasks and kind is None:
-            log.info("%s done in %s", self._count(), in_words(self._pace.elapsed).removeprefix("about "))
+            log.info("%s, in %s", self._count(), in_words(self._pace.elapsed).removeprefix("about "))
 
     def progressed(self, task: Task, fraction: float) -> None:
         """Tell it, if the last line is long ago."""
@@ -92,7 +92,7 @@ class Lines(_Told):
             return
         self._last = self._clock()
         log.info(
-            "%s done (%.0f %%), %s left",
+            "%s (%.0f %%), %s left",
             self._count(),
             100 * self._pace.fraction(),
             in_words(self._pace.left()),

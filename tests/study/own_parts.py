@@ -1,0 +1,34 @@
+"""A user's own score and model, as `own_parts:...` in a study."""
+
+import torch
+from torch import nn
+
+from prunekit.scores import Score
+
+
+class Fussy(Score):
+    """Refuses the second step."""
+
+    name = "fussy"
+
+    def __call__(self, evidence):
+        if any(bool((weight == 0).any()) for weight in evidence.weights.values()):
+            raise RuntimeError("I do not like\nzeros")
+        return {name: weight.abs() for name, weight in evidence.weights.items()}
+
+
+class Linear(nn.Sequential):
+    """Takes nothing from the data."""
+
+    def __init__(self, inputs: int = 4, value: float = 0.1):
+        super().__init__(nn.Linear(inputs, 3))
+        with torch.no_grad():
+            self[0].weight.fill_(value)
+
+
+def linear(inputs: int = 4) -> nn.Module:
+    return Linear(inputs)
+
+
+def not_a_number() -> nn.Module:
+    return Linear(value=float("nan"))

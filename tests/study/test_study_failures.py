@@ -1,0 +1,100 @@
+"""Studies of which something fails or cannot be done."""
+
+import logging
+
+import own_parts
+import pytest
+
+from prunekit.errors import InputError, ModelError
+from prunekit.study import Study, StudyError, run_study
+from prunekit.study.spec import with_value
+from tiny_study import one_shot, settings, stages, tables, tiny
+
+
+def run(folder, **changes):
+    return run_study(tiny(**changes), folder, workers=1)
+
+
+def fussy(steps):
+    return {
+        "recipe": {
+            "score": "own_parts:Fussy",
+            "schedule": {"name": "linear", "sparsity": 0.5, "steps": steps},
+        }
+    }
+
+
+def test_a_failed_cell_does_not_lose_the_others_nor_their_report(tmp_path, caplog):
+    methods = {"fussy": fussy(2), **settings()["methods"]}
+    with (
+        caplog.at_level(logging.INFO, "prunekit"),
+        pytest.raises(StudyError) as caught,
+    ):
+        run(tmp_path, methods=methods)
+    message = str(caught.value)
+    assert message.startswith("fussy, seed 0: failed: RuntimeError: I do not like zeros (1 more failed)")
+    assert message.endswith(f"what succeeded is in {tmp_path / 'report.html'}")
+    assert "fussy, seed 1: failed: RuntimeError: I do not like zeros" in caplog.text
+    rows, _ = tables(tmp_path)
+    assert {row["method"] for row in rows} == {"dense", "random", "tickets"}
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_failed_cell_goes_on_from_its_last_step_when_the_fault_is_gone(tmp_path, monkeypatch):
+    study = {"methods": {"fussy": fussy(3), "random": one_shot("random", 0.5)}, "seeds": 1}
+    with pytest.raises(StudyError):
+        run(tmp_path, **study)
+    monkeypatch.setattr(
+        own_parts.Fussy, "__call__", lambda self, e: {name: w.abs() for name, w in e.weights.items()}
+    )
+    before = stages(tmp_path)
+    run(tmp_path, **study)
+    assert before.items() <= stages(tmp_path).items()
+    rows, _ = tables(tmp_path)
+    assert [row["step"] for row in rows if row["method"] == "fussy"] == ["1", "2", "3"]
+
+
+def test_a_failed_training_names_its_seed_and_what_was_not_run(tmp_path):
+    diverging = {"epochs": 2, "optimizer": "sgd", "lr": 1e30}
+    with pytest.raises(
+        StudyError, match=r"training of seed 0: failed: the loss is nan .*\(1 more failed, 6 co"
+    ):
+        run(tmp_path, training=diverging)
+    assert tables(tmp_path) == ([], [])
+
+
+REFUSED = [
+    ("methods.tickets.recipe.targets", ["fc9"], InputError, "method 'tickets': 'fc9' matches no layer"),
+    (
+        "methods.tickets.recipe.retrain.step",
+        99,
+        InputError,
+        "'tickets': retrain 'rewind' goes .*to step 99",
+    ),
+    ("model", "own_parts:not_a_number", ModelError, "method 'random .sparsity=0.5.': .*NaN"),
+    ("model", {"name": "own_parts:linear", "inputs": 5}, ModelError, r"own_parts:linear cannot .*\(4,\)"),
+    ("dataset", "nothing", InputError, "no dataset 'nothing'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "error", "message"), REFUSED)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path, key, value, error, message):
+    with pytest.raises(error, match=message):
+        run_study(Study.parse(with_value(settings(), key, value)), tmp_path / "s", workers=1)
+    assert not (tmp_path / "s").exists()
+
+
+def test_no_worker_is_no_choice(tmp_path):
+    with pytest.raises(InputError, match="workers = 0: at least one"):
+        run_study(tiny(), tmp_path / "s", workers=0)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_model_and_a_score_of_ones_own(tmp_path):
+    run(tmp_path, model="own_parts:linear", methods={"fussy": fussy(1)}, controls={}, seeds=1)
+    rows, _ = tables(tmp_path)
+    assert [(row["model"], row["method"]) for row in rows] == [
+        ("own_parts:linear", "dense"),
+        ("own_parts:linear", "fussy"),
+    ]

@@ -1,0 +1,81 @@
+import pytest
+import yaml
+
+from prunekit.errors import InputError
+from prunekit.models import create
+from prunekit.study import Study, load_study, names
+from prunekit.study.catalog import _folder
+
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
+
+
+def test_they_are_listed_and_asked_for():
+    assert {"digits-quick", "mnist-magnitude", "lottery-fc", "lottery-conv"} <= set(names())
+    with pytest.raises(
+        InputError, match=r"no study 'nothing'; named studies are: digits-quick, .*ends in .yaml"
+    ):
+        load_study("nothing")
+
+
+@pytest.mark.parametrize("name", names())
+class TestEach:
+    def test_it_is_named_as_its_file(self, name):
+        study = load_study(name)
+        assert study.name == name
+        assert study.title
+        assert study.question
+        assert study.expected
+
+    def test_it_survives_the_round_trip(self, name):
+        study = load_study(name)
+        again = Study.parse(yaml.safe_load(yaml.safe_dump(study.to_dict(), sort_keys=False)))
+        assert again == study
+        assert [cell.key for cell in again.cells] == [cell.key for cell in study.cells]
+        assert again.network_key == study.network_key
+
+    def test_every_cell_can_be_planned(self, name):
+        study = load_study(name)
+        model = create(study.model, SHAPES[study.dataset.name], 10, seed=0)
+        for cell in study.cells:
+            plan = cell.recipe.plan(model)
+            assert plan.steps
+            assert len(plan.targets) == len([p for p in model.parameters() if p.dim() > 1])
+
+    def test_it_has_its_controls_and_a_word_on_every_method(self, name):
+        study = load_study(name)
+        assert study.controls.random is not None
+        assert all(method.describe()[0] for method in study.methods.values())
+        assert study.seeds == 3
+
+    def test_cells_have_names_and_folders_of_their_own(self, name):
+        cells = load_study(name).cells
+        assert len({cell.name for cell in cells}) == len(cells)
+        assert len({(cell.label, cell.key) for cell in cells}) == len(cells)
+
+    def test_its_text_is_plain_yaml_without_machine_paths(self, name):
+        text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        assert ": /" not in text
+
+
+def test_a_study_of_ones_own_is_read_from_its_path(tmp_path):
+    path = tmp_path / "mine.yml"
+    path.write_text((_folder() / "digits-quick.yaml").read_text(encoding="utf-8"))
+    study = load_study(str(path), ["seeds=1", "name=mine"])
+    assert (study.name, study.seeds) == ("mine", 1)
+
+
+def test_what_is_no_study_file(tmp_path):
+    path = tmp_path / "a.yaml"
+    for content, message in [
+        ("- a", "expected a mapping of settings, got list"),
+        ("a: [", "not valid YAML: line 1"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            load_study(str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_study(str(path))
+    (tmp_path / "b.yaml").mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*: Is a directory"):
+        load_study(str(tmp_path / "b.yaml"))

@@ -1,0 +1,174 @@
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from prunekit.study.pace import Pace, in_digits, in_words
+from prunekit.study.progress import Bars, Lines, _shortened, watch
+from prunekit.study.tasks import Failure, Task
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def task(name, cost=100.0):
+    return Task(name, print, (), cost=cost)
+
+
+def test_time_left_is_what_is_left_of_the_work_at_the_pace_so_far(clock):
+    a, b = task("a"), task("b", 300.0)
+    pace = Pace([a, b], 1, clock)
+    pace.begin(a)
+    clock.now += 50  # a process starts and loads: no pace
+    pace.hear(a, 0.0)
+    assert pace.left() is None
+    clock.now += 10
+    pace.hear(a, 0.5)
+    assert pace.fraction(a) == 0.5
+    assert pace.fraction() == 0.125
+    assert pace.left() == pytest.approx(70)  # 10 s for 50 units, 350 units to go
+    clock.now += 5
+    assert pace.left() == pytest.approx(65)
+    clock.now += 5
+    pace.end(a, failed=False)
+    assert pace.left() == pytest.approx(60)
+    assert (pace.finished, pace.failed, pace.tasks) == (1, 0, 2)
+    assert pace.elapsed == 70
+
+
+def test_work_of_an_earlier_run_says_nothing_of_the_pace(clock):
+    a = task("a")
+    pace = Pace([a], 1, clock)
+    pace.begin(a)
+    pace.hear(a, 0.8)
+    clock.now += 10
+    pace.hear(a, 0.9)
+    assert pace.left() == pytest.approx(10)
+
+
+def test_workers_share_the_tasks_but_not_a_task(clock):
+    tasks = [task("a"), task("b"), task("c"), task("d", 1000.0)]
+    pace = Pace(tasks, 2, clock)
+    for each in tasks[:2]:
+        pace.begin(each)
+        pace.hear(each, 0.0)
+    clock.now += 10
+    for each in tasks[:2]:
+        pace.end(each, failed=False)
+    assert pace.left() == pytest.approx(100)  # the long one alone, not (10 + 100) / 2
+
+
+def test_a_failed_task_counts_as_over_but_not_for_the_pace(clock):
+    a, b = task("a"), task("b")
+    pace = Pace([a, b], 1, clock)
+    pace.begin(a)
+    pace.hear(a, 0.0)
+    clock.now += 100
+    pace.end(a, failed=True)
+    pace.end(b, failed=True)
+    assert pace.fraction() == 1.0
+    assert pace.left() is None
+    assert pace.failed == 2
+    assert Pace([], 1, clock).fraction() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words", "digits"),
+    [
+        (None, "unknown", "-:--:--"),
+        (0.2, "about 1 s", "0:00:00"),
+        (59.6, "about 60 s", "0:01:00"),
+        (200, "about 3 min", "0:03:20"),
+        (6000, "about 1.7 h", "1:40:00"),
+        (100_000, "about 27.8 h", "27:46:40"),
+    ],
+)
+def test_durations(seconds, words, digits):
+    assert in_words(seconds) == words
+    assert in_digits(seconds) == digits
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(clock, caplog):
+    tasks = [task(name) for name in "abcd"]
+    with caplog.at_level(logging.INFO, "prunekit"), Lines(Pace(tasks, 1, clock), clock) as lines:
+        for each in tasks:
+            lines.started(each)
+            lines.progressed(each, 0.0)
+            for tenth in range(1, 10):
+                clock.now += 1
+                lines.progressed(each, tenth / 10)
+            failure = Failure("b", "no good", "trace") if each.name == "b" else None
+            lines.finished(each, 9.0, failure)
+    assert [record.getMessage() for record in caplog.records] == [
+        "4 runs to do",
+        "1 of 4 runs done (42 %), about 22 s left",
+        "b: failed: no good",
+        "2 of 4 runs, 1 failed done (80 %), about 8 s left",
+        "4 of 4 runs, 1 failed done in 36 s",
+    ]
+
+
+def test_what_was_skipped_makes_no_noise(clock, caplog):
+    tasks = [task("a")]
+    with caplog.at_level(logging.INFO, "prunekit"), Lines(Pace(tasks, 1, clock), clock) as lines:
+        lines.finished(tasks[0], 0.0, Failure("a", "not run, because b failed", skipped=True))
+    assert "not run" not in caplog.text
+
+
+def test_a_finished_study_says_nothing(caplog):
+    with caplog.at_level(logging.INFO, "prunekit"), Lines(Pace([], 1)):
+        pass
+    assert caplog.text == ""
+
+
+def test_on_a_terminal_there_are_nested_bars_of_80_columns():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, height=24, color_system=None)
+    tasks = [task("short, seed 0"), task("a label that is far too long for a bar (sparsity=0.95), seed 1")]
+    with watch(tasks, 2, console) as bars:
+        assert isinstance(bars, Bars)
+        for each in tasks:
+            bars.started(each)
+            bars.progressed(each, 0.0)
+            bars.progressed(each, 0.25)
+        bars._progress.refresh()
+        shown = (
+            "".join(screen.getvalue().rpartition(" runs")[0][-10:]) + screen.getvalue().rpartition(" runs")[2]
+        )
+        bars.finished(tasks[0], 1.0, None)
+        bars.finished(tasks[1], 1.0, Failure("x", "no good"))
+        bars._progress.refresh()
+    assert "0" in shown
+    assert "25%" in shown
+    assert "short, seed 0" in shown
+    assert "a label that is …ity=0.95), seed 1" in shown
+    assert "left -:--:--" in shown
+    assert "2 of 2 runs, 1 failed" in screen.getvalue()
+    assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_without_a_terminal_the_bars_are_not_drawn():
+    screen = io.StringIO()
+    with watch([task("a")], 1, Console(file=screen, force_terminal=False)) as lines:
+        lines.started(task("a"))
+        lines.progressed(task("a"), 0.5)
+        lines.finished(task("a"), 1.0, None)
+    assert isinstance(lines, Lines)
+    assert screen.getvalue() == ""
+
+
+def test_a_long_name_keeps_both_ends():
+    assert _shortened("abc", 10) == "abc"
+    assert _shortened("abcdefghijkl", 10) == "abcd…hijkl"
+    assert len(_shortened("x" * 100)) == 34

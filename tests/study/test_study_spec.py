@@ -1,0 +1,261 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunekit.errors import InputError
+from prunekit.study import Study, load_study, with_assignments
+from prunekit.study.spec import with_value
+from tiny_study import one_shot, settings, tickets, tiny
+
+
+def changed(key, value):
+    return with_value(settings(), key, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed"),
+    [
+        ("colour", "methods"),
+        ("dataset.colour", "validation"),
+        ("model.colour", "hidden"),
+        ("training.colour", "batch_size"),
+        ("controls.colour", "dense_trained_as_long"),
+        ("methods.tickets.colour", "sweep"),
+        ("methods.tickets.recipe.colour", "schedule"),
+        ("methods.tickets.recipe.schedule.colour", "rate"),
+        ("methods.tickets.recipe.score", "magnitude"),
+        ("methods.tickets.recipe.retrain.colour", "step"),
+        ("methods.tickets.recipe.retrain.training.colour", "lr"),
+        ("methods.random.sweep", "schedule"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_place_and_what_is_allowed(key, allowed):
+    value = {"colour": [1]} if key.endswith("sweep") else "colour" if key.endswith("score") else 1
+    with pytest.raises(InputError) as caught:
+        Study.parse(changed(key, value))
+    message = str(caught.value)
+    assert "'colour'" in message
+    assert allowed in message
+    for place in key.split("."):
+        if place not in ("colour", "sweep"):
+            assert place in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("name", "../up", "name = '../up'"),
+        ("name", "", "name"),
+        ("seeds", 0, "seeds = 0"),
+        ("seeds", "many", "seeds = 'many'"),
+        ("methods", {}, "methods"),
+        ("methods", ["random"], "methods"),
+        ("methods", {3: {"method": "random"}}, "methods"),
+        ("methods.dense", {"method": "random"}, "'dense' is taken"),
+        ("methods. ", {"method": "random"}, "label is empty"),
+        ("methods.random", "random", "expected a mapping of settings"),
+        ("methods.random.method", "random", "either 'method'"),
+        ("methods.other", {}, "either 'method'"),
+        ("methods.other", {"method": "nothing"}, "no method 'nothing'; methods are: random"),
+        (
+            "methods.other",
+            {"method": "snip", "settings": {"q": 1}},
+            "unknown key 'q'; allowed keys are: spars",
+        ),
+        ("methods.random.settings", {"sparsity": 0.5}, "'settings' belong to 'method'"),
+        ("methods.random.sweep", [], "nothing in it"),
+        ("methods.random.sweep", {"schedule.sparsity": []}, "nothing in it|empty"),
+        ("methods.random.sweep", {"schedule.sparsity": 0.5}, "sweep"),
+        ("methods.random.sweep", {"schedule.sparsity": [40]}, "write 0.4 for 40 %"),
+        ("methods.random.sweep", {"schedule.sparsity.x": [1]}, "leads through 'sparsity', which holds 0.1"),
+        ("controls.random", "rando", "no method 'rando'; labels are: random, tickets"),
+        ("dataset", 3, "dataset"),
+        ("dataset", {}, "dataset: .*'name' is missing"),
+        ("model", 3, "model: .*got 3"),
+        ("training.epochs", -1, "training: .*epochs = -1"),
+        ("training.iterations", 3, "either 'epochs' or 'iterations'"),
+    ],
+)
+def test_what_cannot_be_a_study(key, value, message):
+    with pytest.raises(InputError, match=message):
+        Study.parse(changed(key, value))
+
+
+def test_a_missing_key_is_named():
+    values = settings()
+    del values["dataset"]
+    with pytest.raises(InputError, match="study: the key 'dataset' is missing"):
+        Study.parse(values)
+
+
+def test_a_label_that_is_written_twice_is_refused(tmp_path):
+    path = tmp_path / "a.yaml"
+    text = yaml.safe_dump(settings(methods={"a": one_shot("random", 0.5)}))
+    path.write_text(text.replace("methods:\n", "methods:\n  a: {method: snip}\n"))
+    with pytest.raises(InputError, match=r"a.yaml is not valid YAML: line \d+: the key 'a' is there twice"):
+        load_study(str(path))
+
+
+# ---- sweeps --------------------------------------------------------------------------------------
+
+
+def test_a_sweep_of_lists_is_every_combination():
+    sweep = {"schedule.steps": [2, 3], "schedule.rate": [0.1, 0.2]}
+    study = tiny(methods={"a": {**tickets(), "sweep": sweep}}, controls={})
+    found = [(cell.recipe.schedule.steps, cell.recipe.schedule.rate) for cell in study.cells]
+    assert found == [(2, 0.1), (2, 0.2), (3, 0.1), (3, 0.2)]
+    assert study.cells[1].name == "a (steps=2, rate=0.2)"
+
+
+def test_a_sweep_of_points_is_these_points():
+    sweep = [{"schedule.steps": 2, "schedule.rate": 0.1}, {"score": "random"}]
+    study = tiny(methods={"a": {**tickets(), "sweep": sweep}}, controls={})
+    found = [(cell.recipe.schedule.steps, cell.recipe.score.name) for cell in study.cells]
+    assert found == [(2, "magnitude"), (3, "random")]
+
+
+def test_a_sweep_of_a_named_method_changes_its_settings():
+    method = {"method": "iterative_magnitude", "settings": {"steps": 2}, "sweep": {"sparsity": [0.5, 0.9]}}
+    study = tiny(methods={"a": method}, controls={})
+    assert [cell.recipe.schedule.sparsities()[-1] for cell in study.cells] == [0.5, 0.9]
+    assert all(len(cell.recipe.schedule.sparsities()) == 2 for cell in study.cells)
+
+
+def test_equal_recipes_under_one_label_count_once():
+    assert len(tiny(methods={"a": one_shot("random", 0.5, 0.5)}, controls={}).cells) == 1
+
+
+# ---- identity ------------------------------------------------------------------------------------
+
+
+def reordered(values):
+    """The same mapping with the keys in the opposite order, all the way down."""
+    if isinstance(values, dict):
+        return {key: reordered(values[key]) for key in reversed(values)}
+    return [reordered(value) for value in values] if isinstance(values, list) else values
+
+
+def identity(study):
+    return study.network_key, sorted((cell.label, cell.key) for cell in study.cells)
+
+
+def test_identity_does_not_depend_on_the_order_of_keys_or_on_the_way_through_yaml():
+    study = tiny()
+    assert identity(Study.parse(reordered(settings()))) == identity(study)
+    assert identity(Study.parse(yaml.safe_load(yaml.safe_dump(study.to_dict())))) == identity(study)
+    assert Study.parse(study.to_dict()) == study
+
+
+def test_identity_is_the_same_in_another_process():
+    code = (
+        "import json, sys; from prunekit.study import Study; s = Study.parse(json.load(sys.stdin));"
+        "print(s.network_key, *sorted(c.key for c in s.cells))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(settings()), capture_output=True, text=True, check=True
+    )
+    study = tiny()
+    assert found.stdout.split() == [study.network_key, *sorted(cell.key for cell in study.cells)]
+
+
+def test_identity_depends_on_all_that_a_result_depends_on():
+    study = tiny()
+    cells = {cell.key for cell in study.cells}
+    for key, value in [("training.lr", 0.5), ("model.hidden", [9]), ("dataset.seed", 1)]:
+        other = Study.parse(changed(key, value))
+        assert other.network_key != study.network_key
+        assert cells.isdisjoint(cell.key for cell in other.cells)
+
+
+def test_identity_does_not_depend_on_words_seeds_and_other_methods():
+    study = tiny()
+    for key, value in [("seeds", 5), ("title", "other"), ("question", "?"), ("name", "other")]:
+        assert identity(Study.parse(changed(key, value))) == identity(study)
+    more = Study.parse(changed("methods.more", one_shot("magnitude", 0.5)))
+    assert {cell.key for cell in study.cells} < {cell.key for cell in more.cells}
+    assert more.network_key == study.network_key
+
+
+def test_a_new_point_to_rewind_to_is_a_new_training_but_no_new_cell():
+    """Its checkpoint is not there; the cells that are there start from equal values."""
+    study = tiny()
+    late = with_value(settings(), "methods.late", tickets())
+    late = Study.parse(with_value(late, "methods.late.recipe.retrain.step", 3))
+    assert late.checkpoints == (2, 3)
+    assert late.network_key != study.network_key
+    assert {cell.key for cell in study.cells} < {cell.key for cell in late.cells}
+
+
+# ---- assignments ---------------------------------------------------------------------------------
+
+
+def test_assignments_change_nested_values_and_leave_the_original():
+    values = settings()
+    found = with_assignments(
+        values,
+        [
+            "training.epochs=3",
+            "training.regularize=[{name: l2, strength: 0.1}]",
+            "methods.tickets.recipe.schedule.steps=5",
+            "title=a = b",
+            "model=lenet5",
+        ],
+    )
+    assert found["training"] == {
+        **values["training"],
+        "epochs": 3,
+        "regularize": [{"name": "l2", "strength": 0.1}],
+    }
+    assert found["methods"]["tickets"]["recipe"]["schedule"]["steps"] == 5
+    assert found["title"] == "a = b"
+    assert found["model"] == "lenet5"
+    assert values == settings()
+
+
+def test_an_assignment_below_a_name_keeps_the_name():
+    assert with_assignments(settings(), ["dataset.seed=3"])["dataset"] == {"name": "iris", "seed": 3}
+
+
+def test_an_assignment_reaches_a_label_with_dots():
+    values = settings(methods={"9.5 %": tickets()})
+    found = with_assignments(values, ["methods.9.5 %.recipe.schedule.steps=7"])
+    assert found["methods"]["9.5 %"]["recipe"]["schedule"]["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("training", "write key=value"),
+        ("=3", "write key=value"),
+        ("", "write key=value"),
+        ("training.=3", "'training.' is not a key"),
+        (".epochs=3", "'.epochs' is not a key"),
+        ("training..epochs=3", "'.epochs' is not a key"),
+        ("seeds.x=3", "leads through 'seeds', which holds 2"),
+        ("training.epochs=[1", "not valid YAML"),
+        ("training.epochs={a: 1, a: 2}", "not valid YAML"),
+    ],
+)
+def test_an_assignment_of_another_form_is_refused(assignment, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        with_assignments(settings(), [assignment])
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers()), st.lists(st.sampled_from("abcd"), min_size=1))
+def test_with_value_is_found_where_it_was_put(inner, path):
+    values = {"a": {"b": inner}}
+    try:
+        found = with_value(values, ".".join(path), "new")
+    except InputError:  # the path leads through a number
+        return
+    for step in path:
+        found = found[step]
+    assert found == "new"
+    assert values == {"a": {"b": inner}}
