@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit.allocation import Situation
 from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, InputError, ModelError
+from prunekit.history import Pruned, Record
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masking import MaskedOptimizer
 from prunekit.masks import Masks
@@ -28,6 +29,8 @@ from prunekit.statistics import collect, sum_over_processes
 from prunekit.targets import uncompiled, unwrap
 from prunekit.training import Report, copy_state, train, training_seed
 
+__all__ = ["Evaluate", "Pruned", "Record", "Session", "prune"]
+
 _STATE_KEYS = ("recipe", "seed", "masks", "optimizer_steps", "checkpoints", "history")
 
 CALIBRATION_BATCH = 256
@@ -35,52 +38,6 @@ CALIBRATION_BATCH = 256
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a network after a step, for the history: names and figures."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a step achieved.
-
-    Attributes:
-        step: its number, from 1.
-        sparsity: the fraction of the prunable weights that is removed, as counted.
-        kept: the prunable weights that are left, of `total`.
-        layers: kept weights per parameter.
-        train_loss: the mean loss of the last epoch of retraining; None without retraining.
-        seconds: wall time of the step.
-        measured: what `evaluate` returned.
-    """
-
-    step: int
-    sparsity: float
-    kept: int
-    total: int
-    layers: Mapping[str, int]
-    train_loss: float | None
-    seconds: float
-    measured: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def compression_ratio(self) -> float:
-        """Original over remaining prunable weights."""
-        return self.total / self.kept if self.kept else float("inf")
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A pruned network: the model (the one that was given, changed in place), its masks and its history."""
-
-    model: nn.Module
-    masks: Masks
-    history: tuple[Record, ...]
-    recipe: Recipe
-
-    def __str__(self) -> str:
-        return (
-            f"{self.masks.sparsity:.1%} of {self.masks.total:,} weights removed "
-            f"({self.masks.compression_ratio:.4g}x). Zeros alone make nothing smaller or faster: "
-            "next, save_pretrained(pruned, folder) writes a file without them."
-        )
 
 
 def prune(
