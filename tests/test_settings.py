@@ -118,7 +118,7 @@ class TestPart:
             Score.build(value)
 
     def test_unknown_names(self):
-        with pytest.raises(InputError, match="there is no score 'magnitud'; names are: gradient, magnitude"):
+        with pytest.raises(InputError, match="there is no score 'magnitud'; names are: .*magnitude"):
             Score.build("magnitud")
 
     def test_unknown_keys_name_the_part(self):
@@ -132,6 +132,8 @@ class TestPart:
     @pytest.mark.parametrize("family", Part.__subclasses__(), ids=lambda family: family.__name__)
     def test_every_part_has_a_summary(self, family):
         for name, member in family.members().items():
+            if not member.__module__.startswith("prunekit."):
+                continue
             assert member.summary(), name
             assert "\n" not in member.summary()
 
