@@ -118,7 +118,7 @@ class TestPart:
             Score.build(value)
 
     def test_unknown_names(self):
-        with pytest.raises(InputError, match="there is no score 'magnitud'; names are: .*magnitude"):
+        with pytest.raises(InputError, match=r"no score .magnitud.; names are: .*magnitude"):
             Score.build("magnitud")
 
     def test_unknown_keys_name_the_part(self):
