@@ -4,7 +4,7 @@ from prunekit.structure.chain import INPUT, Chain, Stage, UnitGroup, chain_of
 from prunekit.structure.dead import DeadUnits, dead_units, shrink_dead
 from prunekit.structure.resize import resize_to
 from prunekit.structure.result import GroupSize, ShrinkResult
-from prunekit.structure.shrink import shrink
+from prunekit.structure.shrinking import shrink
 from prunekit.structure.units import kept_all, parameters_after, unit_masks
 from prunekit.structure.verify import Deviation, VerificationError, same_function
 

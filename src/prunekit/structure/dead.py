@@ -13,8 +13,11 @@ from prunekit.structure.chain import chain_of
 from prunekit.structure.constants import constant_inputs
 from prunekit.structure.parts import Chain, UnitGroup
 from prunekit.structure.result import ShrinkResult
-from prunekit.structure.shrink import masked_copy, own_module, replace_by_smaller
+from prunekit.structure.shrinking import masked_copy, own_module, replace_by_smaller
+from prunekit.structure.verify import rounding
 from prunekit.targets import unwrap
+
+_FOLDINGS = 16  # units in the last place for each layer, which a rounded bias may grow to on its way
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def shrink_dead(
         model: a network that `chain_of` can read.
         example_inputs: (N, ...) inputs.
         masks: masks of single weights; removed ones are set to zero first.
-        tolerance: see `same_function`.
+        tolerance: see `same_function`; by default, where constants are folded into biases, 16 units in the
+            last place of the biases' precision for each layer.
 
     Raises:
         InputError, ModelError, VerificationError: as `shrink`; the model is then exactly as it was.
@@ -82,6 +86,12 @@ def shrink_dead(
     reference = masked_copy(model, masks)
     chain = chain_of(model)
     dead = dead_units(model, chain, masks)
+    if tolerance is None and dead.biases:
+        # a sum in a bias is rounded to the bias's own precision, which the proof's float64 sees
+        dtype = max(
+            (model.get_parameter(name).dtype for name in dead.biases), key=lambda d: torch.finfo(d).eps
+        )
+        tolerance = rounding(model, dtype, _FOLDINGS)
     return replace_by_smaller(
         model,
         chain,

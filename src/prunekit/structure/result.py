@@ -30,8 +30,8 @@ class ShrinkResult:
         deviation: the largest difference seen, among outputs and gradients, on the example inputs and on
             random ones.
         masks: the given weight masks, for the smaller layers.
-        kept_inputs: the positions of the input features that the network still takes, if it lost any: the
-            second dimension of images, else the features as the first layer reads them, flattened.
+        kept_inputs: the positions of the input features that the network still takes, if the group `input`
+            was named: of images their channels, else the numbers that the first layer reads, flattened.
     """
 
     groups: tuple[GroupSize, ...]

@@ -76,6 +76,7 @@ def same_function(
 
     Raises:
         ModelError: if a network cannot be copied or run, or gives something other than one tensor.
+        VerificationError: if it is the candidate that cannot be run, or its outputs have another shape.
     """
     kind = _precision(reference, inputs)
     first, second = _copy(reference, kind), _copy(candidate, kind)
@@ -84,7 +85,7 @@ def same_function(
     with evaluating(first), evaluating(second), torch.set_grad_enabled(gradients is not None):
         expected, found = _run(first, inputs, kind, "reference"), _run(second, other, kind, "candidate")
     if tolerance is None:
-        tolerance = _ROUNDINGS * torch.finfo(expected.dtype).eps * _depth(reference)
+        tolerance = rounding(reference, expected.dtype)
     if expected.shape != found.shape:
         raise VerificationError(
             f"outputs have shape {tuple(found.shape)} in place of {tuple(expected.shape)}"
@@ -106,8 +107,9 @@ def _gradients(
 ) -> list[Deviation]:
     generator = torch.Generator().manual_seed(0)  # not the user's
     weighting = torch.randn(outputs[0].shape, generator=generator, dtype=torch.float64).to(outputs[0])
-    for output in outputs:
-        (output * weighting).sum().backward()  # type: ignore[no-untyped-call]
+    with torch.enable_grad():
+        for output in outputs:
+            (output * weighting).sum().backward()  # type: ignore[no-untyped-call]
     expected = {name: _gradient(parameter) for name, parameter in first.named_parameters()}
     scale = max(map(_largest, expected.values()), default=0.0)
     found = []
@@ -170,6 +172,7 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 def _run(model: nn.Module, inputs: Tensor, kind: torch.dtype | None, what: str) -> Tensor:
+    refused = VerificationError if what == "candidate" else ModelError
     parameter = next(model.parameters(), inputs)
     values = inputs.to(parameter.device)
     if values.is_floating_point():
@@ -177,11 +180,9 @@ def _run(model: nn.Module, inputs: Tensor, kind: torch.dtype | None, what: str) 
     try:
         output: Any = model(values)
     except Exception as error:  # whatever the user's forward raises
-        raise ModelError(
-            f"the {what} network failed on the inputs: {type(error).__name__}: {error}"
-        ) from error
+        raise refused(f"the {what} network failed on the inputs: {type(error).__name__}: {error}") from error
     if not isinstance(output, Tensor) or not output.is_floating_point():
-        raise ModelError(
+        raise refused(
             f"the {what} network gives {type(output).__name__} in place of a tensor of real numbers"
         )
     return output
@@ -205,5 +206,7 @@ def _largest(tensor: Tensor) -> float:
     return float(tensor.detach().abs().nan_to_num(posinf=0).max()) if tensor.numel() else 0.0
 
 
-def _depth(model: nn.Module) -> int:
-    return max(1, sum(any(True for _ in module.parameters(recurse=False)) for module in model.modules()))
+def rounding(model: nn.Module, dtype: torch.dtype, roundings: int = _ROUNDINGS) -> float:
+    """The relative difference that so many units in the last place make for each layer with parameters."""
+    layers = sum(any(True for _ in module.parameters(recurse=False)) for module in model.modules())
+    return roundings * torch.finfo(dtype).eps * max(1, layers)
