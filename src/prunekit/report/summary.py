@@ -133,7 +133,10 @@ def _against_random(
     if not everywhere and not lost:
         return []
     parts = [f"beaten beyond the spread by every method at {names(everywhere)}"] if everywhere else []
-    parts += [f"not beaten by {named(method)} at {names(ratios)}" for method, ratios in lost.items()]
+    together: dict[tuple[str, ...], list[str]] = {}
+    for method, ratios in lost.items():
+        together.setdefault(tuple(ratios), []).append(method)
+    parts += [f"not beaten by {_list(methods)} at {names(ratios)}" for ratios, methods in together.items()]
     return [f"Removal at random is {'; '.join(parts)}."]
 
 
