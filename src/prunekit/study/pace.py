@@ -87,11 +87,13 @@ class Pace:
 
         At least as long as the longest task, which cannot be shared among workers.
         """
+        if self.finished == self.tasks:
+            return 0.0
         if self._seconds < FIRST_GUESS or not self._work:
             return None
         rate = self._work / self._seconds
         lengths = [self._length(way, rate) for way in self._ways.values()]
-        return max(sum(lengths) / self._workers, *lengths) if lengths else 0.0
+        return max(sum(lengths) / self._workers, *lengths)
 
     def _length(self, way: _Way, rate: float) -> float:
         seconds = way.cost * (1 - way.fraction) / rate

@@ -1,0 +1,99 @@
+"""Command lines in this process: the exit code, and what is printed where."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from prunekit.cli.app import run
+from prunekit.study import run_study
+from tiny_study import tiny
+
+MODELS = """
+import torch
+from torch import nn
+
+
+def small(hidden: int = 8):
+    print("a word of the user's code")
+    return nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 3))
+
+
+def shaped(input_shape, outputs: int):
+    return nn.Linear(input_shape[0], outputs)
+
+
+def not_a_number():
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    return model
+
+
+def other_inputs():
+    return nn.Linear(5, 3)
+
+
+def broken():
+    raise RuntimeError("no\\nway")
+"""
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def complaint(self) -> str:
+        """The one line of a command that was given bad input."""
+        assert self.code == 2
+        assert self.out == ""
+        assert self.err.startswith("prunekit: error: ")
+        assert self.err.endswith("\n")
+        assert self.err.count("\n") == 1, self.err
+        assert "Traceback" not in self.err
+        return self.err.removeprefix("prunekit: error: ").rstrip()
+
+
+Command = Callable[[str], Ended]
+
+
+@pytest.fixture
+def command(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Command]:
+    """Runs a command line in a folder of its own."""
+    logger = logging.getLogger("prunekit")
+    before = logger.handlers, logger.level
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(line: str) -> Ended:
+        capfd.readouterr()
+        code = run(shlex.split(line))
+        return Ended(code, *capfd.readouterr())
+
+    yield call
+    logger.handlers, logger.level = before
+
+
+@pytest.fixture
+def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the user's in the current folder."""
+    (tmp_path / "own_models_of_cli.py").write_text(MODELS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study; not to be changed."""
+    folder = tmp_path_factory.mktemp("studied") / "tiny"
+    run_study(tiny(), folder, workers=1)
+    return folder
