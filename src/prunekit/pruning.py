@@ -25,13 +25,13 @@ from prunekit.recipe import Plan, Recipe, Step
 from prunekit.retrain import Checkpoints
 from prunekit.scores import Evidence, Scores
 from prunekit.seeds import derive, generator
-from prunekit.statistics import collect, sum_over_processes
+from prunekit.statistics import Found, Statistic, Subject, collect, sum_over_processes
 from prunekit.targets import uncompiled, unwrap
 from prunekit.training import Report, copy_state, train, training_seed
 
 __all__ = ["Evaluate", "Pruned", "Record", "Session", "prune"]
 
-_STATE_KEYS = ("recipe", "seed", "masks", "optimizer_steps", "checkpoints", "history")
+_STATE_KEYS = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
 
 CALIBRATION_BATCH = 256
 """Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
@@ -92,8 +92,10 @@ class Session:
         self.model = model
         self.recipe = recipe
         self.plan: Plan = recipe.plan(model)
-        self.masks = Masks.ones(model, self.plan.names)
+        self.kept = self.plan.elements.all_kept(model)
+        self.masks = self.plan.elements.masks(model, self.kept)
         self.history: list[Record] = []
+        self._ranking: Scores | None = None
         self._seed = seed
         self._loss = loss
         self._data: Batches | None = None if data is None else as_batches(data)
@@ -115,7 +117,7 @@ class Session:
 
     def result(self) -> Pruned:
         """The pruned network as it is now."""
-        return Pruned(self.model, self.masks, tuple(self.history), self.recipe)
+        return Pruned(self.model, self.masks, tuple(self.history), self.recipe, self.kept)
 
     # ---- the loop ----------------------------------------------------------------------------------------
 
@@ -147,11 +149,11 @@ class Session:
         return self._record(step, started, None, {})
 
     def _prune_step(self, step: Step) -> bool:
-        found = collect(
-            self.model, self._calibration(), self.recipe.needs, names=self.plan.names, loss=self._loss_of
-        )
-        scores = self._scores(step, found)
-        self.masks = self._choose(step, scores)
+        elements = self.plan.elements
+        subject = Subject(self.model, elements.parameters, elements.chain, self.kept)
+        found = collect(subject, self._calibration(), self._needs(), loss=self._loss_of)
+        self.kept = self._choose(step, self._scores(step, found))
+        self.masks = elements.masks(self.model, self.kept)
         self.masks.apply(self.model)
         self.recipe.repair(self.model, self.masks, found)
         restarted = self.recipe.retrain.restart(
@@ -162,23 +164,42 @@ class Session:
             self._masked.update(self.masks)
         return restarted
 
-    def _scores(self, step: Step, found: Any) -> Scores:
+    def _needs(self) -> tuple[Statistic, ...]:
+        """What is asked of the data at this step: a ranking that is taken once needs no second look."""
+        return self.recipe.needs if self._ranking is None else self.recipe.repair.needs
+
+    def _scores(self, step: Step, found: Found) -> Scores:
         weights = {name: parameter.detach() for name, parameter in self._parameters().items()}
-        evidence = Evidence(weights, found, generator(self._seed, "score", step.number))
+        scores = self._ranking
+        if scores is None:
+            scores = self._ranked(
+                Evidence(
+                    weights,
+                    found,
+                    generator(self._seed, "score", step.number),
+                    self.plan.elements.chain,
+                    self.kept,
+                )
+            )
+        if self.recipe.rank == "once":
+            self._ranking = scores
+        if self.recipe.regrow:
+            return scores
+        # what is zero goes first: what was removed stays removed, and pruning twice removes no more
+        gone = {name: self.plan.elements.gone(name, weights.get(name), self.kept) for name in scores}
+        return {name: score.masked_fill(gone[name], float("-inf")) for name, score in scores.items()}
+
+    def _ranked(self, evidence: Evidence) -> Scores:
         with torch.no_grad():
-            scores = self.recipe.score(evidence)
-        for name, weight in weights.items():
-            if name not in scores or scores[name].shape != weight.shape:
+            scores = self.recipe.shape.gather(self.recipe.score(evidence), self.plan.elements)
+        for name, kept in self.kept.items():
+            if name not in scores or scores[name].shape != kept.shape:
                 raise InputError(
                     f"the score {self.recipe.score.name!r} gave no scores of the shape of {name}"
                 )
             if bool(torch.isnan(scores[name]).any()):
                 raise ModelError(f"the score {self.recipe.score.name!r} of {name} is NaN")
-            if not self.recipe.regrow:
-                # what is zero goes first: a removed weight stays removed, and pruning twice removes no more
-                gone = ~self.masks[name] | (weight == 0)
-                scores[name] = scores[name].masked_fill(gone, float("-inf"))
-        return scores
+        return {name: scores[name] for name in self.kept}
 
     def _choose(self, step: Step, scores: Scores) -> Masks:
         settled = frozenset(
@@ -188,8 +209,8 @@ class Session:
             for name in earlier.layers
         )
         lost = {
-            name: int((~mask).sum()) if name in settled or not self.recipe.regrow else 0
-            for name, mask in self.masks.items()
+            name: int((~kept).sum()) if name in settled or not self.recipe.regrow else 0
+            for name, kept in self.kept.items()
         }
         situation = Situation(
             sparsity=step.sparsity,
@@ -198,20 +219,21 @@ class Session:
             rounds=step.rounds,
             scores=scores,
             weights={name: parameter.detach() for name, parameter in self._parameters().items()},
-            masks=self.masks,
+            masks=self.kept,
             loss_with=self._loss_with if self._data is not None else None,
             lost=lost,
             settled=settled,
         )
         amounts = self.recipe.allocation.amounts(situation)
         select = self.recipe.shape.select
-        return self.masks.replace(
+        return self.kept.replace(
             {name: select(scores[name], max(amounts[name], lost[name])) for name in step.layers}
         )
 
     def _retrain(self, step: Step, report: Report | None) -> float | None:
         training = self.recipe.retrain.plan
-        if training is None:
+        last = step.number == len(self.plan.steps)
+        if training is None or (step.number % self.recipe.retrain_every and not last):
             return None
         assert self._data is not None
         trained = train(
@@ -228,12 +250,12 @@ class Session:
     def _record(
         self, step: Step, started: float, train_loss: float | None, measured: Mapping[str, float]
     ) -> Record:
-        layers = {name: int(mask.sum()) for name, mask in self.masks.items()}
+        layers = {name: int(kept.sum()) for name, kept in self.kept.items()}
         record = Record(
             step=step.number,
-            sparsity=self.masks.sparsity,
+            sparsity=self.kept.sparsity,
             kept=sum(layers.values()),
-            total=self.masks.total,
+            total=self.kept.total,
             layers=layers,
             train_loss=train_loss,
             seconds=time.perf_counter() - started,
@@ -300,7 +322,8 @@ class Session:
         return {
             "recipe": self.recipe.to_dict(),
             "seed": self._seed,
-            "masks": {name: mask.clone() for name, mask in self.masks.items()},
+            "masks": {name: kept.clone() for name, kept in self.kept.items()},
+            "ranking": None if self._ranking is None else dict(self._ranking),
             "optimizer_steps": self._optimizer_steps,
             "checkpoints": {step: dict(state) for step, state in self._checkpoints.items()},
             "history": [asdict(record) for record in self.history],
@@ -319,13 +342,15 @@ class Session:
             raise InputError("the saved session followed another recipe: build the session from the same one")
         if state.get("seed") != self._seed:
             raise InputError(f"the saved session has seed {state.get('seed')}, this one {self._seed}")
-        if set(state["masks"]) != set(self.masks):
+        if set(state["masks"]) != set(self.kept):
             raise InputError("the saved session pruned other layers: it belongs to another model")
-        masks = Masks({name: mask.to(self.masks[name].device) for name, mask in state["masks"].items()})
+        kept = Masks({name: flags.to(self.kept[name].device) for name, flags in state["masks"].items()})
+        masks = self.plan.elements.masks(self.model, kept)
         masks.parameters(self.model)
         history = [Record(**record) for record in state["history"]]
         self._checkpoints = {int(step): dict(values) for step, values in state["checkpoints"].items()}
-        self.masks, self.history = masks, history
+        self.kept, self.masks, self.history = kept, masks, history
+        self._ranking = state["ranking"]
         self._optimizer_steps = int(state["optimizer_steps"])
         self.masks.apply(self.model)
         if self._masked is not None:
@@ -335,7 +360,7 @@ class Session:
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         model = unwrap(self.model)
-        return {name: model.get_parameter(name) for name in self.plan.names}
+        return {name: model.get_parameter(name) for name in self.plan.elements.parameters}
 
     def _device(self) -> torch.device:
         return next(iter(self._parameters().values())).device
@@ -353,10 +378,11 @@ class Session:
         return (self._loss or LOSSES[default_loss(targets)])(outputs, targets)
 
     @torch.no_grad()
-    def _loss_with(self, masks: Masks) -> float:
-        """The loss on calibration data with trial masks; the weights are put back afterwards."""
+    def _loss_with(self, kept: Masks) -> float:
+        """The loss on calibration data if only this were kept; the weights are put back afterwards."""
         model = unwrap(self.model)
-        saved = {name: parameter.detach().clone() for name, parameter in self._parameters().items()}
+        masks = self.plan.elements.masks(model, kept)
+        saved = [(parameter, parameter.detach().clone()) for parameter, _ in masks.parameters(model)]
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
@@ -374,8 +400,8 @@ class Session:
                 )
             return mean
         finally:
-            for name, parameter in self._parameters().items():
-                parameter.copy_(saved[name])
+            for parameter, values in saved:
+                parameter.copy_(values)
             for module, mode in modes:
                 module.training = mode
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunekit.allocation import Allocation, Global
+from prunekit.elements import Elements
 from prunekit.errors import InputError
 from prunekit.repair import NoRepair, Repair
 from prunekit.retrain import NoRetraining, Retrain
@@ -22,7 +23,7 @@ from prunekit.settings import Settings
 from prunekit.shapes import Shape, Weight
 from prunekit.statistics import Statistic
 from prunekit.strict_yaml import load_yaml
-from prunekit.targets import Target, find_targets
+from prunekit.targets import Target
 
 if TYPE_CHECKING:
     from prunekit.pruning import Session
@@ -52,13 +53,18 @@ class Step:
 class Plan:
     """What a recipe will do to a model: its targets resolved, and every step."""
 
-    targets: tuple[Target, ...]
+    elements: Elements
     steps: tuple[Step, ...]
 
     @property
+    def targets(self) -> tuple[Target, ...]:
+        """The pruned parameters, or the groups of units."""
+        return self.elements.targets
+
+    @property
     def names(self) -> list[str]:
-        """The full names of the pruned parameters."""
-        return [target.name for target in self.targets]
+        """The full names of the pruned parameters, or of the groups of units."""
+        return self.elements.names
 
 
 class Recipe(Settings):
@@ -75,6 +81,8 @@ class Recipe(Settings):
         retrain: what follows each step.
         targets: patterns of what is pruned; None for all linear and convolution layers.
         ignore: patterns of what is left out.
+        rank: when scores are taken: anew before every step, or once before the first.
+        retrain_every: retraining follows each so many steps, and the last.
         calibration: how many training examples scores, allocations and repairs may see.
         regrow: whether removed weights compete again at the next step; otherwise they never come back.
     """
@@ -88,6 +96,8 @@ class Recipe(Settings):
     retrain: Annotated[SerializeAsAny[Retrain], BeforeValidator(Retrain.build)] = NoRetraining()
     targets: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
+    rank: Literal["every_step", "once"] = "every_step"
+    retrain_every: int = Field(default=1, ge=1)
     calibration: int = Field(default=1024, ge=1)
     regrow: bool = False
 
@@ -105,6 +115,12 @@ class Recipe(Settings):
             raise ValueError(
                 f"the schedule {self.schedule.name!r} states no sparsity, which the allocation "
                 f"{self.allocation.name!r} needs"
+            )
+        if self.score.level == "unit" and self.shape.counts != "units":
+            raise ValueError(f"the score {self.score.name!r} ranks units: use the shape 'unit'")
+        if self.allocation.of_weights and self.shape.counts != "weights":
+            raise ValueError(
+                f"the allocation {self.allocation.name!r} looks at single weights: use the shape 'weight'"
             )
         return self
 
@@ -125,7 +141,8 @@ class Recipe(Settings):
             InputError: if a pattern matches nothing, or an amount, shape or floor does not fit a layer.
             ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized).
         """
-        targets = find_targets(model, self.targets, self.ignore)
+        elements = self.shape.elements(model, self.targets, self.ignore)
+        targets = elements.targets
         sparsities = self.schedule.sparsities()
         self.allocation.check(targets, sparsities[-1])
         for target in targets:
@@ -135,7 +152,7 @@ class Recipe(Settings):
                 f"the shape {self.shape.name!r} takes the same fraction of every layer, which the allocation "
                 f"{self.allocation.name!r} does not give: use 'per_layer' (with output_rate 1)"
             )
-        return Plan(targets, tuple(self._steps(targets)))
+        return Plan(elements, tuple(self._steps(targets)))
 
     def _steps(self, targets: tuple[Target, ...]) -> Iterator[Step]:
         names = tuple(target.name for target in targets)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
+from prunekit.elements import Elements, Weights, find_units
 from prunekit.errors import InputError
 from prunekit.ranking import lowest, lowest_per_row
 from prunekit.settings import Part
-from prunekit.targets import Target
+from prunekit.targets import Target, find_targets
 
 INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Conv1D")
 """The layer types whose weight has its inputs along the first dimension, and not along the second."""
@@ -30,6 +32,25 @@ class Shape(Part):
         """Whether every layer must lose the same fraction."""
         return False
 
+    @property
+    def counts(self) -> Literal["weights", "units"]:
+        """What the shape counts."""
+        return "weights"
+
+    def elements(
+        self, model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = ()
+    ) -> Elements:
+        """What there is to choose from in the layers that fit the patterns.
+
+        Raises:
+            InputError, ModelError: as `find_targets`.
+        """
+        return Weights(find_targets(model, targets, ignore))
+
+    def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """From scores of weights to scores of what the shape counts."""
+        return dict(scores)
+
     def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
         """Refuse a layer or a schedule that does not fit the shape, with an `InputError`."""
         return
@@ -43,6 +64,49 @@ class Weight(Shape):
     def select(self, scores: Tensor, count: int) -> Tensor:
         """Keep all but the `count` lowest, ties by position."""
         return ~lowest(scores, count)
+
+
+class Unit(Weight):
+    """Whole units: neurons of linear layers, filters of convolutions, in a chain of layers.
+
+    A unit that is removed is off: the next layer reads zero. A score of weights is taken over the unit's
+    incoming weights, so that `magnitude` becomes the L1 norm of the filter (Li et al. 2016).
+
+    Attributes:
+        pool: how scores of weights become one of the unit.
+        inputs: whether the network's input features are units too.
+    """
+
+    name: ClassVar[str] = "unit"
+    paper: ClassVar[str] = "filters by their norm: Li et al. 2016, arXiv 1608.08710"
+    pool: Literal["sum", "mean", "l2", "max"] = "sum"
+    inputs: bool = False
+
+    @property
+    def counts(self) -> Literal["weights", "units"]:
+        """Units."""
+        return "units"
+
+    def elements(
+        self, model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = ()
+    ) -> Elements:
+        """The units of the layers that fit the patterns, the network's outputs apart."""
+        return find_units(model, targets, ignore, inputs=self.inputs)
+
+    def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """Pool what comes per weight; what comes per unit stays."""
+        if set(elements.names) <= set(scores):
+            return {name: scores[name] for name in elements.names}
+        if "input" in elements.names:
+            raise InputError("the network's input features have no incoming weights to be scored by")
+        return {name: self._pooled(scores[f"{name}.weight"].flatten(1).double()) for name in elements.names}
+
+    def _pooled(self, rows: Tensor) -> Tensor:
+        if self.pool == "l2":
+            return torch.linalg.vector_norm(rows, dim=1)
+        if self.pool == "max":
+            return rows.amax(1)
+        return rows.sum(1) if self.pool == "sum" else rows.mean(1)
 
 
 class NM(Shape):

@@ -7,13 +7,13 @@ from torch.nn.functional import cross_entropy
 from prunekit.batches import TensorBatches
 from prunekit.errors import DataError
 from prunekit.losses import squared_error
-from prunekit.statistics import Collector, MeanGradient, Statistic, collect
+from prunekit.statistics import Collector, MeanGradient, Statistic, Subject, collect
 from small_nets import blobs, convnet, copied, images, mlp, same
 
 
 def mean_gradient(model, data, names, batch_size=7, loss=cross_entropy):
     batches = TensorBatches(*data).sample(10_000, batch_size, seed=0)
-    return collect(model, batches, [MeanGradient()], names=names, loss=loss)[MeanGradient()]
+    return collect(Subject(model, names), batches, [MeanGradient()], loss=loss)[MeanGradient()]
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, squared_error])
@@ -109,7 +109,7 @@ class Calls(Statistic):
     def __init__(self, log, fails=False):
         self.log, self.fails = log, fails
 
-    def start(self, model, names):
+    def start(self, subject):
         if self.fails:
             raise RuntimeError("cannot start")
         return _CallsCollector(self.log)
@@ -119,8 +119,8 @@ class _CallsCollector(Collector):
     def __init__(self, log):
         self.log = log
 
-    def batch(self, loss, examples):
-        self.log.append(examples)
+    def batch(self, batch, loss):
+        self.log.append(len(batch[0]))
 
     def finish(self):
         return {}
@@ -135,26 +135,26 @@ def test_one_pass_serves_all_and_equal_requests_are_one():
     request = Calls(log)
     needs = [MeanGradient(), request, MeanGradient(), request]
     batches = TensorBatches(*blobs(10, 4)).sample(10, 4, 0)
-    found = collect(model, batches, needs, names=["0.weight"], loss=cross_entropy)
+    found = collect(Subject(model, ["0.weight"]), batches, needs, loss=cross_entropy)
     assert len(passes) == 3
     assert log == [4, 4, 2, "closed"]
     assert set(found) == {MeanGradient(), request}
 
 
 def test_nothing_asked_is_no_pass():
-    assert collect(mlp(4, 3), iter(()), [], names=[], loss=cross_entropy) == {}
+    assert collect(Subject(mlp(4, 3), []), iter(()), [], loss=cross_entropy) == {}
 
 
 def test_an_empty_pass_is_refused():
     with pytest.raises(DataError, match="calibration data is empty"):
-        collect(mlp(4, 3), iter(()), [MeanGradient()], names=["0.weight"], loss=cross_entropy)
+        collect(Subject(mlp(4, 3), ["0.weight"]), iter(()), [MeanGradient()], loss=cross_entropy)
 
 
 def test_a_loss_that_is_not_finite_is_refused_and_all_is_put_back():
     model, log = mlp(4, 3).requires_grad_(False).train(), []
     bad = [(torch.full((2, 4), float("nan")), torch.zeros(2, dtype=torch.long))]
     with pytest.raises(DataError, match="the loss on calibration batch 0 is nan"):
-        collect(model, bad, [MeanGradient(), Calls(log)], names=["0.weight"], loss=cross_entropy)
+        collect(Subject(model, ["0.weight"]), bad, [MeanGradient(), Calls(log)], loss=cross_entropy)
     assert log == ["closed"]
     assert model.training
     assert not model[0].weight.requires_grad
@@ -163,6 +163,6 @@ def test_a_loss_that_is_not_finite_is_refused_and_all_is_put_back():
 def test_a_collector_that_cannot_start_leaves_nothing_behind():
     model = mlp(4, 3).requires_grad_(False).train()
     with pytest.raises(RuntimeError, match="cannot start"):
-        collect(model, [], [MeanGradient(), Calls([], fails=True)], names=["0.weight"], loss=cross_entropy)
+        collect(Subject(model, ["0.weight"]), [], [MeanGradient(), Calls([], fails=True)], loss=cross_entropy)
     assert not model[0].weight.requires_grad
     assert model.training

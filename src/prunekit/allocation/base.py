@@ -56,6 +56,11 @@ class Allocation(Part):
     floor: float = Field(default=0.001, ge=0, lt=1)
 
     @property
+    def of_weights(self) -> bool:
+        """Whether the rule looks at the weights themselves, so that units cannot be shared out by it."""
+        return False
+
+    @property
     def decides_amount(self) -> bool:
         """Whether the allocation states the amount, with the schedule `rounds`, and not a sparsity."""
         return False

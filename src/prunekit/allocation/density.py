@@ -143,6 +143,11 @@ class Threshold(Allocation):
     q: float = Field(gt=0)
 
     @property
+    def of_weights(self) -> bool:
+        """The deviation is that of the weights."""
+        return True
+
+    @property
     def decides_amount(self) -> bool:
         """The threshold states the amounts."""
         return True

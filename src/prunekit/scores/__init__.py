@@ -1,7 +1,31 @@
-"""Scores: one number per weight; the lowest go first. One family per file."""
+"""Scores: one number per weight or unit; the lowest go first. One family per file."""
 
 from prunekit.scores.base import Evidence, Score, Scores
 from prunekit.scores.gradients import Gradient, WeightGradient
+from prunekit.scores.units import (
+    N2PS,
+    Activation,
+    Oracle,
+    OutgoingNorm,
+    Skeletonization,
+    UnitScore,
+    UnitTaylor,
+)
 from prunekit.scores.weights import Magnitude, Random
 
-__all__ = ["Evidence", "Gradient", "Magnitude", "Random", "Score", "Scores", "WeightGradient"]
+__all__ = [
+    "N2PS",
+    "Activation",
+    "Evidence",
+    "Gradient",
+    "Magnitude",
+    "Oracle",
+    "OutgoingNorm",
+    "Random",
+    "Score",
+    "Scores",
+    "Skeletonization",
+    "UnitScore",
+    "UnitTaylor",
+    "WeightGradient",
+]

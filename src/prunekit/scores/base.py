@@ -5,15 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from prunekit.settings import Part
 from prunekit.statistics import Found, Statistic
+from prunekit.structure import Chain
 
 Scores = dict[str, Tensor]
-"""One tensor of scores per parameter name, of the parameter's shape."""
+"""One tensor of scores per parameter, of its shape; or (units,) per group of units."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,30 @@ class Evidence:
         weights: the parameters by full name; not to be changed.
         found: the statistics that the score asked for in `needs`.
         generator: the source of random numbers, seeded for this step.
+        chain: the network as a chain of layers, where units are counted.
+        kept: by group of units, (units,) booleans: False for those that are off already.
     """
 
     weights: Mapping[str, Tensor]
     found: Found = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=torch.Generator)
+    chain: Chain | None = None
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def elements(self) -> Mapping[str, Tensor]:
+        """What is counted, one tensor each: the weights, or the flags of the units."""
+        return self.weights if self.chain is None else self.kept
 
 
 class Score(Part):
-    """A pruning criterion: higher = keep. Its settings are its fields, its data are in `Evidence`."""
+    """A pruning criterion: higher = keep. Its settings are its fields, its data are in `Evidence`.
+
+    Attributes:
+        level: what it gives a number: a weight, a unit, or either, whatever the recipe counts.
+    """
+
+    level: ClassVar[Literal["weight", "unit", "either"]] = "weight"
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -41,4 +58,4 @@ class Score(Part):
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> Scores:
-        """The score of every weight."""
+        """The score of every weight, or of every unit."""

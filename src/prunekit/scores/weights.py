@@ -8,15 +8,16 @@ from prunekit.scores.base import Evidence, Score, Scores
 
 
 class Random(Score):
-    """A random number per weight: the control of every comparison."""
+    """A random number per weight, or per unit: the control of every comparison."""
 
     name: ClassVar[str] = "random"
+    level: ClassVar[Literal["weight", "unit", "either"]] = "either"
 
     def __call__(self, evidence: Evidence) -> Scores:
         """Uniform numbers in [0, 1), drawn on the CPU so that every device and process sees the same."""
         return {
-            name: torch.rand(weight.shape, generator=evidence.generator).to(weight.device)
-            for name, weight in evidence.weights.items()
+            name: torch.rand(each.shape, generator=evidence.generator).to(each.device)
+            for name, each in evidence.elements.items()
         }
 
 

@@ -1,6 +1,28 @@
 """What scores and repairs need from data, collected for all that ask in one pass."""
 
-from prunekit.statistics.collect import Collector, Found, Statistic, collect, sum_over_processes
+from prunekit.statistics.collect import Collector, Found, Statistic, Subject, collect, sum_over_processes
 from prunekit.statistics.gradients import MeanGradient
+from prunekit.statistics.units import (
+    Behaviour,
+    PredictedChange,
+    Relevance,
+    Significance,
+    SwitchingOff,
+    UnitStatistic,
+)
 
-__all__ = ["Collector", "Found", "MeanGradient", "Statistic", "collect", "sum_over_processes"]
+__all__ = [
+    "Behaviour",
+    "Collector",
+    "Found",
+    "MeanGradient",
+    "PredictedChange",
+    "Relevance",
+    "Significance",
+    "Statistic",
+    "Subject",
+    "SwitchingOff",
+    "UnitStatistic",
+    "collect",
+    "sum_over_processes",
+]

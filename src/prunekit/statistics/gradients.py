@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.statistics.collect import Collector, Statistic, sum_over_processes
+from prunekit.batches import Batch
+from prunekit.statistics.collect import Collector, Statistic, Subject, sum_over_processes
 
 
 @dataclass(frozen=True)
 class MeanGradient(Statistic):
     """dL/dw of the mean loss L over all examples, one tensor of the weight's shape per parameter."""
 
-    def start(self, model: nn.Module, names: Sequence[str]) -> Collector:
+    def start(self, subject: Subject) -> Collector:
         """A collector that sums gradients; `.grad` of the parameters is not touched."""
-        return _GradientSum({name: model.get_parameter(name) for name in names})
+        return _GradientSum({name: subject.model.get_parameter(name) for name in subject.names})
 
 
 class _GradientSum(Collector):
@@ -34,7 +34,8 @@ class _GradientSum(Collector):
         }
         self._examples = torch.zeros((), dtype=torch.float64)
 
-    def batch(self, loss: Tensor, examples: int) -> None:
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        examples = len(batch[0])
         gradients = torch.autograd.grad(
             loss, list(self._weights.values()), retain_graph=True, materialize_grads=True
         )

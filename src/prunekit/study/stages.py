@@ -208,6 +208,7 @@ def _save_session(session: Session, path: Path) -> None:
     state = session.state_dict()
     tensors = {f"model/{name}": value for name, value in copy_state(session.model).items()}
     tensors |= {f"mask/{name}": mask for name, mask in state["masks"].items()}
+    tensors |= {f"ranking/{name}": scores for name, scores in (state["ranking"] or {}).items()}
     rest = {key: state[key] for key in ("recipe", "seed", "optimizer_steps", "history")}
     _save_state(path, tensors, {"session": json.dumps(rest)})
 
@@ -220,6 +221,7 @@ def _resume(session: Session, path: Path) -> None:
         raise DataError(f"{path} is damaged: it holds no session; remove it and run the study again")
     state: State = {name[6:]: value for name, value in tensors.items() if name.startswith("model/")}
     masks = {name[5:]: value for name, value in tensors.items() if name.startswith("mask/")}
+    ranking = {name[8:]: value for name, value in tensors.items() if name.startswith("ranking/")} or None
     checkpoints = session.state_dict()["checkpoints"]
     session.model.load_state_dict(state)
-    session.load_state_dict({**rest, "masks": masks, "checkpoints": checkpoints})
+    session.load_state_dict({**rest, "masks": masks, "ranking": ranking, "checkpoints": checkpoints})

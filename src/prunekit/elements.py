@@ -1,0 +1,132 @@
+"""What a recipe counts and removes on a model: single weights, or whole units."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.masks import Masks
+from prunekit.structure import Chain, chain_of, unit_masks
+from prunekit.targets import Target, find_targets, unwrap
+
+
+@dataclass(frozen=True)
+class Elements(ABC):
+    """The elements that a recipe chooses from.
+
+    Attributes:
+        targets: what they belong to: one parameter of weights, or one group of units each.
+    """
+
+    targets: tuple[Target, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The targets' names."""
+        return [target.name for target in self.targets]
+
+    @property
+    def chain(self) -> Chain | None:
+        """The chain of layers whose units are counted; None where weights are."""
+        return None
+
+    @property
+    @abstractmethod
+    def parameters(self) -> list[str]:
+        """The full names of the weights that a score may look at."""
+
+    @abstractmethod
+    def all_kept(self, model: nn.Module) -> Masks:
+        """Flags that keep every element."""
+
+    @abstractmethod
+    def masks(self, model: nn.Module, kept: Masks) -> Masks:
+        """The masks over parameters that remove what is not kept."""
+
+    @abstractmethod
+    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
+        """The elements of a target that go first: those removed already, and what is zero anyway."""
+
+
+class Weights(Elements):
+    """Single weights: what is counted is what is masked."""
+
+    @property
+    def parameters(self) -> list[str]:
+        """The pruned parameters."""
+        return self.names
+
+    def all_kept(self, model: nn.Module) -> Masks:
+        """One flag per weight, on its device."""
+        return Masks.ones(model, self.names)
+
+    def masks(self, model: nn.Module, kept: Masks) -> Masks:
+        """The flags themselves."""
+        return kept
+
+    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
+        """Zeros count as removed, so that pruning twice removes no more than once."""
+        assert weight is not None
+        return ~kept[name] | (weight == 0)
+
+
+@dataclass(frozen=True)
+class Units(Elements):
+    """Neurons and filters of a chain of layers."""
+
+    links: Chain
+
+    @property
+    def chain(self) -> Chain:
+        """The chain."""
+        return self.links
+
+    @property
+    def parameters(self) -> list[str]:
+        """The weights of the layers that make the units."""
+        producers = [self.links.group(name).producer for name in self.names]
+        return [f"{producer}.weight" for producer in producers if producer is not None]
+
+    def all_kept(self, model: nn.Module) -> Masks:
+        """One flag per unit."""
+        device = next(unwrap(model).parameters()).device
+        return Masks(
+            {target.name: torch.ones(target.size, dtype=torch.bool, device=device) for target in self.targets}
+        )
+
+    def masks(self, model: nn.Module, kept: Masks) -> Masks:
+        """Rows, biases and, in the layer that reads the unit, columns."""
+        return unit_masks(model, self.links, kept, allow_empty=True)
+
+    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
+        """The units that are off."""
+        return ~kept[name]
+
+
+def find_units(
+    model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str], *, inputs: bool
+) -> Units:
+    """The units of the chosen layers; the network's outputs are none.
+
+    Raises:
+        InputError: if a pattern matches nothing, or no layer with units is left.
+        ModelError: naming the layer that makes the network no chain.
+    """
+    layers = {target.layer for target in find_targets(model, targets, ignore)}
+    chain = chain_of(unwrap(model), inputs=inputs)
+    chosen = tuple(
+        Target(group.name, group.name, "units", (group.units,))
+        for group in chain.groups
+        if group.producer is None or group.producer in layers
+    )
+    if not chosen:
+        raise InputError(
+            "the recipe chooses no layer with units: the last layer makes the network's outputs, "
+            f"layers with units are: {', '.join(group.name for group in chain.groups) or 'none'}"
+        )
+    return Units(chosen, chain)

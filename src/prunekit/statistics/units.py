@@ -1,0 +1,129 @@
+"""What is measured of units: their true cost, estimates of it, and how they behave."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prunekit import units
+from prunekit.batches import Batch
+from prunekit.errors import InputError
+from prunekit.statistics.collect import Collector, Statistic, Subject, sum_over_processes
+from prunekit.structure import Chain
+
+Values = dict[str, Tensor]
+"""By group of units, (units,) float64; NaN for units that are off already."""
+
+Error = Literal["squared_error", "cross_entropy", "absolute_error"]
+
+
+class UnitStatistic(Statistic):
+    """Measured by `prunekit.units` on all examples at once; its functions bound their memory themselves."""
+
+    @property
+    def needs_loss(self) -> bool:
+        """The functions run what they need of the network by themselves."""
+        return False
+
+    def start(self, subject: Subject) -> Collector:
+        """A collector that keeps the examples.
+
+        Raises:
+            InputError: if the recipe's shape counts weights, not units.
+        """
+        if subject.chain is None:
+            raise InputError("this score ranks units: give the recipe the shape 'unit'")
+        return _Examples(self, subject.chain, subject.kept)
+
+    @abstractmethod
+    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """The value of every unit, a mean over the examples."""
+
+
+class _Examples(Collector):
+    def __init__(self, statistic: UnitStatistic, chain: Chain, kept: Mapping[str, Tensor]) -> None:
+        self._statistic = statistic
+        self._chain = chain
+        self._kept = kept
+        self._batches: list[Batch] = []
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        self._batches.append(batch)
+
+    def finish(self) -> Values:
+        inputs = torch.cat([inputs for inputs, _ in self._batches])
+        targets = torch.cat([targets for _, targets in self._batches])
+        values = self._statistic.of(self._chain, inputs, targets, self._kept)
+        examples = torch.tensor(float(len(inputs)), dtype=torch.float64, device=inputs.device)
+        sums = {name: value * examples for name, value in values.items()}
+        sum_over_processes([*sums.values(), examples])
+        return {name: total / examples for name, total in sums.items()}
+
+
+@dataclass(frozen=True)
+class SwitchingOff(UnitStatistic):
+    """The exact change of the error when a unit is switched off: the oracle."""
+
+    error: Error
+
+    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """E(off) - E(now)."""
+        return units.oracle_changes(chain, inputs, targets, self.error, kept=kept)
+
+
+@dataclass(frozen=True)
+class PredictedChange(UnitStatistic):
+    """The change that a Taylor series in the unit's gain predicts, of first or second order."""
+
+    error: Error
+    order: int
+    published: bool
+
+    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """-dE/dgain, plus half of d2E/dgain2: exact, or by the published diagonal recursion."""
+        if self.order == 1:
+            found = units.gain_derivatives(chain, inputs, targets, self.error, second=False, kept=kept)
+            return {name: derivatives.first_order for name, derivatives in found.items()}
+        if self.published:
+            found = units.diagonal_recursion(chain, inputs, targets, self.error, kept=kept)
+        else:
+            found = units.gain_derivatives(chain, inputs, targets, self.error, kept=kept)
+        return {name: derivatives.second_order for name, derivatives in found.items()}
+
+
+@dataclass(frozen=True)
+class Relevance(UnitStatistic):
+    """-dE/dgain of the linear error, as a running average over batches (skeletonization)."""
+
+    batch_size: int
+
+    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """The average after the last batch."""
+        batches = zip(inputs.split(self.batch_size), targets.split(self.batch_size), strict=True)
+        return units.relevance(chain, batches, kept=kept)
+
+
+@dataclass(frozen=True)
+class Behaviour(UnitStatistic):
+    """How a unit's output behaves: mean, variance, share of zeros, or how little others can replace it."""
+
+    what: Literal["mean", "variance", "zeros", "irreplaceable"]
+
+    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """One figure per unit, see `prunekit.units.Activity`."""
+        found = units.activity(chain, inputs, pairs=self.what == "irreplaceable", kept=kept)
+        return {name: getattr(activity, self.what) for name, activity in found.items()}
+
+
+@dataclass(frozen=True)
+class Significance(UnitStatistic):
+    """The mean over examples of sum_j |output w_j| (N2PS)."""
+
+    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """One figure per unit."""
+        return units.significance(chain, inputs, kept=kept)
