@@ -164,8 +164,8 @@ def _along(function: _Total, at: Tensor, directions: Tensor) -> Tensor:
         change = torch.func.jvp(gradient, (at,), (direction,))[1]
         return (change * direction).double().sum()
 
-    with torch.enable_grad():
-        return torch.func.vmap(along)(directions).detach()
+    # torch.func differentiates under no_grad as well, and then follows no parameters
+    return torch.func.vmap(along)(directions)
 
 
 def _of_any(now: Pass, place: int, units: Tensor, judge: Judge, block_bytes: int) -> Tensor:

@@ -94,10 +94,13 @@ def eliminate(
         predicted: list[float] = []
         queue: list[tuple[float, int, int]] = []
         for _ in range(count):
-            if rerank or not queue:
+            if rerank or not order:
                 queue = _ranked(course, rank if callable(rank) else course.oracle)
-            change, place, unit = next(each for each in queue if course.removable(each[1], floor))
-            queue.remove((change, place, unit))
+            chosen = next((each for each in queue if course.removable(each[1], floor)), None)
+            if chosen is None:
+                raise InputError(f"the rank names units for only {len(order)} of the {count} removals")
+            queue.remove(chosen)
+            change, place, unit = chosen
             course.remove(place, unit)
             order.append((course.flow.links[place].group.name, unit))
             errors.append(course.error())
@@ -120,7 +123,10 @@ def _ranked(course: _Course, rank: Rank) -> list[tuple[float, int, int]]:
         if changes is None:
             continue
         if changes.shape != (group.units,):
-            raise InputError(f"{group.name!r} has {group.units} units, ranked were {tuple(changes.shape)}")
+            raise InputError(
+                f"the rank of {group.name!r} has the shape {tuple(changes.shape)}, "
+                f"there are {group.units} units"
+            )
         values = changes.tolist()
         for unit in course.kept[group.name].nonzero().flatten().tolist():
             if values[unit] != values[unit]:

@@ -1,0 +1,117 @@
+"""Activities against numpy on all the data at once."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from unit_nets import made
+
+from prunekit.errors import InputError
+from prunekit.structure.chain import chain_of
+from prunekit.units import activity
+from prunekit.units.moments import Moments
+
+
+def check(found, read, silent):
+    """read: (observations, units) of what the next layer reads; silent: the same of the last activation."""
+    np.testing.assert_allclose(found.mean, read.mean(0), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(found.variance, read.var(0), rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(found.zeros, (silent == 0).mean(0), rtol=1e-12)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = np.nan_to_num(np.corrcoef(read.T))
+    np.testing.assert_allclose(found.correlation, r, rtol=1e-9, atol=1e-11)
+    assert found.observations == len(read)
+
+
+@pytest.mark.parametrize("batch", [4, 13, 30])
+def test_linear_layers(batch):
+    model, inputs, _ = made("2 hidden")
+    found = activity(chain_of(model, inputs=True), inputs.split(batch))
+    check(found["input"], inputs.numpy(), inputs.numpy())
+    check(found["0"], *(model[:2](inputs).numpy(),) * 2)
+    check(found["2"], *(model[:4](inputs).numpy(),) * 2)
+
+
+@pytest.mark.parametrize("budget", [1, 50_000, 10**8])
+def test_filters_are_observed_at_every_position(budget):
+    model, inputs, _ = made("conv")
+    found = activity(chain_of(model), inputs, budget_bytes=budget)
+
+    def rows(x):
+        return np.moveaxis(x.numpy(), 1, -1).reshape(-1, x.shape[1])
+
+    check(found["0"], rows(model[:3](inputs)), rows(model[:2](inputs)))
+    check(found["3"], rows(model[:6](inputs)), rows(model[:5](inputs)))
+    check(found["7"], *(model[:9](inputs).numpy(),) * 2)
+    assert 0 < found["0"].zeros.mean() < 1
+
+
+def test_an_activation_behind_the_flatten():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.ReLU(), nn.Linear(48, 2)).double()
+    model.requires_grad_(False)
+    inputs = torch.randn(20, 1, 6, 6, dtype=torch.float64)
+    rows = np.moveaxis(model[:3](inputs).numpy().reshape(20, 3, 16), 1, -1).reshape(-1, 3)
+    check(activity(chain_of(model), inputs)["0"], rows, rows)
+
+
+def test_dead_constant_and_twin_units():
+    model = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 1)).requires_grad_(False)
+    model[0].weight.copy_(torch.tensor([[0.0, 0], [0, 0], [1, 0], [-3, 0], [0, 1]]))
+    model[0].bias.copy_(torch.tensor([-1.0, 0.3, 10, 50, 10]))
+    inputs = torch.randn(100, 2)
+    found = activity(chain_of(model), inputs.split(17))["0"]
+    assert found.zeros.tolist() == [1, 0, 0, 0, 0]
+    assert found.variance[:2].tolist() == [0, 0]
+    assert (found.correlation[:2] == 0).all()
+    assert (found.correlation[:, :2] == 0).all()
+    assert found.correlation.diagonal().tolist() == [0, 0, 1, 1, 1]
+    assert float(found.correlation[2, 3]) == pytest.approx(-1)
+    r = np.corrcoef(inputs[:, 0].numpy(), inputs[:, 1].numpy())[0, 1]
+    assert found.partner[:4].tolist() == [-1, -1, 3, 2]
+    np.testing.assert_allclose(found.irreplaceable, [0, 0, 0, 0, 1 - r**2], atol=1e-6)
+
+
+def test_what_is_left_when_the_best_other_unit_stands_in():
+    model, inputs, _ = made("2 hidden")
+    found = activity(chain_of(model), inputs)["0"]
+    values = model[:2](inputs).numpy()
+    for unit in range(8):
+        left = []
+        for other in range(8):
+            fit = np.polyfit(values[:, other], values[:, unit], 1)
+            left.append(np.var(values[:, unit] - np.polyval(fit, values[:, other])) / np.var(values[:, unit]))
+        left[unit] = np.inf
+        assert int(found.partner[unit]) == int(np.argmin(left))
+        assert float(found.irreplaceable[unit]) == pytest.approx(min(left), rel=1e-9)
+
+
+def test_units_that_are_off_are_constantly_zero():
+    model, inputs, _ = made("2 hidden")
+    kept = {"0": torch.tensor([False, *[True] * 7])}
+    found = activity(chain_of(model), inputs, kept=kept, pairs=False)
+    assert found["0"].zeros[0] == 1
+    assert found["0"].mean[0] == found["0"].variance[0] == 0
+    assert found["0"].correlation.shape == (0, 0)
+    values = model[:2](inputs)
+    values[:, 0] = 0
+    np.testing.assert_allclose(found["2"].mean, model[2:4](values).numpy().mean(0))
+
+
+def test_large_means_cost_no_digits():
+    values = np.random.default_rng(0).normal(size=(1000, 3)) + 1e8
+    moments = Moments(pairs=True)
+    for part in np.array_split(values, 7):
+        moments.add(torch.from_numpy(part))
+    np.testing.assert_allclose(moments.variance, values.var(0), rtol=1e-7)
+    np.testing.assert_allclose(moments.correlation, np.corrcoef(values.T), atol=1e-7)
+
+
+def test_what_cannot_be_accepted():
+    chain = chain_of(made("2 hidden")[0])
+    with pytest.raises(InputError, match="no examples"):
+        activity(chain, [])
+    with pytest.raises(InputError, match="no examples"):
+        activity(chain, torch.zeros(0, 9))
+    with pytest.raises(InputError, match="batches of such tensors"):
+        activity(chain, [(torch.zeros(3, 9), torch.zeros(3))])

@@ -1,0 +1,169 @@
+"""Skeletonization, N2PS, norms of weights and error surfaces against loops and numpy."""
+
+import numpy as np
+import pytest
+import torch
+from unit_nets import ERRORS, error_at, made
+
+from prunekit.errors import InputError
+from prunekit.losses import squared_error
+from prunekit.structure.chain import chain_of
+from prunekit.units import (
+    absolute_error,
+    error_surface,
+    incoming_norms,
+    insignificant,
+    outgoing_norms,
+    relevance,
+    significance,
+)
+
+
+def batches(inputs, targets, size=10):
+    return list(zip(inputs.split(size), targets.split(size), strict=True))
+
+
+def test_relevance_is_the_running_average_of_central_differences():
+    model, inputs, targets = made("2 hidden")
+    found = relevance(chain_of(model), batches(inputs, targets))
+    h = 1e-5
+    for name, values in found.items():
+        for unit in range(len(values)):
+            running = None
+            for x, t in batches(inputs, targets):
+                below, above = (
+                    error_at(model, x, t, absolute_error, name, unit, gain) for gain in (1 - h, 1 + h)
+                )
+                rho = -(above - below) / (2 * h)
+                running = rho if running is None else 0.8 * running + 0.2 * rho
+            assert float(values[unit]) == pytest.approx(running, rel=1e-5, abs=1e-7)
+
+
+def test_relevance_goes_on_from_an_earlier_call():
+    model, inputs, targets = made("1 hidden")
+    chain = chain_of(model)
+    first, *rest = batches(inputs, targets)
+    whole = relevance(chain, [first, *rest], decay=0.5)
+    parts = relevance(chain, rest, decay=0.5, start=relevance(chain, [first]))
+    torch.testing.assert_close(parts["0"], whole["0"], rtol=0, atol=0)
+
+
+def test_relevance_of_what_cannot_be_accepted():
+    model, inputs, targets = made("1 hidden")
+    with pytest.raises(InputError, match="no batches"):
+        relevance(chain_of(model), [])
+    with pytest.raises(InputError, match="decay"):
+        relevance(chain_of(model), batches(inputs, targets), decay=1.0)
+    with pytest.raises(InputError, match="no relevance for the group '0'"):
+        relevance(chain_of(model), batches(inputs, targets), start={})
+
+
+def test_significance_by_loops():
+    model, inputs, _ = made("2 hidden")
+    found = significance(chain_of(model, inputs=True), inputs.split(7))
+    read = {
+        "input": (inputs, model[0]),
+        "0": (model[:2](inputs), model[2]),
+        "2": (model[:4](inputs), model[4]),
+    }
+    for name, (values, layer) in read.items():
+        w = layer.weight.numpy()
+        for i in range(values.shape[1]):
+            s = [sum(abs(v * w[j, i]) for j in range(len(w))) for v in values[:, i].numpy()]
+            assert float(found[name][i]) == pytest.approx(np.mean(s), rel=1e-12)
+
+
+def test_significance_of_filters():
+    model, inputs, _ = made("conv")
+    found = significance(chain_of(model), inputs, budget_bytes=30_000)
+    w, a = model[3].weight.abs().numpy(), model[:3](inputs).abs().numpy()
+    np.testing.assert_allclose(found["0"], a.mean((0, 2, 3)) * w.sum((0, 2, 3)), rtol=1e-12)
+    w, a = model[7].weight.abs().numpy(), model[:7](inputs).abs().numpy().mean(0)
+    np.testing.assert_allclose(found["3"], (a * w.sum(0)).reshape(5, 4).sum(1), rtol=1e-12)
+
+
+def test_units_that_are_off_have_no_significance_and_give_none():
+    model, inputs, _ = made("2 hidden")
+    kept = {"2": torch.tensor([True, False, True, True, False, True, True])}
+    found = significance(chain_of(model), inputs, kept=kept)
+    assert (found["2"] == 0).tolist() == (~kept["2"]).tolist()
+    w, a = model[2].weight[kept["2"]].abs(), model[:2](inputs).abs()
+    torch.testing.assert_close(found["0"], a.mean(0) * w.sum(0))
+    marked = insignificant(found, kept=kept)["2"]
+    mean = np.mean([v for v, on in zip(found["2"].tolist(), kept["2"].tolist(), strict=True) if on])
+    assert marked.tolist() == [
+        on and v < mean for v, on in zip(found["2"].tolist(), kept["2"].tolist(), strict=True)
+    ]
+
+
+def test_the_threshold_of_n2ps():
+    s = {"a": torch.tensor([1.0, 2.0, 6.0])}
+    assert insignificant(s)["a"].tolist() == [True, True, False]
+    assert insignificant(s, tau=0.5)["a"].tolist() == [True, False, False]
+    assert insignificant(s, tau=0)["a"].tolist() == [False, False, False]
+    with pytest.raises(InputError, match="tau"):
+        insignificant(s, tau=-1)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_norms_of_weights(order):
+    model, _, _ = made("conv")
+    chain = chain_of(model, inputs=True)
+    leading, leaving = incoming_norms(chain, order=order), outgoing_norms(chain, order=order)
+    assert list(leading) == ["0", "3", "7"]
+    assert list(leaving) == ["input", "0", "3", "7"]
+    w = {n: model[n].weight.numpy() for n in (0, 3, 7, 9)}
+    for n in (0, 3, 7):
+        expected = [np.linalg.norm(row.ravel(), order) for row in w[n]]
+        np.testing.assert_allclose(leading[str(n)], expected)
+    np.testing.assert_allclose(leaving["0"], [np.linalg.norm(w[3][:, c].ravel(), order) for c in range(4)])
+    expected = [np.linalg.norm(w[7][:, 4 * c : 4 * c + 4].ravel(), order) for c in range(5)]
+    np.testing.assert_allclose(leaving["3"], expected)
+    np.testing.assert_allclose(leaving["7"], [np.linalg.norm(w[9][:, c], order) for c in range(8)])
+
+
+def test_norms_without_units_that_are_off():
+    model, _, _ = made("conv")
+    chain = chain_of(model)
+    kept = {"3": torch.tensor([True, False, True, True, True])}
+    w = model[7].weight.numpy().copy()
+    w[:, 4:8] = 0
+    np.testing.assert_allclose(incoming_norms(chain, kept=kept)["7"], np.abs(w).sum(1))
+    np.testing.assert_allclose(
+        outgoing_norms(chain, kept=kept)["0"],
+        np.abs(model[3].weight.numpy()[[0, 2, 3, 4]]).sum((0, 2, 3)),
+    )
+
+
+def test_norms_of_what_cannot_be_accepted():
+    chain = chain_of(made("1 hidden")[0], inputs=True)
+    with pytest.raises(InputError, match="no weights lead to them"):
+        incoming_norms(chain, groups=["input"])
+    with pytest.raises(InputError, match="order must be 1 or 2"):
+        outgoing_norms(chain, order=3)
+
+
+@pytest.mark.parametrize("error", ["squared", "xent"])
+@pytest.mark.parametrize("net", ["1 hidden", "2 hidden", "conv"])
+def test_surfaces_by_running_the_network_at_each_gain(net, error):
+    model, inputs, targets = made(net)
+    chain = chain_of(model)
+    units = [(chain.groups[-1].name, 3), (chain.groups[0].name, 1), (chain.groups[-1].name, 0)]
+    gains = torch.tensor([0.0, 0.5, 1.0, 3.0, 10.0])
+    found = error_surface(chain, inputs, targets, ERRORS[error], units, gains=gains, budget_bytes=50_000)
+    for row, (name, unit) in enumerate(units):
+        for column, gain in enumerate(gains.tolist()):
+            expected = error_at(model, inputs, targets, ERRORS[error], name, unit, gain)
+            assert float(found[row, column]) == pytest.approx(expected, rel=1e-10)
+
+
+def test_the_grid_of_a_surface_and_what_it_refuses():
+    model, inputs, targets = made("1 hidden")
+    chain = chain_of(model)
+    assert error_surface(chain, inputs, targets, squared_error, [("0", 1)]).shape == (1, 101)
+    assert error_surface(chain, inputs, targets, squared_error, []).shape == (0, 101)
+    with pytest.raises(InputError, match="there is no 8"):
+        error_surface(chain, inputs, targets, squared_error, [("0", 8)])
+    kept = {"0": torch.tensor([False, *[True] * 7])}
+    with pytest.raises(InputError, match="off already"):
+        error_surface(chain, inputs, targets, squared_error, [("0", 0)], kept=kept)
