@@ -195,15 +195,12 @@ def main() -> None:
     finish(
         options,
         {
-            "ranking": [
-                ranking(*case, options.rounds if case[0] != "lenet5" else min(3, options.rounds))
-                for case in cases
-            ],
+            "ranking": [ranking(*case, rounds) for case, rounds in zip(cases, all_rounds, strict=True)],
             "elimination": [
                 elimination("784-100-10", one, squared_error, options.rounds),
                 elimination("784-50-50-10", two, squared_error, options.rounds),
             ],
-            "lenet5_examples": f"{LENET_EXAMPLES}, at most 3 rounds: the naive loop runs 570 networks a round",
+            "lenet5_examples": f"{LENET_EXAMPLES}, at most 3 rounds: the naive loop runs 570 networks",
         },
     )
 
