@@ -132,6 +132,11 @@ def as_batches(data: Any) -> Batches:
         return TensorBatches(data[0], data[1])
     if isinstance(data, tuple | list) and any(isinstance(part, Tensor) for part in data):
         raise InputError(f"data must be a pair of tensors (inputs, targets), not {len(data)} things")
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "__iter__"):
+        raise InputError(
+            f"{type(data).__name__} gives single examples: wrap it in a torch.utils.data.DataLoader, "
+            "or give its tensors as (inputs, targets)"
+        )
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | Tensor | Iterator):
         return LoaderBatches(data)
     raise InputError(

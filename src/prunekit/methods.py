@@ -1,6 +1,7 @@
 """The known methods, each one expression over the parts, with its paper.
 
-A method is a function from a few numbers to a `Recipe`. To change anything about one, write the recipe.
+A method is a function from a few numbers to a `Recipe`. Those that retrain take `epochs` per step and, as
+`training`, any other setting of `Training`. To change anything else about one, write the recipe.
 """
 
 from __future__ import annotations
@@ -18,6 +19,17 @@ from prunekit.schedule import Cubic, Geometric, Linear, OneShot, Rounds
 from prunekit.scores import Gradient, Magnitude, Random, WeightGradient
 from prunekit.shapes import NM
 from prunekit.training import Training
+
+
+TrainingLike = Training | Mapping[str, Any] | None
+"""Settings of the retraining beside its epochs: a mapping, or a whole `Training` instead of them."""
+
+
+def _training(epochs: float, training: TrainingLike) -> Training:
+    if isinstance(training, Training):
+        return training
+    given = dict(training or {})
+    return Training.parse(given if "iterations" in given else {"epochs": epochs, **given})
 
 
 def random(sparsity: float = 0.9) -> Recipe:
@@ -41,7 +53,9 @@ def layer_magnitude(sparsity: float = 0.9) -> Recipe:
     return Recipe(score=Magnitude(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
 
 
-def threshold_magnitude(q: float = 0.5, rounds: int = 1, epochs: float = 2) -> Recipe:
+def threshold_magnitude(
+    q: float = 0.5, rounds: int = 1, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
     """Every |w| below q standard deviations of its layer; prune, retrain, repeat.
 
     Paper: Han et al. 2015, arXiv 1506.02626
@@ -50,11 +64,13 @@ def threshold_magnitude(q: float = 0.5, rounds: int = 1, epochs: float = 2) -> R
         score=Magnitude(),
         allocation=Threshold(q=q),
         schedule=Rounds(steps=rounds),
-        retrain=FineTune(training=Training(epochs=epochs)),
+        retrain=FineTune(training=_training(epochs, training)),
     )
 
 
-def iterative_magnitude(sparsity: float = 0.9, steps: int = 10, epochs: float = 2) -> Recipe:
+def iterative_magnitude(
+    sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
     """The smallest |w|, the same share of what is left in every step, retrained after each.
 
     Paper: Han et al. 2015, arXiv 1506.02626
@@ -62,11 +78,13 @@ def iterative_magnitude(sparsity: float = 0.9, steps: int = 10, epochs: float = 
     return Recipe(
         score=Magnitude(),
         schedule=Geometric(sparsity=sparsity, steps=steps),
-        retrain=FineTune(training=Training(epochs=epochs)),
+        retrain=FineTune(training=_training(epochs, training)),
     )
 
 
-def gradual_magnitude(sparsity: float = 0.9, steps: int = 10, epochs: float = 1) -> Recipe:
+def gradual_magnitude(
+    sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
     """Automated gradual pruning: the smallest |w| by a cubic schedule while training goes on.
 
     Paper: Zhu, Gupta 2017, arXiv 1710.01878
@@ -75,7 +93,7 @@ def gradual_magnitude(sparsity: float = 0.9, steps: int = 10, epochs: float = 1)
         score=Magnitude(),
         allocation=PerLayer(),
         schedule=Cubic(sparsity=sparsity, steps=steps),
-        retrain=FineTune(training=Training(epochs=epochs)),
+        retrain=FineTune(training=_training(epochs, training)),
     )
 
 
@@ -124,7 +142,9 @@ def snip(sparsity: float = 0.9) -> Recipe:
     return Recipe(score=WeightGradient(), schedule=OneShot(sparsity=sparsity))
 
 
-def lottery_ticket(rate: float = 0.2, rounds: int = 10, step: int = 0, epochs: float = 10) -> Recipe:
+def lottery_ticket(
+    rate: float = 0.2, rounds: int = 10, step: int = 0, epochs: float = 10, training: TrainingLike = None
+) -> Recipe:
     """Train, remove the smallest |w| of each layer, put survivors back to their initial values, repeat.
 
     The output layer is pruned at half the rate. With `step` > 0 the values are those of that training step
@@ -136,11 +156,13 @@ def lottery_ticket(rate: float = 0.2, rounds: int = 10, step: int = 0, epochs: f
         score=Magnitude(),
         allocation=PerLayer(output_rate=0.5),
         schedule=Geometric(rate=rate, steps=rounds),
-        retrain=Rewind(step=step, training=Training(epochs=epochs)),
+        retrain=Rewind(step=step, training=_training(epochs, training)),
     )
 
 
-def lottery_ticket_linear(sparsity: float = 0.9, cycles: int = 10, epochs: float = 10) -> Recipe:
+def lottery_ticket_linear(
+    sparsity: float = 0.9, cycles: int = 10, epochs: float = 10, training: TrainingLike = None
+) -> Recipe:
     """The lottery ticket with equal parts of the original count per cycle: 9, 18, ... 90 %.
 
     Paper: Frankle, Carbin 2019, arXiv 1803.03635, in a variant with linear steps
@@ -149,11 +171,13 @@ def lottery_ticket_linear(sparsity: float = 0.9, cycles: int = 10, epochs: float
         score=Magnitude(),
         allocation=PerLayer(),
         schedule=Linear(sparsity=sparsity, steps=cycles),
-        retrain=Rewind(training=Training(epochs=epochs)),
+        retrain=Rewind(training=_training(epochs, training)),
     )
 
 
-def random_ticket(rate: float = 0.2, rounds: int = 10, epochs: float = 10) -> Recipe:
+def random_ticket(
+    rate: float = 0.2, rounds: int = 10, epochs: float = 10, training: TrainingLike = None
+) -> Recipe:
     """The control of the lottery ticket: the same masks by magnitude, but survivors get new random values.
 
     Paper: Frankle, Carbin 2019, arXiv 1803.03635
@@ -162,16 +186,16 @@ def random_ticket(rate: float = 0.2, rounds: int = 10, epochs: float = 10) -> Re
         score=Magnitude(),
         allocation=PerLayer(output_rate=0.5),
         schedule=Geometric(rate=rate, steps=rounds),
-        retrain=Reinitialize(training=Training(epochs=epochs)),
+        retrain=Reinitialize(training=_training(epochs, training)),
     )
 
 
-def unpruned(rounds: int = 10, epochs: float = 2) -> Recipe:
+def unpruned(rounds: int = 10, epochs: float = 5, training: TrainingLike = None) -> Recipe:
     """Nothing is removed, but the network is trained as long as the others: the second control."""
     return Recipe(
         allocation=Nothing(),
         schedule=Rounds(steps=rounds),
-        retrain=FineTune(training=Training(epochs=epochs)),
+        retrain=FineTune(training=_training(epochs, training)),
     )
 
 

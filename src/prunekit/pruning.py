@@ -89,6 +89,11 @@ class Session:
         loss: Loss | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> None:
+        if not isinstance(recipe, Recipe):
+            raise InputError(
+                f"the recipe must be a Recipe, not {recipe!r}: "
+                "for a named method write prunekit.methods.recipe('magnitude', sparsity=0.9)"
+            )
         self.model = model
         self.recipe = recipe
         self.plan: Plan = recipe.plan(model)

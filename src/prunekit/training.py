@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from prunekit.batches import Batch, Batches
+from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, ModelError, PrunekitError
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masking import MaskedOptimizer
@@ -84,10 +84,10 @@ Report = Callable[[int, int], None]
 
 def train(
     model: nn.Module,
-    data: Batches,
+    data: Any,
     training: Training,
     *,
-    seed: int,
+    seed: int = 0,
     masks: Masks | None = None,
     start: int = 0,
     checkpoints: Collection[int] = (),
@@ -100,6 +100,8 @@ def train(
     afterwards. Batches are moved to where the model is.
 
     Args:
+        data: training examples: a pair of tensors (inputs, targets), a dataset of `prunekit.data`, or a
+            loader of such pairs.
         masks: what stays removed; applied after every step.
         start: the first step's number; a run that is rewound to step k trains from k to the end.
         checkpoints: numbers of steps after which `on_checkpoint` gets a copy of the state; 0 is before any.
@@ -110,6 +112,7 @@ def train(
         ModelError: if all parameters are frozen.
         DataError: if an epoch of the data has no batch.
     """
+    data = as_batches(data)
     total = training.length(data)
     optimizer = make_optimizer(model, training)
     wanted = set(checkpoints)
