@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/prunekit compare digits-quick --out runs/digits-quick
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

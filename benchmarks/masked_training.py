@@ -1,4 +1,4 @@
-"""What masks cost in training: LeNet-300-100, one epoch of 20,000 images in batches of 60 and 128, Adam and SGD.
+"""What masks cost in training: LeNet-300-100, an epoch of 20,000 images, batches of 60 and 128, Adam and SGD.
 
     python benchmarks/masked_training.py --json FILE
 
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from side_by_side import arguments, finish, measure, ratio
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
@@ -24,6 +23,7 @@ from prunekit import Masks, Training, train
 from prunekit.batches import TensorBatches
 from prunekit.models import create
 from prunekit.training import make_optimizer
+from side_by_side import arguments, finish, measure, ratio
 
 IMAGES = 20_000
 SPARSITY = 0.9

@@ -20,7 +20,6 @@ from prunekit.scores import Gradient, Magnitude, Random, WeightGradient
 from prunekit.shapes import NM
 from prunekit.training import Training
 
-
 TrainingLike = Training | Mapping[str, Any] | None
 """Settings of the retraining beside its epochs: a mapping, or a whole `Training` instead of them."""
 

@@ -167,5 +167,6 @@ def _explain(error: ValidationError, cls: type[Settings]) -> str:
         return f"{cls._label()}: the key {place!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return f"{cls._label()}: {place}: {message}" if place else f"{cls._label()}: {message}"
+        repeats = not place or message.startswith(f"{place}: ")  # a part often bears its key's name
+        return f"{cls._label()}: {message}" if repeats else f"{cls._label()}: {place}: {message}"
     return f"{cls._label()}: {place} = {first['input']!r}: {message[0].lower()}{message[1:]}"

@@ -62,7 +62,7 @@ def open_network(
     """
     if data is not None:
         sizes = Sizes(data.input_shape, data.outputs)
-    network = _saved(text, weights) if _is_saved(text) else _new(text, sizes, seed)
+    network = _saved(text, weights) if is_saved(text) else _new(text, sizes, seed)
     if weights is not None:
         _load_weights(network.model, weights)
     if data is not None:
@@ -70,7 +70,7 @@ def open_network(
     return network
 
 
-def _is_saved(text: str) -> bool:
+def is_saved(text: str) -> bool:
     """Whether a folder is meant; one that only happens to have the name of a model is not."""
     return Path(text).is_dir() and (text not in names() or (Path(text) / DESCRIPTION).is_file())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from rich.progress import Progress, TaskID
 from torch import nn
 
 from prunekit.batches import as_batches
-from prunekit.cli.networks import Network, open_network
+from prunekit.cli.networks import Network, is_saved, open_network
 from prunekit.cli.options import DataDir, Json, SetOption
 from prunekit.cli.output import only_results, print_json
 from prunekit.cli.quality import quality
@@ -27,6 +28,8 @@ from prunekit.recipe import Recipe, read_yaml
 from prunekit.saving import check_free, save_pretrained
 from prunekit.study import with_assignments
 from prunekit.training import State, Training, copy_state, train
+
+log = logging.getLogger(__name__)
 
 
 def prune(
@@ -62,6 +65,8 @@ def prune(
         chosen.plan(network.model)
         bar = progress.add_task("training", total=None)
         checkpoints = _train(network.model, chosen, found, train_epochs, seed, progress, bar)
+        if not is_saved(model) and weights is None and train_epochs is None and ":" not in model:
+            log.warning("the network is not trained: its initial values are pruned; see --train, --weights")
         before = quality(network.model, found)
         progress.update(bar, description="pruning", total=None)
         pruned = prune_model(

@@ -130,7 +130,8 @@ class Store:
             try:
                 _retrieve(url, item, self.cache / source.into)
             except (OSError, ValueError, tarfile.TarError) as error:
-                failures.append(f"{url}: {error}")
+                unreachable = "Max retries exceeded" in str(error)  # so say ten lines of the network library
+                failures.append(f"{url}: {'no connection' if unreachable else error}")
             else:
                 return
         raise _DownloadError("; ".join(failures) or "there is no mirror")
@@ -139,11 +140,10 @@ class Store:
         files = ", ".join(" or ".join(names) for names in source.files)
         places = "; ".join(self._describe(root, source) for root in self._roots())
         return DataError(
-            f"{source.dataset}: its files were not found, and {why}. "
-            f"Expected are {files}. Looked in {places}. "
-            f"To fix this, put the files into the folder {source.folders[0]} of a data folder and name that "
-            "data folder as data_dir or in the environment variable PRUNEKIT_DATA, or load the dataset once "
-            "with download=True and a network connection"
+            f"{source.dataset}: its files were not found. To fix this, put {files} into the folder "
+            f"{source.folders[0]} of a data folder, and name that data folder as data_dir (--data-dir) or in "
+            "the environment variable PRUNEKIT_DATA, or load it once with download=True and a connection. "
+            f"Looked in {places}; {why}"
         )
 
     def _describe(self, root: Path, source: Source) -> str:

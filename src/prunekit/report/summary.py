@@ -136,7 +136,7 @@ def _against_random(
     together: dict[tuple[str, ...], list[str]] = {}
     for method, ratios in lost.items():
         together.setdefault(tuple(ratios), []).append(method)
-    parts += [f"not beaten by {_list(methods)} at {names(ratios)}" for ratios, methods in together.items()]
+    parts += [f"not beaten by {_list(those)} at {names(list(ratios))}" for ratios, those in together.items()]
     return [f"Removal at random is {'; '.join(parts)}."]
 
 

@@ -104,7 +104,8 @@ class Relevance(UnitStatistic):
 
     def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """The average after the last batch."""
-        batches = zip(inputs.split(self.batch_size), targets.split(self.batch_size), strict=True)
+        starts = range(0, len(inputs), self.batch_size)
+        batches = ((inputs[k : k + self.batch_size], targets[k : k + self.batch_size]) for k in starts)
         return units.relevance(chain, batches, kept=kept)
 
 
