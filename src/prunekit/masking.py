@@ -36,26 +36,28 @@ class MaskedOptimizer:
         pairs = masks.parameters(self._model)
         self._weights: list[Tensor] = [parameter for parameter, _ in pairs]
         self._booleans = [mask for _, mask in pairs]
-        self._factors: list[Tensor] = []
+        self._factors = self._as_factors()
         masks.apply(self._model)
 
     def detach(self) -> None:
         """Stop acting on the optimizer."""
         self._handle.remove()
 
-    @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # factors of the weights' own dtype make one fused multiplication; they follow model.to(...)
-        stale = not self._factors or any(
-            factor.device != weight.device or factor.dtype != weight.dtype
-            for factor, weight in zip(self._factors, self._weights, strict=True)
-        )
-        if stale:
-            self._factors = [
-                mask.to(device=weight.device, dtype=weight.dtype)
-                for mask, weight in zip(self._booleans, self._weights, strict=True)
-            ]
-        torch._foreach_mul_(self._weights, self._factors)
+        # once per step of the training, so it does no more than it must: one fused multiplication
+        weights = [weight.detach() for weight in self._weights]
+        try:
+            torch._foreach_mul_(weights, self._factors)
+        except RuntimeError:  # the model was moved to another device since
+            self._factors = self._as_factors()
+            torch._foreach_mul_(weights, self._factors)
+
+    def _as_factors(self) -> list[Tensor]:
+        """The masks as 0 and 1 of the weights' own dtype and device, which multiply fastest."""
+        return [
+            mask.to(device=weight.device, dtype=weight.dtype)
+            for mask, weight in zip(self._booleans, self._weights, strict=True)
+        ]
 
     @torch.no_grad()
     def _clear_moments(self) -> None:
