@@ -25,7 +25,7 @@ def test_every_method_prunes_what_it_says(name):
     pruned = prune(model, chosen, blobs(64, 12, 4), checkpoints=initial, seed=1)
     stated = chosen.schedule.sparsities()[-1]
     if stated is not None and name not in ("lottery_ticket", "random_ticket"):
-        assert pruned.masks.total - pruned.masks.kept == pytest.approx(stated * pruned.masks.total, abs=2)
+        assert pruned.kept.total - pruned.kept.kept == pytest.approx(stated * pruned.kept.total, abs=2)
     assert len(pruned.history) == len(chosen.schedule.sparsities())
     for parameter, mask in pruned.masks.parameters(model):
         assert bool((parameter[~mask] == 0).all())
@@ -38,7 +38,7 @@ def test_every_method_is_described(name):
     assert info.name == name
     assert info.summary.endswith(".")
     assert "\n" not in info.summary
-    assert bool(info.paper) == (name not in ("random", "unpruned"))
+    assert bool(info.paper) == (name not in ("random", "unpruned", "random_units"))
     chosen = recipe(name)
     assert ("data" in info.needs) == chosen.needs_data
     assert Recipe.from_yaml(chosen.to_yaml()) == chosen
@@ -50,6 +50,18 @@ def test_needs_are_named():
     assert describe("snip").needs == ("data",)
     assert describe("lottery_ticket").needs == ("retraining", "initial values")
     assert describe("sensitivity_magnitude").needs == ("data",)
+
+
+def test_methods_for_units_say_so():
+    names = ["oracle_units", "taylor_units", "skeletonization", "n2ps_units", "apoz_units", "filter_norm"]
+    assert {describe(name).shape for name in [*names, "random_units"]} == {"unit"}
+    assert describe("oracle_units").needs == ("data",)
+    assert describe("skeletonization").needs == ("data", "retraining")
+    assert describe("filter_norm").needs == ("retraining",)
+    assert describe("random_units").needs == ()
+    assert recipe("taylor_units", order=1, error="cross_entropy").score.to_dict() == {
+        "name": "unit_taylor", "order": 1, "form": "exact", "error": "cross_entropy",
+    }  # fmt: skip
 
 
 def test_settings_reach_the_recipe():

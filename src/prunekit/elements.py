@@ -13,6 +13,7 @@ from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.structure import Chain, chain_of, unit_masks
 from prunekit.targets import Target, find_targets, unwrap
+from prunekit.units import outgoing_norms
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class Units(Elements):
         return unit_masks(model, self.links, kept, allow_empty=True)
 
     def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
-        """The units that are off."""
-        return ~kept[name]
+        """Those without an outgoing weight count as removed: pruning twice removes no more than once."""
+        return ~kept[name] | (outgoing_norms(self.links, groups=[name])[name] == 0)
 
 
 def find_units(

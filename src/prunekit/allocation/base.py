@@ -86,8 +86,9 @@ class Allocation(Part):
         total = sum(target.size for target in targets)
         reachable = sum(self.capacity(target.size) for target in targets)
         if round(sparsity * total) > reachable:
+            what = "units" if targets[0].kind == "units" else "weights"
             raise InputError(
-                f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} weights, but the "
+                f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} {what}, but the "
                 f"floor of {self.floor:g} per layer allows {reachable:,}: "
                 "lower the sparsity or the allocation's floor"
             )

@@ -25,7 +25,8 @@ class Global(Allocation):
 
     def _protected(self, name: str, situation: Situation) -> Tensor:
         """The best of a layer, as many as its floor, are out of reach."""
-        scores = situation.scores[name].flatten().float()
+        scores = situation.scores[name].flatten()
+        scores = scores if scores.dtype == torch.float64 else scores.float()
         settled = name in situation.settled
         within_reach = lowest(scores, situation.lost[name] if settled else self.capacity(scores.numel()))
         # an infinite score of a layer's own is not to be mixed up with the floor

@@ -103,7 +103,8 @@ class N2PS(UnitScore):
     def __call__(self, evidence: Evidence) -> Scores:
         """Each layer divided by its mean over the units that are left."""
         found = super().__call__(evidence)
-        return {name: values / _mean(values, evidence.kept[name]) for name, values in found.items()}
+        # layers that the recipe leaves out are measured, too, but have no flags
+        return {name: found[name] / _mean(found[name], kept) for name, kept in evidence.kept.items()}
 
 
 def _mean(values: Tensor, kept: Tensor) -> Tensor:
