@@ -42,16 +42,17 @@ class Record:
         return self.total / self.kept if self.kept else float("inf")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pruned:
-    """A pruned network.
+    """A pruned network; only `shrink` changes it.
 
     Attributes:
         model: the model that was given, changed in place.
-        masks: over its parameters, True = kept.
+        masks: over its parameters, True = kept; of a shrunk network they keep everything.
         history: what each step achieved.
         recipe: what was done.
         kept: what was chosen from, True = kept: the masks themselves, or by layer (units,) flags of units.
+        shrunk: what `shrink` did, once it was called.
     """
 
     model: nn.Module
@@ -59,6 +60,7 @@ class Pruned:
     history: tuple[Record, ...]
     recipe: Recipe
     kept: Masks
+    shrunk: ShrinkResult | None = None
 
     def shrink(self, example_inputs: Tensor) -> ShrinkResult:
         """Take the removed units out of the model, in place, with the proof that it computes the same.
@@ -67,12 +69,19 @@ class Pruned:
             example_inputs: (N, ...) inputs to prove it on.
 
         Raises:
-            InputError: if the recipe removed single weights, or a layer has lost all its units.
+            InputError: if the recipe removed single weights, a layer has lost all its units, or the units
+                have been taken out already.
+            ModelError: if the units of a group can be masked but not taken out.
             VerificationError: if the smaller network computes something else; the model is untouched then.
         """
         if self.recipe.shape.counts != "units":
             raise InputError("single weights were removed, not units: there is nothing to take out whole")
-        return shrink(self.model, self.kept, example_inputs)
+        if self.shrunk is not None:
+            raise InputError("the removed units have been taken out already")
+        result = shrink(self.model, self.kept, example_inputs, masks=self.masks)
+        self.shrunk = result
+        self.masks = result.masks  # those of the larger layers would be refused by all that takes masks
+        return result
 
     def __repr__(self) -> str:
         return f"<Pruned {type(self.model).__name__}: {self._achieved()}>"
@@ -82,6 +91,8 @@ class Pruned:
         return f"{self.kept.sparsity:.1%} of {self.kept.total:,} {self.recipe.shape.counts} removed ({ratio})"
 
     def __str__(self) -> str:
+        if self.shrunk is not None:
+            return f"{self._achieved()} and taken out: next, save_pretrained(pruned, folder)."
         if self.recipe.shape.counts == "units":
             return (
                 f"{self._achieved()}. They are off, but still there: "

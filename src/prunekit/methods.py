@@ -234,7 +234,7 @@ def taylor_units(
 def skeletonization(
     sparsity: float = 0.5, steps: int = 10, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
-    """The units of least relevance, the derivative of the linear error by their gain, then a brief retraining.
+    """The units of least relevance, the derivative of the linear error by their gain, with brief retraining.
 
     Paper: Mozer, Smolensky 1989, NIPS 1
     """

@@ -19,6 +19,7 @@ from prunekit.masks import Masks
 from prunekit.models import ModelSettings, create
 from prunekit.pruning import Pruned
 from prunekit.saving.packing import pack, unpack, unpack_mask
+from prunekit.structure import resize_to
 from prunekit.targets import unwrap
 from prunekit.version import __version__
 
@@ -100,7 +101,8 @@ def load_pretrained(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
     Args:
         folder: the folder.
         model: a freshly built network of the same class; only needed if the save names no architecture.
-            Parameters that were tied when they were saved are tied in it, too.
+            Parameters that were tied when they were saved are tied in it, too. Layers that were shrunk
+            before the save are made as small in it, as new parameters.
 
     Raises:
         DataError: if a file is missing, damaged, truncated, or not of prunekit.
@@ -112,7 +114,8 @@ def load_pretrained(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
     if model is None:
         model = _build(folder, description)
     state = _dense(folder, description, tensors)
-    _check_fits(unwrap(model), state, folder)
+    _check_names(unwrap(model), state, folder)
+    _fit(unwrap(model), state, folder)
     unwrap(model).load_state_dict(state)
     for name, source in description["tied"].items():
         _tie(unwrap(model), name, source)
@@ -247,7 +250,7 @@ def _build(folder: Path, description: Mapping[str, Any]) -> nn.Module:
     return Architecture(settings, shape, outputs).build()
 
 
-def _check_fits(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+def _check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     own = model.state_dict()
     missing = sorted(set(own) - set(state))
     extra = sorted(set(state) - set(own))
@@ -260,11 +263,21 @@ def _check_fits(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
                 if names
             )
         )
-    for name, value in own.items():
-        if value.shape != state[name].shape:
-            raise ModelError(
-                f"{name} has shape {tuple(value.shape)} in the model, {tuple(state[name].shape)} in {folder}"
-            )
+
+
+def _fit(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Make the model's layers as small as the saved ones, if units were taken out before it was saved."""
+    own = model.state_dict()
+    name = next((name for name, value in own.items() if value.shape != state[name].shape), None)
+    if name is None:
+        return
+    try:
+        resize_to(model, {name: value.shape for name, value in state.items()})
+    except ModelError as error:
+        raise ModelError(
+            f"{name} has shape {tuple(own[name].shape)} in the model, {tuple(state[name].shape)} in {folder}, "
+            f"and taking units out of the model does not give it: {error}"
+        ) from None
 
 
 def check_free(folder: Path) -> None:
