@@ -116,10 +116,14 @@ def find_units(
 
     Raises:
         InputError: if a pattern matches nothing, or no layer with units is left.
-        ModelError: naming the layer that makes the network no chain.
+        ModelError: naming the layer that makes the network no chain, or one that `targets` asks for and whose
+            units cannot be removed.
     """
     layers = {target.layer for target in find_targets(model, targets, ignore)}
     chain = chain_of(unwrap(model), inputs=inputs)
+    for name in chain.refused:
+        if targets is not None and name in layers:
+            chain.group(name)  # says why
     chosen = tuple(
         Target(group.name, group.name, "units", (group.units,))
         for group in chain.groups
@@ -129,5 +133,6 @@ def find_units(
         raise InputError(
             "the recipe chooses no layer with units: the last layer makes the network's outputs, "
             f"layers with units are: {', '.join(group.name for group in chain.groups) or 'none'}"
+            + "".join(f"; not {name!r}: {reason}" for name, reason in chain.refused.items())
         )
     return Units(chosen, chain)

@@ -275,8 +275,8 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
         resize_to(model, {name: value.shape for name, value in state.items()})
     except ModelError as error:
         raise ModelError(
-            f"{name} has shape {tuple(own[name].shape)} in the model, {tuple(state[name].shape)} in {folder}, "
-            f"and taking units out of the model does not give it: {error}"
+            f"{name} has shape {tuple(own[name].shape)} in the model, {tuple(state[name].shape)} in "
+            f"{folder}, and taking units out of the model does not give it: {error}"
         ) from None
 
 
