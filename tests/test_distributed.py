@@ -45,5 +45,16 @@ def test_they_are_those_of_all_data_together(ranks, name):
     assert different["alone"] > 2
 
 
+@pytest.mark.parametrize("name", ["least squares", "stand-ins"])
+def test_repairs_are_those_of_all_data_together(ranks, name):
+    halves = [blobs(64, seed=rank) for rank in (0, 1)]
+    data = tuple(torch.cat(parts) for parts in zip(*halves, strict=True))
+    expected = prune(mlp(10, 16, 3), recipe(**RECIPES[name]), data).model.state_dict()
+    alone = prune(mlp(10, 16, 3), recipe(**RECIPES[name]), halves[0]).model.state_dict()
+    found = ranks[0][name]["model"]
+    assert all(torch.allclose(found[key], expected[key], atol=1e-5) for key in found)
+    assert not all(torch.allclose(found[key], alone[key], atol=1e-3) for key in found)
+
+
 def test_removed_weights_stay_zero_in_the_users_loop(ranks):
     assert ranks[0]["attached"]["zeros"] == [0, 0, *[round(0.3 * 208)] * 3, *[round(0.6 * 208)] * 3]

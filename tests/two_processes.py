@@ -19,6 +19,8 @@ RECIPES = {
     "gradient": {"score": "gradient"},
     "weight gradient": {"score": "weight_gradient", "allocation": "per_layer"},
     "random": {"score": "random"},
+    "least squares": {"shape": "unit", "repair": "least_squares"},
+    "stand-ins": {"shape": "unit", "repair": "sietsma_dow"},
     "sensitivity": {"allocation": "sensitivity"},
     "fine tune": {"score": "gradient", "schedule": LINEAR, "retrain": FINE_TUNE},
 }

@@ -22,6 +22,7 @@ from prunekit.masking import MaskedOptimizer
 from prunekit.masks import Masks
 from prunekit.readiness import check_restart, check_retraining
 from prunekit.recipe import Plan, Recipe, Step
+from prunekit.repair import Damage
 from prunekit.retrain import Checkpoints
 from prunekit.scores import Evidence, Scores
 from prunekit.seeds import derive, generator
@@ -157,10 +158,11 @@ class Session:
         elements = self.plan.elements
         subject = Subject(self.model, elements.parameters, elements.chain, self.kept)
         found = collect(subject, self._calibration(), self._needs(), loss=self._loss_of)
-        self.kept = self._choose(step, self._scores(step, found))
+        before, self.kept = self.kept, self._choose(step, self._scores(step, found))
         self.masks = elements.masks(self.model, self.kept)
+        # before the masks act: a repair looks at the values that go
+        self.recipe.repair(Damage(self.model, self.masks, found, elements.chain, before, self.kept))
         self.masks.apply(self.model)
-        self.recipe.repair(self.model, self.masks, found)
         restarted = self.recipe.retrain.restart(
             self.model, self._checkpoints, derive(self._seed, "step", step.number)
         )

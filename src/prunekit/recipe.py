@@ -118,6 +118,11 @@ class Recipe(Settings):
             )
         if self.score.level == "unit" and self.shape.counts != "units":
             raise ValueError(f"the score {self.score.name!r} ranks units: use the shape 'unit'")
+        if self.repair.level == "unit" and self.shape.counts != "units":
+            raise ValueError(
+                f"the repair {self.repair.name!r} is for units, the shape {self.shape.name!r} removes single "
+                "weights: use the shape 'unit'"
+            )
         if self.allocation.of_weights and self.shape.counts != "weights":
             raise ValueError(
                 f"the allocation {self.allocation.name!r} looks at single weights: use the shape 'weight'"
@@ -139,7 +144,8 @@ class Recipe(Settings):
 
         Raises:
             InputError: if a pattern matches nothing, or an amount, shape or floor does not fit a layer.
-            ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized).
+            ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized), or
+                a layer that the repair cannot mend.
         """
         elements = self.shape.elements(model, self.targets, self.ignore)
         targets = elements.targets
@@ -152,6 +158,7 @@ class Recipe(Settings):
                 f"the shape {self.shape.name!r} takes the same fraction of every layer, which the allocation "
                 f"{self.allocation.name!r} does not give: use 'per_layer' (with output_rate 1)"
             )
+        self.repair.check(model, elements.chain, elements.names)
         return Plan(elements, tuple(self._steps(targets)))
 
     def _steps(self, targets: tuple[Target, ...]) -> Iterator[Step]:

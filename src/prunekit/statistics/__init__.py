@@ -1,6 +1,7 @@
 """What scores and repairs need from data, collected for all that ask in one pass."""
 
 from prunekit.statistics.collect import Collector, Found, Statistic, Subject, collect, sum_over_processes
+from prunekit.statistics.consumers import InputCovariance, MeanInput, UnitCovariance
 from prunekit.statistics.gradients import MeanGradient
 from prunekit.statistics.units import (
     Behaviour,
@@ -15,13 +16,16 @@ __all__ = [
     "Behaviour",
     "Collector",
     "Found",
+    "InputCovariance",
     "MeanGradient",
+    "MeanInput",
     "PredictedChange",
     "Relevance",
     "Significance",
     "Statistic",
     "Subject",
     "SwitchingOff",
+    "UnitCovariance",
     "UnitStatistic",
     "collect",
     "sum_over_processes",

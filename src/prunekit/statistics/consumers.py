@@ -1,0 +1,222 @@
+"""What the layers that read units are given: means and covariances of their inputs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunekit.batches import Batch
+from prunekit.errors import DataError, InputError
+from prunekit.statistics.collect import Collector, Statistic, Subject, sum_over_processes
+from prunekit.structure import Chain
+from prunekit.structure.operations import LAYERS, Layer
+from prunekit.units.flow import BUDGET_BYTES, Link
+from prunekit.units.layers import by_unit, unit_dim
+from prunekit.units.streaming import pieces
+
+_ROWS_BYTES = 64 * 2**20
+"""Memory for the rows in float64 whose products are taken at once."""
+
+
+class ConsumerStatistic(Statistic):
+    """Something of the inputs of each layer that reads units, before the step."""
+
+    @property
+    def needs_loss(self) -> bool:
+        """The collectors run the chain up to the last reader by themselves."""
+        return False
+
+    def start(self, subject: Subject) -> Collector:
+        """A collector for the groups whose units are counted.
+
+        Raises:
+            InputError: if the recipe's shape counts weights, not units.
+        """
+        if subject.chain is None:
+            raise InputError("this repair is for units: give the recipe the shape 'unit'")
+        return _Inputs(self, subject.chain, subject.kept)
+
+    @abstractmethod
+    def blocks(self, link: Link, x: Tensor) -> Iterator[Tensor]:
+        """A consumer's inputs (n, ...) as blocks (repeat, rows, columns), see `Scatter`."""
+
+    @property
+    @abstractmethod
+    def pairs(self) -> bool:
+        """Whether covariances are wanted; else the mean, in the shape of one input."""
+
+
+@dataclass(frozen=True)
+class MeanInput(ConsumerStatistic):
+    """By group: the mean over examples of what the consumer reads, in the shape of one of its inputs."""
+
+    @property
+    def pairs(self) -> bool:
+        """No."""
+        return False
+
+    def blocks(self, link: Link, x: Tensor) -> Iterator[Tensor]:
+        """Each number is a column."""
+        yield x.flatten(1).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class UnitCovariance(ConsumerStatistic):
+    """By group: (units, units) covariances of the units over examples and positions.
+
+    Where a unit is several columns of a linear consumer, each about its own mean, their mean is taken.
+    """
+
+    @property
+    def pairs(self) -> bool:
+        """Yes."""
+        return True
+
+    def blocks(self, link: Link, x: Tensor) -> Iterator[Tensor]:
+        """One block for each of a unit's columns."""
+        dim = unit_dim(link.consumer, x)
+        rows = by_unit(x, link.group, dim).movedim((dim, dim + 1), (-1, 0))
+        yield rows.flatten(1, -2)
+
+
+@dataclass(frozen=True)
+class InputCovariance(ConsumerStatistic):
+    """By group: (columns, columns) covariances of the columns of the consumer's flattened weights.
+
+    For a convolution the rows are its patches, padding included, at all positions.
+    """
+
+    @property
+    def pairs(self) -> bool:
+        """Yes."""
+        return True
+
+    def blocks(self, link: Link, x: Tensor) -> Iterator[Tensor]:
+        """A few examples' rows at a time: patches are many times the inputs."""
+        layer = cast(Layer, link.consumer.module)
+        at_once = max(1, _ROWS_BYTES // (8 * patches(layer, x[:1]).numel()))
+        for part in torch.split(x, at_once):
+            yield patches(layer, part).unsqueeze(0)
+
+
+class Scatter:
+    """Running means and products of deviations of (repeat, rows, columns), added up over `repeat`.
+
+    Each of the `repeat` blocks is taken about its own mean. Batches, and processes, are merged by the update
+    of Chan, Golub and LeVeque (1979), so that large means cost no digits.
+
+    Attributes:
+        count: rows so far.
+        mean: (repeat, columns) float64.
+    """
+
+    def __init__(self, *, pairs: bool) -> None:
+        """With `pairs`, covariances of columns; else means only."""
+        self._pairs = pairs
+        self.count = 0
+        self.mean = torch.empty(0)
+        self._second = torch.empty(0)
+
+    def add(self, block: Tensor) -> None:
+        """Take (repeat, rows, columns) more."""
+        block = block.double()
+        mean, rows = block.mean(1), block.shape[1]
+        if self.count == 0:
+            self.mean = torch.zeros_like(mean)
+            self._second = (
+                mean.new_zeros(mean.shape[-1], mean.shape[-1]) if self._pairs else mean.new_zeros(0)
+            )
+        total = self.count + rows
+        step = mean - self.mean
+        if self._pairs:
+            apart = (block - mean.unsqueeze(1)).flatten(0, 1)
+            self._second.addmm_(apart.T, apart)
+            self._second.addmm_(step.T, step, alpha=self.count * rows / total)
+        self.mean = self.mean + step * (rows / total)
+        self.count = total
+
+    def reduce(self) -> None:
+        """Merge with the scatters of all processes."""
+        count = torch.tensor(float(self.count), dtype=torch.float64, device=self.mean.device)
+        total, sums = count.clone(), self.mean * count
+        sum_over_processes([total, sums])
+        mean = sums / total
+        step = self.mean - mean
+        if self._pairs:
+            self._second.addmm_(step.T, step, alpha=self.count)
+            sum_over_processes([self._second])
+        self.count, self.mean = int(total), mean
+
+    @property
+    def covariance(self) -> Tensor:
+        """(columns, columns), the mean over the blocks, divided by the number of rows."""
+        return self._second / (self.count * len(self.mean))
+
+
+class _Inputs(Collector):
+    def __init__(self, statistic: ConsumerStatistic, chain: Chain, kept: Mapping[str, Tensor]) -> None:
+        self._statistic = statistic
+        self._chain = chain
+        self._names = set(kept) or {group.name for group in chain.groups}
+        self._found: dict[str, Scatter] = {}
+        self._shapes: dict[str, torch.Size] = {}
+
+    @torch.no_grad()
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        for flow, x in pieces(self._chain, batch[0], BUDGET_BYTES):
+            readers = {link.position: link for link in flow.links if link.group.name in self._names}
+            for place in range(max(readers) + 1):
+                if place in readers:
+                    self._take(readers[place], x)
+                x = self._chain.stages[place].run(x)
+
+    def _take(self, link: Link, x: Tensor) -> None:
+        name = link.group.name
+        if self._shapes.setdefault(name, x.shape[1:]) != x.shape[1:]:
+            raise DataError(
+                f"the layer {link.consumer.name!r} reads inputs of several sizes, "
+                f"{tuple(self._shapes[name])} and {tuple(x.shape[1:])}, which have no mean"
+            )
+        scatter = self._found.setdefault(name, Scatter(pairs=self._statistic.pairs))
+        for block in self._statistic.blocks(link, x):
+            scatter.add(block)
+
+    def finish(self) -> dict[str, Tensor]:
+        values = {}
+        for name, scatter in self._found.items():
+            scatter.reduce()
+            if self._statistic.pairs:
+                values[name] = scatter.covariance
+            else:
+                values[name] = scatter.mean.view(self._shapes[name])
+            if not bool(torch.isfinite(values[name]).all()):
+                raise DataError(f"the units of {name!r} are not finite on the calibration data")
+        return values
+
+
+def patches(layer: Layer, x: Tensor) -> Tensor:
+    """(rows, columns): what each output of a layer is computed from, in the order of its flattened weights.
+
+    Args:
+        layer: a linear layer, or a convolution in one group.
+        x: (n, ...) its inputs.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.flatten(0, -2)
+    assert isinstance(layer, LAYERS)
+    sides = list(layer._reversed_padding_repeated_twice)
+    if any(sides):
+        x = F.pad(x, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    dims = len(layer.kernel_size)
+    for dim, (size, step, apart) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
+    ):
+        x = x.unfold(dim, apart * (size - 1) + 1, step)[..., ::apart]
+    # (n, channels, positions..., kernel...) -> the channels beside the kernel
+    return x.movedim(1, 1 + dims).flatten(1 + dims).flatten(0, dims)
