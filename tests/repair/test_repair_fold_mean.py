@@ -1,11 +1,12 @@
 """The bias against loops over the examples."""
 
+import pytest
 import torch
 import torch.nn.functional as F
-from repair_nets import convnet, inputs, mend, mlp
+from repair_nets import convnet, damage, inputs, mend, mlp
 from torch import nn
 
-from prunekit.repair import FoldMean
+from prunekit.repair import FoldMean, LeastSquares, SietsmaDow
 
 
 @torch.no_grad()
@@ -57,3 +58,13 @@ def test_flags_and_gradients_are_left_alone():
     assert all(module.training for module in net.modules())
     assert [p.requires_grad for p in net.parameters()] == [False, *[True] * 5]
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("repair", [FoldMean(), SietsmaDow(), LeastSquares()])
+def test_what_is_removed_is_zero_without_help_from_the_loop(repair):
+    net = mlp()
+    told = damage(net, repair, inputs(20, 7), {"0": [1, 4], "2": [3]})
+    repair(told)
+    removed = [parameter[~mask] for parameter, mask in told.masks.parameters(net)]
+    assert len(removed) == 5  # weights and biases of the two layers, weights of the last
+    assert all(len(each) and bool((each == 0).all()) for each in removed)
