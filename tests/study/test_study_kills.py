@@ -127,6 +127,6 @@ def test_ctrl_c_ends_at_once_with_one_line_and_no_worker_left(tmp_path):
     assert process.returncode == 130
     assert printed == ""
     assert complaints == "prunekit: error: stopped; the same command goes on from here\n"
-    assert group(process) == set()
+    wait_for(lambda: group(process) == set())  # a busy machine takes a moment to end what was told to
     rows, _ = tables(out)
     assert {row["method"] for row in rows} <= {"dense"}  # what is finished can be looked at

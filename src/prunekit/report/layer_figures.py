@@ -65,7 +65,7 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
     figure.text(
         0.55 / width,
         (legend + 0.02) / height,
-        "whole network: weights removed (%)",
+        "whole network: removed of the original count (%)",
         fontsize=8.5,
         va="bottom",
     )
@@ -155,7 +155,7 @@ def _heat(table: LayerTable) -> Drawing:
     return Drawing(
         "layers-methods",
         f"What each method removes from each layer at about {times(table.asked)}",
-        "Percent of the layer's weights removed (darker is more), layers in the order of the network; beside "
+        "Percent of the layer removed (darker is more), layers in the order of the network; beside "
         "each method its own compression at that point.",
         figure,
         {},

@@ -24,7 +24,8 @@ def constant_inputs(model: nn.Module, chain: Chain, group: UnitGroup, constants:
 
     Returns:
         (units * repeat,) what arrives, in float64 on the CPU; None if something on the way does not turn a
-        constant into a constant, such as an average that counts padding.
+        constant into a constant, such as an average that counts padding, or learns from it, such as a slope
+        that all units share.
     """
     before, _, _ = chain.split(group)
     names = [stage.name if stage.module is not None else "" for stage in before]
@@ -42,7 +43,7 @@ def constant_inputs(model: nn.Module, chain: Chain, group: UnitGroup, constants:
             elif _is_pool(stage):
                 if not _keeps_constants(stage):
                     return None
-            elif isinstance(stage.module, NORMS) and stage.module.running_mean is None:
+            elif _has_no_statistics(stage) or _learns_from_all(stage):
                 return None
             else:
                 values = stage.run(values)
@@ -52,6 +53,20 @@ def constant_inputs(model: nn.Module, chain: Chain, group: UnitGroup, constants:
 def _is_pool(stage: Stage) -> bool:
     called = isinstance(stage.run, Call) and stage.run.target in POOL_FUNCTIONS
     return called or isinstance(stage.module, POOL_MODULES)
+
+
+def _has_no_statistics(stage: Stage) -> bool:
+    """Whether a batch norm normalises by the batch in evaluation mode as well."""
+    return isinstance(stage.module, NORMS) and stage.module.running_mean is None
+
+
+def _learns_from_all(stage: Stage) -> bool:
+    """Whether the units share a parameter, such as a PReLU's slope, that learns from the constant ones too."""
+    return (
+        stage.module is not None
+        and not isinstance(stage.module, NORMS)
+        and any(True for _ in stage.module.parameters())
+    )
 
 
 def _keeps_constants(stage: Stage) -> bool:
