@@ -61,7 +61,7 @@ def _has_no_statistics(stage: Stage) -> bool:
 
 
 def _learns_from_all(stage: Stage) -> bool:
-    """Whether the units share a parameter, such as a PReLU's slope, that learns from the constant ones too."""
+    """Whether the units share a parameter, such as a PReLU's slope, which learns from the constant ones."""
     return (
         stage.module is not None
         and not isinstance(stage.module, NORMS)
