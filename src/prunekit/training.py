@@ -18,6 +18,7 @@ from prunekit.errors import DataError, ModelError, PrunekitError
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masking import MaskedOptimizer
 from prunekit.masks import Masks
+from prunekit.modes import keeping_modes
 from prunekit.regularize import Regularizer
 from prunekit.seeds import derive, seeded
 from prunekit.settings import Settings
@@ -189,18 +190,16 @@ def _attached(
     model: nn.Module, optimizer: Optimizer, training: Training, masks: Masks | None
 ) -> Iterator[None]:
     handles: list[Any] = []
-    modes = [(module, module.training) for module in model.modules()]
     try:
         for regularizer in training.regularize:
             handles += regularizer.attach(model, optimizer, masks)
         if masks is not None:
             handles.append(_Detach(MaskedOptimizer(model, optimizer, masks)))
-        yield
+        with keeping_modes(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.modes import keeping_modes
 
 ExampleInputs = Tensor | tuple[Tensor, ...]
 
@@ -17,13 +18,9 @@ ExampleInputs = Tensor | tuple[Tensor, ...]
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module has the training flag that it had, mixed ones too."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
+    with keeping_modes(model):
         model.eval()
         yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:

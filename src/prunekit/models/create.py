@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunekit.errors import InputError, ModelError, PrunekitError
@@ -14,6 +12,7 @@ from prunekit.models._sizes import feature_shape, output_count
 from prunekit.models.factories import find_factory
 from prunekit.models.settings import ModelSettings
 from prunekit.models.signature import data_arguments
+from prunekit.seeds import seeded
 
 
 def create(
@@ -42,7 +41,8 @@ def create(
     chosen = ModelSettings.parse(settings)
     factory = find_factory(chosen.name)
     from_data = data_arguments(chosen.name, factory, feature_shape(input_shape), output_count(outputs))
-    with _seeded(seed):
+    _check_seed(seed)
+    with seeded(seed):
         try:
             model = factory(**from_data, **chosen.own)
         except PrunekitError:
@@ -56,19 +56,6 @@ def create(
     return model
 
 
-def _gpu_in_use() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` inside, and put torch's generators back afterwards."""
+def _check_seed(seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError(f"seed must be a whole number in [0, 2**63), got {seed!r}")
-    # Asking an unused GPU for its generator would start it, in every worker process.
-    devices = list(range(torch.cuda.device_count())) if _gpu_in_use() else []
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed_all(seed)
-        yield

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from prunekit.modes import keeping_modes
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -14,11 +16,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     `train()` and `eval()` are not called: users override them.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
+    with keeping_modes(model):
+        for module in model.modules():
+            module.training = False
         yield
-    finally:
-        for module, training in modes:
-            module.training = training

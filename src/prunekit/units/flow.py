@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.modes import keeping_modes
 from prunekit.structure.chain import Chain, Stage, UnitGroup
 from prunekit.units.layers import contributions, leaves_rows, pointwise, unit_dim, with_gains
 
@@ -220,11 +221,8 @@ def _flat_from(stages: Sequence[Stage], shapes: Sequence[torch.Size]) -> int:
 def at_rest(chain: Chain) -> Iterator[None]:
     """Evaluation mode inside; afterwards each module has the flag that it had."""
     roots = [stage.module for stage in chain.stages if stage.module is not None]
-    flags = [(module, module.training) for root in roots for module in root.modules()]
-    try:
-        for module, _ in flags:
-            module.training = False
+    with keeping_modes(*roots):
+        for root in roots:
+            for module in root.modules():
+                module.training = False
         yield
-    finally:
-        for module, training in flags:
-            module.training = training
