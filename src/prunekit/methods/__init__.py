@@ -1,0 +1,136 @@
+"""The known methods, each one expression over the parts, with its paper. One family per file.
+
+A method is a function from a few numbers to a `Recipe`. Those that retrain take `epochs` per step and, as
+`training`, any other setting of `Training`. To change anything else about one, write the recipe.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunekit.errors import InputError
+from prunekit.methods import units, weights
+from prunekit.methods.units import (
+    apoz_units,
+    filter_norm,
+    n2ps_units,
+    oracle_units,
+    random_units,
+    skeletonization,
+    taylor_units,
+)
+from prunekit.methods.weights import (
+    erk_magnitude,
+    gradient,
+    gradual_magnitude,
+    iterative_magnitude,
+    layer_magnitude,
+    lottery_ticket,
+    lottery_ticket_linear,
+    magnitude,
+    n_m,
+    random,
+    random_ticket,
+    sensitivity_magnitude,
+    snip,
+    threshold_magnitude,
+    unpruned,
+)
+from prunekit.recipe import Recipe
+
+__all__ = [
+    "METHODS",
+    "MethodInfo",
+    "apoz_units",
+    "describe",
+    "erk_magnitude",
+    "filter_norm",
+    "gradient",
+    "gradual_magnitude",
+    "iterative_magnitude",
+    "layer_magnitude",
+    "lottery_ticket",
+    "lottery_ticket_linear",
+    "magnitude",
+    "n2ps_units",
+    "n_m",
+    "oracle_units",
+    "random",
+    "random_ticket",
+    "random_units",
+    "recipe",
+    "sensitivity_magnitude",
+    "skeletonization",
+    "snip",
+    "taylor_units",
+    "threshold_magnitude",
+    "unpruned",
+]
+
+METHODS: Mapping[str, Callable[..., Recipe]] = {
+    method.__name__: method
+    for family in (weights, units)
+    for method in vars(family).values()
+    if inspect.isfunction(method) and method.__module__ == family.__name__
+}
+"""Every named method."""
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A row of the table of methods.
+
+    Attributes:
+        name: as in Python, YAML and on the command line.
+        summary: one sentence.
+        paper: the source; empty for controls.
+        shape: what goes together.
+        needs: what the method needs besides the weights: calibration data, retraining, initial values.
+        settings: its settings with their defaults.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    shape: str
+    needs: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+def recipe(name: str, **settings: Any) -> Recipe:
+    """The recipe of a named method.
+
+    Raises:
+        InputError: if there is no such method, or it has no such setting; it names those that exist.
+    """
+    if name not in METHODS:
+        raise InputError(f"there is no method {name!r}; methods are: {', '.join(METHODS)}")
+    allowed = inspect.signature(METHODS[name]).parameters
+    for key in settings:
+        if key not in allowed:
+            raise InputError(f"method {name}: unknown key {key!r}; allowed keys are: {', '.join(allowed)}")
+    try:
+        return METHODS[name](**settings)
+    except TypeError as error:  # a text where the method calculates with a number
+        raise InputError(f"method {name}: {error}") from None
+
+
+def describe(name: str) -> MethodInfo:
+    """What there is to know of a method, read from its docstring and its recipe."""
+    chosen = recipe(name)
+    text = inspect.cleandoc(METHODS[name].__doc__ or "")
+    paper = text.partition("Paper:")[2].strip()
+    needs = [
+        what
+        for what, needed in (
+            ("data", chosen.needs_data),
+            ("retraining", chosen.retrain.plan is not None),
+            ("initial values", chosen.retrain.checkpoint is not None),
+        )
+        if needed
+    ]
+    defaults = {key: value.default for key, value in inspect.signature(METHODS[name]).parameters.items()}
+    return MethodInfo(name, text.split("\n\n")[0], paper, chosen.shape.name, tuple(needs), defaults)

@@ -1,0 +1,102 @@
+"""Methods that remove whole neurons and filters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prunekit.allocation import PerLayer
+from prunekit.methods._training import TrainingLike, training_of
+from prunekit.recipe import Recipe
+from prunekit.retrain import FineTune
+from prunekit.schedule import Linear, OneShot
+from prunekit.scores import N2PS, Activation, Magnitude, Oracle, Random, Skeletonization, UnitTaylor
+from prunekit.shapes import Unit
+from prunekit.statistics.units import Error
+
+
+def oracle_units(sparsity: float = 0.5, steps: int = 10, error: Error = "squared_error") -> Recipe:
+    """The units whose switching off raises the true error least, ranked again in every step.
+
+    Paper: Wolfe, Sharma, Raj 2017, arXiv 1701.04465
+    """
+    return Recipe(score=Oracle(error=error), shape=Unit(), schedule=Linear(sparsity=sparsity, steps=steps))
+
+
+def taylor_units(
+    sparsity: float = 0.5, steps: int = 10, order: Literal[1, 2] = 2, error: Error = "squared_error"
+) -> Recipe:
+    """The units whose switching off a Taylor series in their gain predicts to cost least.
+
+    Paper: Wolfe, Sharma, Raj 2017, arXiv 1701.04465
+    """
+    return Recipe(
+        score=UnitTaylor(order=order, error=error),
+        shape=Unit(),
+        schedule=Linear(sparsity=sparsity, steps=steps),
+    )
+
+
+def skeletonization(
+    sparsity: float = 0.5, steps: int = 10, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
+    """The units of least relevance, the derivative of the linear error by their gain, with brief retraining.
+
+    Paper: Mozer, Smolensky 1989, NIPS 1
+    """
+    return Recipe(
+        score=Skeletonization(),
+        shape=Unit(),
+        schedule=Linear(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def n2ps_units(
+    sparsity: float = 0.5, steps: int = 10, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
+    """The units, input features among them, of least significance for the next layer, with retraining.
+
+    The paper stops where the accuracy falls and rolls back; here the schedule says how far it goes.
+
+    Paper: Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7
+    """
+    return Recipe(
+        score=N2PS(),
+        shape=Unit(inputs=True),
+        schedule=Linear(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def apoz_units(
+    sparsity: float = 0.5, steps: int = 10, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
+    """The units with the largest share of zeros behind their activation, with retraining; meant for ReLU.
+
+    Paper: Hu et al. 2016, arXiv 1607.03250
+    """
+    return Recipe(
+        score=Activation(what="nonzeros"),
+        shape=Unit(),
+        schedule=Linear(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def filter_norm(sparsity: float = 0.5, epochs: float = 20, training: TrainingLike = None) -> Recipe:
+    """The filters of the smallest L1 norm, the same fraction of every layer in one step, then retraining.
+
+    Paper: Li et al. 2016, arXiv 1608.08710
+    """
+    return Recipe(
+        score=Magnitude(),
+        shape=Unit(),
+        allocation=PerLayer(),
+        schedule=OneShot(sparsity=sparsity),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def random_units(sparsity: float = 0.5) -> Recipe:
+    """Units drawn by lot, in one step: the control of every comparison of units."""
+    return Recipe(score=Random(), shape=Unit(), schedule=OneShot(sparsity=sparsity))

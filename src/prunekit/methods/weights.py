@@ -1,0 +1,178 @@
+"""Methods that remove single weights by looking at the weights or their gradients; and the controls."""
+
+from __future__ import annotations
+
+from prunekit.allocation import ERK, Nothing, PerLayer, Sensitivity, Threshold
+from prunekit.methods._training import TrainingLike, training_of
+from prunekit.recipe import Recipe
+from prunekit.retrain import FineTune, Reinitialize, Rewind
+from prunekit.schedule import Cubic, Geometric, Linear, OneShot, Rounds
+from prunekit.scores import Gradient, Magnitude, Random, WeightGradient
+from prunekit.shapes import NM
+
+
+def random(sparsity: float = 0.9) -> Recipe:
+    """Weights drawn by lot, in one step: the control of every comparison."""
+    return Recipe(score=Random(), schedule=OneShot(sparsity=sparsity))
+
+
+def magnitude(sparsity: float = 0.9) -> Recipe:
+    """The smallest |w| of all layers, in one step.
+
+    Paper: Han et al. 2015, arXiv 1506.02626
+    """
+    return Recipe(score=Magnitude(), schedule=OneShot(sparsity=sparsity))
+
+
+def layer_magnitude(sparsity: float = 0.9) -> Recipe:
+    """The smallest |w| of each layer, the same fraction everywhere, in one step.
+
+    Paper: Han et al. 2015, arXiv 1506.02626
+    """
+    return Recipe(score=Magnitude(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
+
+
+def threshold_magnitude(
+    q: float = 0.5, rounds: int = 1, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
+    """Every |w| below q standard deviations of its layer; prune, retrain, repeat.
+
+    Paper: Han et al. 2015, arXiv 1506.02626
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=Threshold(q=q),
+        schedule=Rounds(steps=rounds),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def iterative_magnitude(
+    sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
+    """The smallest |w|, the same share of what is left in every step, retrained after each.
+
+    Paper: Han et al. 2015, arXiv 1506.02626
+    """
+    return Recipe(
+        score=Magnitude(),
+        schedule=Geometric(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def gradual_magnitude(
+    sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
+    """Automated gradual pruning: the smallest |w| by a cubic schedule while training goes on.
+
+    Paper: Zhu, Gupta 2017, arXiv 1710.01878
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=PerLayer(),
+        schedule=Cubic(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def erk_magnitude(sparsity: float = 0.9) -> Recipe:
+    """The smallest |w| of each layer, narrow layers kept denser by the Erdős-Rényi-Kernel rule.
+
+    Paper: Evci et al. 2020, arXiv 1911.11134
+    """
+    return Recipe(score=Magnitude(), allocation=ERK(), schedule=OneShot(sparsity=sparsity))
+
+
+def sensitivity_magnitude(sparsity: float = 0.9) -> Recipe:
+    """The smallest |w| of each layer, every layer as far as its measured loss allows.
+
+    Paper: Han et al. 2015, arXiv 1506.02626, section 5
+    """
+    return Recipe(score=Magnitude(), allocation=Sensitivity(), schedule=OneShot(sparsity=sparsity))
+
+
+def n_m(n: int = 2, m: int = 4) -> Recipe:
+    """N:M pattern by magnitude: n of every m consecutive inputs are kept.
+
+    Paper: Mishra et al. 2021, arXiv 2104.08378
+    """
+    return Recipe(
+        score=Magnitude(),
+        shape=NM(n=n, m=m),
+        allocation=PerLayer(),
+        schedule=OneShot(sparsity=1 - n / m),
+    )
+
+
+def gradient(sparsity: float = 0.9) -> Recipe:
+    """The smallest |dL/dw|, in one step.
+
+    Paper: Blalock et al. 2020, arXiv 2003.03033, as a baseline
+    """
+    return Recipe(score=Gradient(), schedule=OneShot(sparsity=sparsity))
+
+
+def snip(sparsity: float = 0.9) -> Recipe:
+    """The smallest |w dL/dw|, in one step; meant for a network before training.
+
+    Paper: Lee, Ajanthan, Torr 2019, arXiv 1810.02340
+    """
+    return Recipe(score=WeightGradient(), schedule=OneShot(sparsity=sparsity))
+
+
+def lottery_ticket(
+    rate: float = 0.2, rounds: int = 10, step: int = 0, epochs: float = 10, training: TrainingLike = None
+) -> Recipe:
+    """Train, remove the smallest |w| of each layer, put survivors back to their initial values, repeat.
+
+    The output layer is pruned at half the rate. With `step` > 0 the values are those of that training step
+    (late rewinding).
+
+    Paper: Frankle, Carbin 2019, arXiv 1803.03635
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=PerLayer(output_rate=0.5),
+        schedule=Geometric(rate=rate, steps=rounds),
+        retrain=Rewind(step=step, training=training_of(epochs, training)),
+    )
+
+
+def lottery_ticket_linear(
+    sparsity: float = 0.9, cycles: int = 10, epochs: float = 10, training: TrainingLike = None
+) -> Recipe:
+    """The lottery ticket with equal parts of the original count per cycle: 9, 18, ... 90 %.
+
+    Paper: Frankle, Carbin 2019, arXiv 1803.03635, in a variant with linear steps
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=PerLayer(),
+        schedule=Linear(sparsity=sparsity, steps=cycles),
+        retrain=Rewind(training=training_of(epochs, training)),
+    )
+
+
+def random_ticket(
+    rate: float = 0.2, rounds: int = 10, epochs: float = 10, training: TrainingLike = None
+) -> Recipe:
+    """The control of the lottery ticket: the same masks by magnitude, but survivors get new random values.
+
+    Paper: Frankle, Carbin 2019, arXiv 1803.03635
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=PerLayer(output_rate=0.5),
+        schedule=Geometric(rate=rate, steps=rounds),
+        retrain=Reinitialize(training=training_of(epochs, training)),
+    )
+
+
+def unpruned(rounds: int = 10, epochs: float = 5, training: TrainingLike = None) -> Recipe:
+    """Nothing is removed, but the network is trained as long as the others: the second control."""
+    return Recipe(
+        allocation=Nothing(),
+        schedule=Rounds(steps=rounds),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
