@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError
-from prunekit.methods import units, weights
+from prunekit.methods import filters, units, weights
+from prunekit.methods.filters import geometric_median, network_slimming, taylor_filters, thinet
 from prunekit.methods.units import (
     apoz_units,
     filter_norm,
@@ -48,6 +49,7 @@ __all__ = [
     "describe",
     "erk_magnitude",
     "filter_norm",
+    "geometric_median",
     "gradient",
     "gradual_magnitude",
     "iterative_magnitude",
@@ -57,6 +59,7 @@ __all__ = [
     "magnitude",
     "n2ps_units",
     "n_m",
+    "network_slimming",
     "oracle_units",
     "random",
     "random_ticket",
@@ -65,14 +68,16 @@ __all__ = [
     "sensitivity_magnitude",
     "skeletonization",
     "snip",
+    "taylor_filters",
     "taylor_units",
+    "thinet",
     "threshold_magnitude",
     "unpruned",
 ]
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     method.__name__: method
-    for family in (weights, units)
+    for family in (weights, units, filters)
     for method in vars(family).values()
     if inspect.isfunction(method) and method.__module__ == family.__name__
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunekit.repair.units import Loss, UnitRepair, shift_bias
 from prunekit.statistics import Found, InputCovariance, MeanInput, Statistic
-from prunekit.statistics.consumers import patches
+from prunekit.statistics.consumers import patches, second_moments
 
 
 class LeastSquares(UnitRepair):
@@ -43,7 +43,7 @@ class LeastSquares(UnitRepair):
         layer, name = loss.layer, loss.group.name
         covariance = found[InputCovariance()][name]
         mean = patches(layer, found[MeanInput()][name].unsqueeze(0)).mean(0)
-        moments = covariance if layer.bias is not None else covariance + mean.outer(mean)
+        moments = covariance if layer.bias is not None else second_moments(layer, found, name)
         weight, mask = loss.weight.flatten(1), loss.mask.flatten(1)
         # the columns of units that come back at this step hold no values to start from
         usable = loss.columns(loss.alive).repeat_interleave(weight.shape[1] // loss.weight.shape[1])

@@ -1,6 +1,7 @@
 """Scores: one number per weight or unit; the lowest go first. One family per file."""
 
 from prunekit.scores.base import Evidence, Score, Scores
+from prunekit.scores.filters import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.scores.gradients import Gradient, WeightGradient
 from prunekit.scores.units import (
     N2PS,
@@ -17,14 +18,18 @@ __all__ = [
     "N2PS",
     "Activation",
     "Evidence",
+    "FeatureTaylor",
+    "GeometricMedian",
     "Gradient",
     "Magnitude",
+    "NormScale",
     "Oracle",
     "OutgoingNorm",
     "Random",
     "Score",
     "Scores",
     "Skeletonization",
+    "ThiNet",
     "UnitScore",
     "UnitTaylor",
     "WeightGradient",

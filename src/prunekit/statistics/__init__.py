@@ -5,16 +5,19 @@ from prunekit.statistics.consumers import InputCovariance, MeanInput, UnitCovari
 from prunekit.statistics.gradients import MeanGradient
 from prunekit.statistics.units import (
     Behaviour,
+    FeatureChange,
     PredictedChange,
     Relevance,
     Significance,
     SwitchingOff,
+    UnitMacs,
     UnitStatistic,
 )
 
 __all__ = [
     "Behaviour",
     "Collector",
+    "FeatureChange",
     "Found",
     "InputCovariance",
     "MeanGradient",
@@ -26,6 +29,7 @@ __all__ = [
     "Subject",
     "SwitchingOff",
     "UnitCovariance",
+    "UnitMacs",
     "UnitStatistic",
     "collect",
     "sum_over_processes",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
-from prunekit.statistics.collect import Collector, Statistic, Subject, sum_over_processes
+from prunekit.statistics.collect import Collector, Found, Statistic, Subject, sum_over_processes
 from prunekit.structure import Chain
 from prunekit.structure.operations import LAYERS, Layer
 from prunekit.units.flow import BUDGET_BYTES, Link
@@ -198,6 +198,18 @@ class _Inputs(Collector):
             if not bool(torch.isfinite(values[name]).all()):
                 raise DataError(f"the units of {name!r} are not finite on the calibration data")
         return values
+
+
+def second_moments(layer: Layer, found: Found, name: str) -> Tensor:
+    """(columns, columns) float64, E[x x'] of what a layer reads, about zero.
+
+    Args:
+        layer: the consumer of a group of units.
+        found: with `MeanInput` and `InputCovariance`.
+        name: the group's.
+    """
+    mean = patches(layer, found[MeanInput()][name].unsqueeze(0)).mean(0)
+    return found[InputCovariance()][name] + mean.outer(mean)
 
 
 def patches(layer: Layer, x: Tensor) -> Tensor:

@@ -128,3 +128,24 @@ class Significance(UnitStatistic):
     def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """One figure per unit."""
         return units.significance(chain, inputs, kept=kept)
+
+
+@dataclass(frozen=True)
+class FeatureChange(UnitStatistic):
+    """The mean over examples of |the mean over positions of output times its gradient| (Molchanov et al.)."""
+
+    error: Error
+
+    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """One figure per unit."""
+        return units.feature_taylor(chain, inputs, targets, self.error, kept=kept)
+
+
+@dataclass(frozen=True)
+class UnitMacs(UnitStatistic):
+    """The multiply-accumulate operations that go with a unit."""
+
+    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """The same for all units of a group."""
+        found = units.unit_macs(chain, inputs[:1])
+        return {name: value.to(inputs.device) for name, value in found.items()}

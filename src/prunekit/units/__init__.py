@@ -6,6 +6,7 @@ over the examples. Nothing here changes a network: it is looked at in evaluation
 
 from prunekit.units.activity import Activity, activity
 from prunekit.units.elimination import Elimination, eliminate
+from prunekit.units.filters import distances, feature_taylor, norm_scales, unit_macs
 from prunekit.units.gains import GainDerivatives, gain_derivatives
 from prunekit.units.judge import ERRORS, absolute_error
 from prunekit.units.n2ps import insignificant, significance
@@ -13,6 +14,7 @@ from prunekit.units.oracle import oracle_changes
 from prunekit.units.recursion import Deviation, deviations, diagonal_recursion
 from prunekit.units.skeleton import relevance
 from prunekit.units.surface import error_surface
+from prunekit.units.thinet import best_scales, contribution_products, greedy_order
 from prunekit.units.weights import incoming_norms, outgoing_norms
 
 __all__ = [
@@ -23,15 +25,22 @@ __all__ = [
     "GainDerivatives",
     "absolute_error",
     "activity",
+    "best_scales",
+    "contribution_products",
     "deviations",
     "diagonal_recursion",
+    "distances",
     "eliminate",
     "error_surface",
+    "feature_taylor",
     "gain_derivatives",
+    "greedy_order",
     "incoming_norms",
     "insignificant",
+    "norm_scales",
     "oracle_changes",
     "outgoing_norms",
     "relevance",
     "significance",
+    "unit_macs",
 ]

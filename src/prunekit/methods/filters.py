@@ -1,0 +1,75 @@
+"""Methods that were made for the filters of convolutions; they remove neurons as well."""
+
+from __future__ import annotations
+
+from prunekit.allocation import PerLayer
+from prunekit.methods._training import TrainingLike, training_of
+from prunekit.recipe import Recipe
+from prunekit.repair import ChannelScale
+from prunekit.retrain import FineTune
+from prunekit.schedule import Linear, OneShot
+from prunekit.scores import FeatureTaylor, GeometricMedian, NormScale, ThiNet
+from prunekit.shapes import Unit
+
+
+def thinet(sparsity: float = 0.5, epochs: float = 1, training: TrainingLike = None) -> Recipe:
+    """The units whose loss disturbs the next layer least, layer by layer from the front, the survivors
+    rescaled and the network fine-tuned after each.
+
+    Paper: Luo et al. 2017, arXiv 1707.06342
+    """
+    return Recipe(
+        score=ThiNet(),
+        shape=Unit(),
+        allocation=PerLayer(),
+        schedule=OneShot(sparsity=sparsity),
+        order="forward",
+        repair=ChannelScale(),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def taylor_filters(
+    sparsity: float = 0.5,
+    steps: int = 10,
+    epochs: float = 1,
+    macs: float = 0.0,
+    training: TrainingLike = None,
+) -> Recipe:
+    """The units of the least |output times gradient|, a few at a time over all layers, with fine-tuning.
+
+    Paper: Molchanov et al. 2017, arXiv 1611.06440
+    """
+    return Recipe(
+        score=FeatureTaylor(macs=macs),
+        shape=Unit(),
+        schedule=Linear(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def network_slimming(sparsity: float = 0.5, epochs: float = 20, training: TrainingLike = None) -> Recipe:
+    """The units with the smallest batch norm scales of the whole network, in one step, then fine-tuning.
+
+    Paper: Liu et al. 2017, arXiv 1708.06519
+    """
+    return Recipe(
+        score=NormScale(),
+        shape=Unit(),
+        schedule=OneShot(sparsity=sparsity),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def geometric_median(sparsity: float = 0.5, epochs: float = 20, training: TrainingLike = None) -> Recipe:
+    """The filters nearest to the geometric median of their layer, the same fraction of every layer.
+
+    Paper: He et al. 2019, arXiv 1811.00250
+    """
+    return Recipe(
+        score=GeometricMedian(),
+        shape=Unit(),
+        allocation=PerLayer(),
+        schedule=OneShot(sparsity=sparsity),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )

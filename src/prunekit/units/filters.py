@@ -1,0 +1,152 @@
+"""What filters are worth by their neighbours, by their batch norm, and by a Taylor series per feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.losses import Loss
+from prunekit.structure.chain import Chain
+from prunekit.structure.operations import LAYERS
+from prunekit.units.adjoints import adjoints
+from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, at_rest
+from prunekit.units.judge import error_of
+from prunekit.units.layers import by_unit, unit_dim
+from prunekit.units.oracle import check_examples, checked_kept, empty
+
+
+def distances(weight: Tensor, kept: Tensor) -> Tensor:
+    """The sum of each filter's distances to the layer's other filters: small near their geometric median.
+
+    He et al. 2019 (FPGM), arXiv 1811.00250: such a filter is the one that the others can replace.
+
+    Args:
+        weight: (units, ...).
+        kept: (units,) flags; filters that are off are nobody's neighbours.
+
+    Returns:
+        (units,) float64; 0 for those that are off.
+    """
+    rows = weight.detach().double().flatten(1)
+    found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    alive = rows[kept]
+    # the direct form: the faster one loses the digits of small distances
+    found[kept] = torch.cdist(alive, alive, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    return found
+
+
+def norm_scales(chain: Chain, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """|γ| of the batch norm behind each unit, the mean over its channels where a flatten made several.
+
+    Liu et al. 2017 (network slimming), arXiv 1708.06519.
+
+    Args:
+        chain: the network.
+        names: of the groups.
+
+    Returns:
+        By group (units,) float64; of several norms in a row, the product.
+
+    Raises:
+        InputError: naming a group without a batch norm that scales.
+    """
+    modules = {stage.name: stage.module for stage in chain.stages if stage.module is not None}
+    found = {}
+    for name in names:
+        group = chain.group(name)
+        scales = [cast(nn.BatchNorm2d, modules[norm]).weight for norm in group.norms]
+        if not scales or any(scale is None for scale in scales):
+            raise InputError(
+                f"the units of {name!r} have no batch norm with a scale behind them, which the score "
+                "'norm_scale' looks at: name the layer in `ignore`"
+            )
+        product = torch.ones(group.units, dtype=torch.float64, device=scales[0].device)
+        for scale in scales:
+            product *= scale.detach().double().abs().view(group.units, -1).mean(1)
+        found[name] = product
+    return found
+
+
+def feature_taylor(
+    chain: Chain,
+    inputs: Tensor,
+    targets: Tensor,
+    error: Loss | str,
+    *,
+    kept: Mapping[str, Tensor] | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+) -> dict[str, Tensor]:
+    """The mean over examples of |the mean over positions of dC/dz z| for every unit, C an example's error.
+
+    Molchanov et al. 2017, arXiv 1611.06440. z is what the next layer reads of the unit, behind the activation
+    and any pooling. Unlike the first-order change of the gain, effects of opposite sign on different examples
+    do not cancel.
+
+    Args:
+        chain: the network, seen in evaluation mode.
+        inputs: (N, ...), on the network's device.
+        targets: (N, ...) as the error takes them.
+        error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
+        kept: by group (units,) booleans, False for units that are off already.
+        budget_bytes: memory for activations.
+
+    Returns:
+        By group (units,) float64; NaN for units that are off.
+
+    Raises:
+        InputError: for data or kept units that do not fit the network.
+    """
+    error = error_of(error)
+    kept = checked_kept(chain, kept)
+    check_examples(inputs, targets)
+    with at_rest(chain), torch.no_grad():
+        flow = Flow(chain, inputs[:1])
+        sums = [empty(link.group.units, inputs) for link in flow.links]
+        for chunk in flow.chunks(len(inputs), budget_bytes):
+            now = Pass(flow, inputs[chunk], kept)
+            around = adjoints(now, error, targets[chunk])
+            for place, (link, total) in enumerate(zip(flow.links, sums, strict=True)):
+                x = now.x[place]
+                dim = 0 if link.flat else unit_dim(link.consumer, x)
+                product = by_unit(x * around[place].x, link.group, dim).movedim(dim, 0)
+                # (units, repeat, n) for flat links, else (units, n, positions..., repeat, positions...)
+                each = product.mean(1) if link.flat else product.flatten(2).mean(2)
+                total += each.abs().sum(1, dtype=torch.float64)
+    found = {}
+    for link, total in zip(flow.links, sums, strict=True):
+        off = ~kept.get(link.group.name, torch.ones_like(total, dtype=torch.bool))
+        found[link.group.name] = (total / len(inputs)).masked_fill(off, torch.nan)
+    return found
+
+
+def unit_macs(chain: Chain, example: Tensor) -> dict[str, Tensor]:
+    """The multiply-accumulate operations that go with one unit, in its own layer and in the next.
+
+    Args:
+        chain: the network, all of whose units count.
+        example: (1, ...) one of its inputs.
+
+    Returns:
+        By group (units,) float64, the same for each of its units.
+    """
+    macs: dict[str, float] = {}
+    x = example
+    with at_rest(chain), torch.no_grad():
+        for stage in chain.stages:
+            x = stage.run(x)
+            if isinstance(stage.module, LAYERS):
+                weight = stage.module.weight
+                outputs = x.numel() // len(weight)  # positions: each weight acts once at each
+                macs[stage.name] = float(weight.numel() * outputs)
+    return {
+        group.name: torch.full(
+            (group.units,),
+            sum(macs[layer] for layer in (group.producer, group.consumer) if layer in macs) / group.units,
+            dtype=torch.float64,
+        )
+        for group in chain.groups
+    }
