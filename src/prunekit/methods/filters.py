@@ -13,8 +13,7 @@ from prunekit.shapes import Unit
 
 
 def thinet(sparsity: float = 0.5, epochs: float = 1, training: TrainingLike = None) -> Recipe:
-    """The units whose loss disturbs the next layer least, layer by layer from the front, the survivors
-    rescaled and the network fine-tuned after each.
+    """The units that the next layer misses least, layer by layer, with rescaling and fine-tuning after each.
 
     Paper: Luo et al. 2017, arXiv 1707.06342
     """
