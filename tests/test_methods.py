@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.maxout import Maxout
 from prunekit.methods import METHODS, describe, recipe
 from prunekit.pruning import prune
 from prunekit.recipe import Recipe
@@ -18,12 +19,20 @@ def short(name: str) -> Recipe:
     return recipe(name, **{key: value for key, value in SHORT.items() if key in allowed})
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_prunes_what_it_says(name):
+def fitting(name: str) -> nn.Sequential:
+    """A small network that has what the method looks at."""
     model = mlp(12, 16, 8, 4)
-    if name == "network_slimming":  # it looks at batch norms
+    if name == "network_slimming":
         for place in (3, 1):
             model.insert(place, nn.BatchNorm1d(model[place - 1].out_features))
+    if name == "maxout_pruning":
+        return nn.Sequential(Maxout(nn.Linear(12, 16), 4), nn.Linear(4, 4))
+    return model
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_prunes_what_it_says(name):
+    model = fitting(name)
     chosen = short(name)
     steps = len(chosen.plan(model).steps)
     initial = {0: copied(model)}

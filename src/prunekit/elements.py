@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.masks import Masks
+from prunekit.maxout import Maxout
 from prunekit.structure import Chain, chain_of, unit_masks
 from prunekit.targets import Target, find_targets, unwrap
 from prunekit.units import outgoing_norms
@@ -136,3 +137,56 @@ def find_units(
             + "".join(f"; not {name!r}: {reason}" for name, reason in chain.refused.items())
         )
     return Units(chosen, chain)
+
+
+@dataclass(frozen=True)
+class Pieces(Elements):
+    """The pieces of maxout layers: (units, pieces) flags each."""
+
+    @property
+    def parameters(self) -> list[str]:
+        """The weights that make the pieces."""
+        return [f"{name}.layer.weight" for name in self.names]
+
+    def all_kept(self, model: nn.Module) -> Masks:
+        """One flag per piece; those that are all zero count as removed."""
+        model = unwrap(model)
+        return Masks({name: maxout(model, name).present() for name in self.names})
+
+    def masks(self, model: nn.Module, kept: Masks) -> Masks:
+        """Rows and biases of the layers that make the pieces."""
+        masks = {}
+        for name, flags in kept.items():
+            for short, parameter in maxout(unwrap(model), name).layer.named_parameters(recurse=False):
+                shape = (-1, *[1] * (parameter.dim() - 1))
+                masks[f"{name}.layer.{short}"] = flags.flatten().view(shape).expand_as(parameter).clone()
+        return Masks(masks)
+
+    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
+        """Those removed already."""
+        return ~kept[name]
+
+
+def maxout(model: nn.Module, name: str) -> Maxout:
+    """The maxout layer of that name."""
+    module = model.get_submodule(name)
+    assert isinstance(module, Maxout)
+    return module
+
+
+def find_pieces(model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str]) -> Pieces:
+    """The pieces of the chosen maxout layers.
+
+    Raises:
+        InputError: if a pattern matches nothing, or no maxout layer of several pieces is left.
+        ModelError: as `find_targets`.
+    """
+    layers = {target.layer for target in find_targets(model, targets, ignore)}
+    chosen = tuple(
+        Target(name, name, "pieces", (module.units, module.pieces))
+        for name, module in unwrap(model).named_modules()
+        if isinstance(module, Maxout) and f"{name}.layer" in layers and module.pieces > 1
+    )
+    if not chosen:
+        raise InputError("the recipe chooses no maxout layer (prunekit.maxout.Maxout) with several pieces")
+    return Pieces(chosen)

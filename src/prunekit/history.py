@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.recipe import Recipe
-from prunekit.structure import ShrinkResult, shrink
+from prunekit.structure import ShrinkResult, shrink, shrink_pieces
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Pruned:
         masks: over its parameters, True = kept; of a shrunk network they keep everything.
         history: what each step achieved.
         recipe: what was done.
-        kept: what was chosen from, True = kept: the masks themselves, or by layer (units,) flags of units.
+        kept: what was chosen from, True = kept: the masks themselves, or by layer (units,) flags of units,
+            or (units, pieces) flags of maxout pieces.
         shrunk: what `shrink` did, once it was called.
     """
 
@@ -74,11 +75,13 @@ class Pruned:
             ModelError: if the units of a group can be masked but not taken out.
             VerificationError: if the smaller network computes something else; the model is untouched then.
         """
-        if self.recipe.shape.counts != "units":
+        counted = self.recipe.shape.counts
+        if counted == "weights":
             raise InputError("single weights were removed, not units: there is nothing to take out whole")
         if self.shrunk is not None:
-            raise InputError("the removed units have been taken out already")
-        result = shrink(self.model, self.kept, example_inputs, masks=self.masks)
+            raise InputError(f"the removed {counted} have been taken out already")
+        take_out = shrink if counted == "units" else shrink_pieces
+        result = take_out(self.model, self.kept, example_inputs, masks=self.masks)
         self.shrunk = result
         self.masks = result.masks  # those of the larger layers would be refused by all that takes masks
         return result
@@ -93,7 +96,7 @@ class Pruned:
     def __str__(self) -> str:
         if self.shrunk is not None:
             return f"{self._achieved()} and taken out: next, save_pretrained(pruned, folder)."
-        if self.recipe.shape.counts == "units":
+        if self.recipe.shape.counts != "weights":
             return (
                 f"{self._achieved()}. They are off, but still there: "
                 "next, pruned.shrink(example_inputs) takes them out."

@@ -118,6 +118,10 @@ class Recipe(Settings):
             )
         if self.score.level == "unit" and self.shape.counts != "units":
             raise ValueError(f"the score {self.score.name!r} ranks units: use the shape 'unit'")
+        if self.score.level == "piece" and self.shape.counts != "pieces":
+            raise ValueError(
+                f"the score {self.score.name!r} ranks maxout pieces: use the shape 'maxout_piece'"
+            )
         if self.repair.level == "unit" and self.shape.counts != "units":
             raise ValueError(
                 f"the repair {self.repair.name!r} is for units, the shape {self.shape.name!r} removes single "

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prunekit.elements import Elements, Weights, find_units
+from prunekit.elements import Elements, Weights, find_pieces, find_units
 from prunekit.errors import InputError
 from prunekit.ranking import lowest, lowest_per_row
 from prunekit.settings import Part
@@ -18,6 +18,10 @@ from prunekit.targets import Target, find_targets
 
 INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Conv1D")
 """The layer types whose weight has its inputs along the first dimension, and not along the second."""
+
+
+Counted = Literal["weights", "units", "pieces"]
+"""What a recipe counts: single weights, whole units, or the pieces of maxout units."""
 
 
 class Shape(Part):
@@ -33,7 +37,7 @@ class Shape(Part):
         return False
 
     @property
-    def counts(self) -> Literal["weights", "units"]:
+    def counts(self) -> Counted:
         """What the shape counts."""
         return "weights"
 
@@ -83,7 +87,7 @@ class Unit(Weight):
     inputs: bool = False
 
     @property
-    def counts(self) -> Literal["weights", "units"]:
+    def counts(self) -> Counted:
         """Units."""
         return "units"
 
@@ -107,6 +111,59 @@ class Unit(Weight):
         if self.pool == "max":
             return rows.amax(1)
         return rows.sum(1) if self.pool == "sum" else rows.mean(1)
+
+
+class MaxoutPiece(Shape):
+    """One piece of every unit of the maxout layers, in each step.
+
+    The units stay, each with fewer pieces to take the maximum of. A step of a schedule keeps a whole number
+    of every unit's pieces, and at least one. A score of weights is summed over a piece's incoming weights.
+    """
+
+    name: ClassVar[str] = "maxout_piece"
+    paper: ClassVar[str] = "Rueda, Grzeszick, Fink 2017, arXiv 1707.06838"
+
+    @property
+    def counts(self) -> Counted:
+        """Pieces."""
+        return "pieces"
+
+    @property
+    def even(self) -> bool:
+        """Every unit of every layer loses the same number."""
+        return True
+
+    def elements(
+        self, model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = ()
+    ) -> Elements:
+        """The pieces of the maxout layers that fit the patterns."""
+        return find_pieces(model, targets, ignore)
+
+    def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """Sum what comes per weight; what comes per piece stays."""
+        if set(elements.names) <= set(scores):
+            return {name: scores[name] for name in elements.names}
+        return {
+            target.name: scores[f"{target.name}.layer.weight"].flatten(1).double().sum(1).view(target.shape)
+            for target in elements.targets
+        }
+
+    def select(self, scores: Tensor, count: int) -> Tensor:
+        """Remove the same number of pieces from each unit; `count` must be a multiple of the units."""
+        if count % len(scores):
+            raise InputError(f"{count} pieces cannot be removed evenly from {len(scores)} units")
+        return ~lowest_per_row(scores, count // len(scores))
+
+    def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
+        """The sparsities must be whole numbers of a unit's pieces and leave one."""
+        pieces = target.shape[1]
+        for sparsity in sparsities:
+            removed = -1.0 if sparsity is None else sparsity * pieces
+            if abs(removed - round(removed)) > 1e-9 or not 0 < round(removed) < pieces:
+                raise InputError(
+                    f"sparsity {sparsity} does not fit the {pieces} pieces of the units of {target.name!r}: "
+                    f"steps are multiples of 1/{pieces} up to {(pieces - 1) / pieces:g}"
+                )
 
 
 class NM(Shape):

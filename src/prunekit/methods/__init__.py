@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError
-from prunekit.methods import filters, units, weights
+from prunekit.methods import filters, maxout, units, weights
 from prunekit.methods.filters import geometric_median, network_slimming, taylor_filters, thinet
+from prunekit.methods.maxout import maxout_pruning
 from prunekit.methods.units import (
     apoz_units,
     filter_norm,
@@ -57,6 +58,7 @@ __all__ = [
     "lottery_ticket",
     "lottery_ticket_linear",
     "magnitude",
+    "maxout_pruning",
     "n2ps_units",
     "n_m",
     "network_slimming",
@@ -77,7 +79,7 @@ __all__ = [
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     method.__name__: method
-    for family in (weights, units, filters)
+    for family in (weights, units, filters, maxout)
     for method in vars(family).values()
     if inspect.isfunction(method) and method.__module__ == family.__name__
 }

@@ -5,6 +5,7 @@ from prunekit.models.create import create
 from prunekit.models.factories import names
 from prunekit.models.lenet5 import LeNet5, lenet5
 from prunekit.models.lenet_300_100 import LeNet300100, lenet_300_100
+from prunekit.models.maxout_lenet5 import MaxoutLeNet5, maxout_lenet5
 from prunekit.models.mlp import MLP, mlp
 from prunekit.models.resnet import ResidualBlock, ResNet, resnet, resnet20
 from prunekit.models.settings import ModelSettings
@@ -15,6 +16,7 @@ __all__ = [
     "Activation",
     "LeNet5",
     "LeNet300100",
+    "MaxoutLeNet5",
     "ModelSettings",
     "ResNet",
     "ResidualBlock",
@@ -23,6 +25,7 @@ __all__ = [
     "lenet5",
     "lenet_300_100",
     "make_activation",
+    "maxout_lenet5",
     "mlp",
     "names",
     "resnet",

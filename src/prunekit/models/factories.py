@@ -10,6 +10,7 @@ from torch import nn
 from prunekit.errors import InputError
 from prunekit.models.lenet5 import lenet5
 from prunekit.models.lenet_300_100 import lenet_300_100
+from prunekit.models.maxout_lenet5 import maxout_lenet5
 from prunekit.models.mlp import mlp
 from prunekit.models.resnet import resnet, resnet20
 from prunekit.models.vgg_small import vgg_small
@@ -21,6 +22,7 @@ _BUILT_IN: Mapping[str, Factory] = MappingProxyType(
     {
         "lenet5": lenet5,
         "lenet_300_100": lenet_300_100,
+        "maxout_lenet5": maxout_lenet5,
         "mlp": mlp,
         "resnet": resnet,
         "resnet20": resnet20,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from prunekit.models._sizes import image_shape, output_count
 
-_KERNEL = 5
-_SMALLEST = 16  # two 5x5 convolutions and two halvings leave one pixel of 16
+KERNEL = 5
+SMALLEST = 16  # two 5x5 convolutions and two halvings leave one pixel of 16
 
 
 class LeNet5(nn.Module):
@@ -22,13 +22,13 @@ class LeNet5(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], outputs: int) -> None:
         super().__init__()
-        channels, height, width = image_shape(input_shape, smallest=_SMALLEST)
-        self.conv1 = nn.Conv2d(channels, 20, _KERNEL)
+        channels, height, width = image_shape(input_shape, smallest=SMALLEST)
+        self.conv1 = nn.Conv2d(channels, 20, KERNEL)
         self.pool1 = nn.MaxPool2d(2)
-        self.conv2 = nn.Conv2d(20, 50, _KERNEL)
+        self.conv2 = nn.Conv2d(20, 50, KERNEL)
         self.pool2 = nn.MaxPool2d(2)
         self.flatten = nn.Flatten()
-        self.fc1 = nn.Linear(50 * _remaining(height) * _remaining(width), 500)
+        self.fc1 = nn.Linear(50 * remaining(height) * remaining(width), 500)
         self.act1 = nn.ReLU()
         self.fc2 = nn.Linear(500, output_count(outputs))
         self.reset_parameters()
@@ -51,10 +51,10 @@ class LeNet5(nn.Module):
         return self.fc2(x)
 
 
-def _remaining(side: int) -> int:
+def remaining(side: int) -> int:
     """Pixels of one side that are left after both convolutions and poolings."""
     for _ in range(2):
-        side = (side - _KERNEL + 1) // 2
+        side = (side - KERNEL + 1) // 2
     return side
 
 

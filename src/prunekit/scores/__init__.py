@@ -3,6 +3,7 @@
 from prunekit.scores.base import Evidence, Score, Scores
 from prunekit.scores.filters import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.scores.gradients import Gradient, WeightGradient
+from prunekit.scores.maxout import MaxoutWins
 from prunekit.scores.units import (
     N2PS,
     Activation,
@@ -22,6 +23,7 @@ __all__ = [
     "GeometricMedian",
     "Gradient",
     "Magnitude",
+    "MaxoutWins",
     "NormScale",
     "Oracle",
     "OutgoingNorm",

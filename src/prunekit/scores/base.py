@@ -42,14 +42,19 @@ class Evidence:
         return self.weights if self.chain is None else self.kept
 
 
+Level = Literal["weight", "unit", "piece", "either"]
+"""What a score gives a number to."""
+
+
 class Score(Part):
     """A pruning criterion: higher = keep. Its settings are its fields, its data are in `Evidence`.
 
     Attributes:
-        level: what it gives a number: a weight, a unit, or either, whatever the recipe counts.
+        level: what it gives a number: a weight, a unit, a maxout piece, or `either`: whatever the recipe
+            counts.
     """
 
-    level: ClassVar[Literal["weight", "unit", "either"]] = "weight"
+    level: ClassVar[Level] = "weight"
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

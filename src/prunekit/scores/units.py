@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from prunekit.scores.base import Evidence, Score, Scores
+from prunekit.scores.base import Evidence, Level, Score, Scores
 from prunekit.statistics import (
     Behaviour,
     PredictedChange,
@@ -23,7 +23,7 @@ from prunekit.units import outgoing_norms
 class UnitScore(Score):
     """A score with one number per unit; the recipe's shape must be `unit`."""
 
-    level: ClassVar[Literal["weight", "unit", "either"]] = "unit"
+    level: ClassVar[Level] = "unit"
 
     @property
     def statistic(self) -> Statistic:
@@ -140,7 +140,7 @@ class OutgoingNorm(Score):
     """The L1 or L2 norm of the weights that read the unit; for incoming weights use `magnitude`."""
 
     name: ClassVar[str] = "outgoing_norm"
-    level: ClassVar[Literal["weight", "unit", "either"]] = "unit"
+    level: ClassVar[Level] = "unit"
     order: Literal[1, 2] = 1
 
     def __call__(self, evidence: Evidence) -> Scores:

@@ -4,14 +4,14 @@ from typing import ClassVar, Literal
 
 import torch
 
-from prunekit.scores.base import Evidence, Score, Scores
+from prunekit.scores.base import Evidence, Level, Score, Scores
 
 
 class Random(Score):
     """A random number per weight, or per unit: the control of every comparison."""
 
     name: ClassVar[str] = "random"
-    level: ClassVar[Literal["weight", "unit", "either"]] = "either"
+    level: ClassVar[Level] = "either"
 
     def __call__(self, evidence: Evidence) -> Scores:
         """Uniform numbers in [0, 1), drawn on the CPU so that every device and process sees the same."""

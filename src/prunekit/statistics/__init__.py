@@ -3,6 +3,7 @@
 from prunekit.statistics.collect import Collector, Found, Statistic, Subject, collect, sum_over_processes
 from prunekit.statistics.consumers import InputCovariance, MeanInput, UnitCovariance
 from prunekit.statistics.gradients import MeanGradient
+from prunekit.statistics.maxout import MaxoutMaxima
 from prunekit.statistics.units import (
     Behaviour,
     FeatureChange,
@@ -20,6 +21,7 @@ __all__ = [
     "FeatureChange",
     "Found",
     "InputCovariance",
+    "MaxoutMaxima",
     "MeanGradient",
     "MeanInput",
     "PredictedChange",

@@ -2,6 +2,7 @@
 
 from prunekit.structure.chain import INPUT, Chain, Stage, UnitGroup, chain_of
 from prunekit.structure.dead import DeadUnits, dead_units, shrink_dead
+from prunekit.structure.pieces import shrink_pieces
 from prunekit.structure.resize import resize_to
 from prunekit.structure.result import GroupSize, ShrinkResult
 from prunekit.structure.shrinking import shrink
@@ -26,5 +27,6 @@ __all__ = [
     "same_function",
     "shrink",
     "shrink_dead",
+    "shrink_pieces",
     "unit_masks",
 ]

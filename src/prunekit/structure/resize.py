@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError
+from prunekit.maxout import Maxout
 from prunekit.structure.chain import chain_of
 from prunekit.structure.cut import cut_of
 from prunekit.structure.parts import Chain, UnitGroup
+from prunekit.structure.pieces import cut_of_pieces
 from prunekit.structure.surgery import Surgery
 from prunekit.targets import unwrap
 
@@ -40,15 +42,28 @@ def resize_to(model: nn.Module, shapes: Shapes) -> None:
         raise ModelError(f"the model is not the one that was shrunk: {lacks} {name!r}")
     if own == wanted:
         return
-    chain = _chain(model, own, wanted)
-    kept = {group.name: _first(group, wanted, own) for group in chain.groups}
     surgery = Surgery(model)
     try:
-        surgery.cut(cut_of(model, chain, kept))
+        surgery.cut(cut_of_pieces(model, _first_pieces(model, wanted)))
+        if _shapes(model) != wanted:
+            chain = _chain(model, own, wanted)
+            kept = {group.name: _first(group, wanted, own) for group in chain.groups}
+            surgery.cut(cut_of(model, chain, kept))
         _check(_shapes(model), wanted)
     except BaseException:
         surgery.undo()
         raise
+
+
+def _first_pieces(model: nn.Module, wanted: Shapes) -> dict[str, Tensor]:
+    """Flags that keep as many pieces of each maxout layer as are wanted, where fewer are."""
+    kept = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Maxout):
+            pieces = wanted[f"{name}.layer.weight"][0] // layer.units
+            if 1 <= pieces < layer.pieces:
+                kept[name] = (torch.arange(layer.pieces) < pieces).expand(layer.units, -1)
+    return kept
 
 
 def _chain(model: nn.Module, own: Shapes, wanted: Shapes) -> Chain:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +90,54 @@ def replace_by_smaller(
     Raises:
         InputError, ModelError, VerificationError: as `shrink`; the model is then exactly as it was.
     """
+    result = carry_out(
+        model,
+        cut_of(model, chain, kept),
+        reference,
+        example_inputs,
+        groups=[
+            GroupSize(
+                group.name, group.units, int(kept[group.name].sum()) if group.name in kept else group.units
+            )
+            for group in chain.groups
+        ],
+        masks=masks,
+        values=values,
+        tolerance=tolerance,
+        narrow=partial(narrow_inputs, chain, kept),
+    )
+    return replace(result, kept_inputs=kept[INPUT].nonzero().flatten()) if INPUT in kept else result
+
+
+def carry_out(
+    model: nn.Module,
+    cut: Cut,
+    reference: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    groups: Sequence[GroupSize],
+    masks: Masks,
+    values: Mapping[str, Tensor] | None = None,
+    tolerance: float | None = None,
+    narrow: Callable[[Tensor], Tensor] | None = None,
+) -> ShrinkResult:
+    """Carry out a cut in place if what is left computes the reference's function, else change nothing.
+
+    Args:
+        model: the network.
+        cut: what stays of it.
+        reference: what the smaller network must agree with; it takes the inputs of the model as it is.
+        example_inputs: (N, ...) inputs.
+        groups: what there was and is, for the result.
+        masks: masks of single weights, for the model as it is.
+        values: new values of parameters, by full name, written before anything goes.
+        tolerance: as in `same_function`.
+        narrow: from the inputs of the model as it is to those of the smaller one, if they are others.
+
+    Raises:
+        InputError, ModelError, VerificationError: as `shrink`; the model is then exactly as it was.
+    """
     before = _count(model)
-    cut = cut_of(model, chain, kept)
     surgery = Surgery(model)
     with torch.inference_mode(False):  # parameters made in it could not be trained
         inputs = _examples(example_inputs)
@@ -99,33 +147,20 @@ def replace_by_smaller(
             for name, value in (values or {}).items():
                 surgery.write(name, value)
             surgery.cut(cut)
-            deviation = _proof(reference, model, chain, kept, cut, inputs, tolerance)
+            deviation = _proof(reference, model, cut, inputs, tolerance, narrow)
         except BaseException:  # an interrupt, too, must not leave half a network
             surgery.undo()
             raise
-    return ShrinkResult(
-        groups=tuple(
-            GroupSize(
-                group.name, group.units, int(kept[group.name].sum()) if group.name in kept else group.units
-            )
-            for group in chain.groups
-        ),
-        parameters_before=before,
-        parameters_after=_count(model),
-        deviation=deviation,
-        masks=smaller_masks(masks, cut),
-        kept_inputs=kept[INPUT].nonzero().flatten() if INPUT in kept else None,
-    )
+    return ShrinkResult(tuple(groups), before, _count(model), deviation, smaller_masks(masks, cut))
 
 
 def _proof(
     reference: nn.Module,
     model: nn.Module,
-    chain: Chain,
-    kept: Mapping[str, Tensor],
     cut: Cut,
     inputs: Tensor,
     tolerance: float | None,
+    narrow: Callable[[Tensor], Tensor] | None,
 ) -> Deviation:
     found = []
     for values in (inputs, _random_like(inputs)):
@@ -134,7 +169,7 @@ def _proof(
             model,
             values,
             tolerance=tolerance,
-            candidate_inputs=narrow_inputs(chain, kept, values),
+            candidate_inputs=None if narrow is None else narrow(values),
             # at a kink (a ReLU at 0, a tie in a maximum) rounding decides: random inputs hit none
             gradients=None if values is inputs else cut.tensors,
         )

@@ -1,0 +1,29 @@
+"""The method for networks of maxout units."""
+
+from __future__ import annotations
+
+from prunekit.allocation import PerLayer
+from prunekit.methods._training import TrainingLike, training_of
+from prunekit.recipe import Recipe
+from prunekit.retrain import FineTune
+from prunekit.schedule import Linear
+from prunekit.scores import MaxoutWins
+from prunekit.shapes import MaxoutPiece
+
+
+def maxout_pruning(
+    pieces: int = 4, left: int = 1, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
+    """The least used piece of every maxout unit, one in each round, with retraining, until `left` are left.
+
+    Paper: Rueda, Grzeszick, Fink 2017, arXiv 1707.06838
+    """
+    rounds = pieces - left
+    return Recipe(
+        score=MaxoutWins(),
+        shape=MaxoutPiece(),
+        allocation=PerLayer(),
+        schedule=Linear(sparsity=rounds / pieces, steps=rounds),
+        retrain=FineTune(training=training_of(epochs, training)),
+        calibration=60_000,
+    )
