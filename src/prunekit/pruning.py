@@ -27,7 +27,7 @@ from prunekit.retrain import Checkpoints
 from prunekit.scores import Evidence, Scores
 from prunekit.seeds import derive, generator
 from prunekit.statistics import Found, Statistic, Subject, collect, sum_over_processes
-from prunekit.targets import uncompiled, unwrap
+from prunekit.targets import owner_of, uncompiled, unwrap
 from prunekit.training import Report, copy_state, train, training_seed
 
 __all__ = ["Evaluate", "Pruned", "Record", "Session", "prune"]
@@ -186,6 +186,7 @@ class Session:
                     generator(self._seed, "score", step.number),
                     self.plan.elements.chain,
                     self.kept,
+                    {name: owner_of(self.model, name) for name in weights},
                 )
             )
         if self.recipe.rank == "once":

@@ -60,6 +60,11 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return model
 
 
+def owner_of(model: nn.Module, name: str) -> nn.Module:
+    """The module that a parameter, given by its full name, is an attribute of."""
+    return unwrap(model).get_submodule(name.rpartition(".")[0])
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether a full name fits a pattern: `re:` and a regular expression for all of it, or a glob."""
     if pattern.startswith("re:"):

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.masks import Masks
 from prunekit.repair import FoldMean, LeastSquares, NoRepair
-from prunekit.statistics.consumers import patches
+from prunekit.structure.rows import patches
 
 
 def fitted(design, targets, *, bias=True):
@@ -145,7 +145,7 @@ def test_patches_times_weights_are_the_convolution(mode, padding):
     layer = nn.Conv2d(3, 4, (2, 3), padding=padding, dilation=(1, 2), padding_mode=mode).double()
     x = inputs(5, 3, 9, 8)
     expected = layer(x).movedim(1, -1).flatten(0, 2)
-    assert torch.allclose(patches(layer, x) @ layer.weight.flatten(1).T + layer.bias, expected)
+    assert torch.allclose(patches(layer, x)[0] @ layer.weight.flatten(1).T + layer.bias, expected)
 
 
 @pytest.mark.parametrize(("kind", "dims"), [(nn.Conv1d, 1), (nn.Conv3d, 3)])
@@ -155,4 +155,4 @@ def test_patches_in_one_and_three_dimensions(kind, dims):
     layer = kind(3, 4, 3, stride=2, padding=1).double()
     x = inputs(5, 3, *[7] * dims)
     expected = layer(x).movedim(1, -1).flatten(0, dims)
-    assert torch.allclose(patches(layer, x) @ layer.weight.flatten(1).T + layer.bias, expected)
+    assert torch.allclose(patches(layer, x)[0] @ layer.weight.flatten(1).T + layer.bias, expected)

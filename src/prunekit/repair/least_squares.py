@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prunekit.repair.units import Loss, UnitRepair, shift_bias
 from prunekit.statistics import Found, InputCovariance, MeanInput, Statistic
-from prunekit.statistics.consumers import patches, second_moments
+from prunekit.statistics.consumers import second_moments
+from prunekit.structure.rows import patches
 
 
 class LeastSquares(UnitRepair):
@@ -42,7 +43,7 @@ class LeastSquares(UnitRepair):
         """Fit the rows of each pattern of kept weights together."""
         layer, name = loss.layer, loss.group.name
         covariance = found[InputCovariance()][name]
-        mean = patches(layer, found[MeanInput()][name].unsqueeze(0)).mean(0)
+        mean = patches(layer, found[MeanInput()][name].unsqueeze(0))[0].mean(0)
         moments = covariance if layer.bias is not None else second_moments(layer, found, name)
         weight, mask = loss.weight.flatten(1), loss.mask.flatten(1)
         # the columns of units that come back at this step hold no values to start from

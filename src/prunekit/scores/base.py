@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.settings import Part
 from prunekit.statistics import Found, Statistic
@@ -27,7 +27,8 @@ class Evidence:
         found: the statistics that the score asked for in `needs`.
         generator: the source of random numbers, seeded for this step.
         chain: the network as a chain of layers, where units are counted.
-        kept: by group of units, (units,) booleans: False for those that are off already.
+        kept: what is still kept: by group of units (units,) booleans, or masks of weights.
+        layers: the module that owns each parameter, by the parameter's full name.
     """
 
     weights: Mapping[str, Tensor]
@@ -35,6 +36,7 @@ class Evidence:
     generator: torch.Generator = field(default_factory=torch.Generator)
     chain: Chain | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    layers: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @property
     def elements(self) -> Mapping[str, Tensor]:

@@ -1,9 +1,12 @@
 """What scores and repairs need from data, collected for all that ask in one pass."""
 
-from prunekit.statistics.collect import Collector, Found, Statistic, Subject, collect, sum_over_processes
+from prunekit.statistics.collect import Collector, Found, Statistic, Subject, collect
 from prunekit.statistics.consumers import InputCovariance, MeanInput, UnitCovariance
 from prunekit.statistics.gradients import MeanGradient
+from prunekit.statistics.inputs import InputMean, InputSquares, InputStatistic, LayerHessian, row_layers
 from prunekit.statistics.maxout import MaxoutMaxima
+from prunekit.statistics.moments import Moments
+from prunekit.statistics.processes import sum_over_processes
 from prunekit.statistics.units import (
     Behaviour,
     FeatureChange,
@@ -21,9 +24,14 @@ __all__ = [
     "FeatureChange",
     "Found",
     "InputCovariance",
+    "InputMean",
+    "InputSquares",
+    "InputStatistic",
+    "LayerHessian",
     "MaxoutMaxima",
     "MeanGradient",
     "MeanInput",
+    "Moments",
     "PredictedChange",
     "Relevance",
     "Significance",
@@ -34,5 +42,6 @@ __all__ = [
     "UnitMacs",
     "UnitStatistic",
     "collect",
+    "row_layers",
     "sum_over_processes",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from prunekit.batches import Batch
 from prunekit.errors import DataError
 from prunekit.losses import Loss
+from prunekit.modes import keeping_modes
+from prunekit.statistics.processes import sum_over_processes
 from prunekit.structure import Chain
 from prunekit.targets import unwrap
 
@@ -25,12 +29,14 @@ class Subject:
         names: the parameters that are of interest, by full name.
         chain: the network as a chain of layers, where units are counted.
         kept: by group of units, (units,) booleans: False for those that are off already.
+        shared: what the collectors of one pass have in common, by keys of their own.
     """
 
     model: nn.Module
     names: Sequence[str]
     chain: Chain | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    shared: dict[object, Any] = field(default_factory=dict)
 
 
 class Statistic(ABC):
@@ -43,6 +49,16 @@ class Statistic(ABC):
     def needs_loss(self) -> bool:
         """Whether the collector looks at the loss of a pass through the whole network."""
         return True
+
+    @property
+    def needs_forward(self) -> bool:
+        """Whether the collector watches a pass through the whole network, with or without its loss."""
+        return self.needs_loss
+
+    @property
+    def additive(self) -> bool:
+        """Whether a process without examples simply adds nothing; otherwise it is an error on all."""
+        return False
 
     @abstractmethod
     def start(self, subject: Subject) -> Collector:
@@ -58,6 +74,10 @@ class Collector(ABC):
 
         The loss is NaN, without a graph, if no statistic of the pass needs it.
         """
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """What the collector puts around each pass through the network, such as hooks."""
+        return nullcontext()
 
     @abstractmethod
     def finish(self) -> dict[str, Tensor]:
@@ -84,39 +104,46 @@ def collect(subject: Subject, batches: Iterable[Batch], needs: Iterable[Statisti
     if not requests:
         return {}
     inner = unwrap(subject.model)
-    subject = replace(subject, model=inner)
+    subject = replace(subject, model=inner, shared={})
     needs_loss = any(request.needs_loss for request in requests)
-    modes = [(module, module.training) for module in inner.modules()]
+    needs_forward = needs_loss or any(request.needs_forward for request in requests)
     collectors: list[Collector] = []
-    try:
-        for request in requests:
-            collectors.append(request.start(subject))
-        inner.eval()
-        seen = 0
-        for inputs, targets in batches:
-            value = torch.tensor(torch.nan)
-            if needs_loss:
-                with torch.enable_grad():
-                    value = loss(inner(inputs), targets)
-                if not bool(torch.isfinite(value)):
+    with keeping_modes(inner):
+        try:
+            for request in requests:
+                collectors.append(request.start(subject))
+            inner.eval()
+            seen = 0
+            for inputs, targets in batches:
+                value = torch.tensor(torch.nan)
+                if needs_forward:
+                    with ExitStack() as stack:
+                        for collector in collectors:
+                            stack.enter_context(collector.watching())
+                        stack.enter_context(torch.set_grad_enabled(needs_loss))
+                        outputs = inner(inputs)
+                        if needs_loss:
+                            value = loss(outputs, targets)
+                if needs_loss and not bool(torch.isfinite(value)):
                     raise DataError(
                         f"the loss on calibration batch {seen} is {value.item()}: scores would be NaN"
                     )
+                for collector in collectors:
+                    collector.batch((inputs, targets), value)
+                seen += 1
+            _check_seen(inner, seen, additive=all(request.additive for request in requests))
+            return {request: one.finish() for request, one in zip(requests, collectors, strict=True)}
+        finally:
             for collector in collectors:
-                collector.batch((inputs, targets), value)
-            seen += 1
-        if not seen:
-            raise DataError("the calibration data is empty: there is no batch to collect statistics from")
-        return {request: collector.finish() for request, collector in zip(requests, collectors, strict=True)}
-    finally:
-        for collector in collectors:
-            collector.close()
-        for module, mode in modes:
-            module.training = mode
+                collector.close()
 
 
-def sum_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Add up tensors in place over all processes of torch.distributed, if there are several."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
+def _check_seen(model: nn.Module, seen: int, *, additive: bool) -> None:
+    """All processes find the same: one that stopped alone would leave the others waiting for its sums."""
+    device = next(model.parameters()).device
+    empty = torch.tensor([float(seen == 0), 1.0], device=device)
+    sum_over_processes([empty])
+    without, processes = (int(value) for value in empty)
+    if without and (without == processes or not additive):
+        where = "" if processes == 1 else f" on {without} of {processes} processes"
+        raise DataError(f"the calibration data is empty{where}: there is no batch to collect statistics from")

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
-from prunekit.statistics.collect import Collector, Found, Statistic, Subject, sum_over_processes
+from prunekit.statistics.collect import Collector, Found, Statistic, Subject
+from prunekit.statistics.moments import Moments
 from prunekit.structure import Chain
-from prunekit.structure.operations import LAYERS, Layer
+from prunekit.structure.rows import patches
 from prunekit.units.flow import BUDGET_BYTES, Link
 from prunekit.units.layers import by_unit, unit_dim
 from prunekit.units.streaming import pieces
@@ -44,7 +44,7 @@ class ConsumerStatistic(Statistic):
 
     @abstractmethod
     def blocks(self, link: Link, x: Tensor) -> Iterator[Tensor]:
-        """A consumer's inputs (n, ...) as blocks (repeat, rows, columns), see `Scatter`."""
+        """A consumer's inputs (n, ...) as float64 blocks (repeat, rows, columns), see `Moments`."""
 
     @property
     @abstractmethod
@@ -63,7 +63,7 @@ class MeanInput(ConsumerStatistic):
 
     def blocks(self, link: Link, x: Tensor) -> Iterator[Tensor]:
         """Each number is a column."""
-        yield x.flatten(1).unsqueeze(0)
+        yield x.double().flatten(1).unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class UnitCovariance(ConsumerStatistic):
         """One block for each of a unit's columns."""
         dim = unit_dim(link.consumer, x)
         rows = by_unit(x, link.group, dim).movedim((dim, dim + 1), (-1, 0))
-        yield rows.flatten(1, -2)
+        yield rows.double().flatten(1, -2)
 
 
 @dataclass(frozen=True)
@@ -99,64 +99,10 @@ class InputCovariance(ConsumerStatistic):
 
     def blocks(self, link: Link, x: Tensor) -> Iterator[Tensor]:
         """A few examples' rows at a time: patches are many times the inputs."""
-        layer = cast(Layer, link.consumer.module)
+        layer = cast(nn.Module, link.consumer.module)
         at_once = max(1, _ROWS_BYTES // (8 * patches(layer, x[:1]).numel()))
         for part in torch.split(x, at_once):
-            yield patches(layer, part).unsqueeze(0)
-
-
-class Scatter:
-    """Running means and products of deviations of (repeat, rows, columns), added up over `repeat`.
-
-    Each of the `repeat` blocks is taken about its own mean. Batches, and processes, are merged by the update
-    of Chan, Golub and LeVeque (1979), so that large means cost no digits.
-
-    Attributes:
-        count: rows so far.
-        mean: (repeat, columns) float64.
-    """
-
-    def __init__(self, *, pairs: bool) -> None:
-        """With `pairs`, covariances of columns; else means only."""
-        self._pairs = pairs
-        self.count = 0
-        self.mean = torch.empty(0)
-        self._second = torch.empty(0)
-
-    def add(self, block: Tensor) -> None:
-        """Take (repeat, rows, columns) more."""
-        block = block.double()
-        mean, rows = block.mean(1), block.shape[1]
-        if self.count == 0:
-            self.mean = torch.zeros_like(mean)
-            self._second = (
-                mean.new_zeros(mean.shape[-1], mean.shape[-1]) if self._pairs else mean.new_zeros(0)
-            )
-        total = self.count + rows
-        step = mean - self.mean
-        if self._pairs:
-            apart = (block - mean.unsqueeze(1)).flatten(0, 1)
-            self._second.addmm_(apart.T, apart)
-            self._second.addmm_(step.T, step, alpha=self.count * rows / total)
-        self.mean = self.mean + step * (rows / total)
-        self.count = total
-
-    def reduce(self) -> None:
-        """Merge with the scatters of all processes."""
-        count = torch.tensor(float(self.count), dtype=torch.float64, device=self.mean.device)
-        total, sums = count.clone(), self.mean * count
-        sum_over_processes([total, sums])
-        mean = sums / total
-        step = self.mean - mean
-        if self._pairs:
-            self._second.addmm_(step.T, step, alpha=self.count)
-            sum_over_processes([self._second])
-        self.count, self.mean = int(total), mean
-
-    @property
-    def covariance(self) -> Tensor:
-        """(columns, columns), the mean over the blocks, divided by the number of rows."""
-        return self._second / (self.count * len(self.mean))
+            yield patches(layer, part).double()
 
 
 class _Inputs(Collector):
@@ -164,7 +110,7 @@ class _Inputs(Collector):
         self._statistic = statistic
         self._chain = chain
         self._names = set(kept) or {group.name for group in chain.groups}
-        self._found: dict[str, Scatter] = {}
+        self._found: dict[str, Moments] = {}
         self._shapes: dict[str, torch.Size] = {}
 
     @torch.no_grad()
@@ -183,24 +129,27 @@ class _Inputs(Collector):
                 f"the layer {link.consumer.name!r} reads inputs of several sizes, "
                 f"{tuple(self._shapes[name])} and {tuple(x.shape[1:])}, which have no mean"
             )
-        scatter = self._found.setdefault(name, Scatter(pairs=self._statistic.pairs))
         for block in self._statistic.blocks(link, x):
-            scatter.add(block)
+            if name not in self._found:
+                self._found[name] = Moments(
+                    len(block), block.shape[2], pairs=self._statistic.pairs, pooled=True, device=x.device
+                )
+            self._found[name].add(block)
 
     def finish(self) -> dict[str, Tensor]:
         values = {}
-        for name, scatter in self._found.items():
-            scatter.reduce()
+        for name, moments in self._found.items():
+            moments.reduce()
             if self._statistic.pairs:
-                values[name] = scatter.covariance
+                values[name] = moments.covariance[0]
             else:
-                values[name] = scatter.mean.view(self._shapes[name])
+                values[name] = moments.mean.view(self._shapes[name])
             if not bool(torch.isfinite(values[name]).all()):
                 raise DataError(f"the units of {name!r} are not finite on the calibration data")
         return values
 
 
-def second_moments(layer: Layer, found: Found, name: str) -> Tensor:
+def second_moments(layer: nn.Module, found: Found, name: str) -> Tensor:
     """(columns, columns) float64, E[x x'] of what a layer reads, about zero.
 
     Args:
@@ -208,27 +157,5 @@ def second_moments(layer: Layer, found: Found, name: str) -> Tensor:
         found: with `MeanInput` and `InputCovariance`.
         name: the group's.
     """
-    mean = patches(layer, found[MeanInput()][name].unsqueeze(0)).mean(0)
+    mean = patches(layer, found[MeanInput()][name].unsqueeze(0))[0].mean(0)
     return found[InputCovariance()][name] + mean.outer(mean)
-
-
-def patches(layer: Layer, x: Tensor) -> Tensor:
-    """(rows, columns): what each output of a layer is computed from, in the order of its flattened weights.
-
-    Args:
-        layer: a linear layer, or a convolution in one group.
-        x: (n, ...) its inputs.
-    """
-    if isinstance(layer, nn.Linear):
-        return x.flatten(0, -2)
-    assert isinstance(layer, LAYERS)
-    sides = list(layer._reversed_padding_repeated_twice)
-    if any(sides):
-        x = F.pad(x, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    dims = len(layer.kernel_size)
-    for dim, (size, step, apart) in enumerate(
-        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
-    ):
-        x = x.unfold(dim, apart * (size - 1) + 1, step)[..., ::apart]
-    # (n, channels, positions..., kernel...) -> the channels beside the kernel
-    return x.movedim(1, 1 + dims).flatten(1 + dims).flatten(0, dims)

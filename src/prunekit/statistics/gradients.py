@@ -8,12 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch
-from prunekit.statistics.collect import Collector, Statistic, Subject, sum_over_processes
+from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.processes import sum_over_processes
 
 
 @dataclass(frozen=True)
 class MeanGradient(Statistic):
     """dL/dw of the mean loss L over all examples, one tensor of the weight's shape per parameter."""
+
+    @property
+    def additive(self) -> bool:
+        """A process without examples adds nothing."""
+        return True
 
     def start(self, subject: Subject) -> Collector:
         """A collector that sums gradients; `.grad` of the parameters is not touched."""

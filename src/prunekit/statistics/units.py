@@ -13,7 +13,8 @@ from torch import Tensor
 from prunekit import units
 from prunekit.batches import Batch
 from prunekit.errors import InputError
-from prunekit.statistics.collect import Collector, Statistic, Subject, sum_over_processes
+from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.processes import sum_over_processes
 from prunekit.structure import Chain
 
 Values = dict[str, Tensor]

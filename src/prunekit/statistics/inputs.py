@@ -1,0 +1,290 @@
+"""Moments of what layers are given, for any module with linear and convolution layers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.batches import Batch
+from prunekit.errors import DataError, ModelError
+from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.moments import Moments
+from prunekit.structure.rows import groups_of, has_rows, patches, rows_of
+from prunekit.targets import unwrap
+
+_BUFFER_BYTES = 16 * 2**20
+"""Memory for a layer's rows that are collected before their products are taken: few products of many."""
+
+_ROWS_BYTES = 64 * 2**20
+"""Memory for the patches that are laid out at once: they are many times the inputs of a convolution."""
+
+
+class InputStatistic(Statistic):
+    """Something of the inputs of the layers whose weights are pruned, in the form of `patches`.
+
+    All such requests of a pass share one set of sums. Half precision is taken in float32. A layer that is
+    called several times is given the rows of all calls.
+    """
+
+    @property
+    def needs_loss(self) -> bool:
+        """The inputs of the layers are looked at while the network runs."""
+        return False
+
+    @property
+    def needs_forward(self) -> bool:
+        """The network runs once."""
+        return True
+
+    @property
+    def additive(self) -> bool:
+        """A process without examples adds nothing."""
+        return True
+
+    @property
+    @abstractmethod
+    def pairs(self) -> bool:
+        """Whether products of all pairs of inputs are wanted."""
+
+    @abstractmethod
+    def of(self, moments: Moments, layer: nn.Module) -> Tensor:
+        """The figures of one layer."""
+
+    def start(self, subject: Subject) -> Collector:
+        """A collector for the layers of the subject's parameters.
+
+        Raises:
+            ModelError: naming a parameter whose layer has no rows of inputs.
+        """
+        first = InputStatistic not in subject.shared
+        if first:
+            subject.shared[InputStatistic] = _Sums(subject)
+        sums: _Sums = subject.shared[InputStatistic]
+        sums.pairs = sums.pairs or self.pairs
+        return _Reader(self, sums, first=first)
+
+
+@dataclass(frozen=True)
+class LayerHessian(InputStatistic):
+    """By weight: (groups, columns, columns) float64, the mean over rows of x x^T, x the layer's inputs.
+
+    It is the Hessian of half the layer's mean squared output error, the same for all rows of weights.
+
+    Attributes:
+        centred: whether the inputs are taken about their means. None is for layers with a bias: a bias that
+            is fitted again after a change is the same as a bias column that is never removed.
+    """
+
+    centred: bool | None = None
+
+    @property
+    def pairs(self) -> bool:
+        """Yes."""
+        return True
+
+    def of(self, moments: Moments, layer: nn.Module) -> Tensor:
+        """Covariances, or second moments about zero."""
+        if _has_bias(layer) if self.centred is None else self.centred:
+            return moments.covariance
+        return moments.covariance.add_(moments.mean.unsqueeze(2) * moments.mean.unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class InputMean(InputStatistic):
+    """By weight: (groups, columns) float64, the means of the layer's inputs."""
+
+    @property
+    def pairs(self) -> bool:
+        """No."""
+        return False
+
+    def of(self, moments: Moments, layer: nn.Module) -> Tensor:
+        """The means."""
+        return moments.mean
+
+
+@dataclass(frozen=True)
+class InputSquares(InputStatistic):
+    """By weight: (groups, columns) float64, the variances or the mean squares of the layer's inputs.
+
+    Attributes:
+        centred: whether they are taken about the means.
+    """
+
+    centred: bool = False
+
+    @property
+    def pairs(self) -> bool:
+        """No: no matrix is built for them."""
+        return False
+
+    def of(self, moments: Moments, layer: nn.Module) -> Tensor:
+        """Variances, or mean squares about zero."""
+        return moments.variance if self.centred else moments.variance + moments.mean.square()
+
+
+def row_layers(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """The layer that owns each weight, by the weight's full name.
+
+    Raises:
+        ModelError: naming a weight that is not that of a linear or convolution layer, or is an embedding's
+            as well: its inputs say nothing of what such a weight does.
+    """
+    inner = unwrap(model)
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for place, module in inner.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((place, module))
+    found = {}
+    for name in names:
+        layers = owners[id(inner.get_parameter(name))]
+        for place, module in layers:
+            if not has_rows(module) or not name.endswith("weight"):
+                raise ModelError(
+                    f"{name} is a parameter of {place!r}, a {type(module).__name__}: only weights of linear "
+                    "and convolution layers can be judged by their inputs; name it in `ignore`"
+                )
+        if len(layers) > 1:
+            raise ModelError(
+                f"{name} is the weight of {len(layers)} layers, which have inputs of their own: "
+                "name it in `ignore`"
+            )
+        found[name] = layers[0][1]
+    return found
+
+
+def _has_bias(layer: nn.Module) -> bool:
+    return getattr(layer, "bias", None) is not None
+
+
+class _Sums:
+    """The moments of all layers of a pass, for whoever asks; `pairs` if anyone wants them."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.pairs = False
+        self._layers = row_layers(subject.model, subject.names)
+        self._watched: dict[str, _Watched] = {}
+        self._finished = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks on the layers, for as long as the pass lasts that counts."""
+        hooks = [
+            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+            for name, layer in self._layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, name: str) -> Any:
+        @torch.no_grad()
+        def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            self._watch(name).take(x.detach())
+
+        return watch
+
+    def _watch(self, name: str) -> _Watched:
+        if name not in self._watched:
+            self._watched[name] = _Watched(self._layers[name], pairs=self.pairs)
+        return self._watched[name]
+
+    def finish(self) -> None:
+        """Reduce over all processes, then look for what is wrong: all processes find the same."""
+        if self._finished:
+            return
+        self._finished = True
+        for name in self._layers:
+            self._watch(name).flush()
+            self._watch(name).moments.reduce()
+        for name in self._layers:
+            moments = self._watch(name).moments
+            layer = name.rpartition(".")[0] or "the model"
+            if not moments.count:
+                raise DataError(
+                    f"the layer {layer!r} never ran on the calibration data, so nothing is known of its "
+                    "inputs: name it in `ignore`, or give data that reaches it"
+                )
+            if not bool(torch.isfinite(moments.mean).all() & torch.isfinite(moments.variance).all()):
+                raise DataError(
+                    f"the inputs of the layer {layer!r} are not finite on the calibration data, or too large "
+                    "to be squared"
+                )
+
+    def read(self, statistic: InputStatistic) -> dict[str, Tensor]:
+        """One statistic of every layer."""
+        return {name: statistic.of(self._watch(name).moments, layer) for name, layer in self._layers.items()}
+
+
+class _Watched:
+    """One layer's moments, with a buffer in front: products of few rows are slow."""
+
+    def __init__(self, layer: nn.Module, *, pairs: bool) -> None:
+        weight = cast(Tensor, layer.weight)
+        shape = rows_of(weight, layer).shape
+        self._layer = layer
+        self._columns = shape[2]
+        self.moments = Moments(groups_of(layer), shape[2], pairs=pairs, device=weight.device)
+        self._buffer: Tensor | None = None
+        self._filled = 0
+
+    def take(self, x: Tensor) -> None:
+        """The inputs of one call; they are copied, as the network may change them in place."""
+        for rows in self._rows(x.to(torch.promote_types(x.dtype, torch.float32))):
+            capacity = max(1, _BUFFER_BYTES // (rows.element_size() * rows.shape[0] * rows.shape[2]))
+            if rows.shape[1] >= capacity:
+                self.moments.add(rows)
+                continue
+            if self._buffer is None or self._buffer.dtype != rows.dtype:
+                self.flush()
+                self._buffer = rows.new_empty(rows.shape[0], capacity, rows.shape[2])
+            if self._filled + rows.shape[1] > self._buffer.shape[1]:
+                self.flush()
+            self._buffer[:, self._filled : self._filled + rows.shape[1]] = rows
+            self._filled += rows.shape[1]
+
+    def _rows(self, x: Tensor) -> Iterator[Tensor]:
+        if not isinstance(self._layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            yield patches(self._layer, x)
+            return
+        if x.dim() == len(self._layer.kernel_size) + 1:
+            x = x.unsqueeze(0)
+        if not len(x):
+            return
+        one = patches(self._layer, x[:1]).numel() * x.element_size()
+        for part in torch.split(x, max(1, _ROWS_BYTES // one)):
+            yield patches(self._layer, part)
+
+    def flush(self) -> None:
+        """Take in what the buffer holds."""
+        if self._buffer is not None and self._filled:
+            self.moments.add(self._buffer[:, : self._filled])
+        self._filled = 0
+
+
+class _Reader(Collector):
+    """Reads one statistic from the sums that all of a pass share; the first one watches for all."""
+
+    def __init__(self, statistic: InputStatistic, sums: _Sums, *, first: bool) -> None:
+        self._statistic = statistic
+        self._sums = sums
+        self._first = first
+
+    def watching(self) -> AbstractContextManager[Any]:
+        return self._sums.watching() if self._first else nullcontext()
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        return
+
+    def finish(self) -> dict[str, Tensor]:
+        self._sums.finish()
+        return self._sums.read(self._statistic)

@@ -1,0 +1,134 @@
+"""First and second moments of what goes by in batches, in few passes over it and without losing digits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunekit.statistics.processes import sum_over_processes
+
+_NARROW = 256
+"""Columns up to which a product of a matrix with itself is taken whole, not its upper half alone."""
+
+
+class Moments:
+    """Running means, and squares or products of deviations, of the columns of (blocks, rows, columns).
+
+    Each block is taken about its own mean. What comes in is multiplied in its own precision, at least
+    float32, about the mean of the batch it comes in, and added up in float64; batches, shards and processes
+    are merged by the update of Chan, Golub and LeVeque (1979). Large means therefore cost no digits, and a
+    column that is constant has deviations of exactly zero.
+
+    Attributes:
+        count: rows so far.
+        mean: (blocks, columns) float64.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        columns: int,
+        *,
+        pairs: bool,
+        pooled: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        """Nothing seen yet.
+
+        Args:
+            blocks: how many populations are looked at side by side.
+            columns: numbers in a row.
+            pairs: products of all pairs of columns; else the squares alone.
+            pooled: whether products and squares are added up over the blocks.
+            device: where the sums are kept.
+        """
+        self.count = 0
+        self.mean = torch.zeros(blocks, columns, dtype=torch.float64, device=device)
+        self._pairs = pairs
+        self._pooled = pooled
+        shape = (1 if pooled else blocks, columns, *([columns] if pairs else []))
+        # with pairs, what lies on and above the diagonal counts
+        self._second = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    def add(self, block: Tensor) -> None:
+        """Take (blocks, rows, columns) more."""
+        rows = block.shape[1]
+        if not rows:
+            return
+        block = block.to(torch.promote_types(block.dtype, torch.float32))
+        shift = block.mean(1)
+        low = block.amin(1)
+        shift = torch.where(low == block.amax(1), low, shift)  # a mean of equal numbers may be rounded
+        apart = block - shift.unsqueeze(1)
+        rest = apart.sum(1).double()
+        if self._pairs:
+            _add_product(self._second, self._together(apart))
+        else:
+            self._second += self._together(apart).square().sum(1)
+        self._correct(rest, -1 / rows)
+        self._join(rows, shift.double() + rest / rows)
+
+    def merge(self, other: Moments) -> None:
+        """Take what another one has seen, of the same columns and with the same settings."""
+        if other.count:
+            self._second += other._second
+            self._join(other.count, other.mean)
+
+    def reduce(self) -> None:
+        """Merge with those of all processes; one that saw nothing adds nothing."""
+        count = torch.tensor(float(self.count), dtype=torch.float64, device=self.mean.device)
+        total, sums = count.clone(), self.mean * count
+        sum_over_processes([total, sums])
+        mean = sums / total.clamp(min=1)
+        self._correct(self.mean - mean, self.count)
+        sum_over_processes([self._second])
+        self.count, self.mean = int(total), mean
+
+    @property
+    def variance(self) -> Tensor:
+        """(blocks or 1, columns): mean squares of deviations."""
+        squares = self._second.diagonal(dim1=1, dim2=2) if self._pairs else self._second
+        return squares.clamp(min=0) / self._rows
+
+    @property
+    def covariance(self) -> Tensor:
+        """(blocks or 1, columns, columns): mean products of deviations; with `pairs` only."""
+        upper = self._second.triu().div_(self._rows)
+        upper.diagonal(dim1=1, dim2=2).clamp_(min=0)
+        return upper.add_(upper.triu(1).mT)
+
+    @property
+    def _rows(self) -> int:
+        return max(self.count, 1) * (len(self.mean) if self._pooled else 1)
+
+    def _together(self, block: Tensor) -> Tensor:
+        return block.flatten(0, 1).unsqueeze(0) if self._pooled else block
+
+    def _join(self, rows: int, mean: Tensor) -> None:
+        """Account for the distance of two means, after the sum of their products was taken."""
+        total = self.count + rows
+        step = mean - self.mean
+        self._correct(step, self.count * rows / total)
+        self.mean = self.mean + step * (rows / total)
+        self.count = total
+
+    def _correct(self, step: Tensor, times: float) -> None:
+        """Add `times` the products of (blocks, columns) to the sums."""
+        step = self._together(step.unsqueeze(1))
+        if self._pairs:
+            self._second.baddbmm_(step.mT, step, alpha=times)
+        else:
+            self._second.add_(step.square().sum(1), alpha=times)
+
+
+def _add_product(total: Tensor, rows: Tensor) -> None:
+    """Add rows^T rows to `total`, on and above the diagonal at least; the halves below cost nothing."""
+    columns = rows.shape[-1]
+    if columns <= _NARROW:
+        total += rows.mT @ rows
+        return
+    half = columns // 2
+    one, other = rows[..., :half], rows[..., half:]
+    _add_product(total[:, :half, :half], one)
+    _add_product(total[:, half:, half:], other)
+    total[:, :half, half:] += one.mT @ other
