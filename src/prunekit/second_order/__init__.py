@@ -1,0 +1,23 @@
+"""Removing weights with the rest of their row making up for it: the mathematics of OBS.
+
+Everything here works on one matrix: the Hessian (1/2 of its quadratic form is the error) that all rows of a
+layer share, or that of a whole small network with its weights as the only row.
+"""
+
+from prunekit.second_order.damping import damped, live_inputs
+from prunekit.second_order.elimination import Elimination, eliminate
+from prunekit.second_order.merging import removal_scores
+from prunekit.second_order.refit import refit
+from prunekit.second_order.shared import inverse_of, shared_saliency, shared_update
+
+__all__ = [
+    "Elimination",
+    "damped",
+    "eliminate",
+    "inverse_of",
+    "live_inputs",
+    "refit",
+    "removal_scores",
+    "shared_saliency",
+    "shared_update",
+]
