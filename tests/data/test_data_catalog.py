@@ -16,6 +16,7 @@ def test_names_are_in_alphabetical_order():
         "ionosphere",
         "iris",
         "mnist",
+        "tiny_shakespeare",
         "waveform",
     ]
 

@@ -175,3 +175,22 @@ class Gives(nn.Module):
 def test_models_that_return_something_else(give, words):
     with pytest.raises(ModelError, match=words):
         evaluate(Gives(give), X, torch.zeros(6, dtype=torch.long), task="classification")
+
+
+def test_positions_count_as_examples():
+    class Texts(nn.Module):
+        def forward(self, x):
+            return x.unflatten(1, (4, 5))
+
+    inputs = torch.randn(7, 20, dtype=torch.float64)
+    targets = torch.randint(4, (7, 5))
+    found = evaluate(Texts(), inputs, targets, task="classification", batch_size=3)
+    logits = inputs.view(7, 4, 5)
+    expected = [(logits[n, :, t], int(targets[n, t])) for n in range(7) for t in range(5)]
+    assert found.examples == 35
+    assert found.loss == pytest.approx(sum(float(z.logsumexp(0) - z[target]) for z, target in expected) / 35)
+    assert found.accuracy == pytest.approx(sum(int(z.argmax()) == target for z, target in expected) / 35)
+    own = evaluate(
+        Texts(), inputs, targets, task="classification", batch_size=3, loss=nn.functional.cross_entropy
+    )
+    assert own.loss == pytest.approx(found.loss)

@@ -16,7 +16,7 @@ def lines(counts, width=80):
     return captured.get().splitlines()
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", sorted(set(models.names()) - {"char_transformer"}))
 def test_every_row_is_one_line_of_80_columns(name):
     counts = count(models.create(name, (3, 32, 32), 10, seed=0), torch.zeros(1, 3, 32, 32))
     text = lines(counts)

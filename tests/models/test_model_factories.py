@@ -60,7 +60,7 @@ def test_weight_counts_of_the_papers():
     assert parameters(models.resnet20(CIFAR, 10)) == 272_474
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", sorted(set(models.names()) - {"char_transformer"}))
 def test_output_shape_and_tracing(name):
     model = models.create(name, CIFAR, 7, seed=0).eval()
     x = torch.randn(2, *CIFAR)
@@ -100,7 +100,7 @@ def test_lenet5_has_its_only_relu_after_fc1():
     torch.testing.assert_close(model(x), y @ model.fc2.weight.T + model.fc2.bias)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", sorted(set(models.names()) - {"char_transformer"}))
 def test_reset_draws_every_weight_again_and_follows_the_rng(name):
     model = models.create(name, CIFAR, 5, seed=0)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -18,6 +18,7 @@ from prunekit.data.mnist import load_mnist
 from prunekit.data.settings import DataSettings
 from prunekit.data.splits import Dataset
 from prunekit.data.store import Store
+from prunekit.data.tiny_shakespeare import load_tiny_shakespeare
 from prunekit.data.waveform import load_waveform
 from prunekit.errors import InputError
 
@@ -32,6 +33,7 @@ LOADERS: Mapping[str, Callable[[DataSettings, Store], Dataset]] = MappingProxyTy
         "ionosphere": load_ionosphere,
         "iris": load_iris,
         "mnist": load_mnist,
+        "tiny_shakespeare": load_tiny_shakespeare,
         "waveform": load_waveform,
     }
 )
@@ -51,9 +53,10 @@ def load(
     names), then in the cache (PRUNEKIT_CACHE, or else the user's cache folder); what is in neither is
     downloaded into the cache and its checksum verified.
 
-    The test part is the official one where there is one, else drawn from the seed; the validation part is
-    drawn from the rest. Classes are drawn in proportion. All inputs are standardised, each feature of a table
-    and each channel of images, with the mean and the standard deviation of the training part.
+    The test part is the official one where there is one, else drawn from the seed (of a text, its end); the
+    validation part is drawn from the rest. Classes are drawn in proportion. All inputs but texts are
+    standardised, each feature of a table and each channel of images, with the mean and the standard deviation
+    of the training part.
 
     Args:
         settings: which dataset and how to split it; a name alone stands for the defaults.

@@ -18,8 +18,8 @@ class Split:
     """Examples and what is to be said of them.
 
     Attributes:
-        inputs: (N, ...) float32.
-        targets: (N,) int64 class numbers, or (N, outputs) float32 values.
+        inputs: (N, ...) float32, or (N, T) int64 characters of texts.
+        targets: (N,) int64 class numbers, or one for each of T positions, or (N, outputs) float32 values.
 
     Raises:
         DataError: if there is no example, if there are not as many inputs as targets, or if an input or a

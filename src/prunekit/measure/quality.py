@@ -22,7 +22,7 @@ class Quality:
     """What `evaluate` found, each a mean over the examples.
 
     Attributes:
-        examples: number of examples.
+        examples: number of examples; where each position of an example has a class, the number of positions.
         loss: cross-entropy in nats, or the mean squared error, or the mean of the loss that was passed.
         accuracy: fraction in [0, 1] whose class has the highest output; None for regression.
         top5: fraction in [0, 1] whose class is among the five highest outputs; None for regression, and for
@@ -58,7 +58,8 @@ def evaluate(
     Args:
         model: maps (n, ...) to raw outputs: (n, classes), or the shape of the targets for regression.
         inputs: (N, ...); moved to the model's device batch by batch.
-        targets: classification: (N,) class numbers of an integer type; regression: (N, outputs).
+        targets: classification: class numbers of an integer type, (N,), or (N, T) for outputs (n, classes, T)
+            that tell of T positions; regression: (N, outputs).
         task: "classification" or "regression".
         batch_size: number of examples in one forward pass.
         loss: gives the mean over a batch of outputs (as the model returns them) and targets, in place of the
@@ -81,11 +82,22 @@ def evaluate(
             outputs = model(inputs[start : start + batch_size].to(device))
             wanted = targets[start : start + batch_size].to(device)
             _check_outputs(outputs, len(wanted))
-            sums = measured(outputs, wanted)
+            sums = measured(*_by_position(outputs, wanted))
             if loss is not None:
-                sums = sums._replace(loss=float(loss(outputs, wanted)) * len(wanted))
+                sums = sums._replace(loss=float(loss(outputs, wanted)) * _count(task, wanted))
             parts.append(sums)
-    return _average(parts, len(inputs))
+    return _average(parts, _count(task, targets))
+
+
+def _count(task: Task, targets: Tensor) -> int:
+    return targets.numel() if task == "classification" else len(targets)
+
+
+def _by_position(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs (n, classes, T) and targets (n, T) of positions as those of n x T examples; others as is."""
+    if outputs.dim() == 3 and outputs.shape[::2] == targets.shape and not targets.is_floating_point():
+        return outputs.movedim(1, -1).flatten(0, 1), targets.flatten()
+    return outputs, targets
 
 
 class _Sums(NamedTuple):
@@ -101,6 +113,11 @@ def _classification(outputs: Tensor, targets: Tensor) -> _Sums:
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ModelError(
             f"classification needs outputs of the shape (n, classes), 2 or more, got {tuple(outputs.shape)}"
+        )
+    if targets.dim() != 1:
+        raise InputError(
+            f"the targets have the shape {tuple(targets.shape)}, which goes with outputs (n, classes, T), "
+            f"but the model returned {tuple(outputs.shape)}"
         )
     classes = outputs.shape[1]
     if targets.max() >= classes:
@@ -166,9 +183,9 @@ def _check_sizes(inputs: Tensor, targets: Tensor, batch_size: int) -> None:
 
 def _class_numbers(targets: Tensor) -> Tensor:
     integers = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    if targets.dim() != 1 or not integers:
+    if targets.dim() not in (1, 2) or not integers:
         raise InputError(
-            "classification needs targets (N,) of an integer type, "
+            "classification needs targets (N,), or (N, T) for T positions, of an integer type, "
             f"got the shape {tuple(targets.shape)} of {targets.dtype}"
         )
     numbers = targets.long()

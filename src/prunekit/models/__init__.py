@@ -1,6 +1,7 @@
 """The papers' networks, and a user's own, made from settings and a seed."""
 
 from prunekit.models.activations import Activation, make_activation
+from prunekit.models.char_transformer import CharTransformer, TransformerBlock, char_transformer
 from prunekit.models.create import create
 from prunekit.models.factories import names
 from prunekit.models.lenet5 import LeNet5, lenet5
@@ -14,13 +15,16 @@ from prunekit.models.vgg_small import VGGSmall, vgg_small
 __all__ = [
     "MLP",
     "Activation",
+    "CharTransformer",
     "LeNet5",
     "LeNet300100",
     "MaxoutLeNet5",
     "ModelSettings",
     "ResNet",
     "ResidualBlock",
+    "TransformerBlock",
     "VGGSmall",
+    "char_transformer",
     "create",
     "lenet5",
     "lenet_300_100",

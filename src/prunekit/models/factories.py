@@ -8,6 +8,7 @@ from types import MappingProxyType
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.models.char_transformer import char_transformer
 from prunekit.models.lenet5 import lenet5
 from prunekit.models.lenet_300_100 import lenet_300_100
 from prunekit.models.maxout_lenet5 import maxout_lenet5
@@ -20,6 +21,7 @@ Factory = Callable[..., nn.Module]
 
 _BUILT_IN: Mapping[str, Factory] = MappingProxyType(
     {
+        "char_transformer": char_transformer,
         "lenet5": lenet5,
         "lenet_300_100": lenet_300_100,
         "maxout_lenet5": maxout_lenet5,
