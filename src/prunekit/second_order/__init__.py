@@ -4,8 +4,10 @@ Everything here works on one matrix: the Hessian (1/2 of its quadratic form is t
 layer share, or that of a whole small network with its weights as the only row.
 """
 
+from prunekit.second_order.bound import error_bound
 from prunekit.second_order.damping import damped, live_inputs
 from prunekit.second_order.elimination import Elimination, eliminate
+from prunekit.second_order.gauss_newton import recursive_inverse
 from prunekit.second_order.merging import removal_scores
 from prunekit.second_order.refit import refit
 from prunekit.second_order.shared import inverse_of, shared_saliency, shared_update
@@ -14,8 +16,10 @@ __all__ = [
     "Elimination",
     "damped",
     "eliminate",
+    "error_bound",
     "inverse_of",
     "live_inputs",
+    "recursive_inverse",
     "refit",
     "removal_scores",
     "shared_saliency",
