@@ -1,6 +1,7 @@
 """What each of two processes does in `test_distributed`: prunes a DDP model on data of its own."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 sys.path.insert(0, str(Path(__file__).parent))
+from prunekit.errors import DataError
 from prunekit.pruning import prune
 from small_nets import blobs, copied, mlp, recipe
 
@@ -20,6 +22,7 @@ RECIPES = {
     "weight gradient": {"score": "weight_gradient", "allocation": "per_layer"},
     "random": {"score": "random"},
     "least squares": {"shape": "unit", "repair": "least_squares"},
+    "layer obs": {"score": "layer_obs", "repair": "masked_least_squares"},
     "stand-ins": {"shape": "unit", "repair": "sietsma_dow"},
     "sensitivity": {"allocation": "sensitivity"},
     "fine tune": {"score": "gradient", "schedule": LINEAR, "retrain": FINE_TUNE},
@@ -36,8 +39,44 @@ def work(rank: int, folder: str) -> None:
         pruned = prune(model, recipe(**settings), data)
         found[name] = {"masks": pruned.masks.state_dict(), "model": copied(model.module)}
     found["attached"] = in_a_loop(data)
+    found["one without data"] = with_no_batch_on_the_second(rank, data)
+    found["none with data"] = refusals(rank, data)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+class Stream:
+    """A loader that does not know its length, and may turn out to be empty."""
+
+    def __init__(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return iter(self.batches)
+
+
+def with_no_batch_on_the_second(rank: int, data: tuple[torch.Tensor, torch.Tensor]) -> dict[str, object]:
+    model = mlp(10, 16, 3)
+    pruned = prune(model, recipe(**RECIPES["layer obs"]), Stream([] if rank else [data]))
+    return {"masks": pruned.masks.state_dict(), "model": copied(model)}
+
+
+def refusals(rank: int, data: tuple[torch.Tensor, torch.Tensor]) -> list[str]:
+    """What both say when only the second has something to complain about; neither may wait for ever."""
+    bad = data[0].clone()
+    bad[3, 4] = float("nan")
+    found = []
+    for settings, broken in (
+        (RECIPES["layer obs"], Stream([])),
+        (RECIPES["layer obs"], Stream([(bad, data[1])])),
+        ({"shape": "unit", "score": "oracle"}, Stream([])),
+    ):
+        try:
+            prune(mlp(10, 16, 3), recipe(**settings), broken if rank else Stream([data]))
+            found.append("fine")
+        except DataError as error:
+            found.append(str(error))
+    return found
 
 
 def in_a_loop(data: tuple[torch.Tensor, torch.Tensor]) -> dict[str, object]:

@@ -102,6 +102,7 @@ class Session:
         self.masks = self.plan.elements.masks(model, self.kept)
         self.history: list[Record] = []
         self._ranking: Scores | None = None
+        self._measured: Found | None = None
         self._seed = seed
         self._loss = loss
         self._data: Batches | None = None if data is None else as_batches(data)
@@ -156,8 +157,7 @@ class Session:
 
     def _prune_step(self, step: Step) -> bool:
         elements = self.plan.elements
-        subject = Subject(self.model, elements.parameters, elements.chain, self.kept)
-        found = collect(subject, self._calibration(), self._needs(), loss=self._loss_of)
+        found = self._measure(step)
         before, self.kept = self.kept, self._choose(step, self._scores(step, found))
         self.masks = elements.masks(self.model, self.kept)
         # before the masks act: a repair looks at the values that go
@@ -171,12 +171,25 @@ class Session:
             self._masked.update(self.masks)
         return restarted
 
+    def _measure(self, step: Step) -> Found:
+        if self._measured is not None:
+            return self._measured
+        elements = self.plan.elements
+        names = step.layers if self.recipe.layer_by_layer else elements.parameters
+        subject = Subject(self.model, names, elements.chain, self.kept)
+        found = collect(subject, self._calibration(), self._needs(), loss=self._loss_of)
+        if self.recipe.statistics == "once":
+            self._measured = {statistic: found[statistic] for statistic in self.recipe.repair.needs}
+        return found
+
     def _needs(self) -> tuple[Statistic, ...]:
         """What is asked of the data at this step: a ranking that is taken once needs no second look."""
         return self.recipe.needs if self._ranking is None else self.recipe.repair.needs
 
     def _scores(self, step: Step, found: Found) -> Scores:
         weights = {name: parameter.detach() for name, parameter in self._parameters().items()}
+        if self.recipe.layer_by_layer and self.recipe.score.needs:
+            weights = {name: weights[name] for name in step.layers}
         scores = self._ranking
         if scores is None:
             scores = self._ranked(
@@ -187,27 +200,34 @@ class Session:
                     self.plan.elements.chain,
                     self.kept,
                     {name: owner_of(self.model, name) for name in weights},
+                    self.recipe.shape.pattern,
                 )
             )
         if self.recipe.rank == "once":
             self._ranking = scores
-        if self.recipe.regrow:
-            return scores
-        # what is zero goes first: what was removed stays removed, and pruning twice removes no more
-        gone = {name: self.plan.elements.gone(name, weights.get(name), self.kept) for name in scores}
-        return {name: score.masked_fill(gone[name], float("-inf")) for name, score in scores.items()}
+        if not self.recipe.regrow:
+            # what is zero goes first: what was removed stays removed, and pruning twice removes no more
+            gone = {name: self.plan.elements.gone(name, weights.get(name), self.kept) for name in scores}
+            scores = {name: score.masked_fill(gone[name], float("-inf")) for name, score in scores.items()}
+        # layers whose turn is another time only count by their size, which takes no memory
+        return {
+            name: scores[name] if name in scores else torch.zeros((), device=kept.device).expand(kept.shape)
+            for name, kept in self.kept.items()
+        }
 
     def _ranked(self, evidence: Evidence) -> Scores:
         with torch.no_grad():
             scores = self.recipe.shape.gather(self.recipe.score(evidence), self.plan.elements)
-        for name, kept in self.kept.items():
-            if name not in scores or scores[name].shape != kept.shape:
+        # with an order, some scores see a part of the layers only
+        wanted = evidence.weights if self.recipe.layer_by_layer else self.kept
+        for name in wanted:
+            if name not in scores or scores[name].shape != self.kept[name].shape:
                 raise InputError(
                     f"the score {self.recipe.score.name!r} gave no scores of the shape of {name}"
                 )
             if bool(torch.isnan(scores[name]).any()):
                 raise ModelError(f"the score {self.recipe.score.name!r} of {name} is NaN")
-        return {name: scores[name] for name in self.kept}
+        return {name: scores[name] for name in wanted}
 
     def _choose(self, step: Step, scores: Scores) -> Masks:
         settled = frozenset(
@@ -332,6 +352,9 @@ class Session:
             "seed": self._seed,
             "masks": {name: kept.clone() for name, kept in self.kept.items()},
             "ranking": None if self._ranking is None else dict(self._ranking),
+            "measured": None
+            if self._measured is None
+            else {str(statistic): dict(values) for statistic, values in self._measured.items()},
             "optimizer_steps": self._optimizer_steps,
             "checkpoints": {step: dict(state) for step, state in self._checkpoints.items()},
             "history": [asdict(record) for record in self.history],
@@ -359,6 +382,10 @@ class Session:
         self._checkpoints = {int(step): dict(values) for step, values in state["checkpoints"].items()}
         self.kept, self.masks, self.history = kept, masks, history
         self._ranking = state["ranking"]
+        measured = state.get("measured")
+        self._measured = None
+        if measured is not None:
+            self._measured = {request: measured[str(request)] for request in self.recipe.repair.needs}
         self._optimizer_steps = int(state["optimizer_steps"])
         self.masks.apply(self.model)
         if self._masked is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -76,12 +76,15 @@ class Recipe(Settings):
         shape: what goes together.
         allocation: how the amount is shared over layers.
         schedule: the sparsity at each step, as a fraction of the original count.
-        order: whether a level of the schedule takes all layers at once, or one after the other.
+        order: whether a level of the schedule takes all layers at once, or one after the other. One after the
+            other, each is measured behind the layers that were pruned before it, and only that one if the
+            allocation looks at each layer by itself.
         repair: what is done to the survivors at once.
         retrain: what follows each step.
         targets: patterns of what is pruned; None for all linear and convolution layers.
         ignore: patterns of what is left out.
         rank: when scores are taken: anew before every step, or once before the first.
+        statistics: when what a repair needs is measured: anew before every step, or once before the first.
         retrain_every: retraining follows each so many steps, and the last.
         calibration: how many training examples scores, allocations and repairs may see.
         regrow: whether removed weights compete again at the next step; otherwise they never come back.
@@ -97,6 +100,7 @@ class Recipe(Settings):
     targets: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     rank: Literal["every_step", "once"] = "every_step"
+    statistics: Literal["every_step", "once"] = "every_step"
     retrain_every: int = Field(default=1, ge=1)
     calibration: int = Field(default=1024, ge=1)
     regrow: bool = False
@@ -116,6 +120,8 @@ class Recipe(Settings):
                 f"the schedule {self.schedule.name!r} states no sparsity, which the allocation "
                 f"{self.allocation.name!r} needs"
             )
+        if self.statistics == "once":
+            self._check_statistics_once()
         if self.score.level == "unit" and self.shape.counts != "units":
             raise ValueError(f"the score {self.score.name!r} ranks units: use the shape 'unit'")
         if self.score.level == "piece" and self.shape.counts != "pieces":
@@ -127,11 +133,42 @@ class Recipe(Settings):
                 f"the repair {self.repair.name!r} is for units, the shape {self.shape.name!r} removes single "
                 "weights: use the shape 'unit'"
             )
+        if self.repair.level == "weight" and self.shape.counts != "weights":
+            raise ValueError(
+                f"the repair {self.repair.name!r} is for single weights, the shape {self.shape.name!r} "
+                f"removes {self.shape.counts}: use the shape 'weight', or the repair 'least_squares'"
+            )
         if self.allocation.of_weights and self.shape.counts != "weights":
             raise ValueError(
                 f"the allocation {self.allocation.name!r} looks at single weights: use the shape 'weight'"
             )
         return self
+
+    def _check_statistics_once(self) -> None:
+        if self.rank != "once":
+            raise ValueError(
+                "statistics that are taken once serve one ranking only: set 'rank' to 'once' too"
+            )
+        if self.order != "all":
+            raise ValueError(
+                f"the order {self.order!r} is there to measure each layer behind those before it: "
+                "take 'statistics' at 'every_step'"
+            )
+        if not isinstance(self.retrain, NoRetraining):
+            raise ValueError(
+                f"the retrain {self.retrain.name!r} changes what layers are given: take 'statistics' at "
+                "'every_step'"
+            )
+
+    @property
+    def layer_by_layer(self) -> bool:
+        """Whether only the layers of a step are measured and scored at it, not those that come later."""
+        return (
+            self.order != "all"
+            and self.rank == "every_step"
+            and self.allocation.local
+            and self.shape.counts == "weights"
+        )
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -153,7 +190,7 @@ class Recipe(Settings):
         """
         elements = self.shape.elements(model, self.targets, self.ignore)
         targets = elements.targets
-        sparsities = self.schedule.sparsities()
+        sparsities = self._levels(targets)
         self.allocation.check(targets, sparsities[-1])
         for target in targets:
             self.shape.check(target, sparsities)
@@ -162,15 +199,19 @@ class Recipe(Settings):
                 f"the shape {self.shape.name!r} takes the same fraction of every layer, which the allocation "
                 f"{self.allocation.name!r} does not give: use 'per_layer' (with output_rate 1)"
             )
-        self.repair.check(model, elements.chain, elements.names)
+        for part in (self.score, self.repair):
+            part.check(model, elements.chain, elements.names)
         return Plan(elements, tuple(self._steps(targets)))
+
+    def _levels(self, targets: Sequence[Target]) -> tuple[float | None, ...]:
+        return self.schedule.levels(sum(target.size for target in targets))
 
     def _steps(self, targets: tuple[Target, ...]) -> Iterator[Step]:
         names = tuple(target.name for target in targets)
         groups = [names] if self.order == "all" else [(name,) for name in names]
         if self.order == "backward":
             groups.reverse()
-        sparsities = self.schedule.sparsities()
+        sparsities = self._levels(targets)
         number = 0
         for level, sparsity in enumerate(sparsities):
             previous = sparsities[level - 1] if level else 0.0

@@ -29,6 +29,10 @@ class Schedule(Part):
     def sparsities(self) -> tuple[float | None, ...]:
         """The sparsity after each step; None where the allocation decides by itself."""
 
+    def levels(self, total: int) -> tuple[float | None, ...]:
+        """The same for a network with this many weights (or units) to choose from."""
+        return self.sparsities()
+
 
 class OneShot(Schedule):
     """Everything in one step."""
@@ -108,6 +112,30 @@ class Explicit(Schedule):
     def sparsities(self) -> tuple[float | None, ...]:
         """The list."""
         return self.values
+
+
+class Counts(Schedule):
+    """A fixed number of weights (or units) in every step, up to a sparsity; the last step may be smaller.
+
+    With a score that looks at data, the data is looked at again after each so many removals.
+
+    Attributes:
+        every: how many are removed in a step.
+        sparsity: at the end.
+    """
+
+    name: ClassVar[str] = "counts"
+    every: int = Field(ge=1)
+    sparsity: Sparsity
+
+    def sparsities(self) -> tuple[float | None, ...]:
+        """The last one: how many there are before it depends on the network."""
+        return (self.sparsity,)
+
+    def levels(self, total: int) -> tuple[float | None, ...]:
+        """every / total, 2 every / total, ... and the sparsity."""
+        last = round(self.sparsity * total)
+        return (*(count / total for count in range(self.every, last, self.every)), self.sparsity)
 
 
 class Rounds(Schedule):

@@ -37,6 +37,11 @@ class Shape(Part):
         return False
 
     @property
+    def pattern(self) -> tuple[int, int] | None:
+        """(n, m) where n of every m consecutive inputs of an output stay."""
+        return None
+
+    @property
     def counts(self) -> Counted:
         """What the shape counts."""
         return "weights"
@@ -200,6 +205,11 @@ class NM(Shape):
     def even(self) -> bool:
         """Every group of every layer loses the same number."""
         return True
+
+    @property
+    def pattern(self) -> tuple[int, int]:
+        """n of every m."""
+        return self.n, self.m
 
     def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
         """The inputs must divide into groups of `m`, the sparsities into whole weights of a group."""

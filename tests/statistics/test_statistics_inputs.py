@@ -1,7 +1,5 @@
 """Moments of inputs against NumPy on rows that are cut out of padded arrays by plain loops."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,8 @@ from prunekit.errors import DataError, ModelError
 from prunekit.statistics import InputMean, InputSquares, LayerHessian, MeanGradient, Subject, collect
 from prunekit.structure.rows import from_rows, patches, rows_of
 from small_nets import Tied, blobs, convnet, images, mlp
+from unfolding import design
 
-NUMPY_MODE = {"zeros": "constant", "reflect": "reflect", "circular": "wrap", "replicate": "edge"}
 ALL = (
     LayerHessian(centred=False),
     LayerHessian(centred=True),
@@ -27,30 +25,6 @@ def gather(model, x, needs=ALL, names=("0.weight",), batch_size=7, targets=None)
     targets = torch.zeros(len(x), dtype=torch.long) if targets is None else targets
     batches = TensorBatches(x, targets).sample(10_000, batch_size, seed=0)
     return collect(Subject(model, list(names)), batches, needs, loss=nn.functional.cross_entropy)
-
-
-def unfolded(layer, x):
-    """(groups, rows, columns), one number at a time."""
-    x, kernel = x.double().numpy(), layer.kernel_size
-    sides = layer._reversed_padding_repeated_twice
-    pads = [(sides[2 * d], sides[2 * d + 1]) for d in range(len(kernel))][::-1]
-    x = np.pad(x, [(0, 0), (0, 0), *pads], mode=NUMPY_MODE[layer.padding_mode])
-    spans = [apart * (size - 1) + 1 for size, apart in zip(kernel, layer.dilation, strict=True)]
-    outputs = [(x.shape[2 + d] - spans[d]) // layer.stride[d] + 1 for d in range(len(kernel))]
-    width, groups = x.shape[1] // layer.groups, []
-    for group in range(layer.groups):
-        rows = []
-        for example, *place in product(range(len(x)), *map(range, outputs)):
-            row = []
-            for channel, *offset in product(range(width), *map(range, kernel)):
-                at = [
-                    p * s + o * a
-                    for p, s, o, a in zip(place, layer.stride, offset, layer.dilation, strict=True)
-                ]
-                row.append(x[(example, group * width + channel, *at)])
-            rows.append(row)
-        groups.append(rows)
-    return np.array(groups)
 
 
 def check(found, rows, name="0.weight", rtol=1e-5):
@@ -88,7 +62,7 @@ def _convolutions():
 def test_convolutions(layer):
     x = torch.randn(9, layer.in_channels, *[7, 6, 5][: len(layer.kernel_size)]) + 1
     found = gather(nn.Sequential(layer), x, batch_size=4)
-    check(found, unfolded(layer, x))
+    check(found, design(layer, x))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -191,7 +165,7 @@ def test_the_inputs_are_those_inside_the_network_in_evaluation_mode():
     assert model[1].training
     model.eval()
     with torch.no_grad():
-        check(found, unfolded(model[3], model[:3](x)), "3.weight")
+        check(found, design(model[3], model[:3](x)), "3.weight")
         check(found, model[:7](x).double().numpy()[None], "7.weight")
 
 

@@ -66,6 +66,11 @@ class Allocation(Part):
         return False
 
     @property
+    def local(self) -> bool:
+        """Whether a layer's amount follows from its own scores and the sizes of the others."""
+        return False
+
+    @property
     def even(self) -> bool:
         """Whether every layer loses the same fraction, which some shapes need."""
         return False

@@ -28,6 +28,11 @@ class PerLayer(Allocation):
     output_rate: float = Field(default=1.0, ge=0, le=1)
 
     @property
+    def local(self) -> bool:
+        """Each layer by itself."""
+        return True
+
+    @property
     def even(self) -> bool:
         """Unless the output layer is treated apart."""
         return self.output_rate == 1
@@ -64,6 +69,11 @@ class ERK(Allocation):
     name: ClassVar[str] = "erk"
     paper: ClassVar[str] = "Evci et al. 2020 (RigL), arXiv 1911.11134"
 
+    @property
+    def local(self) -> bool:
+        """Each layer by itself."""
+        return True
+
     def amounts(self, situation: Situation) -> dict[str, int]:
         """Densities scaled so that the total is exactly round(sparsity * total)."""
         assert situation.sparsity is not None
@@ -96,6 +106,11 @@ class Given(Allocation):
 
     name: ClassVar[str] = "given"
     sparsities: dict[str, Sparsity] = Field(min_length=1)
+
+    @property
+    def local(self) -> bool:
+        """Each layer by itself."""
+        return True
 
     @property
     def decides_amount(self) -> bool:
@@ -143,6 +158,11 @@ class Threshold(Allocation):
     q: float = Field(gt=0)
 
     @property
+    def local(self) -> bool:
+        """Each layer by itself."""
+        return True
+
+    @property
     def of_weights(self) -> bool:
         """The deviation is that of the weights."""
         return True
@@ -166,6 +186,11 @@ class Nothing(Allocation):
     """Removes nothing: the control that is retrained as long as the others. The schedule is `rounds`."""
 
     name: ClassVar[str] = "none"
+
+    @property
+    def local(self) -> bool:
+        """Each layer by itself."""
+        return True
 
     @property
     def decides_amount(self) -> bool:

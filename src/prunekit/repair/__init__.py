@@ -6,14 +6,18 @@ from prunekit.repair.fold_mean import FoldMean
 from prunekit.repair.least_squares import LeastSquares
 from prunekit.repair.sietsma_dow import SietsmaDow
 from prunekit.repair.units import UnitRepair
+from prunekit.repair.weights import MaskedLeastSquares, OBSUpdate, WeightRepair
 
 __all__ = [
     "ChannelScale",
     "Damage",
     "FoldMean",
     "LeastSquares",
+    "MaskedLeastSquares",
     "NoRepair",
+    "OBSUpdate",
     "Repair",
     "SietsmaDow",
     "UnitRepair",
+    "WeightRepair",
 ]

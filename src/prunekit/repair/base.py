@@ -39,7 +39,7 @@ class Damage:
 class Repair(Part):
     """Changes the weights that are left so that less is lost."""
 
-    level: ClassVar[Literal["unit", "either"]] = "either"
+    level: ClassVar[Literal["unit", "weight", "either"]] = "either"
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

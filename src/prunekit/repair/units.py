@@ -51,7 +51,7 @@ class UnitRepair(Repair):
     in one step: use the order `forward` or small steps for repairs that see the repaired inputs.
     """
 
-    level: ClassVar[Literal["unit", "either"]] = "unit"
+    level: ClassVar[Literal["unit", "weight", "either"]] = "unit"
     needs_bias: ClassVar[bool] = True
 
     def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -29,6 +29,7 @@ class Evidence:
         chain: the network as a chain of layers, where units are counted.
         kept: what is still kept: by group of units (units,) booleans, or masks of weights.
         layers: the module that owns each parameter, by the parameter's full name.
+        pattern: (n, m) where n of every m consecutive inputs of an output stay; None for no pattern.
     """
 
     weights: Mapping[str, Tensor]
@@ -37,6 +38,7 @@ class Evidence:
     chain: Chain | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
+    pattern: tuple[int, int] | None = None
 
     @property
     def elements(self) -> Mapping[str, Tensor]:
@@ -62,6 +64,19 @@ class Score(Part):
     def needs(self) -> tuple[Statistic, ...]:
         """The statistics that the score is computed from; none by default."""
         return ()
+
+    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+        """Refuse a model that cannot be scored, before anything is done to it.
+
+        Args:
+            model: the network.
+            chain: it as a chain, where units are counted.
+            names: the groups of units, or the parameters, that are to be pruned.
+
+        Raises:
+            InputError, ModelError: naming the layer.
+        """
+        return
 
     @abstractmethod
     def __call__(self, evidence: Evidence) -> Scores:

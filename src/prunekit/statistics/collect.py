@@ -29,6 +29,7 @@ class Subject:
         names: the parameters that are of interest, by full name.
         chain: the network as a chain of layers, where units are counted.
         kept: by group of units, (units,) booleans: False for those that are off already.
+        loss: (outputs, targets) -> mean loss, as the pass is asked for.
         shared: what the collectors of one pass have in common, by keys of their own.
     """
 
@@ -36,6 +37,7 @@ class Subject:
     names: Sequence[str]
     chain: Chain | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    loss: Loss | None = None
     shared: dict[object, Any] = field(default_factory=dict)
 
 
@@ -104,7 +106,7 @@ def collect(subject: Subject, batches: Iterable[Batch], needs: Iterable[Statisti
     if not requests:
         return {}
     inner = unwrap(subject.model)
-    subject = replace(subject, model=inner, shared={})
+    subject = replace(subject, model=inner, loss=loss, shared={})
     needs_loss = any(request.needs_loss for request in requests)
     needs_forward = needs_loss or any(request.needs_forward for request in requests)
     collectors: list[Collector] = []
