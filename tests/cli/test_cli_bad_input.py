@@ -37,7 +37,10 @@ PRUNE = "prune '{name: mlp, hidden: [8]}' --data iris --method magnitude --out p
         ),
         ("prune mlp --method nothing --data iris --out pruned", "no method 'nothing'; methods are: random"),
         ("prune mlp --method snip --data nothing --out pruned", "no dataset 'nothing'; names are: breast"),
-        ("prune nothing --method snip --data iris --out pruned", "no model 'nothing'; names are: char_transformer"),
+        (
+            "prune nothing --method snip --data iris --out pruned",
+            "no model 'nothing'; names are: char_transformer",
+        ),
         ("prune './no/thing' --method snip --data iris --out pruned", "there is no folder ./no/thing"),
         ("prune '{name: mlp, hiden: [3]}' --data iris --method snip --out p", "unknown key 'hiden'; allowed"),
         ("prune '{name: mlp' --data iris --method snip --out p", "is not valid YAML: line 1"),

@@ -12,9 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError
-from prunekit.methods import filters, maxout, units, weights
+from prunekit.methods import filters, maxout, second_order, units, weights
 from prunekit.methods.filters import geometric_median, network_slimming, taylor_filters, thinet
 from prunekit.methods.maxout import maxout_pruning
+from prunekit.methods.second_order import (
+    exact_layer_obs,
+    iterative_obd,
+    layer_obs,
+    layer_obs_retrained,
+    obd,
+    obs,
+)
 from prunekit.methods.units import (
     apoz_units,
     filter_norm,
@@ -49,12 +57,16 @@ __all__ = [
     "apoz_units",
     "describe",
     "erk_magnitude",
+    "exact_layer_obs",
     "filter_norm",
     "geometric_median",
     "gradient",
     "gradual_magnitude",
     "iterative_magnitude",
+    "iterative_obd",
     "layer_magnitude",
+    "layer_obs",
+    "layer_obs_retrained",
     "lottery_ticket",
     "lottery_ticket_linear",
     "magnitude",
@@ -62,6 +74,8 @@ __all__ = [
     "n2ps_units",
     "n_m",
     "network_slimming",
+    "obd",
+    "obs",
     "oracle_units",
     "random",
     "random_ticket",
@@ -79,7 +93,7 @@ __all__ = [
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     method.__name__: method
-    for family in (weights, units, filters, maxout)
+    for family in (weights, second_order, units, filters, maxout)
     for method in vars(family).values()
     if inspect.isfunction(method) and method.__module__ == family.__name__
 }

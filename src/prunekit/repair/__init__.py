@@ -4,6 +4,7 @@ from prunekit.repair.base import Damage, NoRepair, Repair
 from prunekit.repair.channel_scale import ChannelScale
 from prunekit.repair.fold_mean import FoldMean
 from prunekit.repair.least_squares import LeastSquares
+from prunekit.repair.obs import OBSRefit
 from prunekit.repair.sietsma_dow import SietsmaDow
 from prunekit.repair.units import UnitRepair
 from prunekit.repair.weights import MaskedLeastSquares, OBSUpdate, WeightRepair
@@ -15,6 +16,7 @@ __all__ = [
     "LeastSquares",
     "MaskedLeastSquares",
     "NoRepair",
+    "OBSRefit",
     "OBSUpdate",
     "Repair",
     "SietsmaDow",

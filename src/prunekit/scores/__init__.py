@@ -5,6 +5,7 @@ from prunekit.scores.filters import FeatureTaylor, GeometricMedian, NormScale, T
 from prunekit.scores.gradients import Gradient, WeightGradient
 from prunekit.scores.layer_obs import LayerOBS
 from prunekit.scores.maxout import MaxoutWins
+from prunekit.scores.obs import OBD, OBS
 from prunekit.scores.units import (
     N2PS,
     Activation,
@@ -18,6 +19,8 @@ from prunekit.scores.weights import Magnitude, Random
 
 __all__ = [
     "N2PS",
+    "OBD",
+    "OBS",
     "Activation",
     "Evidence",
     "FeatureTaylor",

@@ -2,6 +2,7 @@
 
 from prunekit.statistics.collect import Collector, Found, Statistic, Subject, collect
 from prunekit.statistics.consumers import InputCovariance, MeanInput, UnitCovariance
+from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal
 from prunekit.statistics.gradients import MeanGradient
 from prunekit.statistics.inputs import InputMean, InputSquares, InputStatistic, LayerHessian, row_layers
 from prunekit.statistics.maxout import MaxoutMaxima
@@ -23,6 +24,8 @@ __all__ = [
     "Collector",
     "FeatureChange",
     "Found",
+    "GaussNewton",
+    "GaussNewtonDiagonal",
     "InputCovariance",
     "InputMean",
     "InputSquares",

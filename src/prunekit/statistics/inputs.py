@@ -159,6 +159,11 @@ def row_layers(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
     return found
 
 
+def layer_label(name: str) -> str:
+    """What a weight's layer is called in messages."""
+    return name.rpartition(".")[0] or "the model"
+
+
 def _has_bias(layer: nn.Module) -> bool:
     return getattr(layer, "bias", None) is not None
 
@@ -208,7 +213,7 @@ class _Sums:
             self._watch(name).moments.reduce()
         for name in self._layers:
             moments = self._watch(name).moments
-            layer = name.rpartition(".")[0] or "the model"
+            layer = layer_label(name)
             if not moments.count:
                 raise DataError(
                     f"the layer {layer!r} never ran on the calibration data, so nothing is known of its "

@@ -62,7 +62,7 @@ class Moments:
         apart = block - shift.unsqueeze(1)
         rest = apart.sum(1).double()
         if self._pairs:
-            _add_product(self._second, self._together(apart))
+            add_product(self._second, self._together(apart))
         else:
             self._second += self._together(apart).square().sum(1)
         self._correct(rest, -1 / rows)
@@ -93,9 +93,9 @@ class Moments:
     @property
     def covariance(self) -> Tensor:
         """(blocks or 1, columns, columns): mean products of deviations; with `pairs` only."""
-        upper = self._second.triu().div_(self._rows)
-        upper.diagonal(dim1=1, dim2=2).clamp_(min=0)
-        return upper.add_(upper.triu(1).mT)
+        found = mirrored(self._second).div_(self._rows)
+        found.diagonal(dim1=1, dim2=2).clamp_(min=0)
+        return found
 
     @property
     def _rows(self) -> int:
@@ -121,7 +121,7 @@ class Moments:
             self._second.add_(step.square().sum(1), alpha=times)
 
 
-def _add_product(total: Tensor, rows: Tensor) -> None:
+def add_product(total: Tensor, rows: Tensor) -> None:
     """Add rows^T rows to `total`, on and above the diagonal at least; the halves below cost nothing."""
     columns = rows.shape[-1]
     if columns <= _NARROW:
@@ -129,6 +129,12 @@ def _add_product(total: Tensor, rows: Tensor) -> None:
         return
     half = columns // 2
     one, other = rows[..., :half], rows[..., half:]
-    _add_product(total[:, :half, :half], one)
-    _add_product(total[:, half:, half:], other)
+    add_product(total[:, :half, :half], one)
+    add_product(total[:, half:, half:], other)
     total[:, :half, half:] += one.mT @ other
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrices (..., n, n) that agree with these on and above the diagonal."""
+    found = upper.triu()
+    return found.add_(upper.triu(1).mT)

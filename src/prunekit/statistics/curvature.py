@@ -1,0 +1,309 @@
+"""The Gauss-Newton Hessian of the loss by the weights: whole for small networks, its diagonal for any."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+from prunekit.batches import Batch
+from prunekit.errors import DataError, InputError
+from prunekit.losses import Loss
+from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.inputs import layer_label, row_layers
+from prunekit.statistics.moments import add_product, mirrored
+from prunekit.statistics.processes import sum_over_processes
+from prunekit.structure.rows import from_rows, groups_of, patches, rows_of
+
+LIMIT = 5000
+"""The most weights that a whole Hessian is built for: 200 MB."""
+
+MOST_OUTPUTS = 1000
+"""The most outputs of an example: each is a pass back through the network."""
+
+_EXAMPLES = 32
+"""Examples whose derivatives are held at once."""
+
+_BUDGET_BYTES = 64 * 2**20
+
+
+class CurvatureStatistic(Statistic):
+    """Made of J' L J: J the outputs' derivatives by the weights, L the loss's second ones by the outputs.
+
+    The loss must be a mean over examples. Outputs count all their numbers: positions, too.
+    """
+
+    @property
+    def needs_loss(self) -> bool:
+        """The collectors run the network by themselves."""
+        return False
+
+    @property
+    def additive(self) -> bool:
+        """A process without examples adds nothing."""
+        return True
+
+
+@dataclass(frozen=True)
+class GaussNewtonDiagonal(CurvatureStatistic):
+    """By weight: the diagonal of the loss's Gauss-Newton Hessian, float64, in the weight's shape."""
+
+    def start(self, subject: Subject) -> Collector:
+        """A collector for the layers of the subject's parameters.
+
+        Raises:
+            ModelError: naming a weight that is not a linear or convolution layer's alone.
+        """
+        return _Diagonal(subject)
+
+
+@dataclass(frozen=True)
+class GaussNewton(CurvatureStatistic):
+    """The Gauss-Newton Hessian of all pruned weights together, and of the biases of their layers.
+
+    Found as rows: by weight or bias (its size, all sizes) float64; below each other, in their order, they
+    are the matrix.
+    """
+
+    def start(self, subject: Subject) -> Collector:
+        """A collector for the subject's parameters.
+
+        Raises:
+            InputError: if there are more than 5,000 weights.
+        """
+        check_size(subject.model, subject.names)
+        return _Whole(subject)
+
+
+def check_size(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse a whole Hessian of too many weights, with an `InputError`."""
+    weights = sum(model.get_parameter(name).numel() for name in names)
+    if weights > LIMIT:
+        raise InputError(
+            f"the network has {weights:,} weights to choose from, the Hessian of a whole network is built "
+            f"for at most {LIMIT:,}: use 'layer_obs' or 'obd', or name layers in `ignore`"
+        )
+
+
+def output_roots(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """(n, K, K) float64: R with R R' the second derivative of each example's loss by its K outputs.
+
+    Directions in which the loss is not convex count as flat.
+    """
+    flat = outputs.detach().double().flatten(1).requires_grad_()
+    with torch.enable_grad():
+        value = loss(flat.view(outputs.shape), _as_double(targets)) * len(outputs)
+        (first,) = torch.autograd.grad(value, flat, create_graph=True)
+        rows = []
+        for column in first.unbind(1):
+            if not column.requires_grad:
+                rows.append(torch.zeros_like(flat))
+                continue
+            rows.append(torch.autograd.grad(column.sum(), flat, retain_graph=True, materialize_grads=True)[0])
+    second = torch.stack(rows, 1)
+    if not bool(second.isfinite().all()):
+        raise DataError("the loss has no finite second derivative on the calibration data")
+    values, vectors = torch.linalg.eigh((second + second.mT) / 2)
+    return vectors * values.clamp(min=0).sqrt().unsqueeze(1)
+
+
+def _as_double(targets: Tensor) -> Tensor:
+    return targets.double() if targets.is_floating_point() else targets
+
+
+class _Curvature(Collector):
+    """Walks over the examples, a few at a time."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._model = subject.model
+        self._layers = row_layers(subject.model, subject.names)
+        self._loss = subject.loss
+        self._examples = 0
+        self._ran: set[str] = set()
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        for inputs, targets in zip(
+            torch.split(batch[0], _EXAMPLES), torch.split(batch[1], _EXAMPLES), strict=True
+        ):
+            self._take(inputs, targets)
+            self._examples += len(inputs)
+
+    def _roots(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        assert self._loss is not None
+        if outputs[0].numel() > MOST_OUTPUTS:
+            raise InputError(
+                f"the network has {outputs[0].numel():,} outputs for an example; curvature takes a pass back "
+                f"for each of them, at most {MOST_OUTPUTS:,}"
+            )
+        return output_roots(self._loss, outputs, targets)
+
+    def _watched(self, inputs: Tensor) -> Tensor:
+        """The network's outputs; its layers report their calls."""
+        hooks = [
+            layer.register_forward_hook(self._hook(name), with_kwargs=True)
+            for name, layer in self._layers.items()
+        ]
+        try:
+            outputs: Tensor = self._model(inputs)
+            return outputs
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, name: str) -> Any:
+        def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            self._ran.add(name)
+            return self._on_call(name, args[0] if args else next(iter(kwargs.values())), output)
+
+        return record
+
+    def _on_call(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        """A layer's input and output; what is returned goes on in its place."""
+        return output
+
+    def _check_ran(self) -> None:
+        for name in self._layers:
+            if name not in self._ran and self._examples:
+                raise DataError(
+                    f"the layer {layer_label(name)!r} never ran on the calibration data, so nothing is known "
+                    "of its weights: name it in `ignore`, or give data that reaches it"
+                )
+
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        device = next(iter(sums.values())).device
+        examples = torch.tensor(float(self._examples), dtype=torch.float64, device=device)
+        sum_over_processes([*sums.values(), examples])
+        return {name: total / examples for name, total in sums.items()}
+
+    @abstractmethod
+    def _take(self, inputs: Tensor, targets: Tensor) -> None: ...
+
+
+class _Diagonal(_Curvature):
+    """Squares of each example's derivatives, from the inputs of the layers and what comes back to them."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self._sums = {
+            name: torch.zeros_like(
+                rows_of(subject.model.get_parameter(name).detach(), layer), dtype=torch.float64
+            )
+            for name, layer in self._layers.items()
+        }
+        self._calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def _take(self, inputs: Tensor, targets: Tensor) -> None:
+        self._calls = {}
+        with torch.enable_grad():
+            outputs = self._watched(inputs)
+        roots = self._roots(outputs, targets).to(outputs.dtype)
+        seen = [
+            (name, self._by_example(patches(self._layers[name], x), len(inputs)), output)
+            for name, calls in self._calls.items()
+            for x, output in calls
+        ]
+        flat = outputs.flatten(1)
+        for direction in range(roots.shape[2]):
+            back = torch.autograd.grad(
+                flat,
+                [output for *_, output in seen],
+                roots[:, :, direction],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            self._add(seen, back, len(inputs))
+
+    def _on_call(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        output = output if output.requires_grad else output.requires_grad_()
+        self._calls.setdefault(name, []).append((x.detach(), output))
+        return output.clone()  # what follows may change it in place
+
+    def _by_example(self, rows: Tensor, examples: int) -> Tensor:
+        """(groups, rows, columns) as (groups, examples, positions, columns)."""
+        return torch.unflatten(rows, 1, (examples, -1))
+
+    def _add(self, seen: Sequence[tuple[str, Tensor, Tensor]], back: Sequence[Tensor], examples: int) -> None:
+        for name, layer in self._layers.items():
+            calls = [
+                (x, self._by_example(_output_rows(layer, each), examples))
+                for (owner, x, _), each in zip(seen, back, strict=True)
+                if owner == name
+            ]
+            if not calls:
+                continue
+            x, slopes = (torch.cat(parts, 2) for parts in zip(*calls, strict=True))
+            self._sums[name] += squared_derivatives(x, slopes)
+
+    def finish(self) -> dict[str, Tensor]:
+        found = self._means(self._sums)
+        self._check_ran()
+        for name, value in found.items():
+            if not bool(value.isfinite().all()):
+                raise DataError(f"the derivatives of the outputs by {name} are not finite")
+        return {name: from_rows(value, self._layers[name]) for name, value in found.items()}
+
+
+def squared_derivatives(x: Tensor, slopes: Tensor) -> Tensor:
+    """(groups, outputs, columns) float64: the sum over examples of (sum over positions of slope x)^2.
+
+    Args:
+        x: (groups, examples, positions, columns) inputs of a layer.
+        slopes: (groups, examples, positions, outputs) derivatives by its outputs.
+    """
+    if x.shape[2] == 1:  # a product of squares: no example needs a matrix of its own
+        return (slopes[:, :, 0].square().mT @ x[:, :, 0].square()).double()
+    each = x.shape[0] * x.shape[3] * slopes.shape[3] * x.element_size()
+    size = max(1, _BUDGET_BYTES // each)
+    total = torch.zeros(x.shape[0], slopes.shape[3], x.shape[3], dtype=torch.float64, device=x.device)
+    for some, more in zip(torch.split(x, size, 1), torch.split(slopes, size, 1), strict=True):
+        total += (more.mT @ some).square().sum(1)
+    return total
+
+
+def _output_rows(layer: nn.Module, outputs: Tensor) -> Tensor:
+    """(groups, rows, outputs of a group), in the order of `patches`."""
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return outputs.reshape(1, -1, outputs.shape[-1])
+    rows = outputs.movedim(1, -1).flatten(0, -2)
+    return torch.unflatten(rows, 1, (groups_of(layer), -1)).movedim(1, 0)
+
+
+class _Whole(_Curvature):
+    """Products of each example's derivatives by all weights and biases."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        names = []
+        for name, layer in self._layers.items():
+            names.append(name)
+            if getattr(layer, "bias", None) is not None:
+                names.append(name.removesuffix("weight") + "bias")
+        self._parameters = {name: subject.model.get_parameter(name).detach() for name in names}
+        size = sum(parameter.numel() for parameter in self._parameters.values())
+        device = next(iter(self._parameters.values())).device
+        self._sum = torch.zeros(1, size, size, dtype=torch.float64, device=device)
+
+    def _take(self, inputs: Tensor, targets: Tensor) -> None:
+        with torch.no_grad():
+            roots = self._roots(self._watched(inputs), targets)
+
+        def outputs_of(parameters: dict[str, Tensor], example: Tensor) -> Tensor:
+            found: Tensor = functional_call(self._model, parameters, (example.unsqueeze(0),))
+            return found.flatten()
+
+        found = vmap(jacrev(outputs_of), (None, 0))(self._parameters, inputs)
+        jacobian = torch.cat([found[name].flatten(2) for name in self._parameters], 2).detach().double()
+        add_product(self._sum, (roots.mT @ jacobian).flatten(0, 1).unsqueeze(0))
+
+    def finish(self) -> dict[str, Tensor]:
+        matrix = mirrored(self._means({"": self._sum})[""])[0]
+        self._check_ran()
+        if not bool(matrix.isfinite().all()):
+            raise DataError("the derivatives of the outputs by the weights are not finite")
+        sizes = [parameter.numel() for parameter in self._parameters.values()]
+        return dict(zip(self._parameters, torch.split(matrix, sizes), strict=True))
