@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from prunekit.second_order.lots import aligned
+
 PANEL = 64
 """Removals whose downdates are kept aside before they are applied to the whole inverse together."""
+
+CACHE_BYTES = 8 * 2**20
+"""Size of the inverses of the rows that are brought up to date together."""
 
 BEHIND = 2**23
 """Added to the numbers of columns that are not chosen; float32 still holds the sum exactly."""
 
 FAR = 1e30
 """The diagonal of places that are no candidates: so great that no downdate makes it negative."""
-
-
-def aligned(width: int) -> int:
-    """The next multiple of 16: matrix products run at half the speed on rows that start at odd addresses."""
-    return -(-width // 16) * 16
 
 
 class Course:
@@ -71,7 +71,7 @@ class Course:
         self._columns = columns.to(weights.dtype)
         self._places = columns.new_zeros((rows, int(columns.max()) + 1 if columns.numel() else 1))
         self._groups, self._spare = groups, spare
-        self._starts = (torch.arange(rows, device=weights.device) * width)[:, None]
+        self._starts = (torch.arange(rows, device=weights.device) * inverses.shape[1])[:, None]
         self.lowest = weights.new_full((rows, 1), torch.inf)
         if groups is not None and spare is not None:
             self._lock(spare.gather(1, groups[columns]) <= 0)
@@ -151,34 +151,45 @@ class Course:
         """Move the candidates that are left to the front places, and apply the panel to them."""
         rows, width = self._weights.shape
         left = self._weights != torch.inf
-        wide = int(left.sum(1).max()) if rows else 0
+        wide = int(left.sum(1).max())
         tail = left[:, wide:]
-        moves = int(tail.sum(1).max()) if rows and wide < width else 0
-        if moves:
-            source = tail.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :moves] + wide
-            hole = left[:, :wide].to(torch.uint8).argsort(dim=1, stable=True)[:, :moves]
-            # rows with fewer moves than others move a place that is cut off onto itself
-            target = torch.where(left.gather(1, source), hole, source)
-            for each in (self._weights, self._diagonal, self._columns):
-                each.scatter_(1, target, each.gather(1, source))
-            inner = source[:, None].expand(rows, vectors.shape[1], moves)
-            aim = target[:, None].expand(rows, vectors.shape[1], moves)
-            vectors.scatter_(2, aim, vectors.gather(2, inner))
-            self._move(source, target, wide, width)
+        moves = int(tail.sum(1).max()) if wide < width else 0
+        source = tail.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :moves] + wide
+        hole = left[:, :wide].to(torch.uint8).argsort(dim=1, stable=True)[:, :moves]
+        # rows with fewer moves than others move a place that is cut off onto itself
+        target = torch.where(left.gather(1, source), hole, source)
+        for each in (self._weights, self._diagonal, self._columns):
+            each.scatter_(1, target, each.gather(1, source))
         self._weights = self._weights[:, :wide].contiguous()
         self._diagonal = self._diagonal[:, :wide].contiguous()
         self._columns = self._columns[:, :wide].contiguous()
-        vectors = vectors[:, :, :wide]
-        self._inverses[:, :wide, :wide].baddbmm_(vectors.transpose(1, 2), vectors, alpha=-1)
+        # a few rows from beginning to end, as long as their inverses are in the cache
+        together = max(1, CACHE_BYTES // (width * self._inverses.stride(1) * self._inverses.itemsize))
+        for start in range(0, rows, together):
+            some = slice(start, start + together)
+            if moves:
+                _move(self._inverses[some], vectors[some], source[some], target[some], wide)
+            inner = vectors[some, :, :wide]
+            self._inverses[some, :wide, :wide].baddbmm_(inner.transpose(1, 2), inner, alpha=-1)
 
-    def _move(self, source: Tensor, target: Tensor, wide: int, width: int) -> None:
-        """Rows and columns of the inverses, from `source` to `target`, both (rows, moves)."""
-        rows, moves = source.shape
-        flat = self._inverses.flatten(0, 1)[:, :width]
-        moved = flat.index_select(0, (self._starts + source).flatten())
-        flat.index_copy_(0, (self._starts + target).flatten(), moved)
-        moved = moved.view(rows, moves, width)
-        across = source[:, None].expand(rows, moves, moves)
-        moved.scatter_(2, target[:, None].expand(rows, moves, moves), moved.gather(2, across))
-        into = target[:, None].expand(rows, wide, moves)
-        self._inverses[:, :wide, :width].scatter_(2, into, moved.transpose(1, 2)[:, :wide])
+
+def _move(inverses: Tensor, vectors: Tensor, source: Tensor, target: Tensor, wide: int) -> None:
+    """Rows and columns of the inverses, and the vectors' elements, from `source` to `target` (rows, moves).
+
+    Of the inverses' columns the first `wide` rows are moved.
+    """
+    rows, steps, width = vectors.shape
+    moves = source.shape[1]
+    aim = target[:, None]
+    vectors.scatter_(
+        2, aim.expand(rows, steps, moves), vectors.gather(2, source[:, None].expand(-1, steps, -1))
+    )
+    starts = (torch.arange(rows, device=source.device) * inverses.shape[1])[:, None]
+    flat = inverses.flatten(0, 1)[:, :width]
+    moved = flat.index_select(0, (starts + source).flatten())
+    flat.index_copy_(0, (starts + target).flatten(), moved)
+    # by symmetry the columns are the rows, with the same moves within them
+    moved = moved.view(rows, moves, width)
+    across = moved.gather(2, source[:, None].expand(rows, moves, moves))
+    moved.scatter_(2, aim.expand(rows, moves, moves), across)
+    inverses[:, :wide].scatter_(2, aim.expand(rows, wide, moves), moved.transpose(1, 2)[:, :wide])

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import DataError, InputError
-from prunekit.second_order.course import PANEL, Course, aligned
-from prunekit.second_order.damping import factor
-from prunekit.second_order.refit import check_rows, padded_blocks, padded_supports
+from prunekit.second_order.course import PANEL, Course
+from prunekit.second_order.lots import lots
+from prunekit.second_order.refit import check_rows
 
 BUDGET_BYTES = 256 * 2**20
 
@@ -104,8 +104,10 @@ def eliminate(
     values = weights.double() * size
     scale = float(values.abs().max()) if values.numel() else 1.0
     values = values / (scale or 1.0)
-    work = _Work(scaled, values, kept & live, groups, spare, panel, budget_bytes)
-    for rows, columns, costs in work.courses(dtype, limit):
+    on = kept & live
+    for rows, columns, costs in _courses(
+        scaled, values, on, groups, spare, limit, panel, dtype, budget_bytes
+    ):
         steps = done[rows, None] + torch.arange(columns.shape[1], device=columns.device)
         there = (costs < torch.inf) & (steps < limit)
         row = rows[:, None].expand_as(columns)[there]
@@ -150,82 +152,38 @@ def _remove_dead(
     return done
 
 
-class _Work:
-    """All rows of a layer, in lots that fit the memory."""
-
-    def __init__(
-        self,
-        matrix: Tensor,
-        values: Tensor,
-        on: Tensor,
-        groups: Tensor | None,
-        spare: Tensor | None,
-        panel: int,
-        budget_bytes: int,
-    ):
-        self._matrix, self._values, self._on = matrix, values, on
-        self._groups, self._spare = groups, spare
-        self._panel, self._budget = panel, budget_bytes
-
-    def courses(self, dtype: torch.dtype, limit: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(rows, columns, costs) of each lot: (b,), (b, removals) int64, (b, removals) float64."""
-        everyone = torch.arange(len(self._on), device=self._on.device)
-        again = []
-        for rows, lowest, *found in self._lots(everyone, dtype, limit):
-            sound = lowest >= SOUND
-            again.append(rows[~sound])
-            yield rows[sound], found[0][sound], found[1][sound]
-        for rows, lowest, *found in self._lots(torch.cat([*again, everyone[:0]]), torch.float64, limit):
-            if bool((lowest < SOUND).any()):
-                raise DataError(
-                    "the Hessian is too close to singular for an elimination: give a greater damp"
-                )
-            yield rows, found[0], found[1]
-
-    def _lots(
-        self, rows: Tensor, dtype: torch.dtype, limit: int
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """(rows, least pivots, columns, costs)."""
-        on = self._on[rows]
-        if not bool(on.any()):
-            return
-        if bool((on == on[:1]).all()):
-            places = on[0].nonzero().flatten()
-            inverse = torch.cholesky_inverse(factor(self._matrix[places][:, places]))
-            for part in torch.split(rows, self._together(len(rows), len(places), dtype)):
-                chosen = places.expand(len(part), -1)
-                yield (
-                    part,
-                    *self._course(
-                        part, chosen, torch.ones_like(chosen, dtype=torch.bool), inverse, dtype, limit
-                    ),
-                )
-            return
-        for part, places, there in padded_supports(on, self._budget // 4):
-            inverse = torch.cholesky_inverse(factor(padded_blocks(self._matrix, places, there)))
-            yield rows[part], *self._course(rows[part], places, there, inverse, dtype, limit)
-
-    def _together(self, rows: int, width: int, dtype: torch.dtype) -> int:
-        """Rows in a lot: as many as fit, lots of about the same size."""
-        bytes_per_row = dtype.itemsize * aligned(width) * (width + self._panel + 8)
-        most = max(1, self._budget // bytes_per_row)
-        return -(-rows // -(-rows // most))
-
-    def _course(
-        self, rows: Tensor, places: Tensor, there: Tensor, inverse: Tensor, dtype: torch.dtype, limit: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(least pivots, columns, costs) of some rows; the inverse is theirs or one for all."""
-        count, width = places.shape
-        inverses = torch.empty((count, width, aligned(width)), dtype=dtype, device=places.device)
-        inverses[:, :, :width] = inverse.to(dtype)
-        values = self._values[rows].gather(1, places).to(dtype)
-        spare = None if self._spare is None else self._spare[rows]
-        course = Course(inverses, values, places, there, self._groups, spare, panel=self._panel)
-        columns, costs = [], []
-        for column, cost in course.removals(min(limit, width)):
+def _courses(
+    matrix: Tensor,
+    values: Tensor,
+    on: Tensor,
+    groups: Tensor | None,
+    spare: Tensor | None,
+    limit: int,
+    panel: int,
+    dtype: torch.dtype,
+    budget_bytes: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(rows, columns, costs) of all rows with something on: (b,), (b, removals) int64 and float64."""
+    again = torch.zeros(len(on), dtype=torch.bool, device=on.device)
+    for lot in lots(matrix, on, dtype, budget_bytes):
+        course = Course(
+            lot.inverses,
+            values[lot.rows].gather(1, lot.places).to(dtype),
+            lot.places,
+            lot.there,
+            groups,
+            None if spare is None else spare[lot.rows],
+            panel=panel,
+        )
+        columns, costs = [lot.places[:, :0]], [lot.places[:, :0].double()]
+        for column, cost in course.removals(limit):
             columns.append(column)
-            costs.append(cost)
-        if not columns:
-            nothing = places[:, :0]
-            return course.lowest[:, 0], nothing, nothing.double()
-        return course.lowest[:, 0], torch.cat(columns, 1), torch.cat(costs, 1).double()
+            costs.append(cost.double())
+        sound = course.lowest[:, 0] >= SOUND
+        again[lot.rows[~sound]] = True
+        yield lot.rows[sound], torch.cat(columns, 1)[sound], torch.cat(costs, 1)[sound]
+    if bool(again.any()):
+        if dtype == torch.float64:
+            raise DataError("the Hessian is too close to singular for an elimination: give a greater damp")
+        rest = on & again[:, None]
+        yield from _courses(matrix, values, rest, groups, spare, limit, panel, torch.float64, budget_bytes)
