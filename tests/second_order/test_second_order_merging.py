@@ -8,7 +8,7 @@ from layers_at_hand import layer, moments
 
 from prunekit.errors import InputError
 from prunekit.ranking import lowest
-from prunekit.second_order import Elimination, damped, eliminate, removal_scores
+from prunekit.second_order import Elimination, damped, eliminate, output_variance, removal_scores
 
 
 def test_a_score_is_the_running_maximum_of_the_losses():
@@ -46,3 +46,10 @@ def test_a_variance_that_is_none_is_refused(variance):
     found = eliminate(torch.eye(2), torch.ones(1, 2))
     with pytest.raises(InputError, match="output variance must be positive and finite"):
         removal_scores(found, variance)
+
+
+def test_the_output_variance_is_that_of_the_outputs():
+    x, weights = layer()
+    x = x - x.mean(0)
+    expected = (x @ weights.T).var(0, correction=0).sum()
+    assert output_variance(moments(x), weights.float()) == pytest.approx(float(expected), rel=1e-5)

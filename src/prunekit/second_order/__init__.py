@@ -8,7 +8,7 @@ from prunekit.second_order.bound import error_bound
 from prunekit.second_order.damping import damped, live_inputs
 from prunekit.second_order.elimination import Elimination, eliminate
 from prunekit.second_order.gauss_newton import recursive_inverse
-from prunekit.second_order.merging import removal_scores
+from prunekit.second_order.merging import output_variance, removal_scores
 from prunekit.second_order.refit import refit
 from prunekit.second_order.shared import inverse_of, shared_saliency, shared_update
 
@@ -19,6 +19,7 @@ __all__ = [
     "error_bound",
     "inverse_of",
     "live_inputs",
+    "output_variance",
     "recursive_inverse",
     "refit",
     "removal_scores",

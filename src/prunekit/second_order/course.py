@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +12,29 @@ from prunekit.second_order.lots import aligned
 PANEL = 64
 """Removals whose downdates are kept aside before they are applied to the whole inverse together."""
 
-CACHE_BYTES = 8 * 2**20
-"""Size of the inverses of the rows that are brought up to date together."""
+TOGETHER_BYTES = 16 * 2**20
+"""Size of the inverses of the rows that are brought up to date together, about that of a cache."""
 
 BEHIND = 2**23
 """Added to the numbers of columns that are not chosen; float32 still holds the sum exactly."""
 
 FAR = 1e30
 """The diagonal of places that are no candidates: so great that no downdate makes it negative."""
+
+
+class Removals(NamedTuple):
+    """What each row lost.
+
+    Attributes:
+        columns: (rows, removals) int64; without meaning where the cost is infinite.
+        costs: (rows, removals) w^2 / A_qq, infinite for rows that have no candidate left.
+        pivots: (rows, removals) A_qq. Hessians come with ones on the diagonal, so that a pivot is never below
+            1 but for rounding.
+    """
+
+    columns: Tensor
+    costs: Tensor
+    pivots: Tensor
 
 
 class Course:
@@ -34,9 +49,7 @@ class Course:
     A step is bound by memory, so the arrays that it runs over are few and small: the weights, the diagonal,
     the numbers of the columns, and the vectors of the panel.
 
-    Attributes:
-        lowest: (rows, 1) the least pivot so far. Hessians come with ones on the diagonal, so that a pivot is
-            never below 1 but for rounding.
+    The state is (2, rows, places): the diagonal of the inverse, and the weights.
     """
 
     def __init__(
@@ -50,7 +63,7 @@ class Course:
         *,
         panel: int = PANEL,
     ):
-        """Begin; `inverses` and `weights` are overwritten.
+        """Begin; `inverses` are overwritten.
 
         Args:
             inverses: (rows, n, `aligned(n)`) contiguous, of which the first n columns count: the inverse of
@@ -66,91 +79,85 @@ class Course:
         self._inverses = inverses
         self._panel = panel
         self._vectors = weights.new_empty(rows * panel * aligned(width))
-        self._weights = weights.masked_fill_(~candidates, torch.inf)
-        self._diagonal = inverses[:, :, :width].diagonal(dim1=1, dim2=2).masked_fill(~candidates, FAR)
+        diagonal = inverses[:, :, :width].diagonal(dim1=1, dim2=2)
+        self._state = torch.stack([diagonal, weights])
         self._columns = columns.to(weights.dtype)
-        self._places = columns.new_zeros((rows, int(columns.max()) + 1 if columns.numel() else 1))
+        self._places = columns.new_zeros((rows, int(columns.max()) + 1))
         self._groups, self._spare = groups, spare
         self._starts = (torch.arange(rows, device=weights.device) * inverses.shape[1])[:, None]
-        self.lowest = weights.new_full((rows, 1), torch.inf)
+        self._gone = weights.new_tensor([FAR, torch.inf]).view(2, 1, 1).expand(2, rows, 1).contiguous()
+        self._lock(~candidates)
         if groups is not None and spare is not None:
             self._lock(spare.gather(1, groups[columns]) <= 0)
 
-    def removals(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Remove up to `count` weights of each row, yielding (columns, losses) of each round, both (rows, 1).
-
-        The loss is infinite, and the column without meaning, for rows that have no candidate left.
-        """
-        while count > 0 and self._gather():
-            rows, width = self._weights.shape
-            steps = min(self._panel, count, width)
+    def removals(self, count: int) -> Removals:
+        """Remove up to `count` weights of each row."""
+        steps = [Removals(self._starts[:, :0], *(self._columns[:, :0] for _ in range(2)))]
+        while count > 0 and self._note_places():
+            rows, width = self._columns.shape
+            panel = min(self._panel, count, width)
             long = aligned(width)
-            vectors = self._vectors[: rows * steps * long].view(rows, steps, long)[:, :, :width]
-            scores, column = torch.empty_like(self._weights), torch.empty_like(self._weights)
-            for step in range(steps):
-                yield self._remove(vectors, step, scores, column)
-            count -= steps
+            vectors = self._vectors[: rows * panel * long].view(rows, panel, long)[:, :, :width]
+            scores, column = torch.empty_like(self._columns), torch.empty_like(self._columns)
+            steps += [self._remove(vectors, step, scores, column) for step in range(panel)]
+            count -= panel
             if count:
                 self._downdate(vectors)
+        return Removals(*(torch.cat(each, 1) for each in zip(*steps, strict=True)))
 
-    def _remove(self, vectors: Tensor, step: int, scores: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    def _remove(self, vectors: Tensor, step: int, scores: Tensor, column: Tensor) -> Removals:
         rows, width = scores.shape
-        torch.mul(self._weights, self._weights, out=scores)
-        scores.div_(self._diagonal)
+        diagonal, weights = self._state
+        torch.mul(weights, weights, out=scores)
+        scores.div_(diagonal)
         least = scores.amin(1, keepdim=True)
         # the lowest column among those with the least score: three passes, but faster than one argmin
         scores.ne_(least)
         torch.add(self._columns, scores, alpha=BEHIND, out=scores)
-        chosen = scores.amin(1, keepdim=True).remainder_(BEHIND).long()
+        chosen = scores.amin(1, keepdim=True).long().bitwise_and_(BEHIND - 1)
         place = self._places.gather(1, chosen)
 
-        pivot = self._diagonal.gather(1, place)
-        torch.minimum(self.lowest, pivot, out=self.lowest)
+        pivot, factor = both = self._state.gather(2, place.expand(2, rows, 1))
         scale = pivot.rsqrt()
-        factor = self._weights.gather(1, place).mul_(scale)
-        over = factor.isinf()
-        scale.masked_fill_(over, 0.0)
-        factor.masked_fill_(over, 0.0)
-
+        # rows without candidates have infinite weights
+        factor = (factor * scale).nan_to_num_(nan=torch.nan, posinf=0.0, neginf=0.0)
         # the column of the inverse is a row of it, which lies in one piece
-        flat = self._inverses.flatten(0, 1)
-        torch.index_select(flat[:, :width], 0, (self._starts + place).flatten(), out=column)
+        flat = self._inverses.flatten(0, 1)[:, :width]
+        torch.index_select(flat, 0, (self._starts + place).flatten(), out=column)
         if step:
             before = vectors[:, :step]
             coefficients = before.gather(2, place[:, None].expand(rows, step, 1)).view(rows, 1, step)
             column[:, None].baddbmm_(coefficients, before, alpha=-1)
         vector = vectors[:, step]
         torch.mul(column, scale, out=vector)
-        self._diagonal.addcmul_(vector, vector, value=-1)
-        self._weights.addcmul_(vector, factor, value=-1)
-        self._diagonal.scatter_(1, place, FAR)
-        self._weights.scatter_(1, place, torch.inf)
+        diagonal.addcmul_(vector, vector, value=-1)
+        weights.addcmul_(vector, factor, value=-1)
+        self._state.scatter_(2, place.expand(2, rows, 1), self._gone)
         if self._groups is not None and self._spare is not None:
             group = self._groups[chosen]
             left = self._spare.gather(1, group) - 1
             self._spare.scatter_(1, group, left)
-            full = (left <= 0) & ~over
+            full = (left <= 0) & (least < torch.inf)
             self._lock((self._groups[self._columns.long()] == group) & full)
-        return chosen, least / 2
+        return Removals(chosen, least, both[0])
 
     def _lock(self, places: Tensor) -> None:
         """Take places from the candidates. What goes on among the others does not depend on them."""
-        self._weights.masked_fill_(places, torch.inf)
-        self._diagonal.masked_fill_(places, FAR)
+        diagonal, weights = self._state
+        diagonal.masked_fill_(places, FAR)
+        weights.masked_fill_(places, torch.inf)
 
-    def _gather(self) -> bool:
-        """Note where the candidates are; whether there are any."""
-        if not self._weights.numel() or not bool((self._weights != torch.inf).any()):
-            return False
-        rows, width = self._weights.shape
-        here = torch.arange(width, device=self._weights.device).expand(rows, width)
+    def _note_places(self) -> bool:
+        """Note where the columns are; whether any is a candidate."""
+        rows, width = self._columns.shape
+        here = torch.arange(width, device=self._columns.device).expand(rows, width)
         self._places.scatter_(1, self._columns.long(), here)
-        return True
+        return bool((self._state[1] != torch.inf).any())
 
     def _downdate(self, vectors: Tensor) -> None:
         """Move the candidates that are left to the front places, and apply the panel to them."""
-        rows, width = self._weights.shape
-        left = self._weights != torch.inf
+        rows, width = self._columns.shape
+        left = self._state[1] != torch.inf
         wide = int(left.sum(1).max())
         tail = left[:, wide:]
         moves = int(tail.sum(1).max()) if wide < width else 0
@@ -158,13 +165,12 @@ class Course:
         hole = left[:, :wide].to(torch.uint8).argsort(dim=1, stable=True)[:, :moves]
         # rows with fewer moves than others move a place that is cut off onto itself
         target = torch.where(left.gather(1, source), hole, source)
-        for each in (self._weights, self._diagonal, self._columns):
+        for each in (*self._state, self._columns):
             each.scatter_(1, target, each.gather(1, source))
-        self._weights = self._weights[:, :wide].contiguous()
-        self._diagonal = self._diagonal[:, :wide].contiguous()
+        self._state = self._state[:, :, :wide].contiguous()
         self._columns = self._columns[:, :wide].contiguous()
-        # a few rows from beginning to end, as long as their inverses are in the cache
-        together = max(1, CACHE_BYTES // (width * self._inverses.stride(1) * self._inverses.itemsize))
+        # a few rows from beginning to end: what is moved aside stays small and in the cache
+        together = max(1, TOGETHER_BYTES // (width * self._inverses.stride(1) * self._inverses.itemsize))
         for start in range(0, rows, together):
             some = slice(start, start + together)
             if moves:

@@ -112,7 +112,7 @@ def eliminate(
         there = (costs < torch.inf) & (steps < limit)
         row = rows[:, None].expand_as(columns)[there]
         order[row, steps[there]] = columns[there]
-        losses[row, steps[there]] = costs[there] * scale**2
+        losses[row, steps[there]] = costs[there] * (scale**2 / 2)
         kept[row, columns[there]] = False
     longest = int((order >= 0).sum(1).max()) if order.numel() else 0
     return Elimination(order[:, :longest].clone(), losses[:, :longest].clone(), kept)
@@ -163,7 +163,7 @@ def _courses(
     dtype: torch.dtype,
     budget_bytes: int,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(rows, columns, costs) of all rows with something on: (b,), (b, removals) int64 and float64."""
+    """(rows, columns, costs) of all rows with something on, (b,) and (b, removals); costs not halved."""
     again = torch.zeros(len(on), dtype=torch.bool, device=on.device)
     for lot in lots(matrix, on, dtype, budget_bytes):
         course = Course(
@@ -175,13 +175,10 @@ def _courses(
             None if spare is None else spare[lot.rows],
             panel=panel,
         )
-        columns, costs = [lot.places[:, :0]], [lot.places[:, :0].double()]
-        for column, cost in course.removals(limit):
-            columns.append(column)
-            costs.append(cost.double())
-        sound = course.lowest[:, 0] >= SOUND
+        removed = course.removals(limit)
+        sound = (removed.pivots >= SOUND).all(1)
         again[lot.rows[~sound]] = True
-        yield lot.rows[sound], torch.cat(columns, 1)[sound], torch.cat(costs, 1)[sound]
+        yield lot.rows[sound], removed.columns[sound], removed.costs[sound].double()
     if bool(again.any()):
         if dtype == torch.float64:
             raise DataError("the Hessian is too close to singular for an elimination: give a greater damp")

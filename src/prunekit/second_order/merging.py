@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.second_order.elimination import Elimination
+from prunekit.second_order.refit import check_rows
 
 
 def removal_scores(elimination: Elimination, variance: float = 1.0) -> Tensor:
@@ -19,7 +20,7 @@ def removal_scores(elimination: Elimination, variance: float = 1.0) -> Tensor:
 
     Args:
         elimination: of all rows of a layer.
-        variance: what the losses are divided by: the layer's output variance, when layers are compared.
+        variance: what the losses are divided by: the layer's `output_variance`, when layers are compared.
 
     Returns:
         (rows, columns) float64, higher = keep: infinite for weights that are never removed, -1 for those
@@ -35,6 +36,22 @@ def removal_scores(elimination: Elimination, variance: float = 1.0) -> Tensor:
     row, step = (elimination.order >= 0).nonzero(as_tuple=True)
     scores[row, elimination.order[row, step]] = _increasing(elimination.losses / variance)[row, step]
     return scores
+
+
+def output_variance(matrix: Tensor, weights: Tensor) -> float:
+    """The mean square of a layer's outputs, summed over them: w H w over its rows.
+
+    With moments about the mean it is the variance. A layer's losses divided by it are fractions of what the
+    layer says, by which layers can be compared; the mean over the outputs instead would make the rows of a
+    narrow layer, the last above all, far too cheap.
+
+    Args:
+        matrix: (n, n), the layer's Hessian.
+        weights: (rows, n), before anything is removed.
+    """
+    check_rows(matrix, weights)
+    wide = weights.double()
+    return float((wide @ matrix.double() * wide).sum())
 
 
 def _increasing(losses: Tensor) -> Tensor:
