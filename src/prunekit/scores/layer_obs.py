@@ -30,7 +30,8 @@ class LayerOBS(Score):
         form: `exact`, or `shared`: the published saliency w^2 / (2 [H^-1]_qq), one inverse for all rows,
             which is right for one removal per row and to be renewed often (schedule `counts`).
         damp: added to the Hessian's diagonal, relative to its mean over the live inputs.
-        relative_to: what the losses of a layer are divided by, which matters where layers compete.
+        relative_to: what the losses of a layer are divided by, which matters where layers compete: by the
+            variance of its outputs, added up over them, a loss is a share of what the layer says.
         precision: of the elimination; sums and factorisations are in float64 in any case.
     """
 
@@ -95,5 +96,5 @@ class LayerOBS(Score):
     def _variance(self, rows: Tensor, hessians: Tensor) -> float:
         if self.relative_to == "nothing":
             return 1.0
-        variance = float(((rows @ hessians) * rows).sum(2).mean())
+        variance = float(((rows @ hessians) * rows).sum())
         return variance if variance > 0 else 1.0
