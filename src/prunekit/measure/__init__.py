@@ -3,6 +3,7 @@
 from prunekit.measure.counts import Counts, LayerCount, count
 from prunekit.measure.human import human_bytes, human_count, human_seconds
 from prunekit.measure.latency import Latency, latency
+from prunekit.measure.layer_errors import LayerError, LayerErrors, layer_errors
 from prunekit.measure.memory import peak_memory
 from prunekit.measure.quality import Quality, evaluate
 from prunekit.measure.size import state_bytes
@@ -12,6 +13,8 @@ __all__ = [
     "Counts",
     "Latency",
     "LayerCount",
+    "LayerError",
+    "LayerErrors",
     "Quality",
     "count",
     "evaluate",
@@ -19,6 +22,7 @@ __all__ = [
     "human_count",
     "human_seconds",
     "latency",
+    "layer_errors",
     "layer_table",
     "peak_memory",
     "state_bytes",
