@@ -200,6 +200,10 @@ def test_what_does_not_fit_is_refused():
         eliminate(matrix, weights, weights)
     with pytest.raises(InputError, match="stop must be >= 0"):
         eliminate(matrix, weights, stop=-1)
+    with pytest.raises(InputError, match="dtype must be float32 or float64"):
+        eliminate(matrix, weights, dtype=torch.float16)
+    with pytest.raises(InputError, match="panel >= 1"):
+        eliminate(matrix, weights, panel=0)
     with pytest.raises(InputError, match="8 columns do not divide into groups of 3 that lie 1 apart"):
         eliminate(matrix, weights, pattern=(1, 3))
     with pytest.raises(InputError, match="a pattern n:m needs 1 <= n < m"):

@@ -90,6 +90,8 @@ def eliminate(
         raise DataError("weights to be removed are not finite")
     if stop is not None and stop < 0:
         raise InputError(f"stop must be >= 0, got {stop}")
+    if dtype not in (torch.float32, torch.float64) or panel < 1:
+        raise InputError(f"dtype must be float32 or float64 and panel >= 1, got {dtype} and {panel}")
     kept = torch.ones_like(weights, dtype=torch.bool) if kept is None else kept.clone()
     limit = weights.shape[1] if stop is None else min(stop, weights.shape[1])
     groups = None if pattern is None else _groups(weights.shape[1], pattern, spacing).to(weights.device)
@@ -176,7 +178,7 @@ def _courses(
             panel=panel,
         )
         removed = course.removals(limit)
-        sound = (removed.pivots >= SOUND).all(1)
+        sound = ((removed.pivots >= SOUND) & ~removed.costs.isnan()).all(1)
         again[lot.rows[~sound]] = True
         yield lot.rows[sound], removed.columns[sound], removed.costs[sound].double()
     if bool(again.any()):
