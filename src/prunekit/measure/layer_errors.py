@@ -59,8 +59,8 @@ def layer_errors(
 
     Dong, Chen and Pan (2017, arXiv 1705.07565), theorem 3.2: each layer's own error, times the Frobenius
     norms of the layers behind it. A convolution counts with its norm times the root of the number of patches
-    that one input is part of. What stands between the layers must move no two numbers apart: ReLU, tanh, sigmoid,
-    average pooling, max pooling without overlap; this is not checked.
+    that one input is part of. What stands between the layers must move no two numbers apart: ReLU, tanh,
+    sigmoid, average pooling, max pooling without overlap; this is not checked.
 
     Args:
         dense: linear and convolution layers in a row.

@@ -18,11 +18,12 @@ from prunekit.statistics.moments import Moments
 from prunekit.structure.rows import groups_of, has_rows, patches, rows_of
 from prunekit.targets import unwrap
 
-_BUFFER_BYTES = 16 * 2**20
+_BUFFER_BYTES = 8 * 2**20
 """Memory for a layer's rows that are collected before their products are taken: few products of many."""
 
-_ROWS_BYTES = 64 * 2**20
-"""Memory for the patches that are laid out at once: they are many times the inputs of a convolution."""
+_ROWS_BYTES = 8 * 2**20
+"""Memory for the patches that are laid out at once, which are many times the inputs of a convolution: small
+enough to be used again and again, as large pieces of memory are handed back and have to be cleared anew."""
 
 
 class InputStatistic(Statistic):

@@ -10,6 +10,9 @@ from prunekit.statistics.processes import sum_over_processes
 _NARROW = 256
 """Columns up to which a product of a matrix with itself is taken whole, not its upper half alone."""
 
+_PROBES = 16
+"""Rows by which most columns show that they are not constant."""
+
 
 class Moments:
     """Running means, and squares or products of deviations, of the columns of (blocks, rows, columns).
@@ -56,9 +59,7 @@ class Moments:
         if not rows:
             return
         block = block.to(torch.promote_types(block.dtype, torch.float32))
-        shift = block.mean(1)
-        low = block.amin(1)
-        shift = torch.where(low == block.amax(1), low, shift)  # a mean of equal numbers may be rounded
+        shift = _centre(block)
         apart = block - shift.unsqueeze(1)
         rest = apart.sum(1).double()
         if self._pairs:
@@ -119,6 +120,19 @@ class Moments:
             self._second.baddbmm_(step.mT, step, alpha=times)
         else:
             self._second.add_(step.square().sum(1), alpha=times)
+
+
+def _centre(block: Tensor) -> Tensor:
+    """(blocks, columns) near the means; exactly the number where all of a column are equal."""
+    centre = block.mean(1)
+    some = block[:, :: max(1, block.shape[1] // _PROBES)]
+    columns = (some == some[:, :1]).all(1).any(0).nonzero().flatten()
+    if len(columns):  # a mean of equal numbers may be rounded
+        chosen = block[:, :, columns]
+        first = chosen[:, 0]
+        equal = (chosen == first.unsqueeze(1)).all(1)
+        centre[:, columns] = torch.where(equal, first, centre[:, columns])
+    return centre
 
 
 def add_product(total: Tensor, rows: Tensor) -> None:
