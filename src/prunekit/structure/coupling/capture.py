@@ -1,0 +1,100 @@
+"""A network's graphs, exported by PyTorch as it computes in evaluation and in training mode."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from prunekit.errors import InputError, ModelError
+from prunekit.modes import keeping_modes
+
+Inputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One exported graph.
+
+    Attributes:
+        mode: "eval" or "train".
+        program: what `torch.export` gave.
+        tensors: for each placeholder of a parameter or buffer its full name, the first one if it is tied.
+    """
+
+    mode: str
+    program: ExportedProgram
+    tensors: dict[str, str]
+
+
+def arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments for the network.
+
+    Raises:
+        InputError: where the inputs are neither a tensor nor a tuple, list or dict.
+    """
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    kind = type(example_inputs).__name__
+    raise InputError(f"example_inputs must be a tensor, a tuple or a dict of named arguments, not {kind}")
+
+
+def captured(model: nn.Module, example_inputs: Inputs) -> tuple[Captured, ...]:
+    """The graphs in evaluation and in training mode; the network is left as it was.
+
+    Raises:
+        InputError: where the example inputs are of no usable kind.
+        ModelError: where the network cannot be run or exported, with the line at which it fails.
+    """
+    args, kwargs = arguments(example_inputs)
+    names = canonical(model)
+    return tuple(_captured(model, args, kwargs, names, mode) for mode in ("eval", "train"))
+
+
+def canonical(model: nn.Module) -> dict[str, str]:
+    """For every name of a parameter or buffer the first name of the same tensor."""
+    first: dict[int, str] = {}
+    found = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in found}
+
+
+def _captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: dict[str, str], mode: str
+) -> Captured:
+    with keeping_modes(model), torch.enable_grad():
+        for module in model.modules():
+            module.training = mode == "train"
+        try:
+            program = torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:
+            raise ModelError(_refusal(error, mode)) from error
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+    tensors = {
+        spec.arg.name: names[spec.target]
+        for spec in program.graph_signature.input_specs
+        if spec.kind in kinds and spec.target is not None and spec.target in names
+    }
+    return Captured(mode, program, tensors)
+
+
+def _refusal(error: Exception, mode: str) -> str:
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else type(error).__name__
+    own = Path(torch.__file__).parent
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if own not in path.parents and path.parent != Path(__file__).parent:
+            place = f", at line {frame.lineno} of {path.name}: {frame.line}"
+    return f"the network cannot be exported in {mode} mode: {first}{place}"
