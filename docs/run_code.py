@@ -39,6 +39,7 @@ PAGES = (
     "docs/tutorial.md",
     "docs/add-a-method.md",
     "docs/prune-my-own-model.md",
+    "docs/second-order.md",
     "docs/studies.md",
     "CONTRIBUTING.md",
 )

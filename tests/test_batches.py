@@ -110,3 +110,10 @@ def test_a_loader_of_other_things(batch):
         list(as_batches([batch, batch]).epoch(0, 1, 0)) if not isinstance(batch, torch.Tensor) else list(
             LoaderBatches([batch]).epoch(0, 1, 0)
         )
+
+
+def test_a_loader_of_pairs_that_are_not_tensors():
+    with pytest.raises(
+        DataError, match=r"must yield tensors .*, but yielded \(dict, Tensor\): wrap the model"
+    ):
+        list(as_batches([({"ids": torch.zeros(2)}, torch.zeros(2))]).epoch(0, 1, 0))

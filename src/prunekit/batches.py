@@ -84,6 +84,12 @@ class LoaderBatches:
                     f"the loader must yield (inputs, targets), but yielded {type(batch).__name__}; "
                     "for other batches use your own loop with recipe.attach(model, optimizer)"
                 )
+            if not all(isinstance(part, Tensor) for part in batch):
+                kinds = ", ".join(type(part).__name__ for part in batch)
+                raise DataError(
+                    f"the loader must yield tensors (inputs, targets), but yielded ({kinds}): wrap the model in a "
+                    "module that takes one tensor, or use your own loop with recipe.attach(model, optimizer)"
+                )
             yield batch[0], batch[1]
 
     def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
