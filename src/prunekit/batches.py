@@ -87,8 +87,8 @@ class LoaderBatches:
             if not all(isinstance(part, Tensor) for part in batch):
                 kinds = ", ".join(type(part).__name__ for part in batch)
                 raise DataError(
-                    f"the loader must yield tensors (inputs, targets), but yielded ({kinds}): wrap the model in a "
-                    "module that takes one tensor, or use your own loop with recipe.attach(model, optimizer)"
+                    f"the loader must yield tensors (inputs, targets), but yielded ({kinds}): wrap the model "
+                    "in a module that takes one tensor, or use your own loop with recipe.attach(model, optimizer)"
                 )
             yield batch[0], batch[1]
 
