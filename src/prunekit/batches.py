@@ -88,7 +88,8 @@ class LoaderBatches:
                 kinds = ", ".join(type(part).__name__ for part in batch)
                 raise DataError(
                     f"the loader must yield tensors (inputs, targets), but yielded ({kinds}): wrap the model "
-                    "in a module that takes one tensor, or use your own loop with recipe.attach(model, optimizer)"
+                    "in a module that takes one tensor, or use your own loop with "
+                    "recipe.attach(model, optimizer)"
                 )
             yield batch[0], batch[1]
 
