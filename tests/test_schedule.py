@@ -4,7 +4,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prunekit.errors import InputError
-from prunekit.schedule import Cubic, Explicit, Geometric, Linear, OneShot, Rounds, Schedule, check_increasing
+from prunekit.schedule import (
+    Counts,
+    Cubic,
+    Explicit,
+    Geometric,
+    Linear,
+    OneShot,
+    Rounds,
+    Schedule,
+    check_increasing,
+)
 
 SPARSITY = st.floats(0.01, 0.995)
 STEPS = st.integers(1, 60)
@@ -88,3 +98,25 @@ def test_steps_are_whole_and_positive(steps):
 def test_an_empty_list_is_refused():
     with pytest.raises(InputError, match="explicit: values"):
         Explicit(values=())
+
+
+@given(SPARSITY, st.integers(1, 500), st.integers(1, 3000))
+def test_counts_remove_the_same_number_every_time_and_the_rest_at_the_end(sparsity, every, total):
+    last = round(sparsity * total)
+    assume(last > 0)
+    levels = Counts(every=every, sparsity=sparsity).levels(total)
+    removed = [round(level * total) for level in levels]
+    assert removed == [*range(every, last, every), last]
+    assert levels[-1] == sparsity
+    assert Counts(every=every, sparsity=sparsity).sparsities() == (sparsity,)
+
+
+def test_the_levels_of_other_schedules_do_not_depend_on_the_network():
+    for schedule in (Linear(sparsity=0.9, steps=3), Rounds(steps=2), OneShot(sparsity=0.5)):
+        assert schedule.levels(10) == schedule.levels(10**6) == schedule.sparsities()
+
+
+@pytest.mark.parametrize("every", [0, -3, 1.5])
+def test_counts_of_nothing(every):
+    with pytest.raises(InputError, match="every = "):
+        Counts(every=every, sparsity=0.5)
