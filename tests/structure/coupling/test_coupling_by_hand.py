@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
-from cut_by_hand import assert_same
+from cut_by_hand import assert_same, stirred
 from torch import nn
 
 from prunekit.structure.coupling import groups
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-def _stirred(model: nn.Module) -> nn.Module:
-    """Norms with figures of their own, so that nothing is right by chance."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point():
-            tensor.data = torch.rand_like(tensor) + 0.2 if "var" in name else torch.randn_like(tensor) * 0.4
-    return model
-
-
 def _checked(make, inputs, removed, sizes, **options) -> None:
     """`make(*sizes before)` without the units is `make(*sizes after)`."""
     before, after = sizes
-    model = _stirred(make(*before))
+    model = stirred(make(*before))
     plan = groups(model, inputs, **options)
     assert_same(model, make(*after), plan, removed, inputs)
 

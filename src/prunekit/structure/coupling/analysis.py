@@ -19,6 +19,8 @@ from prunekit.structure.coupling.walker import Place, Walker, frozen_rows
 # each round drops at least one way to cut an axis; more rounds than this mean that something is wrong
 _ROUNDS = 200
 
+PARAMETRIZED = "it is computed by a parametrization, such as weight norm"
+
 
 @dataclass(frozen=True)
 class Block:
@@ -102,6 +104,9 @@ def _walked(
         for dim in values.get(name, ()):
             labels.freeze(dim.labels, reason)
     walker = Walker(labels, inner, dead)
+    for name, reason in ignored.items():
+        if reason == PARAMETRIZED and values.get(name, ()):
+            walker.role(values[name][0], "producer")
     nodes = []
     for part, graph in enumerate(graphs):
         walker.part, walker.env = part, {}

@@ -57,19 +57,20 @@ def assembled(walked: Walked) -> Assembled:
 
 def _keys(walked: Walked, roots: Ints, block: Ints) -> Ints:
     """For each class a number that is the same for classes with the same producers and the same reason."""
-    pairs = np.unique(np.stack([roots, block], axis=1), axis=0) if roots.size else np.zeros((0, 2), np.int64)
+    wide = max(len(walked.blocks), 1)
+    root, number = np.divmod(np.unique(roots * wide + block), wide)
     producer = np.array([_role(walked, each) == "producer" for each in walked.blocks], dtype=bool)
-    hashes = np.random.default_rng(0).integers(1, 2**62, size=max(len(walked.blocks), 1), dtype=np.int64)
+    hashes = np.random.default_rng(0).integers(1, 2**62, size=wide, dtype=np.int64)
     count = walked.classes.root.size
     every, producing = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    np.add.at(every, pairs[:, 0], hashes[pairs[:, 1]])
-    makes = producer[pairs[:, 1]] if pairs.size else np.zeros(0, bool)
-    np.add.at(producing, pairs[makes, 0], hashes[pairs[makes, 1]])
+    np.add.at(every, root, hashes[number])
+    makes = producer[number] if number.size else np.zeros(0, bool)
+    np.add.at(producing, root[makes], hashes[number[makes]])
     keys = np.where(producing != 0, producing, every)
     reasons = {reason: number for number, reason in enumerate(sorted(set(walked.classes.reason.values())), 1)}
     frozen = np.zeros(count, np.int64)
-    for root, reason in walked.classes.reason.items():
-        frozen[root] = reasons[reason]
+    for found, reason in walked.classes.reason.items():
+        frozen[found] = reasons[reason]
     return keys + frozen * 1_000_003
 
 
@@ -91,10 +92,12 @@ def _group(
     walked: Walked, part: Ints, unit: Ints, units: Ints, block: Ints, index: Ints, kinds: Ints
 ) -> Group | None:
     members = []
-    for number in np.unique(block[part]).tolist():
-        here = block[part] == number
+    # in the order of the labels the entries of one axis lie together
+    part, unit = part[by_label := np.argsort(part, kind="stable")], unit[by_label]
+    numbers, starts = np.unique(block[part], return_index=True)
+    for number, here in zip(numbers.tolist(), np.split(np.arange(part.size), starts[1:]), strict=True):
         found = walked.blocks[number]
-        indices = _by_unit(unit[here], index[part][here], units.size)
+        indices = _by_unit(unit[here], index[part[here]], units.size)
         members.append(Member(found.tensor, found.dim, indices, _role(walked, found)))
     producers = [member for member in members if member.role == "producer"]
     reason = walked.classes.reason.get(int(units[0]))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import traceback
+import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +57,26 @@ def arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def captured(model: nn.Module, example_inputs: Inputs) -> tuple[Captured, ...]:
     """The graphs in evaluation and in training mode; the network is left as it was.
 
+    Where training cannot be exported, as where layers are left out at random, evaluation alone will do if it
+    reads every parameter: then training has no layers of its own.
+
     Raises:
         InputError: where the example inputs are of no usable kind.
         ModelError: where the network cannot be run or exported, with the line at which it fails.
     """
     args, kwargs = arguments(example_inputs)
     names = canonical(model)
-    return tuple(_captured(model, args, kwargs, names, mode) for mode in ("eval", "train"))
+    evaluation = _captured(model, args, kwargs, names, "eval")
+    try:
+        return evaluation, _captured(model, args, kwargs, names, "train")
+    except ModelError:
+        placeholders = [
+            node for node in evaluation.program.graph.nodes if node.op == "placeholder" and node.users
+        ]
+        read = {evaluation.tensors.get(node.name) for node in placeholders}
+        if {names[name] for name, _ in model.named_parameters()} <= read:
+            return (evaluation,)
+        raise
 
 
 def canonical(model: nn.Module) -> dict[str, str]:
@@ -76,7 +93,7 @@ def _captured(
         for module in model.modules():
             module.training = mode == "train"
         try:
-            program = torch.export.export(model, args, kwargs, strict=False)
+            program = _exported(model, args, kwargs)
         except Exception as error:
             raise ModelError(_refusal(error, mode)) from error
     kinds = (InputKind.PARAMETER, InputKind.BUFFER)
@@ -86,6 +103,19 @@ def _captured(
         if spec.kind in kinds and spec.target is not None and spec.target in names
     }
     return Captured(mode, program, tensors)
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """`torch.export` without what it prints: its warnings are for those who keep the program."""
+    loud = logging.getLogger("torch")
+    level, quiet = loud.level, io.StringIO()
+    loud.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(quiet), redirect_stderr(quiet):
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs, strict=False)
+    finally:
+        loud.setLevel(level)
 
 
 def _refusal(error: Exception, mode: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.structure.coupling.analysis import Walked, analysed
+from prunekit.structure.coupling.analysis import PARAMETRIZED, Walked, analysed
 from prunekit.structure.coupling.assemble import Assembled, assembled
 from prunekit.structure.coupling.capture import Captured, Inputs, captured
 from prunekit.structure.coupling.groups import Group, Plan
@@ -61,9 +61,7 @@ def _ignored(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
     if isinstance(patterns, str):
         raise InputError(f"ignore must be a list of names or patterns, not the text {patterns!r}")
     names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
-    found = {
-        name: "it is computed by a parametrization" for name in names if ".parametrizations." in f".{name}"
-    }
+    found = {name: PARAMETRIZED for name in names if ".parametrizations." in f".{name}"}
     for pattern in patterns:
         hit = [name for name in names if fnmatchcase(name, pattern) or _below(name, pattern)]
         if not hit:
@@ -100,7 +98,8 @@ def _joined(graphs: Sequence[Captured], found: Sequence[tuple[Walked, Assembled]
         Layer(walked.nodes, final[new[part.group_of]][walked.classes.root], part.unit_of[walked.classes.root])
         for (walked, part), new in zip(found, places, strict=True)
     )
-    plan = Plan(tuple(_named([_asked(groups[number], residual) for number in kept])))
+    chosen = _told_apart([_asked(groups[number], residual) for number in kept])
+    plan = Plan(tuple(_named(chosen)))
     return Traced(plan, tuple(graphs), layers)
 
 
@@ -137,6 +136,14 @@ def _asked(group: Group, residual: bool) -> Group:
     if group.kind == "residual stream" and group.frozen is None and not residual:
         return replace(group, frozen=_STREAM)
     return group
+
+
+def _told_apart(groups: Sequence[Group]) -> list[Group]:
+    """Where there is attention, the hidden layers are those of its MLPs, however their inputs are laid out."""
+    if not any(group.kind == "heads" for group in groups):
+        return list(groups)
+    kinds = {"neurons": "MLP width"}
+    return [replace(group, kind=kinds.get(group.kind, group.kind)) for group in groups]
 
 
 def _named(groups: Sequence[Group]) -> list[Group]:

@@ -36,6 +36,8 @@ def contracted(walker: Walker, operands: Sequence[Value], letters: Sequence[str]
                 walker.hint("head width", labels)
         elif labels is not None and len(wide) > 1:
             walker.hint("heads", labels)
+        elif len(operands) > 1 and all(each.origin is None for value in operands for each in value):
+            walker.hint("head width", labels)
         joined[letter] = dim
     return tuple(joined[letter] for letter in out)
 

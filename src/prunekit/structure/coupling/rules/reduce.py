@@ -130,6 +130,7 @@ def attention(
         walker.hint("head width", width.labels)
         if not width.zero:
             walker.freeze([width], "is summed over where it need not be zero")
+    walker.hint("head width", value[-1].labels)
     lead = [dim._replace(zero=False) for dim in _heads(walker, query, key, value, enable_gqa)]
     if lead:
         walker.hint("heads", lead[-1].labels)
