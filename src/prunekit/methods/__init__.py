@@ -20,6 +20,7 @@ from prunekit.methods.second_order import (
     iterative_obd,
     layer_obs,
     layer_obs_retrained,
+    masked_least_squares,
     obd,
     obs,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "lottery_ticket",
     "lottery_ticket_linear",
     "magnitude",
+    "masked_least_squares",
     "maxout_pruning",
     "n2ps_units",
     "n_m",

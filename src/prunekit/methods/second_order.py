@@ -7,7 +7,7 @@ from prunekit.recipe import Recipe
 from prunekit.repair import MaskedLeastSquares, OBSRefit, OBSUpdate
 from prunekit.retrain import FineTune
 from prunekit.schedule import Counts, Geometric, OneShot
-from prunekit.scores import OBD, OBS, LayerOBS
+from prunekit.scores import OBD, OBS, InputDeviation, LayerOBS
 from prunekit.training import Training
 
 
@@ -80,6 +80,18 @@ def exact_layer_obs(sparsity: float = 0.9, damp: float = 0.01) -> Recipe:
     """
     return Recipe(
         score=LayerOBS(damp=damp),
+        repair=MaskedLeastSquares(damp=damp),
+        schedule=OneShot(sparsity=sparsity),
+    )
+
+
+def masked_least_squares(sparsity: float = 0.9, damp: float = 0.01) -> Recipe:
+    """The least |w| std(x) of all layers in one step, then each row's survivors fitted to its old outputs.
+
+    Paper: the reconstruction of Frantar, Singh, Alistarh 2022, arXiv 2208.11580, on a mask by Sun et al. 2023
+    """
+    return Recipe(
+        score=InputDeviation(),
         repair=MaskedLeastSquares(damp=damp),
         schedule=OneShot(sparsity=sparsity),
     )

@@ -3,6 +3,7 @@
 from prunekit.scores.base import Evidence, Score, Scores
 from prunekit.scores.filters import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.scores.gradients import Gradient, WeightGradient
+from prunekit.scores.inputs import InputDeviation
 from prunekit.scores.layer_obs import LayerOBS
 from prunekit.scores.maxout import MaxoutWins
 from prunekit.scores.obs import OBD, OBS
@@ -26,6 +27,7 @@ __all__ = [
     "FeatureTaylor",
     "GeometricMedian",
     "Gradient",
+    "InputDeviation",
     "LayerOBS",
     "Magnitude",
     "MaxoutWins",

@@ -1,0 +1,49 @@
+"""Scores from the weights and how large the inputs are that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from prunekit.scores.base import Evidence, Score, Scores
+from prunekit.statistics import InputSquares, Statistic, row_layers
+from prunekit.structure import Chain
+from prunekit.structure.rows import from_rows, rows_of
+
+
+class InputDeviation(Score):
+    """|w| std(x): how much the output moves with the input that the weight reads.
+
+    In a layer without a bias, where a constant input is not made up for, the root mean square takes the place
+    of the deviation. Its square is twice the layer's error when the weight alone is removed and nothing but
+    the bias makes up for it; with the repair `masked_least_squares` it is the cheap rival of exact OBS.
+    """
+
+    name: ClassVar[str] = "input_deviation"
+    paper: ClassVar[str] = "Sun et al. 2023 (Wanda), arXiv 2306.11695, about the mean"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Variances and mean squares of the layers' inputs."""
+        return InputSquares(centred=True), InputSquares(centred=False)
+
+    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+        """Only linear and convolution layers have rows.
+
+        Raises:
+            ModelError: naming another one.
+        """
+        if chain is None:
+            row_layers(model, names)
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """The products, in float64."""
+        return {name: self._layer(evidence, name) for name in evidence.weights}
+
+    def _layer(self, evidence: Evidence, name: str) -> Tensor:
+        layer = evidence.layers[name]
+        squares = evidence.found[InputSquares(centred=getattr(layer, "bias", None) is not None)][name]
+        rows = rows_of(evidence.weights[name], layer).double().abs() * squares.sqrt().unsqueeze(1)
+        return from_rows(rows, layer)
