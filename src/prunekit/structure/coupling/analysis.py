@@ -118,12 +118,8 @@ def _walked(
             for dim in value if isinstance(value, tuple) else ():
                 what = "the network's output" if "OUTPUT" in spec.kind.name else "written to a buffer"
                 labels.freeze(dim.labels, f"is {what}" if graph.mode == "eval" else f"is {what} in training")
-        nodes.append({_name(node): _axes(value) for node, value in walker.env.items()})
+        nodes.append({walker.names[node]: _axes(value) for node, value in walker.env.items()})
     return Walked(tuple(blocks), walker, labels.classes(), tuple(nodes))
-
-
-def _name(node: fx.Node) -> str:
-    return node.name
 
 
 def _axes(value: Any) -> tuple[tuple[Ints | None, ...], ...]:

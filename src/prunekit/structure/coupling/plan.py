@@ -139,7 +139,7 @@ def _asked(group: Group, residual: bool) -> Group:
 
 
 def _told_apart(groups: Sequence[Group]) -> list[Group]:
-    """Where there is attention, the hidden layers are those of its MLPs, however their inputs are laid out."""
+    """Where there is attention, hidden layers are those of its MLPs, however their inputs are laid out."""
     if not any(group.kind == "heads" for group in groups):
         return list(groups)
     kinds = {"neurons": "MLP width"}

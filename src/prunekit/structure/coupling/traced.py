@@ -51,7 +51,7 @@ class Traced:
 
         Args:
             graph: number of the graph.
-            node: name of the node.
+            node: name of the node; in a graph that a node calls, that node's name and "/" before it.
             removed: for each group the units taken out.
         """
         found: list[list[NDArray[np.bool_] | None]] = []

@@ -32,6 +32,7 @@ def walk(
     number = 0
     for node in graph.nodes:
         walker.node = node
+        walker.names[node] = f"{walker.prefix}{node.name}"
         if node.op == "placeholder":
             walker.env[node] = entry(node, number)
             number += 1

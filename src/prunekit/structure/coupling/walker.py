@@ -32,7 +32,12 @@ class Walker:
         labels: the labels and their joins.
         inner: whether an axis that is split is cut along the last part (head width) or the first (heads).
         dead: ways to cut an axis that were found to leave nothing to take out.
+        roles: what the axes of parameters are used for.
+        hints: labels and what kind of units they seem to be.
+        norms: labels over which a statistic runs, and the module.
+        choices: the ways taken where an axis can be cut in several.
         env: what is known of each node's value; a list where the node gives several tensors.
+        names: of the nodes; those of a graph that a node calls begin with the name of that node and "/".
         node: the node that is walked through.
         part: number of the graph, to tell nodes of different graphs apart.
         prefix: names of the nodes that the graph walked through is called by.
@@ -46,6 +51,7 @@ class Walker:
     hints: list[tuple[str, Ints]] = field(default_factory=list)
     norms: list[tuple[str, Ints]] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    names: dict[fx.Node, str] = field(default_factory=dict)
     node: fx.Node | None = None
     part: int = 0
     prefix: str = ""
