@@ -25,6 +25,7 @@ from prunekit.schedule import Schedule
 from prunekit.scores import Score
 from prunekit.settings import Part
 from prunekit.shapes import Shape
+from prunekit.stopping import Stop
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/parts.md")
@@ -37,6 +38,7 @@ FAMILIES: Mapping[str, tuple[type[Part], str]] = {
     "schedule": (Schedule, "the sparsity at each step, as a fraction of the original count"),
     "repair": (Repair, "what is done to the survivors at once"),
     "retrain": (Retrain, "what follows each step"),
+    "stop": (Stop, "what ends the pruning before its last step"),
     "regularize": (Regularizer, "what acts during a training"),
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.recipe import Recipe
+from prunekit.stopping import Stopped
 from prunekit.structure import ShrinkResult, shrink, shrink_pieces
 
 
@@ -54,6 +55,7 @@ class Pruned:
         kept: what was chosen from, True = kept: the masks themselves, or by layer (units,) flags of units,
             or (units, pieces) flags of maxout pieces.
         shrunk: what `shrink` did, once it was called.
+        stopped: why it ended before the last step of the schedule, if it did.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Pruned:
     recipe: Recipe
     kept: Masks
     shrunk: ShrinkResult | None = None
+    stopped: Stopped | None = None
 
     def shrink(self, example_inputs: Tensor) -> ShrinkResult:
         """Take the removed units out of the model, in place, with the proof that it computes the same.

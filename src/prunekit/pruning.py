@@ -26,7 +26,8 @@ from prunekit.repair import Damage
 from prunekit.retrain import Checkpoints
 from prunekit.scores import Evidence, Scores
 from prunekit.seeds import derive, generator
-from prunekit.statistics import Found, Statistic, Subject, collect, sum_over_processes
+from prunekit.statistics import Found, Statistic, Subject, average, collect
+from prunekit.stopping import Held, Stopped
 from prunekit.targets import owner_of, uncompiled, unwrap
 from prunekit.training import Report, copy_state, train, training_seed
 
@@ -49,6 +50,7 @@ def prune(
     seed: int = 0,
     loss: Loss | None = None,
     checkpoints: Checkpoints | None = None,
+    validation: Any = None,
     evaluate: Evaluate | None = None,
     report: Report | None = None,
 ) -> Pruned:
@@ -62,13 +64,17 @@ def prune(
         seed: of everything random.
         loss: (outputs, targets) -> mean loss, for scores; by default cross-entropy or squared error.
         checkpoints: states of the dense training by step, for recipes that rewind.
+        validation: examples of the same kinds as `data`, on which a recipe's `stop` measures the error; by
+            default the recipe's calibration sample of `data`.
         evaluate: measures the network after each step, for the history.
         report: told how far a retraining is.
 
     Raises:
         InputError, ModelError, DataError: before anything is changed.
     """
-    session = Session(model, recipe, data=data, seed=seed, loss=loss, checkpoints=checkpoints)
+    session = Session(
+        model, recipe, data=data, seed=seed, loss=loss, checkpoints=checkpoints, validation=validation
+    )
     for _ in session.run(evaluate=evaluate, report=report):
         pass
     return session.result()
@@ -89,6 +95,7 @@ class Session:
         seed: int = 0,
         loss: Loss | None = None,
         checkpoints: Checkpoints | None = None,
+        validation: Any = None,
     ) -> None:
         if not isinstance(recipe, Recipe):
             raise InputError(
@@ -106,12 +113,18 @@ class Session:
         self._seed = seed
         self._loss = loss
         self._data: Batches | None = None if data is None else as_batches(data)
+        self._validation: Batches | None = None if validation is None else as_batches(validation)
         self._checkpoints: dict[int, Mapping[str, Tensor]] = dict(checkpoints or {})
         self._masked: MaskedOptimizer | None = None
         self._optimizer: Optimizer | None = None
         self._counter: RemovableHandle | None = None
         self._every: int | None = None
         self._optimizer_steps = 0
+        self.stopped: Stopped | None = None
+        self._allowed: float | None = None
+        self._held: Held | None = None
+        if recipe.stop.needs_data and self._data is None and self._validation is None:
+            raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
         if recipe.needs_data and self._data is None:
             raise InputError(f"the recipe's {self._who_needs_data()} needs data, but no data is given")
 
@@ -119,41 +132,117 @@ class Session:
 
     @property
     def done(self) -> bool:
-        """Whether every step of the plan has been taken."""
-        return len(self.history) == len(self.plan.steps)
+        """Whether every step of the plan has been taken, or the recipe's `stop` has ended it before."""
+        return self.stopped is not None or len(self.history) == len(self.plan.steps)
 
     def result(self) -> Pruned:
         """The pruned network as it is now."""
-        return Pruned(self.model, self.masks, tuple(self.history), self.recipe, self.kept)
+        history = tuple(self.history)
+        return Pruned(self.model, self.masks, history, self.recipe, self.kept, stopped=self.stopped)
 
     # ---- the loop ----------------------------------------------------------------------------------------
 
     def run(self, *, evaluate: Evaluate | None = None, report: Report | None = None) -> Iterator[Record]:
-        """Take the steps that are left, each with its retraining, and yield what each achieved."""
+        """Take the steps that are left, each with its retraining, and yield what each achieved.
+
+        A step that the recipe's `stop` rolls back is neither yielded nor in the history.
+        """
         check_retraining(self.model, self.recipe.retrain, self._checkpoints, self._data)
         while not self.done:
             started = time.perf_counter()
             step = self.plan.steps[len(self.history)]
+            self._hold()
             self._prune_step(step)
             train_loss = self._retrain(step, report)
+            if self._retrains(step) and self._check(step.number) and self.recipe.stop.rolls_back:
+                return
             measured = evaluate(self.model) if evaluate is not None else {}
             yield self._record(step, started, train_loss, measured)
 
-    def advance(self) -> Record:
+    def advance(self) -> Record | None:
         """Take the next step of the schedule, for a training loop of one's own; no retraining is done here.
+
+        Where the recipe has a `stop`, what the loop has made of the step before is measured first: None says
+        that it broke the limit, which is in `stopped`, and that no step was taken.
 
         Raises:
             InputError: if all steps are taken already.
         """
         if self.done:
-            raise InputError(f"all {len(self.plan.steps)} steps of the schedule are taken already")
+            raise InputError(
+                f"the pruning has {self.stopped}"
+                if self.stopped
+                else f"all {len(self.plan.steps)} steps of the schedule are taken already"
+            )
+        if self.check() is not None:
+            return None
         started = time.perf_counter()
         check_restart(self.model, self.recipe.retrain, self._checkpoints)
         step = self.plan.steps[len(self.history)]
+        self._hold()
         restarted = self._prune_step(step)
         if self._optimizer is not None and restarted:
             self._optimizer.state.clear()  # moments of other values say nothing about these
         return self._record(step, started, None, {})
+
+    def check(self) -> Stopped | None:
+        """Measure what a training loop of one's own has made of the last step; `advance()` does so by itself.
+
+        To be called once more when the loop has retrained after the last step.
+
+        Returns:
+            Why the pruning has ended, if the recipe's `stop` says so; the network is rolled back then if the
+            recipe says that, too.
+        """
+        self._check(len(self.history))
+        return self.stopped
+
+    def _hold(self) -> None:
+        """Keep what the network is, unless an earlier one is kept that was the last to be measured."""
+        stop = self.recipe.stop
+        if not stop.needs_data:
+            return
+        if self._allowed is None:
+            before = self._error()
+            if not math.isfinite(before):
+                raise DataError(f"stop {stop.name}: the error of the network before pruning is {before}")
+            self._allowed = stop.allowed(before)
+        if self._held is None:
+            state = copy_state(unwrap(self.model)) if stop.rolls_back else None
+            self._held = Held(len(self.history), self.kept, state)
+
+    def _check(self, step: int) -> bool:
+        """Whether the limit is broken since the network that is held; it is let go otherwise."""
+        held = self._held
+        if held is None or self.stopped is not None:
+            return self.stopped is not None
+        assert self._allowed is not None
+        error = self._error()
+        if error <= self._allowed:
+            self._held = None
+            return False
+        self.stopped = Stopped(step, error, self._allowed, self.recipe.stop.rolls_back)
+        self._held = None
+        if held.state is not None:
+            unwrap(self.model).load_state_dict(held.state)
+            del self.history[held.steps :]
+            self.kept = held.kept
+            self.masks = self.plan.elements.masks(self.model, held.kept)
+            if self._masked is not None and self._optimizer is not None:
+                self._masked.update(self.masks)
+                self._optimizer.state.clear()  # moments of other values say nothing about these
+        return True
+
+    def _error(self) -> float:
+        stop = self.recipe.stop
+        return average(
+            unwrap(self.model),
+            self._calibration()
+            if self._validation is None
+            else self._on_device(self._validation.epoch(0, CALIBRATION_BATCH, 0)),
+            lambda outputs, targets: stop.error(outputs, targets, self._loss_of),
+            self._device(),
+        )
 
     def _prune_step(self, step: Step) -> bool:
         elements = self.plan.elements
@@ -260,8 +349,7 @@ class Session:
 
     def _retrain(self, step: Step, report: Report | None) -> float | None:
         training = self.recipe.retrain.plan
-        last = step.number == len(self.plan.steps)
-        if training is None or (step.number % self.recipe.retrain_every and not last):
+        if training is None or not self._retrains(step):
             return None
         assert self._data is not None
         trained = train(
@@ -274,6 +362,11 @@ class Session:
             report=report,
         )
         return trained.loss if trained.iterations else None
+
+    def _retrains(self, step: Step) -> bool:
+        """Whether a step ends with what follows it, rather than with the next one."""
+        last = step.number == len(self.plan.steps)
+        return last or self.recipe.retrain.plan is None or step.number % self.recipe.retrain_every == 0
 
     def _record(
         self, step: Step, started: float, train_loss: float | None, measured: Mapping[str, float]
@@ -336,8 +429,11 @@ class Session:
         wanted = self.recipe.retrain.checkpoint
         if wanted == self._optimizer_steps and wanted not in self._checkpoints:
             self._checkpoints[wanted] = copy_state(unwrap(self.model))
-        if self._every is not None and self._optimizer_steps % self._every == 0 and not self.done:
-            self.advance()
+        if self._every is not None and self._optimizer_steps % self._every == 0:
+            if self.done:
+                self.check()
+            else:
+                self.advance()
 
     # ---- interruption ------------------------------------------------------------------------------------
 
@@ -358,6 +454,11 @@ class Session:
             "optimizer_steps": self._optimizer_steps,
             "checkpoints": {step: dict(state) for step, state in self._checkpoints.items()},
             "history": [asdict(record) for record in self.history],
+            "stop": {
+                "allowed": self._allowed,
+                "held": None if self._held is None else self._held.to_dict(),
+                "stopped": None if self.stopped is None else asdict(self.stopped),
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -387,6 +488,10 @@ class Session:
         if measured is not None:
             self._measured = {request: measured[str(request)] for request in self.recipe.repair.needs}
         self._optimizer_steps = int(state["optimizer_steps"])
+        stop = state.get("stop") or {"allowed": None, "held": None, "stopped": None}
+        self._allowed = stop["allowed"]
+        self._held = None if stop["held"] is None else Held.parse(stop["held"], self._device())
+        self.stopped = None if stop["stopped"] is None else Stopped(**stop["stopped"])
         self.masks.apply(self.model)
         if self._masked is not None:
             self._masked.resume(self.masks)
@@ -403,10 +508,12 @@ class Session:
     def _calibration(self) -> Iterator[Batch]:
         if self._data is None:
             return iter(())
-        device = self._device()
-        batches = self._data.sample(
-            self.recipe.calibration, CALIBRATION_BATCH, derive(self._seed, "calibration")
+        return self._on_device(
+            self._data.sample(self.recipe.calibration, CALIBRATION_BATCH, derive(self._seed, "calibration"))
         )
+
+    def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        device = self._device()
         return ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
 
     def _loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -418,27 +525,15 @@ class Session:
         model = unwrap(self.model)
         masks = self.plan.elements.masks(model, kept)
         saved = [(parameter, parameter.detach().clone()) for parameter, _ in masks.parameters(model)]
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
         try:
             masks.apply(model)
-            sums = torch.zeros(2, dtype=torch.float64)  # of the loss, and of the examples
-            for inputs, targets in self._calibration():
-                loss = float(self._loss_of(model(inputs), targets))
-                sums += torch.tensor([loss * len(inputs), len(inputs)], dtype=torch.float64)
-            sums = sums.to(self._device())
-            sum_over_processes([sums])
-            mean = float(sums[0] / sums[1])
-            if not math.isfinite(mean):
-                raise DataError(
-                    f"the loss on the calibration data is {mean}: layers cannot be compared by it"
-                )
-            return mean
+            mean = average(model, self._calibration(), self._loss_of, self._device())
         finally:
             for parameter, values in saved:
                 parameter.copy_(values)
-            for module, mode in modes:
-                module.training = mode
+        if not math.isfinite(mean):
+            raise DataError(f"the loss on the calibration data is {mean}: layers cannot be compared by it")
+        return mean
 
     def _who_needs_data(self) -> str:
         if self.recipe.score.needs:

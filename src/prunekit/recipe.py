@@ -22,6 +22,7 @@ from prunekit.scores import Magnitude, Score
 from prunekit.settings import Settings
 from prunekit.shapes import Shape, Weight
 from prunekit.statistics import Statistic
+from prunekit.stopping import Never, Stop
 from prunekit.strict_yaml import load_yaml
 from prunekit.targets import Target
 
@@ -81,6 +82,7 @@ class Recipe(Settings):
             allocation looks at each layer by itself.
         repair: what is done to the survivors at once.
         retrain: what follows each step.
+        stop: what ends the pruning before its last step.
         targets: patterns of what is pruned; None for all linear and convolution layers.
         ignore: patterns of what is left out.
         rank: when scores are taken: anew before every step, or once before the first.
@@ -97,6 +99,7 @@ class Recipe(Settings):
     order: Literal["all", "forward", "backward"] = "all"
     repair: Annotated[SerializeAsAny[Repair], BeforeValidator(Repair.build)] = NoRepair()
     retrain: Annotated[SerializeAsAny[Retrain], BeforeValidator(Retrain.build)] = NoRetraining()
+    stop: Annotated[SerializeAsAny[Stop], BeforeValidator(Stop.build)] = Never()
     targets: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     rank: Literal["every_step", "once"] = "every_step"

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -167,7 +169,7 @@ class TestGiven:
             "fc2.weight": torch.rand(10, 10),
             "out": torch.rand(10, 10),
         }
-        allocation = Given(sparsities={"fc1": 0.9, "re:fc\\d": 0.5})
+        allocation = Given(sparsities={"fc1": 0.9, "re:fc[2-9]": 0.5})
         assert allocation.amounts(situation(scores, None)) == {"fc1.weight": 90, "fc2.weight": 50, "out": 0}
         halfway = allocation.amounts(situation(scores, None, round_=1, rounds=2))
         assert halfway == {"fc1.weight": 45, "fc2.weight": 25, "out": 0}
@@ -193,3 +195,15 @@ class TestGiven:
 
 def test_nothing_removes_nothing():
     assert Nothing().amounts(situation(layers([(3, 3), (2, 2)]), None)) == {"0": 0, "1": 0}
+
+
+def test_given_refuses_two_sparsities_for_one_layer():
+    """Equal dictionaries have equal hashes in any order, so that no key can be the first."""
+    for order in ({"0": 0.5, "*": 0.25}, {"*": 0.25, "0": 0.5}):
+        chosen = recipe(allocation={"name": "given", "sparsities": order}, schedule="rounds")
+        first, second = order
+        message = f"'{first}' and '{second}' both match 0, with {order[first]:g} and {order[second]:g}"
+        with pytest.raises(InputError, match=re.escape(message)):
+            chosen.plan(mlp(4, 8, 2))
+    same = {"name": "given", "sparsities": {"0": 0.5, "0.weight": 0.5}}
+    recipe(allocation=same, schedule="rounds").plan(mlp(4, 8, 2))

@@ -2,12 +2,14 @@
 
 from prunekit.allocation.base import Allocation, Situation
 from prunekit.allocation.density import ERK, Given, Nothing, PerLayer, Threshold
+from prunekit.allocation.mean import BelowMean
 from prunekit.allocation.ranked import Global
 from prunekit.allocation.sensitivity import Sensitivity
 
 __all__ = [
     "ERK",
     "Allocation",
+    "BelowMean",
     "Given",
     "Global",
     "Nothing",

@@ -100,8 +100,8 @@ class ERK(Allocation):
 class Given(Allocation):
     """A dictionary from layers to sparsities; layers that it does not name are left whole.
 
-    Keys are names, globs or `re:` patterns; the schedule is `rounds`, which reaches the sparsities in equal
-    steps.
+    Keys are names, globs or `re:` patterns, which may not give a layer two sparsities; the schedule is
+    `rounds`, which reaches the sparsities in equal steps.
     """
 
     name: ClassVar[str] = "given"
@@ -132,10 +132,21 @@ class Given(Allocation):
                 known = ", ".join(target.layer or target.name for target in targets)
                 raise InputError(f"sparsities: {pattern!r} matches no pruned layer; layers are: {known}")
         for target in targets:
+            self._check_one(target)
             if round(self._sparsity(target.name) * target.size) > self.capacity(target.size):
                 raise InputError(
                     f"sparsity {self._sparsity(target.name):g} leaves {target.name} fewer than the floor of "
                     f"{self.floor:g}: lower the sparsity or the allocation's floor"
+                )
+
+    def _check_one(self, target: Target) -> None:
+        """Keys have no order (equal recipes have equal hashes), so that none of them can come first."""
+        said = [(pattern, value) for pattern, value in self.sparsities.items() if _fits(pattern, target.name)]
+        for pattern, value in said[1:]:
+            if value != said[0][1]:
+                raise InputError(
+                    f"sparsities: {said[0][0]!r} and {pattern!r} both match {target.layer or target.name}, "
+                    f"with {said[0][1]:g} and {value:g}: let only one of them match"
                 )
 
     def _sparsity(self, name: str) -> float:

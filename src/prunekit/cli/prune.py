@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,6 +74,7 @@ def prune(
             network.model,
             chosen,
             None if found is None else found.train,
+            validation=None if found is None else found.validation,
             seed=seed,
             checkpoints=checkpoints,
             evaluate=lambda model: quality(model, found),
@@ -138,7 +140,8 @@ def _described(pruned: Pruned, before: Mapping[str, float], out: Path) -> dict[s
         {"step": r.step, "sparsity": r.sparsity, "compression_ratio": r.compression_ratio, **r.measured}
         for r in pruned.history
     ]
-    return {"folder": str(out), "bytes": _size(out), "before": dict(before), "steps": steps}
+    stopped = {} if pruned.stopped is None else {"stopped": asdict(pruned.stopped)}
+    return {"folder": str(out), "bytes": _size(out), "before": dict(before), "steps": steps, **stopped}
 
 
 def _show(
@@ -152,7 +155,10 @@ def _show(
         f"{pruned.masks.sparsity:.1%} of {pruned.masks.total:,} weights removed "
         f"({pruned.masks.compression_ratio:.4g}x)"
     )
-    for key, value in pruned.history[-1].measured.items():
+    if pruned.stopped is not None:
+        console.print(f"{pruned.stopped}")
+    after = pruned.history[-1].measured if pruned.history else before
+    for key, value in after.items():
         console.print(f"{key.replace('_', ' ')}: {before[key]:.4f} before, {value:.4f} after")
     dense = f", {human_bytes(counts.bytes)} dense" if counts is not None else ""
     console.print(f"saved: {human_bytes(_size(out))} on disk{dense}, in")

@@ -25,8 +25,10 @@ from prunekit.methods.second_order import (
     obs,
 )
 from prunekit.methods.units import (
+    apoz,
     apoz_units,
     filter_norm,
+    n2ps,
     n2ps_units,
     oracle_units,
     random_units,
@@ -55,6 +57,7 @@ from prunekit.recipe import Recipe
 __all__ = [
     "METHODS",
     "MethodInfo",
+    "apoz",
     "apoz_units",
     "describe",
     "erk_magnitude",
@@ -73,6 +76,7 @@ __all__ = [
     "magnitude",
     "masked_least_squares",
     "maxout_pruning",
+    "n2ps",
     "n2ps_units",
     "n_m",
     "network_slimming",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from prunekit.allocation import PerLayer
+from prunekit.allocation import BelowMean, PerLayer
 from prunekit.methods._training import TrainingLike, training_of
 from prunekit.recipe import Recipe
 from prunekit.retrain import FineTune
-from prunekit.schedule import Linear, OneShot
+from prunekit.schedule import Linear, OneShot, Rounds
 from prunekit.scores import N2PS, Activation, Magnitude, Oracle, Random, Skeletonization, UnitTaylor
 from prunekit.shapes import Unit
 from prunekit.statistics.units import Error
+from prunekit.stopping import ErrorLimit, Never
 
 
 def oracle_units(sparsity: float = 0.5, steps: int = 10, error: Error = "squared_error") -> Recipe:
@@ -37,9 +38,15 @@ def taylor_units(
 
 
 def skeletonization(
-    sparsity: float = 0.5, steps: int = 10, epochs: float = 5, training: TrainingLike = None
+    sparsity: float = 0.5,
+    steps: int = 10,
+    epochs: float = 5,
+    limit: float | None = None,
+    training: TrainingLike = None,
 ) -> Recipe:
     """The units of least relevance, the derivative of the linear error by their gain, with brief retraining.
+
+    With a `limit` the loss after a step may not pass it: the step that does is the last.
 
     Paper: Mozer, Smolensky 1989, NIPS 1
     """
@@ -48,6 +55,7 @@ def skeletonization(
         shape=Unit(),
         schedule=Linear(sparsity=sparsity, steps=steps),
         retrain=FineTune(training=training_of(epochs, training)),
+        stop=Never() if limit is None else ErrorLimit(limit=limit, roll_back=False),
     )
 
 
@@ -56,7 +64,7 @@ def n2ps_units(
 ) -> Recipe:
     """The units, input features among them, of least significance for the next layer, with retraining.
 
-    The paper stops where the accuracy falls and rolls back; here the schedule says how far it goes.
+    The schedule says how far it goes; `n2ps` goes as far as the accuracy holds, as the paper does.
 
     Paper: Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7
     """
@@ -64,6 +72,44 @@ def n2ps_units(
         score=N2PS(),
         shape=Unit(inputs=True),
         schedule=Linear(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def n2ps(
+    tau: float = 1.0,
+    rounds: int = 10,
+    increase: float = 0.01,
+    epochs: float = 5,
+    training: TrainingLike = None,
+) -> Recipe:
+    """All units, input features among them, below tau times their layer's mean significance, in rounds, with
+    retraining, until the share of wrong classes rises by more than `increase`: that round is rolled back.
+
+    Paper: Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7
+    """
+    return Recipe(
+        score=N2PS(),
+        shape=Unit(inputs=True),
+        allocation=BelowMean(tau=tau),
+        schedule=Rounds(steps=rounds),
+        retrain=FineTune(training=training_of(epochs, training)),
+        stop=ErrorLimit(of="error_rate", increase=increase),
+    )
+
+
+def apoz(rounds: int = 3, epochs: float = 5, training: TrainingLike = None) -> Recipe:
+    """The units with more zeros than their layer's mean and one standard deviation, one layer after the
+    other from the front, with retraining after each, in rounds; meant for ReLU.
+
+    Paper: Hu et al. 2016, arXiv 1607.03250
+    """
+    return Recipe(
+        score=Activation(what="nonzeros"),
+        shape=Unit(),
+        allocation=BelowMean(deviations=1.0),
+        schedule=Rounds(steps=rounds),
+        order="forward",
         retrain=FineTune(training=training_of(epochs, training)),
     )
 

@@ -1,5 +1,6 @@
 """What scores and repairs need from data, collected for all that ask in one pass."""
 
+from prunekit.statistics.average import average
 from prunekit.statistics.collect import Collector, Found, Statistic, Subject, collect
 from prunekit.statistics.consumers import InputCovariance, MeanInput, UnitCovariance
 from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal
@@ -44,6 +45,7 @@ __all__ = [
     "UnitCovariance",
     "UnitMacs",
     "UnitStatistic",
+    "average",
     "collect",
     "row_layers",
     "sum_over_processes",

@@ -98,7 +98,14 @@ def run_cell(
     checkpoints: dict[int, State] = {}
     if wanted is not None:
         checkpoints[wanted], _ = read_tensors(network / f"checkpoint-{wanted}.safetensors")
-    session = Session(model, cell.recipe, data=data.train, seed=derive(seed, "cell"), checkpoints=checkpoints)
+    session = Session(
+        model,
+        cell.recipe,
+        data=data.train,
+        validation=data.validation,
+        seed=derive(seed, "cell"),
+        checkpoints=checkpoints,
+    )
     state = folder / STATE
     _resume(session, state)
     steps = len(session.plan.steps)
@@ -120,7 +127,8 @@ def run_cell(
         folder / "model",
         architecture=Architecture(study.model, data.input_shape, data.outputs),
     )
-    write_json(folder / RESULT, {"rows": rows_of(session), "layers": layers_of(session)})
+    rows = rows_of(session) or [_unchanged(session, measured(model, data))]
+    write_json(folder / RESULT, {"rows": rows, "layers": layers_of(session)})
     state.unlink(missing_ok=True)
     return folder
 
@@ -182,6 +190,21 @@ def rows_of(session: Session) -> list[dict[str, Any]]:
     ]
 
 
+def _unchanged(session: Session, figures: dict[str, Any]) -> dict[str, Any]:
+    """The row of a network that no step could be taken of: its `stop` rolled back the first."""
+    kept = session.kept
+    return {
+        "step": 0,
+        "sparsity": kept.sparsity,
+        "compression_ratio": kept.compression_ratio,
+        "prunable": kept.total,
+        "kept": kept.kept,
+        **figures,
+        "train_loss": None,
+        "seconds": 0.0,
+    }
+
+
 def layers_of(session: Session) -> list[dict[str, Any]]:
     """One row per step and layer."""
     return [
@@ -205,11 +228,9 @@ def _save_state(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, s
 
 def _save_session(session: Session, path: Path) -> None:
     """The network and the session in one file, so that they cannot disagree."""
-    state = session.state_dict()
     tensors = {f"model/{name}": value for name, value in copy_state(session.model).items()}
-    tensors |= {f"mask/{name}": mask for name, mask in state["masks"].items()}
-    tensors |= {f"ranking/{name}": scores for name, scores in (state["ranking"] or {}).items()}
-    rest = {key: state[key] for key in ("recipe", "seed", "optimizer_steps", "history")}
+    state = {key: value for key, value in session.state_dict().items() if key != "checkpoints"}
+    rest = _without_tensors(state, "session", tensors)
     _save_state(path, tensors, {"session": json.dumps(rest)})
 
 
@@ -220,8 +241,24 @@ def _resume(session: Session, path: Path) -> None:
     if "recipe" not in rest:
         raise DataError(f"{path} is damaged: it holds no session; remove it and run the study again")
     state: State = {name[6:]: value for name, value in tensors.items() if name.startswith("model/")}
-    masks = {name[5:]: value for name, value in tensors.items() if name.startswith("mask/")}
-    ranking = {name[8:]: value for name, value in tensors.items() if name.startswith("ranking/")} or None
     checkpoints = session.state_dict()["checkpoints"]
     session.model.load_state_dict(state)
-    session.load_state_dict({**rest, "masks": masks, "ranking": ranking, "checkpoints": checkpoints})
+    session.load_state_dict({**_with_tensors(rest, tensors), "checkpoints": checkpoints})
+
+
+def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """Nested values with a reference `{"tensor": place}` for each tensor, which goes into `tensors`."""
+    if isinstance(value, Tensor):
+        tensors[place] = value.clone()  # a file holds no two views of the same memory
+        return {"tensor": place}
+    if isinstance(value, Mapping):
+        return {key: _without_tensors(each, f"{place}/{key}", tensors) for key, each in value.items()}
+    return value
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if set(value) == {"tensor"}:
+        return tensors[value["tensor"]]
+    return {key: _with_tensors(each, tensors) for key, each in value.items()}

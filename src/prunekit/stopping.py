@@ -1,0 +1,174 @@
+"""Stopping: when a pruning ends before its schedule does, because the network has become too bad."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from prunekit.errors import InputError
+from prunekit.losses import Loss
+from prunekit.masks import Masks
+from prunekit.settings import Part
+
+
+class Stop(Part):
+    """What ends a pruning before its last step."""
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the network is measured after each step, so that data is needed."""
+        return True
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the network goes back to before the step that broke the rule."""
+        return False
+
+    @abstractmethod
+    def error(self, outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+        """What is measured of a batch: a scalar, the mean over its examples; lower is better."""
+
+    @abstractmethod
+    def allowed(self, before: float) -> float:
+        """The greatest error that is allowed, from that of the network before the first step.
+
+        Raises:
+            InputError: if that network is over it already.
+        """
+
+
+class Never(Stop):
+    """All steps of the schedule are taken."""
+
+    name: ClassVar[str] = "never"
+
+    @property
+    def needs_data(self) -> bool:
+        """Nothing is measured."""
+        return False
+
+    def error(self, outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+        """Nothing."""
+        return outputs.new_zeros(())
+
+    def allowed(self, before: float) -> float:
+        """Anything."""
+        return float("inf")
+
+
+class ErrorLimit(Stop):
+    """Stop once the error, after a step and its retraining, passes a limit.
+
+    It is measured on the validation data that is given to `prune` (a study gives its validation split), else
+    on the recipe's calibration sample of the training data, always the same examples. An error that is no
+    number is over every limit.
+
+    Attributes:
+        of: what is measured: the loss, or the fraction of examples that are classified wrongly.
+        limit: the greatest error allowed; give this or `increase`.
+        increase: how much greater than before the first step it may be.
+        roll_back: go back to the weights and masks before the step that broke the limit, as N2PS does;
+            otherwise that step stays, and is the last.
+    """
+
+    name: ClassVar[str] = "error_limit"
+    paper: ClassVar[str] = "Mozer, Smolensky 1989, NIPS 1; Augasta, Kathirvalavakumar 2011 (roll-back)"
+    of: Literal["loss", "error_rate"] = "loss"
+    limit: float | None = Field(default=None, ge=0)
+    increase: float | None = Field(default=None, ge=0)
+    roll_back: bool = True
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ErrorLimit:
+        if (self.limit is None) == (self.increase is None):
+            raise ValueError("give either 'limit' (of the error) or 'increase' (over that before pruning)")
+        return self
+
+    @property
+    def rolls_back(self) -> bool:
+        """As set."""
+        return self.roll_back
+
+    def error(self, outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+        """The loss, or the fraction of wrong classes.
+
+        Raises:
+            InputError: for a rate of real values, which are neither right nor wrong.
+        """
+        if self.of == "loss":
+            return loss(outputs, targets)
+        if targets.is_floating_point() or outputs.dim() != targets.dim() + 1:
+            raise InputError(
+                "stop error_limit: an error_rate needs class numbers as targets, got "
+                f"{targets.dtype} of the shape {tuple(targets.shape)}: use 'of: loss'"
+            )
+        return (outputs.argmax(1) != targets).double().mean()
+
+    def allowed(self, before: float) -> float:
+        """The limit, or the error before pruning and the increase."""
+        if self.limit is None:
+            assert self.increase is not None
+            return before + self.increase
+        if not before <= self.limit:
+            raise InputError(
+                f"stop error_limit: the network has {_words(self.of)} of {before:.4g} before pruning, over "
+                f"the limit of {self.limit:g} already: raise 'limit', or give 'increase'"
+            )
+        return self.limit
+
+
+def _words(of: str) -> str:
+    return "a loss" if of == "loss" else "an error rate"
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Why a pruning ended before its last step.
+
+    Attributes:
+        step: the number of the step that broke the rule.
+        error: what was measured after it, and `allowed` what it should not pass.
+        rolled_back: whether the network is what it was before that step (before all steps since the last one
+            that was measured, where retraining follows only some).
+    """
+
+    step: int
+    error: float
+    allowed: float
+    rolled_back: bool
+
+    def __str__(self) -> str:
+        end = "rolled back to before it" if self.rolled_back else "it was the last"
+        return f"stopped at step {self.step}: error {self.error:.4g}, allowed {self.allowed:.4g}; {end}"
+
+
+@dataclass(frozen=True)
+class Held:
+    """The last network known to be within the limit.
+
+    Attributes:
+        steps: how many steps it has behind it.
+        kept: what was chosen from, True = kept.
+        state: its state dict; None if there is no going back.
+    """
+
+    steps: int
+    kept: Masks
+    state: Mapping[str, Tensor] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, for a checkpoint."""
+        state = None if self.state is None else dict(self.state)
+        return {"steps": self.steps, "kept": dict(self.kept), "state": state}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], device: torch.device) -> Held:
+        """The inverse of `to_dict`."""
+        kept = Masks({name: flags.to(device) for name, flags in values["kept"].items()})
+        return cls(int(values["steps"]), kept, values["state"])
