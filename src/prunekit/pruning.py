@@ -26,6 +26,7 @@ from prunekit.repair import Damage
 from prunekit.retrain import Checkpoints
 from prunekit.scores import Evidence, Scores
 from prunekit.seeds import derive, generator
+from prunekit.selection import Choice
 from prunekit.statistics import Found, Statistic, Subject, average, collect
 from prunekit.stopping import Held, Stopped
 from prunekit.targets import owner_of, uncompiled, unwrap
@@ -247,7 +248,7 @@ class Session:
     def _prune_step(self, step: Step) -> bool:
         elements = self.plan.elements
         found = self._measure(step)
-        before, self.kept = self.kept, self._choose(step, self._scores(step, found))
+        before, self.kept = self.kept, self._choose(step, self._scores(step, found), found)
         self.masks = elements.masks(self.model, self.kept)
         # before the masks act: a repair looks at the values that go
         self.recipe.repair(Damage(self.model, self.masks, found, elements.chain, before, self.kept))
@@ -268,12 +269,14 @@ class Session:
         subject = Subject(self.model, names, elements.chain, self.kept)
         found = collect(subject, self._calibration(), self._needs(), loss=self._loss_of)
         if self.recipe.statistics == "once":
-            self._measured = {statistic: found[statistic] for statistic in self.recipe.repair.needs}
+            again = (*self.recipe.selection.needs, *self.recipe.repair.needs)
+            self._measured = {statistic: found[statistic] for statistic in again}
         return found
 
     def _needs(self) -> tuple[Statistic, ...]:
         """What is asked of the data at this step: a ranking that is taken once needs no second look."""
-        return self.recipe.needs if self._ranking is None else self.recipe.repair.needs
+        kept = (*self.recipe.selection.needs, *self.recipe.repair.needs)
+        return self.recipe.needs if self._ranking is None else kept
 
     def _scores(self, step: Step, found: Found) -> Scores:
         weights = {name: parameter.detach() for name, parameter in self._parameters().items()}
@@ -318,7 +321,7 @@ class Session:
                 raise ModelError(f"the score {self.recipe.score.name!r} of {name} is NaN")
         return {name: scores[name] for name in wanted}
 
-    def _choose(self, step: Step, scores: Scores) -> Masks:
+    def _choose(self, step: Step, scores: Scores, found: Found) -> Masks:
         settled = frozenset(
             name
             for earlier in self.plan.steps[: step.number - 1]
@@ -342,10 +345,23 @@ class Session:
             settled=settled,
         )
         amounts = self.recipe.allocation.amounts(situation)
-        select = self.recipe.shape.select
-        return self.kept.replace(
-            {name: select(scores[name], max(amounts[name], lost[name])) for name in step.layers}
-        )
+        single = self.plan.elements.chain is None and self.recipe.shape.counts == "weights"
+        with torch.no_grad():
+            chosen = {
+                name: self.recipe.selection(
+                    Choice(
+                        name,
+                        scores[name],
+                        max(amounts[name], lost[name]),
+                        self.recipe.shape,
+                        situation.weights[name] if single else None,
+                        owner_of(self.model, name) if single else None,
+                        found,
+                    )
+                )
+                for name in step.layers
+            }
+        return self.kept.replace(chosen)
 
     def _retrain(self, step: Step, report: Report | None) -> float | None:
         training = self.recipe.retrain.plan
@@ -538,6 +554,8 @@ class Session:
     def _who_needs_data(self) -> str:
         if self.recipe.score.needs:
             return f"score {self.recipe.score.name!r}"
+        if self.recipe.selection.needs:
+            return f"selection {self.recipe.selection.name!r}"
         if self.recipe.repair.needs:
             return f"repair {self.recipe.repair.name!r}"
         return f"allocation {self.recipe.allocation.name!r}"

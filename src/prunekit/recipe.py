@@ -19,6 +19,7 @@ from prunekit.repair import NoRepair, Repair
 from prunekit.retrain import NoRetraining, Retrain
 from prunekit.schedule import Schedule, check_increasing
 from prunekit.scores import Magnitude, Score
+from prunekit.selection import Lowest, Selection
 from prunekit.settings import Settings
 from prunekit.shapes import Shape, Weight
 from prunekit.statistics import Statistic
@@ -77,6 +78,7 @@ class Recipe(Settings):
         shape: what goes together.
         allocation: how the amount is shared over layers.
         schedule: the sparsity at each step, as a fraction of the original count.
+        selection: which elements of a layer go, once their number is known.
         order: whether a level of the schedule takes all layers at once, or one after the other. One after the
             other, each is measured behind the layers that were pruned before it, and only that one if the
             allocation looks at each layer by itself.
@@ -96,6 +98,7 @@ class Recipe(Settings):
     shape: Annotated[SerializeAsAny[Shape], BeforeValidator(Shape.build)] = Weight()
     allocation: Annotated[SerializeAsAny[Allocation], BeforeValidator(Allocation.build)] = Global()
     schedule: Annotated[SerializeAsAny[Schedule], BeforeValidator(Schedule.build)]
+    selection: Annotated[SerializeAsAny[Selection], BeforeValidator(Selection.build)] = Lowest()
     order: Literal["all", "forward", "backward"] = "all"
     repair: Annotated[SerializeAsAny[Repair], BeforeValidator(Repair.build)] = NoRepair()
     retrain: Annotated[SerializeAsAny[Retrain], BeforeValidator(Retrain.build)] = NoRetraining()
@@ -141,6 +144,11 @@ class Recipe(Settings):
                 f"the repair {self.repair.name!r} is for single weights, the shape {self.shape.name!r} "
                 f"removes {self.shape.counts}: use the shape 'weight', or the repair 'least_squares'"
             )
+        if self.selection.needs and self.shape.counts != "weights":
+            raise ValueError(
+                f"the selection {self.selection.name!r} is for single weights: "
+                "use the shape 'weight' or 'n:m'"
+            )
         if self.allocation.of_weights and self.shape.counts != "weights":
             raise ValueError(
                 f"the allocation {self.allocation.name!r} looks at single weights: use the shape 'weight'"
@@ -176,7 +184,7 @@ class Recipe(Settings):
     @property
     def needs(self) -> tuple[Statistic, ...]:
         """Every statistic that the parts are computed from."""
-        return (*self.score.needs, *self.repair.needs)
+        return (*self.score.needs, *self.selection.needs, *self.repair.needs)
 
     @property
     def needs_data(self) -> bool:

@@ -3,11 +3,13 @@
 from prunekit.allocation.base import Allocation, Situation
 from prunekit.allocation.density import ERK, Given, Nothing, PerLayer, Threshold
 from prunekit.allocation.mean import BelowMean
+from prunekit.allocation.owl import OWL
 from prunekit.allocation.ranked import Global
 from prunekit.allocation.sensitivity import Sensitivity
 
 __all__ = [
     "ERK",
+    "OWL",
     "Allocation",
     "BelowMean",
     "Given",

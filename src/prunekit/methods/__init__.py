@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError
-from prunekit.methods import filters, maxout, second_order, units, weights
+from prunekit.methods import filters, maxout, one_shot, second_order, units, weights
 from prunekit.methods.filters import geometric_median, network_slimming, taylor_filters, thinet
 from prunekit.methods.maxout import maxout_pruning
+from prunekit.methods.one_shot import alps, owl_wanda, sparsegpt, wanda
 from prunekit.methods.second_order import (
     exact_layer_obs,
     iterative_obd,
@@ -57,6 +58,7 @@ from prunekit.recipe import Recipe
 __all__ = [
     "METHODS",
     "MethodInfo",
+    "alps",
     "apoz",
     "apoz_units",
     "describe",
@@ -83,6 +85,7 @@ __all__ = [
     "obd",
     "obs",
     "oracle_units",
+    "owl_wanda",
     "random",
     "random_ticket",
     "random_units",
@@ -90,16 +93,18 @@ __all__ = [
     "sensitivity_magnitude",
     "skeletonization",
     "snip",
+    "sparsegpt",
     "taylor_filters",
     "taylor_units",
     "thinet",
     "threshold_magnitude",
     "unpruned",
+    "wanda",
 ]
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     method.__name__: method
-    for family in (weights, second_order, units, filters, maxout)
+    for family in (weights, second_order, units, filters, maxout, one_shot)
     for method in vars(family).values()
     if inspect.isfunction(method) and method.__module__ == family.__name__
 }

@@ -7,7 +7,7 @@ from prunekit.repair.least_squares import LeastSquares
 from prunekit.repair.obs import OBSRefit
 from prunekit.repair.sietsma_dow import SietsmaDow
 from prunekit.repair.units import UnitRepair
-from prunekit.repair.weights import MaskedLeastSquares, OBSUpdate, WeightRepair
+from prunekit.repair.weights import MaskedLeastSquares, OBSUpdate, SparseGPTUpdate, WeightRepair
 
 __all__ = [
     "ChannelScale",
@@ -20,6 +20,7 @@ __all__ = [
     "OBSUpdate",
     "Repair",
     "SietsmaDow",
+    "SparseGPTUpdate",
     "UnitRepair",
     "WeightRepair",
 ]

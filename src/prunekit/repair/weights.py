@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunekit.errors import DataError
 from prunekit.repair.base import Damage, Repair
 from prunekit.second_order import inverse_of, refit, shared_update
+from prunekit.second_order.left_to_right import choose_mask, left_to_right
 from prunekit.statistics import InputMean, LayerHessian, Statistic, row_layers
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure import Chain
@@ -112,3 +113,18 @@ class OBSUpdate(WeightRepair):
     def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
         """The sum of the updates."""
         return shared_update(inverse_of(matrix), rows, removed)
+
+
+class SparseGPTUpdate(WeightRepair):
+    """The left-to-right pass of SparseGPT for any mask: each column is made up for by those behind it.
+
+    With the selection `sparsegpt` it is the published algorithm. `masked_least_squares` lets all weights of a
+    row make up for each other instead and is the better repair wherever its cost can be afforded.
+    """
+
+    name: ClassVar[str] = "sparsegpt"
+    paper: ClassVar[str] = "Frantar, Alistarh 2023, arXiv 2301.00774"
+
+    def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+        """One pass over the columns."""
+        return left_to_right(matrix, rows, choose_mask(kept))[0]

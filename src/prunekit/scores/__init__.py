@@ -3,7 +3,7 @@
 from prunekit.scores.base import Evidence, Score, Scores
 from prunekit.scores.filters import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.scores.gradients import Gradient, WeightGradient
-from prunekit.scores.inputs import InputDeviation
+from prunekit.scores.inputs import InputDeviation, InputScore, Wanda
 from prunekit.scores.layer_obs import LayerOBS
 from prunekit.scores.maxout import MaxoutWins
 from prunekit.scores.obs import OBD, OBS
@@ -28,6 +28,7 @@ __all__ = [
     "GeometricMedian",
     "Gradient",
     "InputDeviation",
+    "InputScore",
     "LayerOBS",
     "Magnitude",
     "MaxoutWins",
@@ -41,5 +42,6 @@ __all__ = [
     "ThiNet",
     "UnitScore",
     "UnitTaylor",
+    "Wanda",
     "WeightGradient",
 ]

@@ -8,16 +8,23 @@ from prunekit.second_order.bound import error_bound
 from prunekit.second_order.damping import damped, live_inputs
 from prunekit.second_order.elimination import Elimination, eliminate
 from prunekit.second_order.gauss_newton import recursive_inverse
+from prunekit.second_order.left_to_right import choose_count, choose_mask, choose_pattern, left_to_right
 from prunekit.second_order.merging import output_variance, removal_scores
 from prunekit.second_order.refit import refit
 from prunekit.second_order.shared import inverse_of, shared_saliency, shared_update
+from prunekit.second_order.support import admm_support
 
 __all__ = [
     "Elimination",
+    "admm_support",
+    "choose_count",
+    "choose_mask",
+    "choose_pattern",
     "damped",
     "eliminate",
     "error_bound",
     "inverse_of",
+    "left_to_right",
     "live_inputs",
     "output_variance",
     "recursive_inverse",
