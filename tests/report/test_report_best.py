@@ -186,3 +186,21 @@ def test_one_seed_wins_nothing(tmp_path: Path) -> None:
     sentences = said(make_study(tmp_path, {"a": Method(40), "random": Method(3)}, seeds=1))
     assert not any("ahead" in s or "beaten" in s for s in sentences)
     assert any("There is one seed only" in s for s in sentences)
+
+
+def test_random_is_compared_only_with_methods_retrained_like_it(tmp_path: Path) -> None:
+    """A retrained control beats any choice that is not retrained, and says nothing of the choice."""
+
+    def trained(epochs: int) -> dict[str, object]:
+        return {"retrain": {"name": "fine_tune", "training": {"epochs": epochs}}}
+
+    methods = {
+        "alike": Method(40, recipe=trained(5)),
+        "random": Method(10, recipe=trained(5)),
+        "not trained": Method(3, recipe={"retrain": {"name": "none"}}),
+        "trained less": Method(3, recipe=trained(1)),
+    }
+    (sentence,) = [s for s in said(make_study(tmp_path, methods)) if s.startswith("Removal at random")]
+    assert "beaten beyond the spread by every method retrained as it is at" in sentence
+    assert "not trained" not in sentence
+    assert "trained less" not in sentence

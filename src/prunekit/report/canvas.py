@@ -1,9 +1,7 @@
 """Saving figures: SVG and PNG, the same bytes for the same numbers, and SVG that can stand inside a page."""
 
 import io
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from prunekit.errors import DataError
+from prunekit.files import replacing
 from prunekit.report.style import drawing_style
 
 PNG_DPI = 160
@@ -45,20 +44,10 @@ def new_figure(width: float, height: float) -> Figure:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader finds the old one or the new one, whole; DataError if that fails."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)  # mkstemp gives 0600, and a report is meant to be read
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-        raise
 
 
 def svg_of(drawing: Drawing) -> str:

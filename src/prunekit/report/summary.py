@@ -1,5 +1,6 @@
 """Key findings: sentences computed from the numbers, which claim nothing that the spreads do not carry."""
 
+import json
 from collections.abc import Sequence
 
 from prunekit.report.best import SAME_RATIO, Best, best_at, best_table, point_at, reach_of
@@ -113,15 +114,19 @@ def _leads(bests: Sequence[Best], primary: Primary) -> list[str]:
 def _against_random(
     study: StudyFile, points: Sequence[Point], bests: Sequence[Best], primary: Primary
 ) -> list[str]:
-    """Whether the methods beat removal at random, at each asked ratio where both have points."""
+    """Whether the methods beat removal at random, at each asked ratio where both have points.
+
+    Only those that are retrained as the control is: a control that was trained longer beats many a choice.
+    """
     label = study.controls.random
     if label is None:
         return []
+    alike = [m for m in compared(study, points) if _retraining(study, m) == _retraining(study, label)]
     everywhere: list[str] = []
     lost: dict[str, list[str]] = {}
     for best in bests:
         control = point_at(points, label, best.asked, primary)
-        found = (point_at(points, m, best.asked, primary) for m in compared(study, points))
+        found = (point_at(points, m, best.asked, primary) for m in alike)
         there = [point for point in found if point is not None]
         if control is None or not there or control.values[primary.test].sd is None:
             continue
@@ -132,12 +137,28 @@ def _against_random(
             everywhere.append(times(best.asked))
     if not everywhere and not lost:
         return []
-    parts = [f"beaten beyond the spread by every method at {names(everywhere)}"] if everywhere else []
+    every = (
+        "every method" if len(alike) == len(compared(study, points)) else "every method retrained as it is"
+    )
+    parts = [f"beaten beyond the spread by {every} at {names(everywhere)}"] if everywhere else []
     together: dict[tuple[str, ...], list[str]] = {}
     for method, ratios in lost.items():
         together.setdefault(tuple(ratios), []).append(method)
     parts += [f"not beaten by {_list(those)} at {names(list(ratios))}" for ratios, those in together.items()]
     return [f"Removal at random is {'; '.join(parts)}."]
+
+
+def _retraining(study: StudyFile, method: str) -> list[str]:
+    """How a method's networks are trained after a step, whatever values that starts from; one per cell."""
+    note = study.methods.get(method)
+    recipes = [] if note is None else note.recipe if isinstance(note.recipe, list) else [note.recipe]
+    found = [(recipe.get("retrain") or {}, recipe.get("retrain_every", 1)) for recipe in recipes]
+    return sorted(
+        {
+            json.dumps([part.get("training") if isinstance(part, dict) else part, every], sort_keys=True)
+            for part, every in found
+        }
+    )
 
 
 def _beats(point: Point, control: Point, primary: Primary) -> bool:
