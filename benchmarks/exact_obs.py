@@ -75,7 +75,7 @@ def trained(folder: Path) -> dict[str, Any]:
     """Train the network for the other cases."""
     inputs, targets, test_inputs, test_targets = images()
     model = network()
-    training = Training(epochs=12, weight_decay=1e-4, decay="cosine")
+    training = Training(epochs=12, weight_decay=3e-4, decay="cosine")
     train(model, (inputs, targets), training, seed=0)
     save_file(model.state_dict(), folder / "model.safetensors")
     return {
