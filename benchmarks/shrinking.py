@@ -4,8 +4,8 @@
 
 784-1000-1000-10 with 70 % of its units gone, LeNet-5 and VGG-small with half of theirs (the same fraction
 of every layer, by L1 norm of the incoming weights). Per network: dense, masked (the units are off, but there)
-and shrunk. Parameters by hand come from the widths alone, without the library's counting. One thread, untrained
-networks: neither size nor time asks for the values.
+and shrunk. Parameters by hand come from the widths alone, without the library's counting. One thread,
+untrained networks: neither size nor time asks for the values.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from prunekit.losses import Loss
 from prunekit.structure.chain import Chain
 from prunekit.units.flat import flat_changes
 from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, at_rest
+from prunekit.units.forked import shared_out
 from prunekit.units.judge import Judge, error_of, judge
 from prunekit.units.stacked import stacked_changes
 
@@ -27,6 +28,7 @@ def oracle_changes(
     groups: Sequence[str] | None = None,
     kept: Mapping[str, Tensor] | None = None,
     budget_bytes: int = BUDGET_BYTES,
+    processes: int = 1,
 ) -> dict[str, Tensor]:
     """The exact E(unit off) - E(now) of every unit, E being the **mean** over the examples.
 
@@ -44,6 +46,9 @@ def oracle_changes(
         groups: names of the groups wanted; all of them by default.
         kept: by group (units,) booleans, False for units that are off already; groups left out have none.
         budget_bytes: memory for activations. It bounds the chunks of examples and of units.
+        processes: workers on this machine, each with a share of the examples (so that none repeats another's
+            forward pass); the same to rounding. The training on several devices shares by itself: there each
+            rank has its own examples, and the statistics add up.
 
     Returns:
         By group (units,) float64; NaN for units that are off already.
@@ -54,6 +59,20 @@ def oracle_changes(
     error = error_of(error)
     kept = checked_kept(chain, kept)
     check_examples(inputs, targets)
+    if processes != 1:
+
+        def part(chosen: slice) -> dict[str, Tensor]:
+            return oracle_changes(
+                chain,
+                inputs[chosen],
+                targets[chosen],
+                error,
+                groups=groups,
+                kept=kept,
+                budget_bytes=budget_bytes // max(processes, 1),
+            )
+
+        return shared_out(part, inputs, processes)
     with at_rest(chain), torch.no_grad():
         flow = Flow(chain, inputs[:1])
         wanted = flow.chosen(groups)
