@@ -14,7 +14,7 @@ from prunekit.structure.coupling.capture import Captured
 from prunekit.structure.coupling.labels import Classes, Ints, Labels
 from prunekit.structure.coupling.values import Dim, Value, fixed
 from prunekit.structure.coupling.walk import walk
-from prunekit.structure.coupling.walker import Place, Walker, frozen_rows
+from prunekit.structure.coupling.walker import Cut, Place, Walker, frozen_rows
 
 # each round drops at least one way to cut an axis; more rounds than this mean that something is wrong
 _ROUNDS = 200
@@ -49,18 +49,18 @@ class Walked:
     nodes: tuple[dict[str, tuple[tuple[Ints | None, ...], ...]], ...]
 
 
-def analysed(model: nn.Module, graphs: Sequence[Captured], ignored: dict[str, str], *, inner: bool) -> Walked:
+def analysed(model: nn.Module, graphs: Sequence[Captured], ignored: dict[str, str], *, cut: Cut) -> Walked:
     """Walk through the graphs until no cut is known to be dead.
 
     Args:
         model: the network.
         graphs: as exported.
         ignored: parameters and buffers that must not change, with the reason.
-        inner: cut split axes along their last part.
+        cut: along which part an axis that is split is cut.
     """
     dead: set[tuple[Place, int]] = set()
     for _ in range(_ROUNDS):
-        found = _walked(model, graphs, ignored, dead, inner)
+        found = _walked(model, graphs, ignored, dead, cut)
         blamed = _blamed(found)
         if not blamed:
             break
@@ -95,7 +95,7 @@ def _walked(
     graphs: Sequence[Captured],
     ignored: dict[str, str],
     dead: set[tuple[Place, int]],
-    inner: bool,
+    cut: Cut,
 ) -> Walked:
     labels = Labels()
     used = _used(graphs)
@@ -103,7 +103,7 @@ def _walked(
     for name, reason in ignored.items():
         for dim in values.get(name, ()):
             labels.freeze(dim.labels, reason)
-    walker = Walker(labels, inner, dead)
+    walker = Walker(labels, cut, dead)
     for name, reason in ignored.items():
         if reason == PARAMETRIZED and values.get(name, ()):
             walker.role(values[name][0], "producer")
@@ -111,6 +111,8 @@ def _walked(
     for part, graph in enumerate(graphs):
         walker.part, walker.env = part, {}
         program = graph.program
+        placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+        walker.constants.update(node for node in placeholders if node.name in graph.tensors)
         outputs = walk(walker, program.graph, program.graph_module, _entry(graph, values))
         walker.node = None
         specs = program.graph_signature.output_specs

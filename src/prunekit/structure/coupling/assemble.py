@@ -106,7 +106,8 @@ def _group(
     if reason is None and units.size == 1:
         reason = "there is only one unit"
     kind = int(kinds[units].min())
-    name = (producers or members)[0].tensor.rpartition(".")[0]
+    first = (producers or members)[0].tensor
+    name = first.rpartition(".")[0] or first
     return Group(
         name, _KINDS[kind] if kind < len(_KINDS) else "neurons", int(units.size), tuple(members), reason
     )

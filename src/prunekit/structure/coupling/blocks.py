@@ -61,7 +61,7 @@ def merged(walker: Walker, dims: Sequence[Dim], *, tag: object) -> Dim:
         return Dim(size)
     axis = alive[0]
     if len(alive) > 1:
-        found = walker.choose(tag, alive)
+        found = walker.choose(tag, walker.sorted(alive, [dim.size for dim in dims]))
         axis = alive[0] if found is None else found
         walker.freeze([dims[other] for other in alive if other != axis], "is merged with another axis")
     labels = dims[axis].labels
@@ -74,7 +74,7 @@ def merged(walker: Walker, dims: Sequence[Dim], *, tag: object) -> Dim:
     return Dim(size, flat, dims[axis].zero)
 
 
-def split(walker: Walker, dim: Dim, sizes: Sequence[int], *, tag: object, most: bool = False) -> list[Dim]:
+def split(walker: Walker, dim: Dim, sizes: Sequence[int], *, tag: object) -> list[Dim]:
     """An axis cut into several, of which one can change: its entries go as whole rows or whole columns.
 
     Args:
@@ -82,7 +82,6 @@ def split(walker: Walker, dim: Dim, sizes: Sequence[int], *, tag: object, most: 
         dim: the axis.
         sizes: of the axes it becomes.
         tag: tells this cut from others at the same node.
-        most: take the way that leaves most units, not the first or the last axis.
     """
     if len(sizes) == 1:
         return [dim]
@@ -91,9 +90,7 @@ def split(walker: Walker, dim: Dim, sizes: Sequence[int], *, tag: object, most: 
         return result
     grid = dim.labels.reshape(sizes)
     possible = [axis for axis in range(len(sizes)) if _distinct(grid, axis) > 1]
-    if most:
-        possible.sort(key=lambda axis: -sizes[axis])
-    axis = walker.choose(tag, possible, first=True if most else None)
+    axis = walker.choose(tag, walker.sorted(possible, sizes))
     if axis is None:
         walker.freeze([dim], f"is cut into {tuple(sizes)}, of which nothing can be taken out,")
         return result

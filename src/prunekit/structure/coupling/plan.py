@@ -15,10 +15,13 @@ from prunekit.structure.coupling.analysis import PARAMETRIZED, Walked, analysed
 from prunekit.structure.coupling.assemble import Assembled, assembled
 from prunekit.structure.coupling.capture import Captured, Inputs, captured
 from prunekit.structure.coupling.groups import Group, Plan
-from prunekit.structure.coupling.labels import Ints
 from prunekit.structure.coupling.traced import Layer, Traced
+from prunekit.structure.coupling.walker import Cut
 from prunekit.targets import unwrap
 
+_OTHER_CUTS: tuple[Cut, ...] = ("first", "last")
+# for each axis of a tensor the groups that its entries compute
+Taken = dict[tuple[str, int], list[tuple[Group, set[int]]]]
 _STREAM = "the residual stream stays unless it is asked for (residual=True)"
 
 
@@ -49,12 +52,24 @@ def traced(
     model = unwrap(model)
     ignored = _ignored(model, ignore)
     graphs = captured(model, example_inputs)
-    outer = analysed(model, graphs, ignored, inner=False)
-    found = [(outer, assembled(outer))]
-    if any(choice.place[-1] != "groups" for choice in outer.walker.choices):
-        inner = analysed(model, graphs, ignored, inner=True)
-        found.append((inner, assembled(inner)))
-    return _joined(graphs, found, residual)
+    return _joined(graphs, _analyses(model, graphs, ignored), residual)
+
+
+def _analyses(
+    model: nn.Module, graphs: Sequence[Captured], ignored: dict[str, str]
+) -> list[tuple[Walked, Assembled]]:
+    """One analysis for each way to cut axes that makes a difference, the one with most units first."""
+    found = [analysed(model, graphs, ignored, cut="most")]
+    if any(choice.place[-1] != "groups" for choice in found[0].walker.choices):
+        for cut in _OTHER_CUTS:
+            other = analysed(model, graphs, ignored, cut=cut)
+            if all(_ways(other) != _ways(before) for before in found):
+                found.append(other)
+    return [(walked, assembled(walked)) for walked in found]
+
+
+def _ways(walked: Walked) -> set[tuple[object, int]]:
+    return {(choice.place, choice.candidate) for choice in walked.walker.choices}
 
 
 def _ignored(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
@@ -76,60 +91,66 @@ def _below(name: str, pattern: str) -> bool:
 
 
 def _joined(graphs: Sequence[Captured], found: Sequence[tuple[Walked, Assembled]], residual: bool) -> Traced:
-    """The groups of all analyses; the same group found twice is one."""
+    """The groups of all analyses; of those that share entries the first stays, but heads go with widths."""
     groups: list[Group] = []
-    numbers: dict[frozenset[object], int] = {}
-    places: list[Ints] = []
-    for _, part in found:
-        new = np.full(len(part.groups) + 1, -1, dtype=np.int64)
+    numbers: dict[tuple[int, int], int] = {}
+    taken: Taken = {}
+    for analysis, (_, part) in enumerate(found):
         for number, group in enumerate(part.groups):
-            key = frozenset((member.tensor, member.dim, member.indices) for member in group.members)
-            if key not in numbers:
-                numbers[key] = len(groups)
+            if group.frozen is None and not (analysis and _clashes(group, taken)):
+                numbers[analysis, number] = len(groups)
                 groups.append(group)
-            elif groups[numbers[key]].frozen is not None and group.frozen is None:
-                groups[numbers[key]] = group
-            new[number] = numbers[key]
-        places.append(new)
-    kept = [number for number, group in enumerate(groups) if not _covered(group, groups)]
-    final = np.full(len(groups) + 1, -1, dtype=np.int64)
-    final[kept] = np.arange(len(kept))
-    layers = tuple(
-        Layer(walked.nodes, final[new[part.group_of]][walked.classes.root], part.unit_of[walked.classes.root])
-        for (walked, part), new in zip(found, places, strict=True)
-    )
-    chosen = _told_apart([_asked(groups[number], residual) for number in kept])
-    plan = Plan(tuple(_named(chosen)))
-    return Traced(plan, tuple(graphs), layers)
+                _take(group, taken)
+    for number, group in enumerate(found[0][1].groups):
+        if group.frozen is not None and not _clashes(group, taken):
+            numbers[0, number] = len(groups)
+            groups.append(group)
+    order = _in_order(groups, [block.tensor for block in found[0][0].blocks])
+    place = {number: position for position, number in enumerate(order)}
+    groups = _named(_told_apart([_asked(groups[number], residual) for number in order]))
+    layers = []
+    for analysis, (walked, part) in enumerate(found):
+        final = np.full(len(part.groups) + 1, -1, dtype=np.int64)
+        for number in range(len(part.groups)):
+            final[number] = place.get(numbers.get((analysis, number), -1), -1)
+        root = walked.classes.root
+        layers.append(Layer(walked.nodes, final[part.group_of][root], part.unit_of[root]))
+    return Traced(Plan(tuple(groups)), tuple(graphs), tuple(layers))
 
 
-def _covered(group: Group, groups: Sequence[Group]) -> bool:
-    """Whether a group that is frozen in one analysis can be pruned in another."""
-    if group.frozen is None:
-        return False
-    makes = {(member.tensor, member.dim) for member in group.members if member.role == "producer"}
-    return any(
-        other is not group
-        and (other.frozen is None or other.units > group.units)
-        and any((member.tensor, member.dim) in makes for member in other.members if member.role == "producer")
-        and _overlap(group, other)
-        for other in groups
-    )
+def _in_order(groups: Sequence[Group], tensors: Sequence[str]) -> list[int]:
+    """Numbers of the groups by the first tensor that computes them, heads before their widths."""
+    at = {tensor: position for position, tensor in reversed(list(enumerate(tensors)))}
+
+    def place(number: int) -> tuple[int, int, bool]:
+        key, entries = min(_made(groups[number]).items(), key=lambda item: at[item[0][0]])
+        return at[key[0]], min(entries), groups[number].kind != "heads"
+
+    return sorted(range(len(groups)), key=place)
 
 
-def _overlap(group: Group, other: Group) -> bool:
-    entries = {
+def _clashes(group: Group, taken: Taken) -> bool:
+    """Whether a group shares entries with one there is, and the two do not cut heads both ways."""
+    for key, entries in _made(group).items():
+        for other, others in taken.get(key, ()):
+            across = {group.kind, other.kind} == {"heads", "head width"} and group.members != other.members
+            if not across and not entries.isdisjoint(others):
+                return True
+    return False
+
+
+def _take(group: Group, taken: Taken) -> None:
+    for key, entries in _made(group).items():
+        taken.setdefault(key, []).append((group, entries))
+
+
+def _made(group: Group) -> dict[tuple[str, int], set[int]]:
+    """The entries that compute the units; those of all members where none is known to."""
+    producers = [member for member in group.members if member.role == "producer"]
+    return {
         (member.tensor, member.dim): {index for unit in member.indices for index in unit}
-        for member in group.members
-        if member.role == "producer"
+        for member in producers or group.members
     }
-    return any(
-        not entries[(member.tensor, member.dim)].isdisjoint(
-            index for unit in member.indices for index in unit
-        )
-        for member in other.members
-        if (member.tensor, member.dim) in entries
-    )
 
 
 def _asked(group: Group, residual: bool) -> Group:

@@ -11,7 +11,7 @@ from torch import fx
 
 from prunekit.structure.coupling.residual import is_residual_sum
 from prunekit.structure.coupling.rules import RULES
-from prunekit.structure.coupling.rules.pointwise import pointwise
+from prunekit.structure.coupling.rules.pointwise import UNTAGGED, pointwise
 from prunekit.structure.coupling.values import Value, fixed
 from prunekit.structure.coupling.walker import Walker
 
@@ -42,6 +42,8 @@ def walk(
             return _known(walker, node.args[0])
         else:
             walker.env[node] = _called(walker, node)
+            if walker.constants.issuperset(node.all_input_nodes):
+                walker.constants.add(node)
     return None
 
 
@@ -67,7 +69,9 @@ def _called(walker: Walker, node: fx.Node) -> Any:
     if node.target is operator.getitem:
         whole, index = node.args
         known = walker.env.get(whole) if isinstance(whole, fx.Node) else None
-        return known[index] if isinstance(known, list) and isinstance(index, int) else None
+        if isinstance(known, list) and isinstance(index, int):
+            return known[index]
+        return walker.unknown("is taken out of something")
     name = str(node.target)
     if any(word in name for word in _INLINED):
         return _inlined(walker, node)
@@ -96,7 +100,7 @@ def _ruled(walker: Walker, node: fx.Node) -> Any:
     try:
         if found is not None:
             return found(walker, *args, **kwargs)
-        if torch.Tag.pointwise in target.tags or name == "copy":
+        if _is_pointwise(target, name):
             result = pointwise(walker, name, args, kwargs)
             if is_residual_sum(node):
                 for dim in result:
@@ -105,6 +109,13 @@ def _ruled(walker: Walker, node: fx.Node) -> Any:
     except (TypeError, ValueError, IndexError, AttributeError):
         return walker.unknown("goes through an operator whose rule does not fit")
     return walker.unknown("goes through an operator without a rule")
+
+
+def _is_pointwise(target: torch._ops.OpOverload, name: str) -> bool:
+    """Whether PyTorch says so, of the operator or, where it writes in place, of the one that does not."""
+    plain = getattr(torch.ops.aten, name, None)
+    overloads = [getattr(plain, each) for each in plain.overloads()] if plain is not None else []
+    return name in UNTAGGED or any(torch.Tag.pointwise in each.tags for each in [target, *overloads])
 
 
 def _inlined(walker: Walker, node: fx.Node) -> Any:
@@ -116,6 +127,10 @@ def _inlined(walker: Walker, node: fx.Node) -> Any:
         return walker.unknown("goes through an operator without a rule")
     module = walker.env[node.args[inner]]  # type: ignore[index]
     given = [_known(walker, arg) for arg in node.args[inner + 1 :]]
+    inside = [each for each in module.graph.nodes if each.op == "placeholder"]
+    for each, arg in zip(inside, node.args[inner + 1 :], strict=True):
+        if not isinstance(arg, fx.Node) or arg in walker.constants:
+            walker.constants.add(each)
     outer, walker.prefix = walker.prefix, f"{walker.prefix}{node}/"
     result = walk(walker, module.graph, module, lambda _, number: given[number])
     walker.prefix, walker.node = outer, node

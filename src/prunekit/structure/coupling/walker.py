@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import fx
@@ -13,6 +13,7 @@ from prunekit.structure.coupling.labels import Classes, Ints, Labels
 from prunekit.structure.coupling.values import Dim, Value, fixed
 
 Place = tuple[object, ...]
+Cut = Literal["most", "first", "last"]
 
 
 @dataclass
@@ -30,7 +31,8 @@ class Walker:
 
     Attributes:
         labels: the labels and their joins.
-        inner: whether an axis that is split is cut along the last part (head width) or the first (heads).
+        cut: how an axis that is split is cut: along its "first" part (heads), its "last" (head width), or the
+            part that leaves "most" units.
         dead: ways to cut an axis that were found to leave nothing to take out.
         roles: what the axes of parameters are used for.
         hints: labels and what kind of units they seem to be.
@@ -38,13 +40,14 @@ class Walker:
         choices: the ways taken where an axis can be cut in several.
         env: what is known of each node's value; a list where the node gives several tensors.
         names: of the nodes; those of a graph that a node calls begin with the name of that node and "/".
+        constants: nodes that do not depend on the network's input.
         node: the node that is walked through.
         part: number of the graph, to tell nodes of different graphs apart.
         prefix: names of the nodes that the graph walked through is called by.
     """
 
     labels: Labels
-    inner: bool
+    cut: Cut
     dead: set[tuple[Place, int]]
     env: dict[fx.Node, Any] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -52,6 +55,7 @@ class Walker:
     norms: list[tuple[str, Ints]] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     names: dict[fx.Node, str] = field(default_factory=dict)
+    constants: set[fx.Node] = field(default_factory=set)
     node: fx.Node | None = None
     part: int = 0
     prefix: str = ""
@@ -68,6 +72,11 @@ class Walker:
         target = getattr(self.node, "target", None)
         name = str(target).removeprefix("aten.").split(".")[0]
         return f"'{name}' in '{self.module}'" if self.module else f"'{name}'"
+
+    @property
+    def all_computed(self) -> bool:
+        """Whether everything that the node reads depends on the network's input."""
+        return self.node is not None and self.constants.isdisjoint(self.node.all_input_nodes)
 
     def join(self, first: Dim, second: Dim) -> Ints | None:
         """Labels where two axes of one size meet."""
@@ -108,14 +117,17 @@ class Walker:
         if dim.labels is not None:
             self.norms.append((self.module or str(self.node), dim.labels))
 
-    def choose(self, tag: object, candidates: Sequence[int], *, first: bool | None = None) -> int | None:
-        """One of the ways to cut an axis that is not known to be dead; None where all are."""
+    def choose(self, tag: object, candidates: Sequence[int]) -> int | None:
+        """The first of the ways to cut an axis that is not known to be dead; None where all are."""
         place = self._place(tag)
         alive = [candidate for candidate in candidates if (place, candidate) not in self.dead]
-        if not alive:
-            return None
-        take_first = not self.inner if first is None else first
-        return alive[0] if take_first else alive[-1]
+        return alive[0] if alive else None
+
+    def sorted(self, axes: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        """Axes, by number, the one to be cut along before all others first."""
+        if self.cut == "most":
+            return sorted(axes, key=lambda axis: -sizes[axis])
+        return list(axes) if self.cut == "first" else list(axes)[::-1]
 
     def chosen(self, tag: object, candidate: int, labels: Ints) -> None:
         """Record the way taken, to see afterwards whether it leaves anything to take out."""

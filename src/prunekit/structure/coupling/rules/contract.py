@@ -23,6 +23,8 @@ def contracted(walker: Walker, operands: Sequence[Value], letters: Sequence[str]
         for dim, letter in zip(value, names, strict=True):
             found.setdefault(letter, []).append(dim)
             _role(walker, dim, letter, [other for other in letters if other is not names], out)
+    # a product of two things that the network computed is attention
+    computed = len(operands) > 1 and walker.all_computed
     joined: dict[str, Dim] = {}
     for letter, dims in found.items():
         size = max(dim.size for dim in dims)
@@ -32,12 +34,10 @@ def contracted(walker: Walker, operands: Sequence[Value], letters: Sequence[str]
         if labels is not None and letter not in out:
             if not dim.zero:
                 walker.freeze([dim], "is summed over where it need not be zero")
-            if len(operands) > 1 and all(each.origin is None for each in wide):
+            if computed:
                 walker.hint("head width", labels)
-        elif labels is not None and len(wide) > 1:
-            walker.hint("heads", labels)
-        elif len(operands) > 1 and all(each.origin is None for value in operands for each in value):
-            walker.hint("head width", labels)
+        elif computed:
+            walker.hint("heads" if len(wide) > 1 else "head width", labels)
         joined[letter] = dim
     return tuple(joined[letter] for letter in out)
 
@@ -56,6 +56,9 @@ def linear(walker: Walker, x: Value, weight: Value, bias: Value | None = None) -
     kind = "MLP width" if len(x) > 2 else "neurons"
     if weight[0].origin is not None:
         walker.hint(kind, weight[0].labels)
+    if all(dim.origin is None for dim in weight):
+        # computed from parameters, as where two small matrices make up for a large one
+        weight = tuple(dim._replace(origin=("", index)) for index, dim in enumerate(weight))
     if len(weight) == 1:
         return contracted(walker, [x, weight], [lead + "Z", "Z"], lead)
     out = contracted(walker, [x, weight], [lead + "Z", "YZ"], lead + "Y")

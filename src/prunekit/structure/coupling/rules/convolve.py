@@ -111,7 +111,7 @@ def _grouped(walker: Walker, x: Dim, rows: Dim, offsets: Dim, groups: int, *, tr
     each, other = rows.size // groups, offsets.size
     ways = [0, 1] if each > 1 and other > 1 else [0]
     # whole groups where they are more units than offsets are
-    way = walker.choose("groups", ways, first=groups >= min(each, other))
+    way = walker.choose("groups", ways if groups >= min(each, other) else ways[::-1])
     if way is None:
         walker.freeze([x, rows, offsets], "leaves nothing that every group could go without")
         return Dim(groups * other if transposed else rows.size)

@@ -108,7 +108,7 @@ def _cut(walker: Walker, labels: Any, groups: int) -> Any:
     if each == 1:
         return labels
     ways = [0, 1] if groups > 1 else [1]
-    way = walker.choose("groups", ways, first=groups >= each)
+    way = walker.choose("groups", ways if groups >= each else ways[::-1])
     if way is None:
         walker.labels.freeze(labels, f"leaves nothing that every group could go without at {walker.where}")
         return None

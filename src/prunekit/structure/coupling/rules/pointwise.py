@@ -50,6 +50,8 @@ _KEEP_ZERO = frozenset(
         "trunc",
     ]
 )
+# entry by entry, but without PyTorch's tag for it
+UNTAGGED = frozenset(["copy", "hardswish", "hardsigmoid", "relu6", "mish", "log_sigmoid", "rrelu", "clip"])
 _PRODUCTS = frozenset(["mul", "multiply", "logical_and", "bitwise_and"])
 
 

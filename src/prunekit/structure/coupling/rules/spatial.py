@@ -80,7 +80,7 @@ def channel_shuffle(walker: Walker, x: Value, groups: int) -> Value:
     if labels is None:
         return x
     grid = labels.reshape(groups, -1)
-    way = walker.choose("groups", [0, 1], first=grid.shape[0] >= grid.shape[1])
+    way = walker.choose("groups", [0, 1] if grid.shape[0] >= grid.shape[1] else [1, 0])
     if way is None:
         return (x[0], walker.fix(x[1], "is shuffled"), *x[2:])
     if way == 0:
