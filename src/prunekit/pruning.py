@@ -253,10 +253,12 @@ class Session:
         # before the masks act: a repair looks at the values that go
         self.recipe.repair(Damage(self.model, self.masks, found, elements.chain, before, self.kept))
         self.masks.apply(self.model)
-        restarted = self.recipe.retrain.restart(
-            self.model, self._checkpoints, derive(self._seed, "step", step.number)
-        )
-        self.masks.apply(self.model)
+        restarted = False
+        if self._retrains(step):  # until then the trained values go on being ranked by
+            restarted = self.recipe.retrain.restart(
+                self.model, self._checkpoints, derive(self._seed, "step", step.number)
+            )
+            self.masks.apply(self.model)
         if self._masked is not None:
             self._masked.update(self.masks)
         return restarted

@@ -59,8 +59,11 @@ def report(
 
     Example: prunekit report runs/digits-quick
     """
-    from prunekit.report import write_report  # matplotlib takes long to import
+    from prunekit.report import is_series, write_report, write_series_reports  # matplotlib takes long
 
+    if is_series(folder):
+        _show(write_series_reports(folder), as_json)
+        return
     if not Layout(folder).study.is_file():
         raise InputError(f"{folder} holds no study: there is no {Layout(folder).study.name}")
     _show(write_report(folder), as_json)

@@ -34,6 +34,7 @@ from prunekit.methods.units import (
     oracle_units,
     random_units,
     skeletonization,
+    structured_mlp,
     taylor_units,
 )
 from prunekit.methods.weights import (
@@ -94,6 +95,7 @@ __all__ = [
     "skeletonization",
     "snip",
     "sparsegpt",
+    "structured_mlp",
     "taylor_filters",
     "taylor_units",
     "thinet",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from prunekit.allocation import BelowMean, PerLayer
+from prunekit.errors import InputError
 from prunekit.methods._training import TrainingLike, training_of
 from prunekit.recipe import Recipe
-from prunekit.retrain import FineTune
+from prunekit.retrain import FineTune, Reinitialize, Retrain, Rewind
 from prunekit.schedule import Linear, OneShot, Rounds
 from prunekit.scores import N2PS, Activation, Magnitude, Oracle, Random, Skeletonization, UnitTaylor
 from prunekit.shapes import Unit
@@ -140,6 +141,45 @@ def filter_norm(sparsity: float = 0.5, epochs: float = 20, training: TrainingLik
         allocation=PerLayer(),
         schedule=OneShot(sparsity=sparsity),
         retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+def structured_mlp(
+    sparsity: float = 0.5,
+    start: Literal["fresh", "initial", "trained"] = "trained",
+    rounds: int = 5,
+    layers: int = 2,
+    epochs: float = 20,
+    training: TrainingLike = None,
+) -> Recipe:
+    """The units of the smallest L1 norm, layer by layer; then new, initial or trained values.
+
+    Every hidden layer loses the same fraction, rounded to whole units; weights from units that were removed
+    before count as zero. New random values (`fresh`), drawn as those of the full network are, and the values
+    before the first training (`initial`) follow one step; with `trained` values it goes in `rounds` equal
+    shares, each with its part of the epochs. `layers` is the number of hidden layers: training waits until
+    all have been pruned.
+
+    Paper: Li et al. 2016, arXiv 1608.08710 (greedy, for neurons)
+    """
+    gradual = start == "trained"
+    gradual = start == "trained"
+    share = training_of(epochs / rounds if gradual else epochs, training)
+    retrain: dict[str, Retrain] = {
+        "fresh": Reinitialize(training=share),
+        "initial": Rewind(training=share),
+        "trained": FineTune(training=share),
+    }
+    if start not in retrain:
+        raise InputError(f"start {start!r} is none of {', '.join(retrain)}")
+    return Recipe(
+        score=Magnitude(),
+        shape=Unit(),
+        allocation=PerLayer(),
+        schedule=Linear(sparsity=sparsity, steps=rounds) if gradual else OneShot(sparsity=sparsity),
+        order="forward",
+        retrain=retrain[start],
+        retrain_every=layers,
     )
 
 

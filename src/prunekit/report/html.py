@@ -4,10 +4,12 @@ import base64
 import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from prunekit.report.overview import Overview
 from prunekit.report.view import View
 
 
@@ -32,23 +34,39 @@ class Figure:
 
 def render(view: View, curves: list[Figure], layers: list[Figure]) -> str:
     """The whole page as text. It asks for nothing outside itself: its content policy forbids it."""
-    environment = Environment(
+    script = _part("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            view=view,
+            curves=curves,
+            layers=layers,
+            style=Markup(_part("report.css")),
+            script=Markup(script),
+            script_digest=digest,
+        )
+    )
+
+
+def render_series(series: dict[str, Any], found: list[tuple[str, Overview]]) -> str:
+    """The page of a series: its words, and what was found for each problem."""
+    return (
+        _environment()
+        .get_template("series.html.j2")
+        .render(series=series, found=found, style=Markup(_part("report.css")))
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("prunekit.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-    )
-    script = _part("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.j2").render(
-        view=view,
-        curves=curves,
-        layers=layers,
-        style=Markup(_part("report.css")),
-        script=Markup(script),
-        script_digest=digest,
     )
 
 

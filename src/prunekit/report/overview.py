@@ -26,7 +26,7 @@ class Overview:
         return {"title": self.title, "findings": list(self.findings), "cautions": list(self.cautions)}
 
 
-def overview(folder: Path) -> Overview:
+def study_overview(folder: Path) -> Overview:
     """What the report of a study's folder finds.
 
     Raises:

@@ -42,6 +42,7 @@ class StudyFile(BaseModel):
     model: dict[str, Any]
     training: dict[str, Any]
     seeds: int = Field(ge=1)
+    splits: Literal["one", "per_seed"] = "one"
     methods: dict[str, MethodNote]
     controls: Controls
     environment: dict[str, Any]

@@ -120,7 +120,7 @@ def _facts(study: StudyFile, row: Row, scene: Scene, primary: Primary) -> tuple[
         ("model", row.model),
         ("prunable weights", count(row.prunable)),
         ("methods", str(len(pruned))),
-        ("seeds", str(dense.seeds)),
+        ("seeds", f"{dense.seeds}{', each with its own split' * (study.splits == 'per_seed')}"),
         (f"dense {primary.name}", primary.show_spread(dense.values[primary.test])),
     )
 

@@ -3,12 +3,14 @@
 from prunekit.study.catalog import load_study, names
 from prunekit.study.layout import Layout
 from prunekit.study.run import StudyError, run_study
+from prunekit.study.series import Series
 from prunekit.study.spec import Cell, Method, Study, with_assignments
 
 __all__ = [
     "Cell",
     "Layout",
     "Method",
+    "Series",
     "Study",
     "StudyError",
     "load_study",

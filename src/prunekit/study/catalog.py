@@ -9,6 +9,7 @@ from typing import Any
 
 from prunekit.errors import InputError
 from prunekit.recipe import read_yaml
+from prunekit.study.series import Series
 from prunekit.study.spec import Study, with_assignments
 
 
@@ -17,8 +18,8 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if _is_yaml(entry.name))
 
 
-def load_study(name: str, assignments: list[str] | None = None) -> Study:
-    """A named study, or the one in a YAML file.
+def load_study(name: str, assignments: list[str] | None = None) -> Study | Series:
+    """A named study, or the one in a YAML file; a series if it has several problems.
 
     Args:
         name: a name from `names()`, or a path that ends in .yaml or .yml.
@@ -27,7 +28,8 @@ def load_study(name: str, assignments: list[str] | None = None) -> Study:
     Raises:
         InputError: if there is no such study, or it is not valid.
     """
-    return Study.parse(with_assignments(_read(name), assignments or []))
+    values = with_assignments(_read(name), assignments or [])
+    return Series.parse(values) if "problems" in values else Study.parse(values)
 
 
 def _read(name: str) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from prunekit.study.layout import FORMAT
+from prunekit.study.series import Series
 from prunekit.study.spec import Study
 from prunekit.version import __version__
 
@@ -30,6 +31,7 @@ def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
         "model": study.model.to_dict(),
         "training": study.training.to_dict(),
         "seeds": study.seeds,
+        "splits": study.splits,
         "methods": {
             label: {
                 "recipe": [cell.recipe.to_dict() for cell in study.cells if cell.label == label],
@@ -48,4 +50,17 @@ def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
         },
         "command": command or f"prunekit compare {study.name} --seeds {study.seeds}",
         "primary": "test_accuracy" if task == "classification" else "test_mse",
+    }
+
+
+def describe_series(series: Series, command: str | None) -> dict[str, Any]:
+    """The content of series.json."""
+    return {
+        "format": FORMAT,
+        "name": series.name,
+        "title": series.title,
+        "question": series.question,
+        "expected": series.expected,
+        "problems": list(series.studies),
+        "command": command or f"prunekit compare {series.name}",
     }

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from prunekit.errors import InputError, PrunekitError
 from prunekit.files import write_json
-from prunekit.study.describe import describe
+from prunekit.study.describe import describe, describe_series
 from prunekit.study.jobs import make_tasks, plan
-from prunekit.study.layout import Layout
+from prunekit.study.layout import SERIES, Layout
 from prunekit.study.lock import only_run
 from prunekit.study.progress import watch
+from prunekit.study.series import Series
 from prunekit.study.spec import Study
 from prunekit.study.stages import dataset
 from prunekit.study.tables import write_tables
@@ -28,7 +29,7 @@ class StudyError(PrunekitError):
 
 
 def run_study(
-    study: Study,
+    study: Study | Series,
     out: Path | str,
     *,
     data_dir: Path | str | None = None,
@@ -47,7 +48,7 @@ def run_study(
         console: where progress is shown: bars on a terminal, else log lines.
 
     Returns:
-        The path of the report.
+        The path of the report; of a series, of the page that leads to the reports of its studies.
 
     Raises:
         InputError, DataError, ModelError: before the first network is trained; also if another run is at
@@ -55,6 +56,8 @@ def run_study(
         OSError: if the folder cannot be written to.
         StudyError: if a cell failed; the results of all others are written.
     """
+    if isinstance(study, Series):
+        return _run_series(study, Path(out), data_dir, workers, command, console)
     layout = Layout(Path(out))
     workers = workers if workers is not None else os.cpu_count() or 1
     if workers < 1:
@@ -73,6 +76,43 @@ def run_study(
         if failures:
             raise StudyError(_summary(failures, _report_of_rest(layout)))
         return _report(layout)
+
+
+def _run_series(
+    series: Series,
+    out: Path,
+    data_dir: Path | str | None,
+    workers: int | None,
+    command: str | None,
+    console: Console | None,
+) -> Path:
+    """Every study of a series in its own folder, then the page of all; a failure in one stops no other."""
+    for label, study in series.studies.items():  # so that the last is not refused when the first has been run
+        Layout(out / label).check()
+        try:
+            plan(study, None if data_dir is None else Path(data_dir))
+        except PrunekitError as error:
+            raise type(error)(f"{label}: {error}") from error
+    about = describe_series(series, command)
+    write_json(out / SERIES, about)
+    failures: list[str] = []
+    for label, study in series.studies.items():
+        try:
+            run_study(
+                study,
+                out / label,
+                data_dir=data_dir,
+                workers=workers,
+                command=about["command"],
+                console=console,
+            )
+        except StudyError as error:
+            failures.append(f"{label}: {error}")
+    if failures:
+        raise StudyError("; ".join(failures))
+    from prunekit.report import write_series_page  # as in _report
+
+    return write_series_page(out)
 
 
 def _run(study: Study, layout: Layout, tasks: list[Task], processes: int, watcher: Watcher) -> list[Failure]:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
@@ -114,6 +114,8 @@ class Study(Settings):
         methods: what is compared, by label.
         controls: which of them are the controls.
         seeds: the number of replicates; replicate k has another initialisation and data order than the rest.
+        splits: `one` for all replicates, or `per_seed`: replicate k has the split of the dataset's seed + k.
+            A set with an official test part keeps that part, and draws another validation part.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -126,6 +128,7 @@ class Study(Settings):
     methods: dict[str, Annotated[Method, BeforeValidator(Method.parse)]] = Field(min_length=1)
     controls: Annotated[Controls, BeforeValidator(Controls.parse)] = Controls()
     seeds: int = Field(default=3, ge=1)
+    splits: Literal["one", "per_seed"] = "one"
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Study:
@@ -138,6 +141,12 @@ class Study(Settings):
                 known = ", ".join(self.methods)
                 raise ValueError(f"controls: {control}: there is no method {label!r}; labels are: {known}")
         return self
+
+    def dataset_of(self, seed: int) -> DataSettings:
+        """The data of a replicate."""
+        if self.splits == "one":
+            return self.dataset
+        return self.dataset.model_copy(update={"seed": self.dataset.seed + seed})
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -168,6 +177,7 @@ class Study(Settings):
             "dataset": self.dataset.identity(),
             "model": self.model.identity(),
             "training": self.training.identity(),
+            **({} if self.splits == "one" else {"splits": self.splits}),
         }
 
 

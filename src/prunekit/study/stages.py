@@ -45,7 +45,7 @@ def train_network(
     if is_finished(folder):
         return folder
     remove_leftovers(folder)
-    data = dataset(study, data_dir)
+    data = dataset(study, data_dir, seed)
     model = build(study, data, seed)
     if report is not None:
         report(0, 1)  # the loading of data and code is over: from here on counts for the pace
@@ -90,7 +90,7 @@ def run_cell(
     if is_finished(folder):
         return folder
     remove_leftovers(folder)
-    data = dataset(study, data_dir)
+    data = dataset(study, data_dir, seed)
     network = layout.network(study, seed)
     model = build(study, data, seed)
     model.load_state_dict(read_tensors(network / f"{TRAINED}.safetensors")[0])
@@ -133,9 +133,9 @@ def run_cell(
     return folder
 
 
-def dataset(study: Study, data_dir: Path | None) -> Dataset:
-    """The study's data; a process keeps the last one that it loaded."""
-    return _dataset(json.dumps(study.dataset.to_dict(), sort_keys=True), data_dir)
+def dataset(study: Study, data_dir: Path | None, seed: int = 0) -> Dataset:
+    """The data of a replicate; a process keeps the last one that it loaded."""
+    return _dataset(json.dumps(study.dataset_of(seed).to_dict(), sort_keys=True), data_dir)
 
 
 @lru_cache(maxsize=1)

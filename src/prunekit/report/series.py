@@ -1,0 +1,81 @@
+"""The page of a series: what was asked, and what each of its studies found, with the way to its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prunekit.errors import DataError
+from prunekit.report.canvas import write_atomically
+from prunekit.report.html import render_series
+from prunekit.report.overview import Overview, study_overview
+from prunekit.report.page import write_report
+from prunekit.report.studyfile import FORMAT
+from prunekit.report.table import read_text
+
+SERIES = "series.json"
+
+
+class SeriesFile(BaseModel):
+    """series.json, checked."""
+
+    model_config = ConfigDict(frozen=True)
+    format: int = Field(ge=FORMAT, le=FORMAT)
+    name: str
+    title: str
+    question: str
+    expected: str
+    problems: tuple[str, ...] = Field(min_length=1)
+    command: str
+
+
+def is_series(folder: Path) -> bool:
+    """Whether the folder holds the studies of a series, and no study itself."""
+    return (folder / SERIES).is_file()
+
+
+def read_series(folder: Path) -> SeriesFile:
+    """What series.json says. Raises DataError, naming the file and the place, if it is damaged."""
+    path = folder / SERIES
+    try:
+        return SeriesFile.model_validate(json.loads(read_text(path)))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+
+
+def write_series_reports(folder: Path) -> Path:
+    """The reports of all studies of a series anew, and its page. Raises DataError, as `write_report`."""
+    for label in read_series(folder).problems:
+        write_report(folder / label)
+    return write_series_page(folder)
+
+
+def write_series_page(folder: Path) -> Path:
+    """The page that leads to the reports of the studies. Returns its path. Raises DataError."""
+    series = read_series(folder)
+    found = [(label, study_overview(folder / label)) for label in series.problems]
+    target = folder / "report.html"
+    write_atomically(target, render_series(series.model_dump(), found).encode())
+    return target
+
+
+def overview(folder: Path) -> Overview:
+    """What the report in a folder finds: that of a study, or of all studies of a series, by problem.
+
+    Raises:
+        DataError: as `write_report`.
+    """
+    if not is_series(folder):
+        return study_overview(folder)
+    series = read_series(folder)
+    found = [(label, study_overview(folder / label)) for label in series.problems]
+    return Overview(
+        series.title,
+        tuple(f"{label}: {text}" for label, one in found for text in one.findings),
+        tuple(f"{label}: {text}" for label, one in found for text in one.cautions),
+    )
