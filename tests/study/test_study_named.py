@@ -3,10 +3,25 @@ import yaml
 
 from prunekit.errors import InputError
 from prunekit.models import create
-from prunekit.study import Study, load_study, names
+from prunekit.study import Series, Study, load_study, names
 from prunekit.study.catalog import _folder
 
-SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "tiny_shakespeare": (64,)}
+SHAPES = {
+    "digits": (1, 8, 8),
+    "mnist": (1, 28, 28),
+    "california_housing": (8,),
+    "iris": (4,),
+    "breast_cancer": (9,),
+    "diabetes": (8,),
+    "ionosphere": (34,),
+    "waveform": (21,),
+}
+
+
+def studies_of(name):
+    """The study, or those of all problems of a series."""
+    found = load_study(name)
+    return list(found.studies.values()) if isinstance(found, Series) else [found]
 
 
 def test_they_are_listed_and_asked_for():
@@ -27,35 +42,35 @@ class TestEach:
         assert study.expected
 
     def test_it_survives_the_round_trip(self, name):
-        study = load_study(name)
-        again = Study.parse(yaml.safe_load(yaml.safe_dump(study.to_dict(), sort_keys=False)))
-        assert again == study
-        assert [cell.key for cell in again.cells] == [cell.key for cell in study.cells]
-        assert again.network_key == study.network_key
+        for study in studies_of(name):
+            again = Study.parse(yaml.safe_load(yaml.safe_dump(study.to_dict(), sort_keys=False)))
+            assert again == study
+            assert [cell.key for cell in again.cells] == [cell.key for cell in study.cells]
+            assert again.network_key == study.network_key
 
     def test_every_cell_can_be_planned(self, name):
-        study = load_study(name)
-        model = create(study.model, SHAPES[study.dataset.name], 10, seed=0)
-        for cell in study.cells:
-            plan = cell.recipe.plan(model)
-            assert plan.steps
-            layers = len([p for p in model.parameters() if p.dim() > 1])
-            # the last layer's units are the network's outputs, and no maxout makes them
-            outputs = cell.recipe.shape.counts != "weights"
-            # of the transformer, neither the embeddings nor the output layer
-            expected = 18 if study.model.name == "char_transformer" else layers - outputs
-            assert len(plan.targets) == expected
+        for study in studies_of(name):
+            model = create(study.model, SHAPES[study.dataset.name], 10, seed=0)
+            for cell in study.cells:
+                plan = cell.recipe.plan(model)
+                assert plan.steps
+                layers = len([p for p in model.parameters() if p.dim() > 1])
+                # the last layer's units are the network's outputs, and no maxout makes them
+                outputs = cell.recipe.shape.counts != "weights"
+                inputs = getattr(cell.recipe.shape, "inputs", False)
+                assert len(plan.targets) == layers - outputs + inputs
 
     def test_it_has_its_controls_and_a_word_on_every_method(self, name):
-        study = load_study(name)
-        assert study.controls.random is not None
-        assert all(method.describe()[0] for method in study.methods.values())
-        assert study.seeds == 3
+        for study in studies_of(name):
+            assert study.controls.random is not None
+            assert all(method.describe()[0] for method in study.methods.values())
+            assert study.seeds >= 3
 
     def test_cells_have_names_and_folders_of_their_own(self, name):
-        cells = load_study(name).cells
-        assert len({cell.name for cell in cells}) == len(cells)
-        assert len({(cell.label, cell.key) for cell in cells}) == len(cells)
+        for study in studies_of(name):
+            cells = study.cells
+            assert len({cell.name for cell in cells}) == len(cells)
+            assert len({(cell.label, cell.key) for cell in cells}) == len(cells)
 
     def test_its_text_is_plain_yaml_without_machine_paths(self, name):
         text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
