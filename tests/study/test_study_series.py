@@ -123,7 +123,7 @@ class TestRunning:
         values = several({"good": {"model": "mlp"}, "bad": {"model": "mlp", "dataset.name": "nothing"}})
         values.pop("dataset")
         values["problems"]["good"]["dataset"] = "iris"
-        with pytest.raises(InputError, match="bad: .*nothing"):
+        with pytest.raises(InputError, match=r"bad: .*nothing"):
             run_study(Series.parse(values), tmp_path / "out", workers=1)
         assert not (tmp_path / "out").exists()
 
@@ -131,7 +131,7 @@ class TestRunning:
         monkeypatch.setattr("prunekit.study.run._report", lambda layout: layout.root)
         bad = {"model": "mlp", "methods.tickets.recipe.score": "own_parts:Fussy"}
         series = Series.parse(several({"bad": bad, "good": PROBLEMS["small"]}))
-        with pytest.raises(StudyError, match="^bad: "):
+        with pytest.raises(StudyError, match=r"^bad: "):
             run_study(series, tmp_path, workers=1)
         assert len(tables(tmp_path / "good")[0]) > 2
 
