@@ -84,8 +84,10 @@ def n2ps(
     epochs: float = 5,
     training: TrainingLike = None,
 ) -> Recipe:
-    """All units, input features among them, below tau times their layer's mean significance, in rounds, with
-    retraining, until the share of wrong classes rises by more than `increase`: that round is rolled back.
+    """All units and inputs below tau times their layer's mean significance, while the accuracy holds.
+
+    Each round is followed by retraining; one after which the share of wrong classes has risen by more than
+    `increase` is rolled back.
 
     Paper: Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7
     """
@@ -100,7 +102,9 @@ def n2ps(
 
 
 def apoz(rounds: int = 3, epochs: float = 5, training: TrainingLike = None) -> Recipe:
-    """The units with more zeros than their layer's mean and one standard deviation, one layer after the
+    """The units with far more zeros behind their activation than the others of their layer.
+
+    Those with more zeros than their layer's mean and one standard deviation, one layer after the
     other from the front, with retraining after each, in rounds; meant for ReLU.
 
     Paper: Hu et al. 2016, arXiv 1607.03250
