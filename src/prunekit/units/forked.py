@@ -34,7 +34,8 @@ def shared_out(part: Part, inputs: Tensor, processes: int) -> dict[str, Tensor]:
     bounds = [len(inputs) * k // processes for k in range(processes + 1)]
     slices = [slice(bounds[k], bounds[k + 1]) for k in range(processes)]
     sizes = {name: len(values) for name, values in part(slice(0, 1)).items()}  # also refuses what is wrong
-    results = torch.zeros(processes, sum(sizes.values()), dtype=torch.float64).share_memory_()
+    results = torch.zeros(processes, sum(sizes.values()), dtype=torch.float64)
+    results.share_memory_()  # type: ignore[no-untyped-call]
 
     def work(number: int) -> None:
         torch.set_num_threads(1)
@@ -49,5 +50,5 @@ def shared_out(part: Part, inputs: Tensor, processes: int) -> dict[str, Tensor]:
         raise PrunekitError(f"one of {processes} processes ended without a result")
     counts = torch.tensor([each.stop - each.start for each in slices], dtype=torch.float64)
     means = (results * counts[:, None]).sum(0) / len(inputs)
-    found = means.split(list(sizes.values()))  # type: ignore[no-untyped-call]
+    found = torch.split(means, list(sizes.values()))
     return dict(zip(sizes, found, strict=True))
