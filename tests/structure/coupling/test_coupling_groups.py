@@ -120,3 +120,19 @@ def test_named_inputs():
         "b.bias",
         "c.weight",
     }
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="do not fit the network's forward: too many positional"):
+        groups(nn.Linear(3, 2), (torch.randn(4, 3), torch.randn(4, 3)))
+
+
+def test_sizes_that_depend_on_data_are_refused_with_the_line():
+    from prunekit.errors import ModelError
+
+    class Selecting(nn.Linear):
+        def forward(self, x):
+            return super().forward(x[x[:, 0] > 0])
+
+    with pytest.raises(ModelError, match=r"(?s)sizes depend on its data.*line \d+.*x\[:, 0\] > 0"):
+        groups(Selecting(3, 2), torch.randn(4, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import traceback
@@ -61,10 +62,14 @@ def captured(model: nn.Module, example_inputs: Inputs) -> tuple[Captured, ...]:
     reads every parameter: then training has no layers of its own.
 
     Raises:
-        InputError: where the example inputs are of no usable kind.
+        InputError: where the example inputs are of no usable kind or do not fit the network's arguments.
         ModelError: where the network cannot be run or exported, with the line at which it fails.
     """
     args, kwargs = arguments(example_inputs)
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"example_inputs do not fit the network's forward: {error}") from error
     names = canonical(model)
     evaluation = _captured(model, args, kwargs, names, "eval")
     try:
@@ -96,6 +101,7 @@ def _captured(
             program = _exported(model, args, kwargs)
         except Exception as error:
             raise ModelError(_refusal(error, mode)) from error
+    _check_sizes(program, mode)
     kinds = (InputKind.PARAMETER, InputKind.BUFFER)
     tensors = {
         spec.arg.name: names[spec.target]
@@ -118,13 +124,30 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         loud.setLevel(level)
 
 
+def _is_machinery(path: Path) -> bool:
+    """Whether a file is PyTorch's, Python's or this package's, not the network's."""
+    if {Path(torch.__file__).parent, Path(__file__).parent} & set(path.parents):
+        return True
+    return Path(inspect.__file__).parent in path.parents and "site-packages" not in path.parts
+
+
+def _check_sizes(program: ExportedProgram, mode: str) -> None:
+    """Raise where a tensor's size depends on the data."""
+    for node in program.graph.nodes:
+        val = node.meta.get("val")
+        for each in val if isinstance(val, (tuple, list)) else [val]:
+            if isinstance(each, torch.Tensor) and not all(isinstance(size, int) for size in each.shape):
+                lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+                where = f", at {lines[-2]}: {lines[-1]}" if len(lines) > 1 else ""
+                raise ModelError(f"the network's sizes depend on its data in {mode} mode{where}")
+
+
 def _refusal(error: Exception, mode: str) -> str:
     lines = str(error).strip().splitlines()
     first = lines[0] if lines else type(error).__name__
-    own = Path(torch.__file__).parent
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
-        if own not in path.parents and path.parent != Path(__file__).parent:
+        if path.is_file() and not _is_machinery(path):
             place = f", at line {frame.lineno} of {path.name}: {frame.line}"
     return f"the network cannot be exported in {mode} mode: {first}{place}"

@@ -69,9 +69,17 @@ class Walker:
     @property
     def where(self) -> str:
         """The operator and the module, for a reason."""
-        target = getattr(self.node, "target", None)
-        name = str(target).removeprefix("aten.").split(".")[0]
-        return f"'{name}' in '{self.module}'" if self.module else f"'{name}'"
+        return f"'{self.operator}' in '{self.module}'" if self.module else f"'{self.operator}'"
+
+    @property
+    def operator(self) -> str:
+        """The operator's name, without library and overload."""
+        return str(getattr(self.node, "target", None)).removeprefix("aten.").split(".")[0]
+
+    @property
+    def val(self) -> Any:
+        """What the node gave when it was exported: a tensor without data, or several."""
+        return None if self.node is None else self.node.meta.get("val")
 
     @property
     def all_computed(self) -> bool:

@@ -74,7 +74,6 @@ def _convolved(
     *,
     transposed: bool,
 ) -> Value:
-    assert walker.node is not None
     walker.role(out, "producer")
     walker.role(inside, "consumer")
     channel = len(x) - len(kernel) - 1
@@ -92,7 +91,7 @@ def _convolved(
     if bias is not None:
         labels = walker.join(made, bias[0])
         zero = zero and bias[0].zero
-    shape = [int(size) for size in walker.node.meta["val"].shape]
+    shape = [int(size) for size in walker.val.shape]
     spatial = [Dim(size) for size in shape[channel + 1 :]]
     return (*(dim._replace(origin=None) for dim in x[:channel]), Dim(shape[channel], labels, zero), *spatial)
 

@@ -23,14 +23,13 @@ def embedding(walker: Walker, weight: Value, index: Value, *_: Any, **__: Any) -
 @rule("index")
 def index(walker: Walker, x: Value, indices: Sequence[Value | None]) -> Any:
     """Entries of some axes picked by tensors; the axes that are not picked stay."""
-    assert walker.node is not None
     given = [axis for axis, each in enumerate(indices) if each is not None]
     if not given or given != list(range(given[0], given[-1] + 1)):
         return walker.unknown("is indexed")
     walker.freeze([x[axis] for axis in given], "is indexed by a tensor")
     for axis in given:
         walker.freeze(indices[axis] or (), "is an index")
-    shape = [int(size) for size in walker.node.meta["val"].shape]
+    shape = [int(size) for size in walker.val.shape]
     behind = len(x) - given[-1] - 1
     middle = shape[given[0] : len(shape) - behind]
     rest = [dim._replace(origin=None) for dim in x]

@@ -14,8 +14,7 @@ from prunekit.structure.coupling.walker import Walker
 
 
 def _shape(walker: Walker) -> list[int]:
-    assert walker.node is not None
-    return [int(size) for size in walker.node.meta["val"].shape]
+    return [int(size) for size in walker.val.shape]
 
 
 @rule(
@@ -111,10 +110,9 @@ def unbind(walker: Walker, x: Value, dim: int = 0) -> list[Value]:
 
 
 def _pieces(walker: Walker, x: Value, dim: int) -> list[Value]:
-    assert walker.node is not None
     axis = position(dim, len(x))
     pieces, start = [], 0
-    for val in walker.node.meta["val"]:
+    for val in walker.val:
         size = int(val.shape[axis])
         pieces.append(_with(x, axis, _picked(x[axis], slice(start, start + size))))
         start += size

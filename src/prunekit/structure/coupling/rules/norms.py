@@ -79,7 +79,7 @@ def _over_last(walker: Walker, x: Value, count: int, along: Sequence[Value | Non
         walker.normalised(dim)
         labels = walker.join_all([dim, *(value[-offset] for value in along if value is not None)])
         # without a scale the mean is taken off, and what was zero is no longer
-        zero = along[0] is not None or (along[1] is None and "rms" in str(walker.node.target) and dim.zero)  # type: ignore[union-attr]
+        zero = along[0] is not None or ("rms" in walker.operator and dim.zero)
         result[-offset] = Dim(dim.size, labels, zero)
     return tuple(dim._replace(origin=None) for dim in result)
 

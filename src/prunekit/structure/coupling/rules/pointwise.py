@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prunekit.structure.coupling.rules.registry import rule
-from prunekit.structure.coupling.values import Dim, Value, fixed
-from prunekit.structure.coupling.walker import Walker
+from prunekit.structure.coupling.values import Dim, Value
+from prunekit.structure.coupling.walker import Walker, result_shape
 
 # f(0) = 0, so that what is zero at the entries taken out stays so
 _KEEP_ZERO = frozenset(
@@ -133,25 +133,27 @@ def _bounds(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[flo
     return float(found[0]), float(found[1])
 
 
-@rule("dropout", "feature_dropout", "alpha_dropout", "native_dropout", "to", "contiguous", "clone", "alias")
-def kept(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
-    """The tensor itself, some entries zero or in another format."""
+@rule("dropout", "feature_dropout", "alpha_dropout")
+def dropped(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
+    """Entries are zero at random, others are scaled."""
     return x
 
 
 @rule(
-    "detach",
-    "type_as",
-    "lift_fresh_copy",
-    "lift_fresh",
+    "to",
     "_to_copy",
+    "type_as",
     "float",
     "half",
     "double",
-    "_autocast_to_full_precision",
+    "contiguous",
+    "clone",
+    "alias",
+    "detach",
+    "lift_fresh",
 )
 def same(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
-    """The tensor itself."""
+    """The tensor itself, in another format or place."""
     return x
 
 
@@ -167,8 +169,7 @@ def prelu(walker: Walker, x: Value, weight: Value) -> Value:
 @rule("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "bernoulli")
 def like(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
     """Entries that are all alike, as many as x has."""
-    node = walker.node
-    zero = node is not None and "zeros" in str(node.target)
+    zero = "zeros" in walker.operator
     return tuple(dim._replace(zero=zero, origin=None) for dim in x)
 
 
@@ -181,12 +182,11 @@ def new_like(walker: Walker, x: Value, size: Sequence[int], *_: Any, **__: Any) 
 @rule("zeros", "ones", "full", "empty")
 def made(walker: Walker, size: Sequence[int], *_: Any, **__: Any) -> Value:
     """Entries that are all alike: any of them can be taken out."""
-    zero = "zeros" in str(walker.node.target) if walker.node is not None else False
+    zero = "zeros" in walker.operator
     return tuple(Dim(count, walker.labels.new(count) if count > 1 else None, zero) for count in size)
 
 
 @rule("arange", "linspace", "scalar_tensor", "tensor", "eye", "randperm", "rand", "randn", "_tensor_constant")
 def numbers(walker: Walker, *_: Any, **__: Any) -> Any:
     """Entries with a meaning of their own, which cannot be taken out."""
-    val = walker.node.meta["val"] if walker.node is not None else None
-    return fixed(val.shape) if val is not None else None
+    return result_shape(walker.val)

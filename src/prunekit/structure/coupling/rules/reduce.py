@@ -19,9 +19,7 @@ _SUMS = {"sum", "linalg_vector_norm", "norm", "frobenius_norm"}
 )
 def reduced(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
     """One number for all entries along the axes that go."""
-    node = walker.node
-    assert node is not None
-    name = str(node.target).removeprefix("aten.").split(".")[0]
+    name = walker.operator
     keep = kwargs.get("keepdim", any(arg is True for arg in args[-2:]))
     axes = _axes(x, args, kwargs, vector="norm" in name)
     for axis in axes:
@@ -37,7 +35,7 @@ def reduced(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
         for axis, dim in enumerate(x)
         if keep or axis not in axes
     ]
-    both = isinstance(node.meta.get("val"), (tuple, list))
+    both = isinstance(walker.val, (tuple, list))
     return [tuple(rest), tuple(rest)] if both else tuple(rest)
 
 
@@ -58,12 +56,10 @@ def _axes(x: Value, args: Sequence[Any], kwargs: dict[str, Any], *, vector: bool
 )
 def picked(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
     """One axis is searched, the others stay."""
-    node = walker.node
-    assert node is not None
     others = [arg for arg in args if isinstance(arg, tuple)]
     if others:
         return aligned(walker, [x, *others], all)
-    name = str(node.target).removeprefix("aten.").split(".")[0]
+    name = walker.operator
     numbers = [arg for arg in args if isinstance(arg, int) and not isinstance(arg, bool)]
     dim = kwargs.get("dim", numbers[1] if name == "topk" and len(numbers) > 1 else None)
     if dim is None and name != "topk" and numbers:
@@ -72,7 +68,7 @@ def picked(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
         dim = -1
     if dim is None:
         walker.freeze(x, "is searched")
-        return result_shape(node.meta["val"])
+        return result_shape(walker.val)
     axis = position(dim, len(x))
     walker.freeze([x[axis]], "is searched")
     rest = [each._replace(zero=False, origin=None) for each in x]
@@ -82,7 +78,7 @@ def picked(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
             return tuple(each for index, each in enumerate(rest) if index != axis)
         return tuple(Dim(int(val.shape[axis])) if index == axis else each for index, each in enumerate(rest))
 
-    val = node.meta["val"]
+    val = walker.val
     return [shaped(item) for item in val] if isinstance(val, (tuple, list)) else shaped(val)
 
 

@@ -28,9 +28,8 @@ def _places(walker: Walker, x: Value, places: int) -> list[Dim]:
 @rule(*_POOLS, *(f"upsample_{name}" for name in _UPSAMPLE), "max_pool2d_with_indices", "lp_pool2d")
 def pooled(walker: Walker, x: Value, *_: Any, **__: Any) -> Any:
     """The last axes pooled or widened, channels each by itself."""
-    assert walker.node is not None
-    val = walker.node.meta["val"]
-    name = str(walker.node.target)
+    val = walker.val
+    name = walker.operator
     places = next(rank for rank in (1, 2, 3) if f"{rank}d" in name)
     lead = _places(walker, x, places)
 
@@ -43,10 +42,9 @@ def pooled(walker: Walker, x: Value, *_: Any, **__: Any) -> Any:
 @rule("im2col")
 def im2col(walker: Walker, x: Value, kernel: Sequence[int], *_: Any, **__: Any) -> Value:
     """x (N, C, H, W) as (N, C * kernel, places)."""
-    assert walker.node is not None
     lead = _places(walker, x, 2)
     times = int(np.prod(kernel))
-    last = Dim(int(walker.node.meta["val"].shape[-1]))
+    last = Dim(int(walker.val.shape[-1]))
     return (*lead[:-1], _repeated(lead[-1], times), last)
 
 
