@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Cut:
     """
 
     tensors: Mapping[str, Axes]
-    sizes: Mapping[tuple[str, str], int]
+    sizes: Mapping[tuple[str, str], Any]
 
 
 def check_kept(

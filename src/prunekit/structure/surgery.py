@@ -48,15 +48,20 @@ class Surgery:
         if bool((parameter[places] != 0).any()):
             self.write(name, parameter.masked_fill(places, 0))
 
+    def tie(self, name: str, first: str) -> None:
+        """Let a parameter or buffer be the same object as another one."""
+        holder, short = self._holder(name)
+        source, other = self._holder(first)
+        self._undo.append(partial(holder.__setitem__, short, holder[short]))
+        holder[short] = source[other]
+
     def undo(self) -> None:
         """Make the network exactly as it was."""
         while self._undo:
             self._undo.pop()()
 
     def _replace(self, name: str, axes: Axes) -> None:
-        place, _, short = name.rpartition(".")
-        owner = self._model.get_submodule(place)
-        holder: dict[str, Any] = owner._parameters if short in owner._parameters else owner._buffers
+        holder, short = self._holder(name)
         before = holder[short]
         smaller = _taken(before.detach(), axes)
         if isinstance(before, nn.Parameter):
@@ -64,6 +69,11 @@ class Surgery:
             vars(smaller).update(vars(before))  # marks that users and optimizers hang on parameters
         holder[short] = smaller
         self._undo.append(partial(holder.__setitem__, short, before))
+
+    def _holder(self, name: str) -> tuple[dict[str, Any], str]:
+        place, _, short = name.rpartition(".")
+        owner = self._model.get_submodule(place)
+        return (owner._parameters if short in owner._parameters else owner._buffers), short
 
 
 def _taken(tensor: Tensor, axes: Axes) -> Tensor:

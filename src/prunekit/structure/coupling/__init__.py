@@ -1,7 +1,21 @@
-"""What is coupled in any network that PyTorch can export."""
+"""What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
+from prunekit.structure.coupling.graph_model import GraphModel
 from prunekit.structure.coupling.groups import Group, Member, Plan
 from prunekit.structure.coupling.plan import groups, traced
-from prunekit.structure.coupling.traced import Traced
+from prunekit.structure.coupling.shrinking import Shrunk, prune_groups, shrink_groups
+from prunekit.structure.coupling.traced import Keeping, Traced
 
-__all__ = ["Group", "Member", "Plan", "Traced", "groups", "traced"]
+__all__ = [
+    "GraphModel",
+    "Group",
+    "Keeping",
+    "Member",
+    "Plan",
+    "Shrunk",
+    "Traced",
+    "groups",
+    "prune_groups",
+    "shrink_groups",
+    "traced",
+]

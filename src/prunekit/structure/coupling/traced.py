@@ -13,6 +13,7 @@ from prunekit.structure.coupling.groups import Plan
 from prunekit.structure.coupling.labels import Ints
 
 Axes = tuple[Ints | None, ...]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,37 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """What stays of every node's axes once some units are taken out.
+
+    Attributes:
+        layers: of the plan.
+        gone: for each of them (labels,) which are taken out.
+    """
+
+    layers: tuple[Layer, ...]
+    gone: tuple[Flags, ...]
+
+    def __call__(self, graph: int, node: str) -> tuple[tuple[Flags | None, ...], ...]:
+        """Which entries of each axis of each value of a node stay; None where all do.
+
+        Args:
+            graph: number of the graph.
+            node: name of the node; in a graph that a node calls, that node's name and "/" before it.
+        """
+        found: list[list[Flags | None]] = []
+        for layer, gone in zip(self.layers, self.gone, strict=True):
+            for number, axes in enumerate(layer.nodes[graph].get(node, ())):
+                if number == len(found):
+                    found.append([None] * len(axes))
+                for axis, labels in enumerate(axes):
+                    if labels is not None and gone[labels].any():
+                        stays, before = ~gone[labels], found[number][axis]
+                        found[number][axis] = stays if before is None else before & stays
+        return tuple(tuple(axes) for axes in found)
+
+
+@dataclass(frozen=True)
 class Traced:
     """A plan with the graphs it was read from.
 
@@ -44,32 +76,24 @@ class Traced:
     graphs: tuple[Captured, ...]
     layers: tuple[Layer, ...]
 
-    def kept(
-        self, graph: int, node: str, removed: Mapping[str, Collection[int]]
-    ) -> tuple[tuple[NDArray[np.bool_] | None, ...], ...]:
-        """Which entries of each axis of each value of a node stay; None where all do.
+    def keeping(self, removed: Mapping[str, Collection[int]]) -> Keeping:
+        """What stays of every node's axes without these units.
 
         Args:
-            graph: number of the graph.
-            node: name of the node; in a graph that a node calls, that node's name and "/" before it.
             removed: for each group the units taken out.
         """
-        found: list[list[NDArray[np.bool_] | None]] = []
-        for layer in self.layers:
-            gone = self._gone(layer, removed)
-            for number, axes in enumerate(layer.nodes[graph].get(node, ())):
-                if number == len(found):
-                    found.append([None] * len(axes))
-                for axis, labels in enumerate(axes):
-                    if labels is not None and gone[labels].any():
-                        stays, before = ~gone[labels], found[number][axis]
-                        found[number][axis] = stays if before is None else before & stays
-        return tuple(tuple(axes) for axes in found)
-
-    def _gone(self, layer: Layer, removed: Mapping[str, Collection[int]]) -> NDArray[np.bool_]:
-        gone = np.zeros(layer.group.size, dtype=bool)
+        sizes = [group.units for group in self.plan.groups]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        flags = np.zeros(int(starts[-1]) + 1, dtype=bool)  # the last is for labels of no group
         for number, group in enumerate(self.plan.groups):
-            units = sorted(removed.get(group.name, ()))
-            if units:
-                gone |= (layer.group == number) & np.isin(layer.unit, units)
-        return gone
+            flags[starts[number] + np.array(sorted(removed.get(group.name, ())), dtype=np.int64)] = True
+        gone = tuple(
+            flags[np.where(layer.group >= 0, starts[layer.group] + layer.unit, -1)] for layer in self.layers
+        )
+        return Keeping(self.layers, gone)
+
+    def kept(
+        self, graph: int, node: str, removed: Mapping[str, Collection[int]]
+    ) -> tuple[tuple[Flags | None, ...], ...]:
+        """Which entries of each axis of each value of a node stay; see `Keeping`."""
+        return self.keeping(removed)(graph, node)

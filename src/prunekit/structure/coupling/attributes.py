@@ -1,0 +1,171 @@
+"""Attributes in which modules keep their sizes, as they are after units are taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from prunekit.structure.coupling.capture import Captured
+from prunekit.structure.coupling.correct import op_name
+from prunekit.structure.coupling.groups import Plan
+
+_CONVS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
+# what attention in libraries and in users' code calls the number of heads, and the width of all or of one
+_HEADS = (
+    "num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads",
+    "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads",
+)  # fmt: skip
+_ALL = (
+    "all_head_size", "embed_dim", "inner_dim", "split_size", "hidden_size", "dim", "hidden_dim",
+    "kv_dim", "attn_dim", "width",
+)  # fmt: skip
+_EACH = (
+    "head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "d_head", "dim_head", "d_kv",
+)  # fmt: skip
+
+
+def sizes(
+    model: nn.Module,
+    plan: Plan,
+    kept: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    graphs: Sequence[tuple[Captured, fx.GraphModule]],
+) -> dict[tuple[str, str], Any]:
+    """New values by (module, attribute); those that stay are not named.
+
+    Args:
+        model: the network as it is.
+        plan: its groups.
+        kept: for each group that loses units which stay.
+        shapes: new shapes of the parameters and buffers that change.
+        graphs: the exported graphs, and the same with corrected constants.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for (place, attribute), value in [
+        *_attention(model, plan, kept),
+        *_in_graphs(model, graphs),
+        *_by_shape(model, shapes, graphs),
+    ]:
+        before = getattr(model.get_submodule(place), attribute, None)
+        if before is not None and before != value:
+            found[(place, attribute)] = value
+    return found
+
+
+def _by_shape(
+    model: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    graphs: Sequence[tuple[Captured, fx.GraphModule]],
+) -> list[tuple[tuple[str, str], Any]]:
+    groups = {
+        captured.tensors.get(str(node.args[1])): _argument(node, "groups")
+        for captured, module in graphs
+        for node in module.graph.nodes
+        if op_name(node).startswith("conv") and len(node.args) > 1
+    }
+    found: list[tuple[tuple[str, str], Any]] = []
+    for name, shape in shapes.items():
+        place, _, short = name.rpartition(".")
+        module = model.get_submodule(place)
+        for attribute, value in _layer(module, short, shape, groups.get(name) or 1).items():
+            found.append(((place, attribute), value))
+    return found
+
+
+def _layer(module: nn.Module, short: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
+    if short == "weight" and isinstance(module, nn.Linear):
+        return {"out_features": shape[0], "in_features": shape[1]}
+    if short == "weight" and isinstance(module, _CONVS):
+        # the sizes without the groups, and the other one
+        if isinstance(module, _TRANSPOSED):
+            return {"in_channels": shape[0], "out_channels": shape[1] * groups, "groups": groups}
+        return {"out_channels": shape[0], "in_channels": shape[1] * groups, "groups": groups}
+    if isinstance(module, _NORMS):
+        return {"num_features": shape[0]}
+    if short == "weight" and isinstance(module, nn.Embedding):
+        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
+    if short == "weight" and isinstance(module, nn.PReLU):
+        return {"num_parameters": shape[0]}
+    if short == "weight" and type(module).__name__ == "Conv1D":
+        return {"nx": shape[0], "nf": shape[1]}
+    return {}
+
+
+def _in_graphs(
+    model: nn.Module, graphs: Sequence[tuple[Captured, fx.GraphModule]]
+) -> list[tuple[tuple[str, str], Any]]:
+    """Norms without parameters and groups that are only named in the graph."""
+    found: list[tuple[tuple[str, str], Any]] = []
+    for _, module in graphs:
+        for node in module.graph.nodes:
+            stack = node.meta.get("nn_module_stack") or {}
+            place = str(list(stack.values())[-1][0]) if stack else ""
+            if not place:
+                continue
+            owner, name = _submodule(model, place), op_name(node)
+            if name in ("layer_norm", "rms_norm") and hasattr(owner, "normalized_shape"):
+                shape = tuple(node.args[1])
+                kind = type(owner.normalized_shape)  # type: ignore[union-attr]
+                found.append(((place, "normalized_shape"), kind(shape) if kind is not tuple else shape))
+            elif name == "group_norm" and isinstance(owner, nn.GroupNorm):
+                channels = owner.num_channels * node.args[1] // owner.num_groups
+                found.append(((place, "num_groups"), node.args[1]))
+                found.append(((place, "num_channels"), channels))
+            elif name.endswith("channel_shuffle") and hasattr(owner, "groups"):
+                found.append(((place, "groups"), node.args[1]))
+    return found
+
+
+def _submodule(model: nn.Module, place: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(place)
+    except AttributeError:
+        return None
+
+
+def _argument(node: fx.Node, name: str) -> int | None:
+    if name in node.kwargs:
+        return int(node.kwargs[name])  # type: ignore[arg-type]
+    place = 8 if op_name(node) == "convolution" else 7 if "transpose" in op_name(node) else 6
+    return int(node.args[place]) if len(node.args) > place else None  # type: ignore[arg-type]
+
+
+def _attention(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> list[tuple[tuple[str, str], Any]]:
+    """Numbers and widths of heads in the modules around the projections that make them."""
+    around: dict[str, dict[str, set[int]]] = {}  # for each module, by group, the widths it is met with
+    for name, flags in kept.items():
+        group = plan.group(name)
+        if group.kind not in ("heads", "head width") or bool(flags.all()):
+            continue
+        for member in group.members:
+            parts = member.tensor.split(".")[:-1]
+            for count in range(max(len(parts) - 2, 0), len(parts)):
+                widths = around.setdefault(".".join(parts[:count]), {}).setdefault(name, set())
+                widths.add(sum(map(len, member.indices)))
+    found: list[tuple[tuple[str, str], Any]] = []
+    for place, groups in around.items():
+        module = model.get_submodule(place)
+        for attribute in (*_HEADS, *_ALL, *_EACH):
+            value = getattr(module, attribute, None)
+            if not isinstance(value, int) or isinstance(value, bool):
+                continue
+            new = value
+            for name, widths in groups.items():
+                kind, units = plan.group(name).kind, plan.group(name).units
+                fits = (
+                    (kind == "heads" and attribute in _HEADS and value % units == 0)
+                    or (attribute in _ALL and value in widths)
+                    or (kind == "head width" and attribute in _EACH and value == units)
+                )
+                if fits:
+                    new = new * int(kept[name].sum()) // units
+            found.append(((place, attribute), new))
+    return found

@@ -1,0 +1,262 @@
+"""Taking units out of any network, with the proof that the rest computes what the masked network does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError, ModelError
+from prunekit.structure.coupling.attributes import sizes
+from prunekit.structure.coupling.capture import Inputs, canonical
+from prunekit.structure.coupling.correct import corrected
+from prunekit.structure.coupling.graph_model import GraphModel
+from prunekit.structure.coupling.groups import Group, Plan
+from prunekit.structure.coupling.plan import traced
+from prunekit.structure.coupling.proof import Reference, proven, run_both
+from prunekit.structure.coupling.traced import Traced
+from prunekit.structure.cut import Cut
+from prunekit.structure.result import GroupSize
+from prunekit.structure.surgery import Surgery
+from prunekit.structure.verify import Deviation, VerificationError, copy_of
+from prunekit.targets import unwrap
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A network without some of its units.
+
+    Attributes:
+        model: the network. In the form of modules it is the one that was given, with smaller layers; in the
+            form of a graph it is a new module, and the one that was given is as it was.
+        form: "modules" where the classes' own code still holds; "graph" where it has sizes written in it, so
+            that the exported graph with other constants takes its place. That one takes inputs of the shapes
+            of the example inputs only.
+        groups: of those that lost units how many there were and are.
+        parameters_before: of the whole network.
+        parameters_after: likewise.
+        deviation: the largest difference from the masked network.
+        reason: why the form is that of a graph.
+        seconds: for the analysis, the surgery and the proof.
+    """
+
+    model: nn.Module
+    form: Literal["modules", "graph"]
+    groups: tuple[GroupSize, ...]
+    parameters_before: int
+    parameters_after: int
+    deviation: Deviation
+    reason: str = ""
+    seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+def shrink_groups(
+    model: nn.Module,
+    example_inputs: Inputs,
+    kept: Mapping[str, Tensor],
+    *,
+    found: Traced | None = None,
+    ignore: Sequence[str] = (),
+    residual: bool = False,
+) -> Shrunk:
+    """Take units out of any network that PyTorch can export, and prove what is left.
+
+    Compared are outputs and gradients with those of the masked network, in float64, in evaluation and in
+    training mode, on the example inputs and on random ones. Where statistics run over the units, as in layer
+    norms, the masked network's are those of the kept entries. Parameters that get smaller are new objects, so
+    an optimizer must be made afterwards.
+
+    Args:
+        model: the network.
+        example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
+        kept: for each group that loses units (units,) boolean flags, True = kept.
+        found: the network's plan with its graphs, if there is one already.
+        ignore: names or patterns of what may not change.
+        residual: whether the widths of residual streams can be pruned.
+
+    Raises:
+        InputError: for an unknown group, flags that are not boolean or of another length, or where nothing
+            would be left of a tensor.
+        ModelError: where the network cannot be exported, or a group is frozen.
+        VerificationError: if the networks differ. In every case the model is exactly as it was.
+    """
+    model = unwrap(model)
+    times = [time.perf_counter()]
+    found = found or traced(model, example_inputs, ignore=ignore, residual=residual)
+    flags = _checked(found.plan, kept)
+    times.append(time.perf_counter())
+    keeping = found.keeping({name: (~each).nonzero().flatten().tolist() for name, each in flags.items()})
+    tensors = _tensors(model, found.plan, flags)
+    graphs = {
+        number: corrected(graph.program.graph_module, keeping, number)
+        for number, graph in enumerate(found.graphs)
+    }
+    pairs = [(graph, graphs[number]) for number, graph in enumerate(found.graphs)]
+    shapes = _shapes(model, tensors)
+    cut = Cut(tensors, sizes(model, found.plan, flags, shapes, pairs))
+    candidate = copy_of(model)
+    _operate(candidate, cut)
+    times.append(time.perf_counter())
+    over_units = any(found.plan.group(name).normalised for name in flags)
+    reference = Reference(model, found, tensors, keeping if over_units else None)
+    if over_units:
+        whole = {number: graph.program.graph_module for number, graph in enumerate(found.graphs)}
+        exported = run_both(model, GraphModel(copy_of(model), found.graphs, whole), example_inputs)
+        if not exported.accepted:
+            raise VerificationError(f"what was exported is not what the network computes: {exported}")
+    before = _count(model)
+    reason, form = "", "modules"
+    try:
+        deviation = proven(reference, candidate, tensors, example_inputs)
+        _operate(model, cut)
+        result = model
+    except VerificationError as error:
+        reason, form = str(error).splitlines()[0], "graph"
+        result = GraphModel(candidate, found.graphs, graphs)
+        deviation = proven(reference, result, tensors, example_inputs)
+    times.append(time.perf_counter())
+    return Shrunk(
+        result,
+        "graph" if form == "graph" else "modules",
+        tuple(GroupSize(name, found.plan.group(name).units, int(each.sum())) for name, each in flags.items()),
+        before,
+        _count(result),
+        deviation,
+        reason,
+        (times[1] - times[0], times[2] - times[1], times[3] - times[2]),
+    )
+
+
+def smallest(model: nn.Module, group: Group, share: float) -> Tensor:
+    """Flags of a group without its units of the least L1 norm over what makes them; ties by place.
+
+    The share is taken of all units that reach into the same tensors, so that none is left without.
+
+    Li et al. 2017, Pruning filters for efficient ConvNets, arXiv 1608.08710.
+    """
+    norms = torch.zeros(group.units, dtype=torch.float64)
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    for member in group.members:
+        if member.role == "producer":
+            tensor = tensors[member.tensor].detach().double().cpu()
+            each = tensor.abs().movedim(member.dim, 0).reshape(tensor.shape[member.dim], -1).sum(1)
+            norms += torch.stack([each[list(indices)].sum() for indices in member.indices])
+    flags = torch.ones(group.units, dtype=torch.bool)
+    for units in _alike(group):
+        count = min(int(len(units) * share), len(units) - 1)
+        order = norms[units].argsort(stable=True)[:count]
+        flags[torch.tensor(units)[order]] = False
+    return flags
+
+
+def _alike(group: Group) -> list[list[int]]:
+    """Units that reach into the same tensors: queries apart from values, halves that part ways later."""
+    found: dict[tuple[bool, ...], list[int]] = {}
+    for unit in range(group.units):
+        reach = tuple(bool(member.indices[unit]) for member in group.members)
+        found.setdefault(reach, []).append(unit)
+    return list(found.values())
+
+
+def prune_groups(
+    model: nn.Module,
+    example_inputs: Inputs,
+    sparsity: float,
+    *,
+    kinds: Collection[str] | None = None,
+    ignore: Sequence[str] = (),
+    residual: bool = False,
+) -> Shrunk:
+    """Take that share of the units out of every group that can lose some, the least by L1 norm first.
+
+    Args:
+        model: the network.
+        example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
+        sparsity: the share in [0, 1); of each group at least one unit stays.
+        kinds: of the groups to prune, such as "filters" and "heads"; None for all.
+        ignore: names or patterns of what may not change.
+        residual: whether the widths of residual streams can be pruned.
+
+    Raises:
+        InputError: for a sparsity out of its range, or as `shrink_groups`.
+        ModelError: where nothing can be pruned, with the reasons, or as `shrink_groups`.
+    """
+    if not 0 <= sparsity < 1:
+        raise InputError(f"sparsity must be in [0, 1), got {sparsity}")
+    model = unwrap(model)
+    found = traced(model, example_inputs, ignore=ignore, residual=residual)
+    chosen = [group for group in found.plan.prunable if kinds is None or group.kind in kinds]
+    if not chosen:
+        reasons = "; ".join(f"{name}: {why}" for name, why in found.plan.frozen.items())
+        raise ModelError(f"nothing of this network can be pruned: {reasons or 'it has no layers'}")
+    kept = {group.name: smallest(model, group, sparsity) for group in chosen}
+    return shrink_groups(model, example_inputs, kept, found=found)
+
+
+def _checked(plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    checked = {}
+    for name, flags in kept.items():
+        group = plan.group(name)
+        if not isinstance(flags, Tensor) or flags.dtype != torch.bool:
+            raise InputError(f"kept[{name!r}] must be a boolean tensor (True = kept)")
+        if tuple(flags.shape) != (group.units,):
+            raise InputError(
+                f"kept[{name!r}] has shape {tuple(flags.shape)}, the group has {group.units} units"
+            )
+        if not bool(flags.any()):
+            raise InputError(f"kept[{name!r}] removes all {group.units} units: at least one must stay")
+        if group.frozen is not None and not bool(flags.all()):
+            raise ModelError(f"group {name!r} cannot lose units: {group.frozen}")
+        if not bool(flags.all()):
+            checked[name] = flags.cpu()
+    return checked
+
+
+def _tensors(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    every = dict([*model.named_parameters(), *model.named_buffers()])
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, flags in kept.items():
+        gone = (~flags).nonzero().flatten().tolist()
+        for member in plan.group(name).members:
+            size = every[member.tensor].shape[member.dim]
+            axes = found.setdefault(member.tensor, {})
+            stays = axes.setdefault(member.dim, torch.ones(size, dtype=torch.bool))
+            stays[[index for unit in gone for index in member.indices[unit]]] = False
+    return found
+
+
+def _shapes(model: nn.Module, tensors: Mapping[str, Mapping[int, Tensor]]) -> dict[str, tuple[int, ...]]:
+    """New shapes under all names of the tensors that change."""
+    every = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    shapes = {}
+    for name, first in canonical(model).items():
+        if first in tensors:
+            shape = list(every[name].shape)
+            for axis, flags in tensors[first].items():
+                shape[axis] = int(flags.sum())
+            shapes[name] = tuple(shape)
+    return shapes
+
+
+def _operate(model: nn.Module, cut: Cut) -> None:
+    surgery = Surgery(model)
+    names = canonical(model)
+    try:
+        surgery.cut(cut)
+        for name, first in names.items():
+            if name != first and first in cut.tensors:
+                surgery.tie(name, first)
+    except BaseException:  # an interrupt, too, must not leave half a network
+        surgery.undo()
+        raise
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
