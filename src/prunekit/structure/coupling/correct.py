@@ -193,6 +193,19 @@ def _roll(node: fx.Node, keeps: Keeps) -> None:
     _set(node, 2, "dims", np.atleast_1d(dims).tolist())
 
 
+def _pad(node: fx.Node, keeps: Keeps) -> None:
+    """Edges that meet units which are taken out go with them."""
+    pads = list(_given(node, 1, "pad"))
+    rank = len(node.meta["val"].shape)
+    for index in range(len(pads) // 2):
+        flags = _stays(node, keeps, rank - 1 - index)
+        before, after = pads[2 * index : 2 * index + 2]
+        if flags is not None and min(before, after) >= 0:
+            pads[2 * index] = int(flags[:before].sum())
+            pads[2 * index + 1] = int(flags[flags.size - after :].sum())
+    _set(node, 1, "pad", pads)
+
+
 def groups_left(flags: Flags | None, groups: int) -> int:
     """How many of an axis' groups have something left."""
     return groups if flags is None else int(flags.reshape(groups, -1).any(axis=1).sum())
@@ -236,6 +249,8 @@ _BY_NAME: dict[str, Callable[[fx.Node, Keeps], None]] = {
     "slice": _slice,
     "narrow": _narrow,
     "roll": _roll,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
     "group_norm": _group_norm,
     "layer_norm": _layer_norm,
     "rms_norm": _layer_norm,

@@ -28,10 +28,17 @@ class Reference:
         traced: its plan and graphs.
         tensors: what stays of each tensor.
         keeping: what stays of each node, where statistics run over units; else the network itself is run.
+        inputs: on which it must give numbers: where it divides by a buffer that would be zero, as by a
+            spread for each channel, buffers keep their values.
     """
 
     def __init__(
-        self, model: nn.Module, traced: Traced, tensors: Mapping[str, Axes], keeping: Keeping | None
+        self,
+        model: nn.Module,
+        traced: Traced,
+        tensors: Mapping[str, Axes],
+        keeping: Keeping | None,
+        inputs: Inputs,
     ) -> None:
         self.keeping = keeping
         whole = in_double(model)
@@ -39,12 +46,22 @@ class Reference:
             graphs = {number: graph.program.graph_module for number, graph in enumerate(traced.graphs)}
             whole = GraphModel(whole, traced.graphs, graphs)
             whole.to(torch.float64)
+        self.model = whole
+        buffers = {name: buffer.clone() for name, buffer in whole.named_buffers() if name in tensors}
         found = dict([*whole.named_parameters(), *whole.named_buffers()])
         for name, axes in tensors.items():
             for axis, flags in axes.items():
                 gone = (~flags).nonzero().flatten()
                 found[name].data.index_fill_(axis, gone.to(found[name].device), 0)
-        self.model = whole
+        if buffers and not _finite(whole, inputs, keeping):
+            _put_back(whole, {**_state(whole), **buffers})
+
+
+def _finite(model: nn.Module, inputs: Inputs, keeping: Keeping | None) -> bool:
+    before = _state(model)
+    outputs = _ran(model, inputs, False, keeping, "masked")
+    _put_back(model, before)
+    return all(bool(output.isfinite().all()) for output in outputs)
 
 
 def in_double(model: nn.Module) -> nn.Module:

@@ -102,7 +102,7 @@ def shrink_groups(
     _operate(candidate, cut)
     times.append(time.perf_counter())
     over_units = any(found.plan.group(name).normalised for name in flags)
-    reference = Reference(model, found, tensors, keeping if over_units else None)
+    reference = Reference(model, found, tensors, keeping if over_units else None, example_inputs)
     if over_units:
         whole = {number: graph.program.graph_module for number, graph in enumerate(found.graphs)}
         exported = run_both(model, GraphModel(copy_of(model), found.graphs, whole), example_inputs)
