@@ -140,32 +140,34 @@ def _argument(node: fx.Node, name: str) -> int | None:
 
 def _attention(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> list[tuple[tuple[str, str], Any]]:
     """Numbers and widths of heads in the modules around the projections that make them."""
-    around: dict[str, dict[str, set[int]]] = {}  # for each module, by group, the widths it is met with
+    # for each module: kind, units and those left, with the widths they are met with; queries and values
+    # whose width shrinks alike count once
+    around: dict[str, dict[tuple[str, int, int], set[int]]] = {}
     for name, flags in kept.items():
         group = plan.group(name)
         if group.kind not in ("heads", "head width") or bool(flags.all()):
             continue
+        change = (group.kind, group.units, int(flags.sum()))
         for member in group.members:
             parts = member.tensor.split(".")[:-1]
             for count in range(max(len(parts) - 2, 0), len(parts)):
-                widths = around.setdefault(".".join(parts[:count]), {}).setdefault(name, set())
+                widths = around.setdefault(".".join(parts[:count]), {}).setdefault(change, set())
                 widths.add(sum(map(len, member.indices)))
     found: list[tuple[tuple[str, str], Any]] = []
-    for place, groups in around.items():
+    for place, changes in around.items():
         module = model.get_submodule(place)
         for attribute in (*_HEADS, *_ALL, *_EACH):
             value = getattr(module, attribute, None)
             if not isinstance(value, int) or isinstance(value, bool):
                 continue
             new = value
-            for name, widths in groups.items():
-                kind, units = plan.group(name).kind, plan.group(name).units
+            for (kind, units, left), widths in changes.items():
                 fits = (
                     (kind == "heads" and attribute in _HEADS and value % units == 0)
                     or (attribute in _ALL and value in widths)
                     or (kind == "head width" and attribute in _EACH and value == units)
                 )
                 if fits:
-                    new = new * int(kept[name].sum()) // units
+                    new = new * left // units
             found.append(((place, attribute), new))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -41,7 +41,7 @@ class Shrunk:
         parameters_after: likewise.
         deviation: the largest difference from the masked network.
         reason: why the form is that of a graph.
-        seconds: for the analysis, the surgery and the proof.
+        seconds: of the processor for the analysis, the surgery and the proof.
     """
 
     model: nn.Module
@@ -85,10 +85,10 @@ def shrink_groups(
         VerificationError: if the networks differ. In every case the model is exactly as it was.
     """
     model = unwrap(model)
-    times = [time.perf_counter()]
+    times = [time.process_time()]
     found = found or traced(model, example_inputs, ignore=ignore, residual=residual)
     flags = _checked(found.plan, kept)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     keeping = found.keeping({name: (~each).nonzero().flatten().tolist() for name, each in flags.items()})
     tensors = _tensors(model, found.plan, flags)
     graphs = {
@@ -100,7 +100,7 @@ def shrink_groups(
     cut = Cut(tensors, sizes(model, found.plan, flags, shapes, pairs))
     candidate = copy_of(model)
     _operate(candidate, cut)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     over_units = any(found.plan.group(name).normalised for name in flags)
     reference = Reference(model, found, tensors, keeping if over_units else None, example_inputs)
     if over_units:
@@ -118,7 +118,7 @@ def shrink_groups(
         reason, form = str(error).splitlines()[0], "graph"
         result = GraphModel(candidate, found.graphs, graphs)
         deviation = proven(reference, result, tensors, example_inputs)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     return Shrunk(
         result,
         "graph" if form == "graph" else "modules",
@@ -188,13 +188,16 @@ def prune_groups(
     if not 0 <= sparsity < 1:
         raise InputError(f"sparsity must be in [0, 1), got {sparsity}")
     model = unwrap(model)
+    start = time.process_time()
     found = traced(model, example_inputs, ignore=ignore, residual=residual)
+    analysis = time.process_time() - start
     chosen = [group for group in found.plan.prunable if kinds is None or group.kind in kinds]
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in found.plan.frozen.items())
         raise ModelError(f"nothing of this network can be pruned: {reasons or 'it has no layers'}")
     kept = {group.name: smallest(model, group, sparsity) for group in chosen}
-    return shrink_groups(model, example_inputs, kept, found=found)
+    result = shrink_groups(model, example_inputs, kept, found=found)
+    return replace(result, seconds=(analysis, *result.seconds[1:]))
 
 
 def _checked(plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
