@@ -1,0 +1,166 @@
+"""Pictures of units: error surfaces, the regret of each method against the oracle, correlations clustered."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from prunekit.report.canvas import Drawing, new_figure
+from prunekit.report.labels import End, set_labels, short
+from prunekit.report.style import GREY, INK, Look, clean, drawing_style, looks_of
+
+Numbers = NDArray[np.float64]
+
+DEPTH = colormaps["viridis"]
+
+
+def surfaces_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], error: str) -> Drawing:
+    """The error against the gain of some units, each just before it is removed, linear and logarithmic.
+
+    Wolfe, Sharma and Raj (arXiv 1701.04465). Filled marks are the unit on (gain 1), hollow ones off (0).
+
+    Args:
+        gains: (G,) with 0 and 1 among them.
+        errors: (units, G).
+        removed: how many units were off already, for each.
+        error: what the error is called.
+    """
+    with drawing_style():
+        figure = new_figure(10.0, 4.4)
+        for place, scale in enumerate(("linear", "log")):
+            axes = figure.add_axes((0.065 + 0.445 * place, 0.125, 0.385, 0.80))
+            clean(axes)
+            for row, count in zip(errors, removed, strict=True):
+                shade = _shade(count, removed)
+                axes.plot(gains, row, color=shade, linewidth=1.4)
+                for gain, filled in ((1.0, True), (0.0, False)):
+                    at = int(np.argmin(np.abs(gains - gain)))
+                    axes.plot(
+                        gains[at],
+                        row[at],
+                        marker="o",
+                        markersize=5.5,
+                        color=shade,
+                        markerfacecolor=shade if filled else "white",
+                        zorder=3,
+                    )
+            axes.set_yscale(scale)
+            axes.set_xlabel("gain of the unit (1 = on, 0 = off)")
+            axes.set_ylabel(error if place == 0 else f"{error}, log scale")
+        for count in removed:
+            level = 0.90 - 0.80 * removed.index(count) / max(1, len(removed) - 1)
+            figure.text(0.945, level, str(count), fontsize=8.5, va="center")
+            figure.text(0.927, level, "●", color=_shade(count, removed), fontsize=9, va="center")
+        figure.text(0.925, 0.96, "removed before", fontsize=8, ha="left")
+    return Drawing(
+        "error-surfaces",
+        "Error against the gain of a unit",
+        "One line for every unit shown, just before it is removed, with so many removed before it.",
+        figure,
+        {},
+    )
+
+
+def _shade(count: int, removed: Sequence[int]) -> tuple[float, float, float, float]:
+    found: tuple[float, float, float, float] = DEPTH(0.88 * count / max(1, *removed))
+    return found
+
+
+def regret_drawing(
+    curves: Mapping[str, Mapping[int, float]], yardstick: str, random: str | None, quality: str
+) -> Drawing:
+    """How much more each method loses than the oracle with as many units removed.
+
+    Args:
+        curves: by method, the mean quality in percent by the number of units removed.
+        yardstick: the method that the others are measured against.
+        random: the control, drawn grey.
+        quality: what the quality is called.
+    """
+    best = curves[yardstick]
+    others = [method for method in curves if method != yardstick]
+    looks = looks_of(others, random, ())
+    with drawing_style():
+        figure = new_figure(10.0, max(4.4, 1.3 + 0.2 * (len(others) + 1)))
+        right = 1 - (0.55 + 0.073 * max(16, *(len(short(name)) for name in others))) / 10.0
+        axes = figure.add_axes((0.065, 0.115, right - 0.065, 0.86))
+        clean(axes)
+        axes.axhline(0.0, color=INK, linewidth=1.3)
+        lines = {}
+        for method in others:
+            shared = sorted(set(curves[method]) & set(best))
+            lines[method] = (shared, [best[count] - curves[method][count] for count in shared])
+        _limit(axes, [values for method, (_, values) in lines.items() if method != random])
+        ends = [End(-1, yardstick, Look(INK, "", "-", 1.3), None, 0.0, 0.0)]
+        for series, (method, (counts, values)) in enumerate(lines.items()):
+            look = looks[method]
+            axes.plot(counts, values, color=look.color, linestyle=look.dash, linewidth=look.width)
+            leaves = next(
+                (c for c, v in zip(counts, values, strict=True) if v > axes.get_ylim()[1]), counts[-1]
+            )
+            ends.append(End(series, method, look, counts[-1], values[-1], leaves))
+        set_labels(figure, axes, ends)
+        axes.set_xlabel("units removed")
+        axes.set_ylabel(f"{quality} below that of {yardstick} (points)")
+    return Drawing(
+        "regret",
+        f"Regret against {yardstick}",
+        "Means over the seeds; above the line a method loses more with as many units removed.",
+        figure,
+        {},
+    )
+
+
+def _limit(axes: Axes, values: Sequence[Sequence[float]]) -> None:
+    low, high = min(map(min, values)), max(map(max, values))
+    margin = 0.04 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
+
+
+def correlation_drawing(correlations: Mapping[str, Numbers]) -> Drawing:
+    """Heat maps of Pearson's r between the units of each layer, similar units side by side.
+
+    Units are ordered by average linkage on 1 - |r|, so that blocks on the diagonal are units that can stand
+    in for each other, whatever the sign.
+
+    Args:
+        correlations: by layer (units, units).
+    """
+    with drawing_style():
+        width = 4.9
+        figure = new_figure(max(5.6, width * len(correlations) + 0.6), 4.6)
+        for place, (name, found) in enumerate(correlations.items()):
+            order = clustered(found)
+            inch = figure.get_figwidth()
+            axes = figure.add_axes(((0.55 + place * width) / inch, 0.09, 3.9 / inch, 0.82))
+            image = axes.imshow(
+                found[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest"
+            )
+            axes.set_title(name, fontsize=9.5)
+            axes.set_xlabel("units, similar ones side by side")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[["top", "right"]].set_color(GREY)
+        bar = figure.add_axes((1 - 0.72 / figure.get_figwidth(), 0.2, 0.012, 0.6))
+        figure.colorbar(image, cax=bar).set_label("Pearson's r")
+    return Drawing(
+        "correlation",
+        "Correlation between units",
+        "Pearson's r of what the next layer reads; red together, blue in opposition.",
+        figure,
+        {},
+    )
+
+
+def clustered(correlation: Numbers) -> list[int]:
+    """The order of units in which similar ones stand side by side: average linkage on 1 - |r|."""
+    if len(correlation) < 3:
+        return list(range(len(correlation)))
+    apart = 1 - np.abs(correlation)
+    np.fill_diagonal(apart, 0.0)
+    apart = np.clip((apart + apart.T) / 2, 0.0, 1.0)
+    return [int(unit) for unit in leaves_list(linkage(squareform(apart), "average", optimal_ordering=True))]
