@@ -3,8 +3,8 @@
     prunekit compare neurons-1layer --out runs/neurons-1layer
     python docs/results/unit_pictures.py neurons-1layer runs/neurons-1layer
 
-Writes into the folder's `figures`: the error against the gain of every tenth unit that the oracle removes, the
-regret of each method against the oracle, and the correlations between units, of the network of seed 0.
+Writes into the folder's `figures`: the error against the gain of every tenth unit that the oracle removes,
+the regret of each method against the oracle, and the correlations between units, of the network of seed 0.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def regret(folder: Path, yardstick: str, random: str | None) -> Drawing:
 
 
 def main() -> None:
+    """Make the three pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", help="a named study, or its file")
     parser.add_argument("folder", type=Path, help="where its results are")
