@@ -14,7 +14,7 @@ from prunekit.structure.coupling.proof import tensors_in
 from zoo import OWN, ZOO, made
 
 # written sizes in their forward, or the temperature of heads that become narrower
-AS_GRAPHS = {"res2net", "vit", "swin", "hf-bert", "hf-distilbert", "hf-t5", "hf-swin"}
+AS_GRAPHS = {"res2net", "vit", "swin", "hf-bert", "hf-distilbert", "hf-swin"}
 
 
 @pytest.mark.parametrize("name", list(ZOO))
