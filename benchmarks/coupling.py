@@ -1,0 +1,175 @@
+"""Finding what is coupled and taking half of it out, beside torch-pruning, on one thread.
+
+    pip install --no-deps --target DIR torch-pruning
+    python benchmarks/coupling.py --peer DIR --json FILE
+
+CPU seconds of analysis and surgery, each case once in a process of its own; the proof, which torch-pruning
+has not, is given apart. Bars: at most half of torch-pruning's time in total where it finishes within the
+limit, and linear in depth. ResNet, DenseNet and ViT have their full widths, Llama is narrow; images are small,
+so that the forward passes count little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests" / "zoo"))
+
+import zoo_attention  # noqa: E402
+import zoo_convnets as nets  # noqa: E402
+
+from side_by_side import machine  # noqa: E402
+
+LIMIT = 180  # seconds for one case
+IMAGE = 64
+
+
+def resnet50() -> tuple[nn.Module, Any]:
+    blocks, width = [], 64
+    for stage, count in enumerate((3, 4, 6, 3)):
+        for number in range(count):
+            inner = 64 * 2**stage
+            stride = 2 if stage and not number else 1
+            blocks.append(nets.Bottleneck(width, inner, 4 * inner, stride))
+            width = 4 * inner
+    body = nn.Sequential(nets.conv_bn(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1), *blocks)
+    return nets.Head(body, width, 1000), torch.randn(2, 3, IMAGE, IMAGE)
+
+
+def densenet121() -> tuple[nn.Module, Any]:
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)]
+    width = 64
+    for stage, count in enumerate((6, 12, 24, 16)):
+        for _ in range(count):
+            layers.append(_Dense(width, 32, 128))
+            width += 32
+        if stage < 3:
+            layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width // 2, 1), nn.AvgPool2d(2)]
+            width //= 2
+    return nets.Head(nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU()), width, 1000), torch.randn(
+        2, 3, IMAGE, IMAGE
+    )
+
+
+class _Dense(nets.Dense):
+    def __init__(self, a: int, growth: int, inner: int) -> None:
+        super().__init__(a, growth)
+        self.conv1, self.norm2 = nn.Conv2d(a, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, growth, 3, padding=1, bias=False)
+
+
+def vit(depth: int = 12) -> tuple[nn.Module, Any]:
+    model = zoo_attention.Vit(width=768, depth=depth, heads=12, image=IMAGE, patch=16)
+    for block in model.blocks:
+        block.mlp = zoo_attention.Mlp(768, 3072)
+    return model, torch.randn(2, 3, IMAGE, IMAGE)
+
+
+def llama(depth: int = 12) -> tuple[nn.Module, Any]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=2000, hidden_size=256, intermediate_size=688, num_hidden_layers=depth,
+        num_attention_heads=8, num_key_value_heads=4, use_cache=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config), {"input_ids": torch.arange(16).reshape(2, 8)}
+
+
+CASES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "resnet-50": resnet50,
+    "densenet-121": densenet121,
+    "vit-b-16": vit,
+    "llama-12": llama,
+    "llama-24": lambda: llama(24),
+    "llama-48": lambda: llama(48),
+}
+
+
+def ours(name: str) -> dict[str, Any]:
+    from prunekit.structure.coupling import prune_groups
+
+    model, inputs = CASES[name]()
+    result = prune_groups(model.eval(), inputs, 0.5)
+    analysis, surgery, proof = result.seconds
+    return {
+        "analysis": analysis, "surgery": surgery, "proof": proof, "form": result.form,
+        "before": result.parameters_before, "after": result.parameters_after,
+    }  # fmt: skip
+
+
+def theirs(name: str) -> dict[str, Any]:
+    import torch_pruning
+
+    model, inputs = CASES[name]()
+    model.eval()
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    before = sum(parameter.numel() for parameter in model.parameters())
+    start = time.process_time()
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        model, inputs, importance=torch_pruning.importance.MagnitudeImportance(p=1),
+        pruning_ratio=0.5, ignored_layers=[last], output_transform=lambda out: getattr(out, "logits", out),
+    )  # fmt: skip
+    analysis = time.process_time() - start
+    pruner.step()
+    found = {"analysis": analysis, "surgery": time.process_time() - start - analysis, "before": before}
+    found["after"] = sum(parameter.numel() for parameter in model.parameters())
+    try:
+        model(**inputs) if isinstance(inputs, dict) else model(inputs)
+        found["runs"] = True
+    except Exception as error:  # what it leaves need not run
+        found["runs"], found["error"] = False, f"{type(error).__name__}: {error}"[:200]
+    return found
+
+
+def one(kind: str, name: str, peer: str | None) -> dict[str, Any]:
+    """A case in a process of its own; what went wrong, if something did."""
+    command = [sys.executable, __file__, "--case", kind, name, *(["--peer", peer] if peer else [])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not finished after {LIMIT} s"}
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1][:300]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--peer", help="folder that torch-pruning is installed in")
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        warnings.simplefilter("ignore")
+        if given.peer:
+            sys.path.append(given.peer)
+        kind, name = given.case
+        print(json.dumps(ours(name) if kind == "prunekit" else theirs(name)))
+        return
+    found: dict[str, Any] = {}
+    found["machine"] = machine()
+    for name in CASES:
+        found[name] = {"prunekit": one("prunekit", name, None)}
+        if given.peer:
+            found[name]["torch-pruning"] = one("torch-pruning", name, given.peer)
+        print(name, json.dumps(found[name]), flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
