@@ -5,7 +5,7 @@
 
 CPU seconds of analysis and surgery, each case once in a process of its own; the proof, which torch-pruning
 has not, is given apart. Bars: at most half of torch-pruning's time in total where it finishes within the
-limit, and linear in depth. ResNet, DenseNet and ViT have their full widths, Llama is narrow; images are small,
+limit, and linear in depth. ResNet, DenseNet and ViT have full widths, Llama is narrow; images are small,
 so that the forward passes count little.
 """
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 from typing import Any
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 from prunekit.report import Row, curves_of, points_of, spread_of
+from prunekit.report.points import MOST_POINTS, even
 from prunekit.report.table import MEASURES
 from prunekit.report.words import ACCURACY, MSE, count, figures, names, overlap, signed, times
 
@@ -74,3 +76,12 @@ def test_numbers_in_words() -> None:
     assert shown == ["0.500", "1.00", "0.00", "123", "123456", "1.2e-05"]
     assert signed(-0.001, 2) == "0.00"
     assert [names(list("abc"[:n])) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+
+
+@pytest.mark.parametrize("count", [1, 2, MOST_POINTS, MOST_POINTS + 1, 95, 1000])
+def test_an_even_choice_keeps_the_ends_the_order_and_the_distance(count: int) -> None:
+    chosen = even(range(count))
+    assert len(chosen) == min(count, MOST_POINTS)
+    assert (chosen[0], chosen[-1]) == (0, count - 1)
+    gaps = [b - a for a, b in itertools.pairwise(chosen)]
+    assert all(gap >= 1 for gap in gaps) and (not gaps or max(gaps) - min(gaps) <= 1)

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prunekit.report.canvas import Drawing, new_figure
 from prunekit.report.labels import End, set_labels, short
-from prunekit.report.points import Curve, Point, curves_of, dense_of, removes_nothing
+from prunekit.report.points import Curve, Point, curves_of, dense_of, even, removes_nothing
 from prunekit.report.quantities import (
     LOSS,
     RATIO,
@@ -130,7 +130,7 @@ def _draw(
         markers = 0
         for curve in curves:
             outside += _line(axes, curve, series, look, bands and len(curve) > 1)
-            for item in curve:
+            for item in even(curve):
                 tips[f"point-{series}-{markers}"] = _tip(item, measured)
                 _marker(axes, item, f"point-{series}-{markers}", look)
                 markers += 1
@@ -204,13 +204,15 @@ def _line(axes: Axes, curve: Sequence[_Placed], series: int, look: Look, band: b
     sd = np.array([item.sd or 0.0 for item in curve])
     low, high = axes.get_ylim()
     floor = y - sd if axes.get_yscale() == "linear" else np.maximum(y - sd, low * 0.5)
+    some = even(range(len(curve)))
     axes.plot(x, y, color=look.color, linestyle=look.dash, linewidth=look.width, gid=f"series-{series}-line")
     if band:
         axes.fill_between(
             x, floor, y + sd, color=look.color, alpha=0.13, linewidth=0, gid=f"series-{series}-band"
         )
     else:
-        axes.vlines(x, floor, y + sd, color=look.color, linewidth=1.0, alpha=0.7, gid=f"series-{series}-bars")
+        bars = (x[some], floor[some], (y + sd)[some])
+        axes.vlines(*bars, color=look.color, linewidth=1.0, alpha=0.7, gid=f"series-{series}-bars")
     return int(np.sum((y < low) | (y > high)))
 
 

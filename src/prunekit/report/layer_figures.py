@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from prunekit.report.canvas import Drawing, new_figure
 from prunekit.report.layers import LayerTable, layers_of
-from prunekit.report.points import LayerPoint, Point, curves_of, removes_nothing
+from prunekit.report.points import MOST_POINTS, LayerPoint, Point, curves_of, removes_nothing
 from prunekit.report.style import GREY, INK, PALE, drawing_style
 from prunekit.report.words import times
 
@@ -61,7 +61,8 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
             x = [100 * p.sparsity for p in curve.points]
             for name in layers:
                 y = [sparsity.get((p.method, p.cell, p.step, name), np.nan) for p in curve.points]
-                axes.plot(x, y, color=shade[name], linewidth=1.3, marker="o", markersize=2.4)
+                few = len(x) <= MOST_POINTS
+                axes.plot(x, y, color=shade[name], linewidth=1.3, marker="o" if few else "", markersize=2.4)
     figure.text(
         0.55 / width,
         (legend + 0.02) / height,

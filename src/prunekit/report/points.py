@@ -4,8 +4,14 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prunekit.report.table import DENSE, MEASURES, LayerRow, Row
+
+Item = TypeVar("Item")
+
+#: A curve of more points shows the markers and the numbers of an even choice of them; its line has them all.
+MOST_POINTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +151,19 @@ def layer_points_of(rows: Iterable[LayerRow]) -> list[LayerPoint]:
         )
         for key, found in groups.items()
     ]
+
+
+def even(items: Sequence[Item]) -> list[Item]:
+    """All of a few; of more than MOST_POINTS an even choice, with the first and the last."""
+    if len(items) <= MOST_POINTS:
+        return list(items)
+    last = len(items) - 1
+    return [items[round(at * last / (MOST_POINTS - 1))] for at in range(MOST_POINTS)]
+
+
+def fewer(points: Sequence[Point]) -> list[Point]:
+    """Points in their order, of every cell with very many steps an even choice."""
+    cells: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        cells.setdefault((point.method, point.cell), []).append(point)
+    return [point for each in cells.values() for point in even(each)]

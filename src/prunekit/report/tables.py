@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from prunekit.report.figures import Scene
 from prunekit.report.layers import LayerTable
-from prunekit.report.points import Point
+from prunekit.report.points import Point, fewer
 from prunekit.report.style import DENSE_LOOK, INK
 from prunekit.report.words import Primary, count, percent_spread, plain_spread, times
 
@@ -57,7 +57,7 @@ def series_of(scene: Scene, method: str) -> int:
 
 
 def number_lines(scene: Scene, primary: Primary) -> tuple[tuple[str, ...], tuple[NumberLine, ...]]:
-    """Heads and lines of the table of all points; columns that no point fills are left out."""
+    """Heads and lines of the table of points; columns that no point fills are left out."""
     points = scene.points
     show = percent_spread if primary.higher_is_better else plain_spread
     quality = [
@@ -75,7 +75,7 @@ def number_lines(scene: Scene, primary: Primary) -> tuple[tuple[str, ...], tuple
     ]
     heads = ("step", "seeds", "removed", "ratio", "kept", *(h for _, h, _ in quality), *(h for _, h in sizes))
     lines = []
-    for point in points:
+    for point in fewer(points):
         cells = [
             Cell(str(point.step), point.step),
             Cell(str(point.seeds), point.seeds),

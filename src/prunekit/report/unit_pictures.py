@@ -11,7 +11,8 @@ from scipy.spatial.distance import squareform
 
 from prunekit.report.canvas import Drawing, new_figure
 from prunekit.report.labels import End, set_labels, short
-from prunekit.report.style import GREY, INK, Look, clean, drawing_style, looks_of
+from prunekit.report.quantities import log_limits
+from prunekit.report.style import GREY, INK, Look, clean, drawing_style, looks_of, set_log_y
 
 Numbers = NDArray[np.float64]
 
@@ -32,7 +33,7 @@ def surfaces_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], er
     with drawing_style():
         figure = new_figure(10.0, 4.4)
         for place, scale in enumerate(("linear", "log")):
-            axes = figure.add_axes((0.065 + 0.445 * place, 0.125, 0.385, 0.80))
+            axes = figure.add_axes((0.065 + 0.445 * place, 0.125, 0.37, 0.80))
             clean(axes)
             for row, count in zip(errors, removed, strict=True):
                 shade = _shade(count, removed)
@@ -48,14 +49,15 @@ def surfaces_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], er
                         markerfacecolor=shade if filled else "white",
                         zorder=3,
                     )
-            axes.set_yscale(scale)
+            if scale == "log":
+                set_log_y(axes, *log_limits([float(value) for value in errors.flatten()]))
             axes.set_xlabel("gain of the unit (1 = on, 0 = off)")
-            axes.set_ylabel(error if place == 0 else f"{error}, log scale")
+            axes.set_ylabel(error if scale == "linear" else f"{error}, log scale")
         for count in removed:
-            level = 0.90 - 0.80 * removed.index(count) / max(1, len(removed) - 1)
+            level = 0.88 - 0.78 * removed.index(count) / max(1, len(removed) - 1)
             figure.text(0.945, level, str(count), fontsize=8.5, va="center")
             figure.text(0.927, level, "●", color=_shade(count, removed), fontsize=9, va="center")
-        figure.text(0.925, 0.96, "removed before", fontsize=8, ha="left")
+        figure.text(0.918, 0.955, "removed\nbefore", fontsize=8, ha="left", va="center")
     return Drawing(
         "error-surfaces",
         "Error against the gain of a unit",
@@ -145,7 +147,7 @@ def correlation_drawing(correlations: Mapping[str, Numbers]) -> Drawing:
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[["top", "right"]].set_color(GREY)
-        bar = figure.add_axes((1 - 0.72 / figure.get_figwidth(), 0.2, 0.012, 0.6))
+        bar = figure.add_axes((1 - 0.85 / figure.get_figwidth(), 0.2, 0.012, 0.6))
         figure.colorbar(image, cax=bar).set_label("Pearson's r")
     return Drawing(
         "correlation",

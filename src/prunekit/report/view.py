@@ -83,6 +83,7 @@ class View:
     layers: LayerView | None
     number_heads: tuple[str, ...]
     numbers: tuple[NumberLine, ...]
+    points: int
     settings: tuple[tuple[str, str], ...]
     environment: tuple[tuple[str, str], ...]
 
@@ -107,6 +108,7 @@ def view_of(
         layers=layer_view(table) if table else None,
         number_heads=heads,
         numbers=lines,
+        points=len(points),
         settings=_settings(study),
         environment=tuple((key, str(value)) for key, value in study.environment.items()),
     )
