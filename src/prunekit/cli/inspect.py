@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
-from prunekit.cli.networks import Network, Sizes, open_network
+from prunekit.cli.examples import InputShape, Outputs, Tokens, examples, sizes_of
+from prunekit.cli.groups import groups_table
+from prunekit.cli.networks import open_network
 from prunekit.cli.options import DataDir, Json
 from prunekit.cli.output import only_results, print_json
 from prunekit.cli.quality import quality
-from prunekit.data import Dataset, load
+from prunekit.data import load
 from prunekit.errors import InputError
 from prunekit.measure import (
     Counts,
@@ -25,7 +26,10 @@ from prunekit.measure import (
     layer_table,
     peak_memory,
 )
-from prunekit.trial import check_takes
+from prunekit.structure.coupling import Plan, parameters_per_unit
+from prunekit.structure.coupling import groups as coupled
+
+_TRACED = 2  # with a batch of one an axis of the batch could be taken for any other of one entry
 
 
 def inspect(
@@ -35,25 +39,41 @@ def inspect(
     data: Annotated[str | None, typer.Option(help="Dataset to test on; gives the shapes too.")] = None,
     data_dir: DataDir = None,
     weights: Annotated[Path | None, typer.Option(help="Weights: safetensors, or a saved folder.")] = None,
-    input_shape: Annotated[
-        str | None, typer.Option(help="Shape of one example, such as 3,32,32, without a dataset.")
-    ] = None,
-    outputs: Annotated[
-        int, typer.Option(min=1, help="Number of outputs, without a dataset, of a model that takes it.")
-    ] = 10,
+    input_shape: InputShape = None,
+    outputs: Outputs = 10,
+    tokens: Tokens = None,
     batch: Annotated[int, typer.Option(min=1, help="Examples per pass of latency and memory.")] = 1,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Show what is coupled and can be taken out, instead.")
+    ] = False,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="With --groups: a layer, or pattern, that keeps its sizes; may be repeated."),
+    ] = None,
+    residual: Annotated[
+        bool, typer.Option("--residual", help="With --groups: let residual streams lose units, too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show a network layer by layer: parameters, zeros, MACs, and its latency and memory.
 
+    With --groups: the units that can be taken out, with everything that goes with
+    them, and what has to stay, with the reason.
+
     Example: prunekit inspect resnet20 --input-shape 3,32,32
     """
+    if not groups and (ignore or residual):
+        raise InputError("--ignore and --residual say what can be taken out: add --groups")
     with only_results():
         found = None if data is None else load(data, data_dir)
-        sizes = None if input_shape is None else Sizes(_shape(input_shape), outputs)
+        sizes = sizes_of(input_shape, outputs)
         network = open_network(model, data=found, sizes=sizes, weights=weights)
-        example = torch.zeros(batch, *_example_shape(network, found, sizes))
-        check_takes(network.model, model, example)
+        example = examples(network, model, found, sizes, batch=max(batch, _TRACED * groups), tokens=tokens)
+        plan = coupled(network.model, example, ignore=ignore or (), residual=residual) if groups else None
+    if plan is not None:
+        _show_plan(plan, parameters_per_unit(network.model, plan), as_json)
+        return
+    with only_results():
         counts = count(network.model, example)
         timing = latency(network.model, example)
         memory = peak_memory(network.model, example)
@@ -65,11 +85,12 @@ def inspect(
         _show(counts, timing, memory, figures, batch)
 
 
-def _example_shape(network: Network, data: Dataset | None, sizes: Sizes | None) -> tuple[int, ...]:
-    for known in (data, sizes, network.architecture):
-        if known is not None:
-            return known.input_shape
-    raise InputError("the shape of an example is not known: add --data or --input-shape")
+def _show_plan(plan: Plan, each: dict[str, float], as_json: bool) -> None:
+    if as_json:
+        found = plan.to_dict()["groups"]
+        print_json({"groups": [{**group, "parameters_per_unit": each[group["name"]]} for group in found]})
+    else:
+        Console(highlight=False).print(groups_table(plan, each), soft_wrap=False)
 
 
 def _show(counts: Counts, timing: Latency, memory: int, figures: dict[str, float], batch: int) -> None:
@@ -82,13 +103,3 @@ def _show(counts: Counts, timing: Latency, memory: int, figures: dict[str, float
     )
     for key, value in figures.items():
         console.print(f"{key.replace('_', ' ')}: {value:.4f}")
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise InputError(f"--input-shape {text!r}: write whole numbers joined by commas, such as 3,32,32")
-    return shape

@@ -4,6 +4,7 @@ from prunekit.structure.coupling.graph_model import GraphModel
 from prunekit.structure.coupling.groups import Group, Member, Plan
 from prunekit.structure.coupling.plan import groups, traced
 from prunekit.structure.coupling.shrinking import Shrunk, prune_groups, shrink_groups
+from prunekit.structure.coupling.sizes import parameters_per_unit
 from prunekit.structure.coupling.traced import Keeping, Traced
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Shrunk",
     "Traced",
     "groups",
+    "parameters_per_unit",
     "prune_groups",
     "shrink_groups",
     "traced",

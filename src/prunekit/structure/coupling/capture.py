@@ -145,6 +145,8 @@ def _check_sizes(program: ExportedProgram, mode: str) -> None:
 def _refusal(error: Exception, mode: str) -> str:
     lines = str(error).strip().splitlines()
     first = lines[0] if lines else type(error).__name__
+    if "data-dependent" in first:  # PyTorch speaks of its symbols here
+        first = "what it does next depends on the values of its data, which no single graph can hold"
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
