@@ -84,4 +84,5 @@ def test_an_even_choice_keeps_the_ends_the_order_and_the_distance(count: int) ->
     assert len(chosen) == min(count, MOST_POINTS)
     assert (chosen[0], chosen[-1]) == (0, count - 1)
     gaps = [b - a for a, b in itertools.pairwise(chosen)]
-    assert all(gap >= 1 for gap in gaps) and (not gaps or max(gaps) - min(gaps) <= 1)
+    assert all(gap >= 1 for gap in gaps)
+    assert not gaps or max(gaps) - min(gaps) <= 1

@@ -35,7 +35,8 @@ def test_what_is_drawn_does_not_change_the_correlations() -> None:
     drawing = correlation_drawing({"fc1": found, "fc2": np.eye(3)})
     assert np.array_equal(found, before)
     text = svg_of(drawing)
-    assert "fc1" in text and "fc2" in text
+    assert "fc1" in text
+    assert "fc2" in text
 
 
 def test_surfaces_have_a_line_on_both_scales_and_marks_at_on_and_off() -> None:
@@ -55,4 +56,5 @@ def test_regret_is_what_the_yardstick_has_more() -> None:
     curves = {"oracle": {1: 99.0, 2: 98.0}, "first": {1: 98.5, 2: 90.0}, "random": {1: 80.0, 2: 70.0}}
     drawing = regret_drawing(curves, "oracle", "random", "test accuracy")
     lines = [tuple(line.get_ydata()) for line in drawing.figure.axes[0].get_lines()]
-    assert (0.5, 8.0) in lines and (19.0, 28.0) in lines
+    assert (0.5, 8.0) in lines
+    assert (19.0, 28.0) in lines
