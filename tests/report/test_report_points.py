@@ -44,16 +44,17 @@ def test_seeds_are_joined_by_cell_and_step_not_by_sparsity() -> None:
     assert "test_mse" not in points[1].values
 
 
-def test_a_sweep_is_one_line_and_cells_of_several_steps_are_a_line_each() -> None:
+def test_a_sweep_is_one_line_through_its_ends_and_a_single_cell_a_line_through_its_steps() -> None:
     dense = row("dense", "d", 0, 0, 1000)
     sweep = [row("x", c, 0, 1, kept) for c, kept in (("a", 100), ("b", 500), ("c", 250))]
     (curve,) = curves_of(points_of([dense, *sweep]), "x")
     assert [p.cell for p in curve.points] == ["b", "c", "a"]
-    steps = [row("x", c, 0, s, 1000 // (s + 1)) for c in ("a", "b") for s in (2, 1, 3)]
-    curves = curves_of(points_of([dense, *steps]), "x")
-    assert [[(p.cell, p.step) for p in c.points] for c in curves] == [
-        [(n, s) for s in (1, 2, 3)] for n in "ab"
-    ]
+    steps = [row("x", "a", 0, s, 1000 // (s + 1)) for s in (2, 1, 3)]
+    (curve,) = curves_of(points_of([dense, *steps]), "x")
+    assert [p.step for p in curve.points] == [1, 2, 3]
+    ends = [row("x", "b", 0, s, 900 // (s + 1)) for s in (2, 1)]
+    (curve,) = curves_of(points_of([dense, *steps, *ends]), "x")
+    assert [(p.cell, p.step) for p in curve.points] == [("b", 2), ("a", 3)]
 
 
 def test_spreads_that_touch() -> None:

@@ -167,7 +167,6 @@ def structured_mlp(
     Paper: Li et al. 2016, arXiv 1608.08710 (greedy, for neurons)
     """
     gradual = start == "trained"
-    gradual = start == "trained"
     share = training_of(epochs / rounds if gradual else epochs, training)
     retrain: dict[str, Retrain] = {
         "fresh": Reinitialize(training=share),

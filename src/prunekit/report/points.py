@@ -123,17 +123,17 @@ def removes_nothing(points: Iterable[Point], method: str) -> bool:
 def curves_of(points: Sequence[Point], method: str) -> list[Curve]:
     """The lines to draw for a method.
 
-    Cells of one step each are a sweep: one line through all of them by sparsity. Cells of several steps
-    are a line each, in the order of the steps, since joining different recipes step by step means nothing.
+    A single cell is a line through its steps. Several cells are a sweep: one line by sparsity through the
+    steps at which they end, since what lies between is on the way to another end each.
     """
     cells: dict[str, list[Point]] = {}
     for point in points:
         if point.method == method:
             cells.setdefault(point.cell, []).append(point)
-    if all(len(found) == 1 for found in cells.values()):
-        swept = sorted((found[0] for found in cells.values()), key=lambda p: (p.sparsity, p.cell))
-        return [Curve(method, tuple(swept))] if swept else []
-    return [Curve(method, tuple(sorted(found, key=lambda p: p.step))) for found in cells.values()]
+    courses = [tuple(sorted(found, key=lambda p: p.step)) for found in cells.values()]
+    if len(courses) > 1:
+        courses = [tuple(sorted((course[-1] for course in courses), key=lambda p: (p.sparsity, p.cell)))]
+    return [Curve(method, course) for course in courses]
 
 
 def layer_points_of(rows: Iterable[LayerRow]) -> list[LayerPoint]:
