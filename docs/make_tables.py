@@ -23,6 +23,7 @@ from prunekit.repair import Repair
 from prunekit.retrain import Retrain
 from prunekit.schedule import Schedule
 from prunekit.scores import Score
+from prunekit.selection import Selection
 from prunekit.settings import Part
 from prunekit.shapes import Shape
 from prunekit.stopping import Stop
@@ -36,6 +37,7 @@ FAMILIES: Mapping[str, tuple[type[Part], str]] = {
     "shape": (Shape, "what goes together"),
     "allocation": (Allocation, "how the amount is shared over the layers"),
     "schedule": (Schedule, "the sparsity at each step, as a fraction of the original count"),
+    "selection": (Selection, "which of a layer's weights go, once their number is known"),
     "repair": (Repair, "what is done to the survivors at once"),
     "retrain": (Retrain, "what follows each step"),
     "stop": (Stop, "what ends the pruning before its last step"),

@@ -30,7 +30,7 @@ def test_both_have_the_same_masks_and_weights(ranks, name):
         assert bool((one["model"][key][~mask] == 0).all())
 
 
-@pytest.mark.parametrize("name", ["gradient", "weight gradient", "sensitivity"])
+@pytest.mark.parametrize("name", ["gradient", "weight gradient", "sensitivity", "correlation"])
 def test_they_are_those_of_all_data_together(ranks, name):
     halves = [blobs(64, seed=rank) for rank in (0, 1)]
     data = tuple(torch.cat(parts) for parts in zip(*halves, strict=True))

@@ -2,16 +2,17 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from prunekit.errors import InputError
-from prunekit.methods import alps, sparsegpt
+from prunekit.errors import InputError, ModelError
+from prunekit.methods import alps, correlation, sparsegpt
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from prunekit.second_order import choose_count, damped, left_to_right
-from small_nets import blobs, convnet, mlp
+from small_nets import Tied, blobs, convnet, images, mlp
 
 
 def recipe(**settings):
@@ -90,3 +91,107 @@ def test_what_is_refused():
         Session(mlp(4, 3), recipe(selection="admm"))
     assert alps().digest() != sparsegpt().digest()
     assert recipe().digest() == recipe(selection="lowest").digest()
+
+
+def halves(schedule=None, **settings):
+    return Recipe.parse(
+        {
+            "score": "correlation",
+            "selection": {"name": "correlated_halves", **settings},
+            "allocation": "per_layer",
+            "order": "backward",
+            "schedule": schedule or {"name": "one_shot", "sparsity": 0.5},
+        }
+    )
+
+
+@pytest.mark.parametrize("net", [lambda: mlp(10, 8, 3), convnet])
+@pytest.mark.parametrize("within", ["row", "layer"])
+def test_halves_are_drawn_by_the_seed_with_exact_counts(net, within):
+    levels = [0.3, 0.5, 0.9]
+    data = blobs(64, 10, 3) if isinstance(net()[0], nn.Linear) else images()
+    masks = []
+    for seed in (0, 0, 1):
+        chosen = halves({"name": "explicit", "values": levels}, within=within)
+        session = Session(net(), chosen, data=data, seed=seed)
+        layers, before = list(session.kept), session.kept
+        for record in session.run():
+            level, place = divmod(record.step - 1, len(layers))
+            name = layers[-1 - place]  # the top one first
+            assert int((~session.kept[name]).sum()) == round(levels[level] * session.kept[name].numel())
+            changed = [key for key in layers if not torch.equal(session.kept[key], before[key])]
+            assert changed == [name]
+            assert not bool((session.kept[name] & ~before[name]).any())
+            before = session.kept
+        masks.append(session.kept)
+    one, same, other = masks
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_halves_in_a_layer_are_those_of_the_correlations():
+    model, (inputs, targets) = mlp(20, 12, 3), blobs(80, 20, 3)
+    with torch.no_grad():
+        hidden = model[:2](inputs).double().numpy()
+    r = np.corrcoef(inputs.double().numpy().T, hidden.T)[20:, :20]  # (neurons, inputs)
+    chosen = halves(strong=1.0).model_copy(update={"targets": ("0",)})
+    kept = prune(model, chosen, (inputs, targets)).kept["0.weight"].numpy()
+    for row, mask in zip(r, kept, strict=True):
+        for sign in (row >= 0, row < 0):
+            strong = sorted(np.abs(row[sign]))[sign.sum() // 2 :]
+            assert abs(mask[sign].sum() - sign.sum() / 2) < 1
+            assert (np.abs(row[sign & mask]) >= min(strong) - 1e-6).sum() >= min(
+                mask[sign].sum(), len(strong)
+            )
+
+
+def test_the_score_alone_keeps_the_strongest():
+    model, (inputs, targets) = mlp(20, 12, 3), blobs(80, 20, 3)
+    with torch.no_grad():
+        hidden = model[:2](inputs).double().numpy()
+    r = np.abs(np.corrcoef(inputs.double().numpy().T, hidden.T)[20:, :20])
+    kept = (
+        prune(model, recipe(score="correlation", targets=["0"]), (inputs, targets)).kept["0.weight"].numpy()
+    )
+    assert r[kept].min() > r[~kept].max()
+
+
+def test_zeros_go_before_any_draw():
+    model = mlp(10, 8, 3)
+    with torch.no_grad():
+        model[0].weight[:, :7] = 0
+    pruned = prune(model, halves(), blobs(64, 10, 3))
+    assert int(pruned.kept["0.weight"].sum()) == 40
+    assert bool(pruned.kept["0.weight"][:, 7:].all())
+
+
+def test_a_session_with_statistics_taken_once_goes_on_after_an_interruption():
+    levels = {"name": "explicit", "values": [0.3, 0.6]}
+    chosen = halves(levels).model_copy(update={"order": "all", "rank": "once", "statistics": "once"})
+    data, masks = blobs(64, 10, 3), []
+    for interrupted in (False, True):
+        model = mlp(10, 8, 3)
+        session = Session(model, chosen, data=data)
+        session.advance()
+        if interrupted:
+            state, session = session.state_dict(), Session(model, chosen, data=data)
+            session.load_state_dict(state)
+        session.advance()
+        masks.append(session.kept)
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+def test_what_halves_refuse():
+    for strong in (-0.1, 1.5):
+        with pytest.raises(InputError, match=f"correlated_halves: strong = {strong}: input should be"):
+            halves(strong=strong)
+    with pytest.raises(InputError, match="correlated_halves: strong = 7: input should be less than"):
+        correlation(strong=7)
+    with pytest.raises(
+        InputError, match="cannot keep to the pattern of the shape 'n:m': use the shape 'weig"
+    ):
+        recipe(selection="correlated_halves", shape="n:m")
+    with pytest.raises(InputError, match="score 'correlation' needs data, but no data is given"):
+        Session(mlp(4, 3), halves())
+    with pytest.raises(ModelError, match="Embedding"):
+        halves().plan(Tied())

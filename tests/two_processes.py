@@ -23,6 +23,7 @@ RECIPES = {
     "random": {"score": "random"},
     "least squares": {"shape": "unit", "repair": "least_squares"},
     "layer obs": {"score": "layer_obs", "repair": "masked_least_squares"},
+    "correlation": {"score": "correlation", "allocation": "per_layer"},
     "stand-ins": {"shape": "unit", "repair": "sietsma_dow"},
     "sensitivity": {"allocation": "sensitivity"},
     "fine tune": {"score": "gradient", "schedule": LINEAR, "retrain": FINE_TUNE},

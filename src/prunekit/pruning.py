@@ -359,6 +359,7 @@ class Session:
                         situation.weights[name] if single else None,
                         owner_of(self.model, name) if single else None,
                         found,
+                        generator(self._seed, "selection", step.number, name),
                     )
                 )
                 for name in step.layers
@@ -504,7 +505,8 @@ class Session:
         measured = state.get("measured")
         self._measured = None
         if measured is not None:
-            self._measured = {request: measured[str(request)] for request in self.recipe.repair.needs}
+            again = (*self.recipe.selection.needs, *self.recipe.repair.needs)
+            self._measured = {request: measured[str(request)] for request in again}
         self._optimizer_steps = int(state["optimizer_steps"])
         stop = state.get("stop") or {"allowed": None, "held": None, "stopped": None}
         self._allowed = stop["allowed"]

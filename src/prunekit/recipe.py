@@ -149,6 +149,11 @@ class Recipe(Settings):
                 f"the selection {self.selection.name!r} is for single weights: "
                 "use the shape 'weight' or 'n:m'"
             )
+        if self.shape.pattern is not None and not self.selection.takes_patterns:
+            raise ValueError(
+                f"the selection {self.selection.name!r} cannot keep to the pattern of the shape "
+                f"{self.shape.name!r}: use the shape 'weight'"
+            )
         if self.allocation.of_weights and self.shape.counts != "weights":
             raise ValueError(
                 f"the allocation {self.allocation.name!r} looks at single weights: use the shape 'weight'"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from prunekit.halves import draw_halves
 from prunekit.ranking import lowest, lowest_per_row
 from prunekit.second_order.left_to_right import BLOCK, Choose, choose_count, choose_pattern, left_to_right
 from prunekit.second_order.support import ITERATIONS, admm_support
 from prunekit.settings import Part
 from prunekit.shapes import Shape
-from prunekit.statistics import Found, LayerHessian, Statistic
+from prunekit.statistics import ConnectionCorrelation, Found, LayerHessian, Statistic
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure.rows import from_rows, rows_of
 
@@ -32,6 +33,7 @@ class Choice:
         weight: the parameter; None where units are counted.
         layer: its module; None where units are counted.
         found: the statistics of the step.
+        generator: the source of random numbers, seeded for this layer and step.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Choice:
     weight: Tensor | None
     layer: nn.Module | None
     found: Found
+    generator: torch.Generator = field(default_factory=torch.Generator)
 
 
 class Selection(Part):
@@ -50,6 +53,11 @@ class Selection(Part):
     def needs(self) -> tuple[Statistic, ...]:
         """The statistics that the selection is computed from; none by default."""
         return ()
+
+    @property
+    def takes_patterns(self) -> bool:
+        """Whether it can keep to an N:M pattern."""
+        return True
 
     @abstractmethod
     def __call__(self, choice: Choice) -> Tensor:
@@ -64,6 +72,53 @@ class Lowest(Selection):
     def __call__(self, choice: Choice) -> Tensor:
         """As the shape selects them; ties by position."""
         return choice.shape.select(choice.scores, choice.count)
+
+
+class CorrelatedHalves(Selection):
+    """A draw by lot, for each neuron, most of it from the more strongly correlated half of its connections.
+
+    Connections are split by the sign of r, the correlation of the activations at their two ends, and sorted
+    by |r|; of K that are still there, at the density S that is to be left of them, strong S K stay of the
+    stronger half and (1 - strong) S K of the weaker one, drawn at the same odds. Where a half is too small
+    for its share, the other one gives the rest, so that the number of weights is exact; where shares are not
+    whole numbers, they are met over the layer. A convolution's weights have a mean of |r| and thus one sign.
+    As published it goes with `order: backward` and fine-tuning.
+
+    Attributes:
+        strong: the share of the stronger half (λ); 1 keeps from it alone.
+        within: which connections are sorted and cut in half together: those of an output (`row`: a neuron, a
+            filter), or those of the whole `layer`.
+    """
+
+    name: ClassVar[str] = "correlated_halves"
+    paper: ClassVar[str] = "Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891"
+    strong: float = Field(default=0.75, ge=0, le=1)
+    within: Literal["row", "layer"] = "row"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """The correlations."""
+        return (ConnectionCorrelation(),)
+
+    @property
+    def takes_patterns(self) -> bool:
+        """No."""
+        return False
+
+    def __call__(self, choice: Choice) -> Tensor:
+        """Drawn from the generator; weights that are zero already go before any other."""
+        assert choice.layer is not None
+        there = choice.scores != -torch.inf
+        kept = there.numel() - choice.count
+        if kept >= int(there.sum()):
+            return choice.shape.select(choice.scores, choice.count)
+        values = choice.found[ConnectionCorrelation()][choice.name]
+        values, rows = rows_of(values, choice.layer), rows_of(there, choice.layer)
+        width = rows.shape[2] if self.within == "row" else rows.numel()
+        drawn = draw_halves(
+            values.reshape(-1, width), rows.reshape(-1, width), kept, self.strong, choice.generator
+        )
+        return from_rows(drawn.view(rows.shape), choice.layer)
 
 
 class LayerSelection(Selection):

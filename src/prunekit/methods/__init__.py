@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError
-from prunekit.methods import filters, maxout, one_shot, second_order, units, weights
+from prunekit.methods import connections, filters, maxout, one_shot, second_order, units, weights
+from prunekit.methods.connections import correlation
 from prunekit.methods.filters import geometric_median, network_slimming, taylor_filters, thinet
 from prunekit.methods.maxout import maxout_pruning
 from prunekit.methods.one_shot import alps, owl_wanda, sparsegpt, wanda
@@ -62,6 +63,7 @@ __all__ = [
     "alps",
     "apoz",
     "apoz_units",
+    "correlation",
     "describe",
     "erk_magnitude",
     "exact_layer_obs",
@@ -106,7 +108,7 @@ __all__ = [
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     method.__name__: method
-    for family in (weights, second_order, units, filters, maxout, one_shot)
+    for family in (weights, second_order, connections, units, filters, maxout, one_shot)
     for method in vars(family).values()
     if inspect.isfunction(method) and method.__module__ == family.__name__
 }

@@ -1,6 +1,7 @@
 """Scores: one number per weight or unit; the lowest go first. One family per file."""
 
 from prunekit.scores.base import Evidence, Score, Scores
+from prunekit.scores.correlation import Correlation
 from prunekit.scores.filters import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.scores.gradients import Gradient, WeightGradient
 from prunekit.scores.inputs import InputDeviation, InputScore, Wanda
@@ -23,6 +24,7 @@ __all__ = [
     "OBD",
     "OBS",
     "Activation",
+    "Correlation",
     "Evidence",
     "FeatureTaylor",
     "GeometricMedian",

@@ -2,7 +2,9 @@
 
 from prunekit.statistics.average import average
 from prunekit.statistics.collect import Collector, Found, Statistic, Subject, collect
+from prunekit.statistics.connections import ConnectionCorrelation
 from prunekit.statistics.consumers import InputCovariance, MeanInput, UnitCovariance
+from prunekit.statistics.cross import CrossMoments
 from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal
 from prunekit.statistics.gradients import MeanGradient
 from prunekit.statistics.inputs import InputMean, InputSquares, InputStatistic, LayerHessian, row_layers
@@ -23,6 +25,8 @@ from prunekit.statistics.units import (
 __all__ = [
     "Behaviour",
     "Collector",
+    "ConnectionCorrelation",
+    "CrossMoments",
     "FeatureChange",
     "Found",
     "GaussNewton",

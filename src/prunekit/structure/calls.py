@@ -69,6 +69,11 @@ class Reshaped:
         return x.reshape(x.shape[0], *self.sizes)
 
 
+def module_stage(name: str, module: nn.Module) -> Stage:
+    """A module as a stage, which leaves what it is given as it is."""
+    return Stage(name, Copied(module) if getattr(module, "inplace", False) else module, module)
+
+
 def is_flatten(stage: Stage) -> bool:
     """Whether a stage lays the positions of units beside each other."""
     return isinstance(stage.module, nn.Flatten) or (

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from prunekit.errors import ModelError
-from prunekit.structure.calls import Copied, call_operation, is_size, short_name
+from prunekit.structure.calls import call_operation, is_size, module_stage, short_name
 from prunekit.structure.modules import module_operation, shared_parameters
 from prunekit.structure.operations import Kind, Operation
 from prunekit.structure.parts import Stage
@@ -97,8 +97,7 @@ class _Walk:
             self._layer = name
         if kind in (Kind.LAYER, Kind.NORM):
             self._check_own(name, module)
-        run = Copied(module) if getattr(module, "inplace", False) else module
-        return Operation(kind, Stage(name, run, module), note)
+        return Operation(kind, module_stage(name, module), note)
 
     def _check_own(self, name: str, module: nn.Module) -> None:
         """Units can only be told by the layer if nothing else reads its weights."""

@@ -61,6 +61,15 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return x.reshape(1, -1, x.shape[-1])
     dims = len(layer.kernel_size)
+    return windows(layer, x).flatten(2 + dims).flatten(1, 1 + dims)
+
+
+def windows(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """(groups, n, positions..., channels, kernel...): the same for a convolution, in the memory of its input.
+
+    Only padding copies the input.
+    """
+    dims = len(layer.kernel_size)
     if x.dim() == dims + 1:
         x = x.unsqueeze(0)
     sides = list(layer._reversed_padding_repeated_twice)
@@ -71,5 +80,4 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
     ):
         x = x.unfold(dim, apart * (size - 1) + 1, step)[..., ::apart]
     # (n, groups, channels, positions..., kernel...) -> the channels beside the kernel
-    x = torch.unflatten(x, 1, (layer.groups, -1)).movedim(1, 0).movedim(2, 2 + dims)
-    return x.flatten(2 + dims).flatten(1, 1 + dims)
+    return torch.unflatten(x, 1, (layer.groups, -1)).movedim(1, 0).movedim(2, 2 + dims)

@@ -1,0 +1,255 @@
+"""How the activations at the two ends of each connection go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.batches import Batch
+from prunekit.errors import DataError
+from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.cross import CrossMoments
+from prunekit.statistics.inputs import layer_label, row_layers
+from prunekit.statistics.processes import sum_over_processes
+from prunekit.structure.activation import Function, activations
+from prunekit.structure.rows import from_rows, groups_of, rows_of, windows
+
+SUMS_BYTES = 512 * 2**20
+"""Memory for the sums of one pass: a convolution has as many as it has connections, not weights."""
+
+_COPY_BYTES = 8 * 2**20
+"""Memory for what convolutions are given, laid out for products of matrices."""
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class ConnectionCorrelation(Statistic):
+    """By weight, in its shape, float64: the Pearson correlation over examples of a connection's two ends.
+
+    The lower end is what the layer is given, the upper one its neuron's activation, batch norm and activation
+    function included where they follow directly (see `activations`). A convolution's weight serves a
+    connection at every position: its figure is the mean of |r| over those where it reads a neuron, and no
+    padding of zeros. A linear layer's weight has one connection and its figure a sign; further dimensions of
+    its inputs count as examples. What is constant has a correlation of 0.
+
+    The sums of a convolution are one for each connection, kept by position. Where they need more memory than
+    there is for them, the network runs several times, each time for some of the positions.
+
+    Attributes:
+        budget_bytes: memory for the sums of one pass.
+    """
+
+    budget_bytes: int = SUMS_BYTES
+
+    @property
+    def needs_loss(self) -> bool:
+        """The collector runs the network by itself, once or several times."""
+        return False
+
+    def start(self, subject: Subject) -> Collector:
+        """A collector that keeps the examples' inputs.
+
+        Raises:
+            ModelError: naming a parameter whose layer has no rows of inputs.
+        """
+        return _Correlations(subject, self.budget_bytes)
+
+
+class _Correlations(Collector):
+    def __init__(self, subject: Subject, budget: int) -> None:
+        self._model = subject.model
+        self._modules = row_layers(subject.model, subject.names)
+        after = activations(subject.model, self._modules)
+        self._layers = {name: _Layer(layer, after[name]) for name, layer in self._modules.items()}
+        self._inputs: list[Tensor] = []
+        self._budget = budget
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        self._inputs.append(batch[0])
+
+    @torch.no_grad()
+    def finish(self) -> dict[str, Tensor]:
+        first = True
+        while not all(layer.done for layer in self._layers.values()):
+            budget = _Budget(self._budget)
+            with self._watching(budget):
+                for inputs in self._inputs:
+                    self._model(inputs)
+            if first:
+                self._check()
+            first = False
+            for name, layer in self._layers.items():
+                layer.close(layer_label(name))
+        return {name: layer.result() for name, layer in self._layers.items()}
+
+    @contextmanager
+    def _watching(self, budget: _Budget) -> Iterator[None]:
+        hooks = [
+            self._modules[name].register_forward_hook(self._hook(layer, budget), with_kwargs=True)
+            for name, layer in self._layers.items()
+            if not layer.done
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, layer: _Layer, budget: _Budget) -> Any:
+        def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            layer.take(args[0] if args else next(iter(kwargs.values())), output, budget)
+
+        return watch
+
+    def _check(self) -> None:
+        """All processes find the same: one that stopped alone would leave the others waiting."""
+        device = next(self._model.parameters()).device
+        facts = torch.tensor([layer.facts for layer in self._layers.values()], dtype=torch.float64)
+        facts = facts.to(device)
+        sum_over_processes([facts])
+        for name, (ran, several, places, squares) in zip(self._layers, facts.tolist(), strict=True):
+            label = layer_label(name)
+            processes = _processes()
+            if ran < processes:
+                where = "" if processes == 1 else f" on {processes - ran:.0f} of {processes} processes"
+                raise DataError(
+                    f"the layer {label!r} never ran on the calibration data{where}, so nothing is known of "
+                    "its connections: name it in `ignore`, or give data that reaches it"
+                )
+            if several or squares * processes != places**2:
+                raise DataError(
+                    f"the layer {label!r} reads inputs of several sizes, whose positions cannot be compared: "
+                    "give calibration data of one size, or name the layer in `ignore`"
+                )
+
+
+def _processes() -> int:
+    one = torch.ones(())
+    sum_over_processes([one])
+    return int(one)
+
+
+class _Budget:
+    """Memory that the layers of a pass share; the first of them always gets something."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+        self._untouched = True
+
+    def lines(self, wanted: int, each: int) -> int:
+        """How many lines of positions may be looked at, of so many bytes each."""
+        granted = min(wanted, max(self._left // each, int(self._untouched)))
+        self._left -= granted * each
+        self._untouched = False
+        return granted
+
+
+class _Layer:
+    """One layer's connections: the lines of positions that are under way, and what is known of those before.
+
+    A line is a row of an image's positions; a linear layer has one line of one position.
+    """
+
+    def __init__(self, layer: nn.Module, after: Function) -> None:
+        weight = cast(Tensor, layer.weight)
+        self._layer = layer
+        self._after = after
+        groups, rows, columns = rows_of(weight, layer).shape
+        self._sums = torch.zeros(groups, rows, columns, dtype=torch.float64, device=weight.device)
+        self._served = torch.ones(groups, 1, columns, dtype=torch.float64, device=weight.device)
+        self._places: tuple[int, ...] = ()
+        self._several = False
+        self._next = 0
+        self._under_way: list[tuple[slice, CrossMoments]] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether all positions have been looked at."""
+        return bool(self._places) and self._next == self._places[0]
+
+    @property
+    def facts(self) -> tuple[float, float, float, float]:
+        """Whether it ran, and on inputs of several sizes; how many positions it has, and their square."""
+        places = float(prod(self._places)) if self._places else 0.0
+        return float(bool(self._places)), float(self._several), places, places**2
+
+    def take(self, x: Tensor, output: Tensor, budget: _Budget) -> None:
+        """The inputs and outputs of one call."""
+        lower, upper = _lower(self._layer, x), _upper(self._layer, self._after(output))
+        places = tuple(upper.shape[1:-2])
+        if not self._places:
+            self._places = places
+            if isinstance(self._layer, _CONVOLUTIONS):  # ones, but where the padding is zeros
+                one = _lower(self._layer, torch.ones_like(x)).narrow(1 + len(places), 0, 1)
+                inside = _blocks(one, len(places))
+                self._served = inside.view(len(self._sums), -1, inside.shape[2]).sum(1, True).double()
+        if places != self._places:
+            self._several = True
+            return
+        if not self._under_way:
+            self._begin(lower, budget)
+        for lines, moments in self._under_way:
+            moments.add(_blocks(lower[:, lines], len(places)), _blocks(upper[:, lines], len(places)))
+
+    def _begin(self, lower: Tensor, budget: _Budget) -> None:
+        """Take up as many of the lines that are left as the memory allows."""
+        groups, rows, columns = self._sums.shape
+        wide = groups * prod(self._places[1:])
+        left = self._places[0] - self._next
+        last = self._next + budget.lines(left, wide * rows * columns * self._sums.element_size())
+        copied = wide * lower.shape[1 + len(self._places)] * columns * lower.element_size()
+        at_once = max(1, _COPY_BYTES // max(1, copied))
+        for first in range(self._next, last, at_once):
+            lines = slice(first, min(first + at_once, last))
+            blocks = wide * (lines.stop - lines.start)
+            self._under_way.append((lines, CrossMoments(blocks, columns, rows, device=self._sums.device)))
+
+    def close(self, label: str) -> None:
+        """Be through with the lines that are under way, reduced over all processes."""
+        for lines, moments in self._under_way:
+            moments.reduce()
+            for which, finite in zip(("inputs", "activations"), moments.finite, strict=True):
+                if not finite:
+                    raise DataError(
+                        f"the {which} of the layer {label!r} are not finite on the calibration data, or too "
+                        "large to be squared"
+                    )
+            found = moments.correlations
+            if isinstance(self._layer, _CONVOLUTIONS):
+                found = found.abs()
+            self._sums += found.view(len(self._sums), -1, *found.shape[1:]).sum(1)
+            self._next = lines.stop
+        self._under_way = []
+
+    def result(self) -> Tensor:
+        """The figures in the shape of the weight."""
+        return from_rows(self._sums / self._served.clamp(min=1), self._layer)
+
+
+def _lower(layer: nn.Module, x: Tensor) -> Tensor:
+    """(groups, lines, positions..., n, channels, kernel...): what each output is computed from."""
+    if not isinstance(layer, _CONVOLUTIONS):
+        return x.reshape(1, 1, -1, x.shape[-1])
+    return windows(layer, x).movedim(1, 1 + len(layer.kernel_size))
+
+
+def _upper(layer: nn.Module, outputs: Tensor) -> Tensor:
+    """(groups, lines, positions..., n, rows): what each row of weights makes."""
+    if not isinstance(layer, _CONVOLUTIONS):
+        return outputs.reshape(1, 1, -1, outputs.shape[-1])
+    dims = len(layer.kernel_size)
+    if outputs.dim() == dims + 1:
+        outputs = outputs.unsqueeze(0)
+    return torch.unflatten(outputs, 1, (groups_of(layer), -1)).movedim((0, 2), (-2, -1))
+
+
+def _blocks(numbers: Tensor, dims: int) -> Tensor:
+    """(groups x positions, n, columns) of (groups, positions..., n, columns...)."""
+    return numbers.reshape(prod(numbers.shape[: 1 + dims]), numbers.shape[1 + dims], -1)

@@ -1,0 +1,214 @@
+"""Correlations of connections against `numpy.corrcoef` on stored activations, one connection at a time."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prunekit.batches import TensorBatches
+from prunekit.errors import DataError, ModelError
+from prunekit.statistics import ConnectionCorrelation, CrossMoments, Subject, collect
+from small_nets import Tied, mlp
+from unfolding import design
+
+
+def gather(model, x, names=("0.weight",), batch_size=7, **settings):
+    batches = TensorBatches(x, torch.zeros(len(x))).sample(10_000, batch_size, seed=0)
+    asked = ConnectionCorrelation(**settings)
+    return collect(Subject(model, list(names)), batches, [asked], loss=F.mse_loss)[asked]
+
+
+def pearson(one, other):
+    """The correlation of two rows of numbers; 0 if one is constant."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def of_linear(lower, upper):
+    """(outputs, inputs) of activations (n, inputs) and (n, outputs)."""
+    lower, upper = lower.double().numpy(), upper.double().numpy()
+    return np.array([[pearson(low, up) for low in lower.T] for up in upper.T])
+
+
+def of_convolution(layer, x, upper):
+    """Mean |r| over the positions, every connection by itself, in the shape of the weight."""
+    rows, inside = design(layer, x), design(layer, torch.ones_like(x[:1]))
+    n, places = len(x), inside.shape[1]
+    rows = rows.reshape(layer.groups, n, places, -1)
+    upper = upper.double().numpy().reshape(n, layer.groups, -1, places)
+    found = np.zeros((layer.groups, upper.shape[2], rows.shape[3]))
+    for group, output, column in np.ndindex(*found.shape):
+        values = [
+            abs(pearson(rows[group, :, place, column], upper[:, group, output, place]))
+            for place in range(places)
+            if inside[group, place, column]
+        ]
+        found[group, output, column] = np.mean(values) if values else 0
+    return found.reshape(layer.weight.shape)
+
+
+def layers():
+    yield nn.Conv2d(2, 3, 3)
+    yield nn.Conv2d(2, 4, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2))
+    yield nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False)
+    yield nn.Conv2d(3, 3, 3, padding=1, groups=3)
+    yield nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="circular")
+    yield nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")
+    yield nn.Conv2d(2, 2, 1, padding=1)
+    yield nn.Conv1d(4, 4, 5, stride=2, padding=3, groups=2)
+    yield nn.Conv1d(2, 3, 3, padding=2, dilation=2)
+    yield nn.Conv3d(2, 2, 2)
+
+
+def images_for(layer, count=12):
+    return torch.randn(count, layer.in_channels, *[6, 5, 3][: len(layer.kernel_size)]) + 1
+
+
+@pytest.mark.parametrize("layer", list(layers()), ids=str)
+@pytest.mark.parametrize("budget", [2**29, 1], ids=["one pass", "a pass for each line"])
+@torch.no_grad()
+def test_convolutions(layer, budget):
+    x = images_for(layer)
+    found = gather(nn.Sequential(layer, nn.Tanh()), x, budget_bytes=budget, batch_size=5)["0.weight"]
+    assert found.dtype == torch.float64
+    assert np.allclose(found.numpy(), of_convolution(layer, x, torch.tanh(layer(x))), atol=1e-5)
+
+
+@torch.no_grad()
+def test_linear_layers_have_a_sign():
+    model, x = mlp(6, 5, 4, 2), torch.randn(40, 6).cumsum(0)
+    found = gather(model, x, ("0.weight", "2.weight", "4.weight"))
+    for place in (0, 2, 4):
+        lower = model[:place](x)
+        upper = model[: place + 2](x)  # behind the ReLU; the last layer has none
+        value = found[f"{place}.weight"].numpy()
+        assert np.allclose(value, of_linear(lower, upper), atol=1e-5)
+    assert float(found["0.weight"].min()) < 0 < float(found["0.weight"].max())
+
+
+@torch.no_grad()
+def test_further_dimensions_of_linear_layers_are_examples():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid()), torch.randn(9, 5, 4)
+    expected = of_linear(x.flatten(0, 1), model(x).flatten(0, 1))
+    assert np.allclose(gather(model, x)["0.weight"].numpy(), expected, atol=1e-5)
+
+
+class Residual(nn.Module):
+    """Batch norm and a function behind one layer, a sum behind the other, which is the activation's end."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.norm = nn.Linear(5, 5), nn.BatchNorm1d(5)
+        self.other = nn.Linear(5, 5)
+
+    def forward(self, x):
+        x = F.relu_(self.norm(self.one(x)))
+        return F.relu(x + self.other(x) * 2)
+
+
+@torch.no_grad()
+def test_the_upper_end_is_behind_norms_and_functions_but_not_behind_a_sum():
+    torch.manual_seed(1)
+    model, x = Residual(), torch.randn(50, 5)
+    model.norm.running_mean.normal_()
+    model.norm.weight.uniform_(-1, 1)
+    found = gather(model, x, ("one.weight", "other.weight"))
+    model.eval()
+    hidden = torch.relu(model.norm(model.one(x)))
+    assert np.allclose(found["one.weight"].numpy(), of_linear(x, hidden), atol=1e-5)
+    assert np.allclose(found["other.weight"].numpy(), of_linear(hidden, model.other(hidden)), atol=1e-5)
+
+
+class Branching(nn.Module):
+    """Not traceable, as it looks at its data."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.idle = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return self.idle(x)
+        return torch.relu(self.layer(x))
+
+
+@torch.no_grad()
+def test_where_the_network_cannot_be_traced_the_output_is_the_upper_end():
+    model, x = Branching(), torch.randn(20, 4)
+    found = gather(model, x, ("layer.weight",))
+    assert np.allclose(found["layer.weight"].numpy(), of_linear(x, model.layer(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 1000])
+@torch.no_grad()
+def test_the_batch_size_and_large_means_cost_no_digits(batch_size):
+    model = nn.Sequential(nn.Linear(3, 2).double())
+    x = torch.randn(130, 3, dtype=torch.float64).cumsum(0) + 1e5
+    found = gather(model, x, batch_size=batch_size)["0.weight"].numpy()
+    assert np.allclose(found, of_linear(x, model(x)), atol=1e-9)
+
+
+@torch.no_grad()
+def test_what_is_constant_has_a_correlation_of_zero():
+    model, x = mlp(5, 6, 3), torch.randn(64, 5)
+    x[:, 1], x[:, 3] = 0, 0.1
+    model[0].bias[2] = -1e6  # a neuron that never fires
+    model[0].weight[4] = 0  # one that always gives its bias
+    model[0].bias[4] = 0.3
+    found = gather(model, x, ("0.weight", "2.weight"))
+    assert all(bool(value.isfinite().all()) for value in found.values())
+    assert float(found["0.weight"][:, [1, 3]].abs().max()) == 0
+    assert float(found["0.weight"][[2, 4]].abs().max()) == 0
+    assert float(found["2.weight"][:, [2, 4]].abs().max()) == 0
+    assert int((found["0.weight"] != 0).sum()) == 4 * 3
+
+
+@torch.no_grad()
+def test_half_precision_is_summed_in_float32():
+    model, x = mlp(6, 5, 3), torch.randn(80, 6)
+    exact = gather(model, x)["0.weight"]
+    half = gather(model.to(torch.bfloat16), x.to(torch.bfloat16))["0.weight"]
+    assert half.dtype == torch.float64
+    assert torch.allclose(half, exact, atol=0.02)
+
+
+def test_shards_merge():
+    x, y = torch.randn(2, 90, 4).cumsum(1), torch.randn(2, 90, 3).cumsum(1)
+    whole, parts = CrossMoments(2, 4, 3), [CrossMoments(2, 4, 3) for _ in range(3)]
+    whole.add(x, y)
+    for part, number in zip(parts, (slice(0, 10), slice(10, 10), slice(10, 90)), strict=True):
+        part.add(x[:, number], y[:, number])
+    for part in parts[1:]:
+        parts[0].merge(part)
+    expected = [
+        [[pearson(a, b) for a in one.T] for b in two.T] for one, two in zip(x.numpy(), y.numpy(), strict=True)
+    ]
+    for found in (whole, parts[0]):
+        assert np.allclose(found.correlations.numpy(), expected, atol=1e-5)
+
+
+def test_what_is_refused():
+    with pytest.raises(DataError, match="the layer 'idle' never ran on the calibration data, so nothing"):
+        gather(Branching(), torch.randn(9, 4), ("layer.weight", "idle.weight"))
+    with pytest.raises(ModelError, match="Embedding"):
+        gather(Tied(), torch.randint(11, (9, 4)), ("out.weight",))
+    x = torch.randn(9, 4)
+    x[3, 2] = torch.inf
+    with pytest.raises(DataError, match="the inputs of the layer '0' are not finite"):
+        gather(nn.Sequential(nn.Linear(4, 2)), x)
+    with pytest.raises(DataError, match="the activations of the layer '0' are not finite"):
+        gather(nn.Sequential(nn.Linear(4, 2), Reciprocal()), torch.zeros(9, 4))
+    convolution, targets = nn.Sequential(nn.Conv2d(1, 2, 3)), torch.zeros(4)
+    batches = [(torch.randn(4, 1, size, size), targets) for size in (6, 7)]
+    asked = ConnectionCorrelation()
+    with pytest.raises(DataError, match="the layer '0' reads inputs of several sizes"):
+        collect(Subject(convolution, ["0.weight"]), batches, [asked], loss=F.mse_loss)
+
+
+class Reciprocal(nn.Module):
+    """Infinite where its input is the bias."""
+
+    def forward(self, x):
+        return (x - x).exp() / 0
