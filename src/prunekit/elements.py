@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
-from prunekit.structure import Chain, chain_of, unit_masks
+from prunekit.structure import INPUT, Chain, chain_of, unit_masks
+from prunekit.structure.coupling import Coupled
+from prunekit.structure.cut import check_kept, cut_of
+from prunekit.structure.surgery import Surgery
+from prunekit.structure.verify import copy_of
 from prunekit.targets import Target, find_targets, unwrap
 from prunekit.units import outgoing_norms
 
@@ -38,6 +42,11 @@ class Elements(ABC):
         return None
 
     @property
+    def coupled(self) -> Coupled | None:
+        """The coupled groups whose units are counted; None where something else is."""
+        return None
+
+    @property
     @abstractmethod
     def parameters(self) -> list[str]:
         """The full names of the weights that a score may look at."""
@@ -53,6 +62,18 @@ class Elements(ABC):
     @abstractmethod
     def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
         """The elements of a target that go first: those removed already, and what is zero anyway."""
+
+    def smaller(self, model: nn.Module, kept: Masks) -> nn.Module:
+        """A copy of the model without what is not kept, to be counted or timed.
+
+        Raises:
+            InputError: where single elements cannot be taken out.
+        """
+        raise InputError("only whole units can be taken out of a network: use the shape 'unit' or 'group'")
+
+    def shielded(self, name: str, scores: Tensor) -> Tensor:
+        """The scores of a target, with infinity for elements that must stay whatever they score."""
+        return scores
 
 
 class Weights(Elements):
@@ -104,6 +125,14 @@ class Units(Elements):
     def masks(self, model: nn.Module, kept: Masks) -> Masks:
         """Rows, biases and, in the layer that reads the unit, columns."""
         return unit_masks(model, self.links, kept, allow_empty=True)
+
+    def smaller(self, model: nn.Module, kept: Masks) -> nn.Module:
+        """The units are taken out of a copy; input features are off, but stay."""
+        model = unwrap(model)
+        copied = copy_of(model)
+        flags = {name: each for name, each in kept.items() if name != INPUT}
+        Surgery(copied).cut(cut_of(copied, self.links, check_kept(self.links, flags, removing=True)))
+        return copied
 
     def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
         """Those without an outgoing weight count as removed: pruning twice removes no more than once."""

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.recipe import Recipe
+from prunekit.shapes import CoupledGroup
 from prunekit.stopping import Stopped
 from prunekit.structure import ShrinkResult, shrink, shrink_pieces
+from prunekit.structure.coupling import shrink_groups
+from prunekit.structure.shrinking import own_module
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class Pruned:
     def shrink(self, example_inputs: Tensor) -> ShrinkResult:
         """Take the removed units out of the model, in place, with the proof that it computes the same.
 
+        Where the model's own code has sizes written in it, `model` is its exported graph afterwards, which
+        takes inputs of the shape of these examples only; `shrunk.reason` says why.
+
         Args:
             example_inputs: (N, ...) inputs to prove it on.
 
@@ -83,11 +89,29 @@ class Pruned:
             raise InputError("single weights were removed, not units: there is nothing to take out whole")
         if self.shrunk is not None:
             raise InputError(f"the removed {counted} have been taken out already")
-        take_out = shrink if counted == "units" else shrink_pieces
-        result = take_out(self.model, self.kept, example_inputs, masks=self.masks)
+        if isinstance(self.recipe.shape, CoupledGroup):
+            result = self._shrink_groups(example_inputs, self.recipe.shape.residual)
+        else:
+            take_out = shrink if counted == "units" else shrink_pieces
+            result = take_out(self.model, self.kept, example_inputs, masks=self.masks)
         self.shrunk = result
         self.masks = result.masks  # those of the larger layers would be refused by all that takes masks
         return result
+
+    def _shrink_groups(self, example_inputs: Tensor, residual: bool) -> ShrinkResult:
+        """The model stays the same object unless its code has sizes written in it, see `Shrunk`."""
+        done = shrink_groups(own_module(self.model), example_inputs, self.kept, residual=residual)
+        self.model = done.model
+        names = [name for name, _ in done.model.named_parameters() if name in self.masks]
+        return ShrinkResult(
+            done.groups,
+            done.parameters_before,
+            done.parameters_after,
+            done.deviation,
+            Masks.ones(done.model, names),
+            form=done.form,
+            reason=done.reason,
+        )
 
     def __repr__(self) -> str:
         return f"<Pruned {type(self.model).__name__}: {self._achieved()}>"

@@ -29,6 +29,7 @@ from prunekit.seeds import derive, generator
 from prunekit.selection import Choice
 from prunekit.statistics import Found, Statistic, Subject, average, collect
 from prunekit.stopping import Held, Stopped
+from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import owner_of, uncompiled, unwrap
 from prunekit.training import Report, copy_state, train, training_seed
 
@@ -54,6 +55,7 @@ def prune(
     validation: Any = None,
     evaluate: Evaluate | None = None,
     report: Report | None = None,
+    example_inputs: Inputs | None = None,
 ) -> Pruned:
     """Prune a network in place, following a recipe. To keep the dense one, pass `copy.deepcopy(model)`.
 
@@ -69,12 +71,21 @@ def prune(
             default the recipe's calibration sample of `data`.
         evaluate: measures the network after each step, for the history.
         report: told how far a retraining is.
+        example_inputs: what the network can be run on, for recipes that find out so what is coupled in it; by
+            default the first two of the data.
 
     Raises:
         InputError, ModelError, DataError: before anything is changed.
     """
     session = Session(
-        model, recipe, data=data, seed=seed, loss=loss, checkpoints=checkpoints, validation=validation
+        model,
+        recipe,
+        data=data,
+        seed=seed,
+        loss=loss,
+        checkpoints=checkpoints,
+        validation=validation,
+        example_inputs=example_inputs,
     )
     for _ in session.run(evaluate=evaluate, report=report):
         pass
@@ -97,6 +108,7 @@ class Session:
         loss: Loss | None = None,
         checkpoints: Checkpoints | None = None,
         validation: Any = None,
+        example_inputs: Inputs | None = None,
     ) -> None:
         if not isinstance(recipe, Recipe):
             raise InputError(
@@ -105,7 +117,10 @@ class Session:
             )
         self.model = model
         self.recipe = recipe
-        self.plan: Plan = recipe.plan(model)
+        self._data: Batches | None = None if data is None else as_batches(data)
+        if recipe.by_example and example_inputs is None and self._data is not None:
+            example_inputs = self._examples(unwrap(model), self._data)
+        self.plan: Plan = recipe.plan(model, example_inputs)
         self.kept = self.plan.elements.all_kept(model)
         self.masks = self.plan.elements.masks(model, self.kept)
         self.history: list[Record] = []
@@ -113,7 +128,6 @@ class Session:
         self._measured: Found | None = None
         self._seed = seed
         self._loss = loss
-        self._data: Batches | None = None if data is None else as_batches(data)
         self._validation: Batches | None = None if validation is None else as_batches(validation)
         self._checkpoints: dict[int, Mapping[str, Tensor]] = dict(checkpoints or {})
         self._masked: MaskedOptimizer | None = None
@@ -268,7 +282,7 @@ class Session:
             return self._measured
         elements = self.plan.elements
         names = step.layers if self.recipe.layer_by_layer else elements.parameters
-        subject = Subject(self.model, names, elements.chain, self.kept)
+        subject = Subject(self.model, names, elements.chain, self.kept, coupled=elements.coupled)
         found = collect(subject, self._calibration(), self._needs(), loss=self._loss_of)
         if self.recipe.statistics == "once":
             again = (*self.recipe.selection.needs, *self.recipe.repair.needs)
@@ -295,6 +309,7 @@ class Session:
                     self.kept,
                     {name: owner_of(self.model, name) for name in weights},
                     self.recipe.shape.pattern,
+                    self.plan.elements.coupled,
                 )
             )
         if self.recipe.rank == "once":
@@ -345,16 +360,17 @@ class Session:
             loss_with=self._loss_with if self._data is not None else None,
             lost=lost,
             settled=settled,
+            least={target.name: target.least for target in self.plan.targets},
         )
         amounts = self.recipe.allocation.amounts(situation)
-        single = self.plan.elements.chain is None and self.recipe.shape.counts == "weights"
+        single = self.recipe.shape.counts == "weights"
         with torch.no_grad():
             chosen = {
                 name: self.recipe.selection(
                     Choice(
                         name,
-                        scores[name],
-                        max(amounts[name], lost[name]),
+                        self.plan.elements.shielded(name, scores[name]),
+                        max(self.recipe.shape.rounded(scores[name].numel(), amounts[name]), lost[name]),
                         self.recipe.shape,
                         situation.weights[name] if single else None,
                         owner_of(self.model, name) if single else None,
@@ -554,6 +570,12 @@ class Session:
         if not math.isfinite(mean):
             raise DataError(f"the loss on the calibration data is {mean}: layers cannot be compared by it")
         return mean
+
+    @staticmethod
+    def _examples(model: nn.Module, data: Batches) -> Tensor:
+        """Two examples, on the network's device."""
+        inputs, _ = next(iter(data.sample(2, 2, 0)))
+        return inputs[:2].to(next(model.parameters()).device)
 
     def _who_needs_data(self) -> str:
         if self.recipe.score.needs:

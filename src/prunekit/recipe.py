@@ -25,6 +25,7 @@ from prunekit.shapes import Shape, Weight
 from prunekit.statistics import Statistic
 from prunekit.stopping import Never, Stop
 from prunekit.strict_yaml import load_yaml
+from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import Target
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Recipe(Settings):
                 f"the repair {self.repair.name!r} is for units, the shape {self.shape.name!r} removes single "
                 "weights: use the shape 'unit'"
             )
+        self._check_coupled()
         if self.repair.level == "weight" and self.shape.counts != "weights":
             raise ValueError(
                 f"the repair {self.repair.name!r} is for single weights, the shape {self.shape.name!r} "
@@ -159,6 +161,21 @@ class Recipe(Settings):
                 f"the allocation {self.allocation.name!r} looks at single weights: use the shape 'weight'"
             )
         return self
+
+    def _check_coupled(self) -> None:
+        """Coupled groups have no order in which one layer reads what the one before it makes."""
+        if not self.shape.by_example:
+            return
+        if self.score.chains_only:
+            raise ValueError(
+                f"the score {self.score.name!r} follows units from layer to layer of a chain, which the "
+                f"shape {self.shape.name!r} is not made of: use the shape 'unit'"
+            )
+        if self.repair.level == "unit":
+            raise ValueError(
+                f"the repair {self.repair.name!r} mends the one layer of a chain that reads the units: use "
+                f"it with the shape 'unit', not {self.shape.name!r}"
+            )
 
     def _check_statistics_once(self) -> None:
         if self.rank != "once":
@@ -187,6 +204,11 @@ class Recipe(Settings):
         )
 
     @property
+    def by_example(self) -> bool:
+        """Whether `plan` must run the network on an example."""
+        return self.shape.by_example
+
+    @property
     def needs(self) -> tuple[Statistic, ...]:
         """Every statistic that the parts are computed from."""
         return (*self.score.needs, *self.selection.needs, *self.repair.needs)
@@ -196,15 +218,20 @@ class Recipe(Settings):
         """Whether choosing the weights, or repairing the rest, looks at data."""
         return bool(self.needs) or self.allocation.needs_data
 
-    def plan(self, model: nn.Module) -> Plan:
+    def plan(self, model: nn.Module, example_inputs: Inputs | None = None) -> Plan:
         """Resolve the targets and the steps; everything that can be refused for a model is refused here.
+
+        Args:
+            model: the network.
+            example_inputs: what it can be run on, for shapes that find out so what is coupled; two examples
+                are enough.
 
         Raises:
             InputError: if a pattern matches nothing, or an amount, shape or floor does not fit a layer.
             ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized), or
                 a layer that the repair cannot mend.
         """
-        elements = self.shape.elements(model, self.targets, self.ignore)
+        elements = self.shape.elements(model, self.targets, self.ignore, example_inputs)
         targets = elements.targets
         sparsities = self._levels(targets)
         self.allocation.check(targets, sparsities[-1])
@@ -216,7 +243,9 @@ class Recipe(Settings):
                 f"{self.allocation.name!r} does not give: use 'per_layer' (with output_rate 1)"
             )
         for part in (self.score, self.repair):
-            part.check(model, elements.chain, elements.names)
+            part.check(
+                model, elements.chain, elements.names if elements.chain is not None else elements.parameters
+            )
         return Plan(elements, tuple(self._steps(targets)))
 
     def _levels(self, targets: Sequence[Target]) -> tuple[float | None, ...]:
@@ -244,6 +273,7 @@ class Recipe(Settings):
         loss: Any = None,
         seed: int = 0,
         every: int | None = None,
+        example_inputs: Inputs | None = None,
     ) -> Session:
         """Prune inside a training loop of your own.
 
@@ -258,10 +288,11 @@ class Recipe(Settings):
             loss: (outputs, targets) -> mean loss; by default cross-entropy or squared error.
             seed: of everything random in the recipe.
             every: advance by itself after this many optimizer steps.
+            example_inputs: see `plan`; by default the first of the data.
         """
         from prunekit.pruning import Session  # the loop is built on recipes, this is its door from here
 
-        session = Session(model, self, data=data, loss=loss, seed=seed)
+        session = Session(model, self, data=data, loss=loss, seed=seed, example_inputs=example_inputs)
         session.attach(optimizer, every=every)
         return session
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -10,15 +11,21 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from prunekit.coupled import find_groups
 from prunekit.elements import Elements, Weights, find_pieces, find_units
 from prunekit.errors import InputError
 from prunekit.ranking import lowest, lowest_per_row
 from prunekit.settings import Part
+from prunekit.structure.coupling import Combine, Pool, Scored
+from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import Target, find_targets
 
 INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Conv1D")
 """The layer types whose weight has its inputs along the first dimension, and not along the second."""
 
+
+Kind = Literal["filters", "neurons", "heads", "head width", "MLP width", "residual stream", "embedding"]
+"""What coupled groups consist of."""
 
 Counted = Literal["weights", "units", "pieces"]
 """What a recipe counts: single weights, whole units, or the pieces of maxout units."""
@@ -46,8 +53,17 @@ class Shape(Part):
         """What the shape counts."""
         return "weights"
 
+    @property
+    def by_example(self) -> bool:
+        """Whether the network must be run on an example to find out what there is to choose from."""
+        return False
+
     def elements(
-        self, model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = ()
+        self,
+        model: nn.Module,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        example_inputs: Inputs | None = None,
     ) -> Elements:
         """What there is to choose from in the layers that fit the patterns.
 
@@ -59,6 +75,10 @@ class Shape(Part):
     def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
         """From scores of weights to scores of what the shape counts."""
         return dict(scores)
+
+    def rounded(self, size: int, removed: int) -> int:
+        """How many elements of a target of this size go if so many are to be removed."""
+        return removed
 
     def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
         """Refuse a layer or a schedule that does not fit the shape, with an `InputError`."""
@@ -84,12 +104,15 @@ class Unit(Weight):
     Attributes:
         pool: how scores of weights become one of the unit.
         inputs: whether the network's input features are units too.
+        round_to: what stays of a layer is a multiple of it, where the layer is not smaller: removals that an
+            allocation asks for beyond such a multiple are left out.
     """
 
     name: ClassVar[str] = "unit"
     paper: ClassVar[str] = "filters by their norm: Li et al. 2016, arXiv 1608.08710"
-    pool: Literal["sum", "mean", "l2", "max"] = "sum"
+    pool: Pool = "sum"
     inputs: bool = False
+    round_to: int = Field(default=1, ge=1)
 
     @property
     def counts(self) -> Counted:
@@ -97,7 +120,11 @@ class Unit(Weight):
         return "units"
 
     def elements(
-        self, model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = ()
+        self,
+        model: nn.Module,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        example_inputs: Inputs | None = None,
     ) -> Elements:
         """The units of the layers that fit the patterns, the network's outputs apart."""
         return find_units(model, targets, ignore, inputs=self.inputs)
@@ -110,12 +137,85 @@ class Unit(Weight):
             raise InputError("the network's input features have no incoming weights to be scored by")
         return {name: self._pooled(scores[f"{name}.weight"].flatten(1).double()) for name in elements.names}
 
+    def rounded(self, size: int, removed: int) -> int:
+        """Not more than leaves a multiple."""
+        return _rounded(size, removed, self.round_to)
+
     def _pooled(self, rows: Tensor) -> Tensor:
         if self.pool == "l2":
             return torch.linalg.vector_norm(rows, dim=1)
         if self.pool == "max":
             return rows.amax(1)
         return rows.sum(1) if self.pool == "sum" else rows.mean(1)
+
+
+class CoupledGroup(Weight):
+    """Whole units of any network that PyTorch can export, each with all that is coupled to it.
+
+    Filters, neurons, heads and their widths are found through residual sums, concatenations and reshapes
+    from a run on an example: the first of the data, or `example_inputs`. A unit that is removed is off: all
+    weights that make it, go along with it and read it are zero. Where statistics run over the units, as in
+    layer norms over a residual stream, zeros still count in them until the units are taken out.
+
+    Attributes:
+        pool: how scores of weights become one of the unit, within each parameter that it has a part in.
+        combine: how several such parameters count, or several places where the unit's outputs are watched.
+        over: which parameters are scored: those that make the unit, or `all` that go with it.
+        kinds: of groups that are pruned; all by default.
+        residual: whether the widths of residual streams are pruned, too.
+        round_to: what stays of a group is a multiple of it, where the group is not smaller: removals that an
+            allocation asks for beyond such a multiple are left out.
+    """
+
+    name: ClassVar[str] = "group"
+    paper: ClassVar[str] = "groups by their norm: Fang et al. 2023 (DepGraph), arXiv 2301.12900"
+    pool: Pool = "sum"
+    combine: Combine = "sum"
+    over: Scored = "producers"
+    kinds: tuple[Kind, ...] | None = Field(default=None, min_length=1)
+    residual: bool = False
+    round_to: int = Field(default=1, ge=1)
+
+    @property
+    def counts(self) -> Counted:
+        """Units."""
+        return "units"
+
+    @property
+    def by_example(self) -> bool:
+        """Couplings are read from exported graphs."""
+        return True
+
+    def elements(
+        self,
+        model: nn.Module,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        example_inputs: Inputs | None = None,
+    ) -> Elements:
+        """The units of the groups that fit the patterns."""
+        return find_groups(
+            model,
+            targets,
+            ignore,
+            example_inputs=example_inputs,
+            kinds=self.kinds,
+            residual=self.residual,
+            combine=self.combine,
+            scored=self.over,
+        )
+
+    def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """Pool and combine what comes per weight; what comes per unit stays."""
+        if set(elements.names) <= set(scores):
+            return {name: scores[name] for name in elements.names}
+        found = elements.coupled
+        assert found is not None
+        return {name: found.pooled(scores, found.group(name), self.pool) for name in elements.names}
+
+    def rounded(self, size: int, removed: int) -> int:
+        """Not more than leaves a multiple."""
+        return _rounded(size, removed, self.round_to)
 
 
 class MaxoutPiece(Shape):
@@ -139,7 +239,11 @@ class MaxoutPiece(Shape):
         return True
 
     def elements(
-        self, model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = ()
+        self,
+        model: nn.Module,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        example_inputs: Inputs | None = None,
     ) -> Elements:
         """The pieces of the maxout layers that fit the patterns."""
         return find_pieces(model, targets, ignore)
@@ -169,6 +273,11 @@ class MaxoutPiece(Shape):
                     f"sparsity {sparsity} does not fit the {pieces} pieces of the units of {target.name!r}: "
                     f"steps are multiples of 1/{pieces} up to {(pieces - 1) / pieces:g}"
                 )
+
+
+def _rounded(size: int, removed: int, multiple: int) -> int:
+    """The most that can go, up to `removed`, if a multiple has to stay, or everything."""
+    return size - min(size, math.ceil((size - removed) / multiple) * multiple)
 
 
 class NM(Shape):

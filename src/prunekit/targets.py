@@ -29,12 +29,14 @@ class Target:
         layer: the full name of the module that owns it.
         kind: the module's type, such as `Linear`.
         shape: the parameter's shape.
+        least: how many of its elements have to stay, whatever an allocation's floor is.
     """
 
     name: str
     layer: str
     kind: str
     shape: tuple[int, ...]
+    least: int = 0
 
     @property
     def size(self) -> int:
@@ -101,7 +103,7 @@ def find_targets(
             "parameters of two or more dimensions are: "
             + _listing(candidate.target.name for candidate in candidates)
         )
-    _check_plain(unwrap(model), chosen)
+    check_plain(unwrap(model), chosen)
     return tuple(chosen)
 
 
@@ -156,7 +158,12 @@ def _check_patterns(patterns: Sequence[str], candidates: Sequence[_Candidate]) -
             raise InputError(f"{pattern!r} matches no layer of the model; layers are: {_listing(known)}")
 
 
-def _check_plain(model: nn.Module, chosen: Sequence[Target]) -> None:
+def check_plain(model: nn.Module, chosen: Sequence[Target]) -> None:
+    """Refuse parameters that have no shape or no finite real values, or are part of a parametrization.
+
+    Raises:
+        ModelError: naming the first one.
+    """
     for target in chosen:
         parameter = model.get_parameter(target.name)
         if isinstance(parameter, nn.parameter.UninitializedParameter):

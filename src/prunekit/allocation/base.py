@@ -29,6 +29,7 @@ class Situation:
         masks: what is still kept.
         loss_with: the loss on calibration data with other masks; None without data.
         lost: the weights that each layer has lost for good; it cannot be given back less.
+        least: how many elements of each layer have to stay, whatever the floor is; 0 where it is not said.
         settled: the layers that this level of the schedule is through with, where an order takes them
             one after the other; they stay at what they have lost.
     """
@@ -43,6 +44,7 @@ class Situation:
     loss_with: Callable[[Masks], float] | None = None
     lost: Mapping[str, int] = field(default_factory=dict)
     settled: frozenset[str] = frozenset()
+    least: Mapping[str, int] = field(default_factory=dict)
 
 
 class Allocation(Part):
@@ -89,7 +91,7 @@ class Allocation(Part):
         if sparsity is None:
             return
         total = sum(target.size for target in targets)
-        reachable = sum(self.capacity(target.size) for target in targets)
+        reachable = sum(self.capacity(target.size, target.least) for target in targets)
         if round(sparsity * total) > reachable:
             what = "units" if targets[0].kind == "units" else "weights"
             raise InputError(
@@ -98,17 +100,19 @@ class Allocation(Part):
                 "lower the sparsity or the allocation's floor"
             )
 
-    def capacity(self, size: int) -> int:
-        """The most weights that a layer of this size may lose."""
-        return size - math.ceil(self.floor * size - 1e-9)
+    def capacity(self, size: int, least: int = 0) -> int:
+        """The most weights that a layer of this size may lose, of which at least so many have to stay."""
+        return size - max(math.ceil(self.floor * size - 1e-9), least)
+
+    def room(self, name: str, situation: Situation) -> int:
+        """The most weights that a layer may lose."""
+        return self.capacity(situation.scores[name].numel(), situation.least.get(name, 0))
 
     def share_out(self, total: int, wanted: Mapping[str, float], situation: Situation) -> dict[str, int]:
         """`share_out` between what each layer has lost and what its floor allows."""
         least = {name: situation.lost.get(name, 0) for name in wanted}
         capacity = {
-            name: least[name]
-            if name in situation.settled
-            else max(self.capacity(situation.scores[name].numel()), least[name])
+            name: least[name] if name in situation.settled else max(self.room(name, situation), least[name])
             for name in wanted
         }
         return share_out(total, wanted, capacity, least)

@@ -53,7 +53,8 @@ class PerLayer(Allocation):
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
         """Every layer's floor must allow the fraction."""
         for target in targets:
-            if sparsity is not None and round(sparsity * target.size) > self.capacity(target.size):
+            most = self.capacity(target.size, target.least)
+            if sparsity is not None and round(sparsity * target.size) > most:
                 raise InputError(
                     f"sparsity {sparsity:g} leaves {target.name} fewer than the floor of {self.floor:g}: "
                     "lower the sparsity or the allocation's floor"
@@ -133,7 +134,7 @@ class Given(Allocation):
                 raise InputError(f"sparsities: {pattern!r} matches no pruned layer; layers are: {known}")
         for target in targets:
             self._check_one(target)
-            if round(self._sparsity(target.name) * target.size) > self.capacity(target.size):
+            if round(self._sparsity(target.name) * target.size) > self.capacity(target.size, target.least):
                 raise InputError(
                     f"sparsity {self._sparsity(target.name):g} leaves {target.name} fewer than the floor of "
                     f"{self.floor:g}: lower the sparsity or the allocation's floor"
@@ -189,7 +190,7 @@ class Threshold(Allocation):
         for name, scores in situation.scores.items():
             survivors = situation.weights[name][situation.masks[name]].double()
             threshold = self.q * float(survivors.std(correction=0)) if survivors.numel() else 0.0
-            amounts[name] = min(int((scores.double() < threshold).sum()), self.capacity(scores.numel()))
+            amounts[name] = min(int((scores.double() < threshold).sum()), self.room(name, situation))
         return amounts
 
 

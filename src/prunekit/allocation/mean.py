@@ -51,5 +51,5 @@ class BelowMean(Allocation):
             mean = left.mean().clamp(left.min(), left.max())
             bound = self.tau * mean - self.deviations * left.std(correction=0)
             below = int((left < bound).sum())
-            amounts[name] = max(lost, min(kept.numel() - left.numel() + below, self.capacity(kept.numel())))
+            amounts[name] = max(lost, min(kept.numel() - left.numel() + below, self.room(name, situation)))
         return amounts

@@ -28,6 +28,6 @@ class Global(Allocation):
         scores = situation.scores[name].flatten()
         scores = scores if scores.dtype == torch.float64 else scores.float()
         settled = name in situation.settled
-        within_reach = lowest(scores, situation.lost[name] if settled else self.capacity(scores.numel()))
+        within_reach = lowest(scores, situation.lost[name] if settled else self.room(name, situation))
         # an infinite score of a layer's own is not to be mixed up with the floor
         return scores.clamp(max=torch.finfo(scores.dtype).max).masked_fill(~within_reach, float("inf"))

@@ -63,7 +63,7 @@ def prune(
     with only_results(), bars as progress:
         found = None if data is None else load(data, data_dir)
         network = open_network(model, data=found, weights=weights, seed=seed)
-        chosen.plan(network.model)
+        chosen.plan(network.model, None if found is None else found.train.inputs[:2])
         bar = progress.add_task("training", total=None)
         checkpoints = _train(network.model, chosen, found, train_epochs, seed, progress, bar)
         if not is_saved(model) and weights is None and train_epochs is None and ":" not in model:

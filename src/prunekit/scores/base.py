@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunekit.settings import Part
 from prunekit.statistics import Found, Statistic
 from prunekit.structure import Chain
+from prunekit.structure.coupling import Coupled
 
 Scores = dict[str, Tensor]
 """One tensor of scores per parameter, of its shape; or (units,) per group of units."""
@@ -27,6 +28,7 @@ class Evidence:
         found: the statistics that the score asked for in `needs`.
         generator: the source of random numbers, seeded for this step.
         chain: the network as a chain of layers, where units are counted.
+        coupled: coupled groups of any network, where their units are counted.
         kept: what is still kept: by group of units (units,) booleans, or masks of weights.
         layers: the module that owns each parameter, by the parameter's full name.
         pattern: (n, m) where n of every m consecutive inputs of an output stay; None for no pattern.
@@ -39,11 +41,17 @@ class Evidence:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
     pattern: tuple[int, int] | None = None
+    coupled: Coupled | None = None
+
+    @property
+    def of_units(self) -> bool:
+        """Whether units are counted, of a chain or of coupled groups."""
+        return self.chain is not None or self.coupled is not None
 
     @property
     def elements(self) -> Mapping[str, Tensor]:
         """What is counted, one tensor each: the weights, or the flags of the units."""
-        return self.weights if self.chain is None else self.kept
+        return self.kept if self.of_units else self.weights
 
 
 Level = Literal["weight", "unit", "piece", "either"]
@@ -56,9 +64,12 @@ class Score(Part):
     Attributes:
         level: what it gives a number: a weight, a unit, a maxout piece, or `either`: whatever the recipe
             counts.
+        chains_only: whether it looks at the layers of a chain one after the other, as only the shape `unit`
+            gives them.
     """
 
     level: ClassVar[Level] = "weight"
+    chains_only: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

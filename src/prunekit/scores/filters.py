@@ -103,6 +103,7 @@ class ThiNet(UnitScore):
 
     name: ClassVar[str] = "thinet"
     paper: ClassVar[str] = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
+    chains_only: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

@@ -91,7 +91,7 @@ class OBS(Score):
         names = [name for name in rows if name in evidence.weights]
         weights = torch.cat([evidence.weights[name].flatten() for name in names]).double().unsqueeze(0)
         kept = weights != 0
-        if evidence.chain is None:
+        if not evidence.of_units:
             kept &= torch.cat([evidence.kept[name].flatten() for name in names])
         elimination = eliminate(
             self._free_biases(rows, names), weights, kept, dtype=getattr(torch, self.precision)

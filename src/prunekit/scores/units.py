@@ -45,6 +45,7 @@ class Oracle(UnitScore):
 
     name: ClassVar[str] = "oracle"
     paper: ClassVar[str] = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
+    chains_only: ClassVar[bool] = True
     error: Error = "squared_error"
 
     @property
@@ -63,6 +64,7 @@ class UnitTaylor(UnitScore):
 
     name: ClassVar[str] = "unit_taylor"
     paper: ClassVar[str] = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
+    chains_only: ClassVar[bool] = True
     order: Literal[1, 2] = 2
     form: Literal["exact", "published"] = "exact"
     error: Error = "squared_error"
@@ -78,6 +80,7 @@ class Skeletonization(UnitScore):
 
     name: ClassVar[str] = "skeletonization"
     paper: ClassVar[str] = "Mozer, Smolensky 1989, NIPS 1"
+    chains_only: ClassVar[bool] = True
     batch_size: int = Field(default=100, ge=1)
 
     @property
@@ -94,6 +97,7 @@ class N2PS(UnitScore):
 
     name: ClassVar[str] = "n2ps"
     paper: ClassVar[str] = "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7"
+    chains_only: ClassVar[bool] = True
 
     @property
     def statistic(self) -> Statistic:

@@ -17,6 +17,7 @@ from prunekit.losses import Loss
 from prunekit.modes import keeping_modes
 from prunekit.statistics.processes import sum_over_processes
 from prunekit.structure import Chain
+from prunekit.structure.coupling import Coupled
 from prunekit.targets import unwrap
 
 
@@ -28,6 +29,7 @@ class Subject:
         model: the network.
         names: the parameters that are of interest, by full name.
         chain: the network as a chain of layers, where units are counted.
+        coupled: coupled groups of any network, where their units are counted.
         kept: by group of units, (units,) booleans: False for those that are off already.
         loss: (outputs, targets) -> mean loss, as the pass is asked for.
         shared: what the collectors of one pass have in common, by keys of their own.
@@ -39,6 +41,7 @@ class Subject:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     loss: Loss | None = None
     shared: dict[object, Any] = field(default_factory=dict)
+    coupled: Coupled | None = None
 
 
 class Statistic(ABC):

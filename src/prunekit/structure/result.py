@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class ShrinkResult:
         masks: the given weight masks, for the smaller layers.
         kept_inputs: the positions of the input features that the network still takes, if the group `input`
             was named: of images their channels, else the numbers that the first layer reads, flattened.
+        form: "graph" where the exported graph took the place of the network's own code.
+        reason: why it did.
     """
 
     groups: tuple[GroupSize, ...]
@@ -40,6 +43,8 @@ class ShrinkResult:
     deviation: Deviation
     masks: Masks
     kept_inputs: Tensor | None = None
+    form: Literal["modules", "graph"] = "modules"
+    reason: str = ""
 
     def __str__(self) -> str:
         width = min(40, max([len("parameters"), *(len(group.name) for group in self.groups)]))

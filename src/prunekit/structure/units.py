@@ -45,7 +45,7 @@ def unit_masks(
     parameters = dict(model.named_parameters())
     return Masks(
         {
-            name: _outer(tuple(parameters[name].shape), axes).to(parameters[name].device)
+            name: outer(tuple(parameters[name].shape), axes).to(parameters[name].device)
             for name, axes in cut.tensors.items()
             if name in parameters
         }
@@ -72,7 +72,8 @@ def _count(shape: tuple[int, ...], axes: Axes) -> int:
     return prod(int(axes[axis].sum()) if axis in axes else size for axis, size in enumerate(shape))
 
 
-def _outer(shape: tuple[int, ...], axes: Axes) -> Tensor:
+def outer(shape: tuple[int, ...], axes: Axes) -> Tensor:
+    """A mask of this shape that keeps what stays along all axes."""
     mask = torch.ones(shape, dtype=torch.bool)
     for axis, flags in axes.items():
         mask &= flags.view([-1 if place == axis else 1 for place in range(len(shape))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit.batches import Batches, as_batches
 from prunekit.errors import InputError, PrunekitError
@@ -37,13 +37,13 @@ def plan(study: Study, data_dir: Path | None) -> Plans:
     plans = {}
     for cell in study.cells:
         try:
-            plans[cell.key] = _plan_cell(cell, study, model, batches)
+            plans[cell.key] = _plan_cell(cell, study, model, batches, data.test.inputs[:2])
         except PrunekitError as error:
             raise type(error)(f"method {cell.name!r}: {error}") from error
     return plans
 
 
-def _plan_cell(cell: Cell, study: Study, model: nn.Module, data: Batches) -> Plan:
+def _plan_cell(cell: Cell, study: Study, model: nn.Module, data: Batches, example: Tensor) -> Plan:
     retrain = cell.recipe.retrain
     steps = study.training.length(data)
     if retrain.checkpoint is not None and retrain.checkpoint > steps:
@@ -52,7 +52,7 @@ def _plan_cell(cell: Cell, study: Study, model: nn.Module, data: Batches) -> Pla
             f"but the training has only {steps} steps"
         )
     retrain.check(model, {step: {} for step in study.checkpoints})
-    return cell.recipe.plan(model)
+    return cell.recipe.plan(model, example)
 
 
 def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: Plans) -> list[Task]:

@@ -1,23 +1,34 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
+from prunekit.structure.coupling.cutting import alike, group_masks, smaller
 from prunekit.structure.coupling.graph_model import GraphModel
 from prunekit.structure.coupling.groups import Group, Member, Plan
+from prunekit.structure.coupling.members import Combine, Coupled, Pool, Scored, makers, of_units
 from prunekit.structure.coupling.plan import groups, traced
 from prunekit.structure.coupling.shrinking import Shrunk, prune_groups, shrink_groups
 from prunekit.structure.coupling.sizes import parameters_per_unit
 from prunekit.structure.coupling.traced import Keeping, Traced
 
 __all__ = [
+    "Combine",
+    "Coupled",
     "GraphModel",
     "Group",
     "Keeping",
     "Member",
     "Plan",
+    "Pool",
+    "Scored",
     "Shrunk",
     "Traced",
+    "alike",
+    "group_masks",
     "groups",
+    "makers",
+    "of_units",
     "parameters_per_unit",
     "prune_groups",
     "shrink_groups",
+    "smaller",
     "traced",
 ]

@@ -11,17 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.structure.coupling.attributes import sizes
-from prunekit.structure.coupling.capture import Inputs, canonical
-from prunekit.structure.coupling.correct import corrected
+from prunekit.structure.coupling.capture import Inputs
+from prunekit.structure.coupling.cutting import alike, checked, operate, operation
 from prunekit.structure.coupling.graph_model import GraphModel
-from prunekit.structure.coupling.groups import Group, Plan
+from prunekit.structure.coupling.groups import Group
 from prunekit.structure.coupling.plan import traced
 from prunekit.structure.coupling.proof import Reference, proven, run_both
 from prunekit.structure.coupling.traced import Traced
-from prunekit.structure.cut import Cut
 from prunekit.structure.result import GroupSize
-from prunekit.structure.surgery import Surgery
 from prunekit.structure.verify import Deviation, VerificationError, copy_of
 from prunekit.targets import unwrap
 
@@ -87,22 +84,15 @@ def shrink_groups(
     model = unwrap(model)
     times = [time.process_time()]
     found = found or traced(model, example_inputs, ignore=ignore, residual=residual)
-    flags = _checked(found.plan, kept)
+    flags = checked(found.plan, kept)
     times.append(time.process_time())
-    keeping = found.keeping({name: (~each).nonzero().flatten().tolist() for name, each in flags.items()})
-    tensors = _tensors(model, found.plan, flags)
-    graphs = {
-        number: corrected(graph.program.graph_module, keeping, number)
-        for number, graph in enumerate(found.graphs)
-    }
-    pairs = [(graph, graphs[number]) for number, graph in enumerate(found.graphs)]
-    shapes = _shapes(model, tensors)
-    cut = Cut(tensors, sizes(model, found.plan, flags, shapes, pairs))
+    work = operation(model, found, flags)
     candidate = copy_of(model)
-    _operate(candidate, cut)
+    operate(candidate, work.cut)
     times.append(time.process_time())
     over_units = any(found.plan.group(name).normalised for name in flags)
-    reference = Reference(model, found, tensors, keeping if over_units else None, example_inputs)
+    tensors, keeping = work.cut.tensors, work.keeping if over_units else None
+    reference = Reference(model, found, tensors, keeping, example_inputs)
     if over_units:
         whole = {number: graph.program.graph_module for number, graph in enumerate(found.graphs)}
         exported = run_both(model, GraphModel(copy_of(model), found.graphs, whole), example_inputs)
@@ -112,11 +102,11 @@ def shrink_groups(
     reason, form = "", "modules"
     try:
         deviation = proven(reference, candidate, tensors, example_inputs)
-        _operate(model, cut)
+        operate(model, work.cut)
         result = model
     except VerificationError as error:
         reason, form = str(error).splitlines()[0], "graph"
-        result = GraphModel(candidate, found.graphs, graphs)
+        result = GraphModel(candidate, found.graphs, work.graphs)
         deviation = proven(reference, result, tensors, example_inputs)
     times.append(time.process_time())
     return Shrunk(
@@ -146,20 +136,11 @@ def smallest(model: nn.Module, group: Group, share: float) -> Tensor:
             each = tensor.abs().movedim(member.dim, 0).reshape(tensor.shape[member.dim], -1).sum(1)
             norms += torch.stack([each[list(indices)].sum() for indices in member.indices])
     flags = torch.ones(group.units, dtype=torch.bool)
-    for units in _alike(group):
+    for units in alike(group):
         count = min(int(len(units) * share), len(units) - 1)
         order = norms[units].argsort(stable=True)[:count]
         flags[torch.tensor(units)[order]] = False
     return flags
-
-
-def _alike(group: Group) -> list[list[int]]:
-    """Units that reach into the same tensors: queries apart from values, halves that part ways later."""
-    found: dict[tuple[bool, ...], list[int]] = {}
-    for unit in range(group.units):
-        reach = tuple(bool(member.indices[unit]) for member in group.members)
-        found.setdefault(reach, []).append(unit)
-    return list(found.values())
 
 
 def prune_groups(
@@ -198,67 +179,6 @@ def prune_groups(
     kept = {group.name: smallest(model, group, sparsity) for group in chosen}
     result = shrink_groups(model, example_inputs, kept, found=found)
     return replace(result, seconds=(analysis, *result.seconds[1:]))
-
-
-def _checked(plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    checked = {}
-    for name, flags in kept.items():
-        group = plan.group(name)
-        if not isinstance(flags, Tensor) or flags.dtype != torch.bool:
-            raise InputError(f"kept[{name!r}] must be a boolean tensor (True = kept)")
-        if tuple(flags.shape) != (group.units,):
-            raise InputError(
-                f"kept[{name!r}] has shape {tuple(flags.shape)}, the group has {group.units} units"
-            )
-        if not bool(flags.any()):
-            raise InputError(f"kept[{name!r}] removes all {group.units} units: at least one must stay")
-        if group.frozen is not None and not bool(flags.all()):
-            raise ModelError(f"group {name!r} cannot lose units: {group.frozen}")
-        if not bool(flags.all()):
-            checked[name] = flags.cpu()
-    return checked
-
-
-def _tensors(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
-    every = dict([*model.named_parameters(), *model.named_buffers()])
-    found: dict[str, dict[int, Tensor]] = {}
-    for name, flags in kept.items():
-        gone = (~flags).nonzero().flatten().tolist()
-        for member in plan.group(name).members:
-            size = every[member.tensor].shape[member.dim]
-            axes = found.setdefault(member.tensor, {})
-            stays = axes.setdefault(member.dim, torch.ones(size, dtype=torch.bool))
-            stays[[index for unit in gone for index in member.indices[unit]]] = False
-    return found
-
-
-def _shapes(model: nn.Module, tensors: Mapping[str, Mapping[int, Tensor]]) -> dict[str, tuple[int, ...]]:
-    """New shapes under all names of the tensors that change."""
-    every = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    shapes = {}
-    for name, first in canonical(model).items():
-        if first in tensors:
-            shape = list(every[name].shape)
-            for axis, flags in tensors[first].items():
-                shape[axis] = int(flags.sum())
-            shapes[name] = tuple(shape)
-    return shapes
-
-
-def _operate(model: nn.Module, cut: Cut) -> None:
-    surgery = Surgery(model)
-    names = canonical(model)
-    try:
-        surgery.cut(cut)
-        for name, first in names.items():
-            if name != first and first in cut.tensors:
-                surgery.tie(name, first)
-    except BaseException:  # an interrupt, too, must not leave half a network
-        surgery.undo()
-        raise
 
 
 def _count(model: nn.Module) -> int:

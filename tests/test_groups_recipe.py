@@ -1,0 +1,336 @@
+"""Recipes that count units of coupled groups, against networks written out by hand."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from group_nets import Attention, Halves, groups, images, small_resnet
+from prunekit.errors import InputError, ModelError
+from prunekit.pruning import Session, prune
+from prunekit.recipe import Recipe
+from prunekit.scores import Evidence, Magnitude
+from prunekit.shapes import CoupledGroup
+from small_nets import copied, same
+
+FILTERS = {
+    "stage1.0.conv1": ("stage1.0", "conv1", "bn1", "conv2"),
+    "stage2.0.conv1": ("stage2.0", "conv1", "bn1", "conv2"),
+    "stage3.0.conv1": ("stage3.0", "conv1", "bn1", "conv2"),
+}
+
+POOLS = {
+    "sum": lambda rows: rows.sum(1),
+    "mean": lambda rows: rows.mean(1),
+    "max": lambda rows: rows.amax(1),
+    "l2": lambda rows: rows.norm(dim=1),
+}
+COMBINED = {
+    "sum": lambda parts: torch.stack(parts).sum(0),
+    "mean": lambda parts: torch.stack(parts).mean(0),
+    "max": lambda parts: torch.stack(parts).amax(0),
+    "first": lambda parts: parts[0],
+}
+
+
+@pytest.fixture(scope="module")
+def stream():
+    """A network, and the one group of it that two layers make."""
+    model = small_resnet()
+    return model, groups(targets=["stage3.0.conv2"]).plan(model, images(2)[0]).elements
+
+
+def sums_of_filters(model, name):
+    return model.get_submodule(name).weight.detach().double().abs().flatten(1).sum(1)
+
+
+class TestByHand:
+    def test_the_smallest_filters_of_each_layer_go_with_all_that_belongs_to_them(self):
+        model = small_resnet()
+        norms = {name: sums_of_filters(model, name) for name in FILTERS}
+        whole = copy.deepcopy(model)
+        pruned = prune(model, groups(shape={"kinds": ["filters"]}, targets=list(FILTERS)), images())
+        assert list(pruned.kept) == list(FILTERS)
+        for name, (block, conv, norm, reader) in FILTERS.items():
+            off = norms[name].argsort()[: len(norms[name]) // 2]
+            assert sorted(off.tolist()) == (~pruned.kept[name]).nonzero().flatten().tolist()
+            with torch.no_grad():
+                parts = whole.get_submodule(block)
+                getattr(parts, conv).weight[off] = 0
+                getattr(parts, norm).weight[off] = 0
+                getattr(parts, norm).bias[off] = 0
+                getattr(parts, reader).weight[:, off] = 0
+        assert same(copied(model), copied(whole))
+
+    @pytest.mark.parametrize("residual", [False, True])
+    def test_the_shrunk_network_computes_what_the_masked_one_does(self, residual):
+        model, (inputs, targets) = small_resnet(), images()
+        pruned = prune(model, groups(shape={"residual": residual}), (inputs, targets))
+        masked = copy.deepcopy(model)
+        result = pruned.shrink(inputs[:3])
+        assert pruned.model is model
+        assert torch.allclose(model(inputs), masked(inputs), atol=1e-6)
+        # of 4, 8, 16 channels half are left; without the residual stream the first sum of 4 stays
+        first = 2 if residual else 4
+        widths, expected = (first, 4, 8), 3 * first * 9 + 2 * first
+        before = first
+        for number, width in enumerate(widths):
+            inner = (2, 4, 8)[number]
+            expected += before * inner * 9 + 2 * inner + inner * width * 9 + 2 * width
+            if number:
+                expected += before * width + 2 * width
+            before = width
+        expected += 8 * 5 + 5
+        assert result.parameters_after == expected == sum(p.numel() for p in model.parameters())
+        with pytest.raises(InputError, match="taken out already"):
+            pruned.shrink(inputs[:3])
+
+    def test_heads_and_their_widths(self):
+        model, inputs = Attention(), torch.randn(6, 5, 12)
+        pruned = prune(model, groups("random", 0.4), example_inputs=inputs[:2], seed=3)
+        assert {name: int(kept.sum()) for name, kept in pruned.kept.items()} == {
+            "query (heads)": 2,
+            "query (head width)": 2,
+            "value": 2,
+            "up": 12,
+        }
+        masked = copy.deepcopy(model)(inputs)
+        pruned.shrink(inputs[:2])
+        left = pruned.model
+        assert left.value.weight.shape == (4, 12)
+        assert left.out.weight.shape == (12, 4)
+        assert left.up.weight.shape == (12, 12)
+        assert torch.allclose(left(inputs[:2]), masked[:2], atol=1e-6)
+
+    def test_the_graph_takes_the_place_of_a_forward_with_sizes_in_it(self):
+        class Viewed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.into, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+
+            def forward(self, x):
+                return self.out(torch.relu(self.into(x)).view(-1, 8))
+
+        model, inputs = Viewed(), torch.randn(4, 6)
+        pruned = prune(model, groups(), example_inputs=inputs)
+        masked = copy.deepcopy(model)(inputs)
+        result = pruned.shrink(inputs)
+        assert result.form == "graph"
+        assert "shapes cannot be multiplied" in result.reason
+        assert pruned.model is not model
+        assert torch.allclose(pruned.model(inputs), masked, atol=1e-6)
+        assert sum(p.numel() for p in pruned.model.parameters()) == 4 * 6 + 4 + 3 * 4 + 3
+
+
+class TestHowMembersCombine:
+    @pytest.mark.parametrize("pool", POOLS)
+    @pytest.mark.parametrize("combine", COMBINED)
+    def test_over_the_layers_that_make_a_stream(self, stream, pool, combine):
+        model, elements = stream
+        makers = ["stage3.0.conv2.weight", "stage3.0.shortcut.0.weight"]
+        rows = [model.get_parameter(name).detach().double().abs().flatten(1) for name in makers]
+        expected = COMBINED[combine]([POOLS[pool](each) for each in rows])
+        scores = Magnitude()(Evidence({name: model.get_parameter(name).detach() for name in makers}))
+        chosen = replace(elements, found=replace(elements.found, combine=combine))
+        found = CoupledGroup(pool=pool).gather(scores, chosen)
+        assert list(found) == ["stage3.0.conv2"]
+        assert torch.allclose(found["stage3.0.conv2"], expected, rtol=1e-12)
+
+    def test_over_all_that_goes_with_a_unit(self):
+        model = small_resnet()
+        block = model.stage2[0]
+        figures = sum(
+            part.detach().double().abs().flatten(1).sum(1)
+            for part in (
+                block.conv1.weight,
+                block.bn1.weight[:, None],
+                block.bn1.bias[:, None],
+                block.conv2.weight.transpose(0, 1),
+            )
+        )
+        pruned = prune(model, groups(shape={"over": "all"}, targets=["stage2.0.conv1"]), images())
+        off = (~pruned.kept["stage2.0.conv1"]).nonzero().flatten().tolist()
+        assert off == sorted(figures.argsort()[:4].tolist())
+
+    def test_over_the_rows_of_a_head(self):
+        model = Attention()
+        figures = sum(
+            layer.weight.detach().double().abs().view(3, 4, 12).sum((1, 2))
+            for layer in (model.query, model.key, model.value)
+        )
+        pruned = prune(
+            model, groups(shape={"kinds": ["heads"]}, sparsity=0.34), example_inputs=torch.rand(2, 5, 12)
+        )
+        assert list(pruned.kept) == ["query (heads)"]
+        assert (~pruned.kept["query (heads)"]).nonzero().flatten().tolist() == [int(figures.argmin())]
+
+    @pytest.mark.parametrize("score", ["gradient", "weight_gradient", "input_deviation", "wanda"])
+    def test_scores_of_weights_that_look_at_data(self, score):
+        pruned = prune(small_resnet(), groups(score), images())
+        assert pruned.kept.sparsity == 0.5
+
+
+class TestCounts:
+    @settings(max_examples=8, deadline=None)
+    @given(
+        sparsity=st.floats(0.02, 0.9),
+        allocation=st.sampled_from(["global", "per_layer"]),
+        seed=st.integers(0, 9),
+    )
+    def test_exactly_so_many_go_and_every_tensor_keeps_some(self, sparsity, allocation, seed):
+        model = Halves(seed)
+        most = 6  # of the 8 units of two halves
+        recipe = groups("random", sparsity, allocation=allocation)
+        if round(sparsity * 8) > most:
+            with pytest.raises(InputError, match="floor"):
+                prune(model, recipe, example_inputs=torch.rand(2, 6))
+            return
+        kept = prune(model, recipe, example_inputs=torch.rand(2, 6), seed=seed).kept["both"]
+        assert int((~kept).sum()) == round(sparsity * 8)
+        assert bool(kept[:4].any())
+        assert bool(kept[4:].any())
+
+    def test_the_worse_half_is_not_emptied(self):
+        model = Halves()
+        with torch.no_grad():
+            model.both.weight[4:] *= 1e-3
+        pruned = prune(model, groups(), example_inputs=torch.rand(2, 6))
+        assert int(pruned.kept["both"][4:].sum()) == 1
+        pruned.shrink(torch.rand(2, 6))
+        assert pruned.model.right.weight.shape == (3, 1)
+        assert pruned.model.left.weight.shape == (3, 3)
+
+    @pytest.mark.parametrize(
+        ("round_to", "left"), [(1, [2, 4, 5, 7]), (4, [4, 4, 8, 8]), (32, [4, 8, 16, 8])]
+    )
+    def test_widths_are_rounded_up_to_multiples(self, round_to, left):
+        names = ["stage1.0.conv1", "stage2.0.conv1", "stage3.0.conv1", "stage2.0.conv2"]
+        sparsities = dict(zip(names, [0.6, 0.5, 0.7, 0.1], strict=True))
+        recipe = groups(
+            shape={"round_to": round_to, "residual": True},
+            targets=names,
+            allocation={"name": "given", "sparsities": sparsities},
+            schedule="rounds",
+        )
+        pruned = prune(small_resnet(), recipe, images())
+        assert [int(pruned.kept[name].sum()) for name in names] == left
+
+    def test_pruning_twice_removes_no_more_than_once(self):
+        model = small_resnet()
+        once = prune(model, groups("random"), images(), seed=1)
+        state = copied(model)
+        twice = prune(model, groups("random"), images(), seed=2)
+        assert once.kept == twice.kept
+        assert same(state, copied(model))
+
+    def test_units_that_are_off_stay_off_in_training(self):
+        training = {"iterations": 4, "batch_size": 6, "lr": 0.05, "optimizer": "adam", "weight_decay": 0.1}
+        recipe = groups(
+            "gradient",
+            shape={"residual": True},
+            retrain={"name": "fine_tune", "training": training},
+            schedule={"name": "linear", "sparsity": 0.5, "steps": 2},
+        )
+        model, (inputs, targets) = small_resnet(), images()
+        before = copied(model)
+        pruned = prune(model, recipe, (inputs, targets))
+        assert not torch.equal(before["fc.bias"], model.fc.bias)
+        for parameter, mask in pruned.masks.parameters(model):
+            assert bool((parameter[~mask] == 0).all())
+        masked = copy.deepcopy(model.eval())
+        pruned.shrink(inputs[:2])
+        assert torch.allclose(model(inputs), masked(inputs), atol=1e-5)
+
+    def test_an_interruption_changes_nothing(self):
+        recipe = groups("random", schedule={"name": "linear", "sparsity": 0.6, "steps": 3})
+        whole = small_resnet()
+        expected = prune(whole, recipe, images(), seed=4)
+        model = small_resnet()
+        first = Session(model, recipe, data=images(), seed=4)
+        next(first.run())
+        again = small_resnet(seed=9)
+        again.load_state_dict(copied(model))
+        second = Session(again, recipe, data=images(), seed=4)
+        second.load_state_dict(first.state_dict())
+        for _ in second.run():
+            pass
+        assert second.kept == expected.kept
+        assert same(copied(again), copied(whole))
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("shape", "choice", "names"),
+        [
+            (
+                {},
+                {},
+                ["stage1.0.conv1", "stage2.0.conv1", "stage2.0.conv2", "stage3.0.conv1", "stage3.0.conv2"],
+            ),
+            ({"kinds": ["residual stream"], "residual": True}, {}, ["conv1"]),
+            ({}, {"targets": ["stage1.*"]}, ["stage1.0.conv1"]),
+            ({}, {"targets": ["re:stage[23].0.shortcut.0"]}, ["stage2.0.conv2", "stage3.0.conv2"]),
+            ({}, {"targets": ["Conv2d"], "ignore": ["*.conv2"]}, [f"stage{n}.0.conv1" for n in (1, 2, 3)]),
+            ({}, {"ignore": ["stage2.0.shortcut.0.weight", "*.conv1"]}, ["stage3.0.conv2"]),
+        ],
+    )
+    def test_groups_are_chosen_by_the_layers_that_make_them(self, shape, choice, names):
+        plan = groups(shape=shape, **choice).plan(small_resnet(), torch.rand(2, 3, 8, 8))
+        assert plan.names == names
+
+    @pytest.mark.parametrize(
+        ("values", "kind", "message"),
+        [
+            ({"targets": ["nowhere"]}, InputError, "'nowhere' matches no group; groups are: conv1, stage1"),
+            (
+                {"targets": ["conv1"]},
+                ModelError,
+                r"conv1 \(residual stream\): .* unless it is asked",
+            ),
+            ({"targets": ["fc"]}, ModelError, r"fc \(neurons\): is the network's output"),
+            ({"shape": {"kinds": ["heads"]}}, ModelError, "none fits; kinds that can be pruned are: filters"),
+            ({"sparsity": 0.99}, InputError, "fewer than the floor"),
+        ],
+    )
+    def test_what_the_model_cannot_do(self, values, kind, message):
+        model = small_resnet()
+        before = copied(model)
+        with pytest.raises(kind, match=message):
+            prune(model, groups(**values), images())
+        assert same(before, copied(model))
+
+    def test_without_an_example(self):
+        with pytest.raises(InputError, match="give data, or example_inputs"):
+            prune(small_resnet(), groups())
+        with pytest.raises(InputError, match="give data, or example_inputs"):
+            groups().plan(small_resnet())
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            *(
+                ({"score": score}, f"the score '{score}' follows units from layer to layer of a chain")
+                for score in ("oracle", "unit_taylor", "skeletonization", "n2ps", "thinet")
+            ),
+            ({"repair": "fold_mean"}, "the repair 'fold_mean' mends the one layer of a chain"),
+            ({"shape": {"name": "group", "combine": "median"}}, "combine"),
+            ({"shape": {"name": "group", "kinds": ["blocks"]}}, "kinds"),
+            ({"shape": {"name": "group", "kinds": []}}, "kinds"),
+            ({"shape": {"name": "group", "round_to": 0}}, "round_to"),
+        ],
+    )
+    def test_recipes_that_do_not_fit(self, values, message):
+        schedule = {"name": "one_shot", "sparsity": 0.5}
+        with pytest.raises(InputError, match=message):
+            Recipe.parse({"schedule": schedule, "shape": "group", **values})
+
+    def test_weights_that_are_not_finite(self):
+        model = small_resnet()
+        with torch.no_grad():
+            model.stage2[0].conv1.weight[0, 0] = torch.nan
+        with pytest.raises(ModelError, match=r"stage2.0.conv1.weight holds NaN"):
+            prune(model, groups(), images())
