@@ -32,11 +32,9 @@ class Groups(Elements):
     """Filters, neurons, heads, head widths and streams, each with all that is coupled to it.
 
     Attributes:
-        model: the network, whose weights say which units are off already.
-        found: the groups.
+        found: the groups, with the network whose weights say which units are off already.
     """
 
-    model: nn.Module
     found: Coupled
 
     @property
@@ -47,7 +45,7 @@ class Groups(Elements):
     @property
     def parameters(self) -> list[str]:
         """The parameters that are scored; buffers are none."""
-        own = dict(self.model.named_parameters())
+        own = dict(self.found.model.named_parameters())
         members = (member for group in self.found.groups for member in self.found.members(group))
         return list(dict.fromkeys(member.tensor for member in members if member.tensor in own))
 
@@ -68,7 +66,7 @@ class Groups(Elements):
 
     def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
         """Those that nothing reads, or that nothing makes where no layer reads them, count as removed."""
-        own, group = dict(self.model.named_parameters()), self.found.group(name)
+        own, group = dict(self.found.model.named_parameters()), self.found.group(name)
         members = [member for member in group.members if member.role == "consumer" and member.tensor in own]
         read = [
             of_units(own[member.tensor].detach().abs(), member, "max")
@@ -145,8 +143,7 @@ def find_groups(
         tuple(
             Target(group.name, group.name, "units", (group.units,), least=len(alike(group))) for group in left
         ),
-        model,
-        Coupled(found, tuple(group.name for group in left), example_inputs, combine, scored),
+        Coupled(model, found, tuple(group.name for group in left), example_inputs, combine, scored),
     )
     check_plain(model, [_target(model, name) for name in elements.parameters])
     return elements

@@ -170,7 +170,7 @@ class CoupledGroup(Weight):
     name: ClassVar[str] = "group"
     paper: ClassVar[str] = "groups by their norm: Fang et al. 2023 (DepGraph), arXiv 2301.12900"
     pool: Pool = "sum"
-    combine: Combine = "sum"
+    combine: Combine = "mean"
     over: Scored = "producers"
     kinds: tuple[Kind, ...] | None = Field(default=None, min_length=1)
     residual: bool = False

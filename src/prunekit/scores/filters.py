@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import torch
@@ -13,6 +14,8 @@ from prunekit.scores.units import UnitScore
 from prunekit.statistics import FeatureChange, InputCovariance, MeanInput, Statistic, UnitMacs
 from prunekit.statistics.consumers import second_moments
 from prunekit.statistics.units import Error
+from prunekit.structure.coupling import Coupled
+from prunekit.structure.coupling.figures import group_norm_scales, unit_rows
 from prunekit.structure.operations import Layer
 from prunekit.units import contribution_products, distances, greedy_order, norm_scales
 
@@ -72,6 +75,8 @@ class NormScale(UnitScore):
 
     def __call__(self, evidence: Evidence) -> Scores:
         """One scale per unit."""
+        if evidence.coupled is not None:
+            return {name: group_norm_scales(evidence.coupled, name) for name in evidence.kept}
         assert evidence.chain is not None
         return norm_scales(evidence.chain, tuple(evidence.kept))
 
@@ -89,9 +94,26 @@ class GeometricMedian(UnitScore):
 
     def __call__(self, evidence: Evidence) -> Scores:
         """One sum per unit, in float64."""
+        if evidence.coupled is not None:
+            return {
+                name: _coupled_distances(evidence.coupled, name, evidence.weights, kept)
+                for name, kept in evidence.kept.items()
+            }
         return {
             name: distances(evidence.weights[f"{name}.weight"], kept) for name, kept in evidence.kept.items()
         }
+
+
+def _coupled_distances(coupled: Coupled, name: str, weights: Mapping[str, Tensor], kept: Tensor) -> Tensor:
+    """Over each parameter that makes the units, combined."""
+    found = []
+    for member in coupled.members(coupled.group(name)):
+        if member.tensor in weights:
+            rows, there = unit_rows(name, weights[member.tensor], member)
+            sums = torch.full((len(kept),), torch.nan, dtype=torch.float64, device=kept.device)
+            sums[there] = distances(rows, kept[there])
+            found.append(sums)
+    return coupled.together(found)
 
 
 class ThiNet(UnitScore):

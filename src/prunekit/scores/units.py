@@ -17,6 +17,7 @@ from prunekit.statistics import (
     SwitchingOff,
 )
 from prunekit.statistics.units import Error
+from prunekit.structure.coupling.figures import group_outgoing_norms
 from prunekit.units import outgoing_norms
 
 
@@ -149,5 +150,7 @@ class OutgoingNorm(Score):
 
     def __call__(self, evidence: Evidence) -> Scores:
         """One norm per unit."""
+        if evidence.coupled is not None:
+            return {name: group_outgoing_norms(evidence.coupled, name, self.order) for name in evidence.kept}
         assert evidence.chain is not None
         return outgoing_norms(evidence.chain, order=self.order)

@@ -14,8 +14,10 @@ from prunekit import units
 from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.coupled import CountMacs, WatchBehaviour, WatchChange, What
 from prunekit.statistics.processes import sum_over_processes
 from prunekit.structure import Chain
+from prunekit.units.judge import error_of
 
 Values = dict[str, Tensor]
 """By group of units, (units,) float64; NaN for units that are off already."""
@@ -37,9 +39,19 @@ class UnitStatistic(Statistic):
         Raises:
             InputError: if the recipe's shape counts weights, not units.
         """
+        if subject.coupled is not None:
+            return self.watch(subject)
         if subject.chain is None:
             raise InputError("this score ranks units: give the recipe the shape 'unit'")
         return _Examples(self, subject.chain, subject.kept)
+
+    def watch(self, subject: Subject) -> Collector:
+        """The collector for coupled groups.
+
+        Raises:
+            InputError: if it is only known for chains.
+        """
+        raise InputError("this score follows units along a chain of layers: give the recipe the shape 'unit'")
 
     @abstractmethod
     def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
@@ -114,7 +126,11 @@ class Relevance(UnitStatistic):
 class Behaviour(UnitStatistic):
     """How a unit's output behaves: mean, variance, share of zeros, or how little others can replace it."""
 
-    what: Literal["mean", "variance", "zeros", "irreplaceable"]
+    what: What
+
+    def watch(self, subject: Subject) -> Collector:
+        """At the places where the units appear."""
+        return WatchBehaviour(subject, self.what)
 
     def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """One figure per unit, see `prunekit.units.Activity`."""
@@ -137,6 +153,10 @@ class FeatureChange(UnitStatistic):
 
     error: Error
 
+    def watch(self, subject: Subject) -> Collector:
+        """At the places where the units appear."""
+        return WatchChange(subject, error_of(self.error))
+
     def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """One figure per unit."""
         return units.feature_taylor(chain, inputs, targets, self.error, kept=kept)
@@ -145,6 +165,10 @@ class FeatureChange(UnitStatistic):
 @dataclass(frozen=True)
 class UnitMacs(UnitStatistic):
     """The multiply-accumulate operations that go with a unit."""
+
+    def watch(self, subject: Subject) -> Collector:
+        """By the layers that the units have a part in."""
+        return CountMacs(subject)
 
     def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """The same for all units of a group."""

@@ -3,7 +3,16 @@
 from prunekit.structure.coupling.cutting import alike, group_masks, smaller
 from prunekit.structure.coupling.graph_model import GraphModel
 from prunekit.structure.coupling.groups import Group, Member, Plan
-from prunekit.structure.coupling.members import Combine, Coupled, Pool, Scored, makers, of_units
+from prunekit.structure.coupling.members import (
+    Combine,
+    Coupled,
+    Pool,
+    Scored,
+    makers,
+    of_units,
+    over_entries,
+)
+from prunekit.structure.coupling.places import Place, watched
 from prunekit.structure.coupling.plan import groups, traced
 from prunekit.structure.coupling.shrinking import Shrunk, prune_groups, shrink_groups
 from prunekit.structure.coupling.sizes import parameters_per_unit
@@ -16,6 +25,7 @@ __all__ = [
     "Group",
     "Keeping",
     "Member",
+    "Place",
     "Plan",
     "Pool",
     "Scored",
@@ -26,9 +36,11 @@ __all__ = [
     "groups",
     "makers",
     "of_units",
+    "over_entries",
     "parameters_per_unit",
     "prune_groups",
     "shrink_groups",
     "smaller",
     "traced",
+    "watched",
 ]

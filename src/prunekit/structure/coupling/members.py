@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.structure.coupling.capture import Inputs
 from prunekit.structure.coupling.groups import Group, Member
+from prunekit.structure.coupling.places import Place, places, silences
 from prunekit.structure.coupling.traced import Traced
 
 Pool = Literal["sum", "mean", "l2", "max"]
@@ -29,17 +30,19 @@ class Coupled:
     """Coupled groups whose units are counted, and how what their members say is put together.
 
     Attributes:
-        traced: the network's plan with its graphs.
+        model: the network.
+        traced: its plan with its graphs.
         names: of the groups.
         example_inputs: on which the network was traced.
         combine: over members, or over places where a unit's outputs appear.
         scored: which members are looked at.
     """
 
+    model: nn.Module
     traced: Traced
     names: tuple[str, ...]
     example_inputs: Inputs
-    combine: Combine = "sum"
+    combine: Combine = "mean"
     scored: Scored = "producers"
 
     @property
@@ -54,6 +57,14 @@ class Coupled:
     def members(self, group: Group) -> tuple[Member, ...]:
         """The members that are looked at."""
         return makers(group) if self.scored == "producers" else group.members
+
+    def places(self, group: Group) -> tuple[Place, ...]:
+        """Where the units' outputs appear; see `places`."""
+        return places(self.model, self.traced, group)
+
+    def silences(self, group: Group) -> tuple[Place, ...]:
+        """Where the units' outputs may be zero; see `silences`."""
+        return silences(self.model, self.traced, group)
 
     def together(self, figures: Sequence[Tensor]) -> Tensor:
         """(units,) float64 from the figures of all members, NaN where a member has nothing of a unit.
