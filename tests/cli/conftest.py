@@ -39,6 +39,24 @@ def other_inputs():
     return nn.Linear(5, 3)
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.block, self.out = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.into(x)
+        return self.out(x + torch.relu(self.block(x)))
+
+
+def residual():
+    return Residual()
+
+
+def three_outputs():
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
 def broken():
     raise RuntimeError("no\\nway")
 """

@@ -59,6 +59,19 @@ PRUNE = "prune '{name: mlp, hidden: [8]}' --data iris --method magnitude --out p
             "prune own_models_of_cli:other_inputs --data iris --method magnitude --out p",
             r"own_models_of_cli:other_inputs cannot take examples of the shape \(4,\)",
         ),
+        (
+            f"{PRUNE.replace('magnitude', 'random_units')} --set sparsity=0.99",
+            "0.99 removes 8 of 8 units, but the floor of 0.001 per layer allows 7",
+        ),
+        (
+            "prune own_models_of_cli:residual --data iris --method random_units --out p",
+            "layer 'into' is no link of a chain: its output feeds the sum 'add' together with 'block'",
+        ),
+        ("prune own_models_of_cli:residual --method oracle_units --out p", "score .oracle. needs data"),
+        (
+            "prune own_models_of_cli:three_outputs --method oracle_units --data california_housing --out p",
+            r"outputs have the shape \(\d+, 3\) but the targets \(\d+, 1\)",
+        ),
         ("compare nothing", "no study 'nothing'; named studies are: .*digits-quick"),
         ("compare nothing.yaml", "cannot read nothing.yaml: No such file"),
         ("compare digits-quick --workers 0", "workers = 0: at least one process"),
