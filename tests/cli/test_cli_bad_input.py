@@ -67,7 +67,7 @@ PRUNE = "prune '{name: mlp, hidden: [8]}' --data iris --method magnitude --out p
             "prune own_models_of_cli:residual --data iris --method random_units --out p",
             "layer 'into' is no link of a chain: its output feeds the sum 'add' together with 'block'",
         ),
-        ("prune own_models_of_cli:small --method oracle_units --out p", "score .oracle. needs data"),
+        ("prune own_models_of_cli:three_outputs --method oracle_units --out p", "score .oracle. needs data"),
         (
             "prune own_models_of_cli:three_outputs --method oracle_units --data california_housing --out p",
             r"outputs have the shape \(\d+, 3\) but the targets \(\d+, 1\)",
