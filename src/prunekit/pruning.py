@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from prunekit.allocation import Situation
+from prunekit.allocation import Remains, Situation
 from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.history import Pruned, Record
@@ -120,6 +121,7 @@ class Session:
         self._data: Batches | None = None if data is None else as_batches(data)
         if recipe.by_example and example_inputs is None and self._data is not None:
             example_inputs = self._examples(unwrap(model), self._data)
+        self._example_inputs = example_inputs
         self.plan: Plan = recipe.plan(model, example_inputs)
         self.kept = self.plan.elements.all_kept(model)
         self.masks = self.plan.elements.masks(model, self.kept)
@@ -349,38 +351,52 @@ class Session:
             name: int((~kept).sum()) if name in settled or not self.recipe.regrow else 0
             for name, kept in self.kept.items()
         }
+        weights = {name: parameter.detach() for name, parameter in self._parameters().items()}
+        single = self.recipe.shape.counts == "weights"
+
+        @torch.no_grad()
+        def chosen(amounts: Mapping[str, int]) -> Masks:
+            return self.kept.replace(
+                {
+                    name: self.recipe.selection(
+                        Choice(
+                            name,
+                            self.plan.elements.shielded(name, scores[name]),
+                            max(self.recipe.shape.rounded(scores[name].numel(), amounts[name]), lost[name]),
+                            self.recipe.shape,
+                            weights[name] if single else None,
+                            owner_of(self.model, name) if single else None,
+                            found,
+                            generator(self._seed, "selection", step.number, name),
+                        )
+                    )
+                    for name in step.layers
+                }
+            )
+
+        elements = self.plan.elements
         situation = Situation(
             sparsity=step.sparsity,
             previous=step.previous,
             round=step.round,
             rounds=step.rounds,
             scores=scores,
-            weights={name: parameter.detach() for name, parameter in self._parameters().items()},
+            weights=weights,
             masks=self.kept,
             loss_with=self._loss_with if self._data is not None else None,
             lost=lost,
             settled=settled,
             least={target.name: target.least for target in self.plan.targets},
+            remains=Remains(
+                elements.all_kept(self.model),
+                chosen,
+                partial(elements.smaller, self.model),
+                self._example_inputs,
+            )
+            if self.recipe.allocation.of_figure
+            else None,
         )
-        amounts = self.recipe.allocation.amounts(situation)
-        single = self.recipe.shape.counts == "weights"
-        with torch.no_grad():
-            chosen = {
-                name: self.recipe.selection(
-                    Choice(
-                        name,
-                        self.plan.elements.shielded(name, scores[name]),
-                        max(self.recipe.shape.rounded(scores[name].numel(), amounts[name]), lost[name]),
-                        self.recipe.shape,
-                        situation.weights[name] if single else None,
-                        owner_of(self.model, name) if single else None,
-                        found,
-                        generator(self._seed, "selection", step.number, name),
-                    )
-                )
-                for name in step.layers
-            }
-        return self.kept.replace(chosen)
+        return chosen(self.recipe.allocation.amounts(situation))
 
     def _retrain(self, step: Step, report: Report | None) -> float | None:
         training = self.recipe.retrain.plan

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from prunekit.allocation import Allocation, Global
+from prunekit.allocation import Allocation, Global, Remains
 from prunekit.elements import Elements
 from prunekit.errors import InputError
+from prunekit.masks import Masks
 from prunekit.repair import NoRepair, Repair
 from prunekit.retrain import NoRetraining, Retrain
-from prunekit.schedule import Schedule, check_increasing
+from prunekit.schedule import Counts, Schedule, check_increasing
 from prunekit.scores import Magnitude, Score
 from prunekit.selection import Lowest, Selection
 from prunekit.settings import Settings
@@ -141,6 +144,7 @@ class Recipe(Settings):
                 "weights: use the shape 'unit'"
             )
         self._check_coupled()
+        self._check_budget()
         if self.repair.level == "weight" and self.shape.counts != "weights":
             raise ValueError(
                 f"the repair {self.repair.name!r} is for single weights, the shape {self.shape.name!r} "
@@ -177,6 +181,26 @@ class Recipe(Settings):
                 f"it with the shape 'unit', not {self.shape.name!r}"
             )
 
+    def _check_budget(self) -> None:
+        """A budget is solved for the whole network at once, and its steps are shares of what it counts."""
+        name = self.allocation.name if self.allocation.of_figure else None
+        if name is None:
+            return
+        if self.shape.counts != "units":
+            raise ValueError(
+                f"the allocation {name!r} counts what is left when units are taken out: use the shape 'unit' "
+                "or 'group'"
+            )
+        if self.order != "all":
+            raise ValueError(
+                f"the allocation {name!r} is solved over all layers at once: use the order 'all'"
+            )
+        if isinstance(self.schedule, Counts):
+            raise ValueError(
+                f"the schedule 'counts' states a number of units, the allocation {name!r} needs shares of "
+                "what it counts: use 'linear', 'geometric', 'cubic', 'explicit' or 'one_shot'"
+            )
+
     def _check_statistics_once(self) -> None:
         if self.rank != "once":
             raise ValueError(
@@ -206,7 +230,7 @@ class Recipe(Settings):
     @property
     def by_example(self) -> bool:
         """Whether `plan` must run the network on an example."""
-        return self.shape.by_example
+        return self.shape.by_example or self.allocation.by_example
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -246,7 +270,24 @@ class Recipe(Settings):
             part.check(
                 model, elements.chain, elements.names if elements.chain is not None else elements.parameters
             )
+        if self.allocation.of_figure:
+            self.allocation.check_network(
+                targets, sparsities[-1], self._remains(model, elements, example_inputs)
+            )
         return Plan(elements, tuple(self._steps(targets)))
+
+    def _remains(self, model: nn.Module, elements: Elements, example_inputs: Inputs | None) -> Remains:
+        """The network without units that are as good as any others."""
+        whole = elements.all_kept(model)
+
+        def chosen(amounts: Mapping[str, int]) -> Masks:
+            found = {}
+            for name, lost in amounts.items():
+                scores = elements.shielded(name, torch.zeros_like(whole[name], dtype=torch.float64))
+                found[name] = self.shape.select(scores, self.shape.rounded(len(scores), lost))
+            return Masks(found)
+
+        return Remains(whole, chosen, partial(elements.smaller, model), example_inputs)
 
     def _levels(self, targets: Sequence[Target]) -> tuple[float | None, ...]:
         return self.schedule.levels(sum(target.size for target in targets))

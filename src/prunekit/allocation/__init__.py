@@ -1,6 +1,7 @@
 """Allocation: how the amount to remove is shared out over the layers."""
 
-from prunekit.allocation.base import Allocation, Situation
+from prunekit.allocation.base import Allocation, Remains, Situation
+from prunekit.allocation.budget import Budget, Figure
 from prunekit.allocation.density import ERK, Given, Nothing, PerLayer, Threshold
 from prunekit.allocation.mean import BelowMean
 from prunekit.allocation.owl import OWL
@@ -12,10 +13,13 @@ __all__ = [
     "OWL",
     "Allocation",
     "BelowMean",
+    "Budget",
+    "Figure",
     "Given",
     "Global",
     "Nothing",
     "PerLayer",
+    "Remains",
     "Sensitivity",
     "Situation",
     "Threshold",

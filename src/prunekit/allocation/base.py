@@ -8,12 +8,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.settings import Part
+from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import Target
+
+
+@dataclass(frozen=True)
+class Remains:
+    """How to look at the network that would be left.
+
+    Attributes:
+        whole: flags that keep every unit, as there were in the beginning.
+        chosen: from the units that layers have lost to the flags that a step would choose, rounded as its
+            shape says.
+        smaller: from flags to a network without these units.
+        example_inputs: what it can be run on.
+    """
+
+    whole: Masks
+    chosen: Callable[[Mapping[str, int]], Masks]
+    smaller: Callable[[Masks], nn.Module]
+    example_inputs: Inputs | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,7 @@ class Situation:
         masks: what is still kept.
         loss_with: the loss on calibration data with other masks; None without data.
         lost: the weights that each layer has lost for good; it cannot be given back less.
+        remains: how to look at the network that would be left; None where it cannot be built.
         least: how many elements of each layer have to stay, whatever the floor is; 0 where it is not said.
         settled: the layers that this level of the schedule is through with, where an order takes them
             one after the other; they stay at what they have lost.
@@ -45,6 +65,7 @@ class Situation:
     lost: Mapping[str, int] = field(default_factory=dict)
     settled: frozenset[str] = frozenset()
     least: Mapping[str, int] = field(default_factory=dict)
+    remains: Remains | None = None
 
 
 class Allocation(Part):
@@ -78,6 +99,16 @@ class Allocation(Part):
         return False
 
     @property
+    def of_figure(self) -> bool:
+        """Whether the schedule's sparsity is a fraction of what the network costs, and not of its units."""
+        return False
+
+    @property
+    def by_example(self) -> bool:
+        """Whether the network is run on an example."""
+        return False
+
+    @property
     def needs_data(self) -> bool:
         """Whether the allocation evaluates the network."""
         return False
@@ -99,6 +130,10 @@ class Allocation(Part):
                 f"floor of {self.floor:g} per layer allows {reachable:,}: "
                 "lower the sparsity or the allocation's floor"
             )
+
+    def check_network(self, targets: Sequence[Target], sparsity: float | None, remains: Remains) -> None:
+        """Refuse what cannot be reached on this network, with an `InputError`."""
+        return
 
     def capacity(self, size: int, least: int = 0) -> int:
         """The most weights that a layer of this size may lose, of which at least so many have to stay."""
