@@ -194,11 +194,9 @@ class TestRefusals:
         model = mlp(10, 12, 9, 3)
         before = copied(model)
         # one unit of each layer: 10 + 1 + 3 of 120 + 108 + 27 products
-        with pytest.raises(
-            InputError, match=r"a budget of 12.8 MACs, 0.05 of 255 MACs.* has 14 MACs, 0.0549"
-        ):
+        with pytest.raises(InputError, match=r"a budget of 12.8 MACs, 0.05 of 255 .* has 14 MACs, 0.0549"):
             prune(model, budget("macs", 0.95), examples())
-        with pytest.raises(InputError, match=r"with a floor of 0.5 of each layer.* has 117 MACs"):
+        with pytest.raises(InputError, match=r"with a floor of 0.5 of each layer.* has 105 MACs"):
             prune(model, budget("macs", 0.6, allocation={"floor": 0.5}), examples())
         assert same(before, copied(model))
 
