@@ -177,7 +177,7 @@ class TestReplacing:
             save_pretrained(mlp(3, 2), tmp_path / "thesis.tex")
         assert (tmp_path / "thesis.tex").read_text() == "years"
 
-    @pytest.mark.parametrize("failing", ["save_file", "write_json", "_sha256"])
+    @pytest.mark.parametrize("failing", ["save_file", "write_json", "sha256"])
     def test_a_failed_write_leaves_the_earlier_save(self, saved, monkeypatch, failing):
         before = {name: (saved / name).read_bytes() for name in files(saved)}
 

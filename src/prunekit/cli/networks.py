@@ -18,7 +18,7 @@ from prunekit.models import ModelSettings, create, names
 from prunekit.models.factories import find_factory
 from prunekit.models.signature import data_arguments
 from prunekit.saving import Architecture, load_architecture, load_pretrained
-from prunekit.saving.pretrained import DESCRIPTION, WEIGHTS
+from prunekit.saving.folder import DESCRIPTION, WEIGHTS
 from prunekit.strict_yaml import load_yaml
 from prunekit.trial import check_takes
 

@@ -1,8 +1,8 @@
 """Saving pruned networks: safetensors and JSON, never a pickle."""
 
+from prunekit.saving.folder import check_free
 from prunekit.saving.pretrained import (
     Architecture,
-    check_free,
     load_architecture,
     load_masks,
     load_pretrained,

@@ -1,32 +1,41 @@
-"""A pruned network as a folder: `model.safetensors` and `prunekit.json`."""
+"""A pruned network as a folder: `model.safetensors` and `prunekit.json`, of a graph `graph.json`, too."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prunekit.errors import DataError, InputError, ModelError
-from prunekit.files import read_json, replacing_folder, write_json
+from prunekit.errors import InputError, ModelError
+from prunekit.files import replacing_folder, write_json
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, create
 from prunekit.pruning import Pruned
+from prunekit.saving.fitting import check_names, fit, tie, unnamed
+from prunekit.saving.folder import (
+    BITS,
+    BUFFER,
+    CONSTANT,
+    DESCRIPTION,
+    FORMAT,
+    GRAPH,
+    VALUES,
+    WEIGHTS,
+    check_free,
+    consistent,
+    describe,
+    read,
+    sha256,
+)
+from prunekit.saving.graph_files import graph_from_files, graph_to_files
 from prunekit.saving.packing import pack, unpack, unpack_mask
-from prunekit.structure import resize_to
+from prunekit.structure.coupling import GraphModel, Shrunk, size_attributes
 from prunekit.targets import unwrap
 from prunekit.version import __version__
-
-FORMAT = 1
-WEIGHTS = "model.safetensors"
-DESCRIPTION = "prunekit.json"
-BITS, VALUES = "#mask", "#values"
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Architecture:
 
 
 def save_pretrained(
-    pruned: Pruned | nn.Module,
+    pruned: Pruned | Shrunk | nn.Module,
     folder: str | Path,
     *,
     masks: Masks | None = None,
@@ -62,22 +71,24 @@ def save_pretrained(
     """Write a network to a folder; removed weights cost one bit each. An earlier save there is replaced.
 
     Args:
-        pruned: what `prune()` returned, or a model.
+        pruned: what `prune()`, `prune_groups()` or `shrink_groups()` returned, or a model.
         folder: where to; must be new, empty, or hold an earlier save.
         masks: which weights are removed, if a plain model is given.
         architecture: for models of `prunekit.models`, so that loading needs no model.
 
     Raises:
         InputError: if the folder holds something else, or the masks are another model's.
-        ModelError: if the model's state holds something other than tensors.
+        ModelError: if the model's state holds something other than tensors, or an exported graph holds what
+            a file may not name.
         OSError: if it cannot be written; an earlier save is then as it was, and nothing is left behind.
     """
     folder = Path(folder)
     check_free(folder)
-    model = unwrap(pruned.model if isinstance(pruned, Pruned) else pruned)
+    model = unwrap(pruned if isinstance(pruned, nn.Module) else pruned.model)
     masks = pruned.masks if isinstance(pruned, Pruned) else masks or Masks({})
     masks.parameters(model)
     tensors, tied = _tensors(model.state_dict(), masks)
+    graph, constants = graph_to_files(model) if isinstance(model, GraphModel) else (None, {})
     description = {
         "format": FORMAT,
         "prunekit": __version__,
@@ -86,12 +97,20 @@ def save_pretrained(
             name: {"shape": list(mask.shape), "kept": int(mask.sum())} for name, mask in masks.items()
         },
         "tied": tied,
+        "sizes": size_attributes(model) if graph is None else {},
+        "shrunk": pruned.to_dict() if isinstance(pruned, Shrunk) else None,
         "recipe": pruned.recipe.to_dict() if isinstance(pruned, Pruned) else None,
         "history": [asdict(record) for record in pruned.history] if isinstance(pruned, Pruned) else [],
     }
     with replacing_folder(folder) as temporary:
-        save_file(tensors, temporary / WEIGHTS)
-        write_json(temporary / DESCRIPTION, {**description, "sha256": _sha256(temporary / WEIGHTS)})
+        save_file({**tensors, **unnamed(model), **constants}, temporary / WEIGHTS)
+        if graph is not None:
+            write_json(temporary / GRAPH, graph)
+        sums = {
+            "graph": None if graph is None else sha256(temporary / GRAPH),
+            "sha256": sha256(temporary / WEIGHTS),
+        }
+        write_json(temporary / DESCRIPTION, {**description, **sums})
     return folder
 
 
@@ -100,25 +119,36 @@ def load_pretrained(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
 
     Args:
         folder: the folder.
-        model: a freshly built network of the same class; only needed if the save names no architecture.
-            Parameters that were tied when they were saved are tied in it, too. Layers that were shrunk
-            before the save are made as small in it, as new parameters.
+        model: a freshly built network of the same class; only needed if the save names no architecture and
+            is no exported graph. Parameters that were tied when they were saved are tied in it, too. Layers
+            that were shrunk before the save are made as small in it, as new parameters.
 
     Raises:
         DataError: if a file is missing, damaged, truncated, or not of prunekit.
-        InputError: if the save names no architecture, or one of the user's, and no model is given.
+        InputError: if the save names no architecture, or one of the user's, and no model is given; or one is
+            given for an exported graph.
         ModelError: if the weights do not fit the model; it is left as it was.
     """
     folder = Path(folder)
-    description, tensors = _read(folder)
+    description, tensors = read(folder)
+    state = _dense(folder, description, tensors)
+    if description.get("graph") is not None:
+        if model is not None:
+            raise InputError(
+                f"{folder} holds an exported graph, which takes the place of the model: give none"
+            )
+        with consistent(folder):
+            buffers = {name.removesuffix(BUFFER): tensors[name] for name in tensors if name.endswith(BUFFER)}
+        return graph_from_files(folder, description, {**state, **buffers}, tensors)
     if model is None:
         model = _build(folder, description)
-    state = _dense(folder, description, tensors)
-    _check_names(unwrap(model), state, folder)
-    _fit(unwrap(model), state, folder)
+    check_names(unwrap(model), state, folder)
+    buffers = fit(unwrap(model), state, description, tensors, folder)
     unwrap(model).load_state_dict(state)
+    for name, value in buffers.items():
+        unwrap(model).get_buffer(name).copy_(value)
     for name, source in description["tied"].items():
-        _tie(unwrap(model), name, source)
+        tie(unwrap(model), name, source)
     return model
 
 
@@ -129,8 +159,8 @@ def load_masks(folder: str | Path) -> Masks:
         DataError: as `load_pretrained`.
     """
     folder = Path(folder)
-    description, tensors = _read(folder)
-    with _consistent(folder):
+    description, tensors = read(folder)
+    with consistent(folder):
         return Masks(
             {
                 name: unpack_mask(tensors[name + BITS], tuple(entry["shape"]))
@@ -145,7 +175,7 @@ def load_architecture(folder: str | Path) -> Architecture | None:
     Raises:
         DataError: as `load_pretrained`.
     """
-    saved = _describe(Path(folder))["architecture"]
+    saved = describe(Path(folder))["architecture"]
     if saved is None:
         return None
     return Architecture(ModelSettings.parse(saved["model"]), tuple(saved["input_shape"]), saved["outputs"])
@@ -177,61 +207,15 @@ def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tenso
 
 
 def _dense(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = {name: value for name, value in tensors.items() if not name.endswith((BITS, VALUES))}
-    with _consistent(folder):
+    state = {
+        name: value for name, value in tensors.items() if not name.endswith((BITS, VALUES, BUFFER, CONSTANT))
+    }
+    with consistent(folder):
         for name, entry in description["pruned"].items():
             state[name] = unpack(tensors[name + BITS], tensors[name + VALUES], tuple(entry["shape"]))
         for name, source in description["tied"].items():
             state[name] = state[source]
     return state
-
-
-@contextmanager
-def _consistent(folder: Path) -> Iterator[None]:
-    """What fails inside fails because the two files disagree."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
-        raise DataError(f"{folder / WEIGHTS} does not fit {DESCRIPTION}: {error}") from None
-
-
-def _tie(model: nn.Module, name: str, source: str) -> None:
-    """Put the parameter `source` in the place of `name`, as it was when the two were saved."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    if name not in parameters or source not in parameters or parameters[name] is parameters[source]:
-        return
-    layer, _, short = name.rpartition(".")
-    setattr(model.get_submodule(layer), short, parameters[source])
-
-
-def _describe(folder: Path) -> dict[str, Any]:
-    if not (folder / DESCRIPTION).is_file():
-        raise DataError(f"{folder} holds no network saved by prunekit: there is no {DESCRIPTION}")
-    description = read_json(folder / DESCRIPTION)
-    wanted = {"format", "sha256", "pruned", "tied", "architecture"}
-    if not isinstance(description, dict) or not wanted <= set(description):
-        raise DataError(f"{folder / DESCRIPTION} was not written by prunekit")
-    if description["format"] != FORMAT:
-        raise DataError(
-            f"{folder} is of format {description['format']}, this prunekit reads format {FORMAT}: "
-            f"it was written by prunekit {description.get('prunekit', '?')}"
-        )
-    return description
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    description = _describe(folder)
-    weights = folder / WEIGHTS
-    try:
-        if _sha256(weights) != description["sha256"]:
-            raise DataError(
-                f"{weights} is damaged or truncated: its checksum is not the one in {DESCRIPTION}"
-            )
-        return description, load_file(weights)
-    except OSError as error:
-        raise DataError(f"cannot read {weights}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise DataError(f"{weights} is not a safetensors file: {error}") from None
 
 
 def _build(folder: Path, description: Mapping[str, Any]) -> nn.Module:
@@ -240,7 +224,7 @@ def _build(folder: Path, description: Mapping[str, Any]) -> nn.Module:
         raise InputError(
             f"{folder} does not say how its network is built: give load_pretrained(folder, model)"
         )
-    with _consistent(folder):
+    with consistent(folder):
         settings = ModelSettings.parse(saved["model"])
         shape, outputs = tuple(saved["input_shape"]), int(saved["outputs"])
     if ":" in settings.name:  # a file must not decide which code is imported
@@ -248,53 +232,3 @@ def _build(folder: Path, description: Mapping[str, Any]) -> nn.Module:
             f"the network in {folder} is of {settings.name}: build it and give load_pretrained(folder, model)"
         )
     return Architecture(settings, shape, outputs).build()
-
-
-def _check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
-    own = model.state_dict()
-    missing = sorted(set(own) - set(state))
-    extra = sorted(set(state) - set(own))
-    if missing or extra:
-        raise ModelError(
-            f"the network in {folder} is another one: "
-            + "; ".join(
-                f"{what} {', '.join(names[:3])}"
-                for what, names in (("the file lacks", missing), ("the model lacks", extra))
-                if names
-            )
-        )
-
-
-def _fit(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Make the model's layers as small as the saved ones, if units were taken out before it was saved."""
-    own = model.state_dict()
-    name = next((name for name, value in own.items() if value.shape != state[name].shape), None)
-    if name is None:
-        return
-    try:
-        resize_to(model, {name: value.shape for name, value in state.items()})
-    except ModelError as error:
-        raise ModelError(
-            f"{name} has shape {tuple(own[name].shape)} in the model, {tuple(state[name].shape)} in "
-            f"{folder}, and taking units out of the model does not give it: {error}"
-        ) from None
-
-
-def check_free(folder: Path) -> None:
-    """Refuse, with an `InputError`, to save where something else lies."""
-    if folder.is_file():
-        raise InputError(f"{folder} is a file: give a folder to save to")
-    inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if inside and DESCRIPTION not in inside:
-        raise InputError(f"{folder} is not empty and holds no earlier save: it will not be replaced")
-    foreign = [name for name in inside if name not in (DESCRIPTION, WEIGHTS)]
-    if foreign:
-        raise InputError(f"{folder} holds {foreign[0]} beside an earlier save: it will not be replaced")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

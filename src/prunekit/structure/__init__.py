@@ -1,6 +1,6 @@
 """Which units of a network can be taken out, and taking them out, with the proof."""
 
-from prunekit.structure.chain import INPUT, Chain, Stage, UnitGroup, chain_of
+from prunekit.structure.chain import INPUT, Chain, Stage, UnitGroup, chain_of, is_chain
 from prunekit.structure.dead import DeadUnits, dead_units, shrink_dead
 from prunekit.structure.pieces import shrink_pieces
 from prunekit.structure.resize import resize_to
@@ -21,6 +21,7 @@ __all__ = [
     "VerificationError",
     "chain_of",
     "dead_units",
+    "is_chain",
     "kept_all",
     "parameters_after",
     "resize_to",

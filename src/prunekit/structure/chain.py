@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from prunekit.errors import ModelError
 from prunekit.structure.linking import link
 from prunekit.structure.operations import is_leaf
 from prunekit.structure.parts import INPUT, Chain, Stage, UnitGroup
@@ -15,7 +16,7 @@ from prunekit.structure.path import only_layer, path_of
 from prunekit.structure.tracing import trace
 from prunekit.targets import unwrap
 
-__all__ = ["INPUT", "Chain", "Stage", "UnitGroup", "chain_of"]
+__all__ = ["INPUT", "Chain", "Stage", "UnitGroup", "chain_of", "is_chain"]
 
 
 def chain_of(model: nn.Module, *, inputs: bool = False) -> Chain:
@@ -36,3 +37,12 @@ def chain_of(model: nn.Module, *, inputs: bool = False) -> Chain:
     model = unwrap(model)
     operations = only_layer(model) if is_leaf(model) else path_of(trace(model), model)
     return link(operations, inputs=inputs)
+
+
+def is_chain(model: nn.Module) -> bool:
+    """Whether a network can be read as a chain of layers."""
+    try:
+        chain_of(model)
+    except ModelError:
+        return False
+    return True

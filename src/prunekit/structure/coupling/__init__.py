@@ -1,7 +1,8 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
+from prunekit.structure.coupling.attributes import size_attributes
 from prunekit.structure.coupling.cutting import alike, group_masks, smaller
-from prunekit.structure.coupling.graph_model import GraphModel
+from prunekit.structure.coupling.graph_model import Graph, GraphModel
 from prunekit.structure.coupling.groups import Group, Member, Plan
 from prunekit.structure.coupling.members import (
     Combine,
@@ -14,6 +15,7 @@ from prunekit.structure.coupling.members import (
 )
 from prunekit.structure.coupling.places import Place, watched
 from prunekit.structure.coupling.plan import groups, traced
+from prunekit.structure.coupling.restoring import restore_sizes
 from prunekit.structure.coupling.shrinking import Shrunk, prune_groups, shrink_groups
 from prunekit.structure.coupling.sizes import parameters_per_unit
 from prunekit.structure.coupling.traced import Keeping, Traced
@@ -21,6 +23,7 @@ from prunekit.structure.coupling.traced import Keeping, Traced
 __all__ = [
     "Combine",
     "Coupled",
+    "Graph",
     "GraphModel",
     "Group",
     "Keeping",
@@ -39,7 +42,9 @@ __all__ = [
     "over_entries",
     "parameters_per_unit",
     "prune_groups",
+    "restore_sizes",
     "shrink_groups",
+    "size_attributes",
     "smaller",
     "traced",
     "watched",

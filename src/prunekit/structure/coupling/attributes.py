@@ -31,6 +31,25 @@ _EACH = (
     "head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "d_head", "dim_head", "d_kv",
 )  # fmt: skip
 
+# what PyTorch's layers and Conv1D of transformers call theirs
+_LAYERS = (
+    "out_features", "in_features", "out_channels", "in_channels", "groups", "num_features", "num_embeddings",
+    "embedding_dim", "num_parameters", "nx", "nf", "normalized_shape", "num_groups", "num_channels",
+)  # fmt: skip
+
+
+def size_attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """All attributes that surgery may change, by module and name: whole numbers, or lists of such."""
+    found: dict[str, dict[str, Any]] = {}
+    for place, module in model.named_modules(remove_duplicate=False):
+        for name in (*_LAYERS, *_HEADS, *_ALL, *_EACH):
+            value = vars(module).get(name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                found.setdefault(place, {})[name] = value
+            elif isinstance(value, tuple | list) and value and all(type(each) is int for each in value):
+                found.setdefault(place, {})[name] = list(value)
+    return found
+
 
 def sizes(
     model: nn.Module,

@@ -13,7 +13,7 @@ from prunekit.masks import Masks
 from prunekit.structure.coupling.attributes import sizes
 from prunekit.structure.coupling.capture import Inputs, arguments, canonical
 from prunekit.structure.coupling.correct import corrected
-from prunekit.structure.coupling.graph_model import GraphModel
+from prunekit.structure.coupling.graph_model import GraphModel, graphs_of
 from prunekit.structure.coupling.groups import Group, Plan
 from prunekit.structure.coupling.traced import Keeping, Traced
 from prunekit.structure.cut import Cut
@@ -83,7 +83,7 @@ def smaller(model: nn.Module, found: Traced, kept: Mapping[str, Tensor], example
         with evaluating(copied), torch.no_grad():
             copied(*args, **kwargs)
     except Exception:  # whatever a forward raises that has sizes written in its code
-        return GraphModel(copied, found.graphs, work.graphs)
+        return GraphModel(copied, graphs_of(found.graphs, work.graphs))
     return copied
 
 

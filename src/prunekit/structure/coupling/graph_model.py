@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
+from torch.export.graph_signature import InputKind
 
-from prunekit.errors import InputError
 from prunekit.structure.coupling.capture import Captured
+from prunekit.structure.coupling.signature import Signature, signature_of
 
 Run = Callable[[int, fx.GraphModule, list[Any]], Any]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph that can be run.
+
+    Attributes:
+        signature: what goes in and out.
+        module: the graph, with parameters and buffers as inputs.
+        constants: tensors that it reads besides.
+    """
+
+    signature: Signature
+    module: fx.GraphModule
+    constants: Mapping[str, Tensor]
+
+
+def graphs_of(captured: Sequence[Captured], modules: Mapping[int, fx.GraphModule]) -> tuple[Graph, ...]:
+    """The graphs as exported.
+
+    Args:
+        captured: as exported.
+        modules: the graphs to run in their place, by number, with other constants.
+    """
+    return tuple(
+        Graph(signature_of(graph), modules[number], _constants(graph))
+        for number, graph in enumerate(captured)
+    )
 
 
 class GraphModel(nn.Module):
@@ -24,25 +52,40 @@ class GraphModel(nn.Module):
 
     Args:
         model: whose parameters and buffers it gets: the same objects.
-        graphs: as exported.
-        modules: the graphs to run in their place, with other constants.
+        graphs: for evaluation and for training; one for both if there is only one.
     """
 
-    def __init__(
-        self, model: nn.Module, graphs: tuple[Captured, ...], modules: Mapping[int, fx.GraphModule]
-    ) -> None:
+    def __init__(self, model: nn.Module, graphs: Sequence[Graph]) -> None:
         super().__init__()
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            _place(self, name).register_parameter(name.rpartition(".")[2], parameter)
+            holder_of(self, name).register_parameter(name.rpartition(".")[2], parameter)
         persistent = set(model.state_dict(keep_vars=True))
         for name, buffer in model.named_buffers(remove_duplicate=False):
-            _place(self, name).register_buffer(name.rpartition(".")[2], buffer, persistent=name in persistent)
-        self._plans = [_Signature(graph) for graph in graphs]
+            holder_of(self, name).register_buffer(
+                name.rpartition(".")[2], buffer, persistent=name in persistent
+            )
+        self._signatures = [graph.signature for graph in graphs]
         for number, graph in enumerate(graphs):
-            self.add_module(f"_graph{number}", modules[number])
-            for name, value in _constants(graph).items():
-                self.register_buffer(_constant(number, name), value, persistent=False)
+            self.add_module(f"_graph{number}", graph.module)
+            for name, value in graph.constants.items():
+                self.register_buffer(constant_name(number, name), value, persistent=False)
         _set_training(self, model.training)
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The graphs with their constants as they are now."""
+        return tuple(
+            Graph(
+                signature,
+                getattr(self, f"_graph{number}"),
+                {
+                    name: getattr(self, constant_name(number, name))
+                    for kind, name in signature.inputs
+                    if kind == "constant"
+                },
+            )
+            for number, signature in enumerate(self._signatures)
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's outputs."""
@@ -50,72 +93,29 @@ class GraphModel(nn.Module):
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Run) -> Any:
         """The outputs, where `call` runs the graph: given its number, itself and its inputs."""
-        number = min(int(self.training), len(self._plans) - 1)
-        plan = self._plans[number]
-        flat = plan.flattened(args, kwargs)
-        given = [self._input(number, kind, name, flat) for kind, name in plan.inputs]
+        number = min(int(self.training), len(self._signatures) - 1)
+        signature = self._signatures[number]
+        flat = signature.flattened(args, kwargs)
+        given = [self._input(number, kind, name, flat) for kind, name in signature.inputs]
         found = call(number, getattr(self, f"_graph{number}"), given)
-        for (kind, target), value in zip(plan.outputs, found, strict=True):
+        for (kind, target), value in zip(signature.outputs, found, strict=True):
             if kind == "buffer":
                 with torch.no_grad():
                     self.get_buffer(target).copy_(value)
-        results = [value for (kind, _), value in zip(plan.outputs, found, strict=True) if kind == "user"]
-        return pytree.tree_unflatten(results, plan.out_spec)
+        results = [value for (kind, _), value in zip(signature.outputs, found, strict=True) if kind == "user"]
+        return signature.returned(results)
 
     def _input(self, number: int, kind: str, name: str, flat: list[Any]) -> Any:
         if kind == "user":
             return flat.pop(0)
         if kind == "constant":
-            return getattr(self, _constant(number, name))
+            return getattr(self, constant_name(number, name))
         place, _, short = name.rpartition(".")
         return getattr(self.get_submodule(place), short)
 
 
-class _Signature:
-    """What goes in and out of a graph, as plain data."""
-
-    def __init__(self, graph: Captured) -> None:
-        signature = graph.program.graph_signature
-        spec = graph.program.call_spec
-        assert spec.in_spec is not None
-        assert spec.out_spec is not None
-        self.in_spec, self.out_spec = spec.in_spec, spec.out_spec
-        kinds = {
-            InputKind.PARAMETER: "tensor",
-            InputKind.BUFFER: "tensor",
-            InputKind.USER_INPUT: "user",
-        }
-        self.inputs: list[tuple[str, str]] = []
-        for item in signature.input_specs:
-            kind = kinds.get(item.kind, "constant")
-            self.inputs.append((kind, item.target or ""))
-        self.outputs = [
-            (
-                "user"
-                if item.kind == OutputKind.USER_OUTPUT
-                else "buffer"
-                if item.kind == OutputKind.BUFFER_MUTATION
-                else "other",
-                item.target or "",
-            )
-            for item in signature.output_specs
-        ]
-
-    def flattened(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        """The arguments in a row, as the graph takes them."""
-        names = self.in_spec.child(1).context if self.in_spec.num_children > 1 else []
-        if set(names) == set(kwargs):
-            kwargs = {name: kwargs[name] for name in names}
-        flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-        if spec != self.in_spec:
-            raise InputError(
-                "an exported network takes the arguments that it was exported with: "
-                f"{self.in_spec.child(0).num_children} positional ones and {list(names)}"
-            )
-        return list(flat)
-
-
-def _place(root: nn.Module, name: str) -> nn.Module:
+def holder_of(root: nn.Module, name: str) -> nn.Module:
+    """The module, made if need be, that holds the parameter or buffer of that full name."""
     for part in name.split(".")[:-1]:
         if part not in root._modules:
             root.add_module(part, nn.Module())
@@ -135,7 +135,8 @@ def _constants(graph: Captured) -> dict[str, Tensor]:
     return {name: value for name in names if name and isinstance(value := found[name], Tensor)}
 
 
-def _constant(number: int, name: str) -> str:
+def constant_name(number: int, name: str) -> str:
+    """The name of the buffer that holds a constant of a graph."""
     return f"_constant{number}_" + name.replace(".", "_")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.errors import ModelError
 from prunekit.modes import keeping_modes
 from prunekit.structure.coupling.capture import Inputs, arguments
-from prunekit.structure.coupling.graph_model import GraphModel
+from prunekit.structure.coupling.graph_model import GraphModel, graphs_of
 from prunekit.structure.coupling.running import Interpreter, exact
 from prunekit.structure.coupling.traced import Keeping, Traced
 from prunekit.structure.cut import Axes
@@ -44,7 +44,7 @@ class Reference:
         whole = in_double(model)
         if keeping is not None:
             graphs = {number: graph.program.graph_module for number, graph in enumerate(traced.graphs)}
-            whole = GraphModel(whole, traced.graphs, graphs)
+            whole = GraphModel(whole, graphs_of(traced.graphs, graphs))
             whole.to(torch.float64)
         self.model = whole
         buffers = {name: buffer.clone() for name, buffer in whole.named_buffers() if name in tensors}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError, ModelError
 from prunekit.structure.coupling.capture import Inputs
 from prunekit.structure.coupling.cutting import alike, checked, operate, operation
-from prunekit.structure.coupling.graph_model import GraphModel
+from prunekit.structure.coupling.graph_model import GraphModel, graphs_of
 from prunekit.structure.coupling.groups import Group
 from prunekit.structure.coupling.plan import traced
 from prunekit.structure.coupling.proof import Reference, proven, run_both
@@ -49,6 +49,17 @@ class Shrunk:
     deviation: Deviation
     reason: str = ""
     seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the network, as plain JSON values."""
+        return {
+            "form": self.form,
+            "reason": self.reason,
+            "groups": [asdict(group) for group in self.groups],
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            "deviation": asdict(self.deviation),
+        }
 
 
 def shrink_groups(
@@ -95,7 +106,7 @@ def shrink_groups(
     reference = Reference(model, found, tensors, keeping, example_inputs)
     if over_units:
         whole = {number: graph.program.graph_module for number, graph in enumerate(found.graphs)}
-        exported = run_both(model, GraphModel(copy_of(model), found.graphs, whole), example_inputs)
+        exported = run_both(model, GraphModel(copy_of(model), graphs_of(found.graphs, whole)), example_inputs)
         if not exported.accepted:
             raise VerificationError(f"what was exported is not what the network computes: {exported}")
     before = _count(model)
@@ -106,7 +117,7 @@ def shrink_groups(
         result = model
     except VerificationError as error:
         reason, form = str(error).splitlines()[0], "graph"
-        result = GraphModel(candidate, found.graphs, work.graphs)
+        result = GraphModel(candidate, graphs_of(found.graphs, work.graphs))
         deviation = proven(reference, result, tensors, example_inputs)
     times.append(time.process_time())
     return Shrunk(

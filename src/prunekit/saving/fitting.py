@@ -1,0 +1,98 @@
+"""A network of the user's class and what was saved of one: whether they fit, and making them fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunekit.errors import ModelError
+from prunekit.saving.folder import BUFFER, consistent
+from prunekit.structure import is_chain, resize_to
+from prunekit.structure.coupling import GraphModel, restore_sizes
+
+
+def check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse, with a `ModelError`, a state with other names than the model's."""
+    own = model.state_dict()
+    missing = sorted(set(own) - set(state))
+    extra = sorted(set(state) - set(own))
+    if missing or extra:
+        raise ModelError(
+            f"the network in {folder} is another one: "
+            + "; ".join(
+                f"{what} {', '.join(names[:3])}"
+                for what, names in (("the file lacks", missing), ("the model lacks", extra))
+                if names
+            )
+        )
+
+
+def fit(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+) -> dict[str, Tensor]:
+    """Make the model's layers as small as the saved ones, if units were taken out before it was saved.
+
+    Returns the values of buffers that the state leaves out, where sizes changed.
+
+    Args:
+        model: a freshly built network.
+        state: all its parameters and buffers that are saved.
+        description: what `prunekit.json` says.
+        tensors: everything that the file of the weights holds.
+        folder: of the files.
+
+    Raises:
+        ModelError: if what was saved does not come from this network; it is left as it was.
+    """
+    own = model.state_dict()
+    name = next((name for name, value in own.items() if value.shape != state[name].shape), None)
+    if name is None:
+        return {}
+    shapes = {name: value.shape for name, value in state.items()}
+    buffers = {
+        key.removesuffix(BUFFER): value
+        for key, value in tensors.items()
+        if key.endswith(BUFFER) and key.removesuffix(BUFFER) in dict(model.named_buffers())
+    }
+    try:
+        if "sizes" in description and (description.get("shrunk") or not is_chain(model)):
+            with consistent(folder):
+                more = {name: value.shape for name, value in buffers.items()}
+                restore_sizes(model, {**shapes, **more}, description["sizes"])
+            return buffers
+        resize_to(model, shapes)
+    except ModelError as error:
+        raise ModelError(
+            f"{name} has shape {tuple(own[name].shape)} in the model, {tuple(state[name].shape)} in "
+            f"{folder}, and taking units out of the model does not give it: {error}"
+        ) from None
+    return {}
+
+
+def tie(model: nn.Module, name: str, source: str) -> None:
+    """Put the parameter `source` in the place of `name`, as it was when the two were saved."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if name not in parameters or source not in parameters or parameters[name] is parameters[source]:
+        return
+    layer, _, short = name.rpartition(".")
+    setattr(model.get_submodule(layer), short, parameters[source])
+
+
+def unnamed(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that the state leaves out: of real numbers, which may have lost entries; of a graph all."""
+    every = isinstance(model, GraphModel)
+    named = set(model.state_dict(keep_vars=True))
+    return {
+        name + BUFFER: buffer.detach().cpu().contiguous().clone()
+        for name, buffer in model.named_buffers(remove_duplicate=not every)
+        if name not in named
+        and not (every and name.startswith("_constant"))
+        and (every or buffer.is_floating_point())
+    }
