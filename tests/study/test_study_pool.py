@@ -8,7 +8,8 @@ import errands
 import pytest
 from test_study_tasks import Notes, fail, leave
 
-from prunekit.study.tasks import Task, run_tasks
+from prunekit.study.running import run_tasks
+from prunekit.study.tasks import Task
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
-from prunekit.study.tasks import Agenda, Failure, Task, run_tasks
+from prunekit.study.running import run_tasks
+from prunekit.study.tasks import Agenda, Failure, Task
 
 
 class Notes:

@@ -15,11 +15,12 @@ from prunekit.study.jobs import make_tasks, plan
 from prunekit.study.layout import SERIES, Layout
 from prunekit.study.lock import only_run
 from prunekit.study.progress import watch
+from prunekit.study.running import run_tasks
 from prunekit.study.series import Series
 from prunekit.study.spec import Study
 from prunekit.study.stages import dataset
 from prunekit.study.tables import write_tables
-from prunekit.study.tasks import Failure, Task, Watcher, run_tasks
+from prunekit.study.tasks import Failure, Task, Watcher
 
 log = logging.getLogger(__name__)
 

@@ -1,17 +1,12 @@
-"""Tasks with dependencies, run in this process or in processes of their own, with the same results."""
+"""Tasks with dependencies: what is ready, what failed, and what is given up with it."""
 
 from __future__ import annotations
 
 import errno
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
-
-import torch
 
 from prunekit.errors import PrunekitError
 
@@ -114,33 +109,6 @@ class Agenda:
                 self.settle(other, 0.0, skipped)
 
 
-def run_tasks(tasks: Sequence[Task], workers: int, watcher: Watcher) -> list[Failure]:
-    """Run every task after those that it waits for; a failure stops only what depends on it.
-
-    Each task computes on one thread, so results do not depend on the number of workers. Ctrl-C ends the
-    workers at once; stages write their files as a whole, so the next run goes on from there.
-
-    Raises:
-        KeyboardInterrupt: when the workers have ended.
-    """
-    agenda = Agenda(tasks, watcher)
-    if workers == 1:
-        _run_here(agenda, watcher)
-    else:
-        from prunekit.study.pool import run_pool  # which is built on this module
-
-        run_pool(agenda, workers, watcher)
-    return agenda.failures
-
-
-def _run_here(agenda: Agenda, watcher: Watcher) -> None:
-    with _one_thread():
-        while (task := agenda.take()) is not None:
-            began = time.perf_counter()
-            failure = perform(task, partial(watcher.progressed, task))
-            agenda.settle(task, time.perf_counter() - began, failure)
-
-
 def perform(task: Task, progress: Progress) -> Failure | None:
     """Run one task; what it raises becomes its failure, so that one failed cell does not lose the others."""
     try:
@@ -158,13 +126,3 @@ def _line(error: BaseException) -> str:
     else:
         text = f"{type(error).__name__}: {error}"
     return " ".join(text.split())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
