@@ -200,6 +200,8 @@ def test_what_is_refused():
         gather(nn.Sequential(nn.Linear(4, 2)), x)
     with pytest.raises(DataError, match="the activations of the layer '0' are not finite"):
         gather(nn.Sequential(nn.Linear(4, 2), Reciprocal()), torch.zeros(9, 4))
+    with pytest.raises(DataError, match="the layer '0' saw one example only"):
+        gather(nn.Sequential(nn.Linear(4, 2)), torch.randn(1, 4))
     convolution, targets = nn.Sequential(nn.Conv2d(1, 2, 3)), torch.zeros(4)
     batches = [(torch.randn(4, 1, size, size), targets) for size in (6, 7)]
     asked = ConnectionCorrelation()

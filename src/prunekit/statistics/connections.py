@@ -221,6 +221,11 @@ class _Layer:
                         f"the {which} of the layer {label!r} are not finite on the calibration data, or too "
                         "large to be squared"
                     )
+            if moments.x.count < 2:
+                raise DataError(
+                    f"the layer {label!r} saw one example only on the calibration data: a correlation needs "
+                    "two at least"
+                )
             found = moments.correlations
             if isinstance(self._layer, _CONVOLUTIONS):
                 found = found.abs()
