@@ -134,6 +134,23 @@ def test_magnitude_and_lots_choose_pieces_too():
         assert all(bool((flags.sum(1) == 2).all()) for flags in pruned.kept.values())
 
 
+def test_layers_lose_pieces_by_themselves_where_the_allocation_says_so():
+    model = create({"name": "maxout_lenet5"}, (1, 28, 28), 10, seed=0)
+    recipe = Recipe.parse(
+        {
+            "score": "magnitude",
+            "shape": "maxout_piece",
+            "allocation": {"name": "given", "sparsities": {"conv*": 0.25, "fc1": 0.75}},
+            "schedule": {"name": "rounds", "steps": 3},
+        }
+    )
+    pruned = prune(model, recipe)
+    left = [[int(flags.sum(1).unique().item()) for flags in pruned.kept.values()]]
+    assert left == [[3, 3, 1]]
+    assert [record.layers["fc1"] for record in pruned.history] == [192, 128, 64]
+    assert [record.layers["conv2"] for record in pruned.history] == [52, 52, 39]
+
+
 def test_what_is_refused():
     with pytest.raises(InputError, match="chooses no maxout layer"):
         Session(

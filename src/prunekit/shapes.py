@@ -221,8 +221,8 @@ class CoupledGroup(Weight):
 class MaxoutPiece(Shape):
     """One piece of every unit of the maxout layers, in each step.
 
-    The units stay, each with fewer pieces to take the maximum of. A step of a schedule keeps a whole number
-    of every unit's pieces, and at least one. A score of weights is summed over a piece's incoming weights.
+    The units stay, each with fewer pieces to take the maximum of, the same number in a layer and at least
+    one; what an allocation asks for beyond a piece of every unit is left out. A score of weights is summed over a piece's incoming weights.
     """
 
     name: ClassVar[str] = "maxout_piece"
@@ -232,11 +232,6 @@ class MaxoutPiece(Shape):
     def counts(self) -> Counted:
         """Pieces."""
         return "pieces"
-
-    @property
-    def even(self) -> bool:
-        """Every unit of every layer loses the same number."""
-        return True
 
     def elements(
         self,
@@ -258,16 +253,16 @@ class MaxoutPiece(Shape):
         }
 
     def select(self, scores: Tensor, count: int) -> Tensor:
-        """Remove the same number of pieces from each unit; `count` must be a multiple of the units."""
-        if count % len(scores):
-            raise InputError(f"{count} pieces cannot be removed evenly from {len(scores)} units")
-        return ~lowest_per_row(scores, count // len(scores))
+        """Remove the same number of pieces from each unit, as many as `count` has for every one of them."""
+        return ~lowest_per_row(scores, min(count // len(scores), scores.shape[1] - 1))
 
     def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
-        """The sparsities must be whole numbers of a unit's pieces and leave one."""
+        """The sparsities that a schedule states must be whole numbers of a unit's pieces and leave one."""
         pieces = target.shape[1]
         for sparsity in sparsities:
-            removed = -1.0 if sparsity is None else sparsity * pieces
+            if sparsity is None:  # the allocation states it
+                continue
+            removed = sparsity * pieces
             if abs(removed - round(removed)) > 1e-9 or not 0 < round(removed) < pieces:
                 raise InputError(
                     f"sparsity {sparsity} does not fit the {pieces} pieces of the units of {target.name!r}: "
