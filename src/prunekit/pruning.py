@@ -267,7 +267,9 @@ class Session:
         before, self.kept = self.kept, self._choose(step, self._scores(step, found), found)
         self.masks = elements.masks(self.model, self.kept)
         # before the masks act: a repair looks at the values that go
-        self.recipe.repair(Damage(self.model, self.masks, found, elements.chain, before, self.kept))
+        self.recipe.repair(
+            Damage(self.model, self.masks, found, elements.chain, before, self.kept, elements.coupled)
+        )
         self.masks.apply(self.model)
         restarted = False
         if self._retrains(step):  # until then the trained values go on being ranked by

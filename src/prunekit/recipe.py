@@ -175,7 +175,7 @@ class Recipe(Settings):
                 f"the score {self.score.name!r} follows units from layer to layer of a chain, which the "
                 f"shape {self.shape.name!r} is not made of: use the shape 'unit'"
             )
-        if self.repair.level == "unit":
+        if self.repair.level == "unit" and not self.repair.on_groups:
             raise ValueError(
                 f"the repair {self.repair.name!r} mends the one layer of a chain that reads the units: use "
                 f"it with the shape 'unit', not {self.shape.name!r}"

@@ -13,6 +13,7 @@ from prunekit.masks import Masks
 from prunekit.settings import Part
 from prunekit.statistics import Found, Statistic
 from prunekit.structure import Chain
+from prunekit.structure.coupling import Coupled
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class Damage:
         model: the network, in which what is to be removed still has its values: a repair looks at them.
         masks: over its parameters, True = kept, as they are after the step.
         found: what was measured before the step.
-        chain: the network as a chain of layers where units are counted; None where weights are.
+        chain: the network as a chain of layers where its units are counted.
         before: what was kept before the step: by group (units,) flags of units, or masks of weights.
         kept: the same after the step.
+        coupled: coupled groups of any network, where their units are counted.
     """
 
     model: nn.Module
@@ -34,12 +36,19 @@ class Damage:
     chain: Chain | None
     before: Mapping[str, Tensor]
     kept: Mapping[str, Tensor]
+    coupled: Coupled | None = None
 
 
 class Repair(Part):
-    """Changes the weights that are left so that less is lost."""
+    """Changes the weights that are left so that less is lost.
+
+    Attributes:
+        level: what it mends the loss of.
+        on_groups: of those for units: whether it knows coupled groups of any network, and not only chains.
+    """
 
     level: ClassVar[Literal["unit", "weight", "either"]] = "either"
+    on_groups: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.repair.base import Damage
 from prunekit.repair.units import Loss, UnitRepair, shift_bias
 from prunekit.statistics import Found, InputCovariance, MeanInput, Statistic
 from prunekit.statistics.consumers import second_moments
-from prunekit.structure.rows import patches
+from prunekit.structure.rows import from_rows, patches, rows_of
+from prunekit.targets import owner_of
 
 
 class LeastSquares(UnitRepair):
@@ -32,6 +34,7 @@ class LeastSquares(UnitRepair):
     name: ClassVar[str] = "least_squares"
     paper: ClassVar[str] = "the reconstruction of ThiNet, Luo et al. 2017, arXiv 1707.06342"
     needs_bias: ClassVar[bool] = False
+    on_groups: ClassVar[bool] = True
     ridge: float = Field(default=1e-6, ge=0)
 
     @property
@@ -48,16 +51,50 @@ class LeastSquares(UnitRepair):
         weight, mask = loss.weight.flatten(1), loss.mask.flatten(1)
         # the columns of units that come back at this step hold no values to start from
         usable = loss.columns(loss.alive).repeat_interleave(weight.shape[1] // loss.weight.shape[1])
-        changed = weight.masked_fill(~mask, 0)
-        patterns, which = torch.unique(mask, dim=0, return_inverse=True)
-        for number, pattern in enumerate(patterns):
-            rows = which == number
-            lost = weight[rows].masked_fill(pattern, 0)
-            if bool(pattern.any()) and bool((lost != 0).any()):
-                changed[rows] += refit(moments, lost, pattern & usable, self.ridge)
+        changed = fitted(moments, weight, mask, usable, self.ridge)
         if layer.bias is not None:
             shift_bias(layer, (weight - changed) @ mean)
         layer.weight.copy_(changed.view_as(layer.weight))
+
+    def mend_readers(self, damage: Damage) -> None:
+        """Fit the layers that read units of coupled groups, each for all the columns that it loses."""
+        means, covariances = damage.found[MeanInput()], damage.found[InputCovariance()]
+        for name, covariance in covariances.items():
+            layer: Any = owner_of(damage.model, name)
+            rows = rows_of(layer.weight.detach(), layer).double()
+            on, mean = rows_of(damage.masks[name], layer).to(rows.device), means[name]
+            free = getattr(layer, "bias", None) is not None
+            moments = covariance if free else covariance + mean.unsqueeze(2) * mean.unsqueeze(1)
+            everything = torch.ones_like(on[0, 0])
+            changed = torch.stack(
+                [
+                    fitted(each, weight, mask, everything, self.ridge)
+                    for each, weight, mask in zip(moments, rows, on, strict=True)
+                ]
+            )
+            if free:
+                shift_bias(layer, ((rows - changed) @ mean.unsqueeze(2)).flatten())
+            layer.weight.copy_(from_rows(changed, layer))
+
+
+def fitted(moments: Tensor, weight: Tensor, mask: Tensor, usable: Tensor, ridge: float) -> Tensor:
+    """The weights that are left, each row fitted to give what it gave; the rows of one mask together.
+
+    Args:
+        moments: (columns, columns) float64, second moments of the inputs.
+        weight: (rows, columns) float64, before anything was removed.
+        mask: of the same shape, True = kept.
+        usable: (columns,) flags of those that may make up for others.
+        ridge: see `LeastSquares`.
+    """
+    changed = weight.masked_fill(~mask, 0)
+    patterns, which = torch.unique(mask, dim=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        rows = which == number
+        lost = weight[rows].masked_fill(pattern, 0)
+        if bool(pattern.any()) and bool((lost != 0).any()):
+            changed[rows] += refit(moments, lost, pattern & usable, ridge)
+    return changed
 
 
 def refit(moments: Tensor, lost: Tensor, kept: Tensor, ridge: float) -> Tensor:

@@ -73,12 +73,20 @@ class UnitRepair(Repair):
     @torch.no_grad()
     def __call__(self, damage: Damage) -> None:
         """Repair each layer that loses units at this step; what is removed is exactly zero afterwards."""
+        if damage.coupled is not None:
+            self.mend_readers(damage)
+            damage.masks.apply(damage.model)
+            return
         assert damage.chain is not None
         for name, kept in damage.kept.items():
             loss = _loss(damage, damage.chain.group(name), damage.before[name], kept)
             if bool(loss.removed.any()):
                 self.mend(loss, damage.found)
         damage.masks.apply(damage.model)
+
+    def mend_readers(self, damage: Damage) -> None:
+        """Mend all layers that read coupled units, in a repair that knows how."""
+        raise NotImplementedError
 
     @abstractmethod
     def mend(self, loss: Loss, found: Found) -> None:

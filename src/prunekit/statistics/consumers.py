@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
 from prunekit.statistics.collect import Collector, Found, Statistic, Subject
+from prunekit.statistics.inputs import InputMean, LayerHessian
 from prunekit.statistics.moments import Moments
 from prunekit.structure import Chain
 from prunekit.structure.rows import patches
@@ -35,9 +36,15 @@ class ConsumerStatistic(Statistic):
     def start(self, subject: Subject) -> Collector:
         """A collector for the groups whose units are counted.
 
+        Of coupled groups it is by weight of a layer that reads some of their units: (groups, columns) means
+        or (groups, columns, columns) covariances of what its rows are multiplied with.
+
         Raises:
             InputError: if the recipe's shape counts weights, not units.
+            ModelError: naming a layer that reads coupled units and is neither linear nor a convolution.
         """
+        if subject.coupled is not None:
+            return _Readers(subject, pairs=self.pairs)
         if subject.chain is None:
             raise InputError("this repair is for units: give the recipe the shape 'unit'")
         return _Inputs(self, subject.chain, subject.kept)
@@ -147,6 +154,30 @@ class _Inputs(Collector):
             if not bool(torch.isfinite(values[name]).all()):
                 raise DataError(f"the units of {name!r} are not finite on the calibration data")
         return values
+
+
+class _Readers(Collector):
+    """Means or covariances of the inputs of all layers that read coupled units, in one run of the network."""
+
+    def __init__(self, subject: Subject, *, pairs: bool) -> None:
+        assert subject.coupled is not None
+        self._model = subject.model
+        own = dict(subject.model.named_parameters())
+        members = [member for group in subject.coupled.groups for member in group.members]
+        names = [each.tensor for each in members if each.role == "consumer" and each.tensor in own]
+        # sums of their own: those of the scores are of other layers
+        shared = subject.shared.setdefault("readers", {})
+        self._first = not shared
+        part = replace(subject, names=list(dict.fromkeys(names)), shared=shared)
+        self._reader = (LayerHessian(centred=True) if pairs else InputMean()).start(part)
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        if self._first:
+            with self._reader.watching(), torch.no_grad():
+                self._model(batch[0])
+
+    def finish(self) -> dict[str, Tensor]:
+        return self._reader.finish()
 
 
 def second_moments(layer: nn.Module, found: Found, name: str) -> Tensor:
