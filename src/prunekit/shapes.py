@@ -222,7 +222,8 @@ class MaxoutPiece(Shape):
     """One piece of every unit of the maxout layers, in each step.
 
     The units stay, each with fewer pieces to take the maximum of, the same number in a layer and at least
-    one; what an allocation asks for beyond a piece of every unit is left out. A score of weights is summed over a piece's incoming weights.
+    one; what an allocation asks for beyond a piece of every unit is left out. A score of weights is summed
+    over a piece's incoming weights.
     """
 
     name: ClassVar[str] = "maxout_piece"

@@ -1,4 +1,4 @@
-"""Least squares of the layers that read coupled units, against a plain solver on what those layers are given."""
+"""Least squares of the layers that read coupled units, against a plain solver on what they are given."""
 
 import copy
 
