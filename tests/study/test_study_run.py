@@ -134,3 +134,18 @@ def test_a_folder_at_which_another_run_is_at_work_is_refused(tmp_path):
         run(tmp_path / "s")
     assert not (tmp_path / "s" / "study.json").exists()
     run(tmp_path / "s")
+
+
+def test_with_an_order_of_layers_a_round_is_one_result(tmp_path):
+    recipe = {
+        "score": "magnitude",
+        "allocation": "per_layer",
+        "order": "forward",
+        "schedule": {"name": "linear", "sparsity": 0.6, "steps": 2},
+    }
+    run_study(tiny(methods={"layers": {"recipe": recipe}}, controls={}), tmp_path / "run")
+    rows, layers = tables(tmp_path / "run")
+    pruned = [row for row in rows if row["method"] == "layers" and row["seed"] == "0"]
+    assert [row["step"] for row in pruned] == ["2", "4"]
+    assert [round(float(row["sparsity"]), 1) for row in pruned] == [0.3, 0.6]
+    assert {row["step"] for row in layers if row["method"] == "layers"} == {"2", "4"}

@@ -79,6 +79,7 @@ def run_cell(
 ) -> Path:
     """One recipe on the trained network of a seed; every step of it is a stage of its own.
 
+    With an order of layers the results are those at the end of each round, when all have had their turn.
     `report` is told (step, steps, optimizer steps done, optimizer steps in all).
 
     Raises:
@@ -118,8 +119,11 @@ def run_cell(
         if report is not None:
             report(len(session.history), steps, 1, 1)
 
+    def figures(model: nn.Module) -> dict[str, Any]:
+        return measured(model, data) if _counts(session, len(session.history) + 1) else {}
+
     tell_step()  # where an interrupted cell goes on: what was done before says nothing of the pace
-    for _ in session.run(evaluate=lambda model: measured(model, data), report=tell):
+    for _ in session.run(evaluate=figures, report=tell):
         _save_session(session, state)
         tell_step()
     save_pretrained(
@@ -173,21 +177,34 @@ def measured(model: nn.Module, data: Dataset) -> dict[str, Any]:
     return row
 
 
+def _counts(session: Session, number: int) -> bool:
+    """Whether a step is one of the results: the last one of its round, or one that can be the last of all."""
+    steps = session.plan.steps
+    last = number == len(steps) or steps[number].round != steps[number - 1].round
+    return last or session.recipe.stop.needs_data
+
+
 def rows_of(session: Session) -> list[dict[str, Any]]:
-    """One row per step."""
-    return [
-        {
-            "step": record.step,
-            "sparsity": record.sparsity,
-            "compression_ratio": record.compression_ratio,
-            "prunable": record.total,
-            "kept": record.kept,
-            **record.measured,
-            "train_loss": record.train_loss,
-            "seconds": record.seconds,
-        }
-        for record in session.history
-    ]
+    """One row per step that was measured, with the seconds since the one before."""
+    rows = []
+    seconds = 0.0
+    for record in session.history:
+        seconds += record.seconds
+        if record.measured:
+            rows.append(
+                {
+                    "step": record.step,
+                    "sparsity": record.sparsity,
+                    "compression_ratio": record.compression_ratio,
+                    "prunable": record.total,
+                    "kept": record.kept,
+                    **record.measured,
+                    "train_loss": record.train_loss,
+                    "seconds": seconds,
+                }
+            )
+            seconds = 0.0
+    return rows
 
 
 def _unchanged(session: Session, figures: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +223,7 @@ def _unchanged(session: Session, figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def layers_of(session: Session) -> list[dict[str, Any]]:
-    """One row per step and layer."""
+    """One row per step that was measured, and layer."""
     return [
         {
             "step": record.step,
@@ -217,6 +234,7 @@ def layers_of(session: Session) -> list[dict[str, Any]]:
             "sparsity": 1 - record.layers[target.name] / target.size,
         }
         for record in session.history
+        if record.measured
         for target in session.plan.targets
     ]
 
