@@ -195,3 +195,11 @@ def test_what_halves_refuse():
         Session(mlp(4, 3), halves())
     with pytest.raises(ModelError, match="Embedding"):
         halves().plan(Tied())
+
+
+def test_the_score_serves_units_and_patterns():
+    data = blobs(64, 12, 4)
+    pruned = prune(mlp(12, 8, 4), recipe(score="correlation", shape="unit"), data)
+    assert [int(kept.sum()) for kept in pruned.kept.values()] == [4]
+    pruned = prune(mlp(12, 8, 4), recipe(score="correlation", shape={"name": "n:m", "n": 2, "m": 4}), data)
+    assert all(bool((kept.view(len(kept), -1, 4).sum(2) == 2).all()) for kept in pruned.kept.values())

@@ -214,3 +214,30 @@ class Reciprocal(nn.Module):
 
     def forward(self, x):
         return (x - x).exp() / 0
+
+
+class Conv1D(nn.Module):
+    """As in transformers: a linear layer whose weight is (inputs, outputs)."""
+
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+@torch.no_grad()
+def test_weights_with_their_inputs_first():
+    model, x = nn.Sequential(Conv1D(3, 5), nn.ReLU()), torch.randn(30, 5)
+    found = gather(model, x)["0.weight"]  # its output is no layer of the trace: the upper end is the output
+    assert np.allclose(found.numpy(), of_linear(x, model[0](x)).T, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_layer_that_is_called_twice_counts_both_calls_without_what_follows():
+    layer = nn.Linear(4, 4)
+    model, x = nn.Sequential(layer, nn.Tanh(), layer, nn.Sigmoid()), torch.randn(40, 4)
+    found = gather(model, x)["0.weight"]
+    lower = torch.cat([x, torch.tanh(layer(x))])
+    assert np.allclose(found.numpy(), of_linear(lower, layer(lower)), atol=1e-5)
