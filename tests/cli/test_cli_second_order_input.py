@@ -168,9 +168,15 @@ def test_fewer_samples_than_inputs(command, tmp_path):
         assert all(bool(value.isfinite().all()) for value in pruned.state_dict().values())
 
 
-def test_one_sample_has_no_correlation(command, tmp_path):
-    chosen = recipe(tmp_path, "correlation", "none", 1)
-    refused(command, "small", chosen, "the layer '0' saw one example only on the calibration", tmp_path)
+def test_one_sample_has_no_variance_and_no_correlation(command, tmp_path):
+    for score, repair, message in (
+        ("correlation", "none", "the layer '0' saw one example only on the calibration"),
+        ("layer_obs", "none", "the layer '0' was given one row of inputs only"),
+        ("magnitude", "masked_least_squares", "the layer '0' was given one row of inputs only"),
+        ("input_deviation", "none", "the layer '0' was given one row of inputs only"),
+    ):
+        refused(command, "small", recipe(tmp_path, score, repair, 1), message, tmp_path)
+    assert command(prune("small", recipe(tmp_path, "wanda", "none", 1))).code == 0
 
 
 @pytest.mark.parametrize("method", ["layer_obs", "layer_obs_retrained"])

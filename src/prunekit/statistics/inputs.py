@@ -53,6 +53,10 @@ class InputStatistic(Statistic):
     def pairs(self) -> bool:
         """Whether products of all pairs of inputs are wanted."""
 
+    def about_means(self, layer: nn.Module) -> bool:
+        """Whether it is taken about the means of the layer's inputs, of which one row says nothing."""
+        return False
+
     @abstractmethod
     def of(self, moments: Moments, layer: nn.Module) -> Tensor:
         """The figures of one layer."""
@@ -89,9 +93,13 @@ class LayerHessian(InputStatistic):
         """Yes."""
         return True
 
+    def about_means(self, layer: nn.Module) -> bool:
+        """As it is asked for, or where there is a bias."""
+        return _has_bias(layer) if self.centred is None else self.centred
+
     def of(self, moments: Moments, layer: nn.Module) -> Tensor:
         """Covariances, or second moments about zero."""
-        if _has_bias(layer) if self.centred is None else self.centred:
+        if self.about_means(layer):
             return moments.covariance
         return moments.covariance.add_(moments.mean.unsqueeze(2) * moments.mean.unsqueeze(1))
 
@@ -124,6 +132,10 @@ class InputSquares(InputStatistic):
     def pairs(self) -> bool:
         """No: no matrix is built for them."""
         return False
+
+    def about_means(self, layer: nn.Module) -> bool:
+        """As it is asked for."""
+        return self.centred
 
     def of(self, moments: Moments, layer: nn.Module) -> Tensor:
         """Variances, or mean squares about zero."""
@@ -228,6 +240,12 @@ class _Sums:
 
     def read(self, statistic: InputStatistic) -> dict[str, Tensor]:
         """One statistic of every layer."""
+        for name, layer in self._layers.items():
+            if self._watch(name).moments.count < 2 and statistic.about_means(layer):
+                raise DataError(
+                    f"the layer {layer_label(name)!r} was given one row of inputs only on the calibration "
+                    "data, of which there is no variance: give more data"
+                )
         return {name: statistic.of(self._watch(name).moments, layer) for name, layer in self._layers.items()}
 
 
