@@ -93,7 +93,7 @@ def places(model: nn.Module, found: Traced, group: Group) -> tuple[Place, ...]:
         layers = ", ".join(repr(name) for name in sorted(readers | makers)) or "no layer"
         raise ModelError(
             f"the outputs of the units of {group.name!r} cannot be watched: {layers} takes or gives them in "
-            "no call of its own; use a score of weights, or name the group in `ignore`"
+            "no call of its own in evaluation mode; use a score of weights, or name the group in `ignore`"
         )
     return tuple(chosen)
 
