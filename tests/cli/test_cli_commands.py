@@ -16,7 +16,7 @@ from prunekit.study import names
 from prunekit.version import __version__
 from tiny_study import one_shot, stages, write_study
 
-COMMANDS = ("methods", "compare", "prune", "inspect", "report")
+COMMANDS = ("methods", "compare", "prune", "shrink", "inspect", "report")
 PRUNE = "prune '{name: mlp, hidden: [8]}' --data iris --method magnitude --train 2 --out pruned"
 
 

@@ -15,6 +15,7 @@ from prunekit.cli.inspect import inspect
 from prunekit.cli.methods import methods
 from prunekit.cli.output import StoppedError, interruptible, log_to_stderr
 from prunekit.cli.prune import prune
+from prunekit.cli.shrink import shrink
 from prunekit.errors import PrunekitError
 from prunekit.study import StudyError
 from prunekit.version import __version__
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (methods, compare, prune, inspect, report):
+for command in (methods, compare, prune, shrink, inspect, report):
     app.command(no_args_is_help=command is not methods)(interruptible(command))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunekit.cli.networks import Network, Sizes
 from prunekit.data import Dataset
 from prunekit.errors import InputError, ModelError
+from prunekit.structure.coupling import GraphModel
 from prunekit.trial import check_takes
 
 InputShape = Annotated[
@@ -42,6 +43,8 @@ def example_shape(network: Network, data: Dataset | None, sizes: Sizes | None) -
     for known in (data, sizes, network.architecture):
         if known is not None:
             return known.input_shape
+    if isinstance(network.model, GraphModel) and (found := network.model.input_shapes[0]) is not None:
+        return found[1:]
     raise InputError("the shape of an example is not known: add --data or --input-shape")
 
 
@@ -70,6 +73,13 @@ def examples(
             raise ModelError(f"{error}; if it takes whole numbers, such as tokens, add --tokens") from error
         raise
     return inputs
+
+
+def batch_of(network: Network, asked: int | None, default: int) -> int:
+    """How many examples a pass has; an exported graph takes only as many as it was exported with."""
+    if asked is None and isinstance(network.model, GraphModel) and network.model.input_shapes[0]:
+        return network.model.input_shapes[0][0]
+    return asked or default
 
 
 def _examples(

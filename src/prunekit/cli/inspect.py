@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from prunekit.cli.examples import InputShape, Outputs, Tokens, examples, sizes_of
+from prunekit.cli.examples import InputShape, Outputs, Tokens, batch_of, examples, sizes_of
 from prunekit.cli.groups import groups_table
 from prunekit.cli.networks import open_network
 from prunekit.cli.options import DataDir, Json
@@ -42,7 +42,9 @@ def inspect(
     input_shape: InputShape = None,
     outputs: Outputs = 10,
     tokens: Tokens = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples per pass of latency and memory.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Examples per pass of latency and memory; else one.")
+    ] = None,
     groups: Annotated[
         bool, typer.Option("--groups", help="Show what is coupled and can be taken out, instead.")
     ] = False,
@@ -68,7 +70,8 @@ def inspect(
         found = None if data is None else load(data, data_dir)
         sizes = sizes_of(input_shape, outputs)
         network = open_network(model, data=found, sizes=sizes, weights=weights)
-        example = examples(network, model, found, sizes, batch=max(batch, _TRACED * groups), tokens=tokens)
+        batch = batch_of(network, batch, _TRACED if groups else 1)
+        example = examples(network, model, found, sizes, batch=batch, tokens=tokens)
         plan = coupled(network.model, example, ignore=ignore or (), residual=residual) if groups else None
     if plan is not None:
         _show_plan(plan, parameters_per_unit(network.model, plan), as_json)

@@ -17,9 +17,10 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.models import ModelSettings, create, names
 from prunekit.models.factories import find_factory
 from prunekit.models.signature import data_arguments
-from prunekit.saving import Architecture, load_architecture, load_pretrained
+from prunekit.saving import Architecture, holds_graph, load_architecture, load_pretrained
 from prunekit.saving.folder import DESCRIPTION, WEIGHTS
 from prunekit.strict_yaml import load_yaml
+from prunekit.structure.coupling import GraphModel
 from prunekit.trial import check_takes
 
 
@@ -66,7 +67,8 @@ def open_network(
     if weights is not None:
         _load_weights(network.model, weights)
     if data is not None:
-        check_takes(network.model, text, data.test.inputs[:2])
+        shape = network.model.input_shapes[0] if isinstance(network.model, GraphModel) else None
+        check_takes(network.model, text, data.test.inputs[: shape[0] if shape else 2])
     return network
 
 
@@ -78,6 +80,8 @@ def is_saved(text: str) -> bool:
 def _saved(text: str, weights: Path | None) -> Network:
     if weights is not None:
         raise InputError(f"{text} is a saved network with weights of its own: leave out --weights")
+    if holds_graph(text):
+        return Network(load_pretrained(text), None)
     architecture = load_architecture(Path(text))
     if architecture is None or ":" in architecture.model.name:
         own = "module:function" if architecture is None else architecture.model.name

@@ -19,6 +19,7 @@ from prunekit.cli.networks import Network, is_saved, open_network
 from prunekit.cli.options import DataDir, Json, SetOption
 from prunekit.cli.output import only_results, print_json
 from prunekit.cli.quality import quality
+from prunekit.cli.sizes import folder_bytes
 from prunekit.data import Dataset, load
 from prunekit.errors import InputError
 from prunekit.measure import count, human_bytes, layer_table
@@ -131,17 +132,13 @@ def _train(
     return kept
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
-
-
 def _described(pruned: Pruned, before: Mapping[str, float], out: Path) -> dict[str, Any]:
     steps = [
         {"step": r.step, "sparsity": r.sparsity, "compression_ratio": r.compression_ratio, **r.measured}
         for r in pruned.history
     ]
     stopped = {} if pruned.stopped is None else {"stopped": asdict(pruned.stopped)}
-    return {"folder": str(out), "bytes": _size(out), "before": dict(before), "steps": steps, **stopped}
+    return {"folder": str(out), "bytes": folder_bytes(out), "before": dict(before), "steps": steps, **stopped}
 
 
 def _show(
@@ -161,7 +158,7 @@ def _show(
     for key, value in after.items():
         console.print(f"{key.replace('_', ' ')}: {before[key]:.4f} before, {value:.4f} after")
     dense = f", {human_bytes(counts.bytes)} dense" if counts is not None else ""
-    console.print(f"saved: {human_bytes(_size(out))} on disk{dense}, in")
+    console.print(f"saved: {human_bytes(folder_bytes(out))} on disk{dense}, in")
     typer.echo(str(out))
     architecture = network.architecture
     builds_itself = architecture is not None and ":" not in architecture.model.name

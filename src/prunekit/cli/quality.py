@@ -6,14 +6,15 @@ from torch import nn
 
 from prunekit.data import Dataset
 from prunekit.measure import evaluate
+from prunekit.structure.coupling import GraphModel
 
 
 def quality(model: nn.Module, data: Dataset | None) -> dict[str, float]:
     """Accuracy, top-5 accuracy where there are more than five classes, and loss; or the squared error.
 
-    Empty without data.
+    Empty without data, and for an exported graph, which takes batches of one size only.
     """
-    if data is None:
+    if data is None or isinstance(model, GraphModel):
         return {}
     found = evaluate(model, data.test.inputs, data.test.targets, task=data.task)
     figures = (

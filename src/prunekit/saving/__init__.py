@@ -3,17 +3,21 @@
 from prunekit.saving.folder import check_free
 from prunekit.saving.pretrained import (
     Architecture,
+    holds_graph,
     load_architecture,
     load_masks,
     load_pretrained,
+    prunes_groups,
     save_pretrained,
 )
 
 __all__ = [
     "Architecture",
     "check_free",
+    "holds_graph",
     "load_architecture",
     "load_masks",
     "load_pretrained",
+    "prunes_groups",
     "save_pretrained",
 ]

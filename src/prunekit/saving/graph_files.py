@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from prunekit.errors import DataError
 from prunekit.files import read_json
 from prunekit.saving.folder import CONSTANT, DESCRIPTION, GRAPH, consistent, sha256
 from prunekit.saving.graphs import from_json, to_json
-from prunekit.structure.coupling import GraphModel
+from prunekit.structure.coupling import Graph, GraphModel
 from prunekit.structure.coupling.graph_model import holder_of
 
 
@@ -83,10 +83,9 @@ def graph_from_files(
                 if name.startswith(start) and name.endswith(CONSTANT)
             }
             graphs.append(from_json(graph, constants))
-        model = GraphModel(holder, graphs)
-        if not graphs or not _reads(model) <= {*saved["parameters"], *saved["buffers"]}:
+        if not graphs or not _reads(graphs) <= {*saved["parameters"], *saved["buffers"]}:
             raise ValueError("its graphs read parameters that it does not have")
-        return model
+        return GraphModel(holder, graphs)
 
 
 def _checked(folder: Path, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,9 +100,9 @@ def _checked(folder: Path, description: Mapping[str, Any]) -> dict[str, Any]:
     return saved
 
 
-def _reads(model: GraphModel) -> set[str]:
-    inputs = [entry for graph in model.graphs for entry in graph.signature.inputs]
-    outputs = [entry for graph in model.graphs for entry in graph.signature.outputs]
+def _reads(graphs: Sequence[Graph]) -> set[str]:
+    inputs = [entry for graph in graphs for entry in graph.signature.inputs]
+    outputs = [entry for graph in graphs for entry in graph.signature.outputs]
     return {name for kind, name in inputs if kind == "tensor"} | {
         name for kind, name in outputs if kind == "buffer"
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.files import replacing_folder, write_json
+from prunekit.files import replacing_folder, write_json, write_text
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, create
 from prunekit.pruning import Pruned
@@ -33,6 +34,7 @@ from prunekit.saving.folder import (
 )
 from prunekit.saving.graph_files import graph_from_files, graph_to_files
 from prunekit.saving.packing import pack, unpack, unpack_mask
+from prunekit.shapes import CoupledGroup
 from prunekit.structure.coupling import GraphModel, Shrunk, size_attributes
 from prunekit.targets import unwrap
 from prunekit.version import __version__
@@ -105,7 +107,7 @@ def save_pretrained(
     with replacing_folder(folder) as temporary:
         save_file({**tensors, **unnamed(model), **constants}, temporary / WEIGHTS)
         if graph is not None:
-            write_json(temporary / GRAPH, graph)
+            write_text(temporary / GRAPH, json.dumps(graph, separators=(",", ":"), allow_nan=False))
         sums = {
             "graph": None if graph is None else sha256(temporary / GRAPH),
             "sha256": sha256(temporary / WEIGHTS),
@@ -150,6 +152,26 @@ def load_pretrained(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
     for name, source in description["tied"].items():
         tie(unwrap(model), name, source)
     return model
+
+
+def holds_graph(folder: str | Path) -> bool:
+    """Whether a save is an exported graph, which needs no model.
+
+    Raises:
+        DataError: as `load_pretrained`.
+    """
+    return describe(Path(folder)).get("graph") is not None
+
+
+def prunes_groups(folder: str | Path) -> bool:
+    """Whether what was saved was pruned in coupled groups, whose norms run over the units that are kept.
+
+    Raises:
+        DataError: as `load_pretrained`.
+    """
+    recipe = describe(Path(folder)).get("recipe") or {}
+    shape = recipe.get("shape") if isinstance(recipe, dict) else None
+    return isinstance(shape, dict) and shape.get("name") == CoupledGroup.name
 
 
 def load_masks(folder: str | Path) -> Masks:

@@ -13,6 +13,7 @@ from prunekit.structure.coupling.members import (
     of_units,
     over_entries,
 )
+from prunekit.structure.coupling.off import off_units, shrink_off
 from prunekit.structure.coupling.places import Place, watched
 from prunekit.structure.coupling.plan import groups, traced
 from prunekit.structure.coupling.restoring import restore_sizes
@@ -39,11 +40,13 @@ __all__ = [
     "groups",
     "makers",
     "of_units",
+    "off_units",
     "over_entries",
     "parameters_per_unit",
     "prune_groups",
     "restore_sizes",
     "shrink_groups",
+    "shrink_off",
     "size_attributes",
     "smaller",
     "traced",

@@ -11,7 +11,7 @@ from prunekit.structure.coupling.groups import Group, Member, Role
 from prunekit.structure.coupling.labels import Ints
 
 # the first of these that was seen names the group
-_KINDS = ("heads", "head width", "residual stream", "filters", "MLP width", "neurons", "embedding")
+KINDS = ("heads", "head width", "residual stream", "filters", "MLP width", "neurons", "embedding")
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def _role(walked: Walked, block: Block) -> Role:
 
 def _kinds(walked: Walked) -> Ints:
     """For each class the number of its kind."""
-    kinds = np.full(walked.classes.root.size, len(_KINDS), dtype=np.int64)
+    kinds = np.full(walked.classes.root.size, len(KINDS), dtype=np.int64)
     for kind, labels in walked.walker.hints:
         roots = walked.classes.root[labels[labels > 0]]
-        kinds[roots] = np.minimum(kinds[roots], _KINDS.index(kind))
+        kinds[roots] = np.minimum(kinds[roots], KINDS.index(kind))
     return kinds
 
 
@@ -109,7 +109,7 @@ def _group(
     first = (producers or members)[0].tensor
     name = first.rpartition(".")[0] or first
     return Group(
-        name, _KINDS[kind] if kind < len(_KINDS) else "neurons", int(units.size), tuple(members), reason
+        name, KINDS[kind] if kind < len(KINDS) else "neurons", int(units.size), tuple(members), reason
     )
 
 

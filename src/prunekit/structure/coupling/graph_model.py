@@ -69,6 +69,11 @@ class GraphModel(nn.Module):
             self.add_module(f"_graph{number}", graph.module)
             for name, value in graph.constants.items():
                 self.register_buffer(constant_name(number, name), value, persistent=False)
+        # looking modules up by name in every pass would take as long as a small network's layers
+        self._sources = [
+            [self._source(number, *entry) for entry in graph.signature.inputs]
+            for number, graph in enumerate(graphs)
+        ]
         _set_training(self, model.training)
 
     @property
@@ -87,6 +92,11 @@ class GraphModel(nn.Module):
             for number, signature in enumerate(self._signatures)
         )
 
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Of the arguments in a row, the batch included; None for what is no tensor."""
+        return self._signatures[0].shapes
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's outputs."""
         return self.run(args, kwargs, lambda _, module, given: module(*given))
@@ -96,7 +106,10 @@ class GraphModel(nn.Module):
         number = min(int(self.training), len(self._signatures) - 1)
         signature = self._signatures[number]
         flat = signature.flattened(args, kwargs)
-        given = [self._input(number, kind, name, flat) for kind, name in signature.inputs]
+        user = iter(flat)
+        given = [
+            next(user) if owner is None else getattr(owner, name) for owner, name in self._sources[number]
+        ]
         found = call(number, getattr(self, f"_graph{number}"), given)
         for (kind, target), value in zip(signature.outputs, found, strict=True):
             if kind == "buffer":
@@ -105,13 +118,12 @@ class GraphModel(nn.Module):
         results = [value for (kind, _), value in zip(signature.outputs, found, strict=True) if kind == "user"]
         return signature.returned(results)
 
-    def _input(self, number: int, kind: str, name: str, flat: list[Any]) -> Any:
+    def _source(self, number: int, kind: str, name: str) -> tuple[nn.Module | None, str]:
+        """The module that holds an input, and its name there; None for what the user gives."""
         if kind == "user":
-            return flat.pop(0)
-        if kind == "constant":
-            return getattr(self, constant_name(number, name))
-        place, _, short = name.rpartition(".")
-        return getattr(self.get_submodule(place), short)
+            return None, name
+        place, _, short = (constant_name(number, name) if kind == "constant" else name).rpartition(".")
+        return self.get_submodule(place), short
 
 
 def holder_of(root: nn.Module, name: str) -> nn.Module:

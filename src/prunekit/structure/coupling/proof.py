@@ -19,6 +19,8 @@ from prunekit.structure.coupling.traced import Keeping, Traced
 from prunekit.structure.cut import Axes
 from prunekit.structure.verify import Deviation, VerificationError, copy_of, rounding
 
+UNTOUCHED = "; the model is as it was"
+
 
 class Reference:
     """The masked network: zeros in all slices of the units, statistics over what is kept.
@@ -105,14 +107,13 @@ def proven(
             _put_back(small, small_state)
             if not worst.accepted:
                 raise VerificationError(
-                    f"the smaller network computes something else than the masked one: {worst}; "
-                    "the model is as it was"
+                    f"the smaller network computes something else than the masked one: {worst}{UNTOUCHED}"
                 )
     return worst
 
 
-def run_both(model: nn.Module, graph: GraphModel, inputs: Inputs) -> Deviation:
-    """How far the exported graphs are from the network itself, with nothing removed."""
+def run_both(model: nn.Module, graph: nn.Module, inputs: Inputs) -> Deviation:
+    """How far the exported graphs, or a masked copy, are from the network itself, in both modes."""
     first, second = in_double(model), in_double(graph)
     tolerance = rounding(model, torch.float64)
     found = []

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
+from prunekit.structure.coupling.assemble import KINDS
 from prunekit.structure.coupling.capture import Inputs
 from prunekit.structure.coupling.cutting import alike, checked, operate, operation
 from prunekit.structure.coupling.graph_model import GraphModel, graphs_of
 from prunekit.structure.coupling.groups import Group
 from prunekit.structure.coupling.plan import traced
-from prunekit.structure.coupling.proof import Reference, proven, run_both
+from prunekit.structure.coupling.proof import UNTOUCHED, Reference, proven, run_both
 from prunekit.structure.coupling.traced import Traced
+from prunekit.structure.cut import Axes
 from prunekit.structure.result import GroupSize
 from prunekit.structure.verify import Deviation, VerificationError, copy_of
 from prunekit.targets import unwrap
@@ -39,6 +42,7 @@ class Shrunk:
         deviation: the largest difference from the masked network.
         reason: why the form is that of a graph.
         seconds: of the processor for the analysis, the surgery and the proof.
+        axes: what stays of each parameter and buffer that lost entries.
     """
 
     model: nn.Module
@@ -49,6 +53,7 @@ class Shrunk:
     deviation: Deviation
     reason: str = ""
     seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    axes: Mapping[str, Axes] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the network, as plain JSON values."""
@@ -116,7 +121,7 @@ def shrink_groups(
         operate(model, work.cut)
         result = model
     except VerificationError as error:
-        reason, form = str(error).splitlines()[0], "graph"
+        reason, form = str(error).splitlines()[0].removesuffix(UNTOUCHED), "graph"
         result = GraphModel(candidate, graphs_of(found.graphs, work.graphs))
         deviation = proven(reference, result, tensors, example_inputs)
     times.append(time.process_time())
@@ -129,13 +134,15 @@ def shrink_groups(
         deviation,
         reason,
         (times[1] - times[0], times[2] - times[1], times[3] - times[2]),
+        work.cut.tensors,
     )
 
 
-def smallest(model: nn.Module, group: Group, share: float) -> Tensor:
+def smallest(model: nn.Module, group: Group, share: float, round_to: int = 1) -> Tensor:
     """Flags of a group without its units of the least L1 norm over what makes them; ties by place.
 
-    The share is taken of all units that reach into the same tensors, so that none is left without.
+    The share is taken of all units that reach into the same tensors, so that none is left without;
+    what stays of them is a multiple of `round_to`, or all.
 
     Li et al. 2017, Pruning filters for efficient ConvNets, arXiv 1608.08710.
     """
@@ -148,7 +155,8 @@ def smallest(model: nn.Module, group: Group, share: float) -> Tensor:
             norms += torch.stack([each[list(indices)].sum() for indices in member.indices])
     flags = torch.ones(group.units, dtype=torch.bool)
     for units in alike(group):
-        count = min(int(len(units) * share), len(units) - 1)
+        left = max(len(units) - int(len(units) * share), 1)
+        count = max(len(units) - math.ceil(left / round_to) * round_to, 0)
         order = norms[units].argsort(stable=True)[:count]
         flags[torch.tensor(units)[order]] = False
     return flags
@@ -162,6 +170,7 @@ def prune_groups(
     kinds: Collection[str] | None = None,
     ignore: Sequence[str] = (),
     residual: bool = False,
+    round_to: int = 1,
 ) -> Shrunk:
     """Take that share of the units out of every group that can lose some, the least by L1 norm first.
 
@@ -172,22 +181,33 @@ def prune_groups(
         kinds: of the groups to prune, such as "filters" and "heads"; None for all.
         ignore: names or patterns of what may not change.
         residual: whether the widths of residual streams can be pruned.
+        round_to: what stays of a group is a multiple of it, where the group is not smaller.
 
     Raises:
-        InputError: for a sparsity out of its range, or as `shrink_groups`.
+        InputError: for a sparsity out of its range, an unknown kind, or as `shrink_groups`.
         ModelError: where nothing can be pruned, with the reasons, or as `shrink_groups`.
     """
     if not 0 <= sparsity < 1:
         raise InputError(f"sparsity must be in [0, 1), got {sparsity}")
+    if round_to < 1:
+        raise InputError(f"round_to must be at least 1, got {round_to}")
+    unknown = [kind for kind in kinds or () if kind not in KINDS]
+    if unknown:
+        raise InputError(f"no groups are of the kind {unknown[0]!r}; kinds are: {', '.join(KINDS)}")
     model = unwrap(model)
     start = time.process_time()
     found = traced(model, example_inputs, ignore=ignore, residual=residual)
     analysis = time.process_time() - start
     chosen = [group for group in found.plan.prunable if kinds is None or group.kind in kinds]
+    if not chosen and found.plan.prunable:
+        there = ", ".join(dict.fromkeys(group.kind for group in found.plan.prunable))
+        raise ModelError(
+            f"no group of the kind {' or '.join(kinds or ())} can be pruned in this network, but {there} can"
+        )
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in found.plan.frozen.items())
         raise ModelError(f"nothing of this network can be pruned: {reasons or 'it has no layers'}")
-    kept = {group.name: smallest(model, group, sparsity) for group in chosen}
+    kept = {group.name: smallest(model, group, sparsity, round_to) for group in chosen}
     result = shrink_groups(model, example_inputs, kept, found=found)
     return replace(result, seconds=(analysis, *result.seconds[1:]))
 
