@@ -32,6 +32,16 @@ def written():
     return Net(written=True)
 
 
+class Stream(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.block, self.out = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.into(x)
+        return self.out(x + self.block(torch.relu(x)))
+
+
 class Branching(Net):
     def forward(self, x):
         x = self.into(x)
@@ -169,7 +179,7 @@ def test_units_that_are_off_in_a_network_that_is_no_chain(command):
         (NET, "no unit of this network is off"),
         (f"{NET} --residual", "say what --sparsity takes: add it"),
         (f"{NET} --sparsity 0.5 --ignore nothing", "ignore: 'nothing' matches no module"),
-        (f"{NET} --sparsity 0.5 --ignore '*'", r"nothing of this network can be pruned: .*\(ignore\)"),
+        (f"{NET} --sparsity 0.5 --ignore '*'", r"nothing of this network can be pruned: .*\(--ignore\)"),
         (f"{NET} --sparsity 0.5 --kinds filter", "no groups are of the kind 'filter'; kinds are: heads, "),
         (
             f"{NET} --sparsity 0.5 --kinds heads",
@@ -183,6 +193,10 @@ def test_units_that_are_off_in_a_network_that_is_no_chain(command):
         ("shrink shrink_net:Net --sparsity 0.5 --input-shape 4", "Missing option '--out'"),
         ("shrink ./nothing --sparsity 0.5 --out small", "there is no folder ./nothing"),
         (f"{NET} --sparsity 0.5 --weights nothing.safetensors", "there is no file nothing"),
+        (
+            "shrink shrink_net:Stream --input-shape 4 --sparsity 0.5 --out small",
+            r"nothing of this network can be pruned: .* asked for \(--residual\)",
+        ),
         (
             "shrink shrink_net:Branching --input-shape 4 --sparsity 0.5 --out small",
             r"depends on the values of its data, .*, at line \d+ of shrink_net.py: return self.out\(-x if",

@@ -73,7 +73,7 @@ def _staying(plan: Plan) -> list[str]:
         if group.frozen is not None:
             by_reason.setdefault(group.frozen, []).append(f"{group.name} ({group.units:,})")
     return [
-        _wrapped(f"stays: {_asked(reason)}") + "\n" + _wrapped(", ".join(names), indent="    ")
+        _wrapped(f"stays: {as_options(reason)}") + "\n" + _wrapped(", ".join(names), indent="    ")
         for reason, names in by_reason.items()
     ]
 
@@ -90,6 +90,6 @@ def _wrapped(text: str, indent: str = "") -> str:
     )
 
 
-def _asked(reason: str) -> str:
+def as_options(reason: str) -> str:
     """As one asks for it on the command line."""
     return reason.replace("(residual=True)", "(--residual)").replace("(ignore)", "(--ignore)")

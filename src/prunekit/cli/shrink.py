@@ -15,12 +15,13 @@ from rich.markup import escape
 from torch import nn
 
 from prunekit.cli.examples import InputShape, Outputs, Tokens, batch_of, examples, sizes_of
+from prunekit.cli.groups import as_options
 from prunekit.cli.networks import Network, is_saved, open_network
 from prunekit.cli.options import DataDir, Json
 from prunekit.cli.output import only_results, print_json
 from prunekit.cli.sizes import Figures, figures, figures_table, folder_bytes
 from prunekit.data import load
-from prunekit.errors import InputError
+from prunekit.errors import InputError, ModelError
 from prunekit.masks import Masks
 from prunekit.saving import check_free, load_masks, prunes_groups, save_pretrained
 from prunekit.structure import is_chain, shrink_dead
@@ -126,15 +127,18 @@ def _smaller(
 ) -> tuple[Shrunk, Masks]:
     """What is left, and the masks of its single weights."""
     if asked.sparsity is not None:
-        done = prune_groups(
-            model,
-            inputs,
-            asked.sparsity,
-            kinds=asked.kinds,
-            ignore=asked.ignore,
-            residual=asked.residual,
-            round_to=asked.round_to,
-        )
+        try:
+            done = prune_groups(
+                model,
+                inputs,
+                asked.sparsity,
+                kinds=asked.kinds,
+                ignore=asked.ignore,
+                residual=asked.residual,
+                round_to=asked.round_to,
+            )
+        except ModelError as error:
+            raise ModelError(as_options(str(error))) from error
     elif is_chain(model):
         return _without_dead(model, inputs, masks)
     else:
