@@ -161,7 +161,7 @@ def test_an_operator_of_another_library_is_not_saved(tmp_path):
 
     model = Custom()
     found = captured(model, torch.randn(3, 6))
-    modules = {number: graph.program.graph_module for number, graph in enumerate(found)}
+    modules = {number: graph.module for number, graph in enumerate(found)}
     whole = GraphModel(model, graphs_of(found, modules))
     with pytest.raises(ModelError, match=r"it holds 'prunekit_test\.twice.*', which a file"):
         save_pretrained(whole, tmp_path / "net")

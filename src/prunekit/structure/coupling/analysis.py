@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunekit.structure.coupling.capture import Captured
+from prunekit.structure.coupling.captured import Captured
 from prunekit.structure.coupling.labels import Classes, Ints, Labels
 from prunekit.structure.coupling.values import Dim, Value, fixed
 from prunekit.structure.coupling.walk import walk
@@ -110,15 +110,13 @@ def _walked(
     nodes = []
     for part, graph in enumerate(graphs):
         walker.part, walker.env = part, {}
-        program = graph.program
-        placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+        placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
         walker.constants.update(node for node in placeholders if node.name in graph.tensors)
-        outputs = walk(walker, program.graph, program.graph_module, _entry(graph, values))
+        outputs = walk(walker, graph.graph, graph.root, _entry(graph, values))
         walker.node = None
-        specs = program.graph_signature.output_specs
-        for spec, value in zip(specs, outputs, strict=True):
+        for (kind, _), value in zip(graph.outputs, outputs, strict=True):
             for dim in value if isinstance(value, tuple) else ():
-                what = "the network's output" if "OUTPUT" in spec.kind.name else "written to a buffer"
+                what = "the network's output" if kind != "buffer" else "written to a buffer"
                 labels.freeze(dim.labels, f"is {what}" if graph.mode == "eval" else f"is {what} in training")
         nodes.append({walker.names[node]: _axes(value) for node, value in walker.env.items()})
     return Walked(tuple(blocks), walker, labels.classes(), tuple(nodes))
@@ -136,7 +134,7 @@ def _used(graphs: Sequence[Captured]) -> list[str]:
     """Names of the parameters and buffers that some graph reads, in the order of the graphs."""
     found: dict[str, None] = {}
     for graph in graphs:
-        for node in graph.program.graph.nodes:
+        for node in graph.graph.nodes:
             if node.op == "placeholder" and node.users and node.name in graph.tensors:
                 found[graph.tensors[node.name]] = None
     return list(found)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from prunekit.structure.coupling.capture import Captured
-from prunekit.structure.coupling.correct import op_name
+from prunekit.structure.coupling.captured import Captured
+from prunekit.structure.coupling.correct import Corrected, op_name
 from prunekit.structure.coupling.groups import Plan
 
 _CONVS = (
@@ -56,7 +56,7 @@ def sizes(
     plan: Plan,
     kept: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
-    graphs: Sequence[tuple[Captured, fx.GraphModule]],
+    graphs: Sequence[tuple[Captured, Corrected]],
 ) -> dict[tuple[str, str], Any]:
     """New values by (module, attribute); those that stay are not named.
 
@@ -82,12 +82,12 @@ def sizes(
 def _by_shape(
     model: nn.Module,
     shapes: Mapping[str, tuple[int, ...]],
-    graphs: Sequence[tuple[Captured, fx.GraphModule]],
+    graphs: Sequence[tuple[Captured, Corrected]],
 ) -> list[tuple[tuple[str, str], Any]]:
     groups = {
         captured.tensors.get(str(node.args[1])): _argument(node, "groups")
-        for captured, module in graphs
-        for node in module.graph.nodes
+        for captured, smaller in graphs
+        for node in smaller.graph.nodes
         if op_name(node).startswith("conv") and len(node.args) > 1
     }
     found: list[tuple[tuple[str, str], Any]] = []
@@ -119,12 +119,12 @@ def _layer(module: nn.Module, short: str, shape: tuple[int, ...], groups: int) -
 
 
 def _in_graphs(
-    model: nn.Module, graphs: Sequence[tuple[Captured, fx.GraphModule]]
+    model: nn.Module, graphs: Sequence[tuple[Captured, Corrected]]
 ) -> list[tuple[tuple[str, str], Any]]:
     """Norms without parameters and groups that are only named in the graph."""
     found: list[tuple[tuple[str, str], Any]] = []
-    for _, module in graphs:
-        for node in module.graph.nodes:
+    for _, smaller in graphs:
+        for node in smaller.graph.nodes:
             stack = node.meta.get("nn_module_stack") or {}
             place = str(list(stack.values())[-1][0]) if stack else ""
             if not place:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from prunekit.errors import InputError
 from prunekit.structure.coupling.traced import Flags, Keeping
@@ -32,11 +34,31 @@ def op_name(node: fx.Node) -> str:
     return str(target)
 
 
-def corrected(module: fx.GraphModule, keeping: Keeping, number: int, prefix: str = "") -> fx.GraphModule:
+@dataclass(frozen=True)
+class Corrected:
+    """A graph whose constants fit what stays.
+
+    Attributes:
+        graph: the graph.
+        root: what its `get_attr` nodes name.
+    """
+
+    graph: fx.Graph
+    root: nn.Module
+
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """The graph, to be run."""
+        self.graph.lint()
+        return fx.GraphModule(self.root, self.graph)
+
+
+def corrected(graph: fx.Graph, root: nn.Module, keeping: Keeping, number: int, prefix: str = "") -> Corrected:
     """A copy of a graph with its constants made to fit; checks of dtypes and sizes are left out.
 
     Args:
-        module: the graph, with parameters as inputs.
+        graph: with parameters as inputs.
+        root: what its `get_attr` nodes name.
         keeping: what stays of every node.
         number: of the graph.
         prefix: of the names of its nodes.
@@ -44,29 +66,29 @@ def corrected(module: fx.GraphModule, keeping: Keeping, number: int, prefix: str
     Raises:
         InputError: where nothing would be left of a tensor.
     """
-    smaller = copy.deepcopy(module)
+    smaller, holder = copy.deepcopy(graph), nn.Module()
 
     def keeps(node: fx.Node) -> tuple[tuple[Flags | None, ...], ...]:
         return keeping(number, f"{prefix}{node.name}")
 
-    for node in list(smaller.graph.nodes):
+    for node in list(smaller.nodes):
         _not_empty(node, keeps)
+        if node.op == "get_attr":
+            setattr(holder, str(node.target), getattr(root, str(node.target)))
         if node.op != "call_function":
             continue
         name = op_name(node)
         if name.startswith(("_assert", "_assert_tensor_metadata", "sym_constrain")):
-            smaller.graph.erase_node(node)
+            smaller.erase_node(node)
             continue
         for arg in node.args:
             if isinstance(arg, fx.Node) and arg.op == "get_attr":
-                inner = getattr(smaller, str(arg.target), None)
+                inner = getattr(root, str(arg.target), None)
                 if isinstance(inner, fx.GraphModule):
-                    below = corrected(inner, keeping, number, f"{prefix}{node}/")
-                    setattr(smaller, str(arg.target), below)
+                    below = corrected(inner.graph, inner, keeping, number, f"{prefix}{node}/")
+                    setattr(holder, str(arg.target), below.module)
         _correct(node, name, keeps)
-    smaller.graph.lint()
-    smaller.recompile()
-    return smaller
+    return Corrected(smaller, holder)
 
 
 def _not_empty(node: fx.Node, keeps: Keeps) -> None:

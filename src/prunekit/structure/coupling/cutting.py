@@ -12,7 +12,7 @@ from prunekit.errors import InputError, ModelError
 from prunekit.masks import Masks
 from prunekit.structure.coupling.attributes import sizes
 from prunekit.structure.coupling.capture import Inputs, arguments, canonical
-from prunekit.structure.coupling.correct import corrected
+from prunekit.structure.coupling.correct import Corrected, corrected
 from prunekit.structure.coupling.graph_model import GraphModel, graphs_of
 from prunekit.structure.coupling.groups import Group, Plan
 from prunekit.structure.coupling.traced import Keeping, Traced
@@ -31,12 +31,17 @@ class Operation:
     Attributes:
         cut: of tensors and attributes.
         keeping: what stays of every node.
-        graphs: the exported graphs with sizes that fit, by number.
+        graphs: the captured graphs with sizes that fit, by number.
     """
 
     cut: Cut
     keeping: Keeping
-    graphs: dict[int, fx.GraphModule]
+    graphs: dict[int, Corrected]
+
+    @property
+    def modules(self) -> dict[int, fx.GraphModule]:
+        """The same graphs, to be run."""
+        return {number: graph.module for number, graph in self.graphs.items()}
 
 
 def operation(model: nn.Module, found: Traced, kept: Mapping[str, Tensor]) -> Operation:
@@ -53,7 +58,7 @@ def operation(model: nn.Module, found: Traced, kept: Mapping[str, Tensor]) -> Op
     keeping = found.keeping({name: (~each).nonzero().flatten().tolist() for name, each in kept.items()})
     tensors = axes_after(model, found.plan, kept)
     graphs = {
-        number: corrected(graph.program.graph_module, keeping, number)
+        number: corrected(graph.graph, graph.root, keeping, number)
         for number, graph in enumerate(found.graphs)
     }
     pairs = [(graph, graphs[number]) for number, graph in enumerate(found.graphs)]
@@ -83,7 +88,7 @@ def smaller(model: nn.Module, found: Traced, kept: Mapping[str, Tensor], example
         with evaluating(copied), torch.no_grad():
             copied(*args, **kwargs)
     except Exception:  # whatever a forward raises that has sizes written in its code
-        return GraphModel(copied, graphs_of(found.graphs, work.graphs))
+        return GraphModel(copied, graphs_of(found.graphs, work.modules))
     return copied
 
 

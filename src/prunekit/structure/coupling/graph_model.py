@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind
 
-from prunekit.structure.coupling.capture import Captured
+from prunekit.structure.coupling.captured import Captured
 from prunekit.structure.coupling.signature import Signature, signature_of
 
 Run = Callable[[int, fx.GraphModule, list[Any]], Any]
@@ -39,8 +38,7 @@ def graphs_of(captured: Sequence[Captured], modules: Mapping[int, fx.GraphModule
         modules: the graphs to run in their place, by number, with other constants.
     """
     return tuple(
-        Graph(signature_of(graph), modules[number], _constants(graph))
-        for number, graph in enumerate(captured)
+        Graph(signature_of(graph), modules[number], graph.constants) for number, graph in enumerate(captured)
     )
 
 
@@ -135,16 +133,6 @@ def holder_of(root: nn.Module, name: str) -> nn.Module:
         assert below is not None
         root = below
     return root
-
-
-def _constants(graph: Captured) -> dict[str, Tensor]:
-    found = graph.program.constants
-    names = [
-        spec.target
-        for spec in graph.program.graph_signature.input_specs
-        if spec.kind == InputKind.CONSTANT_TENSOR
-    ]
-    return {name: value for name in names if name and isinstance(value := found[name], Tensor)}
 
 
 def constant_name(number: int, name: str) -> str:

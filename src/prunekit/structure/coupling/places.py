@@ -172,7 +172,7 @@ def _calls(model: nn.Module, found: Traced) -> list[_Call]:
     graph = found.graphs[0]
     leaves = {name for name, module in model.named_modules() if name and not any(module.children())}
     together: dict[tuple[str, str], list[fx.Node]] = {}
-    for node in graph.program.graph.nodes:
+    for node in graph.graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
         if node.op == "call_function" and stack:
             key, (name, *_) = list(stack.items())[-1]

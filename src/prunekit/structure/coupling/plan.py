@@ -13,7 +13,8 @@ from torch import nn
 from prunekit.errors import InputError
 from prunekit.structure.coupling.analysis import PARAMETRIZED, Walked, analysed
 from prunekit.structure.coupling.assemble import Assembled, assembled
-from prunekit.structure.coupling.capture import Captured, Inputs, captured
+from prunekit.structure.coupling.capture import Inputs, captured
+from prunekit.structure.coupling.captured import Captured
 from prunekit.structure.coupling.groups import Group, Plan
 from prunekit.structure.coupling.traced import Layer, Traced
 from prunekit.structure.coupling.walker import Cut

@@ -45,7 +45,7 @@ class Reference:
         self.keeping = keeping
         whole = in_double(model)
         if keeping is not None:
-            graphs = {number: graph.program.graph_module for number, graph in enumerate(traced.graphs)}
+            graphs = {number: graph.module for number, graph in enumerate(traced.graphs)}
             whole = GraphModel(whole, graphs_of(traced.graphs, graphs))
             whole.to(torch.float64)
         self.model = whole

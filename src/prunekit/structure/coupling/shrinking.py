@@ -110,7 +110,7 @@ def shrink_groups(
     tensors, keeping = work.cut.tensors, work.keeping if over_units else None
     reference = Reference(model, found, tensors, keeping, example_inputs)
     if over_units:
-        whole = {number: graph.program.graph_module for number, graph in enumerate(found.graphs)}
+        whole = {number: graph.module for number, graph in enumerate(found.graphs)}
         exported = run_both(model, GraphModel(copy_of(model), graphs_of(found.graphs, whole)), example_inputs)
         if not exported.accepted:
             raise VerificationError(f"what was exported is not what the network computes: {exported}")
@@ -122,7 +122,7 @@ def shrink_groups(
         result = model
     except VerificationError as error:
         reason, form = str(error).splitlines()[0].removesuffix(UNTOUCHED), "graph"
-        result = GraphModel(candidate, graphs_of(found.graphs, work.graphs))
+        result = GraphModel(candidate, graphs_of(found.graphs, work.modules))
         deviation = proven(reference, result, tensors, example_inputs)
     times.append(time.process_time())
     return Shrunk(

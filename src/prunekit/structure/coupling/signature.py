@@ -7,14 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError
-from prunekit.structure.coupling.capture import Captured
-
-_INPUTS = {InputKind.PARAMETER: "tensor", InputKind.BUFFER: "tensor", InputKind.USER_INPUT: "user"}
-_OUTPUTS = {OutputKind.USER_OUTPUT: "user", OutputKind.BUFFER_MUTATION: "buffer"}
+from prunekit.structure.coupling.captured import Captured
 
 
 @dataclass(frozen=True)
@@ -72,16 +68,10 @@ class Signature:
 
 
 def signature_of(graph: Captured) -> Signature:
-    """The signature of a graph as exported."""
-    found, spec = graph.program.graph_signature, graph.program.call_spec
-    assert spec.in_spec is not None
-    assert spec.out_spec is not None
-    values = {node.name: node.meta.get("val") for node in graph.program.graph.nodes}
-    kept = [values.get(item.arg.name) for item in found.input_specs if item.kind == InputKind.USER_INPUT]
-    return Signature(
-        tuple((_INPUTS.get(item.kind, "constant"), item.target or "") for item in found.input_specs),
-        tuple((_OUTPUTS.get(item.kind, "other"), item.target or "") for item in found.output_specs),
-        tuple(tuple(map(int, v.shape)) if isinstance(v, torch.Tensor) else None for v in kept),
-        spec.in_spec,
-        spec.out_spec,
-    )
+    """The signature of a graph."""
+    nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    values = [
+        node.meta.get("val") for node, (kind, _) in zip(nodes, graph.inputs, strict=True) if kind == "user"
+    ]
+    shapes = tuple(tuple(map(int, v.shape)) if isinstance(v, torch.Tensor) else None for v in values)
+    return Signature(graph.inputs, graph.outputs, shapes, graph.takes, graph.gives)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prunekit.structure.coupling.capture import Captured
+from prunekit.structure.coupling.captured import Captured
 from prunekit.structure.coupling.groups import Plan
 from prunekit.structure.coupling.labels import Ints
 
