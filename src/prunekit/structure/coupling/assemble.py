@@ -117,7 +117,7 @@ def _by_unit(unit: Ints, index: Ints, count: int) -> tuple[tuple[int, ...], ...]
     order = np.lexsort((index, unit))
     sizes = np.bincount(unit, minlength=count)
     if sizes.max(initial=0) == 1 == sizes.min(initial=1):
-        return tuple((found,) for found in index[order].tolist())
+        return tuple(zip(index[order].tolist(), strict=True))
     ends = np.cumsum(sizes).tolist()
     entries = index[order].tolist()
     return tuple(tuple(entries[end - size : end]) for end, size in zip(ends, sizes.tolist(), strict=True))

@@ -184,6 +184,8 @@ def operate(model: nn.Module, cut: Cut) -> None:
 
 def alike(group: Group) -> list[list[int]]:
     """Units that reach into the same tensors: queries apart from values, halves that part ways later."""
+    if all(all(member.indices) for member in group.members):
+        return [list(range(group.units))]
     found: dict[tuple[bool, ...], list[int]] = {}
     for unit in range(group.units):
         reach = tuple(bool(member.indices[unit]) for member in group.members)

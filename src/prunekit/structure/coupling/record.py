@@ -9,7 +9,7 @@ Wherever a recording might not be the network, it is refused, and `torch.export`
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.structure.coupling.captured import Captured, InputKind
-from prunekit.structure.coupling.stand_in import StandIn, meta_of, shapes
+from prunekit.structure.coupling.shapes import shapes
+from prunekit.structure.coupling.stand_in import StandIn, meta_of
 
 _PLAIN = (bool, int, float, complex, str, type(None))
 _REFUSED = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
@@ -132,8 +133,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         self._check(func, args)
         without = {name: value for name, value in kwargs.items() if name != "device"}
-        metas = pytree.tree_map_only(Tensor, lambda each: self._found(each)[1], (args, without))
-        own_args, own_kwargs = pytree.tree_map_only(Tensor, lambda each: self._found(each)[2], (args, kwargs))
+        metas = _mapped((args, without), lambda each: self._found(each)[1])
+        own_args, own_kwargs = _mapped((args, kwargs), lambda each: self._found(each)[2])
         if "device" in kwargs:
             metas[1]["device"] = kwargs["device"]
         result = shapes(func, *metas)
@@ -206,9 +207,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._known[id(tensor)]
 
     def _placeholder(self, name: str, kind: InputKind, stands_for: str, value: Any) -> fx.Node:
-        place = self._last
-        with self.graph.inserting_after(place) if place is not None else self.graph.inserting_before(None):
+        if self._last is None or self._last.next.op == "root":
             node = self.graph.placeholder(name)
+        else:  # a constant that is met between the operators
+            with self.graph.inserting_after(self._last):
+                node = self.graph.placeholder(name)
         node.meta["val"] = value
         self.inputs.append((kind, stands_for))
         self._last = node
@@ -233,9 +236,21 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _device(self, args: Any, kwargs: Mapping[str, Any]) -> torch.device:
         if kwargs.get("device") is not None:
             return torch.device(kwargs["device"])
-        tensors = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        tensors: list[Tensor] = []
+        _mapped((args, kwargs), tensors.append)
         placed = [each for each in tensors if each.dim()] or tensors
         return placed[0].device if placed else torch.get_default_device()
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Arguments of an operator with something else in the place of each tensor."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)([_mapped(each, change) for each in value])
+    if isinstance(value, dict):
+        return {name: _mapped(each, change) for name, each in value.items()}
+    return value
 
 
 def _is_indexing_by_numbers(func: torch._ops.OpOverload, args: Any) -> bool:

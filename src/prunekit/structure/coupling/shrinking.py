@@ -17,6 +17,7 @@ from prunekit.structure.coupling.capture import Inputs
 from prunekit.structure.coupling.cutting import alike, checked, operate, operation
 from prunekit.structure.coupling.graph_model import GraphModel, graphs_of
 from prunekit.structure.coupling.groups import Group
+from prunekit.structure.coupling.members import entries
 from prunekit.structure.coupling.plan import traced
 from prunekit.structure.coupling.proof import UNTOUCHED, Reference, proven, run_both
 from prunekit.structure.coupling.traced import Traced
@@ -138,7 +139,7 @@ def shrink_groups(
     )
 
 
-def smallest(model: nn.Module, group: Group, share: float, round_to: int = 1) -> Tensor:
+def smallest(tensors: Mapping[str, Tensor], group: Group, share: float, round_to: int = 1) -> Tensor:
     """Flags of a group without its units of the least L1 norm over what makes them; ties by place.
 
     The share is taken of all units that reach into the same tensors, so that none is left without;
@@ -147,12 +148,14 @@ def smallest(model: nn.Module, group: Group, share: float, round_to: int = 1) ->
     Li et al. 2017, Pruning filters for efficient ConvNets, arXiv 1608.08710.
     """
     norms = torch.zeros(group.units, dtype=torch.float64)
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
     for member in group.members:
         if member.role == "producer":
-            tensor = tensors[member.tensor].detach().double().cpu()
-            each = tensor.abs().movedim(member.dim, 0).reshape(tensor.shape[member.dim], -1).sum(1)
-            norms += torch.stack([each[list(indices)].sum() for indices in member.indices])
+            tensor = tensors[member.tensor].detach().unsqueeze(-1)
+            others = [dim for dim in range(tensor.dim()) if dim != member.dim]
+            exactly = torch.promote_types(tensor.dtype, torch.float32)
+            each = tensor.abs().sum(others, dtype=exactly).double().cpu()
+            index, unit = entries(member)
+            norms.index_add_(0, unit, each[index])
     flags = torch.ones(group.units, dtype=torch.bool)
     for units in alike(group):
         left = max(len(units) - int(len(units) * share), 1)
@@ -207,7 +210,8 @@ def prune_groups(
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in found.plan.frozen.items())
         raise ModelError(f"nothing of this network can be pruned: {reasons or 'it has no layers'}")
-    kept = {group.name: smallest(model, group, sparsity, round_to) for group in chosen}
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    kept = {group.name: smallest(tensors, group, sparsity, round_to) for group in chosen}
     result = shrink_groups(model, example_inputs, kept, found=found)
     return replace(result, seconds=(analysis, *result.seconds[1:]))
 

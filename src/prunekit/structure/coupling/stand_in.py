@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# what they give has the shape and the type of the first argument; PyTorch works that out in milliseconds
-_ALIKE = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "relu", "gelu", "silu"})
-
 
 class StandIn(Tensor):
     """A tensor of which there are shape, type and device, and no data.
@@ -53,20 +50,3 @@ def meta_of(tensor: Tensor) -> Tensor:
     """A tensor of the same shape, layout and type on the meta device."""
     with torch.inference_mode(False):
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
-def shapes(func: torch._ops.OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What an operator gives for tensors on the meta device, without anything written to them.
-
-    Args:
-        func: the operator.
-        args: its arguments.
-        kwargs: likewise.
-    """
-    if func._schema.is_mutable:
-        return args[0]
-    if func.overloadpacket.__name__ in _ALIKE and args[0].is_floating_point():
-        return torch.empty_like(args[0])
-    if "device" in kwargs:
-        kwargs = {**kwargs, "device": "meta"}
-    return func(*args, **kwargs)
