@@ -131,6 +131,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Take an operator down, and give tensors of the shapes that it would give."""
         kwargs = kwargs or {}
+        if func is torch.ops.aten.detach_.default:  # of what torch.tensor() makes
+            return self._detached(args[0])
         self._check(func, args)
         without = {name: value for name, value in kwargs.items() if name != "device"}
         metas = _mapped((args, without), lambda each: self._found(each)[1])
@@ -148,8 +150,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         device = self._device(args, kwargs)
         if isinstance(result, Tensor):
             if not torch.is_grad_enabled() and result.is_floating_point():
-                node = self.graph.call_function(torch.ops.aten.detach.default, (node,))
-                self._describe(node, result)
+                return self._detached(self._made(result, node, device))
             return self._made(result, node, device)
         if isinstance(result, (list, tuple)) and torch.is_grad_enabled():
             return type(result)(self._item(node, number, each, device) for number, each in enumerate(result))
@@ -188,8 +189,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise NotRecordedError(f"{func} depends on values, or changes a shape in place")
         if func._schema.is_mutable and not func.overloadpacket.__name__.endswith("_"):
             raise NotRecordedError(f"{func} writes to what it is given")
-        if torch.is_autocast_enabled():
-            raise NotRecordedError("types are chosen automatically")
 
     def _found(self, tensor: Tensor) -> tuple[Tensor, Tensor, fx.Node]:
         """What is known of a tensor; one that was never seen is a constant."""
@@ -216,6 +215,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inputs.append((kind, stands_for))
         self._last = node
         return node
+
+    def _detached(self, tensor: Tensor) -> Tensor:
+        _, meta, node = self._found(tensor)
+        node = self.graph.call_function(torch.ops.aten.detach.default, (node,))
+        self._describe(node, meta)
+        self._known[id(tensor)] = tensor, meta, node
+        return tensor
 
     def _made(self, meta: Tensor, node: fx.Node, device: torch.device) -> StandIn:
         made = StandIn(meta, device)

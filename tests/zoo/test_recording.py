@@ -1,0 +1,33 @@
+"""On every network of the zoo a recording leads to the plan that an export leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from prunekit.structure.coupling import plan as plans
+from prunekit.structure.coupling.capture import captured
+from prunekit.structure.coupling.groups import Plan
+from zoo import OWN, ZOO, made
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_the_plan_is_that_of_an_export(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name not in OWN:
+        pytest.importorskip("transformers")
+    model, inputs = made(name)
+    found = plans.groups(model, inputs, residual=True)
+    exporting: Callable[..., object] = lambda *args: captured(*args, record=False)  # noqa: E731
+    monkeypatch.setattr(plans, "captured", exporting)
+    expected = plans.groups(model, inputs, residual=True)
+    assert _by_name(found) == _by_name(expected)
+
+
+def _by_name(plan: Plan) -> dict[str, object]:
+    """The groups without what an export sees otherwise: their order, and the names of shared modules."""
+    return {
+        group.name: (replace(group, members=(), frozen=None), group.frozen is None, set(group.members))
+        for group in plan.groups
+    }
