@@ -72,7 +72,7 @@ def test_a_recording_computes_what_the_network_computes(training):
 
 def test_types_that_are_chosen_automatically_are_written_out():
     torch.manual_seed(0)
-    model, inputs = Automatic(), torch.randn(2, 4)
+    model, inputs = Automatic().float(), torch.randn(2, 4, dtype=torch.float32)
     found = as_graphs(model, inputs)(inputs)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, model(inputs))
