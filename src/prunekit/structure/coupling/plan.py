@@ -31,7 +31,8 @@ def groups(
 ) -> Plan:
     """Which slices of which parameters and buffers go together, for any network that PyTorch can export.
 
-    The network is exported in evaluation and in training mode; it is not run on data and is left as it was.
+    The operators that it calls on tensors without data are recorded in evaluation and in training mode; where
+    that might not be all of the network, `torch.export` gives the graph. The network is left as it was.
 
     Args:
         model: the network.
@@ -49,7 +50,7 @@ def groups(
 def traced(
     model: nn.Module, example_inputs: Inputs, *, ignore: Sequence[str] = (), residual: bool = False
 ) -> Traced:
-    """The same plan, with the exported graphs and the labels of all their nodes; raises as `groups` does."""
+    """The same plan, with the graphs and the labels of all their nodes; raises as `groups` does."""
     model = unwrap(model)
     ignored = _ignored(model, ignore)
     graphs = captured(model, example_inputs)
