@@ -1,8 +1,7 @@
-"""The one pruning loop: `prune()` walks it, and so does a training loop that a `Session` is attached to."""
+"""A pruning under way."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -12,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from prunekit.allocation import Remains, Situation
-from prunekit.batches import Batch, Batches, as_batches
-from prunekit.errors import DataError, InputError, ModelError
+from prunekit.batches import Batches, as_batches
+from prunekit.errors import InputError, ModelError
 from prunekit.history import Pruned, Record
-from prunekit.losses import LOSSES, Loss, default_loss
-from prunekit.masking import MaskedOptimizer
+from prunekit.losses import Loss
 from prunekit.masks import Masks
+from prunekit.pruning.attachment import Attachment
+from prunekit.pruning.calibration import Calibration, two_examples
+from prunekit.pruning.guard import Guard
 from prunekit.readiness import check_restart, check_retraining
 from prunekit.recipe import Plan, Recipe, Step
 from prunekit.repair import Damage
@@ -28,69 +28,16 @@ from prunekit.retrain import Checkpoints
 from prunekit.scores import Evidence, Scores
 from prunekit.seeds import derive, generator
 from prunekit.selection import Choice
-from prunekit.statistics import Found, Statistic, Subject, average, collect
-from prunekit.stopping import Held, Stopped
+from prunekit.statistics import Found, Statistic, Subject, collect
+from prunekit.stopping import Stopped
 from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import owner_of, uncompiled, unwrap
 from prunekit.training import Report, copy_state, train, training_seed
 
-__all__ = ["Evaluate", "Pruned", "Record", "Session", "prune"]
-
 _STATE_KEYS = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
-
-CALIBRATION_BATCH = 256
-"""Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a network after a step, for the history: names and figures."""
-
-
-def prune(
-    model: nn.Module,
-    recipe: Recipe,
-    data: Any = None,
-    *,
-    seed: int = 0,
-    loss: Loss | None = None,
-    checkpoints: Checkpoints | None = None,
-    validation: Any = None,
-    evaluate: Evaluate | None = None,
-    report: Report | None = None,
-    example_inputs: Inputs | None = None,
-) -> Pruned:
-    """Prune a network in place, following a recipe. To keep the dense one, pass `copy.deepcopy(model)`.
-
-    Args:
-        model: a trained network.
-        recipe: what to do.
-        data: training examples, if the recipe scores by data or retrains: a pair of tensors
-            (inputs, targets), a dataset of `prunekit.data`, or a loader of such pairs.
-        seed: of everything random.
-        loss: (outputs, targets) -> mean loss, for scores; by default cross-entropy or squared error.
-        checkpoints: states of the dense training by step, for recipes that rewind.
-        validation: examples of the same kinds as `data`, on which a recipe's `stop` measures the error; by
-            default the recipe's calibration sample of `data`.
-        evaluate: measures the network after each step, for the history.
-        report: told how far a retraining is.
-        example_inputs: what the network can be run on, for recipes that find out so what is coupled in it; by
-            default the first two of the data.
-
-    Raises:
-        InputError, ModelError, DataError: before anything is changed.
-    """
-    session = Session(
-        model,
-        recipe,
-        data=data,
-        seed=seed,
-        loss=loss,
-        checkpoints=checkpoints,
-        validation=validation,
-        example_inputs=example_inputs,
-    )
-    for _ in session.run(evaluate=evaluate, report=report):
-        pass
-    return session.result()
 
 
 class Session:
@@ -120,7 +67,7 @@ class Session:
         self.recipe = recipe
         self._data: Batches | None = None if data is None else as_batches(data)
         if recipe.by_example and example_inputs is None and self._data is not None:
-            example_inputs = self._examples(unwrap(model), self._data)
+            example_inputs = two_examples(unwrap(model), self._data)
         self._example_inputs = example_inputs
         self.plan: Plan = recipe.plan(model, example_inputs)
         self.kept = self.plan.elements.all_kept(model)
@@ -129,23 +76,31 @@ class Session:
         self._ranking: Scores | None = None
         self._measured: Found | None = None
         self._seed = seed
-        self._loss = loss
-        self._validation: Batches | None = None if validation is None else as_batches(validation)
         self._checkpoints: dict[int, Mapping[str, Tensor]] = dict(checkpoints or {})
-        self._masked: MaskedOptimizer | None = None
-        self._optimizer: Optimizer | None = None
-        self._counter: RemovableHandle | None = None
+        self._attachment: Attachment | None = None
         self._every: int | None = None
         self._optimizer_steps = 0
-        self.stopped: Stopped | None = None
-        self._allowed: float | None = None
-        self._held: Held | None = None
-        if recipe.stop.needs_data and self._data is None and self._validation is None:
+        self._calibration = Calibration(
+            model,
+            self.plan.elements,
+            self._data,
+            None if validation is None else as_batches(validation),
+            examples=recipe.calibration,
+            seed=seed,
+            loss=loss,
+        )
+        self._guard = Guard(recipe.stop, self._calibration.error)
+        if recipe.stop.needs_data and self._data is None and validation is None:
             raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
         if recipe.needs_data and self._data is None:
             raise InputError(f"the recipe's {self._who_needs_data()} needs data, but no data is given")
 
     # ---- where it is -------------------------------------------------------------------------------------
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """Why the recipe's `stop` has ended the pruning, once it has."""
+        return self._guard.stopped
 
     @property
     def done(self) -> bool:
@@ -168,7 +123,7 @@ class Session:
         while not self.done:
             started = time.perf_counter()
             step = self.plan.steps[len(self.history)]
-            self._hold()
+            self._guard.hold(self.model, len(self.history), self.kept)
             self._prune_step(step)
             train_loss = self._retrain(step, report)
             if self._retrains(step) and self._check(step.number) and self.recipe.stop.rolls_back:
@@ -196,10 +151,10 @@ class Session:
         started = time.perf_counter()
         check_restart(self.model, self.recipe.retrain, self._checkpoints)
         step = self.plan.steps[len(self.history)]
-        self._hold()
+        self._guard.hold(self.model, len(self.history), self.kept)
         restarted = self._prune_step(step)
-        if self._optimizer is not None and restarted:
-            self._optimizer.state.clear()  # moments of other values say nothing about these
+        if self._attachment is not None and restarted:
+            self._attachment.forget()
         return self._record(step, started, None, {})
 
     def check(self) -> Stopped | None:
@@ -214,52 +169,18 @@ class Session:
         self._check(len(self.history))
         return self.stopped
 
-    def _hold(self) -> None:
-        """Keep what the network is, unless an earlier one is kept that was the last to be measured."""
-        stop = self.recipe.stop
-        if not stop.needs_data:
-            return
-        if self._allowed is None:
-            before = self._error()
-            if not math.isfinite(before):
-                raise DataError(f"stop {stop.name}: the error of the network before pruning is {before}")
-            self._allowed = stop.allowed(before)
-        if self._held is None:
-            state = copy_state(unwrap(self.model)) if stop.rolls_back else None
-            self._held = Held(len(self.history), self.kept, state)
-
     def _check(self, step: int) -> bool:
-        """Whether the limit is broken since the network that is held; it is let go otherwise."""
-        held = self._held
-        if held is None or self.stopped is not None:
-            return self.stopped is not None
-        assert self._allowed is not None
-        error = self._error()
-        if error <= self._allowed:
-            self._held = None
-            return False
-        self.stopped = Stopped(step, error, self._allowed, self.recipe.stop.rolls_back)
-        self._held = None
-        if held.state is not None:
+        """Whether the limit is broken, now or before; the network goes back then if the recipe says so."""
+        held = self._guard.broken(step)
+        if held is not None and held.state is not None:
             unwrap(self.model).load_state_dict(held.state)
             del self.history[held.steps :]
             self.kept = held.kept
             self.masks = self.plan.elements.masks(self.model, held.kept)
-            if self._masked is not None and self._optimizer is not None:
-                self._masked.update(self.masks)
-                self._optimizer.state.clear()  # moments of other values say nothing about these
-        return True
-
-    def _error(self) -> float:
-        stop = self.recipe.stop
-        return average(
-            unwrap(self.model),
-            self._calibration()
-            if self._validation is None
-            else self._on_device(self._validation.epoch(0, CALIBRATION_BATCH, 0)),
-            lambda outputs, targets: stop.error(outputs, targets, self._loss_of),
-            self._device(),
-        )
+            if self._attachment is not None:
+                self._attachment.update(self.masks)
+                self._attachment.forget()
+        return self.stopped is not None
 
     def _prune_step(self, step: Step) -> bool:
         elements = self.plan.elements
@@ -277,8 +198,8 @@ class Session:
                 self.model, self._checkpoints, derive(self._seed, "step", step.number)
             )
             self.masks.apply(self.model)
-        if self._masked is not None:
-            self._masked.update(self.masks)
+        if self._attachment is not None:
+            self._attachment.update(self.masks)
         return restarted
 
     def _measure(self, step: Step) -> Found:
@@ -287,7 +208,7 @@ class Session:
         elements = self.plan.elements
         names = step.layers if self.recipe.layer_by_layer else elements.parameters
         subject = Subject(self.model, names, elements.chain, self.kept, coupled=elements.coupled)
-        found = collect(subject, self._calibration(), self._needs(), loss=self._loss_of)
+        found = collect(subject, self._calibration.batches(), self._needs(), loss=self._calibration.loss)
         if self.recipe.statistics == "once":
             again = (*self.recipe.selection.needs, *self.recipe.repair.needs)
             self._measured = {statistic: found[statistic] for statistic in again}
@@ -385,7 +306,7 @@ class Session:
             scores=scores,
             weights=weights,
             masks=self.kept,
-            loss_with=self._loss_with if self._data is not None else None,
+            loss_with=self._calibration.loss_with if self._data is not None else None,
             lost=lost,
             settled=settled,
             least={target.name: target.least for target in self.plan.targets},
@@ -449,15 +370,13 @@ class Session:
             raise InputError(
                 f"every = {every}: the number of optimizer steps between two advances is at least 1"
             )
-        if self._optimizer is not None:
+        if self._attachment is not None:
             raise InputError("the session is attached to an optimizer already: detach() it first")
         self._check_attachable(every)
         if self.recipe.retrain.checkpoint == 0 and 0 not in self._checkpoints:
             self._checkpoints[0] = copy_state(unwrap(self.model))
         self._every = every
-        self._optimizer = optimizer
-        self._masked = MaskedOptimizer(self.model, optimizer, self.masks)
-        self._counter = optimizer.register_step_post_hook(self._after_step)
+        self._attachment = Attachment(self.model, optimizer, self.masks, self._after_step)
 
     def _check_attachable(self, every: int | None) -> None:
         retrain, wanted = self.recipe.retrain, self.recipe.retrain.checkpoint
@@ -472,12 +391,11 @@ class Session:
 
     def detach(self) -> None:
         """Take the hooks off the optimizer; the model stays pruned as it is."""
-        if self._masked is not None and self._counter is not None:
-            self._masked.detach()
-            self._counter.remove()
-        self._masked = self._optimizer = self._counter = None
+        if self._attachment is not None:
+            self._attachment.detach()
+        self._attachment = None
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self) -> None:
         self._optimizer_steps += 1
         wanted = self.recipe.retrain.checkpoint
         if wanted == self._optimizer_steps and wanted not in self._checkpoints:
@@ -507,11 +425,7 @@ class Session:
             "optimizer_steps": self._optimizer_steps,
             "checkpoints": {step: dict(state) for step, state in self._checkpoints.items()},
             "history": [asdict(record) for record in self.history],
-            "stop": {
-                "allowed": self._allowed,
-                "held": None if self._held is None else self._held.to_dict(),
-                "stopped": None if self.stopped is None else asdict(self.stopped),
-            },
+            "stop": self._guard.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -542,58 +456,14 @@ class Session:
             again = (*self.recipe.selection.needs, *self.recipe.repair.needs)
             self._measured = {request: measured[str(request)] for request in again}
         self._optimizer_steps = int(state["optimizer_steps"])
-        stop = state.get("stop") or {"allowed": None, "held": None, "stopped": None}
-        self._allowed = stop["allowed"]
-        self._held = None if stop["held"] is None else Held.parse(stop["held"], self._device())
-        self.stopped = None if stop["stopped"] is None else Stopped(**stop["stopped"])
+        self._guard.load_state_dict(state.get("stop"), self._calibration.device)
         self.masks.apply(self.model)
-        if self._masked is not None:
-            self._masked.resume(self.masks)
-
-    # ---- data --------------------------------------------------------------------------------------------
+        if self._attachment is not None:
+            self._attachment.resume(self.masks)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         model = unwrap(self.model)
         return {name: model.get_parameter(name) for name in self.plan.elements.parameters}
-
-    def _device(self) -> torch.device:
-        return next(iter(self._parameters().values())).device
-
-    def _calibration(self) -> Iterator[Batch]:
-        if self._data is None:
-            return iter(())
-        return self._on_device(
-            self._data.sample(self.recipe.calibration, CALIBRATION_BATCH, derive(self._seed, "calibration"))
-        )
-
-    def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        device = self._device()
-        return ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
-
-    def _loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (self._loss or LOSSES[default_loss(targets)])(outputs, targets)
-
-    @torch.no_grad()
-    def _loss_with(self, kept: Masks) -> float:
-        """The loss on calibration data if only this were kept; the weights are put back afterwards."""
-        model = unwrap(self.model)
-        masks = self.plan.elements.masks(model, kept)
-        saved = [(parameter, parameter.detach().clone()) for parameter, _ in masks.parameters(model)]
-        try:
-            masks.apply(model)
-            mean = average(model, self._calibration(), self._loss_of, self._device())
-        finally:
-            for parameter, values in saved:
-                parameter.copy_(values)
-        if not math.isfinite(mean):
-            raise DataError(f"the loss on the calibration data is {mean}: layers cannot be compared by it")
-        return mean
-
-    @staticmethod
-    def _examples(model: nn.Module, data: Batches) -> Tensor:
-        """Two examples, on the network's device."""
-        inputs, _ = next(iter(data.sample(2, 2, 0)))
-        return inputs[:2].to(next(model.parameters()).device)
 
     def _who_needs_data(self) -> str:
         if self.recipe.score.needs:

@@ -1,0 +1,101 @@
+"""The examples that a pruning looks at, and the errors that it measures on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.batches import Batch, Batches
+from prunekit.elements import Elements
+from prunekit.errors import DataError
+from prunekit.losses import LOSSES, Loss, default_loss
+from prunekit.masks import Masks
+from prunekit.seeds import derive
+from prunekit.statistics.average import average
+from prunekit.stopping import Stop
+from prunekit.targets import unwrap
+
+BATCH = 256
+"""Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
+
+
+class Calibration:
+    """The same sample of the training data in every step, on the network's device.
+
+    Args:
+        model: the network.
+        elements: what is removed from it.
+        data: training examples, if any are given.
+        validation: on which the error is measured that a `stop` looks at; the sample, by default.
+        examples: how many of the training data.
+        seed: of the sample.
+        loss: (outputs, targets) -> mean loss; by default cross-entropy or squared error, by the targets.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        elements: Elements,
+        data: Batches | None,
+        validation: Batches | None,
+        *,
+        examples: int,
+        seed: int,
+        loss: Loss | None,
+    ) -> None:
+        self._model, self._elements = model, elements
+        self._data, self._validation = data, validation
+        self._examples, self._seed, self._loss = examples, seed, loss
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is now."""
+        return unwrap(self._model).get_parameter(next(iter(self._elements.parameters))).device
+
+    def batches(self) -> Iterator[Batch]:
+        """The sample; nothing without data."""
+        if self._data is None:
+            return iter(())
+        return self._placed(self._data.sample(self._examples, BATCH, derive(self._seed, "calibration")))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch."""
+        return (self._loss or LOSSES[default_loss(targets)])(outputs, targets)
+
+    def error(self, stop: Stop) -> float:
+        """What a rule measures of the network as it is."""
+        return average(
+            unwrap(self._model),
+            self.batches() if self._validation is None else self._placed(self._validation.epoch(0, BATCH, 0)),
+            lambda outputs, targets: stop.error(outputs, targets, self.loss),
+            self.device,
+        )
+
+    @torch.no_grad()
+    def loss_with(self, kept: Masks) -> float:
+        """The loss on the sample if only this were kept; the weights are put back afterwards."""
+        model = unwrap(self._model)
+        masks = self._elements.masks(model, kept)
+        saved = [(parameter, parameter.detach().clone()) for parameter, _ in masks.parameters(model)]
+        try:
+            masks.apply(model)
+            mean = average(model, self.batches(), self.loss, self.device)
+        finally:
+            for parameter, values in saved:
+                parameter.copy_(values)
+        if not math.isfinite(mean):
+            raise DataError(f"the loss on the calibration data is {mean}: layers cannot be compared by it")
+        return mean
+
+    def _placed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        device = self.device
+        return ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
+
+
+def two_examples(model: nn.Module, data: Batches) -> Tensor:
+    """Inputs that a network can be run on, on its device."""
+    inputs, _ = next(iter(data.sample(2, 2, 0)))
+    return inputs[:2].to(next(model.parameters()).device)
