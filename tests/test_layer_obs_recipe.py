@@ -260,12 +260,12 @@ def test_forward_each_layer_is_measured_behind_the_pruned_ones():
 
 
 def test_layer_by_layer_only_the_layer_in_turn_is_measured(monkeypatch):
-    from prunekit.pruning import session
+    from prunekit.pruning import ranking
 
     asked = []
-    collect = session.collect
+    collect = ranking.collect
     monkeypatch.setattr(
-        session,
+        ranking,
         "collect",
         lambda subject, *rest, **more: asked.append(list(subject.names)) or collect(subject, *rest, **more),
     )

@@ -5,33 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunekit.allocation import Remains, Situation
 from prunekit.batches import Batches, as_batches
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import InputError
 from prunekit.history import Pruned, Record
 from prunekit.losses import Loss
 from prunekit.masks import Masks
 from prunekit.pruning.attachment import Attachment
 from prunekit.pruning.calibration import Calibration, two_examples
+from prunekit.pruning.choosing import chosen
 from prunekit.pruning.guard import Guard
+from prunekit.pruning.ranking import Ranking
 from prunekit.readiness import check_restart, check_retraining
 from prunekit.recipe import Plan, Recipe, Step
 from prunekit.repair import Damage
 from prunekit.retrain import Checkpoints
-from prunekit.scores import Evidence, Scores
-from prunekit.seeds import derive, generator
-from prunekit.selection import Choice
-from prunekit.statistics import Found, Statistic, Subject, collect
+from prunekit.seeds import derive
 from prunekit.stopping import Stopped
 from prunekit.structure.coupling.capture import Inputs
-from prunekit.targets import owner_of, uncompiled, unwrap
+from prunekit.targets import uncompiled, unwrap
 from prunekit.training import Report, copy_state, train, training_seed
 
 _STATE_KEYS = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
@@ -73,8 +69,6 @@ class Session:
         self.kept = self.plan.elements.all_kept(model)
         self.masks = self.plan.elements.masks(model, self.kept)
         self.history: list[Record] = []
-        self._ranking: Scores | None = None
-        self._measured: Found | None = None
         self._seed = seed
         self._checkpoints: dict[int, Mapping[str, Tensor]] = dict(checkpoints or {})
         self._attachment: Attachment | None = None
@@ -89,6 +83,7 @@ class Session:
             seed=seed,
             loss=loss,
         )
+        self._ranking = Ranking(model, recipe, self.plan, self._calibration, seed)
         self._guard = Guard(recipe.stop, self._calibration.error)
         if recipe.stop.needs_data and self._data is None and validation is None:
             raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
@@ -184,8 +179,20 @@ class Session:
 
     def _prune_step(self, step: Step) -> bool:
         elements = self.plan.elements
-        found = self._measure(step)
-        before, self.kept = self.kept, self._choose(step, self._scores(step, found), found)
+        found = self._ranking.measure(step, self.kept)
+        before = self.kept
+        self.kept = chosen(
+            self.model,
+            self.recipe,
+            self.plan,
+            step,
+            before,
+            self._ranking.scores(step, before, found),
+            found,
+            seed=self._seed,
+            loss_with=None if self._data is None else self._calibration.loss_with,
+            example_inputs=self._example_inputs,
+        )
         self.masks = elements.masks(self.model, self.kept)
         # before the masks act: a repair looks at the values that go
         self.recipe.repair(
@@ -201,125 +208,6 @@ class Session:
         if self._attachment is not None:
             self._attachment.update(self.masks)
         return restarted
-
-    def _measure(self, step: Step) -> Found:
-        if self._measured is not None:
-            return self._measured
-        elements = self.plan.elements
-        names = step.layers if self.recipe.layer_by_layer else elements.parameters
-        subject = Subject(self.model, names, elements.chain, self.kept, coupled=elements.coupled)
-        found = collect(subject, self._calibration.batches(), self._needs(), loss=self._calibration.loss)
-        if self.recipe.statistics == "once":
-            again = (*self.recipe.selection.needs, *self.recipe.repair.needs)
-            self._measured = {statistic: found[statistic] for statistic in again}
-        return found
-
-    def _needs(self) -> tuple[Statistic, ...]:
-        """What is asked of the data at this step: a ranking that is taken once needs no second look."""
-        kept = (*self.recipe.selection.needs, *self.recipe.repair.needs)
-        return self.recipe.needs if self._ranking is None else kept
-
-    def _scores(self, step: Step, found: Found) -> Scores:
-        weights = {name: parameter.detach() for name, parameter in self._parameters().items()}
-        if self.recipe.layer_by_layer and self.recipe.score.needs:
-            weights = {name: weights[name] for name in step.layers}
-        scores = self._ranking
-        if scores is None:
-            scores = self._ranked(
-                Evidence(
-                    weights,
-                    found,
-                    generator(self._seed, "score", step.number),
-                    self.plan.elements.chain,
-                    self.kept,
-                    {name: owner_of(self.model, name) for name in weights},
-                    self.recipe.shape.pattern,
-                    self.plan.elements.coupled,
-                )
-            )
-        if self.recipe.rank == "once":
-            self._ranking = scores
-        if not self.recipe.regrow:
-            # what is zero goes first: what was removed stays removed, and pruning twice removes no more
-            gone = {name: self.plan.elements.gone(name, weights.get(name), self.kept) for name in scores}
-            scores = {name: score.masked_fill(gone[name], float("-inf")) for name, score in scores.items()}
-        # layers whose turn is another time only count by their size, which takes no memory
-        return {
-            name: scores[name] if name in scores else torch.zeros((), device=kept.device).expand(kept.shape)
-            for name, kept in self.kept.items()
-        }
-
-    def _ranked(self, evidence: Evidence) -> Scores:
-        with torch.no_grad():
-            scores = self.recipe.shape.gather(self.recipe.score(evidence), self.plan.elements)
-        # with an order, some scores see a part of the layers only
-        wanted = evidence.weights if self.recipe.layer_by_layer else self.kept
-        for name in wanted:
-            if name not in scores or scores[name].shape != self.kept[name].shape:
-                raise InputError(
-                    f"the score {self.recipe.score.name!r} gave no scores of the shape of {name}"
-                )
-            if bool(torch.isnan(scores[name]).any()):
-                raise ModelError(f"the score {self.recipe.score.name!r} of {name} is NaN")
-        return {name: scores[name] for name in wanted}
-
-    def _choose(self, step: Step, scores: Scores, found: Found) -> Masks:
-        settled = frozenset(
-            name
-            for earlier in self.plan.steps[: step.number - 1]
-            if earlier.round == step.round
-            for name in earlier.layers
-        )
-        lost = {
-            name: int((~kept).sum()) if name in settled or not self.recipe.regrow else 0
-            for name, kept in self.kept.items()
-        }
-        weights = {name: parameter.detach() for name, parameter in self._parameters().items()}
-        single = self.recipe.shape.counts == "weights"
-
-        @torch.no_grad()
-        def chosen(amounts: Mapping[str, int]) -> Masks:
-            return self.kept.replace(
-                {
-                    name: self.recipe.selection(
-                        Choice(
-                            name,
-                            self.plan.elements.shielded(name, scores[name]),
-                            max(self.recipe.shape.rounded(scores[name].numel(), amounts[name]), lost[name]),
-                            self.recipe.shape,
-                            weights[name] if single else None,
-                            owner_of(self.model, name) if single else None,
-                            found,
-                            generator(self._seed, "selection", step.number, name),
-                        )
-                    )
-                    for name in step.layers
-                }
-            )
-
-        elements = self.plan.elements
-        situation = Situation(
-            sparsity=step.sparsity,
-            previous=step.previous,
-            round=step.round,
-            rounds=step.rounds,
-            scores=scores,
-            weights=weights,
-            masks=self.kept,
-            loss_with=self._calibration.loss_with if self._data is not None else None,
-            lost=lost,
-            settled=settled,
-            least={target.name: target.least for target in self.plan.targets},
-            remains=Remains(
-                elements.all_kept(self.model),
-                chosen,
-                partial(elements.smaller, self.model),
-                self._example_inputs,
-            )
-            if self.recipe.allocation.of_figure
-            else None,
-        )
-        return chosen(self.recipe.allocation.amounts(situation))
 
     def _retrain(self, step: Step, report: Report | None) -> float | None:
         training = self.recipe.retrain.plan
@@ -418,10 +306,7 @@ class Session:
             "recipe": self.recipe.to_dict(),
             "seed": self._seed,
             "masks": {name: kept.clone() for name, kept in self.kept.items()},
-            "ranking": None if self._ranking is None else dict(self._ranking),
-            "measured": None
-            if self._measured is None
-            else {str(statistic): dict(values) for statistic, values in self._measured.items()},
+            **self._ranking.state_dict(),
             "optimizer_steps": self._optimizer_steps,
             "checkpoints": {step: dict(state) for step, state in self._checkpoints.items()},
             "history": [asdict(record) for record in self.history],
@@ -449,21 +334,12 @@ class Session:
         history = [Record(**record) for record in state["history"]]
         self._checkpoints = {int(step): dict(values) for step, values in state["checkpoints"].items()}
         self.kept, self.masks, self.history = kept, masks, history
-        self._ranking = state["ranking"]
-        measured = state.get("measured")
-        self._measured = None
-        if measured is not None:
-            again = (*self.recipe.selection.needs, *self.recipe.repair.needs)
-            self._measured = {request: measured[str(request)] for request in again}
+        self._ranking.load_state_dict(state)
         self._optimizer_steps = int(state["optimizer_steps"])
         self._guard.load_state_dict(state.get("stop"), self._calibration.device)
         self.masks.apply(self.model)
         if self._attachment is not None:
             self._attachment.resume(self.masks)
-
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        model = unwrap(self.model)
-        return {name: model.get_parameter(name) for name in self.plan.elements.parameters}
 
     def _who_needs_data(self) -> str:
         if self.recipe.score.needs:

@@ -1,0 +1,126 @@
+"""What a pruning knows of its elements at a step: statistics of the data, and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.errors import InputError, ModelError
+from prunekit.masks import Masks
+from prunekit.pruning.calibration import Calibration
+from prunekit.recipe import Plan, Recipe, Step
+from prunekit.scores import Evidence, Scores
+from prunekit.seeds import generator
+from prunekit.statistics import Found, Statistic, Subject, collect
+from prunekit.targets import owner_of, unwrap
+
+
+class Ranking:
+    """Ranks what is left at every step, or once and for all if the recipe says so.
+
+    Args:
+        model: the network.
+        recipe: whose score ranks.
+        plan: its steps, and what is removed.
+        calibration: the data that is looked at.
+        seed: of scores by lot.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, plan: Plan, calibration: Calibration, seed: int
+    ) -> None:
+        self._model, self._recipe, self._plan = model, recipe, plan
+        self._calibration, self._seed = calibration, seed
+        self._ranking: Scores | None = None
+        self._measured: Found | None = None
+
+    def measure(self, step: Step, kept: Masks) -> Found:
+        """The statistics that score, selection and repair ask for at a step."""
+        if self._measured is not None:
+            return self._measured
+        elements = self._plan.elements
+        names = step.layers if self._recipe.layer_by_layer else elements.parameters
+        subject = Subject(self._model, names, elements.chain, kept, coupled=elements.coupled)
+        found = collect(subject, self._calibration.batches(), self._needs(), loss=self._calibration.loss)
+        if self._recipe.statistics == "once":
+            again = (*self._recipe.selection.needs, *self._recipe.repair.needs)
+            self._measured = {statistic: found[statistic] for statistic in again}
+        return found
+
+    def _needs(self) -> tuple[Statistic, ...]:
+        """What is asked of the data at this step: a ranking that is taken once needs no second look."""
+        again = (*self._recipe.selection.needs, *self._recipe.repair.needs)
+        return self._recipe.needs if self._ranking is None else again
+
+    def scores(self, step: Step, kept: Masks, found: Found) -> Scores:
+        """A score for each element, the least to go first.
+
+        Raises:
+            InputError: where the score gives none, or of another shape.
+            ModelError: where one is NaN.
+        """
+        model = unwrap(self._model)
+        weights = {name: model.get_parameter(name).detach() for name in self._plan.elements.parameters}
+        if self._recipe.layer_by_layer and self._recipe.score.needs:
+            weights = {name: weights[name] for name in step.layers}
+        scores = self._ranking
+        if scores is None:
+            scores = self._ranked(
+                Evidence(
+                    weights,
+                    found,
+                    generator(self._seed, "score", step.number),
+                    self._plan.elements.chain,
+                    kept,
+                    {name: owner_of(self._model, name) for name in weights},
+                    self._recipe.shape.pattern,
+                    self._plan.elements.coupled,
+                ),
+                kept,
+            )
+        if self._recipe.rank == "once":
+            self._ranking = scores
+        if not self._recipe.regrow:
+            # what is zero goes first: what was removed stays removed, and pruning twice removes no more
+            gone = {name: self._plan.elements.gone(name, weights.get(name), kept) for name in scores}
+            scores = {name: score.masked_fill(gone[name], float("-inf")) for name, score in scores.items()}
+        # layers whose turn is another time only count by their size, which takes no memory
+        return {
+            name: scores[name] if name in scores else torch.zeros((), device=each.device).expand(each.shape)
+            for name, each in kept.items()
+        }
+
+    def _ranked(self, evidence: Evidence, kept: Masks) -> Scores:
+        with torch.no_grad():
+            scores = self._recipe.shape.gather(self._recipe.score(evidence), self._plan.elements)
+        # with an order, some scores see a part of the layers only
+        wanted = evidence.weights if self._recipe.layer_by_layer else kept
+        for name in wanted:
+            if name not in scores or scores[name].shape != kept[name].shape:
+                raise InputError(
+                    f"the score {self._recipe.score.name!r} gave no scores of the shape of {name}"
+                )
+            if bool(torch.isnan(scores[name]).any()):
+                raise ModelError(f"the score {self._recipe.score.name!r} of {name} is NaN")
+        return {name: scores[name] for name in wanted}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was taken once and for all, as plain values and tensors."""
+        return {
+            "ranking": None if self._ranking is None else dict(self._ranking),
+            "measured": None
+            if self._measured is None
+            else {str(statistic): dict(values) for statistic, values in self._measured.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._ranking = state["ranking"]
+        measured = state.get("measured")
+        self._measured = None
+        if measured is not None:
+            again = (*self._recipe.selection.needs, *self._recipe.repair.needs)
+            self._measured = {request: measured[str(request)] for request in again}
