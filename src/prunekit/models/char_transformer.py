@@ -19,6 +19,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.scale = (width // heads) ** -0.5  # kept when heads become narrower
         self.norm1 = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -32,7 +33,7 @@ class TransformerBlock(nn.Module):
         """(N, T, width) to the same."""
         y = self.norm1(x)
         q, k, v = (self._by_head(part(y)) for part in (self.query, self.key, self.value))
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
         x = x + self.project(seen.transpose(1, 2).flatten(2))
         return x + self.contract(F.gelu(self.expand(self.norm2(x))))
 
