@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import nn
-
-from prunekit.scores.base import Evidence, Score, Scores
-from prunekit.statistics import ConnectionCorrelation, Statistic, row_layers
-from prunekit.structure import Chain
+from prunekit.scores.base import Evidence, Scores
+from prunekit.scores.rows import RowScore
+from prunekit.statistics import ConnectionCorrelation, Statistic
 
 
-class Correlation(Score):
+class Correlation(RowScore):
     """|r|: the correlation of the activations at the two ends of the connection; the weakest go first.
 
     A convolution's weight has the mean of |r| over the positions that it serves. The upper end is the neuron
@@ -28,15 +25,6 @@ class Correlation(Score):
     def needs(self) -> tuple[Statistic, ...]:
         """The correlations."""
         return (ConnectionCorrelation(),)
-
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
-        """Only linear and convolution layers have connections.
-
-        Raises:
-            ModelError: naming another one.
-        """
-        if chain is None:
-            row_layers(model, names)
 
     def __call__(self, evidence: Evidence) -> Scores:
         """Absolute values, in float64."""

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.scores.base import Evidence, Score, Scores
-from prunekit.statistics import InputSquares, Statistic, row_layers
-from prunekit.structure import Chain
+from prunekit.scores.base import Evidence, Scores
+from prunekit.scores.rows import RowScore
+from prunekit.statistics import InputSquares, Statistic
 from prunekit.structure.rows import from_rows, rows_of
 
 
-class InputScore(Score):
+class InputScore(RowScore):
     """|w| times a figure of the input that the weight reads."""
-
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
-        """Only linear and convolution layers have rows.
-
-        Raises:
-            ModelError: naming another one.
-        """
-        if chain is None:
-            row_layers(model, names)
 
     def __call__(self, evidence: Evidence) -> Scores:
         """The products, in float64."""

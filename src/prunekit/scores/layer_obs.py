@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunekit.scores.base import Evidence, Score, Scores
+from prunekit.scores.base import Evidence, Scores
+from prunekit.scores.rows import RowScore
 from prunekit.second_order import eliminate, inverse_of, removal_scores, shared_saliency
-from prunekit.statistics import LayerHessian, Statistic, row_layers
+from prunekit.statistics import LayerHessian, Statistic
 from prunekit.statistics.hessians import damped_groups
-from prunekit.structure import Chain
 from prunekit.structure.rows import from_rows, rows_of
 
 
-class LayerOBS(Score):
+class LayerOBS(RowScore):
     """When exact layer-wise OBS removes the weight: the loss of its removal, made increasing along its row.
 
     Each row of a layer loses one weight after the other, always the one whose removal costs the layer's own
@@ -48,15 +47,6 @@ class LayerOBS(Score):
     def needs(self) -> tuple[Statistic, ...]:
         """The second moments of the layers' inputs, about the mean where there is a bias."""
         return (LayerHessian(),)
-
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
-        """Only linear and convolution layers have rows.
-
-        Raises:
-            ModelError: naming another one.
-        """
-        if chain is None:
-            row_layers(model, names)
 
     def __call__(self, evidence: Evidence) -> Scores:
         """The losses, (float64) infinite for what a pattern never removes."""

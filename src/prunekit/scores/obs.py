@@ -10,15 +10,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.errors import DataError
-from prunekit.scores.base import Evidence, Score, Scores
+from prunekit.scores.base import Evidence, Scores
+from prunekit.scores.rows import RowScore
 from prunekit.second_order import damped, eliminate, removal_scores
-from prunekit.statistics import GaussNewton, GaussNewtonDiagonal, Statistic, row_layers
+from prunekit.statistics import GaussNewton, GaussNewtonDiagonal, Statistic
 from prunekit.statistics.curvature import check_size
 from prunekit.structure import Chain
 from prunekit.targets import unwrap
 
 
-class OBD(Score):
+class OBD(RowScore):
     """h w^2 / 2: what the loss rises by, to second order, when the weight alone is set to zero.
 
     h is the diagonal of the Hessian in its Gauss-Newton form, exact for each weight: the square of every
@@ -34,15 +35,6 @@ class OBD(Score):
         """The diagonal."""
         return (GaussNewtonDiagonal(),)
 
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
-        """Only weights of linear and convolution layers are looked at.
-
-        Raises:
-            ModelError: naming another one.
-        """
-        if chain is None:
-            row_layers(model, names)
-
     def __call__(self, evidence: Evidence) -> Scores:
         """The saliencies, in float64."""
         diagonal = evidence.found[GaussNewtonDiagonal()]
@@ -51,7 +43,7 @@ class OBD(Score):
         }
 
 
-class OBS(Score):
+class OBS(RowScore):
     """When optimal brain surgeon removes the weight: the rise of the loss, made increasing.
 
     One weight of the whole network after the other, always the one whose removal raises the loss least, and
@@ -81,8 +73,8 @@ class OBS(Score):
             InputError: naming the number of weights.
             ModelError: naming a layer that is neither linear nor a convolution.
         """
+        super().check(model, chain, names)
         if chain is None:
-            row_layers(model, names)
             check_size(unwrap(model), names)
 
     def __call__(self, evidence: Evidence) -> Scores:
