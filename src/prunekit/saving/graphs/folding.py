@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, fx
 
 from prunekit.errors import ModelError
 from prunekit.saving.graphs.operators import operator_name
+from prunekit.structure.coupling.captured import module_of
 from prunekit.structure.coupling.graph_model import Graph
 
 
@@ -145,15 +147,11 @@ def _worked_out(graph: Graph, nodes: list[fx.Node]) -> dict[fx.Node, Any]:
 
 
 def _attribute(graph: Graph, node: fx.Node) -> Any:
-    found: Any = graph.module
-    for part in str(node.target).split("."):
-        found = getattr(found, part)
-    return found
+    return attrgetter(str(node.target))(graph.module)
 
 
 def _refusal(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    place = str(list(stack.values())[-1][0]) if stack else ""
+    place = module_of(node)
     where = f" in {place!r}" if place else ""
     name = str(node.target) if "." in str(node.target) else getattr(node.target, "__name__", "")
     return f"the network cannot be saved as a graph: it holds {name!r}{where}, which a file may not name"

@@ -107,11 +107,8 @@ def _walked(
     for name, reason in ignored.items():
         if reason == PARAMETRIZED and values.get(name, ()):
             walker.role(values[name][0], "producer")
-    nodes: list[dict[str, tuple[tuple[Ints | None, ...], ...]]] = []
+    nodes = []
     for part, graph in enumerate(graphs):
-        if part and _same(graph, graphs[0]):  # nothing in the network depends on the mode
-            nodes.append(nodes[0])
-            continue
         walker.part, walker.env = part, {}
         placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
         walker.constants.update(node for node in placeholders if node.name in graph.tensors)
@@ -123,15 +120,6 @@ def _walked(
                 labels.freeze(dim.labels, f"is {what}" if graph.mode == "eval" else f"is {what} in training")
         nodes.append({walker.names[node]: _axes(value) for node, value in walker.env.items()})
     return Walked(tuple(blocks), walker, labels.classes(), tuple(nodes))
-
-
-def _same(one: Captured, other: Captured) -> bool:
-    """Whether two graphs have the same nodes under the same names."""
-    texts = [
-        [(node.name, str(node.target), str(node.args), str(node.kwargs)) for node in graph.graph.nodes]
-        for graph in (one, other)
-    ]
-    return texts[0] == texts[1] and one.tensors == other.tensors
 
 
 def _axes(value: Any) -> tuple[tuple[Ints | None, ...], ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from prunekit.structure.coupling.captured import Captured
+from prunekit.structure.coupling.captured import Captured, module_of
 from prunekit.structure.coupling.correct import Corrected, op_name
 from prunekit.structure.coupling.groups import Plan
 
@@ -125,8 +125,7 @@ def _in_graphs(
     found: list[tuple[tuple[str, str], Any]] = []
     for _, smaller in graphs:
         for node in smaller.graph.nodes:
-            stack = node.meta.get("nn_module_stack") or {}
-            place = str(list(stack.values())[-1][0]) if stack else ""
+            place = module_of(node)
             if not place:
                 continue
             owner, name = _submodule(model, place), op_name(node)

@@ -37,7 +37,7 @@ def arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -> tuple[Captured, ...]:
-    """The graphs in evaluation and in training mode; the network is left as it was.
+    """The graphs in evaluation and in training mode, one if they are the same; the network is left as it was.
 
     Where training cannot be captured, as where layers are left out at random, evaluation alone will do if it
     reads every parameter: then training has no layers of its own.
@@ -60,13 +60,28 @@ def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -
     names = canonical(model)
     evaluation = _captured(model, args, kwargs, names, "eval", record)
     try:
-        return evaluation, _captured(model, args, kwargs, names, "train", record)
+        training = _captured(model, args, kwargs, names, "train", record)
+        return (evaluation,) if _same(evaluation, training) else (evaluation, training)
     except ModelError:
         placeholders = [node for node in evaluation.graph.nodes if node.op == "placeholder" and node.users]
         read = {evaluation.tensors.get(node.name) for node in placeholders}
         if {names[name] for name, _ in model.named_parameters()} <= read:
             return (evaluation,)
         raise
+
+
+def _same(one: Captured, other: Captured) -> bool:
+    """Whether two graphs compute the same of the same, as where nothing depends on the mode."""
+    first, second = (
+        [(node.name, str(node.target), str(node.args), str(node.kwargs)) for node in graph.graph.nodes]
+        for graph in (one, other)
+    )
+    return (
+        first == second
+        and one.tensors == other.tensors
+        and one.constants.keys() == other.constants.keys()
+        and all(torch.equal(value, other.constants[name]) for name, value in one.constants.items())
+    )
 
 
 def canonical(model: nn.Module) -> dict[str, str]:

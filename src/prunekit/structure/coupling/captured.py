@@ -45,3 +45,9 @@ class Captured:
     def module(self) -> fx.GraphModule:
         """The graph, to be run with its placeholders as inputs."""
         return fx.GraphModule(self.root, self.graph)
+
+
+def module_of(node: fx.Node) -> str:
+    """Full name of the module whose forward calls a node; empty for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from prunekit.errors import InputError
+from prunekit.structure.coupling.captured import module_of
 from prunekit.structure.coupling.traced import Flags, Keeping
 from prunekit.structure.coupling.values import position
 
@@ -40,17 +42,17 @@ class Corrected:
 
     Attributes:
         graph: the graph.
-        root: what its `get_attr` nodes name.
+        named: what its `get_attr` nodes name.
     """
 
     graph: fx.Graph
-    root: nn.Module
+    named: Mapping[str, Any]
 
     @cached_property
     def module(self) -> fx.GraphModule:
         """The graph, to be run."""
         self.graph.lint()
-        return fx.GraphModule(self.root, self.graph)
+        return fx.GraphModule(dict(self.named), self.graph)
 
 
 def corrected(graph: fx.Graph, root: nn.Module, keeping: Keeping, number: int, prefix: str = "") -> Corrected:
@@ -66,7 +68,7 @@ def corrected(graph: fx.Graph, root: nn.Module, keeping: Keeping, number: int, p
     Raises:
         InputError: where nothing would be left of a tensor.
     """
-    smaller, holder = copy.deepcopy(graph), nn.Module()
+    smaller, named = copy.deepcopy(graph), dict[str, Any]()
 
     def keeps(node: fx.Node) -> tuple[tuple[Flags | None, ...], ...]:
         return keeping(number, f"{prefix}{node.name}")
@@ -74,7 +76,7 @@ def corrected(graph: fx.Graph, root: nn.Module, keeping: Keeping, number: int, p
     for node in list(smaller.nodes):
         _not_empty(node, keeps)
         if node.op == "get_attr":
-            setattr(holder, str(node.target), getattr(root, str(node.target)))
+            named[str(node.target)] = attrgetter(str(node.target))(root)
         if node.op != "call_function":
             continue
         name = op_name(node)
@@ -83,20 +85,19 @@ def corrected(graph: fx.Graph, root: nn.Module, keeping: Keeping, number: int, p
             continue
         for arg in node.args:
             if isinstance(arg, fx.Node) and arg.op == "get_attr":
-                inner = getattr(root, str(arg.target), None)
+                inner = named[str(arg.target)]
                 if isinstance(inner, fx.GraphModule):
                     below = corrected(inner.graph, inner, keeping, number, f"{prefix}{node}/")
-                    setattr(holder, str(arg.target), below.module)
+                    named[str(arg.target)] = below.module
         _correct(node, name, keeps)
-    return Corrected(smaller, holder)
+    return Corrected(smaller, named)
 
 
 def _not_empty(node: fx.Node, keeps: Keeps) -> None:
     for axes in keeps(node):
         for axis, flags in enumerate(axes):
             if flags is not None and not flags.any():
-                stack = node.meta.get("nn_module_stack") or {}
-                module = str(list(stack.values())[-1][0]) if stack else ""
+                module = module_of(node)
                 raise InputError(
                     f"these units are all that axis {axis} of {node.name!r}"
                     f"{f' in {module!r}' if module else ''} has: at least one must stay"

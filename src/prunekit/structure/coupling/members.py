@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.structure.coupling.capture import Inputs
 from prunekit.structure.coupling.groups import Group, Member
-from prunekit.structure.coupling.places import Place, places, silences
+from prunekit.structure.coupling.places import Call, Place, calls_of, places, silences
 from prunekit.structure.coupling.traced import Traced
 
 Pool = Literal["sum", "mean", "l2", "max"]
@@ -60,11 +61,15 @@ class Coupled:
 
     def places(self, group: Group) -> tuple[Place, ...]:
         """Where the units' outputs appear; see `places`."""
-        return places(self.model, self.traced, group)
+        return places(self._calls, self.traced, group)
 
     def silences(self, group: Group) -> tuple[Place, ...]:
         """Where the units' outputs may be zero; see `silences`."""
-        return silences(self.model, self.traced, group)
+        return silences(self._calls, self.traced, group)
+
+    @cached_property
+    def _calls(self) -> list[Call]:
+        return calls_of(self.model, self.traced)
 
     def together(self, figures: Sequence[Tensor]) -> Tensor:
         """(units,) float64 from the figures of all members, NaN where a member has nothing of a unit.

@@ -11,6 +11,7 @@ from prunekit.errors import ModelError
 from prunekit.structure.coupling.capture import Inputs
 from prunekit.structure.coupling.cutting import alike, group_masks
 from prunekit.structure.coupling.groups import Group, Plan
+from prunekit.structure.coupling.members import of_units
 from prunekit.structure.coupling.plan import traced
 from prunekit.structure.coupling.proof import run_both
 from prunekit.structure.coupling.shrinking import Shrunk, shrink_groups
@@ -77,9 +78,7 @@ def _kept(group: Group, own: Mapping[str, Tensor]) -> Tensor:
     read = torch.zeros(group.units, dtype=torch.bool)
     for member in group.members:
         if member.tensor in own:
-            entries = own[member.tensor].movedim(member.dim, 0)
-            each = entries.reshape(len(entries), -1).any(1).cpu()
-            there = torch.tensor([bool(each[list(unit)].any()) for unit in member.indices])
+            there = of_units(own[member.tensor], member, "max").cpu() > 0  # NaN, where it has none, is not
             if member.role == "consumer":
                 read |= there
             else:

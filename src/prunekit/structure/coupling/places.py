@@ -57,7 +57,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One call of a layer in the graph of evaluation: the nodes of its input and its output."""
 
     module: str
@@ -66,13 +66,13 @@ class _Call:
     gives: fx.Node
 
 
-def places(model: nn.Module, found: Traced, group: Group) -> tuple[Place, ...]:
+def places(calls: Sequence[Call], found: Traced, group: Group) -> tuple[Place, ...]:
     """What the layers that read the units take, or what those that make them give where none reads them.
 
     A tensor that several layers read is one place.
 
     Args:
-        model: the network.
+        calls: of the network's layers, see `calls_of`.
         found: its plan with its graphs.
         group: of the plan.
 
@@ -80,7 +80,6 @@ def places(model: nn.Module, found: Traced, group: Group) -> tuple[Place, ...]:
         ModelError: where no layer of its own takes or gives the units, as within one module for all of
             attention.
     """
-    calls = _calls(model, found)
     readers = {member.tensor.rpartition(".")[0] for member in group.members if member.role == "consumer"}
     makers = {member.tensor.rpartition(".")[0] for member in group.members if member.role == "producer"}
     read = {call.takes: _at(found, group, call, "input") for call in calls if call.module in readers}
@@ -98,13 +97,12 @@ def places(model: nn.Module, found: Traced, group: Group) -> tuple[Place, ...]:
     return tuple(chosen)
 
 
-def silences(model: nn.Module, found: Traced, group: Group) -> tuple[Place, ...]:
+def silences(calls: Sequence[Call], found: Traced, group: Group) -> tuple[Place, ...]:
     """The same behind the activation, before any pooling, where the activation is a layer of its own."""
-    calls = _calls(model, found)
     activations = {call.gives: call for call in calls if op_name(call.gives) in ACTIVATIONS}
     inputs = {(call.module, call.number): call.takes for call in calls}
     chosen: dict[tuple[str, int, Side, int], Place] = {}
-    for place in places(model, found, group):
+    for place in places(calls, found, group):
         node = inputs[place.module, place.call] if place.side == "input" else None
         while node is not None and node not in activations:
             before = node.args[0] if op_name(node) in _PASSING else None
@@ -152,7 +150,7 @@ def watched(model: nn.Module, wanted: Sequence[Place]) -> Iterator[dict[Key, Ten
             hook.remove()
 
 
-def _at(found: Traced, group: Group, call: _Call, side: Side) -> list[Place]:
+def _at(found: Traced, group: Group, call: Call, side: Side) -> list[Place]:
     """The axes of what a call takes or gives that have units of the group."""
     node = call.takes if side == "input" else call.gives
     if node is None:
@@ -167,7 +165,7 @@ def _at(found: Traced, group: Group, call: _Call, side: Side) -> list[Place]:
     return [Place(call.module, call.number, side, axis, units) for axis, units in axes.items()]
 
 
-def _calls(model: nn.Module, found: Traced) -> list[_Call]:
+def calls_of(model: nn.Module, found: Traced) -> list[Call]:
     """Every call of a layer without layers in it that takes one tensor and gives one, in order."""
     graph = found.graphs[0]
     leaves = {name for name, module in model.named_modules() if name and not any(module.children())}
@@ -178,7 +176,7 @@ def _calls(model: nn.Module, found: Traced) -> list[_Call]:
             key, (name, *_) = list(stack.items())[-1]
             if name in leaves:
                 together.setdefault((str(name), str(key)), []).append(node)
-    calls: list[_Call] = []
+    calls: list[Call] = []
     count: dict[str, int] = {}
     for (name, _), nodes in together.items():
         number = count.setdefault(name, 0)
@@ -186,7 +184,7 @@ def _calls(model: nn.Module, found: Traced) -> list[_Call]:
         given = _given(nodes, graph.tensors)
         outside = [node for node in nodes if any(user not in nodes for user in node.users)]
         if len(outside) == 1:
-            calls.append(_Call(name, number, given[0] if len(given) == 1 else None, outside[0]))
+            calls.append(Call(name, number, given[0] if len(given) == 1 else None, outside[0]))
     return calls
 
 

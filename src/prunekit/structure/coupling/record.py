@@ -88,10 +88,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inputs: list[tuple[InputKind, str]] = []
         self.constants: dict[str, Tensor] = {}
         # tensors are kept with what is known of them: an object that is gone may pass on its identity
-        self._known: dict[int, tuple[Tensor, Tensor, fx.Node]] = {}
+        self._known: dict[int, tuple[Tensor, fx.Node]] = {}
         self._last: fx.Node | None = None
         self._modules = {id(module): name for name, module in reversed(list(model.named_modules()))}
-        self._classes = {name: type(module) for name, module in model.named_modules()}
         self._stack: list[dict[str, tuple[str, str]]] = [{}]
         self._count: dict[str, int] = {}
         every = [*model.named_parameters(), *model.named_buffers()]
@@ -101,7 +100,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise NotRecordedError(f"{name} is a {type(tensor).__name__}")
             node = self._placeholder(f"p_{name.replace('.', '_')}", "tensor", name, meta_of(tensor))
             self.tensors[node.name] = names[name]
-            self._known[id(tensor)] = tensor, node.meta["val"], node
+            self._known[id(tensor)] = tensor, node
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -115,15 +114,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return value
         if type(value) is not Tensor or value.layout != torch.strided:
             raise NotRecordedError(f"an input is a {type(value).__name__} of the layout {value.layout}")
-        made = StandIn(meta_of(value), value.device)
-        node = self._placeholder(f"input_{number}", "user", "", made.meta)
-        self._known[id(made)] = made, made.meta, node
-        return made
+        node = self._placeholder(f"input_{number}", "user", "", meta_of(value))
+        return self._made(node, value.device)
 
     def output(self, value: Any) -> Any:
         """The node of an output; a plain value as it is."""
         if isinstance(value, Tensor):
-            return self._found(value)[2]
+            return self._found(value)
         if isinstance(value, _PLAIN):
             return value
         raise NotRecordedError(f"an output is a {type(value).__name__}")
@@ -134,24 +131,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten.detach_.default:  # of what torch.tensor() makes
             return self._detached(args[0])
         self._check(func, args)
-        without = {name: value for name, value in kwargs.items() if name != "device"}
-        metas = _mapped((args, without), lambda each: self._found(each)[1])
-        own_args, own_kwargs = _mapped((args, kwargs), lambda each: self._found(each)[2])
-        if "device" in kwargs:
-            metas[1]["device"] = kwargs["device"]
-        result = shapes(func, *metas)
+        own_args, own_kwargs = _mapped((args, kwargs), self._found)
+        result = shapes(func, *_mapped((args, kwargs), lambda each: self._found(each).meta["val"]))
         name = func.overloadpacket.__name__
         node = self.graph.create_node("call_function", func, own_args, own_kwargs, name)
         self._describe(node, result)
         if func._schema.is_mutable:
-            written = args[0]
-            self._known[id(written)] = written, self._found(written)[1], node
-            return written
+            self._known[id(args[0])] = args[0], node
+            return args[0]
         device = self._device(args, kwargs)
         if isinstance(result, Tensor):
             if not torch.is_grad_enabled() and result.is_floating_point():
-                return self._detached(self._made(result, node, device))
-            return self._made(result, node, device)
+                return self._detached(self._made(node, device))
+            return self._made(node, device)
         if isinstance(result, (list, tuple)) and torch.is_grad_enabled():
             return type(result)(self._item(node, number, each, device) for number, each in enumerate(result))
         raise NotRecordedError(f"{func} gives a {type(result).__name__}")
@@ -174,7 +166,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name is None:
             return
         self._count[name] = self._count.get(name, -1) + 1
-        kind = self._classes[name]
+        kind = type(module)
         entry = name, f"{kind.__module__}.{kind.__qualname__}"
         self._stack.append({**self._stack[-1], f"{name}@{self._count[name]}": entry})
 
@@ -190,11 +182,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._schema.is_mutable and not func.overloadpacket.__name__.endswith("_"):
             raise NotRecordedError(f"{func} writes to what it is given")
 
-    def _found(self, tensor: Tensor) -> tuple[Tensor, Tensor, fx.Node]:
-        """What is known of a tensor; one that was never seen is a constant."""
-        found = self._known.get(id(tensor))
-        if found is not None:
-            return found
+    def _found(self, tensor: Tensor) -> fx.Node:
+        """The node that gave a tensor; one that was never seen is a constant."""
+        if id(tensor) in self._known:
+            return self._known[id(tensor)][1]
         if type(tensor) is not Tensor or tensor.layout != torch.strided:
             raise NotRecordedError(f"a {type(tensor).__name__} comes from elsewhere")
         if tensor.numel() and tensor.untyped_storage().data_ptr() in self._storages:
@@ -202,8 +193,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = f"constant_{len(self.constants)}"
         self.constants[name] = tensor
         node = self._placeholder(name, "constant", name, meta_of(tensor))
-        self._known[id(tensor)] = tensor, node.meta["val"], node
-        return self._known[id(tensor)]
+        self._known[id(tensor)] = tensor, node
+        return node
 
     def _placeholder(self, name: str, kind: InputKind, stands_for: str, value: Any) -> fx.Node:
         if self._last is None or self._last.next.op == "root":
@@ -217,15 +208,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return node
 
     def _detached(self, tensor: Tensor) -> Tensor:
-        _, meta, node = self._found(tensor)
-        node = self.graph.call_function(torch.ops.aten.detach.default, (node,))
-        self._describe(node, meta)
-        self._known[id(tensor)] = tensor, meta, node
+        before = self._found(tensor)
+        node = self.graph.call_function(torch.ops.aten.detach.default, (before,))
+        self._describe(node, before.meta["val"])
+        self._known[id(tensor)] = tensor, node
         return tensor
 
-    def _made(self, meta: Tensor, node: fx.Node, device: torch.device) -> StandIn:
-        made = StandIn(meta, device)
-        self._known[id(made)] = made, meta, node
+    def _made(self, node: fx.Node, device: torch.device) -> StandIn:
+        made = StandIn(node.meta["val"], device)
+        self._known[id(made)] = made, node
         return made
 
     def _item(self, node: fx.Node, number: int, value: Any, device: torch.device) -> Any:
@@ -233,7 +224,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return value
         item = self.graph.call_function(operator.getitem, (node, number))
         self._describe(item, value)
-        return self._made(value, item, device)
+        return self._made(item, device)
 
     def _describe(self, node: fx.Node, value: Any) -> None:
         node.meta["val"] = value

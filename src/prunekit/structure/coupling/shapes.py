@@ -11,21 +11,11 @@ from torch import Tensor
 # their results are like their first argument, or like what is broadcast; PyTorch works that out in its own
 # Python code, which takes up to milliseconds and loads its compiler first
 _ALIKE = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm"})
-_ENTRY_BY_ENTRY = frozenset(
-    {"add", "sub", "mul", "div", "neg", "clamp", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu"}
-    | {
-        "gelu",
-        "silu",
-        "mish",
-        "sigmoid",
-        "tanh",
-        "hardswish",
-        "hardsigmoid",
-        "softplus",
-        "exp",
-        "sqrt",
-        "rsqrt",
-    }
+_ENTRY_BY_ENTRY = (
+    frozenset({"add", "sub", "mul", "div", "neg", "clamp", "exp", "sqrt", "rsqrt"})
+    | {"sigmoid", "tanh", "softplus"}
+    | {"relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "mish"}
+    | {"hardtanh", "hardswish", "hardsigmoid"}
 )
 _POOLS = {"adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2, "adaptive_avg_pool3d": 3}
 
@@ -46,7 +36,8 @@ def shapes(func: torch._ops.OpOverload, args: Any, kwargs: dict[str, Any]) -> An
     if name in _ENTRY_BY_ENTRY:
         given = [each for each in chain(args, kwargs.values()) if isinstance(each, Tensor)]
         if _plain(given):
-            return _broadcast(given)
+            shape = torch.broadcast_shapes(*(each.shape for each in given))  # type: ignore[no-untyped-call]
+            return given[0].new_empty(shape)
     if name in _POOLS:
         return args[0].new_empty((*args[0].shape[: -_POOLS[name]], *args[1]))
     if "device" in kwargs:
@@ -60,13 +51,3 @@ def _plain(tensors: list[Tensor]) -> bool:
     return first.is_floating_point() and all(
         each.dtype == first.dtype and each.dim() and each.is_contiguous() for each in tensors
     )
-
-
-def _broadcast(tensors: list[Tensor]) -> Tensor:
-    first, *others = tensors
-    shape = (
-        torch.broadcast_shapes(*(each.shape for each in tensors))  # type: ignore[no-untyped-call]
-        if others
-        else first.shape
-    )
-    return first.new_empty(shape)

@@ -9,13 +9,8 @@ from torch import Tensor
 
 
 class StandIn(Tensor):
-    """A tensor of which there are shape, type and device, and no data.
+    """A tensor of which there are shape, type and device, and no data."""
 
-    Attributes:
-        meta: the same on PyTorch's meta device, which computes shapes.
-    """
-
-    meta: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
@@ -23,7 +18,7 @@ class StandIn(Tensor):
         """One for a tensor on the meta device."""
         # a view of a parameter, which is no inference tensor, cannot be one
         with torch.inference_mode(False):
-            made: StandIn = torch.Tensor._make_wrapper_subclass(
+            made: StandIn = Tensor._make_wrapper_subclass(
                 cls,
                 meta.size(),
                 strides=meta.stride(),
@@ -31,7 +26,6 @@ class StandIn(Tensor):
                 dtype=meta.dtype,
                 device=device,
             )
-        made.meta = meta
         return made
 
     def __repr__(self) -> str:  # type: ignore[override]

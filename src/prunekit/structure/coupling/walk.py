@@ -48,9 +48,7 @@ def walk(
 
 
 def _attribute(module: torch.nn.Module, name: str) -> Any:
-    found: Any = module
-    for part in name.split("."):
-        found = getattr(found, part)
+    found = operator.attrgetter(name)(module)
     return fixed(found.shape) if isinstance(found, torch.Tensor) else found
 
 

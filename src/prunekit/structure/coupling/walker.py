@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import fx
 
+from prunekit.structure.coupling.captured import module_of
 from prunekit.structure.coupling.labels import Classes, Ints, Labels
 from prunekit.structure.coupling.values import Dim, Value, fixed
 
@@ -63,8 +64,7 @@ class Walker:
     @property
     def module(self) -> str:
         """Name of the module that the node belongs to."""
-        stack = self.node.meta.get("nn_module_stack") if self.node is not None else None
-        return str(list(stack.values())[-1][0]) if stack else ""
+        return "" if self.node is None else module_of(self.node)
 
     @property
     def where(self) -> str:
