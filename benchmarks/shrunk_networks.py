@@ -9,8 +9,6 @@ pass. Untrained networks: neither size nor time asks for the values. Images of 6
 from __future__ import annotations
 
 import copy
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +16,9 @@ from torch import nn
 
 from coupling import CASES
 from prunekit.models import create
-from prunekit.saving import save_pretrained
 from prunekit.structure.coupling import prune_groups
 from prunekit.structure.coupling.capture import arguments as call_arguments
+from shrinking import saved_bytes
 from side_by_side import arguments, finish, measure, ratio
 
 
@@ -33,12 +31,6 @@ def networks() -> dict[str, tuple[nn.Module, Any]]:
         "char_transformer": (create("char_transformer", (64,), 65, seed=0), text),
         **{name: CASES[name]() for name in ("resnet-50", "densenet-121", "vit-b-16", "llama-12")},
     }
-
-
-def bytes_of(model: Any) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, Path(folder) / "model")
-        return sum(path.stat().st_size for path in (Path(folder) / "model").iterdir())
 
 
 def case(name: str, dense: nn.Module, inputs: Any, rounds: int) -> dict[str, Any]:
@@ -56,7 +48,7 @@ def case(name: str, dense: nn.Module, inputs: Any, rounds: int) -> dict[str, Any
         "groups": len(done.groups),
         "greatest_relative_difference": done.deviation.relative,
         "parameters": {"dense": done.parameters_before, "shrunk": done.parameters_after},
-        "file_bytes": {"dense": bytes_of(dense), "shrunk": bytes_of(done)},
+        "file_bytes": {"dense": saved_bytes(dense), "shrunk": saved_bytes(done)},
         "median_cpu_seconds": {way: sorted(each)[len(each) // 2] for way, each in seconds.items()},
         "dense_to_shrunk": ratio(seconds, "dense", "shrunk"),
     }

@@ -20,6 +20,9 @@ InputShape = Annotated[
 Outputs = Annotated[
     int, typer.Option(min=1, help="Number of outputs, without a dataset, of a model that takes it.")
 ]
+TRACED = 2
+"""Examples that a network is traced with: of one, its axis could be taken for any other of one entry."""
+
 Tokens = Annotated[
     int | None, typer.Option(min=1, help="Inputs are whole numbers below this one, such as tokens of a text.")
 ]

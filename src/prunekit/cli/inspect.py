@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from prunekit.cli.examples import InputShape, Outputs, Tokens, batch_of, examples, sizes_of
+from prunekit.cli.examples import TRACED, InputShape, Outputs, Tokens, batch_of, examples, sizes_of
 from prunekit.cli.groups import groups_table
 from prunekit.cli.networks import open_network
 from prunekit.cli.options import DataDir, Json
@@ -28,8 +28,6 @@ from prunekit.measure import (
 )
 from prunekit.structure.coupling import Plan, parameters_per_unit
 from prunekit.structure.coupling import groups as coupled
-
-_TRACED = 2  # with a batch of one an axis of the batch could be taken for any other of one entry
 
 
 def inspect(
@@ -70,7 +68,7 @@ def inspect(
         found = None if data is None else load(data, data_dir)
         sizes = sizes_of(input_shape, outputs)
         network = open_network(model, data=found, sizes=sizes, weights=weights)
-        batch = batch_of(network, batch, _TRACED if groups else 1)
+        batch = batch_of(network, batch, TRACED if groups else 1)
         example = examples(network, model, found, sizes, batch=batch, tokens=tokens)
         plan = coupled(network.model, example, ignore=ignore or (), residual=residual) if groups else None
     if plan is not None:

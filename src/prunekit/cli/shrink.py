@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from prunekit.cli.examples import InputShape, Outputs, Tokens, batch_of, examples, sizes_of
+from prunekit.cli.examples import TRACED, InputShape, Outputs, Tokens, batch_of, examples, sizes_of
 from prunekit.cli.groups import as_options
 from prunekit.cli.networks import Network, is_saved, open_network
 from prunekit.cli.options import DataDir, Json
@@ -28,8 +28,6 @@ from prunekit.structure import is_chain, shrink_dead
 from prunekit.structure.coupling import GraphModel, Shrunk, prune_groups, shrink_off
 from prunekit.structure.cut import Cut
 from prunekit.structure.shrinking import smaller_masks
-
-_BATCH = 2  # with a batch of one an axis of the batch could be taken for any other of one entry
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def shrink(
         found = None if data is None else load(data, data_dir)
         sizes = sizes_of(input_shape, outputs)
         network = open_network(model, data=found, sizes=sizes, weights=weights)
-        batch = batch_of(network, batch, _BATCH)
+        batch = batch_of(network, batch, TRACED)
         inputs = examples(network, model, found, sizes, batch=batch, tokens=tokens)
         folder = Path(model) if is_saved(model) else weights if weights and weights.is_dir() else None
         masks = Masks({}) if folder is None else load_masks(folder)

@@ -46,14 +46,17 @@ class Ranking:
         subject = Subject(self._model, names, elements.chain, kept, coupled=elements.coupled)
         found = collect(subject, self._calibration.batches(), self._needs(), loss=self._calibration.loss)
         if self._recipe.statistics == "once":
-            again = (*self._recipe.selection.needs, *self._recipe.repair.needs)
-            self._measured = {statistic: found[statistic] for statistic in again}
+            self._measured = {statistic: found[statistic] for statistic in self._again}
         return found
 
     def _needs(self) -> tuple[Statistic, ...]:
         """What is asked of the data at this step: a ranking that is taken once needs no second look."""
-        again = (*self._recipe.selection.needs, *self._recipe.repair.needs)
-        return self._recipe.needs if self._ranking is None else again
+        return self._recipe.needs if self._ranking is None else self._again
+
+    @property
+    def _again(self) -> tuple[Statistic, ...]:
+        """What is asked of the data however elements are ranked."""
+        return (*self._recipe.selection.needs, *self._recipe.repair.needs)
 
     def scores(self, step: Step, kept: Masks, found: Found) -> Scores:
         """A score for each element, the least to go first.
@@ -122,5 +125,4 @@ class Ranking:
         measured = state.get("measured")
         self._measured = None
         if measured is not None:
-            again = (*self._recipe.selection.needs, *self._recipe.repair.needs)
-            self._measured = {request: measured[str(request)] for request in again}
+            self._measured = {request: measured[str(request)] for request in self._again}

@@ -56,11 +56,7 @@ def fit(
     if name is None:
         return {}
     shapes = {name: value.shape for name, value in state.items()}
-    buffers = {
-        key.removesuffix(BUFFER): value
-        for key, value in tensors.items()
-        if key.endswith(BUFFER) and key.removesuffix(BUFFER) in dict(model.named_buffers())
-    }
+    buffers = {name: tensors[name + BUFFER] for name, _ in model.named_buffers() if name + BUFFER in tensors}
     try:
         if "sizes" in description and (description.get("shrunk") or not is_chain(model)):
             with consistent(folder):
