@@ -17,6 +17,12 @@ from safetensors import SafetensorError
 
 from prunekit.errors import DataError
 
+MAX_BYTES = 256 << 20
+"""The largest JSON file that is read."""
+
+MAX_DEPTH = 64
+"""How deep lists and mappings of a JSON file may be nested."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -124,28 +130,52 @@ def to_json(values: Any) -> str:
     JSON knows no NaN and no infinity, but a network that diverged has such a loss: they become the texts
     "nan", "inf" and "-inf", which `float()` reads.
     """
-    return json.dumps(_finite(values), indent=1, allow_nan=False)
+    return json.dumps(finite(values), indent=1, allow_nan=False)
 
 
-def _finite(values: Any) -> Any:
+def finite(values: Any) -> Any:
+    """Plain values in which "nan", "inf" and "-inf" stand for the numbers that JSON does not have."""
     if isinstance(values, float):
         return values if math.isfinite(values) else str(values)
     if isinstance(values, Mapping):
-        return {key: _finite(value) for key, value in values.items()}
+        return {key: finite(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
-        return [_finite(value) for value in values]
+        return [finite(value) for value in values]
     return values
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Plain values from a JSON file of at most `MAX_BYTES`, nested at most `MAX_DEPTH` deep.
 
     Raises:
-        DataError: naming the file, if it is missing or damaged.
+        DataError: naming the file, if it is missing, is damaged, or is past a limit.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path} is larger than the {MAX_BYTES >> 20} MiB that are read of a JSON file")
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except RecursionError:
+        raise DataError(f"{path} is nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:
         raise DataError(f"{path} is damaged: not valid JSON ({error})") from None
+    if deeper_than(values, MAX_DEPTH):
+        raise DataError(f"{path} is nested more than {MAX_DEPTH} deep")
+    return values
+
+
+def deeper_than(values: Any, limit: int) -> bool:
+    """Whether lists and mappings are nested deeper than a limit; without recursion."""
+    level = [values]
+    for _ in range(limit + 1):
+        inside: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inside += [each for each in value.values() if isinstance(each, dict | list)]
+            elif isinstance(value, list):
+                inside += [each for each in value if isinstance(each, dict | list)]
+        if not inside:
+            return False
+        level = inside
+    return True

@@ -1,0 +1,140 @@
+"""Files that carry the SHA-256 of their own content, so that damage is noticed when they are read back.
+
+A digest tells damage, not forgery: whoever writes a file can write a digest that fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunekit.errors import DataError
+from prunekit.files import finite, read_json, replacing, write_json
+
+KEY = "sha256"
+"""Under this key a JSON file, or the metadata of a safetensors file, holds its digest."""
+
+
+def write_json_with_digest(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a mapping of plain values as JSON, with its digest under `sha256`.
+
+    Raises:
+        OSError: if it cannot be written; what was there before is left then.
+    """
+    plain = finite(values)
+    write_json(path, {**plain, KEY: digest_of_json(plain)})
+
+
+def read_json_with_digest(path: Path) -> dict[str, Any]:
+    """The mapping that `write_json_with_digest` wrote, without its digest.
+
+    Raises:
+        DataError: naming the file, if it is missing, is damaged, or holds other values than were written.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or KEY not in values:
+        raise DataError(f"{path} is damaged or was not written by prunekit: it has no {KEY!r}")
+    found = values.pop(KEY)
+    if found != digest_of_json(values):
+        raise DataError(f"{path} is damaged or was changed: its content is not what {KEY!r} says")
+    return values
+
+
+def digest_of_json(values: Any) -> str:
+    """SHA-256 of plain JSON values in canonical form, in hexadecimal digits."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> None:
+    """Write tensors as safetensors, with the digest of names, dtypes, shapes, values and metadata.
+
+    Raises:
+        OSError: if it cannot be written; what was there before is left then.
+    """
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(whole, temporary, {**metadata, KEY: digest_of_tensors(whole, metadata)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) that `write_tensors` wrote; the metadata without the digest.
+
+    Raises:
+        DataError: naming the file, if it is missing, is damaged, or holds other values than were written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path} is damaged or truncated ({error})") from None
+    if metadata.pop(KEY, None) != digest_of_tensors(tensors, metadata):
+        raise DataError(f"{path} is damaged or was changed: its content is not what {KEY!r} says")
+    return tensors, metadata
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> str:
+    """SHA-256 of names, dtypes, shapes and values of tensors on the CPU, and of metadata."""
+    found = hashlib.sha256(digest_of_json(dict(metadata)).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().contiguous()
+        found.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode("utf-8", "surrogatepass"))
+        if value.numel():
+            found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of the bytes of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+SUMS = "SHA256SUMS"
+"""In a folder of tables: the digests of its files, as `sha256sum -c SHA256SUMS` checks them."""
+
+
+def write_sums(folder: Path, names: Iterable[str]) -> None:
+    """Write the digests of files of a folder into its `SHA256SUMS`.
+
+    Raises:
+        OSError: if a file cannot be read or the digests cannot be written.
+    """
+    lines = [f"{digest_of_file(folder / name)}  {name}\n" for name in names]
+    with replacing(folder / SUMS) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def check_sum(path: Path) -> bool:
+    """Whether `SHA256SUMS` beside a file says something of it, and what it says is true.
+
+    Raises:
+        DataError: naming the file, if its content is not what its digest says.
+    """
+    try:
+        lines = (path.parent / SUMS).read_text(encoding="utf-8").splitlines()
+        said = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        if path.name not in said:
+            return False
+        if digest_of_file(path) == said[path.name]:
+            return True
+    except FileNotFoundError:
+        return False
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path.parent / SUMS}: {error}") from None
+    raise DataError(f"{path} is damaged or was changed: its content is not what {SUMS} says")
