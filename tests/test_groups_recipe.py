@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples import number_of_examples
 from group_nets import Attention, Halves, groups, images, small_resnet
 from prunekit.errors import InputError, ModelError
 from prunekit.pruning import Session, prune
@@ -175,7 +176,7 @@ class TestHowMembersCombine:
 
 
 class TestCounts:
-    @settings(max_examples=8, deadline=None)
+    @number_of_examples(8)
     @given(
         sparsity=st.floats(0.02, 0.9),
         allocation=st.sampled_from(["global", "per_layer"]),

@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import number_of_examples
 from prunekit.halves import draw_halves
 
 
@@ -41,7 +42,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=150, deadline=None)
+@number_of_examples(150)
 def test_counts_are_exact_and_shares_are_met(case):
     values, available, kept, strong, seed = case
     found = draw_halves(values, available, kept, strong, generator(seed))
@@ -65,7 +66,7 @@ def test_counts_are_exact_and_shares_are_met(case):
 
 
 @given(cases())
-@settings(max_examples=30, deadline=None)
+@number_of_examples(30)
 def test_the_seed_decides(case):
     values, available, kept, strong, seed = case
     one, other = (draw_halves(values, available, kept, strong, generator(seed)) for _ in range(2))

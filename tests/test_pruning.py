@@ -3,11 +3,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from examples import number_of_examples
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.pruning import Session, prune
 from prunekit.retrain import FineTune
@@ -52,7 +53,7 @@ class TestAgainstSorting:
     @given(
         st.floats(0.01, 0.98), st.sampled_from(["global", "per_layer", "erk", "sensitivity"]), st.booleans()
     )
-    @settings(max_examples=25)
+    @number_of_examples(25)
     def test_the_count_is_exact_even_if_all_weights_are_equal(self, sparsity, allocation, constant):
         model = mlp(10, 16, 3)
         if constant:
@@ -106,7 +107,7 @@ class TestNesting:
         st.sampled_from(["all", "forward", "backward"]),
         st.booleans(),
     )
-    @settings(max_examples=30)
+    @number_of_examples(30)
     def test_counts_nest_and_floors_hold(self, sparsities, allocation, score, order, retrained):
         allocation = {"name": allocation} if isinstance(allocation, str) else allocation
         chosen = recipe(

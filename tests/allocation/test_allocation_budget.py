@@ -5,10 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples import number_of_examples
 from group_nets import Attention, groups, images, small_resnet
 from prunekit.allocation import Budget
 from prunekit.errors import InputError, ModelError
@@ -41,7 +42,7 @@ def examples(inputs=10):
 
 
 class TestNoSmallerRemovalMeetsIt:
-    @settings(max_examples=15, deadline=None)
+    @number_of_examples(15)
     @given(
         sparsity=st.floats(0.02, 0.85),
         of=st.sampled_from(sorted(FIGURES)),
@@ -122,7 +123,7 @@ class TestNoSmallerRemovalMeetsIt:
 
 
 class TestShares:
-    @settings(max_examples=10, deadline=None)
+    @number_of_examples(10)
     @given(sparsity=st.floats(0.1, 0.8), seed=st.integers(0, 99))
     def test_equal_fractions_of_every_layer(self, sparsity, seed):
         model = mlp(10, 20, 10, 5, 3, seed=seed)

@@ -5,15 +5,16 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples import number_of_examples
 from prunekit.errors import InputError
 from prunekit.second_order import error_bound
 
 
-@settings(max_examples=60, deadline=None)
+@number_of_examples(60)
 @given(
     st.lists(st.integers(1, 8), min_size=2, max_size=5),
     st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),

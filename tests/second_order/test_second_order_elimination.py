@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from layers_at_hand import layer, moments, naive_obs
 
+from examples import number_of_examples
 from prunekit.errors import DataError, InputError
 from prunekit.second_order import damped, eliminate, refit
 
@@ -155,7 +156,7 @@ def test_the_scale_of_inputs_and_weights_does_not_matter(scale):
     torch.testing.assert_close(scaled.losses / scale**4, plain.losses, rtol=1e-5, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@number_of_examples(40)
 @given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 13), st.booleans(), st.integers(0, 2**32 - 1))
 def test_every_kept_weight_goes_once_and_the_losses_add_up(rows, inputs, panel, masked, seed):
     x, weights = layer(inputs=inputs, rows=rows, samples=30, seed=seed)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples import number_of_examples
 from prunekit.errors import DataError, InputError
 from prunekit.second_order import eliminate, recursive_inverse, shared_saliency
 
@@ -16,7 +17,7 @@ def direct(rows, count, alpha):
     return torch.from_numpy(np.linalg.inv(hessian + alpha * np.eye(rows.shape[1])))
 
 
-@settings(max_examples=30, deadline=None)
+@number_of_examples(30)
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 50), st.sampled_from([1e-4, 1e-2, 1.0]))
 def test_any_block_gives_the_direct_inverse(rows, weights, block, alpha):
     jacobians = torch.randn((rows, weights), generator=torch.Generator().manual_seed(rows * 100 + weights))

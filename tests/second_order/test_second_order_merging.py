@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from layers_at_hand import layer, moments
 
+from examples import number_of_examples
 from prunekit.errors import InputError
 from prunekit.ranking import lowest
 from prunekit.second_order import Elimination, damped, eliminate, output_variance, removal_scores
@@ -30,7 +31,7 @@ def test_what_was_gone_before_and_what_stays():
     assert scores.tolist() == [[0.5, -1.0, 4.5, float("inf")]]
 
 
-@settings(max_examples=40, deadline=None)
+@number_of_examples(40)
 @given(st.integers(1, 6), st.integers(1, 15), st.integers(0, 2**32 - 1), st.integers(0, 90))
 def test_any_number_of_the_lowest_scores_is_a_beginning_of_every_rows_order(rows, inputs, seed, count):
     x, weights = layer(inputs=inputs, rows=rows, samples=20, seed=seed)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from layers_at_hand import layer, moments
 
+from examples import number_of_examples
 from prunekit.errors import DataError, InputError
 from prunekit.second_order import damped, refit
 
@@ -63,7 +64,7 @@ def test_nothing_removed_changes_nothing_and_the_type_stays():
     assert none.dtype == torch.float32
 
 
-@settings(max_examples=30, deadline=None)
+@number_of_examples(30)
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_no_other_values_on_the_support_do_better(rows, inputs, seed):
     x, weights = layer(inputs=inputs, rows=rows, samples=inputs + 5, seed=seed)

@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 from chain_nets import ChainPlan, build, chain_plans
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor, nn
 
+from examples import number_of_examples
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.models import lenet_300_100
@@ -201,7 +202,7 @@ def test_very_sparse_network_shrinks_by_far() -> None:
 
 
 @given(plan=chain_plans())
-@settings(max_examples=40)
+@number_of_examples(40)
 def test_sparse_random_chains(plan: ChainPlan) -> None:
     built = build(plan, torch.float64)
     torch.manual_seed(plan.seed)

@@ -7,16 +7,17 @@ import random
 
 import torch
 from chain_nets import ChainPlan, build, chain_plans, switched_off
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import number_of_examples
 from prunekit.structure import chain_of, parameters_after, shrink, unit_masks
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
 
 
 @given(plan=chain_plans(), dtype=st.sampled_from([torch.float32, torch.float64]))
-@settings(max_examples=200)
+@number_of_examples(200)
 def test_shrunk_agrees_with_units_switched_off(plan: ChainPlan, dtype: torch.dtype) -> None:
     built = build(plan, dtype)
     model = built.model

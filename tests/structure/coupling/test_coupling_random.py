@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from examples import number_of_examples
 from prunekit.structure.coupling import prune_groups, traced
 
 SIZE = 4  # of the images
@@ -101,7 +101,7 @@ drawn_steps = st.lists(
 )
 
 
-@settings(max_examples=200 if os.environ.get("CI") else 40)
+@number_of_examples(100)
 @given(drawn_steps, st.booleans(), st.integers(0, 2**31 - 1))
 def test_random_networks(steps: list[Any], residual: bool, seed: int) -> None:
     torch.manual_seed(seed)
