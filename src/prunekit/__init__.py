@@ -1,12 +1,23 @@
-"""prunekit: every way to prune a neural network, behind one composition of parts."""
+"""prunekit: every way to prune a neural network, behind one composition of parts.
 
-from prunekit.errors import DataError, InputError, ModelError, PrunekitError
-from prunekit.masks import Masks
-from prunekit.pruning import Pruned, Session, prune
-from prunekit.recipe import Recipe
-from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
-from prunekit.training import Training, train
-from prunekit.version import __version__
+Names are imported when they are first asked for: a worker process watches for the end of its parent before it
+imports torch, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunekit.errors import DataError, InputError, ModelError, PrunekitError
+    from prunekit.masks import Masks
+    from prunekit.pruning import Pruned, Session, prune
+    from prunekit.recipe import Recipe
+    from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
+    from prunekit.training import Training, train
+    from prunekit.version import __version__
 
 __all__ = [
     "Architecture",
@@ -26,3 +37,28 @@ __all__ = [
     "save_pretrained",
     "train",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("DataError", "InputError", "ModelError", "PrunekitError"), "errors"),
+    "Masks": "masks",
+    **dict.fromkeys(("Pruned", "Session", "prune"), "pruning"),
+    "Recipe": "recipe",
+    **dict.fromkeys(("Architecture", "load_masks", "load_pretrained", "save_pretrained"), "saving"),
+    **dict.fromkeys(("Training", "train"), "training"),
+    "__version__": "version",
+}
+"""The module that each public name is imported from."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"prunekit.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and importlib.util.find_spec(f"prunekit.{name}") is not None:
+        return importlib.import_module(f"prunekit.{name}")  # `import prunekit` and then `prunekit.scores`
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

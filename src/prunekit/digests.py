@@ -9,15 +9,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from prunekit.errors import DataError
 from prunekit.files import finite, read_json, replacing, write_json
+
+if TYPE_CHECKING:  # torch takes long to import, and reports need none
+    from torch import Tensor
 
 KEY = "sha256"
 """Under this key a JSON file, or the metadata of a safetensors file, holds its digest."""
@@ -60,6 +60,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         OSError: if it cannot be written; what was there before is left then.
     """
+    from safetensors.torch import save_file
+
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as temporary:
         save_file(whole, temporary, {**metadata, KEY: digest_of_tensors(whole, metadata)})
@@ -86,6 +88,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def digest_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> str:
     """SHA-256 of names, dtypes, shapes and values of tensors on the CPU, and of metadata."""
+    import torch
+
     found = hashlib.sha256(digest_of_json(dict(metadata)).encode())
     for name in sorted(tensors):
         value = tensors[name].detach().contiguous()

@@ -153,15 +153,28 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path} is larger than the {MAX_BYTES >> 20} MiB that are read of a JSON file")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except RecursionError:
-        raise DataError(f"{path} is nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:
         raise DataError(f"{path} is damaged: not valid JSON ({error})") from None
+    return parse_json(text, path)
+
+
+def parse_json(text: str, source: Path) -> Any:
+    """Plain values from JSON that was found in a file, nested at most `MAX_DEPTH` deep.
+
+    Raises:
+        DataError: naming the file, if the text is no JSON or is past the limit.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise DataError(f"{source} is nested more than {MAX_DEPTH} deep") from None
+    except ValueError as error:
+        raise DataError(f"{source} is damaged: not valid JSON ({error})") from None
     if deeper_than(values, MAX_DEPTH):
-        raise DataError(f"{path} is nested more than {MAX_DEPTH} deep")
+        raise DataError(f"{source} is nested more than {MAX_DEPTH} deep")
     return values
 
 
