@@ -7,9 +7,9 @@ import importlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_serializer
 
 from prunekit.errors import InputError
 
@@ -24,6 +24,17 @@ class Settings(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise InputError(_explain(error, type(self))) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`steps: yes` is a mistake, though Python counts True as 1."""
+        found = value if isinstance(value, list | tuple) else (value,)
+        if any(_is_truth(each) for each in found) and _is_of_numbers(
+            cls.model_fields[str(info.field_name)].annotation
+        ):
+            raise ValueError(f"a number is needed here, not {value!r}")
+        return value
 
     @classmethod
     def parse(cls, values: Any) -> Self:
@@ -154,6 +165,27 @@ def import_object(path: str) -> Any:
     return found
 
 
+def shown(value: Any, most: int = 200) -> str:
+    """A value as messages show it, in one line: long ones, and numbers too long to be written, are cut."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an object of the user's, or an integer of more than 4300 digits
+        text = f"a value of the type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # NumPy's own
+
+
+def _is_of_numbers(annotation: Any) -> bool:
+    """Whether a field holds numbers, alone or in a tuple, and no True and False."""
+    leaves = {annotation}
+    while any(get_args(leaf) for leaf in leaves):
+        leaves = {part for leaf in leaves for part in get_args(leaf) or (leaf,)}
+    return bool(leaves & {int, float}) and bool not in leaves
+
+
 def _explain(error: ValidationError, cls: type[Settings]) -> str:
     """One line for the first thing that is wrong, with its place, its value and what is allowed."""
     errors = error.errors(include_url=False)
@@ -169,4 +201,4 @@ def _explain(error: ValidationError, cls: type[Settings]) -> str:
     if first["type"] == "value_error":
         repeats = not place or message.startswith(f"{place}: ")  # a part often bears its key's name
         return f"{cls._label()}: {message}" if repeats else f"{cls._label()}: {place}: {message}"
-    return f"{cls._label()}: {place} = {first['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{cls._label()}: {place} = {shown(first['input'])}: {message[0].lower()}{message[1:]}"
