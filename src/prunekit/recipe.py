@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from prunekit.allocation import Allocation, Global, Remains
 from prunekit.elements import Elements
 from prunekit.errors import InputError
+from prunekit.limits import STEPS, WHOLE
 from prunekit.masks import Masks
 from prunekit.repair import NoRepair, Repair
 from prunekit.retrain import NoRetraining, Retrain
@@ -27,7 +28,7 @@ from prunekit.settings import Settings
 from prunekit.shapes import Shape, Weight
 from prunekit.statistics import Statistic
 from prunekit.stopping import Never, Stop
-from prunekit.strict_yaml import load_yaml
+from prunekit.strict_yaml import MAX_BYTES, load_yaml
 from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import Target
 
@@ -111,8 +112,8 @@ class Recipe(Settings):
     ignore: tuple[str, ...] = ()
     rank: Literal["every_step", "once"] = "every_step"
     statistics: Literal["every_step", "once"] = "every_step"
-    retrain_every: int = Field(default=1, ge=1)
-    calibration: int = Field(default=1024, ge=1)
+    retrain_every: int = Field(default=1, ge=1, le=STEPS)
+    calibration: int = Field(default=1024, ge=1, le=WHOLE)
     regrow: bool = False
 
     @model_validator(mode="after")
@@ -342,25 +343,35 @@ class Recipe(Settings):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     @classmethod
-    def from_yaml(cls, text: str | Path) -> Recipe:
+    def from_yaml(cls, text: str | Path, *, allow: Iterable[str] = ()) -> Recipe:
         """The recipe that a YAML text or file describes.
+
+        Args:
+            text: the text, or the path of a file.
+            allow: modules of the user's own whose parts it may name.
 
         Raises:
             InputError: naming the key, its place and what is allowed.
         """
-        return cls.parse(read_yaml(text))
+        return cls.parse(read_yaml(text), allow=allow)
 
 
 def read_yaml(source: str | Path) -> Mapping[str, Any]:
     """The mapping in a YAML text, or in the file that a `Path` names."""
     place = str(source) if isinstance(source, Path) else "the text"
     try:
-        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-        found = load_yaml(text)
+        found = load_yaml(_text_of(source) if isinstance(source, Path) else source)
     except OSError as error:
         raise InputError(f"cannot read {place}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # of load_yaml, or bytes that are no text
+        raise InputError(f"{place} is not valid YAML: {error}") from None
     if not isinstance(found, Mapping):
         raise InputError(f"{place}: expected a mapping of settings, got {type(found).__name__}")
     return found
+
+
+def _text_of(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    cut = len(content) > MAX_BYTES  # perhaps within a character; a text of this length is refused anyway
+    return content.decode("utf-8", errors="replace" if cut else "strict")

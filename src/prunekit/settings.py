@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_serializer
 
 from prunekit.errors import InputError
+from prunekit.permission import allowing, import_object
 
 
 class Settings(BaseModel):
@@ -37,8 +37,16 @@ class Settings(BaseModel):
         return value
 
     @classmethod
-    def parse(cls, values: Any) -> Self:
-        """The settings that a mapping from YAML or JSON describes."""
+    def parse(cls, values: Any, *, allow: Iterable[str] = ()) -> Self:
+        """The settings that a mapping from YAML or JSON describes.
+
+        Args:
+            values: the mapping, or ready settings.
+            allow: modules of the user's own whose code the values may name; by default they can name none.
+
+        Raises:
+            InputError: naming the key, its place and what is allowed.
+        """
         if isinstance(values, cls):
             return values
         if not isinstance(values, Mapping):
@@ -46,7 +54,8 @@ class Settings(BaseModel):
         wrong = [key for key in values if not isinstance(key, str)]
         if wrong:
             raise InputError(f"{cls._label()}: the key {wrong[0]!r} is not a text")
-        return cls(**values)
+        with allowing(allow):
+            return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain JSON values; `parse` is its inverse."""
@@ -74,7 +83,8 @@ class Part(Settings):
 
     A family is a direct subclass of `Part`; its members are all classes below it that set `name`.
     In YAML a part is its name alone, or a mapping with `name` and its settings. A part of the user's own
-    is written as `package.module:Class`.
+    is written as `package.module:Class`; if the program has not imported it, its module must be allowed
+    (see `prunekit.permission`).
     """
 
     name: ClassVar[str]
@@ -112,6 +122,9 @@ class Part(Settings):
         if name in members:
             return members[name]
         if ":" in name:
+            known = {child._path(): child for child in cls._descendants()}
+            if name in known:  # code that runs already needs neither an import nor permission
+                return known[name]
             found = import_object(name)
             if isinstance(found, type) and issubclass(found, cls):
                 return found
@@ -133,7 +146,11 @@ class Part(Settings):
         # a class of a script has no module to import it from; the other parts of users are found by theirs
         short = cls.__module__ == "__main__" or cls.__module__.startswith("prunekit.")
         name = vars(cls).get("name") if short else None
-        return {"name": name or f"{cls.__module__}:{cls.__qualname__}", **handler(self)}
+        return {"name": name or cls._path(), **handler(self)}
+
+    @classmethod
+    def _path(cls) -> str:
+        return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def digest(values: Any) -> str:
@@ -142,27 +159,17 @@ def digest(values: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def import_object(path: str) -> Any:
-    """What `package.module:name` names.
-
-    Raises:
-        InputError: if the module cannot be imported or holds no such name.
-    """
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise InputError(f"{path!r} is not of the form package.module:name")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # an import runs the user's code: whatever it raises is the user's to see
-        raise InputError(
-            f"cannot import {module_name!r} of {path!r}: {type(error).__name__}: {error}"
-        ) from error
-    for step in attribute.split("."):
-        try:
-            found = getattr(found, step)
-        except AttributeError:
-            raise InputError(f"the module {module_name!r} has no {attribute!r}") from None
-    return found
+def modules_of(value: Any) -> set[str]:
+    """The modules of the user's own parts that are anywhere in settings."""
+    if isinstance(value, Mapping):
+        return modules_of(list(value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(modules_of, value))
+    if not isinstance(value, Settings):
+        return set()
+    inside = modules_of([setting for _, setting in value])
+    own = isinstance(value, Part) and not type(value).__module__.startswith("prunekit.")
+    return inside | {type(value).__module__} if own else inside
 
 
 def shown(value: Any, most: int = 200) -> str:

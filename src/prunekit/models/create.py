@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from prunekit.errors import InputError, ModelError, PrunekitError
 from prunekit.models._sizes import feature_shape, output_count
-from prunekit.models.factories import find_factory
 from prunekit.models.settings import ModelSettings
 from prunekit.models.signature import data_arguments
 from prunekit.seeds import seeded
@@ -21,6 +20,7 @@ def create(
     outputs: int,
     *,
     seed: int,
+    allow: Iterable[str] = (),
 ) -> nn.Module:
     """The model that `settings` describe, its initial values drawn from `seed` alone.
 
@@ -33,18 +33,19 @@ def create(
         input_shape: shape of one example, without the batch.
         outputs: number of outputs: classes, or regression targets.
         seed: a whole number in [0, 2**63).
+        allow: modules of the user's own whose code the settings may name, such as `["my_models"]` for
+            `my_models:small`.
 
     Raises:
-        InputError: if a setting, a size or the seed cannot be accepted.
+        InputError: if a setting, a size or the seed cannot be accepted, or the model's module is not allowed.
         ModelError: if the factory fails or returns something other than a `torch.nn.Module`.
     """
-    chosen = ModelSettings.parse(settings)
-    factory = find_factory(chosen.name)
-    from_data = data_arguments(chosen.name, factory, feature_shape(input_shape), output_count(outputs))
+    chosen = ModelSettings.parse(settings, allow=allow)
+    from_data = data_arguments(chosen.name, chosen.factory, feature_shape(input_shape), output_count(outputs))
     _check_seed(seed)
     with seeded(seed):
         try:
-            model = factory(**from_data, **chosen.own)
+            model = chosen.factory(**from_data, **chosen.own)
         except PrunekitError:
             raise
         except Exception as error:  # the factory may be the user's: whatever it raises is the user's to see

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from prunekit.errors import InputError
-from prunekit.models.factories import find_factory, names
+from prunekit.models.factories import Factory, find_factory, names
 from prunekit.models.signature import checked_settings
 from prunekit.settings import Settings
 
@@ -17,21 +17,29 @@ class ModelSettings(Settings):
     """The name of a model and its factory's own settings flat beside it: `{name: mlp, hidden: [64, 32]}`.
 
     The name is a built-in one (see `names`) or `package.module:function` for a factory of the user's own,
-    which is imported to read its signature. In YAML a name alone means all defaults. Settings become
-    attributes (`settings.hidden`); `to_dict` lists the defaults too.
+    which is imported, if its module is allowed (see `prunekit.permission`), to read its signature. In YAML a
+    name alone means all defaults. Settings become attributes (`settings.hidden`); `to_dict` lists the
+    defaults too.
 
     Raises:
-        InputError: for an unknown model, an unknown key or a value of another type than the factory's.
+        InputError: for an unknown model, one of a module that is not allowed, an unknown key or a value of
+            another type than the factory's.
     """
 
     model_config = ConfigDict(extra="allow")  # `_from_signature` has checked every key against the factory
 
     name: str
+    _factory: Factory | None = PrivateAttr(default=None)
 
     @classmethod
-    def parse(cls, values: Any) -> Self:
+    def parse(cls, values: Any, *, allow: Iterable[str] = ()) -> Self:
         """The settings that a name, a mapping from YAML or JSON, or ready settings describe."""
-        return super().parse({"name": values} if isinstance(values, str) else values)
+        return super().parse({"name": values} if isinstance(values, str) else values, allow=allow)
+
+    @property
+    def factory(self) -> Factory:
+        """The function or class that makes the model, as it was found when the settings were made."""
+        return self._factory or find_factory(self.name)
 
     @property
     def own(self) -> dict[str, Any]:
@@ -55,3 +63,8 @@ class ModelSettings(Settings):
         name = values["name"]
         given = {key: value for key, value in values.items() if key != "name"}
         return {"name": name, **checked_settings(name, find_factory(name), given)}
+
+    @model_validator(mode="after")
+    def _keep_factory(self) -> Self:
+        self._factory = find_factory(self.name)  # so that who has the settings needs no permission any more
+        return self

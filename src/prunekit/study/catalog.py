@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,23 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if _is_yaml(entry.name))
 
 
-def load_study(name: str, assignments: list[str] | None = None) -> Study | Series:
+def load_study(
+    name: str, assignments: list[str] | None = None, *, allow: Iterable[str] = ()
+) -> Study | Series:
     """A named study, or the one in a YAML file; a series if it has several problems.
 
     Args:
         name: a name from `names()`, or a path that ends in .yaml or .yml.
         assignments: changes of the form `training.epochs=3`.
+        allow: modules of the user's own whose code the study may name; the study keeps them for its run.
 
     Raises:
-        InputError: if there is no such study, or it is not valid.
+        InputError: if there is no such study, it is not valid, or names code of a module that is not allowed.
     """
     values = with_assignments(_read(name), assignments or [])
-    return Series.parse(values) if "problems" in values else Study.parse(values)
+    if "problems" in values:
+        return Series.parse(values, allow=allow)
+    return Study.parse(values, allow=allow)
 
 
 def _read(name: str) -> Mapping[str, Any]:

@@ -62,7 +62,7 @@ def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: Plans
         DataError: if the result of one that is finished is damaged.
     """
     data = as_batches(dataset(study, data_dir))
-    settings = study.to_dict()
+    settings, allow = study.to_dict(), study.allow
     networks: dict[int, Task] = {}
     for seed in range(study.seeds):
         folder = layout.network(study, seed)
@@ -72,7 +72,7 @@ def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: Plans
             networks[seed] = Task(
                 f"training of seed {seed}",
                 _train,
-                (settings, seed, layout, data_dir),
+                (settings, allow, seed, layout, data_dir),
                 cost=float(OVERHEAD + study.training.length(data)),
             )
     cells: dict[Path, Task] = {}
@@ -85,7 +85,7 @@ def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: Plans
                 cells[folder] = Task(
                     f"{cell.name}, seed {seed}",
                     _prune,
-                    (settings, cell.label, cell.key, seed, layout, data_dir),
+                    (settings, allow, cell.label, cell.key, seed, layout, data_dir),
                     after=(networks[seed].name,) if seed in networks else (),
                     cost=_cost(cell, plans[cell.key], data),
                 )
@@ -99,15 +99,25 @@ def _cost(cell: Cell, plan: Plan, data: Batches) -> float:
 
 
 def _train(
-    study: dict[str, Any], seed: int, layout: Layout, data_dir: Path | None, progress: Progress
+    study: dict[str, Any],
+    allow: tuple[str, ...],
+    seed: int,
+    layout: Layout,
+    data_dir: Path | None,
+    progress: Progress,
 ) -> None:
     train_network(
-        Study.parse(study), seed, layout, data_dir, lambda done, total: progress(done / max(total, 1))
+        Study.parse(study, allow=allow),
+        seed,
+        layout,
+        data_dir,
+        lambda done, total: progress(done / max(total, 1)),
     )
 
 
 def _prune(
     study: dict[str, Any],
+    allow: tuple[str, ...],
     label: str,
     key: str,
     seed: int,
@@ -115,7 +125,7 @@ def _prune(
     data_dir: Path | None,
     progress: Progress,
 ) -> None:
-    parsed = Study.parse(study)
+    parsed = Study.parse(study, allow=allow)
     cell = next(cell for cell in parsed.cells if (cell.label, cell.key) == (label, key))
     run_cell(
         parsed,

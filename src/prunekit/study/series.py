@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError
+from prunekit.permission import allowing
 from prunekit.study.spec import Cell, Study, with_value
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -33,8 +34,12 @@ class Series:
     studies: Mapping[str, Study]
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Series:
+    def parse(cls, values: Mapping[str, Any], *, allow: Iterable[str] = ()) -> Series:
         """The series that a mapping with the key `problems` describes.
+
+        Args:
+            values: the mapping.
+            allow: modules of the user's own whose code its studies may name.
 
         Raises:
             InputError: if there are no problems, a problem is no mapping or has a label that cannot name a
@@ -44,7 +49,8 @@ class Series:
         problems = values["problems"]
         if not isinstance(problems, Mapping) or not problems:
             raise InputError(f"problems: expected labels, each with settings of a study, got {problems!r}")
-        studies = {str(label): _study(common, str(label), own) for label, own in problems.items()}
+        with allowing(allow):
+            studies = {str(label): _study(common, str(label), own) for label, own in problems.items()}
         first = next(iter(studies.values()))
         name = str(common.get("name"))
         return cls(name, str(common.get("title", name)), first.question, first.expected, studies)

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from prunekit import methods
 from prunekit.allocation import Nothing
 from prunekit.data import DataSettings
 from prunekit.errors import InputError
 from prunekit.models import ModelSettings
+from prunekit.permission import Named, current
 from prunekit.recipe import Recipe
 from prunekit.retrain import TrainingSettings
-from prunekit.settings import Settings, digest
+from prunekit.settings import Settings, digest, modules_of
 from prunekit.strict_yaml import load_yaml
 from prunekit.training import Training
 
@@ -43,6 +43,7 @@ class Method(Settings):
     recipe: dict[str, Any] | None = None
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = Field(default_factory=dict)
     summary: str = ""
+    _variants: tuple[tuple[str, Recipe], ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Method:
@@ -50,7 +51,8 @@ class Method(Settings):
             raise ValueError("give either 'method' (a name, with 'settings') or 'recipe' (written out)")
         if self.recipe is not None and self.settings:
             raise ValueError("'settings' belong to 'method'; write them into 'recipe'")
-        self.recipes()
+        # made once, while the user's own code that they name is allowed
+        self._variants = tuple((_words(point), self._recipe(point)) for point in self._points())
         return self
 
     def recipes(self) -> list[Recipe]:
@@ -59,7 +61,7 @@ class Method(Settings):
 
     def variants(self) -> list[tuple[str, Recipe]]:
         """The recipes with what sets each apart, such as `sparsity=0.9`; empty without a sweep."""
-        return [(_words(point), self._recipe(point)) for point in self._points()]
+        return list(self._variants)
 
     def _points(self) -> list[dict[str, Any]]:
         if isinstance(self.sweep, list):
@@ -129,6 +131,7 @@ class Study(Settings):
     controls: Annotated[Controls, BeforeValidator(Controls.parse)] = Controls()
     seeds: int = Field(default=3, ge=1)
     splits: Literal["one", "per_seed"] = "one"
+    _allowed: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Study:
@@ -140,7 +143,15 @@ class Study(Settings):
             if label is not None and label not in self.methods:
                 known = ", ".join(self.methods)
                 raise ValueError(f"controls: {control}: there is no method {label!r}; labels are: {known}")
+        self._allowed = current().used
         return self
+
+    @property
+    def allow(self) -> tuple[str, ...]:
+        """The modules of the user's own whose code it names, so that another process may import them, too."""
+        own = modules_of([self.training, *(cell.recipe for cell in self.cells)])
+        model = {Named.parse(self.model.name).module} if ":" in self.model.name else set()
+        return tuple(sorted({*self._allowed, *own, *model}))
 
     def dataset_of(self, seed: int) -> DataSettings:
         """The data of a replicate."""
@@ -247,7 +258,7 @@ def with_assignments(values: Mapping[str, Any], assignments: list[str]) -> dict[
             raise InputError(f"--set {assignment!r}: write key=value, such as training.epochs=3")
         try:
             value = load_yaml(text)
-        except yaml.YAMLError:
-            raise InputError(f"--set {assignment!r}: the value is not valid YAML") from None
+        except InputError as error:
+            raise InputError(f"--set {assignment!r}: the value is not valid YAML: {error}") from None
         changed = with_value(changed, key, value)
     return changed
