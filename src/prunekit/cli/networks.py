@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -111,7 +110,7 @@ def _settings(text: str) -> ModelSettings:
         return ModelSettings.parse(text)
     try:
         values: Any = load_yaml(text)
-    except yaml.YAMLError as error:
+    except InputError as error:
         raise InputError(f"the model {text!r} is not valid YAML: {error}") from None
     return ModelSettings.parse(values)
 
