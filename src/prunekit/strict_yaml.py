@@ -17,7 +17,7 @@ MAX_BYTES = 256 << 10
 MAX_DEPTH = 64
 """How deep lists and mappings may be nested, what anchors stand for included."""
 
-MAX_VALUES = 50_000
+MAX_VALUES = 25_000
 """How many values and keys there may be, those that anchors stand for counted at every place."""
 
 MAX_TEXT = 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,12 @@ from prunekit.settings import Settings, digest, modules_of
 from prunekit.strict_yaml import load_yaml
 from prunekit.training import Training
 
+
+MAX_RECIPES = 10_000
+"""How many recipes a study may have."""
+
+MAX_SEEDS = 1_000
+"""How many replicates a study may have."""
 
 def _named(value: Any) -> Any:
     return DataSettings.parse({"name": value} if isinstance(value, str) else value)
@@ -65,6 +72,7 @@ class Method(Settings):
 
     def _points(self) -> list[dict[str, Any]]:
         if isinstance(self.sweep, list):
+        check_recipes(_points_of(self.sweep))
             points = self.sweep
         else:
             points = [
@@ -129,11 +137,19 @@ class Study(Settings):
     training: TrainingSettings = Field(default_factory=Training)
     methods: dict[str, Annotated[Method, BeforeValidator(Method.parse)]] = Field(min_length=1)
     controls: Annotated[Controls, BeforeValidator(Controls.parse)] = Controls()
-    seeds: int = Field(default=3, ge=1)
+    seeds: int = Field(default=3, ge=1, le=MAX_SEEDS)
     splits: Literal["one", "per_seed"] = "one"
     _allowed: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
+    @model_validator(mode="before")
+    @classmethod
+    def _few_enough(cls, values: Any) -> Any:
+        listed = values.get("methods") if isinstance(values, Mapping) else None
+        if isinstance(listed, Mapping):  # what else there may be is refused where methods are read
+            check_recipes(sum(_points_of(_sweep_of(method)) for method in listed.values()))
+        return values
+
     def _labels_fit(self) -> Study:
         if "dense" in self.methods:
             raise ValueError("methods: the label 'dense' is taken by the unpruned network")
@@ -216,6 +232,23 @@ class Cell:
 
 def _words(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
+
+
+def check_recipes(count: int) -> None:
+    """Refuse more recipes than a study may have, before one of them is made."""
+    if count > MAX_RECIPES:
+        raise InputError(f"there are more recipes than the {MAX_RECIPES:,} that a study may have")
+
+
+def _sweep_of(method: Any) -> Any:
+    return method.get("sweep") if isinstance(method, Mapping) else getattr(method, "sweep", None)
+
+
+def _points_of(sweep: Any) -> int:
+    """How many recipes a sweep makes; 1 for what is none, which is refused where it is read."""
+    if isinstance(sweep, Mapping):
+        return math.prod(len(values) for values in sweep.values() if isinstance(values, list | tuple))
+    return len(sweep) if isinstance(sweep, list | tuple) and sweep else 1
 
 
 def with_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
