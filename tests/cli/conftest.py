@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,23 +20,23 @@ import torch
 from torch import nn
 
 
-def small(hidden: int = 8):
+def small(hidden: int = 8) -> nn.Module:
     print("a word of the user's code")
     return nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 3))
 
 
-def shaped(input_shape, outputs: int):
+def shaped(input_shape, outputs: int) -> nn.Module:
     return nn.Linear(input_shape[0], outputs)
 
 
-def not_a_number():
+def not_a_number() -> nn.Module:
     model = nn.Linear(4, 3)
     with torch.no_grad():
         model.weight[0, 0] = float("nan")
     return model
 
 
-def other_inputs():
+def other_inputs() -> nn.Linear:
     return nn.Linear(5, 3)
 
 
@@ -49,15 +50,15 @@ class Residual(nn.Module):
         return self.out(x + torch.relu(self.block(x)))
 
 
-def residual():
+def residual() -> Residual:
     return Residual()
 
 
-def three_outputs():
+def three_outputs() -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
-def broken():
+def broken() -> nn.Module:
     raise RuntimeError("no\\nway")
 """
 
@@ -91,6 +92,7 @@ def command(
     logger = logging.getLogger("prunekit")
     before = logger.handlers, logger.level
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
     monkeypatch.setenv("COLUMNS", "80")
 
     def call(line: str) -> Ended:
@@ -98,7 +100,11 @@ def command(
         code = run(shlex.split(line))
         return Ended(code, *capfd.readouterr())
 
+    loaded = set(sys.modules)
     yield call
+    for name in set(sys.modules) - loaded:  # the next test has files of the same names in another folder
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
     logger.handlers, logger.level = before
 
 
@@ -106,7 +112,6 @@ def command(
 def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module of the user's in the current folder."""
     (tmp_path / "own_models_of_cli.py").write_text(MODELS)
-    monkeypatch.syspath_prepend(str(tmp_path))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 
-def small():
+def small() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
@@ -36,15 +36,15 @@ class Odd(nn.Module):
         return self.last(self.first(x).relu() * self.number)
 
 
-def idle():
+def idle() -> nn.Module:
     return Idle()
 
 
-def nan():
+def nan() -> nn.Module:
     return Odd(float("nan"))
 
 
-def infinite():
+def infinite() -> nn.Module:
     return Odd(float("inf"))
 
 
@@ -57,15 +57,15 @@ class Cast(nn.Module):
         return self.body(x.to(self.dtype)).float()
 
 
-def float16():
+def float16() -> nn.Module:
     return small().half()
 
 
-def float16_inside():
+def float16_inside() -> nn.Module:
     return Cast(torch.float16)
 
 
-def bfloat16_inside():
+def bfloat16_inside() -> nn.Module:
     return Cast(torch.bfloat16)
 
 
@@ -74,7 +74,7 @@ class Doubled(nn.Module):
         return torch.cat([x, x], 1)
 
 
-def singular():
+def singular() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(Doubled(), nn.Linear(8, 3))
 """
@@ -92,9 +92,8 @@ REPAIRED = ("exact_layer_obs", "layer_obs", "masked_least_squares", "sparsegpt",
 
 
 @pytest.fixture(autouse=True)
-def nets(tmp_path, monkeypatch):
+def nets(tmp_path):
     (tmp_path / "nets_of_second_order.py").write_text(NETS)
-    monkeypatch.syspath_prepend(str(tmp_path))
 
 
 def prune(net, settings):

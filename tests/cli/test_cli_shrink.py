@@ -28,7 +28,7 @@ class Net(nn.Module):
         return self.out(x)
 
 
-def written():
+def written() -> Net:
     return Net(written=True)
 
 

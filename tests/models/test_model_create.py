@@ -9,6 +9,7 @@ import torch
 
 from prunekit.errors import InputError, ModelError, PrunekitError
 from prunekit.models import ModelSettings, create, names
+from prunekit.permission import allowing
 
 USER_MODULE = """
 import torch
@@ -20,23 +21,23 @@ class Net(nn.Module):
         super().__init__()
         self.layer = nn.Linear(width, 1)
 
-def both(outputs, input_shape, *, bias: bool = True):
+def both(outputs, input_shape, *, bias: bool = True) -> nn.Linear:
     return nn.Linear(input_shape[0], outputs, bias=bias)
 
-def neither(width: int):
+def neither(width: int) -> nn.Module:
     return nn.Linear(width, width)
 
-def greedy(**settings):
+def greedy(**settings) -> nn.Module:
     assert not settings, settings
     return nn.Linear(1, 1)
 
-def none():
+def none() -> nn.Module:
     return None
 
-def fails():
+def fails() -> nn.Module:
     raise RuntimeError("no room")
 
-def refuses():
+def refuses() -> nn.Module:
     raise ModelError("not on Sundays")
 """
 
@@ -45,7 +46,8 @@ def refuses():
 def user(tmp_path, monkeypatch):
     (tmp_path / "create_user_models.py").write_text(USER_MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    yield "create_user_models"
+    with allowing(["create_user_models"]):
+        yield "create_user_models"
     sys.modules.pop("create_user_models", None)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -55,9 +54,8 @@ def _common(
 
 def main() -> None:
     """Run the command line; bad input ends with one line and exit code 2, a failed cell with 1."""
-    here = str(Path.cwd())
-    if here not in sys.path:  # a model or score of one's own lies there, as with `python -m`
-        sys.path.insert(0, here)
+    # Python puts the current folder first on the path of workers, whatever lies there; they get ours instead
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     sys.exit(run(sys.argv[1:]))
 
 

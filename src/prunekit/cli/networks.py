@@ -11,13 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from prunekit.cli.own_code import typed
 from prunekit.data import Dataset
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.models import ModelSettings, create, names
-from prunekit.models.factories import find_factory
 from prunekit.models.signature import data_arguments
 from prunekit.saving import Architecture, holds_graph, load_architecture, load_pretrained
-from prunekit.saving.folder import DESCRIPTION, WEIGHTS
+from prunekit.saving.folder import DESCRIPTION, WEIGHTS, describe
 from prunekit.strict_yaml import load_yaml
 from prunekit.structure.coupling import GraphModel
 from prunekit.trial import check_takes
@@ -81,18 +81,25 @@ def _saved(text: str, weights: Path | None) -> Network:
         raise InputError(f"{text} is a saved network with weights of its own: leave out --weights")
     if holds_graph(text):
         return Network(load_pretrained(text), None)
-    architecture = load_architecture(Path(text))
-    if architecture is None or ":" in architecture.model.name:
-        own = "module:function" if architecture is None else architecture.model.name
+    own = _own_model(Path(text))
+    if own is not None:
         raise InputError(
             f"{text} does not hold the code of its network: write {own} in its place, and --weights {text}"
         )
-    return Network(load_pretrained(text), architecture)
+    return Network(load_pretrained(text), load_architecture(Path(text)))
+
+
+def _own_model(folder: Path) -> str | None:
+    """What a person must name in place of a save that prunekit cannot build; a file names no code to run."""
+    saved = describe(folder).architecture
+    if saved is None:
+        return "module:function"
+    return saved.name if ":" in saved.name else None
 
 
 def _new(text: str, sizes: Sizes | None, seed: int) -> Network:
     settings = _settings(text)
-    takes = data_arguments(settings.name, find_factory(settings.name), (1,), 1)
+    takes = data_arguments(settings.name, settings.factory, (1,), 1)
     if takes and sizes is None:
         raise InputError(
             f"the model {settings.name} takes its shapes from a dataset: add --data "
@@ -107,12 +114,17 @@ def _settings(text: str) -> ModelSettings:
     if not text.lstrip().startswith("{"):
         if "/" in text and ":" not in text:
             raise InputError(f"there is no folder {text}")
-        return ModelSettings.parse(text)
+        return _typed_settings({"name": text})
     try:
         values: Any = load_yaml(text)
     except InputError as error:
         raise InputError(f"the model {text!r} is not valid YAML: {error}") from None
-    return ModelSettings.parse(values)
+    return _typed_settings(values)
+
+
+def _typed_settings(values: Any) -> ModelSettings:
+    with typed(values.get("name") if isinstance(values, dict) else None):
+        return ModelSettings.parse(values)
 
 
 def _load_weights(model: nn.Module, weights: Path) -> None:

@@ -18,6 +18,7 @@ from prunekit.batches import as_batches
 from prunekit.cli.networks import Network, is_saved, open_network
 from prunekit.cli.options import DataDir, Json, SetOption
 from prunekit.cli.output import only_results, print_json
+from prunekit.cli.own_code import Allow, own_code
 from prunekit.cli.quality import quality
 from prunekit.cli.sizes import folder_bytes
 from prunekit.data import Dataset, load
@@ -42,6 +43,7 @@ def prune(
     method: Annotated[str | None, typer.Option(help="A method of `prunekit methods`.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe in YAML, instead of a method.")] = None,
     assignments: SetOption = None,
+    allow: Allow = None,
     data: Annotated[str | None, typer.Option(help="Dataset to retrain, score and test on.")] = None,
     data_dir: DataDir = None,
     weights: Annotated[
@@ -57,7 +59,8 @@ def prune(
 
     Example: prunekit prune mlp --data digits --train 20 --method snip --out small
     """
-    chosen = _recipe(method, recipe, assignments or [])
+    with own_code(allow):
+        chosen = _recipe(method, recipe, assignments or [])
     check_free(out)
     console = Console(stderr=True)
     bars = Progress(console=console, transient=True, disable=not console.is_terminal)
