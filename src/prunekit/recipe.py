@@ -299,6 +299,11 @@ class Recipe(Settings):
         if self.order == "backward":
             groups.reverse()
         sparsities = self._levels(targets)
+        if len(sparsities) * len(groups) > STEPS:
+            raise InputError(
+                f"the schedule {self.schedule.name!r} has {len(sparsities):,} levels, each of "
+                f"{len(groups)} layers in turn: a pruning may have at most {STEPS:,} steps"
+            )
         number = 0
         for level, sparsity in enumerate(sparsities):
             previous = sparsities[level - 1] if level else 0.0

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
+from prunekit.limits import WHOLE
 from prunekit.seeds import derive, seeded
 from prunekit.settings import Part
 from prunekit.targets import unwrap
@@ -92,7 +93,7 @@ class Rewind(Retrain):
 
     name: ClassVar[str] = "rewind"
     paper: ClassVar[str] = "Frankle, Carbin 2019, arXiv 1803.03635; late rewinding: arXiv 1903.01611"
-    step: int = Field(default=0, ge=0)
+    step: int = Field(default=0, ge=0, le=WHOLE)
     training: TrainingSettings = Field(default_factory=Training)
 
     @property

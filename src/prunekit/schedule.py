@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field, model_validator
 
 from prunekit.errors import InputError
+from prunekit.limits import STEPS, WHOLE
 from prunekit.settings import Part
 
 
@@ -50,7 +51,7 @@ class Linear(Schedule):
 
     name: ClassVar[str] = "linear"
     sparsity: Sparsity
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=STEPS)
 
     def sparsities(self) -> tuple[float | None, ...]:
         """sparsity * k / steps for k = 1 ... steps."""
@@ -66,7 +67,7 @@ class Geometric(Schedule):
 
     name: ClassVar[str] = "geometric"
     paper: ClassVar[str] = "Frankle, Carbin 2019, arXiv 1803.03635"
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=STEPS)
     rate: Sparsity | None = None
     sparsity: Sparsity | None = None
 
@@ -94,7 +95,7 @@ class Cubic(Schedule):
     name: ClassVar[str] = "cubic"
     paper: ClassVar[str] = "Zhu, Gupta 2017 (automated gradual pruning), arXiv 1710.01878"
     sparsity: Sparsity
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=STEPS)
     initial: Sparsity = 0.0
 
     def sparsities(self) -> tuple[float | None, ...]:
@@ -107,7 +108,7 @@ class Explicit(Schedule):
     """A list of sparsities."""
 
     name: ClassVar[str] = "explicit"
-    values: tuple[Sparsity, ...] = Field(min_length=1)
+    values: tuple[Sparsity, ...] = Field(min_length=1, max_length=STEPS)
 
     def sparsities(self) -> tuple[float | None, ...]:
         """The list."""
@@ -125,7 +126,7 @@ class Counts(Schedule):
     """
 
     name: ClassVar[str] = "counts"
-    every: int = Field(ge=1)
+    every: int = Field(ge=1, le=WHOLE)
     sparsity: Sparsity
 
     def sparsities(self) -> tuple[float | None, ...]:
@@ -133,8 +134,18 @@ class Counts(Schedule):
         return (self.sparsity,)
 
     def levels(self, total: int) -> tuple[float | None, ...]:
-        """every / total, 2 every / total, ... and the sparsity."""
+        """every / total, 2 every / total, ... and the sparsity.
+
+        Raises:
+            InputError: if these are too many steps.
+        """
         last = round(self.sparsity * total)
+        if last > STEPS * self.every:
+            raise InputError(
+                f"counts: every = {self.every}: to remove {last:,} of {total:,} would take "
+                f"{-(-last // self.every):,} steps, at most {STEPS:,} are allowed: remove "
+                f"{-(-last // STEPS):,} or more in a step"
+            )
         return (*(count / total for count in range(self.every, last, self.every)), self.sparsity)
 
 
@@ -142,7 +153,7 @@ class Rounds(Schedule):
     """A number of rounds whose amounts the allocation itself decides (`threshold`, `given`, `none`)."""
 
     name: ClassVar[str] = "rounds"
-    steps: int = Field(default=1, ge=1)
+    steps: int = Field(default=1, ge=1, le=STEPS)
 
     def sparsities(self) -> tuple[float | None, ...]:
         """None for every round."""
@@ -155,5 +166,5 @@ def check_increasing(sparsities: tuple[float | None, ...]) -> None:
     for earlier, later in zip([0.0, *stated], stated, strict=False):
         if later <= earlier:
             raise InputError(
-                f"the schedule must be strictly increasing above 0, but {later:g} follows {earlier:g}"
+                f"the schedule must be strictly increasing above 0, but sparsity {later:g} follows {earlier:g}"
             )

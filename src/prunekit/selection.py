@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.halves import draw_halves
+from prunekit.limits import LARGE, STEPS, WHOLE
 from prunekit.ranking import lowest, lowest_per_row
 from prunekit.second_order.left_to_right import BLOCK, Choose, choose_count, choose_pattern, left_to_right
 from prunekit.second_order.support import ITERATIONS, admm_support
@@ -128,7 +129,7 @@ class LayerSelection(Selection):
         damp: added to the Hessian's diagonal, relative to its mean over the live inputs.
     """
 
-    damp: float = Field(default=0.01, ge=0)
+    damp: float = Field(default=0.01, ge=0, le=LARGE)
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -175,7 +176,7 @@ class SparseGPT(LayerSelection):
 
     name: ClassVar[str] = "sparsegpt"
     paper: ClassVar[str] = "Frantar, Alistarh 2023, arXiv 2301.00774"
-    block: int = Field(default=BLOCK, ge=1)
+    block: int = Field(default=BLOCK, ge=1, le=WHOLE)
 
     def select(
         self, matrix: Tensor, rows: Tensor, gone: Tensor, count: int, pattern: tuple[int, int] | None
@@ -196,7 +197,7 @@ class ADMM(LayerSelection):
 
     name: ClassVar[str] = "admm"
     paper: ClassVar[str] = "Meng et al. 2024 (ALPS), arXiv 2406.07831"
-    iterations: int = Field(default=ITERATIONS, ge=1)
+    iterations: int = Field(default=ITERATIONS, ge=1, le=STEPS)
 
     def select(
         self, matrix: Tensor, rows: Tensor, gone: Tensor, count: int, pattern: tuple[int, int] | None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunekit.coupled import find_groups
 from prunekit.elements import Elements, Weights, find_pieces, find_units
 from prunekit.errors import InputError
+from prunekit.limits import WHOLE
 from prunekit.ranking import lowest, lowest_per_row
 from prunekit.settings import Part
 from prunekit.structure.coupling import Combine, Pool, Scored
@@ -112,7 +113,7 @@ class Unit(Weight):
     paper: ClassVar[str] = "filters by their norm: Li et al. 2016, arXiv 1608.08710"
     pool: Pool = "sum"
     inputs: bool = False
-    round_to: int = Field(default=1, ge=1)
+    round_to: int = Field(default=1, ge=1, le=WHOLE)
 
     @property
     def counts(self) -> Counted:
@@ -174,7 +175,7 @@ class CoupledGroup(Weight):
     over: Scored = "producers"
     kinds: tuple[Kind, ...] | None = Field(default=None, min_length=1)
     residual: bool = False
-    round_to: int = Field(default=1, ge=1)
+    round_to: int = Field(default=1, ge=1, le=WHOLE)
 
     @property
     def counts(self) -> Counted:
@@ -286,8 +287,8 @@ class NM(Shape):
 
     name: ClassVar[str] = "n:m"
     paper: ClassVar[str] = "Mishra et al. 2021, arXiv 2104.08378"
-    n: int = Field(default=2, ge=1)
-    m: int = Field(default=4, ge=2)
+    n: int = Field(default=2, ge=1, le=WHOLE)
+    m: int = Field(default=4, ge=2, le=WHOLE)
 
     @model_validator(mode="after")
     def _n_below_m(self) -> NM:

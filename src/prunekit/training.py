@@ -15,6 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, ModelError, PrunekitError
+from prunekit.limits import EPOCHS, LARGE, WHOLE
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masking import MaskedOptimizer
 from prunekit.masks import Masks
@@ -42,13 +43,13 @@ class Training(Settings):
         regularize: what acts during training, see `prunekit.regularize`.
     """
 
-    epochs: float | None = Field(default=None, ge=0)
-    iterations: int | None = Field(default=None, ge=0)
-    batch_size: int = Field(default=128, ge=1)
+    epochs: float | None = Field(default=None, ge=0, le=EPOCHS)
+    iterations: int | None = Field(default=None, ge=0, le=WHOLE)
+    batch_size: int = Field(default=128, ge=1, le=WHOLE)
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, le=LARGE)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=LARGE)
     decay: Literal["constant", "cosine", "steps"] = "constant"
     loss: Literal["auto", "cross_entropy", "squared_error"] = "auto"
     regularize: tuple[Annotated[SerializeAsAny[Regularizer], BeforeValidator(Regularizer.build)], ...] = ()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunekit.allocation.base import Allocation, Situation
 from prunekit.errors import InputError
+from prunekit.limits import LARGE
 from prunekit.schedule import Sparsity
 from prunekit.targets import Target, matches
 
@@ -167,7 +168,7 @@ class Threshold(Allocation):
 
     name: ClassVar[str] = "threshold"
     paper: ClassVar[str] = "Han et al. 2015, arXiv 1506.02626"
-    q: float = Field(gt=0)
+    q: float = Field(gt=0, le=LARGE)
 
     @property
     def local(self) -> bool:

@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from prunekit.allocation.base import Allocation, Situation
+from prunekit.limits import LARGE
 
 
 class BelowMean(Allocation):
@@ -25,8 +26,8 @@ class BelowMean(Allocation):
     paper: ClassVar[str] = (
         "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7; Hu et al. 2016, arXiv 1607.03250"
     )
-    tau: float = Field(default=1.0, ge=0)
-    deviations: float = Field(default=0.0, ge=0)
+    tau: float = Field(default=1.0, ge=0, le=LARGE)
+    deviations: float = Field(default=0.0, ge=0, le=LARGE)
 
     @property
     def local(self) -> bool:

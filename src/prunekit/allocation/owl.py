@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from prunekit.allocation.base import Allocation, Situation
+from prunekit.limits import LARGE
 
 
 class OWL(Allocation):
@@ -23,7 +24,7 @@ class OWL(Allocation):
 
     name: ClassVar[str] = "owl"
     paper: ClassVar[str] = "Yin et al. 2024, arXiv 2310.05175"
-    outlier: float = Field(default=5.0, gt=1)
+    outlier: float = Field(default=5.0, gt=1, le=LARGE)
     spread: float = Field(default=0.08, ge=0, lt=1)
 
     def amounts(self, situation: Situation) -> dict[str, int]:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from prunekit.allocation.base import Allocation, Situation
+from prunekit.limits import STEPS
 from prunekit.ranking import lowest
 from prunekit.schedule import Sparsity
 
@@ -27,7 +28,9 @@ class Sensitivity(Allocation):
 
     name: ClassVar[str] = "sensitivity"
     paper: ClassVar[str] = "Han et al. 2015, arXiv 1506.02626, section 5"
-    grid: tuple[Sparsity, ...] = Field(default=(0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98), min_length=1)
+    grid: tuple[Sparsity, ...] = Field(
+        default=(0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98), min_length=1, max_length=STEPS
+    )
 
     @model_validator(mode="after")
     def _increasing(self) -> Sensitivity:

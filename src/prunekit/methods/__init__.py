@@ -140,7 +140,8 @@ def recipe(name: str, **settings: Any) -> Recipe:
     """The recipe of a named method.
 
     Raises:
-        InputError: if there is no such method, or it has no such setting; it names those that exist.
+        InputError: if there is no such method, or it has no such setting (it names those that exist), or
+            cannot take its value.
     """
     if name not in METHODS:
         raise InputError(f"there is no method {name!r}; methods are: {', '.join(METHODS)}")
@@ -148,10 +149,7 @@ def recipe(name: str, **settings: Any) -> Recipe:
     for key in settings:
         if key not in allowed:
             raise InputError(f"method {name}: unknown key {key!r}; allowed keys are: {', '.join(allowed)}")
-    try:
-        return METHODS[name](**settings)
-    except TypeError as error:  # a text where the method calculates with a number
-        raise InputError(f"method {name}: {error}") from None
+    return METHODS[name](**settings)
 
 
 def describe(name: str) -> MethodInfo:

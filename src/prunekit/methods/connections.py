@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunekit.allocation import PerLayer
+from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
 from prunekit.recipe import Recipe
 from prunekit.retrain import FineTune
@@ -11,6 +12,7 @@ from prunekit.scores import Correlation
 from prunekit.selection import CorrelatedHalves
 
 
+@method
 def correlation(
     sparsity: float = 0.9, strong: float = 0.75, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunekit.allocation import PerLayer
+from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
 from prunekit.recipe import Recipe
 from prunekit.repair import ChannelScale
@@ -12,6 +13,7 @@ from prunekit.scores import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.shapes import Unit
 
 
+@method
 def thinet(sparsity: float = 0.5, epochs: float = 1, training: TrainingLike = None) -> Recipe:
     """The units that the next layer misses least, layer by layer, with rescaling and fine-tuning after each.
 
@@ -28,6 +30,7 @@ def thinet(sparsity: float = 0.5, epochs: float = 1, training: TrainingLike = No
     )
 
 
+@method
 def taylor_filters(
     sparsity: float = 0.5,
     steps: int = 10,
@@ -47,6 +50,7 @@ def taylor_filters(
     )
 
 
+@method
 def network_slimming(sparsity: float = 0.5, epochs: float = 20, training: TrainingLike = None) -> Recipe:
     """The units with the smallest batch norm scales of the whole network, in one step, then fine-tuning.
 
@@ -60,6 +64,7 @@ def network_slimming(sparsity: float = 0.5, epochs: float = 20, training: Traini
     )
 
 
+@method
 def geometric_median(sparsity: float = 0.5, epochs: float = 20, training: TrainingLike = None) -> Recipe:
     """The filters nearest to the geometric median of their layer, the same fraction of every layer.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from prunekit.allocation import PerLayer
+from prunekit.limits import WHOLE, whole
+from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
 from prunekit.recipe import Recipe
 from prunekit.retrain import FineTune
@@ -11,6 +13,7 @@ from prunekit.scores import MaxoutWins
 from prunekit.shapes import MaxoutPiece
 
 
+@method
 def maxout_pruning(
     pieces: int = 4, left: int = 1, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
@@ -18,7 +21,8 @@ def maxout_pruning(
 
     Paper: Rueda, Grzeszick, Fink 2017, arXiv 1707.06838
     """
-    rounds = pieces - left
+    pieces = whole("pieces", pieces, 2, WHOLE)
+    rounds = pieces - whole("left", left, 1, pieces - 1)
     return Recipe(
         score=MaxoutWins(),
         shape=MaxoutPiece(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunekit.allocation import OWL, PerLayer
+from prunekit.methods._settings import method
 from prunekit.recipe import Recipe
 from prunekit.repair import MaskedLeastSquares, SparseGPTUpdate
 from prunekit.schedule import OneShot
@@ -10,6 +11,7 @@ from prunekit.scores import Wanda
 from prunekit.selection import ADMM, SparseGPT
 
 
+@method
 def wanda(sparsity: float = 0.5) -> Recipe:
     """The least |w| ||x|| of every output row, the same share of all rows.
 
@@ -18,6 +20,7 @@ def wanda(sparsity: float = 0.5) -> Recipe:
     return Recipe(score=Wanda(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def owl_wanda(sparsity: float = 0.5) -> Recipe:
     """The least |w| ||x|| of every layer, layers with many outliers kept denser.
 
@@ -26,6 +29,7 @@ def owl_wanda(sparsity: float = 0.5) -> Recipe:
     return Recipe(score=Wanda(within="layer"), allocation=OWL(), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def sparsegpt(sparsity: float = 0.5, damp: float = 0.01) -> Recipe:
     """Columns from left to right, each made up for by those behind it, layer by layer.
 
@@ -40,6 +44,7 @@ def sparsegpt(sparsity: float = 0.5, damp: float = 0.01) -> Recipe:
     )
 
 
+@method
 def alps(sparsity: float = 0.5, damp: float = 0.01) -> Recipe:
     """A search for the support of each layer by ADMM, then a least-squares refit, layer by layer.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prunekit.methods._training import TrainingLike, training_of
+from prunekit.methods._settings import method
+from prunekit.methods._training import TrainingLike, given_of, training_of
 from prunekit.recipe import Recipe
 from prunekit.repair import MaskedLeastSquares, OBSRefit, OBSUpdate
 from prunekit.retrain import FineTune
@@ -11,6 +12,7 @@ from prunekit.scores import OBD, OBS, InputDeviation, LayerOBS
 from prunekit.training import Training
 
 
+@method
 def obd(sparsity: float = 0.9) -> Recipe:
     """Optimal brain damage: the least w^2 h / 2 by the diagonal of the loss's Hessian, in one step.
 
@@ -19,6 +21,7 @@ def obd(sparsity: float = 0.9) -> Recipe:
     return Recipe(score=OBD(), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def iterative_obd(
     sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
@@ -33,6 +36,7 @@ def iterative_obd(
     )
 
 
+@method
 def obs(sparsity: float = 0.5, damp: float = 1e-4) -> Recipe:
     """Optimal brain surgeon on a whole small network: every removal is made up for by all other weights.
 
@@ -41,6 +45,7 @@ def obs(sparsity: float = 0.5, damp: float = 1e-4) -> Recipe:
     return Recipe(score=OBS(damp=damp), repair=OBSRefit(damp=damp), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def layer_obs(sparsity: float = 0.9, every: int = 2000, damp: float = 0.01) -> Recipe:
     """Layer-wise OBS as published, its Hessians renewed after every 2,000 removed weights.
 
@@ -53,6 +58,7 @@ def layer_obs(sparsity: float = 0.9, every: int = 2000, damp: float = 0.01) -> R
     )
 
 
+@method
 def layer_obs_retrained(
     sparsity: float = 0.9,
     every: int = 2000,
@@ -64,7 +70,7 @@ def layer_obs_retrained(
 
     Paper: Dong, Chen, Pan 2017, arXiv 1705.07565
     """
-    given = training if isinstance(training, Training) else {"iterations": iterations, **(training or {})}
+    given = training if isinstance(training, Training) else {"iterations": iterations, **given_of(training)}
     return Recipe(
         score=LayerOBS(form="shared", damp=damp),
         repair=OBSUpdate(damp=damp),
@@ -73,6 +79,7 @@ def layer_obs_retrained(
     )
 
 
+@method
 def exact_layer_obs(sparsity: float = 0.9, damp: float = 0.01) -> Recipe:
     """Layer-wise OBS renewed after every single removal, all layers in one ranking, no retraining.
 
@@ -85,6 +92,7 @@ def exact_layer_obs(sparsity: float = 0.9, damp: float = 0.01) -> Recipe:
     )
 
 
+@method
 def masked_least_squares(sparsity: float = 0.9, damp: float = 0.01) -> Recipe:
     """The least |w| std(x) of all layers in one step, then each row's survivors fitted to its old outputs.
 

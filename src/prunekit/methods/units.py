@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from prunekit.allocation import BelowMean, PerLayer
 from prunekit.errors import InputError
+from prunekit.limits import STEPS, whole
+from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
 from prunekit.recipe import Recipe
 from prunekit.retrain import FineTune, Reinitialize, Retrain, Rewind
 from prunekit.schedule import Linear, OneShot, Rounds
 from prunekit.scores import N2PS, Activation, Magnitude, Oracle, Random, Skeletonization, UnitTaylor
+from prunekit.settings import shown
 from prunekit.shapes import Unit
 from prunekit.statistics.units import Error
 from prunekit.stopping import ErrorLimit, Never
 
 
+@method
 def oracle_units(sparsity: float = 0.5, steps: int = 10, error: Error = "squared_error") -> Recipe:
     """The units whose switching off raises the true error least, ranked again in every step.
 
@@ -24,6 +29,7 @@ def oracle_units(sparsity: float = 0.5, steps: int = 10, error: Error = "squared
     return Recipe(score=Oracle(error=error), shape=Unit(), schedule=Linear(sparsity=sparsity, steps=steps))
 
 
+@method
 def taylor_units(
     sparsity: float = 0.5, steps: int = 10, order: Literal[1, 2] = 2, error: Error = "squared_error"
 ) -> Recipe:
@@ -38,6 +44,7 @@ def taylor_units(
     )
 
 
+@method
 def skeletonization(
     sparsity: float = 0.5,
     steps: int = 10,
@@ -60,6 +67,7 @@ def skeletonization(
     )
 
 
+@method
 def n2ps_units(
     sparsity: float = 0.5, steps: int = 10, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
@@ -77,6 +85,7 @@ def n2ps_units(
     )
 
 
+@method
 def n2ps(
     tau: float = 1.0,
     rounds: int = 10,
@@ -101,6 +110,7 @@ def n2ps(
     )
 
 
+@method
 def apoz(rounds: int = 3, epochs: float = 5, training: TrainingLike = None) -> Recipe:
     """The units with far more zeros behind their activation than the others of their layer.
 
@@ -119,6 +129,7 @@ def apoz(rounds: int = 3, epochs: float = 5, training: TrainingLike = None) -> R
     )
 
 
+@method
 def apoz_units(
     sparsity: float = 0.5, steps: int = 10, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
@@ -134,6 +145,7 @@ def apoz_units(
     )
 
 
+@method
 def filter_norm(sparsity: float = 0.5, epochs: float = 20, training: TrainingLike = None) -> Recipe:
     """The filters of the smallest L1 norm, the same fraction of every layer in one step, then retraining.
 
@@ -148,6 +160,7 @@ def filter_norm(sparsity: float = 0.5, epochs: float = 20, training: TrainingLik
     )
 
 
+@method
 def structured_mlp(
     sparsity: float = 0.5,
     start: Literal["fresh", "initial", "trained"] = "trained",
@@ -166,26 +179,29 @@ def structured_mlp(
 
     Paper: Li et al. 2016, arXiv 1608.08710 (greedy, for neurons)
     """
-    gradual = start == "trained"
-    share = training_of(epochs / rounds if gradual else epochs, training)
-    retrain: dict[str, Retrain] = {
-        "fresh": Reinitialize(training=share),
-        "initial": Rewind(training=share),
-        "trained": FineTune(training=share),
+    starts: dict[str, Callable[..., Retrain]] = {
+        "fresh": Reinitialize,
+        "initial": Rewind,
+        "trained": FineTune,
     }
-    if start not in retrain:
-        raise InputError(f"start {start!r} is none of {', '.join(retrain)}")
+    if not isinstance(start, str) or start not in starts:
+        raise InputError(f"start {shown(start)} is none of {', '.join(starts)}")
+    gradual = start == "trained"
+    rounds = whole("rounds", rounds, 1, STEPS)
+    shares = rounds if gradual else 1
+    share = training_of(epochs, training, shares=shares)
     return Recipe(
         score=Magnitude(),
         shape=Unit(),
         allocation=PerLayer(),
-        schedule=Linear(sparsity=sparsity, steps=rounds) if gradual else OneShot(sparsity=sparsity),
+        schedule=Linear(sparsity=sparsity, steps=shares) if gradual else OneShot(sparsity=sparsity),
         order="forward",
-        retrain=retrain[start],
+        retrain=starts[start](training=share),
         retrain_every=layers,
     )
 
 
+@method
 def random_units(sparsity: float = 0.5) -> Recipe:
     """Units drawn by lot, in one step: the control of every comparison of units."""
     return Recipe(score=Random(), shape=Unit(), schedule=OneShot(sparsity=sparsity))

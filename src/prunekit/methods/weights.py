@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunekit.allocation import ERK, Nothing, PerLayer, Sensitivity, Threshold
+from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
 from prunekit.recipe import Recipe
 from prunekit.retrain import FineTune, Reinitialize, Rewind
@@ -11,11 +12,13 @@ from prunekit.scores import Gradient, Magnitude, Random, WeightGradient
 from prunekit.shapes import NM
 
 
+@method
 def random(sparsity: float = 0.9) -> Recipe:
     """Weights drawn by lot, in one step: the control of every comparison."""
     return Recipe(score=Random(), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def magnitude(sparsity: float = 0.9) -> Recipe:
     """The smallest |w| of all layers, in one step.
 
@@ -24,6 +27,7 @@ def magnitude(sparsity: float = 0.9) -> Recipe:
     return Recipe(score=Magnitude(), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def layer_magnitude(sparsity: float = 0.9) -> Recipe:
     """The smallest |w| of each layer, the same fraction everywhere, in one step.
 
@@ -32,6 +36,7 @@ def layer_magnitude(sparsity: float = 0.9) -> Recipe:
     return Recipe(score=Magnitude(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def threshold_magnitude(
     q: float = 0.5, rounds: int = 1, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
@@ -47,6 +52,7 @@ def threshold_magnitude(
     )
 
 
+@method
 def iterative_magnitude(
     sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
@@ -61,6 +67,7 @@ def iterative_magnitude(
     )
 
 
+@method
 def gradual_magnitude(
     sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
@@ -76,6 +83,7 @@ def gradual_magnitude(
     )
 
 
+@method
 def erk_magnitude(sparsity: float = 0.9) -> Recipe:
     """The smallest |w| of each layer, narrow layers kept denser by the Erdős-Rényi-Kernel rule.
 
@@ -84,6 +92,7 @@ def erk_magnitude(sparsity: float = 0.9) -> Recipe:
     return Recipe(score=Magnitude(), allocation=ERK(), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def sensitivity_magnitude(sparsity: float = 0.9) -> Recipe:
     """The smallest |w| of each layer, every layer as far as its measured loss allows.
 
@@ -92,19 +101,22 @@ def sensitivity_magnitude(sparsity: float = 0.9) -> Recipe:
     return Recipe(score=Magnitude(), allocation=Sensitivity(), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def n_m(n: int = 2, m: int = 4) -> Recipe:
     """N:M pattern by magnitude: n of every m consecutive inputs are kept.
 
     Paper: Mishra et al. 2021, arXiv 2104.08378
     """
+    shape = NM(n=n, m=m)
     return Recipe(
         score=Magnitude(),
-        shape=NM(n=n, m=m),
+        shape=shape,
         allocation=PerLayer(),
-        schedule=OneShot(sparsity=1 - n / m),
+        schedule=OneShot(sparsity=1 - shape.n / shape.m),
     )
 
 
+@method
 def gradient(sparsity: float = 0.9) -> Recipe:
     """The smallest |dL/dw|, in one step.
 
@@ -113,6 +125,7 @@ def gradient(sparsity: float = 0.9) -> Recipe:
     return Recipe(score=Gradient(), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def snip(sparsity: float = 0.9) -> Recipe:
     """The smallest |w dL/dw|, in one step; meant for a network before training.
 
@@ -121,6 +134,7 @@ def snip(sparsity: float = 0.9) -> Recipe:
     return Recipe(score=WeightGradient(), schedule=OneShot(sparsity=sparsity))
 
 
+@method
 def lottery_ticket(
     rate: float = 0.2, rounds: int = 10, step: int = 0, epochs: float = 10, training: TrainingLike = None
 ) -> Recipe:
@@ -139,6 +153,7 @@ def lottery_ticket(
     )
 
 
+@method
 def lottery_ticket_linear(
     sparsity: float = 0.9, cycles: int = 10, epochs: float = 10, training: TrainingLike = None
 ) -> Recipe:
@@ -154,6 +169,7 @@ def lottery_ticket_linear(
     )
 
 
+@method
 def random_ticket(
     rate: float = 0.2, rounds: int = 10, epochs: float = 10, training: TrainingLike = None
 ) -> Recipe:
@@ -169,6 +185,7 @@ def random_ticket(
     )
 
 
+@method
 def unpruned(rounds: int = 10, epochs: float = 5, training: TrainingLike = None) -> Recipe:
     """Nothing is removed, but the network is trained as long as the others: the second control."""
     return Recipe(

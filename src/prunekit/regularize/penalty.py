@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prunekit.limits import LARGE
 from prunekit.masks import Masks
 from prunekit.regularize.base import Regularizer
 
@@ -20,7 +21,7 @@ class _Penalty(Regularizer):
     that is reported is without the penalty.
     """
 
-    strength: float = Field(gt=0)
+    strength: float = Field(gt=0, le=LARGE)
 
     def attach(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> list[Any]:
         """A hook before the optimizer's step."""

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.limits import LARGE
 from prunekit.repair.base import Damage
 from prunekit.repair.units import Loss, UnitRepair, shift_bias
 from prunekit.statistics import Found, InputCovariance, MeanInput, Statistic
@@ -35,7 +36,7 @@ class LeastSquares(UnitRepair):
     paper: ClassVar[str] = "the reconstruction of ThiNet, Luo et al. 2017, arXiv 1707.06342"
     needs_bias: ClassVar[bool] = False
     on_groups: ClassVar[bool] = True
-    ridge: float = Field(default=1e-6, ge=0)
+    ridge: float = Field(default=1e-6, ge=0, le=LARGE)
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

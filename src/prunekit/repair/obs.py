@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from prunekit.limits import LARGE
 from prunekit.repair.base import Damage, Repair
 from prunekit.second_order import damped, refit
 from prunekit.statistics import GaussNewton, Statistic, row_layers
@@ -30,7 +31,7 @@ class OBSRefit(Repair):
     name: ClassVar[str] = "obs"
     paper: ClassVar[str] = "Hassibi, Stork 1993, NIPS 5"
     level: ClassVar[Literal["unit", "weight", "either"]] = "weight"
-    damp: float = Field(default=1e-4, ge=0)
+    damp: float = Field(default=1e-4, ge=0, le=LARGE)
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.errors import DataError
+from prunekit.limits import LARGE
 from prunekit.repair.base import Damage, Repair
 from prunekit.second_order import inverse_of, refit, shared_update
 from prunekit.second_order.left_to_right import choose_mask, left_to_right
@@ -33,7 +34,7 @@ class WeightRepair(Repair):
     """
 
     level: ClassVar[Literal["unit", "weight", "either"]] = "weight"
-    damp: float = Field(default=0.01, ge=0)
+    damp: float = Field(default=0.01, ge=0, le=LARGE)
 
     @property
     def needs(self) -> tuple[Statistic, ...]:

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.limits import LARGE
 from prunekit.scores.base import Evidence, Scores
 from prunekit.scores.units import UnitScore
 from prunekit.statistics import FeatureChange, InputCovariance, MeanInput, Statistic, UnitMacs
@@ -34,7 +35,7 @@ class FeatureTaylor(UnitScore):
     paper: ClassVar[str] = "Molchanov et al. 2017, arXiv 1611.06440"
     error: Error = "cross_entropy"
     normalize: bool = True
-    macs: float = Field(default=0.0, ge=0)
+    macs: float = Field(default=0.0, ge=0, le=LARGE)
 
     @property
     def statistic(self) -> Statistic:

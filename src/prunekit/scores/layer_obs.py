@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.limits import LARGE
 from prunekit.scores.base import Evidence, Scores
 from prunekit.scores.rows import RowScore
 from prunekit.second_order import eliminate, inverse_of, removal_scores, shared_saliency
@@ -39,7 +40,7 @@ class LayerOBS(RowScore):
         "Dong, Chen, Pan 2017, arXiv 1705.07565; exact: Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
     )
     form: Literal["exact", "shared"] = "exact"
-    damp: float = Field(default=0.01, ge=0)
+    damp: float = Field(default=0.01, ge=0, le=LARGE)
     relative_to: Literal["nothing", "output_variance"] = "output_variance"
     precision: Literal["float32", "float64"] = "float32"
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.errors import DataError
+from prunekit.limits import LARGE
 from prunekit.scores.base import Evidence, Scores
 from prunekit.scores.rows import RowScore
 from prunekit.second_order import damped, eliminate, removal_scores
@@ -58,7 +59,7 @@ class OBS(RowScore):
 
     name: ClassVar[str] = "obs"
     paper: ClassVar[str] = "Hassibi, Stork 1993, NIPS 5"
-    damp: float = Field(default=1e-4, ge=0)
+    damp: float = Field(default=1e-4, ge=0, le=LARGE)
     precision: Literal["float32", "float64"] = "float64"
 
     @property

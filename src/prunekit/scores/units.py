@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.limits import WHOLE
 from prunekit.scores.base import Evidence, Level, Score, Scores
 from prunekit.statistics import (
     Behaviour,
@@ -82,7 +83,7 @@ class Skeletonization(UnitScore):
     name: ClassVar[str] = "skeletonization"
     paper: ClassVar[str] = "Mozer, Smolensky 1989, NIPS 1"
     chains_only: ClassVar[bool] = True
-    batch_size: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=100, ge=1, le=WHOLE)
 
     @property
     def statistic(self) -> Statistic:
