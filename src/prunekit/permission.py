@@ -13,6 +13,8 @@ from typing import Any
 
 from prunekit.errors import InputError
 
+_LONGEST = 200  # of what is written as package.module:name
+
 _MODULE = re.compile(r"[^\W\d][\w-]*(\.[^\W\d][\w-]*)*")
 
 
@@ -35,9 +37,10 @@ class Named:
         Raises:
             InputError: if it has another form.
         """
-        module, _, attribute = path.partition(":")
-        if not _MODULE.fullmatch(module) or not all(step.isidentifier() for step in attribute.split(".")):
-            raise InputError(f"{path!r} is not of the form package.module:name")
+        module, _, attribute = path[:_LONGEST].partition(":")
+        identifiers = all(step.isidentifier() for step in attribute.split("."))
+        if len(path) > _LONGEST or not _MODULE.fullmatch(module) or not identifiers:
+            raise InputError(f"{path[:_LONGEST]!r} is not of the form package.module:name")
         return cls(module, attribute)
 
     def __str__(self) -> str:

@@ -33,7 +33,7 @@ class Settings(BaseModel):
         if any(_is_truth(each) for each in found) and _is_of_numbers(
             cls.model_fields[str(info.field_name)].annotation
         ):
-            raise ValueError(f"a number is needed here, not {value!r}")
+            raise ValueError(f"a number is needed here, not {shown(value)}")
         return value
 
     @classmethod
@@ -50,10 +50,10 @@ class Settings(BaseModel):
         if isinstance(values, cls):
             return values
         if not isinstance(values, Mapping):
-            raise InputError(f"{cls._label()}: expected a mapping of settings, got {values!r}")
+            raise InputError(f"{cls._label()}: expected a mapping of settings, got {shown(values)}")
         wrong = [key for key in values if not isinstance(key, str)]
         if wrong:
-            raise InputError(f"{cls._label()}: the key {wrong[0]!r} is not a text")
+            raise InputError(f"{cls._label()}: the key {shown(wrong[0])} is not a text")
         with allowing(allow):
             return cls(**values)
 
@@ -99,8 +99,8 @@ class Part(Settings):
             value = {"name": value}
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise InputError(
-                f"expected the name of a {cls._label()} or a mapping with the key 'name', got {value!r}; "
-                f"names are: {', '.join(sorted(cls.members()))}"
+                f"expected the name of a {cls._label()} or a mapping with the key 'name', got "
+                f"{shown(value)}; names are: {', '.join(sorted(cls.members()))}"
             )
         chosen = cls._find(value["name"])
         return chosen.parse({key: setting for key, setting in value.items() if key != "name"})
@@ -128,8 +128,8 @@ class Part(Settings):
             found = import_object(name)
             if isinstance(found, type) and issubclass(found, cls):
                 return found
-            raise InputError(f"{name!r} is not a {cls._label()} (a subclass of {cls.__name__})")
-        raise InputError(f"there is no {cls._label()} {name!r}; names are: {', '.join(sorted(members))}")
+            raise InputError(f"{shown(name)} is not a {cls._label()} (a subclass of {cls.__name__})")
+        raise InputError(f"there is no {cls._label()} {shown(name)}; names are: {', '.join(sorted(members))}")
 
     @classmethod
     def _label(cls) -> str:
@@ -201,9 +201,11 @@ def _explain(error: ValidationError, cls: type[Settings]) -> str:
     place = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
         allowed = ", ".join(sorted(cls.model_fields)) or "none"
-        return f"{cls._label()}: unknown key {place!r}; allowed keys are: {allowed}"
+        return f"{cls._label()}: unknown key {shown(place)}; allowed keys are: {allowed}"
     if first["type"] == "missing":
-        return f"{cls._label()}: the key {place!r} is missing"
+        return f"{cls._label()}: the key {shown(place)} is missing"
+    if not place.isprintable() or len(place) > 200:
+        place = shown(place)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         repeats = not place or message.startswith(f"{place}: ")  # a part often bears its key's name

@@ -21,6 +21,7 @@ from prunekit.data.store import Store
 from prunekit.data.tiny_shakespeare import load_tiny_shakespeare
 from prunekit.data.waveform import load_waveform
 from prunekit.errors import InputError
+from prunekit.settings import shown
 
 LOADERS: Mapping[str, Callable[[DataSettings, Store], Dataset]] = MappingProxyType(
     {
@@ -69,5 +70,5 @@ def load(
     """
     settings = DataSettings(name=settings) if isinstance(settings, str) else DataSettings.parse(settings)
     if settings.name not in LOADERS:
-        raise InputError(f"there is no dataset {settings.name!r}; names are: {', '.join(names())}")
+        raise InputError(f"there is no dataset {shown(settings.name)}; names are: {', '.join(names())}")
     return LOADERS[settings.name](settings, Store.open(data_dir, download=download))

@@ -56,6 +56,7 @@ from prunekit.methods.weights import (
     unpruned,
 )
 from prunekit.recipe import Recipe
+from prunekit.settings import shown
 
 __all__ = [
     "METHODS",
@@ -144,11 +145,13 @@ def recipe(name: str, **settings: Any) -> Recipe:
             cannot take its value.
     """
     if name not in METHODS:
-        raise InputError(f"there is no method {name!r}; methods are: {', '.join(METHODS)}")
+        raise InputError(f"there is no method {shown(name)}; methods are: {', '.join(METHODS)}")
     allowed = inspect.signature(METHODS[name]).parameters
     for key in settings:
         if key not in allowed:
-            raise InputError(f"method {name}: unknown key {key!r}; allowed keys are: {', '.join(allowed)}")
+            raise InputError(
+                f"method {name}: unknown key {shown(key)}; allowed keys are: {', '.join(allowed)}"
+            )
     return METHODS[name](**settings)
 
 

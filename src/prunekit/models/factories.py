@@ -19,6 +19,7 @@ from prunekit.models.mlp import mlp
 from prunekit.models.resnet import resnet, resnet20
 from prunekit.models.vgg_small import vgg_small
 from prunekit.permission import import_object
+from prunekit.settings import shown
 
 Factory = Callable[..., nn.Module]
 
@@ -52,7 +53,7 @@ def find_factory(name: str) -> Factory:
         return _BUILT_IN[name]
     if ":" not in name:
         raise InputError(
-            f"there is no model {name!r}; names are: {', '.join(names())}, "
+            f"there is no model {shown(name)}; names are: {', '.join(names())}, "
             "and package.module:function for a model of your own"
         )
     found = import_object(name)

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, PrivateAttr, model_validator
 from prunekit.errors import InputError
 from prunekit.models.factories import Factory, find_factory, names
 from prunekit.models.signature import checked_settings
-from prunekit.settings import Settings
+from prunekit.settings import Settings, shown
 
 
 class ModelSettings(Settings):
@@ -57,7 +57,7 @@ class ModelSettings(Settings):
             values = {"name": values}
         if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
             raise InputError(
-                f"expected the name of a model or a mapping with the key 'name', got {values!r}; "
+                f"expected the name of a model or a mapping with the key 'name', got {shown(values)}; "
                 f"names are: {', '.join(names())}"
             )
         name = values["name"]

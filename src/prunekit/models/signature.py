@@ -11,6 +11,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from prunekit.errors import InputError
 from prunekit.models.factories import Factory
+from prunekit.settings import shown
 
 _FROM_THE_DATA = ("input_shape", "outputs")  # these follow from the dataset and are never settings
 _RESERVED = ("name", *_FROM_THE_DATA)
@@ -37,7 +38,7 @@ def checked_settings(name: str, factory: Factory, given: Mapping[str, Any]) -> d
     for key in given:
         if key in _FROM_THE_DATA or (key not in own and not takes_any):
             allowed = ", ".join(sorted(own)) or "none"
-            raise InputError(f"{name}: unknown key {key!r}; allowed keys are: {allowed}")
+            raise InputError(f"{name}: unknown key {shown(key)}; allowed keys are: {allowed}")
     settings = {}
     for key, parameter in own.items():
         if key in given:
@@ -82,14 +83,16 @@ def _checked(place: str, annotation: Any, value: Any) -> Any:
     try:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        raise InputError(f"{place} = {value!r}: not a plain number, text, list or mapping") from None
+        raise InputError(f"{place} = {shown(value)}: not a plain number, text, list or mapping") from None
     try:
         return _adapter(annotation).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         inside = "".join(f".{step}" for step in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{place}{inside} = {first['input']!r}: {message[0].lower()}{message[1:]}") from None
+        raise InputError(
+            f"{place}{inside} = {shown(first['input'])}: {message[0].lower()}{message[1:]}"
+        ) from None
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
