@@ -1,12 +1,14 @@
 """Plausible synthetic study folders: numbers as a study of small networks would give them, no training."""
 
 import csv
-import json
 import math
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from prunekit.digests import write_json_with_digest
+from prunekit.report.studyfile import FORMAT
 
 RESULTS = [
     *("study", "dataset", "model", "method", "cell", "seed", "step", "sparsity", "compression_ratio"),
@@ -204,7 +206,7 @@ def make_study(
             "summary": "The same retraining, nothing removed.",
         }
     study = {
-        "format": 1,
+        "format": FORMAT,
         "name": "digits-quick",
         "title": title,
         "question": "Do methods that look beyond a weight's size keep more accuracy at the same compression?",
@@ -227,7 +229,7 @@ def make_study(
         "command": f"prunekit compare digits-quick --seeds {seeds}",
         "primary": "test_mse" if regression else "test_accuracy",
     }
-    (folder / "study.json").write_text(json.dumps(study, indent=1), encoding="utf-8")
+    write_json_with_digest(folder / "study.json", study)
     return folder
 
 

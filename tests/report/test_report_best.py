@@ -1,12 +1,12 @@
 """The choosing, against answers worked out by hand."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from report_fixture import MANY, Method, make_study
 
+from prunekit.digests import read_json_with_digest, write_json_with_digest
 from prunekit.report import Point, best_at, findings, points_of, reach_of, read_results, read_study, spread_of
 from prunekit.report.best import asked_ratios, best_table
 from prunekit.report.layers import layer_table
@@ -170,9 +170,9 @@ def said(folder: Path) -> list[str]:
 
 def test_findings_of_a_study(tmp_path: Path) -> None:
     folder = make_study(tmp_path, MANY)
-    study = json.loads((folder / "study.json").read_text())
+    study = read_json_with_digest(folder / "study.json")
     study["methods"]["not run"] = {"recipe": {}}
-    (folder / "study.json").write_text(json.dumps(study))
+    write_json_with_digest(folder / "study.json", study)
     sentences = said(folder)
     assert sentences[0].startswith("The dense network has a test accuracy of 98.")
     assert "trained for as long as the pruned ones" in sentences[0]

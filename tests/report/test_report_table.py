@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from report_fixture import LAYERS, RESULTS, Method, make_study
 
+from prunekit.digests import SUMS, read_json_with_digest, write_json_with_digest, write_sums
 from prunekit.errors import DataError
-from prunekit.report import read_layers, read_results, read_study, write_report
+from prunekit.report import read_layers, read_results, read_study, study_overview, write_report
 
 GOOD = {
     **dict.fromkeys(RESULTS, ""),
@@ -113,27 +114,81 @@ def test_layers_are_checked(tmp_path: Path) -> None:
 
 def test_study_file_is_checked(tmp_path: Path) -> None:
     path = make_study(tmp_path, {"x": Method(10, (2,))}, seeds=1) / "study.json"
-    good = json.loads(path.read_text())
+    good = read_json_with_digest(path)
     assert read_study(path).methods["x"].paper.startswith("Nobody")
     for change, said in (
-        ({"format": 2}, "format is 2, but this version of prunekit reads format 1"),
+        ({"format": 1}, "format is 1, but this version of prunekit reads format 2"),
+        ({"format": list(range(99))}, "format is [0, 1, 2"),
         ({"primary": "speed"}, "primary: "),
         ({"seeds": 0}, "seeds: "),
         ({"methods": {"x": {}}}, "methods.x.recipe: "),
+        ({"methods": []}, "methods: "),
+        ({"dataset": "iris"}, "dataset: "),
     ):
-        path.write_text(json.dumps(good | change))
+        write_json_with_digest(path, good | change)
         with pytest.raises(DataError) as caught:
             read_study(path)
         assert str(caught.value).startswith(f"{path}: {said}")
-    path.write_text('{"format": 1,\n oops}')
-    with pytest.raises(DataError, match="line 2: not JSON"):
+    for text, said in (
+        ('{"format": 2,\n oops}', "is damaged: not valid JSON .*line 2"),
+        ("[]", "must be an object"),
+        ("[" * 99_999, "nested more than"),
+        (json.dumps(good), "has no 'sha256'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=said):
+            read_study(path)
+
+
+def test_a_changed_title_is_damage(tmp_path: Path) -> None:
+    path = make_study(tmp_path, {"x": Method(10, (2,))}, seeds=1) / "study.json"
+    path.write_text(path.read_text().replace("nobody", "somebody").replace("Nobody", "Somebody"))
+    with pytest.raises(DataError, match="damaged or was changed"):
         read_study(path)
+
+
+class TestDigestsOfTables:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        folder = make_study(tmp_path, {"x": Method(10, (2,))}, seeds=1)
+        write_sums(folder, ("results.csv", "layers.csv"))
+        return folder
+
+    def test_tables_as_they_were_written_are_reported(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_report(folder)
+        assert not caplog.records
+
+    @pytest.mark.parametrize("name", ["results.csv", "layers.csv"])
+    def test_a_changed_digit_is_refused(self, folder: Path, name: str) -> None:
+        path = folder / name
+        path.write_text(path.read_text().rstrip() + "1\n")
+        for read in (write_report, study_overview):
+            with pytest.raises(DataError, match=rf"{path} is damaged or was changed.*; run compare again"):
+                read(folder)
+        assert not (folder / "report.html").exists()
+
+    @pytest.mark.parametrize("text", ["", "0123\n", "x  results.csv"])
+    def test_damaged_digests_are_refused(self, folder: Path, text: str) -> None:
+        (folder / SUMS).write_text(text)
+        with pytest.raises(DataError, match=r"run compare again"):
+            write_report(folder)
+
+    def test_tables_without_digests_are_reported_with_one_warning(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (folder / SUMS).unlink()
+        write_report(folder)
+        study_overview(folder)
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"{folder} has no SHA256SUMS")
 
 
 def test_nothing_is_written_for_a_study_without_its_primary_figure(tmp_path: Path) -> None:
     folder = make_study(tmp_path, {"x": Method(10, (2,))}, seeds=1)
-    study = json.loads((folder / "study.json").read_text())
-    (folder / "study.json").write_text(json.dumps(study | {"primary": "test_mse"}))
+    study = read_json_with_digest(folder / "study.json")
+    write_json_with_digest(folder / "study.json", study | {"primary": "test_mse"})
     with pytest.raises(DataError, match=r"results\.csv line 2: test_mse is empty"):
         write_report(folder)
     assert not (folder / "report.html").exists()

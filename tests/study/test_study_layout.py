@@ -86,6 +86,7 @@ def test_tidying_removes_temporary_files_and_nothing_else(layout):
     ]
     gone = [
         layout.root / ".results.csv.x1",
+        layout.root / ".SHA256SUMS.x6",
         layout.root / ".study.json.x2",
         layout.root / "figures" / ".a.svg.x3",
         layout.root / "networks" / "n" / "seed-0" / ".trained.safetensors.x4",

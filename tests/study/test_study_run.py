@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from prunekit import load_pretrained
 from prunekit.errors import InputError
 from prunekit.study import Study, run_study
+from prunekit.study.layout import FORMAT
 from prunekit.study.lock import only_run
 from tiny_study import hidden, one_shot, settings, stages, tables, tiny
 
@@ -81,7 +82,7 @@ def test_nothing_temporary_is_left(finished):
 
 def test_the_study_can_be_run_again_from_its_description(finished, tmp_path):
     saved = json.loads((finished / "study.json").read_text())
-    assert saved["format"] == 1
+    assert saved["format"] == FORMAT
     assert saved["primary"] == "test_accuracy"
     assert saved["command"] == "prunekit compare tiny --seeds 2"
     run_study(Study.parse(saved["study"]), tmp_path / "again", workers=1)

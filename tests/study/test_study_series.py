@@ -6,12 +6,15 @@ import pytest
 import yaml
 
 from prunekit.cli.app import run
+from prunekit.digests import write_json_with_digest
 from prunekit.errors import DataError, InputError
 from prunekit.report import overview
 from prunekit.study import Series, Study, StudyError, load_study, run_study
+from prunekit.study.layout import FORMAT
 from prunekit.study.stages import dataset
 from tiny_study import settings, stages, tables, tiny, write_study
 
+GOOD = dict.fromkeys(("name", "title", "question", "expected", "command"), "words") | {"format": FORMAT}
 PROBLEMS = {
     "small": {"model": {"name": "mlp", "hidden": [4]}},
     "large": {"model": {"name": "mlp", "hidden": [8]}},
@@ -67,6 +70,9 @@ class TestWhatItIs:
             ([], "problems: expected labels"),
             ({"a/b": {}}, "'a/b' cannot name a folder"),
             ({"..": {}}, "'..' cannot name a folder"),
+            ({"con": {}}, "'con' cannot name a folder"),
+            ({"": {}}, "'' cannot name a folder: it is empty"),
+            ({"a" * 101: {}}, "cannot name a folder: it has more than 100"),
             ({"a": None}, "problems: a: expected a mapping"),
             ({"a": {"model": "mlp", "dataset": "iris"}}, "problems: a: 'dataset' is given for all problems"),
             ({"a": {}}, "problems: a: .*model"),
@@ -112,11 +118,21 @@ class TestRunning:
         assert (done / "report.html").read_text() == text
 
     def test_a_damaged_description_is_named(self, tmp_path):
-        (tmp_path / "series.json").write_text('{"format": 1}')
-        with pytest.raises(DataError, match=r"series.json: name"):
+        path = tmp_path / "series.json"
+        for values, said in (
+            ({"format": FORMAT}, "series.json: name"),
+            ({"format": 1}, "series.json: format is 1"),
+            (GOOD | {"problems": ["../../home"]}, r"series.json: problems.0: .*cannot name a folder"),
+            (GOOD | {"problems": {"a": 1}}, "series.json: problems"),
+        ):
+            write_json_with_digest(path, values)
+            with pytest.raises(DataError, match=said):
+                overview(tmp_path)
+        path.write_text(json.dumps(GOOD | {"sha256": "0"}))
+        with pytest.raises(DataError, match=r"series.json is damaged or was changed"):
             overview(tmp_path)
-        (tmp_path / "series.json").write_text("{")
-        with pytest.raises(DataError, match=r"series.json line 1: not JSON"):
+        path.write_text("{")
+        with pytest.raises(DataError, match=r"series.json is damaged: not valid JSON"):
             overview(tmp_path)
 
     def test_the_last_problem_is_refused_before_the_first_is_run(self, tmp_path):

@@ -51,8 +51,12 @@ def test_an_unknown_key_is_named_with_its_place_and_what_is_allowed(key, allowed
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("name", "../up", "name = '../up'"),
+        ("name", "../up", "name: '../up' cannot name a folder"),
+        ("name", "nul.txt", "name: 'nul.txt' cannot name a folder"),
         ("name", "", "name"),
+        ("name", 3, "name = 3"),
+        ("methods", {"a\nb": {"method": "random"}}, "methods: .*cannot be a label"),
+        ("methods", {" ": {"method": "random"}}, "methods: a label is empty"),
         ("seeds", 0, "seeds = 0"),
         ("seeds", "many", "seeds = 'many'"),
         ("methods", {}, "methods"),

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from prunekit.cli.options import DataDir, Json, SetOption
 from prunekit.cli.output import StoppedError, only_results, print_json
+from prunekit.cli.own_code import Allow, as_options, own_code
 from prunekit.errors import InputError
 from prunekit.study import Layout, load_study, names, run_study
 
@@ -25,7 +26,14 @@ def compare(
     data_dir: DataDir = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one per core by default.")] = None,
+    cell_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="End a cell or training that takes longer; it counts as failed."
+        ),
+    ] = None,
     assignments: SetOption = None,
+    allow: Allow = None,
     list_studies: Annotated[bool, typer.Option("--list", help="List the named studies.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -39,14 +47,26 @@ def compare(
     if study is None:
         raise InputError(f"name a study: {', '.join(names())}, or a path ending in .yaml")
     changes = list(assignments or []) + ([] if seeds is None else [f"seeds={seeds}"])
-    chosen = load_study(study, changes)
+    with own_code(allow):
+        chosen = load_study(study, changes)
     folder = out or Path("runs") / chosen.name
     command = " ".join(
-        ["prunekit", "compare", shlex.quote(study), *(f"--set {shlex.quote(change)}" for change in changes)]
+        [
+            *("prunekit", "compare", shlex.quote(study)),
+            *as_options(allow),
+            *(f"--set {shlex.quote(change)}" for change in changes),
+        ]
     )
     try:
         with only_results():
-            page = run_study(chosen, folder, data_dir=data_dir, workers=workers, command=command)
+            page = run_study(
+                chosen,
+                folder,
+                data_dir=data_dir,
+                workers=workers,
+                cell_timeout=cell_timeout,
+                command=command,
+            )
     except KeyboardInterrupt:
         raise StoppedError("stopped; the same command goes on from here") from None
     _show(page, as_json)

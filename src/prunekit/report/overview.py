@@ -9,7 +9,7 @@ from typing import Any
 from prunekit.report.points import points_of
 from prunekit.report.studyfile import read_study
 from prunekit.report.summary import findings
-from prunekit.report.table import read_results
+from prunekit.report.table import check_tables, read_results
 from prunekit.report.words import primary_of
 
 
@@ -33,6 +33,7 @@ def study_overview(folder: Path) -> Overview:
         DataError: as `write_report`.
     """
     study = read_study(folder / "study.json")
+    check_tables(folder)
     points = points_of(read_results(folder / "results.csv"))
     found = findings(study, points, primary_of(study.primary))
     return Overview(

@@ -1,7 +1,9 @@
 """write_report: a study's folder in, figures and one HTML page out."""
 
+import logging
 from pathlib import Path
 
+from prunekit.digests import SUMS
 from prunekit.report.canvas import Drawing, inline, save, write_atomically
 from prunekit.report.figures import Scene, curve_drawings
 from prunekit.report.html import Figure, render
@@ -10,9 +12,11 @@ from prunekit.report.layers import layer_table
 from prunekit.report.points import layer_points_of, methods_of, points_of, removes_nothing
 from prunekit.report.studyfile import read_study
 from prunekit.report.style import looks_of
-from prunekit.report.table import read_layers, read_results, require_filled
+from prunekit.report.table import check_tables, read_layers, read_results, require_filled
 from prunekit.report.view import view_of
 from prunekit.report.words import primary_of
+
+log = logging.getLogger(__name__)
 
 
 def write_report(folder: Path) -> Path:
@@ -23,10 +27,13 @@ def write_report(folder: Path) -> Path:
     or do not belong together; then nothing is written.
     """
     study = read_study(folder / "study.json")
+    checked = check_tables(folder)
     rows = read_results(folder / "results.csv")
     layer_rows = read_layers(folder / "layers.csv")
     primary = primary_of(study.primary)
     require_filled(folder / "results.csv", rows, (primary.test, primary.validation))
+    if not checked:
+        log.warning("%s has no %s: whether its tables are as they were written is not known", folder, SUMS)
 
     points, layer_points = points_of(rows), layer_points_of(layer_rows)
     methods = methods_of(points)

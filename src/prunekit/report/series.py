@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from prunekit.errors import DataError
+from prunekit.names import check_folder_name
 from prunekit.report.canvas import write_atomically
 from prunekit.report.html import render_series
 from prunekit.report.overview import Overview, study_overview
 from prunekit.report.page import write_report
-from prunekit.report.studyfile import FORMAT
-from prunekit.report.table import read_text
+from prunekit.report.studyfile import read_description
 
 SERIES = "series.json"
 
@@ -22,12 +21,12 @@ class SeriesFile(BaseModel):
     """series.json, checked."""
 
     model_config = ConfigDict(frozen=True)
-    format: int = Field(ge=FORMAT, le=FORMAT)
+    format: int
     name: str
     title: str
     question: str
     expected: str
-    problems: tuple[str, ...] = Field(min_length=1)
+    problems: tuple[Annotated[str, AfterValidator(check_folder_name)], ...] = Field(min_length=1)
     command: str
 
 
@@ -38,14 +37,7 @@ def is_series(folder: Path) -> bool:
 
 def read_series(folder: Path) -> SeriesFile:
     """What series.json says. Raises DataError, naming the file and the place, if it is damaged."""
-    path = folder / SERIES
-    try:
-        return SeriesFile.model_validate(json.loads(read_text(path)))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg})") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+    return read_description(folder / SERIES, SeriesFile)
 
 
 def write_series_reports(folder: Path) -> Path:

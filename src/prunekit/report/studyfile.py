@@ -1,15 +1,17 @@
 """study.json: what was asked, of which methods, with which settings."""
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from prunekit.digests import read_json_with_digest
 from prunekit.errors import DataError
-from prunekit.report.table import read_text
+from prunekit.files import read_json
 
-FORMAT = 1
+FORMAT = 2
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class MethodNote(BaseModel):
@@ -52,18 +54,21 @@ class StudyFile(BaseModel):
 
 def read_study(path: Path) -> StudyFile:
     """Read study.json; DataError, in one line with the place, if it is damaged or of another format."""
-    try:
-        found = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {error.lineno}: not JSON ({error.msg})") from None
+    return read_description(path, StudyFile)
+
+
+def read_description(path: Path, kind: type[Model]) -> Model:
+    """Read study.json or series.json; DataError, in one line with the place, as `read_study`."""
+    found = read_json(path)
     if not isinstance(found, dict):
-        raise DataError(f"{path} line 1: must be an object with the key 'format'")
+        raise DataError(f"{path}: must be an object with the key 'format'")
     if found.get("format") != FORMAT:
         raise DataError(
-            f"{path}: format is {found.get('format')!r}, but this version of prunekit reads format {FORMAT}"
+            f"{path}: format is {str(found.get('format'))[:40]}, but this version of prunekit reads format "
+            f"{FORMAT}: run compare again, in another folder"
         )
     try:
-        return StudyFile.model_validate(found)
+        return kind.model_validate(read_json_with_digest(path))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunekit.digests import SUMS, check_sum
 from prunekit.errors import DataError
 
 DENSE = "dense"
@@ -113,6 +114,26 @@ class _Line:
             return float(self.cells[column])
         except ValueError:
             raise self.wrong(column, "a number") from None
+
+
+def check_tables(folder: Path) -> bool:
+    """Whether there are digests beside both tables, and they are those of the tables.
+
+    Raises DataError, naming the file, for a table that is not the one that was written.
+    """
+    if not (folder / SUMS).exists():
+        return False
+    for path in (folder / "results.csv", folder / "layers.csv"):
+        try:
+            known = check_sum(path)
+        except DataError as error:
+            raise DataError(f"{error}; run compare again, which writes it anew") from None
+        if not known and path.exists():
+            raise DataError(
+                f"{folder / SUMS} is damaged: it says nothing of {path.name}; run compare again, which "
+                "writes it anew"
+            )
+    return True
 
 
 def read_text(path: Path) -> str:

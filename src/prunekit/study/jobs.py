@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from prunekit.batches import Batches, as_batches
-from prunekit.errors import InputError, PrunekitError
+from prunekit.errors import DataError, InputError, PrunekitError
 from prunekit.recipe import Plan
 from prunekit.study.layout import Layout
-from prunekit.study.outputs import is_finished, read_cell, read_network
+from prunekit.study.outputs import discard, is_finished, read_cell, read_network
 from prunekit.study.spec import Cell, Study
-from prunekit.study.stages import build, dataset, run_cell, train_network
+from prunekit.study.stages import build, dataset, files_of_network, run_cell, train_network
 from prunekit.study.tasks import Progress, Task
 from prunekit.trial import check_takes
+
+log = logging.getLogger(__name__)
 
 OVERHEAD = 50
 """What loading, scoring and measuring of one step cost, in optimizer steps: a guess, for the time left."""
@@ -58,38 +63,61 @@ def _plan_cell(cell: Cell, study: Study, model: nn.Module, data: Batches, exampl
 def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: Plans) -> list[Task]:
     """The networks and cells that are not finished, each cell after its network.
 
+    What is finished but damaged is said, removed, and a task like the others. To be called by the holder of
+    the folder's lock.
+
     Raises:
-        DataError: if the result of one that is finished is damaged.
+        OSError: if something cannot be read that may be whole, or a damaged file cannot be removed.
     """
     data = as_batches(dataset(study, data_dir))
     settings, allow = study.to_dict(), study.allow
+    files = files_of_network(study)
     networks: dict[int, Task] = {}
     for seed in range(study.seeds):
         folder = layout.network(study, seed)
-        if is_finished(folder):
-            read_network(folder)
-        else:
+        name = f"training of seed {seed}"
+        if not _is_done(folder, name, lambda folder: read_network(folder, files)):
             networks[seed] = Task(
-                f"training of seed {seed}",
+                name,
                 _train,
                 (settings, allow, seed, layout, data_dir),
                 cost=float(OVERHEAD + study.training.length(data)),
             )
     cells: dict[Path, Task] = {}
+    done: set[Path] = set()
     for seed in range(study.seeds):
         for cell in study.cells:
             folder = layout.cell(cell, seed)
-            if is_finished(folder):
-                read_cell(folder)
-            elif folder not in cells:  # labels that differ in punctuation share the folder of an equal recipe
-                cells[folder] = Task(
-                    f"{cell.name}, seed {seed}",
-                    _prune,
-                    (settings, allow, cell.label, cell.key, seed, layout, data_dir),
-                    after=(networks[seed].name,) if seed in networks else (),
-                    cost=_cost(cell, plans[cell.key], data),
-                )
+            name = f"{cell.name}, seed {seed}"
+            if folder in cells or folder in done:
+                continue  # labels that differ in punctuation share the folder of an equal recipe
+            if _is_done(folder, name, lambda folder: read_cell(folder, whole=True)):
+                done.add(folder)
+                continue
+            cells[folder] = Task(
+                name,
+                _prune,
+                (settings, allow, cell.label, cell.key, seed, layout, data_dir),
+                after=(networks[seed].name,) if seed in networks else (),
+                cost=_cost(cell, plans[cell.key], data),
+            )
     return [*networks.values(), *cells.values()]
+
+
+def _is_done(folder: Path, name: str, read: Callable[[Path], object]) -> bool:
+    """Whether a stage is finished and whole; one that is damaged is removed: nobody shall take it for whole."""
+    if not is_finished(folder):
+        return False
+    try:
+        read(folder)
+    except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno not in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
+            raise cause from None  # it may be whole: that it cannot be read now is no reason to remove it
+        log.warning("%s; done anew: %s", error, name)
+        discard(folder)
+        return False
+    return True
 
 
 def _cost(cell: Cell, plan: Plan, data: Batches) -> float:
@@ -126,7 +154,12 @@ def _prune(
     progress: Progress,
 ) -> None:
     parsed = Study.parse(study, allow=allow)
-    cell = next(cell for cell in parsed.cells if (cell.label, cell.key) == (label, key))
+    cell = next((cell for cell in parsed.cells if (cell.label, cell.key) == (label, key)), None)
+    if cell is None:
+        raise InputError(
+            "the recipe is another one in a process of its own: import what is yours from a module, not from "
+            "the script that is run"
+        )
     run_cell(
         parsed,
         cell,

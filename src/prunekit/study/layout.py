@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunekit.digests import SUMS
 from prunekit.errors import DataError
 from prunekit.files import read_json, remove_leftovers
 from prunekit.study.outputs import is_finished
 from prunekit.study.spec import Cell, Study
 
-FORMAT = 1
+FORMAT = 2
 """The version of the layout; a folder of another version is refused, not guessed at."""
 
 SERIES = "series.json"
@@ -28,7 +29,7 @@ class Layout:
 
     networks/<hash>/seed-<n>/   the trained networks that every method starts from
     cells/<label>-<hash>/seed-<n>/   one recipe and replicate
-    study.json, results.csv, layers.csv, figures/, report.html
+    study.json, results.csv, layers.csv, SHA256SUMS, figures/, report.html
     """
 
     root: Path
@@ -80,8 +81,8 @@ class Layout:
         found = saved.get("format") if isinstance(saved, dict) else None
         if found != FORMAT:
             raise DataError(
-                f"{self.study} says format {found}, this prunekit reads and writes format {FORMAT}: "
-                "choose another folder with --out"
+                f"{self.study} says format {str(found)[:40]}, this prunekit reads and writes format "
+                f"{FORMAT}: choose another folder with --out"
             )
 
     def _holds_results(self) -> bool:
@@ -90,7 +91,7 @@ class Layout:
 
     def tidy(self) -> None:
         """Remove what killed runs have left behind; for the holder of the folder's lock."""
-        for name in (self.study.name, self.results.name, self.layers.name, "report.html"):
+        for name in (self.study.name, self.results.name, self.layers.name, SUMS, "report.html"):
             for path in self.root.glob(f".{name}.*"):
                 path.unlink(missing_ok=True)
         stages = [*self.root.glob("networks/*/seed-*"), *self.root.glob("cells/*/seed-*")]

@@ -1,19 +1,28 @@
-"""Reading what stages have written, with errors that say which file is damaged and what to do."""
+"""What a stage has written last: its figures, which folder they belong in, and the digests of its files.
+
+A stage whose files do not have those digests is damaged, as is one that lies in another's folder.
+"""
 
 from __future__ import annotations
 
-import json
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
+from prunekit.digests import digest_of_file, read_json_with_digest, write_json_with_digest
 from prunekit.errors import DataError
-from prunekit.files import read_json
 
 RESULT = "result.json"
 """The last file that a stage writes: where it lies, the stage is finished."""
+
+TRAINED = "trained.safetensors"
+"""In the folder of a network: its trained values."""
+
+MODEL = "model"
+"""In the folder of a cell: the pruned network, as a folder that `load_pretrained` reads."""
+
+Rows = list[dict[str, Any]]
 
 
 def is_finished(folder: Path) -> bool:
@@ -21,58 +30,147 @@ def is_finished(folder: Path) -> bool:
     return (folder / RESULT).exists()
 
 
-def read_network(folder: Path) -> dict[str, Any]:
-    """What was measured of a trained network.
+def stage_of(folder: Path) -> str:
+    """What a stage is called in its files: the end of its path, which holds the hash of its settings."""
+    return "/".join(folder.parts[-3:])
+
+
+def write_result(folder: Path, figures: Mapping[str, Any], files: Sequence[str]) -> None:
+    """Finish a stage.
+
+    Args:
+        folder: of the stage.
+        figures: what was measured.
+        files: names of what else was written, below the folder.
 
     Raises:
-        DataError: naming the file and what to do, if it is damaged.
+        OSError: if a file cannot be read or the result cannot be written.
+    """
+    digests = {name: digest_of_file(folder / name) for name in files}
+    write_json_with_digest(folder / RESULT, {"stage": stage_of(folder), **figures, "files": digests})
+
+
+def read_network(folder: Path, files: Collection[str] = ()) -> dict[str, Any]:
+    """What was measured of a trained network.
+
+    Args:
+        folder: of the network.
+        files: names of those that are to be there as they were written.
+
+    Raises:
+        DataError: naming the file, if the result or one of the files is missing or damaged.
+        OSError: if a file cannot be read for another reason.
     """
     found = _read(folder)
-    if not isinstance(found, dict) or "parameters" not in found:
-        raise DataError(f"{folder / RESULT} is damaged: it holds no figures of a network; {_remedy(folder)}")
+    row = found.get("row")
+    if not _is_row(row, _NETWORK):
+        raise DataError(f"{folder / RESULT} is damaged: it holds no figures of a network")
+    _check_files(folder, {name: found["files"].get(name) for name in files})
+    return row
+
+
+def read_cell(folder: Path, *, whole: bool = False) -> tuple[Rows, Rows]:
+    """(rows, layers) of a cell.
+
+    Args:
+        folder: of the cell.
+        whole: whether its files are to be there as they were written.
+
+    Raises:
+        DataError, OSError: as `read_network`.
+    """
+    found = _read(folder)
+    rows, layers = found.get("rows"), found.get("layers")
+    if not (_is_table(rows, _STEP) and rows and _is_table(layers, _LAYER)):
+        raise DataError(f"{folder / RESULT} is damaged: it holds no rows of a cell")
+    if whole:
+        _check_files(folder, found["files"])
+    return rows, layers
+
+
+def discard(folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove what a stage that is not finished has written, the result first, but for some names.
+
+    Raises:
+        OSError: if something cannot be removed.
+    """
+    if not folder.is_dir():
+        remove(folder)
+        return
+    for path in sorted(folder.iterdir(), key=lambda path: path.name != RESULT):
+        if path.name not in keep:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder; nothing, if nothing is there.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / RESULT
+    found = read_json_with_digest(path)
+    stage, files = found.get("stage"), found.get("files")
+    if stage != stage_of(folder):
+        raise DataError(f"{path} is damaged: it is the result of {str(stage)[:200]!r}")
+    if not isinstance(files, dict) or not files:
+        raise DataError(f"{path} is damaged: it names no files")
     return found
 
 
-def read_cell(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(rows, layers) of a cell.
-
-    Raises:
-        DataError: naming the file and what to do, if it is damaged.
-    """
-    found = _read(folder)
-    if isinstance(found, dict):
-        rows, layers = found.get("rows"), found.get("layers")
-        if _is_table(rows) and rows and _is_table(layers):
-            return rows, layers
-    raise DataError(f"{folder / RESULT} is damaged: it holds no rows of a cell; {_remedy(folder)}")
+def _check_files(folder: Path, digests: Mapping[str, Any]) -> None:
+    for name, digest in digests.items():
+        try:
+            found = digest_of_file(folder / name)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+            raise DataError(f"{folder / name} is missing") from None
+        if found != digest:
+            raise DataError(f"{folder / name} is damaged or was changed: its digest is not that in {RESULT}")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file, and the session that is written beside them, empty where there is none.
+# ---- what a row must hold ----------------------------------------------------------------------------------
 
-    Raises:
-        DataError: naming the file and what to do, if it is missing, damaged or truncated.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            return tensors, json.loads((file.metadata() or {}).get("session", "{}"))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; {_remedy(path.parent)}") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged or truncated ({error}); {_remedy(path.parent)}") from None
+Check = Callable[[Any], bool]
 
 
-def _read(folder: Path) -> Any:
-    try:
-        return read_json(folder / RESULT)
-    except DataError as error:
-        raise DataError(f"{error}; {_remedy(folder)}") from None
+def _is_number(value: Any) -> bool:
+    """JSON has no NaN and no infinity: they are texts."""
+    return type(value) in (int, float) or value in ("nan", "inf", "-inf")
 
 
-def _is_table(found: Any) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(found, list) and all(isinstance(row, dict) for row in found)
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
 
 
-def _remedy(folder: Path) -> str:
-    return f"remove the folder {folder} and run the study again, which repeats only what was in it"
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+_NETWORK: dict[str, Check] = {"parameters": _is_whole, "seconds": _is_number}
+_STEP: dict[str, Check] = {
+    **dict.fromkeys(("step", "prunable", "kept"), _is_whole),
+    **dict.fromkeys(("sparsity", "compression_ratio", "seconds"), _is_number),
+}
+_LAYER: dict[str, Check] = {
+    **dict.fromkeys(("layer", "shape"), _is_text),
+    **dict.fromkeys(("step", "parameters", "kept"), _is_whole),
+    "sparsity": _is_number,
+}
+
+
+def _is_row(row: Any, columns: Mapping[str, Check]) -> TypeGuard[dict[str, Any]]:
+    return isinstance(row, dict) and all(
+        columns[key](value) if key in columns else value is None or _is_number(value)
+        for key, value in {**dict.fromkeys(columns), **row}.items()
+    )
+
+
+def _is_table(found: Any, columns: Mapping[str, Check]) -> TypeGuard[Rows]:
+    return isinstance(found, list) and all(_is_row(row, columns) for row in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -11,20 +12,32 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
+from types import ModuleType
 
 import torch
 
-from prunekit.study.tasks import Agenda, Failure, Task, Watcher, perform
+from prunekit.study.tasks import Agenda, Failure, Task, Watcher, line_of, perform
+from prunekit.worker import work
 
 PATIENCE = 10.0
 """Seconds that a worker is given to end before it is killed."""
 
+START = 120.0
+"""Seconds that a worker is given to start and to take its first task, where tasks have a time limit."""
 
-def run_pool(agenda: Agenda, workers: int, watcher: Watcher) -> None:
+
+def run_pool(agenda: Agenda, workers: int, watcher: Watcher, timeout: float | None = None) -> None:
     """Run the tasks of an agenda in so many processes; a worker that died is replaced.
+
+    Args:
+        agenda: the tasks.
+        workers: processes at the most.
+        watcher: is told how it goes.
+        timeout: seconds after which a task is ended, and has failed.
 
     Raises:
         KeyboardInterrupt: when the workers have ended.
@@ -33,19 +46,28 @@ def run_pool(agenda: Agenda, workers: int, watcher: Watcher) -> None:
     crew: list[_Worker] = []
     try:
         while True:
-            _hand_out(agenda, crew, workers, context)
+            _hand_out(agenda, crew, workers, context, timeout)
             busy = {worker.connection: worker for worker in crew if worker.task is not None}
             if not busy:
                 return
-            for connection in wait(list(busy)):
-                worker = busy[connection]  # type: ignore[index]
-                if not worker.listen(agenda, watcher):
+            heard = wait(list(busy), _until_due(crew))
+            for worker in busy.values():
+                listens = worker.listen(agenda, watcher) if worker.connection in heard else True
+                if not listens or worker.is_late(agenda):
                     crew.remove(worker)
     finally:
         _dismiss(crew)
 
 
-def _hand_out(agenda: Agenda, crew: list[_Worker], workers: int, context: SpawnContext) -> None:
+def _until_due(crew: list[_Worker]) -> float | None:
+    """Seconds until the first time limit; None where there is none."""
+    due = [worker.due for worker in crew if worker.due is not None]
+    return max(min(due) - time.monotonic(), 0.0) if due else None
+
+
+def _hand_out(
+    agenda: Agenda, crew: list[_Worker], workers: int, context: SpawnContext, timeout: float | None
+) -> None:
     while True:
         idle = next((worker for worker in crew if worker.task is None), None)
         if idle is not None and not idle.process.is_alive():  # it died with nothing to do
@@ -57,7 +79,7 @@ def _hand_out(agenda: Agenda, crew: list[_Worker], workers: int, context: SpawnC
         if task is None:
             return
         if idle is None:
-            idle = _Worker(context)
+            idle = _Worker(context, timeout)
             crew.append(idle)
         failure = idle.begin(task)
         if failure is not None:
@@ -76,18 +98,38 @@ def _dismiss(crew: list[_Worker]) -> None:
         worker.connection.close()
 
 
-class _Worker:
-    """A process, the pipe to it and the task that it is at."""
+@dataclass(frozen=True)
+class Begun:
+    """From a worker: it has read its task, and the time of that begins."""
 
-    def __init__(self, context: SpawnContext) -> None:
+
+@dataclass(frozen=True)
+class Said:
+    """From a worker: a line of the log of prunekit."""
+
+    logger: str
+    level: int
+    text: str
+
+
+class _Worker:
+    """A process, the pipe to it and the task that it is at.
+
+    Attributes:
+        due: when the task is ended, on the clock of `time.monotonic`.
+    """
+
+    def __init__(self, context: SpawnContext, timeout: float | None) -> None:
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), name="prunekit worker")
+        self.process = context.Process(target=work, args=(theirs,), name="prunekit worker")
         self.task: Task | None = None
+        self.due: float | None = None
+        self._timeout = timeout
         self._began = 0.0
         if sys.platform != "win32":
             # starting this helper of multiprocessing ends the holding back of Ctrl-C: let it be there before
             resource_tracker.ensure_running()
-        with _interrupts_held():
+        with _interrupts_held(), _main_hidden():
             self.process.start()
         theirs.close()
 
@@ -98,7 +140,7 @@ class _Worker:
         except Exception as error:
             return Failure.of(task, error)
         self.task = task
-        self._began = time.perf_counter()
+        self._set_out(START)
         with suppress(OSError):  # if it has died, that is heard when it is listened to
             self.connection.send_bytes(content)
         return None
@@ -108,18 +150,49 @@ class _Worker:
         task = self.task
         assert task is not None
         try:
-            message: float | Failure | None = self.connection.recv()
+            message = self.connection.recv()
         except (EOFError, OSError):
             self.process.join(PATIENCE)
-            self.connection.close()
-            agenda.settle(task, self._seconds(), Failure(task.name, _epitaph(self.process.exitcode)))
+            self._lose(agenda, _epitaph(self.process.exitcode))
+            return False
+        except Exception as error:  # something else has written into its pipe
+            self._lose(agenda, f"its process said what cannot be read: {line_of(error)}")
             return False
         if isinstance(message, float):
             watcher.progressed(task, message)
-        else:
-            self.task = None
+        elif isinstance(message, Begun):
+            self._set_out(0.0)
+        elif isinstance(message, Said):
+            logging.getLogger(message.logger).log(message.level, "%s", message.text)
+        elif message is None or isinstance(message, Failure):
+            self.task = self.due = None
             agenda.settle(task, self._seconds(), message)
+        else:
+            self._lose(agenda, "its process said something of its own")
+            return False
         return True
+
+    def is_late(self, agenda: Agenda) -> bool:
+        """Whether its task has taken longer than it may; it has been killed then."""
+        if self.due is None or time.monotonic() < self.due:
+            return False
+        self._lose(agenda, f"took longer than {self._timeout:g} s, the limit of a cell")
+        return True
+
+    def _lose(self, agenda: Agenda, why: str) -> None:
+        """Make an end of it and of its task."""
+        task = self.task
+        assert task is not None
+        self.task = self.due = None
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        agenda.settle(task, self._seconds(), Failure(task.name, why))
+
+    def _set_out(self, more: float) -> None:
+        self._began = time.perf_counter()
+        if self._timeout is not None:
+            self.due = time.monotonic() + self._timeout + more
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._began
@@ -150,31 +223,62 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Let a process be started that does not import the script of this one, as multiprocessing would have it.
+
+    The script could take long before the worker watches for our end, and one without a guard would run the
+    study once more. Tasks name what they need by module, and a script is none.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 # ---- in a worker process -----------------------------------------------------------------------------------
 
 
-def _serve(connection: Connection) -> None:
+def serve(connection: Connection) -> None:
+    """Do the tasks that come through a pipe, one after the other, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
     os.dup2(2, 1)  # what a user's code prints is for the eye: stdout belongs to the parent's result
     torch.set_num_threads(1)
+    voice = _Voice(connection)
+    logging.getLogger("prunekit").addHandler(voice)
     try:
         while True:
-            connection.send(_outcome(connection.recv_bytes(), connection))
+            voice.say(_outcome(connection.recv_bytes(), voice))
     except (EOFError, OSError):
         os._exit(1)  # the parent is gone, and nobody wants to read why
 
 
-def _outcome(content: bytes, connection: Connection) -> Failure | None:
+def _outcome(content: bytes, voice: _Voice) -> Failure | None:
     try:
         task: Task = pickle.loads(content)
     except Exception as error:
-        return Failure("task", f"cannot be read by its process: {type(error).__name__}: {error}")
-    return perform(task, lambda fraction: connection.send(float(fraction)))
+        return Failure("task", f"cannot be read by its process: {line_of(error)}")
+    voice.say(Begun())
+    try:
+        return perform(task, lambda fraction: voice.say(float(fraction)))
+    except KeyboardInterrupt as error:  # no Ctrl-C, which does not reach a worker, but the user's code
+        return Failure.of(task, error)
 
 
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+class _Voice(logging.Handler):
+    """The messages of a worker, of any thread, one at a time; a handler that takes the log to the parent."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(logging.WARNING)
+        self._connection = connection
+        self._one_at_a_time = threading.Lock()
+
+    def say(self, message: float | Begun | Said | Failure | None) -> None:
+        with self._one_at_a_time:
+            self._connection.send(message)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            self.say(Said(record.name, record.levelno, record.getMessage()))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 
 from rich.console import Console
 
+from prunekit.digests import write_json_with_digest
 from prunekit.errors import InputError, PrunekitError
-from prunekit.files import write_json
+from prunekit.names import check_out
 from prunekit.study.describe import describe, describe_series
 from prunekit.study.jobs import make_tasks, plan
 from prunekit.study.layout import SERIES, Layout
@@ -21,6 +23,9 @@ from prunekit.study.spec import Study
 from prunekit.study.stages import dataset
 from prunekit.study.tables import write_tables
 from prunekit.study.tasks import Failure, Task, Watcher
+
+MAX_WORKERS = 1_024
+"""How many processes may work at a time."""
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ def run_study(
     *,
     data_dir: Path | str | None = None,
     workers: int | None = None,
+    cell_timeout: float | None = None,
     command: str | None = None,
     console: Console | None = None,
 ) -> Path:
@@ -45,34 +51,39 @@ def run_study(
         out: the folder of the results; an interrupted study goes on there.
         data_dir: where datasets lie.
         workers: processes; by default one per core.
+        cell_timeout: seconds after which a cell, or a training, is ended and counts as failed; no limit if
+            None. With a limit there is a worker process also where there is only one.
         command: how a person repeats this, for the report.
         console: where progress is shown: bars on a terminal, else log lines.
+
+    A result that is damaged is named in a warning, and what had it is done anew.
 
     Returns:
         The path of the report; of a series, of the page that leads to the reports of its studies.
 
     Raises:
         InputError, DataError, ModelError: before the first network is trained; also if another run is at
-            work in the folder, or a result there is damaged.
+            work in the folder, or the description of a study there is damaged.
         OSError: if the folder cannot be written to.
         StudyError: if a cell failed; the results of all others are written.
     """
     if isinstance(study, Series):
-        return _run_series(study, Path(out), data_dir, workers, command, console)
-    layout = Layout(Path(out))
-    workers = workers if workers is not None else os.cpu_count() or 1
-    if workers < 1:
-        raise InputError(f"workers = {workers}: at least one process is needed")
+        return _run_series(study, Path(out), data_dir, workers, cell_timeout, command, console)
+    layout = Layout(check_out(Path(out)))
+    workers = workers if workers is not None else min(os.cpu_count() or 1, MAX_WORKERS)
+    if not 1 <= workers <= MAX_WORKERS:
+        raise InputError(f"workers = {workers}: from 1 to {MAX_WORKERS:,} processes are possible")
+    _check_timeout(cell_timeout)
     layout.check()
     folder = None if data_dir is None else Path(data_dir)
     plans = plan(study, folder)
     with only_run(layout.root):
         layout.tidy()
         tasks = make_tasks(study, layout, folder, plans)
-        write_json(layout.study, describe(study, dataset(study, folder).task, command))
+        write_json_with_digest(layout.study, describe(study, dataset(study, folder).task, command))
         processes = min(workers, max(len(tasks), 1))
         with watch(tasks, processes, console or Console(stderr=True)) as watcher:
-            failures = _run(study, layout, tasks, processes, watcher)
+            failures = _run(study, layout, tasks, processes, watcher, cell_timeout)
         write_tables(study, layout)
         if failures:
             raise StudyError(_summary(failures, _report_of_rest(layout)))
@@ -84,10 +95,13 @@ def _run_series(
     out: Path,
     data_dir: Path | str | None,
     workers: int | None,
+    cell_timeout: float | None,
     command: str | None,
     console: Console | None,
 ) -> Path:
     """Every study of a series in its own folder, then the page of all; a failure in one stops no other."""
+    check_out(out)
+    _check_timeout(cell_timeout)
     for label, study in series.studies.items():  # so that the last is not refused when the first has been run
         Layout(out / label).check()
         try:
@@ -95,7 +109,7 @@ def _run_series(
         except PrunekitError as error:
             raise type(error)(f"{label}: {error}") from error
     about = describe_series(series, command)
-    write_json(out / SERIES, about)
+    write_json_with_digest(out / SERIES, about)
     failures: list[str] = []
     for label, study in series.studies.items():
         try:
@@ -104,6 +118,7 @@ def _run_series(
                 out / label,
                 data_dir=data_dir,
                 workers=workers,
+                cell_timeout=cell_timeout,
                 command=about["command"],
                 console=console,
             )
@@ -116,9 +131,21 @@ def _run_series(
     return write_series_page(out)
 
 
-def _run(study: Study, layout: Layout, tasks: list[Task], processes: int, watcher: Watcher) -> list[Failure]:
+def _check_timeout(seconds: float | None) -> None:
+    if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < math.inf):
+        raise InputError(f"cell_timeout = {seconds!r}: a number of seconds above 0 is needed")
+
+
+def _run(
+    study: Study,
+    layout: Layout,
+    tasks: list[Task],
+    processes: int,
+    watcher: Watcher,
+    cell_timeout: float | None,
+) -> list[Failure]:
     try:
-        return run_tasks(tasks, processes, watcher)
+        return run_tasks(tasks, processes, watcher, cell_timeout)
     except KeyboardInterrupt:
         write_tables(study, layout)  # so that `prunekit report` shows what there is so far
         raise

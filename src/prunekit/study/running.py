@@ -13,20 +13,24 @@ from prunekit.study.pool import run_pool
 from prunekit.study.tasks import Agenda, Failure, Task, Watcher, perform
 
 
-def run_tasks(tasks: Sequence[Task], workers: int, watcher: Watcher) -> list[Failure]:
+def run_tasks(
+    tasks: Sequence[Task], workers: int, watcher: Watcher, timeout: float | None = None
+) -> list[Failure]:
     """Run every task after those that it waits for; a failure stops only what depends on it.
 
     Each task computes on one thread, so results do not depend on the number of workers. Ctrl-C ends the
-    workers at once; stages write their files as a whole, so the next run goes on from there.
+    workers at once; stages write their files as a whole, so the next run goes on from there. A task that
+    takes longer than `timeout` seconds is ended; for that it is in a process of its own also where there is
+    one worker.
 
     Raises:
         KeyboardInterrupt: when the workers have ended.
     """
     agenda = Agenda(tasks, watcher)
-    if workers == 1:
+    if workers == 1 and timeout is None:
         _run_here(agenda, watcher)
     else:
-        run_pool(agenda, workers, watcher)
+        run_pool(agenda, workers, watcher, timeout)
     return agenda.failures
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError
+from prunekit.names import check_folder_name
 from prunekit.permission import allowing
-from prunekit.study.spec import Cell, Study, with_value
-
-LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""A problem's label is also the name of its folder."""
+from prunekit.settings import shown
+from prunekit.study.spec import Cell, Study, check_recipes, with_value
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,11 @@ class Series:
         common = {key: value for key, value in values.items() if key != "problems"}
         problems = values["problems"]
         if not isinstance(problems, Mapping) or not problems:
-            raise InputError(f"problems: expected labels, each with settings of a study, got {problems!r}")
+            raise InputError(
+                f"problems: expected labels, each with settings of a study, got {shown(problems)}"
+            )
         with allowing(allow):
-            studies = {str(label): _study(common, str(label), own) for label, own in problems.items()}
+            studies = _studies(common, problems)
         first = next(iter(studies.values()))
         name = str(common.get("name"))
         return cls(name, str(common.get("title", name)), first.question, first.expected, studies)
@@ -66,13 +66,23 @@ class Series:
         return tuple(cell for study in self.studies.values() for cell in study.cells)
 
 
+def _studies(common: Mapping[str, Any], problems: Mapping[Any, Any]) -> dict[str, Study]:
+    studies: dict[str, Study] = {}
+    recipes = 0
+    for label, own in problems.items():
+        studies[str(label)] = study = _study(common, str(label), own)
+        recipes += sum(len(method.variants()) for method in study.methods.values())
+        check_recipes(recipes)
+    return studies
+
+
 def _study(common: Mapping[str, Any], label: str, own: Any) -> Study:
-    if not LABEL.fullmatch(label):
-        raise InputError(
-            f"problems: {label!r} cannot name a folder: write letters, digits, '.', '_' and '-' only"
-        )
+    try:
+        check_folder_name(label)
+    except InputError as error:
+        raise InputError(f"problems: {error}") from None
     if not isinstance(own, Mapping):
-        raise InputError(f"problems: {label}: expected a mapping of settings, got {own!r}")
+        raise InputError(f"problems: {label}: expected a mapping of settings, got {shown(own)}")
     twice = [key for key in own if key in common]
     if twice:
         raise InputError(f"problems: {label}: {twice[0]!r} is given for all problems and for this one")

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from prunekit import methods
 from prunekit.allocation import Nothing
 from prunekit.data import DataSettings
 from prunekit.errors import InputError
 from prunekit.models import ModelSettings
+from prunekit.names import check_folder_name, check_label
 from prunekit.permission import Named, current
 from prunekit.recipe import Recipe
 from prunekit.retrain import TrainingSettings
@@ -23,12 +24,12 @@ from prunekit.settings import Settings, digest, modules_of
 from prunekit.strict_yaml import load_yaml
 from prunekit.training import Training
 
-
 MAX_RECIPES = 10_000
 """How many recipes a study may have."""
 
 MAX_SEEDS = 1_000
 """How many replicates a study may have."""
+
 
 def _named(value: Any) -> Any:
     return DataSettings.parse({"name": value} if isinstance(value, str) else value)
@@ -71,8 +72,8 @@ class Method(Settings):
         return list(self._variants)
 
     def _points(self) -> list[dict[str, Any]]:
-        if isinstance(self.sweep, list):
         check_recipes(_points_of(self.sweep))
+        if isinstance(self.sweep, list):
             points = self.sweep
         else:
             points = [
@@ -128,7 +129,7 @@ class Study(Settings):
             A set with an official test part keeps that part, and draws another validation part.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Annotated[str, AfterValidator(check_folder_name)]
     title: str = ""
     question: str = ""
     expected: str = ""
@@ -141,7 +142,6 @@ class Study(Settings):
     splits: Literal["one", "per_seed"] = "one"
     _allowed: tuple[str, ...] = PrivateAttr(default=())
 
-    @model_validator(mode="after")
     @model_validator(mode="before")
     @classmethod
     def _few_enough(cls, values: Any) -> Any:
@@ -150,11 +150,15 @@ class Study(Settings):
             check_recipes(sum(_points_of(_sweep_of(method)) for method in listed.values()))
         return values
 
+    @model_validator(mode="after")
     def _labels_fit(self) -> Study:
         if "dense" in self.methods:
             raise ValueError("methods: the label 'dense' is taken by the unpruned network")
-        if not all(label.strip() for label in self.methods):
-            raise ValueError("methods: a label is empty")
+        for label in self.methods:
+            try:
+                check_label(label)
+            except InputError as error:
+                raise InputError(f"methods: {error}") from None
         for control, label in self.controls:
             if label is not None and label not in self.methods:
                 known = ", ".join(self.methods)
@@ -230,10 +234,6 @@ class Cell:
         return f"{self.label} ({self.variant})" if self.variant else self.label
 
 
-def _words(point: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
-
-
 def check_recipes(count: int) -> None:
     """Refuse more recipes than a study may have, before one of them is made."""
     if count > MAX_RECIPES:
@@ -249,6 +249,10 @@ def _points_of(sweep: Any) -> int:
     if isinstance(sweep, Mapping):
         return math.prod(len(values) for values in sweep.values() if isinstance(values, list | tuple))
     return len(sweep) if isinstance(sweep, list | tuple) and sweep else 1
+
+
+def _words(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
 
 
 def with_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -10,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunekit.batches import as_batches
 from prunekit.data import Dataset, DataSettings, Split, load
-from prunekit.errors import DataError
-from prunekit.files import remove_leftovers, replacing, write_json
+from prunekit.digests import read_tensors, write_tensors
+from prunekit.errors import DataError, PrunekitError
+from prunekit.files import parse_json
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.pruning import Session
 from prunekit.saving import Architecture, save_pretrained
 from prunekit.seeds import derive
 from prunekit.study.layout import STATE, Layout
-from prunekit.study.outputs import RESULT, is_finished, read_tensors
+from prunekit.study.outputs import MODEL, TRAINED, discard, is_finished, remove, stage_of, write_result
 from prunekit.study.spec import Cell, Study
 from prunekit.training import Report, State, copy_state, train, training_seed
 
-TRAINED = "trained"
+log = logging.getLogger(__name__)
 
 
 def train_network(
@@ -44,7 +45,7 @@ def train_network(
     folder = layout.network(study, seed)
     if is_finished(folder):
         return folder
-    remove_leftovers(folder)
+    discard(folder)
     data = dataset(study, data_dir, seed)
     model = build(study, data, seed)
     if report is not None:
@@ -56,17 +57,27 @@ def train_network(
         study.training,
         seed=training_seed(seed, "dense"),
         checkpoints=study.checkpoints,
-        on_checkpoint=lambda step, state: _save_state(folder / f"checkpoint-{step}.safetensors", state),
+        on_checkpoint=lambda step, state: write_tensors(folder / checkpoint(step), state),
         report=report,
     )
-    _save_state(folder / f"{TRAINED}.safetensors", copy_state(model))
+    write_tensors(folder / TRAINED, copy_state(model))
     row = {
         **measured(model, data),
         "train_loss": trained.loss if trained.iterations else None,
         "seconds": time.perf_counter() - started,
     }
-    write_json(folder / RESULT, row)
+    write_result(folder, {"row": row}, files_of_network(study))
     return folder
+
+
+def files_of_network(study: Study) -> tuple[str, ...]:
+    """The names of the files that a trained network consists of."""
+    return (TRAINED, *(checkpoint(step) for step in study.checkpoints))
+
+
+def checkpoint(step: int) -> str:
+    """The name of the file with the values at a step of the dense training."""
+    return f"checkpoint-{step}.safetensors"
 
 
 def run_cell(
@@ -83,32 +94,17 @@ def run_cell(
     `report` is told (step, steps, optimizer steps done, optimizer steps in all).
 
     Raises:
-        DataError: naming the file, if the network or the state of an interrupted run is damaged.
+        DataError: naming the file, if the network is damaged.
         PrunekitError: whatever the recipe or its training raises.
         OSError: if the folder cannot be written to.
     """
     folder = layout.cell(cell, seed)
     if is_finished(folder):
         return folder
-    remove_leftovers(folder)
+    discard(folder, keep=(STATE,))
     data = dataset(study, data_dir, seed)
-    network = layout.network(study, seed)
-    model = build(study, data, seed)
-    model.load_state_dict(read_tensors(network / f"{TRAINED}.safetensors")[0])
-    wanted = cell.recipe.retrain.checkpoint
-    checkpoints: dict[int, State] = {}
-    if wanted is not None:
-        checkpoints[wanted], _ = read_tensors(network / f"checkpoint-{wanted}.safetensors")
-    session = Session(
-        model,
-        cell.recipe,
-        data=data.train,
-        validation=data.validation,
-        seed=derive(seed, "cell"),
-        checkpoints=checkpoints,
-    )
     state = folder / STATE
-    _resume(session, state)
+    session = _begun(study, cell, seed, data, layout.network(study, seed), state)
     steps = len(session.plan.steps)
 
     def tell(done: int, total: int) -> None:
@@ -128,13 +124,57 @@ def run_cell(
         tell_step()
     save_pretrained(
         session.result(),
-        folder / "model",
+        folder / MODEL,
         architecture=Architecture(study.model, data.input_shape, data.outputs),
     )
-    rows = rows_of(session) or [_unchanged(session, measured(model, data))]
-    write_json(folder / RESULT, {"rows": rows, "layers": layers_of(session)})
+    rows = rows_of(session) or [_unchanged(session, measured(session.model, data))]
+    files = [f"{MODEL}/{path.name}" for path in sorted((folder / MODEL).iterdir())]
+    write_result(folder, {"rows": rows, "layers": layers_of(session)}, files)
     state.unlink(missing_ok=True)
     return folder
+
+
+def _begun(study: Study, cell: Cell, seed: int, data: Dataset, network: Path, state: Path) -> Session:
+    """The session of a cell where it was interrupted, or at its beginning, also if its state is damaged."""
+    session = _fresh(study, cell, seed, data, network)
+    if not state.exists():
+        return session
+    try:
+        _resume(session, state)
+    except PrunekitError as error:
+        log.warning("%s; %s, seed %d, begins afresh", error, cell.name, seed)
+        remove(state)
+        return _fresh(study, cell, seed, data, network)  # what was there may be half of another state
+    return session
+
+
+def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, network: Path) -> Session:
+    model = build(study, data, seed)
+    _fill(model, _values(network / TRAINED), network / TRAINED)
+    wanted = cell.recipe.retrain.checkpoint
+    return Session(
+        model,
+        cell.recipe,
+        data=data.train,
+        validation=data.validation,
+        seed=derive(seed, "cell"),
+        checkpoints={} if wanted is None else {wanted: _values(network / checkpoint(wanted))},
+    )
+
+
+def _values(path: Path) -> State:
+    try:
+        return read_tensors(path)[0]
+    except DataError as error:  # since this run has looked at it
+        raise DataError(f"{error}; run the study again, which does the network anew") from None
+
+
+def _fill(model: nn.Module, values: State, path: Path) -> None:
+    own = model.state_dict()
+    shapes = {name: (value.shape, value.dtype) for name, value in values.items()}
+    if shapes != {name: (value.shape, value.dtype) for name, value in own.items()}:
+        raise DataError(f"{path} holds the values of another network")
+    model.load_state_dict(values)
 
 
 def dataset(study: Study, data_dir: Path | None, seed: int = 0) -> Dataset:
@@ -239,29 +279,32 @@ def layers_of(session: Session) -> list[dict[str, Any]]:
     ]
 
 
-def _save_state(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    with replacing(path) as temporary:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-
-
 def _save_session(session: Session, path: Path) -> None:
     """The network and the session in one file, so that they cannot disagree."""
     tensors = {f"model/{name}": value for name, value in copy_state(session.model).items()}
     state = {key: value for key, value in session.state_dict().items() if key != "checkpoints"}
     rest = _without_tensors(state, "session", tensors)
-    _save_state(path, tensors, {"session": json.dumps(rest)})
+    write_tensors(path, tensors, {"session": json.dumps(rest), "stage": stage_of(path.parent)})
 
 
 def _resume(session: Session, path: Path) -> None:
-    if not path.exists():
-        return
-    tensors, rest = read_tensors(path)
-    if "recipe" not in rest:
-        raise DataError(f"{path} is damaged: it holds no session; remove it and run the study again")
-    state: State = {name[6:]: value for name, value in tensors.items() if name.startswith("model/")}
-    checkpoints = session.state_dict()["checkpoints"]
-    session.model.load_state_dict(state)
-    session.load_state_dict({**_with_tensors(rest, tensors), "checkpoints": checkpoints})
+    """Set a fresh session and its network to a state.
+
+    Raises:
+        DataError: naming the file, if it is damaged, or is the state of another cell; the session may be
+            changed then.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("stage") != stage_of(path.parent):
+        raise DataError(f"{path} is the state of another cell")
+    rest = parse_json(metadata.get("session", ""), path)
+    values = {name[6:]: value for name, value in tensors.items() if name.startswith("model/")}
+    _fill(session.model, values, path)
+    try:
+        state = _with_tensors(rest, tensors)
+        session.load_state_dict({**state, "checkpoints": session.state_dict()["checkpoints"]})
+    except (PrunekitError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise DataError(f"{path} holds no state of this session: {error}") from None
 
 
 def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

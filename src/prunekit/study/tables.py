@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from prunekit.digests import write_sums
 from prunekit.files import write_text
 from prunekit.study.layout import Layout
 from prunekit.study.outputs import is_finished, read_cell, read_network
@@ -22,7 +23,10 @@ LAYERS = ("method", "cell", "seed", "step", "layer", "shape", "parameters", "kep
 
 
 def write_tables(study: Study, layout: Layout) -> int:
-    """Write both tables from what is finished, dense network first; the number of finished cells.
+    """Write both tables from what is finished, dense network first, and their digests.
+
+    Returns:
+        The number of finished cells.
 
     Raises:
         DataError: naming the file, if a result is damaged.
@@ -46,6 +50,7 @@ def write_tables(study: Study, layout: Layout) -> int:
     dense = [{**common, **row} for row in _dense_rows(study, layout, prunable)]
     write_text(layout.results, _csv(RESULTS, [*dense, *results]))
     write_text(layout.layers, _csv(LAYERS, layers))
+    write_sums(layout.root, (layout.results.name, layout.layers.name))
     return finished
 
 

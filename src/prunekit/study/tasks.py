@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from prunekit.errors import PrunekitError
 
+LONGEST_LINE, LONGEST_TRACE = 2_000, 10_000
+"""Characters that are kept of what an exception says, and of where it happened."""
+
 Progress = Callable[[float], None]
 """Takes the fraction of a task that is done; its first call says where the task begins, 0 if afresh."""
 
@@ -55,7 +58,7 @@ class Failure:
     def of(cls, task: Task, error: BaseException) -> Failure:
         """The failure that an exception is; to be called while it is handled."""
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return cls(task.name, _line(error), traceback.format_exc(), disk_full=full)
+        return cls(task.name, line_of(error), _trace(), disk_full=full)
 
 
 class Watcher(Protocol):
@@ -113,16 +116,42 @@ def perform(task: Task, progress: Progress) -> Failure | None:
     """Run one task; what it raises becomes its failure, so that one failed cell does not lose the others."""
     try:
         task.run(*task.arguments, progress)
-    except (Exception, SystemExit) as error:  # a user's score may do anything, also call exit()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's score may do anything, also call exit()
         return Failure.of(task, error)
     return None
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """What an exception says in one line that can be printed, whatever its text is."""
+    try:
+        text = _text(error)
+    except BaseException:  # what a user's exception does to say its text is the user's code
+        text = f"{type(error).__name__}, whose text cannot be read"
+    text = " ".join(_printable(text).split())
+    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+
+
+def _text(error: BaseException) -> str:
     if isinstance(error, PrunekitError):
-        text = str(error)
-    elif isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    else:
-        text = f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
+def _trace() -> str:
+    try:
+        text = traceback.format_exc()
+    except BaseException:  # as in line_of
+        return "no traceback can be read"
+    return _printable(text[-LONGEST_TRACE:])
+
+
+def _printable(text: str) -> str:
+    """A text that every file in UTF-8 takes, and every terminal: no surrogates, no control characters."""
+    text = text[: 4 * LONGEST_TRACE].encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(
+        letter if letter.isprintable() or letter.isspace() else f"\\x{ord(letter):02x}" for letter in text
+    )

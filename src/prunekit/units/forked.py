@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError, PrunekitError
+from prunekit.worker import end_with_parent
 
 Part = Callable[[slice], Mapping[str, Tensor]]
 """The means over a slice of the examples, by name."""
@@ -38,6 +39,7 @@ def shared_out(part: Part, inputs: Tensor, processes: int) -> dict[str, Tensor]:
     results.share_memory_()  # type: ignore[no-untyped-call]
 
     def work(number: int) -> None:
+        end_with_parent()  # a worker of a study can be killed, and so can this one's parent
         torch.set_num_threads(1)
         results[number] = torch.cat(list(part(slices[number]).values()))
 
