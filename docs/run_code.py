@@ -7,6 +7,9 @@ puts the real output into it. The tests run every page through `run_page`. What 
     sh       its lines that start with prunekit, python, pytest or torchrun run; others are for the reader
     yaml     written to a file; also a python block, if its first line is a comment with a file's name
     text     after a block that ran: what it printed. A line of three dots stands for any lines
+
+Words are compared as they are, and numbers so that the outcome depends on no processor: durations not at all,
+errors of rounding only in that they are such, the others within a tolerance that training stays in.
 """
 
 from __future__ import annotations
@@ -50,6 +53,10 @@ FREE = re.compile(r"\d[\d.]* (?:ns|µs|ms|s)\b|± \d[\d.]*")
 """Durations and spreads say nothing of whether an output is the real one."""
 TOLERANCE = 0.25
 """How far a number may lie from what is shown: processors round differently, and training adds it up."""
+SHARE = 0.1
+"""The same for decimals below 1: losses, and accuracies near guessing, of which a quarter is little."""
+ROUNDING = 1e-6
+"""Numbers with an exponent that are not larger are errors of rounding: only that they are small is real."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +190,18 @@ def _same(shown: list[str], printed: list[str]) -> bool:
         left, right = FREE.sub("T", left), FREE.sub("T", right)
         if NUMBER.sub("N", left) != NUMBER.sub("N", right):
             return False
-        for a, b in zip(map(_number, NUMBER.findall(left)), map(_number, NUMBER.findall(right)), strict=True):
-            if abs(a - b) > TOLERANCE * max(abs(a), abs(b)):
-                return False
+        if not all(map(_near, NUMBER.findall(left), NUMBER.findall(right))):
+            return False
     return True
+
+
+def _near(shown: str, printed: str) -> bool:
+    a, b = _number(shown), _number(printed)
+    largest = max(abs(a), abs(b))
+    if "e" in shown + printed:
+        return largest <= ROUNDING or abs(a - b) <= TOLERANCE * largest
+    decimals = "." in shown and "." in printed and largest < 1
+    return abs(a - b) <= max(TOLERANCE * largest, SHARE if decimals else 0)
 
 
 def _number(text: str) -> float:

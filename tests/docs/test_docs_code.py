@@ -90,6 +90,12 @@ def test_writing_puts_the_real_output_into_the_page(tmp_path: Path) -> None:
     ("shown", "printed"),
     [
         ("accuracy 0.97", "accuracy 0.95"),
+        ("accuracy 0.111", "accuracy 0.181"),  # by guessing
+        ("accuracy 0.9", "accuracy 1.0"),
+        ("difference 7.8e-16", "difference 0.0"),
+        ("difference 0.0", "difference 7.8e-16"),
+        ("difference 3.1e-07", "difference 8e-09"),
+        ("at most 2.0e-03", "at most 2.3e-03"),
         ("12.1 µs median", "97 µs median"),
         ("a  b\n──────", "a b\n─────────"),
         ("first\n...\nlast", "first\n1\n2\nlast"),
@@ -110,6 +116,10 @@ def test_outputs_that_are_alike(shown: str, printed: str) -> None:
         ("first\n...\nlast", "first\nlost"),
         ("...\nmiddle\n...", "first\nlast"),
         ("1,000 weights", "1,500 weights"),
+        ("accuracy 0.111", "accuracy 0.3"),
+        ("difference 7.8e-16", "difference 0.05"),
+        ("difference 7.8e-16", "difference 2e-03"),
+        ("0 removed", "1 removed"),
     ],
 )
 def test_outputs_that_differ(shown: str, printed: str) -> None:
