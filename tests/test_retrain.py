@@ -50,7 +50,12 @@ def test_survivors_equal_their_initial_values_right_after_rewinding():
 def test_late_rewinding_trains_only_what_is_left_of_the_run():
     seen = []
     model = mlp(10, 16, 3)
-    model.register_forward_hook(lambda module, *_: seen.append(module.training))
+
+    def see(module, *_):
+        if torch.is_grad_enabled():  # before that the data is tried on the network, without gradients
+            seen.append(module.training)
+
+    model.register_forward_hook(see)
     prune(
         model,
         recipe(retrain={"name": "rewind", "step": 7, "training": {"iterations": 10}}),

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prunekit.batches import LoaderBatches, TensorBatches
 from prunekit.errors import DataError, InputError, ModelError
+from prunekit.losses import LOSSES
 from prunekit.masks import Masks
 from prunekit.regularize import Dropout
 from prunekit.training import Training, TrainingError, copy_state, make_optimizer, train
@@ -281,8 +282,8 @@ def test_a_loader_that_promises_too_much_ends_in_an_error():
 
 def test_regression_and_classification_losses():
     inputs, targets = blobs()
-    assert Training().loss_for(targets) is cross_entropy
-    assert Training(loss="squared_error").loss_for(targets) is not cross_entropy
+    assert Training().loss_for(targets) is LOSSES["cross_entropy"]
+    assert Training(loss="squared_error").loss_for(targets) is LOSSES["squared_error"]
     model = mlp(10, 1)
     done = train(model, TensorBatches(inputs, inputs[:, :1]), Training(epochs=60, lr=0.05), seed=0)
     assert done.loss < 0.05

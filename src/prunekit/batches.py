@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import DataError, InputError
-from prunekit.seeds import generator
+from prunekit.seeds import generator, keeping_generators
 
 Batch = tuple[Tensor, Tensor]
 
@@ -26,6 +26,9 @@ class Batches(Protocol):
     def length(self, batch_size: int) -> int:
         """The number of batches of an epoch."""
 
+    def first(self, count: int) -> Batch | None:
+        """Some examples to try things on, about `count`; what epochs and samples give stays the same."""
+
 
 @runtime_checkable
 class Examples(Protocol):
@@ -36,9 +39,17 @@ class Examples(Protocol):
 
 
 class TensorBatches:
-    """Examples held in memory; a batch is one indexing operation."""
+    """Examples held in memory; a batch is one indexing operation.
+
+    Class numbers of any whole type are given out as int64, which losses ask for.
+    """
 
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        if not inputs.dim() or not targets.dim():
+            raise DataError(
+                f"inputs of the shape {tuple(inputs.shape)} and targets of the shape {tuple(targets.shape)}: "
+                "the first dimension must be that of the examples"
+            )
         if len(inputs) != len(targets):
             raise DataError(f"there are {len(inputs)} inputs but {len(targets)} targets")
         if not len(inputs):
@@ -62,7 +73,11 @@ class TensorBatches:
 
     def _batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
         for chosen in order.split(batch_size):  # type: ignore[no-untyped-call]
-            yield self.inputs[chosen], self.targets[chosen]
+            yield self.inputs[chosen], as_targets(self.targets[chosen])
+
+    def first(self, count: int) -> Batch:
+        """The first ones."""
+        return self.inputs[:count], as_targets(self.targets[:count])
 
 
 class LoaderBatches:
@@ -91,7 +106,7 @@ class LoaderBatches:
                     "in a module that takes one tensor, or use your own loop with "
                     "recipe.attach(model, optimizer)"
                 )
-            yield batch[0], batch[1]
+            yield batch[0], as_targets(batch[1])
 
     def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Whole batches from the front until `count` examples are reached."""
@@ -116,11 +131,51 @@ class LoaderBatches:
             )
         return batches
 
+    def first(self, count: int) -> Batch | None:
+        """The loader's first batch, whole: how many examples a network takes at once may be fixed.
+
+        None where the loader gives none. The generators that a `DataLoader` shuffles by are put back.
+
+        Raises:
+            DataError: if it is no pair of tensors with as many inputs as targets.
+        """
+        owners = (self.loader, getattr(self.loader, "sampler", None))
+        own = [
+            generator for owner in owners if isinstance(generator := _generator_of(owner), torch.Generator)
+        ]
+        states = [generator.get_state() for generator in own]
+        try:
+            with keeping_generators():
+                batch = next(self.epoch(0, count, 0), None)
+        finally:
+            for generator, state in zip(own, states, strict=True):
+                generator.set_state(state)
+        if batch is not None:
+            TensorBatches(*batch)
+        return batch
+
     def _known_length(self) -> int | None:
         try:
             return len(self.loader)  # type: ignore[arg-type]
         except TypeError:  # so says a loader over a stream
             return None
+
+
+def _generator_of(owner: Any) -> Any:
+    return getattr(owner, "generator", None)
+
+
+def as_targets(targets: Tensor) -> Tensor:
+    """Class numbers as int64, real values as they are.
+
+    Raises:
+        DataError: if they are neither.
+    """
+    if targets.dtype == torch.int64 or targets.is_floating_point():
+        return targets
+    if targets.is_complex():
+        raise DataError(f"targets must be class numbers or real values, not {targets.dtype}")
+    return targets.long()
 
 
 def as_batches(data: Any) -> Batches:

@@ -29,7 +29,9 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
     """
     number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not number or not least <= int(value) <= most:
-        raise InputError(f"{name} = {shown(value)}: a whole number from {least:,} to {most:,} is needed")
+        raise InputError(
+            f"{name} = {shown(value)}: a whole number of at least {least:,} and at most {most:,} is needed"
+        )
     return int(value)
 
 

@@ -1,26 +1,96 @@
 """The errors that networks are trained and judged by."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunekit.errors import InputError
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> a scalar, the mean over the examples."""
 
+NOTHING = -100
+"""The class number that cross-entropy leaves out, as torch has it."""
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy, averaged over the examples (and positions), of class numbers or probabilities.
+
+    Raises:
+        InputError: for targets that do not go with the outputs.
+    """
+    try:
+        return F.cross_entropy(outputs, targets)
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        raise _explained("cross_entropy", outputs, targets, error) from None
+
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared error summed over the outputs, averaged over the examples; class numbers become one-hot."""
-    if not targets.is_floating_point():
-        targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
-    if targets.shape != outputs.shape:
-        raise ValueError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in shape")
-    return (outputs - targets).square().flatten(1).sum(1).mean()
+    """Squared error summed over the outputs, averaged over the examples; class numbers become one-hot.
+
+    Raises:
+        InputError: for targets that do not go with the outputs.
+    """
+    try:
+        if not targets.is_floating_point():
+            targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+        if targets.shape == outputs.shape:
+            return (outputs - targets).square().flatten(1).sum(1).mean()
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        raise _explained("squared_error", outputs, targets, error) from None
+    raise InputError(misfit("squared_error", outputs, targets) or "outputs and targets differ in shape")
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "squared_error": squared_error}
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
 
 
 def default_loss(targets: Tensor) -> str:
     """Class numbers are judged by cross-entropy, real values by the squared error."""
     return "squared_error" if targets.is_floating_point() else "cross_entropy"
+
+
+def misfit(name: str, outputs: Any, targets: Tensor) -> str | None:
+    """Why a loss cannot be taken of a batch, in a few words; None if it can."""
+    if not isinstance(outputs, Tensor):
+        return f"the network gives a {type(outputs).__name__}, where one tensor is needed"
+    given = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in shape"
+    if targets.is_floating_point():
+        if targets.shape == outputs.shape:
+            return None
+        return f"{given}: real values have one target for each output, classes are whole numbers (int64)"
+    positions = () if name == "squared_error" else outputs.shape[2:]
+    if (
+        outputs.dim() < 2
+        or targets.shape != (len(outputs), *positions)
+        or outputs.dim() != 2 + len(positions)
+    ):
+        return f"{given}: there is one class number for each example (and position)"
+    return out_of_range(name, targets, outputs.shape[1])
+
+
+def out_of_range(name: str, targets: Tensor, classes: int) -> str | None:
+    """Which class number is none of so many; None if all are."""
+    if targets.is_floating_point() or not targets.numel():
+        return None
+    least, most = (int(value) for value in targets.aminmax())
+    if least >= 0 and most < classes:
+        return None
+    wrong = (targets < 0) | (targets >= classes)
+    if name == "cross_entropy":
+        wrong &= targets != NOTHING
+    if not bool(wrong.any()):
+        return None
+    place = wrong.nonzero()[0]
+    return (
+        f"the class number {int(targets[tuple(place)])} of example {int(place[0])} is none of the network's "
+        f"{classes} outputs: class numbers are 0 to {classes - 1}"
+    )
+
+
+def _explained(name: str, outputs: Tensor, targets: Tensor, error: Exception) -> Exception:
+    wrong = misfit(name, outputs, targets)
+    return error if wrong is None else InputError(wrong)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.masks import Masks
+from prunekit.targets import unwrap
 
 
 class MaskedOptimizer:
@@ -42,6 +43,19 @@ class MaskedOptimizer:
     def detach(self) -> None:
         """Stop acting on the optimizer."""
         self._handle.remove()
+
+    @staticmethod
+    def on(optimizer: Optimizer) -> list[MaskedOptimizer]:
+        """Those that act on an optimizer now; its hooks are where they are written down."""
+        hooks = getattr(optimizer, "_optimizer_step_post_hooks", {}).values()
+        owners = (getattr(hook, "__self__", None) for hook in hooks)
+        return [owner for owner in owners if isinstance(owner, MaskedOptimizer)]
+
+    def shares(self, model: nn.Module) -> str | None:
+        """The first parameter of a network that is of the one whose weights are masked here; None if none."""
+        own = {id(parameter) for parameter in self._model.parameters()}
+        named = unwrap(model).named_parameters()
+        return next((name for name, parameter in named if id(parameter) in own), None)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # once per step of the training, so it does no more than it must: one fused multiplication

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batches
 from prunekit.errors import InputError, ModelError
+from prunekit.losses import LOSSES, Loss, default_loss
+from prunekit.recipe import Recipe
 from prunekit.retrain import Checkpoints, Retrain
 from prunekit.targets import unwrap
+from prunekit.trial import Use, check_examples
 
 
 def check_retraining(
@@ -40,6 +43,56 @@ def check_retraining(
             f"retrain {retrain.name}: goes on from step {retrain.start}, "
             f"but the training has only {steps} steps"
         )
+
+
+def check_data(
+    model: nn.Module,
+    recipe: Recipe,
+    data: Batches | None,
+    validation: Batches | None,
+    loss: Loss | None,
+    *,
+    batch: int,
+    retraining: bool,
+) -> None:
+    """Refuse examples that the network or a loss cannot take; neither a weight nor a generator changes.
+
+    Args:
+        model: the network.
+        recipe: what is done to it.
+        data: training examples.
+        validation: on which the error is measured that a `stop` looks at; some of the data by default.
+        loss: of scores and stops, if it is not the one that goes with the targets.
+        batch: how many examples a calibration pass takes at a time.
+        retraining: whether the recipe's retraining will be done as well.
+
+    Raises:
+        ModelError: if the network fails on the inputs.
+        InputError: if a loss cannot be taken of its outputs and the targets.
+        DataError: if values are NaN or infinite, or there are no examples.
+    """
+    inner, training = unwrap(model), recipe.retrain.plan if retraining else None
+    builtin = default_loss if loss is None else None
+
+    def usual(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (loss or LOSSES[default_loss(targets)])(outputs, targets)
+
+    def stopping(outputs: Tensor, targets: Tensor) -> Tensor:
+        return recipe.stop.error(outputs, targets, usual)
+
+    uses: list[Use] = []
+    measured: list[Use] = []
+    if recipe.needs_data:
+        with_loss = recipe.allocation.needs_data or any(need.needs_loss for need in recipe.needs)
+        uses.append(Use(usual, builtin, batch) if with_loss else Use(None, None, batch))
+    if training is not None:
+        uses.append(Use(training.loss_of, training.loss_named, training.batch_size, train=True))
+    if recipe.stop.needs_data:
+        (uses if validation is None else measured).append(Use(stopping, builtin, batch))
+    if data is not None:
+        check_examples(inner, "the data", data, uses)
+    if validation is not None:
+        check_examples(inner, "the validation data", validation, measured)
 
 
 def check_restart(model: nn.Module, retrain: Retrain, checkpoints: Checkpoints) -> None:

@@ -166,5 +166,6 @@ def check_increasing(sparsities: tuple[float | None, ...]) -> None:
     for earlier, later in zip([0.0, *stated], stated, strict=False):
         if later <= earlier:
             raise InputError(
-                f"the schedule must be strictly increasing above 0, but sparsity {later:g} follows {earlier:g}"
+                "the schedule must be strictly increasing above 0, "
+                f"but sparsity {later:g} follows {earlier:g}"
             )

@@ -21,11 +21,21 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw from `seed` inside; torch's global generators are put back afterwards."""
-    # asking an unused GPU for its generator would start it, in every worker process
-    in_use = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-    devices = list(range(torch.cuda.device_count())) if in_use else []
-    with torch.random.fork_rng(devices):
+    with keeping_generators():
         torch.default_generator.manual_seed(seed)
-        if devices:
+        if _gpus():
             torch.cuda.manual_seed_all(seed)
         yield
+
+
+@contextmanager
+def keeping_generators() -> Iterator[None]:
+    """Torch's global generators are put back afterwards."""
+    with torch.random.fork_rng(_gpus()):
+        yield
+
+
+def _gpus() -> list[int]:
+    # asking an unused GPU for its generator would start it, in every worker process
+    in_use = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return list(range(torch.cuda.device_count())) if in_use else []

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, ModelError, PrunekitError
-from prunekit.limits import EPOCHS, LARGE, WHOLE
+from prunekit.limits import EPOCHS, LARGE, WHOLE, checked_seed, whole
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masking import MaskedOptimizer
 from prunekit.masks import Masks
@@ -69,7 +69,15 @@ class Training(Settings):
 
     def loss_for(self, targets: Tensor) -> Loss:
         """The error that is minimised, for targets of this kind."""
-        return LOSSES[default_loss(targets) if self.loss == "auto" else self.loss]
+        return LOSSES[self.loss_named(targets)]
+
+    def loss_named(self, targets: Tensor) -> str:
+        """Its key in `LOSSES`."""
+        return default_loss(targets) if self.loss == "auto" else self.loss
+
+    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised, of one batch."""
+        return self.loss_for(targets)(outputs, targets)
 
 
 @dataclass(frozen=True)
@@ -110,10 +118,12 @@ def train(
         report: told after every epoch how far the run is.
 
     Raises:
+        InputError: if `seed` or `start` is no whole number within its range.
         TrainingError: if the loss of an epoch is not finite; the model is then in the state that gave it.
         ModelError: if all parameters are frozen.
         DataError: if an epoch of the data has no batch.
     """
+    seed, start = checked_seed(seed), whole("start", start, 0, WHOLE)
     data = as_batches(data)
     total = training.length(data)
     optimizer = make_optimizer(model, training)

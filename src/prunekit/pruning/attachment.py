@@ -8,8 +8,40 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from prunekit.errors import InputError
 from prunekit.masking import MaskedOptimizer
 from prunekit.masks import Masks
+
+
+def check_attachable(model: nn.Module, optimizer: Any, masks: Masks) -> None:
+    """Refuse an optimizer that does not train the pruned weights, or has masks of them already.
+
+    Raises:
+        InputError: naming the first weight that is not its own, or has masks.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"the optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    for other in MaskedOptimizer.on(optimizer):
+        shared = other.shares(model)
+        if shared is not None:
+            raise InputError(
+                f"the optimizer ({type(optimizer).__name__}) carries the masks of another session already, of "
+                f"the network that {shared} belongs to: detach() that session first"
+            )
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    pairs = zip(masks, (parameter for parameter, _ in masks.parameters(model)), strict=True)
+    strange = [(name, parameter) for name, parameter in pairs if id(parameter) not in own]
+    trainable = [name for name, parameter in strange if parameter.requires_grad]
+    if trainable:
+        raise InputError(
+            f"the optimizer ({type(optimizer).__name__}) does not train {trainable[0]}, which the recipe "
+            "prunes: give it the parameters of this network, or freeze the weight or leave it out by 'ignore'"
+        )
+    if strange and not any(id(parameter) in own for parameter in model.parameters()):
+        raise InputError(
+            f"the optimizer ({type(optimizer).__name__}) trains no parameter of this network, such as "
+            f"{strange[0][0]}"
+        )
 
 
 class Attachment:

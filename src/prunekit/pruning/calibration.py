@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch, Batches
 from prunekit.elements import Elements
-from prunekit.errors import DataError
+from prunekit.errors import DataError, PrunekitError
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masks import Masks
+from prunekit.readiness import check_data
+from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.statistics.average import average
+from prunekit.statistics.processes import sum_over_processes
 from prunekit.stopping import Stop
 from prunekit.targets import unwrap
 
@@ -54,6 +57,31 @@ class Calibration:
     def device(self) -> torch.device:
         """Where the network is now."""
         return unwrap(self._model).get_parameter(next(iter(self._elements.parameters))).device
+
+    def check(self, recipe: Recipe, *, retraining: bool) -> None:
+        """Refuse data that the network or a loss cannot take, as `check_data` does.
+
+        All processes refuse together: one that stopped alone would leave the others waiting for it.
+        """
+        wrong = None
+        try:
+            check_data(
+                self._model,
+                recipe,
+                self._data,
+                self._validation,
+                self._loss,
+                batch=BATCH,
+                retraining=retraining,
+            )
+        except PrunekitError as error:
+            wrong = error
+        refusing = torch.tensor([float(wrong is not None)], device=self.device)
+        sum_over_processes([refusing])
+        if wrong is not None:
+            raise wrong
+        if refusing:
+            raise DataError("the examples of another process cannot be taken: see what it says")
 
     def batches(self) -> Iterator[Batch]:
         """The sample; nothing without data."""
@@ -96,6 +124,13 @@ class Calibration:
 
 
 def two_examples(model: nn.Module, data: Batches) -> Tensor:
-    """Inputs that a network can be run on, on its device."""
-    inputs, _ = next(iter(data.sample(2, 2, 0)))
+    """Inputs that a network can be run on, on its device.
+
+    Raises:
+        DataError: if there are none.
+    """
+    batch = next(iter(data.sample(2, 2, 0)), None)
+    if batch is None:
+        raise DataError("the data is empty: there is no example to run the network on")
+    inputs, _ = batch
     return inputs[:2].to(next(model.parameters()).device)

@@ -46,7 +46,9 @@ def prune(
             default the first two of the data.
 
     Raises:
-        InputError, ModelError, DataError: before anything is changed.
+        InputError, ModelError, DataError: before anything is changed; data is tried on the network first.
+        Exception: whatever the training, a repair or `evaluate` raises later; the network is put back as it
+            was then.
     """
     session = Session(
         model,
@@ -58,6 +60,7 @@ def prune(
         validation=validation,
         example_inputs=example_inputs,
     )
-    for _ in session.run(evaluate=evaluate, report=report):
-        pass
+    with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
+        for _ in session.run(evaluate=evaluate, report=report):
+            pass
     return session.result()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -13,18 +15,20 @@ from torch.optim import Optimizer
 from prunekit.batches import Batches, as_batches
 from prunekit.errors import InputError
 from prunekit.history import Pruned, Record
+from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
 from prunekit.masks import Masks
-from prunekit.pruning.attachment import Attachment
+from prunekit.pruning.attachment import Attachment, check_attachable
 from prunekit.pruning.calibration import Calibration, two_examples
 from prunekit.pruning.choosing import chosen
 from prunekit.pruning.guard import Guard
 from prunekit.pruning.ranking import Ranking
 from prunekit.readiness import check_restart, check_retraining
 from prunekit.recipe import Plan, Recipe, Step
-from prunekit.repair import Damage
+from prunekit.repair import Damage, NoRepair
 from prunekit.retrain import Checkpoints
 from prunekit.seeds import derive
+from prunekit.snapshot import Snapshot
 from prunekit.stopping import Stopped
 from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import uncompiled, unwrap
@@ -62,6 +66,8 @@ class Session:
         self.model = model
         self.recipe = recipe
         self._data: Batches | None = None if data is None else as_batches(data)
+        self._undo_held = False
+        self._tried: set[bool] = set()
         if recipe.by_example and example_inputs is None and self._data is not None:
             example_inputs = two_examples(unwrap(model), self._data)
         self._example_inputs = example_inputs
@@ -69,7 +75,7 @@ class Session:
         self.kept = self.plan.elements.all_kept(model)
         self.masks = self.plan.elements.masks(model, self.kept)
         self.history: list[Record] = []
-        self._seed = seed
+        self._seed = checked_seed(seed)
         self._checkpoints: dict[int, Mapping[str, Tensor]] = dict(checkpoints or {})
         self._attachment: Attachment | None = None
         self._every: int | None = None
@@ -80,10 +86,10 @@ class Session:
             self._data,
             None if validation is None else as_batches(validation),
             examples=recipe.calibration,
-            seed=seed,
+            seed=self._seed,
             loss=loss,
         )
-        self._ranking = Ranking(model, recipe, self.plan, self._calibration, seed)
+        self._ranking = Ranking(model, recipe, self.plan, self._calibration, self._seed)
         self._guard = Guard(recipe.stop, self._calibration.error)
         if recipe.stop.needs_data and self._data is None and validation is None:
             raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
@@ -112,19 +118,72 @@ class Session:
     def run(self, *, evaluate: Evaluate | None = None, report: Report | None = None) -> Iterator[Record]:
         """Take the steps that are left, each with its retraining, and yield what each achieved.
 
-        A step that the recipe's `stop` rolls back is neither yielded nor in the history.
+        A step that the recipe's `stop` rolls back is neither yielded nor in the history. Where a step fails,
+        network and session are what they were before it.
         """
         check_retraining(self.model, self.recipe.retrain, self._checkpoints, self._data)
+        if not self.done:
+            self._try_data(retraining=True)
         while not self.done:
-            started = time.perf_counter()
-            step = self.plan.steps[len(self.history)]
-            self._guard.hold(self.model, len(self.history), self.kept)
-            self._prune_step(step)
-            train_loss = self._retrain(step, report)
-            if self._retrains(step) and self._check(step.number) and self.recipe.stop.rolls_back:
+            with self.undoing(steps=1, evaluated=evaluate is not None):
+                record = self._whole_step(evaluate, report)
+            if record is None:
                 return
-            measured = evaluate(self.model) if evaluate is not None else {}
-            yield self._record(step, started, train_loss, measured)
+            yield record
+
+    def _whole_step(self, evaluate: Evaluate | None, report: Report | None) -> Record | None:
+        """The next step with its retraining; None where it was rolled back."""
+        started = time.perf_counter()
+        step = self.plan.steps[len(self.history)]
+        self._guard.hold(self.model, len(self.history), self.kept)
+        self._prune_step(step)
+        train_loss = self._retrain(step, report)
+        if self._retrains(step) and self._check(step.number) and self.recipe.stop.rolls_back:
+            return None
+        measured = evaluate(self.model) if evaluate is not None else {}
+        return self._record(step, started, train_loss, measured)
+
+    @contextmanager
+    def undoing(self, *, steps: int, evaluated: bool = False) -> Iterator[None]:
+        """What is begun inside is done wholly, or network and session are put back as they were.
+
+        The network is copied for it only where something can fail after its first weight has changed.
+
+        Args:
+            steps: how many are taken inside.
+            evaluated: whether code of the user's measures the network between them.
+        """
+        if self._undo_held:
+            yield
+            return
+        recipe = self.recipe
+        may_fail = (
+            steps > 1
+            or evaluated
+            or recipe.retrain.plan is not None
+            or recipe.stop.needs_data
+            or not isinstance(recipe.repair, NoRepair)
+        )
+        values = Snapshot(unwrap(self.model)) if may_fail else None
+        kept, masks, history = self.kept, self.masks, list(self.history)
+        ranking, guard = copy(self._ranking), copy(self._guard)
+        self._undo_held = True
+        try:
+            yield
+        except BaseException:
+            if values is not None:
+                values.restore()
+            self.kept, self.masks, self.history = kept, masks, history
+            self._ranking, self._guard = ranking, guard
+            raise
+        finally:
+            self._undo_held = False
+
+    def _try_data(self, *, retraining: bool) -> None:
+        """Refuse data that network or loss cannot take, once, before a weight changes."""
+        if retraining not in self._tried:
+            self._calibration.check(self.recipe, retraining=retraining)
+            self._tried |= {retraining, False}
 
     def advance(self) -> Record | None:
         """Take the next step of the schedule, for a training loop of one's own; no retraining is done here.
@@ -141,13 +200,15 @@ class Session:
                 if self.stopped
                 else f"all {len(self.plan.steps)} steps of the schedule are taken already"
             )
+        self._try_data(retraining=False)
         if self.check() is not None:
             return None
         started = time.perf_counter()
         check_restart(self.model, self.recipe.retrain, self._checkpoints)
         step = self.plan.steps[len(self.history)]
-        self._guard.hold(self.model, len(self.history), self.kept)
-        restarted = self._prune_step(step)
+        with self.undoing(steps=1):
+            self._guard.hold(self.model, len(self.history), self.kept)
+            restarted = self._prune_step(step)
         if self._attachment is not None and restarted:
             self._attachment.forget()
         return self._record(step, started, None, {})
@@ -253,14 +314,19 @@ class Session:
         """Let the masks act after each step of an optimizer; with `every`, advance by itself.
 
         The values at the steps that the recipe rewinds to are kept as they go by.
+
+        Raises:
+            InputError: if `every` is no whole number of at least 1, or the optimizer does not train this
+                network or carries masks of it already; nothing is attached then.
         """
-        if every is not None and every < 1:
-            raise InputError(
-                f"every = {every}: the number of optimizer steps between two advances is at least 1"
-            )
+        if every is not None:
+            every = whole("every", every, 1, WHOLE)
         if self._attachment is not None:
             raise InputError("the session is attached to an optimizer already: detach() it first")
+        check_attachable(self.model, optimizer, self.masks)
         self._check_attachable(every)
+        if not self.done:
+            self._try_data(retraining=False)
         if self.recipe.retrain.checkpoint == 0 and 0 not in self._checkpoints:
             self._checkpoints[0] = copy_state(unwrap(self.model))
         self._every = every
