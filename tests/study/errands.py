@@ -1,11 +1,16 @@
 """Tasks for the tests of tasks; a worker process imports them from here."""
 
+import logging
 import os
 import signal
+import stat
 import sys
+import time
 from pathlib import Path
 
 import torch
+
+from prunekit.units.forked import shared_out
 
 
 class UnpicklableError(Exception):
@@ -14,6 +19,20 @@ class UnpicklableError(Exception):
     def __init__(self, first, second):
         super().__init__(first)
         self.second = lambda: second
+
+
+class MuteError(Exception):
+    """Cannot say what is wrong."""
+
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+class StubbornError(BaseException):
+    """No ordinary exception, and it exits when asked for its text."""
+
+    def __str__(self):
+        sys.exit(5)
 
 
 def leave(folder: Path, name: str, progress) -> None:
@@ -30,6 +49,34 @@ def talk(progress) -> None:
     os.write(1, b"bytes on stdout\n")
 
 
+def give_back_a_function(progress):
+    return lambda: progress
+
+
+def warn(progress) -> None:
+    logging.getLogger("prunekit.study.stages").warning("a state is %s", "damaged")
+    logging.getLogger("prunekit.study.stages").info("not worth telling")
+
+
+def hang(folder: Path, name: str, progress) -> None:
+    (folder / name).touch()
+    while True:
+        time.sleep(1000)
+
+
+def fork_and_hang(progress) -> None:
+    """As statistics do that are shared out over processes."""
+
+    def work(part):
+        if part.start == 0:
+            hang(Path(), "unused", progress)
+        return {"x": torch.zeros(1)}
+
+    shared_out(
+        lambda part: {"x": torch.zeros(1)} if part == slice(0, 1) else work(part), torch.zeros(4, 1), 2
+    )
+
+
 def fail(kind: str, progress) -> None:
     if kind == "unpicklable":
         raise UnpicklableError("first\nline", "second")
@@ -41,4 +88,22 @@ def fail(kind: str, progress) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "full":
         raise OSError(28, "No space left on device", "a/result.json")
+    if kind == "mute":
+        raise MuteError
+    if kind == "stubborn":
+        raise StubbornError
+    if kind == "surrogates":
+        raise ValueError("\ud800 \x1b[31m \0")
+    if kind == "megabytes":
+        raise ValueError("x" * 50_000_000)
+    if kind == "interrupt":
+        raise KeyboardInterrupt
+    if kind == "babble":
+        for number in range(3, 100):  # among them is the pipe to the parent
+            try:
+                if stat.S_ISSOCK(os.fstat(number).st_mode):
+                    os.write(number, b"\0\0\0\5hello")
+            except OSError:
+                pass
+        time.sleep(1000)
     raise ValueError("no\n  good")

@@ -1,5 +1,7 @@
 """A user's own score and model, as `own_parts:...` in a study."""
 
+import time
+
 import torch
 from torch import nn
 
@@ -14,6 +16,17 @@ class Fussy(Score):
     def __call__(self, evidence):
         if any(bool((weight == 0).any()) for weight in evidence.weights.values()):
             raise RuntimeError("I do not like\nzeros")
+        return {name: weight.abs() for name, weight in evidence.weights.items()}
+
+
+class Sleepy(Score):
+    """Hangs at the second step."""
+
+    name = "sleepy"
+
+    def __call__(self, evidence):
+        while any(bool((weight == 0).any()) for weight in evidence.weights.values()):
+            time.sleep(1000)
         return {name: weight.abs() for name, weight in evidence.weights.items()}
 
 

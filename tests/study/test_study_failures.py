@@ -99,3 +99,29 @@ def test_a_model_and_a_score_of_ones_own(tmp_path):
         ("own_parts:linear", "dense"),
         ("own_parts:linear", "fussy"),
     ]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_cell_that_hangs_is_ended_and_keeps_its_steps(tmp_path):
+    methods = {"sleepy": {"recipe": fussy(2)["recipe"] | {"score": "own_parts:Sleepy"}}}
+    study = tiny(methods=methods | {"random": one_shot("random", 0.5)}, seeds=1)
+    with pytest.raises(
+        StudyError, match=r"^sleepy, seed 0: failed: took longer than 4 s, the limit of a cell;"
+    ):
+        run_study(study, tmp_path, workers=1, cell_timeout=4)
+    assert [row["method"] for row in tables(tmp_path)[0]] == ["dense", "random"]
+    assert len(list(tmp_path.glob("cells/sleepy-*/seed-0/state.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "3", True])
+def test_a_limit_of_time_is_a_number_of_seconds(tmp_path, seconds):
+    with pytest.raises(InputError, match="cell_timeout = .*: a number of seconds above 0 is needed"):
+        run_study(tiny(), tmp_path / "s", workers=1, cell_timeout=seconds)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("out", ["con", "line\nend", "a/NUL.txt/b", "ends."])
+def test_results_go_where_every_system_has_a_folder(tmp_path, out):
+    with pytest.raises(InputError, match="cannot name a folder"):
+        run_study(tiny(), tmp_path / out, workers=1)
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from process_groups import living
 from safetensors import safe_open
 
 from prunekit.study import load_study, run_study
@@ -31,19 +32,6 @@ def start(study: Path, out: Path) -> subprocess.Popen:
         # a runner in the background may have had Ctrl-C ignored, which processes inherit
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-
-
-def group(process: subprocess.Popen) -> set[int]:
-    """Every living process of the group, zombies apart."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, leader = folder.joinpath("stat").read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(leader) == process.pid and state != "Z":
-            found.add(int(folder.name))
-    return found
 
 
 def wait_for(reached, process: subprocess.Popen | None = None) -> None:
@@ -86,7 +74,7 @@ def test_a_study_that_is_killed_at_three_moments_gives_the_results_of_one_that_r
         before, steps = stages(out), steps_done(out)
         process.kill()
         process.communicate()
-        wait_for(lambda process=process: not group(process))  # no worker lives on
+        wait_for(lambda process=process: not living(process.pid))  # no worker lives on
         assert not (out / "results.csv").exists()
         assert before.items() <= stages(out).items()
     last, known = stages(out), steps_done(out)
@@ -127,6 +115,6 @@ def test_ctrl_c_ends_at_once_with_one_line_and_no_worker_left(tmp_path):
     assert process.returncode == 130
     assert printed == ""
     assert complaints == "prunekit: error: stopped; the same command goes on from here\n"
-    wait_for(lambda: group(process) == set())  # a busy machine takes a moment to end what was told to
+    wait_for(lambda: living(process.pid) == set())  # a busy machine takes a moment to end what was told to
     rows, _ = tables(out)
     assert {row["method"] for row in rows} <= {"dense"}  # what is finished can be looked at

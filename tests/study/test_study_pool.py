@@ -2,10 +2,16 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import errands
 import pytest
+from process_groups import living
 from test_study_tasks import Notes, fail, leave
 
 from prunekit.study.running import run_tasks
@@ -18,27 +24,37 @@ def no_process_is_left():
     assert multiprocessing.active_children() == []
 
 
-def test_whatever_becomes_of_a_worker_the_other_tasks_are_done(tmp_path, capfd):
+def test_whatever_becomes_of_a_worker_the_other_tasks_are_done(tmp_path, capfd, caplog):
     tasks = [
         leave(tmp_path, "first"),
         fail("die"),
         fail("kill"),
         fail("unpicklable"),
         fail("exit"),
+        *(fail(kind) for kind in ("mute", "stubborn", "surrogates", "megabytes", "interrupt", "babble")),
         leave(tmp_path, "heir", after=("die",)),
         leave(tmp_path, "second", after=("first",)),
         leave(tmp_path, "last"),
         Task("talk", errands.talk, ()),
+        Task("warn", errands.warn, ()),
+        Task("give", errands.give_back_a_function, ()),
         Task("unsendable", errands.leave, (threading.Lock(), "x")),
     ]
     notes = Notes()
     failures = {failure.name: failure.message for failure in run_tasks(tasks, 2, notes)}
+    assert [record.getMessage() for record in caplog.records] == ["a state is damaged"]
+    assert len(failures.pop("megabytes")) < 3000
+    assert failures.pop("babble").startswith("its process said what cannot be read: UnpicklingError: ")
     assert failures.pop("unsendable").startswith("TypeError: cannot pickle")
     assert failures == {
         "die": "its process ended with exit code 7",
         "kill": "its process was killed; the system does that when memory runs out",
         "unpicklable": "UnpicklableError: first line",
         "exit": "SystemExit: 3",
+        "mute": "MuteError, whose text cannot be read",
+        "stubborn": "StubbornError, whose text cannot be read",
+        "surrogates": r"ValueError: \ud800 \x1b[31m \x00",
+        "interrupt": "KeyboardInterrupt:",
         "heir": "not run, because die failed",
     }
     assert sorted((tmp_path / "order").read_text().split()) == ["first", "last", "second"]
@@ -52,3 +68,97 @@ def test_whatever_becomes_of_a_worker_the_other_tasks_are_done(tmp_path, capfd):
     assert out == ""  # stdout belongs to the result
     assert "words on stdout" in err
     assert "bytes on stdout" in err
+
+
+def test_a_task_that_hangs_is_ended_and_the_others_are_done(tmp_path):
+    tasks = [
+        Task("hang", errands.hang, (tmp_path, "hang")),
+        leave(tmp_path, "a"),
+        leave(tmp_path, "heir", after=("hang",)),
+        leave(tmp_path, "b"),
+    ]
+    notes = Notes()
+    failures = {failure.name: failure.message for failure in run_tasks(tasks, 1, notes, 3.0)}
+    assert failures == {
+        "hang": "took longer than 3 s, the limit of a cell",
+        "heir": "not run, because hang failed",
+    }
+    assert sorted((tmp_path / "order").read_text().split()) == ["a", "b"]
+    assert set(notes.ended) == {"hang", "a", "heir", "b"}
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the workers")
+PATIENCE = 300.0
+
+
+def parent_of_workers(tasks, workers):
+    """A process in a group of its own that runs tasks, until it is killed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            run_tasks(tasks, workers, Notes())
+        finally:
+            os._exit(1)
+    return child
+
+
+def seconds_until(reached):
+    began = time.monotonic()
+    while not reached():
+        assert time.monotonic() < began + PATIENCE, "waited too long"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def kill(parent):
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+
+
+@on_linux
+def test_a_worker_ends_with_its_parent_also_while_it_imports(tmp_path, monkeypatch):
+    fake = tmp_path / "torch"
+    fake.mkdir()
+    (fake / "__init__.py").write_text(
+        f"import time\nopen({str(tmp_path / 'imports')!r}, 'w').close()\nwhile True: time.sleep(1000)\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # which workers inherit
+    parent = parent_of_workers([leave(tmp_path, "a")], 2)
+    seconds_until((tmp_path / "imports").exists)
+    kill(parent)
+    seconds_until(lambda: not living(parent))
+
+
+@on_linux
+def test_processes_that_a_worker_has_forked_end_with_it(tmp_path):
+    parent = parent_of_workers([Task("fork", errands.fork_and_hang, ()), leave(tmp_path, "a")], 2)
+    seconds_until(lambda: len(living(parent)) >= 5)  # parent, tracker of resources, two workers, one forked
+    kill(parent)
+    seconds_until(lambda: not living(parent))
+
+
+@on_linux
+def test_workers_end_with_their_parent_at_any_moment(tmp_path):
+    tasks = [Task(f"hang {k}", errands.hang, (tmp_path, f"hang {k}")) for k in range(2)]
+    for tenth in range(10):
+        parent = parent_of_workers(tasks, 2)
+        time.sleep(tenth / 30)
+        kill(parent)
+        seconds_until(lambda parent=parent: not living(parent))
+
+
+def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path += {[str(Path(errands.__file__).parent)]!r}\n"
+        "from pathlib import Path\n"
+        "from test_study_tasks import Notes, leave\n"
+        "from prunekit.study.running import run_tasks\n"
+        "print('run')\n"
+        f"assert run_tasks([leave(Path({str(tmp_path)!r}), name) for name in 'ab'], 2, Notes()) == []\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.stdout + done.stderr == "run\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "order", "script.py"}

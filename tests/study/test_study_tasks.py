@@ -109,6 +109,11 @@ def test_ctrl_c_is_no_failure_of_the_task():
         (OSError("odd"), "OSError: odd"),
         (RuntimeError("size\tmismatch"), "RuntimeError: size mismatch"),
         (MemoryError(), "MemoryError:"),
+        (OSError(2, errands.MuteError(), "x"), "FileNotFoundError, whose text cannot be read"),
+        (errands.MuteError(), "MuteError, whose text cannot be read"),
+        (errands.StubbornError(), "StubbornError, whose text cannot be read"),
+        (RuntimeError("\ud800"), r"RuntimeError: \ud800"),
+        (InputError("x" * 10_000_000), "x" * 2000 + "..."),
     ],
 )
 def test_a_failure_is_told_in_one_line(error, message):

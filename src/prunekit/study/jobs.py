@@ -105,7 +105,7 @@ def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: Plans
 
 
 def _is_done(folder: Path, name: str, read: Callable[[Path], object]) -> bool:
-    """Whether a stage is finished and whole; one that is damaged is removed: nobody shall take it for whole."""
+    """Whether a stage is finished and whole; one that is damaged is removed, for nobody to use it."""
     if not is_finished(folder):
         return False
     try:

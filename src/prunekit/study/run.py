@@ -132,7 +132,9 @@ def _run_series(
 
 
 def _check_timeout(seconds: float | None) -> None:
-    if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < math.inf):
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not (isinstance(seconds, int | float) and 0 < seconds < math.inf):
         raise InputError(f"cell_timeout = {seconds!r}: a number of seconds above 0 is needed")
 
 
