@@ -13,6 +13,7 @@ from torch import nn
 from prunekit.errors import DataError, ModelError
 from prunekit.saving import load_pretrained, save_pretrained
 from prunekit.structure.coupling import prune_groups, size_attributes
+from saved_folders import redescribed
 from small_nets import copied, mlp, same
 from zoo import made
 
@@ -155,8 +156,7 @@ def test_another_network_is_refused_and_left_as_it_was(tmp_path):
     other = made("resnet-bottleneck")[0]
     with pytest.raises(ModelError, match="is another one: the file lacks"):
         load_pretrained(tmp_path / "net", other)
-    description = tmp_path / "net" / "prunekit.json"
-    saved = json.loads(description.read_text())
+    saved = json.loads((tmp_path / "net" / "prunekit.json").read_text())
     model = made("resnet-basic")[0]
     before, sizes = copied(model), size_attributes(model)
     for change, message in (
@@ -164,13 +164,13 @@ def test_another_network_is_refused_and_left_as_it_was(tmp_path):
         ({"body.1.conv1.0": {"padding": 1}}, "keeps no size 'padding'"),
         ({"body.1.conv1.0": {"groups": [1]}}, "keeps no size 'groups'"),
     ):
-        description.write_text(json.dumps({**saved, "sizes": {**saved["sizes"], **change}}))
+        redescribed(tmp_path / "net", sizes={**saved["sizes"], **change})
         with pytest.raises(ModelError, match=message):
             load_pretrained(tmp_path / "net", model)
         assert same(copied(model), before)
         assert size_attributes(model) == sizes
-    description.write_text(json.dumps({**saved, "sizes": [1]}))
-    with pytest.raises(DataError, match=r"does not fit prunekit\.json"):
+    redescribed(tmp_path / "net", sizes=[1])
+    with pytest.raises(DataError, match=r"prunekit\.json was not written by prunekit: sizes"):
         load_pretrained(tmp_path / "net", model)
 
 

@@ -1,6 +1,6 @@
 """Saving pruned networks: safetensors and JSON, never a pickle."""
 
-from prunekit.saving.folder import check_free
+from prunekit.saving.folder import check_free, check_saved
 from prunekit.saving.pretrained import (
     Architecture,
     holds_graph,
@@ -14,6 +14,7 @@ from prunekit.saving.pretrained import (
 __all__ = [
     "Architecture",
     "check_free",
+    "check_saved",
     "holds_graph",
     "load_architecture",
     "load_masks",

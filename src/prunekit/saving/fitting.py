@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError
-from prunekit.saving.folder import BUFFER, consistent
+from prunekit.saving.folder import BUFFER, Description, consistent
 from prunekit.structure import is_chain, resize_to
 from prunekit.structure.coupling import GraphModel, restore_sizes
 
@@ -33,7 +32,7 @@ def check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
 def fit(
     model: nn.Module,
     state: Mapping[str, Tensor],
-    description: Mapping[str, Any],
+    description: Description,
     tensors: Mapping[str, Tensor],
     folder: Path,
 ) -> dict[str, Tensor]:
@@ -58,10 +57,10 @@ def fit(
     shapes = {name: value.shape for name, value in state.items()}
     buffers = {name: tensors[name + BUFFER] for name, _ in model.named_buffers() if name + BUFFER in tensors}
     try:
-        if "sizes" in description and (description.get("shrunk") or not is_chain(model)):
+        if description.shrunk is not None or not is_chain(model):
             with consistent(folder):
                 more = {name: value.shape for name, value in buffers.items()}
-                restore_sizes(model, {**shapes, **more}, description["sizes"])
+                restore_sizes(model, {**shapes, **more}, description.sizes)
             return buffers
         resize_to(model, shapes)
     except ModelError as error:

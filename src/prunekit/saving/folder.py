@@ -2,25 +2,89 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prunekit.digests import digest_of_file, read_json_with_digest
 from prunekit.errors import DataError, InputError
 from prunekit.files import read_json
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "prunekit.json"
 GRAPH = "graph.json"
 BITS, VALUES = "#mask", "#values"
 BUFFER, CONSTANT = "#buffer", "#constant"
+
+_Size = Annotated[int, Field(ge=0, lt=2**48)]
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Attribute = _Size | list[_Size]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class PrunedTensor(_Strict):
+    """A parameter that is saved as its mask and the values that are kept."""
+
+    shape: list[_Size]
+    kept: _Size
+
+
+class BuiltAs(_Strict):
+    """How a network is built: a model's settings, the shape of one example, the number of outputs."""
+
+    model: dict[str, Any]
+    input_shape: list[Annotated[int, Field(ge=1, lt=2**31)]] = Field(min_length=1, max_length=16)
+    outputs: int = Field(ge=1, lt=2**31)
+
+    @property
+    def name(self) -> str:
+        """The model's name, which may name code of the user's."""
+        return str(self.model.get("name", "?"))
+
+
+class Files(_Strict):
+    """The SHA-256 of each file that lies beside the description."""
+
+    weights: _Digest = Field(alias=WEIGHTS)
+    graph: _Digest | None = Field(default=None, alias=GRAPH)
+
+
+class Description(_Strict):
+    """What `prunekit.json` says of a saved network.
+
+    Attributes:
+        format: of the folder.
+        prunekit: the version that wrote it.
+        architecture: how the network is built, if it is a model of `prunekit.models`.
+        pruned: the parameters that are saved without their zeros.
+        tied: names that share the tensor of another name.
+        sizes: the attributes of modules that hold sizes.
+        shrunk: what was taken out, if it was.
+        recipe: what was done.
+        history: what each step achieved.
+        files: the digests of the other files; that of the graph is there if the network is one.
+    """
+
+    format: Literal[2]
+    prunekit: str
+    architecture: BuiltAs | None
+    pruned: dict[str, PrunedTensor]
+    tied: dict[str, str]
+    sizes: dict[str, dict[str, _Attribute]]
+    shrunk: dict[str, Any] | None
+    recipe: dict[str, Any] | None
+    history: list[dict[str, Any]]
+    files: Files
 
 
 @contextmanager
@@ -28,31 +92,49 @@ def consistent(folder: Path, file: str = WEIGHTS) -> Iterator[None]:
     """What fails inside fails because the file and the description disagree."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
-        raise DataError(f"{folder / file} does not fit {DESCRIPTION}: {error}") from None
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        DataError,
+    ) as error:
+        raise DataError(f"{folder / file} does not fit {DESCRIPTION}: {_one_line(error)}") from None
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """What `prunekit.json` says.
+def describe(folder: Path) -> Description:
+    """What `prunekit.json` says, checked.
 
     Raises:
         DataError: if it is missing, damaged, or of another format.
     """
-    if not (folder / DESCRIPTION).is_file():
+    path = folder / DESCRIPTION
+    if not path.is_file():
         raise DataError(f"{folder} holds no network saved by prunekit: there is no {DESCRIPTION}")
-    description = read_json(folder / DESCRIPTION)
-    wanted = {"format", "sha256", "pruned", "tied", "architecture"}
-    if not isinstance(description, dict) or not wanted <= set(description):
+    _check_format(folder)
+    try:
+        return Description.model_validate(read_json_with_digest(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(step)[:60] for step in first["loc"])
+        raise DataError(f"{path} was not written by prunekit: {place}: {first['msg']}") from None
+
+
+def _check_format(folder: Path) -> None:
+    """Name the version rather than a digest that other versions did not write."""
+    values = read_json(folder / DESCRIPTION)
+    if not isinstance(values, dict) or "format" not in values:
         raise DataError(f"{folder / DESCRIPTION} was not written by prunekit")
-    if description["format"] != FORMAT:
+    if values["format"] != FORMAT:
         raise DataError(
-            f"{folder} is of format {description['format']}, this prunekit reads format {FORMAT}: "
-            f"it was written by prunekit {description.get('prunekit', '?')}"
+            f"{folder} is of format {str(values['format'])[:20]}, this prunekit reads format {FORMAT}: "
+            f"it was written by prunekit {str(values.get('prunekit', '?'))[:20]}"
         )
-    return description
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(folder: Path) -> tuple[Description, dict[str, Tensor]]:
     """The description, and everything that the file of the weights holds.
 
     Raises:
@@ -60,16 +142,51 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     description = describe(folder)
     weights = folder / WEIGHTS
+    _check_digest(weights, description.files.weights)
     try:
-        if sha256(weights) != description["sha256"]:
-            raise DataError(
-                f"{weights} is damaged or truncated: its checksum is not the one in {DESCRIPTION}"
-            )
         return description, load_file(weights)
     except OSError as error:
         raise DataError(f"cannot read {weights}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise DataError(f"{weights} is not a safetensors file: {error}") from None
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise DataError(f"{weights} is not a safetensors file: {_one_line(error)}") from None
+
+
+def read_graph(folder: Path, description: Description) -> dict[str, Any]:
+    """The content of `graph.json`.
+
+    Raises:
+        DataError: if it is missing, damaged or truncated.
+    """
+    path = folder / GRAPH
+    if not path.is_file():
+        raise DataError(f"{folder} lacks {GRAPH}, which its network is made of")
+    assert description.files.graph is not None
+    _check_digest(path, description.files.graph)
+    saved = read_json(path)
+    if not isinstance(saved, dict) or set(saved) != {"parameters", "buffers", "graphs"}:
+        raise DataError(f"{path} was not written by prunekit")
+    return saved
+
+
+def check_saved(folder: Path) -> None:
+    """Refuse a folder of which a file is missing, damaged or truncated; nothing is loaded.
+
+    Raises:
+        DataError: naming the file.
+    """
+    description = describe(folder)
+    _check_digest(folder / WEIGHTS, description.files.weights)
+    if description.files.graph is not None:
+        read_graph(folder, description)
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    try:
+        found = digest_of_file(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if found != digest:
+        raise DataError(f"{path} is damaged or truncated: its checksum is not the one in {DESCRIPTION}")
 
 
 def check_free(folder: Path) -> None:
@@ -84,10 +201,5 @@ def check_free(folder: Path) -> None:
         raise InputError(f"{folder} holds {foreign[0]} beside an earlier save: it will not be replaced")
 
 
-def sha256(path: Path) -> str:
-    """The checksum of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

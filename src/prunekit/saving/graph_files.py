@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.errors import DataError
-from prunekit.files import read_json
-from prunekit.saving.folder import CONSTANT, DESCRIPTION, GRAPH, consistent, sha256
+from prunekit.errors import ModelError
+from prunekit.saving.folder import CONSTANT, GRAPH, Description, consistent, read_graph
 from prunekit.saving.graphs import from_json, to_json
+from prunekit.saving.graphs.calls import MAX_BYTES, check_calls
 from prunekit.structure.coupling import Graph, GraphModel
 from prunekit.structure.coupling.graph_model import holder_of
 
@@ -23,8 +24,14 @@ def graph_to_files(model: GraphModel) -> tuple[dict[str, Any], dict[str, Tensor]
         ModelError: where a graph holds something that a file may not name.
     """
     graphs, tensors = [], {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    every = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
     for number, graph in enumerate(model.graphs):
-        saved, constants = to_json(graph)
+        saved, constants = to_json(graph, every, parameters)
+        try:
+            check_calls(from_json(saved, constants), every, sys.maxsize)
+        except ValueError as error:
+            raise ModelError(f"the network cannot be saved as a graph: {error}") from None
         graphs.append(saved)
         for name, value in constants.items():
             tensors[f"{number}.{name}{CONSTANT}"] = value.detach().cpu().contiguous().clone()
@@ -45,7 +52,11 @@ def graph_to_files(model: GraphModel) -> tuple[dict[str, Any], dict[str, Tensor]
 
 
 def graph_from_files(
-    folder: Path, description: Mapping[str, Any], state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    folder: Path,
+    description: Description,
+    state: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    max_bytes: int = MAX_BYTES,
 ) -> GraphModel:
     """The network, with the values of `state`; parameters and buffers are new objects.
 
@@ -54,14 +65,16 @@ def graph_from_files(
         description: what `prunekit.json` says.
         state: parameters and buffers by full name, tied ones under each of their names.
         tensors: everything that the file of the weights holds.
+        max_bytes: what the tensors that a graph makes may take at any one time.
 
     Raises:
-        DataError: if the file is missing, damaged or was not written by prunekit.
+        DataError: if the file is missing, damaged or was not written by prunekit, or a graph calls what it
+            may not.
     """
-    saved = _checked(folder, description)
+    saved = read_graph(folder, description)
     with consistent(folder, GRAPH):
         holder = nn.Module()
-        tied: Mapping[str, str] = description["tied"]
+        tied: Mapping[str, str] = description.tied
         made: dict[str, Tensor] = {}
         for name, trained in saved["parameters"].items():
             source = tied.get(name, name)
@@ -74,7 +87,13 @@ def graph_from_files(
             holder_of(holder, name).register_buffer(
                 name.rpartition(".")[2], value, persistent=bool(persistent)
             )
-        graphs = []
+        every = {
+            **dict(holder.named_parameters(remove_duplicate=False)),
+            **dict(holder.named_buffers(remove_duplicate=False)),
+        }
+        graphs: list[Graph] = []
+        if len(saved["graphs"]) > 2:
+            raise ValueError("there is one graph for evaluation, and one for training")
         for number, graph in enumerate(saved["graphs"]):
             start = f"{number}."
             constants = {
@@ -83,21 +102,10 @@ def graph_from_files(
                 if name.startswith(start) and name.endswith(CONSTANT)
             }
             graphs.append(from_json(graph, constants))
+            check_calls(graphs[-1], every, max_bytes)
         if not graphs or not _reads(graphs) <= {*saved["parameters"], *saved["buffers"]}:
             raise ValueError("its graphs read parameters that it does not have")
         return GraphModel(holder, graphs)
-
-
-def _checked(folder: Path, description: Mapping[str, Any]) -> dict[str, Any]:
-    path = folder / GRAPH
-    if not path.is_file():
-        raise DataError(f"{folder} lacks {GRAPH}, which its network is made of")
-    if sha256(path) != description["graph"]:
-        raise DataError(f"{path} is damaged or truncated: its checksum is not the one in {DESCRIPTION}")
-    saved = read_json(path)
-    if not isinstance(saved, dict) or not {"parameters", "buffers", "graphs"} <= set(saved):
-        raise DataError(f"{path} was not written by prunekit")
-    return saved
 
 
 def _reads(graphs: Sequence[Graph]) -> set[str]:

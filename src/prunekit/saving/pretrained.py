@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prunekit.errors import InputError, ModelError
-from prunekit.files import replacing_folder, write_json, write_text
+from prunekit.digests import digest_of_file, write_json_with_digest
+from prunekit.errors import DataError, InputError, ModelError
+from prunekit.files import replacing_folder, write_text
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, create
 from prunekit.pruning import Pruned
@@ -26,18 +28,24 @@ from prunekit.saving.folder import (
     GRAPH,
     VALUES,
     WEIGHTS,
+    BuiltAs,
+    Description,
     check_free,
     consistent,
     describe,
     read,
-    sha256,
 )
 from prunekit.saving.graph_files import graph_from_files, graph_to_files
+from prunekit.saving.graphs.calls import MAX_BYTES
 from prunekit.saving.packing import pack, unpack, unpack_mask
 from prunekit.shapes import CoupledGroup
 from prunekit.structure.coupling import GraphModel, Shrunk, size_attributes
 from prunekit.targets import unwrap
 from prunekit.version import __version__
+
+BUILT_MIN, BUILT_RATIO = 25_000_000, 1000
+"""How many numbers a network may be built with before it is made as small as it was saved: the first, and the
+second for each number in its file."""
 
 
 @dataclass(frozen=True)
@@ -108,25 +116,34 @@ def save_pretrained(
         save_file({**tensors, **unnamed(model), **constants}, temporary / WEIGHTS)
         if graph is not None:
             write_text(temporary / GRAPH, json.dumps(graph, separators=(",", ":"), allow_nan=False))
-        sums = {
-            "graph": None if graph is None else sha256(temporary / GRAPH),
-            "sha256": sha256(temporary / WEIGHTS),
-        }
-        write_json(temporary / DESCRIPTION, {**description, **sums})
+        files = [WEIGHTS] if graph is None else [WEIGHTS, GRAPH]
+        digests = {name: digest_of_file(temporary / name) for name in files}
+        write_json_with_digest(temporary / DESCRIPTION, {**description, "files": digests})
     return folder
 
 
-def load_pretrained(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load_pretrained(
+    folder: str | Path,
+    model: nn.Module | None = None,
+    *,
+    allow_nan: bool = False,
+    max_bytes: int = MAX_BYTES,
+) -> nn.Module:
     """Load a network that `save_pretrained` wrote; removed weights are zeros.
+
+    Nothing that the files hold is run or imported, and they may come from strangers; see SECURITY.md.
 
     Args:
         folder: the folder.
         model: a freshly built network of the same class; only needed if the save names no architecture and
             is no exported graph. Parameters that were tied when they were saved are tied in it, too. Layers
             that were shrunk before the save are made as small in it, as new parameters.
+        allow_nan: whether weights may be NaN, as those of a network whose training diverged are.
+        max_bytes: what the tensors that an exported graph makes may take at any one time, by its own sizes.
 
     Raises:
-        DataError: if a file is missing, damaged, truncated, or not of prunekit.
+        DataError: if a file is missing, damaged, truncated, or not of prunekit; if a weight is NaN; or if an
+            exported graph calls what it may not, or takes more than `max_bytes`.
         InputError: if the save names no architecture, or one of the user's, and no model is given; or one is
             given for an exported graph.
         ModelError: if the weights do not fit the model; it is left as it was.
@@ -134,23 +151,23 @@ def load_pretrained(folder: str | Path, model: nn.Module | None = None) -> nn.Mo
     folder = Path(folder)
     description, tensors = read(folder)
     state = _dense(folder, description, tensors)
-    if description.get("graph") is not None:
+    if not allow_nan:
+        _check_numbers(folder, tensors)
+    if description.files.graph is not None:
         if model is not None:
             raise InputError(
                 f"{folder} holds an exported graph, which takes the place of the model: give none"
             )
-        with consistent(folder):
-            buffers = {name.removesuffix(BUFFER): tensors[name] for name in tensors if name.endswith(BUFFER)}
-        return graph_from_files(folder, description, {**state, **buffers}, tensors)
+        buffers = {name.removesuffix(BUFFER): tensors[name] for name in tensors if name.endswith(BUFFER)}
+        return graph_from_files(folder, description, {**state, **buffers}, tensors, max_bytes)
     if model is None:
-        model = _build(folder, description)
+        return _built(folder, description, state, tensors)
     check_names(unwrap(model), state, folder)
     buffers = fit(unwrap(model), state, description, tensors, folder)
     unwrap(model).load_state_dict(state)
     for name, value in buffers.items():
         unwrap(model).get_buffer(name).copy_(value)
-    for name, source in description["tied"].items():
-        tie(unwrap(model), name, source)
+    _tie_all(unwrap(model), description)
     return model
 
 
@@ -160,7 +177,7 @@ def holds_graph(folder: str | Path) -> bool:
     Raises:
         DataError: as `load_pretrained`.
     """
-    return describe(Path(folder)).get("graph") is not None
+    return describe(Path(folder)).files.graph is not None
 
 
 def prunes_groups(folder: str | Path) -> bool:
@@ -169,8 +186,7 @@ def prunes_groups(folder: str | Path) -> bool:
     Raises:
         DataError: as `load_pretrained`.
     """
-    recipe = describe(Path(folder)).get("recipe") or {}
-    shape = recipe.get("shape") if isinstance(recipe, dict) else None
+    shape = (describe(Path(folder)).recipe or {}).get("shape")
     return isinstance(shape, dict) and shape.get("name") == CoupledGroup.name
 
 
@@ -185,8 +201,8 @@ def load_masks(folder: str | Path) -> Masks:
     with consistent(folder):
         return Masks(
             {
-                name: unpack_mask(tensors[name + BITS], tuple(entry["shape"]))
-                for name, entry in description["pruned"].items()
+                name: unpack_mask(tensors[name + BITS], tuple(entry.shape))
+                for name, entry in description.pruned.items()
             }
         )
 
@@ -196,11 +212,21 @@ def load_architecture(folder: str | Path) -> Architecture | None:
 
     Raises:
         DataError: as `load_pretrained`.
+        InputError: if it is built by code of the user's, which a file must not choose.
     """
-    saved = describe(Path(folder))["architecture"]
-    if saved is None:
-        return None
-    return Architecture(ModelSettings.parse(saved["model"]), tuple(saved["input_shape"]), saved["outputs"])
+    folder = Path(folder)
+    saved = describe(folder).architecture
+    return None if saved is None else _architecture(folder, saved)
+
+
+def _architecture(folder: Path, saved: BuiltAs) -> Architecture:
+    if ":" in saved.name:
+        raise InputError(
+            f"the network in {folder} is of {saved.name[:200]}: "
+            "build it and give load_pretrained(folder, model)"
+        )
+    with consistent(folder, DESCRIPTION):
+        return Architecture(ModelSettings.parse(saved.model), tuple(saved.input_shape), saved.outputs)
 
 
 def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -228,29 +254,61 @@ def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tenso
     return tensors, tied
 
 
-def _dense(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _dense(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = {
         name: value for name, value in tensors.items() if not name.endswith((BITS, VALUES, BUFFER, CONSTANT))
     }
     with consistent(folder):
-        for name, entry in description["pruned"].items():
-            state[name] = unpack(tensors[name + BITS], tensors[name + VALUES], tuple(entry["shape"]))
-        for name, source in description["tied"].items():
+        for name, entry in description.pruned.items():
+            state[name] = unpack(tensors[name + BITS], tensors[name + VALUES], tuple(entry.shape))
+        for name, source in description.tied.items():
             state[name] = state[source]
     return state
 
 
-def _build(folder: Path, description: Mapping[str, Any]) -> nn.Module:
-    saved = description["architecture"]
-    if saved is None:
+def _check_numbers(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        # a sum is NaN where a value is, and is one pass through the memory; infinities are looked at again
+        if value.is_floating_point() and bool(value.sum().isnan()) and bool(value.isnan().any()):
+            raise DataError(
+                f"{name.partition('#')[0]} in {folder / WEIGHTS} has values that are NaN: "
+                "give allow_nan=True to load it all the same"
+            )
+
+
+def _built(
+    folder: Path, description: Description, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """The network that the save describes, which takes no more memory than its files.
+
+    It is built and made as small as it was saved without data, and only then gets the tensors of the file: a
+    file could name sizes of terabytes.
+    """
+    if description.architecture is None:
         raise InputError(
             f"{folder} does not say how its network is built: give load_pretrained(folder, model)"
         )
-    with consistent(folder):
-        settings = ModelSettings.parse(saved["model"])
-        shape, outputs = tuple(saved["input_shape"]), int(saved["outputs"])
-    if ":" in settings.name:  # a file must not decide which code is imported
-        raise InputError(
-            f"the network in {folder} is of {settings.name}: build it and give load_pretrained(folder, model)"
+    architecture = _architecture(folder, description.architecture)
+    try:
+        with torch.device("meta"):
+            model = architecture.build()
+    except InputError as error:
+        raise DataError(f"{folder / DESCRIPTION} describes no network: {error}") from None
+    stored = sum(value.numel() for value in state.values())
+    described = sum(value.numel() for value in model.state_dict().values())
+    if described > BUILT_MIN + BUILT_RATIO * stored:
+        raise DataError(
+            f"{folder / DESCRIPTION} describes a network of {described:,} numbers, "
+            f"but {WEIGHTS} holds {stored:,}"
         )
-    return Architecture(settings, shape, outputs).build()
+    check_names(model, state, folder)
+    fit(model, state, description, tensors, folder)
+    with consistent(folder):
+        model.load_state_dict(state, assign=True)
+    _tie_all(model, description)
+    return model
+
+
+def _tie_all(model: nn.Module, description: Description) -> None:
+    for name, source in description.tied.items():
+        tie(model, name, source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -34,8 +33,11 @@ def folded(graph: Graph) -> Folded:
     Left out, too, is what nothing reads. Masks of attention are made so in transformers, by functions of
     PyTorch's own machinery, from nothing but the shapes.
 
+    Args:
+        graph: without writes.
+
     Raises:
-        ModelError: where such a node depends on the inputs or on chance, or is written to.
+        ModelError: where such a node depends on the inputs or on chance.
     """
     nodes = list(graph.module.graph.nodes)
     fixed = _fixed(graph, nodes)
@@ -46,7 +48,6 @@ def folded(graph: Graph) -> Folded:
             if node not in fixed:
                 raise ModelError(_refusal(node))
             gone |= _ancestors(node)
-    _check_writes(nodes, gone)
     values = _worked_out(graph, [node for node in nodes if node in gone - idle])
     read = {node: values[node] for node in nodes if node in gone and not gone.issuperset(node.users)}
     for node, value in read.items():
@@ -55,33 +56,16 @@ def folded(graph: Graph) -> Folded:
     return Folded(frozenset(gone), {node: value.detach().clone() for node, value in read.items()})
 
 
-def inside(module: fx.GraphModule) -> Folded:
-    """The same for a graph that a node calls, in which nothing can be worked out.
-
-    Raises:
-        ModelError: where it holds an operator that a saved graph may not hold.
-    """
-    nodes = list(module.graph.nodes)
-    idle = _idle(nodes)
-    for node in nodes:
-        if _forbidden(node) and node not in idle:
-            raise ModelError(_refusal(node))
-    return Folded(frozenset(idle), {})
-
-
 def _forbidden(node: fx.Node) -> bool:
     return node.op == "call_function" and operator_name(node.target) is None
 
 
 def _idle(nodes: list[fx.Node]) -> set[fx.Node]:
-    """Nodes that nothing reads in the end and that write nothing, such as checks of dtypes."""
+    """Nodes that nothing reads in the end."""
     found: set[fx.Node] = set()
     for node in reversed(nodes):
-        schema = getattr(node.target, "_schema", None)
-        writes = schema is not None and schema.is_mutable
-        read = node.op not in ("call_function", "get_attr") or not found.issuperset(node.users)
-        needed = _forbidden(node) and not str(node.target).startswith("aten._assert")
-        if not (read or writes or needed):
+        read = node.op != "call_function" or not found.issuperset(node.users)
+        if not (read or _forbidden(node)):
             found.add(node)
     return found
 
@@ -95,9 +79,8 @@ def _fixed(graph: Graph, nodes: list[fx.Node]) -> set[fx.Node]:
         if kind == "constant"
     }
     for node in nodes:
-        made = node.op == "get_attr" and not isinstance(_attribute(graph, node), fx.GraphModule)
         computed = node.op == "call_function" and found.issuperset(node.all_input_nodes)
-        if made or (computed and not _random(node)):
+        if computed and not _random(node):
             found.add(node)
     return found
 
@@ -116,20 +99,6 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _check_writes(nodes: list[fx.Node], gone: set[fx.Node]) -> None:
-    """Refuse where something is written in place that is worked out here and used there, or the reverse."""
-    for node in nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
-            continue
-        written = node.args[0] if node.args else None
-        while isinstance(written, fx.Node) and written.op == "call_function":
-            outside = [user for user in written.users if user not in gone and user is not node]
-            if (written in gone) != (node in gone) or (node in gone and outside):
-                raise ModelError(_refusal(node))
-            written = written.args[0] if written.args else None
-
-
 def _worked_out(graph: Graph, nodes: list[fx.Node]) -> dict[fx.Node, Any]:
     names = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
     given = dict(zip(names, graph.signature.inputs, strict=True))
@@ -138,16 +107,10 @@ def _worked_out(graph: Graph, nodes: list[fx.Node]) -> dict[fx.Node, Any]:
         for node in nodes:
             if node.op == "placeholder":
                 values[node] = graph.constants[given[node][1]]
-            elif node.op == "get_attr":
-                values[node] = _attribute(graph, node)
             else:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
                 values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     return values
-
-
-def _attribute(graph: Graph, node: fx.Node) -> Any:
-    return attrgetter(str(node.target))(graph.module)
 
 
 def _refusal(node: fx.Node) -> str:

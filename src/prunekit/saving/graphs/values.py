@@ -11,7 +11,33 @@ from torch import fx
 
 from prunekit.errors import ModelError
 
-_KINDS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
+_KINDS: dict[str, tuple[type, frozenset[str]]] = {
+    "dtype": (
+        torch.dtype,
+        frozenset(
+            (
+                "bool",
+                "uint8",
+                "int8",
+                "int16",
+                "int32",
+                "int64",
+                "float16",
+                "bfloat16",
+                "float32",
+                "float64",
+                "complex64",
+                "complex128",
+            )
+        ),
+    ),
+    "layout": (torch.layout, frozenset({"strided"})),
+    "memory_format": (
+        torch.memory_format,
+        frozenset({"contiguous_format", "preserve_format", "channels_last", "channels_last_3d"}),
+    ),
+}
+"""What is written by its name in torch: its class, and the names that are allowed."""
 
 
 def value_to_json(value: Any, places: Mapping[fx.Node, int]) -> Any:
@@ -35,8 +61,8 @@ def value_to_json(value: Any, places: Mapping[fx.Node, int]) -> Any:
         return {"slice": [value_to_json(part, places) for part in parts]}
     if isinstance(value, torch.device):
         return {"device": value.type}
-    for name, kind in _KINDS.items():
-        if isinstance(value, kind):
+    for name, (kind, allowed) in _KINDS.items():
+        if isinstance(value, kind) and str(value).removeprefix("torch.") in allowed:
             return {name: str(value).removeprefix("torch.")}
     raise ModelError(f"the network cannot be saved as a graph: it holds a {type(value).__name__}")
 
@@ -63,7 +89,6 @@ def value_from_json(saved: Any, nodes: Sequence[fx.Node]) -> Any:
             return float(inside)
         if kind == "device":
             return torch.device("cpu")
-        found = getattr(torch, str(inside), None)
-        if kind in _KINDS and isinstance(found, _KINDS[kind]):
-            return found
+        if kind in _KINDS and inside in _KINDS[kind][1]:
+            return getattr(torch, inside)
     raise ValueError(f"{str(saved)[:60]!r} is no value of a graph")

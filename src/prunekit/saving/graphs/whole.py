@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from prunekit.saving.graphs.folding import Folded, folded, inside
+from prunekit.saving.graphs.calls import MAX_INT, MAX_NODES
+from prunekit.saving.graphs.folding import Folded, folded
+from prunekit.saving.graphs.functional import functional
 from prunekit.saving.graphs.layout import layout_from_json, layout_to_json
 from prunekit.saving.graphs.operators import keyword_names, named_operator, operator_name
 from prunekit.saving.graphs.values import value_from_json, value_to_json
@@ -17,34 +19,40 @@ from prunekit.structure.coupling.signature import Signature
 _INPUTS, _OUTPUTS = ("tensor", "constant", "user"), ("user", "buffer", "other")
 
 
-def to_json(graph: Graph) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def to_json(
+    graph: Graph, tensors: Mapping[str, Tensor], trained: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The graph, and the constants that it reads by name.
+
+    Args:
+        graph: the graph.
+        tensors: parameters and buffers by full name.
+        trained: the names of the parameters among them.
 
     Raises:
         ModelError: where it holds something that a file may not name.
     """
+    graph = functional(graph, tensors, trained)
     found = folded(graph)
     signature = graph.signature
-    given = iter(signature.inputs)
-    inputs: list[list[str]] = []
-    constants: dict[str, Tensor] = {}
-    for node in graph.module.graph.nodes:
-        entry = next(given) if node.op == "placeholder" else None
-        if node in found.values:
-            entry = ("constant", f"folded_{len(constants)}")
-            constants[entry[1]] = found.values[node]
-        elif node in found.gone or entry is None:
-            continue
-        elif entry[0] == "constant":
-            constants[entry[1]] = graph.constants[entry[1]]
-        inputs.append(list(entry))
+    holders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
+    given = {
+        node: entry for node, entry in zip(holders, signature.inputs, strict=True) if node not in found.gone
+    }
+    constants = {name: graph.constants[name] for kind, name in given.values() if kind == "constant"}
+    for number, (node, value) in enumerate(found.values.items()):
+        given[node] = ("constant", f"folded_{number}_{len(holders)}")
+        constants[given[node][1]] = value
     return {
-        "inputs": inputs,
+        "inputs": [list(entry) for entry in given.values()],
         "outputs": [list(output) for output in signature.outputs],
         "shapes": [None if shape is None else list(shape) for shape in signature.shapes],
+        "dtypes": [
+            None if dtype is None else value_to_json(dtype, {})["dtype"] for dtype in signature.dtypes
+        ],
         "takes": layout_to_json(signature.takes),
         "gives": layout_to_json(signature.gives),
-        **_nodes_to_json(graph.module, found),
+        **_nodes_to_json(graph.module, found, list(given)),
     }, constants
 
 
@@ -55,18 +63,22 @@ def from_json(saved: Mapping[str, Any], constants: Mapping[str, Tensor]) -> Grap
         KeyError, TypeError, ValueError: where it is damaged or was written by something else.
     """
     inputs = tuple(_pair(item, _INPUTS) for item in saved["inputs"])
-    shapes = tuple(None if shape is None else tuple(map(int, shape)) for shape in saved["shapes"])
+    shapes = tuple(None if shape is None else _shape(shape) for shape in saved["shapes"])
+    dtypes = tuple(
+        None if dtype is None else value_from_json({"dtype": dtype}, []) for dtype in saved["dtypes"]
+    )
     signature = Signature(
         inputs,
         tuple(_pair(item, _OUTPUTS) for item in saved["outputs"]),
         shapes,
+        dtypes,
         layout_from_json(saved["takes"]),
         layout_from_json(saved["gives"]),
     )
     module = _module(saved)
     placeholders = sum(node.op == "placeholder" for node in module.graph.nodes)
     users = sum(kind == "user" for kind, _ in inputs)
-    if placeholders != len(inputs) or not users == len(shapes) == signature.takes.num_leaves:
+    if placeholders != len(inputs) or not users == len(shapes) == len(dtypes) == signature.takes.num_leaves:
         raise ValueError(f"{placeholders} inputs of the graph, {len(inputs)} of its signature")
     if signature.takes.type is not tuple or [c.type for c in signature.takes.children()] != [tuple, dict]:
         raise ValueError("its arguments are not positional and named ones")
@@ -83,23 +95,22 @@ def _pair(item: Any, kinds: Sequence[str]) -> tuple[str, str]:
     return kind, name
 
 
-def _nodes_to_json(module: fx.GraphModule, found: Folded) -> dict[str, Any]:
-    places: dict[fx.Node, int] = {}
-    nodes: list[dict[str, Any]] = []
+def _shape(saved: Any) -> tuple[int, ...]:
+    if not isinstance(saved, list) or not all(type(size) is int and 0 <= size <= MAX_INT for size in saved):
+        raise ValueError(f"{str(saved)[:60]!r} is no shape of an input")
+    return tuple(saved)
+
+
+def _nodes_to_json(module: fx.GraphModule, found: Folded, inputs: Sequence[fx.Node]) -> dict[str, Any]:
+    """Nodes by their places: first the inputs, among them what was worked out, then the calls."""
+    places = {node: number for number, node in enumerate(inputs)}
+    nodes: list[dict[str, Any]] = [{"input": True} for _ in inputs]
     returns: Any = None
     for node in module.graph.nodes:
         if node.op == "output":
             returns = value_to_json(node.args[0], places)
-            continue
-        if node in found.gone and node not in found.values:
-            continue
-        places[node] = len(nodes)
-        if node.op == "placeholder" or node in found.values:
-            nodes.append({"input": True})
-        elif node.op == "get_attr":
-            inner = getattr(module, str(node.target))
-            nodes.append({"graph": _nodes_to_json(inner, inside(inner))})
-        else:
+        elif node not in places and node not in found.gone and node.op == "call_function":
+            places[node] = len(nodes)
             kwargs = {key: value_to_json(value, places) for key, value in node.kwargs.items()}
             args = [value_to_json(arg, places) for arg in node.args]
             nodes.append({"call": operator_name(node.target), "args": args, "kwargs": kwargs})
@@ -107,15 +118,14 @@ def _nodes_to_json(module: fx.GraphModule, found: Folded) -> dict[str, Any]:
 
 
 def _module(saved: Mapping[str, Any]) -> fx.GraphModule:
-    root, graph = nn.Module(), fx.Graph()
+    graph = fx.Graph()
     nodes: list[fx.Node] = []
+    if len(saved["nodes"]) > MAX_NODES:
+        raise ValueError(f"it has {len(saved['nodes']):,} nodes; at most {MAX_NODES:,} are allowed")
     for number, item in enumerate(saved["nodes"]):
         # names are made here: fx writes them into Python code
         if "input" in item:
             nodes.append(graph.placeholder(f"input_{number}"))
-        elif "graph" in item:
-            root.add_module(f"inner_{number}", _module(item["graph"]))
-            nodes.append(graph.get_attr(f"inner_{number}"))
         else:
             target = named_operator(item["call"])
             args = tuple(value_from_json(arg, nodes) for arg in item["args"])
@@ -125,4 +135,4 @@ def _module(saved: Mapping[str, Any]) -> fx.GraphModule:
             nodes.append(graph.call_function(target, args, kwargs))
     graph.output(value_from_json(saved["returns"], nodes))
     graph.lint()
-    return fx.GraphModule(root, graph)
+    return fx.GraphModule(nn.Module(), graph)

@@ -23,6 +23,7 @@ class Signature:
         outputs: for each output its kind, "buffer" for what is written to one, "user" or "other", and the
             buffer's name.
         shapes: of the user's inputs, in the graph's order; None for what is no tensor.
+        dtypes: likewise.
         takes: how the user's inputs are nested in the arguments.
         gives: how the user's outputs are nested in what the network returns.
     """
@@ -30,6 +31,7 @@ class Signature:
     inputs: tuple[tuple[str, str], ...]
     outputs: tuple[tuple[str, str], ...]
     shapes: tuple[tuple[int, ...] | None, ...]
+    dtypes: tuple[torch.dtype | None, ...]
     takes: pytree.TreeSpec
     gives: pytree.TreeSpec
 
@@ -74,4 +76,5 @@ def signature_of(graph: Captured) -> Signature:
         node.meta.get("val") for node, (kind, _) in zip(nodes, graph.inputs, strict=True) if kind == "user"
     ]
     shapes = tuple(tuple(map(int, v.shape)) if isinstance(v, torch.Tensor) else None for v in values)
-    return Signature(graph.inputs, graph.outputs, shapes, graph.takes, graph.gives)
+    dtypes = tuple(v.dtype if isinstance(v, torch.Tensor) else None for v in values)
+    return Signature(graph.inputs, graph.outputs, shapes, dtypes, graph.takes, graph.gives)

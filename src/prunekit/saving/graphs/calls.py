@@ -1,0 +1,271 @@
+"""The check of a graph's calls: each is run on tensors without data before any is run with data."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from prunekit.saving.graphs.operators import batch_norm_training, operator_name
+from prunekit.structure.coupling.graph_model import Graph
+
+MAX_BYTES = 4 << 30
+"""What the tensors that a graph makes may take at any one time, unless the user allows more: 4 GiB."""
+
+MAX_NODES = 200_000
+"""The most nodes that a graph may have."""
+
+MAX_PARTS = 10_000
+"""The most tensors that one call may return, and the longest list of numbers that it may take."""
+
+MAX_INT = 2**31 - 1
+"""The largest size, position or number of steps; those of a slice may be larger, and are cut to its axis."""
+
+_MAX_SCALE = 1024.0
+_MAX_DIMS = 16
+
+_DTYPES = frozenset(
+    {
+        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+        torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
+    }
+)  # fmt: skip
+
+# for operators that return lists: how many tensors they return, worked out before they are called
+_PARTS: dict[str, Callable[..., int]] = {
+    "unbind.int": lambda x, dim=0: x.shape[dim],
+    "chunk.default": lambda x, chunks, dim=0: min(chunks, x.shape[dim]),
+    "unsafe_chunk.default": lambda x, chunks, dim=0: min(chunks, x.shape[dim]),
+    "split.Tensor": lambda x, size, dim=0: x.shape[dim] // max(size, 1),
+    "unsafe_split.Tensor": lambda x, size, dim=0: x.shape[dim] // max(size, 1),
+    "tensor_split.sections": lambda x, sections, dim=0: sections,
+    "hsplit.int": lambda x, sections: sections,
+    "vsplit.int": lambda x, sections: sections,
+}
+_LAYERS = frozenset({"lstm.input", "gru.input", "rnn_relu.input", "rnn_tanh.input"})
+
+
+class NoDataRun:
+    """A run of operators on tensors without data, that refuses calls past the limits before they are made.
+
+    Args:
+        max_bytes: the most that one tensor may take.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+
+    def call(self, target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What an operator returns for tensors on the meta device.
+
+        Raises:
+            ValueError: naming the operator, for a call that is not allowed.
+            Exception: whatever the operator raises for arguments that do not fit it.
+        """
+        name = operator_name(target)
+        if name is None:
+            raise ValueError(f"{target} is no operator that a saved graph may hold")
+        _check_arguments(name, target, args, kwargs)
+        if "device" in _argument_types(target):
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        with torch.no_grad():
+            found = target(*args, **kwargs)
+        self._check_results(name, found)
+        return found
+
+    def _check_results(self, name: str, found: Any) -> None:
+        for value in found if isinstance(found, tuple | list) else (found,):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} returns a {type(value).__name__}, which is no tensor")
+            if value.device.type != "meta" or value.layout != torch.strided or value.dtype not in _DTYPES:
+                raise ValueError(f"{name} returns a tensor of a kind that a saved graph may not make")
+            if value.dim() > _MAX_DIMS:
+                raise ValueError(
+                    f"{name} returns a tensor of {value.dim()} axes; at most {_MAX_DIMS} are allowed"
+                )
+            size = math.prod(value.shape) * value.element_size()
+            if size > self._max_bytes:
+                raise ValueError(
+                    f"{name} returns a tensor of {size:,} bytes, allowed are {self._max_bytes:,}"
+                )
+
+
+def check_calls(graph: Graph, tensors: Mapping[str, Tensor], max_bytes: int = MAX_BYTES) -> None:
+    """Refuse a graph that calls something that fails, or that takes more memory than allowed.
+
+    Args:
+        graph: the graph.
+        tensors: parameters and buffers by full name.
+        max_bytes: what the tensors that the graph makes may take at any one time.
+
+    Raises:
+        ValueError: naming the node and the operator, for what is not allowed.
+    """
+    nodes = list(graph.module.graph.nodes)
+    if len(nodes) > MAX_NODES:
+        raise ValueError(f"it has {len(nodes):,} nodes; at most {MAX_NODES:,} are allowed")
+    run = NoDataRun(max_bytes)
+    given = iter(inputs_without_data(graph, tensors))
+    values: dict[fx.Node, Any] = {}
+    for number, node in enumerate(nodes):
+        if node.op == "placeholder":
+            values[node] = next(given)
+        elif node.op == "call_function":
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            try:
+                values[node] = run.call(node.target, args, kwargs)
+            except Exception as error:  # whatever PyTorch raises for arguments that do not fit an operator
+                raise ValueError(f"node {number}, {_name_of(node)}: {_first_line(error)}") from None
+        elif node.op != "output":
+            raise ValueError(f"node {number} is a {node.op}")
+    _check_outputs(graph, nodes[-1], values, tensors)
+    peak = _peak(nodes, values)
+    if peak > max_bytes:
+        raise ValueError(f"its tensors take {peak:,} bytes at one time, allowed are {max_bytes:,}")
+
+
+def inputs_without_data(graph: Graph, tensors: Mapping[str, Tensor]) -> list[Any]:
+    """A tensor on the meta device for each placeholder of a graph; None for what is no tensor."""
+    signature = graph.signature
+    users = iter(zip(signature.shapes, signature.dtypes, strict=True))
+    found: list[Any] = []
+    for kind, name in signature.inputs:
+        if kind == "user":
+            shape, dtype = next(users)
+            found.append(
+                None if shape is None or dtype is None else torch.empty(shape, dtype=dtype, device="meta")
+            )
+        else:
+            value = graph.constants[name] if kind == "constant" else tensors[name]
+            found.append(value.detach().to("meta"))
+    return found
+
+
+def _check_arguments(
+    name: str, target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    if target is operator.getitem:
+        _check_getitem(*args, **kwargs)
+        return
+    if target is batch_norm_training:
+        return
+    types = _argument_types(target)
+    named = {**dict(zip(types, args, strict=False)), **kwargs}
+    for key, value in named.items():
+        _check_value(f"{name}: {key}", types.get(key, ""), value, name.startswith("slice"))
+        if key.startswith("scale") and not name.startswith("scaled_dot") and value is not None:
+            for scale in value if isinstance(value, list | tuple) else (value,):
+                if not 1 / _MAX_SCALE <= scale <= _MAX_SCALE:
+                    raise ValueError(f"{key} = {scale} is not in [1/{_MAX_SCALE:.0f}, {_MAX_SCALE:.0f}]")
+    if name == "batch_norm.default" and named.get("training") and named.get("running_mean") is not None:
+        raise ValueError("it would write into its arguments")
+    if name == "one_hot.default" and not named.get("num_classes", -1) >= 1:
+        raise ValueError("the number of classes must be given")
+    if name in _LAYERS and not 1 <= named["num_layers"] <= len(named["params"]):
+        raise ValueError(f"{named['num_layers']} layers of {len(named['params'])} parameters")
+    if name.startswith(("index.", "index_put.")):
+        for index in named["indices"]:
+            if index is not None and index.dtype not in (torch.int64, torch.int32):
+                raise ValueError(f"an index is of {index.dtype}, whose result's shape depends on values")
+    if name in _PARTS and _PARTS[name](*args, **kwargs) > MAX_PARTS:
+        raise ValueError(f"it returns more than {MAX_PARTS:,} tensors")
+
+
+def _check_getitem(values: Any, index: Any) -> None:
+    if not isinstance(values, tuple | list) or type(index) is not int or not 0 <= index < len(values):
+        raise ValueError(f"there is no entry {index!r:.60}")
+
+
+def _check_value(place: str, kind: str, value: Any, is_slice: bool) -> None:
+    if isinstance(value, list | tuple):
+        if len(value) > MAX_PARTS:
+            raise ValueError(f"{place} has {len(value):,} entries; at most {MAX_PARTS:,} are allowed")
+        for each in value:
+            _check_value(place, kind, each, is_slice)
+    elif isinstance(value, torch.dtype):
+        if value not in _DTYPES:
+            raise ValueError(f"{place} = {value} is not allowed")
+    elif isinstance(value, torch.layout):
+        if value != torch.strided:
+            raise ValueError(f"{place} = {value} is not allowed")
+    elif type(value) is int and "int" in kind.lower():
+        if abs(value) > MAX_INT and not is_slice:
+            raise ValueError(f"{place} = {value} is not in [-{MAX_INT:,}, {MAX_INT:,}]")
+    elif isinstance(value, str):
+        if len(value) > 256:
+            raise ValueError(f"{place} is a text of {len(value):,} characters")
+    elif isinstance(value, Tensor) and value.device.type != "meta":
+        raise ValueError(f"{place} is a tensor with data")
+    elif value is True and "pin_memory" in place:
+        raise ValueError(f"{place} = True is not allowed")
+
+
+def _argument_types(target: Callable[..., Any]) -> dict[str, str]:
+    schema = getattr(target, "_schema", None)
+    return {} if schema is None else {each.name: str(each.type) for each in schema.arguments}
+
+
+def _check_outputs(
+    graph: Graph, output: fx.Node, values: Mapping[fx.Node, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse outputs that are no single tensors, and new values of buffers that do not fit them."""
+    for (kind, name), node in zip(graph.signature.outputs, output.args[0], strict=True):  # type: ignore[arg-type]
+        value = values[node] if isinstance(node, fx.Node) else node
+        if isinstance(value, tuple | list):
+            raise ValueError("one of its outputs is a list of tensors")
+        if kind == "buffer" and (
+            not isinstance(value, Tensor)
+            or value.shape != tensors[name].shape
+            or value.dtype != tensors[name].dtype
+        ):
+            raise ValueError(f"the new value of the buffer {name!r} does not fit it")
+
+
+def _peak(nodes: Sequence[fx.Node], values: Mapping[fx.Node, Any]) -> int:
+    """The most bytes that are held at one time, if each tensor is freed after the last node that reads it.
+
+    Views share the memory of what they are views of, so it is storages that are counted. Those of the inputs
+    are there already.
+    """
+    born: dict[int, int] = {}
+    last: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    given = {key for node in nodes if node.op == "placeholder" for key, _ in _storages(values[node])}
+    for number, node in enumerate(nodes):
+        for key, size in _storages(values.get(node)):
+            if key not in given:
+                born.setdefault(key, number)
+                last[key], sizes[key] = number, size
+        for before in node.all_input_nodes:
+            for key, _ in _storages(values[before]):
+                if key not in given:
+                    last[key] = number
+    change = [0] * (len(nodes) + 1)
+    for key, size in sizes.items():
+        change[born[key]] += size
+        change[last[key] + 1] -= size
+    held = peak = 0
+    for each in change:
+        held += each
+        peak = max(peak, held)
+    return peak
+
+
+def _storages(value: Any) -> Iterator[tuple[int, int]]:
+    for each in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(each, Tensor):
+            storage = each.untyped_storage()
+            yield storage._cdata, storage.nbytes()
+
+
+def _name_of(node: fx.Node) -> str:
+    return operator_name(node.target) or str(node.target)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
