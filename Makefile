@@ -1,11 +1,18 @@
 # Two commands set everything up on a machine with Python (3.11 or newer), pip and make:
 #   make demo    an environment, the package, a small study; prints the path of its report
 #   make test    an environment, the package, all tests
+# and one looks for what no test has found yet, as long as an hour:
+#   make fuzz    properties with examples at random (make fuzz SEED=N repeats a run), then all of tests/fuzz
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+ifndef SEED
+SEED := $(shell date +%s)
+endif
+FUZZ_RUNS = $(shell grep -l __main__ tests/fuzz/*.py)
+
+.PHONY: demo test check fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/prunekit compare digits-quick --out runs/digits-quick
@@ -17,6 +24,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.installed-dev
+	@echo "properties from the seed $(SEED)"
+	$(BIN)/python -m pytest -n auto -m hypothesis --hypothesis-profile=fuzz --hypothesis-seed=$(SEED)
+	@failed=0; for run in $(FUZZ_RUNS); do $(BIN)/python $$run || failed=1; done; exit $$failed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -5,6 +5,7 @@ ones: `pytest --hypothesis-profile=random --hypothesis-seed=N` draws as many at 
 draws ten times as many (`make fuzz`).
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -28,7 +29,7 @@ settings.load_profile("fixed")  # unless --hypothesis-profile names another, whi
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_for_all() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
     yield
     torch.set_num_threads(threads)
 

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -61,10 +59,10 @@ def test_rows_are_sorted_each_for_itself(values, count):
 
 @pytest.mark.parametrize("kind", ["random", "constant"])
 def test_more_values_than_quantile_can_take(kind):
-    size = 25_000_000
+    size, count = 2**24 + 1, 15_000_001
     values = torch.rand(size) if kind == "random" else torch.ones(size)
-    started = time.process_time()
-    found = lowest(values, 22_500_001)
-    seconds = time.process_time() - started
-    assert int(found.count_nonzero()) == 22_500_001
-    assert seconds < 4  # well below a second on a free core
+    with pytest.raises(RuntimeError, match="too large"):
+        values.quantile(0.9)
+    found = lowest(values, count)
+    assert int(found.count_nonzero()) == count
+    assert float(values[found].max()) <= float(values[~found].min())
