@@ -108,5 +108,5 @@ def test_refusals(name, settings, message):
 
 
 def test_settings_of_another_kind_are_refused():
-    with pytest.raises(InputError, match="method n_m: n = 'x': n:m: n = 'x': .* valid integer"):
+    with pytest.raises(InputError, match=r"method n_m: n = 'x': n:m: n = 'x': .* valid integer"):
         recipe("n_m", n="x")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -166,9 +165,3 @@ class Held:
         """Plain values and tensors, for a checkpoint."""
         state = None if self.state is None else dict(self.state)
         return {"steps": self.steps, "kept": dict(self.kept), "state": state}
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], device: torch.device) -> Held:
-        """The inverse of `to_dict`."""
-        kept = Masks({name: flags.to(device) for name, flags in values["kept"].items()})
-        return cls(int(values["steps"]), kept, values["state"])

@@ -25,8 +25,8 @@ def check_attachable(model: nn.Module, optimizer: Any, masks: Masks) -> None:
         shared = other.shares(model)
         if shared is not None:
             raise InputError(
-                f"the optimizer ({type(optimizer).__name__}) carries the masks of another session already, of "
-                f"the network that {shared} belongs to: detach() that session first"
+                f"the optimizer ({type(optimizer).__name__}) carries the masks of another session already, "
+                f"of the network that {shared} belongs to: detach() that session first"
             )
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     pairs = zip(masks, (parameter for parameter, _ in masks.parameters(model)), strict=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunekit.errors import DataError
@@ -72,9 +71,6 @@ class Guard:
             "stopped": None if self.stopped is None else asdict(self.stopped),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any] | None, device: torch.device) -> None:
-        """Go on from there; from the start if there is nothing."""
-        state = state or {"allowed": None, "held": None, "stopped": None}
-        self._allowed = state["allowed"]
-        self._held = None if state["held"] is None else Held.parse(state["held"], device)
-        self.stopped = None if state["stopped"] is None else Stopped(**state["stopped"])
+    def resume(self, allowed: float | None, held: Held | None, stopped: Stopped | None) -> None:
+        """Go on from there."""
+        self._allowed, self._held, self.stopped = allowed, held, stopped

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
 from prunekit.masks import Masks
@@ -119,10 +119,14 @@ class Ranking:
             else {str(statistic): dict(values) for statistic, values in self._measured.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What the statistics that are taken once are called in a state."""
+        return tuple(str(request) for request in self._again)
+
+    def resume(self, ranking: Scores | None, measured: Mapping[str, Mapping[str, Tensor]] | None) -> None:
         """Go on from there."""
-        self._ranking = state["ranking"]
-        measured = state.get("measured")
+        self._ranking = ranking
         self._measured = None
         if measured is not None:
             self._measured = {request: measured[str(request)] for request in self._again}

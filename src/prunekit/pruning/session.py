@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.batches import Batches, as_batches
+from prunekit.digests import KEY
 from prunekit.errors import InputError
 from prunekit.history import Pruned, Record
 from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
-from prunekit.masks import Masks
 from prunekit.pruning.attachment import Attachment, check_attachable
 from prunekit.pruning.calibration import Calibration, two_examples
 from prunekit.pruning.choosing import chosen
 from prunekit.pruning.guard import Guard
 from prunekit.pruning.ranking import Ranking
+from prunekit.pruning.state import Owner, digest_of, read_state
 from prunekit.readiness import check_restart, check_retraining
 from prunekit.recipe import Plan, Recipe, Step
 from prunekit.repair import Damage, NoRepair
@@ -33,8 +34,6 @@ from prunekit.stopping import Stopped
 from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import uncompiled, unwrap
 from prunekit.training import Report, copy_state, train, training_seed
-
-_STATE_KEYS = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a network after a step, for the history: names and figures."""
@@ -366,9 +365,9 @@ class Session:
         """Everything that the session needs to go on, as plain values and tensors, for your checkpoint.
 
         Save it beside the state dicts of the model and of the optimizer; `torch.load(weights_only=True)`
-        reads it.
+        reads it. It carries a digest of its content, by which damage is noticed.
         """
-        return {
+        values = {
             "recipe": self.recipe.to_dict(),
             "seed": self._seed,
             "masks": {name: kept.clone() for name, kept in self.kept.items()},
@@ -378,31 +377,22 @@ class Session:
             "history": [asdict(record) for record in self.history],
             "stop": self._guard.state_dict(),
         }
+        return {**values, KEY: digest_of(values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where another session of the same recipe, seed and model was.
 
         Raises:
-            InputError: if the state belongs to another recipe, seed or model; nothing is changed then.
+            InputError: if the state is damaged, or belongs to another recipe, seed or model; nothing is
+                changed then.
         """
-        missing = [key for key in _STATE_KEYS if key not in state]
-        if missing:
-            raise InputError(f"this is not the state of a session: it has no {missing[0]!r}")
-        if state.get("recipe") != self.recipe.to_dict():
-            raise InputError("the saved session followed another recipe: build the session from the same one")
-        if state.get("seed") != self._seed:
-            raise InputError(f"the saved session has seed {state.get('seed')}, this one {self._seed}")
-        if set(state["masks"]) != set(self.kept):
-            raise InputError("the saved session pruned other layers: it belongs to another model")
-        kept = Masks({name: flags.to(self.kept[name].device) for name, flags in state["masks"].items()})
-        masks = self.plan.elements.masks(self.model, kept)
-        masks.parameters(self.model)
-        history = [Record(**record) for record in state["history"]]
-        self._checkpoints = {int(step): dict(values) for step, values in state["checkpoints"].items()}
-        self.kept, self.masks, self.history = kept, masks, history
-        self._ranking.load_state_dict(state)
-        self._optimizer_steps = int(state["optimizer_steps"])
-        self._guard.load_state_dict(state.get("stop"), self._calibration.device)
+        owner = Owner(self.model, self.recipe, self.plan, self._seed, self.kept, self._ranking.keys)
+        read = read_state(state, owner)
+        self._checkpoints = read.checkpoints
+        self.kept, self.masks, self.history = read.kept, read.masks, read.history
+        self._optimizer_steps = read.optimizer_steps
+        self._ranking.resume(read.ranking, read.measured)
+        self._guard.resume(read.allowed, read.held, read.stopped)
         self.masks.apply(self.model)
         if self._attachment is not None:
             self._attachment.resume(self.masks)

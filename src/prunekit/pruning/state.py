@@ -1,0 +1,419 @@
+"""The saved state of a session, read strictly: all of it is checked before anything is taken over."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.digests import KEY
+from prunekit.errors import InputError, PrunekitError
+from prunekit.history import Record
+from prunekit.limits import whole
+from prunekit.masks import Masks
+from prunekit.recipe import Plan, Recipe
+from prunekit.settings import shown
+from prunekit.stopping import Held, Stopped
+from prunekit.targets import unwrap
+from prunekit.trial import said
+
+NEEDED = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
+OPTIONAL = ("measured", "stop", KEY)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The session that a state is read for.
+
+    Attributes:
+        model: its network.
+        recipe: what is done to it.
+        plan: the recipe's steps on it.
+        seed: of everything random.
+        kept: what it has kept so far; of it the shapes and devices count.
+        again: the keys of the statistics that are measured once, if they are.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    plan: Plan
+    seed: int
+    kept: Masks
+    again: Collection[str]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a session goes on from; the fields are those of a session and of its parts."""
+
+    kept: Masks
+    masks: Masks
+    history: list[Record]
+    optimizer_steps: int
+    checkpoints: dict[int, Mapping[str, Tensor]]
+    ranking: dict[str, Tensor] | None
+    measured: dict[str, dict[str, Tensor]] | None
+    allowed: float | None
+    held: Held | None
+    stopped: Stopped | None
+
+
+def read_state(values: Any, owner: Owner) -> State:
+    """The state that a session saved.
+
+    Raises:
+        InputError: naming the place, if it is no such state, is damaged, or is that of another recipe, seed
+            or model.
+    """
+    try:
+        return _read(values, owner)
+    except PrunekitError:
+        raise
+    except Exception as error:  # of values that nobody thought of
+        raise InputError(f"this is not the state of a session: {said(error)}") from error
+
+
+def digest_of(values: Any) -> str:
+    """SHA-256 of nested values and tensors, in hexadecimal digits."""
+    found = hashlib.sha256()
+    _feed(found, values)
+    return found.hexdigest()
+
+
+def _feed(found: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        found.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+        if value.numel():
+            found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        found.update(f"{len(value)} keys;".encode())
+        for key in sorted(value, key=repr):
+            found.update(f"{key!r}=".encode("utf-8", "surrogatepass"))
+            _feed(found, value[key])
+    elif isinstance(value, list | tuple):
+        found.update(f"{len(value)} values;".encode())
+        for each in value:
+            _feed(found, each)
+    else:
+        found.update(f"{value!r};".encode("utf-8", "surrogatepass"))
+
+
+def _read(values: Any, owner: Owner) -> State:
+    _keys(values, "", NEEDED, OPTIONAL)
+    if not _same(values["recipe"], owner.recipe.to_dict()):
+        raise InputError("the saved session followed another recipe: build the session from the same one")
+    if type(values["seed"]) is not int or values["seed"] != owner.seed:
+        raise InputError(f"the saved session has seed {shown(values['seed'])}, this one {owner.seed}")
+    if not isinstance(values["masks"], Mapping) or set(values["masks"]) != set(owner.kept):
+        raise InputError("the saved session pruned other layers: it belongs to another model")
+    kept = _flags(values["masks"], "masks", owner)
+    history = _history(values["history"], owner)
+    _check_counts(kept, "masks", history, owner)
+    state = State(
+        kept=kept,
+        masks=owner.plan.elements.masks(owner.model, kept),
+        history=history,
+        optimizer_steps=whole("state: optimizer_steps", values["optimizer_steps"], 0, 2**63 - 1),
+        checkpoints=_checkpoints(values["checkpoints"], bool(history), owner),
+        ranking=_ranking(values["ranking"], bool(history), owner),
+        measured=_measured(values.get("measured"), bool(history), owner),
+        **_stop(values.get("stop"), kept, history, owner),
+    )
+    state.masks.parameters(owner.model)
+    if KEY in values and values[KEY] != digest_of({key: each for key, each in values.items() if key != KEY}):
+        raise InputError(f"the state of the session is damaged or was changed: it is not what {KEY!r} says")
+    return state
+
+
+# ---- masks and history -----------------------------------------------------------------------------------
+
+
+def _flags(values: Any, place: str, owner: Owner) -> Masks:
+    """In the session's own order, which decides between equal scores."""
+    _keys(values, place, tuple(owner.kept))
+    found = {}
+    for name, own in owner.kept.items():
+        flags = values[name]
+        if not isinstance(flags, Tensor) or flags.dtype != torch.bool:
+            raise _wrong(place, f"the mask of {name} must be a boolean tensor (True = kept)")
+        if flags.shape != own.shape:
+            raise _wrong(
+                place,
+                f"{name} has shape {tuple(own.shape)}, its mask {tuple(flags.shape)}: "
+                "the masks belong to another model",
+            )
+        found[name] = _tensor(flags, f"{place}: {name}").to(own.device, copy=True)
+    return Masks(found)
+
+
+def _history(values: Any, owner: Owner) -> list[Record]:
+    if not isinstance(values, list | tuple):
+        raise _wrong("history", f"a list of records is needed, not {shown(values)}")
+    steps = owner.plan.steps
+    if len(values) > len(steps):
+        raise _wrong("history", f"it has {len(values)} steps, but the schedule only {len(steps)}")
+    found: list[Record] = []
+    for number, each in enumerate(values, start=1):
+        found.append(_record(each, number, owner))
+        _check_order(found, owner)
+    return found
+
+
+def _record(values: Any, number: int, owner: Owner) -> Record:
+    place = f"history: step {number}"
+    _keys(values, place, tuple(field.name for field in fields(Record)))
+    _keys(values["layers"], f"{place}: layers", tuple(owner.kept))
+    layers = {
+        name: whole(f"state: {place}: layers: {name}", values["layers"][name], 0, own.numel())
+        for name, own in owner.kept.items()
+    }
+    kept, total = sum(layers.values()), owner.kept.total
+    counted = {"step": number, "kept": kept, "total": total, "sparsity": 1 - kept / total if total else 0.0}
+    for name, right in counted.items():
+        if type(values[name]) is not type(right) or values[name] != right:
+            raise _wrong(f"{place}: {name}", f"{shown(values[name])} where {right!r} is right")
+    train_loss = values["train_loss"]
+    if train_loss is not None:
+        _number(train_loss, f"{place}: train_loss")
+        if owner.recipe.retrain.plan is None:
+            raise _wrong(f"{place}: train_loss", "the recipe does not retrain")
+    if _number(values["seconds"], f"{place}: seconds") < 0:
+        raise _wrong(f"{place}: seconds", f"{values['seconds']} is no time")
+    return Record(
+        step=number,
+        sparsity=values["sparsity"],
+        kept=kept,
+        total=total,
+        layers=layers,
+        train_loss=train_loss,
+        seconds=values["seconds"],
+        measured=_figures(values["measured"], f"{place}: measured"),
+    )
+
+
+def _figures(values: Any, place: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise _wrong(place, f"names and figures are needed, not {shown(values)}")
+    for key, value in values.items():
+        if not isinstance(value, bool | int | float | complex | str | None):
+            raise _wrong(f"{place}: {key}", f"a figure is needed, not a {type(value).__name__}")
+    return dict(values)
+
+
+def _check_order(history: Sequence[Record], owner: Owner) -> None:
+    """No layer gets any back, unless the recipe lets it; those whose turn it is not stay as they are."""
+    if len(history) < 2:
+        return
+    before, after = history[-2:]
+    own = owner.plan.steps[after.step - 1].layers
+    for name, count in after.layers.items():
+        was = before.layers[name]
+        if (count > was and not owner.recipe.regrow) or (count != was and name not in own):
+            raise _wrong(
+                f"history: step {after.step}: layers: {name}", f"{count} are kept, {was} were before the step"
+            )
+
+
+def _check_counts(kept: Masks, place: str, history: Sequence[Record], owner: Owner) -> None:
+    """What is kept is what the last step left."""
+    if not history and owner.recipe.shape.counts == "pieces":
+        return  # some may be missing from the beginning
+    for name, flags in kept.items():
+        left = history[-1].layers[name] if history else flags.numel()
+        if int(flags.sum()) != left:
+            raise _wrong(f"{place}: {name}", f"{int(flags.sum())} are kept, {left} by the history")
+
+
+# ---- values that are gone back to, and ranked by -----------------------------------------------------------
+
+
+def _checkpoints(values: Any, begun: bool, owner: Owner) -> dict[int, Mapping[str, Tensor]]:
+    if not isinstance(values, Mapping):
+        raise _wrong("checkpoints", f"states by their step are needed, not {shown(values)}")
+    wanted = owner.recipe.retrain.checkpoint
+    if begun and wanted is not None and wanted not in values:
+        raise _wrong("checkpoints", f"the values at step {wanted} are missing, which the recipe goes back to")
+    found: dict[int, Mapping[str, Tensor]] = {}
+    for step, state in values.items():
+        number = whole("state: checkpoints: step", step, 0, 2**63 - 1)
+        place = f"checkpoints: step {number}"
+        if number == wanted:
+            found[number] = _values(state, place, owner)
+        else:
+            found[number] = {name: _tensor(each, f"{place}: {name}") for name, each in _named(state, place)}
+    return found
+
+
+def _values(values: Any, place: str, owner: Owner) -> dict[str, Tensor]:
+    """The state of a network like the session's."""
+    own = unwrap(owner.model).state_dict()
+    _keys(values, place, tuple(own))
+    return {
+        name: _tensor(values[name], f"{place}: {name}", tuple(value.shape), value.dtype)
+        for name, value in own.items()
+    }
+
+
+def _ranking(values: Any, begun: bool, owner: Owner) -> dict[str, Tensor] | None:
+    if owner.recipe.rank != "once" or (values is None and not begun):
+        _none(values, "ranking", "the recipe ranks anew at every step")
+        return None
+    _keys(values, "ranking", tuple(owner.kept))
+    found = {}
+    for name, own in owner.kept.items():
+        scores = _tensor(values[name], f"ranking: {name}", tuple(own.shape))
+        if scores.dtype == torch.bool or scores.is_complex():
+            raise _wrong(f"ranking: {name}", f"scores are real numbers, not {scores.dtype}")
+        found[name] = scores.to(own.device)
+    return found
+
+
+def _measured(values: Any, begun: bool, owner: Owner) -> dict[str, dict[str, Tensor]] | None:
+    if owner.recipe.statistics != "once" or (values is None and not begun):
+        _none(values, "measured", "the recipe measures anew at every step")
+        return None
+    _keys(values, "measured", tuple(owner.again))
+    device = next(iter(owner.kept.values())).device
+    return {
+        key: {
+            name: _tensor(each, f"measured: {key}: {name}").to(device)
+            for name, each in _named(values[key], f"measured: {key}")
+        }
+        for key in owner.again
+    }
+
+
+# ---- the rule that ends a pruning --------------------------------------------------------------------------
+
+
+def _stop(values: Any, kept: Masks, history: Sequence[Record], owner: Owner) -> dict[str, Any]:
+    rule = owner.recipe.stop
+    if values is None:
+        values = {"allowed": None, "held": None, "stopped": None}
+    _keys(values, "stop", ("allowed", "held", "stopped"))
+    allowed = values["allowed"]
+    if not rule.needs_data:
+        for key, value in values.items():
+            _none(value, f"stop: {key}", "the recipe has no rule to stop by")
+    elif allowed is None:
+        if history or values["held"] is not None or values["stopped"] is not None:
+            raise _wrong("stop: allowed", "it is not said, though the network was measured")
+    else:
+        _number(allowed, "stop: allowed", infinite=True)
+    held = None if values["held"] is None else _held(values["held"], kept, history, owner)
+    stopped = None if values["stopped"] is None else _stopped(values["stopped"], allowed, history, owner)
+    if held is not None and stopped is not None:
+        raise _wrong("stop", "the pruning has ended, and waits to be measured")
+    return {"allowed": allowed, "held": held, "stopped": stopped}
+
+
+def _held(values: Any, kept: Masks, history: Sequence[Record], owner: Owner) -> Held:
+    _keys(values, "stop: held", ("steps", "kept", "state"))
+    steps = whole("state: stop: held: steps", values["steps"], 0, len(history))
+    flags = _flags(values["kept"], "stop: held: kept", owner)
+    _check_counts(flags, "stop: held: kept", history[:steps], owner)
+    if not owner.recipe.regrow:
+        for name, was in flags.items():
+            if bool((kept[name] & ~was).any()):
+                raise _wrong(f"masks: {name}", "something is kept that was removed before")
+    if (values["state"] is not None) != owner.recipe.stop.rolls_back:
+        raise _wrong("stop: held: state", "it is there if the recipe's stop rolls back, and only then")
+    state = None if values["state"] is None else _values(values["state"], "stop: held: state", owner)
+    return Held(steps, flags, state)
+
+
+def _stopped(values: Any, allowed: float, history: Sequence[Record], owner: Owner) -> Stopped:
+    _keys(values, "stop: stopped", tuple(field.name for field in fields(Stopped)))
+    step = whole("state: stop: stopped: step", values["step"], 1, len(owner.plan.steps))
+    error = values["error"]
+    if isinstance(error, bool) or not isinstance(error, int | float):
+        raise _wrong("stop: stopped: error", f"a number is needed, not {shown(error)}")
+    limit = _number(values["allowed"], "stop: stopped: allowed", infinite=True)
+    if limit != allowed or error <= limit:
+        raise _wrong("stop: stopped", f"an error of {error} is not over the limit of {allowed}")
+    back = values["rolled_back"]
+    if type(back) is not bool or back != owner.recipe.stop.rolls_back:
+        raise _wrong("stop: stopped: rolled_back", f"{shown(back)} is not what the recipe's stop does")
+    if len(history) != step and not (back and len(history) < step):
+        raise _wrong("stop: stopped: step", f"the pruning ended at step {step}, after {len(history)} steps")
+    return Stopped(step, error, limit, back)
+
+
+# ---- single values -----------------------------------------------------------------------------------------
+
+
+def _wrong(place: str, what: str) -> InputError:
+    if not place:
+        return InputError(f"this is not the state of a session: {what}")
+    return InputError(f"the state of the session: {place}: {what}")
+
+
+def _keys(values: Any, place: str, needed: Sequence[str], optional: Sequence[str] = ()) -> None:
+    if not isinstance(values, Mapping):
+        raise _wrong(place, f"a mapping is needed, not a {type(values).__name__}")
+    for key in needed:
+        if key not in values:
+            raise _wrong(place, f"it has no {key!r}")
+    for key in values:
+        if key not in needed and key not in optional:
+            raise _wrong(place, f"{shown(key)} is no key of it")
+
+
+def _named(values: Any, place: str) -> list[tuple[str, Any]]:
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise _wrong(place, f"tensors by their names are needed, not a {type(values).__name__}")
+    return list(values.items())
+
+
+def _none(value: Any, place: str, why: str) -> None:
+    if value is not None:
+        raise _wrong(place, f"there should be none: {why}")
+
+
+def _number(value: Any, place: str, *, infinite: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(place, f"a number is needed, not {shown(value)}")
+    if math.isnan(value) or (math.isinf(value) and not infinite):
+        raise _wrong(place, f"it is {value}")
+    return float(value)
+
+
+def _tensor(
+    value: Any, place: str, shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A tensor with values; of floating-point types any will do where one is asked for."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type == "meta":
+        raise _wrong(place, f"a tensor is needed, not {type(value).__name__}")
+    if value.is_quantized:
+        raise _wrong(place, "it is quantized")
+    if shape is not None and tuple(value.shape) != shape:
+        raise _wrong(place, f"the shape is {tuple(value.shape)}, in the model it is {shape}")
+    either = dtype is not None and dtype.is_floating_point and value.is_floating_point()
+    if dtype is not None and value.dtype != dtype and not either:
+        raise _wrong(place, f"the type is {value.dtype}, not {dtype}")
+    if value.is_floating_point() and bool(torch.isnan(value).any()):
+        raise _wrong(place, "it holds NaN")
+    return value
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether plain values are equal in kind, too: 1 is not True, and no tensor is compared."""
+    if isinstance(other, Mapping):
+        return (
+            isinstance(one, Mapping)
+            and set(one) == set(other)
+            and all(_same(one[key], other[key]) for key in other)
+        )
+    if isinstance(other, list | tuple):
+        return (
+            isinstance(one, list | tuple)
+            and len(one) == len(other)
+            and all(_same(*pair) for pair in zip(one, other, strict=True))
+        )
+    return type(one) is type(other) and bool(one == other)
