@@ -177,7 +177,7 @@ def test_a_model_of_ones_own(command, tmp_path):
 def test_the_current_folder_can_be_imported_from_also_by_workers(tmp_path):
     (tmp_path / "mine_in_cwd.py").write_text(
         "from torch import nn\nfrom prunekit.scores import Score\n\n\n"
-        "def net():\n    print('noise')\n    return nn.Linear(4, 3)\n\n\n"
+        "def net() -> nn.Module:\n    print('noise')\n    return nn.Linear(4, 3)\n\n\n"
         "class Mine(Score):\n    name = 'mine'\n\n    def __call__(self, evidence):\n        print('noise')\n"
         "        return {name: weight.abs() for name, weight in evidence.weights.items()}\n"
     )
@@ -186,7 +186,18 @@ def test_the_current_folder_can_be_imported_from_also_by_workers(tmp_path):
     # the command itself, not `python -m`, which would put the folder on the path
     code = "import sys; sys.path[:] = [p for p in sys.path if p]; from prunekit.cli import main; main()"
     found = subprocess.run(
-        [sys.executable, "-c", code, "compare", "s.yaml", "--workers", "2", "--json"],
+        [
+            sys.executable,
+            "-c",
+            code,
+            "compare",
+            "s.yaml",
+            "--workers",
+            "2",
+            "--json",
+            "--allow",
+            "mine_in_cwd",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -64,12 +64,11 @@ def file_in(folder: Path, module: str) -> Path | None:
     if first is None or not _is_found_first(top, first):
         return None
     spec: ModuleSpec | None = first
-    path = top
     for step in rest:
         if spec is None or spec.submodule_search_locations is None:
             return None
-        path = f"{path}.{step}"
-        spec = PathFinder.find_spec(path, list(spec.submodule_search_locations))
+        # by the last step alone: under its whole name a folder without __init__.py asks for what it is in
+        spec = PathFinder.find_spec(step, list(spec.submodule_search_locations))
     if spec is None:
         return None
     return Path(spec.origin or next(iter(spec.submodule_search_locations or [str(folder)])))

@@ -35,8 +35,14 @@ RC: Any = {
 
 
 def drawing_style() -> AbstractContextManager[None]:
-    """The settings of RC for the time of drawing or saving; the caller's own come back afterwards."""
-    context: AbstractContextManager[None] = matplotlib.rc_context(RC)
+    """The settings of RC for the time of drawing or saving; the caller's own come back afterwards.
+
+    matplotlib reads a `matplotlibrc` of the current folder, which could have LaTeX run: its defaults hold.
+    """
+    defaults: dict[Any, Any] = {
+        key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"
+    }
+    context: AbstractContextManager[None] = matplotlib.rc_context({**defaults, **RC})
     return context
 
 
