@@ -82,7 +82,11 @@ PRUNE = "prune '{name: mlp, hidden: [8]}' --data iris --method magnitude --out p
         ("compare digits-quick --seeds 0", "seeds = 0"),
         ("compare digits-quick --set training.epoch=3", "unknown key 'epoch'; allowed keys are: batch_size"),
         ("compare digits-quick --set dataset=nothing", "no dataset 'nothing'"),
-        ("compare digits-quick --set model=nothing_there:f", "model: .*cannot import 'nothing_there'"),
+        ("compare digits-quick --set model=nothing_there:f", "model: .*nobody has allowed: .*--allow nothing"),
+        (
+            "compare digits-quick --set model=nothing_there:f --allow nothing_there",
+            "model: .*cannot import 'nothing_there'",
+        ),
         ("compare digits-quick --set seeds", "write key=value"),
         ("compare digits-quick --out own_models_of_cli.py", "is a file: give a folder"),
         ("compare digits-quick --out .", "is not empty and holds no study: choose another folder with --out"),
