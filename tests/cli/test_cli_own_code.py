@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from prunekit.cli.output import shown
 from prunekit.cli.own_code import file_in
+from prunekit.digests import write_json_with_digest
 from tiny_study import one_shot, settings, write_study
 
 CODE = """
@@ -133,14 +135,17 @@ def test_what_is_typed_is_called_only_if_it_makes_a_model(command, ran, tmp_path
     assert not (tmp_path / "CALLED").exists()
 
 
-def test_a_saved_folder_imports_nothing(command, ran, tmp_path):
+def test_a_saved_folder_imports_nothing(command, ran, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))  # an import would succeed
     assert command("prune mlp --data iris --method magnitude --out p").code == 0
     path = tmp_path / "p" / "prunekit.json"
     saved = json.loads(path.read_text())
+    del saved["sha256"]
     saved["architecture"]["model"] = {"name": "unwanted:net"}
-    path.write_text(json.dumps(saved))
+    write_json_with_digest(path, saved)
+    told = "p does not hold the code of its network: write unwanted:net in its place, and --weights p"
+    assert command("inspect p").complaint() == told
     for line in (
-        "inspect p",
         "inspect p --data iris",
         "shrink p --out q",
         "prune p --method magnitude --out q",
@@ -148,6 +153,17 @@ def test_a_saved_folder_imports_nothing(command, ran, tmp_path):
     ):
         assert command(line).code in (0, 2)
     assert ran() == 0
+
+
+def test_no_text_of_a_file_commands_the_terminal(command, tmp_path):
+    assert command("prune mlp --data iris --method magnitude --out p").code == 0
+    path = tmp_path / "p" / "prunekit.json"
+    saved = json.loads(path.read_text())
+    del saved["sha256"]
+    saved["architecture"]["model"] = {"name": "unwanted:\x1b[2Jnet"}
+    write_json_with_digest(path, saved)
+    assert "write unwanted:?[2Jnet in its place" in command("inspect p").complaint()
+    assert shown("a\x1b[2J\x07b\r\nc\u202e é ─ \ud800") == "a?[2J?b c? é ─ ?"
 
 
 # ---- asking --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import typer
 from prunekit.cli.compare import compare, report
 from prunekit.cli.inspect import inspect
 from prunekit.cli.methods import methods
-from prunekit.cli.output import StoppedError, interruptible, log_to_stderr
+from prunekit.cli.output import StoppedError, interruptible, log_to_stderr, shown
 from prunekit.cli.prune import prune
 from prunekit.cli.shrink import shrink
 from prunekit.errors import PrunekitError
@@ -84,5 +84,5 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    typer.echo(f"prunekit: error: {' '.join(message.split())}", err=True)
+    typer.echo(f"prunekit: error: {shown(message)}", err=True)
     return code

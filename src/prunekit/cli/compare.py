@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunekit.cli.options import DataDir, Json, SetOption
-from prunekit.cli.output import StoppedError, only_results, print_json
+from prunekit.cli.output import StoppedError, only_results, print_json, shown
 from prunekit.cli.own_code import Allow, as_options, own_code
 from prunekit.errors import InputError
 from prunekit.study import Layout, load_study, names, run_study
@@ -97,9 +97,9 @@ def _show(page: Path, as_json: bool) -> None:
         print_json({"report": str(page), **found.to_dict()})
         return
     console = Console(highlight=False)
-    console.print(f"\n[bold]{escape(found.title)}[/bold]")
+    console.print(f"\n[bold]{escape(shown(found.title))}[/bold]")
     for finding in found.findings:
-        console.print(f"- {escape(finding)}")
+        console.print(f"- {escape(shown(finding))}")
     console.print("\nThe report:")
     typer.echo(str(page))
 
