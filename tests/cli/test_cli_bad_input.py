@@ -185,6 +185,8 @@ def test_results_of_another_version_are_refused(command, tmp_path):
 def test_damaged_tables_are_named(command, tmp_path, studied):
     shutil.copytree(studied, tmp_path / "s")
     (tmp_path / "s" / "results.csv").write_text("study,dataset\n")
+    assert "results.csv is damaged or was changed" in command("report s").complaint()
+    (tmp_path / "s" / "SHA256SUMS").unlink()
     assert "results.csv line 1: missing columns" in command("report s").complaint()
     (tmp_path / "s" / "results.csv").unlink()
     assert "results.csv" in command("report s").complaint()
