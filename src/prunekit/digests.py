@@ -39,13 +39,21 @@ def read_json_with_digest(path: Path) -> dict[str, Any]:
     Raises:
         DataError: naming the file, if it is missing, is damaged, or holds other values than were written.
     """
-    values = read_json(path)
+    return checked_json(path, read_json(path))
+
+
+def checked_json(path: Path, values: Any) -> dict[str, Any]:
+    """The values of a file that was read, without their digest, which must be theirs.
+
+    Raises:
+        DataError: as `read_json_with_digest`.
+    """
     if not isinstance(values, dict) or KEY not in values:
         raise DataError(f"{path} is damaged or was not written by prunekit: it has no {KEY!r}")
-    found = values.pop(KEY)
-    if found != digest_of_json(values):
+    rest = {key: value for key, value in values.items() if key != KEY}
+    if values[KEY] != digest_of_json(rest):
         raise DataError(f"{path} is damaged or was changed: its content is not what {KEY!r} says")
-    return values
+    return rest
 
 
 def digest_of_json(values: Any) -> str:

@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# networks of the other tests, also where a run is started by itself
+sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "zoo")]
+
 SECONDS = 2.0
 """The longest that a case may take, in seconds of the processor."""
 
@@ -185,6 +188,14 @@ def _batch(case: Case, batch: range, outcomes: Outcomes, audit: Audit | None, li
             outcomes.failures.append((number, f"took {grew:,.0f} MiB"))
 
 
+def refused(error: Exception) -> str:
+    """The outcome of a case that was refused, in one line as it must be."""
+    text = str(error)
+    assert "\n" not in text, f"more than one line: {text!r}"
+    assert len(text) < 2000, f"a message of {len(text):,} characters"
+    return "refused"
+
+
 def _peak() -> float:
     """The largest memory that this process has held so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -205,7 +216,9 @@ def main(title: str, make_case: Callable[[Path], Case], count: int, *, limit_mib
     parser.add_argument("--here", action="store_true", help="in this process, to debug a case")
     asked = parser.parse_args()
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as place:
+    # in memory where there is such a place: cases write many small files
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as place:
         case = make_case(Path(place))
         numbers = range(asked.start, asked.start + asked.count)
         found = run(case, numbers, folder=Path(place), fork=not asked.here, limit_mib=limit_mib)

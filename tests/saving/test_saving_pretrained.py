@@ -282,7 +282,7 @@ class TestDamaged:
     def test_another_format(self, saved):
         redescribed(saved, format=99, prunekit="9.9")
         with pytest.raises(
-            DataError, match=r"is of format 99, this prunekit reads format 2: .*prunekit 9\.9"
+            DataError, match=r"is of format 99, this prunekit reads format 2: .*prunekit '9\.9'"
         ):
             load_pretrained(saved, convnet())
 

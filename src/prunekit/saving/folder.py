@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunekit.digests import digest_of_file, read_json_with_digest
+from prunekit.digests import checked_json, digest_of_file
 from prunekit.errors import DataError, InputError
 from prunekit.files import read_json
+from prunekit.settings import shown
 
 FORMAT = 2
 WEIGHTS = "model.safetensors"
@@ -113,24 +114,24 @@ def describe(folder: Path) -> Description:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise DataError(f"{folder} holds no network saved by prunekit: there is no {DESCRIPTION}")
-    _check_format(folder)
+    values = read_json(path)
+    _check_format(folder, values)
     try:
-        return Description.model_validate(read_json_with_digest(path))
+        return Description.model_validate(checked_json(path, values))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(step)[:60] for step in first["loc"])
         raise DataError(f"{path} was not written by prunekit: {place}: {first['msg']}") from None
 
 
-def _check_format(folder: Path) -> None:
+def _check_format(folder: Path, values: Any) -> None:
     """Name the version rather than a digest that other versions did not write."""
-    values = read_json(folder / DESCRIPTION)
     if not isinstance(values, dict) or "format" not in values:
         raise DataError(f"{folder / DESCRIPTION} was not written by prunekit")
     if values["format"] != FORMAT:
         raise DataError(
-            f"{folder} is of format {str(values['format'])[:20]}, this prunekit reads format {FORMAT}: "
-            f"it was written by prunekit {str(values.get('prunekit', '?'))[:20]}"
+            f"{folder} is of format {shown(values['format'], 20)}, this prunekit reads format {FORMAT}: "
+            f"it was written by prunekit {shown(values.get('prunekit'), 20)}"
         )
 
 

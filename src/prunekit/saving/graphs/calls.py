@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunekit.saving.graphs.operators import batch_norm_training, operator_name
+from prunekit.saving.graphs.operators import batch_norm_training, bernoulli_like, operator_name
 from prunekit.structure.coupling.graph_model import Graph
 
 MAX_BYTES = 4 << 30
@@ -46,6 +46,8 @@ _PARTS: dict[str, Callable[..., int]] = {
     "hsplit.int": lambda x, sections: sections,
     "vsplit.int": lambda x, sections: sections,
 }
+# operators that write running statistics into their arguments if this one is true
+_WRITES = {"batch_norm.default": "training", "instance_norm.default": "use_input_stats"}
 _LAYERS = frozenset({"lstm.input", "gru.input", "rnn_relu.input", "rnn_tanh.input"})
 
 
@@ -151,7 +153,7 @@ def _check_arguments(
     if target is operator.getitem:
         _check_getitem(*args, **kwargs)
         return
-    if target is batch_norm_training:
+    if target in (batch_norm_training, bernoulli_like):
         return
     types = _argument_types(target)
     named = {**dict(zip(types, args, strict=False)), **kwargs}
@@ -161,7 +163,7 @@ def _check_arguments(
             for scale in value if isinstance(value, list | tuple) else (value,):
                 if not 1 / _MAX_SCALE <= scale <= _MAX_SCALE:
                     raise ValueError(f"{key} = {scale} is not in [1/{_MAX_SCALE:.0f}, {_MAX_SCALE:.0f}]")
-    if name == "batch_norm.default" and named.get("training") and named.get("running_mean") is not None:
+    if name in _WRITES and named.get(_WRITES[name]) and named.get("running_mean") is not None:
         raise ValueError("it would write into its arguments")
     if name == "one_hot.default" and not named.get("num_classes", -1) >= 1:
         raise ValueError("the number of classes must be given")

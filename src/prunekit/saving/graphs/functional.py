@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError
 from prunekit.saving.graphs.calls import inputs_without_data
-from prunekit.saving.graphs.operators import batch_norm_training
+from prunekit.saving.graphs.operators import batch_norm_training, bernoulli_like
 from prunekit.structure.coupling.captured import module_of
 from prunekit.structure.coupling.graph_model import Graph
 
@@ -32,7 +32,7 @@ aten = torch.ops.aten
 
 # in place under another name than that of the operator without the underscore
 _NAMED: dict[Any, Any] = {
-    aten.bernoulli_.float: aten.bernoulli.p,
+    aten.bernoulli_.float: bernoulli_like,
     aten.normal_.default: aten.normal_functional.default,
 }
 # of uninitialised memory: zeros, since a file must not be able to read what was there before

@@ -23,7 +23,7 @@ _OVERLOADS = """
     any.dim any.dims arange.default arange.start arange.start_step argmax.default argmin.default
     argsort.default argsort.stable asin.default asinh.default atan.default atan2.default atanh.default
     atleast_1d.default atleast_2d.default atleast_3d.default avg_pool1d.default avg_pool2d.default
-    avg_pool3d.default baddbmm.default batch_norm.default bernoulli.default bernoulli.p bitwise_and.Scalar
+    avg_pool3d.default baddbmm.default batch_norm.default bernoulli.default bitwise_and.Scalar
     bitwise_and.Tensor bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar bitwise_not.default
     bitwise_or.Scalar bitwise_or.Tensor bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar
     bitwise_xor.Scalar bitwise_xor.Tensor bmm.default broadcast_tensors.default broadcast_to.default
@@ -124,8 +124,17 @@ def batch_norm_training(
     return out, new_mean, new_variance
 
 
+def bernoulli_like(x: Tensor, p: float = 0.5) -> Tensor:
+    """Zeros and ones of the shape and dtype of `x`, ones with probability `p` in [0, 1].
+
+    `aten.bernoulli.p` draws the same, but cannot be run without data.
+    """
+    return torch.zeros_like(x).bernoulli_(p)
+
+
 _OWN: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
+    "bernoulli_like": bernoulli_like,
     "batch_norm_training": batch_norm_training,
 }
 _NAMES = {function: name for name, function in _OWN.items()}
