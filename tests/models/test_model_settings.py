@@ -17,7 +17,8 @@ USER_MODULE = """
 from __future__ import annotations
 from torch import nn
 
-def typed(input_shape, width: int, *, sizes: list[int] = [1], scale: float = 1, kind: type = nn.Linear) -> nn.Linear:
+def typed(input_shape, width: int, *, sizes: list[int] = [1], scale: float = 1, kind: type = nn.Linear
+) -> nn.Linear:
     return nn.Linear(input_shape[0], width)
 
 def untyped(width, depth=(2, 3)) -> nn.Module:

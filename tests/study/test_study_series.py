@@ -146,7 +146,7 @@ class TestRunning:
     def test_a_failure_in_one_does_not_stop_the_next(self, tmp_path, monkeypatch):
         monkeypatch.setattr("prunekit.study.run._report", lambda layout: layout.root)
         bad = {"model": "mlp", "methods.tickets.recipe.score": "own_parts:Fussy"}
-        series = Series.parse(several({"bad": bad, "good": PROBLEMS["small"]}))
+        series = Series.parse(several({"bad": bad, "good": PROBLEMS["small"]}), allow=["own_parts"])
         with pytest.raises(StudyError, match=r"^bad: "):
             run_study(series, tmp_path, workers=1)
         assert len(tables(tmp_path / "good")[0]) > 2
