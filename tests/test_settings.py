@@ -1,10 +1,12 @@
 import copy
+import importlib
 import json
 import pickle
 import subprocess
 import sys
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,10 @@ class TestSettings:
             ({"size": 0}, r"sample: size = 0: .*greater than or equal to 1"),
             ({"size": "x"}, r"sample: size = 'x': .*valid integer"),
             ({"size": None}, r"sample: size = None"),
+            ({"size": True}, r"sample: size: a number is needed here, not True"),
+            ({"size": np.bool_(True)}, r"sample: size: a number is needed here"),
+            ({"size": 10**5000 * -1}, r"sample: size = a value of the type int: "),
+            ({"size": "x" * 10_000}, r"sample: size = 'x{199}\.\.\.: .*valid integer"),
             ({3: 1}, r"sample: the key 3 is not a text"),
             ([1], r"sample: expected a mapping of settings, got \[1\]"),
             (None, r"sample: expected a mapping of settings, got None"),
@@ -142,12 +148,13 @@ class TestPart:
         assert written == {"name": f"{__name__}:Mine", "power": 3.0}
         assert Score.build(written) == Mine(power=3)
 
-    def test_and_is_found_in_a_fresh_process(self, tmp_path):
+    def test_and_is_found_in_a_fresh_process(self, tmp_path, monkeypatch):
         (tmp_path / "my_scores.py").write_text(
             "from prunekit.scores import Magnitude\nclass Louder(Magnitude):\n    name = 'louder'\n"
         )
-        first = "import json, my_scores; print(json.dumps(my_scores.Louder().to_dict()))"
-        written = self.python(first, tmp_path)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        written = json.dumps(importlib.import_module("my_scores").Louder().to_dict())
+        sys.modules.pop("my_scores")
         assert json.loads(written)["name"] == "my_scores:Louder"
         second = (
             "from prunekit.permission import allowing\nfrom prunekit.scores import Score\n"

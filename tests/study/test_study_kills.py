@@ -21,10 +21,11 @@ PATIENCE = 900.0
 METHODS = {f"{steps} steps": tickets(steps, epochs=6) for steps in (7, 8, 9)}
 
 
-def start(study: Path, out: Path) -> subprocess.Popen:
+def start(study: Path, out: Path, workers: int = 2) -> subprocess.Popen:
     """As a person would, in a group of processes of its own."""
+    command = ["compare", str(study), "--out", str(out), "--workers", str(workers)]
     return subprocess.Popen(
-        [sys.executable, "-m", "prunekit", "-q", "compare", str(study), "--out", str(out), "--workers", "2"],
+        [sys.executable, "-m", "prunekit", "-q", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -68,8 +69,8 @@ def test_a_study_that_is_killed_at_three_moments_gives_the_results_of_one_that_r
         lambda: any(len(steps) >= 3 for steps in steps_done(out).values()),  # in the first cells
         lambda: len(stages(out)) >= 4 and len(steps_done(out)) >= 3,  # in the later ones
     ]
-    for moment in moments:
-        process = start(study, out)
+    for moment, workers in zip(moments, (2, 1, 2), strict=True):  # every start of a worker costs seconds
+        process = start(study, out, workers)
         wait_for(moment, process)
         before, steps = stages(out), steps_done(out)
         process.kill()
@@ -80,7 +81,7 @@ def test_a_study_that_is_killed_at_three_moments_gives_the_results_of_one_that_r
     last, known = stages(out), steps_done(out)
 
     # the lock of a killed run keeps nobody out; two workers and one, killed or not, give the same
-    process = start(study, out)
+    process = start(study, out, workers=1)
     printed, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, complaints
     assert printed.rstrip().endswith(str(out / "report.html"))

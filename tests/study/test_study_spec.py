@@ -160,13 +160,14 @@ def test_identity_does_not_depend_on_the_order_of_keys_or_on_the_way_through_yam
 def test_identity_is_the_same_in_another_process():
     code = (
         "import json, sys; from prunekit.study import Study; s = Study.parse(json.load(sys.stdin));"
-        "print(s.network_key, *sorted(c.key for c in s.cells))"
+        "print(s.network_key, *sorted(c.key + c.recipe.digest() for c in s.cells))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps(settings()), capture_output=True, text=True, check=True
     )
     study = tiny()
-    assert found.stdout.split() == [study.network_key, *sorted(cell.key for cell in study.cells)]
+    cells = sorted(cell.key + cell.recipe.digest() for cell in study.cells)
+    assert found.stdout.split() == [study.network_key, *cells]
 
 
 def test_identity_depends_on_all_that_a_result_depends_on():
