@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -29,6 +30,12 @@ def steps(model, optimizer, count):
         optimizer.zero_grad()
         cross_entropy(model(inputs), targets).backward()
         optimizer.step()
+
+
+def regrow(mask, count):
+    """Keep some of what a mask removes."""
+    for place in (~mask).nonzero()[:count]:
+        mask[tuple(place)] = True
 
 
 def attached(name="sgd", every=None, data=None, model=None, **settings):
@@ -221,6 +228,121 @@ class TestRefusals:
         assert same(before, copied(fresh))
         assert target.masks is masks
         assert target.history == history
+
+    @pytest.mark.parametrize("digest", [True, False])
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda s: regrow(s["masks"]["0.weight"], 1), "masks: 0.weight: .* are kept, .* by the history"),
+            (lambda s: s["history"][1]["layers"].update({"0.weight": 160}), "history: step 2: "),
+            (lambda s: s["history"][0].update(kept=7), "history: step 1: kept: 7 where .* is right"),
+            (lambda s: s["history"][1].update(step=7), "history: step 2: step: 7 where 2 is right"),
+            (lambda s: s["history"][0].pop("total"), "history: step 1: it has no 'total'"),
+            (lambda s: s["history"][0].update(more=1), "history: step 1: 'more' is no key"),
+            (lambda s: s["history"].extend(s["history"]), "it has 4 steps, but the schedule only 3"),
+            (lambda s: s["history"].reverse(), "history: step 1: "),
+            (lambda s: s.update(history={}), "history: a list of records is needed"),
+            (lambda s: s.update(seed=False), "has seed False"),
+            (lambda s: s.update(optimizer_steps=-1), "optimizer_steps = -1: a whole number"),
+            (lambda s: s.update(optimizer_steps=float("nan")), "optimizer_steps = nan: a whole number"),
+            (lambda s: s.update(checkpoints={"x": {}}), "checkpoints: step = 'x'"),
+            (lambda s: s.update(ranking={}), "ranking: there should be none"),
+            (lambda s: s.update(stop={"allowed": 1.0}), "stop: it has no 'held'"),
+            (lambda s: s.update(stop={"allowed": 1.0, "held": None, "stopped": None}), "no rule to stop by"),
+            (lambda s: s.update(more=1), "'more' is no key of it"),
+        ],
+    )
+    def test_a_damaged_state(self, spoil, message, digest):
+        _, _, session = attached(every=2)
+        session.advance()
+        session.advance()
+        state = copy.deepcopy(session.state_dict())
+        spoil(state)
+        if not digest:  # as states were before they had one: what they say is looked at
+            del state["sha256"]
+        model, _, target = attached(every=2)
+        before, kept = copied(model), target.state_dict()
+        with pytest.raises(InputError, match=message):
+            target.load_state_dict(state)
+        assert same(before, copied(model))
+        assert str(target.state_dict()) == str(kept)
+
+    def test_a_state_in_which_one_mask_lost_a_weight_and_got_another(self):
+        _, _, session = attached()
+        session.advance()
+        state = copy.deepcopy(session.state_dict())
+        mask = state["masks"]["0.weight"]
+        regrow(mask, 1)
+        mask[tuple(mask.nonzero()[-1])] = False
+        with pytest.raises(InputError, match="is damaged or was changed"):
+            attached()[2].load_state_dict(state)
+
+    @pytest.mark.parametrize("value", [float("nan"), None])
+    def test_values_to_go_back_to_that_are_damaged(self, value):
+        retrain = {"retrain": {"name": "rewind", "step": 0}}
+        _, _, session = attached(**retrain)
+        session.advance()
+        state = copy.deepcopy(session.state_dict())
+        if value is None:
+            state["checkpoints"][0]["0.weight"] = torch.zeros(3, 3)
+        else:
+            state["checkpoints"][0]["0.weight"][0, 0] = value
+        with pytest.raises(InputError, match=r"checkpoints: step 0: 0.weight: (it holds NaN|the shape is)"):
+            attached(**retrain)[2].load_state_dict(state)
+
+    @pytest.mark.parametrize("every", [True, 1.5, float("nan"), 0, -1, "3", 2**80, [1], torch.tensor(2)])
+    def test_every_that_is_no_number_of_steps(self, every):
+        model = mlp(10, 16, 3)
+        optimizer = SGD(model.parameters(), 0.1)
+        with pytest.raises(InputError, match=r"every = .*: a whole number of at least 1"):
+            recipe(schedule=GRADUAL).attach(model, optimizer, every=every)
+        assert not optimizer._optimizer_step_post_hooks
+
+    def test_every_of_numpy(self):
+        model, optimizer, session = attached(every=np.int64(2))
+        steps(model, optimizer, 2)
+        assert len(session.history) == 1
+
+    @pytest.mark.parametrize("settings", [{}, {"targets": ("2",)}])
+    def test_a_second_session_on_an_optimizer(self, settings):
+        model, optimizer, first = attached()
+        before, hooks = copied(model), len(optimizer._optimizer_step_post_hooks)
+        with pytest.raises(InputError, match="carries the masks of another session already"):
+            recipe(schedule=GRADUAL, **settings).attach(model, optimizer)
+        assert same(before, copied(model))
+        assert len(optimizer._optimizer_step_post_hooks) == hooks
+        first.detach()
+        recipe(schedule=GRADUAL, **settings).attach(model, optimizer)
+
+    def test_two_networks_on_one_optimizer(self):
+        one, other = mlp(10, 16, 3), mlp(10, 16, 3)
+        optimizer = SGD([*one.parameters(), *other.parameters()], 0.1)
+        for model in (one, other):
+            recipe(schedule=GRADUAL).attach(model, optimizer).advance()
+
+    def test_an_optimizer_of_another_model(self):
+        model, other = mlp(10, 16, 3), mlp(10, 16, 3)
+        before = copied(model)
+        for optimizer in (SGD(other.parameters(), 0.1), SGD(model[2].parameters(), 0.1)):
+            with pytest.raises(InputError, match=r"\(SGD\) does not train 0.weight, which the recipe prunes"):
+                recipe(schedule=GRADUAL).attach(model, optimizer)
+            assert not optimizer._optimizer_step_post_hooks
+        with pytest.raises(InputError, match="must be a torch.optim.Optimizer, not Sequential"):
+            recipe(schedule=GRADUAL).attach(model, other)
+        assert same(before, copied(model))
+
+    def test_weights_that_are_frozen_need_no_optimizer(self):
+        model = mlp(10, 16, 3)
+        model[0].requires_grad_(False)
+        recipe(schedule=GRADUAL).attach(model, SGD(model[2].parameters(), 0.1)).advance()
+        model[2].requires_grad_(False)
+        with pytest.raises(InputError, match="trains no parameter of this network, such as 0.weight"):
+            recipe(schedule=GRADUAL).attach(model, SGD(mlp(3, 3).parameters(), 0.1))
+
+    def test_data_is_tried_when_attaching(self):
+        inputs, targets = blobs()
+        with pytest.raises(ModelError, match="the network cannot take the data"):
+            attached(score="gradient", data=(inputs[:, :3], targets))
 
     def test_the_state_of_another_recipe(self):
         _, _, session = attached()

@@ -120,3 +120,24 @@ def test_the_levels_of_other_schedules_do_not_depend_on_the_network():
 def test_counts_of_nothing(every):
     with pytest.raises(InputError, match="every = "):
         Counts(every=every, sparsity=0.5)
+
+
+@pytest.mark.parametrize("steps", [100_001, 2**63 - 1, 2**80])
+def test_at_most_100_000_steps(steps):
+    for settings in (
+        {"name": "linear", "sparsity": 0.5},
+        {"name": "geometric", "sparsity": 0.5},
+        {"name": "cubic", "sparsity": 0.5},
+        {"name": "rounds"},
+    ):
+        with pytest.raises(InputError, match=f"steps = {steps}: .*less than or equal to 100000"):
+            Schedule.build({**settings, "steps": steps})
+
+
+def test_counts_that_would_be_too_many_steps():
+    counts = Schedule.build({"name": "counts", "every": 3, "sparsity": 0.5})
+    assert len(counts.levels(600_000)) == 100_000
+    with pytest.raises(
+        InputError, match="would take 100,001 steps, at most 100,000 are allowed: remove 4 or more"
+    ):
+        counts.levels(600_004)

@@ -89,7 +89,7 @@ def check_examples(model: nn.Module, name: str, data: Batches, uses: Sequence[Us
             _check_all(model, name, data, use, outputs)
     if any(use.train for use in uses):  # where a network is only looked at, it is seen in what comes out
         whole = (data.inputs, data.targets) if isinstance(data, TensorBatches) else few
-        _check_finite(model, name, *whole)
+        check_finite(model, name, *whole)
 
 
 def _tried_few(model: nn.Module, name: str, data: Batches, few: Batch, use: Use) -> Any:
@@ -170,8 +170,12 @@ def _hint(model: nn.Module, inputs: Tensor) -> str:
     return f" (the network's parameters are {first.dtype})"
 
 
-def _check_finite(model: nn.Module, name: str, inputs: Tensor, targets: Tensor) -> None:
-    """Networks that make numbers of NaN may have it among their inputs; targets may not."""
+def check_finite(model: nn.Module, name: str, inputs: Tensor, targets: Tensor) -> None:
+    """Refuse examples that are no numbers; a network that makes numbers of NaN may have it as inputs.
+
+    Raises:
+        DataError: naming the first example.
+    """
     wrong = _first_not_finite(targets)
     if wrong is not None:
         raise DataError(f"{name}: the targets of example {wrong} are NaN or infinite")

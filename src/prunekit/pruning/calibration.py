@@ -17,9 +17,10 @@ from prunekit.readiness import check_data
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.statistics.average import average
-from prunekit.statistics.processes import sum_over_processes
+from prunekit.statistics.processes import several_processes, sum_over_processes
 from prunekit.stopping import Stop
 from prunekit.targets import unwrap
+from prunekit.trial import check_finite
 
 BATCH = 256
 """Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
@@ -88,6 +89,17 @@ class Calibration:
         if self._data is None:
             return iter(())
         return self._placed(self._data.sample(self._examples, BATCH, derive(self._seed, "calibration")))
+
+    def finite_batches(self) -> Iterator[Batch]:
+        """The same, for statistics without a loss in which NaN would be seen.
+
+        Raises:
+            DataError: if targets are NaN or infinite, or inputs are, and the network's outputs as well.
+        """
+        for inputs, targets in self.batches():
+            if not several_processes():  # one that stopped alone would leave the others waiting for its sums
+                check_finite(unwrap(self._model), "the calibration data", inputs, targets)
+            yield inputs, targets
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch."""

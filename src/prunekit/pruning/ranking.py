@@ -44,7 +44,9 @@ class Ranking:
         elements = self._plan.elements
         names = step.layers if self._recipe.layer_by_layer else elements.parameters
         subject = Subject(self._model, names, elements.chain, kept, coupled=elements.coupled)
-        found = collect(subject, self._calibration.batches(), self._needs(), loss=self._calibration.loss)
+        needs, sample = self._needs(), self._calibration
+        batches = sample.batches() if any(need.needs_loss for need in needs) else sample.finite_batches()
+        found = collect(subject, batches, needs, loss=sample.loss)
         if self._recipe.statistics == "once":
             self._measured = {statistic: found[statistic] for statistic in self._again}
         return found
