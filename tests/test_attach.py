@@ -327,7 +327,7 @@ class TestRefusals:
             with pytest.raises(InputError, match=r"\(SGD\) does not train 0.weight, which the recipe prunes"):
                 recipe(schedule=GRADUAL).attach(model, optimizer)
             assert not optimizer._optimizer_step_post_hooks
-        with pytest.raises(InputError, match="must be a torch.optim.Optimizer, not Sequential"):
+        with pytest.raises(InputError, match=r"must be a torch.optim.Optimizer, not Sequential"):
             recipe(schedule=GRADUAL).attach(model, other)
         assert same(before, copied(model))
 
@@ -336,7 +336,7 @@ class TestRefusals:
         model[0].requires_grad_(False)
         recipe(schedule=GRADUAL).attach(model, SGD(model[2].parameters(), 0.1)).advance()
         model[2].requires_grad_(False)
-        with pytest.raises(InputError, match="trains no parameter of this network, such as 0.weight"):
+        with pytest.raises(InputError, match=r"trains no parameter of this network, such as 0.weight"):
             recipe(schedule=GRADUAL).attach(model, SGD(mlp(3, 3).parameters(), 0.1))
 
     def test_data_is_tried_when_attaching(self):
