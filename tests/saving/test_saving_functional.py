@@ -96,6 +96,13 @@ def through_views_of_views(self, x):
     return y * 3
 
 
+def through_narrow(self, x):
+    y = self.layer(x)
+    y.narrow(1, 2, 3).mul_(2)
+    y.narrow(dim=0, start=-3, length=2).add_(1)
+    return y
+
+
 def a_view_from_before(self, x):
     y = self.layer(x)
     first, third = y[:, :2], y[:, 4:]
@@ -151,8 +158,8 @@ def noise(self, x):
 
 
 RUNS = [
-    through_a_slice, through_views_of_views, a_view_from_before, pieces, a_buffer, another_dtype,
-    without_gradients, empty_and_filled, noise,
+    through_a_slice, through_views_of_views, through_narrow, a_view_from_before, pieces, a_buffer,
+    another_dtype, without_gradients, empty_and_filled, noise,
 ]  # fmt: skip
 
 

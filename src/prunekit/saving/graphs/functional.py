@@ -286,6 +286,12 @@ class _Builder:
             )
         if name == "slice":
             return self._emit(aten.slice_scatter.default, (parent, value, *args), kwargs)
+        if step.target is aten.narrow.default:
+            piece = dict(zip(("dim", "start", "length"), args, strict=False)) | kwargs
+            size = shape[piece["dim"]]
+            start = piece["start"] + (size if piece["start"] < 0 else 0)
+            place = (piece["dim"], start, start + piece["length"])
+            return self._emit(aten.slice_scatter.default, (parent, value, *place), {})
         if name == "select":
             return self._emit(aten.select_scatter.default, (parent, value, *args), kwargs)
         if name == "diagonal":
