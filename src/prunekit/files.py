@@ -151,9 +151,12 @@ def read_json(path: Path) -> Any:
         DataError: naming the file, if it is missing, is damaged, or is past a limit.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is larger than the {MAX_BYTES >> 20} MiB that are read of a JSON file")
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise DataError(
+                    f"{path} is larger than the {MAX_BYTES >> 20} MiB that are read of a JSON file"
+                )
+            text = file.read().decode("utf-8")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
@@ -173,7 +176,8 @@ def parse_json(text: str, source: Path) -> Any:
         raise DataError(f"{source} is nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:
         raise DataError(f"{source} is damaged: not valid JSON ({error})") from None
-    if deeper_than(values, MAX_DEPTH):
+    could_be_deep = text.count("[") + text.count("{") > MAX_DEPTH  # a count is faster than a walk
+    if could_be_deep and deeper_than(values, MAX_DEPTH):
         raise DataError(f"{source} is nested more than {MAX_DEPTH} deep")
     return values
 

@@ -59,6 +59,7 @@ def warn(progress) -> None:
 
 
 def hang(folder: Path, name: str, progress) -> None:
+    progress(0.0)
     (folder / name).touch()
     while True:
         time.sleep(1000)
@@ -67,14 +68,12 @@ def hang(folder: Path, name: str, progress) -> None:
 def fork_and_hang(progress) -> None:
     """As statistics do that are shared out over processes."""
 
-    def work(part):
-        if part.start == 0:
-            hang(Path(), "unused", progress)
+    def part(examples):
+        while examples.stop > 1:  # not for the first, which is looked at in this process
+            time.sleep(1000)
         return {"x": torch.zeros(1)}
 
-    shared_out(
-        lambda part: {"x": torch.zeros(1)} if part == slice(0, 1) else work(part), torch.zeros(4, 1), 2
-    )
+    shared_out(part, torch.zeros(4, 1), 2)
 
 
 def fail(kind: str, progress) -> None:

@@ -32,9 +32,9 @@ def fussy(steps):
 
 
 def flip(path):
-    """One bit of the last byte but nine is another."""
+    """The last bit of the last byte but nine is another: also a truth is another one then."""
     content = bytearray(path.read_bytes())
-    content[-10] ^= 4
+    content[-10] ^= 1
     path.write_bytes(content)
 
 

@@ -14,7 +14,7 @@ from prunekit.batches import Batches, as_batches
 from prunekit.errors import DataError, InputError, PrunekitError
 from prunekit.recipe import Plan
 from prunekit.study.layout import Layout
-from prunekit.study.outputs import discard, is_finished, read_cell, read_network
+from prunekit.study.outputs import Results, discard, is_finished
 from prunekit.study.spec import Cell, Study
 from prunekit.study.stages import build, dataset, files_of_network, run_cell, train_network
 from prunekit.study.tasks import Progress, Task
@@ -60,11 +60,20 @@ def _plan_cell(cell: Cell, study: Study, model: nn.Module, data: Batches, exampl
     return cell.recipe.plan(model, example)
 
 
-def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: Plans) -> list[Task]:
+def make_tasks(
+    study: Study, layout: Layout, data_dir: Path | None, plans: Plans, read: Results
+) -> list[Task]:
     """The networks and cells that are not finished, each cell after its network.
 
     What is finished but damaged is said, removed, and a task like the others. To be called by the holder of
     the folder's lock.
+
+    Args:
+        study: the study.
+        layout: of its folder.
+        data_dir: where datasets lie.
+        plans: those of the cells.
+        read: keeps what is read of the folder.
 
     Raises:
         OSError: if something cannot be read that may be whole, or a damaged file cannot be removed.
@@ -76,7 +85,7 @@ def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: Plans
     for seed in range(study.seeds):
         folder = layout.network(study, seed)
         name = f"training of seed {seed}"
-        if not _is_done(folder, name, lambda folder: read_network(folder, files)):
+        if not _is_done(folder, name, lambda folder: read.network(folder, files)):
             networks[seed] = Task(
                 name,
                 _train,
@@ -91,7 +100,7 @@ def make_tasks(study: Study, layout: Layout, data_dir: Path | None, plans: Plans
             name = f"{cell.name}, seed {seed}"
             if folder in cells or folder in done:
                 continue  # labels that differ in punctuation share the folder of an equal recipe
-            if _is_done(folder, name, lambda folder: read_cell(folder, whole=True)):
+            if _is_done(folder, name, read.cell):
                 done.add(folder)
                 continue
             cells[folder] = Task(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from prunekit.digests import SUMS
 from prunekit.errors import DataError
 from prunekit.files import read_json, remove_leftovers
-from prunekit.study.outputs import is_finished
+from prunekit.study.outputs import RESULT, remove
 from prunekit.study.spec import Cell, Study
 
 FORMAT = 2
@@ -51,12 +53,11 @@ class Layout:
 
     def network(self, study: Study, seed: int) -> Path:
         """The trained network of a seed."""
-        return self.root / "networks" / study.network_key / f"seed-{seed}"
+        return self.root / f"networks/{study.network_key}/seed-{seed}"
 
     def cell(self, cell: Cell, seed: int) -> Path:
         """One recipe for one seed."""
-        label = re.sub(r"[^a-z0-9]+", "-", cell.label.lower()).strip("-")[:40] or "method"
-        return self.root / "cells" / f"{label}-{cell.key}" / f"seed-{seed}"
+        return self.root / f"cells/{_plain(cell.label)}-{cell.key}/seed-{seed}"
 
     def check(self) -> None:
         """Refuse a folder that holds something else or results of another version.
@@ -96,9 +97,16 @@ class Layout:
                 path.unlink(missing_ok=True)
         stages = [*self.root.glob("networks/*/seed-*"), *self.root.glob("cells/*/seed-*")]
         for folder in [*stages, self.root / "figures"]:
-            remove_leftovers(folder)
-            if is_finished(folder):
-                (folder / STATE).unlink(missing_ok=True)
+            names = os.listdir(folder) if folder.is_dir() else []
+            if any(name.startswith(".") for name in names):
+                remove_leftovers(folder)
+            if RESULT in names and STATE in names:
+                remove(folder / STATE)
+
+
+@lru_cache(maxsize=1024)
+def _plain(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40] or "method"
 
 
 def _visible(folder: Path) -> Iterator[Path]:

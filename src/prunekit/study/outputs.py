@@ -6,7 +6,7 @@ A stage whose files do not have those digests is damaged, as is one that lies in
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -50,42 +50,51 @@ def write_result(folder: Path, figures: Mapping[str, Any], files: Sequence[str])
     write_json_with_digest(folder / RESULT, {"stage": stage_of(folder), **figures, "files": digests})
 
 
-def read_network(folder: Path, files: Collection[str] = ()) -> dict[str, Any]:
-    """What was measured of a trained network.
+class Results:
+    """What stages have measured, each read once."""
 
-    Args:
-        folder: of the network.
-        files: names of those that are to be there as they were written.
+    def __init__(self) -> None:
+        self._networks: dict[Path, dict[str, Any]] = {}
+        self._cells: dict[Path, tuple[Rows, Rows]] = {}
 
-    Raises:
-        DataError: naming the file, if the result or one of the files is missing or damaged.
-        OSError: if a file cannot be read for another reason.
-    """
-    found = _read(folder)
-    row = found.get("row")
-    if not _is_row(row, _NETWORK):
-        raise DataError(f"{folder / RESULT} is damaged: it holds no figures of a network")
-    _check_files(folder, {name: found["files"].get(name) for name in files})
-    return row
+    def knows(self, folder: Path) -> bool:
+        """Whether the stage of a folder has been read."""
+        return folder in self._networks or folder in self._cells
 
+    def network(self, folder: Path, files: Collection[str] = ()) -> dict[str, Any]:
+        """What was measured of a trained network.
 
-def read_cell(folder: Path, *, whole: bool = False) -> tuple[Rows, Rows]:
-    """(rows, layers) of a cell.
+        Args:
+            folder: of the network.
+            files: names of those that are to be there as they were written.
 
-    Args:
-        folder: of the cell.
-        whole: whether its files are to be there as they were written.
+        Raises:
+            DataError: naming the file, if the result or one of the files is missing or damaged.
+            OSError: if a file cannot be read for another reason.
+        """
+        if folder not in self._networks:
+            found = _read(folder)
+            row = found.get("row")
+            if not _is_row(row, _NETWORK):
+                raise DataError(f"{folder / RESULT} is damaged: it holds no figures of a network")
+            _check_files(folder, {name: found["files"].get(name) for name in files})
+            self._networks[folder] = row
+        return self._networks[folder]
 
-    Raises:
-        DataError, OSError: as `read_network`.
-    """
-    found = _read(folder)
-    rows, layers = found.get("rows"), found.get("layers")
-    if not (_is_table(rows, _STEP) and rows and _is_table(layers, _LAYER)):
-        raise DataError(f"{folder / RESULT} is damaged: it holds no rows of a cell")
-    if whole:
-        _check_files(folder, found["files"])
-    return rows, layers
+    def cell(self, folder: Path) -> tuple[Rows, Rows]:
+        """(rows, layers) of a cell of which all files are as they were written.
+
+        Raises:
+            DataError, OSError: as `network`.
+        """
+        if folder not in self._cells:
+            found = _read(folder)
+            rows, layers = found.get("rows"), found.get("layers")
+            if not (_is_table(rows, _STEP) and rows and _is_table(layers, _LAYER)):
+                raise DataError(f"{folder / RESULT} is damaged: it holds no rows of a cell")
+            _check_files(folder, found["files"])
+            self._cells[folder] = rows, layers
+        return self._cells[folder]
 
 
 def discard(folder: Path, keep: Collection[str] = ()) -> None:
@@ -137,40 +146,30 @@ def _check_files(folder: Path, digests: Mapping[str, Any]) -> None:
 
 # ---- what a row must hold ----------------------------------------------------------------------------------
 
-Check = Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    """JSON has no NaN and no infinity: they are texts."""
-    return type(value) in (int, float) or value in ("nan", "inf", "-inf")
-
-
-def _is_whole(value: Any) -> bool:
-    return type(value) is int
-
-
-def _is_text(value: Any) -> bool:
-    return type(value) is str
-
-
-_NETWORK: dict[str, Check] = {"parameters": _is_whole, "seconds": _is_number}
-_STEP: dict[str, Check] = {
-    **dict.fromkeys(("step", "prunable", "kept"), _is_whole),
-    **dict.fromkeys(("sparsity", "compression_ratio", "seconds"), _is_number),
+_NETWORK = {"parameters": int, "seconds": float}
+_STEP = {
+    **dict.fromkeys(("step", "prunable", "kept"), int),
+    **dict.fromkeys(("sparsity", "compression_ratio", "seconds"), float),
 }
-_LAYER: dict[str, Check] = {
-    **dict.fromkeys(("layer", "shape"), _is_text),
-    **dict.fromkeys(("step", "parameters", "kept"), _is_whole),
-    "sparsity": _is_number,
+_LAYER = {
+    **dict.fromkeys(("layer", "shape"), str),
+    **dict.fromkeys(("step", "parameters", "kept"), int),
+    "sparsity": float,
 }
 
 
-def _is_row(row: Any, columns: Mapping[str, Check]) -> TypeGuard[dict[str, Any]]:
-    return isinstance(row, dict) and all(
-        columns[key](value) if key in columns else value is None or _is_number(value)
-        for key, value in {**dict.fromkeys(columns), **row}.items()
-    )
+def _is_row(row: Any, columns: Mapping[str, type]) -> TypeGuard[dict[str, Any]]:
+    """Whether these columns are there with their types, and all others hold numbers or nothing."""
+    if not isinstance(row, dict) or not columns.keys() <= row.keys():
+        return False
+    for key, value in row.items():
+        wanted, found = columns.get(key), type(value)
+        if found is wanted or (wanted is None and (value is None or found is float)):
+            continue
+        if wanted in (int, str) or not (found is int or value in ("nan", "inf", "-inf")):
+            return False  # JSON has no NaN and no infinity: they are texts
+    return True
 
 
-def _is_table(found: Any, columns: Mapping[str, Check]) -> TypeGuard[Rows]:
+def _is_table(found: Any, columns: Mapping[str, type]) -> TypeGuard[Rows]:
     return isinstance(found, list) and all(_is_row(row, columns) for row in found)

@@ -26,8 +26,8 @@ from prunekit.worker import work
 PATIENCE = 10.0
 """Seconds that a worker is given to end before it is killed."""
 
-START = 120.0
-"""Seconds that a worker is given to start and to take its first task, where tasks have a time limit."""
+START = 60.0
+"""Seconds that a task with a time limit is given besides until it reports: to load code and data."""
 
 
 def run_pool(agenda: Agenda, workers: int, watcher: Watcher, timeout: float | None = None) -> None:
@@ -37,7 +37,7 @@ def run_pool(agenda: Agenda, workers: int, watcher: Watcher, timeout: float | No
         agenda: the tasks.
         workers: processes at the most.
         watcher: is told how it goes.
-        timeout: seconds after which a task is ended, and has failed.
+        timeout: seconds after its first report after which a task is ended, and has failed.
 
     Raises:
         KeyboardInterrupt: when the workers have ended.
@@ -99,11 +99,6 @@ def _dismiss(crew: list[_Worker]) -> None:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """From a worker: it has read its task, and the time of that begins."""
-
-
-@dataclass(frozen=True)
 class Said:
     """From a worker: a line of the log of prunekit."""
 
@@ -126,6 +121,7 @@ class _Worker:
         self.due: float | None = None
         self._timeout = timeout
         self._began = 0.0
+        self._reported = False
         if sys.platform != "win32":
             # starting this helper of multiprocessing ends the holding back of Ctrl-C: let it be there before
             resource_tracker.ensure_running()
@@ -139,8 +135,10 @@ class _Worker:
             content = pickle.dumps(task)
         except Exception as error:
             return Failure.of(task, error)
-        self.task = task
-        self._set_out(START)
+        self.task, self._reported = task, False
+        self._began = time.perf_counter()
+        if self._timeout is not None:
+            self.due = time.monotonic() + self._timeout + START
         with suppress(OSError):  # if it has died, that is heard when it is listened to
             self.connection.send_bytes(content)
         return None
@@ -159,9 +157,8 @@ class _Worker:
             self._lose(agenda, f"its process said what cannot be read: {line_of(error)}")
             return False
         if isinstance(message, float):
+            self._hear_first()
             watcher.progressed(task, message)
-        elif isinstance(message, Begun):
-            self._set_out(0.0)
         elif isinstance(message, Said):
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
         elif message is None or isinstance(message, Failure):
@@ -189,10 +186,11 @@ class _Worker:
         self.connection.close()
         agenda.settle(task, self._seconds(), Failure(task.name, why))
 
-    def _set_out(self, more: float) -> None:
-        self._began = time.perf_counter()
-        if self._timeout is not None:
-            self.due = time.monotonic() + self._timeout + more
+    def _hear_first(self) -> None:
+        """Let the time of the task begin, if it has not."""
+        if self._timeout is not None and not self._reported:
+            self._reported = True
+            self.due = time.monotonic() + self._timeout
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._began
@@ -260,7 +258,6 @@ def _outcome(content: bytes, voice: _Voice) -> Failure | None:
         task: Task = pickle.loads(content)
     except Exception as error:
         return Failure("task", f"cannot be read by its process: {line_of(error)}")
-    voice.say(Begun())
     try:
         return perform(task, lambda fraction: voice.say(float(fraction)))
     except KeyboardInterrupt as error:  # no Ctrl-C, which does not reach a worker, but the user's code
@@ -275,7 +272,7 @@ class _Voice(logging.Handler):
         self._connection = connection
         self._one_at_a_time = threading.Lock()
 
-    def say(self, message: float | Begun | Said | Failure | None) -> None:
+    def say(self, message: float | Said | Failure | None) -> None:
         with self._one_at_a_time:
             self._connection.send(message)
 

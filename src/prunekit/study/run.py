@@ -16,6 +16,7 @@ from prunekit.study.describe import describe, describe_series
 from prunekit.study.jobs import make_tasks, plan
 from prunekit.study.layout import SERIES, Layout
 from prunekit.study.lock import only_run
+from prunekit.study.outputs import Results
 from prunekit.study.progress import watch
 from prunekit.study.running import run_tasks
 from prunekit.study.series import Series
@@ -51,8 +52,9 @@ def run_study(
         out: the folder of the results; an interrupted study goes on there.
         data_dir: where datasets lie.
         workers: processes; by default one per core.
-        cell_timeout: seconds after which a cell, or a training, is ended and counts as failed; no limit if
-            None. With a limit there is a worker process also where there is only one.
+        cell_timeout: seconds after which a cell, or a training, is ended and counts as failed, besides the
+            time that code and data take to load; no limit if None. With a limit there is a worker process
+            also where there is only one.
         command: how a person repeats this, for the report.
         console: where progress is shown: bars on a terminal, else log lines.
 
@@ -79,12 +81,13 @@ def run_study(
     plans = plan(study, folder)
     with only_run(layout.root):
         layout.tidy()
-        tasks = make_tasks(study, layout, folder, plans)
+        read = Results()
+        tasks = make_tasks(study, layout, folder, plans, read)
         write_json_with_digest(layout.study, describe(study, dataset(study, folder).task, command))
         processes = min(workers, max(len(tasks), 1))
         with watch(tasks, processes, console or Console(stderr=True)) as watcher:
-            failures = _run(study, layout, tasks, processes, watcher, cell_timeout)
-        write_tables(study, layout)
+            failures = _run(study, layout, tasks, processes, watcher, cell_timeout, read)
+        write_tables(study, layout, read)
         if failures:
             raise StudyError(_summary(failures, _report_of_rest(layout)))
         return _report(layout)
@@ -145,11 +148,12 @@ def _run(
     processes: int,
     watcher: Watcher,
     cell_timeout: float | None,
+    read: Results,
 ) -> list[Failure]:
     try:
         return run_tasks(tasks, processes, watcher, cell_timeout)
     except KeyboardInterrupt:
-        write_tables(study, layout)  # so that `prunekit report` shows what there is so far
+        write_tables(study, layout, read)  # so that `prunekit report` shows what there is so far
         raise
 
 

@@ -50,6 +50,10 @@ def train_network(
     model = build(study, data, seed)
     if report is not None:
         report(0, 1)  # the loading of data and code is over: from here on counts for the pace
+
+    def keep(step: int, state: State) -> None:
+        write_tensors(folder / checkpoint(step), state)
+
     started = time.perf_counter()
     trained = train(
         model,
@@ -57,7 +61,7 @@ def train_network(
         study.training,
         seed=training_seed(seed, "dense"),
         checkpoints=study.checkpoints,
-        on_checkpoint=lambda step, state: write_tensors(folder / checkpoint(step), state),
+        on_checkpoint=keep,
         report=report,
     )
     write_tensors(folder / TRAINED, copy_state(model))

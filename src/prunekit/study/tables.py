@@ -10,7 +10,7 @@ from typing import Any
 from prunekit.digests import write_sums
 from prunekit.files import write_text
 from prunekit.study.layout import Layout
-from prunekit.study.outputs import is_finished, read_cell, read_network
+from prunekit.study.outputs import Results, is_finished
 from prunekit.study.spec import Study
 
 RESULTS = (
@@ -22,8 +22,13 @@ RESULTS = (
 LAYERS = ("method", "cell", "seed", "step", "layer", "shape", "parameters", "kept", "sparsity")
 
 
-def write_tables(study: Study, layout: Layout) -> int:
+def write_tables(study: Study, layout: Layout, read: Results) -> int:
     """Write both tables from what is finished, dense network first, and their digests.
+
+    Args:
+        study: the study.
+        layout: of its folder.
+        read: what has been read of the folder so far; the rest is read now.
 
     Returns:
         The number of finished cells.
@@ -39,22 +44,24 @@ def write_tables(study: Study, layout: Layout) -> int:
     for cell in study.cells:
         for seed in range(study.seeds):
             folder = layout.cell(cell, seed)
-            if not is_finished(folder):
+            if not (read.knows(folder) or is_finished(folder)):
                 continue
             finished += 1
-            cell_rows, cell_layers = read_cell(folder)
+            cell_rows, cell_layers = read.cell(folder)
             where = {"method": cell.label, "cell": cell.key, "seed": seed}
             results += [{**common, **where, **row} for row in cell_rows]
             layers += [{**where, **row} for row in cell_layers]
             prunable = prunable or cell_rows[0]["prunable"]
-    dense = [{**common, **row} for row in _dense_rows(study, layout, prunable)]
+    dense = [{**common, **row} for row in _dense_rows(study, layout, read, prunable)]
     write_text(layout.results, _csv(RESULTS, [*dense, *results]))
     write_text(layout.layers, _csv(LAYERS, layers))
     write_sums(layout.root, (layout.results.name, layout.layers.name))
     return finished
 
 
-def _dense_rows(study: Study, layout: Layout, prunable: int | None) -> Iterable[dict[str, Any]]:
+def _dense_rows(
+    study: Study, layout: Layout, read: Results, prunable: int | None
+) -> Iterable[dict[str, Any]]:
     for seed in range(study.seeds):
         folder = layout.network(study, seed)
         if is_finished(folder):
@@ -67,7 +74,7 @@ def _dense_rows(study: Study, layout: Layout, prunable: int | None) -> Iterable[
                 "compression_ratio": 1.0,
                 "prunable": prunable,
                 "kept": prunable,
-                **read_network(folder),
+                **read.network(folder),
             }
 
 
