@@ -99,7 +99,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            found = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            found = super().construct_object(node, deep)
         except (ValueError, LookupError):  # such as !!int word
             raise _error(f"{node.value!r} is not what its tag says", node.start_mark) from None
         if isinstance(found, int) and found not in WHOLE:
@@ -107,7 +107,7 @@ class _Loader(yaml.SafeLoader):
         return found
 
 
-def _check_size(size: _Size, mark: yaml.Mark) -> None:
+def _check_size(size: _Size, mark: Any) -> None:
     if size.depth > MAX_DEPTH:
         raise _error(f"lists and mappings are nested more than {MAX_DEPTH} deep", mark)
     if size.values > MAX_VALUES:
@@ -156,5 +156,5 @@ def load_yaml(text: str) -> Any:
         raise InputError("a text holds an escape that stands for no character") from None
 
 
-def _error(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
