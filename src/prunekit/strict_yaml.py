@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[yaml.Node, _Size] = {}
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         node: yaml.Node | None
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
