@@ -14,35 +14,44 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from prunekit.errors import DataError
-from prunekit.files import finite, read_json, replacing, write_json
+from prunekit.files import finite, read_json, replacing, write_text
 
 if TYPE_CHECKING:  # torch takes long to import, and reports need none
     from torch import Tensor
+
+CHUNK = 1 << 16
+"""Bytes of a file that are read at a time: small files, of which a study has thousands, at once."""
 
 KEY = "sha256"
 """Under this key a JSON file, or the metadata of a safetensors file, holds its digest."""
 
 
-def write_json_with_digest(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a mapping of plain values as JSON, with its digest under `sha256`.
+def write_json_with_digest(path: Path, values: Mapping[str, Any]) -> str:
+    """Write a mapping of plain values as JSON, with its digest under `sha256`; the digest.
 
     Raises:
         OSError: if it cannot be written; what was there before is left then.
     """
     plain = finite(values)
-    write_json(path, {**plain, KEY: digest_of_json(plain)})
+    digest = digest_of_json(plain)
+    write_text(path, json.dumps({**plain, KEY: digest}, indent=1, allow_nan=False) + "\n")
+    return digest
 
 
-def read_json_with_digest(path: Path) -> dict[str, Any]:
+def read_json_with_digest(path: Path, digest: str | None = None) -> dict[str, Any]:
     """The mapping that `write_json_with_digest` wrote, without its digest.
+
+    Args:
+        path: of the file.
+        digest: what its digest must be, where something else says so.
 
     Raises:
         DataError: naming the file, if it is missing, is damaged, or holds other values than were written.
     """
-    return checked_json(path, read_json(path))
+    return checked_json(path, read_json(path), digest)
 
 
-def checked_json(path: Path, values: Any) -> dict[str, Any]:
+def checked_json(path: Path, values: Any, digest: str | None = None) -> dict[str, Any]:
     """The values of a file that was read, without their digest, which must be theirs.
 
     Raises:
@@ -51,8 +60,7 @@ def checked_json(path: Path, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict) or KEY not in values:
         raise DataError(f"{path} is damaged or was not written by prunekit: it has no {KEY!r}")
     rest = {key: value for key, value in values.items() if key != KEY}
-    if values[KEY] != digest_of_json(rest):
-        raise DataError(f"{path} is damaged or was changed: its content is not what {KEY!r} says")
+    _check_digests(path, values[KEY], digest_of_json(rest), digest)
     return rest
 
 
@@ -62,8 +70,10 @@ def digest_of_json(values: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> str:
     """Write tensors as safetensors, with the digest of names, dtypes, shapes, values and metadata.
+
+    Returns the digest.
 
     Raises:
         OSError: if it cannot be written; what was there before is left then.
@@ -71,12 +81,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     from safetensors.torch import save_file
 
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    digest = digest_of_tensors(whole, metadata)
     with replacing(path) as temporary:
-        save_file(whole, temporary, {**metadata, KEY: digest_of_tensors(whole, metadata)})
+        save_file(whole, temporary, {**metadata, KEY: digest})
+    return digest
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    path: Path, digest: str | None = None, *, mapped: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) that `write_tensors` wrote; the metadata without the digest.
+
+    Args:
+        path: of the file.
+        digest: what its digest must be, where something else says so.
+        mapped: whether the tensors may lie in the file itself, as they do for safetensors: that is faster,
+            but what changes the file changes them, so that they must be copied at once.
 
     Raises:
         DataError: naming the file, if it is missing, is damaged, or holds other values than were written.
@@ -85,13 +105,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        if not mapped:
+            tensors = {name: value.clone() for name, value in tensors.items()}
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{path} is damaged or truncated ({error})") from None
-    if metadata.pop(KEY, None) != digest_of_tensors(tensors, metadata):
-        raise DataError(f"{path} is damaged or was changed: its content is not what {KEY!r} says")
+    _check_digests(path, metadata.pop(KEY, None), digest_of_tensors(tensors, metadata), digest)
     return tensors, metadata
+
+
+def _check_digests(path: Path, said: Any, found: str, wanted: str | None) -> None:
+    if said != found:
+        raise DataError(f"{path} is damaged or was changed: its content is not what {KEY!r} says")
+    if wanted is not None and found != wanted:
+        raise DataError(f"{path} is another file than the one that belongs here, by its {KEY!r}")
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> str:
@@ -113,8 +141,11 @@ def digest_of_file(path: Path) -> str:
     Raises:
         OSError: if it cannot be read.
     """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 SUMS = "SHA256SUMS"

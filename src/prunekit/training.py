@@ -101,7 +101,7 @@ def train(
     masks: Masks | None = None,
     start: int = 0,
     checkpoints: Collection[int] = (),
-    on_checkpoint: Callable[[int, State], None] | None = None,
+    on_checkpoint: Callable[[int, State], object] | None = None,
     report: Report | None = None,
 ) -> Trained:
     """Train a model in place.

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from harness import Case, main, refused
 from mutations import EXTREMES
-from safetensors.torch import save_file
 from torch import Tensor
 
 from prunekit import DataError, load_pretrained
-from prunekit.digests import digest_of_file, write_json_with_digest
+from prunekit.digests import digest_of_json, write_json_with_digest, write_tensors
 from prunekit.saving.graphs.operators import OVERLOADS, named_operator
 
 CALLS: dict[str, list[Any]] = json.loads((Path(__file__).parent / "calls.json").read_text())
@@ -256,10 +255,13 @@ def _write(folder: Path, draft: Draft, lists: bool) -> None:
         "returns": {"tuple": [{"node": len(nodes) - 1}]},
     }
     tensors = {f"0.{name}{CONSTANT}": value for name, value in draft.constants.items()}
-    save_file({**tensors, "w": torch.zeros(1)}, folder / "model.safetensors")
-    text = json.dumps({"parameters": {"w": True}, "buffers": {}, "graphs": [graph]})
+    files = {
+        "model.safetensors": write_tensors(folder / "model.safetensors", {**tensors, "w": torch.zeros(1)})
+    }
+    values = {"parameters": {"w": True}, "buffers": {}, "graphs": [graph]}
+    text = json.dumps({**values, "sha256": digest_of_json(values)})
     (folder / "graph.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    files = {name: digest_of_file(folder / name) for name in ("model.safetensors", "graph.json")}
+    files["graph.json"] = digest_of_json(values)
     empty: dict[str, Any] = {key: {} for key in ("pruned", "tied", "sizes")}
     more = dict.fromkeys(("architecture", "shrunk", "recipe"))
     about = {"format": 2, "prunekit": "0", **empty, **more, "history": [], "files": files}

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from harness import Case, main, refused
 from mutations import EXTREMES, bomb, changed_bytes, changed_json
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prunekit import Architecture, Masks, PrunekitError, load_masks, load_pretrained, save_pretrained
-from prunekit.digests import digest_of_file, digest_of_json
+from prunekit.digests import digest_of_json, write_tensors
 from prunekit.models import ModelSettings
 from prunekit.saving import check_saved, load_architecture
 from prunekit.structure.coupling import GraphModel, prune_groups
@@ -156,13 +157,17 @@ def _reseal(place: Path, keep: bool) -> None:
         return
     if not isinstance(values, dict):
         return
-    values.pop("sha256", None)
     if not keep and isinstance(values.get("files"), dict):
-        for name in list(values["files"]):
-            if (place / str(name).replace("\x00", "")).is_file() and "/" not in name:
-                values["files"][name] = digest_of_file(place / name)
+        with suppress(Exception):
+            tensors = load_file(place / "model.safetensors")
+            values["files"]["model.safetensors"] = write_tensors(place / "model.safetensors", tensors)
+        with suppress(Exception):
+            graph = json.loads((place / "graph.json").read_bytes())
+            graph["sha256"] = digest_of_json({key: graph[key] for key in graph if key != "sha256"})
+            values["files"]["graph.json"] = graph["sha256"]
+            (place / "graph.json").write_bytes(json.dumps(graph).encode("utf-8", "surrogatepass"))
     try:
-        values["sha256"] = digest_of_json(values)
+        values["sha256"] = digest_of_json({key: values[key] for key in values if key != "sha256"})
     except (ValueError, TypeError):
         return
     path.write_bytes(json.dumps(values).encode("utf-8", "surrogatepass"))

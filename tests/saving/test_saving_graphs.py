@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from forged import regraphed
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.saving import load_masks, load_pretrained, save_pretrained
 from prunekit.saving.graphs.layout import Outputs, layout_from_json, layout_to_json
@@ -19,7 +20,6 @@ from prunekit.saving.graphs.operators import named_operator, operator_name
 from prunekit.saving.graphs.values import value_from_json, value_to_json
 from prunekit.structure.coupling import GraphModel, prune_groups
 from prunekit.structure.coupling.proof import tensors_in
-from saved_folders import regraphed
 from small_nets import copied, same
 from zoo import made
 

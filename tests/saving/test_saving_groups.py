@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from forged import redescribed
 from prunekit.errors import DataError, ModelError
 from prunekit.saving import load_pretrained, save_pretrained
 from prunekit.structure.coupling import prune_groups, size_attributes
-from saved_folders import redescribed
 from small_nets import copied, mlp, same
 from zoo import made
 

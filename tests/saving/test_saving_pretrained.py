@@ -8,12 +8,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from forged import redescribed
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
 from prunekit.pruning import Pruned, prune
 from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
-from saved_folders import redescribed
 from small_nets import Tied, blobs, convnet, copied, mlp, recipe, same
 
 LENET = Architecture(ModelSettings.parse("lenet_300_100"), (6, 6), 3)
@@ -178,7 +178,7 @@ class TestReplacing:
             save_pretrained(mlp(3, 2), tmp_path / "thesis.tex")
         assert (tmp_path / "thesis.tex").read_text() == "years"
 
-    @pytest.mark.parametrize("failing", ["save_file", "write_json_with_digest", "digest_of_file"])
+    @pytest.mark.parametrize("failing", ["write_tensors", "write_json_with_digest"])
     def test_a_failed_write_leaves_the_earlier_save(self, saved, monkeypatch, failing):
         before = {name: (saved / name).read_bytes() for name in files(saved)}
 
@@ -195,7 +195,7 @@ class TestReplacing:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("prunekit.saving.pretrained.save_file", full)
+        monkeypatch.setattr("prunekit.saving.pretrained.write_tensors", full)
         with pytest.raises(OSError, match="No space left"):
             save_pretrained(mlp(10, 3), tmp_path / "net")
         assert files(tmp_path) == []

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from prunekit.digests import checked_json, digest_of_file
+from prunekit.digests import checked_json, read_json_with_digest, read_tensors
 from prunekit.errors import DataError, InputError
 from prunekit.files import read_json
 from prunekit.settings import shown
@@ -54,7 +52,7 @@ class BuiltAs(_Strict):
 
 
 class Files(_Strict):
-    """The SHA-256 of each file that lies beside the description."""
+    """The digest that each file beside the description carries."""
 
     weights: _Digest = Field(alias=WEIGHTS)
     graph: _Digest | None = Field(default=None, alias=GRAPH)
@@ -135,21 +133,18 @@ def _check_format(folder: Path, values: Any) -> None:
         )
 
 
-def read(folder: Path) -> tuple[Description, dict[str, Tensor]]:
+def read(folder: Path, *, mapped: bool = False) -> tuple[Description, dict[str, Tensor]]:
     """The description, and everything that the file of the weights holds.
+
+    Args:
+        folder: of the files.
+        mapped: see `read_tensors`.
 
     Raises:
         DataError: if one of the two is missing, damaged or truncated.
     """
     description = describe(folder)
-    weights = folder / WEIGHTS
-    _check_digest(weights, description.files.weights)
-    try:
-        return description, load_file(weights)
-    except OSError as error:
-        raise DataError(f"cannot read {weights}: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, RuntimeError) as error:
-        raise DataError(f"{weights} is not a safetensors file: {_one_line(error)}") from None
+    return description, read_tensors(folder / WEIGHTS, description.files.weights, mapped=mapped)[0]
 
 
 def read_graph(folder: Path, description: Description) -> dict[str, Any]:
@@ -161,33 +156,21 @@ def read_graph(folder: Path, description: Description) -> dict[str, Any]:
     path = folder / GRAPH
     if not path.is_file():
         raise DataError(f"{folder} lacks {GRAPH}, which its network is made of")
-    assert description.files.graph is not None
-    _check_digest(path, description.files.graph)
-    saved = read_json(path)
-    if not isinstance(saved, dict) or set(saved) != {"parameters", "buffers", "graphs"}:
+    saved = read_json_with_digest(path, description.files.graph)
+    if set(saved) != {"parameters", "buffers", "graphs"}:
         raise DataError(f"{path} was not written by prunekit")
     return saved
 
 
 def check_saved(folder: Path) -> None:
-    """Refuse a folder of which a file is missing, damaged or truncated; nothing is loaded.
+    """Refuse a folder of which a file is missing, damaged or truncated; no network is made of it.
 
     Raises:
         DataError: naming the file.
     """
-    description = describe(folder)
-    _check_digest(folder / WEIGHTS, description.files.weights)
+    description, _ = read(folder, mapped=True)
     if description.files.graph is not None:
         read_graph(folder, description)
-
-
-def _check_digest(path: Path, digest: str) -> None:
-    try:
-        found = digest_of_file(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    if found != digest:
-        raise DataError(f"{path} is damaged or truncated: its checksum is not the one in {DESCRIPTION}")
 
 
 def check_free(folder: Path) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prunekit.digests import digest_of_file, write_json_with_digest
+from prunekit.digests import write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.files import replacing_folder, write_text
+from prunekit.files import replacing_folder
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, create
 from prunekit.pruning import Pruned
@@ -113,11 +111,9 @@ def save_pretrained(
         "history": [asdict(record) for record in pruned.history] if isinstance(pruned, Pruned) else [],
     }
     with replacing_folder(folder) as temporary:
-        save_file({**tensors, **unnamed(model), **constants}, temporary / WEIGHTS)
+        digests = {WEIGHTS: write_tensors(temporary / WEIGHTS, {**tensors, **unnamed(model), **constants})}
         if graph is not None:
-            write_text(temporary / GRAPH, json.dumps(graph, separators=(",", ":"), allow_nan=False))
-        files = [WEIGHTS] if graph is None else [WEIGHTS, GRAPH]
-        digests = {name: digest_of_file(temporary / name) for name in files}
+            digests[GRAPH] = write_json_with_digest(temporary / GRAPH, graph)
         write_json_with_digest(temporary / DESCRIPTION, {**description, "files": digests})
     return folder
 
@@ -149,7 +145,7 @@ def load_pretrained(
         ModelError: if the weights do not fit the model; it is left as it was.
     """
     folder = Path(folder)
-    description, tensors = read(folder)
+    description, tensors = read(folder, mapped=model is not None)
     state = _dense(folder, description, tensors)
     if not allow_nan:
         _check_numbers(folder, tensors)

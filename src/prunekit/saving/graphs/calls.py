@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from prunekit.saving.graphs.operators import batch_norm_training, bernoulli_like, operator_name
+from prunekit.settings import shown
 from prunekit.structure.coupling.graph_model import Graph
 
 MAX_BYTES = 4 << 30
@@ -24,6 +25,9 @@ MAX_PARTS = 10_000
 
 MAX_INT = 2**31 - 1
 """The largest size, position or number of steps; those of a slice may be larger, and are cut to its axis."""
+
+MAX_TEXT = 256
+"""The longest text, such as the equation of an einsum."""
 
 _MAX_SCALE = 1024.0
 _MAX_DIMS = 16
@@ -158,7 +162,7 @@ def _check_arguments(
     types = _argument_types(target)
     named = {**dict(zip(types, args, strict=False)), **kwargs}
     for key, value in named.items():
-        _check_value(f"{name}: {key}", types.get(key, ""), value, name.startswith("slice"))
+        _check_value(key, types.get(key, ""), value, name.startswith("slice"))
         if key.startswith("scale") and not name.startswith("scaled_dot") and value is not None:
             for scale in value if isinstance(value, list | tuple) else (value,):
                 if not 1 / _MAX_SCALE <= scale <= _MAX_SCALE:
@@ -183,32 +187,49 @@ def _check_getitem(values: Any, index: Any) -> None:
 
 
 def _check_value(place: str, kind: str, value: Any, is_slice: bool) -> None:
-    if isinstance(value, list | tuple):
-        if len(value) > MAX_PARTS:
-            raise ValueError(f"{place} has {len(value):,} entries; at most {MAX_PARTS:,} are allowed")
-        for each in value:
-            _check_value(place, kind, each, is_slice)
-    elif isinstance(value, torch.dtype):
-        if value not in _DTYPES:
-            raise ValueError(f"{place} = {value} is not allowed")
-    elif isinstance(value, torch.layout):
-        if value != torch.strided:
-            raise ValueError(f"{place} = {value} is not allowed")
-    elif type(value) is int and "int" in kind.lower():
-        if abs(value) > MAX_INT and not is_slice:
-            raise ValueError(f"{place} = {value} is not in [-{MAX_INT:,}, {MAX_INT:,}]")
-    elif isinstance(value, str):
-        if len(value) > 256:
-            raise ValueError(f"{place} is a text of {len(value):,} characters")
-    elif isinstance(value, Tensor) and value.device.type != "meta":
-        raise ValueError(f"{place} is a tensor with data")
-    elif value is True and "pin_memory" in place:
+    """Refuse a value of another kind than the schema says; PyTorch itself takes a number for a dtype, unseen."""
+    if kind.startswith("Optional["):
+        if value is None:
+            return
+        kind = kind.removeprefix("Optional[").removesuffix("]")
+    if kind.startswith("List["):
+        kind = kind.removeprefix("List[").removesuffix("]")
+        if isinstance(value, list | tuple):
+            if len(value) > MAX_PARTS:
+                raise ValueError(f"{place} has {len(value):,} entries; at most {MAX_PARTS:,} are allowed")
+            for each in value:
+                _check_value(place, kind, each, is_slice)
+            return
+    if not _is_of(kind, value):
+        raise ValueError(f"{place} = {shown(value, 60)} is no {kind}")
+    if type(value) is int and kind in ("int", "SymInt") and abs(value) > MAX_INT and not is_slice:
+        raise ValueError(f"{place} = {value} is not in [-{MAX_INT:,}, {MAX_INT:,}]")
+    if value is True and place.endswith("pin_memory"):
         raise ValueError(f"{place} = True is not allowed")
+
+
+def _is_of(kind: str, value: Any) -> bool:
+    number = isinstance(value, bool | int | float) and (type(value) is not int or -(2**63) <= value < 2**63)
+    if kind == "Tensor":  # a number stands for a tensor without axes
+        return number or (isinstance(value, Tensor) and value.device.type == "meta")
+    if kind in ("int", "SymInt"):
+        return number and not isinstance(value, float)
+    if kind == "bool":
+        return isinstance(value, bool) or value in (0, 1)
+    if kind in ("float", "number"):
+        return number
+    if kind == "str":
+        return isinstance(value, str) and len(value) <= MAX_TEXT
+    if kind == "ScalarType":
+        return isinstance(value, torch.dtype) and value in _DTYPES
+    if kind == "Layout":
+        return isinstance(value, torch.layout) and value == torch.strided
+    return isinstance(value, {"MemoryFormat": torch.memory_format, "Device": torch.device}.get(kind, ()))
 
 
 def _argument_types(target: Callable[..., Any]) -> dict[str, str]:
     schema = getattr(target, "_schema", None)
-    return {} if schema is None else {each.name: str(each.type) for each in schema.arguments}
+    return {} if schema is None else {each.name: str(each.real_type) for each in schema.arguments}
 
 
 def _check_outputs(

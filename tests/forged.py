@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prunekit.digests import digest_of_file, read_json_with_digest, write_json_with_digest
+from safetensors.torch import load_file
+
+from prunekit.digests import read_json_with_digest, write_json_with_digest, write_tensors
 
 
 def redescribed(folder: Path, **changes: Any) -> None:
@@ -16,8 +18,13 @@ def redescribed(folder: Path, **changes: Any) -> None:
 
 def resealed(folder: Path) -> None:
     """Let the digests fit the files that lie there."""
-    names = [name for name in ("model.safetensors", "graph.json") if (folder / name).exists()]
-    redescribed(folder, files={name: digest_of_file(folder / name) for name in names})
+    tensors = load_file(folder / "model.safetensors")
+    files = {"model.safetensors": write_tensors(folder / "model.safetensors", tensors)}
+    path = folder / "graph.json"
+    if path.exists():
+        graph = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"}
+        files["graph.json"] = write_json_with_digest(path, graph)
+    redescribed(folder, files=files)
 
 
 def regraphed(folder: Path, change: Callable[[Any], Any]) -> None:
