@@ -19,7 +19,7 @@ from prunekit.recipe import Recipe
 from prunekit.trial import looking_only
 from small_nets import blobs, convnet, copied, images, mlp, recipe, same
 
-SHORT = {"epochs": 0.5, "rounds": 2, "cycles": 2, "steps": 2, "every": 40}
+SHORT = {"epochs": 2, "rounds": 2, "cycles": 2, "steps": 2, "every": 40}
 Data = tuple[Tensor, Tensor]
 
 

@@ -85,7 +85,7 @@ def check_data(
     if recipe.needs_data:
         with_loss = recipe.allocation.needs_data or any(need.needs_loss for need in recipe.needs)
         uses.append(Use(usual, builtin, batch) if with_loss else Use(None, None, batch))
-    if training is not None:
+    if data is not None and training is not None and training.length(data) > recipe.retrain.start:
         uses.append(Use(training.loss_of, training.loss_named, training.batch_size, train=True))
     if recipe.stop.needs_data:
         (uses if validation is None else measured).append(Use(stopping, builtin, batch))

@@ -119,7 +119,8 @@ def train(
 
     Raises:
         InputError: if `seed` or `start` is no whole number within its range.
-        TrainingError: if the loss of an epoch is not finite; the model is then in the state that gave it.
+        TrainingError: if the loss of an epoch, or a weight at the end, is not finite; the model is then in
+            the state that gave it.
         ModelError: if all parameters are frozen.
         DataError: if an epoch of the data has no batch.
     """
@@ -175,7 +176,15 @@ def _run(
             losses = []
             if report is not None:
                 report(step + 1, total)
+    if total > start and not _are_finite(model):  # the last step may be the one that was too long
+        raise TrainingError(f"weights are not finite after step {total}: lower the learning rate")
     return Trained(max(total - start, 0), mean)
+
+
+def _are_finite(model: nn.Module) -> bool:
+    parameters = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    # one sum takes no memory; that of large numbers may be infinite though they are not
+    return all(bool(each.sum().isfinite()) or bool(each.isfinite().all()) for each in parameters)
 
 
 def _stream(data: Batches, batch_size: int, seed: int, start: int, total: int) -> Iterator[tuple[int, Batch]]:

@@ -48,7 +48,7 @@ VALUES: tuple[Any, ...] = (
     torch.tensor(0.5), torch.tensor([1, 2]),
 )  # fmt: skip
 
-SHORT = {"epochs": 0.5, "rounds": 2, "cycles": 2, "steps": 2, "every": 40}
+SHORT = {"epochs": 1, "rounds": 2, "cycles": 2, "steps": 2, "every": 40}
 FAMILIES: dict[str, type[Part]] = {
     "score": Score,
     "shape": Shape,
@@ -103,11 +103,11 @@ class Place:
 MAKING = ("sparsity", "initial", "rounds", "pieces", "steps", "rate", "cycles", "every")
 """Settings that a sparsity is made of, which can be too high for a network's layers, or none."""
 
-SHORT_TRAINING = {"name": "fine_tune", "training": {"epochs": 0.5}}
+SHORT_TRAINING = {"name": "fine_tune", "training": {"epochs": 1}}
 
 
 def _regularized(part: Mapping[str, Any]) -> Recipe:
-    training = {"epochs": 0.5, "regularize": [part]}
+    training = {"epochs": 1, "regularize": [part]}
     return Recipe.parse({**BASES[0], "retrain": {"name": "fine_tune", "training": training}})
 
 
@@ -120,7 +120,7 @@ def base_of(owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
     part = {"name": name, **{key: FILL[key] for key in needed}}
     part |= {"geometric": {"sparsity": 0.5}, "error_limit": {"limit": 10.0}}.get(name, {})
     if "training" in kind.model_fields:
-        part["training"] = {"epochs": 0.5}
+        part["training"] = {"epochs": 1}
     for base in BASES:
         try:
             if family != "regularizer":
@@ -212,6 +212,8 @@ def case(number: int) -> str:
         recipe = place.recipe(value)
         tried(recipe)
     except (InputError, ModelError, DataError) as error:
+        if place.key == "lr" and not isinstance(error, InputError):  # seen by the next step
+            return _said(error, what, "diverged, put back")
         named = place.key in str(error) or (place.setting in MAKING and "sparsity" in str(error))
         return _said(error, what, "refused" if named else "")
     except TrainingError as error:

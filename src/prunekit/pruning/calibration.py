@@ -17,7 +17,7 @@ from prunekit.readiness import check_data
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.statistics.average import average
-from prunekit.statistics.processes import several_processes, sum_over_processes
+from prunekit.statistics.processes import sum_over_processes
 from prunekit.stopping import Stop
 from prunekit.targets import unwrap
 from prunekit.trial import check_finite
@@ -90,16 +90,20 @@ class Calibration:
             return iter(())
         return self._placed(self._data.sample(self._examples, BATCH, derive(self._seed, "calibration")))
 
-    def finite_batches(self) -> Iterator[Batch]:
+    def watched(self, wrong: list[DataError]) -> Iterator[Batch]:
         """The same, for statistics without a loss in which NaN would be seen.
 
-        Raises:
-            DataError: if targets are NaN or infinite, or inputs are, and the network's outputs as well.
+        Args:
+            wrong: to it is added what is to be said of batches whose targets are NaN or infinite, or whose
+                inputs are, and the network's outputs as well; statistics that look for it say more, and not
+                before all processes have added up theirs.
         """
-        for inputs, targets in self.batches():
-            if not several_processes():  # one that stopped alone would leave the others waiting for its sums
-                check_finite(unwrap(self._model), "the calibration data", inputs, targets)
-            yield inputs, targets
+        for number, batch in enumerate(self.batches()):
+            try:
+                check_finite(unwrap(self._model), f"batch {number} of the calibration data", *batch)
+            except DataError as error:
+                wrong.append(error)
+            yield batch
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch."""

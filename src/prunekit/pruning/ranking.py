@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import DataError, InputError, ModelError
 from prunekit.masks import Masks
 from prunekit.pruning.calibration import Calibration
 from prunekit.recipe import Plan, Recipe, Step
@@ -44,9 +44,11 @@ class Ranking:
         elements = self._plan.elements
         names = step.layers if self._recipe.layer_by_layer else elements.parameters
         subject = Subject(self._model, names, elements.chain, kept, coupled=elements.coupled)
-        needs, sample = self._needs(), self._calibration
-        batches = sample.batches() if any(need.needs_loss for need in needs) else sample.finite_batches()
+        needs, sample, wrong = self._needs(), self._calibration, list[DataError]()
+        batches = sample.batches() if any(need.needs_loss for need in needs) else sample.watched(wrong)
         found = collect(subject, batches, needs, loss=sample.loss)
+        if wrong:
+            raise wrong[0]
         if self._recipe.statistics == "once":
             self._measured = {statistic: found[statistic] for statistic in self._again}
         return found

@@ -10,11 +10,6 @@ from torch import Tensor
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
     """Add up tensors in place over all processes of torch.distributed, if there are several."""
-    if several_processes():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
-
-
-def several_processes() -> bool:
-    """Whether this is one of the processes of a training on several devices."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
