@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import torch
 
+from loading import loading
 from resuming import resuming
 from side_by_side import arguments, finish
+
+BEFORE = "afc3510"
+"""The commit before files carried digests."""
 
 
 def main() -> None:
     options = arguments(__doc__ or "", rounds=9)
     torch.set_num_threads(1)
-    finish(options, {"resuming": resuming(options.rounds)})
+    rounds = options.rounds
+    finish(options, {"loading": loading(rounds, BEFORE), "resuming": resuming(rounds, BEFORE)})
 
 
 if __name__ == "__main__":

@@ -5,14 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from prunekit.errors import InputError
+from prunekit.settings import shown
+
+MAX_SIZE, MAX_LAYERS = 2**31 - 1, 1000
+"""The largest size, and the most sizes or layers, that a model is built with: a file may name any."""
 
 
 def positive(what: str, sizes: Iterable[int]) -> tuple[int, ...]:
-    """`sizes` as a tuple, if every one is a whole number of at least 1; `what` names them in the error."""
+    """`sizes` as a tuple, if every one is a whole number in [1, MAX_SIZE]; `what` names them in the error."""
     checked = tuple(sizes)
+    if len(checked) > MAX_LAYERS:
+        raise InputError(f"{what}: there are {len(checked):,} of them; at most {MAX_LAYERS:,} are allowed")
     for size in checked:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InputError(f"{what} must be whole numbers of at least 1, got {list(checked)!r}")
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
+            raise InputError(
+                f"{what} must be whole numbers of at least 1 and at most {MAX_SIZE:,}, "
+                f"got {shown(list(checked))}"
+            )
+    return checked
+
+
+def layer_count(what: str, count: int) -> int:
+    """A number of layers, in [1, MAX_LAYERS]."""
+    (checked,) = positive(what, [count])
+    if checked > MAX_LAYERS:
+        raise InputError(f"{what} = {checked:,}: at most {MAX_LAYERS:,} layers are allowed")
     return checked
 
 

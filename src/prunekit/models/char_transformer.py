@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.models._sizes import output_count, positive
+from prunekit.models._sizes import layer_count, output_count, positive
 
 
 class TransformerBlock(nn.Module):
@@ -55,7 +55,8 @@ class CharTransformer(nn.Module):
         super().__init__()
         if len(input_shape) != 1:
             raise InputError(f"char_transformer reads texts of the shape (T,), not {tuple(input_shape)}")
-        width, heads, layers = positive("width, heads and layers", [width, heads, layers])
+        width, heads = positive("width and heads", [width, heads])
+        layers = layer_count("layers", layers)
         if width % heads:
             raise InputError(f"char_transformer: heads = {heads} does not divide width = {width}")
         self.embed = nn.Embedding(output_count(outputs), width)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.models._he import draw_he_normal
-from prunekit.models._sizes import image_shape, output_count, positive
+from prunekit.models._sizes import image_shape, layer_count, output_count, positive
+from prunekit.settings import shown
 
 
 class ResidualBlock(nn.Module):
@@ -80,8 +81,9 @@ def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential
 def _checked_depth(depth: int) -> int:
     if depth < 8 or depth % 6 != 2:
         raise InputError(
-            f"the depth of a CIFAR ResNet is 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), got {depth}"
+            f"the depth of a CIFAR ResNet is 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), got {shown(depth)}"
         )
+    layer_count("the number of residual blocks, a third of the depth,", depth // 3)
     return depth
 
 

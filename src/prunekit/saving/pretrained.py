@@ -288,7 +288,7 @@ def _built(
     try:
         with torch.device("meta"):
             model = architecture.build()
-    except InputError as error:
+    except (InputError, ModelError) as error:
         raise DataError(f"{folder / DESCRIPTION} describes no network: {error}") from None
     stored = sum(value.numel() for value in state.values())
     described = sum(value.numel() for value in model.state_dict().values())

@@ -187,7 +187,7 @@ def _check_getitem(values: Any, index: Any) -> None:
 
 
 def _check_value(place: str, kind: str, value: Any, is_slice: bool) -> None:
-    """Refuse a value of another kind than the schema says; PyTorch itself takes a number for a dtype, unseen."""
+    """Refuse a value of another kind than the schema says; PyTorch itself takes a number for a dtype."""
     if kind.startswith("Optional["):
         if value is None:
             return

@@ -261,11 +261,14 @@ class _Builder:
         base = alias.base
         if base.kind in ("parameter", "constant"):
             raise ModelError(_refusal(node, f"writes into a {base.kind}"))
+        held = self._meta[alias.node], self._meta[base.node]
         alias.node = whole = value
         for number in reversed(range(len(alias.steps))):
             parent = _Alias(base, alias.steps[:number], base.node, -1)
             whole = self._inverse(alias.steps[number], self._now(parent), whole, node)
         base.node = whole
+        # a write leaves the layout of memory as it is, and that says what later looks into it
+        self._meta[value], self._meta[whole] = held
         base.version += 1
         alias.version = base.version
 

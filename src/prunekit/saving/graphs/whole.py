@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -132,6 +133,8 @@ def _module(saved: Mapping[str, Any]) -> fx.GraphModule:
             kwargs = {key: value_from_json(value, nodes) for key, value in item["kwargs"].items()}
             if not keyword_names(target).issuperset(kwargs):
                 raise ValueError(f"{item['call']} takes no argument {sorted(kwargs)}")
+            if target is operator.getitem and [type(arg) for arg in args] != [fx.Node, int]:
+                raise ValueError("getitem takes the place of a node, and a number")
             nodes.append(graph.call_function(target, args, kwargs))
     graph.output(value_from_json(saved["returns"], nodes))
     graph.lint()
