@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from prunekit.errors import DataError
 
-MAX_BYTES = 256 << 20
+MAX_BYTES = 64 << 20
 """The largest JSON file that is read."""
 
 MAX_DEPTH = 64
