@@ -153,6 +153,8 @@ class Draft:
             return self.draw.choice(
                 ("ij,jk->ik", "sum", "mean", "none", "reflect", "constant", "same", "x" * 99, "")
             )
+        if kind == "ScalarType":
+            return {"dtype": self.draw.choice(DTYPES)}
         if kind in ("int", "SymInt", "number", "Scalar", "float"):
             return (
                 self.draw.choice((0, 1, -1, 2, 3)) if self.draw.random() < 0.6 else self.draw.choice(NUMBERS)
@@ -179,11 +181,13 @@ class Draft:
             args, kwargs = self.draw.choice(templates)
         else:
             schema = getattr(named_operator(name), "_schema", None) if name in OVERLOADS else None
-            kinds = (
-                [(each.name, str(each.type), each.kwarg_only) for each in schema.arguments] if schema else []
-            )
-            args = [self.drawn(kind) for _, kind, only in kinds if not only]
-            kwargs = {key: self.drawn(kind) for key, kind, only in kinds if only and self.draw.random() < 0.3}
+            wanted = schema.arguments if schema else []
+            args = [self.drawn(str(each.real_type)) for each in wanted if not each.kwarg_only]
+            kwargs = {
+                each.name: self.drawn(str(each.real_type))
+                for each in wanted
+                if each.kwarg_only and (not each.has_default_value() or self.draw.random() < 0.3)
+            }
         args = [self.filled(each) for each in args]
         kwargs = {key: self.filled(value) for key, value in kwargs.items()}
         if reads is not None and args and isinstance(args[0], dict):

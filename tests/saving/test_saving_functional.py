@@ -164,7 +164,12 @@ def noise(self, x):
     return F.dropout(y, 0.5, self.training)
 
 
+def moved(self, x):
+    return self.layer(x.to(torch.device("cpu"), torch.float64).to(x.device).float())
+
+
 RUNS = [
+    moved,
     through_a_slice, through_views_of_views, through_views_that_would_be_copies_elsewhere, through_narrow,
     a_view_from_before, pieces, a_buffer,
     another_dtype, without_gradients, empty_and_filled, noise,

@@ -14,7 +14,7 @@ is written to an argument of the user's is not written back to it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError
-from prunekit.saving.graphs.calls import inputs_without_data
+from prunekit.saving.graphs.calls import called_without_data, inputs_without_data
 from prunekit.saving.graphs.operators import batch_norm_training, bernoulli_like
 from prunekit.structure.coupling.captured import module_of
 from prunekit.structure.coupling.graph_model import Graph
@@ -167,7 +167,7 @@ class _Builder:
             self._plain.add(node)
         given = fx.node.map_arg((node.args, node.kwargs), self._meta.get)
         try:
-            self._meta[node] = _without_data(target, *given)
+            self._meta[node] = called_without_data(target, *given)
         except Exception:  # an operator that no file may name: it is refused or worked out later
             self._meta[node] = None
         return node
@@ -310,7 +310,7 @@ class _Builder:
         """One of several pieces, in its place: those before it say where it begins."""
         assert step.place is not None
         dim = step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0)
-        pieces = _without_data(step.target, (self._meta[parent], *step.args), step.kwargs)
+        pieces = called_without_data(step.target, (self._meta[parent], *step.args), step.kwargs)
         start = sum(piece.shape[dim] for piece in pieces[: step.place])
         end = start + pieces[step.place].shape[dim]
         return self._emit(aten.slice_scatter.default, (parent, value, dim, start, end), {})
@@ -389,14 +389,6 @@ def _mapped(value: Any, env: Mapping[fx.Node, Any]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_mapped(each, env) for each in value)
     return value
-
-
-def _without_data(target: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
-    schema = getattr(target, "_schema", None)
-    if schema is not None and any(each.name == "device" for each in schema.arguments):
-        kwargs = {**kwargs, "device": torch.device("meta")}
-    with torch.no_grad():
-        return target(*args, **kwargs)
 
 
 def _out_of_place(target: Any) -> Any:
