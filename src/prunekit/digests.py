@@ -110,7 +110,7 @@ def read_tensors(
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path} is damaged or truncated ({error})") from None
+        raise DataError(f"{path} is damaged or truncated ({' '.join(str(error).split())})") from None
     _check_digests(path, metadata.pop(KEY, None), digest_of_tensors(tensors, metadata), digest)
     return tensors, metadata
 
