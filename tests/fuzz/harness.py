@@ -119,8 +119,8 @@ def run(case: Case, numbers: range, *, folder: Path, fork: bool = True, limit_mi
         limit_mib: how much the memory of a process may grow.
     """
     outcomes = Outcomes()
-    for start in range(numbers.start, numbers.stop, BATCH):
-        batch = range(start, min(start + BATCH, numbers.stop))
+    for start in range(0, len(numbers), BATCH):
+        batch = numbers[start : start + BATCH]
         if fork:
             _forked(case, batch, folder, outcomes, limit_mib)
         else:
@@ -159,10 +159,10 @@ def _forked(case: Case, batch: range, folder: Path, outcomes: Outcomes, limit_mi
             outcomes.peak = max(outcomes.peak, found.peak)
             return
         # what the cases before the crash gave is lost with the process: they are run once more without it
-        crashed = batch[len(begun) - 1]
-        outcomes.failures.append((crashed, f"the process ended with status {status}"))
-        _forked(case, range(batch.start, crashed), folder, outcomes, limit_mib)
-        batch = range(crashed + 1, batch.stop)
+        place = max(len(begun) - 1, 0)  # of the case that was under way
+        outcomes.failures.append((batch[place], f"the process ended with status {status}"))
+        _forked(case, batch[:place], folder, outcomes, limit_mib)
+        batch = batch[place + 1 :]
 
 
 def _batch(case: Case, batch: range, outcomes: Outcomes, audit: Audit | None, limit_mib: float) -> None:
