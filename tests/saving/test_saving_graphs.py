@@ -107,6 +107,19 @@ def test_saved_again_it_is_the_same(saved, tmp_path):
     assert len(load_masks(tmp_path / "again")) == 0
 
 
+@pytest.mark.parametrize("name", ["swin", "hf-gpt2"])
+def test_a_loaded_graph_is_pruned_again_as_the_saved_one_is(saved, name):
+    folder, results = saved
+    result, inputs = results[name]
+    sizes = []
+    for model in (load_pretrained(folder / name), copy.deepcopy(result.model)):
+        again = prune_groups(model, inputs, 0.3)
+        assert again.deviation.accepted
+        sizes.append((again.parameters_after, {key: p.shape for key, p in again.model.named_parameters()}))
+    assert sizes[0] == sizes[1]
+    assert sizes[0][0] < result.parameters_after
+
+
 def test_the_files_hold_no_pickle_and_the_weights_once(saved):
     folder, results = saved
     for name, (result, _) in results.items():
