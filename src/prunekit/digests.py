@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from prunekit.errors import DataError
-from prunekit.files import finite, read_json, replacing, write_text
+from prunekit.files import MAX_BYTES, finite, open_regular, read_bounded, read_json, replacing, write_text
 
 if TYPE_CHECKING:  # torch takes long to import, and reports need none
     from torch import Tensor
@@ -102,6 +102,7 @@ def read_tensors(
         DataError: naming the file, if it is missing, is damaged, or holds other values than were written.
     """
     try:
+        open_regular(path).close()  # safe_open waits at a pipe for ever
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
@@ -139,10 +140,11 @@ def digest_of_file(path: Path) -> str:
     """SHA-256 of the bytes of a file, in hexadecimal digits.
 
     Raises:
+        DataError: if it is no regular file.
         OSError: if it cannot be read.
     """
     found = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while chunk := file.read(CHUNK):
             found.update(chunk)
     return found.hexdigest()
@@ -167,10 +169,11 @@ def check_sum(path: Path) -> bool:
     """Whether `SHA256SUMS` beside a file says something of it, and what it says is true.
 
     Raises:
-        DataError: naming the file, if its content is not what its digest says.
+        DataError: naming the file, if its content is not what its digest says, or it is no regular file.
     """
     try:
-        lines = (path.parent / SUMS).read_text(encoding="utf-8").splitlines()
+        text = read_bounded(path.parent / SUMS, MAX_BYTES, "digests").decode("utf-8")
+        lines = text.splitlines()
         said = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         if path.name not in said:
             return False

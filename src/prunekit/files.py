@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -98,8 +100,10 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left in a folder that nobody else writes to."""
+    if folder.is_symlink():
+        return  # what lies there belongs to somebody else
     for path in folder.glob(".*"):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -144,6 +148,47 @@ def finite(values: Any) -> Any:
     return values
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file, open for reading: no pipe, which may hang, and no device, which may be endless.
+
+    Raises:
+        DataError: naming it, if it is anything else.
+        OSError: if it cannot be opened, or is a folder.
+    """
+    # Without O_NONBLOCK the opening itself waits for the other end of a pipe. Neither flag is everywhere.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise DataError(f"{path} is no regular file")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bounded(path: Path, limit: int, kind: str) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes, which is a multiple of 1 MiB.
+
+    Args:
+        path: of the file.
+        limit: how many bytes it may have.
+        kind: what it is called in the message: "a JSON file".
+
+    Raises:
+        DataError: naming the file, if it is larger or is no regular file.
+        OSError: if it cannot be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(limit + 1) if size <= limit else b""  # it may grow, or not know its size
+    if max(size, len(content)) > limit:
+        raise DataError(f"{path} is larger than the {limit >> 20} MiB that are read of {kind}")
+    return content
+
+
 def read_json(path: Path) -> Any:
     """Plain values from a JSON file of at most `MAX_BYTES`, nested at most `MAX_DEPTH` deep.
 
@@ -151,12 +196,7 @@ def read_json(path: Path) -> Any:
         DataError: naming the file, if it is missing, is damaged, or is past a limit.
     """
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise DataError(
-                    f"{path} is larger than the {MAX_BYTES >> 20} MiB that are read of a JSON file"
-                )
-            text = file.read().decode("utf-8")
+        text = read_bounded(path, MAX_BYTES, "a JSON file").decode("utf-8")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from prunekit.digests import SUMS
+from prunekit.links import refuse_links
 from prunekit.report.canvas import Drawing, inline, save, write_atomically
 from prunekit.report.figures import Scene, curve_drawings
 from prunekit.report.html import Figure, render
@@ -24,8 +25,9 @@ def write_report(folder: Path) -> Path:
 
     Figures are written as SVG and PNG; the page holds all it needs, and the same files give the same page.
     Returns the path of the page. Raises DataError, naming file and line, for files that are missing, damaged
-    or do not belong together; then nothing is written.
+    or do not belong together, and for links; then nothing is written.
     """
+    refuse_links(folder)
     study = read_study(folder / "study.json")
     checked = check_tables(folder)
     rows = read_results(folder / "results.csv")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from prunekit.links import refuse_links
 from prunekit.names import check_folder_name
 from prunekit.report.canvas import write_atomically
 from prunekit.report.html import render_series
@@ -36,8 +37,11 @@ def is_series(folder: Path) -> bool:
 
 
 def read_series(folder: Path) -> SeriesFile:
-    """What series.json says. Raises DataError, naming the file and the place, if it is damaged."""
-    return read_description(folder / SERIES, SeriesFile)
+    """What series.json says. Raises DataError, naming the file and the place, if it is damaged, or a link."""
+    refuse_links(folder)
+    found = read_description(folder / SERIES, SeriesFile)
+    refuse_links(folder, found.problems)
+    return found
 
 
 def write_series_reports(folder: Path) -> Path:

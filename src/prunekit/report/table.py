@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prunekit.digests import SUMS, check_sum
 from prunekit.errors import DataError
+from prunekit.files import read_bounded
 
 DENSE = "dense"
 
@@ -23,6 +24,9 @@ RESULT_COLUMNS = (
     *("sparsity", "compression_ratio", "prunable", "kept"),
     *MEASURES,
 )
+MAX_BYTES = 512 << 20
+"""The largest table that is read."""
+
 LAYER_COLUMNS = ("method", "cell", "seed", "step", "layer", "shape", "parameters", "kept", "sparsity")
 
 #: How far a written sparsity or ratio may lie from kept and prunable: room for rounding, not for mistakes.
@@ -139,7 +143,7 @@ def check_tables(folder: Path) -> bool:
 def read_text(path: Path) -> str:
     """Return the file's text; DataError if it cannot be read, is not UTF-8 or is empty."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bounded(path, MAX_BYTES, "a table").decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

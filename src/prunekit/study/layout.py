@@ -12,6 +12,7 @@ from pathlib import Path
 from prunekit.digests import SUMS
 from prunekit.errors import DataError
 from prunekit.files import read_json, remove_leftovers
+from prunekit.links import refuse_links
 from prunekit.study.outputs import RESULT, remove
 from prunekit.study.spec import Cell, Study
 
@@ -60,13 +61,14 @@ class Layout:
         return self.root / f"cells/{_plain(cell.label)}-{cell.key}/seed-{seed}"
 
     def check(self) -> None:
-        """Refuse a folder that holds something else or results of another version.
+        """Refuse a folder that holds something else, results of another version, or links.
 
         Raises:
             DataError: naming the folder or the file, and what to do.
         """
         if self.root.exists() and not self.root.is_dir():
             raise DataError(f"{self.root} is a file: give a folder for the results")
+        refuse_links(self.root)
         if self.study.exists():
             self._check_format()
         elif self.root.is_dir() and not self._holds_results() and any(_visible(self.root)):
@@ -95,9 +97,11 @@ class Layout:
         for name in (self.study.name, self.results.name, self.layers.name, SUMS, "report.html"):
             for path in self.root.glob(f".{name}.*"):
                 path.unlink(missing_ok=True)
-        stages = [*self.root.glob("networks/*/seed-*"), *self.root.glob("cells/*/seed-*")]
+        tops = [top for top in (self.root / "networks", self.root / "cells") if not top.is_symlink()]
+        groups = [group for top in tops for group in top.glob("*") if not group.is_symlink()]
+        stages = [stage for group in groups for stage in group.glob("seed-*")]
         for folder in [*stages, self.root / "figures"]:
-            names = os.listdir(folder) if folder.is_dir() else []
+            names = os.listdir(folder) if folder.is_dir() and not folder.is_symlink() else []
             if any(name.startswith(".") for name in names):
                 remove_leftovers(folder)
             if RESULT in names and STATE in names:

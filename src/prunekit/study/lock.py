@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from prunekit.errors import InputError
+from prunekit.errors import DataError, InputError
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,11 @@ def only_run(folder: Path) -> Iterator[None]:
 
     Raises:
         InputError: if another run holds it.
+        DataError: if the lock file is a link, or no regular file.
         OSError: if the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+    with _opened(folder / LOCK) as file:
         try:
             _take(file)
         except OSError as error:
@@ -46,6 +48,24 @@ def only_run(folder: Path) -> Iterator[None]:
             file.write(str(os.getpid()))
             file.flush()
         yield
+
+
+def _opened(path: Path) -> IO[str]:
+    """The lock file, made if it is not there; no other file is opened, for it is written to."""
+    optional = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))  # not everywhere
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    for flag in optional:
+        flags |= flag
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if path.is_symlink():
+            raise DataError(f"{path} is a symbolic link: remove it") from None
+        raise error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise DataError(f"{path} is no regular file: remove it")
+    return os.fdopen(handle, "a+", encoding="utf-8")
 
 
 def _owner(file: IO[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeGuard
 
 from prunekit.digests import digest_of_file, read_json_with_digest, write_json_with_digest
@@ -103,7 +103,7 @@ def discard(folder: Path, keep: Collection[str] = ()) -> None:
     Raises:
         OSError: if something cannot be removed.
     """
-    if not folder.is_dir():
+    if folder.is_symlink() or not folder.is_dir():  # what a link leads to belongs to somebody else
         remove(folder)
         return
     for path in sorted(folder.iterdir(), key=lambda path: path.name != RESULT):
@@ -131,7 +131,17 @@ def _read(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged: it is the result of {str(stage)[:200]!r}")
     if not isinstance(files, dict) or not files:
         raise DataError(f"{path} is damaged: it names no files")
+    for name in files:
+        if not _is_below(name):
+            raise DataError(f"{path} is damaged: {name[:200]!r} names no file in its folder")
     return found
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name leads to something inside a folder, on every system."""
+    parts = name.split("/")
+    odd = PureWindowsPath(name).anchor or "\\" in name or "\0" in name
+    return not odd and not any(part in ("", ".", "..") for part in parts)
 
 
 def _check_files(folder: Path, digests: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from prunekit.digests import write_json_with_digest
 from prunekit.errors import InputError, PrunekitError
+from prunekit.links import refuse_links
 from prunekit.names import check_out
 from prunekit.study.describe import describe, describe_series
 from prunekit.study.jobs import make_tasks, plan
@@ -105,6 +106,7 @@ def _run_series(
     """Every study of a series in its own folder, then the page of all; a failure in one stops no other."""
     check_out(out)
     _check_timeout(cell_timeout)
+    refuse_links(out, series.studies)
     for label, study in series.studies.items():  # so that the last is not refused when the first has been run
         Layout(out / label).check()
         try:
