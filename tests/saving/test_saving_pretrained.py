@@ -346,7 +346,8 @@ class TestAnotherModel:
         assert same(before, copied(model))
 
     def test_names_of_both_sides(self, saved):
-        with pytest.raises(ModelError, match=r"the file lacks 2\.bias, 2\.weight; the model lacks 1\.bias, "):
+        message = r"the file lacks '2\.bias', '2\.weight'; the model lacks '1\.bias', "
+        with pytest.raises(ModelError, match=message):
             load_pretrained(saved, mlp(10, 16, 3))
 
     def test_no_architecture_and_no_model(self, saved):

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prunekit.settings import escaped
 from prunekit.structure.coupling import Group, Plan
 
 _WIDTH = 80
@@ -47,7 +48,7 @@ def _prunable(plan: Plan, each: Mapping[str, float]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for group in plan.prunable:
         table.add_row(
-            _name(group) + (" *" if group.normalised else ""),
+            Text(_name(group) + (" *" if group.normalised else "")),  # a string would be read as markup
             group.kind,
             f"{group.units:,}",
             f"{len(group.members):,}",
@@ -58,7 +59,7 @@ def _prunable(plan: Plan, each: Mapping[str, float]) -> Table:
 
 def _name(group: Group) -> str:
     """Without the kind, which has a column of its own."""
-    return group.name.replace(f" ({group.kind})", "")
+    return escaped(group.name.replace(f" ({group.kind})", ""))
 
 
 def _statistics(norms: list[str]) -> str:
@@ -81,7 +82,7 @@ def _staying(plan: Plan) -> list[str]:
 def _wrapped(text: str, indent: str = "") -> str:
     return "\n".join(
         textwrap.wrap(
-            text,
+            escaped(text),
             _WIDTH,
             initial_indent=indent,
             subsequent_indent=indent or "  ",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from prunekit.measure.counts import Counts, LayerCount
 from prunekit.measure.human import human_bytes, human_count
+from prunekit.settings import escaped
 
 # These leave room for the numbers in 80 columns: kinds are cut, shapes folded, and names as far as needed.
 _KIND_WIDTH = 11
@@ -41,9 +43,9 @@ def layer_table(counts: Counts) -> Table:
         table.add_column(heading, footer=footer, justify="right", no_wrap=True, min_width=len(footer))
     for layer in counts.layers:
         table.add_row(
-            _name(layer),
-            layer.kind,
-            f"= {layer.tied_to}" if layer.tied_to else "x".join(map(str, layer.shape)),
+            Text(_name(layer)),  # a string would be read as markup
+            Text(escaped(layer.kind)),
+            Text(escaped(f"= {layer.tied_to}")) if layer.tied_to else "x".join(map(str, layer.shape)),
             f"{layer.parameters:,}",
             _share(layer.nonzeros, layer.parameters),
             human_count(layer.macs),
@@ -53,7 +55,7 @@ def layer_table(counts: Counts) -> Table:
 
 
 def _name(layer: LayerCount) -> str:
-    return layer.name or "(model)"
+    return escaped(layer.name) or "(model)"
 
 
 def _share(part: int, whole: int) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError
 from prunekit.saving.folder import BUFFER, Description, consistent
+from prunekit.settings import shown
 from prunekit.structure import is_chain, resize_to
 from prunekit.structure.coupling import GraphModel, restore_sizes
 
 
-def check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuse, with a `ModelError`, a state with other names than the model's."""
+def check_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse, with a `ModelError`, a state with other names than the model's, or another kind of numbers."""
     own = model.state_dict()
     missing = sorted(set(own) - set(state))
     extra = sorted(set(state) - set(own))
@@ -22,23 +25,39 @@ def check_names(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
         raise ModelError(
             f"the network in {folder} is another one: "
             + "; ".join(
-                f"{what} {', '.join(names[:3])}"
+                f"{what} {', '.join(map(shown, names[:3]))}"
                 for what, names in (("the file lacks", missing), ("the model lacks", extra))
                 if names
             )
         )
+    _check_kinds(own, state, folder)
 
 
-def fit(
+def _check_kinds(own: Mapping[str, Tensor], state: Mapping[str, Tensor], folder: Path) -> None:
+    """Copying would drop imaginary parts and what is behind the point, without a word."""
+    for name, value in state.items():
+        if not isinstance(own[name], Tensor):
+            raise ModelError(f"{shown(name)} of the model's state is no tensor: only tensors are loaded")
+        if not torch.can_cast(value.dtype, own[name].dtype):
+            kinds = [str(each.dtype).removeprefix("torch.") for each in (own[name], value)]
+            raise ModelError(
+                f"{shown(name)} is of {kinds[0]} in the model, of {kinds[1]} in {folder}: it would "
+                "lose values"
+            )
+
+
+@contextmanager
+def fitted(
     model: nn.Module,
     state: Mapping[str, Tensor],
     description: Description,
     tensors: Mapping[str, Tensor],
     folder: Path,
-) -> dict[str, Tensor]:
-    """Make the model's layers as small as the saved ones, if units were taken out before it was saved.
+) -> Iterator[dict[str, Tensor]]:
+    """The model with layers as small as the saved ones, if units were taken out before it was saved.
 
-    Returns the values of buffers that the state leaves out, where sizes changed.
+    Yields the values of buffers that the state leaves out, where sizes changed. The layers get their sizes,
+    and the objects that they held, back if what is done inside fails.
 
     Args:
         model: a freshly built network.
@@ -50,25 +69,41 @@ def fit(
     Raises:
         ModelError: if what was saved does not come from this network; it is left as it was.
     """
+    buffers, undo = _fit(model, state, description, tensors, folder)
+    try:
+        yield buffers
+    except BaseException:
+        undo()
+        raise
+
+
+def _fit(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    description: Description,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """The values of those buffers, and what makes the model as it was."""
     own = model.state_dict()
     name = next((name for name, value in own.items() if value.shape != state[name].shape), None)
     if name is None:
-        return {}
+        return {}, lambda: None
     shapes = {name: value.shape for name, value in state.items()}
-    buffers = {name: tensors[name + BUFFER] for name, _ in model.named_buffers() if name + BUFFER in tensors}
+    beside = {name: value for name, value in model.named_buffers() if name + BUFFER in tensors}
+    buffers = {name: tensors[name + BUFFER] for name in beside}
+    _check_kinds(beside, buffers, folder)
     try:
         if description.shrunk is not None or not is_chain(model):
             with consistent(folder):
                 more = {name: value.shape for name, value in buffers.items()}
-                restore_sizes(model, {**shapes, **more}, description.sizes)
-            return buffers
-        resize_to(model, shapes)
+                return buffers, restore_sizes(model, {**shapes, **more}, description.sizes)
+        return {}, resize_to(model, shapes)
     except ModelError as error:
         raise ModelError(
             f"{name} has shape {tuple(own[name].shape)} in the model, {tuple(state[name].shape)} in "
             f"{folder}, and taking units out of the model does not give it: {error}"
         ) from None
-    return {}
 
 
 def tie(model: nn.Module, name: str, source: str) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from prunekit.digests import checked_json, read_json_with_digest, read_tensors
 from prunekit.errors import DataError, InputError
 from prunekit.files import read_json
-from prunekit.settings import shown
+from prunekit.settings import escaped, shown
 
 FORMAT = 2
 WEIGHTS = "model.safetensors"
@@ -21,10 +22,16 @@ DESCRIPTION = "prunekit.json"
 GRAPH = "graph.json"
 BITS, VALUES = "#mask", "#values"
 BUFFER, CONSTANT = "#buffer", "#constant"
+DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
+)  # fmt: skip
+"""Of the tensors in a file: PyTorch computes with all of them everywhere, which it does not with others."""
 
 _Size = Annotated[int, Field(ge=0, lt=2**48)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_Attribute = _Size | list[_Size]
+_Whole = Annotated[int, Field(gt=-(2**48), lt=2**48)]
+_Attribute = _Whole | list[_Whole]  # the axis of a softmax, which is called as a width is, may be -1
 
 
 class _Strict(BaseModel):
@@ -115,11 +122,38 @@ def describe(folder: Path) -> Description:
     values = read_json(path)
     _check_format(folder, values)
     try:
-        return Description.model_validate(checked_json(path, values))
+        description = Description.model_validate(checked_json(path, values))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(step)[:60] for step in first["loc"])
+        place = escaped(".".join(str(step)[:60] for step in first["loc"]))
         raise DataError(f"{path} was not written by prunekit: {place}: {first['msg']}") from None
+    tied, sizes = description.tied, description.sizes
+    _check_names(path, (*description.pruned, *tied, *tied.values(), *sizes))
+    _check_names(path, (name for each in sizes.values() for name in each))
+    return description
+
+
+def wrong_name(names: Iterable[str]) -> str | None:
+    """The first that no file may name, since a terminal would obey it or break the line."""
+    return next((name for name in names if not name.isprintable()), None)
+
+
+def wrong_dtype(tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the first tensor of a dtype that is not in `DTYPES`."""
+    for name, value in tensors.items():
+        if value.dtype not in DTYPES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            return (
+                f"{name.partition('#')[0]} is of {str(value.dtype).removeprefix('torch.')}: "
+                f"the dtypes of a saved network are {allowed}"
+            )
+    return None
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    wrong = wrong_name(names)
+    if wrong is not None:
+        raise DataError(f"{path} names {shown(wrong)}: a name must be of characters that can be printed")
 
 
 def _check_format(folder: Path, values: Any) -> None:
@@ -141,10 +175,17 @@ def read(folder: Path, *, mapped: bool = False) -> tuple[Description, dict[str, 
         mapped: see `read_tensors`.
 
     Raises:
-        DataError: if one of the two is missing, damaged or truncated.
+        DataError: if one of the two is missing, damaged or truncated, or a tensor has a name that cannot be
+            printed or a dtype that is not in `DTYPES`.
     """
     description = describe(folder)
-    return description, read_tensors(folder / WEIGHTS, description.files.weights, mapped=mapped)[0]
+    path = folder / WEIGHTS
+    tensors, _ = read_tensors(path, description.files.weights, mapped=mapped)
+    _check_names(path, tensors)
+    wrong = wrong_dtype(tensors)
+    if wrong is not None:
+        raise DataError(f"{path}: {wrong}")
+    return description, tensors
 
 
 def read_graph(folder: Path, description: Description) -> dict[str, Any]:
@@ -159,6 +200,7 @@ def read_graph(folder: Path, description: Description) -> dict[str, Any]:
     saved = read_json_with_digest(path, description.files.graph)
     if set(saved) != {"parameters", "buffers", "graphs"}:
         raise DataError(f"{path} was not written by prunekit")
+    _check_names(path, (name for part in ("parameters", "buffers") for name in saved[part]))
     return saved
 
 
@@ -186,4 +228,4 @@ def check_free(folder: Path) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return escaped(" ".join(str(error).split()))[:300]

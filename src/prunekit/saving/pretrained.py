@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from prunekit.files import replacing_folder
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, create
 from prunekit.pruning import Pruned
-from prunekit.saving.fitting import check_names, fit, tie, unnamed
+from prunekit.saving.fitting import check_state, fitted, tie, unnamed
 from prunekit.saving.folder import (
     BITS,
     BUFFER,
@@ -32,10 +32,13 @@ from prunekit.saving.folder import (
     consistent,
     describe,
     read,
+    wrong_dtype,
+    wrong_name,
 )
 from prunekit.saving.graph_files import graph_from_files, graph_to_files
 from prunekit.saving.graphs.calls import MAX_BYTES
 from prunekit.saving.packing import pack, unpack, unpack_mask
+from prunekit.settings import escaped, shown
 from prunekit.shapes import CoupledGroup
 from prunekit.structure.coupling import GraphModel, Shrunk, size_attributes
 from prunekit.targets import unwrap
@@ -86,8 +89,8 @@ def save_pretrained(
 
     Raises:
         InputError: if the folder holds something else, or the masks are another model's.
-        ModelError: if the model's state holds something other than tensors, or an exported graph holds what
-            a file may not name.
+        ModelError: if the model's state holds something other than tensors, or tensors of names or dtypes
+            that are not loaded again, or an exported graph holds what a file may not name.
         OSError: if it cannot be written; an earlier save is then as it was, and nothing is left behind.
     """
     folder = Path(folder)
@@ -97,6 +100,8 @@ def save_pretrained(
     masks.parameters(model)
     tensors, tied = _tensors(model.state_dict(), masks)
     graph, constants = graph_to_files(model) if isinstance(model, GraphModel) else (None, {})
+    tensors = {**tensors, **unnamed(model), **constants}
+    _check_loadable(tensors, (*tensors, *tied, *(name for name, _ in model.named_modules())))
     description = {
         "format": FORMAT,
         "prunekit": __version__,
@@ -111,7 +116,7 @@ def save_pretrained(
         "history": [asdict(record) for record in pruned.history] if isinstance(pruned, Pruned) else [],
     }
     with replacing_folder(folder) as temporary:
-        digests = {WEIGHTS: write_tensors(temporary / WEIGHTS, {**tensors, **unnamed(model), **constants})}
+        digests = {WEIGHTS: write_tensors(temporary / WEIGHTS, tensors)}
         if graph is not None:
             digests[GRAPH] = write_json_with_digest(temporary / GRAPH, graph)
         write_json_with_digest(temporary / DESCRIPTION, {**description, "files": digests})
@@ -142,7 +147,8 @@ def load_pretrained(
             exported graph calls what it may not, or takes more than `max_bytes`.
         InputError: if the save names no architecture, or one of the user's, and no model is given; or one is
             given for an exported graph.
-        ModelError: if the weights do not fit the model; it is left as it was.
+        ModelError: if the weights do not fit the model, which is left as it was; or if code of the model's
+            own fails while they are copied into it: its layers then have the sizes they had.
     """
     folder = Path(folder)
     description, tensors = read(folder, mapped=model is not None)
@@ -158,12 +164,7 @@ def load_pretrained(
         return graph_from_files(folder, description, {**state, **buffers}, tensors, max_bytes)
     if model is None:
         return _built(folder, description, state, tensors)
-    check_names(unwrap(model), state, folder)
-    buffers = fit(unwrap(model), state, description, tensors, folder)
-    unwrap(model).load_state_dict(state)
-    for name, value in buffers.items():
-        unwrap(model).get_buffer(name).copy_(value)
-    _tie_all(unwrap(model), description)
+    _fill(unwrap(model), folder, description, state, tensors)
     return model
 
 
@@ -218,7 +219,7 @@ def load_architecture(folder: str | Path) -> Architecture | None:
 def _architecture(folder: Path, saved: BuiltAs) -> Architecture:
     if ":" in saved.name:
         raise InputError(
-            f"the network in {folder} is of {saved.name[:200]}: "
+            f"the network in {folder} is of {escaped(saved.name[:200])}: "
             "build it and give load_pretrained(folder, model)"
         )
     with consistent(folder, DESCRIPTION):
@@ -250,6 +251,16 @@ def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tenso
     return tensors, tied
 
 
+def _check_loadable(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Refuse, with a `ModelError`, to write what would be refused when it is read."""
+    name = wrong_name(names)
+    if name is not None:
+        raise ModelError(f"the model names {shown(name)}: a name must be of characters that can be printed")
+    wrong = wrong_dtype(tensors)
+    if wrong is not None:
+        raise ModelError(f"the network cannot be saved: {wrong}")
+
+
 def _dense(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = {
         name: value for name, value in tensors.items() if not name.endswith((BITS, VALUES, BUFFER, CONSTANT))
@@ -265,11 +276,35 @@ def _dense(folder: Path, description: Description, tensors: Mapping[str, Tensor]
 def _check_numbers(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         # a sum is NaN where a value is, and is one pass through the memory; infinities are looked at again
-        if value.is_floating_point() and bool(value.sum().isnan()) and bool(value.isnan().any()):
+        if (
+            (value.is_floating_point() or value.is_complex())
+            and bool(value.sum().isnan())
+            and bool(value.isnan().any())
+        ):
             raise DataError(
                 f"{name.partition('#')[0]} in {folder / WEIGHTS} has values that are NaN: "
                 "give allow_nan=True to load it all the same"
             )
+
+
+def _fill(
+    model: nn.Module,
+    folder: Path,
+    description: Description,
+    state: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Copy what was saved into a network of the user's, made as small as it was."""
+    check_state(model, state, folder)
+    with fitted(model, state, description, tensors, folder) as buffers:
+        try:
+            model.load_state_dict(state)
+            for name, value in buffers.items():
+                model.get_buffer(name).copy_(value)
+        except RuntimeError as error:
+            reason = escaped(" ".join(str(error).split()))
+            raise ModelError(f"the weights in {folder} cannot be copied into the model: {reason}") from None
+        _tie_all(model, description)
 
 
 def _built(
@@ -297,9 +332,8 @@ def _built(
             f"{folder / DESCRIPTION} describes a network of {described:,} numbers, "
             f"but {WEIGHTS} holds {stored:,}"
         )
-    check_names(model, state, folder)
-    fit(model, state, description, tensors, folder)
-    with consistent(folder):
+    check_state(model, state, folder)
+    with fitted(model, state, description, tensors, folder), consistent(folder):
         model.load_state_dict(state, assign=True)
     _tie_all(model, description)
     return model

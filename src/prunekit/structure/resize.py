@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from prunekit.targets import unwrap
 Shapes = Mapping[str, Sequence[int]]
 
 
-def resize_to(model: nn.Module, shapes: Shapes) -> None:
+def resize_to(model: nn.Module, shapes: Shapes) -> Callable[[], None]:
     """Give a network's layers, in place, the sizes that a state dict has; its values are then of no meaning.
 
     A network that has these shapes already is left alone, whether it is a chain or not.
@@ -27,6 +27,9 @@ def resize_to(model: nn.Module, shapes: Shapes) -> None:
     Args:
         model: a freshly built network of the class that was shrunk.
         shapes: the shape of each entry of the state dict, by full name.
+
+    Returns:
+        What makes the network as it was.
 
     Raises:
         ModelError: if the entries are not those of the model, it is no chain, or its layers cannot get these
@@ -40,9 +43,9 @@ def resize_to(model: nn.Module, shapes: Shapes) -> None:
         name = sorted(set(own) ^ set(wanted))[0]
         lacks = "the model has no" if name in wanted else "the shapes have no"
         raise ModelError(f"the model is not the one that was shrunk: {lacks} {name!r}")
-    if own == wanted:
-        return
     surgery = Surgery(model)
+    if own == wanted:
+        return surgery.undo
     try:
         surgery.cut(cut_of_pieces(model, _first_pieces(model, wanted)))
         if _shapes(model) != wanted:
@@ -53,6 +56,7 @@ def resize_to(model: nn.Module, shapes: Shapes) -> None:
     except BaseException:
         surgery.undo()
         raise
+    return surgery.undo
 
 
 def _first_pieces(model: nn.Module, wanted: Shapes) -> dict[str, Tensor]:
