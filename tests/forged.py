@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from prunekit.digests import read_json_with_digest, write_json_with_digest, write_tensors
 
@@ -25,6 +26,15 @@ def resealed(folder: Path) -> None:
         graph = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"}
         files["graph.json"] = write_json_with_digest(path, graph)
     redescribed(folder, files=files)
+
+
+def reweighted(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the tensors of `model.safetensors`, of any name and dtype."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    resealed(folder)
 
 
 def regraphed(folder: Path, change: Callable[[Any], Any]) -> None:
