@@ -183,9 +183,11 @@ def read_bounded(path: Path, limit: int, kind: str) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(limit + 1) if size <= limit else b""  # it may grow, or not know its size
-    if max(size, len(content)) > limit:
+        content = file.read(size + 1) if size <= limit else b""  # the memory is taken at once
+    if size > limit:
         raise DataError(f"{path} is larger than the {limit >> 20} MiB that are read of {kind}")
+    if len(content) > size:
+        raise DataError(f"{path} has more bytes than it says: it grows, or is none of a disk")
     return content
 
 

@@ -135,6 +135,152 @@ class TestCalls:
             load_pretrained(graph)
 
 
+def with_constants(constants, *calls):
+    """A change that puts calls behind all others, which read constants by name and each other as "@"."""
+
+    def change(values):
+        graph = values["graphs"][0]
+        places = {}
+        for name in constants:
+            graph["inputs"].append(["constant", name])
+            graph["nodes"].append({"input": True})
+            places[name] = {"node": len(graph["nodes"]) - 1}
+        for call, args, kwargs in calls:
+            text = json.dumps([args, kwargs]).replace('"@"', json.dumps({"node": len(graph["nodes"]) - 1}))
+            for name, place in places.items():
+                text = text.replace(f'"{name}"', json.dumps(place))
+            filled = json.loads(text)
+            graph["nodes"].append({"call": call, "args": filled[0], "kwargs": filled[1]})
+        graph["returns"]["tuple"][0] = {"node": len(graph["nodes"]) - 1}
+
+    return change
+
+
+def forged(folder, constants, *calls):
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    more = {f"0.{name}#constant": value for name, value in constants.items()}
+    write_tensors(path, {**tensors, **more})
+    regraphed(folder, with_constants(constants, *calls))
+
+
+class TestKernels:
+    """Calls that fit without data, but whose kernels read past tensors, end the process or take far more."""
+
+    @pytest.mark.parametrize("shape", [(1,), (4,), (1, 4), (4, 2)])
+    def test_norms_of_another_shape(self, graph, shape):
+        call = ("_weight_norm.default", ["v", "g", 0], {})
+        forged(graph, {"v": torch.ones(4, 3), "g": torch.ones(shape)}, call)
+        with pytest.raises(DataError, match="norms of shape"):
+            load_pretrained(graph)
+
+    def test_norms_that_fit(self, graph):
+        forged(
+            graph,
+            {"v": torch.ones(4, 3), "g": torch.full((4, 1), 2.0)},
+            ("_weight_norm.default", ["v", "g", 0], {}),
+        )
+        found = load_pretrained(graph)(torch.randn(3, 6))
+        assert torch.allclose(found, torch.full((4, 3), 2 / 3**0.5))
+
+    @pytest.mark.parametrize(
+        "changed",
+        [{"w": (8, 5)}, {"u": (8, 3)}, {"b": (1,)}, {"h": (1, 1, 2)}, {"h": (2, 2, 2)}, {"b": (8, 1)}],
+    )
+    def test_recurrent_layers_of_other_shapes(self, graph, changed):
+        shapes = {"q": (3, 2, 4), "h": (1, 2, 2), "w": (8, 4), "u": (8, 2), "b": (8,), **changed}
+        call = ("lstm.input", ["q", ["h", "h"], ["w", "u", "b", "b"], True, 1, 0.0, False, False, False], {})
+        forged(
+            graph,
+            {name: torch.ones(shape) for name, shape in shapes.items()},
+            call,
+            ("getitem", ["@", 0], {}),
+        )
+        with pytest.raises(DataError, match=r"lstm\.input: the (states|parameters of layer 0) do not fit"):
+            load_pretrained(graph)
+
+    def test_a_recurrent_layer_that_fits(self, graph):
+        torch.manual_seed(0)
+        layer = nn.LSTM(4, 2, num_layers=2, bidirectional=True)
+        x, state = torch.randn(3, 2, 4), torch.zeros(4, 2, 2)
+        names = [f"p{number}" for number in range(len(layer._flat_weights))]
+        constants = {name: value.detach() for name, value in zip(names, layer._flat_weights, strict=True)}
+        call = ("lstm.input", ["q", ["h", "h"], names, True, 2, 0.0, False, True, False], {})
+        forged(graph, {**constants, "q": x, "h": state}, call, ("getitem", ["@", 0], {}))
+        assert torch.allclose(load_pretrained(graph)(torch.randn(3, 6)), layer(x)[0])
+
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+    def test_a_division_that_ends_the_process(self, graph, dtype):
+        constants = {
+            "n": torch.full((16,), torch.iinfo(dtype).min, dtype=dtype),
+            "d": torch.full((16,), -1, dtype=dtype),
+        }
+        forged(graph, constants, ("div.Tensor_mode", ["n", "d"], {"rounding_mode": "trunc"}))
+        with pytest.raises(DataError, match="whole numbers may not be divided with rounding_mode = 'trunc'"):
+            load_pretrained(graph)
+
+    def test_constants_of_the_same_name(self, graph):
+        """What is checked is what is run: "a.b" and "a_b" would become the same buffer."""
+        constants = {"a.b": torch.zeros(1), "a_b": torch.zeros(2000)}
+        forged(graph, constants, ("outer.default", ["a.b", "a.b"], {}), ("outer.default", ["a_b", "a.b"], {}))
+        with pytest.raises(DataError, match="two of its constants have the same name"):
+            load_pretrained(graph)
+
+    @pytest.mark.parametrize("name", ["graphs", "_graph0.weight", "_constant0_c", "__deepcopy__", "run.x"])
+    def test_names_that_are_taken(self, graph, name):
+        path = graph / "model.safetensors"
+        write_tensors(path, {**safetensors.torch.load_file(path), name: torch.zeros(2)})
+        regraphed(graph, lambda values: values["parameters"].update({name: True}))
+        with pytest.raises(DataError, match=r"no parameter or buffer may be called|does not fit"):
+            load_pretrained(graph)
+
+    @pytest.mark.parametrize(
+        "calls",
+        [
+            [("einsum.default", ["i,j,k,i,j,k->", ["x1"] * 6], {})],
+            [("matmul.default", ["x2", "x3"], {})],
+            [
+                ("expand.default", ["x4", [2**25]], {}),
+                ("sum.default", ["@"], {"dtype": {"dtype": "float64"}}),
+            ],
+            [("expand.default", ["x4", [2**25]], {}), ("eq.Tensor", ["@", "x5"], {})],
+            [("conv2d.default", ["x6", "x7"], {})],
+            [("scaled_dot_product_attention.default", ["x8", "x8", "x8", None, 0.1], {})],
+        ],
+    )
+    def test_what_a_call_takes_on_its_way(self, graph, calls):
+        constants = {
+            "x1": torch.zeros(2000),
+            "x2": torch.zeros(100, 1, 1, 2000),
+            "x3": torch.zeros(1, 100, 2000, 1),
+            "x4": torch.zeros(1, dtype=torch.int8),
+            "x5": torch.zeros(1, dtype=torch.float64),
+            "x6": torch.zeros(1, 8, 64, 64, dtype=torch.float64),
+            "x7": torch.zeros(8, 8, 32, 32, dtype=torch.float64),
+            "x8": torch.zeros(1, 1, 6000, 1, dtype=torch.float64),
+        }
+        forged(graph, constants, *calls)
+        with pytest.raises(DataError, match="bytes on its way, allowed are 67,108,864"):
+            load_pretrained(graph, max_bytes=1 << 26)
+
+    def test_calls_that_never_end(self, graph):
+        regraphed(graph, smuggled("diff.default", "x", 10**8))
+        with pytest.raises(DataError, match="n = 100000000 is not in"):
+            load_pretrained(graph)
+
+    def test_more_results_than_a_graph_may_have(self, graph):
+        forged(
+            graph, {"c": torch.zeros(10_000)}, *[("unbind.int", ["c"], {})] * 11, ("relu.default", ["c"], {})
+        )
+        with pytest.raises(DataError, match="its calls return more than 100,000 tensors"):
+            load_pretrained(graph)
+
+    def test_outputs_that_are_not_nested_as_they_are_said_to_be(self, graph):
+        regraphed(graph, lambda values: values["graphs"][0].update(gives={"tuple": ["*", "*"]}))
+        with pytest.raises(DataError, match="not nested as its signature says"):
+            load_pretrained(graph)
+
+
 class TestSizes:
     """Declared sizes of terabytes are refused without the memory; a save is as large as its file."""
 

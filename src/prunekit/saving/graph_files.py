@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from prunekit.errors import ModelError
 from prunekit.saving.folder import CONSTANT, GRAPH, Description, consistent, read_graph
 from prunekit.saving.graphs import from_json, to_json
 from prunekit.saving.graphs.calls import MAX_BYTES, check_calls
+from prunekit.settings import shown
 from prunekit.structure.coupling import Graph, GraphModel
-from prunekit.structure.coupling.graph_model import holder_of
+from prunekit.structure.coupling.graph_model import constant_name, holder_of
+
+_RESERVED = re.compile(r"(_constant|_graph)[0-9]|__")
+"""How names begin that a network of graphs gives to its own."""
 
 
 def graph_to_files(model: GraphModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -25,7 +30,7 @@ def graph_to_files(model: GraphModel) -> tuple[dict[str, Any], dict[str, Tensor]
     """
     graphs, tensors = [], {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    every = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+    every = _tensors_of(model)
     for number, graph in enumerate(model.graphs):
         saved, constants = to_json(graph, every, parameters)
         try:
@@ -87,10 +92,7 @@ def graph_from_files(
             holder_of(holder, name).register_buffer(
                 name.rpartition(".")[2], value, persistent=bool(persistent)
             )
-        every = {
-            **dict(holder.named_parameters(remove_duplicate=False)),
-            **dict(holder.named_buffers(remove_duplicate=False)),
-        }
+        every = _tensors_of(holder)
         graphs: list[Graph] = []
         if len(saved["graphs"]) > 2:
             raise ValueError("there is one graph for evaluation, and one for training")
@@ -105,7 +107,10 @@ def graph_from_files(
             check_calls(graphs[-1], every, max_bytes)
         if not graphs or not _reads(graphs) <= {*saved["parameters"], *saved["buffers"]}:
             raise ValueError("its graphs read parameters that it does not have")
-        return GraphModel(holder, graphs)
+        _check_own_names(every, graphs)
+        model = GraphModel(holder, graphs)
+        _check_same(model, graphs, every)
+        return model
 
 
 def _reads(graphs: Sequence[Graph]) -> set[str]:
@@ -113,4 +118,35 @@ def _reads(graphs: Sequence[Graph]) -> set[str]:
     outputs = [entry for graph in graphs for entry in graph.signature.outputs]
     return {name for kind, name in inputs if kind == "tensor"} | {
         name for kind, name in outputs if kind == "buffer"
+    }
+
+
+def _check_own_names(names: Iterable[str], graphs: Sequence[Graph]) -> None:
+    """Refuse names that would take the place of something else in the network."""
+    for name in names:
+        if hasattr(GraphModel, name.partition(".")[0]) or _RESERVED.match(name):
+            raise ValueError(f"no parameter or buffer may be called {shown(name, 80)}")
+    constants = [constant_name(number, name) for number, each in enumerate(graphs) for name in each.constants]
+    if len(set(constants)) < len(constants):
+        raise ValueError("two of its constants have the same name")
+
+
+def _check_same(model: GraphModel, graphs: Sequence[Graph], every: Mapping[str, Tensor]) -> None:
+    """What the network runs on is what its calls were checked with."""
+    held = _tensors_of(model)
+    wanted = {
+        constant_name(number, name): value
+        for number, graph in enumerate(graphs)
+        for name, value in graph.constants.items()
+    }
+    for name, value in {**every, **wanted}.items():
+        if held.get(name) is not value:
+            raise ValueError(f"{shown(name, 80)} is not the network's own")
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under all of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
     }

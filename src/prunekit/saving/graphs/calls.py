@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.saving.graphs.operators import batch_norm_training, bernoulli_like, operator_name
 from prunekit.settings import shown
@@ -29,6 +30,13 @@ MAX_INT = 2**31 - 1
 MAX_TEXT = 256
 """The longest text, such as the equation of an einsum."""
 
+MAX_RESULTS = 100_000
+"""The most tensors that all calls of a graph may return together."""
+
+MAX_STEPS = 4096
+"""The most steps of a recurrent layer, times its layers and directions."""
+
+_MAX_DIFFERENCES = 64
 _MAX_SCALE = 1024.0
 _MAX_DIMS = 16
 
@@ -52,7 +60,9 @@ _PARTS: dict[str, Callable[..., int]] = {
 }
 # operators that write running statistics into their arguments if this one is true
 _WRITES = {"batch_norm.default": "training", "instance_norm.default": "use_input_stats"}
-_LAYERS = frozenset({"lstm.input", "gru.input", "rnn_relu.input", "rnn_tanh.input"})
+# recurrent layers: the number of gates, whose weights lie in one matrix
+_GATES = {"lstm.input": 4, "gru.input": 3, "rnn_relu.input": 1, "rnn_tanh.input": 1}
+_FAST_CONVOLUTIONS = (torch.float32, torch.bfloat16)
 
 
 class NoDataRun:
@@ -64,6 +74,9 @@ class NoDataRun:
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
+        self._results = 0
+        self.inside = 0
+        """The bytes of the largest tensor that the last call made on its way."""
 
     def call(self, target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What an operator returns for tensors on the meta device.
@@ -76,11 +89,18 @@ class NoDataRun:
         if name is None:
             raise ValueError(f"{target} is no operator that a saved graph may hold")
         _check_arguments(name, target, args, kwargs)
-        found = called_without_data(target, args, kwargs)
+        with _Steps() as steps:
+            found = called_without_data(target, args, kwargs)
         self._check_results(name, found)
+        self.inside = max(steps.largest, _inside(name, args, kwargs, found))
+        if self.inside > self._max_bytes:
+            raise ValueError(f"it takes {self.inside:,} bytes on its way, allowed are {self._max_bytes:,}")
         return found
 
     def _check_results(self, name: str, found: Any) -> None:
+        self._results += len(found) if isinstance(found, tuple | list) else 1
+        if self._results > MAX_RESULTS:
+            raise ValueError(f"its calls return more than {MAX_RESULTS:,} tensors")
         for value in found if isinstance(found, tuple | list) else (found,):
             if not isinstance(value, Tensor):
                 raise ValueError(f"{name} returns a {type(value).__name__}, which is no tensor")
@@ -95,6 +115,54 @@ class NoDataRun:
                 raise ValueError(
                     f"{name} returns a tensor of {size:,} bytes, allowed are {self._max_bytes:,}"
                 )
+
+
+class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The operators that a call falls into: an einsum of small tensors can have a large one on its way."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to be left out by the compiler its modules would be loaded, which takes a second."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(value, Tensor):
+                self.largest = max(self.largest, _bytes(value))
+        return found
+
+
+def _bytes(value: Tensor) -> int:
+    """Of a tensor if it were copied, whether or not it is expanded; in numbers of any length."""
+    return math.prod(value.shape) * value.element_size()
+
+
+def _inside(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], found: Any) -> int:
+    """The bytes that a kernel may take where no operator shows it: copies of other types, and columns."""
+    given = list(_tensors((*args, *kwargs.values())))
+    made = list(_tensors(found))
+    if not given:
+        return 0
+    width = max(each.element_size() for each in [*given, *made])
+    copies = max(math.prod(each.shape) for each in given) * width
+    if "conv" in name and len(given) > 1 and given[0].dtype not in _FAST_CONVOLUTIONS and made:
+        image, kernel = given[0], given[1]
+        places = max(math.prod(image.shape[2:]), math.prod(made[0].shape[2:]))
+        copies = max(copies, image.shape[0] * math.prod(kernel.shape[1:]) * places * width)
+    return copies
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _tensors(each)
 
 
 def called_without_data(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -128,6 +196,7 @@ def check_calls(graph: Graph, tensors: Mapping[str, Tensor], max_bytes: int = MA
     run = NoDataRun(max_bytes)
     given = iter(inputs_without_data(graph, tensors))
     values: dict[fx.Node, Any] = {}
+    inside = [0] * len(nodes)
     for number, node in enumerate(nodes):
         if node.op == "placeholder":
             values[node] = next(given)
@@ -135,12 +204,13 @@ def check_calls(graph: Graph, tensors: Mapping[str, Tensor], max_bytes: int = MA
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             try:
                 values[node] = run.call(node.target, args, kwargs)
+                inside[number] = run.inside
             except Exception as error:  # whatever PyTorch raises for arguments that do not fit an operator
                 raise ValueError(f"node {number}, {_name_of(node)}: {_first_line(error)}") from None
         elif node.op != "output":
             raise ValueError(f"node {number} is a {node.op}")
     _check_outputs(graph, nodes[-1], values, tensors)
-    peak = _peak(nodes, values)
+    peak = _peak(nodes, values, inside)
     if peak > max_bytes:
         raise ValueError(f"its tensors take {peak:,} bytes at one time, allowed are {max_bytes:,}")
 
@@ -182,14 +252,57 @@ def _check_arguments(
         raise ValueError("it would write into its arguments")
     if name == "one_hot.default" and not named.get("num_classes", -1) >= 1:
         raise ValueError("the number of classes must be given")
-    if name in _LAYERS and not 1 <= named["num_layers"] <= len(named["params"]):
-        raise ValueError(f"{named['num_layers']} layers of {len(named['params'])} parameters")
+    if name in _GATES:
+        _check_recurrent(_GATES[name], **named)
+    if name == "_weight_norm.default":
+        _check_weight_norm(**named)
+    if name == "diff.default" and not 0 <= named.get("n", 1) <= _MAX_DIFFERENCES:
+        raise ValueError(f"n = {named['n']} is not in [0, {_MAX_DIFFERENCES}]")
+    # the least whole number divided by -1 ends the process
+    numbers = [each.dtype for each in _tensors(list(named.values()))]
+    if named.get("rounding_mode") == "trunc" and not any(each.is_floating_point for each in numbers):
+        raise ValueError("whole numbers may not be divided with rounding_mode = 'trunc'")
     if name.startswith(("index.", "index_put.")):
         for index in named["indices"]:
             if index is not None and index.dtype not in (torch.int64, torch.int32):
                 raise ValueError(f"an index is of {index.dtype}, whose result's shape depends on values")
     if name in _PARTS and _PARTS[name](*args, **kwargs) > MAX_PARTS:
         raise ValueError(f"it returns more than {MAX_PARTS:,} tensors")
+
+
+def _check_recurrent(
+    gates: int, input: Tensor, hx: Any, params: Sequence[Tensor], num_layers: int, **named: Any
+) -> None:
+    """Refuse weights and states of other shapes than the layers': not every kernel looks at them."""
+    directions = 2 if named["bidirectional"] else 1
+    states = list(_tensors(hx))
+    each = 4 if named["has_biases"] else 2
+    if input.dim() != 3 or not 1 <= num_layers <= MAX_PARTS or len(params) != each * num_layers * directions:
+        raise ValueError(f"{num_layers} layers of {len(params)} parameters")
+    batch, steps = (0, 1) if named["batch_first"] else (1, 0)
+    if input.shape[steps] * num_layers * directions > MAX_STEPS:
+        raise ValueError(f"more than {MAX_STEPS:,} steps")
+    hidden = states[0].shape[-1] if states and states[0].dim() == 3 else 0
+    wanted = [(num_layers * directions, input.shape[batch], hidden)] * (2 if gates == 4 else 1)
+    if [tuple(state.shape) for state in states] != wanted:
+        raise ValueError("the states do not fit the layers")
+    for number in range(num_layers * directions):
+        width = input.shape[2] if number < directions else hidden * directions
+        shapes = [(gates * hidden, width), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,)]
+        own = params[number * each : (number + 1) * each]
+        if [tuple(one.shape) for one in own] != shapes[:each]:
+            raise ValueError(f"the parameters of layer {number // directions} do not fit it")
+    if len({one.dtype for one in (input, *states, *params)}) > 1:
+        raise ValueError("its tensors are of several types")
+
+
+def _check_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> None:
+    """Refuse norms of another shape than one for each slice, or one for all: the kernel does not look."""
+    each = tuple(v.shape[axis] if axis == dim else 1 for axis in range(v.dim()))
+    one = dim == -1 and g.numel() == 1
+    if v.dtype != g.dtype or not -1 <= dim < v.dim() or not (one or tuple(g.shape) == each):
+        shapes = f"{tuple(g.shape)} for weights of shape {tuple(v.shape)}"
+        raise ValueError(f"norms of shape {shapes}, dim = {dim}")
 
 
 def _check_getitem(values: Any, index: Any) -> None:
@@ -259,11 +372,12 @@ def _check_outputs(
             raise ValueError(f"the new value of the buffer {name!r} does not fit it")
 
 
-def _peak(nodes: Sequence[fx.Node], values: Mapping[fx.Node, Any]) -> int:
+def _peak(nodes: Sequence[fx.Node], values: Mapping[fx.Node, Any], inside: Sequence[int]) -> int:
     """The most bytes that are held at one time, if each tensor is freed after the last node that reads it.
 
-    Views share the memory of what they are views of, so it is storages that are counted. Those of the inputs
-    are there already.
+    What a call takes besides, on its way, is counted by its largest tensor that is none of its results. Views
+    share the memory of what they are views of, so it is storages that are counted. Those of the inputs are
+    there already.
     """
     born: dict[int, int] = {}
     last: dict[int, int] = {}
@@ -278,14 +392,15 @@ def _peak(nodes: Sequence[fx.Node], values: Mapping[fx.Node, Any]) -> int:
             for key, _ in _storages(values[before]):
                 if key not in given:
                     last[key] = number
-    change = [0] * (len(nodes) + 1)
+    change, results = [0] * (len(nodes) + 1), [0] * len(nodes)
     for key, size in sizes.items():
         change[born[key]] += size
         change[last[key] + 1] -= size
+        results[born[key]] += size
     held = peak = 0
-    for each in change:
-        held += each
-        peak = max(peak, held)
+    for number in range(len(nodes)):
+        held += change[number]
+        peak = max(peak, held + max(inside[number] - results[number], 0))
     return peak
 
 

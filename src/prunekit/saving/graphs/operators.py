@@ -27,7 +27,7 @@ _OVERLOADS = """
     bitwise_and.Tensor bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar bitwise_not.default
     bitwise_or.Scalar bitwise_or.Tensor bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar
     bitwise_xor.Scalar bitwise_xor.Tensor bmm.default broadcast_tensors.default broadcast_to.default
-    bucketize.Tensor cat.default cdist.default ceil.default celu.default channel_shuffle.default
+    bucketize.Tensor cat.default ceil.default celu.default channel_shuffle.default
     chunk.default clamp.default clamp.Tensor clamp_max.default clamp_max.Tensor clamp_min.default
     clamp_min.Tensor clip.default clip.Tensor clone.default col2im.default concat.default concatenate.default
     constant_pad_nd.default contiguous.default conv1d.default conv1d.padding conv2d.default conv2d.padding

@@ -83,6 +83,8 @@ def from_json(saved: Mapping[str, Any], constants: Mapping[str, Tensor]) -> Grap
         raise ValueError(f"{placeholders} inputs of the graph, {len(inputs)} of its signature")
     if signature.takes.type is not tuple or [c.type for c in signature.takes.children()] != [tuple, dict]:
         raise ValueError("its arguments are not positional and named ones")
+    if signature.gives.num_leaves != sum(kind == "user" for kind, _ in signature.outputs):
+        raise ValueError("its outputs are not nested as its signature says")
     returned = list(module.graph.nodes)[-1].args[0]
     if not isinstance(returned, tuple) or len(returned) != len(signature.outputs):
         raise ValueError(f"the graph's outputs are not the {len(signature.outputs)} of its signature")
