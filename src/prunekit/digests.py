@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from prunekit.errors import DataError
-from prunekit.files import MAX_BYTES, finite, open_regular, read_bounded, read_json, replacing, write_text
+from prunekit.files import (
+    MAX_BYTES,
+    finite,
+    open_regular,
+    read_bounded,
+    read_chunks,
+    read_json,
+    replacing,
+    write_text,
+)
 
 if TYPE_CHECKING:  # torch takes long to import, and reports need none
     from torch import Tensor
 
-CHUNK = 1 << 16
-"""Bytes of a file that are read at a time: small files, of which a study has thousands, at once."""
 
 KEY = "sha256"
 """Under this key a JSON file, or the metadata of a safetensors file, holds its digest."""
@@ -144,9 +151,8 @@ def digest_of_file(path: Path) -> str:
         OSError: if it cannot be read.
     """
     found = hashlib.sha256()
-    with open_regular(path) as file:
-        while chunk := file.read(CHUNK):
-            found.update(chunk)
+    for chunk in read_chunks(path):
+        found.update(chunk)
     return found.hexdigest()
 
 

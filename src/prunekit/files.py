@@ -155,15 +155,21 @@ def open_regular(path: Path) -> IO[bytes]:
         DataError: naming it, if it is anything else.
         OSError: if it cannot be opened, or is a folder.
     """
+    handle, _ = _opened(path)
+    return os.fdopen(handle, "rb")
+
+
+def _opened(path: Path) -> tuple[int, int]:
+    """(handle, bytes) of a regular file, open for reading; raises as `open_regular`."""
     # Without O_NONBLOCK the opening itself waits for the other end of a pipe. Neither flag is everywhere.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        mode = os.fstat(handle).st_mode
-        if stat.S_ISDIR(mode):
+        found = os.fstat(handle)
+        if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path} is no regular file")
-        return os.fdopen(handle, "rb")
+        return handle, found.st_size
     except BaseException:
         os.close(handle)
         raise
@@ -181,13 +187,38 @@ def read_bounded(path: Path, limit: int, kind: str) -> bytes:
         DataError: naming the file, if it is larger or is no regular file.
         OSError: if it cannot be read.
     """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = file.read(size + 1) if size <= limit else b""  # the memory is taken at once
-    if size > limit:
+    handle, size = _opened(path)
+    try:
+        content = _read_all(handle, size + 1) if size <= limit else b""  # the memory is taken at once
+        if len(content) > size:  # it grows, or does not know its size
+            content += _read_all(handle, limit + 1 - len(content))
+    finally:
+        os.close(handle)
+    if max(size, len(content)) > limit:
         raise DataError(f"{path} is larger than the {limit >> 20} MiB that are read of {kind}")
-    if len(content) > size:
-        raise DataError(f"{path} has more bytes than it says: it grows, or is none of a disk")
+    return content
+
+
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a regular file, a mebibyte at a time.
+
+    Raises:
+        DataError: if it is no regular file.
+        OSError: if it cannot be read.
+    """
+    handle, size = _opened(path)
+    try:
+        while chunk := os.read(handle, min(size + 1, 1 << 20)):  # the memory is taken before the reading
+            yield chunk
+    finally:
+        os.close(handle)
+
+
+def _read_all(handle: int, most: int) -> bytes:
+    """The bytes of a file up to its end; one call is enough for all but large files."""
+    content = os.read(handle, most)
+    while len(content) < most and (more := os.read(handle, most - len(content))):
+        content += more
     return content
 
 

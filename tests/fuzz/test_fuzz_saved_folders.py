@@ -2,7 +2,6 @@
 
 import graphs
 import harness
-
 import saved_folders
 
 
