@@ -86,6 +86,8 @@ class Audit:
 
     def _writes(self, args: tuple[Any, ...]) -> bool:
         path, mode, flags = args
+        if isinstance(path, int):  # of a file that has been opened, and heard, already
+            return False
         writes = (isinstance(mode, str) and any(sign in mode for sign in "wxa+")) or (
             isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         )
