@@ -132,15 +132,19 @@ def _check_digests(path: Path, said: Any, found: str, wanted: str | None) -> Non
 
 def digest_of_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> str:
     """SHA-256 of names, dtypes, shapes and values of tensors on the CPU, and of metadata."""
-    import torch
-
     found = hashlib.sha256(digest_of_json(dict(metadata)).encode())
     for name in sorted(tensors):
         value = tensors[name].detach().contiguous()
         found.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode("utf-8", "surrogatepass"))
-        if value.numel():
-            found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        found.update(bytes_of(value))
     return found.hexdigest()
+
+
+def bytes_of(value: Tensor) -> Any:
+    """The memory of a contiguous tensor on the CPU, to be hashed."""
+    import torch
+
+    return value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b""
 
 
 def digest_of_file(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.digests import KEY
+from prunekit.digests import KEY, bytes_of
 from prunekit.errors import InputError, PrunekitError
 from prunekit.history import Record
 from prunekit.limits import whole
@@ -89,8 +89,7 @@ def _feed(found: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         found.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
-        if value.numel():
-            found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        found.update(bytes_of(value))
     elif isinstance(value, Mapping):
         found.update(f"{len(value)} keys;".encode())
         for key in sorted(value, key=repr):

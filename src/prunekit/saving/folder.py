@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from prunekit.digests import checked_json, read_json_with_digest, read_tensors
 from prunekit.errors import DataError, InputError
 from prunekit.files import read_json
+from prunekit.saving.dtypes import DTYPES
 from prunekit.settings import escaped, shown
 
 FORMAT = 2
@@ -22,12 +22,6 @@ DESCRIPTION = "prunekit.json"
 GRAPH = "graph.json"
 BITS, VALUES = "#mask", "#values"
 BUFFER, CONSTANT = "#buffer", "#constant"
-DTYPES = (
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
-)  # fmt: skip
-"""Of the tensors in a file: PyTorch computes with all of them everywhere, which it does not with others."""
-
 _Size = Annotated[int, Field(ge=0, lt=2**48)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Whole = Annotated[int, Field(gt=-(2**48), lt=2**48)]
@@ -107,7 +101,7 @@ def consistent(folder: Path, file: str = WEIGHTS) -> Iterator[None]:
         RuntimeError,
         DataError,
     ) as error:
-        raise DataError(f"{folder / file} does not fit {DESCRIPTION}: {_one_line(error)}") from None
+        raise DataError(f"{folder / file} does not fit {DESCRIPTION}: {one_line(error)}") from None
 
 
 def describe(folder: Path) -> Description:
@@ -227,5 +221,6 @@ def check_free(folder: Path) -> None:
         raise InputError(f"{folder} holds {foreign[0]} beside an earlier save: it will not be replaced")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, in one line that a terminal does not obey."""
     return escaped(" ".join(str(error).split()))[:300]

@@ -31,6 +31,7 @@ from prunekit.saving.folder import (
     check_free,
     consistent,
     describe,
+    one_line,
     read,
     wrong_dtype,
     wrong_name,
@@ -302,7 +303,7 @@ def _fill(
             for name, value in buffers.items():
                 model.get_buffer(name).copy_(value)
         except RuntimeError as error:
-            reason = escaped(" ".join(str(error).split()))
+            reason = one_line(error)
             raise ModelError(f"the weights in {folder} cannot be copied into the model: {reason}") from None
         _tie_all(model, description)
 

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunekit.saving.graphs.operators import batch_norm_training, bernoulli_like, operator_name
+from prunekit.saving.dtypes import DTYPES
+from prunekit.saving.graphs.operators import (
+    argument_types,
+    batch_norm_training,
+    bernoulli_like,
+    operator_name,
+)
 from prunekit.settings import shown
 from prunekit.structure.coupling.graph_model import Graph
 
@@ -39,13 +45,6 @@ MAX_STEPS = 4096
 _MAX_DIFFERENCES = 64
 _MAX_SCALE = 1024.0
 _MAX_DIMS = 16
-
-_DTYPES = frozenset(
-    {
-        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-        torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
-    }
-)  # fmt: skip
 
 # for operators that return lists: how many tensors they return, worked out before they are called
 _PARTS: dict[str, Callable[..., int]] = {
@@ -104,7 +103,7 @@ class NoDataRun:
         for value in found if isinstance(found, tuple | list) else (found,):
             if not isinstance(value, Tensor):
                 raise ValueError(f"{name} returns a {type(value).__name__}, which is no tensor")
-            if value.device.type != "meta" or value.layout != torch.strided or value.dtype not in _DTYPES:
+            if value.device.type != "meta" or value.layout != torch.strided or value.dtype not in DTYPES:
                 raise ValueError(f"{name} returns a tensor of a kind that a saved graph may not make")
             if value.dim() > _MAX_DIMS:
                 raise ValueError(
@@ -167,7 +166,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def called_without_data(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What an operator returns for tensors on the meta device, where it makes all of its own, too."""
-    names = list(_argument_types(target))
+    names = list(argument_types(target))
     args, kwargs = list(args), dict(kwargs)
     if "device" in names:
         place = names.index("device")
@@ -240,7 +239,7 @@ def _check_arguments(
         return
     if target in (batch_norm_training, bernoulli_like):
         return
-    types = _argument_types(target)
+    types = argument_types(target)
     named = {**dict(zip(types, args, strict=False)), **kwargs}
     for key, value in named.items():
         _check_value(key, types.get(key, ""), value, name.startswith("slice"))
@@ -345,15 +344,10 @@ def _is_of(kind: str, value: Any) -> bool:
     if kind == "str":
         return isinstance(value, str) and len(value) <= MAX_TEXT
     if kind == "ScalarType":
-        return isinstance(value, torch.dtype) and value in _DTYPES
+        return isinstance(value, torch.dtype) and value in DTYPES
     if kind == "Layout":
         return isinstance(value, torch.layout) and value == torch.strided
     return isinstance(value, {"MemoryFormat": torch.memory_format, "Device": torch.device}.get(kind, ()))
-
-
-def _argument_types(target: Callable[..., Any]) -> dict[str, str]:
-    schema = getattr(target, "_schema", None)
-    return {} if schema is None else {each.name: str(each.real_type) for each in schema.arguments}
 
 
 def _check_outputs(

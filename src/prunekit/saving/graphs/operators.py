@@ -165,6 +165,7 @@ def named_operator(name: Any) -> Callable[..., Any]:
     return found
 
 
-def keyword_names(target: Callable[..., Any]) -> set[str]:
-    """The names of the arguments that an operator takes."""
-    return {each.name for each in target._schema.arguments} if hasattr(target, "_schema") else set()
+def argument_types(target: Callable[..., Any]) -> dict[str, str]:
+    """The names of the arguments that an operator takes, with their types in its schema."""
+    schema = getattr(target, "_schema", None)
+    return {} if schema is None else {each.name: str(each.real_type) for each in schema.arguments}

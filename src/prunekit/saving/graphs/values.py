@@ -10,27 +10,10 @@ import torch
 from torch import fx
 
 from prunekit.errors import ModelError
+from prunekit.saving.dtypes import DTYPES
 
 _KINDS: dict[str, tuple[type, frozenset[str]]] = {
-    "dtype": (
-        torch.dtype,
-        frozenset(
-            (
-                "bool",
-                "uint8",
-                "int8",
-                "int16",
-                "int32",
-                "int64",
-                "float16",
-                "bfloat16",
-                "float32",
-                "float64",
-                "complex64",
-                "complex128",
-            )
-        ),
-    ),
+    "dtype": (torch.dtype, frozenset(str(dtype).removeprefix("torch.") for dtype in DTYPES)),
     "layout": (torch.layout, frozenset({"strided"})),
     "memory_format": (
         torch.memory_format,

@@ -12,7 +12,7 @@ from prunekit.saving.graphs.calls import MAX_INT, MAX_NODES
 from prunekit.saving.graphs.folding import Folded, folded
 from prunekit.saving.graphs.functional import functional
 from prunekit.saving.graphs.layout import layout_from_json, layout_to_json
-from prunekit.saving.graphs.operators import keyword_names, named_operator, operator_name
+from prunekit.saving.graphs.operators import argument_types, named_operator, operator_name
 from prunekit.saving.graphs.values import value_from_json, value_to_json
 from prunekit.structure.coupling.graph_model import Graph
 from prunekit.structure.coupling.signature import Signature
@@ -133,7 +133,7 @@ def _module(saved: Mapping[str, Any]) -> fx.GraphModule:
             target = named_operator(item["call"])
             args = tuple(value_from_json(arg, nodes) for arg in item["args"])
             kwargs = {key: value_from_json(value, nodes) for key, value in item["kwargs"].items()}
-            if not keyword_names(target).issuperset(kwargs):
+            if not set(argument_types(target)).issuperset(kwargs):
                 raise ValueError(f"{item['call']} takes no argument {sorted(kwargs)}")
             if target is operator.getitem and [type(arg) for arg in args] != [fx.Node, int]:
                 raise ValueError("getitem takes the place of a node, and a number")
