@@ -45,6 +45,20 @@ def write_json_with_digest(path: Path, values: Mapping[str, Any]) -> str:
     return digest
 
 
+def write_json_unless_same(path: Path, values: Mapping[str, Any]) -> None:
+    """Write as `write_json_with_digest` does, but leave a file alone that holds these values already.
+
+    Reading and hashing a large file takes a fraction of the time that indented JSON takes to be made.
+
+    Raises:
+        OSError: as `write_json_with_digest`.
+    """
+    try:
+        read_json_with_digest(path, digest_of_json(finite(values)))
+    except DataError:
+        write_json_with_digest(path, values)
+
+
 def read_json_with_digest(path: Path, digest: str | None = None) -> dict[str, Any]:
     """The mapping that `write_json_with_digest` wrote, without its digest.
 

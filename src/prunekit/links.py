@@ -8,11 +8,14 @@ from pathlib import Path
 
 from prunekit.errors import DataError
 
-FILES = (
-    *("study.json", "series.json", "results.csv", "layers.csv", "SHA256SUMS", "report.html", ".lock"),
-    *("networks", "cells", "figures"),
-)
+FILES = ("study.json", "series.json", "results.csv", "layers.csv", "SHA256SUMS", "report.html", ".lock")
 """What prunekit reads, writes and removes at the top of the folder of a study or a series."""
+
+FOLDERS = {"networks": 3, "cells": 3, "figures": 1}
+"""The folders there, and how many levels of them prunekit goes through by itself.
+
+What lies deeper, the files of a saved network, is written and removed with its folder as a whole.
+"""
 
 
 def refuse_links(root: Path, labels: Iterable[str] = ()) -> None:
@@ -29,14 +32,15 @@ def refuse_links(root: Path, labels: Iterable[str] = ()) -> None:
         DataError: naming the first link.
         OSError: if a folder cannot be read.
     """
-    tops = [*(root / name for name in FILES)]
+    names = (*FILES, *FOLDERS)
+    tops = [*(root / name for name in names)]
     for label in labels:
-        tops += [root / label, *(root / label / name for name in FILES)]
+        tops += [root / label, *(root / label / name for name in names)]
     for path in tops:
         if path.is_symlink():
             raise _refusal(path, root)
-        if path.name in ("networks", "cells", "figures"):
-            for link in _links(path):
+        if path.name in FOLDERS:
+            for link in _links(path, FOLDERS[path.name]):
                 raise _refusal(link, root)
 
 
@@ -47,15 +51,16 @@ def _refusal(link: Path, root: Path) -> DataError:
     )
 
 
-def _links(top: Path) -> Iterator[Path]:
-    """Every link below a folder, which is none itself; none if there is no folder."""
-    if not top.is_dir():
-        return
-    left = [str(top)]
-    while left:
-        with os.scandir(left.pop()) as entries:
-            for entry in entries:
-                if entry.is_symlink():
-                    yield Path(entry.path)
-                elif entry.is_dir():
-                    left.append(entry.path)
+def _links(top: Path, levels: int) -> Iterator[Path]:
+    """The links in the first levels below a folder, which is none itself; none if there is no folder."""
+    folders = [str(top)] if top.is_dir() else []
+    for _ in range(levels):
+        inside: list[str] = []
+        for folder in folders:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        yield Path(entry.path)
+                    elif entry.is_dir():
+                        inside.append(entry.path)
+        folders = inside

@@ -161,15 +161,19 @@ def digest(values: Any) -> str:
 
 def modules_of(value: Any) -> set[str]:
     """The modules of the user's own parts that are anywhere in settings."""
-    if isinstance(value, Mapping):
-        return modules_of(list(value.values()))
-    if isinstance(value, list | tuple):
-        return set().union(*map(modules_of, value))
-    if not isinstance(value, Settings):
-        return set()
-    inside = modules_of([setting for _, setting in value])
-    own = isinstance(value, Part) and not type(value).__module__.startswith("prunekit.")
-    return inside | {type(value).__module__} if own else inside
+    found: set[str] = set()
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, Settings):
+            left += vars(each).values()
+            if isinstance(each, Part) and not type(each).__module__.startswith("prunekit."):
+                found.add(type(each).__module__)
+        elif isinstance(each, Mapping):
+            left += each.values()
+        elif isinstance(each, list | tuple):
+            left += each
+    return found
 
 
 def shown(value: Any, most: int = 200) -> str:

@@ -74,6 +74,27 @@ def test_a_link_that_leads_nowhere_is_refused_too(folder, tmp_path):
     assert not (tmp_path / "new.html").exists()
 
 
+def test_a_link_inside_a_saved_network_is_replaced_with_its_folder(folder, victim):
+    model = sorted(folder.glob("cells/*/seed-0/model"))[0]
+    in_place_of(sorted(model.iterdir())[0], victim / "doc.txt")
+    before = content(victim)
+    run_study(tiny(), folder, workers=1)  # what the link leads to has another digest: the cell is done anew
+    assert not any(path.is_symlink() for path in model.iterdir())
+    assert content(victim) == before
+
+
+def test_a_description_that_is_the_same_is_not_written_anew_and_another_is(folder):
+    written = (folder / "study.json").stat().st_mtime_ns
+    run_study(tiny(), folder, workers=1)
+    assert (folder / "study.json").stat().st_mtime_ns == written
+    text = (folder / "study.json").read_text()
+    changed = text.replace('"seeds"', '"seedz"', 1)
+    assert changed != text
+    (folder / "study.json").write_text(changed)
+    run_study(tiny(), folder, workers=1)
+    assert (folder / "study.json").read_text() == text
+
+
 def test_the_folder_itself_may_be_a_link_and_so_may_what_is_not_used(folder, tmp_path):
     (folder / "notes").symlink_to(tmp_path)
     (tmp_path / "link").symlink_to(folder)

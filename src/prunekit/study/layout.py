@@ -97,20 +97,33 @@ class Layout:
         for name in (self.study.name, self.results.name, self.layers.name, SUMS, "report.html"):
             for path in self.root.glob(f".{name}.*"):
                 path.unlink(missing_ok=True)
-        tops = [top for top in (self.root / "networks", self.root / "cells") if not top.is_symlink()]
-        groups = [group for top in tops for group in top.glob("*") if not group.is_symlink()]
-        stages = [stage for group in groups for stage in group.glob("seed-*")]
-        for folder in [*stages, self.root / "figures"]:
-            names = os.listdir(folder) if folder.is_dir() and not folder.is_symlink() else []
+        # names as text, not as paths: there may be thousands
+        tops = [os.path.join(self.root, name) for name in ("networks", "cells")]
+        groups = [group for top in tops for group in _folders(top)]
+        stages = [stage for group in groups for stage in _folders(group, "seed-")]
+        for folder in [*stages, os.path.join(self.root, "figures")]:
+            names = os.listdir(folder) if os.path.isdir(folder) and not os.path.islink(folder) else []
             if any(name.startswith(".") for name in names):
-                remove_leftovers(folder)
+                remove_leftovers(Path(folder))
             if RESULT in names and STATE in names:
-                remove(folder / STATE)
+                remove(Path(folder) / STATE)
 
 
 @lru_cache(maxsize=1024)
 def _plain(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40] or "method"
+
+
+def _folders(top: str, prefix: str = "") -> list[str]:
+    """The folders in a folder whose names begin so; links and a link's content are not looked at."""
+    if os.path.islink(top) or not os.path.isdir(top):
+        return []
+    with os.scandir(top) as entries:
+        return [
+            entry.path
+            for entry in entries
+            if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)
+        ]
 
 
 def _visible(folder: Path) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prunekit.digests import write_json_with_digest
+from prunekit.digests import write_json_unless_same, write_json_with_digest
 from prunekit.errors import InputError, PrunekitError
 from prunekit.links import refuse_links
 from prunekit.names import check_out
@@ -84,7 +84,7 @@ def run_study(
         layout.tidy()
         read = Results()
         tasks = make_tasks(study, layout, folder, plans, read)
-        write_json_with_digest(layout.study, describe(study, dataset(study, folder).task, command))
+        write_json_unless_same(layout.study, describe(study, dataset(study, folder).task, command))
         processes = min(workers, max(len(tasks), 1))
         with watch(tasks, processes, console or Console(stderr=True)) as watcher:
             failures = _run(study, layout, tasks, processes, watcher, cell_timeout, read)
