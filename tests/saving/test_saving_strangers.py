@@ -112,6 +112,14 @@ class TestCalls:
         assert tracemalloc.get_traced_memory()[1] < 50e6
         tracemalloc.stop()
 
+    @pytest.mark.parametrize("part", ["parameters", "buffers"])
+    @pytest.mark.parametrize("value", [7, True, 0.5, None, ["a"], [3], "text"])
+    def test_what_should_be_a_mapping_of_names_and_is_none(self, graph, part, value):
+        regraphed(graph, lambda values: values.update({part: value}))
+        for load in (load_pretrained, check_saved):
+            with pytest.raises(DataError, match=f"graph.json was not written by prunekit: '{part}' is no"):
+                load(graph)
+
     def test_the_limit_is_of_all_that_is_held_at_one_time_and_can_be_raised(self, graph):
         regraphed(graph, smuggled("zeros.default", [1000, 1000]))
         with pytest.raises(DataError, match=r"zeros\.default returns a tensor of 4,000,000 bytes"):

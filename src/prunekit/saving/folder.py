@@ -194,7 +194,10 @@ def read_graph(folder: Path, description: Description) -> dict[str, Any]:
     saved = read_json_with_digest(path, description.files.graph)
     if set(saved) != {"parameters", "buffers", "graphs"}:
         raise DataError(f"{path} was not written by prunekit")
-    _check_names(path, (name for part in ("parameters", "buffers") for name in saved[part]))
+    for part in ("parameters", "buffers"):
+        if not isinstance(saved[part], dict):
+            raise DataError(f"{path} was not written by prunekit: {part!r} is no mapping of names")
+        _check_names(path, saved[part])
     return saved
 
 
