@@ -104,7 +104,7 @@ def tiny() -> tuple[nn.Module, Any]:
 
 
 def ours(name: str) -> dict[str, Any]:
-    from prunekit.structure.coupling import prune_groups
+    from prunekit.graph import prune_groups
 
     start = time.process_time()
     prune_groups(*tiny(), 0.5)

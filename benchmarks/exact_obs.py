@@ -33,8 +33,7 @@ from prunekit import Training, train
 from prunekit.data import DataSettings, load
 from prunekit.losses import LOSSES
 from prunekit.models import create
-from prunekit.ranking import lowest
-from prunekit.second_order import (
+from prunekit.obs import (
     Elimination,
     damped,
     eliminate,
@@ -43,6 +42,7 @@ from prunekit.second_order import (
     refit,
     removal_scores,
 )
+from prunekit.ranking import lowest
 from prunekit.statistics.collect import Subject, collect
 from prunekit.statistics.inputs import InputMean, LayerHessian
 from side_by_side import finish

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from coupling import CASES
+from prunekit.graph import prune_groups
+from prunekit.graph.capture import arguments as call_arguments
 from prunekit.models import create
-from prunekit.structure.coupling import prune_groups
-from prunekit.structure.coupling.capture import arguments as call_arguments
 from shrinking import saved_bytes
 from side_by_side import arguments, finish, measure, ratio
 

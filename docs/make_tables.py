@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import data, methods
-from prunekit.allocation import Allocation
 from prunekit.data.catalog import LOADERS
 from prunekit.models import names as model_names
 from prunekit.models.factories import find_factory
-from prunekit.regularize import Regularizer
-from prunekit.repair import Repair
-from prunekit.retrain import Retrain
-from prunekit.schedule import Schedule
-from prunekit.scores import Score
-from prunekit.selection import Selection
+from prunekit.parts.allocation import Allocation
+from prunekit.parts.granularity import Shape
+from prunekit.parts.regularize import Regularizer
+from prunekit.parts.repair import Repair
+from prunekit.parts.retrain import Retrain
+from prunekit.parts.schedule import Schedule
+from prunekit.parts.scores import Score
+from prunekit.parts.selection import Selection
+from prunekit.parts.stopping import Stop
 from prunekit.settings import Part
-from prunekit.shapes import Shape
-from prunekit.stopping import Stop
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/parts.md")

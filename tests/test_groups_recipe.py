@@ -12,10 +12,10 @@ from torch import nn
 from examples import number_of_examples
 from group_nets import Attention, Halves, groups, images, small_resnet
 from prunekit.errors import InputError, ModelError
+from prunekit.parts.granularity import CoupledGroup
+from prunekit.parts.scores import Evidence, Magnitude
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
-from prunekit.scores import Evidence, Magnitude
-from prunekit.shapes import CoupledGroup
 from small_nets import copied, same
 
 FILTERS = {

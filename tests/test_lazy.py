@@ -23,7 +23,7 @@ def test_every_public_name_is_there_and_listed():
 
 
 def test_subpackages_are_found_without_an_import_of_their_own():
-    code = "import prunekit; print(prunekit.scores.Score.__name__, prunekit.study.run_study.__name__)"
+    code = "import prunekit; print(prunekit.parts.scores.Score.__name__, prunekit.study.run_study.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "Score run_study\n"
 

@@ -8,8 +8,8 @@ import yaml
 from prunekit import Recipe
 from prunekit.errors import InputError
 from prunekit.models import ModelSettings, create
+from prunekit.parts.scores import Magnitude, Score
 from prunekit.permission import Named, Permission, allowing, import_object
-from prunekit.scores import Magnitude, Score
 from prunekit.study import Series, Study, load_study
 from prunekit.training import Training
 from tiny_study import settings, write_study
@@ -17,7 +17,7 @@ from tiny_study import settings, write_study
 STRANGER = """
 from pathlib import Path
 from torch import nn
-from prunekit.scores import Magnitude
+from prunekit.parts.scores import Magnitude
 
 Path(__file__).with_name("RAN").touch()
 
@@ -330,7 +330,7 @@ def test_what_cannot_be_imported(path, message):
 
 def test_another_family_is_refused():
     with pytest.raises(InputError, match=r"is not a score \(a subclass of Score\)"), allowing(["prunekit"]):
-        Score.build("prunekit.schedule:OneShot")
+        Score.build("prunekit.parts.schedule:OneShot")
 
 
 # ---- parts that the program has defined ----------------------------------------------------------

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from examples import number_of_examples
 from prunekit.errors import DataError, InputError, ModelError
+from prunekit.parts.retrain import FineTune
+from prunekit.parts.scores import Score
 from prunekit.pruning import Session, prune
-from prunekit.retrain import FineTune
-from prunekit.scores import Score
 from small_nets import Tied, blobs, convnet, copied, images, mlp, recipe, same, zeros
 
 OPTIMIZERS = ("sgd", "adam", "adamw")

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import InputError, ModelError
+from prunekit.parts.retrain import FineTune, Rewind
+from prunekit.parts.schedule import Geometric, Linear, OneShot, Rounds
+from prunekit.parts.scores import Gradient, Magnitude
 from prunekit.recipe import Recipe, read_yaml
-from prunekit.retrain import FineTune, Rewind
-from prunekit.schedule import Geometric, Linear, OneShot, Rounds
-from prunekit.scores import Gradient, Magnitude
 from prunekit.training import Training
 from small_nets import copied, mlp, recipe, same
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from prunekit.errors import InputError, PrunekitError
-from prunekit.schedule import OneShot, Schedule
-from prunekit.scores import Magnitude, Random, Score
+from prunekit.parts.schedule import OneShot, Schedule
+from prunekit.parts.scores import Magnitude, Random, Score
 from prunekit.settings import Part, Settings, digest
 
 
@@ -150,21 +150,21 @@ class TestPart:
 
     def test_and_is_found_in_a_fresh_process(self, tmp_path, monkeypatch):
         (tmp_path / "my_scores.py").write_text(
-            "from prunekit.scores import Magnitude\nclass Louder(Magnitude):\n    name = 'louder'\n"
+            "from prunekit.parts.scores import Magnitude\nclass Louder(Magnitude):\n    name = 'louder'\n"
         )
         monkeypatch.syspath_prepend(str(tmp_path))
         written = json.dumps(importlib.import_module("my_scores").Louder().to_dict())
         sys.modules.pop("my_scores")
         assert json.loads(written)["name"] == "my_scores:Louder"
         second = (
-            "from prunekit.permission import allowing\nfrom prunekit.scores import Score\n"
+            "from prunekit.permission import allowing\nfrom prunekit.parts.scores import Score\n"
             f"with allowing(['my_scores']):\n    print(type(Score.build({json.loads(written)!r})).__name__)"
         )
         assert self.python(second, tmp_path).strip() == "Louder"
 
     def test_a_class_of_a_script_keeps_its_short_name(self, tmp_path):
         script = (
-            "from prunekit.scores import Magnitude, Score\n"
+            "from prunekit.parts.scores import Magnitude, Score\n"
             "class Louder(Magnitude):\n    name = 'louder'\n"
             "class Nameless(Magnitude):\n    pass\n"
             "print(type(Score.build(Louder().to_dict())).__name__, Nameless().to_dict()['name'])"

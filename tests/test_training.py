@@ -11,7 +11,7 @@ from prunekit.batches import LoaderBatches, TensorBatches
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.losses import LOSSES
 from prunekit.masks import Masks
-from prunekit.regularize import Dropout
+from prunekit.parts.regularize import Dropout
 from prunekit.training import Training, TrainingError, copy_state, make_optimizer, train
 from small_nets import blobs, convnet, copied, images, mlp, same
 

@@ -11,8 +11,8 @@ from torch.optim import SGD, Adam
 from prunekit.errors import ModelError
 from prunekit.losses import squared_error
 from prunekit.models import ModelSettings, create
+from prunekit.parts.scores import Oracle, Score
 from prunekit.pruning import Session, prune
-from prunekit.scores import Oracle, Score
 from prunekit.structure import chain_of
 from prunekit.units import eliminate
 from small_nets import blobs, copied, mlp, same

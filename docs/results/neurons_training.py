@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.masks import Masks
-from prunekit.regularize import L2
+from prunekit.parts.regularize import L2
 from prunekit.structure import chain_of, unit_masks
 from prunekit.study import load_study
 from prunekit.study.stages import build, dataset

@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if not name.startswith("_") and importlib.util.find_spec(f"prunekit.{name}") is not None:
-        return importlib.import_module(f"prunekit.{name}")  # `import prunekit` and then `prunekit.scores`
+        return importlib.import_module(f"prunekit.{name}")  # `import prunekit`, then `prunekit.report`
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.elements import Elements
 from prunekit.errors import InputError, ModelError
-from prunekit.masks import Masks
-from prunekit.structure.coupling import (
+from prunekit.graph import (
     Combine,
     Coupled,
     Group,
@@ -23,7 +22,8 @@ from prunekit.structure.coupling import (
     smaller,
     traced,
 )
-from prunekit.structure.coupling.capture import Inputs
+from prunekit.graph.capture import Inputs
+from prunekit.masks import Masks
 from prunekit.targets import Target, check_plain, matches, owner_of, unwrap
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.graph import Coupled
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
 from prunekit.structure import INPUT, Chain, chain_of, unit_masks
-from prunekit.structure.coupling import Coupled
 from prunekit.structure.cut import check_kept, cut_of
 from prunekit.structure.surgery import Surgery
 from prunekit.structure.verify import copy_of

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.graph import shrink_groups
 from prunekit.masks import Masks
+from prunekit.parts.granularity import CoupledGroup
+from prunekit.parts.stopping import Stopped
 from prunekit.recipe import Recipe
-from prunekit.shapes import CoupledGroup
-from prunekit.stopping import Stopped
 from prunekit.structure import ShrinkResult, shrink, shrink_pieces
-from prunekit.structure.coupling import shrink_groups
 from prunekit.structure.shrinking import own_module
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from prunekit.batches import Batches
 from prunekit.errors import InputError, ModelError
 from prunekit.losses import LOSSES, Loss, default_loss
+from prunekit.parts.retrain import Checkpoints, Retrain
 from prunekit.recipe import Recipe
-from prunekit.retrain import Checkpoints, Retrain
 from prunekit.targets import unwrap
 from prunekit.trial import Use, check_examples
 

@@ -14,22 +14,22 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from prunekit.allocation import Allocation, Global, Remains
 from prunekit.elements import Elements
 from prunekit.errors import InputError
+from prunekit.graph.capture import Inputs
 from prunekit.limits import STEPS, WHOLE
 from prunekit.masks import Masks
-from prunekit.repair import NoRepair, Repair
-from prunekit.retrain import NoRetraining, Retrain
-from prunekit.schedule import Counts, Schedule, check_increasing
-from prunekit.scores import Magnitude, Score
-from prunekit.selection import Lowest, Selection
+from prunekit.parts.allocation import Allocation, Global, Remains
+from prunekit.parts.granularity import Shape, Weight
+from prunekit.parts.repair import NoRepair, Repair
+from prunekit.parts.retrain import NoRetraining, Retrain
+from prunekit.parts.schedule import Counts, Schedule, check_increasing
+from prunekit.parts.scores import Magnitude, Score
+from prunekit.parts.selection import Lowest, Selection
+from prunekit.parts.stopping import Never, Stop
 from prunekit.settings import Settings
-from prunekit.shapes import Shape, Weight
 from prunekit.statistics import Statistic
-from prunekit.stopping import Never, Stop
 from prunekit.strict_yaml import MAX_BYTES, load_yaml
-from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import Target
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masking import MaskedOptimizer
 from prunekit.masks import Masks
 from prunekit.modes import keeping_modes
-from prunekit.regularize import Regularizer
+from prunekit.parts.regularize import Regularizer
 from prunekit.seeds import derive, seeded
 from prunekit.settings import Settings
 
@@ -40,7 +40,7 @@ class Training(Settings):
         iterations: optimizer steps, instead of epochs.
         loss: `auto` takes cross-entropy for class numbers and squared error for real values.
         decay: how the learning rate falls: constant, cosine to zero, or by a tenth at 50 % and 75 %.
-        regularize: what acts during training, see `prunekit.regularize`.
+        regularize: what acts during training, see `prunekit.parts.regularize`.
     """
 
     epochs: float | None = Field(default=None, ge=0, le=EPOCHS)

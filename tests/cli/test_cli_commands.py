@@ -176,7 +176,7 @@ def test_a_model_of_ones_own(command, tmp_path):
 
 def test_the_current_folder_can_be_imported_from_also_by_workers(tmp_path):
     (tmp_path / "mine_in_cwd.py").write_text(
-        "from torch import nn\nfrom prunekit.scores import Score\n\n\n"
+        "from torch import nn\nfrom prunekit.parts.scores import Score\n\n\n"
         "def net() -> nn.Module:\n    print('noise')\n    return nn.Linear(4, 3)\n\n\n"
         "class Mine(Score):\n    name = 'mine'\n\n    def __call__(self, evidence):\n        print('noise')\n"
         "        return {name: weight.abs() for name, weight in evidence.weights.items()}\n"

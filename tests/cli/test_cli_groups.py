@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.structure.coupling import Plan, groups, parameters_per_unit, shrink_groups
+from prunekit.graph import Plan, groups, parameters_per_unit, shrink_groups
 
 CODE = """
 import torch

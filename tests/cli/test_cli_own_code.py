@@ -16,7 +16,7 @@ from tiny_study import one_shot, settings, write_study
 CODE = """
 from pathlib import Path
 from torch import nn
-from prunekit.scores import Magnitude
+from prunekit.parts.scores import Magnitude
 
 with Path(__file__).with_name("RAN").open("a") as file:
     file.write("x")

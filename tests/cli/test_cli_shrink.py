@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunekit import load_pretrained
-from prunekit.structure.coupling import GraphModel
+from prunekit.graph import GraphModel
 
 CODE = """
 import torch

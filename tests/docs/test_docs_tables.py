@@ -9,7 +9,7 @@ import pytest
 
 from prunekit import data, methods
 from prunekit.models import names as model_names
-from prunekit.scores import Score
+from prunekit.parts.scores import Score
 from prunekit.study import Method, Study
 from prunekit.study.spec import Controls
 from prunekit.study.tables import LAYERS, RESULTS

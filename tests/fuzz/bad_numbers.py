@@ -23,21 +23,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
-from prunekit.allocation import Allocation
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.maxout import Maxout
 from prunekit.methods import METHODS
+from prunekit.parts.allocation import Allocation
+from prunekit.parts.granularity import Shape
+from prunekit.parts.regularize import Regularizer
+from prunekit.parts.repair import Repair
+from prunekit.parts.retrain import Retrain
+from prunekit.parts.schedule import Schedule
+from prunekit.parts.scores import Score
+from prunekit.parts.selection import Selection
+from prunekit.parts.stopping import Stop
 from prunekit.pruning import prune
 from prunekit.recipe import Recipe
-from prunekit.regularize import Regularizer
-from prunekit.repair import Repair
-from prunekit.retrain import Retrain
-from prunekit.schedule import Schedule
-from prunekit.scores import Score
-from prunekit.selection import Selection
 from prunekit.settings import Part, shown
-from prunekit.shapes import Shape
-from prunekit.stopping import Stop
 from prunekit.training import Training, TrainingError
 from small_nets import blobs, mlp
 

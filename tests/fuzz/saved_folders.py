@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from prunekit import Architecture, Masks, PrunekitError, load_masks, load_pretrained, save_pretrained
 from prunekit.digests import digest_of_json, write_tensors
+from prunekit.graph import GraphModel, prune_groups
 from prunekit.models import ModelSettings
 from prunekit.saving import check_saved, load_architecture
-from prunekit.structure.coupling import GraphModel, prune_groups
 from small_nets import Tied, convnet, mlp
 from zoo import made
 

@@ -40,7 +40,7 @@ CODE = (
     "torch:load",
     "torch.nn:Linear",
     "prunekit.settings:import_object",
-    "prunekit.scores:Magnitude",
+    "prunekit.parts.scores:Magnitude",
     f"{MARKER}:Thing",
     f"{MARKER}.inner:Thing",
     f"prunekit:{MARKER}",

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from prunekit.errors import ModelError
+from prunekit.graph.capture import arguments, captured
+from prunekit.graph.graph_model import GraphModel, graphs_of
+from prunekit.graph.proof import tensors_in
 from prunekit.saving import load_pretrained, save_pretrained
 from prunekit.saving.graphs.operators import OVERLOADS
-from prunekit.structure.coupling.capture import arguments, captured
-from prunekit.structure.coupling.graph_model import GraphModel, graphs_of
-from prunekit.structure.coupling.proof import tensors_in
 from zoo import OWN, ZOO, made, stirred
 
 

@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from forged import regraphed
 from prunekit.errors import DataError, InputError, ModelError
+from prunekit.graph import GraphModel, prune_groups
+from prunekit.graph.proof import tensors_in
 from prunekit.saving import load_masks, load_pretrained, save_pretrained
 from prunekit.saving.graphs.layout import Outputs, layout_from_json, layout_to_json
 from prunekit.saving.graphs.operators import named_operator, operator_name
 from prunekit.saving.graphs.values import value_from_json, value_to_json
-from prunekit.structure.coupling import GraphModel, prune_groups
-from prunekit.structure.coupling.proof import tensors_in
 from small_nets import copied, same
 from zoo import made
 
@@ -169,8 +169,8 @@ def test_an_operator_of_another_library_is_not_saved(tmp_path):
     library.define("twice(Tensor x) -> Tensor")
     library.impl("twice", lambda x: 2 * x, "CompositeExplicitAutograd")
     library.impl("twice", lambda x: torch.empty_like(x), "Meta")
-    from prunekit.structure.coupling.capture import captured
-    from prunekit.structure.coupling.graph_model import graphs_of
+    from prunekit.graph.capture import captured
+    from prunekit.graph.graph_model import graphs_of
 
     model = Custom()
     found = captured(model, torch.randn(3, 6))

@@ -12,8 +12,8 @@ from torch import nn
 
 from forged import redescribed
 from prunekit.errors import DataError, ModelError
+from prunekit.graph import prune_groups, size_attributes
 from prunekit.saving import load_pretrained, save_pretrained
-from prunekit.structure.coupling import prune_groups, size_attributes
 from small_nets import copied, mlp, same
 from zoo import made
 

@@ -11,9 +11,9 @@ from torch import nn
 from forged import redescribed, reweighted
 from prunekit.cli.groups import groups_table
 from prunekit.errors import DataError, ModelError
+from prunekit.graph import groups, parameters_per_unit, prune_groups, size_attributes
 from prunekit.measure import count, layer_table
 from prunekit.saving import load_masks, load_pretrained, save_pretrained
-from prunekit.structure.coupling import groups, parameters_per_unit, prune_groups, size_attributes
 from small_nets import copied, mlp, same
 
 EVIL = "l\x1b[31mEVIL\x1b]0;t\x07.weight"

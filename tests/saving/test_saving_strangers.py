@@ -11,9 +11,9 @@ from torch import nn
 from forged import redescribed, regraphed, resealed
 from prunekit.digests import read_tensors, write_tensors
 from prunekit.errors import DataError, ModelError
+from prunekit.graph import prune_groups
 from prunekit.models import ModelSettings
 from prunekit.saving import Architecture, check_saved, load_masks, load_pretrained, save_pretrained
-from prunekit.structure.coupling import prune_groups
 from small_nets import copied, mlp, same
 
 

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from prunekit.scores import Score
+from prunekit.parts.scores import Score
 
 
 class Fussy(Score):

@@ -9,9 +9,9 @@ import torch
 from constructions import CONSTRUCTIONS, WORDS, frozen_weights
 
 from prunekit.errors import InputError, ModelError
-from prunekit.structure.coupling import prune_groups, shrink_groups, traced
-from prunekit.structure.coupling.groups import Plan
-from prunekit.structure.coupling.traced import Traced
+from prunekit.graph import prune_groups, shrink_groups, traced
+from prunekit.graph.groups import Plan
+from prunekit.graph.traced import Traced
 from prunekit.structure.verify import VerificationError
 from zoo import stirred
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from prunekit.structure.coupling import plan as plans
-from prunekit.structure.coupling.capture import captured
-from prunekit.structure.coupling.groups import Plan
+from prunekit.graph import plan as plans
+from prunekit.graph.capture import captured
+from prunekit.graph.groups import Plan
 from zoo import OWN, ZOO, made
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from prunekit.errors import InputError, ModelError
-from prunekit.structure.coupling import GraphModel, Shrunk, prune_groups
-from prunekit.structure.coupling.capture import arguments
-from prunekit.structure.coupling.proof import tensors_in
+from prunekit.graph import GraphModel, Shrunk, prune_groups
+from prunekit.graph.capture import arguments
+from prunekit.graph.proof import tensors_in
 from zoo import OWN, ZOO, made
 
 # written sizes in their forward, or the temperature of heads that become narrower

@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE.parents[2] / "tests" / "zoo"))
 import torch  # noqa: E402
 
 from prunekit.errors import PrunekitError  # noqa: E402
-from prunekit.structure.coupling import Plan, prune_groups, traced  # noqa: E402
+from prunekit.graph import Plan, prune_groups, traced  # noqa: E402
 from zoo import ZOO, made  # noqa: E402
 
 COLUMNS = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunekit.cli.networks import Network, Sizes
 from prunekit.data import Dataset
 from prunekit.errors import InputError, ModelError
-from prunekit.structure.coupling import GraphModel
+from prunekit.graph import GraphModel
 from prunekit.trial import check_takes
 
 InputShape = Annotated[

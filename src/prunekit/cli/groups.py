@@ -11,8 +11,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prunekit.graph import Group, Plan
 from prunekit.settings import escaped
-from prunekit.structure.coupling import Group, Plan
 
 _WIDTH = 80
 _NAMES = 3  # of the norms below the table

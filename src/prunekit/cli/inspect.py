@@ -16,6 +16,8 @@ from prunekit.cli.output import only_results, print_json
 from prunekit.cli.quality import quality
 from prunekit.data import load
 from prunekit.errors import InputError
+from prunekit.graph import Plan, parameters_per_unit
+from prunekit.graph import groups as coupled
 from prunekit.measure import (
     Counts,
     Latency,
@@ -26,8 +28,6 @@ from prunekit.measure import (
     layer_table,
     peak_memory,
 )
-from prunekit.structure.coupling import Plan, parameters_per_unit
-from prunekit.structure.coupling import groups as coupled
 
 
 def inspect(

@@ -14,12 +14,12 @@ from torch import nn
 from prunekit.cli.own_code import typed
 from prunekit.data import Dataset
 from prunekit.errors import DataError, InputError, ModelError
+from prunekit.graph import GraphModel
 from prunekit.models import ModelSettings, create, names
 from prunekit.models.signature import data_arguments
 from prunekit.saving import Architecture, holds_graph, load_architecture, load_pretrained
 from prunekit.saving.folder import DESCRIPTION, WEIGHTS, describe
 from prunekit.strict_yaml import load_yaml
-from prunekit.structure.coupling import GraphModel
 from prunekit.trial import check_takes
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from prunekit.data import Dataset
+from prunekit.graph import GraphModel
 from prunekit.measure import evaluate
-from prunekit.structure.coupling import GraphModel
 
 
 def quality(model: nn.Module, data: Dataset | None) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
 from prunekit.measure._running import device_of, evaluating
-from prunekit.second_order import error_bound
+from prunekit.obs import error_bound
 from prunekit.structure import Chain, Stage, chain_of
 from prunekit.structure.operations import LAYERS, NORMS, Layer
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from prunekit.allocation import PerLayer
 from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
+from prunekit.parts.allocation import PerLayer
+from prunekit.parts.retrain import FineTune
+from prunekit.parts.schedule import OneShot
+from prunekit.parts.scores import Correlation
+from prunekit.parts.selection import CorrelatedHalves
 from prunekit.recipe import Recipe
-from prunekit.retrain import FineTune
-from prunekit.schedule import OneShot
-from prunekit.scores import Correlation
-from prunekit.selection import CorrelatedHalves
 
 
 @method

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from prunekit.allocation import PerLayer
 from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
+from prunekit.parts.allocation import PerLayer
+from prunekit.parts.granularity import Unit
+from prunekit.parts.repair import ChannelScale
+from prunekit.parts.retrain import FineTune
+from prunekit.parts.schedule import Linear, OneShot
+from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.recipe import Recipe
-from prunekit.repair import ChannelScale
-from prunekit.retrain import FineTune
-from prunekit.schedule import Linear, OneShot
-from prunekit.scores import FeatureTaylor, GeometricMedian, NormScale, ThiNet
-from prunekit.shapes import Unit
 
 
 @method

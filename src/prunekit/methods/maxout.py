@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from prunekit.allocation import PerLayer
 from prunekit.limits import WHOLE, whole
 from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
+from prunekit.parts.allocation import PerLayer
+from prunekit.parts.granularity import MaxoutPiece
+from prunekit.parts.retrain import FineTune
+from prunekit.parts.schedule import Linear
+from prunekit.parts.scores import MaxoutWins
 from prunekit.recipe import Recipe
-from prunekit.retrain import FineTune
-from prunekit.schedule import Linear
-from prunekit.scores import MaxoutWins
-from prunekit.shapes import MaxoutPiece
 
 
 @method

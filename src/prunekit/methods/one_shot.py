@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from prunekit.allocation import OWL, PerLayer
 from prunekit.methods._settings import method
+from prunekit.parts.allocation import OWL, PerLayer
+from prunekit.parts.repair import MaskedLeastSquares, SparseGPTUpdate
+from prunekit.parts.schedule import OneShot
+from prunekit.parts.scores import Wanda
+from prunekit.parts.selection import ADMM, SparseGPT
 from prunekit.recipe import Recipe
-from prunekit.repair import MaskedLeastSquares, SparseGPTUpdate
-from prunekit.schedule import OneShot
-from prunekit.scores import Wanda
-from prunekit.selection import ADMM, SparseGPT
 
 
 @method

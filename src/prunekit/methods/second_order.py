@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, given_of, training_of
+from prunekit.parts.repair import MaskedLeastSquares, OBSRefit, OBSUpdate
+from prunekit.parts.retrain import FineTune
+from prunekit.parts.schedule import Counts, Geometric, OneShot
+from prunekit.parts.scores import OBD, OBS, InputDeviation, LayerOBS
 from prunekit.recipe import Recipe
-from prunekit.repair import MaskedLeastSquares, OBSRefit, OBSUpdate
-from prunekit.retrain import FineTune
-from prunekit.schedule import Counts, Geometric, OneShot
-from prunekit.scores import OBD, OBS, InputDeviation, LayerOBS
 from prunekit.training import Training
 
 

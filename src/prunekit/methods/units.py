@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from prunekit.allocation import BelowMean, PerLayer
 from prunekit.errors import InputError
 from prunekit.limits import STEPS, whole
 from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
+from prunekit.parts.allocation import BelowMean, PerLayer
+from prunekit.parts.granularity import Unit
+from prunekit.parts.retrain import FineTune, Reinitialize, Retrain, Rewind
+from prunekit.parts.schedule import Linear, OneShot, Rounds
+from prunekit.parts.scores import N2PS, Activation, Magnitude, Oracle, Random, Skeletonization, UnitTaylor
+from prunekit.parts.stopping import ErrorLimit, Never
 from prunekit.recipe import Recipe
-from prunekit.retrain import FineTune, Reinitialize, Retrain, Rewind
-from prunekit.schedule import Linear, OneShot, Rounds
-from prunekit.scores import N2PS, Activation, Magnitude, Oracle, Random, Skeletonization, UnitTaylor
 from prunekit.settings import shown
-from prunekit.shapes import Unit
 from prunekit.statistics.units import Error
-from prunekit.stopping import ErrorLimit, Never
 
 
 @method

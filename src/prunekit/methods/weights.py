@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from prunekit.allocation import ERK, Nothing, PerLayer, Sensitivity, Threshold
 from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
+from prunekit.parts.allocation import ERK, Nothing, PerLayer, Sensitivity, Threshold
+from prunekit.parts.granularity import NM
+from prunekit.parts.retrain import FineTune, Reinitialize, Rewind
+from prunekit.parts.schedule import Cubic, Geometric, Linear, OneShot, Rounds
+from prunekit.parts.scores import Gradient, Magnitude, Random, WeightGradient
 from prunekit.recipe import Recipe
-from prunekit.retrain import FineTune, Reinitialize, Rewind
-from prunekit.schedule import Cubic, Geometric, Linear, OneShot, Rounds
-from prunekit.scores import Gradient, Magnitude, Random, WeightGradient
-from prunekit.shapes import NM
 
 
 @method

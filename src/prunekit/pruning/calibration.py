@@ -13,12 +13,12 @@ from prunekit.elements import Elements
 from prunekit.errors import DataError, PrunekitError
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masks import Masks
+from prunekit.parts.stopping import Stop
 from prunekit.readiness import check_data
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.statistics.average import average
 from prunekit.statistics.processes import sum_over_processes
-from prunekit.stopping import Stop
 from prunekit.targets import unwrap
 from prunekit.trial import check_finite
 

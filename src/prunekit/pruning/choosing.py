@@ -8,14 +8,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from prunekit.allocation import Remains, Situation
+from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
+from prunekit.parts.allocation import Remains, Situation
+from prunekit.parts.scores import Scores
+from prunekit.parts.selection import Choice
 from prunekit.recipe import Plan, Recipe, Step
-from prunekit.scores import Scores
 from prunekit.seeds import generator
-from prunekit.selection import Choice
 from prunekit.statistics import Found
-from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import owner_of, unwrap
 
 

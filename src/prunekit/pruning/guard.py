@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.errors import DataError
 from prunekit.masks import Masks
-from prunekit.stopping import Held, Stop, Stopped
+from prunekit.parts.stopping import Held, Stop, Stopped
 from prunekit.targets import unwrap
 from prunekit.training import copy_state
 

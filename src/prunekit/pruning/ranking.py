@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.masks import Masks
+from prunekit.parts.scores import Evidence, Scores
 from prunekit.pruning.calibration import Calibration
 from prunekit.recipe import Plan, Recipe, Step
-from prunekit.scores import Evidence, Scores
 from prunekit.seeds import generator
 from prunekit.statistics import Found, Statistic, Subject, collect
 from prunekit.targets import owner_of, unwrap

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned
 from prunekit.losses import Loss
+from prunekit.parts.retrain import Checkpoints
 from prunekit.pruning.session import Evaluate, Session
 from prunekit.recipe import Recipe
-from prunekit.retrain import Checkpoints
-from prunekit.structure.coupling.capture import Inputs
 from prunekit.training import Report
 
 

@@ -15,9 +15,13 @@ from torch.optim import Optimizer
 from prunekit.batches import Batches, as_batches
 from prunekit.digests import KEY
 from prunekit.errors import InputError
+from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned, Record
 from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
+from prunekit.parts.repair import Damage, NoRepair
+from prunekit.parts.retrain import Checkpoints
+from prunekit.parts.stopping import Stopped
 from prunekit.pruning.attachment import Attachment, check_attachable
 from prunekit.pruning.calibration import Calibration, two_examples
 from prunekit.pruning.choosing import chosen
@@ -26,12 +30,8 @@ from prunekit.pruning.ranking import Ranking
 from prunekit.pruning.state import Owner, digest_of, read_state
 from prunekit.readiness import check_restart, check_retraining
 from prunekit.recipe import Plan, Recipe, Step
-from prunekit.repair import Damage, NoRepair
-from prunekit.retrain import Checkpoints
 from prunekit.seeds import derive
 from prunekit.snapshot import Snapshot
-from prunekit.stopping import Stopped
-from prunekit.structure.coupling.capture import Inputs
 from prunekit.targets import uncompiled, unwrap
 from prunekit.training import Report, copy_state, train, training_seed
 

@@ -16,9 +16,9 @@ from prunekit.errors import InputError, PrunekitError
 from prunekit.history import Record
 from prunekit.limits import whole
 from prunekit.masks import Masks
+from prunekit.parts.stopping import Held, Stopped
 from prunekit.recipe import Plan, Recipe
 from prunekit.settings import shown
-from prunekit.stopping import Held, Stopped
 from prunekit.targets import unwrap
 from prunekit.trial import said
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError
+from prunekit.graph import GraphModel, restore_sizes
 from prunekit.saving.folder import BUFFER, Description, consistent
 from prunekit.settings import shown
 from prunekit.structure import is_chain, resize_to
-from prunekit.structure.coupling import GraphModel, restore_sizes
 
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:

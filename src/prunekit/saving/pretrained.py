@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from prunekit.digests import write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.files import replacing_folder
+from prunekit.graph import GraphModel, Shrunk, size_attributes
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, create
+from prunekit.parts.granularity import CoupledGroup
 from prunekit.pruning import Pruned
 from prunekit.saving.fitting import check_state, fitted, tie, unnamed
 from prunekit.saving.folder import (
@@ -40,8 +42,6 @@ from prunekit.saving.graph_files import graph_from_files, graph_to_files
 from prunekit.saving.graphs.calls import MAX_BYTES
 from prunekit.saving.packing import pack, unpack, unpack_mask
 from prunekit.settings import escaped, shown
-from prunekit.shapes import CoupledGroup
-from prunekit.structure.coupling import GraphModel, Shrunk, size_attributes
 from prunekit.targets import unwrap
 from prunekit.version import __version__
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError
+from prunekit.graph import Coupled
 from prunekit.losses import Loss
 from prunekit.modes import keeping_modes
 from prunekit.statistics.processes import sum_over_processes
 from prunekit.structure import Chain
-from prunekit.structure.coupling import Coupled
 from prunekit.targets import unwrap
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from prunekit.batches import Batch
 from prunekit.errors import InputError
+from prunekit.graph import Coupled, Group, Place, over_entries, watched
+from prunekit.graph.places import Key
 from prunekit.losses import Loss
 from prunekit.measure import count
 from prunekit.statistics.collect import Collector, Subject
 from prunekit.statistics.moments import Moments
 from prunekit.statistics.processes import sum_over_processes
-from prunekit.structure.coupling import Coupled, Group, Place, over_entries, watched
-from prunekit.structure.coupling.places import Key
 from prunekit.units import Activity
 
 What = Literal["mean", "variance", "zeros", "irreplaceable"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunekit.errors import DataError
-from prunekit.second_order import damped
+from prunekit.obs import damped
 
 
 def damped_groups(name: str, hessians: Tensor, damp: float) -> list[Tensor]:

@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from prunekit import methods
-from prunekit.allocation import Nothing
 from prunekit.data import DataSettings
 from prunekit.errors import InputError
 from prunekit.models import ModelSettings
 from prunekit.names import check_folder_name, check_label
+from prunekit.parts.allocation import Nothing
+from prunekit.parts.retrain import TrainingSettings
 from prunekit.permission import Named, current
 from prunekit.recipe import Recipe
-from prunekit.retrain import TrainingSettings
 from prunekit.settings import Settings, digest, modules_of
 from prunekit.strict_yaml import load_yaml
 from prunekit.training import Training

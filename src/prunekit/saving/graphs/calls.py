@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunekit.graph.graph_model import Graph
 from prunekit.saving.dtypes import DTYPES
 from prunekit.saving.graphs.operators import (
     argument_types,
@@ -19,7 +20,6 @@ from prunekit.saving.graphs.operators import (
     operator_name,
 )
 from prunekit.settings import shown
-from prunekit.structure.coupling.graph_model import Graph
 
 MAX_BYTES = 4 << 30
 """What the tensors that a graph makes may take at any one time, unless the user allows more: 4 GiB."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from prunekit.errors import ModelError
+from prunekit.graph.captured import module_of
+from prunekit.graph.graph_model import Graph
 from prunekit.saving.graphs.operators import operator_name
-from prunekit.structure.coupling.captured import module_of
-from prunekit.structure.coupling.graph_model import Graph
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError
+from prunekit.graph.captured import module_of
+from prunekit.graph.graph_model import Graph
 from prunekit.saving.graphs.calls import called_without_data, inputs_without_data
 from prunekit.saving.graphs.operators import batch_norm_training, bernoulli_like
-from prunekit.structure.coupling.captured import module_of
-from prunekit.structure.coupling.graph_model import Graph
 
 aten = torch.ops.aten
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from prunekit.graph.graph_model import Graph
+from prunekit.graph.signature import Signature
 from prunekit.saving.graphs.calls import MAX_INT, MAX_NODES
 from prunekit.saving.graphs.folding import Folded, folded
 from prunekit.saving.graphs.functional import functional
 from prunekit.saving.graphs.layout import layout_from_json, layout_to_json
 from prunekit.saving.graphs.operators import argument_types, named_operator, operator_name
 from prunekit.saving.graphs.values import value_from_json, value_to_json
-from prunekit.structure.coupling.graph_model import Graph
-from prunekit.structure.coupling.signature import Signature
 
 _INPUTS, _OUTPUTS = ("tensor", "constant", "user"), ("user", "buffer", "other")
 

@@ -1,0 +1,54 @@
+"""What is coupled in any network that PyTorch can export, and taking it out with the proof."""
+
+from prunekit.graph.attributes import size_attributes
+from prunekit.graph.cutting import alike, group_masks, smaller
+from prunekit.graph.graph_model import Graph, GraphModel
+from prunekit.graph.groups import Group, Member, Plan
+from prunekit.graph.members import (
+    Combine,
+    Coupled,
+    Pool,
+    Scored,
+    makers,
+    of_units,
+    over_entries,
+)
+from prunekit.graph.off import off_units, shrink_off
+from prunekit.graph.places import Place, watched
+from prunekit.graph.plan import groups, traced
+from prunekit.graph.restoring import restore_sizes
+from prunekit.graph.shrinking import Shrunk, prune_groups, shrink_groups
+from prunekit.graph.sizes import parameters_per_unit
+from prunekit.graph.traced import Keeping, Traced
+
+__all__ = [
+    "Combine",
+    "Coupled",
+    "Graph",
+    "GraphModel",
+    "Group",
+    "Keeping",
+    "Member",
+    "Place",
+    "Plan",
+    "Pool",
+    "Scored",
+    "Shrunk",
+    "Traced",
+    "alike",
+    "group_masks",
+    "groups",
+    "makers",
+    "of_units",
+    "off_units",
+    "over_entries",
+    "parameters_per_unit",
+    "prune_groups",
+    "restore_sizes",
+    "shrink_groups",
+    "shrink_off",
+    "size_attributes",
+    "smaller",
+    "traced",
+    "watched",
+]

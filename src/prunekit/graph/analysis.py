@@ -1,0 +1,187 @@
+"""The walks through all graphs of a network, repeated until every cut leaves something to take out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunekit.graph.captured import Captured
+from prunekit.graph.labels import Classes, Ints, Labels
+from prunekit.graph.values import Dim, Value, fixed
+from prunekit.graph.walk import walk
+from prunekit.graph.walker import Cut, Place, Walker, frozen_rows
+
+# each round drops at least one way to cut an axis; more rounds than this mean that something is wrong
+_ROUNDS = 200
+
+PARAMETRIZED = "it is computed by a parametrization, such as weight norm"
+
+
+@dataclass(frozen=True)
+class Block:
+    """The labels of one axis of one parameter or buffer: `start`, `start` + 1, ..."""
+
+    tensor: str
+    dim: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What the walks found.
+
+    Attributes:
+        blocks: the axes of the parameters and buffers that are used, by their labels.
+        walker: roles, kinds and norms that were seen, and the labels of every node.
+        classes: the labels after joining.
+        nodes: for each graph the labels of each node's axes, by the node's name; several values in a row.
+    """
+
+    blocks: tuple[Block, ...]
+    walker: Walker
+    classes: Classes
+    nodes: tuple[dict[str, tuple[tuple[Ints | None, ...], ...]], ...]
+
+
+def analysed(model: nn.Module, graphs: Sequence[Captured], ignored: dict[str, str], *, cut: Cut) -> Walked:
+    """Walk through the graphs until no cut is known to be dead.
+
+    Args:
+        model: the network.
+        graphs: as exported.
+        ignored: parameters and buffers that must not change, with the reason.
+        cut: along which part an axis that is split is cut.
+    """
+    dead: set[tuple[Place, int]] = set()
+    for _ in range(_ROUNDS):
+        found = _walked(model, graphs, ignored, dead, cut)
+        blamed = _blamed(found)
+        if not blamed:
+            break
+        dead |= blamed
+    return found
+
+
+def _blamed(found: Walked) -> set[tuple[Place, int]]:
+    """The cuts that leave nothing.
+
+    Of those that hang together the first may be to blame for all: only those go that cut the same way, as
+    queries and keys do, or evaluation and training.
+    """
+    blamed: set[tuple[Place, int]] = set()
+    ways: dict[int, tuple[object, int]] = {}
+    for choice in found.walker.choices:
+        if not frozen_rows(choice.labels, found.classes):
+            continue
+        roots = set(found.classes.root[choice.labels].tolist()) - {0}
+        way = (_kind_of_cut(choice.place), choice.candidate)
+        before = {ways[found_root] for found_root in roots if found_root in ways}
+        if not before or way in before:
+            blamed.add((choice.place, choice.candidate))
+            before.add(way)
+        for found_root in roots:
+            ways.setdefault(found_root, min(before, key=str))
+    return blamed
+
+
+def _walked(
+    model: nn.Module,
+    graphs: Sequence[Captured],
+    ignored: dict[str, str],
+    dead: set[tuple[Place, int]],
+    cut: Cut,
+) -> Walked:
+    labels = Labels()
+    used = _used(graphs)
+    values, blocks = _labelled(model, used, labels)
+    for name, reason in ignored.items():
+        for dim in values.get(name, ()):
+            labels.freeze(dim.labels, reason)
+    walker = Walker(labels, cut, dead)
+    for name, reason in ignored.items():
+        if reason == PARAMETRIZED and values.get(name, ()):
+            walker.role(values[name][0], "producer")
+    nodes = []
+    for part, graph in enumerate(graphs):
+        walker.part, walker.env = part, {}
+        placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        walker.constants.update(node for node in placeholders if node.name in graph.tensors)
+        outputs = walk(walker, graph.graph, graph.root, _entry(graph, values))
+        walker.node = None
+        for (kind, _), value in zip(graph.outputs, outputs, strict=True):
+            for dim in value if isinstance(value, tuple) else ():
+                what = "the network's output" if kind != "buffer" else "written to a buffer"
+                labels.freeze(dim.labels, f"is {what}" if graph.mode == "eval" else f"is {what} in training")
+        nodes.append({walker.names[node]: _axes(value) for node, value in walker.env.items()})
+    return Walked(tuple(blocks), walker, labels.classes(), tuple(nodes))
+
+
+def _axes(value: Any) -> tuple[tuple[Ints | None, ...], ...]:
+    if isinstance(value, tuple):
+        return (tuple(dim.labels for dim in value),)
+    if isinstance(value, list):
+        return tuple(axes for item in value for axes in _axes(item))
+    return ()
+
+
+def _used(graphs: Sequence[Captured]) -> list[str]:
+    """Names of the parameters and buffers that some graph reads, in the order of the graphs."""
+    found: dict[str, None] = {}
+    for graph in graphs:
+        for node in graph.graph.nodes:
+            if node.op == "placeholder" and node.users and node.name in graph.tensors:
+                found[graph.tensors[node.name]] = None
+    return list(found)
+
+
+def _labelled(model: nn.Module, names: Sequence[str], labels: Labels) -> tuple[dict[str, Value], list[Block]]:
+    tensors: dict[str, torch.Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    values: dict[str, Value] = {}
+    blocks: list[Block] = []
+    for name in names:
+        tensor = tensors[name]
+        if not tensor.is_floating_point():
+            values[name] = fixed(tensor.shape)
+            continue
+        dims = []
+        for dim, size in enumerate(tensor.shape):
+            found = labels.new(size) if size > 1 else None
+            if found is not None:
+                blocks.append(Block(name, dim, int(found[0]), size))
+            dims.append(Dim(size, found, zero=True, origin=(name, dim)))
+        values[name] = tuple(dims)
+    return values, blocks
+
+
+def _entry(graph: Captured, values: dict[str, Value]) -> Callable[[fx.Node, int], Any]:
+    def entry(node: fx.Node, _: int) -> Any:
+        name = graph.tensors.get(node.name)
+        if name is not None:
+            return values.get(name, ())
+        val = node.meta.get("val")
+        return fixed(val.shape) if isinstance(val, torch.Tensor) else None
+
+    return entry
+
+
+def positions(walked: Walked) -> tuple[Ints, Ints, Ints]:
+    """For all labels of the blocks, in order: the label, the number of its block and its index there."""
+    sizes = np.array([block.size for block in walked.blocks], dtype=np.int64)
+    if not sizes.size:
+        empty = np.zeros(0, dtype=np.int64)
+        return empty, empty, empty
+    starts = np.array([block.start for block in walked.blocks], dtype=np.int64)
+    number = np.repeat(np.arange(sizes.size), sizes)
+    offset = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return starts[number] + offset, number, offset
+
+
+def _kind_of_cut(place: Place) -> object:
+    tag = place[-1]
+    return tag[-1] if isinstance(tag, tuple) else tag

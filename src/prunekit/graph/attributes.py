@@ -1,0 +1,191 @@
+"""Attributes in which modules keep their sizes, as they are after units are taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from prunekit.graph.captured import Captured, module_of
+from prunekit.graph.correct import Corrected, op_name
+from prunekit.graph.groups import Plan
+
+_CONVS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
+# what attention in libraries and in users' code calls the number of heads, and the width of all or of one
+_HEADS = (
+    "num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads",
+    "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads",
+)  # fmt: skip
+_ALL = (
+    "all_head_size", "embed_dim", "inner_dim", "split_size", "hidden_size", "dim", "hidden_dim",
+    "kv_dim", "attn_dim", "width",
+)  # fmt: skip
+_EACH = (
+    "head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "d_head", "dim_head", "d_kv",
+)  # fmt: skip
+
+# what PyTorch's layers and Conv1D of transformers call theirs
+_LAYERS = (
+    "out_features", "in_features", "out_channels", "in_channels", "groups", "num_features", "num_embeddings",
+    "embedding_dim", "num_parameters", "nx", "nf", "normalized_shape", "num_groups", "num_channels",
+)  # fmt: skip
+
+
+def size_attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """All attributes that surgery may change, by module and name: whole numbers, or lists of such."""
+    found: dict[str, dict[str, Any]] = {}
+    for place, module in model.named_modules(remove_duplicate=False):
+        for name in (*_LAYERS, *_HEADS, *_ALL, *_EACH):
+            value = vars(module).get(name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                found.setdefault(place, {})[name] = value
+            elif isinstance(value, tuple | list) and value and all(type(each) is int for each in value):
+                found.setdefault(place, {})[name] = list(value)
+    return found
+
+
+def sizes(
+    model: nn.Module,
+    plan: Plan,
+    kept: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    graphs: Sequence[tuple[Captured, Corrected]],
+) -> dict[tuple[str, str], Any]:
+    """New values by (module, attribute); those that stay are not named.
+
+    Args:
+        model: the network as it is.
+        plan: its groups.
+        kept: for each group that loses units which stay.
+        shapes: new shapes of the parameters and buffers that change.
+        graphs: the exported graphs, and the same with corrected constants.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for (place, attribute), value in [
+        *_attention(model, plan, kept),
+        *_in_graphs(model, graphs),
+        *_by_shape(model, shapes, graphs),
+    ]:
+        before = getattr(model.get_submodule(place), attribute, None)
+        if before is not None and before != value:
+            found[(place, attribute)] = value
+    return found
+
+
+def _by_shape(
+    model: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    graphs: Sequence[tuple[Captured, Corrected]],
+) -> list[tuple[tuple[str, str], Any]]:
+    groups = {
+        captured.tensors.get(str(node.args[1])): _argument(node, "groups")
+        for captured, smaller in graphs
+        for node in smaller.graph.nodes
+        if op_name(node).startswith("conv") and len(node.args) > 1
+    }
+    found: list[tuple[tuple[str, str], Any]] = []
+    for name, shape in shapes.items():
+        place, _, short = name.rpartition(".")
+        module = model.get_submodule(place)
+        for attribute, value in _layer(module, short, shape, groups.get(name) or 1).items():
+            found.append(((place, attribute), value))
+    return found
+
+
+def _layer(module: nn.Module, short: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
+    if short == "weight" and isinstance(module, nn.Linear):
+        return {"out_features": shape[0], "in_features": shape[1]}
+    if short == "weight" and isinstance(module, _CONVS):
+        # the sizes without the groups, and the other one
+        if isinstance(module, _TRANSPOSED):
+            return {"in_channels": shape[0], "out_channels": shape[1] * groups, "groups": groups}
+        return {"out_channels": shape[0], "in_channels": shape[1] * groups, "groups": groups}
+    if isinstance(module, _NORMS):
+        return {"num_features": shape[0]}
+    if short == "weight" and isinstance(module, nn.Embedding):
+        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
+    if short == "weight" and isinstance(module, nn.PReLU):
+        return {"num_parameters": shape[0]}
+    if short == "weight" and type(module).__name__ == "Conv1D":
+        return {"nx": shape[0], "nf": shape[1]}
+    return {}
+
+
+def _in_graphs(
+    model: nn.Module, graphs: Sequence[tuple[Captured, Corrected]]
+) -> list[tuple[tuple[str, str], Any]]:
+    """Norms without parameters and groups that are only named in the graph."""
+    found: list[tuple[tuple[str, str], Any]] = []
+    for _, smaller in graphs:
+        for node in smaller.graph.nodes:
+            place = module_of(node)
+            if not place:
+                continue
+            owner, name = _submodule(model, place), op_name(node)
+            if name in ("layer_norm", "rms_norm") and hasattr(owner, "normalized_shape"):
+                shape = tuple(node.args[1])
+                kind = type(owner.normalized_shape)  # type: ignore[union-attr]
+                found.append(((place, "normalized_shape"), kind(shape) if kind is not tuple else shape))
+            elif name == "group_norm" and isinstance(owner, nn.GroupNorm):
+                channels = owner.num_channels * node.args[1] // owner.num_groups
+                found.append(((place, "num_groups"), node.args[1]))
+                found.append(((place, "num_channels"), channels))
+            elif name.endswith("channel_shuffle") and hasattr(owner, "groups"):
+                found.append(((place, "groups"), node.args[1]))
+    return found
+
+
+def _submodule(model: nn.Module, place: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(place)
+    except AttributeError:
+        return None
+
+
+def _argument(node: fx.Node, name: str) -> int | None:
+    if name in node.kwargs:
+        return int(node.kwargs[name])  # type: ignore[arg-type]
+    place = 8 if op_name(node) == "convolution" else 7 if "transpose" in op_name(node) else 6
+    return int(node.args[place]) if len(node.args) > place else None  # type: ignore[arg-type]
+
+
+def _attention(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> list[tuple[tuple[str, str], Any]]:
+    """Numbers and widths of heads in the modules around the projections that make them."""
+    # for each module: kind, units and those left, with the widths they are met with; queries and values
+    # whose width shrinks alike count once
+    around: dict[str, dict[tuple[str, int, int], set[int]]] = {}
+    for name, flags in kept.items():
+        group = plan.group(name)
+        if group.kind not in ("heads", "head width") or bool(flags.all()):
+            continue
+        change = (group.kind, group.units, int(flags.sum()))
+        for member in group.members:
+            parts = member.tensor.split(".")[:-1]
+            for count in range(max(len(parts) - 2, 0), len(parts)):
+                widths = around.setdefault(".".join(parts[:count]), {}).setdefault(change, set())
+                widths.add(sum(map(len, member.indices)))
+    found: list[tuple[tuple[str, str], Any]] = []
+    for place, changes in around.items():
+        module = model.get_submodule(place)
+        for attribute in (*_HEADS, *_ALL, *_EACH):
+            value = getattr(module, attribute, None)
+            if not isinstance(value, int) or isinstance(value, bool):
+                continue
+            new = value
+            for (kind, units, left), widths in changes.items():
+                fits = (
+                    (kind == "heads" and attribute in _HEADS and value % units == 0)
+                    or (attribute in _ALL and value in widths)
+                    or (kind == "head width" and attribute in _EACH and value == units)
+                )
+                if fits:
+                    new = new * left // units
+            found.append(((place, attribute), new))
+    return found

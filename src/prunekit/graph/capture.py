@@ -1,0 +1,110 @@
+"""A network's graphs, as it computes in evaluation and in training mode."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.errors import InputError, ModelError
+from prunekit.graph.captured import Captured
+from prunekit.graph.export import exported
+from prunekit.graph.record import NotRecordedError, recorded
+from prunekit.modes import keeping_modes
+
+Inputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+_LOG = logging.getLogger(__name__)
+
+
+def arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments for the network.
+
+    Raises:
+        InputError: where the inputs are neither a tensor nor a tuple, list or dict.
+    """
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    kind = type(example_inputs).__name__
+    raise InputError(f"example_inputs must be a tensor, a tuple or a dict of named arguments, not {kind}")
+
+
+def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -> tuple[Captured, ...]:
+    """The graphs in evaluation and in training mode, one if they are the same; the network is left as it was.
+
+    Where training cannot be captured, as where layers are left out at random, evaluation alone will do if it
+    reads every parameter: then training has no layers of its own.
+
+    Args:
+        model: the network.
+        example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
+        record: whether to record the operators as they are called, which takes a tenth of the time, before
+            `torch.export` is asked.
+
+    Raises:
+        InputError: where the example inputs are of no usable kind or do not fit the network's arguments.
+        ModelError: where the network cannot be run or exported, with the line at which it fails.
+    """
+    args, kwargs = arguments(example_inputs)
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"example_inputs do not fit the network's forward: {error}") from error
+    names = canonical(model)
+    evaluation = _captured(model, args, kwargs, names, "eval", record)
+    try:
+        training = _captured(model, args, kwargs, names, "train", record)
+        return (evaluation,) if _same(evaluation, training) else (evaluation, training)
+    except ModelError:
+        placeholders = [node for node in evaluation.graph.nodes if node.op == "placeholder" and node.users]
+        read = {evaluation.tensors.get(node.name) for node in placeholders}
+        if {names[name] for name, _ in model.named_parameters()} <= read:
+            return (evaluation,)
+        raise
+
+
+def _same(one: Captured, other: Captured) -> bool:
+    """Whether two graphs compute the same of the same, as where nothing depends on the mode."""
+    first, second = (
+        [(node.name, str(node.target), str(node.args), str(node.kwargs)) for node in graph.graph.nodes]
+        for graph in (one, other)
+    )
+    return (
+        first == second
+        and one.tensors == other.tensors
+        and one.constants.keys() == other.constants.keys()
+        and all(torch.equal(value, other.constants[name]) for name, value in one.constants.items())
+    )
+
+
+def canonical(model: nn.Module) -> dict[str, str]:
+    """For every name of a parameter or buffer the first name of the same tensor."""
+    first: dict[int, str] = {}
+    found = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in found}
+
+
+def _captured(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: dict[str, str],
+    mode: str,
+    record: bool,
+) -> Captured:
+    with keeping_modes(model), torch.enable_grad():
+        for module in model.modules():
+            module.training = mode == "train"
+        if record:
+            try:
+                return recorded(model, args, kwargs, names, mode)
+            except NotRecordedError as error:
+                _LOG.debug("exported in %s mode, since it cannot be recorded: %s", mode, error)
+        return exported(model, args, kwargs, names, mode)

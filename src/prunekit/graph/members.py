@@ -1,0 +1,150 @@
+"""From numbers on parameters to numbers per unit: pooled over a unit's slices, then combined over members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.graph.capture import Inputs
+from prunekit.graph.groups import Group, Member
+from prunekit.graph.places import Call, Place, calls_of, places, silences
+from prunekit.graph.traced import Traced
+
+Pool = Literal["sum", "mean", "l2", "max"]
+"""How the numbers of one unit within one member become one: `l2` is the root of the sum of squares."""
+
+Combine = Literal["sum", "mean", "max", "first"]
+"""How the figures of several members become one of the unit."""
+
+Scored = Literal["producers", "all"]
+"""Which members are looked at: those that make the unit, or all that go with it."""
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """Coupled groups whose units are counted, and how what their members say is put together.
+
+    Attributes:
+        model: the network.
+        traced: its plan with its graphs.
+        names: of the groups.
+        example_inputs: on which the network was traced.
+        combine: over members, or over places where a unit's outputs appear.
+        scored: which members are looked at.
+    """
+
+    model: nn.Module
+    traced: Traced
+    names: tuple[str, ...]
+    example_inputs: Inputs
+    combine: Combine = "mean"
+    scored: Scored = "producers"
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups."""
+        return tuple(self.traced.plan.group(name) for name in self.names)
+
+    def group(self, name: str) -> Group:
+        """The group of that name."""
+        return self.traced.plan.group(name)
+
+    def members(self, group: Group) -> tuple[Member, ...]:
+        """The members that are looked at."""
+        return makers(group) if self.scored == "producers" else group.members
+
+    def places(self, group: Group) -> tuple[Place, ...]:
+        """Where the units' outputs appear; see `places`."""
+        return places(self._calls, self.traced, group)
+
+    def silences(self, group: Group) -> tuple[Place, ...]:
+        """Where the units' outputs may be zero; see `silences`."""
+        return silences(self._calls, self.traced, group)
+
+    @cached_property
+    def _calls(self) -> list[Call]:
+        return calls_of(self.model, self.traced)
+
+    def together(self, figures: Sequence[Tensor]) -> Tensor:
+        """(units,) float64 from the figures of all members, NaN where a member has nothing of a unit.
+
+        Units that no member has anything of count as 0.
+        """
+        stacked = torch.stack(list(figures))
+        there = ~stacked.isnan()
+        if self.combine == "max":
+            found = stacked.masked_fill(~there, -torch.inf).amax(0)
+        elif self.combine == "first":
+            first = there.long().argmax(0, keepdim=True)
+            found = stacked.gather(0, first).squeeze(0)
+        else:
+            found = stacked.masked_fill(~there, 0).sum(0)
+            if self.combine == "mean":
+                found = found / there.sum(0).clamp(min=1)
+        return torch.where(there.any(0), found, 0.0)
+
+    def pooled(self, values: Mapping[str, Tensor], group: Group, pool: Pool) -> Tensor:
+        """(units,) float64 from numbers on parameters.
+
+        Args:
+            values: by full name, of the parameters' shapes; members that it does not hold are left out.
+            group: the group.
+            pool: within each member.
+
+        Raises:
+            InputError: where no member is among them.
+        """
+        members = [member for member in self.members(group) if member.tensor in values]
+        if not members:
+            raise InputError(f"the units of {group.name!r} have no weights that make them to be scored by")
+        if any(bool(values[member.tensor].isnan().any()) for member in members):
+            # not to be taken for units that a member has nothing of
+            return torch.full((group.units,), torch.nan, dtype=torch.float64)
+        return self.together([of_units(values[member.tensor], member, pool) for member in members])
+
+
+def makers(group: Group) -> tuple[Member, ...]:
+    """The members that make the units; all of them where none is known to."""
+    found = tuple(member for member in group.members if member.role == "producer")
+    return found or group.members
+
+
+def entries(member: Member) -> tuple[Tensor, Tensor]:
+    """The entries along the member's dimension, unit by unit, and the unit that each belongs to."""
+    index = torch.tensor([entry for unit in member.indices for entry in unit], dtype=torch.int64)
+    sizes = torch.tensor([len(unit) for unit in member.indices], dtype=torch.int64)
+    return index, torch.arange(len(sizes)).repeat_interleave(sizes)
+
+
+def of_units(values: Tensor, member: Member, pool: Pool) -> Tensor:
+    """(units,) float64 from numbers on one parameter; NaN for units without entries."""
+    index, unit = (each.to(values.device) for each in entries(member))
+    rows = values.double().movedim(member.dim, 0).flatten(1) if values.dim() > 1 else values.double()[:, None]
+    each = {
+        "sum": lambda: rows.sum(1),
+        "mean": lambda: rows.mean(1),
+        "l2": lambda: rows.square().sum(1),
+        "max": lambda: rows.amax(1),
+    }[pool]()
+    return over_entries(each[index], unit, len(member.indices), pool)
+
+
+def over_entries(each: Tensor, unit: Tensor, units: int, pool: Pool) -> Tensor:
+    """(units,) from a figure per entry; for `l2` these are squares. NaN for units without entries."""
+    count = torch.bincount(unit, minlength=units)
+    found = each.new_zeros(units)
+    if pool == "max":
+        found.scatter_reduce_(0, unit, each, "amax", include_self=False)
+    else:
+        found.index_add_(0, unit, each)
+    if pool == "mean":
+        found = found / count.clamp(min=1)
+    elif pool == "l2":
+        found = found.sqrt()
+    return found.masked_fill(count == 0, torch.nan)

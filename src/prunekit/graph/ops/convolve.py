@@ -1,0 +1,162 @@
+"""Convolutions, with groups and transposed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from prunekit.graph.blocks import rows_joined
+from prunekit.graph.ops.registry import rule
+from prunekit.graph.values import Dim, Value
+from prunekit.graph.walker import Walker
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def conv(
+    walker: Walker,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Value:
+    """x (N, C, ...), weight (out, C / groups, ...)."""
+    return _convolved(walker, x, weight[0], weight[1], weight[2:], bias, groups, transposed=False)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv_transpose(
+    walker: Walker,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Value:
+    """x (N, C, ...), weight (C, out / groups, ...)."""
+    return _convolved(walker, x, weight[1], weight[0], weight[2:], bias, groups, transposed=True)
+
+
+@rule("convolution")
+def convolution(
+    walker: Walker,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Value:
+    """Either of the two."""
+    if transposed:
+        return conv_transpose(walker, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return conv(walker, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _convolved(
+    walker: Walker,
+    x: Value,
+    out: Dim,
+    inside: Dim,
+    kernel: Sequence[Dim],
+    bias: Value | None,
+    groups: int,
+    *,
+    transposed: bool,
+) -> Value:
+    walker.role(out, "producer")
+    walker.role(inside, "consumer")
+    channel = len(x) - len(kernel) - 1
+    walker.freeze([*kernel, *x[channel + 1 :]], "is convolved over")
+    if groups == 1:
+        walker.join(x[channel], inside)
+        made = out
+    elif transposed:
+        made = _grouped(walker, x[channel], inside, out, groups, transposed=True)
+    else:
+        made = _grouped(walker, x[channel], out, inside, groups, transposed=False)
+    walker.hint("filters", made.labels)
+    zero = out.zero
+    labels = made.labels
+    if bias is not None:
+        labels = walker.join(made, bias[0])
+        zero = zero and bias[0].zero
+    shape = [int(size) for size in walker.val.shape]
+    spatial = [Dim(size) for size in shape[channel + 1 :]]
+    return (*(dim._replace(origin=None) for dim in x[:channel]), Dim(shape[channel], labels, zero), *spatial)
+
+
+def _grouped(walker: Walker, x: Dim, rows: Dim, offsets: Dim, groups: int, *, transposed: bool) -> Dim:
+    """Groups of channels: either whole groups go, or the same offset within each group.
+
+    Args:
+        walker: the state of the walk.
+        x: the channels that are read.
+        rows: the weight's axis over all groups: outputs, or inputs if transposed.
+        offsets: the weight's axis within one group: inputs, or outputs if transposed.
+        groups: how many.
+        transposed: whether the axis over all groups is that of the inputs.
+    """
+    each, other = rows.size // groups, offsets.size
+    ways = [0, 1] if each > 1 and other > 1 else [0]
+    # whole groups where they are more units than offsets are
+    way = walker.choose("groups", ways if groups >= min(each, other) else ways[::-1])
+    if way is None:
+        walker.freeze([x, rows, offsets], "leaves nothing that every group could go without")
+        return Dim(groups * other if transposed else rows.size)
+    if way == 0:
+        return _whole_groups(walker, x, rows, offsets, groups, transposed, record=len(ways) > 1)
+    size = groups * other
+    if transposed:
+        # inputs: the same offset in each group; outputs: offsets.labels in each group
+        labels = _same_offsets(walker, rows, groups)
+        walker.join(x, rows)
+        made = None if offsets.labels is None else np.tile(offsets.labels, groups)
+        _record(walker, way, labels, offsets.labels)
+        return Dim(size, made, offsets.zero)
+    inputs = _same_offsets(walker, x, groups)
+    walker.join(Dim(other, inputs), offsets)
+    outputs = _same_offsets(walker, rows, groups)
+    _record(walker, way, inputs, outputs)
+    return Dim(rows.size, None if outputs is None else np.tile(outputs, groups), rows.zero)
+
+
+def _whole_groups(
+    walker: Walker, x: Dim, rows: Dim, offsets: Dim, groups: int, transposed: bool, *, record: bool
+) -> Dim:
+    walker.freeze([offsets], "stays whole within each group")
+    size = groups * offsets.size if transposed else rows.size
+    if rows.labels is None:
+        walker.freeze([x], "meets groups that cannot change")
+        return Dim(size)
+    block = rows_joined(walker, rows.labels.reshape(groups, -1))
+    if x.labels is None:
+        walker.freeze([Dim(groups, block)], "reads channels that cannot change")
+        return Dim(size)
+    incoming = rows_joined(walker, x.labels.reshape(groups, -1))
+    labels = walker.join(Dim(groups, incoming), Dim(groups, block))
+    if labels is None:
+        return Dim(size)
+    if record:
+        walker.chosen("groups", 0, labels)
+    return Dim(size, labels.repeat(size // groups), rows.zero)
+
+
+def _same_offsets(walker: Walker, dim: Dim, groups: int) -> Any:
+    return None if dim.labels is None else rows_joined(walker, dim.labels.reshape(groups, -1).T)
+
+
+def _record(walker: Walker, way: int, *axes: Any) -> None:
+    found = [axis for axis in axes if axis is not None]
+    if found:
+        walker.chosen("groups", way, np.concatenate(found))

@@ -1,0 +1,154 @@
+"""Sums, means and the like along axes; softmax and attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prunekit.graph.ops.pointwise import aligned
+from prunekit.graph.ops.registry import rule
+from prunekit.graph.values import Dim, Value, position
+from prunekit.graph.walker import Walker, result_shape
+
+_STATISTICS = {"mean", "var", "std", "var_mean", "std_mean"}
+_SUMS = {"sum", "linalg_vector_norm", "norm", "frobenius_norm"}
+
+
+@rule(
+    "mean", "sum", "var", "std", "linalg_vector_norm", "norm", "amax", "amin", "prod", "logsumexp", "var_mean"
+)
+def reduced(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
+    """One number for all entries along the axes that go."""
+    name = walker.operator
+    keep = kwargs.get("keepdim", any(arg is True for arg in args[-2:]))
+    axes = _axes(x, args, kwargs, vector="norm" in name)
+    for axis in axes:
+        if x[axis].labels is None:
+            continue
+        if name in _STATISTICS:
+            walker.normalised(x[axis])
+        elif not (name in _SUMS and x[axis].zero):
+            walker.freeze([x[axis]], "is taken over")
+    still = name not in {"prod", "logsumexp"}
+    rest = [
+        Dim(1) if axis in axes else dim._replace(zero=dim.zero and still, origin=None)
+        for axis, dim in enumerate(x)
+        if keep or axis not in axes
+    ]
+    both = isinstance(walker.val, (tuple, list))
+    return [tuple(rest), tuple(rest)] if both else tuple(rest)
+
+
+def _axes(x: Value, args: Sequence[Any], kwargs: dict[str, Any], *, vector: bool) -> set[int]:
+    dims = kwargs.get("dim")
+    if dims is None:
+        found = [arg for arg in args if isinstance(arg, (list, int)) and not isinstance(arg, bool)]
+        if vector:
+            found = [arg for arg in args[1:] if isinstance(arg, list)]
+        dims = found[0] if found else None
+    if dims is None or dims == []:
+        return set(range(len(x)))
+    return {position(dim, len(x)) for dim in ([dims] if isinstance(dims, int) else dims)}
+
+
+@rule(
+    "max", "min", "argmax", "argmin", "topk", "sort", "median", "cumsum", "cumprod", "any", "all", "argsort"
+)
+def picked(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
+    """One axis is searched, the others stay."""
+    others = [arg for arg in args if isinstance(arg, tuple)]
+    if others:
+        return aligned(walker, [x, *others], all)
+    name = walker.operator
+    numbers = [arg for arg in args if isinstance(arg, int) and not isinstance(arg, bool)]
+    dim = kwargs.get("dim", numbers[1] if name == "topk" and len(numbers) > 1 else None)
+    if dim is None and name != "topk" and numbers:
+        dim = numbers[0]
+    if dim is None and name in {"topk", "sort", "argsort"}:
+        dim = -1
+    if dim is None:
+        walker.freeze(x, "is searched")
+        return result_shape(walker.val)
+    axis = position(dim, len(x))
+    walker.freeze([x[axis]], "is searched")
+    rest = [each._replace(zero=False, origin=None) for each in x]
+
+    def shaped(val: Any) -> Value:
+        if len(val.shape) < len(x):
+            return tuple(each for index, each in enumerate(rest) if index != axis)
+        return tuple(Dim(int(val.shape[axis])) if index == axis else each for index, each in enumerate(rest))
+
+    val = walker.val
+    return [shaped(item) for item in val] if isinstance(val, (tuple, list)) else shaped(val)
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
+def softmax(walker: Walker, x: Value, dim: int, *_: Any, **__: Any) -> Value:
+    """Shares along an axis, which cannot change."""
+    axis = position(dim, len(x))
+    walker.freeze([x[axis]], "is shared out")
+    return tuple(
+        Dim(each.size) if index == axis else each._replace(zero=False, origin=None)
+        for index, each in enumerate(x)
+    )
+
+
+@rule("glu")
+def glu(walker: Walker, x: Value, dim: int = -1) -> Value:
+    """The first half of an axis times the sigmoid of the second."""
+    axis = position(dim, len(x))
+    half = x[axis].size // 2
+    labels = x[axis].labels
+    joined = None
+    if labels is not None:
+        joined = walker.join(Dim(half, labels[:half]), Dim(half, labels[half:]))
+    return (*x[:axis], Dim(half, joined, x[axis].zero), *x[axis + 1 :])
+
+
+@rule("scaled_dot_product_attention")
+def attention(
+    walker: Walker,
+    query: Value,
+    key: Value,
+    value: Value,
+    mask: Value | None = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **_: Any,
+) -> Value:
+    """query (..., heads, T, d), key and value (..., heads, S, d): heads go together, so do widths."""
+    walker.freeze([key[-2], value[-2]], "is shared out")
+    walker.join(key[-2], value[-2])
+    width = Dim(query[-1].size, walker.join(query[-1], key[-1]), query[-1].zero or key[-1].zero)
+    if width.labels is not None:
+        walker.hint("head width", width.labels)
+        if not width.zero:
+            walker.freeze([width], "is summed over where it need not be zero")
+    walker.hint("head width", value[-1].labels)
+    lead = [dim._replace(zero=False) for dim in _heads(walker, query, key, value, enable_gqa)]
+    if lead:
+        walker.hint("heads", lead[-1].labels)
+    out = (*lead, query[-2]._replace(zero=False), value[-1])
+    if mask is not None:
+        shares = (*lead, query[-2], Dim(key[-2].size))
+        aligned(walker, [shares, mask], all)
+    zero = value[-3].zero if len(value) > 2 else False
+    return tuple(
+        dim._replace(zero=zero if index == len(out) - 3 else dim.zero, origin=None)
+        for index, dim in enumerate(out)
+    )
+
+
+def _heads(walker: Walker, query: Value, key: Value, value: Value, grouped: bool) -> list[Dim]:
+    lead = []
+    for index, dims in enumerate(zip(query[:-2], key[:-2], value[:-2], strict=True)):
+        q, k, v = dims
+        if grouped and index == len(query) - 3 and q.size != k.size:
+            times = q.size // k.size
+            shared = walker.join(k, v)
+            k = v = Dim(q.size, None if shared is None else shared.repeat(times), v.zero)
+        wide = [dim for dim in (q, k, v) if dim.size == max(q.size, k.size, v.size)]
+        lead.append(Dim(wide[0].size, walker.join_all(wide), v.zero))
+    return lead

@@ -1,0 +1,194 @@
+"""Where the outputs of units appear while a network runs: what goes into and comes out of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
+
+from prunekit.errors import ModelError
+from prunekit.graph.correct import op_name
+from prunekit.graph.groups import Group
+from prunekit.graph.traced import Traced
+
+Side = Literal["input", "output"]
+Key = tuple[str, int, Side]
+"""A tensor that a layer takes or gives: the layer, the number of its call, and which of both."""
+
+ACTIVATIONS = frozenset(
+    {"relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh"}
+    | {"hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "threshold", "rrelu", "log_sigmoid"}
+)
+_PASSING = frozenset(
+    {"max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "flatten", "view"}
+    | {"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "reshape", "dropout", "permute"}
+    | {"adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "feature_dropout", "transpose"}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One axis of what a layer takes or gives, and the units along it.
+
+    Attributes:
+        module: full name of a layer without layers in it.
+        call: which of its calls in one run of the network, from 0.
+        side: what it takes, or what it gives.
+        axis: the dimension.
+        units: (entries,) int64, the unit that each entry belongs to; -1 for none of the group.
+    """
+
+    module: str
+    call: int
+    side: Side
+    axis: int
+    units: Tensor
+
+    @property
+    def key(self) -> Key:
+        """The tensor that it is an axis of."""
+        return self.module, self.call, self.side
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer in the graph of evaluation: the nodes of its input and its output."""
+
+    module: str
+    number: int
+    takes: fx.Node | None
+    gives: fx.Node
+
+
+def places(calls: Sequence[Call], found: Traced, group: Group) -> tuple[Place, ...]:
+    """What the layers that read the units take, or what those that make them give where none reads them.
+
+    A tensor that several layers read is one place.
+
+    Args:
+        calls: of the network's layers, see `calls_of`.
+        found: its plan with its graphs.
+        group: of the plan.
+
+    Raises:
+        ModelError: where no layer of its own takes or gives the units, as within one module for all of
+            attention.
+    """
+    readers = {member.tensor.rpartition(".")[0] for member in group.members if member.role == "consumer"}
+    makers = {member.tensor.rpartition(".")[0] for member in group.members if member.role == "producer"}
+    read = {call.takes: _at(found, group, call, "input") for call in calls if call.module in readers}
+    chosen = [place for each in read.values() for place in each]
+    if not chosen:
+        chosen = [
+            place for call in calls if call.module in makers for place in _at(found, group, call, "output")
+        ]
+    if not chosen:
+        layers = ", ".join(repr(name) for name in sorted(readers | makers)) or "no layer"
+        raise ModelError(
+            f"the outputs of the units of {group.name!r} cannot be watched: {layers} takes or gives them in "
+            "no call of its own in evaluation mode; use a score of weights, or name the group in `ignore`"
+        )
+    return tuple(chosen)
+
+
+def silences(calls: Sequence[Call], found: Traced, group: Group) -> tuple[Place, ...]:
+    """The same behind the activation, before any pooling, where the activation is a layer of its own."""
+    activations = {call.gives: call for call in calls if op_name(call.gives) in ACTIVATIONS}
+    inputs = {(call.module, call.number): call.takes for call in calls}
+    chosen: dict[tuple[str, int, Side, int], Place] = {}
+    for place in places(calls, found, group):
+        node = inputs[place.module, place.call] if place.side == "input" else None
+        while node is not None and node not in activations:
+            before = node.args[0] if op_name(node) in _PASSING else None
+            node = before if isinstance(before, fx.Node) else None
+        behind = () if node is None else _at(found, group, activations[node], "output")
+        for each in behind or (place,):
+            chosen[(*each.key, each.axis)] = each
+    return tuple(chosen.values())
+
+
+@contextmanager
+def watched(model: nn.Module, wanted: Sequence[Place]) -> Iterator[dict[Key, Tensor]]:
+    """While the network runs once, what is at these places, by their keys.
+
+    Args:
+        model: the network.
+        wanted: the places.
+    """
+    found: dict[Key, Tensor] = {}
+    keys = {place.key for place in wanted}
+    count: dict[str, int] = {}
+
+    def kept(key: Key, value: Tensor) -> Tensor:
+        found[key] = value
+        return value.clone()  # what works in place from here on must not change what was seen
+
+    def before(name: str, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        key: Key = (name, count.setdefault(name, 0), "input")
+        return (kept(key, args[0]), *args[1:]) if key in keys else None
+
+    def after(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        key: Key = (name, count.setdefault(name, 0), "output")
+        count[name] += 1
+        return kept(key, output) if key in keys else None
+
+    hooks: list[RemovableHandle] = []
+    try:
+        for name in {place.module for place in wanted}:
+            module = model.get_submodule(name)
+            hooks.append(module.register_forward_pre_hook(partial(before, name)))
+            hooks.append(module.register_forward_hook(partial(after, name)))
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _at(found: Traced, group: Group, call: Call, side: Side) -> list[Place]:
+    """The axes of what a call takes or gives that have units of the group."""
+    node = call.takes if side == "input" else call.gives
+    if node is None:
+        return []
+    number = found.plan.groups.index(group)
+    axes: dict[int, Tensor] = {}
+    for layer in found.layers:
+        for axis, labels in enumerate((layer.nodes[0].get(node.name) or ((),))[0]):
+            if labels is not None and axis not in axes and bool((layer.group[labels] == number).any()):
+                units = torch.from_numpy(layer.unit[labels])
+                axes[axis] = units.masked_fill(torch.from_numpy(layer.group[labels] != number), -1)
+    return [Place(call.module, call.number, side, axis, units) for axis, units in axes.items()]
+
+
+def calls_of(model: nn.Module, found: Traced) -> list[Call]:
+    """Every call of a layer without layers in it that takes one tensor and gives one, in order."""
+    graph = found.graphs[0]
+    leaves = {name for name, module in model.named_modules() if name and not any(module.children())}
+    together: dict[tuple[str, str], list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if node.op == "call_function" and stack:
+            key, (name, *_) = list(stack.items())[-1]
+            if name in leaves:
+                together.setdefault((str(name), str(key)), []).append(node)
+    calls: list[Call] = []
+    count: dict[str, int] = {}
+    for (name, _), nodes in together.items():
+        number = count.setdefault(name, 0)
+        count[name] += 1
+        given = _given(nodes, graph.tensors)
+        outside = [node for node in nodes if any(user not in nodes for user in node.users)]
+        if len(outside) == 1:
+            calls.append(Call(name, number, given[0] if len(given) == 1 else None, outside[0]))
+    return calls
+
+
+def _given(nodes: Sequence[fx.Node], tensors: Mapping[str, str]) -> list[fx.Node]:
+    """What the nodes of a call read of other nodes' values, parameters and buffers apart."""
+    found = [before for node in nodes for before in node.all_input_nodes]
+    return list(dict.fromkeys(node for node in found if node not in nodes and node.name not in tensors))

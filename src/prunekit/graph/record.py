@@ -1,0 +1,276 @@
+"""A network's graph, recorded from the operators that it calls.
+
+The network runs once on tensors without data, so that nothing is computed, no buffer changes, and whatever
+asks for a value fails. PyTorch's inference mode lets the operators through as the network calls them, before
+they fall into others, so that the graph is of the kind that `torch.export` gives, in a tenth of its time.
+Wherever a recording might not be the network, it is refused, and `torch.export` decides.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as hooks
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunekit.graph.captured import Captured, InputKind
+from prunekit.graph.shapes import shapes
+from prunekit.graph.stand_in import StandIn, meta_of
+
+_PLAIN = (bool, int, float, complex, str, type(None))
+_REFUSED = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
+
+
+class NotRecordedError(Exception):
+    """The network cannot be recorded; why not."""
+
+
+def recorded(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Mapping[str, str], mode: str
+) -> Captured:
+    """The graph of a network as it is now; the network is left as it was.
+
+    Args:
+        model: the network.
+        args: of its forward.
+        kwargs: of its forward.
+        names: the first name of each parameter and buffer.
+        mode: what to call the mode that it is in.
+
+    Raises:
+        NotRecordedError: where a value is asked for, or something is done that a graph might not show.
+    """
+    recorder = _Recorder(model, names)
+    flat, takes = pytree.tree_flatten((args, kwargs))
+    given = [recorder.user(value, number) for number, value in enumerate(flat)]
+    own_args, own_kwargs = pytree.tree_unflatten(given, takes)
+    try:
+        with (
+            _attributes_kept(model),
+            recorder.calls(),
+            torch.inference_mode(),
+            torch.enable_grad(),
+            recorder,
+        ):
+            output = model(*own_args, **own_kwargs)
+    except NotRecordedError:
+        raise
+    except Exception as error:  # whatever the user's forward raises on tensors without data
+        raise NotRecordedError(f"{type(error).__name__}: {error}") from error
+    values, gives = pytree.tree_flatten(output)
+    recorder.graph.output(tuple(recorder.output(value) for value in values))
+    return Captured(
+        mode,
+        recorder.graph,
+        nn.Module(),
+        recorder.tensors,
+        tuple(recorder.inputs),
+        tuple(("user", "") for _ in values),
+        recorder.constants,
+        takes,
+        gives,
+    )
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Takes every operator that is called down as a node."""
+
+    def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = fx.Graph()
+        self.tensors: dict[str, str] = {}
+        self.inputs: list[tuple[InputKind, str]] = []
+        self.constants: dict[str, Tensor] = {}
+        # tensors are kept with what is known of them: an object that is gone may pass on its identity
+        self._known: dict[int, tuple[Tensor, fx.Node]] = {}
+        self._last: fx.Node | None = None
+        self._modules = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._stack: list[dict[str, tuple[str, str]]] = [{}]
+        self._count: dict[str, int] = {}
+        every = [*model.named_parameters(), *model.named_buffers()]
+        self._storages = {tensor.untyped_storage().data_ptr() for _, tensor in every if tensor.numel()}
+        for name, tensor in every:
+            if type(tensor) not in (Tensor, nn.Parameter):
+                raise NotRecordedError(f"{name} is a {type(tensor).__name__}")
+            node = self._placeholder(f"p_{name.replace('.', '_')}", "tensor", name, meta_of(tensor))
+            self.tensors[node.name] = names[name]
+            self._known[id(tensor)] = tensor, node
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to be left out by the compiler its modules would be loaded, which takes a second."""
+        return False
+
+    def user(self, value: Any, number: int) -> Any:
+        """What the network is called with in the place of a value of the user's."""
+        if not isinstance(value, Tensor):
+            self._placeholder(f"input_{number}", "user", "", value)
+            return value
+        if type(value) is not Tensor or value.layout != torch.strided:
+            raise NotRecordedError(f"an input is a {type(value).__name__} of the layout {value.layout}")
+        node = self._placeholder(f"input_{number}", "user", "", meta_of(value))
+        return self._made(node, value.device)
+
+    def output(self, value: Any) -> Any:
+        """The node of an output; a plain value as it is."""
+        if isinstance(value, Tensor):
+            return self._found(value)
+        if isinstance(value, _PLAIN):
+            return value
+        raise NotRecordedError(f"an output is a {type(value).__name__}")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Take an operator down, and give tensors of the shapes that it would give."""
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.detach_.default:  # of what torch.tensor() makes
+            return self._detached(args[0])
+        self._check(func, args)
+        own_args, own_kwargs = _mapped((args, kwargs), self._found)
+        result = shapes(func, *_mapped((args, kwargs), lambda each: self._found(each).meta["val"]))
+        name = func.overloadpacket.__name__
+        node = self.graph.create_node("call_function", func, own_args, own_kwargs, name)
+        self._describe(node, result)
+        if func._schema.is_mutable:
+            self._known[id(args[0])] = args[0], node
+            return args[0]
+        device = self._device(args, kwargs)
+        if isinstance(result, Tensor):
+            if not torch.is_grad_enabled() and result.is_floating_point():
+                return self._detached(self._made(node, device))
+            return self._made(node, device)
+        if isinstance(result, (list, tuple)) and torch.is_grad_enabled():
+            return type(result)(self._item(node, number, each, device) for number, each in enumerate(result))
+        raise NotRecordedError(f"{func} gives a {type(result).__name__}")
+
+    @contextmanager
+    def calls(self) -> Iterator[None]:
+        """Know the modules whose forward is under way."""
+        handles = [
+            hooks.register_module_forward_pre_hook(self._enter),
+            hooks.register_module_forward_hook(self._leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        name = self._modules.get(id(module))
+        if name is None:
+            return
+        self._count[name] = self._count.get(name, -1) + 1
+        kind = type(module)
+        entry = name, f"{kind.__module__}.{kind.__qualname__}"
+        self._stack.append({**self._stack[-1], f"{name}@{self._count[name]}": entry})
+
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        if id(module) in self._modules and len(self._stack) > 1:
+            self._stack.pop()
+
+    def _check(self, func: Any, args: Any) -> None:
+        if not isinstance(func, torch._ops.OpOverload):
+            raise NotRecordedError(f"{func} is no operator")
+        if any(tag in func.tags for tag in _REFUSED) and not _is_indexing_by_numbers(func, args):
+            raise NotRecordedError(f"{func} depends on values, or changes a shape in place")
+        if func._schema.is_mutable and not func.overloadpacket.__name__.endswith("_"):
+            raise NotRecordedError(f"{func} writes to what it is given")
+
+    def _found(self, tensor: Tensor) -> fx.Node:
+        """The node that gave a tensor; one that was never seen is a constant."""
+        if id(tensor) in self._known:
+            return self._known[id(tensor)][1]
+        if type(tensor) is not Tensor or tensor.layout != torch.strided:
+            raise NotRecordedError(f"a {type(tensor).__name__} comes from elsewhere")
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in self._storages:
+            raise NotRecordedError("a parameter's or buffer's data are read behind its back")
+        name = f"constant_{len(self.constants)}"
+        self.constants[name] = tensor
+        node = self._placeholder(name, "constant", name, meta_of(tensor))
+        self._known[id(tensor)] = tensor, node
+        return node
+
+    def _placeholder(self, name: str, kind: InputKind, stands_for: str, value: Any) -> fx.Node:
+        if self._last is None or self._last.next.op == "root":
+            node = self.graph.placeholder(name)
+        else:  # a constant that is met between the operators
+            with self.graph.inserting_after(self._last):
+                node = self.graph.placeholder(name)
+        node.meta["val"] = value
+        self.inputs.append((kind, stands_for))
+        self._last = node
+        return node
+
+    def _detached(self, tensor: Tensor) -> Tensor:
+        before = self._found(tensor)
+        node = self.graph.call_function(torch.ops.aten.detach.default, (before,))
+        self._describe(node, before.meta["val"])
+        self._known[id(tensor)] = tensor, node
+        return tensor
+
+    def _made(self, node: fx.Node, device: torch.device) -> StandIn:
+        made = StandIn(node.meta["val"], device)
+        self._known[id(made)] = made, node
+        return made
+
+    def _item(self, node: fx.Node, number: int, value: Any, device: torch.device) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        item = self.graph.call_function(operator.getitem, (node, number))
+        self._describe(item, value)
+        return self._made(item, device)
+
+    def _describe(self, node: fx.Node, value: Any) -> None:
+        node.meta["val"] = value
+        node.meta["nn_module_stack"] = self._stack[-1]
+
+    def _device(self, args: Any, kwargs: Mapping[str, Any]) -> torch.device:
+        if kwargs.get("device") is not None:
+            return torch.device(kwargs["device"])
+        tensors: list[Tensor] = []
+        _mapped((args, kwargs), tensors.append)
+        placed = [each for each in tensors if each.dim()] or tensors
+        return placed[0].device if placed else torch.get_default_device()
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Arguments of an operator with something else in the place of each tensor."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)([_mapped(each, change) for each in value])
+    if isinstance(value, dict):
+        return {name: _mapped(each, change) for name, each in value.items()}
+    return value
+
+
+def _is_indexing_by_numbers(func: torch._ops.OpOverload, args: Any) -> bool:
+    """Whether what comes out has the size of the index; by a mask its size would depend on the mask."""
+    by = [each for each in pytree.tree_leaves(args[1:2]) if isinstance(each, Tensor)]
+    return func is torch.ops.aten.index.Tensor and all(
+        each.dtype not in (torch.bool, torch.uint8) for each in by
+    )
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Refuse what puts something new into a module, and put back what was there."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    changed = ""
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            now = vars(module)
+            if now.keys() != attributes.keys() or any(now[name] is not attributes[name] for name in now):
+                changed = type(module).__name__
+                now.clear()
+                now.update(attributes)
+    if changed:
+        raise NotRecordedError(f"the forward of {changed} changes its attributes")

@@ -1,0 +1,193 @@
+"""A walk through an exported graph, from the parameters' labels to the labels of every node."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from prunekit.graph.ops import RULES
+from prunekit.graph.ops.pointwise import UNTAGGED, pointwise
+from prunekit.graph.residual import is_residual_sum
+from prunekit.graph.values import Value, fixed
+from prunekit.graph.walker import Walker
+
+_INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper")
+
+
+def walk(
+    walker: Walker, graph: fx.Graph, module: torch.nn.Module, entry: Callable[[fx.Node, int], Any]
+) -> Any:
+    """Take every node of a graph in turn; gives what is known of the outputs.
+
+    Args:
+        walker: the state, which is changed.
+        graph: the graph.
+        module: what its `get_attr` nodes name.
+        entry: what is known of a placeholder, by the node and its number.
+    """
+    number = 0
+    for node in graph.nodes:
+        walker.node = node
+        walker.names[node] = f"{walker.prefix}{node.name}"
+        if node.op == "placeholder":
+            walker.env[node] = entry(node, number)
+            number += 1
+        elif node.op == "get_attr":
+            walker.env[node] = _attribute(module, str(node.target))
+        elif node.op == "output":
+            return _known(walker, node.args[0])
+        else:
+            walker.env[node] = _called(walker, node)
+            if walker.constants.issuperset(node.all_input_nodes):
+                walker.constants.add(node)
+    return None
+
+
+def _attribute(module: torch.nn.Module, name: str) -> Any:
+    found = operator.attrgetter(name)(module)
+    return fixed(found.shape) if isinstance(found, torch.Tensor) else found
+
+
+def _known(walker: Walker, arg: Any) -> Any:
+    """The argument with what is known in the place of each node."""
+    if isinstance(arg, fx.Node):
+        return walker.env.get(arg)
+    if isinstance(arg, (list, tuple)):
+        return [_known(walker, item) for item in arg]
+    if isinstance(arg, dict):
+        return {key: _known(walker, item) for key, item in arg.items()}
+    return arg
+
+
+def _called(walker: Walker, node: fx.Node) -> Any:
+    if node.target is operator.getitem:
+        whole, index = node.args
+        known = walker.env.get(whole) if isinstance(whole, fx.Node) else None
+        if isinstance(known, list) and isinstance(index, int):
+            return known[index]
+        return walker.unknown("is taken out of something")
+    name = str(node.target)
+    if any(word in name for word in _INLINED):
+        return _inlined(walker, node)
+    val = node.meta.get("val")
+    if val is None or not _tensors(val):
+        if walker.values([node.args, node.kwargs]) and not name.startswith(("aten._assert", "aten.sym_")):
+            walker.unknown("has no rule for what comes out and")
+        return None
+    result = _ruled(walker, node)
+    if not _fits(result, val):
+        result = walker.unknown("goes through an operator whose rule does not fit")
+    _written_in_place(walker, node, result)
+    return result
+
+
+def _ruled(walker: Walker, node: fx.Node) -> Any:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return walker.unknown("goes through an operator without a rule")
+    name = target.overloadpacket.__name__
+    if target._schema.is_mutable and name.endswith("_"):
+        name = name.removesuffix("_")
+    args = [_known(walker, arg) for arg in node.args]
+    kwargs = {key: _known(walker, arg) for key, arg in node.kwargs.items()}
+    found = RULES.get(name)
+    try:
+        if found is not None:
+            return found(walker, *args, **kwargs)
+        if _is_pointwise(target, name):
+            result = pointwise(walker, name, args, kwargs)
+            if is_residual_sum(node):
+                for dim in result:
+                    walker.hint("residual stream", dim.labels)
+            return result
+    except (TypeError, ValueError, IndexError, AttributeError):
+        return walker.unknown("goes through an operator whose rule does not fit")
+    return walker.unknown("goes through an operator without a rule")
+
+
+def _is_pointwise(target: torch._ops.OpOverload, name: str) -> bool:
+    """Whether PyTorch says so, of the operator or, where it writes in place, of the one that does not."""
+    plain = getattr(torch.ops.aten, name, None)
+    overloads = [getattr(plain, each) for each in plain.overloads()] if plain is not None else []
+    return name in UNTAGGED or any(torch.Tag.pointwise in each.tags for each in [target, *overloads])
+
+
+def _inlined(walker: Walker, node: fx.Node) -> Any:
+    inner = next(
+        (index for index, arg in enumerate(node.args) if isinstance(walker.env.get(arg), fx.GraphModule)),  # type: ignore[arg-type]
+        None,
+    )
+    if inner is None:
+        return walker.unknown("goes through an operator without a rule")
+    module = walker.env[node.args[inner]]  # type: ignore[index]
+    given = [_known(walker, arg) for arg in node.args[inner + 1 :]]
+    inside = [each for each in module.graph.nodes if each.op == "placeholder"]
+    for each, arg in zip(inside, node.args[inner + 1 :], strict=True):
+        if not isinstance(arg, fx.Node) or arg in walker.constants:
+            walker.constants.add(each)
+    outer, walker.prefix = walker.prefix, f"{walker.prefix}{node}/"
+    result = walk(walker, module.graph, module, lambda _, number: given[number])
+    walker.prefix, walker.node = outer, node
+    return result
+
+
+def _tensors(val: Any) -> bool:
+    if isinstance(val, (list, tuple)):
+        return any(_tensors(item) for item in val)
+    return isinstance(val, torch.Tensor)
+
+
+def _fits(result: Any, val: Any) -> bool:
+    if isinstance(val, torch.Tensor):
+        return isinstance(result, tuple) and [dim.size for dim in result] == list(val.shape)
+    if isinstance(val, (list, tuple)):
+        return (
+            isinstance(result, list)
+            and len(result) == len(val)
+            and all(_fits(one, other) for one, other in zip(result, val, strict=True))
+        )
+    return True
+
+
+def _written_in_place(walker: Walker, node: fx.Node, result: Any) -> None:
+    """What an operator writes into its first argument is seen by all that read it or its base later."""
+    target = node.target
+    if not (isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable) or not node.args:
+        return
+    written = node.args[0]
+    if target.overloadpacket.__name__ == "batch_norm" or not isinstance(written, fx.Node):
+        return
+    known = walker.env.get(written)
+    if isinstance(known, tuple) and isinstance(result, tuple) and len(known) == len(result):
+        walker.env[written] = result
+    base = written
+    while (
+        isinstance(base, fx.Node)
+        and base.op == "call_function"
+        and base.args
+        and isinstance(base.args[0], fx.Node)
+    ):
+        base = base.args[0]
+        below = walker.env.get(base)
+        if isinstance(below, tuple):
+            walker.env[base] = _not_zero(below)
+        elif isinstance(below, list):
+            walker.env[base] = [_not_zero(value) if isinstance(value, tuple) else value for value in below]
+        if not _is_view(base):
+            break
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and any(
+        argument.alias_info is not None for argument in node.target._schema.arguments
+    )
+
+
+def _not_zero(value: Value) -> Value:
+    return tuple(dim._replace(zero=False) for dim in value)

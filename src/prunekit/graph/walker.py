@@ -1,0 +1,184 @@
+"""The state while a network's graph is walked through, and what the rules of the operators may do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from torch import fx
+
+from prunekit.graph.captured import module_of
+from prunekit.graph.labels import Classes, Ints, Labels
+from prunekit.graph.values import Dim, Value, fixed
+
+Place = tuple[object, ...]
+Cut = Literal["most", "first", "last"]
+
+
+@dataclass
+class Choice:
+    """An axis that can be cut in one way or another, and the way taken: each row of labels goes as one."""
+
+    place: Place
+    candidate: int
+    labels: Ints
+
+
+@dataclass
+class Walker:
+    """Labels, and everything that was seen of them.
+
+    Attributes:
+        labels: the labels and their joins.
+        cut: how an axis that is split is cut: along its "first" part (heads), its "last" (head width), or the
+            part that leaves "most" units.
+        dead: ways to cut an axis that were found to leave nothing to take out.
+        roles: what the axes of parameters are used for.
+        hints: labels and what kind of units they seem to be.
+        norms: labels over which a statistic runs, and the module.
+        choices: the ways taken where an axis can be cut in several.
+        env: what is known of each node's value; a list where the node gives several tensors.
+        names: of the nodes; those of a graph that a node calls begin with the name of that node and "/".
+        constants: nodes that do not depend on the network's input.
+        node: the node that is walked through.
+        part: number of the graph, to tell nodes of different graphs apart.
+        prefix: names of the nodes that the graph walked through is called by.
+    """
+
+    labels: Labels
+    cut: Cut
+    dead: set[tuple[Place, int]]
+    env: dict[fx.Node, Any] = field(default_factory=dict)
+    roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    hints: list[tuple[str, Ints]] = field(default_factory=list)
+    norms: list[tuple[str, Ints]] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    names: dict[fx.Node, str] = field(default_factory=dict)
+    constants: set[fx.Node] = field(default_factory=set)
+    node: fx.Node | None = None
+    part: int = 0
+    prefix: str = ""
+
+    @property
+    def module(self) -> str:
+        """Name of the module that the node belongs to."""
+        return "" if self.node is None else module_of(self.node)
+
+    @property
+    def where(self) -> str:
+        """The operator and the module, for a reason."""
+        return f"'{self.operator}' in '{self.module}'" if self.module else f"'{self.operator}'"
+
+    @property
+    def operator(self) -> str:
+        """The operator's name, without library and overload."""
+        return str(getattr(self.node, "target", None)).removeprefix("aten.").split(".")[0]
+
+    @property
+    def val(self) -> Any:
+        """What the node gave when it was exported: a tensor without data, or several."""
+        return None if self.node is None else self.node.meta.get("val")
+
+    @property
+    def all_computed(self) -> bool:
+        """Whether everything that the node reads depends on the network's input."""
+        return self.node is not None and self.constants.isdisjoint(self.node.all_input_nodes)
+
+    def join(self, first: Dim, second: Dim) -> Ints | None:
+        """Labels where two axes of one size meet."""
+        return self.labels.join(
+            first.labels, second.labels, f"meets an axis that cannot change at {self.where}"
+        )
+
+    def join_all(self, dims: Iterable[Dim]) -> Ints | None:
+        """Labels where several axes of one size meet."""
+        first, *rest = dims
+        labels = first.labels
+        for dim in rest:
+            labels = self.join(first._replace(labels=labels), dim)
+        return labels
+
+    def freeze(self, dims: Iterable[Dim], why: str) -> None:
+        """None of the entries of these axes can be taken out, because of this node."""
+        for dim in dims:
+            self.labels.freeze(dim.labels, f"{why} at {self.where}")
+
+    def fix(self, dim: Dim, why: str) -> Dim:
+        """The axis, frozen."""
+        self.freeze([dim], why)
+        return Dim(dim.size)
+
+    def role(self, dim: Dim, role: str) -> None:
+        """A parameter's axis produces or reads units."""
+        if dim.origin is not None and self.roles.get(dim.origin) != "producer":
+            self.roles[dim.origin] = role
+
+    def hint(self, kind: str, labels: Ints | None) -> None:
+        """What kind of units these labels are."""
+        if labels is not None:
+            self.hints.append((kind, labels))
+
+    def normalised(self, dim: Dim) -> None:
+        """A statistic runs over these entries."""
+        if dim.labels is not None:
+            self.norms.append((self.module or str(self.node), dim.labels))
+
+    def choose(self, tag: object, candidates: Sequence[int]) -> int | None:
+        """The first of the ways to cut an axis that is not known to be dead; None where all are."""
+        place = self._place(tag)
+        alive = [candidate for candidate in candidates if (place, candidate) not in self.dead]
+        return alive[0] if alive else None
+
+    def sorted(self, axes: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        """Axes, by number, the one to be cut along before all others first."""
+        if self.cut == "most":
+            return sorted(axes, key=lambda axis: -sizes[axis])
+        return list(axes) if self.cut == "first" else list(axes)[::-1]
+
+    def chosen(self, tag: object, candidate: int, labels: Ints) -> None:
+        """Record the way taken, to see afterwards whether it leaves anything to take out."""
+        self.choices.append(Choice(self._place(tag), candidate, labels))
+
+    def _place(self, tag: object) -> Place:
+        return (self.part, f"{self.prefix}{self.node}", tag)
+
+    def values(self, args: Any) -> list[Value]:
+        """What is known of all tensors among nested arguments."""
+        found: list[Value] = []
+        if isinstance(args, fx.Node):
+            known = self.env.get(args)
+            if isinstance(known, tuple):
+                found.append(known)
+            elif isinstance(known, list):
+                found.extend(value for value in known if isinstance(value, tuple))
+        elif isinstance(args, (list, tuple)):
+            for arg in args:
+                found.extend(self.values(arg))
+        elif isinstance(args, dict):
+            found.extend(self.values(list(args.values())))
+        return found
+
+    def unknown(self, why: str) -> Any:
+        """Freeze everything that flows into the node; what comes out cannot change."""
+        assert self.node is not None
+        for value in self.values([self.node.args, self.node.kwargs]):
+            self.freeze(value, why)
+        return result_shape(self.node.meta.get("val"))
+
+
+def result_shape(val: Any) -> Any:
+    """A value without labels for whatever a node gives."""
+    if hasattr(val, "shape"):
+        return fixed(val.shape)
+    if isinstance(val, (list, tuple)):
+        return [result_shape(item) for item in val]
+    return None
+
+
+def frozen_rows(labels: Ints, classes: Classes) -> bool:
+    """Whether these labels leave no two classes of which one can be taken out."""
+    roots = np.unique(classes.root[labels[labels > 0]])
+    alive = [found for found in roots.tolist() if found not in classes.reason]
+    return not alive or len(roots) + int((labels == 0).any()) < 2

@@ -1,0 +1,35 @@
+"""Removing weights with the rest of their row making up for it: the mathematics of OBS.
+
+Everything here works on one matrix: the Hessian (1/2 of its quadratic form is the error) that all rows of a
+layer share, or that of a whole small network with its weights as the only row.
+"""
+
+from prunekit.obs.bound import error_bound
+from prunekit.obs.damping import damped, live_inputs
+from prunekit.obs.elimination import Elimination, eliminate
+from prunekit.obs.gauss_newton import recursive_inverse
+from prunekit.obs.left_to_right import choose_count, choose_mask, choose_pattern, left_to_right
+from prunekit.obs.merging import output_variance, removal_scores
+from prunekit.obs.refit import refit
+from prunekit.obs.shared import inverse_of, shared_saliency, shared_update
+from prunekit.obs.support import admm_support
+
+__all__ = [
+    "Elimination",
+    "admm_support",
+    "choose_count",
+    "choose_mask",
+    "choose_pattern",
+    "damped",
+    "eliminate",
+    "error_bound",
+    "inverse_of",
+    "left_to_right",
+    "live_inputs",
+    "output_variance",
+    "recursive_inverse",
+    "refit",
+    "removal_scores",
+    "shared_saliency",
+    "shared_update",
+]

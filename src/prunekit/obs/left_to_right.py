@@ -1,0 +1,105 @@
+"""SparseGPT: columns from left to right, each made up for by those behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from prunekit.obs.damping import factor
+from prunekit.obs.refit import check_rows
+from prunekit.ranking import lowest, lowest_per_row
+
+Choose = Callable[[Tensor, int], Tensor]
+"""(saliencies (rows, width), first column) -> (rows, width) booleans, True = kept."""
+
+BLOCK = 128
+"""Columns whose masks are chosen together, as published."""
+
+
+def left_to_right(
+    matrix: Tensor, weights: Tensor, choose: Choose, *, block: int = BLOCK, together: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Freeze one column after the other; what is cut off is made up for by the columns behind it.
+
+    Frantar and Alistarh (2023, arXiv 2301.00774). One Cholesky factor U of the inverse, `U^T U = H^-1`,
+    serves all rows, because column j is made up for by the columns behind it alone. Dead inputs have nothing
+    to make up for.
+
+    Args:
+        matrix: (n, n), from `damped`.
+        weights: (rows, n).
+        choose: which weights of some columns stay, by their saliencies w^2 / U_jj^2 as they are then.
+        block: columns that are brought up to date at once; a matter of speed, unless chosen together.
+        together: columns that are chosen at once; a block by default.
+
+    Returns:
+        The new weights (rows, n) float64, zero where they were cut off, and the mask.
+
+    Raises:
+        InputError: for shapes that do not fit.
+        DataError: if the matrix is singular.
+    """
+    live = check_rows(matrix, weights)
+    columns = len(live)
+    filled = matrix.double() + torch.diag((~live).double())  # dead inputs stand alone
+    inverse = torch.cholesky_inverse(factor(filled))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    diagonal = upper.diagonal()
+    weights = weights.double() * live
+    mask = torch.zeros_like(weights, dtype=torch.bool)
+    together = together or block
+    for start in range(0, columns, block):
+        end = min(start + block, columns)
+        errors = torch.zeros_like(weights[:, start:end])
+        for j in range(start, end):
+            if (j - start) % together == 0:
+                own = slice(j, min(j + together, end))
+                mask[:, own] = choose(weights[:, own].square() / diagonal[own].square(), j)
+            lost = (weights[:, j] * ~mask[:, j]) / upper[j, j]
+            weights[:, j:end] -= lost.outer(upper[j, j:end])
+            weights[:, j] *= mask[:, j]
+            errors[:, j - start] = lost
+        weights[:, end:] -= errors @ upper[start:end, end:]
+    return weights, mask
+
+
+def choose_count(gone: Tensor, count: int, block: int = BLOCK) -> Choose:
+    """Cut off `count` weights in all, the same share of each block of columns, lowest saliencies first.
+
+    Args:
+        gone: (rows, n) flags of weights that are cut off already and count.
+        count: how many are cut off in the end, at least those that are already.
+        block: the columns that `left_to_right` chooses at once.
+    """
+    rows, columns = gone.shape
+    done = 0
+
+    def choose(saliency: Tensor, start: int) -> Tensor:
+        nonlocal done
+        end = start + saliency.shape[1]
+        own = gone[:, start:end]
+        # as near to the share of the columns so far as what is gone, here and behind, allows
+        least = max(int(own.sum()), count - done - rows * (columns - end))
+        most = min(own.numel(), count - done - int(gone[:, end:].sum()))
+        here = min(max(round(count * end / columns) - done, least), most)
+        done += here
+        return ~lowest(saliency.masked_fill(own, -torch.inf), here)
+
+    return choose
+
+
+def choose_pattern(gone: Tensor, removed: int) -> Choose:
+    """Cut off the same number of each group of columns that is chosen together, in every row."""
+
+    def choose(saliency: Tensor, start: int) -> Tensor:
+        own = gone[:, start : start + saliency.shape[1]]
+        return ~lowest_per_row(saliency.masked_fill(own, -torch.inf), removed)
+
+    return choose
+
+
+def choose_mask(mask: Tensor) -> Choose:
+    """What a mask (rows, n) says."""
+    return lambda saliency, start: mask[:, start : start + saliency.shape[1]]

@@ -1,0 +1,26 @@
+"""Allocation: how the amount to remove is shared out over the layers."""
+
+from prunekit.parts.allocation.base import Allocation, Remains, Situation
+from prunekit.parts.allocation.budget import Budget, Figure
+from prunekit.parts.allocation.density import ERK, Given, Nothing, PerLayer, Threshold
+from prunekit.parts.allocation.mean import BelowMean
+from prunekit.parts.allocation.owl import OWL
+from prunekit.parts.allocation.ranked import Global
+from prunekit.parts.allocation.sensitivity import Sensitivity
+
+__all__ = [
+    "ERK",
+    "OWL",
+    "Allocation",
+    "BelowMean",
+    "Budget",
+    "Figure",
+    "Given",
+    "Global",
+    "Nothing",
+    "PerLayer",
+    "Remains",
+    "Sensitivity",
+    "Situation",
+    "Threshold",
+]

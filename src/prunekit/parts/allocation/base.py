@@ -1,0 +1,184 @@
+"""What an allocation is: from scores and a sparsity to the number of weights that each layer loses."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.graph.capture import Inputs
+from prunekit.masks import Masks
+from prunekit.settings import Part
+from prunekit.targets import Target
+
+
+@dataclass(frozen=True)
+class Remains:
+    """How to look at the network that would be left.
+
+    Attributes:
+        whole: flags that keep every unit, as there were in the beginning.
+        chosen: from the units that layers have lost to the flags that a step would choose, rounded as its
+            shape says.
+        smaller: from flags to a network without these units.
+        example_inputs: what it can be run on.
+    """
+
+    whole: Masks
+    chosen: Callable[[Mapping[str, int]], Masks]
+    smaller: Callable[[Masks], nn.Module]
+    example_inputs: Inputs | None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What an allocation may look at, at one step of the schedule.
+
+    Attributes:
+        sparsity: the fraction of the original count to be removed after this step; None in `rounds`.
+        previous: the same after the step before; 0 at the first.
+        round: this step's number from 1, and `rounds` how many there are.
+        scores: per parameter; what is already removed scores minus infinity.
+        weights: the parameters.
+        masks: what is still kept.
+        loss_with: the loss on calibration data with other masks; None without data.
+        lost: the weights that each layer has lost for good; it cannot be given back less.
+        remains: how to look at the network that would be left; None where it cannot be built.
+        least: how many elements of each layer have to stay, whatever the floor is; 0 where it is not said.
+        settled: the layers that this level of the schedule is through with, where an order takes them
+            one after the other; they stay at what they have lost.
+    """
+
+    sparsity: float | None
+    previous: float
+    round: int
+    rounds: int
+    scores: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+    masks: Masks
+    loss_with: Callable[[Masks], float] | None = None
+    lost: Mapping[str, int] = field(default_factory=dict)
+    settled: frozenset[str] = frozenset()
+    least: Mapping[str, int] = field(default_factory=dict)
+    remains: Remains | None = None
+
+
+class Allocation(Part):
+    """How the removals are shared over layers.
+
+    Attributes:
+        floor: the fraction of every layer that is always kept, rounded up to whole weights, so that no
+            layer is emptied by accident; 0 allows it.
+    """
+
+    floor: float = Field(default=0.001, ge=0, lt=1)
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether the rule looks at the weights themselves, so that units cannot be shared out by it."""
+        return False
+
+    @property
+    def decides_amount(self) -> bool:
+        """Whether the allocation states the amount, with the schedule `rounds`, and not a sparsity."""
+        return False
+
+    @property
+    def local(self) -> bool:
+        """Whether a layer's amount follows from its own scores and the sizes of the others."""
+        return False
+
+    @property
+    def even(self) -> bool:
+        """Whether every layer loses the same fraction, which some shapes need."""
+        return False
+
+    @property
+    def of_figure(self) -> bool:
+        """Whether the schedule's sparsity is a fraction of what the network costs, and not of its units."""
+        return False
+
+    @property
+    def by_example(self) -> bool:
+        """Whether the network is run on an example."""
+        return False
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the allocation evaluates the network."""
+        return False
+
+    @abstractmethod
+    def amounts(self, situation: Situation) -> dict[str, int]:
+        """The number of weights that each layer has lost after this step, those before it included."""
+
+    def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
+        """Refuse what cannot be reached on these layers, with an `InputError`."""
+        if sparsity is None:
+            return
+        total = sum(target.size for target in targets)
+        reachable = sum(self.capacity(target.size, target.least) for target in targets)
+        if round(sparsity * total) > reachable:
+            what = "units" if targets[0].kind == "units" else "weights"
+            raise InputError(
+                f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} {what}, but the "
+                f"floor of {self.floor:g} per layer allows {reachable:,}: "
+                "lower the sparsity or the allocation's floor"
+            )
+
+    def check_network(self, targets: Sequence[Target], sparsity: float | None, remains: Remains) -> None:
+        """Refuse what cannot be reached on this network, with an `InputError`."""
+        return
+
+    def capacity(self, size: int, least: int = 0) -> int:
+        """The most weights that a layer of this size may lose, of which at least so many have to stay."""
+        return size - max(math.ceil(self.floor * size - 1e-9), least)
+
+    def room(self, name: str, situation: Situation) -> int:
+        """The most weights that a layer may lose."""
+        return self.capacity(situation.scores[name].numel(), situation.least.get(name, 0))
+
+    def share_out(self, total: int, wanted: Mapping[str, float], situation: Situation) -> dict[str, int]:
+        """`share_out` between what each layer has lost and what its floor allows."""
+        least = {name: situation.lost.get(name, 0) for name in wanted}
+        capacity = {
+            name: least[name] if name in situation.settled else max(self.room(name, situation), least[name])
+            for name in wanted
+        }
+        return share_out(total, wanted, capacity, least)
+
+
+def share_out(
+    total: int,
+    wanted: Mapping[str, float],
+    capacity: Mapping[str, int],
+    least: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Whole numbers near `wanted` that add up to `total` exactly, each between `least` and its capacity.
+
+    What overflows a layer goes to the others in proportion to the room they have left; the last units go
+    by largest remainder, ties to the earlier layer.
+    """
+    least = least or dict.fromkeys(wanted, 0)
+    amounts = {
+        name: min(max(value, float(least[name])), float(capacity[name])) for name, value in wanted.items()
+    }
+    missing = total - sum(amounts.values())
+    room = {
+        name: capacity[name] - value if missing > 0 else value - least[name]
+        for name, value in amounts.items()
+    }
+    available = sum(room.values())
+    if available > 0:
+        amounts = {name: value + missing * room[name] / available for name, value in amounts.items()}
+    whole = {name: min(math.floor(value + 1e-9), capacity[name]) for name, value in amounts.items()}
+    by_remainder = sorted(amounts, key=lambda name: whole[name] - amounts[name])
+    for name in [*by_remainder, *by_remainder]:
+        if sum(whole.values()) < total and whole[name] < capacity[name]:
+            whole[name] += 1
+    return whole

@@ -1,0 +1,158 @@
+"""An allocation by what the smaller network costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import model_validator
+from torch import nn
+
+from prunekit.errors import InputError
+from prunekit.graph.capture import Inputs
+from prunekit.masks import Masks
+from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, state_bytes
+from prunekit.parts.allocation.base import Allocation, Remains, Situation
+from prunekit.targets import Target
+
+Figure = Literal["parameters", "macs", "bytes", "latency"]
+
+_FIGURES: dict[Figure, Callable[[nn.Module, Inputs | None], float]] = {
+    "parameters": lambda model, _: sum(parameter.numel() for parameter in model.parameters()),
+    "macs": lambda model, inputs: count(model, _tensors(inputs)).macs,
+    "bytes": lambda model, _: state_bytes(model),
+    "latency": lambda model, inputs: latency(model, _tensors(inputs), warmup=3, runs=20).median,
+}
+_SHOWN: dict[Figure, Callable[[float], str]] = {
+    "parameters": lambda value: f"{human_count(value)} parameters",
+    "macs": lambda value: f"{human_count(value)} MACs",
+    "bytes": lambda value: human_bytes(value),
+    "latency": human_seconds,
+}
+
+
+class Budget(Allocation):
+    """The lowest scores of all layers go until what is left of the network is within a budget.
+
+    The schedule's sparsity is then the fraction of the **figure** that goes, not of the units: with
+    `of: macs` and sparsity 0.5 at most half of the multiply-accumulate operations stay, and the steps of a
+    schedule are budgets that get smaller. What would be left is built and counted, or timed, at each step of
+    a bisection over the number of units, so that no fewer of the lowest scores would do. The shape must be
+    `unit` or `group`.
+
+    Attributes:
+        of: the figure: `parameters`; `macs` per example; `bytes` of the stored state, buffers included; or
+            `latency`, the median time of one run on the example inputs, on this machine and one thread, which
+            is met as it was measured.
+        share: whether all layers compete in one ranking, or lose equal fractions (`per_layer`).
+        per_cost: whether a unit's score is divided by what it saves: that of its layer's lowest unit, taken
+            out of the whole network alone.
+    """
+
+    name: ClassVar[str] = "budget"
+    of: Figure = "macs"
+    share: Literal["global", "per_layer"] = "global"
+    per_cost: bool = False
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> Budget:
+        if self.per_cost and self.share == "per_layer":
+            raise ValueError("costs count between layers, which lose equal fractions: use the share 'global'")
+        if self.per_cost and self.of == "latency":
+            raise ValueError("what single units save of the latency is lost in its noise: use macs per cost")
+        return self
+
+    @property
+    def of_figure(self) -> bool:
+        """The schedule counts the figure."""
+        return True
+
+    @property
+    def by_example(self) -> bool:
+        """The network is run on it, if it does not only tell what is coupled."""
+        return self.of in ("macs", "latency")
+
+    def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
+        """Floors are looked at with the network, see `check_network`."""
+        return
+
+    def check_network(self, targets: Sequence[Target], sparsity: float | None, remains: Remains) -> None:
+        """The budget must be within reach of the floors."""
+        assert sparsity is not None
+        if self.of in ("macs", "latency") and remains.example_inputs is None:
+            raise InputError(f"a budget of {self.of} runs the network: give data, or example_inputs")
+        most = {target.name: self.capacity(target.size, max(target.least, 1)) for target in targets}
+        whole = self._figure(remains, remains.whole)
+        self._check_reached(self._figure(remains, remains.chosen(most)), whole, sparsity)
+
+    def amounts(self, situation: Situation) -> dict[str, int]:
+        """The smallest number of removals that meets the budget, by bisection."""
+        assert situation.sparsity is not None
+        assert situation.remains is not None
+        remains, names = situation.remains, list(situation.scores)
+        whole = self._figure(remains, remains.whole)
+        order = self._order(situation, remains, whole)
+
+        def after(removed: int) -> dict[str, int]:
+            lost = np.bincount(order[:removed], minlength=len(names)).tolist()
+            return {
+                name: max(number, situation.lost.get(name, 0))
+                for name, number in zip(names, lost, strict=True)
+            }
+
+        def figure(removed: int) -> float:
+            return self._figure(remains, remains.chosen(after(removed)))
+
+        goal = (1 - situation.sparsity) * whole
+        low, high = 0, len(order)
+        self._check_reached(figure(high), whole, situation.sparsity)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if figure(middle) <= goal else (middle + 1, high)
+        return after(low)
+
+    def _order(self, situation: Situation, remains: Remains, whole: float) -> np.ndarray:
+        """(removals,) the number of the layer that loses a unit, the lowest score first, ties by position.
+
+        With equal fractions the k-th lowest of n units goes once (k - 1/2) / n of its layer have gone.
+        """
+        scores, layers = [], []
+        for number, (name, each) in enumerate(situation.scores.items()):
+            values = each.double().cpu()
+            if self.share == "per_layer":
+                values = (torch.arange(values.numel(), dtype=torch.float64) + 0.5) / values.numel()
+            elif self.per_cost:
+                values = values / self._cost(name, situation, remains, whole)
+            least = max(situation.least.get(name, 0), 1)
+            room = max(self.capacity(values.numel(), least), situation.lost.get(name, 0))
+            scores.append(values.sort(stable=True).values[:room])
+            layers.append(np.full(room, number))
+        return np.concatenate(layers)[torch.cat(scores).argsort(stable=True).numpy()]
+
+    def _cost(self, name: str, situation: Situation, remains: Remains, whole: float) -> float:
+        flags = remains.whole[name].clone()
+        flags[int(situation.scores[name].argmin())] = False
+        return whole - self._figure(remains, remains.whole.replace({name: flags}))
+
+    def _figure(self, remains: Remains, kept: Masks) -> float:
+        return float(_FIGURES[self.of](remains.smaller(kept), remains.example_inputs))
+
+    def _check_reached(self, least: float, whole: float, sparsity: float) -> None:
+        goal = (1 - sparsity) * whole
+        if least > goal:
+            shown = _SHOWN[self.of]
+            raise InputError(
+                f"a budget of {shown(goal)}, {1 - sparsity:.3g} of {shown(whole)}, cannot be reached: with a "
+                f"floor of {self.floor:g} of each layer and at least one unit the smallest network has "
+                f"{shown(least)}, {least / whole:.3g}"
+            )
+
+
+def _tensors(inputs: Inputs | None) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    if isinstance(inputs, torch.Tensor):
+        return inputs
+    if isinstance(inputs, list | tuple):
+        return tuple(inputs)
+    raise InputError("a budget of MACs or latency needs example inputs that are tensors, in order")

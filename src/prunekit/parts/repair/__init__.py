@@ -1,0 +1,26 @@
+"""Repair: what is done to the survivors at once, with no gradient step."""
+
+from prunekit.parts.repair.base import Damage, NoRepair, Repair
+from prunekit.parts.repair.channel_scale import ChannelScale
+from prunekit.parts.repair.fold_mean import FoldMean
+from prunekit.parts.repair.least_squares import LeastSquares
+from prunekit.parts.repair.obs import OBSRefit
+from prunekit.parts.repair.sietsma_dow import SietsmaDow
+from prunekit.parts.repair.units import UnitRepair
+from prunekit.parts.repair.weights import MaskedLeastSquares, OBSUpdate, SparseGPTUpdate, WeightRepair
+
+__all__ = [
+    "ChannelScale",
+    "Damage",
+    "FoldMean",
+    "LeastSquares",
+    "MaskedLeastSquares",
+    "NoRepair",
+    "OBSRefit",
+    "OBSUpdate",
+    "Repair",
+    "SietsmaDow",
+    "SparseGPTUpdate",
+    "UnitRepair",
+    "WeightRepair",
+]

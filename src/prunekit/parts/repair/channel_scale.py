@@ -1,0 +1,36 @@
+"""One factor for each unit that is left, folded into the next layer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from prunekit.parts.repair.units import Loss, UnitRepair
+from prunekit.statistics import Found, InputCovariance, MeanInput, Statistic
+from prunekit.statistics.consumers import second_moments
+from prunekit.units import best_scales, contribution_products
+
+
+class ChannelScale(UnitRepair):
+    """Each unit that is left gets a factor, so that the next layer's output is nearest to what it was.
+
+    The factors are the least squares of ThiNet and are multiplied into the next layer's weights. The repair
+    `least_squares` fits every weight instead, with as many times more freedom as a unit has weights.
+    """
+
+    name: ClassVar[str] = "channel_scale"
+    paper: ClassVar[str] = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
+    needs_bias: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """First and second moments of what the layers read."""
+        return MeanInput(), InputCovariance()
+
+    def mend(self, loss: Loss, found: Found) -> None:
+        """Scale the columns of the units that are left."""
+        layer, group = loss.layer, loss.group
+        moments = second_moments(layer, found, group.name)
+        products = contribution_products(loss.weight.flatten(1), moments, group.units)
+        scales = best_scales(products, loss.alive)
+        shape = (1, -1, *[1] * (loss.weight.dim() - 2))
+        layer.weight.copy_(loss.weight * loss.columns(scales).view(shape))

@@ -1,0 +1,131 @@
+"""Repairs of layers that lost single weights: the rows' other weights, and the bias, make up for them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from prunekit.errors import DataError
+from prunekit.limits import LARGE
+from prunekit.obs import inverse_of, refit, shared_update
+from prunekit.obs.left_to_right import choose_mask, left_to_right
+from prunekit.parts.repair.base import Damage, Repair
+from prunekit.statistics import InputMean, LayerHessian, Statistic, row_layers
+from prunekit.statistics.hessians import damped_groups
+from prunekit.structure import Chain
+from prunekit.structure.rows import from_rows, rows_of
+from prunekit.targets import owner_of
+
+
+class WeightRepair(Repair):
+    """A repair of each layer that loses weights at a step, by the second moments of its inputs.
+
+    Every layer is repaired for what it was given when the statistics were taken, also where several layers
+    lose weights in one step: with the order `forward` each one sees the repaired layers before it.
+
+    Attributes:
+        damp: added to the Hessian's diagonal, relative to its mean over the live inputs: a penalty on changes
+            in directions that the calibration data hardly show.
+    """
+
+    level: ClassVar[Literal["unit", "weight", "either"]] = "weight"
+    damp: float = Field(default=0.01, ge=0, le=LARGE)
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """First and second moments of the layers' inputs."""
+        return LayerHessian(), InputMean()
+
+    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+        """Only linear and convolution layers can be fitted to their inputs.
+
+        Raises:
+            ModelError: naming another one.
+        """
+        row_layers(model, names)
+
+    @torch.no_grad()
+    def __call__(self, damage: Damage) -> None:
+        """Repair each layer that changes at this step; what is removed is exactly zero afterwards."""
+        for name, kept in damage.kept.items():
+            before = damage.before[name]
+            if torch.equal(kept, before):
+                continue
+            layer: Any = owner_of(damage.model, name)
+            rows = rows_of(layer.weight, layer).double()
+            on, was = rows_of(kept, layer), rows_of(before, layer)
+            matrices = damped_groups(name, damage.found[LayerHessian()][name], self.damp)
+            try:
+                mended = torch.stack(
+                    [self.mend(*group) for group in zip(matrices, rows, on, was & ~on, strict=True)]
+                )
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from None
+            mended = mended * on
+            if getattr(layer, "bias", None) is not None:
+                mean = damage.found[InputMean()][name]
+                shift = ((rows - mended) @ mean.unsqueeze(2)).flatten()
+                layer.bias.copy_(layer.bias.double() + shift)
+            layer.weight.copy_(from_rows(mended, layer))
+
+    @abstractmethod
+    def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+        """The new weights (rows, columns) of one group of a layer; what is not kept is cut off afterwards.
+
+        Args:
+            matrix: (columns, columns), damped.
+            rows: (rows, columns) float64, before the step.
+            kept: of the same shape, True = kept after the step.
+            removed: True for what goes at this step.
+        """
+
+
+class MaskedLeastSquares(WeightRepair):
+    """The survivors of each row, and the bias, are fitted to give what the layer gave before the step.
+
+    H_SS w'_S = (H w)_S on the support S of each row: the values to which exact OBS leads, for a mask from
+    anywhere, N:M patterns included.
+    """
+
+    name: ClassVar[str] = "masked_least_squares"
+    paper: ClassVar[str] = "Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
+
+    def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+        """Least squares on the support."""
+        return refit(matrix, rows, kept)
+
+
+class OBSUpdate(WeightRepair):
+    """The published update of layer-wise OBS: each removed weight is made up for by itself.
+
+    -(w_q / [H^-1]_qq) H^-1 e_q for each removed q, with one inverse for all rows, and all updates of a step
+    added. Exact for one removal per row and step; for many, take small steps (schedule `counts`), or
+    `masked_least_squares`, which is the joint solution. The bias is put to its best value.
+    """
+
+    name: ClassVar[str] = "obs_update"
+    paper: ClassVar[str] = "Dong, Chen, Pan 2017, arXiv 1705.07565"
+
+    def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+        """The sum of the updates."""
+        return shared_update(inverse_of(matrix), rows, removed)
+
+
+class SparseGPTUpdate(WeightRepair):
+    """The left-to-right pass of SparseGPT for any mask: each column is made up for by those behind it.
+
+    With the selection `sparsegpt` it is the published algorithm. `masked_least_squares` lets all weights of a
+    row make up for each other instead and is the better repair wherever its cost can be afforded.
+    """
+
+    name: ClassVar[str] = "sparsegpt"
+    paper: ClassVar[str] = "Frantar, Alistarh 2023, arXiv 2301.00774"
+
+    def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+        """One pass over the columns."""
+        return left_to_right(matrix, rows, choose_mask(kept))[0]

@@ -1,0 +1,32 @@
+"""Scores from how the two ends of a connection go together."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from prunekit.parts.scores.base import Evidence, Scores
+from prunekit.parts.scores.rows import RowScore
+from prunekit.statistics import ConnectionCorrelation, Statistic
+
+
+class Correlation(RowScore):
+    """|r|: the correlation of the activations at the two ends of the connection; the weakest go first.
+
+    A convolution's weight has the mean of |r| over the positions that it serves. The upper end is the neuron
+    behind its batch norm and activation function, where they follow the layer directly; where the network
+    cannot be traced, it is the layer's own output. By itself this keeps the strongest connections; the
+    published method draws by lot in two halves of them, which is the selection `correlated_halves`.
+    """
+
+    name: ClassVar[str] = "correlation"
+    paper: ClassVar[str] = "Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """The correlations."""
+        return (ConnectionCorrelation(),)
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """Absolute values, in float64."""
+        found = evidence.found[ConnectionCorrelation()]
+        return {name: found[name].abs() for name in evidence.weights}

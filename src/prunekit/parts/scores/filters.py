@@ -1,0 +1,147 @@
+"""Scores that were made for the filters of convolutions; they rank neurons as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prunekit.graph import Coupled
+from prunekit.graph.figures import group_norm_scales, unit_rows
+from prunekit.limits import LARGE
+from prunekit.parts.scores.base import Evidence, Scores
+from prunekit.parts.scores.units import UnitScore
+from prunekit.statistics import FeatureChange, InputCovariance, MeanInput, Statistic, UnitMacs
+from prunekit.statistics.consumers import second_moments
+from prunekit.statistics.units import Error
+from prunekit.structure.operations import Layer
+from prunekit.units import contribution_products, distances, greedy_order, norm_scales
+
+
+class FeatureTaylor(UnitScore):
+    """The mean over examples of |the mean over positions of output times gradient| of the unit.
+
+    Attributes:
+        error: what is differentiated.
+        normalize: each layer is divided by its L2 norm, which makes layers comparable.
+        macs: what is taken off per million multiply-accumulate operations that go with the unit, its own and
+            those of the next layer: the paper's regularisation by FLOPs, with 1e-3 as its choice.
+    """
+
+    name: ClassVar[str] = "feature_taylor"
+    paper: ClassVar[str] = "Molchanov et al. 2017, arXiv 1611.06440"
+    error: Error = "cross_entropy"
+    normalize: bool = True
+    macs: float = Field(default=0.0, ge=0, le=LARGE)
+
+    @property
+    def statistic(self) -> Statistic:
+        """The unnormalised criterion."""
+        return FeatureChange(self.error)
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """The criterion, and the cost of units if it counts."""
+        return (self.statistic, UnitMacs()) if self.macs else (self.statistic,)
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """The criterion over the norm of its layer, less the price of the unit."""
+        found = super().__call__(evidence)
+        if self.normalize:
+            found = {name: value / _norm(value) for name, value in found.items()}
+        if self.macs:
+            macs = evidence.found[UnitMacs()]
+            found = {name: value - self.macs * macs[name] / 1e6 for name, value in found.items()}
+        return found
+
+
+def _norm(values: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(values)
+    return norm if norm > 0 else norm.new_ones(())
+
+
+class NormScale(UnitScore):
+    """|γ| of the batch norm behind the unit (network slimming); made for nets trained with an L1 on γ."""
+
+    name: ClassVar[str] = "norm_scale"
+    paper: ClassVar[str] = "Liu et al. 2017 (network slimming), arXiv 1708.06519"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Nothing: γ is in the network."""
+        return ()
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """One scale per unit."""
+        if evidence.coupled is not None:
+            return {name: group_norm_scales(evidence.coupled, name) for name in evidence.kept}
+        assert evidence.chain is not None
+        return norm_scales(evidence.chain, tuple(evidence.kept))
+
+
+class GeometricMedian(UnitScore):
+    """The sum of distances to the layer's other filters: those near the geometric median go first (FPGM)."""
+
+    name: ClassVar[str] = "geometric_median"
+    paper: ClassVar[str] = "He et al. 2019 (FPGM), arXiv 1811.00250"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Nothing: it looks at weights."""
+        return ()
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """One sum per unit, in float64."""
+        if evidence.coupled is not None:
+            return {
+                name: _coupled_distances(evidence.coupled, name, evidence.weights, kept)
+                for name, kept in evidence.kept.items()
+            }
+        return {
+            name: distances(evidence.weights[f"{name}.weight"], kept) for name, kept in evidence.kept.items()
+        }
+
+
+def _coupled_distances(coupled: Coupled, name: str, weights: Mapping[str, Tensor], kept: Tensor) -> Tensor:
+    """Over each parameter that makes the units, combined."""
+    found = []
+    for member in coupled.members(coupled.group(name)):
+        if member.tensor in weights:
+            rows, there = unit_rows(name, weights[member.tensor], member)
+            sums = torch.full((len(kept),), torch.nan, dtype=torch.float64, device=kept.device)
+            sums[there] = distances(rows, kept[there])
+            found.append(sums)
+    return coupled.together(found)
+
+
+class ThiNet(UnitScore):
+    """The place in the order in which units go, if each time the next layer's output is disturbed least.
+
+    Places of different layers cannot be compared: use it with the allocation `per_layer`, and with the order
+    `forward` to see what earlier removals did.
+    """
+
+    name: ClassVar[str] = "thinet"
+    paper: ClassVar[str] = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
+    chains_only: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Second moments of what the next layers read."""
+        return MeanInput(), InputCovariance()
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """Places from 0; -1 for units that are off."""
+        assert evidence.chain is not None
+        scores = {}
+        for name, kept in evidence.kept.items():
+            group = evidence.chain.group(name)
+            layer = cast(Layer, evidence.chain.split(group)[1].module)
+            moments = second_moments(layer, evidence.found, name)
+            weight = layer.weight.detach().double().flatten(1)
+            places = greedy_order(contribution_products(weight, moments, group.units), kept)
+            scores[name] = places.to(kept.device, torch.float64)
+        return scores

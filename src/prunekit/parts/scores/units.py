@@ -1,0 +1,157 @@
+"""Scores that rank whole units: neurons and filters."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from prunekit.graph.figures import group_outgoing_norms
+from prunekit.limits import WHOLE
+from prunekit.parts.scores.base import Evidence, Level, Score, Scores
+from prunekit.statistics import (
+    Behaviour,
+    PredictedChange,
+    Relevance,
+    Significance,
+    Statistic,
+    SwitchingOff,
+)
+from prunekit.statistics.units import Error
+from prunekit.units import outgoing_norms
+
+
+class UnitScore(Score):
+    """A score with one number per unit; the recipe's shape must be `unit`."""
+
+    level: ClassVar[Level] = "unit"
+
+    @property
+    def statistic(self) -> Statistic:
+        """What is measured; the score is its value."""
+        raise NotImplementedError
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """The one statistic."""
+        return (self.statistic,)
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """The statistic's values; units that are off, which have none, count as zero."""
+        return {name: value.nan_to_num(0.0) for name, value in evidence.found[self.statistic].items()}
+
+
+class Oracle(UnitScore):
+    """The exact change of the error when the unit is switched off; the lowest signed change goes first."""
+
+    name: ClassVar[str] = "oracle"
+    paper: ClassVar[str] = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
+    chains_only: ClassVar[bool] = True
+    error: Error = "squared_error"
+
+    @property
+    def statistic(self) -> Statistic:
+        """E(off) - E(now)."""
+        return SwitchingOff(self.error)
+
+
+class UnitTaylor(UnitScore):
+    """The change that a Taylor series in the unit's gain predicts for switching it off.
+
+    Attributes:
+        order: 1, or 2 with half of the second derivative.
+        form: of the second derivative: exact, or as published, with the diagonal terms only.
+    """
+
+    name: ClassVar[str] = "unit_taylor"
+    paper: ClassVar[str] = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
+    chains_only: ClassVar[bool] = True
+    order: Literal[1, 2] = 2
+    form: Literal["exact", "published"] = "exact"
+    error: Error = "squared_error"
+
+    @property
+    def statistic(self) -> Statistic:
+        """The predicted E(off) - E(now)."""
+        return PredictedChange(self.error, self.order, self.form == "published")
+
+
+class Skeletonization(UnitScore):
+    """Relevance: -dE/dgain of the linear error sum |t - o|, as a running average over batches."""
+
+    name: ClassVar[str] = "skeletonization"
+    paper: ClassVar[str] = "Mozer, Smolensky 1989, NIPS 1"
+    chains_only: ClassVar[bool] = True
+    batch_size: int = Field(default=100, ge=1, le=WHOLE)
+
+    @property
+    def statistic(self) -> Statistic:
+        """The running average."""
+        return Relevance(self.batch_size)
+
+
+class N2PS(UnitScore):
+    """Significance: the mean of sum_j |output w_j|, relative to the mean of the unit's layer.
+
+    The paper's own formula was not available to us; this is its description in words.
+    """
+
+    name: ClassVar[str] = "n2ps"
+    paper: ClassVar[str] = "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7"
+    chains_only: ClassVar[bool] = True
+
+    @property
+    def statistic(self) -> Statistic:
+        """The significance."""
+        return Significance()
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """Each layer divided by its mean over the units that are left."""
+        found = super().__call__(evidence)
+        # layers that the recipe leaves out are measured, too, but have no flags
+        return {name: found[name] / _mean(found[name], kept) for name, kept in evidence.kept.items()}
+
+
+def _mean(values: Tensor, kept: Tensor) -> Tensor:
+    mean = values[kept].mean()
+    return mean if mean > 0 else mean.new_ones(())
+
+
+class Activation(UnitScore):
+    """How the unit's output behaves on data: units that are silent, constant or replaceable go first.
+
+    Attributes:
+        what: `nonzeros` is 1 - APoZ, the share of outputs behind the activation that are not zero; `mean`
+            the mean output; `variance` its variance; `irreplaceable` 1 - max r^2 over the other units of the
+            layer, the part of its variance that the best stand-in misses.
+    """
+
+    name: ClassVar[str] = "activation"
+    paper: ClassVar[str] = "Hu et al. 2016 (APoZ), arXiv 1607.03250; correlation: Sietsma, Dow 1988"
+    what: Literal["nonzeros", "mean", "variance", "irreplaceable"] = "nonzeros"
+
+    @property
+    def statistic(self) -> Statistic:
+        """The behaviour."""
+        return Behaviour("zeros" if self.what == "nonzeros" else self.what)
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """The figure, as a score: higher = keep."""
+        found = super().__call__(evidence)
+        return {name: 1 - zeros for name, zeros in found.items()} if self.what == "nonzeros" else found
+
+
+class OutgoingNorm(Score):
+    """The L1 or L2 norm of the weights that read the unit; for incoming weights use `magnitude`."""
+
+    name: ClassVar[str] = "outgoing_norm"
+    level: ClassVar[Level] = "unit"
+    order: Literal[1, 2] = 1
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """One norm per unit."""
+        if evidence.coupled is not None:
+            return {name: group_outgoing_norms(evidence.coupled, name, self.order) for name in evidence.kept}
+        assert evidence.chain is not None
+        return outgoing_norms(evidence.chain, order=self.order)

@@ -1,0 +1,41 @@
+"""Scores that look at the weights alone."""
+
+from typing import ClassVar, Literal
+
+import torch
+
+from prunekit.parts.scores.base import Evidence, Level, Score, Scores
+
+
+class Random(Score):
+    """A random number per weight, or per unit: the control of every comparison."""
+
+    name: ClassVar[str] = "random"
+    level: ClassVar[Level] = "either"
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """Uniform numbers in [0, 1), drawn on the CPU so that every device and process sees the same."""
+        return {
+            name: torch.rand(each.shape, generator=evidence.generator).to(each.device)
+            for name, each in evidence.elements.items()
+        }
+
+
+class Magnitude(Score):
+    """|w|: the smallest weights go first.
+
+    With `relative_to: layer_norm` each layer is divided by its root mean square, which makes layers of
+    different scale comparable in a global ranking.
+    """
+
+    name: ClassVar[str] = "magnitude"
+    paper: ClassVar[str] = "Han et al. 2015, arXiv 1506.02626"
+    relative_to: Literal["nothing", "layer_norm"] = "nothing"
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """Absolute values, in the weights' dtype."""
+        scores = {name: weight.abs() for name, weight in evidence.weights.items()}
+        if self.relative_to == "layer_norm":
+            tiny = torch.finfo(torch.float32).tiny
+            return {name: s / s.square().mean().sqrt().clamp(min=tiny) for name, s in scores.items()}
+        return scores

@@ -1,0 +1,214 @@
+"""Selection: which elements of a layer go, once it is known how many."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from prunekit.halves import draw_halves
+from prunekit.limits import LARGE, STEPS, WHOLE
+from prunekit.obs.left_to_right import BLOCK, Choose, choose_count, choose_pattern, left_to_right
+from prunekit.obs.support import ITERATIONS, admm_support
+from prunekit.parts.granularity import Shape
+from prunekit.ranking import lowest, lowest_per_row
+from prunekit.settings import Part
+from prunekit.statistics import ConnectionCorrelation, Found, LayerHessian, Statistic
+from prunekit.statistics.hessians import damped_groups
+from prunekit.structure.rows import from_rows, rows_of
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a selection may look at, for one layer.
+
+    Attributes:
+        name: of the parameter, or of the group of units.
+        scores: what the score gave; minus infinity for what is removed already.
+        count: how many are removed in the end, those included that are already.
+        shape: what goes together.
+        weight: the parameter; None where units are counted.
+        layer: its module; None where units are counted.
+        found: the statistics of the step.
+        generator: the source of random numbers, seeded for this layer and step.
+    """
+
+    name: str
+    scores: Tensor
+    count: int
+    shape: Shape
+    weight: Tensor | None
+    layer: nn.Module | None
+    found: Found
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+
+class Selection(Part):
+    """How the elements that go are chosen in a layer when the allocation has said how many."""
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """The statistics that the selection is computed from; none by default."""
+        return ()
+
+    @property
+    def takes_patterns(self) -> bool:
+        """Whether it can keep to an N:M pattern."""
+        return True
+
+    @abstractmethod
+    def __call__(self, choice: Choice) -> Tensor:
+        """A mask (True = kept) of the shape of the scores, with exactly `count` False."""
+
+
+class Lowest(Selection):
+    """The lowest scores that the shape allows."""
+
+    name: ClassVar[str] = "lowest"
+
+    def __call__(self, choice: Choice) -> Tensor:
+        """As the shape selects them; ties by position."""
+        return choice.shape.select(choice.scores, choice.count)
+
+
+class CorrelatedHalves(Selection):
+    """A draw by lot, for each neuron, most of it from the more strongly correlated half of its connections.
+
+    Connections are split by the sign of r, the correlation of the activations at their two ends, and sorted
+    by |r|; of K that are still there, at the density S that is to be left of them, strong S K stay of the
+    stronger half and (1 - strong) S K of the weaker one, drawn at the same odds. Where a half is too small
+    for its share, the other one gives the rest, so that the number of weights is exact; where shares are not
+    whole numbers, they are met over the layer. A convolution's weights have a mean of |r| and thus one sign.
+    As published it goes with `order: backward` and fine-tuning.
+
+    Attributes:
+        strong: the share of the stronger half (λ); 1 keeps from it alone.
+        within: which connections are sorted and cut in half together: those of an output (`row`: a neuron, a
+            filter), or those of the whole `layer`.
+    """
+
+    name: ClassVar[str] = "correlated_halves"
+    paper: ClassVar[str] = "Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891"
+    strong: float = Field(default=0.75, ge=0, le=1)
+    within: Literal["row", "layer"] = "row"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """The correlations."""
+        return (ConnectionCorrelation(),)
+
+    @property
+    def takes_patterns(self) -> bool:
+        """No."""
+        return False
+
+    def __call__(self, choice: Choice) -> Tensor:
+        """Drawn from the generator; weights that are zero already go before any other."""
+        assert choice.layer is not None
+        there = choice.scores != -torch.inf
+        kept = there.numel() - choice.count
+        if kept >= int(there.sum()):
+            return choice.shape.select(choice.scores, choice.count)
+        values = choice.found[ConnectionCorrelation()][choice.name]
+        values, rows = rows_of(values, choice.layer), rows_of(there, choice.layer)
+        width = rows.shape[2] if self.within == "row" else rows.numel()
+        drawn = draw_halves(
+            values.reshape(-1, width), rows.reshape(-1, width), kept, self.strong, choice.generator
+        )
+        return from_rows(drawn.view(rows.shape), choice.layer)
+
+
+class LayerSelection(Selection):
+    """A selection of weights that looks at the second moments of the layer's inputs instead of the scores.
+
+    Attributes:
+        damp: added to the Hessian's diagonal, relative to its mean over the live inputs.
+    """
+
+    damp: float = Field(default=0.01, ge=0, le=LARGE)
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """Second moments of the layers' inputs, about the mean where there is a bias."""
+        return (LayerHessian(),)
+
+    def __call__(self, choice: Choice) -> Tensor:
+        """Each group of a convolution by itself, with its share of the count."""
+        assert choice.weight is not None
+        assert choice.layer is not None
+        pattern = choice.shape.pattern
+        rows = rows_of(choice.weight.detach(), choice.layer).double()
+        gone = rows_of(choice.scores == -torch.inf, choice.layer)
+        matrices = damped_groups(choice.name, choice.found[LayerHessian()][choice.name], self.damp)
+        # the columns of one group of a pattern are neighbours after this: channels at a kernel's position
+        positions = choice.weight[0, 0].numel() if pattern else 1
+        order = torch.arange(rows.shape[2], device=rows.device).view(-1, positions).T.flatten()
+        groups = len(rows)
+        masks = []
+        left = choice.count
+        for number, (matrix, group, off) in enumerate(zip(matrices, rows, gone, strict=True)):
+            behind = int(gone[number + 1 :].sum())
+            count = min(max(left // (groups - number), int(off.sum())), left - behind, off.numel())
+            left -= count
+            mask = torch.empty_like(off)
+            mask[:, order] = self.select(
+                matrix[order][:, order], group[:, order], off[:, order], count, pattern
+            )
+            masks.append(mask)
+        return from_rows(torch.stack(masks), choice.layer)
+
+    @abstractmethod
+    def select(
+        self, matrix: Tensor, rows: Tensor, gone: Tensor, count: int, pattern: tuple[int, int] | None
+    ) -> Tensor:
+        """The mask (rows, columns) of one group; `count` weights go, or the same of every m columns."""
+
+
+class SparseGPT(LayerSelection):
+    """Columns from left to right, masks chosen in blocks of 128 of them with the weights as they are then.
+
+    Goes with the repair `sparsegpt`, which repeats the same pass for its weights; any other repair works too.
+    """
+
+    name: ClassVar[str] = "sparsegpt"
+    paper: ClassVar[str] = "Frantar, Alistarh 2023, arXiv 2301.00774"
+    block: int = Field(default=BLOCK, ge=1, le=WHOLE)
+
+    def select(
+        self, matrix: Tensor, rows: Tensor, gone: Tensor, count: int, pattern: tuple[int, int] | None
+    ) -> Tensor:
+        """The mask of the published algorithm."""
+        choose: Choose
+        if pattern is None:
+            choose, together, block = choose_count(gone, count, self.block), None, self.block
+        else:
+            together = pattern[1]
+            choose = choose_pattern(gone, count * together // rows.numel())
+            block = -(-self.block // together) * together
+        return left_to_right(matrix, rows, choose, block=block, together=together)[1]
+
+
+class ADMM(LayerSelection):
+    """A search that moves support and weights together (ALPS); goes with `masked_least_squares`."""
+
+    name: ClassVar[str] = "admm"
+    paper: ClassVar[str] = "Meng et al. 2024 (ALPS), arXiv 2406.07831"
+    iterations: int = Field(default=ITERATIONS, ge=1, le=STEPS)
+
+    def select(
+        self, matrix: Tensor, rows: Tensor, gone: Tensor, count: int, pattern: tuple[int, int] | None
+    ) -> Tensor:
+        """The support that the search ends with."""
+
+        def keep(importance: Tensor) -> Tensor:
+            importance = importance.masked_fill(gone, -torch.inf)
+            if pattern is None:
+                return ~lowest(importance, count)
+            groups = importance.reshape(-1, pattern[1])
+            return ~lowest_per_row(groups, count // len(groups)).view(importance.shape)
+
+        return admm_support(matrix, rows, keep, iterations=self.iterations)

@@ -1,0 +1,69 @@
+"""The inverse built up from samples against the inverse of the Hessian."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from examples import number_of_examples
+from prunekit.errors import DataError, InputError
+from prunekit.obs import eliminate, recursive_inverse, shared_saliency
+
+
+def direct(rows, count, alpha):
+    hessian = rows.double().numpy().T @ rows.double().numpy() / count
+    return torch.from_numpy(np.linalg.inv(hessian + alpha * np.eye(rows.shape[1])))
+
+
+@number_of_examples(30)
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 50), st.sampled_from([1e-4, 1e-2, 1.0]))
+def test_any_block_gives_the_direct_inverse(rows, weights, block, alpha):
+    jacobians = torch.randn((rows, weights), generator=torch.Generator().manual_seed(rows * 100 + weights))
+    found = recursive_inverse(jacobians, rows, alpha, block=block)
+    torch.testing.assert_close(found, direct(jacobians, rows, alpha), rtol=1e-8, atol=1e-8 / alpha)
+
+
+def test_one_row_at_a_time_is_the_published_recursion():
+    drawn = torch.Generator().manual_seed(0)
+    jacobians = torch.randn((30, 12), generator=drawn, dtype=torch.float64)
+    expected = torch.eye(12, dtype=torch.float64) / 1e-3
+    for x in jacobians:
+        expected = expected - (expected @ x).outer(expected @ x) / (30 + x @ expected @ x)
+    torch.testing.assert_close(recursive_inverse(jacobians, 30, 1e-3, block=1), expected)
+    blocks = (jacobians[at : at + 7] for at in range(0, 30, 7))
+    torch.testing.assert_close(recursive_inverse(blocks, 30, 1e-3), expected)
+
+
+def test_obs_of_a_whole_network_is_one_row_of_the_same_elimination():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x = torch.randn(50, 3, dtype=torch.float64)
+    weights = torch.cat([each.detach().flatten() for each in model.parameters()])
+    rows = []
+    for each in x:
+        model.zero_grad()
+        model(each[None]).sum().backward()
+        rows.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    jacobians = torch.stack(rows)
+    inverse = recursive_inverse(jacobians, len(x), 1e-4)
+    saliency = shared_saliency(inverse, weights[None])[0]
+    hessian = jacobians.T @ jacobians / len(x) + 1e-4 * torch.eye(len(weights), dtype=torch.float64)
+    found = eliminate(hessian, weights[None], dtype=torch.float64)
+    assert found.order[0, 0] == saliency.argmin()
+    assert float(found.losses[0, 0]) == pytest.approx(float(saliency.min()), rel=1e-8)
+
+
+def test_what_is_no_jacobian_is_refused():
+    rows = torch.ones(3, 2)
+    with pytest.raises(InputError, match="alpha must be positive"):
+        recursive_inverse(rows, 3, 0.0)
+    with pytest.raises(InputError, match="number of samples must be >= 1"):
+        recursive_inverse(rows, 0, 1e-4)
+    with pytest.raises(InputError, match=r"rows with 2 weights, then \(3, 4\)"):
+        recursive_inverse([rows, torch.ones(3, 4)], 3, 1e-4)
+    with pytest.raises(DataError, match="no Jacobians"):
+        recursive_inverse([], 3, 1e-4)
+    with pytest.raises(DataError, match="not finite"):
+        recursive_inverse(rows * float("nan"), 3, 1e-4)

@@ -1,0 +1,217 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from allocation_situation import situation
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+
+from prunekit.errors import InputError
+from prunekit.masks import Masks
+from prunekit.parts.allocation import ERK, Given, Global, Nothing, PerLayer, Threshold
+from prunekit.ranking import lowest
+from small_nets import mlp, recipe
+
+SHAPES = st.lists(st.lists(st.integers(1, 12), min_size=2, max_size=4).map(tuple), min_size=1, max_size=5)
+
+
+def layers(shapes, seed=0, levels=None):
+    rng = np.random.default_rng(seed)
+    draw = (lambda s: rng.integers(0, levels, s)) if levels else (lambda s: rng.standard_normal(s))
+    return {str(i): torch.from_numpy(np.abs(draw(s)).astype(np.float32)) for i, s in enumerate(shapes)}
+
+
+class TestGlobal:
+    @given(SHAPES, st.floats(0, 1), st.integers(1, 4), st.integers(0, 99))
+    def test_exactly_as_many_whatever_the_ties(self, shapes, sparsity, levels, seed):
+        scores = layers(shapes, seed, levels)
+        total = sum(s.numel() for s in scores.values())
+        found = Global(floor=0).amounts(situation(scores, sparsity))
+        assert sum(found.values()) == round(sparsity * total)
+
+    @given(SHAPES, st.floats(0, 1), st.integers(0, 99))
+    def test_layers_agree_with_one_threshold(self, shapes, sparsity, seed):
+        scores = layers(shapes, seed)
+        everything = np.sort(np.concatenate([s.numpy().reshape(-1) for s in scores.values()]))
+        count = round(sparsity * everything.size)
+        found = Global(floor=0).amounts(situation(scores, sparsity))
+        assert sum(found.values()) == count
+        if count:
+            threshold = everything[count - 1]  # which several may have: of those, any may stay
+            assert all((s.numpy() < threshold).sum() <= found[name] for name, s in scores.items())
+            assert all(found[name] <= (s.numpy() <= threshold).sum() for name, s in scores.items())
+
+    def test_a_threshold_that_two_layers_share(self):
+        scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([2.0, 3.0])}
+        found = Global(floor=0).amounts(situation(scores, 0.5))
+        assert sum(found.values()) == 2
+        assert found["a"] >= 1
+
+    @given(SHAPES, st.floats(0, 1), st.floats(0.01, 0.6), st.integers(0, 99))
+    def test_the_floor_holds_and_the_count_is_exact(self, shapes, share, floor, seed):
+        scores = layers(shapes, seed, levels=3)
+        allocation = Global(floor=floor)
+        reachable = sum(allocation.capacity(s.numel()) for s in scores.values())
+        total = sum(s.numel() for s in scores.values())
+        found = allocation.amounts(situation(scores, share * reachable / total))
+        assert sum(found.values()) == round(share * reachable / total * total)
+        assert all(s.numel() - found[name] >= floor * s.numel() - 1e-6 for name, s in scores.items())
+
+    def test_infinite_scores_are_not_the_floor(self):
+        scores = {"a": torch.full((10, 10), float("inf")), "b": torch.full((10, 10), float("inf"))}
+        found = Global(floor=0.3).amounts(situation(scores, 0.7))
+        assert found == {"a": 70, "b": 70}
+
+    def test_what_is_gone_counts(self):
+        scores = layers([(4, 4), (4, 4)])
+        masks = Masks({"0": ~lowest(scores["0"], 6), "1": torch.ones(4, 4, dtype=torch.bool)})
+        found = Global().amounts(situation(scores, 0.5, masks=masks))
+        assert sum(found.values()) == 16
+        assert found["0"] >= 6
+
+
+class TestPerLayer:
+    @given(SHAPES, st.floats(0, 1))
+    def test_the_same_fraction_everywhere(self, shapes, sparsity):
+        scores = layers(shapes)
+        found = PerLayer().amounts(situation(scores, sparsity))
+        assert found == {name: round(sparsity * s.numel()) for name, s in scores.items()}
+
+    def test_the_output_layer_at_half_the_rate(self):
+        model = mlp(40, 50, 60, seed=0)
+        chosen = recipe(
+            allocation={"name": "per_layer", "output_rate": 0.5},
+            schedule={"name": "geometric", "rate": 0.2, "steps": 8},
+        )
+        from prunekit.pruning import prune
+
+        history = prune(model, chosen).history
+        for k, record in enumerate(history, 1):
+            assert record.layers["0.weight"] == pytest.approx(2000 * 0.8**k, abs=1)
+            assert record.layers["2.weight"] == pytest.approx(3000 * 0.9**k, abs=5)
+
+    def test_the_floor_is_refused_per_layer(self):
+        with pytest.raises(
+            InputError, match=r"sparsity 0\.95 leaves 2\.weight fewer than the floor of 0\.001"
+        ):
+            recipe(allocation="per_layer", schedule={"name": "one_shot", "sparsity": 0.95}).plan(
+                mlp(99, 3, 3)
+            )
+
+
+def erk_by_bisection(shapes, keep):
+    raw = np.array([sum(shape) / np.prod(shape) for shape in shapes])
+    sizes = np.array([np.prod(shape) for shape in shapes])
+
+    def excess(log_scale):
+        return (np.minimum(np.exp(log_scale) * raw, 1) * sizes).sum() - keep
+
+    return np.minimum(np.exp(brentq(excess, -60, 60, xtol=1e-14, rtol=1e-14)) * raw, 1)
+
+
+class TestERK:
+    @given(SHAPES, st.floats(0.02, 0.98))
+    def test_densities_are_those_of_a_bisection(self, shapes, sparsity):
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        total = round(sparsity * sum(sizes))
+        if not 0 < total < sum(sizes):
+            return
+        found = ERK(floor=0).amounts(situation(layers(shapes), sparsity))
+        expected = (1 - erk_by_bisection(shapes, sum(sizes) - total)) * sizes
+        assert sum(found.values()) == total
+        assert np.allclose(list(found.values()), expected, atol=1.001)
+
+    def test_the_narrow_layer_stays_denser(self):
+        found = ERK().amounts(situation(layers([(100, 100), (10, 100), (3, 3)]), 0.8))
+        assert found["0"] / 10000 > found["1"] / 1000 > found["2"] / 9 == 0
+
+    @given(SHAPES, st.lists(st.floats(0.05, 0.95), min_size=2, max_size=6, unique=True))
+    def test_no_layer_gets_back_what_it_lost(self, shapes, sparsities):
+        scores = layers(shapes)
+        masks = Masks({name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()})
+        total = masks.total
+        for sparsity in sorted(sparsities):
+            if round(sparsity * total) < total - masks.kept:
+                continue
+            found = ERK(floor=0).amounts(situation(scores, sparsity, masks=masks))
+            assert sum(found.values()) == round(sparsity * total)
+            assert all(found[name] >= int((~mask).sum()) for name, mask in masks.items())
+            masks = Masks({name: ~lowest(scores[name], found[name]) for name in scores})
+
+
+class TestThreshold:
+    @given(SHAPES, st.floats(0.1, 2.0), st.integers(0, 99))
+    def test_what_is_below_q_deviations_goes(self, shapes, q, seed):
+        rng = np.random.default_rng(seed)
+        weights = {str(i): rng.standard_normal(s) for i, s in enumerate(shapes)}
+        scores = {name: torch.from_numpy(np.abs(w)) for name, w in weights.items()}
+        given_ = situation(scores, None)
+        given_.weights.update({name: torch.from_numpy(w) for name, w in weights.items()})
+        found = Threshold(q=q, floor=0).amounts(given_)
+        assert found == {name: int((np.abs(w) < q * np.std(w)).sum()) for name, w in weights.items()}
+
+    def test_the_deviation_is_that_of_the_survivors(self):
+        weights = torch.from_numpy(np.random.default_rng(0).standard_normal((30, 30)))
+        masks = Masks({"a": weights.abs() > 0.5})
+        found = Threshold(q=1.0).amounts(situation({"a": weights.abs()}, None, masks=masks))
+        survivors = weights.abs().numpy()[masks["a"].numpy()]
+        gone = int((~masks["a"]).sum())
+        assert found["a"] == gone + int((survivors < survivors.std()).sum())
+
+    def test_the_floor_stops_it(self):
+        found = Threshold(q=100.0, floor=0.25).amounts(situation(layers([(4, 4)]), None))
+        assert found == {"0": 12}
+
+    def test_an_empty_layer_stays_empty(self):
+        masks = Masks({"0": torch.zeros(4, 4, dtype=torch.bool)})
+        found = Threshold(q=1.0, floor=0).amounts(situation(layers([(4, 4)]), None, masks=masks))
+        assert found["0"] == 16
+
+
+class TestGiven:
+    def test_names_globs_and_expressions(self):
+        scores = {
+            "fc1.weight": torch.rand(10, 10),
+            "fc2.weight": torch.rand(10, 10),
+            "out": torch.rand(10, 10),
+        }
+        allocation = Given(sparsities={"fc1": 0.9, "re:fc[2-9]": 0.5})
+        assert allocation.amounts(situation(scores, None)) == {"fc1.weight": 90, "fc2.weight": 50, "out": 0}
+        halfway = allocation.amounts(situation(scores, None, round_=1, rounds=2))
+        assert halfway == {"fc1.weight": 45, "fc2.weight": 25, "out": 0}
+
+    @pytest.mark.parametrize(
+        ("sparsities", "message"),
+        [
+            ({"fc9": 0.5}, "sparsities: 'fc9' matches no pruned layer; layers are: 0, 2"),
+            ({"0": 0.5, "1": 0.5}, "'1' matches no pruned layer"),
+            ({"0": 0.999}, r"sparsity 0\.999 leaves 0\.weight fewer than the floor"),
+        ],
+    )
+    def test_refusals(self, sparsities, message):
+        chosen = recipe(allocation={"name": "given", "sparsities": sparsities}, schedule="rounds")
+        with pytest.raises(InputError, match=message):
+            chosen.plan(mlp(4, 4, 4))
+
+    @pytest.mark.parametrize(("value", "message"), [({}, "at least 1"), ({"0": 40}, "40 is no sparsity")])
+    def test_what_is_no_dictionary_of_sparsities(self, value, message):
+        with pytest.raises(InputError, match=message):
+            Given(sparsities=value)
+
+
+def test_nothing_removes_nothing():
+    assert Nothing().amounts(situation(layers([(3, 3), (2, 2)]), None)) == {"0": 0, "1": 0}
+
+
+def test_given_refuses_two_sparsities_for_one_layer():
+    """Equal dictionaries have equal hashes in any order, so that no key can be the first."""
+    for order in ({"0": 0.5, "*": 0.25}, {"*": 0.25, "0": 0.5}):
+        chosen = recipe(allocation={"name": "given", "sparsities": order}, schedule="rounds")
+        first, second = order
+        message = f"'{first}' and '{second}' both match 0, with {order[first]:g} and {order[second]:g}"
+        with pytest.raises(InputError, match=re.escape(message)):
+            chosen.plan(mlp(4, 8, 2))
+    same = {"name": "given", "sparsities": {"0": 0.5, "0.weight": 0.5}}
+    recipe(allocation=same, schedule="rounds").plan(mlp(4, 8, 2))

@@ -1,0 +1,156 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD
+
+from prunekit.batches import TensorBatches
+from prunekit.errors import InputError
+from prunekit.masks import Masks
+from prunekit.parts.regularize import L1, L2, Dropout
+from prunekit.training import Training, train
+from small_nets import blobs, copied, mlp
+
+
+def explicit(kind: str, strength: float, weights: list[torch.Tensor]) -> torch.Tensor:
+    if kind == "l1":
+        return strength * sum(weight.abs().sum() for weight in weights)
+    return strength / 2 * sum(weight.square().sum() for weight in weights)
+
+
+@pytest.mark.parametrize(("kind", "part"), [("l1", L1), ("l2", L2)])
+def test_a_penalty_is_the_same_as_adding_it_to_the_loss(kind, part):
+    (inputs, targets), strength = blobs(40, dtype=torch.float64), 0.03
+    ours, theirs = mlp(10, 8, 3, dtype=torch.float64), mlp(10, 8, 3, dtype=torch.float64)
+    mine, other = SGD(ours.parameters(), 0.1, 0.9), SGD(theirs.parameters(), 0.1, 0.9)
+    handles = part(strength=strength).attach(ours, mine, None)
+    for _ in range(10):
+        mine.zero_grad()
+        cross_entropy(ours(inputs), targets).backward()
+        mine.step()
+        other.zero_grad()
+        weights = [theirs[0].weight, theirs[2].weight]
+        (cross_entropy(theirs(inputs), targets) + explicit(kind, strength, weights)).backward()
+        other.step()
+    for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-12)
+    for handle in handles:
+        handle.remove()
+    before = ours[0].weight.detach().clone()
+    mine.param_groups[0]["momentum"] = 0.0
+    for parameter in ours.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    mine.step()
+    assert torch.equal(before, ours[0].weight)  # once removed it pulls no more
+
+
+def test_biases_and_frozen_weights_are_not_penalised():
+    model = mlp(4, 3)
+    model[0].weight.requires_grad_(False)
+    before = copied(model)
+    optimizer = SGD([model[0].bias], 0.1)
+    L1(strength=1.0).attach(model, optimizer, None)
+    model[0].bias.grad = torch.zeros(3)
+    optimizer.step()
+    assert torch.equal(model[0].bias, before["0.bias"])
+    assert torch.equal(model[0].weight, before["0.weight"])
+
+
+@pytest.mark.parametrize("part", [L1, L2])
+@pytest.mark.parametrize("strength", [0, -1])
+def test_the_strength_is_positive(part, strength):
+    with pytest.raises(InputError, match=f"{part.name}: strength = {strength}"):
+        part(strength=strength)
+
+
+def test_l1_makes_weights_smaller_in_training():
+    data = TensorBatches(*blobs())
+    sums = []
+    for regularize in ((), (L1(strength=0.05),)):
+        model = mlp(10, 16, 3)
+        train(model, data, Training(epochs=10, lr=0.01, regularize=regularize), seed=0)
+        sums.append(float(model[0].weight.detach().abs().sum()))
+    assert sums[1] < 0.5 * sums[0]
+
+
+class TestDropout:
+    def share(self, model: nn.Module, dropout: Dropout, masks: Masks | None = None) -> float:
+        """The share of ReLU's outputs that is dropped."""
+        handles = dropout.attach(model, SGD(model.parameters(), 0.1), masks)
+        seen: list[torch.Tensor] = []
+        seen_handle = model[1].register_forward_hook(lambda _, args, output: seen.extend((args[0], output)))
+        model(torch.randn(500, 10))
+        seen_handle.remove()
+        for handle in handles:
+            handle.remove()
+        alive = seen[0] > 0
+        return float((seen[1][alive] == 0).float().mean())
+
+    def test_it_acts_in_training_only(self):
+        model = mlp(10, 50, 3)
+        assert self.share(model.train(), Dropout(p=0.3)) == pytest.approx(0.3, abs=0.02)
+        assert self.share(model.eval(), Dropout(p=0.3)) == 0
+
+    def test_what_is_kept_is_scaled_up(self):
+        model = mlp(10, 50, 3).train()
+        handles = Dropout(p=0.5).attach(model, SGD(model.parameters(), 0.1), None)
+        inputs = torch.randn(20, 10)
+        hidden = torch.relu(model[0](inputs))
+        dropped = model[1](model[0](inputs))
+        assert torch.allclose(dropped[dropped > 0], 2 * hidden[dropped > 0])
+        assert len(handles) == 1
+
+    def test_it_is_gone_afterwards(self):
+        model = mlp(10, 8, 3)
+        regularize = (Dropout(p=0.9),)
+        train(model, TensorBatches(*blobs()), Training(epochs=1, regularize=regularize), seed=0)
+        assert self.hooks(model) == 0
+
+    def test_it_is_gone_after_an_error_as_well(self):
+        model = mlp(10, 8, 3)
+
+        def fail(step, state):
+            raise RuntimeError("stop")
+
+        training = Training(epochs=1, regularize=(Dropout(), L1(strength=1e-3)))
+        with pytest.raises(RuntimeError, match="stop"):
+            train(model, TensorBatches(*blobs()), training, seed=0, checkpoints=[0], on_checkpoint=fail)
+        assert self.hooks(model) == 0
+
+    @staticmethod
+    def hooks(model: nn.Module) -> int:
+        return sum(len(module._forward_hooks) for module in model.modules())
+
+    @pytest.mark.parametrize(("scale", "expected"), [(True, 0.5 * math.sqrt(0.36)), (False, 0.5)])
+    def test_it_is_weaker_on_a_sparse_network(self, scale, expected):
+        model = mlp(10, 50, 3).train()
+        masks = Masks({"0.weight": (torch.arange(500) < 180).view(50, 10)})
+        found = self.share(model, Dropout(p=0.5, scale_with_density=scale), masks)
+        assert found == pytest.approx(expected, abs=0.02)
+
+    @pytest.mark.parametrize(
+        ("on", "hooked"),
+        [(("ReLU",), [1, 3]), (("1",), [1]), (("re:[34]",), [3, 4]), (("Linear", "1"), [0, 1, 2, 4])],
+    )
+    def test_where_it_acts(self, on, hooked):
+        model = mlp(10, 8, 8, 3)
+        Dropout(on=on).attach(model, SGD(model.parameters(), 0.1), None)
+        assert [i for i, module in enumerate(model) if module._forward_hooks] == hooked
+
+    def test_names_are_the_models_own_inside_wrappers(self):
+        model = mlp(10, 8, 3)
+        Dropout(on=("1",)).attach(nn.DataParallel(model), SGD(model.parameters(), 0.1), None)
+        assert len(model[1]._forward_hooks) == 1
+
+    def test_nothing_to_drop_is_refused(self):
+        with pytest.raises(
+            InputError, match="dropout: no module of the model is one of Swish: name the modules"
+        ):
+            Dropout(on=("Swish",)).check(mlp(10, 8, 3))
+
+    @pytest.mark.parametrize("p", [0, 1, 40])
+    def test_p_is_a_probability(self, p):
+        with pytest.raises(InputError, match=f"dropout: p = {p}"):
+            Dropout(p=p)

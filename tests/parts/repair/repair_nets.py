@@ -1,0 +1,72 @@
+"""Networks with units that others can replace, and a repair in isolation, for the tests here."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.parts.repair import Damage, Repair
+from prunekit.statistics import Subject, collect
+from prunekit.structure import chain_of, kept_all, unit_masks
+
+
+def damage(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> Damage:
+    """What a step tells a repair that removes these units of these groups."""
+    chain = chain_of(net)
+    before = {name: flags for name, flags in kept_all(chain).items() if name in removed}
+    kept = {name: flags.clone() for name, flags in before.items()}
+    for name, units in removed.items():
+        kept[name][units] = False
+    batches = [(part, torch.zeros(len(part))) for part in inputs.split(40)]  # the last one is smaller
+    found = collect(Subject(net, [], chain, before), batches, repair.needs, loss=lambda x, y: x.sum())
+    masks = unit_masks(net, chain, kept, allow_empty=True)
+    return Damage(net, masks, found, chain, before, kept)
+
+
+def mend(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> Damage:
+    """Remove and repair, as the loop does."""
+    told = damage(net, repair, inputs, removed)
+    repair(told)
+    told.masks.apply(net)
+    return told
+
+
+@torch.no_grad()
+def mlp(sizes: tuple[int, ...] = (7, 9, 5, 3), act: type[nn.Module] = nn.Sigmoid) -> nn.Sequential:
+    """Float64; layers `0`, `2`, ..."""
+    torch.manual_seed(1)
+    layers: list[nn.Module] = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b), act()]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+def convnet(padding: int = 0, *, bias: bool = True, last: int = 2) -> nn.Sequential:
+    """Two convolutions and, behind a flatten, a linear layer, for 2 x 8 x 8; layers `0`, `2`, `5`."""
+    torch.manual_seed(2)
+    rows = ((6 + 2 * padding - 3) // 2 + 1) * ((6 + 2 * padding - 2) // 1 + 1)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3),
+        nn.Sigmoid(),
+        nn.Conv2d(6, 4, (3, 2), stride=(2, 1), padding=padding, bias=bias),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(4 * rows, last),
+    ).double()
+
+
+@torch.no_grad()
+def make(net: nn.Module, layer: str, unit: int, like: int | None, sign: float = 1.0) -> None:
+    """Make a unit of a layer with a sigmoid the same as another, its opposite, or constant."""
+    module = net.get_submodule(layer)
+    if like is None:
+        module.weight[unit] = 0
+        return
+    module.weight[unit] = sign * module.weight[like]
+    module.bias[unit] = sign * module.bias[like]
+
+
+def inputs(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

@@ -1,0 +1,180 @@
+"""Scores of filters, against autograd, explicit contributions and loops."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prunekit.errors import InputError
+from prunekit.methods import network_slimming, thinet
+from prunekit.parts.scores import Evidence, FeatureTaylor, GeometricMedian, NormScale, ThiNet
+from prunekit.pruning import prune
+from prunekit.statistics import Subject, collect
+from prunekit.structure import chain_of
+from prunekit.units import best_scales, contribution_products, greedy_order, unit_macs
+from unit_recipes import conv_net, data, net
+
+
+def scores_of(score, model, examples, off=()):
+    chain = chain_of(model)
+    kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in chain.groups}
+    for name, unit in off:
+        kept[name][unit] = False
+    weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in kept}
+    batches = zip(*(each.split(10) for each in examples), strict=True)
+    found = collect(Subject(model, list(weights), chain, kept), batches, score.needs, loss=F.cross_entropy)
+    with torch.no_grad():
+        return score(Evidence(weights, found, chain=chain, kept=kept))
+
+
+def read_by(model, inputs, layer):
+    """What the layer is given, as a leaf that a gradient can be taken by, and the network's outputs."""
+    place = [name for name, _ in model.named_children()].index(layer)
+    x = model[:place](inputs).detach().requires_grad_()
+    return x, model[place:](x)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "readers"),
+    [(net(6, 7, 5, 4), (6,), {"0": "2", "2": "4"}), (conv_net(), (1, 8, 8), {"0": "3", "3": "6", "6": "8"})],
+)
+def test_feature_taylor(model, shape, readers):
+    inputs, targets = data(*shape)
+    found = scores_of(FeatureTaylor(normalize=False), model, (inputs, targets))
+    for name, reader in readers.items():
+        units = len(model.get_parameter(f"{name}.weight"))
+        expected = torch.zeros(units, dtype=torch.float64)
+        for x, t in zip(inputs.split(1), targets.split(1), strict=True):
+            values, logits = read_by(model, x, reader)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, t), values)
+            product = (values * gradient).detach().view(units, -1)  # also behind a flatten: channels first
+            expected += product.mean(1).abs()
+        assert torch.allclose(found[name], expected / len(inputs), rtol=1e-9)
+
+
+def test_feature_taylor_with_its_norm_and_its_price():
+    model, examples = conv_net(), data(1, 8, 8)
+    raw = scores_of(FeatureTaylor(normalize=False), model, examples)
+    priced = scores_of(FeatureTaylor(macs=10.0), model, examples)
+    # by hand: 36 positions of the first layer, 9 of the second and once each linear weight
+    macs = {
+        "0": (36 * 4 * 9 + 9 * 5 * 4 * 9) / 4,
+        "3": (9 * 5 * 4 * 9 + 45 * 6) / 5,
+        "6": (45 * 6 + 6 * 4) / 6,
+    }
+    for name, value in raw.items():
+        assert torch.allclose(priced[name], value / value.norm() - 10.0 * macs[name] / 1e6)
+    assert {
+        name: float(each[0]) for name, each in unit_macs(chain_of(model), examples[0][:1]).items()
+    } == macs
+
+
+def test_units_that_are_off_have_the_least_taylor_score():
+    found = scores_of(FeatureTaylor(), conv_net(), data(1, 8, 8), off=[("3", 2)])
+    assert found["3"][2] == 0
+    assert bool((found["3"][[0, 1, 3, 4]] > 0).all())
+
+
+def test_geometric_median():
+    model = conv_net()
+    found = scores_of(GeometricMedian(), model, data(1, 8, 8), off=[("3", 1)])
+    rows = model[3].weight.detach().flatten(1).numpy()
+    left = [0, 2, 3, 4]
+    for i in left:
+        assert float(found["3"][i]) == pytest.approx(sum(np.linalg.norm(rows[i] - rows[j]) for j in left))
+
+
+def test_the_scale_of_the_norm_behind_a_unit():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.5, -2.0, 1.0]))
+    found = scores_of(NormScale(), model, (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 0, 1])))
+    assert found["0"].tolist() == [0.5, 2.0, 1.0]
+    pruned = prune(model, network_slimming(sparsity=1 / 3, epochs=0), data(1, 8, 8, classes=2))
+    assert pruned.kept["0"].tolist() == [False, True, True]
+    with pytest.raises(InputError, match="units of '0' have no batch norm"):
+        prune(conv_net(), network_slimming(epochs=0), data(1, 8, 8))
+
+
+def contributions(model, inputs, layer, units):
+    """(rows, outputs, units): what each unit adds to the layer's outputs, by running it on one at a time."""
+    place = [name for name, _ in model.named_children()].index(layer)
+    with torch.no_grad():
+        x, module = model[:place](inputs), model[place]
+        found = []
+        for unit in range(units):
+            alone = torch.zeros_like(x)
+            own = slice(unit * x.shape[1] // units, (unit + 1) * x.shape[1] // units)
+            alone[:, own] = x[:, own]
+            y = module(alone) - module(torch.zeros_like(x))
+            found.append(y.movedim(1, -1).flatten(0, -2))
+    return torch.stack(found, -1)
+
+
+@pytest.mark.parametrize(("name", "reader"), [("0", "3"), ("3", "6"), ("6", "8")])
+def test_thinet_takes_what_adds_least_to_the_lost_output(name, reader):
+    model, examples = conv_net(), data(1, 8, 8)
+    places = scores_of(ThiNet(), model, examples)[name]
+    pieces = contributions(model, examples[0], reader, len(places))
+    gone: list[int] = []
+    while len(gone) < len(places):
+        left = [unit for unit in range(len(places)) if unit not in gone]
+        lost = {unit: float(pieces[..., [*gone, unit]].sum(-1).square().sum()) for unit in left}
+        assert int(places[min(lost, key=lost.get)]) == len(gone)
+        gone.append(min(lost, key=lost.get))
+
+
+def test_thinet_leaves_out_what_is_off():
+    places = scores_of(ThiNet(), conv_net(), data(1, 8, 8), off=[("3", 2)])["3"]
+    assert sorted(places.tolist()) == [-1, 0, 1, 2, 3]
+    assert places[2] == -1
+
+
+def test_the_best_scales_are_the_least_squares_on_contributions():
+    model, (inputs, _) = conv_net(), data(1, 8, 8)
+    pieces = contributions(model, inputs, "3", 4).flatten(0, 1)
+    kept = torch.tensor([True, False, True, True])
+    found = best_scales(pieces.T @ pieces, kept)
+    expected = np.linalg.lstsq(pieces[:, kept].numpy(), pieces.sum(1).numpy(), rcond=None)[0]
+    assert np.allclose(found[kept].numpy(), expected)
+    assert found[1] == 1
+
+
+def test_a_silent_unit_keeps_its_factor():
+    products = torch.diag(torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64))
+    assert best_scales(products, torch.tensor([True, True, False])).tolist() == [1, 1, 1]
+    assert best_scales(products, torch.tensor([False, False, False])).tolist() == [1, 1, 1]
+
+
+def test_products_of_contributions_from_moments():
+    torch.manual_seed(0)
+    weight, x = torch.randn(3, 8, dtype=torch.float64), torch.randn(20, 8, dtype=torch.float64)
+    found = contribution_products(weight, x.T @ x / 20, 4)
+    for i, j in itertools.product(range(4), range(4)):
+        a, b = (weight[:, 2 * k : 2 * k + 2] @ x[:, 2 * k : 2 * k + 2].T for k in (i, j))
+        assert float(found[i, j]) == pytest.approx(float((a * b).sum() / 20))
+
+
+def test_ties_go_by_position():
+    assert greedy_order(torch.eye(4), torch.ones(4, dtype=torch.bool)).tolist() == [0, 1, 2, 3]
+
+
+@torch.no_grad()
+def test_thinet_disturbs_the_next_layer_less_than_leaving_the_scales():
+    model, (inputs, targets) = conv_net(), data(1, 8, 8)
+    before = model[:4](inputs)
+    recipe = thinet(sparsity=0.5, epochs=0)
+    errors = []
+    for repair in ("channel_scale", "none"):
+        pruned = prune(
+            conv_net(),
+            type(recipe).parse({**recipe.to_dict(), "repair": repair, "targets": ["0"]}),
+            (inputs, targets),
+        )
+        assert int(pruned.kept["0"].sum()) == 2
+        errors.append(float((pruned.model[:4](inputs) - before).square().mean()))
+    assert errors[0] < errors[1]
