@@ -18,6 +18,7 @@ from prunekit.data.catalog import LOADERS
 from prunekit.models import names as model_names
 from prunekit.models.factories import find_factory
 from prunekit.parts.allocation import Allocation
+from prunekit.parts.base import Part
 from prunekit.parts.granularity import Shape
 from prunekit.parts.regularize import Regularizer
 from prunekit.parts.repair import Repair
@@ -26,7 +27,6 @@ from prunekit.parts.schedule import Schedule
 from prunekit.parts.scores import Score
 from prunekit.parts.selection import Selection
 from prunekit.parts.stopping import Stop
-from prunekit.settings import Part
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/parts.md")

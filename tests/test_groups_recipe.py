@@ -314,10 +314,16 @@ class TestChoice:
         ("values", "message"),
         [
             *(
-                ({"score": score}, f"the score '{score}' follows units from layer to layer of a chain")
+                (
+                    {"score": score},
+                    f"the score '{score}' works on units of a chain .* 'group'.*: use the shape 'unit'",
+                )
                 for score in ("oracle", "unit_taylor", "skeletonization", "n2ps", "thinet")
             ),
-            ({"repair": "fold_mean"}, "the repair 'fold_mean' mends the one layer of a chain"),
+            (
+                {"repair": "fold_mean"},
+                "the repair 'fold_mean' works on units of a chain .*'unit', or the repair 'least_squares'",
+            ),
             ({"shape": {"name": "group", "combine": "median"}}, "combine"),
             ({"shape": {"name": "group", "kinds": ["blocks"]}}, "kinds"),
             ({"shape": {"name": "group", "kinds": []}}, "kinds"),

@@ -346,7 +346,7 @@ class Defined(Magnitude):
 
 
 def test_a_part_that_the_program_has_defined_needs_no_word(monkeypatch):
-    monkeypatch.setattr("prunekit.settings.import_object", None)
+    monkeypatch.setattr("prunekit.parts.base.import_object", None)
     for part in (Defined, Defined.Inner):
         assert type(Score.build(f"{__name__}:{part.__qualname__}")) is part
         built = Recipe.parse(recipe_of("score", {"name": f"{__name__}:{part.__qualname__}"}))

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from prunekit.errors import InputError, PrunekitError
+from prunekit.parts.base import Part
 from prunekit.parts.schedule import OneShot, Schedule
 from prunekit.parts.scores import Magnitude, Random, Score
-from prunekit.settings import Part, Settings, digest
+from prunekit.settings import Settings, digest
 
 
 class Sample(Settings):

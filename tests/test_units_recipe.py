@@ -23,7 +23,7 @@ ERRORS = {"squared_error": squared_error, "cross_entropy": cross_entropy}
 
 class NearlyEqual(Score):
     name = "nearly_equal"
-    level = "unit"
+    works_on = ("units", "groups")
 
     def __call__(self, evidence):
         ranks = {"0": torch.arange(4) * 2 + 1, "2": torch.arange(4) * 2}

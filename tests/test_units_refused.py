@@ -42,11 +42,14 @@ def test_a_residual_sum(model, named, score):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"score": "oracle", "shape": "weight"}, "the score 'oracle' ranks units: use the shape 'unit'"),
-        ({"score": "n2ps"}, "the score 'n2ps' ranks units: use the shape 'unit'"),
+        (
+            {"score": "oracle", "shape": "weight"},
+            "the score 'oracle' works on units .*, the shape 'weight' removes .*: use the shape 'unit'",
+        ),
+        ({"score": "n2ps"}, "the score 'n2ps' works on units .*: use the shape 'unit'"),
         (
             {"shape": "unit", "allocation": {"name": "threshold", "q": 1.0}, "schedule": "rounds"},
-            "the allocation 'threshold' looks at single weights: use the shape 'weight'",
+            "the allocation 'threshold' works on single weights .* 'unit' .*: use the shape 'weight'",
         ),
         ({"shape": {"name": "unit", "pool": "median"}}, "pool"),
         ({"shape": "unit", "score": {"name": "oracle", "error": "hinge"}}, "error"),

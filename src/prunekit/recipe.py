@@ -20,10 +20,11 @@ from prunekit.graph.capture import Inputs
 from prunekit.limits import STEPS, WHOLE
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Allocation, Global, Remains
+from prunekit.parts.base import Part, Requirement, level_refusal
 from prunekit.parts.granularity import Shape, Weight
 from prunekit.parts.repair import NoRepair, Repair
 from prunekit.parts.retrain import NoRetraining, Retrain
-from prunekit.parts.schedule import Counts, Schedule, check_increasing
+from prunekit.parts.schedule import Schedule, check_increasing
 from prunekit.parts.scores import Magnitude, Score
 from prunekit.parts.selection import Lowest, Selection
 from prunekit.parts.stopping import Never, Stop
@@ -74,6 +75,25 @@ class Plan:
         return self.elements.names
 
 
+TAKEN_ONCE = (
+    Requirement(
+        "rank", lambda rank: rank == "once", "{part} serve one ranking only: set 'rank' to 'once' too"
+    ),
+    Requirement(
+        "order",
+        lambda order: order == "all",
+        "the order {value} is there to measure each layer behind those before it: "
+        "take 'statistics' at 'every_step'",
+    ),
+    Requirement(
+        "retrain",
+        lambda retrain: not retrain.changes,
+        "the retrain {value} changes what layers are given: take 'statistics' at 'every_step'",
+    ),
+)
+"""What statistics require of a recipe that takes them once."""
+
+
 class Recipe(Settings):
     """A score, taken over some shape, shared out over the layers, in some number of steps, with a repair
     and a retraining after each.
@@ -118,105 +138,19 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        sparsities = self.schedule.sparsities()
-        check_increasing(sparsities)
-        stated = sparsities[0] is not None
-        if self.allocation.decides_amount and stated:
-            raise ValueError(
-                f"the allocation {self.allocation.name!r} decides the amount itself: "
-                "use the schedule 'rounds'"
-            )
-        if not self.allocation.decides_amount and not stated:
-            raise ValueError(
-                f"the schedule {self.schedule.name!r} states no sparsity, which the allocation "
-                f"{self.allocation.name!r} needs"
-            )
+        check_increasing(self.schedule.sparsities())
+        for key, part in self.parts.items():
+            if self.shape.level not in part.works_on:
+                raise ValueError(level_refusal(key, part, Shape.own_members(), self.shape))
+            _check_required(self, f"the {key} {part.name!r}", part.requires)
         if self.statistics == "once":
-            self._check_statistics_once()
-        if self.score.level == "unit" and self.shape.counts != "units":
-            raise ValueError(f"the score {self.score.name!r} ranks units: use the shape 'unit'")
-        if self.score.level == "piece" and self.shape.counts != "pieces":
-            raise ValueError(
-                f"the score {self.score.name!r} ranks maxout pieces: use the shape 'maxout_piece'"
-            )
-        if self.repair.level == "unit" and self.shape.counts != "units":
-            raise ValueError(
-                f"the repair {self.repair.name!r} is for units, the shape {self.shape.name!r} removes single "
-                "weights: use the shape 'unit'"
-            )
-        self._check_coupled()
-        self._check_budget()
-        if self.repair.level == "weight" and self.shape.counts != "weights":
-            raise ValueError(
-                f"the repair {self.repair.name!r} is for single weights, the shape {self.shape.name!r} "
-                f"removes {self.shape.counts}: use the shape 'weight', or the repair 'least_squares'"
-            )
-        if self.selection.needs and self.shape.counts != "weights":
-            raise ValueError(
-                f"the selection {self.selection.name!r} is for single weights: "
-                "use the shape 'weight' or 'n:m'"
-            )
-        if self.shape.pattern is not None and not self.selection.takes_patterns:
-            raise ValueError(
-                f"the selection {self.selection.name!r} cannot keep to the pattern of the shape "
-                f"{self.shape.name!r}: use the shape 'weight'"
-            )
-        if self.allocation.of_weights and self.shape.counts != "weights":
-            raise ValueError(
-                f"the allocation {self.allocation.name!r} looks at single weights: use the shape 'weight'"
-            )
+            _check_required(self, "statistics that are taken once", TAKEN_ONCE)
         return self
 
-    def _check_coupled(self) -> None:
-        """Coupled groups have no order in which one layer reads what the one before it makes."""
-        if not self.shape.by_example:
-            return
-        if self.score.chains_only:
-            raise ValueError(
-                f"the score {self.score.name!r} follows units from layer to layer of a chain, which the "
-                f"shape {self.shape.name!r} is not made of: use the shape 'unit'"
-            )
-        if self.repair.level == "unit" and not self.repair.on_groups:
-            raise ValueError(
-                f"the repair {self.repair.name!r} mends the one layer of a chain that reads the units: use "
-                f"it with the shape 'unit', not {self.shape.name!r}"
-            )
-
-    def _check_budget(self) -> None:
-        """A budget is solved for the whole network at once, and its steps are shares of what it counts."""
-        name = self.allocation.name if self.allocation.of_figure else None
-        if name is None:
-            return
-        if self.shape.counts != "units":
-            raise ValueError(
-                f"the allocation {name!r} counts what is left when units are taken out: use the shape 'unit' "
-                "or 'group'"
-            )
-        if self.order != "all":
-            raise ValueError(
-                f"the allocation {name!r} is solved over all layers at once: use the order 'all'"
-            )
-        if isinstance(self.schedule, Counts):
-            raise ValueError(
-                f"the schedule 'counts' states a number of units, the allocation {name!r} needs shares of "
-                "what it counts: use 'linear', 'geometric', 'cubic', 'explicit' or 'one_shot'"
-            )
-
-    def _check_statistics_once(self) -> None:
-        if self.rank != "once":
-            raise ValueError(
-                "statistics that are taken once serve one ranking only: set 'rank' to 'once' too"
-            )
-        if self.order != "all":
-            raise ValueError(
-                f"the order {self.order!r} is there to measure each layer behind those before it: "
-                "take 'statistics' at 'every_step'"
-            )
-        if not isinstance(self.retrain, NoRetraining):
-            raise ValueError(
-                f"the retrain {self.retrain.name!r} changes what layers are given: take 'statistics' at "
-                "'every_step'"
-            )
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts by their keys."""
+        return {key: value for key, value in vars(self).items() if isinstance(value, Part)}
 
     @property
     def layer_by_layer(self) -> bool:
@@ -262,11 +196,7 @@ class Recipe(Settings):
         self.allocation.check(targets, sparsities[-1])
         for target in targets:
             self.shape.check(target, sparsities)
-        if self.shape.even and not self.allocation.even and len(targets) > 1:
-            raise InputError(
-                f"the shape {self.shape.name!r} takes the same fraction of every layer, which the allocation "
-                f"{self.allocation.name!r} does not give: use 'per_layer' (with output_rate 1)"
-            )
+        self.allocation.check_even(self.shape, targets)
         for part in (self.score, self.repair):
             part.check(
                 model, elements.chain, elements.names if elements.chain is not None else elements.parameters
@@ -359,6 +289,13 @@ class Recipe(Settings):
             InputError: naming the key, its place and what is allowed.
         """
         return cls.parse(read_yaml(text), allow=allow)
+
+
+def _check_required(recipe: Recipe, part: str, requirements: Iterable[Requirement]) -> None:
+    for requirement in requirements:
+        value = getattr(recipe, requirement.of)
+        if not requirement.holds(value):
+            raise ValueError(requirement.refusal(part, value))
 
 
 def read_yaml(source: str | Path) -> Mapping[str, Any]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Self, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_serializer
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from prunekit.errors import InputError
-from prunekit.permission import allowing, import_object
+from prunekit.permission import allowing
 
 
 class Settings(BaseModel):
@@ -78,102 +77,10 @@ class Settings(BaseModel):
         return cls.__name__.lower()
 
 
-class Part(Settings):
-    """One interchangeable choice of a family (a score, a schedule, ...), written in YAML by its `name`.
-
-    A family is a direct subclass of `Part`; its members are all classes below it that set `name`.
-    In YAML a part is its name alone, or a mapping with `name` and its settings. A part of the user's own
-    is written as `package.module:Class`; if the program has not imported it, its module must be allowed
-    (see `prunekit.permission`).
-    """
-
-    name: ClassVar[str]
-    paper: ClassVar[str] = ""
-
-    @classmethod
-    def build(cls, value: Any) -> Self:
-        """The member of this family that a name, a mapping or a ready part describes."""
-        if isinstance(value, cls):
-            return value
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise InputError(
-                f"expected the name of a {cls._label()} or a mapping with the key 'name', got "
-                f"{shown(value)}; names are: {', '.join(sorted(cls.members()))}"
-            )
-        chosen = cls._find(value["name"])
-        return chosen.parse({key: setting for key, setting in value.items() if key != "name"})
-
-    @classmethod
-    def members(cls) -> dict[str, type[Self]]:
-        """Every named class of this family that has been imported."""
-        return {member.name: member for member in cls._descendants() if "name" in vars(member)}
-
-    @classmethod
-    def _descendants(cls) -> Iterator[type[Self]]:
-        for child in cls.__subclasses__():
-            yield child
-            yield from child._descendants()
-
-    @classmethod
-    def _find(cls, name: str) -> type[Self]:
-        members = cls.members()
-        if name in members:
-            return members[name]
-        if ":" in name:
-            known = {child._path(): child for child in cls._descendants()}
-            if name in known:  # code that runs already needs neither an import nor permission
-                return known[name]
-            found = import_object(name)
-            if isinstance(found, type) and issubclass(found, cls):
-                return found
-            raise InputError(f"{shown(name)} is not a {cls._label()} (a subclass of {cls.__name__})")
-        raise InputError(f"there is no {cls._label()} {shown(name)}; names are: {', '.join(sorted(members))}")
-
-    @classmethod
-    def _label(cls) -> str:
-        return getattr(cls, "name", cls.__name__.lower())
-
-    @classmethod
-    def summary(cls) -> str:
-        """The first sentence of the class's docstring."""
-        return inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-
-    @model_serializer(mode="wrap")
-    def _with_name(self, handler: Any) -> dict[str, Any]:
-        cls = type(self)
-        # a class of a script has no module to import it from; the other parts of users are found by theirs
-        short = cls.__module__ == "__main__" or cls.__module__.startswith("prunekit.")
-        name = vars(cls).get("name") if short else None
-        return {"name": name or cls._path(), **handler(self)}
-
-    @classmethod
-    def _path(cls) -> str:
-        return f"{cls.__module__}:{cls.__qualname__}"
-
-
 def digest(values: Any) -> str:
     """12 hexadecimal digits of the SHA-256 of plain JSON values, the same for any order of their keys."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def modules_of(value: Any) -> set[str]:
-    """The modules of the user's own parts that are anywhere in settings."""
-    found: set[str] = set()
-    left = [value]
-    while left:
-        each = left.pop()
-        if isinstance(each, Settings):
-            left += vars(each).values()
-            if isinstance(each, Part) and not type(each).__module__.startswith("prunekit."):
-                found.add(type(each).__module__)
-        elif isinstance(each, Mapping):
-            left += each.values()
-        elif isinstance(each, list | tuple):
-            left += each
-    return found
 
 
 def shown(value: Any, most: int = 200) -> str:

@@ -27,6 +27,7 @@ from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.maxout import Maxout
 from prunekit.methods import METHODS
 from prunekit.parts.allocation import Allocation
+from prunekit.parts.base import Part
 from prunekit.parts.granularity import Shape
 from prunekit.parts.regularize import Regularizer
 from prunekit.parts.repair import Repair
@@ -37,7 +38,7 @@ from prunekit.parts.selection import Selection
 from prunekit.parts.stopping import Stop
 from prunekit.pruning import prune
 from prunekit.recipe import Recipe
-from prunekit.settings import Part, shown
+from prunekit.settings import shown
 from prunekit.training import Training, TrainingError
 from small_nets import blobs, mlp
 

@@ -17,8 +17,8 @@ from prunekit.errors import InputError
 from prunekit.graph import Combine, Pool, Scored
 from prunekit.graph.capture import Inputs
 from prunekit.limits import WHOLE
+from prunekit.parts.base import Level, Part
 from prunekit.ranking import lowest, lowest_per_row
-from prunekit.settings import Part
 from prunekit.targets import Target, find_targets
 
 INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Conv1D")
@@ -33,31 +33,25 @@ Counted = Literal["weights", "units", "pieces"]
 
 
 class Shape(Part):
-    """How the weights of one layer are chosen, once it is known how many of them go."""
+    """How the weights of one layer are chosen, once it is known how many of them go.
+
+    Attributes:
+        level: what is removed, which other parts must work on.
+        counts: what is counted.
+        even: whether every layer must lose the same fraction.
+        pattern: (n, m) where n of every m consecutive inputs of an output stay.
+        by_example: whether the network must be run on an example to find out what there is to choose from.
+    """
+
+    level: ClassVar[Level] = "weights"
+    even: ClassVar[bool] = False
+    pattern: ClassVar[tuple[int, int] | None] = None
+    counts: ClassVar[Counted] = "weights"
+    by_example: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, scores: Tensor, count: int) -> Tensor:
         """A mask (True = kept) that removes exactly `count` of the lowest scores that the shape allows."""
-
-    @property
-    def even(self) -> bool:
-        """Whether every layer must lose the same fraction."""
-        return False
-
-    @property
-    def pattern(self) -> tuple[int, int] | None:
-        """(n, m) where n of every m consecutive inputs of an output stay."""
-        return None
-
-    @property
-    def counts(self) -> Counted:
-        """What the shape counts."""
-        return "weights"
-
-    @property
-    def by_example(self) -> bool:
-        """Whether the network must be run on an example to find out what there is to choose from."""
-        return False
 
     def elements(
         self,
@@ -89,7 +83,7 @@ class Shape(Part):
 class Weight(Shape):
     """Single weights, anywhere in the layer."""
 
-    name: ClassVar[str] = "weight"
+    name = "weight"
 
     def select(self, scores: Tensor, count: int) -> Tensor:
         """Keep all but the `count` lowest, ties by position."""
@@ -109,16 +103,13 @@ class Unit(Weight):
             allocation asks for beyond such a multiple are left out.
     """
 
-    name: ClassVar[str] = "unit"
-    paper: ClassVar[str] = "filters by their norm: Li et al. 2016, arXiv 1608.08710"
+    name = "unit"
+    level = "units"
+    paper = "filters by their norm: Li et al. 2016, arXiv 1608.08710"
+    counts = "units"
     pool: Pool = "sum"
     inputs: bool = False
     round_to: int = Field(default=1, ge=1, le=WHOLE)
-
-    @property
-    def counts(self) -> Counted:
-        """Units."""
-        return "units"
 
     def elements(
         self,
@@ -168,24 +159,17 @@ class CoupledGroup(Weight):
             allocation asks for beyond such a multiple are left out.
     """
 
-    name: ClassVar[str] = "group"
-    paper: ClassVar[str] = "groups by their norm: Fang et al. 2023 (DepGraph), arXiv 2301.12900"
+    name = "group"
+    level = "groups"
+    paper = "groups by their norm: Fang et al. 2023 (DepGraph), arXiv 2301.12900"
+    counts = "units"
+    by_example = True
     pool: Pool = "sum"
     combine: Combine = "mean"
     over: Scored = "producers"
     kinds: tuple[Kind, ...] | None = Field(default=None, min_length=1)
     residual: bool = False
     round_to: int = Field(default=1, ge=1, le=WHOLE)
-
-    @property
-    def counts(self) -> Counted:
-        """Units."""
-        return "units"
-
-    @property
-    def by_example(self) -> bool:
-        """Couplings are read from exported graphs."""
-        return True
 
     def elements(
         self,
@@ -227,13 +211,10 @@ class MaxoutPiece(Shape):
     over a piece's incoming weights.
     """
 
-    name: ClassVar[str] = "maxout_piece"
-    paper: ClassVar[str] = "Rueda, Grzeszick, Fink 2017, arXiv 1707.06838"
-
-    @property
-    def counts(self) -> Counted:
-        """Pieces."""
-        return "pieces"
+    name = "maxout_piece"
+    level = "pieces"
+    paper = "Rueda, Grzeszick, Fink 2017, arXiv 1707.06838"
+    counts = "pieces"
 
     def elements(
         self,
@@ -285,8 +266,10 @@ class NM(Shape):
     multiple of 1/m, and the last step's must be 1 - n/m.
     """
 
-    name: ClassVar[str] = "n:m"
-    paper: ClassVar[str] = "Mishra et al. 2021, arXiv 2104.08378"
+    name = "n:m"
+    level = "patterns"
+    paper = "Mishra et al. 2021, arXiv 2104.08378"
+    even = True
     n: int = Field(default=2, ge=1, le=WHOLE)
     m: int = Field(default=4, ge=2, le=WHOLE)
 
@@ -308,12 +291,7 @@ class NM(Shape):
         return kept.view(inputs_last.shape).movedim(-1, 1)
 
     @property
-    def even(self) -> bool:
-        """Every group of every layer loses the same number."""
-        return True
-
-    @property
-    def pattern(self) -> tuple[int, int]:
+    def pattern(self) -> tuple[int, int]:  # type: ignore[override]
         """n of every m."""
         return self.n, self.m
 

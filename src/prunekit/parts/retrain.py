@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
 from prunekit.limits import WHOLE
+from prunekit.parts.base import Part
 from prunekit.seeds import derive, seeded
-from prunekit.settings import Part
 from prunekit.targets import unwrap
 from prunekit.training import Training
 
@@ -23,7 +23,13 @@ Checkpoints = Mapping[int, Mapping[str, Tensor]]
 
 
 class Retrain(Part):
-    """What follows a step of the pruning."""
+    """What follows a step of the pruning.
+
+    Attributes:
+        changes: whether the network is another one afterwards.
+    """
+
+    changes: ClassVar[bool] = True
 
     @property
     def plan(self) -> Training | None:
@@ -60,7 +66,8 @@ class Retrain(Part):
 class NoRetraining(Retrain):
     """Nothing follows."""
 
-    name: ClassVar[str] = "none"
+    name = "none"
+    changes = False
 
     def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
         """Leave the values."""
@@ -70,8 +77,8 @@ class NoRetraining(Retrain):
 class FineTune(Retrain):
     """The survivors keep their trained values and are trained on."""
 
-    name: ClassVar[str] = "fine_tune"
-    paper: ClassVar[str] = "Han et al. 2015, arXiv 1506.02626"
+    name = "fine_tune"
+    paper = "Han et al. 2015, arXiv 1506.02626"
     training: TrainingSettings = Field(default_factory=Training)
 
     @property
@@ -91,8 +98,8 @@ class Rewind(Retrain):
     is another one in every round.
     """
 
-    name: ClassVar[str] = "rewind"
-    paper: ClassVar[str] = "Frankle, Carbin 2019, arXiv 1803.03635; late rewinding: arXiv 1903.01611"
+    name = "rewind"
+    paper = "Frankle, Carbin 2019, arXiv 1803.03635; late rewinding: arXiv 1903.01611"
     step: int = Field(default=0, ge=0, le=WHOLE)
     training: TrainingSettings = Field(default_factory=Training)
 
@@ -123,8 +130,8 @@ class Reinitialize(Retrain):
     The model, or each of its layers, must have `reset_parameters()`.
     """
 
-    name: ClassVar[str] = "reinitialize"
-    paper: ClassVar[str] = "Frankle, Carbin 2019, arXiv 1803.03635, section 2"
+    name = "reinitialize"
+    paper = "Frankle, Carbin 2019, arXiv 1803.03635, section 2"
     training: TrainingSettings = Field(default_factory=Training)
 
     @property

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from prunekit.errors import InputError
 from prunekit.limits import STEPS, WHOLE
-from prunekit.settings import Part
+from prunekit.parts.base import Part
 
 
 def _below_one(value: float) -> float:
@@ -24,7 +24,18 @@ Sparsity = Annotated[float, AfterValidator(_below_one)]
 
 
 class Schedule(Part):
-    """How far each step of the pruning goes."""
+    """How far each step of the pruning goes.
+
+    Attributes:
+        of_count: whether it states a number of weights or units, and not a fraction.
+    """
+
+    of_count: ClassVar[bool] = False
+
+    @property
+    def stated(self) -> bool:
+        """Whether it states a sparsity, and does not leave it to the allocation."""
+        return self.sparsities()[0] is not None
 
     @abstractmethod
     def sparsities(self) -> tuple[float | None, ...]:
@@ -38,7 +49,7 @@ class Schedule(Part):
 class OneShot(Schedule):
     """Everything in one step."""
 
-    name: ClassVar[str] = "one_shot"
+    name = "one_shot"
     sparsity: Sparsity
 
     def sparsities(self) -> tuple[float | None, ...]:
@@ -49,7 +60,7 @@ class OneShot(Schedule):
 class Linear(Schedule):
     """Equal parts of the original count: 9, 18, ... 90 % for sparsity 0.9 in 10 steps."""
 
-    name: ClassVar[str] = "linear"
+    name = "linear"
     sparsity: Sparsity
     steps: int = Field(ge=1, le=STEPS)
 
@@ -65,8 +76,8 @@ class Geometric(Schedule):
     Give either `rate`, the share removed of what is left, or the final `sparsity`.
     """
 
-    name: ClassVar[str] = "geometric"
-    paper: ClassVar[str] = "Frankle, Carbin 2019, arXiv 1803.03635"
+    name = "geometric"
+    paper = "Frankle, Carbin 2019, arXiv 1803.03635"
     steps: int = Field(ge=1, le=STEPS)
     rate: Sparsity | None = None
     sparsity: Sparsity | None = None
@@ -92,8 +103,8 @@ class Geometric(Schedule):
 class Cubic(Schedule):
     """Fast at first, slow at the end: s_k = s + (s_0 - s) (1 - k/steps)^3."""
 
-    name: ClassVar[str] = "cubic"
-    paper: ClassVar[str] = "Zhu, Gupta 2017 (automated gradual pruning), arXiv 1710.01878"
+    name = "cubic"
+    paper = "Zhu, Gupta 2017 (automated gradual pruning), arXiv 1710.01878"
     sparsity: Sparsity
     steps: int = Field(ge=1, le=STEPS)
     initial: Sparsity = 0.0
@@ -107,7 +118,7 @@ class Cubic(Schedule):
 class Explicit(Schedule):
     """A list of sparsities."""
 
-    name: ClassVar[str] = "explicit"
+    name = "explicit"
     values: tuple[Sparsity, ...] = Field(min_length=1, max_length=STEPS)
 
     def sparsities(self) -> tuple[float | None, ...]:
@@ -125,7 +136,8 @@ class Counts(Schedule):
         sparsity: at the end.
     """
 
-    name: ClassVar[str] = "counts"
+    name = "counts"
+    of_count = True
     every: int = Field(ge=1, le=WHOLE)
     sparsity: Sparsity
 
@@ -152,7 +164,7 @@ class Counts(Schedule):
 class Rounds(Schedule):
     """A number of rounds whose amounts the allocation itself decides (`threshold`, `given`, `none`)."""
 
-    name: ClassVar[str] = "rounds"
+    name = "rounds"
     steps: int = Field(default=1, ge=1, le=STEPS)
 
     def sparsities(self) -> tuple[float | None, ...]:

@@ -14,9 +14,9 @@ from prunekit.halves import draw_halves
 from prunekit.limits import LARGE, STEPS, WHOLE
 from prunekit.obs.left_to_right import BLOCK, Choose, choose_count, choose_pattern, left_to_right
 from prunekit.obs.support import ITERATIONS, admm_support
+from prunekit.parts.base import Part
 from prunekit.parts.granularity import Shape
 from prunekit.ranking import lowest, lowest_per_row
-from prunekit.settings import Part
 from prunekit.statistics import ConnectionCorrelation, Found, LayerHessian, Statistic
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure.rows import from_rows, rows_of
@@ -48,17 +48,13 @@ class Choice:
 
 
 class Selection(Part):
-    """How the elements that go are chosen in a layer when the allocation has said how many."""
+    """How the elements that go are chosen in a layer when the allocation has said how many.
 
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The statistics that the selection is computed from; none by default."""
-        return ()
+    Attributes:
+        needs: the statistics that the selection is computed from.
+    """
 
-    @property
-    def takes_patterns(self) -> bool:
-        """Whether it can keep to an N:M pattern."""
-        return True
+    needs: ClassVar[tuple[Statistic, ...]] = ()
 
     @abstractmethod
     def __call__(self, choice: Choice) -> Tensor:
@@ -68,7 +64,7 @@ class Selection(Part):
 class Lowest(Selection):
     """The lowest scores that the shape allows."""
 
-    name: ClassVar[str] = "lowest"
+    name = "lowest"
 
     def __call__(self, choice: Choice) -> Tensor:
         """As the shape selects them; ties by position."""
@@ -91,20 +87,12 @@ class CorrelatedHalves(Selection):
             filter), or those of the whole `layer`.
     """
 
-    name: ClassVar[str] = "correlated_halves"
-    paper: ClassVar[str] = "Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891"
+    name = "correlated_halves"
+    paper = "Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891"
+    needs = (ConnectionCorrelation(),)
+    works_on = ("weights",)
     strong: float = Field(default=0.75, ge=0, le=1)
     within: Literal["row", "layer"] = "row"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The correlations."""
-        return (ConnectionCorrelation(),)
-
-    @property
-    def takes_patterns(self) -> bool:
-        """No."""
-        return False
 
     def __call__(self, choice: Choice) -> Tensor:
         """Drawn from the generator; weights that are zero already go before any other."""
@@ -129,12 +117,10 @@ class LayerSelection(Selection):
         damp: added to the Hessian's diagonal, relative to its mean over the live inputs.
     """
 
-    damp: float = Field(default=0.01, ge=0, le=LARGE)
+    works_on = ("weights", "patterns")
+    needs = (LayerHessian(),)
 
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Second moments of the layers' inputs, about the mean where there is a bias."""
-        return (LayerHessian(),)
+    damp: float = Field(default=0.01, ge=0, le=LARGE)
 
     def __call__(self, choice: Choice) -> Tensor:
         """Each group of a convolution by itself, with its share of the count."""
@@ -174,8 +160,8 @@ class SparseGPT(LayerSelection):
     Goes with the repair `sparsegpt`, which repeats the same pass for its weights; any other repair works too.
     """
 
-    name: ClassVar[str] = "sparsegpt"
-    paper: ClassVar[str] = "Frantar, Alistarh 2023, arXiv 2301.00774"
+    name = "sparsegpt"
+    paper = "Frantar, Alistarh 2023, arXiv 2301.00774"
     block: int = Field(default=BLOCK, ge=1, le=WHOLE)
 
     def select(
@@ -195,8 +181,8 @@ class SparseGPT(LayerSelection):
 class ADMM(LayerSelection):
     """A search that moves support and weights together (ALPS); goes with `masked_least_squares`."""
 
-    name: ClassVar[str] = "admm"
-    paper: ClassVar[str] = "Meng et al. 2024 (ALPS), arXiv 2406.07831"
+    name = "admm"
+    paper = "Meng et al. 2024 (ALPS), arXiv 2406.07831"
     iterations: int = Field(default=ITERATIONS, ge=1, le=STEPS)
 
     def select(

@@ -13,21 +13,19 @@ from torch import Tensor
 from prunekit.errors import InputError
 from prunekit.losses import Loss
 from prunekit.masks import Masks
-from prunekit.settings import Part
+from prunekit.parts.base import Part
 
 
 class Stop(Part):
-    """What ends a pruning before its last step."""
+    """What ends a pruning before its last step.
 
-    @property
-    def needs_data(self) -> bool:
-        """Whether the network is measured after each step, so that data is needed."""
-        return True
+    Attributes:
+        needs_data: whether the network is measured after each step, so that data is needed.
+        rolls_back: whether the network goes back to before the step that broke the rule.
+    """
 
-    @property
-    def rolls_back(self) -> bool:
-        """Whether the network goes back to before the step that broke the rule."""
-        return False
+    needs_data: ClassVar[bool] = True
+    rolls_back: ClassVar[bool] = False
 
     @abstractmethod
     def error(self, outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
@@ -45,12 +43,8 @@ class Stop(Part):
 class Never(Stop):
     """All steps of the schedule are taken."""
 
-    name: ClassVar[str] = "never"
-
-    @property
-    def needs_data(self) -> bool:
-        """Nothing is measured."""
-        return False
+    name = "never"
+    needs_data = False
 
     def error(self, outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
         """Nothing."""
@@ -76,8 +70,8 @@ class ErrorLimit(Stop):
             otherwise that step stays, and is the last.
     """
 
-    name: ClassVar[str] = "error_limit"
-    paper: ClassVar[str] = "Mozer, Smolensky 1989, NIPS 1; Augasta, Kathirvalavakumar 2011 (roll-back)"
+    name = "error_limit"
+    paper = "Mozer, Smolensky 1989, NIPS 1; Augasta, Kathirvalavakumar 2011 (roll-back)"
     of: Literal["loss", "error_rate"] = "loss"
     limit: float | None = Field(default=None, ge=0)
     increase: float | None = Field(default=None, ge=0)
@@ -90,7 +84,7 @@ class ErrorLimit(Stop):
         return self
 
     @property
-    def rolls_back(self) -> bool:
+    def rolls_back(self) -> bool:  # type: ignore[override]
         """As set."""
         return self.roll_back
 

@@ -19,7 +19,7 @@ from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned, Record
 from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
-from prunekit.parts.repair import Damage, NoRepair
+from prunekit.parts.repair import Damage
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
 from prunekit.pruning.attachment import Attachment, check_attachable
@@ -161,7 +161,7 @@ class Session:
             or evaluated
             or recipe.retrain.plan is not None
             or recipe.stop.needs_data
-            or not isinstance(recipe.repair, NoRepair)
+            or recipe.repair.changes
         )
         values = Snapshot(unwrap(self.model)) if may_fail else None
         kept, masks, history = self.kept, self.masks, list(self.history)

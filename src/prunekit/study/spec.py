@@ -17,10 +17,11 @@ from prunekit.errors import InputError
 from prunekit.models import ModelSettings
 from prunekit.names import check_folder_name, check_label
 from prunekit.parts.allocation import Nothing
+from prunekit.parts.base import modules_of
 from prunekit.parts.retrain import TrainingSettings
 from prunekit.permission import Named, current
 from prunekit.recipe import Recipe
-from prunekit.settings import Settings, digest, modules_of
+from prunekit.settings import Settings, digest
 from prunekit.strict_yaml import load_yaml
 from prunekit.training import Training
 

@@ -213,7 +213,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"shape": "weight"}, "counts what is left when units are taken out"),
+            (
+                {"shape": "weight"},
+                "budget' works on units .*, the shape 'weight'.*: use the shape 'unit' or 'group'",
+            ),
             ({"order": "forward"}, "use the order 'all'"),
             ({"schedule": "rounds"}, "states no sparsity, which the allocation 'budget' needs"),
             ({"schedule": {"name": "counts", "every": 2, "sparsity": 0.5}}, "the schedule 'counts' states"),

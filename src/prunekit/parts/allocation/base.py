@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
-from prunekit.settings import Part
+from prunekit.parts.base import Part, Requirement
 from prunekit.targets import Target
+
+if TYPE_CHECKING:
+    from prunekit.parts.granularity import Shape
 
 
 @dataclass(frozen=True)
@@ -68,50 +72,42 @@ class Situation:
     remains: Remains | None = None
 
 
+STATED = Requirement(
+    "schedule",
+    lambda schedule: schedule.stated,
+    "the schedule {value} states no sparsity, which {part} needs: use a schedule that does, such as 'linear'",
+)
+"""The allocation shares out a sparsity."""
+
+DECIDED = Requirement(
+    "schedule",
+    lambda schedule: not schedule.stated,
+    "{part} decides the amount itself: use the schedule 'rounds', not {value}",
+)
+"""The allocation states the amount by itself."""
+
+
 class Allocation(Part):
     """How the removals are shared over layers.
 
     Attributes:
         floor: the fraction of every layer that is always kept, rounded up to whole weights, so that no
             layer is emptied by accident; 0 allows it.
+        local: whether a layer's amount follows from its own scores and the sizes of the others.
+        even: whether every layer loses the same fraction, which some shapes need.
+        of_figure: whether the schedule's sparsity is a fraction of what the network costs, not of its units.
+        by_example: whether the network is run on an example.
+        needs_data: whether the allocation evaluates the network.
     """
 
+    requires: ClassVar[tuple[Requirement, ...]] = (STATED,)
+    local: ClassVar[bool] = False
+    even: ClassVar[bool] = False
+    of_figure: ClassVar[bool] = False
+    by_example: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = False
+
     floor: float = Field(default=0.001, ge=0, lt=1)
-
-    @property
-    def of_weights(self) -> bool:
-        """Whether the rule looks at the weights themselves, so that units cannot be shared out by it."""
-        return False
-
-    @property
-    def decides_amount(self) -> bool:
-        """Whether the allocation states the amount, with the schedule `rounds`, and not a sparsity."""
-        return False
-
-    @property
-    def local(self) -> bool:
-        """Whether a layer's amount follows from its own scores and the sizes of the others."""
-        return False
-
-    @property
-    def even(self) -> bool:
-        """Whether every layer loses the same fraction, which some shapes need."""
-        return False
-
-    @property
-    def of_figure(self) -> bool:
-        """Whether the schedule's sparsity is a fraction of what the network costs, and not of its units."""
-        return False
-
-    @property
-    def by_example(self) -> bool:
-        """Whether the network is run on an example."""
-        return False
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether the allocation evaluates the network."""
-        return False
 
     @abstractmethod
     def amounts(self, situation: Situation) -> dict[str, int]:
@@ -129,6 +125,15 @@ class Allocation(Part):
                 f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} {what}, but the "
                 f"floor of {self.floor:g} per layer allows {reachable:,}: "
                 "lower the sparsity or the allocation's floor"
+            )
+
+    def check_even(self, shape: Shape, targets: Sequence[Target]) -> None:
+        """Refuse a shape that takes the same fraction of every layer where this gives another, with an
+        `InputError`."""
+        if shape.even and not self.even and len(targets) > 1:
+            raise InputError(
+                f"the shape {shape.name!r} takes the same fraction of every layer, which the allocation "
+                f"{self.name!r} does not give: use 'per_layer' (with output_rate 1)"
             )
 
     def check_network(self, targets: Sequence[Target], sparsity: float | None, remains: Remains) -> None:

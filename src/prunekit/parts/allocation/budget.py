@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
 from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, state_bytes
-from prunekit.parts.allocation.base import Allocation, Remains, Situation
+from prunekit.parts.allocation.base import STATED, Allocation, Remains, Situation
+from prunekit.parts.base import Requirement
 from prunekit.targets import Target
 
 Figure = Literal["parameters", "macs", "bytes", "latency"]
@@ -51,7 +52,23 @@ class Budget(Allocation):
             out of the whole network alone.
     """
 
-    name: ClassVar[str] = "budget"
+    name = "budget"
+    works_on = ("units", "groups")
+    requires = (
+        STATED,
+        Requirement(
+            "order",
+            lambda order: order == "all",
+            "{part} is solved over all layers at once: use the order 'all', not {value}",
+        ),
+        Requirement(
+            "schedule",
+            lambda schedule: not schedule.of_count,
+            "the schedule {value} states a number of units, {part} needs shares of what it counts: "
+            "use 'linear', 'geometric', 'cubic', 'explicit' or 'one_shot'",
+        ),
+    )
+    of_figure = True
     of: Figure = "macs"
     share: Literal["global", "per_layer"] = "global"
     per_cost: bool = False
@@ -65,12 +82,7 @@ class Budget(Allocation):
         return self
 
     @property
-    def of_figure(self) -> bool:
-        """The schedule counts the figure."""
-        return True
-
-    @property
-    def by_example(self) -> bool:
+    def by_example(self) -> bool:  # type: ignore[override]
         """The network is run on it, if it does not only tell what is coupled."""
         return self.of in ("macs", "latency")
 

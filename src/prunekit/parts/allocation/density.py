@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.limits import LARGE
-from prunekit.parts.allocation.base import Allocation, Situation
+from prunekit.parts.allocation.base import DECIDED, Allocation, Situation
 from prunekit.parts.schedule import Sparsity
 from prunekit.targets import Target, matches
 
@@ -25,16 +24,12 @@ class PerLayer(Allocation):
             takes 20 % of what is left elsewhere takes 10 % there, as the lottery-ticket paper does.
     """
 
-    name: ClassVar[str] = "per_layer"
+    name = "per_layer"
+    local = True
     output_rate: float = Field(default=1.0, ge=0, le=1)
 
     @property
-    def local(self) -> bool:
-        """Each layer by itself."""
-        return True
-
-    @property
-    def even(self) -> bool:
+    def even(self) -> bool:  # type: ignore[override]
         """Unless the output layer is treated apart."""
         return self.output_rate == 1
 
@@ -68,13 +63,9 @@ class ERK(Allocation):
     Narrow and small layers stay denser; a layer that would exceed density 1 is kept whole.
     """
 
-    name: ClassVar[str] = "erk"
-    paper: ClassVar[str] = "Evci et al. 2020 (RigL), arXiv 1911.11134"
-
-    @property
-    def local(self) -> bool:
-        """Each layer by itself."""
-        return True
+    name = "erk"
+    paper = "Evci et al. 2020 (RigL), arXiv 1911.11134"
+    local = True
 
     def amounts(self, situation: Situation) -> dict[str, int]:
         """Densities scaled so that the total is exactly round(sparsity * total)."""
@@ -106,18 +97,10 @@ class Given(Allocation):
     `rounds`, which reaches the sparsities in equal steps.
     """
 
-    name: ClassVar[str] = "given"
+    name = "given"
+    local = True
+    requires = (DECIDED,)
     sparsities: dict[str, Sparsity] = Field(min_length=1)
-
-    @property
-    def local(self) -> bool:
-        """Each layer by itself."""
-        return True
-
-    @property
-    def decides_amount(self) -> bool:
-        """The dictionary states the amounts."""
-        return True
 
     def amounts(self, situation: Situation) -> dict[str, int]:
         """round(sparsity of the layer * round / rounds * size)."""
@@ -166,24 +149,12 @@ class Threshold(Allocation):
     round removes some more; the schedule is `rounds`.
     """
 
-    name: ClassVar[str] = "threshold"
-    paper: ClassVar[str] = "Han et al. 2015, arXiv 1506.02626"
+    name = "threshold"
+    paper = "Han et al. 2015, arXiv 1506.02626"
+    local = True
+    works_on = ("weights", "patterns")
+    requires = (DECIDED,)
     q: float = Field(gt=0, le=LARGE)
-
-    @property
-    def local(self) -> bool:
-        """Each layer by itself."""
-        return True
-
-    @property
-    def of_weights(self) -> bool:
-        """The deviation is that of the weights."""
-        return True
-
-    @property
-    def decides_amount(self) -> bool:
-        """The threshold states the amounts."""
-        return True
 
     def amounts(self, situation: Situation) -> dict[str, int]:
         """The number of scores below the threshold, at most down to the floor."""
@@ -198,17 +169,9 @@ class Threshold(Allocation):
 class Nothing(Allocation):
     """Removes nothing: the control that is retrained as long as the others. The schedule is `rounds`."""
 
-    name: ClassVar[str] = "none"
-
-    @property
-    def local(self) -> bool:
-        """Each layer by itself."""
-        return True
-
-    @property
-    def decides_amount(self) -> bool:
-        """The amount is zero."""
-        return True
+    name = "none"
+    local = True
+    requires = (DECIDED,)
 
     def amounts(self, situation: Situation) -> dict[str, int]:
         """Zero everywhere."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from prunekit.limits import LARGE
-from prunekit.parts.allocation.base import Allocation, Situation
+from prunekit.parts.allocation.base import DECIDED, Allocation, Situation
 
 
 class BelowMean(Allocation):
@@ -22,22 +20,12 @@ class BelowMean(Allocation):
         deviations: how many standard deviations (of the layer's scores, divisor n) below that.
     """
 
-    name: ClassVar[str] = "below_mean"
-    paper: ClassVar[str] = (
-        "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7; Hu et al. 2016, arXiv 1607.03250"
-    )
+    name = "below_mean"
+    paper = "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7; Hu et al. 2016, arXiv 1607.03250"
+    local = True
+    requires = (DECIDED,)
     tau: float = Field(default=1.0, ge=0, le=LARGE)
     deviations: float = Field(default=0.0, ge=0, le=LARGE)
-
-    @property
-    def local(self) -> bool:
-        """Each layer by itself."""
-        return True
-
-    @property
-    def decides_amount(self) -> bool:
-        """The mean states the amounts."""
-        return True
 
     def amounts(self, situation: Situation) -> dict[str, int]:
         """What is gone and what is below the bound, at most down to the floor."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from prunekit.limits import LARGE
@@ -22,8 +20,8 @@ class OWL(Allocation):
         spread: λ, how far layers may differ from the sparsity of the network.
     """
 
-    name: ClassVar[str] = "owl"
-    paper: ClassVar[str] = "Yin et al. 2024, arXiv 2310.05175"
+    name = "owl"
+    paper = "Yin et al. 2024, arXiv 2310.05175"
     outlier: float = Field(default=5.0, gt=1, le=LARGE)
     spread: float = Field(default=0.08, ge=0, lt=1)
 

@@ -1,7 +1,5 @@
 """One ranking over all layers."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from prunekit.ranking import lowest
 class Global(Allocation):
     """All weights of all layers compete in one ranking; a layer keeps what wins, and at least its floor."""
 
-    name: ClassVar[str] = "global"
+    name = "global"
 
     def amounts(self, situation: Situation) -> dict[str, int]:
         """Rank once; exactly round(sparsity * total) are marked, ties in the model's order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -26,8 +25,9 @@ class Sensitivity(Allocation):
         grid: the sparsities at which a layer is tried, increasing.
     """
 
-    name: ClassVar[str] = "sensitivity"
-    paper: ClassVar[str] = "Han et al. 2015, arXiv 1506.02626, section 5"
+    name = "sensitivity"
+    paper = "Han et al. 2015, arXiv 1506.02626, section 5"
+    needs_data = True
     grid: tuple[Sparsity, ...] = Field(
         default=(0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98), min_length=1, max_length=STEPS
     )
@@ -37,11 +37,6 @@ class Sensitivity(Allocation):
         if self.grid[0] <= 0 or any(later <= earlier for earlier, later in pairwise(self.grid)):
             raise ValueError(f"grid = {list(self.grid)} must be increasing above 0")
         return self
-
-    @property
-    def needs_data(self) -> bool:
-        """The loss is measured on calibration data."""
-        return True
 
     def amounts(self, situation: Situation) -> dict[str, int]:
         """Exactly round(sparsity * total), shared out at equal loss increase per layer."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunekit.masks import Masks
-from prunekit.settings import Part
+from prunekit.parts.base import Part
 
 
 class Regularizer(Part):

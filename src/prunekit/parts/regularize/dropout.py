@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -26,8 +26,8 @@ class Dropout(Regularizer):
             overfits less (Han et al. 2015, section 3.2). The density is that of all pruned layers.
     """
 
-    name: ClassVar[str] = "dropout"
-    paper: ClassVar[str] = "Srivastava et al. 2014; Han et al. 2015, arXiv 1506.02626"
+    name = "dropout"
+    paper = "Srivastava et al. 2014; Han et al. 2015, arXiv 1506.02626"
     p: float = Field(default=0.5, gt=0, lt=1)
     on: tuple[str, ...] = ("ReLU", "Sigmoid", "Tanh", "GELU", "LeakyReLU", "SiLU", "ELU")
     scale_with_density: bool = True

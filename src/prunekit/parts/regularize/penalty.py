@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -43,7 +43,7 @@ class _Penalty(Regularizer):
 class L1(_Penalty):
     """strength * sum |w|, which drives weights to zero."""
 
-    name: ClassVar[str] = "l1"
+    name = "l1"
 
     def _gradient(self, weights: list[Tensor]) -> list[Tensor]:
         return list(torch._foreach_sign(weights))
@@ -52,7 +52,7 @@ class L1(_Penalty):
 class L2(_Penalty):
     """strength / 2 * sum w^2, which keeps weights small."""
 
-    name: ClassVar[str] = "l2"
+    name = "l2"
 
     def _gradient(self, weights: list[Tensor]) -> list[Tensor]:
         return weights

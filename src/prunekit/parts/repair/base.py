@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from prunekit.graph import Coupled
 from prunekit.masks import Masks
-from prunekit.settings import Part
+from prunekit.parts.base import Part
 from prunekit.statistics import Found, Statistic
 from prunekit.structure import Chain
 
@@ -43,17 +43,12 @@ class Repair(Part):
     """Changes the weights that are left so that less is lost.
 
     Attributes:
-        level: what it mends the loss of.
-        on_groups: of those for units: whether it knows coupled groups of any network, and not only chains.
+        needs: the statistics that the repair is computed from.
+        changes: whether it changes anything at all.
     """
 
-    level: ClassVar[Literal["unit", "weight", "either"]] = "either"
-    on_groups: ClassVar[bool] = False
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The statistics that the repair is computed from; none by default."""
-        return ()
+    changes: ClassVar[bool] = True
+    needs: ClassVar[tuple[Statistic, ...]] = ()
 
     def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
         """Refuse a model that cannot be repaired, before anything is done to it.
@@ -76,7 +71,8 @@ class Repair(Part):
 class NoRepair(Repair):
     """The survivors stay as they are."""
 
-    name: ClassVar[str] = "none"
+    name = "none"
+    changes = False
 
     def __call__(self, damage: Damage) -> None:
         """Nothing."""

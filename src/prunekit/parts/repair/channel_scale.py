@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from prunekit.parts.repair.units import Loss, UnitRepair
-from prunekit.statistics import Found, InputCovariance, MeanInput, Statistic
+from prunekit.statistics import Found, InputCovariance, MeanInput
 from prunekit.statistics.consumers import second_moments
 from prunekit.units import best_scales, contribution_products
 
@@ -17,14 +15,10 @@ class ChannelScale(UnitRepair):
     `least_squares` fits every weight instead, with as many times more freedom as a unit has weights.
     """
 
-    name: ClassVar[str] = "channel_scale"
-    paper: ClassVar[str] = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
-    needs_bias: ClassVar[bool] = False
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """First and second moments of what the layers read."""
-        return MeanInput(), InputCovariance()
+    name = "channel_scale"
+    paper = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
+    needs_bias = False
+    needs = (MeanInput(), InputCovariance())
 
     def mend(self, loss: Loss, found: Found) -> None:
         """Scale the columns of the units that are left."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from prunekit.parts.repair.units import Loss, UnitRepair, mean_output, shift_bias
-from prunekit.statistics import Found, MeanInput, Statistic
+from prunekit.statistics import Found, MeanInput
 
 
 class FoldMean(UnitRepair):
@@ -19,13 +17,9 @@ class FoldMean(UnitRepair):
     where much goes from several layers at once: the constants stay whole while the signal fades.
     """
 
-    name: ClassVar[str] = "fold_mean"
-    paper: ClassVar[str] = "constant units of Sietsma, Dow 1988"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The mean inputs of the layers."""
-        return (MeanInput(),)
+    name = "fold_mean"
+    paper = "constant units of Sietsma, Dow 1988"
+    needs = (MeanInput(),)
 
     def mend(self, loss: Loss, found: Found) -> None:
         """Add the mean of the lost part of the pre-activation to the bias."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch import Tensor
 from prunekit.limits import LARGE
 from prunekit.parts.repair.base import Damage
 from prunekit.parts.repair.units import Loss, UnitRepair, shift_bias
-from prunekit.statistics import Found, InputCovariance, MeanInput, Statistic
+from prunekit.statistics import Found, InputCovariance, MeanInput
 from prunekit.statistics.consumers import second_moments
 from prunekit.structure.rows import from_rows, patches, rows_of
 from prunekit.targets import owner_of
@@ -32,16 +32,12 @@ class LeastSquares(UnitRepair):
             data leave a choice.
     """
 
-    name: ClassVar[str] = "least_squares"
-    paper: ClassVar[str] = "the reconstruction of ThiNet, Luo et al. 2017, arXiv 1707.06342"
-    needs_bias: ClassVar[bool] = False
-    on_groups: ClassVar[bool] = True
+    name = "least_squares"
+    paper = "the reconstruction of ThiNet, Luo et al. 2017, arXiv 1707.06342"
+    needs_bias = False
+    works_on = ("units", "groups")
+    needs = (MeanInput(), InputCovariance())
     ridge: float = Field(default=1e-6, ge=0, le=LARGE)
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """First and second moments of what the layers read."""
-        return MeanInput(), InputCovariance()
 
     def mend(self, loss: Loss, found: Found) -> None:
         """Fit the rows of each pattern of kept weights together."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,7 +11,7 @@ from torch import nn
 from prunekit.limits import LARGE
 from prunekit.obs import damped, refit
 from prunekit.parts.repair.base import Damage, Repair
-from prunekit.statistics import GaussNewton, Statistic, row_layers
+from prunekit.statistics import GaussNewton, row_layers
 from prunekit.statistics.curvature import check_size
 from prunekit.structure import Chain
 from prunekit.targets import unwrap
@@ -28,15 +27,11 @@ class OBSRefit(Repair):
         damp: added to the Hessian's diagonal, relative to its mean.
     """
 
-    name: ClassVar[str] = "obs"
-    paper: ClassVar[str] = "Hassibi, Stork 1993, NIPS 5"
-    level: ClassVar[Literal["unit", "weight", "either"]] = "weight"
+    name = "obs"
+    paper = "Hassibi, Stork 1993, NIPS 5"
+    works_on = ("weights", "patterns")
+    needs = (GaussNewton(),)
     damp: float = Field(default=1e-4, ge=0, le=LARGE)
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The Hessian."""
-        return (GaussNewton(),)
 
     def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
         """The Hessian of all weights must fit.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.parts.repair.units import Loss, UnitRepair, mean_output, shift_bias
-from prunekit.statistics import Found, MeanInput, Statistic, UnitCovariance
+from prunekit.statistics import Found, MeanInput, UnitCovariance
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,9 @@ class SietsmaDow(UnitRepair):
     filter's map. As to constants and zero padding see `fold_mean`; an equal filter is exact with padding too.
     """
 
-    name: ClassVar[str] = "sietsma_dow"
-    paper: ClassVar[str] = "Sietsma, Dow 1988, doi 10.1109/ICNN.1988.23864"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The mean inputs of the layers, and how the units vary together."""
-        return MeanInput(), UnitCovariance()
+    name = "sietsma_dow"
+    paper = "Sietsma, Dow 1988, doi 10.1109/ICNN.1988.23864"
+    needs = (MeanInput(), UnitCovariance())
 
     def mend(self, loss: Loss, found: Found) -> None:
         """Hand the outgoing weights on to the partners, the constants to the bias."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from prunekit.errors import ModelError
+from prunekit.parts.base import Level
 from prunekit.parts.repair.base import Damage, Repair
 from prunekit.statistics import Found
 from prunekit.structure import Chain, UnitGroup
@@ -51,7 +52,7 @@ class UnitRepair(Repair):
     in one step: use the order `forward` or small steps for repairs that see the repaired inputs.
     """
 
-    level: ClassVar[Literal["unit", "weight", "either"]] = "unit"
+    works_on: ClassVar[tuple[Level, ...]] = ("units",)
     needs_bias: ClassVar[bool] = True
 
     def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from prunekit.limits import LARGE
 from prunekit.obs import inverse_of, refit, shared_update
 from prunekit.obs.left_to_right import choose_mask, left_to_right
 from prunekit.parts.repair.base import Damage, Repair
-from prunekit.statistics import InputMean, LayerHessian, Statistic, row_layers
+from prunekit.statistics import InputMean, LayerHessian, row_layers
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure import Chain
 from prunekit.structure.rows import from_rows, rows_of
@@ -33,13 +33,9 @@ class WeightRepair(Repair):
             in directions that the calibration data hardly show.
     """
 
-    level: ClassVar[Literal["unit", "weight", "either"]] = "weight"
+    works_on = ("weights", "patterns")
+    needs = (LayerHessian(), InputMean())
     damp: float = Field(default=0.01, ge=0, le=LARGE)
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """First and second moments of the layers' inputs."""
-        return LayerHessian(), InputMean()
 
     def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
         """Only linear and convolution layers can be fitted to their inputs.
@@ -92,8 +88,8 @@ class MaskedLeastSquares(WeightRepair):
     anywhere, N:M patterns included.
     """
 
-    name: ClassVar[str] = "masked_least_squares"
-    paper: ClassVar[str] = "Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
+    name = "masked_least_squares"
+    paper = "Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
 
     def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
         """Least squares on the support."""
@@ -108,8 +104,8 @@ class OBSUpdate(WeightRepair):
     `masked_least_squares`, which is the joint solution. The bias is put to its best value.
     """
 
-    name: ClassVar[str] = "obs_update"
-    paper: ClassVar[str] = "Dong, Chen, Pan 2017, arXiv 1705.07565"
+    name = "obs_update"
+    paper = "Dong, Chen, Pan 2017, arXiv 1705.07565"
 
     def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
         """The sum of the updates."""
@@ -123,8 +119,8 @@ class SparseGPTUpdate(WeightRepair):
     row make up for each other instead and is the better repair wherever its cost can be afforded.
     """
 
-    name: ClassVar[str] = "sparsegpt"
-    paper: ClassVar[str] = "Frantar, Alistarh 2023, arXiv 2301.00774"
+    name = "sparsegpt"
+    paper = "Frantar, Alistarh 2023, arXiv 2301.00774"
 
     def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
         """One pass over the columns."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.graph import Coupled
-from prunekit.settings import Part
+from prunekit.parts.base import Part
 from prunekit.statistics import Found, Statistic
 from prunekit.structure import Chain
 
@@ -54,27 +54,16 @@ class Evidence:
         return self.kept if self.of_units else self.weights
 
 
-Level = Literal["weight", "unit", "piece", "either"]
-"""What a score gives a number to."""
-
-
 class Score(Part):
     """A pruning criterion: higher = keep. Its settings are its fields, its data are in `Evidence`.
 
+    Scores of weights work on everything: a shape pools them into those of units.
+
     Attributes:
-        level: what it gives a number: a weight, a unit, a maxout piece, or `either`: whatever the recipe
-            counts.
-        chains_only: whether it looks at the layers of a chain one after the other, as only the shape `unit`
-            gives them.
+        needs: the statistics that the score is computed from.
     """
 
-    level: ClassVar[Level] = "weight"
-    chains_only: ClassVar[bool] = False
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The statistics that the score is computed from; none by default."""
-        return ()
+    needs: ClassVar[tuple[Statistic, ...]] = ()
 
     def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
         """Refuse a model that cannot be scored, before anything is done to it.

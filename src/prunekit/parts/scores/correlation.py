@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from prunekit.parts.scores.base import Evidence, Scores
 from prunekit.parts.scores.rows import RowScore
-from prunekit.statistics import ConnectionCorrelation, Statistic
+from prunekit.statistics import ConnectionCorrelation
 
 
 class Correlation(RowScore):
@@ -18,13 +16,9 @@ class Correlation(RowScore):
     published method draws by lot in two halves of them, which is the selection `correlated_halves`.
     """
 
-    name: ClassVar[str] = "correlation"
-    paper: ClassVar[str] = "Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The correlations."""
-        return (ConnectionCorrelation(),)
+    name = "correlation"
+    paper = "Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891"
+    needs = (ConnectionCorrelation(),)
 
     def __call__(self, evidence: Evidence) -> Scores:
         """Absolute values, in float64."""

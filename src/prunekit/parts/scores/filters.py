@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from pydantic import Field
@@ -31,8 +31,8 @@ class FeatureTaylor(UnitScore):
             those of the next layer: the paper's regularisation by FLOPs, with 1e-3 as its choice.
     """
 
-    name: ClassVar[str] = "feature_taylor"
-    paper: ClassVar[str] = "Molchanov et al. 2017, arXiv 1611.06440"
+    name = "feature_taylor"
+    paper = "Molchanov et al. 2017, arXiv 1611.06440"
     error: Error = "cross_entropy"
     normalize: bool = True
     macs: float = Field(default=0.0, ge=0, le=LARGE)
@@ -43,7 +43,7 @@ class FeatureTaylor(UnitScore):
         return FeatureChange(self.error)
 
     @property
-    def needs(self) -> tuple[Statistic, ...]:
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
         """The criterion, and the cost of units if it counts."""
         return (self.statistic, UnitMacs()) if self.macs else (self.statistic,)
 
@@ -66,13 +66,9 @@ def _norm(values: Tensor) -> Tensor:
 class NormScale(UnitScore):
     """|γ| of the batch norm behind the unit (network slimming); made for nets trained with an L1 on γ."""
 
-    name: ClassVar[str] = "norm_scale"
-    paper: ClassVar[str] = "Liu et al. 2017 (network slimming), arXiv 1708.06519"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Nothing: γ is in the network."""
-        return ()
+    name = "norm_scale"
+    paper = "Liu et al. 2017 (network slimming), arXiv 1708.06519"
+    needs = ()
 
     def __call__(self, evidence: Evidence) -> Scores:
         """One scale per unit."""
@@ -85,13 +81,9 @@ class NormScale(UnitScore):
 class GeometricMedian(UnitScore):
     """The sum of distances to the layer's other filters: those near the geometric median go first (FPGM)."""
 
-    name: ClassVar[str] = "geometric_median"
-    paper: ClassVar[str] = "He et al. 2019 (FPGM), arXiv 1811.00250"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Nothing: it looks at weights."""
-        return ()
+    name = "geometric_median"
+    paper = "He et al. 2019 (FPGM), arXiv 1811.00250"
+    needs = ()
 
     def __call__(self, evidence: Evidence) -> Scores:
         """One sum per unit, in float64."""
@@ -124,14 +116,10 @@ class ThiNet(UnitScore):
     `forward` to see what earlier removals did.
     """
 
-    name: ClassVar[str] = "thinet"
-    paper: ClassVar[str] = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
-    chains_only: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Second moments of what the next layers read."""
-        return MeanInput(), InputCovariance()
+    name = "thinet"
+    paper = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
+    works_on = ("units",)
+    needs = (MeanInput(), InputCovariance())
 
     def __call__(self, evidence: Evidence) -> Scores:
         """Places from 0; -1 for units that are off."""

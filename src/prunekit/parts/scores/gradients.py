@@ -1,21 +1,15 @@
 """Scores from the gradient of the loss by the weights."""
 
-from typing import ClassVar
-
 from prunekit.parts.scores.base import Evidence, Score, Scores
-from prunekit.statistics import MeanGradient, Statistic
+from prunekit.statistics import MeanGradient
 
 
 class Gradient(Score):
     """|dL/dw|: weights that the loss does not pull at go first."""
 
-    name: ClassVar[str] = "gradient"
-    paper: ClassVar[str] = "Blalock et al. 2020, arXiv 2003.03033, as a baseline"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The mean gradient."""
-        return (MeanGradient(),)
+    name = "gradient"
+    paper = "Blalock et al. 2020, arXiv 2003.03033, as a baseline"
+    needs = (MeanGradient(),)
 
     def __call__(self, evidence: Evidence) -> Scores:
         """Absolute values of the mean gradient."""
@@ -28,13 +22,9 @@ class WeightGradient(Score):
     SNIP takes it before training; on a trained network it is the first-order Taylor criterion.
     """
 
-    name: ClassVar[str] = "weight_gradient"
-    paper: ClassVar[str] = "Lee, Ajanthan, Torr 2019 (SNIP), arXiv 1810.02340"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The mean gradient."""
-        return (MeanGradient(),)
+    name = "weight_gradient"
+    paper = "Lee, Ajanthan, Torr 2019 (SNIP), arXiv 1810.02340"
+    needs = (MeanGradient(),)
 
     def __call__(self, evidence: Evidence) -> Scores:
         """Absolute values of weight times mean gradient."""

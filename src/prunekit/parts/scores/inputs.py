@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.parts.scores.base import Evidence, Scores
 from prunekit.parts.scores.rows import RowScore
-from prunekit.statistics import InputSquares, Statistic
+from prunekit.statistics import InputSquares
 from prunekit.structure.rows import from_rows, rows_of
 
 
@@ -44,13 +44,9 @@ class InputDeviation(InputScore):
     the bias makes up for it; with the repair `masked_least_squares` it is the cheap rival of exact OBS.
     """
 
-    name: ClassVar[str] = "input_deviation"
-    paper: ClassVar[str] = "Sun et al. 2023 (Wanda), arXiv 2306.11695, about the mean"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Variances and mean squares of the layers' inputs."""
-        return InputSquares(centred=True), InputSquares(centred=False)
+    name = "input_deviation"
+    paper = "Sun et al. 2023 (Wanda), arXiv 2306.11695, about the mean"
+    needs = (InputSquares(centred=True), InputSquares(centred=False))
 
     def squares(self, layer: nn.Module) -> InputSquares:
         """About the mean where there is a bias."""
@@ -65,14 +61,10 @@ class Wanda(InputScore):
             row loses the same share, by its rank there; or all of its `layer`.
     """
 
-    name: ClassVar[str] = "wanda"
-    paper: ClassVar[str] = "Sun et al. 2023, arXiv 2306.11695"
+    name = "wanda"
+    paper = "Sun et al. 2023, arXiv 2306.11695"
+    needs = (InputSquares(centred=False),)
     within: Literal["row", "layer"] = "row"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """Mean squares of the layers' inputs."""
-        return (InputSquares(centred=False),)
 
     def squares(self, layer: nn.Module) -> InputSquares:
         """About zero."""

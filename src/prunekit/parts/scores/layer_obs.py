@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ from prunekit.limits import LARGE
 from prunekit.obs import eliminate, inverse_of, removal_scores, shared_saliency
 from prunekit.parts.scores.base import Evidence, Scores
 from prunekit.parts.scores.rows import RowScore
-from prunekit.statistics import LayerHessian, Statistic
+from prunekit.statistics import LayerHessian
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure.rows import from_rows, rows_of
 
@@ -35,19 +35,13 @@ class LayerOBS(RowScore):
         precision: of the elimination; sums and factorisations are in float64 in any case.
     """
 
-    name: ClassVar[str] = "layer_obs"
-    paper: ClassVar[str] = (
-        "Dong, Chen, Pan 2017, arXiv 1705.07565; exact: Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
-    )
+    name = "layer_obs"
+    paper = "Dong, Chen, Pan 2017, arXiv 1705.07565; exact: Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
+    needs = (LayerHessian(),)
     form: Literal["exact", "shared"] = "exact"
     damp: float = Field(default=0.01, ge=0, le=LARGE)
     relative_to: Literal["nothing", "output_variance"] = "output_variance"
     precision: Literal["float32", "float64"] = "float32"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The second moments of the layers' inputs, about the mean where there is a bias."""
-        return (LayerHessian(),)
 
     def __call__(self, evidence: Evidence) -> Scores:
         """The losses, (float64) infinite for what a pattern never removes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from prunekit.limits import LARGE
 from prunekit.obs import damped, eliminate, removal_scores
 from prunekit.parts.scores.base import Evidence, Scores
 from prunekit.parts.scores.rows import RowScore
-from prunekit.statistics import GaussNewton, GaussNewtonDiagonal, Statistic
+from prunekit.statistics import GaussNewton, GaussNewtonDiagonal
 from prunekit.statistics.curvature import check_size
 from prunekit.structure import Chain
 from prunekit.targets import unwrap
@@ -28,13 +28,9 @@ class OBD(RowScore):
     squares instead, which leaves out how units of a layer act together.
     """
 
-    name: ClassVar[str] = "obd"
-    paper: ClassVar[str] = "LeCun, Denker, Solla 1990, NIPS 2"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The diagonal."""
-        return (GaussNewtonDiagonal(),)
+    name = "obd"
+    paper = "LeCun, Denker, Solla 1990, NIPS 2"
+    needs = (GaussNewtonDiagonal(),)
 
     def __call__(self, evidence: Evidence) -> Scores:
         """The saliencies, in float64."""
@@ -57,15 +53,11 @@ class OBS(RowScore):
         precision: of the elimination.
     """
 
-    name: ClassVar[str] = "obs"
-    paper: ClassVar[str] = "Hassibi, Stork 1993, NIPS 5"
+    name = "obs"
+    paper = "Hassibi, Stork 1993, NIPS 5"
+    needs = (GaussNewton(),)
     damp: float = Field(default=1e-4, ge=0, le=LARGE)
     precision: Literal["float32", "float64"] = "float64"
-
-    @property
-    def needs(self) -> tuple[Statistic, ...]:
-        """The Hessian."""
-        return (GaussNewton(),)
 
     def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
         """The Hessian of all weights must fit.

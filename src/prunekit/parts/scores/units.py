@@ -9,7 +9,8 @@ from torch import Tensor
 
 from prunekit.graph.figures import group_outgoing_norms
 from prunekit.limits import WHOLE
-from prunekit.parts.scores.base import Evidence, Level, Score, Scores
+from prunekit.parts.base import Level
+from prunekit.parts.scores.base import Evidence, Score, Scores
 from prunekit.statistics import (
     Behaviour,
     PredictedChange,
@@ -25,7 +26,7 @@ from prunekit.units import outgoing_norms
 class UnitScore(Score):
     """A score with one number per unit; the recipe's shape must be `unit`."""
 
-    level: ClassVar[Level] = "unit"
+    works_on: ClassVar[tuple[Level, ...]] = ("units", "groups")
 
     @property
     def statistic(self) -> Statistic:
@@ -33,7 +34,7 @@ class UnitScore(Score):
         raise NotImplementedError
 
     @property
-    def needs(self) -> tuple[Statistic, ...]:
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
         """The one statistic."""
         return (self.statistic,)
 
@@ -45,9 +46,9 @@ class UnitScore(Score):
 class Oracle(UnitScore):
     """The exact change of the error when the unit is switched off; the lowest signed change goes first."""
 
-    name: ClassVar[str] = "oracle"
-    paper: ClassVar[str] = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
-    chains_only: ClassVar[bool] = True
+    name = "oracle"
+    paper = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
+    works_on = ("units",)
     error: Error = "squared_error"
 
     @property
@@ -64,9 +65,9 @@ class UnitTaylor(UnitScore):
         form: of the second derivative: exact, or as published, with the diagonal terms only.
     """
 
-    name: ClassVar[str] = "unit_taylor"
-    paper: ClassVar[str] = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
-    chains_only: ClassVar[bool] = True
+    name = "unit_taylor"
+    paper = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
+    works_on = ("units",)
     order: Literal[1, 2] = 2
     form: Literal["exact", "published"] = "exact"
     error: Error = "squared_error"
@@ -80,9 +81,9 @@ class UnitTaylor(UnitScore):
 class Skeletonization(UnitScore):
     """Relevance: -dE/dgain of the linear error sum |t - o|, as a running average over batches."""
 
-    name: ClassVar[str] = "skeletonization"
-    paper: ClassVar[str] = "Mozer, Smolensky 1989, NIPS 1"
-    chains_only: ClassVar[bool] = True
+    name = "skeletonization"
+    paper = "Mozer, Smolensky 1989, NIPS 1"
+    works_on = ("units",)
     batch_size: int = Field(default=100, ge=1, le=WHOLE)
 
     @property
@@ -97,9 +98,9 @@ class N2PS(UnitScore):
     The paper's own formula was not available to us; this is its description in words.
     """
 
-    name: ClassVar[str] = "n2ps"
-    paper: ClassVar[str] = "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7"
-    chains_only: ClassVar[bool] = True
+    name = "n2ps"
+    paper = "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7"
+    works_on = ("units",)
 
     @property
     def statistic(self) -> Statistic:
@@ -127,8 +128,8 @@ class Activation(UnitScore):
             layer, the part of its variance that the best stand-in misses.
     """
 
-    name: ClassVar[str] = "activation"
-    paper: ClassVar[str] = "Hu et al. 2016 (APoZ), arXiv 1607.03250; correlation: Sietsma, Dow 1988"
+    name = "activation"
+    paper = "Hu et al. 2016 (APoZ), arXiv 1607.03250; correlation: Sietsma, Dow 1988"
     what: Literal["nonzeros", "mean", "variance", "irreplaceable"] = "nonzeros"
 
     @property
@@ -145,8 +146,8 @@ class Activation(UnitScore):
 class OutgoingNorm(Score):
     """The L1 or L2 norm of the weights that read the unit; for incoming weights use `magnitude`."""
 
-    name: ClassVar[str] = "outgoing_norm"
-    level: ClassVar[Level] = "unit"
+    name = "outgoing_norm"
+    works_on = ("units", "groups")
     order: Literal[1, 2] = 1
 
     def __call__(self, evidence: Evidence) -> Scores:

@@ -1,17 +1,16 @@
 """Scores that look at the weights alone."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
-from prunekit.parts.scores.base import Evidence, Level, Score, Scores
+from prunekit.parts.scores.base import Evidence, Score, Scores
 
 
 class Random(Score):
     """A random number per weight, or per unit: the control of every comparison."""
 
-    name: ClassVar[str] = "random"
-    level: ClassVar[Level] = "either"
+    name = "random"
 
     def __call__(self, evidence: Evidence) -> Scores:
         """Uniform numbers in [0, 1), drawn on the CPU so that every device and process sees the same."""
@@ -28,8 +27,8 @@ class Magnitude(Score):
     different scale comparable in a global ranking.
     """
 
-    name: ClassVar[str] = "magnitude"
-    paper: ClassVar[str] = "Han et al. 2015, arXiv 1506.02626"
+    name = "magnitude"
+    paper = "Han et al. 2015, arXiv 1506.02626"
     relative_to: Literal["nothing", "layer_norm"] = "nothing"
 
     def __call__(self, evidence: Evidence) -> Scores:

@@ -1,0 +1,188 @@
+"""A part of a recipe: frozen settings with a name, what it works on, what it requires of other parts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_serializer
+
+from prunekit.errors import InputError
+from prunekit.permission import import_object
+from prunekit.settings import Settings, shown
+
+Level = Literal["weights", "patterns", "units", "groups", "pieces"]
+"""What a recipe removes, as its shape says."""
+
+LEVELS: Mapping[Level, str] = {
+    "weights": "single weights",
+    "patterns": "weights in a pattern",
+    "units": "units of a chain of layers",
+    "groups": "units of coupled groups",
+    "pieces": "pieces of maxout units",
+}
+"""The levels in words."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a part requires of another choice of its recipe.
+
+    Attributes:
+        of: the recipe's key.
+        holds: from what the recipe has chosen there to whether it will do.
+        message: what is said otherwise; `{part}` and `{value}` stand for the part, and for what was chosen.
+    """
+
+    of: str
+    holds: Callable[[Any], bool]
+    message: str
+
+    def refusal(self, part: str, value: Any) -> str:
+        """The message about a part, such as "the score 'wanda'"."""
+        return self.message.format(part=part, value=repr(value.name if isinstance(value, Part) else value))
+
+
+class Part(Settings):
+    """One interchangeable choice of a family (a score, a schedule, ...), written in YAML by its `name`.
+
+    A family is a direct subclass of `Part`; its members are all classes below it that set `name`.
+    In YAML a part is its name alone, or a mapping with `name` and its settings. A part of the user's own
+    is written as `package.module:Class`; if the program has not imported it, its module must be allowed
+    (see `prunekit.permission`).
+
+    Attributes:
+        name: the short name, unique in its family.
+        paper: the source, with its arXiv number or DOI.
+        works_on: what the recipe may remove, by its shape; anything by default.
+        requires: what the recipe must have chosen elsewhere.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    works_on: ClassVar[tuple[Level, ...]] = tuple(LEVELS)
+    requires: ClassVar[tuple[Requirement, ...]] = ()
+
+    @classmethod
+    def build(cls, value: Any) -> Self:
+        """The member of this family that a name, a mapping or a ready part describes."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise InputError(
+                f"expected the name of a {cls._label()} or a mapping with the key 'name', got "
+                f"{shown(value)}; names are: {', '.join(sorted(cls.members()))}"
+            )
+        chosen = cls._find(value["name"])
+        return chosen.parse({key: setting for key, setting in value.items() if key != "name"})
+
+    @classmethod
+    def members(cls) -> dict[str, type[Self]]:
+        """Every named class of this family that has been imported."""
+        return {member.name: member for member in cls._descendants() if "name" in vars(member)}
+
+    @classmethod
+    def own_members(cls) -> dict[str, type[Self]]:
+        """Those that come with the package."""
+        return {name: each for name, each in cls.members().items() if each.__module__.startswith("prunekit.")}
+
+    @classmethod
+    def _descendants(cls) -> Iterator[type[Self]]:
+        for child in cls.__subclasses__():
+            yield child
+            yield from child._descendants()
+
+    @classmethod
+    def _find(cls, name: str) -> type[Self]:
+        members = cls.members()
+        if name in members:
+            return members[name]
+        if ":" in name:
+            known = {child._path(): child for child in cls._descendants()}
+            if name in known:  # code that runs already needs neither an import nor permission
+                return known[name]
+            found = import_object(name)
+            if isinstance(found, type) and issubclass(found, cls):
+                return found
+            raise InputError(f"{shown(name)} is not a {cls._label()} (a subclass of {cls.__name__})")
+        raise InputError(f"there is no {cls._label()} {shown(name)}; names are: {', '.join(sorted(members))}")
+
+    @classmethod
+    def _label(cls) -> str:
+        return getattr(cls, "name", cls.__name__.lower())
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first sentence of the class's docstring."""
+        return inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, handler: Any) -> dict[str, Any]:
+        cls = type(self)
+        # a class of a script has no module to import it from; the other parts of users are found by theirs
+        short = cls.__module__ == "__main__" or cls.__module__.startswith("prunekit.")
+        name = vars(cls).get("name") if short else None
+        return {"name": name or cls._path(), **handler(self)}
+
+    @classmethod
+    def _path(cls) -> str:
+        return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def level_refusal(key: str, part: Part, shapes: Mapping[str, Any], chosen: Any) -> str:
+    """What is said of a part that does not work on what a recipe removes.
+
+    Args:
+        key: the recipe's key of the part.
+        part: the part.
+        shapes: the shapes that there are, by name.
+        chosen: the shape of the recipe.
+    """
+    levels = " or ".join(LEVELS[level] for level in LEVELS if level in part.works_on)
+    instead = " or ".join(
+        repr(name)
+        for level in LEVELS
+        for name, shape in shapes.items()
+        if shape.level == level and level in part.works_on
+    )
+    others = _others(part, chosen.level)
+    return (
+        f"the {key} {part.name!r} works on {levels}, the shape {chosen.name!r} removes "
+        f"{LEVELS[chosen.level]}: use the shape {instead}"
+        + (f", or the {key} {', '.join(map(repr, others))}" if 0 < len(others) <= FEW else "")
+    )
+
+
+FEW = 4
+"""How many parts a message names that could be used instead."""
+
+
+def _others(part: Part, level: Level) -> list[str]:
+    """The parts of the same family that were made for a level, and require nothing else."""
+    family: type[Part] = next(cls for cls in type(part).__mro__ if Part in cls.__bases__)
+    return [
+        name
+        for name, each in sorted(family.own_members().items())
+        if level in each.works_on and len(each.works_on) < len(LEVELS) and each.requires == family.requires
+    ]
+
+
+def modules_of(value: Any) -> set[str]:
+    """The modules of the user's own parts that are anywhere in settings."""
+    found: set[str] = set()
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, Settings):
+            left += vars(each).values()
+            if isinstance(each, Part) and not type(each).__module__.startswith("prunekit."):
+                found.add(type(each).__module__)
+        elif isinstance(each, Mapping):
+            left += each.values()
+        elif isinstance(each, list | tuple):
+            left += each
+    return found
