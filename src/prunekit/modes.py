@@ -1,4 +1,4 @@
-"""The training flags of modules, put back as they were."""
+"""Training flags of modules: evaluation mode for a while, and each put back as it was."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ def keeping_modes(*roots: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def evaluating(*roots: nn.Module) -> Iterator[None]:
+    """Evaluation mode for every module below; afterwards each has the training flag that it had."""
+    with keeping_modes(*roots):
+        for root in roots:
+            for module in root.modules():
+                module.training = False
+        yield

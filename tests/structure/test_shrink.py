@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
+from prunekit.graph import proof
 from prunekit.masks import Masks
 from prunekit.models import lenet5, lenet_300_100, resnet20, vgg_small
 from prunekit.structure import INPUT, Deviation, VerificationError, chain_of, kept_all, shrink, shrinking
@@ -233,7 +234,7 @@ def test_model_is_untouched_where_the_proof_fails(monkeypatch: pytest.MonkeyPatc
     model = small()
     masks = Masks({"6.weight": torch.rand(3, 5) < 0.5, "0.bias": flags(4, 2)})
     before = snapshot(model)
-    monkeypatch.setattr(shrinking, "same_function", lambda *_, **__: Deviation(1, 1, 0, "output 0"))
+    monkeypatch.setattr(proof, "_deviation", lambda *_, **__: Deviation(1, 1, 0, "output 0"))
     with pytest.raises(VerificationError, match=r"output 0 is off by 1 .*; the model is as it was"):
         shrink(model, KEPT, X, masks=masks)
     assert_untouched(model, before)
@@ -247,7 +248,7 @@ def test_model_is_untouched_where_the_proof_breaks_off(monkeypatch: pytest.Monke
         assert model[0].out_channels == 3  # it happens in the middle
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shrinking, "same_function", interrupted)
+    monkeypatch.setattr(proof, "_deviation", interrupted)
     with pytest.raises(KeyboardInterrupt):
         shrink(model, KEPT, X)
     assert_untouched(model, before)
@@ -297,7 +298,7 @@ def test_masks_of_another_model() -> None:
 def test_inputs_of_another_shape() -> None:
     model = small()
     before = snapshot(model)
-    with pytest.raises(ModelError, match="the reference network failed on the inputs: RuntimeError"):
+    with pytest.raises(ModelError, match="the masked network failed on the inputs: RuntimeError"):
         shrink(model, KEPT, X[:, :1])
     assert_untouched(model, before)
 

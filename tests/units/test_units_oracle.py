@@ -131,7 +131,7 @@ def test_what_cannot_be_accepted():
         oracle_changes(chain, inputs[:0], targets[:0], squared_error)
     with pytest.raises(InputError, match="no group of units 'x'"):
         oracle_changes(chain, inputs, targets, squared_error, groups=["x"])
-    with pytest.raises(InputError, match="8 booleans"):
+    with pytest.raises(InputError, match="must be a boolean tensor"):
         oracle_changes(chain, inputs, targets, squared_error, kept={"0": torch.ones(8)})
     with pytest.raises(InputError, match="there is no error 'squared'"):
         oracle_changes(chain, inputs, targets, "squared")

@@ -10,9 +10,9 @@ from constructions import CONSTRUCTIONS, WORDS, frozen_weights
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import prune_groups, shrink_groups, traced
+from prunekit.graph.deviation import VerificationError
 from prunekit.graph.groups import Plan
 from prunekit.graph.traced import Traced
-from prunekit.structure.verify import VerificationError
 from zoo import stirred
 
 REFUSED = {
@@ -82,7 +82,7 @@ def test_flags_that_do_not_fit() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             shrink_groups(model, WORDS, kept)
-    with pytest.raises(ModelError, match="'b' cannot lose units: is the network's output"):
+    with pytest.raises(ModelError, match="the units of 'b' cannot be taken out: is the network's output"):
         shrink_groups(model, WORDS, {"b": torch.tensor([True, False, True])})
 
 

@@ -23,10 +23,10 @@ from prunekit.cli.sizes import Figures, figures, figures_table, folder_bytes
 from prunekit.data import load
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import GraphModel, Shrunk, prune_groups, shrink_off
+from prunekit.graph.surgery import Cut
 from prunekit.masks import Masks
 from prunekit.saving import check_free, load_masks, prunes_groups, save_pretrained
 from prunekit.structure import is_chain, shrink_dead
-from prunekit.structure.cut import Cut
 from prunekit.structure.shrinking import smaller_masks
 
 

@@ -1,7 +1,6 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
 from prunekit.graph.attributes import size_attributes
-from prunekit.graph.cutting import alike, group_masks, smaller
 from prunekit.graph.graph_model import Graph, GraphModel
 from prunekit.graph.groups import Group, Member, Plan
 from prunekit.graph.members import (
@@ -19,6 +18,7 @@ from prunekit.graph.plan import groups, traced
 from prunekit.graph.restoring import restore_sizes
 from prunekit.graph.shrinking import Shrunk, prune_groups, shrink_groups
 from prunekit.graph.sizes import parameters_per_unit
+from prunekit.graph.surgery import alike, group_masks, smaller
 from prunekit.graph.traced import Keeping, Traced
 
 __all__ = [

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from prunekit.errors import ModelError
 from prunekit.graph.capture import Inputs
-from prunekit.graph.cutting import alike, group_masks
 from prunekit.graph.groups import Group, Plan
 from prunekit.graph.members import of_units
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both
 from prunekit.graph.shrinking import Shrunk, shrink_groups
-from prunekit.structure.verify import copy_of
+from prunekit.graph.surgery import alike, copy_of, group_masks
 from prunekit.targets import unwrap
 
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from prunekit.errors import ModelError
 from prunekit.graph.attributes import size_attributes
+from prunekit.graph.surgery import Cut, Surgery
 from prunekit.settings import shown
-from prunekit.structure.cut import Cut
-from prunekit.structure.surgery import Surgery
 
 Sizes = Mapping[str, Mapping[str, Any]]
 

@@ -14,16 +14,15 @@ from torch import Tensor, nn
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.assemble import KINDS
 from prunekit.graph.capture import Inputs
-from prunekit.graph.cutting import alike, checked, operate, operation
+from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.groups import Group
 from prunekit.graph.members import entries
 from prunekit.graph.plan import traced
-from prunekit.graph.proof import UNTOUCHED, Reference, proven, run_both
+from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
+from prunekit.graph.surgery import Axes, alike, checked, copy_of, operate, operation
 from prunekit.graph.traced import Traced
-from prunekit.structure.cut import Axes
 from prunekit.structure.result import GroupSize
-from prunekit.structure.verify import Deviation, VerificationError, copy_of
 from prunekit.targets import unwrap
 
 
@@ -109,7 +108,7 @@ def shrink_groups(
     times.append(time.process_time())
     over_units = any(found.plan.group(name).normalised for name in flags)
     tensors, keeping = work.cut.tensors, work.keeping if over_units else None
-    reference = Reference(model, found, tensors, keeping, example_inputs)
+    reference = masked_reference(model, found, tensors, keeping, example_inputs)
     if over_units:
         whole = {number: graph.module for number, graph in enumerate(found.graphs)}
         exported = run_both(model, GraphModel(copy_of(model), graphs_of(found.graphs, whole)), example_inputs)

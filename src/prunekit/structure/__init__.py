@@ -1,5 +1,7 @@
 """Which units of a network can be taken out, and taking them out, with the proof."""
 
+from prunekit.graph.deviation import Deviation, VerificationError
+from prunekit.graph.proof import same_function
 from prunekit.structure.chain import INPUT, Chain, Stage, UnitGroup, chain_of, is_chain
 from prunekit.structure.dead import DeadUnits, dead_units, shrink_dead
 from prunekit.structure.pieces import shrink_pieces
@@ -7,7 +9,6 @@ from prunekit.structure.resize import resize_to
 from prunekit.structure.result import GroupSize, ShrinkResult
 from prunekit.structure.shrinking import shrink
 from prunekit.structure.units import kept_all, parameters_after, unit_masks
-from prunekit.structure.verify import Deviation, VerificationError, same_function
 
 __all__ = [
     "INPUT",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prunekit.modes import evaluating
 from prunekit.structure.calls import Call, is_flatten
-from prunekit.structure.modes import evaluating
 from prunekit.structure.operations import LAYERS, NORMS, POOL_FUNCTIONS, POOL_MODULES
 from prunekit.structure.parts import Chain, Stage, UnitGroup
 

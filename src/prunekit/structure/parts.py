@@ -71,6 +71,11 @@ class Chain:
     groups: tuple[UnitGroup, ...]
     refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules among the operations."""
+        return [stage.module for stage in self.stages if stage.module is not None]
+
     def group(self, name: str) -> UnitGroup:
         """The group of that name.
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.graph.surgery import Cut
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
-from prunekit.structure.cut import Cut
 from prunekit.structure.result import GroupSize, ShrinkResult
 from prunekit.structure.shrinking import carry_out, masked_copy, own_module
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError
+from prunekit.graph.surgery import Surgery
 from prunekit.maxout import Maxout
 from prunekit.structure.chain import chain_of
-from prunekit.structure.cut import cut_of
 from prunekit.structure.parts import Chain, UnitGroup
 from prunekit.structure.pieces import cut_of_pieces
-from prunekit.structure.surgery import Surgery
+from prunekit.structure.units import cut_of
 from prunekit.targets import unwrap
 
 Shapes = Mapping[str, Sequence[int]]

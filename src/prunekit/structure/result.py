@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from prunekit.graph.deviation import Deviation
 from prunekit.masks import Masks
-from prunekit.structure.verify import Deviation
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
+from prunekit.graph.proof import Reference, proven
+from prunekit.graph.surgery import Cut, Surgery, copy_of
 from prunekit.masks import Masks
 from prunekit.structure.chain import chain_of
-from prunekit.structure.cut import Cut, check_kept, cut_of, narrow_inputs
 from prunekit.structure.parts import INPUT, Chain
 from prunekit.structure.result import GroupSize, ShrinkResult
-from prunekit.structure.surgery import Surgery
-from prunekit.structure.units import unit_masks
-from prunekit.structure.verify import Deviation, VerificationError, copy_of, same_function
+from prunekit.structure.units import check_kept, cut_of, narrow_inputs, unit_masks
 from prunekit.targets import uncompiled, unwrap
 
 _EXAMPLES, _RANDOM = 32, 8  # more make the proof slower (float64 is), not stronger
@@ -147,39 +146,20 @@ def carry_out(
             for name, value in (values or {}).items():
                 surgery.write(name, value)
             surgery.cut(cut)
-            deviation = _proof(reference, model, cut, inputs, tolerance, narrow)
+            deviation = proven(
+                Reference(reference, inputs),
+                model,
+                cut.tensors,
+                inputs,
+                training=False,
+                tolerance=tolerance,
+                narrow=narrow,
+                drawn=_RANDOM,
+            )
         except BaseException:  # an interrupt, too, must not leave half a network
             surgery.undo()
             raise
     return ShrinkResult(tuple(groups), before, _count(model), deviation, smaller_masks(masks, cut))
-
-
-def _proof(
-    reference: nn.Module,
-    model: nn.Module,
-    cut: Cut,
-    inputs: Tensor,
-    tolerance: float | None,
-    narrow: Callable[[Tensor], Tensor] | None,
-) -> Deviation:
-    found = []
-    for values in (inputs, _random_like(inputs)):
-        deviation = same_function(
-            reference,
-            model,
-            values,
-            tolerance=tolerance,
-            candidate_inputs=None if narrow is None else narrow(values),
-            # at a kink (a ReLU at 0, a tie in a maximum) rounding decides: random inputs hit none
-            gradients=None if values is inputs else cut.tensors,
-        )
-        if not deviation.accepted:
-            raise VerificationError(
-                f"the smaller network computes something else than the masked one: {deviation}; "
-                "the model is as it was"
-            )
-        found.append(deviation)
-    return max(found, key=lambda deviation: deviation.relative)
 
 
 def smaller_masks(masks: Masks, cut: Cut) -> Masks:
@@ -226,15 +206,6 @@ def _examples(example_inputs: Tensor | Sequence[Tensor]) -> Tensor:
     if not example_inputs.is_floating_point():
         raise InputError(f"example_inputs must be real numbers, got {example_inputs.dtype}")
     return example_inputs.detach()[:_EXAMPLES].clone()
-
-
-def _random_like(inputs: Tensor) -> Tensor:
-    """Normal numbers with the mean and the spread of the examples, from a generator of their own."""
-    shape = (min(_RANDOM, len(inputs)), *inputs.shape[1:])
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    values = inputs.double().cpu().nan_to_num(posinf=0, neginf=0)
-    spread = values.std(correction=0)
-    return (values.mean() + (spread if spread > 0 else 1.0) * drawn).to(inputs)
 
 
 def _count(model: nn.Module) -> int:

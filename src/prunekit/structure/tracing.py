@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.nn.parameter import UninitializedParameter
 
 from prunekit.errors import ModelError
-from prunekit.structure.modes import evaluating
+from prunekit.modes import evaluating
 from prunekit.structure.operations import is_leaf
 
 

@@ -1,4 +1,4 @@
-"""Units that stay: as flags, as masks over parameters, and as a number of parameters."""
+"""Units of a chain that stay: as flags, as a cut, as masks over parameters, and as a number of parameters."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from prunekit.errors import ModelError
+from prunekit.graph.surgery import Axes, Cut, check_flags, masks_of
 from prunekit.masks import Masks
-from prunekit.structure.cut import Axes, check_kept, cut_of
-from prunekit.structure.parts import Chain
+from prunekit.structure.calls import is_flatten
+from prunekit.structure.parts import INPUT, Chain
 from prunekit.targets import unwrap
 
 
@@ -42,14 +44,7 @@ def unit_masks(
     """
     model = unwrap(model)
     cut = cut_of(model, chain, check_kept(chain, kept, allow_empty=allow_empty))
-    parameters = dict(model.named_parameters())
-    return Masks(
-        {
-            name: outer(tuple(parameters[name].shape), axes).to(parameters[name].device)
-            for name, axes in cut.tensors.items()
-            if name in parameters
-        }
-    )
+    return masks_of(model, cut.tensors)
 
 
 def parameters_after(
@@ -72,9 +67,80 @@ def _count(shape: tuple[int, ...], axes: Axes) -> int:
     return prod(int(axes[axis].sum()) if axis in axes else size for axis, size in enumerate(shape))
 
 
-def outer(shape: tuple[int, ...], axes: Axes) -> Tensor:
-    """A mask of this shape that keeps what stays along all axes."""
-    mask = torch.ones(shape, dtype=torch.bool)
-    for axis, flags in axes.items():
-        mask &= flags.view([-1 if place == axis else 1 for place in range(len(shape))])
-    return mask
+def check_kept(
+    chain: Chain, kept: Mapping[str, Tensor], *, allow_empty: bool = False, removing: bool = False
+) -> dict[str, Tensor]:
+    """The flags of each group on the CPU, checked.
+
+    Args:
+        chain: the network's chain.
+        kept: for each group that loses units, (units,) boolean flags, True = kept.
+        allow_empty: whether a group may lose all its units.
+        removing: whether units are to be taken out, which some groups that can be masked do not allow.
+
+    Raises:
+        InputError: for an unknown group, or flags that are not boolean, of another length or all False.
+        ModelError: for a group that cannot lose units.
+    """
+    checked: dict[str, Tensor] = {}
+    for name, flags in kept.items():
+        group = chain.group(name)
+        flags = check_flags(name, flags, group.units, allow_empty=allow_empty)
+        if group.fixed and removing and not bool(flags.all()):
+            raise ModelError(f"the units of {name!r} cannot be taken out: {group.fixed}")
+        checked[name] = flags
+    return checked
+
+
+def cut_of(model: nn.Module, chain: Chain, kept: Mapping[str, Tensor]) -> Cut:
+    """What stays of the network when the checked flags are carried out."""
+    tensors: dict[str, dict[int, Tensor]] = {}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def keep(module: str, short: str, axis: int, flags: Tensor) -> None:
+        owner = model.get_submodule(module)
+        if owner._parameters.get(short) is not None or owner._buffers.get(short) is not None:
+            tensors.setdefault(f"{module}.{short}" if module else short, {})[axis] = flags
+
+    for name, flags in kept.items():
+        group = chain.group(name)
+        if group.producer is not None:
+            keep(group.producer, "weight", 0, flags)
+            keep(group.producer, "bias", 0, flags)
+            sizes[group.producer, _counter(model, group.producer, "out")] = int(flags.sum())
+        for norm in group.norms:
+            channels = spread(flags, int(model.get_submodule(norm).num_features))  # type: ignore[arg-type]
+            for short in ("weight", "bias", "running_mean", "running_var"):
+                keep(norm, short, 0, channels)
+            sizes[norm, "num_features"] = int(channels.sum())
+        columns = flags.repeat_interleave(group.repeat)
+        keep(group.consumer, "weight", 1, columns)
+        sizes[group.consumer, _counter(model, group.consumer, "in")] = int(columns.sum())
+    return Cut(tensors, sizes)
+
+
+def spread(flags: Tensor, length: int) -> Tensor:
+    """Each unit's flag for all its neighbouring entries, `length` in all."""
+    return flags.repeat_interleave(length // flags.numel())
+
+
+def _counter(model: nn.Module, layer: str, side: str) -> str:
+    kind = "features" if isinstance(model.get_submodule(layer), nn.Linear) else "channels"
+    return f"{side}_{kind}"
+
+
+def narrow_inputs(chain: Chain, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """The inputs of the network that lost input features, from those of the network before.
+
+    Features are the second dimension of images, and otherwise the numbers that the first linear layer reads,
+    so that inputs that the network flattens come out as (N, kept features).
+    """
+    if INPUT not in kept:
+        return inputs
+    group, flags = chain.group(INPUT), kept[INPUT].to(inputs.device)
+    before, consumer, _ = chain.split(group)
+    flatten = next((place for place, stage in enumerate(before) if is_flatten(stage)), None)
+    as_images = any(stage.module is not None and stage.name in group.norms for stage in before[:flatten])
+    if not isinstance(consumer.module, nn.Linear) or group.repeat > 1 or (as_images and flatten is not None):
+        return inputs[:, flags]
+    return inputs[..., flags] if flatten is None else inputs.flatten(1)[:, flags]

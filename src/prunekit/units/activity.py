@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
-from prunekit.units.flow import BUDGET_BYTES, Flow, Link, at_rest
+from prunekit.units.flow import BUDGET_BYTES, Flow, Link
 from prunekit.units.layers import by_unit, leaves_rows, pointwise, unit_dim, with_gains
 from prunekit.units.moments import Moments
 from prunekit.units.oracle import checked_kept
@@ -81,7 +82,7 @@ def activity(
     moments = {group.name: Moments(pairs=pairs) for group in chain.groups}
     zeros: dict[str, Tensor] = {}
     seen: dict[str, int] = {}
-    with at_rest(chain), torch.no_grad():
+    with evaluating(*chain.modules), torch.no_grad():
         for flow, piece in pieces(chain, inputs, budget_bytes // 2):  # half, since sums are taken in float64
             readers = {link.position: link for link in flow.links}
             silent = {_activation(flow, link): link for link in flow.links}

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.losses import Loss
+from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, at_rest
+from prunekit.units.flow import BUDGET_BYTES, Flow, Pass
 from prunekit.units.judge import Judge, error_of, judge
 from prunekit.units.oracle import check_examples, checked_kept, empty, unit_changes
 
@@ -80,7 +81,7 @@ def eliminate(
     check_examples(inputs, targets)
     if isinstance(rank, str) and rank != "oracle":
         raise InputError(f"rank must be 'oracle' or a function, got {rank!r}")
-    with at_rest(chain), torch.no_grad():
+    with evaluating(*chain.modules), torch.no_grad():
         course = _Course(chain, inputs, targets, error_of(error), checked_kept(chain, kept), budget_bytes)
         possible = sum(max(0, int(each.sum()) - floor) for each in course.kept.values())
         count = possible if count is None else count

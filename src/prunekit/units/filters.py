@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.losses import Loss
+from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
 from prunekit.structure.operations import LAYERS
 from prunekit.units.adjoints import adjoints
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, at_rest
+from prunekit.units.flow import BUDGET_BYTES, Flow, Pass
 from prunekit.units.judge import error_of
 from prunekit.units.layers import by_unit, unit_dim
 from prunekit.units.oracle import check_examples, checked_kept, empty
@@ -103,7 +104,7 @@ def feature_taylor(
     error = error_of(error)
     kept = checked_kept(chain, kept)
     check_examples(inputs, targets)
-    with at_rest(chain), torch.no_grad():
+    with evaluating(*chain.modules), torch.no_grad():
         flow = Flow(chain, inputs[:1])
         sums = [empty(link.group.units, inputs) for link in flow.links]
         for chunk in flow.chunks(len(inputs), budget_bytes):
@@ -135,7 +136,7 @@ def unit_macs(chain: Chain, example: Tensor) -> dict[str, Tensor]:
     """
     macs: dict[str, float] = {}
     x = example
-    with at_rest(chain), torch.no_grad():
+    with evaluating(*chain.modules), torch.no_grad():
         for stage in chain.stages:
             x = stage.run(x)
             if isinstance(stage.module, LAYERS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.modes import keeping_modes
 from prunekit.structure.chain import Chain, Stage, UnitGroup
 from prunekit.units.layers import contributions, leaves_rows, pointwise, unit_dim, with_gains
 
@@ -215,14 +213,3 @@ def _flat_from(stages: Sequence[Stage], shapes: Sequence[torch.Size]) -> int:
             break
         place -= 1
     return place
-
-
-@contextmanager
-def at_rest(chain: Chain) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module has the flag that it had."""
-    roots = [stage.module for stage in chain.stages if stage.module is not None]
-    with keeping_modes(*roots):
-        for root in roots:
-            for module in root.modules():
-                module.training = False
-        yield

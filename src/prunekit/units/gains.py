@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from prunekit.losses import Loss
+from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
 from prunekit.units.adjoints import adjoints
 from prunekit.units.curvature import second_derivatives
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, at_rest
+from prunekit.units.flow import BUDGET_BYTES, Flow, Pass
 from prunekit.units.judge import error_of, judge
 from prunekit.units.layers import by_unit, unit_dim
 from prunekit.units.oracle import check_examples, checked_kept, empty
@@ -81,7 +82,7 @@ def gain_derivatives(
     error = error_of(error)
     kept = checked_kept(chain, kept)
     check_examples(inputs, targets)
-    with at_rest(chain), torch.no_grad():
+    with evaluating(*chain.modules), torch.no_grad():
         flow = Flow(chain, inputs[:1])
         wanted = flow.chosen(groups)
         places = [flow.links.index(link) for link in wanted]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
+from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain, UnitGroup
-from prunekit.units.flow import BUDGET_BYTES, Pass, at_rest
+from prunekit.units.flow import BUDGET_BYTES, Pass
 from prunekit.units.layers import by_unit, unit_dim, weights_by_unit
 from prunekit.units.oracle import checked_kept
 from prunekit.units.streaming import pieces
@@ -47,7 +48,7 @@ def significance(
     kept = checked_kept(chain, kept)
     count = 0
     magnitudes: dict[str, Tensor] = {}
-    with at_rest(chain), torch.no_grad():
+    with evaluating(*chain.modules), torch.no_grad():
         for flow, piece in pieces(chain, inputs, budget_bytes):
             now = Pass(flow, piece, kept)
             count += len(piece)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
+from prunekit.graph.surgery import check_flags
 from prunekit.losses import Loss
+from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
 from prunekit.units.flat import flat_changes
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, at_rest
+from prunekit.units.flow import BUDGET_BYTES, Flow, Pass
 from prunekit.units.forked import shared_out
 from prunekit.units.judge import Judge, error_of, judge
 from prunekit.units.stacked import stacked_changes
@@ -73,7 +75,7 @@ def oracle_changes(
             )
 
         return shared_out(part, inputs, processes)
-    with at_rest(chain), torch.no_grad():
+    with evaluating(*chain.modules), torch.no_grad():
         flow = Flow(chain, inputs[:1])
         wanted = flow.chosen(groups)
         sums = {link.group.name: empty(link.group.units, inputs) for link in wanted}
@@ -128,11 +130,7 @@ def checked_kept(chain: Chain, kept: Mapping[str, Tensor] | None) -> dict[str, T
     """
     found = {}
     for name, each in (kept or {}).items():
-        units = chain.group(name).units
-        if each.dtype != torch.bool or each.shape != (units,):
-            raise InputError(
-                f"kept[{name!r}] must be {units} booleans, got {each.dtype} of the shape {tuple(each.shape)}"
-            )
+        check_flags(name, each, chain.group(name).units, allow_empty=True)
         found[name] = each.clone()
     return found
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.losses import Loss
+from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
 from prunekit.units.adjoints import adjoints
 from prunekit.units.curvature import error_diagonal
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, at_rest, weight_of
+from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, weight_of
 from prunekit.units.gains import GainDerivatives, by_gain, gain_derivatives
 from prunekit.units.judge import ERRORS, AnyJudge, error_of, judge
 from prunekit.units.layers import with_gains
@@ -56,7 +57,7 @@ def diagonal_recursion(
     error = error_of(error)
     kept = checked_kept(chain, kept)
     check_examples(inputs, targets)
-    with at_rest(chain), torch.no_grad():
+    with evaluating(*chain.modules), torch.no_grad():
         flow = Flow(chain, inputs[:1])
         for link in flow.links:
             if not link.flat or link.group.repeat > 1:

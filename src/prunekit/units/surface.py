@@ -9,8 +9,9 @@ from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.losses import Loss
+from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, at_rest
+from prunekit.units.flow import BUDGET_BYTES, Flow, Pass
 from prunekit.units.judge import error_of, judge
 from prunekit.units.oracle import check_examples, checked_kept, empty, variant_changes
 
@@ -62,7 +63,7 @@ def error_surface(
     surface = (
         torch.stack([empty(len(grid), inputs) for _ in units]) if units else grid.new_empty(0, len(grid))
     )
-    with at_rest(chain), torch.no_grad():
+    with evaluating(*chain.modules), torch.no_grad():
         flow = Flow(chain, inputs[:1])
         for chunk in flow.chunks(len(inputs), budget_bytes):
             now = Pass(flow, inputs[chunk], kept)

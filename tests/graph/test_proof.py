@@ -12,6 +12,11 @@ from prunekit.errors import ModelError
 from prunekit.structure import VerificationError, same_function
 
 
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    """Here networks are in single precision: the proof's own is looked at."""
+
+
 def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2))
 
@@ -137,5 +142,25 @@ def test_networks_that_cannot_be_run() -> None:
         same_function(nn.Linear(4, 2), nn.Linear(3, 2), X)
     with pytest.raises(VerificationError, match="the candidate network failed on the inputs"):
         same_function(nn.Linear(3, 2), nn.Linear(4, 2), X)
-    with pytest.raises(ModelError, match="the reference network gives tuple in place of a tensor"):
-        same_function(nn.GRU(3, 2), nn.Linear(3, 2), X)
+    with pytest.raises(ModelError, match="the reference network gives Tensor in place of a tensor of real"):
+        same_function(Choice(), nn.Linear(3, 2), X)
+
+
+class Choice(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1)
+
+
+def test_every_output_is_compared() -> None:
+    model = nn.GRU(3, 2)
+    other = copy.deepcopy(model)
+    assert same_function(model, other, X, gradients={}).largest == 0
+    other.weight_hh_l0.data[0] += 0.5
+    deviation = same_function(model, other, X)
+    assert not deviation.accepted
+    assert deviation.where.startswith("number [")
+    with pytest.raises(VerificationError, match=r"shapes \[\(5, 3\), \(1, 3\)\] in place of \[\(5, 2\)"):
+        same_function(model, nn.GRU(3, 3), X)

@@ -1,0 +1,330 @@
+"""Surgery: what goes with units of tensors, sizes of modules and graphs, and taking it out in place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from prunekit.errors import InputError, ModelError
+from prunekit.graph.attributes import sizes
+from prunekit.graph.capture import Inputs, arguments, canonical
+from prunekit.graph.correct import Corrected, corrected
+from prunekit.graph.graph_model import GraphModel, graphs_of
+from prunekit.graph.groups import Group, Plan
+from prunekit.graph.traced import Keeping, Traced
+from prunekit.masks import Masks
+from prunekit.modes import evaluating
+from prunekit.targets import unwrap
+
+Axes = Mapping[int, Tensor]
+"""For some axes of a tensor, which of their entries stay: a boolean vector each."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What stays of a network.
+
+    Attributes:
+        tensors: for each parameter and buffer that units reach into, by full name, the axes they are on.
+        sizes: attributes of modules that count units, by (module, attribute), with their new values.
+    """
+
+    tensors: Mapping[str, Axes]
+    sizes: Mapping[tuple[str, str], Any]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What has to be done to take units out.
+
+    Attributes:
+        cut: of tensors and attributes.
+        keeping: what stays of every node.
+        graphs: the captured graphs with sizes that fit, by number.
+    """
+
+    cut: Cut
+    keeping: Keeping
+    graphs: dict[int, Corrected]
+
+    @property
+    def modules(self) -> dict[int, fx.GraphModule]:
+        """The same graphs, to be run."""
+        return {number: graph.module for number, graph in self.graphs.items()}
+
+
+def operation(model: nn.Module, found: Traced, kept: Mapping[str, Tensor]) -> Operation:
+    """What has to be done to a network; nothing is done to it yet.
+
+    Args:
+        model: the network.
+        found: its plan with its graphs.
+        kept: checked flags of the groups that lose units.
+
+    Raises:
+        InputError: where nothing would be left of a tensor.
+    """
+    keeping = found.keeping({name: (~each).nonzero().flatten().tolist() for name, each in kept.items()})
+    tensors = axes_after(model, found.plan, kept)
+    graphs = {
+        number: corrected(graph.graph, graph.root, keeping, number)
+        for number, graph in enumerate(found.graphs)
+    }
+    pairs = [(graph, graphs[number]) for number, graph in enumerate(found.graphs)]
+    attributes = sizes(model, found.plan, kept, _shapes(model, tensors), pairs)
+    return Operation(Cut(tensors, attributes), keeping, graphs)
+
+
+def smaller(model: nn.Module, found: Traced, kept: Mapping[str, Tensor], example_inputs: Inputs) -> nn.Module:
+    """A copy of a network without some of its units, to be counted or timed: what is left is not proven.
+
+    Args:
+        model: the network, which stays as it is.
+        found: its plan with its graphs.
+        kept: for each group that loses units (units,) boolean flags, True = kept.
+        example_inputs: on which the copy must run; where its own code does not, its graphs do.
+
+    Raises:
+        InputError, ModelError: as `shrink_groups`.
+    """
+    model = unwrap(model)
+    flags = checked(found.plan, kept)
+    work = operation(model, found, flags)
+    copied = copy_of(model)
+    operate(copied, work.cut)
+    args, kwargs = arguments(example_inputs)
+    try:
+        with evaluating(copied), torch.no_grad():
+            copied(*args, **kwargs)
+    except Exception:  # whatever a forward raises that has sizes written in its code
+        return GraphModel(copied, graphs_of(found.graphs, work.modules))
+    return copied
+
+
+def group_masks(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> Masks:
+    """Masks with which every removed unit is off: zero in all slices of parameters that go with it.
+
+    Args:
+        model: the network.
+        plan: its groups.
+        kept: for some of them (units,) boolean flags, True = kept.
+
+    Returns:
+        One mask for each parameter that a named group reaches into, on the parameter's device.
+    """
+    model = unwrap(model)
+    return masks_of(model, axes_after(model, plan, kept))
+
+
+def masks_of(model: nn.Module, tensors: Mapping[str, Axes]) -> Masks:
+    """One mask for each parameter that loses entries, on its device: False for all that goes."""
+    parameters = dict(model.named_parameters())
+    return Masks(
+        {
+            name: _outer(tuple(parameters[name].shape), axes).to(parameters[name].device)
+            for name, axes in tensors.items()
+            if name in parameters
+        }
+    )
+
+
+def _outer(shape: tuple[int, ...], axes: Axes) -> Tensor:
+    """A mask of this shape that keeps what stays along all axes."""
+    mask = torch.ones(shape, dtype=torch.bool)
+    for axis, flags in axes.items():
+        mask &= flags.view([-1 if place == axis else 1 for place in range(len(shape))])
+    return mask
+
+
+def check_flags(name: str, flags: Tensor, units: int, *, allow_empty: bool = False) -> Tensor:
+    """The flags of a group of so many units, on the CPU.
+
+    Raises:
+        InputError: where they are not boolean, of another length or, unless `allow_empty`, all False.
+    """
+    if not isinstance(flags, Tensor) or flags.dtype != torch.bool:
+        raise InputError(f"kept[{name!r}] must be a boolean tensor (True = kept)")
+    if tuple(flags.shape) != (units,):
+        raise InputError(f"kept[{name!r}] has shape {tuple(flags.shape)}, the group has {units} units")
+    if not allow_empty and not bool(flags.any()):
+        raise InputError(f"kept[{name!r}] removes all {units} units: at least one must stay")
+    return flags.detach().cpu()
+
+
+def checked(plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The flags of the groups that lose units, on the CPU.
+
+    Raises:
+        InputError: for an unknown group, or flags that are not boolean, of another length or all False.
+        ModelError: for a group that is frozen.
+    """
+    found = {}
+    for name, flags in kept.items():
+        group = plan.group(name)
+        flags = check_flags(name, flags, group.units)
+        if group.frozen is not None and not bool(flags.all()):
+            raise ModelError(f"the units of {name!r} cannot be taken out: {group.frozen}")
+        if not bool(flags.all()):
+            found[name] = flags
+    return found
+
+
+def axes_after(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    """For each parameter and buffer that these groups reach into, the axes and which entries stay."""
+    every = dict([*model.named_parameters(), *model.named_buffers()])
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, flags in kept.items():
+        gone = (~flags).nonzero().flatten().tolist()
+        for member in plan.group(name).members:
+            size = every[member.tensor].shape[member.dim]
+            axes = found.setdefault(member.tensor, {})
+            stays = axes.setdefault(member.dim, torch.ones(size, dtype=torch.bool))
+            stays[[index for unit in gone for index in member.indices[unit]]] = False
+    return found
+
+
+def _shapes(model: nn.Module, tensors: Mapping[str, Mapping[int, Tensor]]) -> dict[str, tuple[int, ...]]:
+    """New shapes under all names of the tensors that change."""
+    every = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    shapes = {}
+    for name, first in canonical(model).items():
+        if first in tensors:
+            shape = list(every[name].shape)
+            for axis, flags in tensors[first].items():
+                shape[axis] = int(flags.sum())
+            shapes[name] = tuple(shape)
+    return shapes
+
+
+def operate(model: nn.Module, cut: Cut) -> None:
+    """Carry out a cut, with the ties between parameters; the model is as it was if that fails."""
+    surgery = Surgery(model)
+    names = canonical(model)
+    try:
+        surgery.cut(cut)
+        for name, first in names.items():
+            if name != first and first in cut.tensors:
+                surgery.tie(name, first)
+    except BaseException:  # an interrupt, too, must not leave half a network
+        surgery.undo()
+        raise
+
+
+def alike(group: Group) -> list[list[int]]:
+    """Units that reach into the same tensors: queries apart from values, halves that part ways later."""
+    if all(all(member.indices) for member in group.members):
+        return [list(range(group.units))]
+    found: dict[tuple[bool, ...], list[int]] = {}
+    for unit in range(group.units):
+        reach = tuple(bool(member.indices[unit]) for member in group.members)
+        found.setdefault(reach, []).append(unit)
+    return list(found.values())
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        ModelError: if the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # copying runs the user's code
+        raise ModelError(
+            f"the model cannot be copied for the proof: {type(error).__name__}: {error}"
+        ) from error
+
+
+class Surgery:
+    """Changes to a network, each remembered.
+
+    A tensor that gets smaller is replaced by a new one, never written to, so that taking the change back puts
+    the very objects back that were there.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._undo: list[Callable[[], None]] = []
+
+    def cut(self, cut: Cut) -> None:
+        """Carry out a cut: parameters, buffers and the attributes that count units."""
+        for name, axes in cut.tensors.items():
+            lost = {axis: flags for axis, flags in axes.items() if not bool(flags.all())}
+            if lost:
+                self._replace(name, lost)
+        for (module, attribute), size in cut.sizes.items():
+            owner = self._model.get_submodule(module)
+            self._undo.append(partial(setattr, owner, attribute, getattr(owner, attribute)))
+            setattr(owner, attribute, size)
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Give a parameter other values; it stays the same object."""
+        parameter = self._model.get_parameter(name)
+        before = parameter.detach().clone()
+        _copy(parameter, value)
+        self._undo.append(partial(_copy, parameter, before))
+
+    def zero(self, name: str, places: Tensor) -> None:
+        """Set some of a parameter's values to zero, if they are not; it stays the same object."""
+        parameter = self._model.get_parameter(name).detach()
+        places = places.to(parameter.device)
+        if bool((parameter[places] != 0).any()):
+            self.write(name, parameter.masked_fill(places, 0))
+
+    def tie(self, name: str, first: str) -> None:
+        """Let a parameter or buffer be the same object as another one."""
+        holder, short = self._holder(name)
+        source, other = self._holder(first)
+        self._undo.append(partial(holder.__setitem__, short, holder[short]))
+        holder[short] = source[other]
+
+    def undo(self) -> None:
+        """Make the network exactly as it was."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _replace(self, name: str, axes: Axes) -> None:
+        holder, short = self._holder(name)
+        before = holder[short]
+        smaller = _taken(before.detach(), axes)
+        if isinstance(before, nn.Parameter):
+            smaller = nn.Parameter(smaller, requires_grad=before.requires_grad)
+            vars(smaller).update(vars(before))  # marks that users and optimizers hang on parameters
+        holder[short] = smaller
+        self._undo.append(partial(holder.__setitem__, short, before))
+
+    def _holder(self, name: str) -> tuple[dict[str, Any], str]:
+        place, _, short = name.rpartition(".")
+        owner = self._model.get_submodule(place)
+        return (owner._parameters if short in owner._parameters else owner._buffers), short
+
+
+def _taken(tensor: Tensor, axes: Axes) -> Tensor:
+    smaller = tensor
+    for axis, flags in axes.items():
+        smaller = smaller.index_select(axis, flags.nonzero().flatten().to(tensor.device))
+    return smaller.clone(memory_format=_memory_format(tensor))
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """Channels last where the tensor was laid out so; where both hold, as for 1x1 kernels, the plain one."""
+    if not tensor.is_contiguous():
+        for format in (torch.channels_last, torch.channels_last_3d):
+            dims = 4 if format is torch.channels_last else 5
+            if tensor.dim() == dims and tensor.is_contiguous(memory_format=format):
+                return format
+    return torch.contiguous_format
+
+
+@torch.no_grad()
+def _copy(parameter: Tensor, value: Tensor) -> None:
+    parameter.copy_(value)
