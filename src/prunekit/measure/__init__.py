@@ -3,7 +3,6 @@
 from prunekit.measure.counts import Counts, LayerCount, count
 from prunekit.measure.human import human_bytes, human_count, human_seconds
 from prunekit.measure.latency import Latency, latency
-from prunekit.measure.layer_errors import LayerError, LayerErrors, layer_errors
 from prunekit.measure.memory import peak_memory
 from prunekit.measure.quality import Quality, evaluate
 from prunekit.measure.size import state_bytes
@@ -13,8 +12,6 @@ __all__ = [
     "Counts",
     "Latency",
     "LayerCount",
-    "LayerError",
-    "LayerErrors",
     "Quality",
     "count",
     "evaluate",
@@ -22,7 +19,6 @@ __all__ = [
     "human_count",
     "human_seconds",
     "latency",
-    "layer_errors",
     "layer_table",
     "peak_memory",
     "state_bytes",

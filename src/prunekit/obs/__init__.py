@@ -4,7 +4,6 @@ Everything here works on one matrix: the Hessian (1/2 of its quadratic form is t
 layer share, or that of a whole small network with its weights as the only row.
 """
 
-from prunekit.obs.bound import error_bound
 from prunekit.obs.damping import damped, live_inputs
 from prunekit.obs.elimination import Elimination, eliminate
 from prunekit.obs.gauss_newton import recursive_inverse
@@ -22,7 +21,6 @@ __all__ = [
     "choose_pattern",
     "damped",
     "eliminate",
-    "error_bound",
     "inverse_of",
     "left_to_right",
     "live_inputs",

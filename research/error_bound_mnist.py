@@ -1,10 +1,10 @@
 """The bound on the output error that the layers' errors imply, beside the error that is measured.
 
     prunekit compare mnist-obs --out runs/mnist-obs
-    python docs/results/bound/run.py runs/mnist-obs
+    python research/error_bound_mnist.py runs/mnist-obs
 
 Prunes the trained networks of that study (three seeds) by exact layer-wise OBS and by magnitude, and writes
-bound.csv and figures/bound.svg into this folder. Measured on 5,000 test images.
+bound.csv and figures/bound.svg into docs/results/bound. Measured on 5,000 test images.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
+from error_bound import layer_errors
 from prunekit import Recipe, Session
-from prunekit.measure import layer_errors
+from prunekit.digests import read_tensors
 from prunekit.report.canvas import Drawing, new_figure, svg_of
 from prunekit.report.quantities import log_limits
 from prunekit.report.style import clean, drawing_style, set_log_y
 from prunekit.study import load_study
 from prunekit.study.layout import Layout
-from prunekit.study.outputs import read_tensors
 from prunekit.study.stages import build, dataset
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results" / "bound"
 LEVELS = (0.5, 0.8, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 COMMON = {"rank": "once", "calibration": 16384, "schedule": {"name": "explicit", "values": list(LEVELS)}}
 RECIPES = {
@@ -116,14 +116,13 @@ def main() -> None:
         for seed in range(study.seeds)
         for row in course(name, study, given.folder, seed, given.data_dir)
     ]
-    with (HERE / "bound.csv").open("w", newline="", encoding="utf-8") as file:
+    with (FOLDER / "bound.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    (HERE / "figures").mkdir(exist_ok=True)
+    (FOLDER / "figures").mkdir(exist_ok=True)
     drawn = drawing(rows)
-    (HERE / "figures" / "bound.svg").write_text(svg_of(drawn), encoding="utf-8")
-    drawn.figure.savefig(HERE / "figures" / "bound.png", dpi=160)
+    (FOLDER / "figures" / "bound.svg").write_text(svg_of(drawn), encoding="utf-8")
 
 
 if __name__ == "__main__":

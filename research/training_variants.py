@@ -1,6 +1,6 @@
 """How many units the oracle can remove for less than one point, by how the network was trained.
 
-    python docs/results/neurons_training.py neurons-1layer
+    python research/training_variants.py neurons-1layer
 
 Trains the study's network by each of a few trainings, three seeds, removes its units in the oracle's order
 (squared error, 10,000 training images, ranked again after every removal) and prints a table in Markdown.

@@ -1,6 +1,6 @@
 """Growing beside pruning: how few hidden units reach an error, on the digits.
 
-`python docs/results/cascade/run.py` writes results.csv beside itself. A cascade is grown unit by unit; a
+`python research/cascade.py` writes docs/results/cascade/results.csv. A cascade is grown unit by unit; a
 network of one hidden layer is trained with as many units as `START` and loses them by the oracle, with and
 without retraining. All are judged by the squared error, summed over the outputs, on the test part.
 """
@@ -18,6 +18,7 @@ from prunekit.losses import LOSSES
 from prunekit.models import create
 from prunekit.training import Training, train
 
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results" / "cascade"
 START, SEEDS = 20, 3
 LEVELS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15)
 CASCADE = CascadeSettings(max_units=START, candidates=4, candidate_epochs=100, output_epochs=100)
@@ -62,7 +63,7 @@ def fewest(curve: dict[int, float], level: float) -> int:
 def main() -> None:
     """Write every curve and print the numbers of units."""
     torch.set_num_threads(1)
-    with (Path(__file__).parent / "results.csv").open("w", newline="") as file:
+    with (FOLDER / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("method", "seed", "units", "test_error"))
         for seed in range(SEEDS):

@@ -1,6 +1,6 @@
-"""Prune every network of the zoo by half without hints: `python docs/results/any-network/run.py`.
+"""Prune every network of the zoo by half without hints: `python research/any_network.py`.
 
-Writes results.csv beside this file; the networks are in tests/zoo/zoo.py.
+Writes docs/results/any-network/results.csv; the networks are in tests/zoo/zoo.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import time
 import warnings
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[2] / "tests" / "zoo"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "zoo"))
 
 import torch  # noqa: E402
 
@@ -54,7 +54,7 @@ def main() -> None:
     """All networks, in the order of the zoo."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    with (HERE / "results.csv").open("w", newline="") as file:
+    with (ROOT / "docs" / "results" / "any-network" / "results.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
         for name in ZOO:

@@ -1,7 +1,7 @@
 """The pictures of a study of neurons that a report has no table for, from the folder of its results.
 
     prunekit compare neurons-1layer --out runs/neurons-1layer
-    python docs/results/unit_pictures.py neurons-1layer runs/neurons-1layer
+    python research/unit_pictures.py neurons-1layer runs/neurons-1layer
 
 Writes into the folder's `figures`: the error against the gain of every tenth unit that the oracle removes,
 the regret of each method against the oracle, and the correlations between units, of the network of seed 0.
@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prunekit.digests import read_tensors
 from prunekit.report.canvas import Drawing, svg_of
 from prunekit.report.unit_pictures import correlation_drawing, regret_drawing, surfaces_drawing
 from prunekit.structure import chain_of
 from prunekit.study import load_study
 from prunekit.study.layout import Layout
-from prunekit.study.outputs import read_tensors
 from prunekit.study.stages import build, dataset
 from prunekit.units import activity, eliminate, error_surface
 
