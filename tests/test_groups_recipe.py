@@ -12,8 +12,9 @@ from torch import nn
 from examples import number_of_examples
 from group_nets import Attention, Halves, groups, images, small_resnet
 from prunekit.errors import InputError, ModelError
+from prunekit.parts.context import StepContext
 from prunekit.parts.granularity import CoupledGroup
-from prunekit.parts.scores import Evidence, Magnitude
+from prunekit.parts.scores import Magnitude
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from small_nets import copied, same
@@ -135,7 +136,7 @@ class TestHowMembersCombine:
         makers = ["stage3.0.conv2.weight", "stage3.0.shortcut.0.weight"]
         rows = [model.get_parameter(name).detach().double().abs().flatten(1) for name in makers]
         expected = COMBINED[combine]([POOLS[pool](each) for each in rows])
-        scores = Magnitude()(Evidence({name: model.get_parameter(name).detach() for name in makers}))
+        scores = Magnitude()(StepContext({name: model.get_parameter(name).detach() for name in makers}))
         chosen = replace(elements, found=replace(elements.found, combine=combine))
         found = CoupledGroup(pool=pool).gather(scores, chosen)
         assert list(found) == ["stage3.0.conv2"]

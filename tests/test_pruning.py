@@ -329,15 +329,15 @@ class TestHistory:
 class NaNScore(Score):
     name = "nan_score"
 
-    def __call__(self, evidence):
-        return {name: weight * float("nan") for name, weight in evidence.weights.items()}
+    def __call__(self, context):
+        return {name: weight * float("nan") for name, weight in context.weights.items()}
 
 
 class ShortScore(Score):
     name = "short_score"
 
-    def __call__(self, evidence):
-        return {name: weight[:1] for name, weight in evidence.weights.items()}
+    def __call__(self, context):
+        return {name: weight[:1] for name, weight in context.weights.items()}
 
 
 class TestRefusals:

@@ -33,8 +33,8 @@ class Mine(Score):
     name: ClassVar[str] = "mine"
     power: float = 2.0
 
-    def __call__(self, evidence):
-        return {name: weight.abs() ** self.power for name, weight in evidence.weights.items()}
+    def __call__(self, context):
+        return {name: weight.abs() ** self.power for name, weight in context.weights.items()}
 
 
 class TestSettings:

@@ -25,7 +25,7 @@ class NearlyEqual(Score):
     name = "nearly_equal"
     works_on = ("units", "groups")
 
-    def __call__(self, evidence):
+    def __call__(self, context):
         ranks = {"0": torch.arange(4) * 2 + 1, "2": torch.arange(4) * 2}
         return {name: 1 + 1e-12 * rank.double() for name, rank in ranks.items()}
 
@@ -78,9 +78,9 @@ class TestRankingOnce:
     def count_calls(self, monkeypatch):
         calls, plain = [], Oracle.__call__
 
-        def counted(self, evidence):
-            calls.append({name: int(kept.sum()) for name, kept in evidence.kept.items()})
-            return plain(self, evidence)
+        def counted(self, context):
+            calls.append({name: int(kept.sum()) for name, kept in context.kept.items()})
+            return plain(self, context)
 
         monkeypatch.setattr(Oracle, "__call__", counted)
         return calls

@@ -19,8 +19,9 @@ from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
 from prunekit.limits import STEPS, WHOLE
 from prunekit.masks import Masks
-from prunekit.parts.allocation import Allocation, Global, Remains
+from prunekit.parts.allocation import Allocation, Global
 from prunekit.parts.base import Part, Requirement, level_refusal
+from prunekit.parts.context import CostModel, Step
 from prunekit.parts.granularity import Shape, Weight
 from prunekit.parts.repair import NoRepair, Repair
 from prunekit.parts.retrain import NoRetraining, Retrain
@@ -31,30 +32,10 @@ from prunekit.parts.stopping import Never, Stop
 from prunekit.settings import Settings
 from prunekit.statistics import Statistic
 from prunekit.strict_yaml import MAX_BYTES, load_yaml
-from prunekit.targets import Target
+from prunekit.targets import Target, unwrap
 
 if TYPE_CHECKING:
     from prunekit.pruning import Session
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a pruning.
-
-    Attributes:
-        number: from 1.
-        sparsity: the fraction of the original count to be removed after it; None in `rounds`.
-        previous: the same of the level before; 0 at the first.
-        round: the level of the schedule, from 1, and `rounds` how many there are.
-        layers: the parameters that it may change; all, or one with an order.
-    """
-
-    number: int
-    sparsity: float | None
-    previous: float
-    round: int
-    rounds: int
-    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -190,6 +171,7 @@ class Recipe(Settings):
             ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized), or
                 a layer that the repair cannot mend.
         """
+        model = unwrap(model)
         elements = self.shape.elements(model, self.targets, self.ignore, example_inputs)
         targets = elements.targets
         sparsities = self._levels(targets)
@@ -203,11 +185,11 @@ class Recipe(Settings):
             )
         if self.allocation.of_figure:
             self.allocation.check_network(
-                targets, sparsities[-1], self._remains(model, elements, example_inputs)
+                targets, sparsities[-1], self._cost_model(model, elements, example_inputs)
             )
         return Plan(elements, tuple(self._steps(targets)))
 
-    def _remains(self, model: nn.Module, elements: Elements, example_inputs: Inputs | None) -> Remains:
+    def _cost_model(self, model: nn.Module, elements: Elements, example_inputs: Inputs | None) -> CostModel:
         """The network without units that are as good as any others."""
         whole = elements.all_kept(model)
 
@@ -218,7 +200,7 @@ class Recipe(Settings):
                 found[name] = self.shape.select(scores, self.shape.rounded(len(scores), lost))
             return Masks(found)
 
-        return Remains(whole, chosen, partial(elements.smaller, model), example_inputs)
+        return CostModel(whole, chosen, partial(elements.smaller, model), example_inputs)
 
     def _levels(self, targets: Sequence[Target]) -> tuple[float | None, ...]:
         return self.schedule.levels(sum(target.size for target in targets))

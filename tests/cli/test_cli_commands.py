@@ -178,8 +178,8 @@ def test_the_current_folder_can_be_imported_from_also_by_workers(tmp_path):
     (tmp_path / "mine_in_cwd.py").write_text(
         "from torch import nn\nfrom prunekit.parts.scores import Score\n\n\n"
         "def net() -> nn.Module:\n    print('noise')\n    return nn.Linear(4, 3)\n\n\n"
-        "class Mine(Score):\n    name = 'mine'\n\n    def __call__(self, evidence):\n        print('noise')\n"
-        "        return {name: weight.abs() for name, weight in evidence.weights.items()}\n"
+        "class Mine(Score):\n    name = 'mine'\n\n    def __call__(self, context):\n        print('noise')\n"
+        "        return {name: weight.abs() for name, weight in context.weights.items()}\n"
     )
     method = {"recipe": {"score": "mine_in_cwd:Mine", "schedule": {"name": "one_shot", "sparsity": 0.5}}}
     write_study(tmp_path / "s.yaml", model="mine_in_cwd:net", methods={"a": method}, controls={})

@@ -65,7 +65,7 @@ def test_the_page_of_parts_names_every_part_of_the_package_and_no_other() -> Non
     class OfATest(Score):
         name = "of_a_test"
 
-        def __call__(self, evidence: object) -> dict[str, object]:
+        def __call__(self, context: object) -> dict[str, object]:
             return {}
 
     shown = rows_of("docs/parts.md", "name")

@@ -13,10 +13,10 @@ class Fussy(Score):
 
     name = "fussy"
 
-    def __call__(self, evidence):
-        if any(bool((weight == 0).any()) for weight in evidence.weights.values()):
+    def __call__(self, context):
+        if any(bool((weight == 0).any()) for weight in context.weights.values()):
             raise RuntimeError("I do not like\nzeros")
-        return {name: weight.abs() for name, weight in evidence.weights.items()}
+        return {name: weight.abs() for name, weight in context.weights.items()}
 
 
 class Sleepy(Score):
@@ -24,10 +24,10 @@ class Sleepy(Score):
 
     name = "sleepy"
 
-    def __call__(self, evidence):
-        while any(bool((weight == 0).any()) for weight in evidence.weights.values()):
+    def __call__(self, context):
+        while any(bool((weight == 0).any()) for weight in context.weights.values()):
             time.sleep(1000)
-        return {name: weight.abs() for name, weight in evidence.weights.items()}
+        return {name: weight.abs() for name, weight in context.weights.items()}
 
 
 class Linear(nn.Sequential):

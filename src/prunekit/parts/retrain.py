@@ -13,7 +13,6 @@ from prunekit.errors import InputError, ModelError
 from prunekit.limits import WHOLE
 from prunekit.parts.base import Part
 from prunekit.seeds import derive, seeded
-from prunekit.targets import unwrap
 from prunekit.training import Training
 
 TrainingSettings = Annotated[Training, BeforeValidator(Training.parse)]
@@ -50,7 +49,7 @@ class Retrain(Part):
     def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
         """Set the values from which the survivors are retrained; True if they are not the trained ones.
 
-        The masks are applied by the caller afterwards.
+        The network comes without wrappers; the masks are applied by the caller afterwards.
         """
 
     def check(self, model: nn.Module, checkpoints: Checkpoints) -> None:
@@ -120,7 +119,7 @@ class Rewind(Retrain):
 
     def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
         """Load the values of that step."""
-        unwrap(model).load_state_dict(checkpoints[self.step])
+        model.load_state_dict(checkpoints[self.step])
         return True
 
 
@@ -141,12 +140,12 @@ class Reinitialize(Retrain):
 
     def check(self, model: nn.Module, checkpoints: Checkpoints) -> None:
         """Every module with parameters of its own must know how to reset them."""
-        _resettable(unwrap(model))
+        _resettable(model)
 
     def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
         """Draw new values from the seed; torch's global generator is left as it was."""
         with seeded(derive(seed, "reinitialize")):
-            for module in _resettable(unwrap(model)):
+            for module in _resettable(model):
                 module.reset_parameters()  # type: ignore[operator]
         return True
 

@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunekit.halves import draw_halves
 from prunekit.limits import LARGE, STEPS, WHOLE
 from prunekit.obs.left_to_right import BLOCK, Choose, choose_count, choose_pattern, left_to_right
 from prunekit.obs.support import ITERATIONS, admm_support
 from prunekit.parts.base import Part
-from prunekit.parts.granularity import Shape
+from prunekit.parts.context import StepContext
 from prunekit.ranking import lowest, lowest_per_row
-from prunekit.statistics import ConnectionCorrelation, Found, LayerHessian, Statistic
+from prunekit.statistics import ConnectionCorrelation, LayerHessian, Statistic
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure.rows import from_rows, rows_of
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a selection may look at, for one layer.
-
-    Attributes:
-        name: of the parameter, or of the group of units.
-        scores: what the score gave; minus infinity for what is removed already.
-        count: how many are removed in the end, those included that are already.
-        shape: what goes together.
-        weight: the parameter; None where units are counted.
-        layer: its module; None where units are counted.
-        found: the statistics of the step.
-        generator: the source of random numbers, seeded for this layer and step.
-    """
-
-    name: str
-    scores: Tensor
-    count: int
-    shape: Shape
-    weight: Tensor | None
-    layer: nn.Module | None
-    found: Found
-    generator: torch.Generator = field(default_factory=torch.Generator)
 
 
 class Selection(Part):
@@ -57,8 +31,17 @@ class Selection(Part):
     needs: ClassVar[tuple[Statistic, ...]] = ()
 
     @abstractmethod
-    def __call__(self, choice: Choice) -> Tensor:
-        """A mask (True = kept) of the shape of the scores, with exactly `count` False."""
+    def __call__(self, context: StepContext, name: str, count: int) -> Tensor:
+        """Which elements of a layer are kept.
+
+        Args:
+            context: of the step; what is removed already scores minus infinity.
+            name: of the parameter, or of the group of units.
+            count: how many are removed in the end, those included that are already.
+
+        Returns:
+            A mask (True = kept) of the shape of the scores, with exactly `count` False.
+        """
 
 
 class Lowest(Selection):
@@ -66,9 +49,9 @@ class Lowest(Selection):
 
     name = "lowest"
 
-    def __call__(self, choice: Choice) -> Tensor:
+    def __call__(self, context: StepContext, name: str, count: int) -> Tensor:
         """As the shape selects them; ties by position."""
-        return choice.shape.select(choice.scores, choice.count)
+        return context.granularity.select(context.scores[name], count)
 
 
 class CorrelatedHalves(Selection):
@@ -94,20 +77,20 @@ class CorrelatedHalves(Selection):
     strong: float = Field(default=0.75, ge=0, le=1)
     within: Literal["row", "layer"] = "row"
 
-    def __call__(self, choice: Choice) -> Tensor:
+    def __call__(self, context: StepContext, name: str, count: int) -> Tensor:
         """Drawn from the generator; weights that are zero already go before any other."""
-        assert choice.layer is not None
-        there = choice.scores != -torch.inf
-        kept = there.numel() - choice.count
+        layer = context.layer(name)
+        there = context.scores[name] != -torch.inf
+        kept = there.numel() - count
         if kept >= int(there.sum()):
-            return choice.shape.select(choice.scores, choice.count)
-        values = choice.found[ConnectionCorrelation()][choice.name]
-        values, rows = rows_of(values, choice.layer), rows_of(there, choice.layer)
+            return context.granularity.select(context.scores[name], count)
+        values = context.statistics[ConnectionCorrelation()][name]
+        values, rows = rows_of(values, layer), rows_of(there, layer)
         width = rows.shape[2] if self.within == "row" else rows.numel()
         drawn = draw_halves(
-            values.reshape(-1, width), rows.reshape(-1, width), kept, self.strong, choice.generator
+            values.reshape(-1, width), rows.reshape(-1, width), kept, self.strong, context.generator
         )
-        return from_rows(drawn.view(rows.shape), choice.layer)
+        return from_rows(drawn.view(rows.shape), layer)
 
 
 class LayerSelection(Selection):
@@ -122,20 +105,19 @@ class LayerSelection(Selection):
 
     damp: float = Field(default=0.01, ge=0, le=LARGE)
 
-    def __call__(self, choice: Choice) -> Tensor:
+    def __call__(self, context: StepContext, name: str, count: int) -> Tensor:
         """Each group of a convolution by itself, with its share of the count."""
-        assert choice.weight is not None
-        assert choice.layer is not None
-        pattern = choice.shape.pattern
-        rows = rows_of(choice.weight.detach(), choice.layer).double()
-        gone = rows_of(choice.scores == -torch.inf, choice.layer)
-        matrices = damped_groups(choice.name, choice.found[LayerHessian()][choice.name], self.damp)
+        layer = context.layer(name)
+        pattern = context.pattern
+        rows = rows_of(context.weights[name].detach(), layer).double()
+        gone = rows_of(context.scores[name] == -torch.inf, layer)
+        matrices = damped_groups(name, context.statistics[LayerHessian()][name], self.damp)
         # the columns of one group of a pattern are neighbours after this: channels at a kernel's position
-        positions = choice.weight[0, 0].numel() if pattern else 1
+        positions = context.weights[name][0, 0].numel() if pattern else 1
         order = torch.arange(rows.shape[2], device=rows.device).view(-1, positions).T.flatten()
         groups = len(rows)
         masks = []
-        left = choice.count
+        left = count
         for number, (matrix, group, off) in enumerate(zip(matrices, rows, gone, strict=True)):
             behind = int(gone[number + 1 :].sum())
             count = min(max(left // (groups - number), int(off.sum())), left - behind, off.numel())
@@ -145,7 +127,7 @@ class LayerSelection(Selection):
                 matrix[order][:, order], group[:, order], off[:, order], count, pattern
             )
             masks.append(mask)
-        return from_rows(torch.stack(masks), choice.layer)
+        return from_rows(torch.stack(masks), layer)
 
     @abstractmethod
     def select(

@@ -19,7 +19,6 @@ from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.statistics.average import average
 from prunekit.statistics.processes import sum_over_processes
-from prunekit.targets import unwrap
 from prunekit.trial import check_finite
 
 BATCH = 256
@@ -30,7 +29,7 @@ class Calibration:
     """The same sample of the training data in every step, on the network's device.
 
     Args:
-        model: the network.
+        model: the network, without wrappers.
         elements: what is removed from it.
         data: training examples, if any are given.
         validation: on which the error is measured that a `stop` looks at; the sample, by default.
@@ -57,7 +56,7 @@ class Calibration:
     @property
     def device(self) -> torch.device:
         """Where the network is now."""
-        return unwrap(self._model).get_parameter(next(iter(self._elements.parameters))).device
+        return self._model.get_parameter(next(iter(self._elements.parameters))).device
 
     def check(self, recipe: Recipe, *, retraining: bool) -> None:
         """Refuse data that the network or a loss cannot take, as `check_data` does.
@@ -100,7 +99,7 @@ class Calibration:
         """
         for number, batch in enumerate(self.batches()):
             try:
-                check_finite(unwrap(self._model), f"batch {number} of the calibration data", *batch)
+                check_finite(self._model, f"batch {number} of the calibration data", *batch)
             except DataError as error:
                 wrong.append(error)
             yield batch
@@ -112,7 +111,7 @@ class Calibration:
     def error(self, stop: Stop) -> float:
         """What a rule measures of the network as it is."""
         return average(
-            unwrap(self._model),
+            self._model,
             self.batches() if self._validation is None else self._placed(self._validation.epoch(0, BATCH, 0)),
             lambda outputs, targets: stop.error(outputs, targets, self.loss),
             self.device,
@@ -121,7 +120,7 @@ class Calibration:
     @torch.no_grad()
     def loss_with(self, kept: Masks) -> float:
         """The loss on the sample if only this were kept; the weights are put back afterwards."""
-        model = unwrap(self._model)
+        model = self._model
         masks = self._elements.masks(model, kept)
         saved = [(parameter, parameter.detach().clone()) for parameter, _ in masks.parameters(model)]
         try:

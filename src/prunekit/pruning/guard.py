@@ -12,7 +12,6 @@ from torch import nn
 from prunekit.errors import DataError
 from prunekit.masks import Masks
 from prunekit.parts.stopping import Held, Stop, Stopped
-from prunekit.targets import unwrap
 from prunekit.training import copy_state
 
 
@@ -33,7 +32,7 @@ class Guard:
         """Keep what the network is, unless an earlier one is kept that was the last to be measured.
 
         Args:
-            model: the network.
+            model: the network, without wrappers.
             steps: that were taken.
             kept: what of it is kept.
         """
@@ -47,7 +46,7 @@ class Guard:
                 )
             self._allowed = self._stop.allowed(before)
         if self._held is None:
-            state = copy_state(unwrap(model)) if self._stop.rolls_back else None
+            state = copy_state(model) if self._stop.rolls_back else None
             self._held = Held(steps, kept, state)
 
     def broken(self, step: int) -> Held | None:

@@ -6,44 +6,39 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.masks import Masks
-from prunekit.parts.scores import Evidence, Scores
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores import Scores
 from prunekit.pruning.calibration import Calibration
-from prunekit.recipe import Plan, Recipe, Step
+from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import generator
 from prunekit.statistics import Found, Statistic, Subject, collect
-from prunekit.targets import owner_of, unwrap
 
 
 class Ranking:
     """Ranks what is left at every step, or once and for all if the recipe says so.
 
     Args:
-        model: the network.
         recipe: whose score ranks.
         plan: its steps, and what is removed.
         calibration: the data that is looked at.
         seed: of scores by lot.
     """
 
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, plan: Plan, calibration: Calibration, seed: int
-    ) -> None:
-        self._model, self._recipe, self._plan = model, recipe, plan
+    def __init__(self, recipe: Recipe, plan: Plan, calibration: Calibration, seed: int) -> None:
+        self._recipe, self._plan = recipe, plan
         self._calibration, self._seed = calibration, seed
         self._ranking: Scores | None = None
         self._measured: Found | None = None
 
-    def measure(self, step: Step, kept: Masks) -> Found:
+    def measure(self, context: StepContext) -> Found:
         """The statistics that score, selection and repair ask for at a step."""
         if self._measured is not None:
             return self._measured
-        elements = self._plan.elements
-        names = step.layers if self._recipe.layer_by_layer else elements.parameters
-        subject = Subject(self._model, names, elements.chain, kept, coupled=elements.coupled)
+        names = context.step.layers if self._recipe.layer_by_layer else list(context.weights)
+        subject = Subject(context.model, names, context.chain, context.kept, coupled=context.coupled)
         needs, sample, wrong = self._needs(), self._calibration, list[DataError]()
         batches = sample.batches() if any(need.needs_loss for need in needs) else sample.watched(wrong)
         found = collect(subject, batches, needs, loss=sample.loss)
@@ -62,32 +57,20 @@ class Ranking:
         """What is asked of the data however elements are ranked."""
         return (*self._recipe.selection.needs, *self._recipe.repair.needs)
 
-    def scores(self, step: Step, kept: Masks, found: Found) -> Scores:
+    def scores(self, context: StepContext) -> Scores:
         """A score for each element, the least to go first.
 
         Raises:
             InputError: where the score gives none, or of another shape.
             ModelError: where one is NaN.
         """
-        model = unwrap(self._model)
-        weights = {name: model.get_parameter(name).detach() for name in self._plan.elements.parameters}
+        weights, kept = context.weights, context.kept
         if self._recipe.layer_by_layer and self._recipe.score.needs:
-            weights = {name: weights[name] for name in step.layers}
+            weights = {name: weights[name] for name in context.step.layers}
         scores = self._ranking
         if scores is None:
-            scores = self._ranked(
-                Evidence(
-                    weights,
-                    found,
-                    generator(self._seed, "score", step.number),
-                    self._plan.elements.chain,
-                    kept,
-                    {name: owner_of(self._model, name) for name in weights},
-                    self._recipe.shape.pattern,
-                    self._plan.elements.coupled,
-                ),
-                kept,
-            )
+            random = generator(self._seed, "score", context.step.number)
+            scores = self._ranked(context.told("score", weights=weights, generator=random))
         if self._recipe.rank == "once":
             self._ranking = scores
         if not self._recipe.regrow:
@@ -100,13 +83,13 @@ class Ranking:
             for name, each in kept.items()
         }
 
-    def _ranked(self, evidence: Evidence, kept: Masks) -> Scores:
+    def _ranked(self, context: StepContext) -> Scores:
         with torch.no_grad():
-            scores = self._recipe.shape.gather(self._recipe.score(evidence), self._plan.elements)
+            scores = self._recipe.shape.gather(self._recipe.score(context), self._plan.elements)
         # with an order, some scores see a part of the layers only
-        wanted = evidence.weights if self._recipe.layer_by_layer else kept
+        wanted = context.weights if self._recipe.layer_by_layer else context.kept
         for name in wanted:
-            if name not in scores or scores[name].shape != kept[name].shape:
+            if name not in scores or scores[name].shape != context.kept[name].shape:
                 raise InputError(
                     f"the score {self._recipe.score.name!r} gave no scores of the shape of {name}"
                 )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned, Record
 from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
-from prunekit.parts.repair import Damage
+from prunekit.parts.context import Step, StepContext
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
 from prunekit.pruning.attachment import Attachment, check_attachable
@@ -29,7 +29,7 @@ from prunekit.pruning.guard import Guard
 from prunekit.pruning.ranking import Ranking
 from prunekit.pruning.state import Owner, digest_of, read_state
 from prunekit.readiness import check_restart, check_retraining
-from prunekit.recipe import Plan, Recipe, Step
+from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
 from prunekit.snapshot import Snapshot
 from prunekit.targets import uncompiled, unwrap
@@ -63,16 +63,17 @@ class Session:
                 "for a named method write prunekit.methods.recipe('magnitude', sparsity=0.9)"
             )
         self.model = model
+        self._inner = unwrap(model)
         self.recipe = recipe
         self._data: Batches | None = None if data is None else as_batches(data)
         self._undo_held = False
         self._tried: set[bool] = set()
         if recipe.by_example and example_inputs is None and self._data is not None:
-            example_inputs = two_examples(unwrap(model), self._data)
+            example_inputs = two_examples(self._inner, self._data)
         self._example_inputs = example_inputs
-        self.plan: Plan = recipe.plan(model, example_inputs)
-        self.kept = self.plan.elements.all_kept(model)
-        self.masks = self.plan.elements.masks(model, self.kept)
+        self.plan: Plan = recipe.plan(self._inner, example_inputs)
+        self.kept = self.plan.elements.all_kept(self._inner)
+        self.masks = self.plan.elements.masks(self._inner, self.kept)
         self.history: list[Record] = []
         self._seed = checked_seed(seed)
         self._checkpoints: dict[int, Mapping[str, Tensor]] = dict(checkpoints or {})
@@ -80,7 +81,7 @@ class Session:
         self._every: int | None = None
         self._optimizer_steps = 0
         self._calibration = Calibration(
-            model,
+            self._inner,
             self.plan.elements,
             self._data,
             None if validation is None else as_batches(validation),
@@ -88,7 +89,7 @@ class Session:
             seed=self._seed,
             loss=loss,
         )
-        self._ranking = Ranking(model, recipe, self.plan, self._calibration, self._seed)
+        self._ranking = Ranking(recipe, self.plan, self._calibration, self._seed)
         self._guard = Guard(recipe.stop, self._calibration.error)
         if recipe.stop.needs_data and self._data is None and validation is None:
             raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
@@ -120,7 +121,7 @@ class Session:
         A step that the recipe's `stop` rolls back is neither yielded nor in the history. Where a step fails,
         network and session are what they were before it.
         """
-        check_retraining(self.model, self.recipe.retrain, self._checkpoints, self._data)
+        check_retraining(self._inner, self.recipe.retrain, self._checkpoints, self._data)
         if not self.done:
             self._try_data(retraining=True)
         while not self.done:
@@ -134,7 +135,7 @@ class Session:
         """The next step with its retraining; None where it was rolled back."""
         started = time.perf_counter()
         step = self.plan.steps[len(self.history)]
-        self._guard.hold(self.model, len(self.history), self.kept)
+        self._guard.hold(self._inner, len(self.history), self.kept)
         self._prune_step(step)
         train_loss = self._retrain(step, report)
         if self._retrains(step) and self._check(step.number) and self.recipe.stop.rolls_back:
@@ -163,7 +164,7 @@ class Session:
             or recipe.stop.needs_data
             or recipe.repair.changes
         )
-        values = Snapshot(unwrap(self.model)) if may_fail else None
+        values = Snapshot(self._inner) if may_fail else None
         kept, masks, history = self.kept, self.masks, list(self.history)
         ranking, guard = copy(self._ranking), copy(self._guard)
         self._undo_held = True
@@ -203,10 +204,10 @@ class Session:
         if self.check() is not None:
             return None
         started = time.perf_counter()
-        check_restart(self.model, self.recipe.retrain, self._checkpoints)
+        check_restart(self._inner, self.recipe.retrain, self._checkpoints)
         step = self.plan.steps[len(self.history)]
         with self.undoing(steps=1):
-            self._guard.hold(self.model, len(self.history), self.kept)
+            self._guard.hold(self._inner, len(self.history), self.kept)
             restarted = self._prune_step(step)
         if self._attachment is not None and restarted:
             self._attachment.forget()
@@ -228,43 +229,50 @@ class Session:
         """Whether the limit is broken, now or before; the network goes back then if the recipe says so."""
         held = self._guard.broken(step)
         if held is not None and held.state is not None:
-            unwrap(self.model).load_state_dict(held.state)
+            self._inner.load_state_dict(held.state)
             del self.history[held.steps :]
             self.kept = held.kept
-            self.masks = self.plan.elements.masks(self.model, held.kept)
+            self.masks = self.plan.elements.masks(self._inner, held.kept)
             if self._attachment is not None:
                 self._attachment.update(self.masks)
                 self._attachment.forget()
         return self.stopped is not None
 
-    def _prune_step(self, step: Step) -> bool:
+    def _context(self, step: Step) -> StepContext:
+        """What the parts are told at a step, before anything is measured."""
         elements = self.plan.elements
-        found = self._ranking.measure(step, self.kept)
-        before = self.kept
+        return StepContext(
+            weights={name: self._inner.get_parameter(name).detach() for name in elements.parameters},
+            model=self._inner,
+            step=step,
+            kept=self.kept,
+            chain=elements.chain,
+            coupled=elements.coupled,
+            granularity=self.recipe.shape,
+        )
+
+    def _prune_step(self, step: Step) -> bool:
+        context = self._context(step)
+        context = replace(context, statistics=self._ranking.measure(context))
+        context = replace(context, scores=self._ranking.scores(context))
         self.kept = chosen(
-            self.model,
+            context,
             self.recipe,
             self.plan,
-            step,
-            before,
-            self._ranking.scores(step, before, found),
-            found,
             seed=self._seed,
             loss_with=None if self._data is None else self._calibration.loss_with,
             example_inputs=self._example_inputs,
         )
-        self.masks = elements.masks(self.model, self.kept)
+        self.masks = self.plan.elements.masks(self._inner, self.kept)
         # before the masks act: a repair looks at the values that go
-        self.recipe.repair(
-            Damage(self.model, self.masks, found, elements.chain, before, self.kept, elements.coupled)
-        )
-        self.masks.apply(self.model)
+        self.recipe.repair(context.told("repair", kept_after=self.kept, masks=self.masks))
+        self.masks.apply(self._inner)
         restarted = False
         if self._retrains(step):  # until then the trained values go on being ranked by
             restarted = self.recipe.retrain.restart(
-                self.model, self._checkpoints, derive(self._seed, "step", step.number)
+                self._inner, self._checkpoints, derive(self._seed, "step", step.number)
             )
-            self.masks.apply(self.model)
+            self.masks.apply(self._inner)
         if self._attachment is not None:
             self._attachment.update(self.masks)
         return restarted
@@ -327,15 +335,15 @@ class Session:
         if not self.done:
             self._try_data(retraining=False)
         if self.recipe.retrain.checkpoint == 0 and 0 not in self._checkpoints:
-            self._checkpoints[0] = copy_state(unwrap(self.model))
+            self._checkpoints[0] = copy_state(self._inner)
         self._every = every
         self._attachment = Attachment(self.model, optimizer, self.masks, self._after_step)
 
     def _check_attachable(self, every: int | None) -> None:
         retrain, wanted = self.recipe.retrain, self.recipe.retrain.checkpoint
-        own = unwrap(self.model).state_dict()
+        own = self._inner.state_dict()
         to_come = {} if wanted is None else {wanted: own}  # kept when the loop gets there
-        check_restart(self.model, retrain, {**to_come, **self._checkpoints})
+        check_restart(self._inner, retrain, {**to_come, **self._checkpoints})
         if wanted is not None and wanted not in self._checkpoints and every is not None and every < wanted:
             raise InputError(
                 f"every = {every}: the first step would go back to the values at step {wanted} of the "
@@ -352,7 +360,7 @@ class Session:
         self._optimizer_steps += 1
         wanted = self.recipe.retrain.checkpoint
         if wanted == self._optimizer_steps and wanted not in self._checkpoints:
-            self._checkpoints[wanted] = copy_state(unwrap(self.model))
+            self._checkpoints[wanted] = copy_state(self._inner)
         if self._every is not None and self._optimizer_steps % self._every == 0:
             if self.done:
                 self.check()
@@ -386,14 +394,14 @@ class Session:
             InputError: if the state is damaged, or belongs to another recipe, seed or model; nothing is
                 changed then.
         """
-        owner = Owner(self.model, self.recipe, self.plan, self._seed, self.kept, self._ranking.keys)
+        owner = Owner(self._inner, self.recipe, self.plan, self._seed, self.kept, self._ranking.keys)
         read = read_state(state, owner)
         self._checkpoints = read.checkpoints
         self.kept, self.masks, self.history = read.kept, read.masks, read.history
         self._optimizer_steps = read.optimizer_steps
         self._ranking.resume(read.ranking, read.measured)
         self._guard.resume(read.allowed, read.held, read.stopped)
-        self.masks.apply(self.model)
+        self.masks.apply(self._inner)
         if self._attachment is not None:
             self._attachment.resume(self.masks)
 

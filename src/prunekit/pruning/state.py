@@ -19,7 +19,6 @@ from prunekit.masks import Masks
 from prunekit.parts.stopping import Held, Stopped
 from prunekit.recipe import Plan, Recipe
 from prunekit.settings import shown
-from prunekit.targets import unwrap
 from prunekit.trial import said
 
 NEEDED = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
@@ -31,7 +30,7 @@ class Owner:
     """The session that a state is read for.
 
     Attributes:
-        model: its network.
+        model: its network, without wrappers.
         recipe: what is done to it.
         plan: the recipe's steps on it.
         seed: of everything random.
@@ -251,7 +250,7 @@ def _checkpoints(values: Any, begun: bool, owner: Owner) -> dict[int, Mapping[st
 
 def _values(values: Any, place: str, owner: Owner) -> dict[str, Tensor]:
     """The state of a network like the session's."""
-    own = unwrap(owner.model).state_dict()
+    own = owner.model.state_dict()
     _keys(values, place, tuple(own))
     return {
         name: _tensor(values[name], f"{place}: {name}", tuple(value.shape), value.dtype)

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 import torch
-from allocation_situation import situation
+from allocation_context import context_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -31,21 +31,21 @@ def test_against_a_loop(units, tau, deviations):
         assume(all(abs(score - bound) > 1e-9 for score in left))  # or rounding decides
         wanted = max(lost, min(lost + sum(score < bound for score in left), reachable))
     masks = Masks({"a": torch.tensor(kept)})
-    given_ = situation({"a": torch.tensor(scores, dtype=torch.float64)}, None, masks=masks)
+    given_ = context_of({"a": torch.tensor(scores, dtype=torch.float64)}, None, masks=masks)
     assert BelowMean(tau=tau, deviations=deviations, floor=0.25).amounts(given_) == {"a": wanted}
 
 
 def test_equal_scores_all_stay():
     for value in (0.1, 1 / 3, 1e-30):
         scores = {"a": torch.full((13,), value)}
-        assert BelowMean().amounts(situation(scores, None)) == {"a": 0}
+        assert BelowMean().amounts(context_of(scores, None)) == {"a": 0}
 
 
 def test_layers_by_themselves():
     scores = {"a": torch.tensor([1.0, 2.0, 6.0]), "b": torch.tensor([100.0, 200.0, 600.0, 700.0])}
-    assert BelowMean().amounts(situation(scores, None)) == {"a": 2, "b": 2}
-    assert BelowMean(tau=0.5).amounts(situation(scores, None)) == {"a": 1, "b": 1}
-    assert BelowMean(tau=0).amounts(situation(scores, None)) == {"a": 0, "b": 0}
+    assert BelowMean().amounts(context_of(scores, None)) == {"a": 2, "b": 2}
+    assert BelowMean(tau=0.5).amounts(context_of(scores, None)) == {"a": 1, "b": 1}
+    assert BelowMean(tau=0).amounts(context_of(scores, None)) == {"a": 0, "b": 0}
 
 
 def test_a_sparsity_that_nobody_asked_for():

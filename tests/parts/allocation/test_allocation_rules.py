@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from allocation_situation import situation
+from allocation_context import context_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
@@ -28,7 +28,7 @@ class TestGlobal:
     def test_exactly_as_many_whatever_the_ties(self, shapes, sparsity, levels, seed):
         scores = layers(shapes, seed, levels)
         total = sum(s.numel() for s in scores.values())
-        found = Global(floor=0).amounts(situation(scores, sparsity))
+        found = Global(floor=0).amounts(context_of(scores, sparsity))
         assert sum(found.values()) == round(sparsity * total)
 
     @given(SHAPES, st.floats(0, 1), st.integers(0, 99))
@@ -36,7 +36,7 @@ class TestGlobal:
         scores = layers(shapes, seed)
         everything = np.sort(np.concatenate([s.numpy().reshape(-1) for s in scores.values()]))
         count = round(sparsity * everything.size)
-        found = Global(floor=0).amounts(situation(scores, sparsity))
+        found = Global(floor=0).amounts(context_of(scores, sparsity))
         assert sum(found.values()) == count
         if count:
             threshold = everything[count - 1]  # which several may have: of those, any may stay
@@ -45,7 +45,7 @@ class TestGlobal:
 
     def test_a_threshold_that_two_layers_share(self):
         scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([2.0, 3.0])}
-        found = Global(floor=0).amounts(situation(scores, 0.5))
+        found = Global(floor=0).amounts(context_of(scores, 0.5))
         assert sum(found.values()) == 2
         assert found["a"] >= 1
 
@@ -55,19 +55,19 @@ class TestGlobal:
         allocation = Global(floor=floor)
         reachable = sum(allocation.capacity(s.numel()) for s in scores.values())
         total = sum(s.numel() for s in scores.values())
-        found = allocation.amounts(situation(scores, share * reachable / total))
+        found = allocation.amounts(context_of(scores, share * reachable / total))
         assert sum(found.values()) == round(share * reachable / total * total)
         assert all(s.numel() - found[name] >= floor * s.numel() - 1e-6 for name, s in scores.items())
 
     def test_infinite_scores_are_not_the_floor(self):
         scores = {"a": torch.full((10, 10), float("inf")), "b": torch.full((10, 10), float("inf"))}
-        found = Global(floor=0.3).amounts(situation(scores, 0.7))
+        found = Global(floor=0.3).amounts(context_of(scores, 0.7))
         assert found == {"a": 70, "b": 70}
 
     def test_what_is_gone_counts(self):
         scores = layers([(4, 4), (4, 4)])
         masks = Masks({"0": ~lowest(scores["0"], 6), "1": torch.ones(4, 4, dtype=torch.bool)})
-        found = Global().amounts(situation(scores, 0.5, masks=masks))
+        found = Global().amounts(context_of(scores, 0.5, masks=masks))
         assert sum(found.values()) == 16
         assert found["0"] >= 6
 
@@ -76,7 +76,7 @@ class TestPerLayer:
     @given(SHAPES, st.floats(0, 1))
     def test_the_same_fraction_everywhere(self, shapes, sparsity):
         scores = layers(shapes)
-        found = PerLayer().amounts(situation(scores, sparsity))
+        found = PerLayer().amounts(context_of(scores, sparsity))
         assert found == {name: round(sparsity * s.numel()) for name, s in scores.items()}
 
     def test_the_output_layer_at_half_the_rate(self):
@@ -118,13 +118,13 @@ class TestERK:
         total = round(sparsity * sum(sizes))
         if not 0 < total < sum(sizes):
             return
-        found = ERK(floor=0).amounts(situation(layers(shapes), sparsity))
+        found = ERK(floor=0).amounts(context_of(layers(shapes), sparsity))
         expected = (1 - erk_by_bisection(shapes, sum(sizes) - total)) * sizes
         assert sum(found.values()) == total
         assert np.allclose(list(found.values()), expected, atol=1.001)
 
     def test_the_narrow_layer_stays_denser(self):
-        found = ERK().amounts(situation(layers([(100, 100), (10, 100), (3, 3)]), 0.8))
+        found = ERK().amounts(context_of(layers([(100, 100), (10, 100), (3, 3)]), 0.8))
         assert found["0"] / 10000 > found["1"] / 1000 > found["2"] / 9 == 0
 
     @given(SHAPES, st.lists(st.floats(0.05, 0.95), min_size=2, max_size=6, unique=True))
@@ -135,7 +135,7 @@ class TestERK:
         for sparsity in sorted(sparsities):
             if round(sparsity * total) < total - masks.kept:
                 continue
-            found = ERK(floor=0).amounts(situation(scores, sparsity, masks=masks))
+            found = ERK(floor=0).amounts(context_of(scores, sparsity, masks=masks))
             assert sum(found.values()) == round(sparsity * total)
             assert all(found[name] >= int((~mask).sum()) for name, mask in masks.items())
             masks = Masks({name: ~lowest(scores[name], found[name]) for name in scores})
@@ -147,7 +147,7 @@ class TestThreshold:
         rng = np.random.default_rng(seed)
         weights = {str(i): rng.standard_normal(s) for i, s in enumerate(shapes)}
         scores = {name: torch.from_numpy(np.abs(w)) for name, w in weights.items()}
-        given_ = situation(scores, None)
+        given_ = context_of(scores, None)
         given_.weights.update({name: torch.from_numpy(w) for name, w in weights.items()})
         found = Threshold(q=q, floor=0).amounts(given_)
         assert found == {name: int((np.abs(w) < q * np.std(w)).sum()) for name, w in weights.items()}
@@ -155,18 +155,18 @@ class TestThreshold:
     def test_the_deviation_is_that_of_the_survivors(self):
         weights = torch.from_numpy(np.random.default_rng(0).standard_normal((30, 30)))
         masks = Masks({"a": weights.abs() > 0.5})
-        found = Threshold(q=1.0).amounts(situation({"a": weights.abs()}, None, masks=masks))
+        found = Threshold(q=1.0).amounts(context_of({"a": weights.abs()}, None, masks=masks))
         survivors = weights.abs().numpy()[masks["a"].numpy()]
         gone = int((~masks["a"]).sum())
         assert found["a"] == gone + int((survivors < survivors.std()).sum())
 
     def test_the_floor_stops_it(self):
-        found = Threshold(q=100.0, floor=0.25).amounts(situation(layers([(4, 4)]), None))
+        found = Threshold(q=100.0, floor=0.25).amounts(context_of(layers([(4, 4)]), None))
         assert found == {"0": 12}
 
     def test_an_empty_layer_stays_empty(self):
         masks = Masks({"0": torch.zeros(4, 4, dtype=torch.bool)})
-        found = Threshold(q=1.0, floor=0).amounts(situation(layers([(4, 4)]), None, masks=masks))
+        found = Threshold(q=1.0, floor=0).amounts(context_of(layers([(4, 4)]), None, masks=masks))
         assert found["0"] == 16
 
 
@@ -178,8 +178,8 @@ class TestGiven:
             "out": torch.rand(10, 10),
         }
         allocation = Given(sparsities={"fc1": 0.9, "re:fc[2-9]": 0.5})
-        assert allocation.amounts(situation(scores, None)) == {"fc1.weight": 90, "fc2.weight": 50, "out": 0}
-        halfway = allocation.amounts(situation(scores, None, round_=1, rounds=2))
+        assert allocation.amounts(context_of(scores, None)) == {"fc1.weight": 90, "fc2.weight": 50, "out": 0}
+        halfway = allocation.amounts(context_of(scores, None, round_=1, rounds=2))
         assert halfway == {"fc1.weight": 45, "fc2.weight": 25, "out": 0}
 
     @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ class TestGiven:
 
 
 def test_nothing_removes_nothing():
-    assert Nothing().amounts(situation(layers([(3, 3), (2, 2)]), None)) == {"0": 0, "1": 0}
+    assert Nothing().amounts(context_of(layers([(3, 3), (2, 2)]), None)) == {"0": 0, "1": 0}
 
 
 def test_given_refuses_two_sparsities_for_one_layer():

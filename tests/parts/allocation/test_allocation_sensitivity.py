@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from allocation_situation import situation
+from allocation_context import context_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,7 +31,7 @@ def test_layers_end_at_the_same_loss_increase():
     costs = {"a": 1.0, "b": 4.0}
     grid = tuple(np.linspace(0.02, 0.98, 49))
     found = Sensitivity(grid=grid).amounts(
-        situation(scores({"a": 100, "b": 100}), 0.45, loss_with=toy(costs))
+        context_of(scores({"a": 100, "b": 100}), 0.45, loss_with=toy(costs))
     )
     assert sum(found.values()) == 900
     # cost_a s_a^2 = cost_b s_b^2 and s_a + s_b = 0.9 give s_a = 0.6, s_b = 0.3
@@ -42,7 +42,7 @@ def test_layers_end_at_the_same_loss_increase():
 @given(st.floats(0.05, 0.95), st.lists(st.floats(0, 10), min_size=3, max_size=3))
 def test_the_total_is_exact(sparsity, costs):
     names = ("a", "b", "c")
-    given_ = situation(
+    given_ = context_of(
         scores({"a": 3, "b": 7, "c": 20}), sparsity, loss_with=toy(dict(zip(names, costs, strict=True)))
     )
     found = Sensitivity(grid=GRID).amounts(given_)
@@ -55,7 +55,7 @@ def test_a_dip_does_not_make_more_removal_cheaper():
         gone = float((~masks["a"]).double().mean())
         return -0.5 if 0.3 < gone < 0.7 else gone + float((~masks["b"]).double().mean())
 
-    found = Sensitivity(grid=GRID).amounts(situation(scores({"a": 20, "b": 20}), 0.3, loss_with=loss))
+    found = Sensitivity(grid=GRID).amounts(context_of(scores({"a": 20, "b": 20}), 0.3, loss_with=loss))
     assert sum(found.values()) == 120
 
 
@@ -66,7 +66,7 @@ def test_later_rounds_start_from_what_is_gone():
     gone.view(-1)[:130] = True  # 65 %, between two points of the grid
     masks = Masks({"a": ~gone, "b": torch.ones(20, 10, dtype=torch.bool)})
     found = Sensitivity(grid=GRID).amounts(
-        situation(layers, 0.5, masks=masks, loss_with=toy({"a": 100.0, "b": 0.001}))
+        context_of(layers, 0.5, masks=masks, loss_with=toy({"a": 100.0, "b": 0.001}))
     )
     assert found["a"] >= 130
     assert sum(found.values()) == 200

@@ -7,12 +7,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from prunekit.parts.repair import Damage, Repair
+from prunekit.masks import Masks
+from prunekit.parts.context import StepContext
+from prunekit.parts.repair import Repair
 from prunekit.statistics import Subject, collect
 from prunekit.structure import chain_of, kept_all, unit_masks
 
 
-def damage(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> Damage:
+def context_of(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> StepContext:
     """What a step tells a repair that removes these units of these groups."""
     chain = chain_of(net)
     before = {name: flags for name, flags in kept_all(chain).items() if name in removed}
@@ -22,12 +24,14 @@ def damage(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, li
     batches = [(part, torch.zeros(len(part))) for part in inputs.split(40)]  # the last one is smaller
     found = collect(Subject(net, [], chain, before), batches, repair.needs, loss=lambda x, y: x.sum())
     masks = unit_masks(net, chain, kept, allow_empty=True)
-    return Damage(net, masks, found, chain, before, kept)
+    return StepContext(
+        model=net, masks=masks, statistics=found, chain=chain, kept=Masks(before), kept_after=Masks(kept)
+    )
 
 
-def mend(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> Damage:
+def mend(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> StepContext:
     """Remove and repair, as the loop does."""
-    told = damage(net, repair, inputs, removed)
+    told = context_of(net, repair, inputs, removed)
     repair(told)
     told.masks.apply(net)
     return told

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from repair_nets import convnet, damage, inputs, mend, mlp
+from repair_nets import context_of, convnet, inputs, mend, mlp
 from torch import nn
 
 from prunekit.parts.repair import FoldMean, LeastSquares, SietsmaDow
@@ -63,7 +63,7 @@ def test_flags_and_gradients_are_left_alone():
 @pytest.mark.parametrize("repair", [FoldMean(), SietsmaDow(), LeastSquares()])
 def test_what_is_removed_is_zero_without_help_from_the_loop(repair):
     net = mlp()
-    told = damage(net, repair, inputs(20, 7), {"0": [1, 4], "2": [3]})
+    told = context_of(net, repair, inputs(20, 7), {"0": [1, 4], "2": [3]})
     repair(told)
     removed = [parameter[~mask] for parameter, mask in told.masks.parameters(net)]
     assert len(removed) == 5  # weights and biases of the two layers, weights of the last

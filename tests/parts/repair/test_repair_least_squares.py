@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from repair_nets import convnet, damage, inputs, make, mend, mlp
+from repair_nets import context_of, convnet, inputs, make, mend, mlp
 from torch import nn
 
 from prunekit.masks import Masks
@@ -81,7 +81,7 @@ def test_masks_of_single_weights_are_respected():
     net[2].weight.mul_(single)
     hidden = net[:2](x)
     targets = net[2](hidden)
-    told = damage(net, repair, x, {"0": [1, 4]})
+    told = context_of(net, repair, x, {"0": [1, 4]})
     mask = told.masks["2.weight"] & single
     repair(replace(told, masks=Masks({**told.masks, "2.weight": mask})))
     for row in range(5):
@@ -131,8 +131,8 @@ def test_singular_moments_still_fit(ridge):
 def test_units_that_are_off_stay_off():
     net, x = mlp(), inputs(150, 7)
     told = mend(net, FoldMean(), x, {"0": [1]})
-    again = damage(net, LeastSquares(), x, {"0": [1, 4]})
-    LeastSquares()(replace(again, before=told.kept))
+    again = context_of(net, LeastSquares(), x, {"0": [1, 4]})
+    LeastSquares()(replace(again, kept=told.kept_after))
     assert bool((net[2].weight[:, [1, 4]] == 0).all())
 
 

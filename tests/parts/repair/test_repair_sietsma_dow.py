@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from repair_nets import convnet, damage, inputs, mend, mlp
+from repair_nets import context_of, convnet, inputs, mend, mlp
 from torch import nn
 
 from prunekit.parts.repair import FoldMean, NoRepair, SietsmaDow
@@ -49,15 +49,15 @@ def test_the_choice_is_the_best_of_all(seed):
 
 def test_moments_are_those_of_what_the_layers_read():
     net, x = convnet(), inputs(100, 2, 8, 8)
-    told = damage(net, SietsmaDow(), x, {"0": [], "2": []})
+    told = context_of(net, SietsmaDow(), x, {"0": [], "2": []})
     maps, rows = net[:2](x), net[:5](x)
     by_channel = maps.transpose(0, 1).flatten(1)
-    assert torch.allclose(told.found[UnitCovariance()]["0"], torch.cov(by_channel, correction=0))
-    assert torch.allclose(told.found[MeanInput()]["0"], maps.mean(0))
+    assert torch.allclose(told.statistics[UnitCovariance()]["0"], torch.cov(by_channel, correction=0))
+    assert torch.allclose(told.statistics[MeanInput()]["0"], maps.mean(0))
     by_place = rows.unflatten(1, (4, -1)).permute(2, 1, 0)
     expected = torch.stack([torch.cov(place, correction=0) for place in by_place]).mean(0)
-    assert torch.allclose(told.found[UnitCovariance()]["2"], expected)
-    assert torch.allclose(told.found[MeanInput()]["2"], rows.mean(0))
+    assert torch.allclose(told.statistics[UnitCovariance()]["2"], expected)
+    assert torch.allclose(told.statistics[MeanInput()]["2"], rows.mean(0))
 
 
 @torch.no_grad()

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.masks import Masks
 from prunekit.methods import network_slimming, thinet
-from prunekit.parts.scores import Evidence, FeatureTaylor, GeometricMedian, NormScale, ThiNet
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.pruning import prune
 from prunekit.statistics import Subject, collect
 from prunekit.structure import chain_of
@@ -27,7 +29,7 @@ def scores_of(score, model, examples, off=()):
     batches = zip(*(each.split(10) for each in examples), strict=True)
     found = collect(Subject(model, list(weights), chain, kept), batches, score.needs, loss=F.cross_entropy)
     with torch.no_grad():
-        return score(Evidence(weights, found, chain=chain, kept=kept))
+        return score(StepContext(weights, found, chain=chain, kept=Masks(kept)))
 
 
 def read_by(model, inputs, layer):

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from group_nets import Attention, Halves, groups, images, small_resnet
 from prunekit.errors import InputError, ModelError
-from prunekit.parts.scores import Evidence
+from prunekit.parts.context import StepContext
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from prunekit.statistics import Subject, collect
@@ -38,8 +38,8 @@ def scores_of(model, recipe, data):
     subject = Subject(model, elements.parameters, elements.chain, kept, coupled=elements.coupled)
     found = collect(subject, iter([data]), recipe.score.needs, loss=cross_entropy)
     weights = {name: model.get_parameter(name).detach() for name in elements.parameters}
-    evidence = Evidence(weights, found, torch.Generator(), elements.chain, kept, coupled=elements.coupled)
-    return recipe.shape.gather(recipe.score(evidence), elements)
+    context = StepContext(weights, found, model, kept=kept, chain=elements.chain, coupled=elements.coupled)
+    return recipe.shape.gather(recipe.score(context), elements)
 
 
 @pytest.fixture(scope="module")

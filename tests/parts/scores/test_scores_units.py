@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.losses import squared_error
+from prunekit.masks import Masks
+from prunekit.parts.context import StepContext
 from prunekit.parts.scores import (
     N2PS,
     Activation,
-    Evidence,
     Oracle,
     OutgoingNorm,
     Random,
@@ -37,7 +38,7 @@ def scores_of(score, model, examples, off=()):
     batches = zip(*(each.split(BATCH) for each in examples), strict=True)
     found = collect(Subject(model, list(weights), chain, kept), batches, score.needs, loss=squared_error)
     with torch.no_grad():
-        return score(Evidence(weights, found, chain=chain, kept=kept))
+        return score(StepContext(weights, found, chain=chain, kept=Masks(kept)))
 
 
 def one_hot(targets):
@@ -215,6 +216,6 @@ def test_random_is_uniform_over_units():
     kept = {"0": torch.ones(7, dtype=torch.bool), "2": torch.ones(5, dtype=torch.bool)}
     first = np.zeros(12)
     for seed in range(6000):
-        drawn = Random()(Evidence({}, generator=generator(seed), chain=chain, kept=kept))
+        drawn = Random()(StepContext({}, generator=generator(seed), chain=chain, kept=Masks(kept)))
         first[int(torch.cat([drawn["0"], drawn["2"]]).argmin())] += 1
     assert ((first - 500) ** 2 / 500).sum() < 31.3  # the 99.9 % point for 11 degrees of freedom

@@ -8,8 +8,9 @@ from torch import nn
 
 from prunekit.masks import Masks
 from prunekit.methods import wanda
-from prunekit.parts.allocation import OWL, Situation
-from prunekit.parts.scores import Evidence, Wanda
+from prunekit.parts.allocation import OWL
+from prunekit.parts.context import Step, StepContext
+from prunekit.parts.scores import Wanda
 from prunekit.pruning import prune
 from prunekit.statistics import Subject, collect
 from small_nets import blobs, mlp
@@ -20,8 +21,7 @@ def scores_of(score, model, inputs, targets):
     loss = nn.functional.cross_entropy
     found = collect(Subject(model, names), [(inputs, targets)], score.needs, loss=loss)
     weights = {name: model.get_parameter(name).detach() for name in names}
-    layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
-    return score(Evidence(weights, found, layers=layers))
+    return score(StepContext(weights, found, model))
 
 
 def test_wanda_by_hand():
@@ -49,16 +49,13 @@ def test_outliers_keep_a_layer_dense(sparsity, spread, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = {name: torch.rand(10, 20, generator=generator) for name in "abc"}
     scores["b"][:, 0] = 100.0
-    situation = Situation(
-        sparsity=sparsity,
-        previous=0.0,
-        round=1,
-        rounds=1,
+    context = StepContext(
+        step=Step(sparsity=sparsity),
         scores=scores,
         weights=scores,
-        masks=Masks({name: torch.ones(10, 20, dtype=torch.bool) for name in scores}),
+        kept=Masks({name: torch.ones(10, 20, dtype=torch.bool) for name in scores}),
     )
-    amounts = OWL(spread=spread, floor=0).amounts(situation)
+    amounts = OWL(spread=spread, floor=0).amounts(context)
     assert sum(amounts.values()) == round(sparsity * 600)
     assert amounts["b"] <= min(amounts["a"], amounts["c"]) + 1
     if 0.1 < sparsity < 0.6 and spread < 0.05:

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
-from prunekit.parts.scores import Evidence, Gradient, Magnitude, Random, WeightGradient
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores import Gradient, Magnitude, Random, WeightGradient
 from prunekit.seeds import generator
 from prunekit.statistics import MeanGradient
 from small_nets import mlp
@@ -14,13 +15,13 @@ def weights():
 
 
 def test_magnitude():
-    for name, scores in Magnitude()(Evidence(weights())).items():
+    for name, scores in Magnitude()(StepContext(weights())).items():
         assert np.array_equal(scores.numpy(), np.abs(weights()[name].numpy()))
 
 
 def test_magnitude_relative_to_its_layer():
     given = {**weights(), "zero": torch.zeros(2, 2)}
-    found = Magnitude(relative_to="layer_norm")(Evidence(given))
+    found = Magnitude(relative_to="layer_norm")(StepContext(given))
     for name, weight in weights().items():
         w = weight.double().numpy()
         assert np.allclose(found[name].numpy(), np.abs(w) / np.sqrt(np.mean(w**2)), rtol=1e-5)
@@ -30,7 +31,7 @@ def test_magnitude_relative_to_its_layer():
 def test_relative_scores_do_not_change_with_the_scale_of_a_layer():
     given = weights()
     louder = {**given, "0.weight": given["0.weight"] * 1000}
-    one, other = (Magnitude(relative_to="layer_norm")(Evidence(w)) for w in (given, louder))
+    one, other = (Magnitude(relative_to="layer_norm")(StepContext(w)) for w in (given, louder))
     assert torch.allclose(one["0.weight"], other["0.weight"], rtol=1e-5)
 
 
@@ -38,13 +39,13 @@ def test_relative_scores_do_not_change_with_the_scale_of_a_layer():
 def test_other_precisions(dtype):
     given = {name: weight.to(dtype) for name, weight in weights().items()}
     for relative_to in ("nothing", "layer_norm"):
-        found = Magnitude(relative_to=relative_to)(Evidence(given))
+        found = Magnitude(relative_to=relative_to)(StepContext(given))
         assert all(bool(torch.isfinite(scores).all()) for scores in found.values())
 
 
 def test_random_comes_from_the_generator_alone():
     def draw(seed):
-        return Random()(Evidence(weights(), generator=generator(seed)))
+        return Random()(StepContext(weights(), generator=generator(seed)))
 
     one = draw(3)
     torch.manual_seed(99)
@@ -57,7 +58,7 @@ def test_random_comes_from_the_generator_alone():
 
 
 def test_random_is_uniform():
-    drawn = Random()(Evidence({"a": torch.zeros(100, 1000)}, generator=generator(0)))["a"]
+    drawn = Random()(StepContext({"a": torch.zeros(100, 1000)}, generator=generator(0)))["a"]
     counts = np.histogram(drawn.numpy(), bins=10, range=(0, 1))[0]
     assert np.abs(counts - 10_000).max() < 400  # four standard deviations
 
@@ -65,19 +66,19 @@ def test_random_is_uniform():
 def test_gradient_scores():
     given = weights()
     gradients = {name: torch.randn_like(weight) for name, weight in given.items()}
-    evidence = Evidence(given, {MeanGradient(): gradients})
+    context = StepContext(given, {MeanGradient(): gradients})
     for name in given:
         g, w = gradients[name].numpy(), given[name].numpy()
-        assert np.array_equal(Gradient()(evidence)[name].numpy(), np.abs(g))
-        assert np.allclose(WeightGradient()(evidence)[name].numpy(), np.abs(g * w))
+        assert np.array_equal(Gradient()(context)[name].numpy(), np.abs(g))
+        assert np.allclose(WeightGradient()(context)[name].numpy(), np.abs(g * w))
 
 
-def test_scores_do_not_change_their_evidence():
+def test_scores_do_not_change_their_context():
     given = weights()
     gradients = {name: -torch.ones_like(weight) for name, weight in given.items()}
     kept = {name: weight.clone() for name, weight in given.items()}
     for score in (Magnitude(), Random(), Gradient(), WeightGradient(), Magnitude(relative_to="layer_norm")):
-        score(Evidence(given, {MeanGradient(): gradients}))
+        score(StepContext(given, {MeanGradient(): gradients}))
     assert all(torch.equal(given[name], kept[name]) for name in given)
     assert all(bool((gradient == -1).all()) for gradient in gradients.values())
 

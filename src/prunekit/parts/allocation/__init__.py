@@ -1,6 +1,6 @@
 """Allocation: how the amount to remove is shared out over the layers."""
 
-from prunekit.parts.allocation.base import Allocation, Remains, Situation
+from prunekit.parts.allocation.base import Allocation
 from prunekit.parts.allocation.budget import Budget, Figure
 from prunekit.parts.allocation.density import ERK, Given, Nothing, PerLayer, Threshold
 from prunekit.parts.allocation.mean import BelowMean
@@ -19,8 +19,6 @@ __all__ = [
     "Global",
     "Nothing",
     "PerLayer",
-    "Remains",
     "Sensitivity",
-    "Situation",
     "Threshold",
 ]

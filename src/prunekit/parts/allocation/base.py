@@ -4,72 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
-from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph.capture import Inputs
-from prunekit.masks import Masks
 from prunekit.parts.base import Part, Requirement
+from prunekit.parts.context import CostModel, StepContext
 from prunekit.targets import Target
 
 if TYPE_CHECKING:
     from prunekit.parts.granularity import Shape
-
-
-@dataclass(frozen=True)
-class Remains:
-    """How to look at the network that would be left.
-
-    Attributes:
-        whole: flags that keep every unit, as there were in the beginning.
-        chosen: from the units that layers have lost to the flags that a step would choose, rounded as its
-            shape says.
-        smaller: from flags to a network without these units.
-        example_inputs: what it can be run on.
-    """
-
-    whole: Masks
-    chosen: Callable[[Mapping[str, int]], Masks]
-    smaller: Callable[[Masks], nn.Module]
-    example_inputs: Inputs | None
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What an allocation may look at, at one step of the schedule.
-
-    Attributes:
-        sparsity: the fraction of the original count to be removed after this step; None in `rounds`.
-        previous: the same after the step before; 0 at the first.
-        round: this step's number from 1, and `rounds` how many there are.
-        scores: per parameter; what is already removed scores minus infinity.
-        weights: the parameters.
-        masks: what is still kept.
-        loss_with: the loss on calibration data with other masks; None without data.
-        lost: the weights that each layer has lost for good; it cannot be given back less.
-        remains: how to look at the network that would be left; None where it cannot be built.
-        least: how many elements of each layer have to stay, whatever the floor is; 0 where it is not said.
-        settled: the layers that this level of the schedule is through with, where an order takes them
-            one after the other; they stay at what they have lost.
-    """
-
-    sparsity: float | None
-    previous: float
-    round: int
-    rounds: int
-    scores: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor]
-    masks: Masks
-    loss_with: Callable[[Masks], float] | None = None
-    lost: Mapping[str, int] = field(default_factory=dict)
-    settled: frozenset[str] = frozenset()
-    least: Mapping[str, int] = field(default_factory=dict)
-    remains: Remains | None = None
 
 
 STATED = Requirement(
@@ -110,7 +56,7 @@ class Allocation(Part):
     floor: float = Field(default=0.001, ge=0, lt=1)
 
     @abstractmethod
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """The number of weights that each layer has lost after this step, those before it included."""
 
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
@@ -136,7 +82,7 @@ class Allocation(Part):
                 f"{self.name!r} does not give: use 'per_layer' (with output_rate 1)"
             )
 
-    def check_network(self, targets: Sequence[Target], sparsity: float | None, remains: Remains) -> None:
+    def check_network(self, targets: Sequence[Target], sparsity: float | None, cost_model: CostModel) -> None:
         """Refuse what cannot be reached on this network, with an `InputError`."""
         return
 
@@ -144,18 +90,18 @@ class Allocation(Part):
         """The most weights that a layer of this size may lose, of which at least so many have to stay."""
         return size - max(math.ceil(self.floor * size - 1e-9), least)
 
-    def room(self, name: str, situation: Situation) -> int:
+    def max_removable(self, name: str, context: StepContext) -> int:
         """The most weights that a layer may lose."""
-        return self.capacity(situation.scores[name].numel(), situation.least.get(name, 0))
+        return self.capacity(context.scores[name].numel(), context.min_kept.get(name, 0))
 
-    def share_out(self, total: int, wanted: Mapping[str, float], situation: Situation) -> dict[str, int]:
+    def share_out(self, total: int, wanted: Mapping[str, float], context: StepContext) -> dict[str, int]:
         """`share_out` between what each layer has lost and what its floor allows."""
-        least = {name: situation.lost.get(name, 0) for name in wanted}
+        pruned = {name: context.pruned.get(name, 0) for name in wanted}
         capacity = {
-            name: least[name] if name in situation.settled else max(self.room(name, situation), least[name])
-            for name in wanted
+            name: lost if name in context.frozen else max(self.max_removable(name, context), lost)
+            for name, lost in pruned.items()
         }
-        return share_out(total, wanted, capacity, least)
+        return share_out(total, wanted, capacity, pruned)
 
 
 def share_out(

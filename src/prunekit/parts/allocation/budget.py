@@ -14,8 +14,9 @@ from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
 from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, state_bytes
-from prunekit.parts.allocation.base import STATED, Allocation, Remains, Situation
+from prunekit.parts.allocation.base import STATED, Allocation
 from prunekit.parts.base import Requirement
+from prunekit.parts.context import CostModel, StepContext
 from prunekit.targets import Target
 
 Figure = Literal["parameters", "macs", "bytes", "latency"]
@@ -90,66 +91,65 @@ class Budget(Allocation):
         """Floors are looked at with the network, see `check_network`."""
         return
 
-    def check_network(self, targets: Sequence[Target], sparsity: float | None, remains: Remains) -> None:
+    def check_network(self, targets: Sequence[Target], sparsity: float | None, cost_model: CostModel) -> None:
         """The budget must be within reach of the floors."""
         assert sparsity is not None
-        if self.of in ("macs", "latency") and remains.example_inputs is None:
+        if self.of in ("macs", "latency") and cost_model.example_inputs is None:
             raise InputError(f"a budget of {self.of} runs the network: give data, or example_inputs")
         most = {target.name: self.capacity(target.size, max(target.least, 1)) for target in targets}
-        whole = self._figure(remains, remains.whole)
-        self._check_reached(self._figure(remains, remains.chosen(most)), whole, sparsity)
+        whole = self._figure(cost_model, cost_model.whole)
+        self._check_reached(self._figure(cost_model, cost_model.chosen(most)), whole, sparsity)
 
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """The smallest number of removals that meets the budget, by bisection."""
-        assert situation.sparsity is not None
-        assert situation.remains is not None
-        remains, names = situation.remains, list(situation.scores)
-        whole = self._figure(remains, remains.whole)
-        order = self._order(situation, remains, whole)
+        assert context.cost_model is not None
+        cost_model, names = context.cost_model, list(context.scores)
+        whole = self._figure(cost_model, cost_model.whole)
+        order = self._order(context, cost_model, whole)
 
         def after(removed: int) -> dict[str, int]:
             lost = np.bincount(order[:removed], minlength=len(names)).tolist()
             return {
-                name: max(number, situation.lost.get(name, 0))
+                name: max(number, context.pruned.get(name, 0))
                 for name, number in zip(names, lost, strict=True)
             }
 
         def figure(removed: int) -> float:
-            return self._figure(remains, remains.chosen(after(removed)))
+            return self._figure(cost_model, cost_model.chosen(after(removed)))
 
-        goal = (1 - situation.sparsity) * whole
+        goal = (1 - context.sparsity) * whole
         low, high = 0, len(order)
-        self._check_reached(figure(high), whole, situation.sparsity)
+        self._check_reached(figure(high), whole, context.sparsity)
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if figure(middle) <= goal else (middle + 1, high)
         return after(low)
 
-    def _order(self, situation: Situation, remains: Remains, whole: float) -> np.ndarray:
+    def _order(self, context: StepContext, cost_model: CostModel, whole: float) -> np.ndarray:
         """(removals,) the number of the layer that loses a unit, the lowest score first, ties by position.
 
         With equal fractions the k-th lowest of n units goes once (k - 1/2) / n of its layer have gone.
         """
         scores, layers = [], []
-        for number, (name, each) in enumerate(situation.scores.items()):
+        for number, (name, each) in enumerate(context.scores.items()):
             values = each.double().cpu()
             if self.share == "per_layer":
                 values = (torch.arange(values.numel(), dtype=torch.float64) + 0.5) / values.numel()
             elif self.per_cost:
-                values = values / self._cost(name, situation, remains, whole)
-            least = max(situation.least.get(name, 0), 1)
-            room = max(self.capacity(values.numel(), least), situation.lost.get(name, 0))
+                values = values / self._cost(name, context, cost_model, whole)
+            least = max(context.min_kept.get(name, 0), 1)
+            room = max(self.capacity(values.numel(), least), context.pruned.get(name, 0))
             scores.append(values.sort(stable=True).values[:room])
             layers.append(np.full(room, number))
         return np.concatenate(layers)[torch.cat(scores).argsort(stable=True).numpy()]
 
-    def _cost(self, name: str, situation: Situation, remains: Remains, whole: float) -> float:
-        flags = remains.whole[name].clone()
-        flags[int(situation.scores[name].argmin())] = False
-        return whole - self._figure(remains, remains.whole.replace({name: flags}))
+    def _cost(self, name: str, context: StepContext, cost_model: CostModel, whole: float) -> float:
+        flags = cost_model.whole[name].clone()
+        flags[int(context.scores[name].argmin())] = False
+        return whole - self._figure(cost_model, cost_model.whole.replace({name: flags}))
 
-    def _figure(self, remains: Remains, kept: Masks) -> float:
-        return float(_FIGURES[self.of](remains.smaller(kept), remains.example_inputs))
+    def _figure(self, cost_model: CostModel, kept: Masks) -> float:
+        return float(_FIGURES[self.of](cost_model.smaller(kept), cost_model.example_inputs))
 
     def _check_reached(self, least: float, whole: float, sparsity: float) -> None:
         goal = (1 - sparsity) * whole

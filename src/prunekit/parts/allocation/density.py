@@ -9,7 +9,8 @@ from torch import Tensor
 
 from prunekit.errors import InputError
 from prunekit.limits import LARGE
-from prunekit.parts.allocation.base import DECIDED, Allocation, Situation
+from prunekit.parts.allocation.base import DECIDED, Allocation
+from prunekit.parts.context import StepContext
 from prunekit.parts.schedule import Sparsity
 from prunekit.targets import Target, matches
 
@@ -33,17 +34,14 @@ class PerLayer(Allocation):
         """Unless the output layer is treated apart."""
         return self.output_rate == 1
 
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """round(sparsity * size) for each layer."""
-        assert situation.sparsity is not None
-        amounts = {
-            name: round(situation.sparsity * scores.numel()) for name, scores in situation.scores.items()
-        }
+        amounts = {name: round(context.sparsity * scores.numel()) for name, scores in context.scores.items()}
         if self.output_rate < 1:
             last = list(amounts)[-1]
-            kept = int(situation.masks[last].sum())
-            rate = 1 - (1 - situation.sparsity) / (1 - situation.previous)
-            amounts[last] = situation.masks[last].numel() - kept + round(kept * rate * self.output_rate)
+            kept = int(context.kept[last].sum())
+            rate = 1 - (1 - context.sparsity) / (1 - context.step.previous)
+            amounts[last] = context.kept[last].numel() - kept + round(kept * rate * self.output_rate)
         return amounts
 
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
@@ -67,14 +65,13 @@ class ERK(Allocation):
     paper = "Evci et al. 2020 (RigL), arXiv 1911.11134"
     local = True
 
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """Densities scaled so that the total is exactly round(sparsity * total)."""
-        assert situation.sparsity is not None
-        sizes = {name: scores.numel() for name, scores in situation.scores.items()}
-        total = round(situation.sparsity * sum(sizes.values()))
-        density = self._densities(situation.scores, sum(sizes.values()) - total)
+        sizes = {name: scores.numel() for name, scores in context.scores.items()}
+        total = round(context.sparsity * sum(sizes.values()))
+        density = self._densities(context.scores, sum(sizes.values()) - total)
         wanted = {name: (1 - density[name]) * size for name, size in sizes.items()}
-        return self.share_out(total, wanted, situation)
+        return self.share_out(total, wanted, context)
 
     @staticmethod
     def _densities(layers: Mapping[str, Tensor], keep: int) -> dict[str, float]:
@@ -102,12 +99,12 @@ class Given(Allocation):
     requires = (DECIDED,)
     sparsities: dict[str, Sparsity] = Field(min_length=1)
 
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """round(sparsity of the layer * round / rounds * size)."""
-        share = situation.round / situation.rounds
+        share = context.step.round / context.step.rounds
         return {
             name: round(self._sparsity(name) * share * scores.numel())
-            for name, scores in situation.scores.items()
+            for name, scores in context.scores.items()
         }
 
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
@@ -156,13 +153,13 @@ class Threshold(Allocation):
     requires = (DECIDED,)
     q: float = Field(gt=0, le=LARGE)
 
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """The number of scores below the threshold, at most down to the floor."""
         amounts = {}
-        for name, scores in situation.scores.items():
-            survivors = situation.weights[name][situation.masks[name]].double()
+        for name, scores in context.scores.items():
+            survivors = context.weights[name][context.kept[name]].double()
             threshold = self.q * float(survivors.std(correction=0)) if survivors.numel() else 0.0
-            amounts[name] = min(int((scores.double() < threshold).sum()), self.room(name, situation))
+            amounts[name] = min(int((scores.double() < threshold).sum()), self.max_removable(name, context))
         return amounts
 
 
@@ -173,6 +170,6 @@ class Nothing(Allocation):
     local = True
     requires = (DECIDED,)
 
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """Zero everywhere."""
-        return dict.fromkeys(situation.scores, 0)
+        return dict.fromkeys(context.scores, 0)

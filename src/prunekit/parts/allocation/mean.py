@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from prunekit.limits import LARGE
-from prunekit.parts.allocation.base import DECIDED, Allocation, Situation
+from prunekit.parts.allocation.base import DECIDED, Allocation
+from prunekit.parts.context import StepContext
 
 
 class BelowMean(Allocation):
@@ -27,12 +28,12 @@ class BelowMean(Allocation):
     tau: float = Field(default=1.0, ge=0, le=LARGE)
     deviations: float = Field(default=0.0, ge=0, le=LARGE)
 
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """What is gone and what is below the bound, at most down to the floor."""
         amounts = {}
-        for name, scores in situation.scores.items():
-            lost, kept = situation.lost.get(name, 0), situation.masks[name]
-            if name in situation.settled or not bool(kept.any()):
+        for name, scores in context.scores.items():
+            lost, kept = context.pruned.get(name, 0), context.kept[name]
+            if name in context.frozen or not bool(kept.any()):
                 amounts[name] = lost
                 continue
             left = scores[kept].double()
@@ -40,5 +41,7 @@ class BelowMean(Allocation):
             mean = left.mean().clamp(left.min(), left.max())
             bound = self.tau * mean - self.deviations * left.std(correction=0)
             below = int((left < bound).sum())
-            amounts[name] = max(lost, min(kept.numel() - left.numel() + below, self.room(name, situation)))
+            amounts[name] = max(
+                lost, min(kept.numel() - left.numel() + below, self.max_removable(name, context))
+            )
         return amounts

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from prunekit.limits import LARGE
-from prunekit.parts.allocation.base import Allocation, Situation
+from prunekit.parts.allocation.base import Allocation
+from prunekit.parts.context import StepContext
 
 
 class OWL(Allocation):
@@ -25,12 +26,11 @@ class OWL(Allocation):
     outlier: float = Field(default=5.0, gt=1, le=LARGE)
     spread: float = Field(default=0.08, ge=0, lt=1)
 
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """Sparsities shifted so that the total is exactly round(sparsity * total)."""
-        assert situation.sparsity is not None
-        sizes = {name: scores.numel() for name, scores in situation.scores.items()}
+        sizes = {name: scores.numel() for name, scores in context.scores.items()}
         shares = {}
-        for name, scores in situation.scores.items():
+        for name, scores in context.scores.items():
             finite = scores.double().clamp(min=0)  # what is removed already is minus infinity
             shares[name] = float((finite > self.outlier * finite.mean()).double().mean())
         low, high = min(shares.values()), max(shares.values())
@@ -38,5 +38,5 @@ class OWL(Allocation):
         scaled = {name: 2 * self.spread * (share - low) / width for name, share in shares.items()}
         total = sum(sizes.values())
         mean = sum(scaled[name] * size for name, size in sizes.items()) / total
-        wanted = {name: (situation.sparsity - scaled[name] + mean) * size for name, size in sizes.items()}
-        return self.share_out(round(situation.sparsity * total), wanted, situation)
+        wanted = {name: (context.sparsity - scaled[name] + mean) * size for name, size in sizes.items()}
+        return self.share_out(round(context.sparsity * total), wanted, context)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from prunekit.parts.allocation.base import Allocation, Situation
+from prunekit.parts.allocation.base import Allocation
+from prunekit.parts.context import StepContext
 from prunekit.ranking import lowest
 
 
@@ -12,20 +13,19 @@ class Global(Allocation):
 
     name = "global"
 
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """Rank once; exactly round(sparsity * total) are marked, ties in the model's order."""
-        assert situation.sparsity is not None
-        flat = [self._protected(name, situation) for name in situation.scores]
+        flat = [self._protected(name, context) for name in context.scores]
         ranked = torch.cat([scores.to(flat[0].device) for scores in flat])
-        removed = lowest(ranked, round(situation.sparsity * ranked.numel()))
+        removed = lowest(ranked, round(context.sparsity * ranked.numel()))
         parts = removed.split([scores.numel() for scores in flat])  # type: ignore[no-untyped-call]
-        return {name: int(part.sum()) for name, part in zip(situation.scores, parts, strict=True)}
+        return {name: int(part.sum()) for name, part in zip(context.scores, parts, strict=True)}
 
-    def _protected(self, name: str, situation: Situation) -> Tensor:
+    def _protected(self, name: str, context: StepContext) -> Tensor:
         """The best of a layer, as many as its floor, are out of reach."""
-        scores = situation.scores[name].flatten()
+        scores = context.scores[name].flatten()
         scores = scores if scores.dtype == torch.float64 else scores.float()
-        settled = name in situation.settled
-        within_reach = lowest(scores, situation.lost[name] if settled else self.room(name, situation))
+        settled = name in context.frozen
+        within_reach = lowest(scores, context.pruned[name] if settled else self.max_removable(name, context))
         # an infinite score of a layer's own is not to be mixed up with the floor
         return scores.clamp(max=torch.finfo(scores.dtype).max).masked_fill(~within_reach, float("inf"))

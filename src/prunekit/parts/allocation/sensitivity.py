@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from prunekit.limits import STEPS
-from prunekit.parts.allocation.base import Allocation, Situation
+from prunekit.parts.allocation.base import Allocation
+from prunekit.parts.context import StepContext
 from prunekit.parts.schedule import Sparsity
 from prunekit.ranking import lowest
 
@@ -38,24 +39,23 @@ class Sensitivity(Allocation):
             raise ValueError(f"grid = {list(self.grid)} must be increasing above 0")
         return self
 
-    def amounts(self, situation: Situation) -> dict[str, int]:
+    def amounts(self, context: StepContext) -> dict[str, int]:
         """Exactly round(sparsity * total), shared out at equal loss increase per layer."""
-        assert situation.sparsity is not None
-        assert situation.loss_with is not None
-        base = situation.loss_with(situation.masks)
-        curves = {name: self._curve(name, situation, base) for name in situation.scores}
-        sizes = {name: scores.numel() for name, scores in situation.scores.items()}
-        total = round(situation.sparsity * sum(sizes.values()))
-        wanted = self._at_equal_increase(curves, sizes, total, situation.lost)
-        return self.share_out(total, wanted, situation)
+        assert context.loss_with is not None
+        base = context.loss_with(context.kept)
+        curves = {name: self._curve(name, context, base) for name in context.scores}
+        sizes = {name: scores.numel() for name, scores in context.scores.items()}
+        total = round(context.sparsity * sum(sizes.values()))
+        wanted = self._at_equal_increase(curves, sizes, total, context.pruned)
+        return self.share_out(total, wanted, context)
 
-    def _curve(self, name: str, situation: Situation, base: float) -> np.ndarray:
+    def _curve(self, name: str, context: StepContext, base: float) -> np.ndarray:
         """Loss increases at sparsity 0, at each point of the grid, and (as infinite) at 1."""
-        assert situation.loss_with is not None
+        assert context.loss_with is not None
         increases = [0.0]
         for sparsity in self.grid:
-            mask = self._alone(situation.scores[name], situation.masks[name], sparsity)
-            increases.append(situation.loss_with(situation.masks.replace({name: mask})) - base)
+            mask = self._alone(context.scores[name], context.kept[name], sparsity)
+            increases.append(context.loss_with(context.kept.replace({name: mask})) - base)
         return np.maximum.accumulate(np.array(increases))
 
     @staticmethod

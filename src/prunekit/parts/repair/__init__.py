@@ -1,6 +1,6 @@
 """Repair: what is done to the survivors at once, with no gradient step."""
 
-from prunekit.parts.repair.base import Damage, NoRepair, Repair
+from prunekit.parts.repair.base import NoRepair, Repair
 from prunekit.parts.repair.channel_scale import ChannelScale
 from prunekit.parts.repair.fold_mean import FoldMean
 from prunekit.parts.repair.least_squares import LeastSquares
@@ -11,7 +11,6 @@ from prunekit.parts.repair.weights import MaskedLeastSquares, OBSUpdate, SparseG
 
 __all__ = [
     "ChannelScale",
-    "Damage",
     "FoldMean",
     "LeastSquares",
     "MaskedLeastSquares",

@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from prunekit.graph import Coupled
-from prunekit.masks import Masks
 from prunekit.parts.base import Part
-from prunekit.statistics import Found, Statistic
+from prunekit.parts.context import StepContext
+from prunekit.statistics import Statistic
 from prunekit.structure import Chain
-
-
-@dataclass(frozen=True)
-class Damage:
-    """What a step is about to remove.
-
-    Attributes:
-        model: the network, in which what is to be removed still has its values: a repair looks at them.
-        masks: over its parameters, True = kept, as they are after the step.
-        found: what was measured before the step.
-        chain: the network as a chain of layers where its units are counted.
-        before: what was kept before the step: by group (units,) flags of units, or masks of weights.
-        kept: the same after the step.
-        coupled: coupled groups of any network, where their units are counted.
-    """
-
-    model: nn.Module
-    masks: Masks
-    found: Found
-    chain: Chain | None
-    before: Mapping[str, Tensor]
-    kept: Mapping[str, Tensor]
-    coupled: Coupled | None = None
 
 
 class Repair(Part):
@@ -54,7 +29,7 @@ class Repair(Part):
         """Refuse a model that cannot be repaired, before anything is done to it.
 
         Args:
-            model: the network.
+            model: the network, without wrappers.
             chain: it as a chain, where units are counted.
             names: the groups of units, or the parameters, that are to be pruned.
 
@@ -64,7 +39,7 @@ class Repair(Part):
         return
 
     @abstractmethod
-    def __call__(self, damage: Damage) -> None:
+    def __call__(self, context: StepContext) -> None:
         """Change the model's surviving weights in place; the masks are applied afterwards."""
 
 
@@ -74,6 +49,6 @@ class NoRepair(Repair):
     name = "none"
     changes = False
 
-    def __call__(self, damage: Damage) -> None:
+    def __call__(self, context: StepContext) -> None:
         """Nothing."""
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunekit.parts.repair.units import Loss, UnitRepair
+from prunekit.parts.repair.units import RemovedUnits, UnitRepair
 from prunekit.statistics import Found, InputCovariance, MeanInput
 from prunekit.statistics.consumers import second_moments
 from prunekit.units import best_scales, contribution_products
@@ -20,11 +20,11 @@ class ChannelScale(UnitRepair):
     needs_bias = False
     needs = (MeanInput(), InputCovariance())
 
-    def mend(self, loss: Loss, found: Found) -> None:
+    def update(self, removal: RemovedUnits, statistics: Found) -> None:
         """Scale the columns of the units that are left."""
-        layer, group = loss.layer, loss.group
-        moments = second_moments(layer, found, group.name)
-        products = contribution_products(loss.weight.flatten(1), moments, group.units)
-        scales = best_scales(products, loss.alive)
-        shape = (1, -1, *[1] * (loss.weight.dim() - 2))
-        layer.weight.copy_(loss.weight * loss.columns(scales).view(shape))
+        layer, group = removal.layer, removal.group
+        moments = second_moments(layer, statistics, group.name)
+        products = contribution_products(removal.weight.flatten(1), moments, group.units)
+        scales = best_scales(products, removal.alive)
+        shape = (1, -1, *[1] * (removal.weight.dim() - 2))
+        layer.weight.copy_(removal.weight * removal.columns(scales).view(shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunekit.parts.repair.units import Loss, UnitRepair, mean_output, shift_bias
+from prunekit.parts.repair.units import RemovedUnits, UnitRepair, mean_output, shift_bias
 from prunekit.statistics import Found, MeanInput
 
 
@@ -21,7 +21,9 @@ class FoldMean(UnitRepair):
     paper = "constant units of Sietsma, Dow 1988"
     needs = (MeanInput(),)
 
-    def mend(self, loss: Loss, found: Found) -> None:
+    def update(self, removal: RemovedUnits, statistics: Found) -> None:
         """Add the mean of the lost part of the pre-activation to the bias."""
-        lost = loss.weight.masked_fill(loss.mask, 0)
-        shift_bias(loss.layer, mean_output(loss.layer, lost, found[MeanInput()][loss.group.name]))
+        lost = removal.weight.masked_fill(removal.mask, 0)
+        shift_bias(
+            removal.layer, mean_output(removal.layer, lost, statistics[MeanInput()][removal.group.name])
+        )

@@ -9,12 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.limits import LARGE
-from prunekit.parts.repair.base import Damage
-from prunekit.parts.repair.units import Loss, UnitRepair, shift_bias
+from prunekit.parts.context import StepContext
+from prunekit.parts.repair.units import RemovedUnits, UnitRepair, shift_bias
 from prunekit.statistics import Found, InputCovariance, MeanInput
 from prunekit.statistics.consumers import second_moments
 from prunekit.structure.rows import from_rows, patches, rows_of
-from prunekit.targets import owner_of
 
 
 class LeastSquares(UnitRepair):
@@ -39,27 +38,27 @@ class LeastSquares(UnitRepair):
     needs = (MeanInput(), InputCovariance())
     ridge: float = Field(default=1e-6, ge=0, le=LARGE)
 
-    def mend(self, loss: Loss, found: Found) -> None:
+    def update(self, removal: RemovedUnits, statistics: Found) -> None:
         """Fit the rows of each pattern of kept weights together."""
-        layer, name = loss.layer, loss.group.name
-        covariance = found[InputCovariance()][name]
-        mean = patches(layer, found[MeanInput()][name].unsqueeze(0))[0].mean(0)
-        moments = covariance if layer.bias is not None else second_moments(layer, found, name)
-        weight, mask = loss.weight.flatten(1), loss.mask.flatten(1)
+        layer, name = removal.layer, removal.group.name
+        covariance = statistics[InputCovariance()][name]
+        mean = patches(layer, statistics[MeanInput()][name].unsqueeze(0))[0].mean(0)
+        moments = covariance if layer.bias is not None else second_moments(layer, statistics, name)
+        weight, mask = removal.weight.flatten(1), removal.mask.flatten(1)
         # the columns of units that come back at this step hold no values to start from
-        usable = loss.columns(loss.alive).repeat_interleave(weight.shape[1] // loss.weight.shape[1])
+        usable = removal.columns(removal.alive).repeat_interleave(weight.shape[1] // removal.weight.shape[1])
         changed = fitted(moments, weight, mask, usable, self.ridge)
         if layer.bias is not None:
             shift_bias(layer, (weight - changed) @ mean)
         layer.weight.copy_(changed.view_as(layer.weight))
 
-    def mend_readers(self, damage: Damage) -> None:
+    def update_consumers(self, context: StepContext) -> None:
         """Fit the layers that read units of coupled groups, each for all the columns that it loses."""
-        means, covariances = damage.found[MeanInput()], damage.found[InputCovariance()]
+        means, covariances = context.statistics[MeanInput()], context.statistics[InputCovariance()]
         for name, covariance in covariances.items():
-            layer: Any = owner_of(damage.model, name)
+            layer: Any = context.layer(name)
             rows = rows_of(layer.weight.detach(), layer).double()
-            on, mean = rows_of(damage.masks[name], layer).to(rows.device), means[name]
+            on, mean = rows_of(context.masks[name], layer).to(rows.device), means[name]
             free = getattr(layer, "bias", None) is not None
             moments = covariance if free else covariance + mean.unsqueeze(2) * mean.unsqueeze(1)
             everything = torch.ones_like(on[0, 0])

@@ -10,11 +10,11 @@ from torch import nn
 
 from prunekit.limits import LARGE
 from prunekit.obs import damped, refit
-from prunekit.parts.repair.base import Damage, Repair
+from prunekit.parts.context import StepContext
+from prunekit.parts.repair.base import Repair
 from prunekit.statistics import GaussNewton, row_layers
 from prunekit.statistics.curvature import check_size
 from prunekit.structure import Chain
-from prunekit.targets import unwrap
 
 
 class OBSRefit(Repair):
@@ -41,18 +41,18 @@ class OBSRefit(Repair):
             ModelError: naming a layer that is neither linear nor a convolution.
         """
         row_layers(model, names)
-        check_size(unwrap(model), names)
+        check_size(model, names)
 
     @torch.no_grad()
-    def __call__(self, damage: Damage) -> None:
+    def __call__(self, context: StepContext) -> None:
         """Solve for all at once."""
-        rows = damage.found[GaussNewton()]
-        parameters = {name: unwrap(damage.model).get_parameter(name) for name in rows}
+        rows = context.statistics[GaussNewton()]
+        parameters = {name: context.model.get_parameter(name) for name in rows}
         values = torch.cat([parameter.flatten() for parameter in parameters.values()]).double()
         kept = torch.cat(
             [
-                damage.kept[name].flatten()
-                if name in damage.kept
+                context.kept_after[name].flatten()
+                if name in context.kept_after
                 else torch.ones_like(parameter, dtype=torch.bool).flatten()
                 for name, parameter in parameters.items()
             ]

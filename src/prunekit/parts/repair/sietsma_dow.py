@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunekit.parts.repair.units import Loss, UnitRepair, mean_output, shift_bias
+from prunekit.parts.repair.units import RemovedUnits, UnitRepair, mean_output, shift_bias
 from prunekit.statistics import Found, MeanInput, UnitCovariance
 
 
@@ -41,24 +41,24 @@ class SietsmaDow(UnitRepair):
     paper = "Sietsma, Dow 1988, doi 10.1109/ICNN.1988.23864"
     needs = (MeanInput(), UnitCovariance())
 
-    def mend(self, loss: Loss, found: Found) -> None:
+    def update(self, removal: RemovedUnits, statistics: Found) -> None:
         """Hand the outgoing weights on to the partners, the constants to the bias."""
-        group, weight = loss.group, loss.weight
-        mean = found[MeanInput()][group.name]
-        dim = mean.dim() - 1 if isinstance(loss.layer, nn.Linear) else 0
+        group, weight = removal.group, removal.weight
+        mean = statistics[MeanInput()][group.name]
+        dim = mean.dim() - 1 if isinstance(removal.layer, nn.Linear) else 0
         units = torch.unflatten(mean.movedim(dim, 0), 0, (group.units, group.repeat))  # (units, repeat, ...)
         # a bias holds one number for each input column: what differs along other dimensions is averaged
         by_column = units.flatten(2).mean(2) if units.dim() > 2 else units
-        stand = stand_ins(found[UnitCovariance()][group.name], by_column, loss.removed, loss.alive)
+        stand = stand_ins(statistics[UnitCovariance()][group.name], by_column, removal.removed, removal.alive)
 
         sign = stand.sign.view(-1, *[1] * (units.dim() - 1))
         constants = torch.where(sign == 0, units, torch.where(sign < 0, units + units[stand.partner], 0.0))
         outgoing = torch.unflatten(weight, 1, (group.units, group.repeat)).transpose(0, 1)
         handed = outgoing * (stand.sign.view(-1, *[1] * (outgoing.dim() - 1)))
         changed = outgoing.index_add(0, stand.partner, handed)
-        lost = weight * loss.columns(loss.removed).view(1, -1, *[1] * (weight.dim() - 2))
-        shift_bias(loss.layer, mean_output(loss.layer, lost, constants.flatten(0, 1).movedim(0, dim)))
-        loss.layer.weight.copy_(changed.transpose(0, 1).flatten(1, 2))
+        lost = weight * removal.columns(removal.removed).view(1, -1, *[1] * (weight.dim() - 2))
+        shift_bias(removal.layer, mean_output(removal.layer, lost, constants.flatten(0, 1).movedim(0, dim)))
+        removal.layer.weight.copy_(changed.transpose(0, 1).flatten(1, 2))
 
 
 def stand_ins(covariance: Tensor, mean: Tensor, removed: Tensor, alive: Tensor) -> StandIn:

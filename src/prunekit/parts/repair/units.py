@@ -13,15 +13,15 @@ from torch.func import functional_call
 
 from prunekit.errors import ModelError
 from prunekit.parts.base import Level
-from prunekit.parts.repair.base import Damage, Repair
+from prunekit.parts.context import StepContext
+from prunekit.parts.repair.base import Repair
 from prunekit.statistics import Found
 from prunekit.structure import Chain, UnitGroup
 from prunekit.structure.operations import LAYERS, Layer
-from prunekit.targets import unwrap
 
 
 @dataclass(frozen=True)
-class Loss:
+class RemovedUnits:
     """The units that one layer is about to lose.
 
     Attributes:
@@ -65,42 +65,42 @@ class UnitRepair(Repair):
             return
         for name in names:
             consumer = chain.group(name).consumer
-            if unwrap(model).get_submodule(consumer).bias is None:
+            if model.get_submodule(consumer).bias is None:
                 raise ModelError(
                     f"the repair {self.name!r} puts what the units of {name!r} lose into the bias of "
                     f"{consumer!r}, which has none: name {name!r} in `ignore`, or use 'least_squares'"
                 )
 
     @torch.no_grad()
-    def __call__(self, damage: Damage) -> None:
+    def __call__(self, context: StepContext) -> None:
         """Repair each layer that loses units at this step; what is removed is exactly zero afterwards."""
-        if damage.coupled is not None:
-            self.mend_readers(damage)
-            damage.masks.apply(damage.model)
+        if context.coupled is not None:
+            self.update_consumers(context)
+            context.masks.apply(context.model)
             return
-        assert damage.chain is not None
-        for name, kept in damage.kept.items():
-            loss = _loss(damage, damage.chain.group(name), damage.before[name], kept)
-            if bool(loss.removed.any()):
-                self.mend(loss, damage.found)
-        damage.masks.apply(damage.model)
+        assert context.chain is not None
+        for name, kept in context.kept_after.items():
+            removal = _removal(context, context.chain.group(name), context.kept[name], kept)
+            if bool(removal.removed.any()):
+                self.update(removal, context.statistics)
+        context.masks.apply(context.model)
 
-    def mend_readers(self, damage: Damage) -> None:
+    def update_consumers(self, context: StepContext) -> None:
         """Mend all layers that read coupled units, in a repair that knows how."""
         raise NotImplementedError
 
     @abstractmethod
-    def mend(self, loss: Loss, found: Found) -> None:
+    def update(self, removal: RemovedUnits, statistics: Found) -> None:
         """Change the weights and the bias of one layer; masked weights are set to zero by the caller."""
 
 
-def _loss(damage: Damage, group: UnitGroup, before: Tensor, kept: Tensor) -> Loss:
-    layer = unwrap(damage.model).get_submodule(group.consumer)
+def _removal(context: StepContext, group: UnitGroup, before: Tensor, kept: Tensor) -> RemovedUnits:
+    layer = context.model.get_submodule(group.consumer)
     assert isinstance(layer, LAYERS)
     weight = layer.weight.detach().double()
-    mask = damage.masks[f"{group.consumer}.weight"].to(weight.device)
+    mask = context.masks[f"{group.consumer}.weight"].to(weight.device)
     before, kept = before.to(weight.device), kept.to(weight.device)
-    return Loss(group, layer, weight, mask, before & ~kept, before & kept)
+    return RemovedUnits(group, layer, weight, mask, before & ~kept, before & kept)
 
 
 def mean_output(layer: Layer, weight: Tensor, mean: Tensor) -> Tensor:

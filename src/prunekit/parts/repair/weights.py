@@ -14,12 +14,12 @@ from prunekit.errors import DataError
 from prunekit.limits import LARGE
 from prunekit.obs import inverse_of, refit, shared_update
 from prunekit.obs.left_to_right import choose_mask, left_to_right
-from prunekit.parts.repair.base import Damage, Repair
+from prunekit.parts.context import StepContext
+from prunekit.parts.repair.base import Repair
 from prunekit.statistics import InputMean, LayerHessian, row_layers
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure import Chain
 from prunekit.structure.rows import from_rows, rows_of
-from prunekit.targets import owner_of
 
 
 class WeightRepair(Repair):
@@ -46,31 +46,31 @@ class WeightRepair(Repair):
         row_layers(model, names)
 
     @torch.no_grad()
-    def __call__(self, damage: Damage) -> None:
+    def __call__(self, context: StepContext) -> None:
         """Repair each layer that changes at this step; what is removed is exactly zero afterwards."""
-        for name, kept in damage.kept.items():
-            before = damage.before[name]
+        for name, kept in context.kept_after.items():
+            before = context.kept[name]
             if torch.equal(kept, before):
                 continue
-            layer: Any = owner_of(damage.model, name)
+            layer: Any = context.layer(name)
             rows = rows_of(layer.weight, layer).double()
             on, was = rows_of(kept, layer), rows_of(before, layer)
-            matrices = damped_groups(name, damage.found[LayerHessian()][name], self.damp)
+            matrices = damped_groups(name, context.statistics[LayerHessian()][name], self.damp)
             try:
-                mended = torch.stack(
-                    [self.mend(*group) for group in zip(matrices, rows, on, was & ~on, strict=True)]
+                updated = torch.stack(
+                    [self.update(*group) for group in zip(matrices, rows, on, was & ~on, strict=True)]
                 )
             except DataError as error:
                 raise DataError(f"{name}: {error}") from None
-            mended = mended * on
+            updated = updated * on
             if getattr(layer, "bias", None) is not None:
-                mean = damage.found[InputMean()][name]
-                shift = ((rows - mended) @ mean.unsqueeze(2)).flatten()
+                mean = context.statistics[InputMean()][name]
+                shift = ((rows - updated) @ mean.unsqueeze(2)).flatten()
                 layer.bias.copy_(layer.bias.double() + shift)
-            layer.weight.copy_(from_rows(mended, layer))
+            layer.weight.copy_(from_rows(updated, layer))
 
     @abstractmethod
-    def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+    def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
         """The new weights (rows, columns) of one group of a layer; what is not kept is cut off afterwards.
 
         Args:
@@ -91,7 +91,7 @@ class MaskedLeastSquares(WeightRepair):
     name = "masked_least_squares"
     paper = "Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
 
-    def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+    def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
         """Least squares on the support."""
         return refit(matrix, rows, kept)
 
@@ -107,7 +107,7 @@ class OBSUpdate(WeightRepair):
     name = "obs_update"
     paper = "Dong, Chen, Pan 2017, arXiv 1705.07565"
 
-    def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+    def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
         """The sum of the updates."""
         return shared_update(inverse_of(matrix), rows, removed)
 
@@ -122,6 +122,6 @@ class SparseGPTUpdate(WeightRepair):
     name = "sparsegpt"
     paper = "Frantar, Alistarh 2023, arXiv 2301.00774"
 
-    def mend(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+    def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
         """One pass over the columns."""
         return left_to_right(matrix, rows, choose_mask(kept))[0]

@@ -1,6 +1,6 @@
 """Scores: one number per weight or unit; the lowest go first. One family per file."""
 
-from prunekit.parts.scores.base import Evidence, Score, Scores
+from prunekit.parts.scores.base import Score, Scores
 from prunekit.parts.scores.correlation import Correlation
 from prunekit.parts.scores.filters import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.parts.scores.gradients import Gradient, WeightGradient
@@ -25,7 +25,6 @@ __all__ = [
     "OBS",
     "Activation",
     "Correlation",
-    "Evidence",
     "FeatureTaylor",
     "GeometricMedian",
     "Gradient",

@@ -3,59 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from prunekit.graph import Coupled
 from prunekit.parts.base import Part
-from prunekit.statistics import Found, Statistic
+from prunekit.parts.context import StepContext
+from prunekit.statistics import Statistic
 from prunekit.structure import Chain
 
 Scores = dict[str, Tensor]
 """One tensor of scores per parameter, of its shape; or (units,) per group of units."""
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a score may look at.
-
-    Attributes:
-        weights: the parameters by full name; not to be changed.
-        found: the statistics that the score asked for in `needs`.
-        generator: the source of random numbers, seeded for this step.
-        chain: the network as a chain of layers, where units are counted.
-        coupled: coupled groups of any network, where their units are counted.
-        kept: what is still kept: by group of units (units,) booleans, or masks of weights.
-        layers: the module that owns each parameter, by the parameter's full name.
-        pattern: (n, m) where n of every m consecutive inputs of an output stay; None for no pattern.
-    """
-
-    weights: Mapping[str, Tensor]
-    found: Found = field(default_factory=dict)
-    generator: torch.Generator = field(default_factory=torch.Generator)
-    chain: Chain | None = None
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
-    layers: Mapping[str, nn.Module] = field(default_factory=dict)
-    pattern: tuple[int, int] | None = None
-    coupled: Coupled | None = None
-
-    @property
-    def of_units(self) -> bool:
-        """Whether units are counted, of a chain or of coupled groups."""
-        return self.chain is not None or self.coupled is not None
-
-    @property
-    def elements(self) -> Mapping[str, Tensor]:
-        """What is counted, one tensor each: the weights, or the flags of the units."""
-        return self.kept if self.of_units else self.weights
-
-
 class Score(Part):
-    """A pruning criterion: higher = keep. Its settings are its fields, its data are in `Evidence`.
+    """A pruning criterion: higher = keep. Its settings are its fields, its data are in the context.
 
     Scores of weights work on everything: a shape pools them into those of units.
 
@@ -69,7 +32,7 @@ class Score(Part):
         """Refuse a model that cannot be scored, before anything is done to it.
 
         Args:
-            model: the network.
+            model: the network, without wrappers.
             chain: it as a chain, where units are counted.
             names: the groups of units, or the parameters, that are to be pruned.
 
@@ -79,5 +42,5 @@ class Score(Part):
         return
 
     @abstractmethod
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """The score of every weight, or of every unit."""

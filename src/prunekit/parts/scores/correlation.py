@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prunekit.parts.scores.base import Evidence, Scores
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores.base import Scores
 from prunekit.parts.scores.rows import RowScore
 from prunekit.statistics import ConnectionCorrelation
 
@@ -20,7 +21,7 @@ class Correlation(RowScore):
     paper = "Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891"
     needs = (ConnectionCorrelation(),)
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """Absolute values, in float64."""
-        found = evidence.found[ConnectionCorrelation()]
-        return {name: found[name].abs() for name in evidence.weights}
+        found = context.statistics[ConnectionCorrelation()]
+        return {name: found[name].abs() for name in context.weights}

@@ -12,7 +12,8 @@ from torch import Tensor
 from prunekit.graph import Coupled
 from prunekit.graph.figures import group_norm_scales, unit_rows
 from prunekit.limits import LARGE
-from prunekit.parts.scores.base import Evidence, Scores
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores.base import Scores
 from prunekit.parts.scores.units import UnitScore
 from prunekit.statistics import FeatureChange, InputCovariance, MeanInput, Statistic, UnitMacs
 from prunekit.statistics.consumers import second_moments
@@ -47,13 +48,13 @@ class FeatureTaylor(UnitScore):
         """The criterion, and the cost of units if it counts."""
         return (self.statistic, UnitMacs()) if self.macs else (self.statistic,)
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """The criterion over the norm of its layer, less the price of the unit."""
-        found = super().__call__(evidence)
+        found = super().__call__(context)
         if self.normalize:
             found = {name: value / _norm(value) for name, value in found.items()}
         if self.macs:
-            macs = evidence.found[UnitMacs()]
+            macs = context.statistics[UnitMacs()]
             found = {name: value - self.macs * macs[name] / 1e6 for name, value in found.items()}
         return found
 
@@ -70,12 +71,12 @@ class NormScale(UnitScore):
     paper = "Liu et al. 2017 (network slimming), arXiv 1708.06519"
     needs = ()
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """One scale per unit."""
-        if evidence.coupled is not None:
-            return {name: group_norm_scales(evidence.coupled, name) for name in evidence.kept}
-        assert evidence.chain is not None
-        return norm_scales(evidence.chain, tuple(evidence.kept))
+        if context.coupled is not None:
+            return {name: group_norm_scales(context.coupled, name) for name in context.kept}
+        assert context.chain is not None
+        return norm_scales(context.chain, tuple(context.kept))
 
 
 class GeometricMedian(UnitScore):
@@ -85,15 +86,15 @@ class GeometricMedian(UnitScore):
     paper = "He et al. 2019 (FPGM), arXiv 1811.00250"
     needs = ()
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """One sum per unit, in float64."""
-        if evidence.coupled is not None:
+        if context.coupled is not None:
             return {
-                name: _coupled_distances(evidence.coupled, name, evidence.weights, kept)
-                for name, kept in evidence.kept.items()
+                name: _coupled_distances(context.coupled, name, context.weights, kept)
+                for name, kept in context.kept.items()
             }
         return {
-            name: distances(evidence.weights[f"{name}.weight"], kept) for name, kept in evidence.kept.items()
+            name: distances(context.weights[f"{name}.weight"], kept) for name, kept in context.kept.items()
         }
 
 
@@ -121,14 +122,14 @@ class ThiNet(UnitScore):
     works_on = ("units",)
     needs = (MeanInput(), InputCovariance())
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """Places from 0; -1 for units that are off."""
-        assert evidence.chain is not None
+        assert context.chain is not None
         scores = {}
-        for name, kept in evidence.kept.items():
-            group = evidence.chain.group(name)
-            layer = cast(Layer, evidence.chain.split(group)[1].module)
-            moments = second_moments(layer, evidence.found, name)
+        for name, kept in context.kept.items():
+            group = context.chain.group(name)
+            layer = cast(Layer, context.chain.split(group)[1].module)
+            moments = second_moments(layer, context.statistics, name)
             weight = layer.weight.detach().double().flatten(1)
             places = greedy_order(contribution_products(weight, moments, group.units), kept)
             scores[name] = places.to(kept.device, torch.float64)

@@ -1,6 +1,7 @@
 """Scores from the gradient of the loss by the weights."""
 
-from prunekit.parts.scores.base import Evidence, Score, Scores
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores.base import Score, Scores
 from prunekit.statistics import MeanGradient
 
 
@@ -11,9 +12,9 @@ class Gradient(Score):
     paper = "Blalock et al. 2020, arXiv 2003.03033, as a baseline"
     needs = (MeanGradient(),)
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """Absolute values of the mean gradient."""
-        return {name: gradient.abs() for name, gradient in evidence.found[MeanGradient()].items()}
+        return {name: gradient.abs() for name, gradient in context.statistics[MeanGradient()].items()}
 
 
 class WeightGradient(Score):
@@ -26,7 +27,7 @@ class WeightGradient(Score):
     paper = "Lee, Ajanthan, Torr 2019 (SNIP), arXiv 1810.02340"
     needs = (MeanGradient(),)
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """Absolute values of weight times mean gradient."""
-        gradients = evidence.found[MeanGradient()]
-        return {name: (weight * gradients[name]).abs() for name, weight in evidence.weights.items()}
+        gradients = context.statistics[MeanGradient()]
+        return {name: (weight * gradients[name]).abs() for name, weight in context.weights.items()}

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from prunekit.parts.scores.base import Evidence, Scores
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores.base import Scores
 from prunekit.parts.scores.rows import RowScore
 from prunekit.statistics import InputSquares
 from prunekit.structure.rows import from_rows, rows_of
@@ -17,14 +18,14 @@ from prunekit.structure.rows import from_rows, rows_of
 class InputScore(RowScore):
     """|w| times a figure of the input that the weight reads."""
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """The products, in float64."""
-        return {name: self._layer(evidence, name) for name in evidence.weights}
+        return {name: self._layer(context, name) for name in context.weights}
 
-    def _layer(self, evidence: Evidence, name: str) -> Tensor:
-        layer = evidence.layers[name]
-        squares = evidence.found[self.squares(layer)][name]
-        rows = rows_of(evidence.weights[name], layer).double().abs() * squares.sqrt().unsqueeze(1)
+    def _layer(self, context: StepContext, name: str) -> Tensor:
+        layer = context.layer(name)
+        squares = context.statistics[self.squares(layer)][name]
+        rows = rows_of(context.weights[name], layer).double().abs() * squares.sqrt().unsqueeze(1)
         return from_rows(self.compared(rows), layer)
 
     @abstractmethod

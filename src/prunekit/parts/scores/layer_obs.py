@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prunekit.limits import LARGE
 from prunekit.obs import eliminate, inverse_of, removal_scores, shared_saliency
-from prunekit.parts.scores.base import Evidence, Scores
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores.base import Scores
 from prunekit.parts.scores.rows import RowScore
 from prunekit.statistics import LayerHessian
 from prunekit.statistics.hessians import damped_groups
@@ -43,16 +44,16 @@ class LayerOBS(RowScore):
     relative_to: Literal["nothing", "output_variance"] = "output_variance"
     precision: Literal["float32", "float64"] = "float32"
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """The losses, (float64) infinite for what a pattern never removes."""
-        return {name: self._layer(evidence, name) for name in evidence.weights}
+        return {name: self._layer(context, name) for name in context.weights}
 
-    def _layer(self, evidence: Evidence, name: str) -> Tensor:
-        layer, hessians = evidence.layers[name], evidence.found[LayerHessian()][name]
-        rows = rows_of(evidence.weights[name], layer).double()
+    def _layer(self, context: StepContext, name: str) -> Tensor:
+        layer, hessians = context.layer(name), context.statistics[LayerHessian()][name]
+        rows = rows_of(context.weights[name], layer).double()
         kept = rows != 0
-        if name in evidence.kept:  # not where units are counted
-            kept &= rows_of(evidence.kept[name], layer)
+        if name in context.kept:  # not where units are counted
+            kept &= rows_of(context.kept[name], layer)
         matrices = damped_groups(name, hessians, self.damp)
         variance = self._variance(rows, hessians)
         if self.form == "shared":
@@ -61,15 +62,15 @@ class LayerOBS(RowScore):
                 for matrix, group in zip(matrices, rows, strict=True)
             ]
         else:
-            width = evidence.weights[name][0, 0].numel()  # positions of a kernel
+            width = context.weights[name][0, 0].numel()  # positions of a kernel
             scores = [
                 removal_scores(
                     eliminate(
                         matrix,
                         group,
                         on,
-                        pattern=evidence.pattern,
-                        spacing=width if evidence.pattern else 1,
+                        pattern=context.pattern,
+                        spacing=width if context.pattern else 1,
                         dtype=getattr(torch, self.precision),
                     ),
                     variance,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prunekit.parts.scores.base import Evidence, Score, Scores
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores.base import Score, Scores
 from prunekit.statistics import MaxoutMaxima
 
 
@@ -14,6 +15,6 @@ class MaxoutWins(Score):
     works_on = ("pieces",)
     needs = (MaxoutMaxima(),)
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """The counts, (units, pieces) each."""
-        return dict(evidence.found[MaxoutMaxima()])
+        return dict(context.statistics[MaxoutMaxima()])

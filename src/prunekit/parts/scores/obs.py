@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from prunekit.errors import DataError
 from prunekit.limits import LARGE
 from prunekit.obs import damped, eliminate, removal_scores
-from prunekit.parts.scores.base import Evidence, Scores
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores.base import Scores
 from prunekit.parts.scores.rows import RowScore
 from prunekit.statistics import GaussNewton, GaussNewtonDiagonal
 from prunekit.statistics.curvature import check_size
 from prunekit.structure import Chain
-from prunekit.targets import unwrap
 
 
 class OBD(RowScore):
@@ -32,11 +32,11 @@ class OBD(RowScore):
     paper = "LeCun, Denker, Solla 1990, NIPS 2"
     needs = (GaussNewtonDiagonal(),)
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """The saliencies, in float64."""
-        diagonal = evidence.found[GaussNewtonDiagonal()]
+        diagonal = context.statistics[GaussNewtonDiagonal()]
         return {
-            name: diagonal[name] * weight.double().square() / 2 for name, weight in evidence.weights.items()
+            name: diagonal[name] * weight.double().square() / 2 for name, weight in context.weights.items()
         }
 
 
@@ -68,23 +68,23 @@ class OBS(RowScore):
         """
         super().check(model, chain, names)
         if chain is None:
-            check_size(unwrap(model), names)
+            check_size(model, names)
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """The losses, in float64."""
-        rows = evidence.found[GaussNewton()]
-        names = [name for name in rows if name in evidence.weights]
-        weights = torch.cat([evidence.weights[name].flatten() for name in names]).double().unsqueeze(0)
+        rows = context.statistics[GaussNewton()]
+        names = [name for name in rows if name in context.weights]
+        weights = torch.cat([context.weights[name].flatten() for name in names]).double().unsqueeze(0)
         kept = weights != 0
-        if not evidence.of_units:
-            kept &= torch.cat([evidence.kept[name].flatten() for name in names])
+        if not context.of_units:
+            kept &= torch.cat([context.kept[name].flatten() for name in names])
         elimination = eliminate(
             self._free_biases(rows, names), weights, kept, dtype=getattr(torch, self.precision)
         )
-        sizes = [evidence.weights[name].numel() for name in names]
+        sizes = [context.weights[name].numel() for name in names]
         scores = torch.split(removal_scores(elimination)[0], sizes)
         return {
-            name: each.view(evidence.weights[name].shape) for name, each in zip(names, scores, strict=True)
+            name: each.view(context.weights[name].shape) for name, each in zip(names, scores, strict=True)
         }
 
     def _free_biases(self, rows: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from prunekit.graph.figures import group_outgoing_norms
 from prunekit.limits import WHOLE
 from prunekit.parts.base import Level
-from prunekit.parts.scores.base import Evidence, Score, Scores
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores.base import Score, Scores
 from prunekit.statistics import (
     Behaviour,
     PredictedChange,
@@ -38,9 +39,9 @@ class UnitScore(Score):
         """The one statistic."""
         return (self.statistic,)
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """The statistic's values; units that are off, which have none, count as zero."""
-        return {name: value.nan_to_num(0.0) for name, value in evidence.found[self.statistic].items()}
+        return {name: value.nan_to_num(0.0) for name, value in context.statistics[self.statistic].items()}
 
 
 class Oracle(UnitScore):
@@ -107,11 +108,11 @@ class N2PS(UnitScore):
         """The significance."""
         return Significance()
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """Each layer divided by its mean over the units that are left."""
-        found = super().__call__(evidence)
+        found = super().__call__(context)
         # layers that the recipe leaves out are measured, too, but have no flags
-        return {name: found[name] / _mean(found[name], kept) for name, kept in evidence.kept.items()}
+        return {name: found[name] / _mean(found[name], kept) for name, kept in context.kept.items()}
 
 
 def _mean(values: Tensor, kept: Tensor) -> Tensor:
@@ -137,9 +138,9 @@ class Activation(UnitScore):
         """The behaviour."""
         return Behaviour("zeros" if self.what == "nonzeros" else self.what)
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """The figure, as a score: higher = keep."""
-        found = super().__call__(evidence)
+        found = super().__call__(context)
         return {name: 1 - zeros for name, zeros in found.items()} if self.what == "nonzeros" else found
 
 
@@ -150,9 +151,9 @@ class OutgoingNorm(Score):
     works_on = ("units", "groups")
     order: Literal[1, 2] = 1
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """One norm per unit."""
-        if evidence.coupled is not None:
-            return {name: group_outgoing_norms(evidence.coupled, name, self.order) for name in evidence.kept}
-        assert evidence.chain is not None
-        return outgoing_norms(evidence.chain, order=self.order)
+        if context.coupled is not None:
+            return {name: group_outgoing_norms(context.coupled, name, self.order) for name in context.kept}
+        assert context.chain is not None
+        return outgoing_norms(context.chain, order=self.order)

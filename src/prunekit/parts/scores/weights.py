@@ -4,7 +4,8 @@ from typing import Literal
 
 import torch
 
-from prunekit.parts.scores.base import Evidence, Score, Scores
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores.base import Score, Scores
 
 
 class Random(Score):
@@ -12,11 +13,11 @@ class Random(Score):
 
     name = "random"
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """Uniform numbers in [0, 1), drawn on the CPU so that every device and process sees the same."""
         return {
-            name: torch.rand(each.shape, generator=evidence.generator).to(each.device)
-            for name, each in evidence.elements.items()
+            name: torch.rand(each.shape, generator=context.generator).to(each.device)
+            for name, each in context.elements.items()
         }
 
 
@@ -31,9 +32,9 @@ class Magnitude(Score):
     paper = "Han et al. 2015, arXiv 1506.02626"
     relative_to: Literal["nothing", "layer_norm"] = "nothing"
 
-    def __call__(self, evidence: Evidence) -> Scores:
+    def __call__(self, context: StepContext) -> Scores:
         """Absolute values, in the weights' dtype."""
-        scores = {name: weight.abs() for name, weight in evidence.weights.items()}
+        scores = {name: weight.abs() for name, weight in context.weights.items()}
         if self.relative_to == "layer_norm":
             tiny = torch.finfo(torch.float32).tiny
             return {name: s / s.square().mean().sqrt().clamp(min=tiny) for name, s in scores.items()}

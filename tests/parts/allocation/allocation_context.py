@@ -1,4 +1,4 @@
-"""A situation for an allocation, made by hand."""
+"""The context of an allocation, made by hand."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from prunekit.masks import Masks
-from prunekit.parts.allocation import Situation
+from prunekit.parts.context import Step, StepContext
 
 
-def situation(
+def context_of(
     scores: dict[str, Tensor],
     sparsity: float | None,
     *,
@@ -18,17 +18,14 @@ def situation(
     rounds: int = 1,
     masks: Masks | None = None,
     loss_with: Callable[[Masks], float] | None = None,
-) -> Situation:
+) -> StepContext:
     """The weights are the scores; what the masks remove scores minus infinity."""
     masks = masks or Masks({name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()})
-    return Situation(
-        sparsity=sparsity,
-        previous=previous,
-        round=round_,
-        rounds=rounds,
+    return StepContext(
+        step=Step(sparsity=sparsity, previous=previous, round=round_, rounds=rounds),
         scores={name: s.masked_fill(~masks[name], float("-inf")) for name, s in scores.items()},
         weights=scores,
-        masks=masks,
+        kept=masks,
         loss_with=loss_with,
-        lost={name: int((~mask).sum()) for name, mask in masks.items()},
+        pruned={name: int((~mask).sum()) for name, mask in masks.items()},
     )
