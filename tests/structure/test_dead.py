@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from chain_nets import ChainPlan, build, chain_plans
 from hypothesis import given
 from torch import Tensor, nn
 
+from chain_nets import ChainPlan, build, chain_plans
 from examples import number_of_examples
 from prunekit.errors import InputError
 from prunekit.graph import proof

@@ -6,10 +6,10 @@ import copy
 import random
 
 import torch
-from chain_nets import ChainPlan, build, chain_plans, switched_off
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chain_nets import ChainPlan, build, chain_plans, switched_off
 from examples import number_of_examples
 from prunekit.structure import chain_of, parameters_after, shrink, unit_masks
 

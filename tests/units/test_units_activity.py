@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from unit_nets import made
 
 from prunekit.errors import InputError
 from prunekit.structure.chain import chain_of
 from prunekit.units import activity
 from prunekit.units.moments import Moments
+from unit_nets import made
 
 
 def check(found, read, silent):

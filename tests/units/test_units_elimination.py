@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from unit_nets import ERRORS, made, naive_changes
 
 from prunekit.errors import InputError
 from prunekit.losses import squared_error
 from prunekit.structure.chain import chain_of
 from prunekit.units import eliminate, gain_derivatives, oracle_changes
+from unit_nets import ERRORS, made, naive_changes
 
 
 def remove(model, chain, name, unit):

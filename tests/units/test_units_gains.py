@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from unit_nets import ERRORS, error_at, made, mlp
 
 from prunekit.errors import InputError
 from prunekit.losses import squared_error
 from prunekit.structure.chain import chain_of
 from prunekit.units import deviations, diagonal_recursion, gain_derivatives
+from unit_nets import ERRORS, error_at, made, mlp
 
 SMOOTH = ["1 hidden", "2 hidden", "5 hidden", "softmax", "no activation"]
 H = 1e-4

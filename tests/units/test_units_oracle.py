@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from unit_nets import ERRORS, NETS, made, mlp, naive_changes
 
 from prunekit.errors import InputError
 from prunekit.losses import squared_error
 from prunekit.structure.chain import chain_of
 from prunekit.units import absolute_error, eliminate, gain_derivatives, oracle_changes
+from unit_nets import ERRORS, NETS, made, mlp, naive_changes
 
 
 def same(found, expected, error_now):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from unit_nets import ERRORS, error_at, made
 
 from prunekit.errors import InputError
 from prunekit.losses import squared_error
@@ -17,6 +16,7 @@ from prunekit.units import (
     relevance,
     significance,
 )
+from unit_nets import ERRORS, error_at, made
 
 
 def batches(inputs, targets, size=10):

@@ -98,6 +98,14 @@ ARITHMETIC = frozenset[Any]((operator.add, operator.sub, operator.mul, torch.add
     operator.neg
 }
 DIVISIONS = frozenset[Any]((operator.truediv, torch.div))  # the number must stand below
+POOL_NAMES = frozenset(name for dims in (1, 2, 3) for name in _POOL_NAMES.format(dims).split())
+_OPERATORS = (
+    "relu sigmoid tanh abs square exp sin cos neg clamp clip contiguous clone detach alias"
+    " relu6 leaky_relu elu selu celu gelu silu mish softplus log_sigmoid hardsigmoid hardswish hardtanh"
+    " softshrink hardshrink threshold add sub rsub mul div pow"
+)
+POINTWISE_NAMES = frozenset(_OPERATORS.split())
+"""The same operators by the names that a captured graph gives them."""
 DROPOUT_FUNCTIONS = _functions("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", F)
 SOFTMAX_FUNCTIONS = _functions("softmax log_softmax", torch, F)
 

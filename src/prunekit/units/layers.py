@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.structure.chain import Stage, UnitGroup
-from prunekit.structure.operations import POINTWISE_FUNCTIONS, POINTWISE_METHODS, POINTWISE_MODULES
+from prunekit.structure.operations import (
+    POINTWISE_FUNCTIONS,
+    POINTWISE_METHODS,
+    POINTWISE_MODULES,
+    POINTWISE_NAMES,
+)
 
 Function = Callable[[Tensor], Tensor]
 
@@ -47,7 +52,8 @@ def pointwise(stage: Stage) -> Function | None:
         return _same
     if kind in _IN_PLACE:
         return _IN_PLACE[kind]
-    known = kind in POINTWISE_MODULES or kind in POINTWISE_FUNCTIONS or kind in POINTWISE_METHODS
+    known = any(kind in each for each in (POINTWISE_MODULES, POINTWISE_FUNCTIONS, POINTWISE_METHODS))
+    known = known or kind in POINTWISE_NAMES
     return stage.run if known else None
 
 
