@@ -3,11 +3,9 @@
 Source: Fahlman & Lebiere (1990), The Cascade-Correlation Learning Architecture, NIPS 2.
 """
 
-from prunekit.growing.cascade import Grown, grow
-from prunekit.growing.correlation import correlation
-from prunekit.growing.history import CascadeRow, smallest_units
+from prunekit.growing.cascade import CascadeRow, Grown, grow, smallest_units
 from prunekit.growing.network import CascadeNetwork
-from prunekit.growing.settings import CascadeSettings
+from prunekit.growing.phases import CascadeSettings, correlation
 
 __all__ = [
     "CascadeNetwork",

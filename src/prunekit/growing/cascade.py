@@ -1,25 +1,46 @@
-"""Cascade correlation: outputs, candidates, installation, and again."""
+"""Cascade correlation: outputs, candidates, installation, and again; a row for each number of units."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from prunekit.errors import InputError
-from prunekit.growing.candidates import best_candidate
-from prunekit.growing.examples import CascadeExamples, check_examples
-from prunekit.growing.history import CascadeRow
+from prunekit.errors import DataError, InputError
 from prunekit.growing.network import CascadeNetwork
-from prunekit.growing.outputs import train_outputs
-from prunekit.growing.settings import CascadeSettings
+from prunekit.growing.phases import CascadeSettings, best_candidate, train_outputs
 from prunekit.losses import LOSSES
 from prunekit.seeds import generator
 from prunekit.training import TrainingError
+
+
+@dataclass(frozen=True)
+class CascadeRow:
+    """A cascade after the output phase with `units` hidden units. Rows of equal runs are equal.
+
+    Attributes:
+        units: the number of hidden units.
+        train_error: in the loss of the settings, a mean over the examples.
+        validation_error: the same on the validation examples, if there are any.
+        train_accuracy: the fraction of examples whose largest output is their class; None for a regression.
+        validation_accuracy: the same on the validation examples.
+        correlation: S of the newest unit when it was installed; None without units.
+        seconds: since growing began; two rows that differ in it alone are equal.
+    """
+
+    units: int
+    train_error: float
+    validation_error: float | None
+    train_accuracy: float | None
+    validation_accuracy: float | None
+    correlation: float | None
+    seconds: float = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -147,6 +168,59 @@ def _errors(outputs: Tensor, examples: CascadeExamples, settings: CascadeSetting
     return outputs - examples.targets
 
 
+def smallest_units(
+    history: Iterable[CascadeRow], error: float, *, of: Literal["train", "validation"] = "train"
+) -> int | None:
+    """The smallest number of hidden units whose error is not above `error`; None if there is none.
+
+    Args:
+        history: of a `Grown`, in any order.
+        error: in the loss of its settings.
+        of: which examples are judged.
+
+    Raises:
+        InputError: if the error is not a number, `of` is something else, or there was no validation.
+    """
+    if math.isnan(error):
+        raise InputError("error must be a number, not NaN")
+    if of not in ("train", "validation"):
+        raise InputError(f"of must be 'train' or 'validation', not {of!r}")
+    reached = []
+    for row in history:
+        found = row.train_error if of == "train" else row.validation_error
+        if found is None:
+            raise InputError("the history holds no validation error: give validation examples to grow()")
+        if found <= error:
+            reached.append(row.units)
+    return min(reached, default=None)
+
+
+@dataclass(frozen=True)
+class CascadeExamples:
+    """Examples as both phases want them.
+
+    Attributes:
+        inputs: (N, features).
+        targets: (N, outputs) in the type of the inputs: real values, or 1 for the class and 0 elsewhere.
+        classes: (N,) class numbers; None for a regression.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    classes: Tensor | None
+
+    def to(self, like: Tensor) -> CascadeExamples:
+        """The same examples in the type and on the device of a tensor."""
+        classes = None if self.classes is None else self.classes.to(like.device)
+        return CascadeExamples(self.inputs.to(like), self.targets.to(like), classes)
+
+    def accuracy(self, outputs: Tensor) -> float | None:
+        """The fraction of examples whose largest output is their class; None for a regression."""
+        if self.classes is None:
+            return None
+        return float((outputs.argmax(1) == self.classes).double().mean())
+
+
 def _checked(
     settings: CascadeSettings,
     inputs: Tensor,
@@ -171,3 +245,59 @@ def _checked(
             f"validation inputs have {judged.inputs.shape[1]} features, training {train.inputs.shape[1]}"
         )
     return train, judged.to(train.inputs)
+
+
+def check_examples(
+    inputs: Tensor, targets: Tensor, *, outputs: int | None = None, part: str = "training"
+) -> CascadeExamples:
+    """The examples, if a cascade can be grown on them.
+
+    Args:
+        inputs: (N, *shape), floating point.
+        targets: (N,) int64 class numbers, or (N, outputs) floating point values.
+        outputs: the number of classes or of values; None takes it from the targets.
+        part: how messages call them.
+
+    Raises:
+        InputError: for something else than tensors, or tensors of another kind or shape.
+        DataError: if there are no examples, the counts differ, a value is not finite, or a class number is
+            outside of [0, outputs).
+    """
+    _check_values(inputs, targets, part)
+    inputs = inputs.detach().flatten(1)
+    if targets.dtype == torch.int64 and targets.ndim == 1:
+        low, high = (int(bound) for bound in targets.aminmax())
+        count = high + 1 if outputs is None else outputs
+        if low < 0 or high >= count:
+            raise DataError(
+                f"{part} targets run from {low} to {high}, but the classes are numbered 0 to {count - 1}"
+                + (": give their number as outputs=" if low >= 0 else "")
+            )
+        classes = targets.to(inputs.device)
+        return CascadeExamples(inputs, F.one_hot(classes, count).to(inputs), classes)
+    if targets.is_floating_point() and targets.ndim == 2 and outputs in (None, targets.shape[1]):
+        return CascadeExamples(inputs, targets.detach().to(inputs), None)
+    raise InputError(
+        f"{part} targets must be int64 class numbers (N,) or floating point values "
+        f"(N, {outputs or 'outputs'}), not {targets.dtype} of shape {tuple(targets.shape)}"
+    )
+
+
+def _check_values(inputs: Tensor, targets: Tensor, part: str) -> None:
+    for name, value in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(value, Tensor):
+            raise InputError(f"{part} {name} must be a tensor, not {type(value).__name__}")
+        if not value.numel():
+            raise DataError(f"{part} {name} of shape {tuple(value.shape)} are empty")
+    if not inputs.is_floating_point() or inputs.ndim < 2:
+        raise InputError(
+            f"{part} inputs must be floating point of shape (N, features), "
+            f"not {inputs.dtype} of shape {tuple(inputs.shape)}"
+        )
+    if not targets.ndim or len(inputs) != len(targets):
+        raise DataError(
+            f"there are {len(inputs)} {part} inputs, but targets of the shape {tuple(targets.shape)}"
+        )
+    for name, value in (("inputs", inputs), ("targets", targets)):
+        if not bool(value.isfinite().all()):
+            raise DataError(f"{part} {name} hold NaN or infinity")

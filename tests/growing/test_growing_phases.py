@@ -9,8 +9,8 @@ from cascade_problems import NUMPY_ACTIVATIONS, curves, numpy_outputs, numpy_s, 
 
 from prunekit.errors import InputError
 from prunekit.growing import CascadeSettings, correlation, grow
-from prunekit.growing.activations import UNIT_ACTIVATIONS
-from prunekit.growing.candidates import best_candidate
+from prunekit.growing.network import UNIT_ACTIVATIONS
+from prunekit.growing.phases import best_candidate
 
 ACTIVATIONS = sorted(UNIT_ACTIVATIONS)
 
