@@ -1,4 +1,4 @@
-"""Drawing by lot in halves: exact counts, shares of the halves, odds, and the same lot for the same seed."""
+"""The random draw in halves: exact counts, shares of the halves, odds, and the same draw for the same seed."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Drawing the connections that stay by lot, more of them from the stronger half of their kind."""
+"""A random draw of the connections that stay, more of them from the stronger half of their kind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw_halves(
         available: (rows, columns) booleans, True for connections that can be kept.
         kept: how many stay, at most as many as are available.
         strong: the share that the strong halves are to have, in [0, 1].
-        generator: on the CPU; the source of the lots.
+        generator: on the CPU; the source of the draw.
 
     Returns:
         (rows, columns) booleans, exactly `kept` of them True; on the device of `values`.
@@ -46,8 +46,8 @@ def draw_halves(
     rank = _ranks(kind, values.abs()[available].neg(), sizes)
     box = 2 * kind + (rank >= (sizes[kind] + 1) // 2)
     counts = torch.tensor(_counts(sizes.view(-1, 2).tolist(), kept, strong, generator)).flatten()
-    lots = torch.rand(len(box), generator=generator, dtype=torch.float64)
-    drawn = _ranks(box, lots, torch.bincount(box, minlength=4 * rows)) < counts[box]
+    chances = torch.rand(len(box), generator=generator, dtype=torch.float64)
+    drawn = _ranks(box, chances, torch.bincount(box, minlength=4 * rows)) < counts[box]
     found = torch.zeros_like(available)
     found[available] = drawn
     return found.to(device)

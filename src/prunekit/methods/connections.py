@@ -16,7 +16,7 @@ from prunekit.recipe import Recipe
 def correlation(
     sparsity: float = 0.9, strong: float = 0.75, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
-    """Mostly strongly correlated connections, drawn by lot; one layer at a time from the top, fine-tuned.
+    """Mostly strongly correlated connections, drawn at random; one layer at a time from the top, fine-tuned.
 
     With `strong` 1 the stronger halves alone are drawn from.
 

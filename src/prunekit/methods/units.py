@@ -203,5 +203,5 @@ def structured_mlp(
 
 @method
 def random_units(sparsity: float = 0.5) -> Recipe:
-    """Units drawn by lot, in one step: the control of every comparison of units."""
+    """Units drawn at random, in one step: the control of every comparison of units."""
     return Recipe(score=Random(), shape=Unit(), schedule=OneShot(sparsity=sparsity))

@@ -14,7 +14,7 @@ from prunekit.recipe import Recipe
 
 @method
 def random(sparsity: float = 0.9) -> Recipe:
-    """Weights drawn by lot, in one step: the control of every comparison."""
+    """Weights drawn at random, in one step: the control of every comparison."""
     return Recipe(score=Random(), schedule=OneShot(sparsity=sparsity))
 
 

@@ -55,7 +55,7 @@ class Lowest(Selection):
 
 
 class CorrelatedHalves(Selection):
-    """A draw by lot, for each neuron, most of it from the more strongly correlated half of its connections.
+    """A random draw for each neuron, most of it from the more strongly correlated half of its connections.
 
     Connections are split by the sign of r, the correlation of the activations at their two ends, and sorted
     by |r|; of K that are still there, at the density S that is to be left of them, strong S K stay of the

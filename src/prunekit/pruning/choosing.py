@@ -29,7 +29,7 @@ def chosen(
         context: of the step, with the scores of all elements.
         recipe: with allocation, selection and shape.
         plan: its steps, and what is removed.
-        seed: of selections by lot.
+        seed: of random selections.
         loss_with: the loss if only some elements were kept, where there are data.
         example_inputs: on which the network can be run.
     """

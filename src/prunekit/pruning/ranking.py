@@ -24,7 +24,7 @@ class Ranking:
         recipe: whose score ranks.
         plan: its steps, and what is removed.
         calibration: the data that is looked at.
-        seed: of scores by lot.
+        seed: of random scores.
     """
 
     def __init__(self, recipe: Recipe, plan: Plan, calibration: Calibration, seed: int) -> None:

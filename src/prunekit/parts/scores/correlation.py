@@ -14,7 +14,7 @@ class Correlation(RowScore):
     A convolution's weight has the mean of |r| over the positions that it serves. The upper end is the neuron
     behind its batch norm and activation function, where they follow the layer directly; where the network
     cannot be traced, it is the layer's own output. By itself this keeps the strongest connections; the
-    published method draws by lot in two halves of them, which is the selection `correlated_halves`.
+    published method draws at random in two halves of them, which is the selection `correlated_halves`.
     """
 
     name = "correlation"
