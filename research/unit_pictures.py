@@ -17,31 +17,31 @@ import torch
 
 from prunekit.digests import read_tensors
 from prunekit.report.canvas import Drawing, svg_of
-from prunekit.report.unit_pictures import correlation_drawing, regret_drawing, surfaces_drawing
+from prunekit.report.unit_pictures import correlation_drawing, gain_sweep_drawing, regret_drawing
 from prunekit.structure import chain_of
 from prunekit.study import load_study
 from prunekit.study.layout import Layout
 from prunekit.study.stages import build, dataset
-from prunekit.units import activity, eliminate, error_surface
+from prunekit.units import activity, eliminate, gain_sweep
 
 EXAMPLES = 5000
 
 
-def surfaces(chain, inputs, targets, every: int) -> Drawing:
-    """Surfaces of the units that the oracle removes, one of every so many."""
+def gain_sweeps(chain, inputs, targets, every: int) -> Drawing:
+    """Gain sweeps of the units that the oracle removes, one of every so many."""
     kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in chain.groups}
     course = eliminate(chain, inputs, targets, "squared_error", floor=1)
     gains = torch.cat([torch.linspace(0, 10, 101, dtype=torch.float64)])
     rows, removed = [], []
     for place, (name, unit) in enumerate(course.order):
         if place % every == 0:
-            found = error_surface(
+            found = gain_sweep(
                 chain, inputs, targets, "squared_error", [(name, unit)], gains=gains, kept=kept
             )
             rows.append(found[0].numpy())
             removed.append(place)
         kept[name][unit] = False
-    return surfaces_drawing(gains.numpy(), np.array(rows), removed, "squared error")
+    return gain_sweep_drawing(gains.numpy(), np.array(rows), removed, "squared error")
 
 
 def regret(folder: Path, yardstick: str, random: str | None) -> Drawing:
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument(
         "--yardstick", default="oracle", help="the method that the others are measured against"
     )
-    parser.add_argument("--every", type=int, default=10, help="one surface for so many removals")
+    parser.add_argument("--every", type=int, default=10, help="one gain sweep for so many removals")
     given = parser.parse_args()
     study = load_study(given.study)
     data = dataset(study, given.data_dir, 0)
@@ -79,7 +79,7 @@ def main() -> None:
     inputs, targets = data.train.inputs[:EXAMPLES], data.train.targets[:EXAMPLES]
     correlations = {name: each.correlation.numpy() for name, each in activity(chain, inputs).items()}
     drawings = [
-        surfaces(chain, inputs, targets, given.every),
+        gain_sweeps(chain, inputs, targets, given.every),
         regret(given.folder, given.yardstick, study.controls.random),
         correlation_drawing(correlations),
     ]

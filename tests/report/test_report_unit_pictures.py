@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from prunekit.report.canvas import svg_of
-from prunekit.report.unit_pictures import clustered, correlation_drawing, regret_drawing, surfaces_drawing
+from prunekit.report.unit_pictures import clustered, correlation_drawing, gain_sweep_drawing, regret_drawing
 
 
 def _blocks(order: list[int]) -> np.ndarray:
@@ -39,10 +39,10 @@ def test_what_is_drawn_does_not_change_the_correlations() -> None:
     assert "fc2" in text
 
 
-def test_surfaces_have_a_line_on_both_scales_and_marks_at_on_and_off() -> None:
+def test_gain_sweeps_have_a_line_on_both_scales_and_marks_at_on_and_off() -> None:
     gains = np.linspace(0, 10, 11)
     errors = np.stack([1 + (gains - 1) ** 2, 2 + (gains - 1) ** 2])
-    drawing = surfaces_drawing(gains, errors, [0, 10], "squared error")
+    drawing = gain_sweep_drawing(gains, errors, [0, 10], "squared error")
     linear, log = drawing.figure.axes
     assert (linear.get_yscale(), log.get_yscale()) == ("linear", "log")
     for axes in (linear, log):

@@ -1,4 +1,4 @@
-"""Skeletonization, N2PS, norms of weights and error surfaces against loops and numpy."""
+"""Skeletonization, N2PS, norms of weights and gain sweeps against loops and numpy."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from prunekit.losses import squared_error
 from prunekit.structure.chain import chain_of
 from prunekit.units import (
     absolute_error,
-    error_surface,
+    gain_sweep,
     incoming_norms,
     insignificant,
     outgoing_norms,
@@ -145,25 +145,25 @@ def test_norms_of_what_cannot_be_accepted():
 
 @pytest.mark.parametrize("error", ["squared", "xent"])
 @pytest.mark.parametrize("net", ["1 hidden", "2 hidden", "conv"])
-def test_surfaces_by_running_the_network_at_each_gain(net, error):
+def test_gain_sweeps_by_running_the_network_at_each_gain(net, error):
     model, inputs, targets = made(net)
     chain = chain_of(model)
     units = [(chain.groups[-1].name, 3), (chain.groups[0].name, 1), (chain.groups[-1].name, 0)]
     gains = torch.tensor([0.0, 0.5, 1.0, 3.0, 10.0])
-    found = error_surface(chain, inputs, targets, ERRORS[error], units, gains=gains, budget_bytes=50_000)
+    found = gain_sweep(chain, inputs, targets, ERRORS[error], units, gains=gains, budget_bytes=50_000)
     for row, (name, unit) in enumerate(units):
         for column, gain in enumerate(gains.tolist()):
             expected = error_at(model, inputs, targets, ERRORS[error], name, unit, gain)
             assert float(found[row, column]) == pytest.approx(expected, rel=1e-10)
 
 
-def test_the_grid_of_a_surface_and_what_it_refuses():
+def test_the_grid_of_a_gain_sweep_and_what_it_refuses():
     model, inputs, targets = made("1 hidden")
     chain = chain_of(model)
-    assert error_surface(chain, inputs, targets, squared_error, [("0", 1)]).shape == (1, 101)
-    assert error_surface(chain, inputs, targets, squared_error, []).shape == (0, 101)
+    assert gain_sweep(chain, inputs, targets, squared_error, [("0", 1)]).shape == (1, 101)
+    assert gain_sweep(chain, inputs, targets, squared_error, []).shape == (0, 101)
     with pytest.raises(InputError, match="there is no 8"):
-        error_surface(chain, inputs, targets, squared_error, [("0", 8)])
+        gain_sweep(chain, inputs, targets, squared_error, [("0", 8)])
     kept = {"0": torch.tensor([False, *[True] * 7])}
     with pytest.raises(InputError, match="off already"):
-        error_surface(chain, inputs, targets, squared_error, [("0", 0)], kept=kept)
+        gain_sweep(chain, inputs, targets, squared_error, [("0", 0)], kept=kept)

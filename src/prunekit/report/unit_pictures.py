@@ -1,4 +1,4 @@
-"""Pictures of units: error surfaces, the regret of each method against the oracle, correlations clustered."""
+"""Pictures of units: gain sweeps, the regret of each method against the oracle, correlations clustered."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +19,7 @@ Numbers = NDArray[np.float64]
 DEPTH = colormaps["viridis"]
 
 
-def surfaces_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], error: str) -> Drawing:
+def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], error: str) -> Drawing:
     """The error against the gain of some units, each just before it is removed, linear and logarithmic.
 
     Wolfe, Sharma and Raj (arXiv 1701.04465). Filled marks are the unit on (gain 1), hollow ones off (0).
@@ -59,7 +59,7 @@ def surfaces_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], er
             figure.text(0.927, level, "●", color=_shade(count, removed), fontsize=9, va="center")
         figure.text(0.918, 0.955, "removed\nbefore", fontsize=8, ha="left", va="center")
     return Drawing(
-        "error-surfaces",
+        "gain-sweep",
         "Error against the gain of a unit",
         "One line for every unit shown, just before it is removed, with so many removed before it.",
         figure,

@@ -7,13 +7,13 @@ over the examples. Nothing here changes a network: it is looked at in evaluation
 from prunekit.units.activity import Activity, activity
 from prunekit.units.elimination import Elimination, eliminate
 from prunekit.units.filters import distances, feature_taylor, norm_scales, unit_macs
+from prunekit.units.gain_sweep import gain_sweep
 from prunekit.units.gains import GainDerivatives, gain_derivatives
 from prunekit.units.judge import ERRORS, absolute_error
 from prunekit.units.n2ps import insignificant, significance
 from prunekit.units.oracle import oracle_changes
 from prunekit.units.recursion import Deviation, deviations, diagonal_recursion
 from prunekit.units.skeleton import relevance
-from prunekit.units.surface import error_surface
 from prunekit.units.thinet import best_scales, contribution_products, greedy_order
 from prunekit.units.weights import incoming_norms, outgoing_norms
 
@@ -31,9 +31,9 @@ __all__ = [
     "diagonal_recursion",
     "distances",
     "eliminate",
-    "error_surface",
     "feature_taylor",
     "gain_derivatives",
+    "gain_sweep",
     "greedy_order",
     "incoming_norms",
     "insignificant",

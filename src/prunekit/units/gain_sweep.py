@@ -16,7 +16,7 @@ from prunekit.units.judge import error_of, judge
 from prunekit.units.oracle import check_examples, checked_kept, empty, variant_changes
 
 
-def error_surface(
+def gain_sweep(
     chain: Chain,
     inputs: Tensor,
     targets: Tensor,
@@ -27,7 +27,7 @@ def error_surface(
     kept: Mapping[str, Tensor] | None = None,
     budget_bytes: int = BUDGET_BYTES,
 ) -> Tensor:
-    """The mean error with one unit at a time at each of several gains, all others as they are.
+    """The mean error of the outputs with one unit at a time at each of several gains, all others as they are.
 
     The error surfaces of Wolfe, Sharma and Raj (arXiv 1701.04465): gain 1 is the unit on, 0 off.
 
@@ -60,9 +60,7 @@ def error_surface(
             raise InputError(f"the group {name!r} has the units 0 to {count - 1}, there is no {unit}")
         if name in kept and not kept[name][unit]:
             raise InputError(f"unit {unit} of {name!r} is off already")
-    surface = (
-        torch.stack([empty(len(grid), inputs) for _ in units]) if units else grid.new_empty(0, len(grid))
-    )
+    errors = torch.stack([empty(len(grid), inputs) for _ in units]) if units else grid.new_empty(0, len(grid))
     with evaluating(*chain.modules), torch.no_grad():
         flow = Flow(chain, inputs[:1])
         for chunk in flow.chunks(len(inputs), budget_bytes):
@@ -82,5 +80,5 @@ def error_surface(
                     judged,
                     budget_bytes,
                 )
-                surface[rows] += changes.view(len(rows), len(grid)) + judged.total
-    return surface / len(inputs)
+                errors[rows] += changes.view(len(rows), len(grid)) + judged.total
+    return errors / len(inputs)
