@@ -1,4 +1,4 @@
-"""The random draw in halves: exact counts, shares of the halves, odds, and the same draw for the same seed."""
+"""The random draw in halves: exact counts, shares of the halves, odds, the same draw for a seed."""
 
 import numpy as np
 import torch
