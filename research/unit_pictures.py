@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from prunekit.digests import read_tensors
-from prunekit.report.canvas import Drawing, svg_of
+from prunekit.report.style import Drawing, svg_of
 from prunekit.report.unit_pictures import correlation_drawing, gain_sweep_drawing, regret_drawing
 from prunekit.structure import chain_of
 from prunekit.study import load_study

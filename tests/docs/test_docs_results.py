@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from prunekit.report import read_layers, read_results, read_study, write_report, write_series_reports
-from prunekit.report.series import read_series
-from prunekit.report.table import check_tables
+from prunekit.report.page import read_series
+from prunekit.report.study_files import check_tables
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 FOLDERS = sorted(page.parent for page in RESULTS.glob("*/README.md"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.digests import write_json_with_digest
-from prunekit.report.studyfile import FORMAT
+from prunekit.report.study_files import FORMAT
 
 RESULTS = [
     *("study", "dataset", "model", "method", "cell", "seed", "step", "sparsity", "compression_ratio"),

@@ -9,9 +9,9 @@ from report_fixture import MANY, Method, make_study
 from prunekit.digests import read_json_with_digest, write_json_with_digest
 from prunekit.report import Point, best_at, findings, points_of, reach_of, read_results, read_study, spread_of
 from prunekit.report.best import asked_ratios, best_table
+from prunekit.report.format import ACCURACY, MSE
 from prunekit.report.layers import layer_table
 from prunekit.report.points import LayerPoint
-from prunekit.report.words import ACCURACY, MSE
 
 
 def point(

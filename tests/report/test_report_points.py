@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from prunekit.report import Row, curves_of, points_of, spread_of
+from prunekit.report.format import ACCURACY, MSE, count, figures, names, overlap, signed, times
 from prunekit.report.points import MOST_POINTS, even
-from prunekit.report.table import MEASURES
-from prunekit.report.words import ACCURACY, MSE, count, figures, names, overlap, signed, times
+from prunekit.report.study_files import MEASURES
 
 
 def row(method: str, cell: str, seed: int, step: int, kept: int, **values: float) -> Row:

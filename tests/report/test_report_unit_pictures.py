@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunekit.report.canvas import svg_of
+from prunekit.report.style import svg_of
 from prunekit.report.unit_pictures import clustered, correlation_drawing, gain_sweep_drawing, regret_drawing
 
 

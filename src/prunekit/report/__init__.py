@@ -1,12 +1,9 @@
 """Figures and one HTML page from a study's folder; reads files, writes files, knows no torch."""
 
-from prunekit.report.overview import Overview, study_overview
-from prunekit.report.page import write_report
+from prunekit.report.findings import Best, Overview, best_at, findings, reach_of, study_overview
+from prunekit.report.page import is_series, overview, write_report, write_series_page, write_series_reports
 from prunekit.report.points import Curve, Point, Spread, curves_of, points_of, spread_of
-from prunekit.report.series import is_series, overview, write_series_page, write_series_reports
-from prunekit.report.studyfile import StudyFile, read_study
-from prunekit.report.summary import Best, best_at, findings, reach_of
-from prunekit.report.table import LayerRow, Row, read_layers, read_results
+from prunekit.report.study_files import LayerRow, Row, StudyFile, read_layers, read_results, read_study
 
 __all__ = [
     "Best",

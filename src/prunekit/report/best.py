@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from prunekit.report.format import Primary, overlap
 from prunekit.report.points import Point, Spread, dense_of, methods_of
-from prunekit.report.words import Primary, overlap
 
 ASKED = (2.0, 4.0, 8.0, 12.0, 20.0, 50.0, 100.0)
 

@@ -1,11 +1,37 @@
-"""Which layers a method takes from: choosing the place to compare, and the numbers there. Pure functions."""
+"""Sparsity of each layer: the numbers at one compression, small multiples, and a heat map."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
 from prunekit.report.best import asked_ratios, point_at
-from prunekit.report.points import LayerPoint, Point, dense_of, methods_of
-from prunekit.report.words import Primary
+from prunekit.report.format import Primary, times
+from prunekit.report.points import (
+    MOST_POINTS,
+    LayerPoint,
+    Point,
+    curves_of,
+    dense_of,
+    methods_of,
+    removes_nothing,
+)
+from prunekit.report.style import GREY, INK, PALE, Drawing, drawing_style, new_figure
+
+#: From light to dark blue: legible in grey print too, and text on it can be black or white.
+BLUES = LinearSegmentedColormap.from_list("prunekit", ["#f4f8fc", "#9ecae8", "#2b7cb8", "#08335f"])
+DEPTH = matplotlib.colormaps["viridis"]
+#: More layers than this are not named one by one beside the small multiples, but shown on a colour bar.
+MOST_NAMED = 10
+#: Height of a line of panels, in inches, and length to which names are cut.
+ROW, NAME = 1.95, 26
+#: A heat map of more rows than this has no numbers in its cells.
+MOST_NUMBERED = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +94,144 @@ def layer_table(points: Sequence[Point], found: Sequence[LayerPoint], primary: P
             sparsity.setdefault(p.layer, {})[method] = p.sparsity
     there = tuple(layer for layer in layers_of(found) if layer.name in sparsity)
     return LayerTable(asked, there, at, sparsity) if there else None
+
+
+def multiples_drawing(
+    points: Sequence[Point], found: Sequence[LayerPoint], methods: Sequence[str]
+) -> Drawing | None:
+    """A panel per method: the sparsity of each layer (y) against that of the whole (x), in percent."""
+    known = {p.method for p in found}
+    shown = [m for m in methods if m in known and not removes_nothing(points, m)]
+    if not shown:
+        return None
+    with drawing_style():
+        return _multiples(points, found, shown)
+
+
+def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Sequence[str]) -> Drawing:
+    layers = [layer.name for layer in layers_of(found)]
+    shade = {name: DEPTH(0.85 * i / max(1, len(layers) - 1)) for i, name in enumerate(layers)}
+    sparsity = {(p.method, p.cell, p.step, p.layer): 100 * p.sparsity for p in found}
+    columns = min(4, max(2, len(methods)))
+    lines = -(-len(methods) // columns)
+    named = len(layers) <= MOST_NAMED
+    per_line = max(2, 40 // (3 + max(len(_fit(name, NAME)) for name in layers)) + 2)
+    legend = 0.3 + 0.2 * -(-len(layers) // per_line) if named else 0.7
+    width, height = 10.0, 0.35 + ROW * lines + legend
+    figure = new_figure(width, height)
+    low = 100 * min(p.sparsity for p in points if p.method in methods)
+    least = 100 * min(p.sparsity for p in found if p.method in methods)
+    for place, method in enumerate(methods):
+        left = 0.55 + (place % columns) * (width - 0.6) / columns
+        bottom = height - 0.25 - (place // columns) * ROW - 1.5
+        panel = (left / width, bottom / height, ((width - 0.6) / columns - 0.32) / width, 1.5 / height)
+        axes = figure.add_axes(panel)
+        _panel(axes, method, low, least, place % columns == 0)
+        for curve in curves_of(points, method):
+            x = [100 * p.sparsity for p in curve.points]
+            for name in layers:
+                y = [sparsity.get((p.method, p.cell, p.step, name), np.nan) for p in curve.points]
+                few = len(x) <= MOST_POINTS
+                axes.plot(x, y, color=shade[name], linewidth=1.3, marker="o" if few else "", markersize=2.4)
+    figure.text(
+        0.55 / width,
+        (legend + 0.02) / height,
+        "whole network: removed of the original count (%)",
+        fontsize=8.5,
+        va="bottom",
+    )
+    if named:
+        for i, name in enumerate(layers):
+            start = (0.55 + (i % per_line) * (width - 0.6) / per_line) / width
+            level = (legend - 0.2 - 0.2 * (i // per_line)) / height
+            swatch = Line2D([start, start + 0.022], [level, level], color=shade[name], linewidth=2.2)
+            figure.add_artist(swatch)
+            figure.text(start + 0.028, level, _fit(name, NAME), fontsize=8, va="center_baseline")
+    else:
+        _depth_bar(figure, layers[0], layers[-1])
+    return Drawing(
+        "layers-sparsity",
+        "Sparsity of each layer as the network gets smaller",
+        "One panel per method, one line per layer, from the input (dark) to the output (light). On the grey "
+        "diagonal a layer loses as much as the network does; above it loses more, below it is spared.",
+        figure,
+        {},
+    )
+
+
+def _depth_bar(figure: Figure, first: str, last: str) -> None:
+    """A colour bar from the first layer to the last, at the foot of the figure."""
+    height = figure.get_figheight()
+    bar = figure.add_axes((0.3, 0.2 / height, 0.4, 0.12 / height))
+    shades = np.linspace(0, 0.85, 64)[None]
+    bar.pcolormesh(shades, cmap=DEPTH, vmin=0, vmax=1)
+    bar.set_axis_off()
+    figure.text(0.29, 0.26 / height, f"first: {_fit(first, NAME)}", fontsize=8, ha="right", va="center")
+    figure.text(0.71, 0.26 / height, f"last: {_fit(last, NAME)}", fontsize=8, va="center")
+
+
+def _panel(axes: Axes, method: str, low: float, least: float, first: bool) -> None:
+    start = max(0.0, low - 4)
+    axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)))
+    axes.set_xlim(start, 101)
+    axes.set_ylim(max(-2.0, least - 6), 103)
+    axes.grid(color=PALE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=2.5, width=0.7, labelsize=7.5)
+    axes.set_title(_fit(method, 30), fontsize=9, loc="left", pad=4, color=INK)
+    if first:
+        axes.set_ylabel("removed in layer (%)", fontsize=8)
+
+
+def heat_drawing(table: LayerTable) -> Drawing:
+    """Layers (rows) by methods (columns) at about one compression; a cell is the percent removed."""
+    with drawing_style():
+        return _heat(table)
+
+
+def _heat(table: LayerTable) -> Drawing:
+    methods = list(table.at)
+    values = np.array(
+        [[100 * table.sparsity[layer.name].get(m, np.nan) for m in methods] for layer in table.layers]
+    )
+    rows, columns = values.shape
+    names = [f"{_fit(layer.name, 30)}  {layer.shape}" for layer in table.layers]
+    margin = 0.3 + 0.07 * max(len(name) for name in names)
+    cell = min(1.1, (9.8 - margin - 0.9) / columns)
+    line = 0.3 if rows <= MOST_NUMBERED else 0.14
+    top = 0.2 + 0.04 * max(len(_fit(m, 30)) + 5 for m in methods)
+    width, height = 10.0, top + line * rows + 0.2
+    figure = new_figure(width, height)
+    axes = figure.add_axes((margin / width, 0.12 / height, cell * columns / width, line * rows / height))
+    # From the lowest value, and over at least 20 points: small differences must not look large.
+    lowest = min(80.0, 10 * np.floor(np.nanmin(values) / 10))
+    scale = Normalize(lowest, 100)
+    axes.pcolormesh(values, cmap=BLUES, norm=scale, edgecolors="white", linewidth=1.2)
+    axes.set_ylim(rows, 0)
+    axes.set_xlim(0, columns)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_yticks(np.arange(rows) + 0.5, names, fontsize=8 if rows <= MOST_NUMBERED else 5.5)
+    axes.xaxis.tick_top()
+    labels = [f"{_fit(m, 30)} ({times(table.at[m].ratio)})" for m in methods]
+    axes.set_xticks(
+        np.arange(columns) + 0.5, labels, fontsize=8, rotation=35, ha="left", rotation_mode="anchor"
+    )
+    if rows <= MOST_NUMBERED:
+        for (i, j), value in np.ndenumerate(values):
+            text = "–" if np.isnan(value) else f"{value:.0f}" if value < 99 else f"{value:.1f}"
+            ink = "white" if scale(value) > 0.62 else INK
+            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=ink)
+    return Drawing(
+        "layers-methods",
+        f"What each method removes from each layer at about {times(table.asked)}",
+        "Percent of the layer removed (darker is more), layers in the order of the network; beside "
+        "each method its own compression at that point.",
+        figure,
+        {},
+    )
+
+
+def _fit(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,23 +1,102 @@
-"""write_report: a study's folder in, figures and one HTML page out."""
+"""HTML pages of a study and of a study suite, with their plots."""
 
+from __future__ import annotations
+
+import base64
+import hashlib
 import logging
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
+from typing import Annotated, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prunekit.digests import SUMS
 from prunekit.links import refuse_links
-from prunekit.report.canvas import Drawing, inline, save, write_atomically
-from prunekit.report.figures import Scene, curve_drawings
-from prunekit.report.html import Figure, render
-from prunekit.report.layer_figures import heat_drawing, multiples_drawing
-from prunekit.report.layers import layer_table
+from prunekit.names import check_folder_name
+from prunekit.report.curves import Scene, curve_drawings
+from prunekit.report.findings import Overview, study_overview
+from prunekit.report.format import primary_of
+from prunekit.report.layers import heat_drawing, layer_table, multiples_drawing
+from prunekit.report.page_data import View, view_of
 from prunekit.report.points import layer_points_of, methods_of, points_of, removes_nothing
-from prunekit.report.studyfile import read_study
-from prunekit.report.style import looks_of
-from prunekit.report.table import check_tables, read_layers, read_results, require_filled
-from prunekit.report.view import view_of
-from prunekit.report.words import primary_of
+from prunekit.report.study_files import (
+    check_tables,
+    read_description,
+    read_layers,
+    read_results,
+    read_study,
+    require_filled,
+)
+from prunekit.report.style import Drawing, inline, looks_of, save, write_atomically
 
 log = logging.getLogger(__name__)
+
+SERIES = "series.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure on the page; ``svg`` is trusted markup, made by matplotlib, which escapes its texts.
+
+    Figures that are not ``first`` are folded away until asked for.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    first: bool = True
+
+    @property
+    def markup(self) -> Markup:
+        """The SVG as markup that is not escaped again."""
+        return Markup(self.svg)
+
+
+def render(view: View, curves: list[Figure], layers: list[Figure]) -> str:
+    """The whole page as text. It asks for nothing outside itself: its content policy forbids it."""
+    script = _part("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            view=view,
+            curves=curves,
+            layers=layers,
+            style=Markup(_part("report.css")),
+            script=Markup(script),
+            script_digest=digest,
+        )
+    )
+
+
+def render_series(series: dict[str, Any], found: list[tuple[str, Overview]]) -> str:
+    """The page of a series: its words, and what was found for each problem."""
+    return (
+        _environment()
+        .get_template("series.html.j2")
+        .render(series=series, found=found, style=Markup(_part("report.css")))
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("prunekit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _part(name: str) -> str:
+    return files("prunekit.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def write_report(folder: Path) -> Path:
@@ -60,3 +139,62 @@ def write_report(folder: Path) -> Path:
 def _saved(drawing: Drawing, folder: Path) -> Figure:
     svg = save(drawing, folder / "figures")
     return Figure(drawing.name, drawing.title, drawing.caption, inline(svg, drawing), drawing.first)
+
+
+class SeriesFile(BaseModel):
+    """series.json, checked."""
+
+    model_config = ConfigDict(frozen=True)
+    format: int
+    name: str
+    title: str
+    question: str
+    expected: str
+    problems: tuple[Annotated[str, AfterValidator(check_folder_name)], ...] = Field(min_length=1)
+    command: str
+
+
+def is_series(folder: Path) -> bool:
+    """Whether the folder holds the studies of a series, and no study itself."""
+    return (folder / SERIES).is_file()
+
+
+def read_series(folder: Path) -> SeriesFile:
+    """What series.json says. Raises DataError, naming the file and the place, if it is damaged, or a link."""
+    refuse_links(folder)
+    found = read_description(folder / SERIES, SeriesFile)
+    refuse_links(folder, found.problems)
+    return found
+
+
+def write_series_reports(folder: Path) -> Path:
+    """The reports of all studies of a series anew, and its page. Raises DataError, as `write_report`."""
+    for label in read_series(folder).problems:
+        write_report(folder / label)
+    return write_series_page(folder)
+
+
+def write_series_page(folder: Path) -> Path:
+    """The page that leads to the reports of the studies. Returns its path. Raises DataError."""
+    series = read_series(folder)
+    found = [(label, study_overview(folder / label)) for label in series.problems]
+    target = folder / "report.html"
+    write_atomically(target, render_series(series.model_dump(), found).encode())
+    return target
+
+
+def overview(folder: Path) -> Overview:
+    """What the report in a folder finds: that of a study, or of all studies of a series, by problem.
+
+    Raises:
+        DataError: as `write_report`.
+    """
+    if not is_series(folder):
+        return study_overview(folder)
+    series = read_series(folder)
+    found = [(label, study_overview(folder / label)) for label in series.problems]
+    return Overview(
+        series.title,
+        tuple(f"{label}: {text}" for label, one in found for text in one.findings),
+        tuple(f"{label}: {text}" for label, one in found for text in one.cautions),
+    )

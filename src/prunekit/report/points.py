@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from prunekit.report.table import DENSE, MEASURES, LayerRow, Row
+from prunekit.report.study_files import DENSE, MEASURES, LayerRow, Row
 
 Item = TypeVar("Item")
 

@@ -9,10 +9,19 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from prunekit.report.canvas import Drawing, new_figure
-from prunekit.report.labels import End, set_labels, short
-from prunekit.report.quantities import log_limits
-from prunekit.report.style import GREY, INK, Look, clean, drawing_style, looks_of, set_log_y
+from prunekit.report.axes import log_limits
+from prunekit.report.curves import End, set_labels, short
+from prunekit.report.style import (
+    GREY,
+    INK,
+    Drawing,
+    Look,
+    clean,
+    drawing_style,
+    looks_of,
+    new_figure,
+    set_log_y,
+)
 
 Numbers = NDArray[np.float64]
 

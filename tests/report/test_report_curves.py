@@ -8,12 +8,20 @@ import pytest
 from report_fixture import MANY, RESULTS, Method, make_study, write_csv
 
 from prunekit.report import points_of, read_results
-from prunekit.report.canvas import Drawing, inline, svg_of, write_atomically
-from prunekit.report.figures import Scene, curve_drawings
+from prunekit.report.axes import linear_limits, log_limits
+from prunekit.report.curves import Scene, curve_drawings
+from prunekit.report.format import ACCURACY
 from prunekit.report.points import methods_of, removes_nothing
-from prunekit.report.quantities import linear_limits, log_limits
-from prunekit.report.style import log_ticks, looks_of, ratio_ticks, spread_out
-from prunekit.report.words import ACCURACY
+from prunekit.report.style import (
+    Drawing,
+    inline,
+    log_ticks,
+    looks_of,
+    ratio_ticks,
+    spread_out,
+    svg_of,
+    write_atomically,
+)
 
 
 def drawings(folder: Path) -> list[Drawing]:

@@ -1,13 +1,47 @@
-"""Key findings: sentences computed from the numbers, which claim nothing that the spreads do not carry."""
+"""Findings of a study: sentences from its numbers, which claim nothing that the spreads do not carry."""
+
+from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from prunekit.report.best import SAME_RATIO, Best, best_at, best_table, point_at, reach_of
-from prunekit.report.points import Point, dense_of, methods_of, removes_nothing
-from prunekit.report.prose import Finding, named
-from prunekit.report.studyfile import StudyFile
-from prunekit.report.words import Primary, names, overlap, times
+from prunekit.report.format import Primary, names, overlap, primary_of, times
+from prunekit.report.points import Point, dense_of, methods_of, points_of, removes_nothing
+from prunekit.report.study_files import StudyFile, check_tables, read_results, read_study
+
+# Control characters that no name can hold once it is cleaned, so that a name is always found whole.
+_OPEN, _CLOSE = "\x02", "\x03"
+_NAME = re.compile(f"{_OPEN}([^{_CLOSE}]*){_CLOSE}")
+
+
+def named(method: str) -> str:
+    """A method's name, marked as one within a sentence."""
+    return f"{_OPEN}{method.replace(_OPEN, '').replace(_CLOSE, '')}{_CLOSE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One sentence; a 'caution' limits what the others mean. ``marked`` holds names marked by ``named``."""
+
+    kind: Literal["result", "caution"]
+    marked: str
+
+    @property
+    def text(self) -> str:
+        """The plain sentence."""
+        return _NAME.sub(r"\1", self.marked)
+
+    @property
+    def pieces(self) -> list[tuple[str, bool]]:
+        """The sentence in pieces, each with whether it is a name."""
+        parts = _NAME.split(self.marked)
+        return [(part, place % 2 == 1) for place, part in enumerate(parts) if part]
+
 
 __all__ = ["Best", "Finding", "best_at", "best_table", "findings", "reach_of"]
 
@@ -195,3 +229,33 @@ def _absent(study: StudyFile, points: Sequence[Point]) -> list[str]:
     there = {point.method for point in points}
     gone = [label for label in study.methods if label not in there]
     return [f"There are no results yet for {_list(gone)}."] if gone else []
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A study's title, and its findings and cautions as plain sentences."""
+
+    title: str
+    findings: tuple[str, ...]
+    cautions: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"title": self.title, "findings": list(self.findings), "cautions": list(self.cautions)}
+
+
+def study_overview(folder: Path) -> Overview:
+    """What the report of a study's folder finds.
+
+    Raises:
+        DataError: as `write_report`.
+    """
+    study = read_study(folder / "study.json")
+    check_tables(folder)
+    points = points_of(read_results(folder / "results.csv"))
+    found = findings(study, points, primary_of(study.primary))
+    return Overview(
+        study.title,
+        tuple(finding.text for finding in found if finding.kind == "result"),
+        tuple(finding.text for finding in found if finding.kind == "caution"),
+    )

@@ -1,4 +1,4 @@
-"""How a figure is said: the primary measure, its unit, and numbers as a reader expects them."""
+"""The primary metric, its unit, and numbers as a reader expects them."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What can stand on the axes of a curve: where to sit (x), and what was measured (y). Pure functions."""
+"""Axes of a curve: quantities across (x) and measured (y), their limits and ticks."""
 
 import math
 import statistics
@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from prunekit.report.format import Primary, figures, times
 from prunekit.report.points import Point
-from prunekit.report.words import Primary, figures, times
 
 
 @dataclass(frozen=True, slots=True)
