@@ -14,7 +14,6 @@ from prunekit.parts.granularity import CoupledGroup
 from prunekit.parts.stopping import Stopped
 from prunekit.recipe import Recipe
 from prunekit.structure import ShrinkResult, shrink, shrink_pieces
-from prunekit.structure.shrinking import own_module
 
 
 @dataclass(frozen=True)
@@ -90,28 +89,16 @@ class Pruned:
         if self.shrunk is not None:
             raise InputError(f"the removed {counted} have been taken out already")
         if isinstance(self.recipe.shape, CoupledGroup):
-            result = self._shrink_groups(example_inputs, self.recipe.shape.residual)
+            residual = self.recipe.shape.residual
+            result = shrink_groups(self.model, example_inputs, self.kept, masks=self.masks, residual=residual)
         else:
             take_out = shrink if counted == "units" else shrink_pieces
             result = take_out(self.model, self.kept, example_inputs, masks=self.masks)
+        if result.form == "graph":
+            self.model = result.model
         self.shrunk = result
         self.masks = result.masks  # those of the larger layers would be refused by all that takes masks
         return result
-
-    def _shrink_groups(self, example_inputs: Tensor, residual: bool) -> ShrinkResult:
-        """The model stays the same object unless its code has sizes written in it, see `Shrunk`."""
-        done = shrink_groups(own_module(self.model), example_inputs, self.kept, residual=residual)
-        self.model = done.model
-        names = [name for name, _ in done.model.named_parameters() if name in self.masks]
-        return ShrinkResult(
-            done.groups,
-            done.parameters_before,
-            done.parameters_after,
-            done.deviation,
-            Masks.ones(done.model, names),
-            form=done.form,
-            reason=done.reason,
-        )
 
     def __repr__(self) -> str:
         return f"<Pruned {type(self.model).__name__}: {self._achieved()}>"

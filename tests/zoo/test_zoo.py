@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import GraphModel, Shrunk, prune_groups
+from prunekit.graph import GraphModel, ShrinkResult, prune_groups
 from prunekit.graph.capture import arguments
 from prunekit.graph.proof import tensors_in
 from zoo import OWN, ZOO, made
@@ -39,7 +39,7 @@ def test_half_of_everything(name: str) -> None:
     _trains(result, inputs)
 
 
-def _is_smaller(result: Shrunk) -> None:
+def _is_smaller(result: ShrinkResult) -> None:
     assert result.groups
     assert all(1 <= group.after < group.before for group in result.groups)
     assert result.deviation.accepted
@@ -47,7 +47,7 @@ def _is_smaller(result: Shrunk) -> None:
     assert result.parameters_after == counted < result.parameters_before
 
 
-def _trains(result: Shrunk, inputs: object) -> None:
+def _trains(result: ShrinkResult, inputs: object) -> None:
     args, kwargs = arguments(inputs)
     for module in result.model.modules():
         module.training = True

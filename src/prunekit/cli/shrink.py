@@ -22,12 +22,10 @@ from prunekit.cli.output import only_results, print_json
 from prunekit.cli.sizes import Figures, figures, figures_table, folder_bytes
 from prunekit.data import load
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import GraphModel, Shrunk, prune_groups, shrink_off
-from prunekit.graph.surgery import Cut
+from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_off
 from prunekit.masks import Masks
 from prunekit.saving import check_free, load_masks, prunes_groups, save_pretrained
 from prunekit.structure import is_chain, shrink_dead
-from prunekit.structure.shrinking import smaller_masks
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def _check_out(out: Path) -> None:
 
 def _smaller(
     model: nn.Module, inputs: torch.Tensor, masks: Masks, asked: _Asked, folder: Path | None
-) -> tuple[Shrunk, Masks]:
+) -> tuple[ShrinkResult, Masks]:
     """What is left, and the masks of its single weights."""
     if asked.sparsity is not None:
         try:
@@ -134,24 +132,18 @@ def _smaller(
                 ignore=asked.ignore,
                 residual=asked.residual,
                 round_to=asked.round_to,
+                masks=masks,
             )
         except ModelError as error:
             raise ModelError(as_options(str(error))) from error
     elif is_chain(model):
-        return _without_dead(model, inputs, masks)
+        done = shrink_dead(model, inputs, masks=masks)  # constants go into the biases of the next layer
+        if not done.lost:
+            raise InputError("no unit of this network is off: say what is to go with --sparsity")
     else:
-        done = shrink_off(model, inputs, over_units=folder is not None and prunes_groups(folder))
-    return done, _useful(smaller_masks(masks, Cut(done.axes, {})))
-
-
-def _without_dead(model: nn.Module, inputs: torch.Tensor, masks: Masks) -> tuple[Shrunk, Masks]:
-    """A chain, whose removed units may leave constants, which go into the biases of the next layer."""
-    result = shrink_dead(model, inputs, masks=masks)
-    if result.parameters_after == result.parameters_before:
-        raise InputError("no unit of this network is off: say what is to go with --sparsity")
-    lost = tuple(group for group in result.groups if group.after < group.before)
-    done = Shrunk(model, "modules", lost, result.parameters_before, result.parameters_after, result.deviation)
-    return done, _useful(result.masks)
+        over_units = folder is not None and prunes_groups(folder)
+        done = shrink_off(model, inputs, over_units=over_units, masks=masks)
+    return done, _useful(done.masks)
 
 
 def _useful(masks: Masks) -> Masks:
@@ -165,13 +157,15 @@ def _stored(model: nn.Module, network: Network) -> int:
         return folder_bytes(save_pretrained(model, Path(place) / "net", architecture=network.architecture))
 
 
-def _show(done: Shrunk, columns: tuple[Figures, Figures], batch: int, out: Path, network: Network) -> None:
+def _show(
+    done: ShrinkResult, columns: tuple[Figures, Figures], batch: int, out: Path, network: Network
+) -> None:
     console = Console(highlight=False)
     console.print(figures_table(*columns))
     console.print(
         f"latency: of a batch of {batch}, one thread\n"
-        f"units: {sum(group.before - group.after for group in done.groups):,} taken out of "
-        f"{len(done.groups):,} groups\n"
+        f"units: {sum(group.before - group.after for group in done.lost):,} taken out of "
+        f"{len(done.lost):,} groups\n"
         f"proof: same outputs and gradients as the masked network, the largest relative\n"
         f"  difference is {done.deviation.relative:.1e} where rounding may make "
         f"{done.deviation.tolerance:.1e}"
@@ -185,6 +179,6 @@ def _show(done: Shrunk, columns: tuple[Figures, Figures], batch: int, out: Path,
     console.print(f"[dim]Load it with {escape(_load(done, out, network))}.[/dim]", soft_wrap=True)
 
 
-def _load(done: Shrunk, out: Path, network: Network) -> str:
+def _load(done: ShrinkResult, out: Path, network: Network) -> str:
     known = network.architecture is not None and ":" not in network.architecture.model.name
     return f'prunekit.load_pretrained("{out}"{"" if known or done.form == "graph" else ", model"})'

@@ -16,7 +16,7 @@ from prunekit.graph.off import off_units, shrink_off
 from prunekit.graph.places import Place, watched
 from prunekit.graph.plan import groups, traced
 from prunekit.graph.restoring import restore_sizes
-from prunekit.graph.shrinking import Shrunk, prune_groups, shrink_groups
+from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink_groups
 from prunekit.graph.sizes import parameters_per_unit
 from prunekit.graph.surgery import alike, group_masks, smaller
 from prunekit.graph.traced import Keeping, Traced
@@ -27,13 +27,14 @@ __all__ = [
     "Graph",
     "GraphModel",
     "Group",
+    "GroupSize",
     "Keeping",
     "Member",
     "Place",
     "Plan",
     "Pool",
     "Scored",
-    "Shrunk",
+    "ShrinkResult",
     "Traced",
     "alike",
     "group_masks",

@@ -13,8 +13,9 @@ from prunekit.graph.groups import Group, Plan
 from prunekit.graph.members import of_units
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both
-from prunekit.graph.shrinking import Shrunk, shrink_groups
+from prunekit.graph.shrinking import ShrinkResult, shrink_groups
 from prunekit.graph.surgery import alike, copy_of, group_masks
+from prunekit.masks import Masks
 from prunekit.targets import unwrap
 
 
@@ -40,7 +41,9 @@ def off_units(model: nn.Module, plan: Plan, *, over_units: bool = False) -> dict
     return found
 
 
-def shrink_off(model: nn.Module, example_inputs: Inputs, *, over_units: bool = False) -> Shrunk:
+def shrink_off(
+    model: nn.Module, example_inputs: Inputs, *, over_units: bool = False, masks: Masks | None = None
+) -> ShrinkResult:
     """Take the units that are off out of any network that PyTorch can export, with the proof.
 
     Of a unit that nothing feeds, a constant may be left, such as the sigmoid of zero. Groups with such units
@@ -50,6 +53,7 @@ def shrink_off(model: nn.Module, example_inputs: Inputs, *, over_units: bool = F
         model: the network.
         example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
         over_units: as in `off_units`.
+        masks: of single weights; removed ones are zero already, and the masks get smaller along.
 
     Raises:
         InputError: as `shrink_groups`.
@@ -69,7 +73,7 @@ def shrink_off(model: nn.Module, example_inputs: Inputs, *, over_units: bool = F
         raise ModelError(
             "no unit of this network is off: whatever could be taken out computes something that is read"
         )
-    return shrink_groups(model, example_inputs, kept, found=found)
+    return shrink_groups(model, example_inputs, kept, masks=masks, found=found)
 
 
 def _kept(group: Group, own: Mapping[str, Tensor]) -> Tensor:

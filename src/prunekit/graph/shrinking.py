@@ -20,28 +20,52 @@ from prunekit.graph.groups import Group
 from prunekit.graph.members import entries
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
-from prunekit.graph.surgery import Axes, alike, checked, copy_of, operate, operation
+from prunekit.graph.surgery import (
+    Axes,
+    alike,
+    checked,
+    copy_of,
+    masked_copy,
+    operate,
+    operation,
+    own_module,
+    smaller_masks,
+)
 from prunekit.graph.traced import Traced
-from prunekit.structure.result import GroupSize
+from prunekit.masks import Masks
 from prunekit.targets import unwrap
 
 
 @dataclass(frozen=True)
-class Shrunk:
-    """A network without some of its units.
+class GroupSize:
+    """How many units a group had and has."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class ShrinkResult:
+    """What was taken out of a network, and how well the smaller one agrees with the masked one.
 
     Attributes:
         model: the network. In the form of modules it is the one that was given, with smaller layers; in the
             form of a graph it is a new module, and the one that was given is as it was.
         form: "modules" where the classes' own code still holds; "graph" where it has sizes written in it, so
-            that the exported graph with other constants takes its place. That one takes inputs of the shapes
+            that the captured graph with other constants takes its place. That one takes inputs of the shapes
             of the example inputs only.
-        groups: of those that lost units how many there were and are.
+        groups: how many units there were and are: of a chain in every group, front to back, of other
+            networks in those that lost some.
         parameters_before: of the whole network.
         parameters_after: likewise.
-        deviation: the largest difference from the masked network.
+        deviation: the largest difference seen, among outputs and gradients, on the example inputs and on
+            random ones.
+        masks: the given masks of single weights, for the smaller layers.
+        kept_inputs: the positions of the input features that the network still takes, if the group `input`
+            was named: of images their channels, else the numbers that the first layer reads, flattened.
         reason: why the form is that of a graph.
-        seconds: of the processor for the analysis, the surgery and the proof.
+        seconds: of the processor for the analysis, the surgery and the proof, where they were taken.
         axes: what stays of each parameter and buffer that lost entries.
     """
 
@@ -51,20 +75,38 @@ class Shrunk:
     parameters_before: int
     parameters_after: int
     deviation: Deviation
+    masks: Masks = field(default_factory=lambda: Masks({}))
+    kept_inputs: Tensor | None = None
     reason: str = ""
     seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
     axes: Mapping[str, Axes] = field(default_factory=dict)
+
+    @property
+    def lost(self) -> tuple[GroupSize, ...]:
+        """The groups that lost units."""
+        return tuple(group for group in self.groups if group.after < group.before)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the network, as plain JSON values."""
         return {
             "form": self.form,
             "reason": self.reason,
-            "groups": [asdict(group) for group in self.groups],
+            "groups": [asdict(group) for group in self.lost],
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
             "deviation": asdict(self.deviation),
         }
+
+    def __str__(self) -> str:
+        width = min(40, max([len("parameters"), *(len(group.name) for group in self.groups)]))
+        lines = [f"{'units':<{width}}  {'before':>12}  {'after':>12}  {'left':>7}"]
+        rows = [*self.groups, GroupSize("parameters", self.parameters_before, self.parameters_after)]
+        for row in rows:
+            share = 100 * row.after / max(1, row.before)
+            name = row.name if len(row.name) <= width else "…" + row.name[1 - width :]
+            lines.append(f"{name:<{width}}  {row.before:>12,}  {row.after:>12,}  {share:>6.1f}%")
+        lines.append(f"same function: largest relative difference {self.deviation.relative:.1e}")
+        return "\n".join(lines)
 
 
 def shrink_groups(
@@ -72,10 +114,11 @@ def shrink_groups(
     example_inputs: Inputs,
     kept: Mapping[str, Tensor],
     *,
+    masks: Masks | None = None,
     found: Traced | None = None,
     ignore: Sequence[str] = (),
     residual: bool = False,
-) -> Shrunk:
+) -> ShrinkResult:
     """Take units out of any network that PyTorch can export, and prove what is left.
 
     Compared are outputs and gradients with those of the masked network, in float64, in evaluation and in
@@ -87,51 +130,58 @@ def shrink_groups(
         model: the network.
         example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
         kept: for each group that loses units (units,) boolean flags, True = kept.
+        masks: of single weights; removed ones are set to zero.
         found: the network's plan with its graphs, if there is one already.
         ignore: names or patterns of what may not change.
         residual: whether the widths of residual streams can be pruned.
 
     Raises:
         InputError: for an unknown group, flags that are not boolean or of another length, or where nothing
-            would be left of a tensor.
-        ModelError: where the network cannot be exported, or a group is frozen.
+            would be left of a tensor; for masks of another model.
+        ModelError: where the network cannot be exported, a group is frozen, or it is wrapped for distributed
+            training.
         VerificationError: if the networks differ. In every case the model is exactly as it was.
     """
-    model = unwrap(model)
+    model = own_module(model)
+    masks = masks or Masks({})
     times = [time.process_time()]
     found = found or traced(model, example_inputs, ignore=ignore, residual=residual)
     flags = checked(found.plan, kept)
     times.append(time.process_time())
     work = operation(model, found, flags)
-    candidate = copy_of(model)
+    whole = masked_copy(model, masks) if masks else model
+    candidate = copy_of(whole)
     operate(candidate, work.cut)
     times.append(time.process_time())
     over_units = any(found.plan.group(name).normalised for name in flags)
     tensors, keeping = work.cut.tensors, work.keeping if over_units else None
-    reference = masked_reference(model, found, tensors, keeping, example_inputs)
+    reference = masked_reference(whole, found, tensors, keeping, example_inputs)
     if over_units:
-        whole = {number: graph.module for number, graph in enumerate(found.graphs)}
-        exported = run_both(model, GraphModel(copy_of(model), graphs_of(found.graphs, whole)), example_inputs)
+        modules = {number: graph.module for number, graph in enumerate(found.graphs)}
+        graph = GraphModel(copy_of(whole), graphs_of(found.graphs, modules))
+        exported = run_both(whole, graph, example_inputs)
         if not exported.accepted:
             raise VerificationError(f"what was exported is not what the network computes: {exported}")
     before = _count(model)
     reason, form = "", "modules"
     try:
         deviation = proven(reference, candidate, tensors, example_inputs)
-        operate(model, work.cut)
+        operate(model, work.cut, masks)
         result = model
     except VerificationError as error:
         reason, form = str(error).splitlines()[0].removesuffix(UNTOUCHED), "graph"
         result = GraphModel(candidate, graphs_of(found.graphs, work.modules))
         deviation = proven(reference, result, tensors, example_inputs)
     times.append(time.process_time())
-    return Shrunk(
+    return ShrinkResult(
         result,
         "graph" if form == "graph" else "modules",
         tuple(GroupSize(name, found.plan.group(name).units, int(each.sum())) for name, each in flags.items()),
         before,
         _count(result),
         deviation,
+        smaller_masks(masks, work.cut),
+        None,
         reason,
         (times[1] - times[0], times[2] - times[1], times[3] - times[2]),
         work.cut.tensors,
@@ -174,7 +224,8 @@ def prune_groups(
     ignore: Sequence[str] = (),
     residual: bool = False,
     round_to: int = 1,
-) -> Shrunk:
+    masks: Masks | None = None,
+) -> ShrinkResult:
     """Take that share of the units out of every group that can lose some, the least by L1 norm first.
 
     Args:
@@ -185,6 +236,7 @@ def prune_groups(
         ignore: names or patterns of what may not change.
         residual: whether the widths of residual streams can be pruned.
         round_to: what stays of a group is a multiple of it, where the group is not smaller.
+        masks: of single weights; removed ones are set to zero.
 
     Raises:
         InputError: for a sparsity out of its range, an unknown kind, or as `shrink_groups`.
@@ -212,7 +264,7 @@ def prune_groups(
         raise ModelError(f"nothing of this network can be pruned: {reasons or 'it has no layers'}")
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     kept = {group.name: smallest(tensors, group, sparsity, round_to) for group in chosen}
-    result = shrink_groups(model, example_inputs, kept, found=found)
+    result = shrink_groups(model, example_inputs, kept, masks=masks, found=found)
     return replace(result, seconds=(analysis, *result.seconds[1:]))
 
 

@@ -20,7 +20,7 @@ from prunekit.graph.groups import Group, Plan
 from prunekit.graph.traced import Keeping, Traced
 from prunekit.masks import Masks
 from prunekit.modes import evaluating
-from prunekit.targets import unwrap
+from prunekit.targets import uncompiled, unwrap
 
 Axes = Mapping[int, Tensor]
 """For some axes of a tensor, which of their entries stay: a boolean vector each."""
@@ -205,11 +205,19 @@ def _shapes(model: nn.Module, tensors: Mapping[str, Mapping[int, Tensor]]) -> di
     return shapes
 
 
-def operate(model: nn.Module, cut: Cut) -> None:
-    """Carry out a cut, with the ties between parameters; the model is as it was if that fails."""
+def operate(model: nn.Module, cut: Cut, masks: Mapping[str, Tensor] | None = None) -> None:
+    """Carry out a cut, with the ties between parameters; the model is as it was if that fails.
+
+    Args:
+        model: the network, which is changed.
+        cut: what stays of it.
+        masks: of single weights; removed ones are set to zero before.
+    """
     surgery = Surgery(model)
     names = canonical(model)
     try:
+        for name, mask in (masks or {}).items():
+            surgery.zero(name, ~mask)
         surgery.cut(cut)
         for name, first in names.items():
             if name != first and first in cut.tensors:
@@ -242,6 +250,40 @@ def copy_of(model: nn.Module) -> nn.Module:
         raise ModelError(
             f"the model cannot be copied for the proof: {type(error).__name__}: {error}"
         ) from error
+
+
+def smaller_masks(masks: Masks, cut: Cut) -> Masks:
+    """Masks of single weights, for the layers after a cut."""
+    smaller = {}
+    for name, mask in masks.items():
+        for axis, flags in cut.tensors.get(name, {}).items():
+            mask = mask.index_select(axis, flags.nonzero().flatten().to(mask.device))
+        smaller[name] = mask
+    return Masks(smaller)
+
+
+def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
+    """A copy whose removed weights are zero.
+
+    Raises:
+        InputError: if the masks are another model's.
+        ModelError: if the model cannot be copied.
+    """
+    masks.parameters(model)
+    copied = copy_of(model)
+    masks.apply(copied)
+    return copied
+
+
+def own_module(model: nn.Module) -> nn.Module:
+    """The user's module.
+
+    Raises:
+        ModelError: if it is wrapped for distributed training, which holds on to the weights as they were.
+    """
+    if isinstance(uncompiled(model), nn.parallel.DistributedDataParallel):
+        raise ModelError("a model in DistributedDataParallel cannot shrink: shrink it before it is wrapped")
+    return unwrap(model)
 
 
 class Surgery:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.digests import write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.files import replacing_folder
-from prunekit.graph import GraphModel, Shrunk, size_attributes
+from prunekit.graph import GraphModel, ShrinkResult, size_attributes
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, create
 from prunekit.parts.granularity import CoupledGroup
@@ -74,7 +74,7 @@ class Architecture:
 
 
 def save_pretrained(
-    pruned: Pruned | Shrunk | nn.Module,
+    pruned: Pruned | ShrinkResult | nn.Module,
     folder: str | Path,
     *,
     masks: Masks | None = None,
@@ -112,7 +112,7 @@ def save_pretrained(
         },
         "tied": tied,
         "sizes": size_attributes(model) if graph is None else {},
-        "shrunk": pruned.to_dict() if isinstance(pruned, Shrunk) else None,
+        "shrunk": pruned.to_dict() if isinstance(pruned, ShrinkResult) else None,
         "recipe": pruned.recipe.to_dict() if isinstance(pruned, Pruned) else None,
         "history": [asdict(record) for record in pruned.history] if isinstance(pruned, Pruned) else [],
     }

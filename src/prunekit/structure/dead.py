@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph.deviation import rounding
+from prunekit.graph.shrinking import ShrinkResult
+from prunekit.graph.surgery import masked_copy, own_module
 from prunekit.masks import Masks
 from prunekit.structure.chain import chain_of
 from prunekit.structure.constants import constant_inputs
 from prunekit.structure.parts import Chain, UnitGroup
-from prunekit.structure.result import ShrinkResult
-from prunekit.structure.shrinking import masked_copy, own_module, replace_by_smaller
+from prunekit.structure.shrinking import replace_by_smaller
 from prunekit.targets import unwrap
 
 _FOLDINGS = 16  # units in the last place for each layer, which a rounded bias may grow to on its way

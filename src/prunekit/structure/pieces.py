@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph.surgery import Cut
+from prunekit.graph.shrinking import GroupSize, ShrinkResult
+from prunekit.graph.surgery import Cut, masked_copy, own_module
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
-from prunekit.structure.result import GroupSize, ShrinkResult
-from prunekit.structure.shrinking import carry_out, masked_copy, own_module
+from prunekit.structure.shrinking import carry_out
 
 
 def shrink_pieces(

@@ -9,15 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import InputError
 from prunekit.graph.proof import Reference, proven
-from prunekit.graph.surgery import Cut, Surgery, copy_of
+from prunekit.graph.shrinking import GroupSize, ShrinkResult
+from prunekit.graph.surgery import Cut, Surgery, masked_copy, own_module, smaller_masks
 from prunekit.masks import Masks
 from prunekit.structure.chain import chain_of
 from prunekit.structure.parts import INPUT, Chain
-from prunekit.structure.result import GroupSize, ShrinkResult
 from prunekit.structure.units import check_kept, cut_of, narrow_inputs, unit_masks
-from prunekit.targets import uncompiled, unwrap
 
 _EXAMPLES, _RANDOM = 32, 8  # more make the proof slower (float64 is), not stronger
 
@@ -159,41 +158,16 @@ def carry_out(
         except BaseException:  # an interrupt, too, must not leave half a network
             surgery.undo()
             raise
-    return ShrinkResult(tuple(groups), before, _count(model), deviation, smaller_masks(masks, cut))
-
-
-def smaller_masks(masks: Masks, cut: Cut) -> Masks:
-    """Masks of single weights, for the layers after a cut."""
-    smaller = {}
-    for name, mask in masks.items():
-        for axis, flags in cut.tensors.get(name, {}).items():
-            mask = mask.index_select(axis, flags.nonzero().flatten().to(mask.device))
-        smaller[name] = mask
-    return Masks(smaller)
-
-
-def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
-    """A copy whose removed weights are zero.
-
-    Raises:
-        InputError: if the masks are another model's.
-        ModelError: if the model cannot be copied.
-    """
-    masks.parameters(model)
-    copied = copy_of(model)
-    masks.apply(copied)
-    return copied
-
-
-def own_module(model: nn.Module) -> nn.Module:
-    """The user's module.
-
-    Raises:
-        ModelError: if it is wrapped for distributed training, which holds on to the weights as they were.
-    """
-    if isinstance(uncompiled(model), nn.parallel.DistributedDataParallel):
-        raise ModelError("a model in DistributedDataParallel cannot shrink: shrink it before it is wrapped")
-    return unwrap(model)
+    return ShrinkResult(
+        model,
+        "modules",
+        tuple(groups),
+        before,
+        _count(model),
+        deviation,
+        smaller_masks(masks, cut),
+        axes=cut.tensors,
+    )
 
 
 def _examples(example_inputs: Tensor | Sequence[Tensor]) -> Tensor:
