@@ -18,11 +18,12 @@ import torch
 from prunekit.digests import read_tensors
 from prunekit.report.style import Drawing, svg_of
 from prunekit.report.unit_pictures import correlation_drawing, gain_sweep_drawing, regret_drawing
+from prunekit.statistics import activity
 from prunekit.structure import chain_of
 from prunekit.study import load_study
 from prunekit.study.layout import Layout
 from prunekit.study.stages import build, dataset
-from prunekit.units import activity, eliminate, gain_sweep
+from prunekit.units import eliminate, gain_sweep
 
 EXAMPLES = 5000
 

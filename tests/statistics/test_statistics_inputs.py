@@ -7,7 +7,7 @@ from torch import nn
 
 from prunekit.batches import TensorBatches
 from prunekit.errors import DataError, ModelError
-from prunekit.statistics import InputMean, InputSquares, LayerHessian, MeanGradient, Subject, collect
+from prunekit.statistics import InputSquares, LayerHessian, LayerInputMean, MeanGradient, Subject, collect
 from prunekit.structure.rows import from_rows, patches, rows_of
 from small_nets import Tied, blobs, convnet, images, mlp
 from unfolding import design
@@ -15,7 +15,7 @@ from unfolding import design
 ALL = (
     LayerHessian(centred=False),
     LayerHessian(centred=True),
-    InputMean(),
+    LayerInputMean(),
     InputSquares(),
     InputSquares(True),
 )
@@ -147,7 +147,7 @@ def test_dead_and_constant_inputs_are_exactly_zero():
         assert bool((value[1] == 0).all())
         assert bool((value[3] == 0).all())
     assert float(found[LayerHessian(False)]["0.weight"][0, 1].abs().max()) == 0
-    assert float(found[InputMean()]["0.weight"][0, 3]) == float(torch.tensor(0.1))
+    assert float(found[LayerInputMean()]["0.weight"][0, 3]) == float(torch.tensor(0.1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -218,7 +218,7 @@ def test_a_layer_that_never_ran_is_named():
 def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(bad, needs):
     x = torch.randn(20, 4)
     x[3, 2] = bad
-    if needs == InputMean() and bad == 1e30:
+    if needs == LayerInputMean() and bad == 1e30:
         pytest.skip("it is finite")
     with pytest.raises(DataError, match="inputs of the layer '0' are not finite"):
         gather(mlp(4, 5, 3), x, [needs], ["0.weight", "2.weight"])

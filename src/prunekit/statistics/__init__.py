@@ -1,54 +1,56 @@
 """What scores and repairs need from data, collected for all that ask in one pass."""
 
+from prunekit.statistics.activity import ActivationStats, Activity, activity
 from prunekit.statistics.average import average
 from prunekit.statistics.collect import Collector, Found, Statistic, Subject, collect
 from prunekit.statistics.connections import ConnectionCorrelation
-from prunekit.statistics.consumers import InputCovariance, MeanInput, UnitCovariance
+from prunekit.statistics.consumers import ConsumerInputMean, InputCovariance, UnitCovariance
 from prunekit.statistics.cross import CrossMoments
 from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal
 from prunekit.statistics.gradients import MeanGradient
-from prunekit.statistics.inputs import InputMean, InputSquares, InputStatistic, LayerHessian, row_layers
+from prunekit.statistics.inputs import InputSquares, InputStatistic, LayerHessian, LayerInputMean, row_layers
 from prunekit.statistics.maxout import MaxoutMaxima
 from prunekit.statistics.moments import Moments
 from prunekit.statistics.processes import sum_over_processes
+from prunekit.statistics.unit_statistic import UnitStatistic
 from prunekit.statistics.units import (
-    Behaviour,
-    FeatureChange,
-    PredictedChange,
+    FirstOrderTaylor,
+    OracleChange,
     Relevance,
     Significance,
-    SwitchingOff,
+    TaylorChange,
     UnitMacs,
-    UnitStatistic,
 )
 
 __all__ = [
-    "Behaviour",
+    "ActivationStats",
+    "Activity",
     "Collector",
     "ConnectionCorrelation",
+    "ConsumerInputMean",
     "CrossMoments",
-    "FeatureChange",
+    "FirstOrderTaylor",
     "Found",
     "GaussNewton",
     "GaussNewtonDiagonal",
     "InputCovariance",
-    "InputMean",
     "InputSquares",
     "InputStatistic",
     "LayerHessian",
+    "LayerInputMean",
     "MaxoutMaxima",
     "MeanGradient",
-    "MeanInput",
     "Moments",
-    "PredictedChange",
+    "OracleChange",
     "Relevance",
     "Significance",
     "Statistic",
     "Subject",
-    "SwitchingOff",
+    "TaylorChange",
     "UnitCovariance",
     "UnitMacs",
     "UnitStatistic",
+    "activity",
     "average",
     "collect",
     "row_layers",

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
 from prunekit.statistics.collect import Collector, Found, Statistic, Subject
-from prunekit.statistics.inputs import InputMean, LayerHessian
+from prunekit.statistics.inputs import LayerHessian, LayerInputMean
 from prunekit.statistics.moments import Moments
 from prunekit.structure import Chain
 from prunekit.structure.rows import patches
-from prunekit.units.flow import BUDGET_BYTES, Link
+from prunekit.units.flow import BUDGET_BYTES, Link, pieces
 from prunekit.units.layers import by_unit, unit_dim
-from prunekit.units.streaming import pieces
 
 _ROWS_BYTES = 64 * 2**20
 """Memory for the rows in float64 whose products are taken at once."""
@@ -60,7 +59,7 @@ class ConsumerStatistic(Statistic):
 
 
 @dataclass(frozen=True)
-class MeanInput(ConsumerStatistic):
+class ConsumerInputMean(ConsumerStatistic):
     """By group: the mean over examples of what the consumer reads, in the shape of one of its inputs."""
 
     @property
@@ -169,7 +168,7 @@ class _Readers(Collector):
         shared = subject.shared.setdefault("readers", {})
         self._first = not shared
         part = replace(subject, names=list(dict.fromkeys(names)), shared=shared)
-        self._reader = (LayerHessian(centred=True) if pairs else InputMean()).start(part)
+        self._reader = (LayerHessian(centred=True) if pairs else LayerInputMean()).start(part)
 
     def batch(self, batch: Batch, loss: Tensor) -> None:
         if self._first:
@@ -185,8 +184,8 @@ def second_moments(layer: nn.Module, found: Found, name: str) -> Tensor:
 
     Args:
         layer: the consumer of a group of units.
-        found: with `MeanInput` and `InputCovariance`.
+        found: with `ConsumerInputMean` and `InputCovariance`.
         name: the group's.
     """
-    mean = patches(layer, found[MeanInput()][name].unsqueeze(0))[0].mean(0)
+    mean = patches(layer, found[ConsumerInputMean()][name].unsqueeze(0))[0].mean(0)
     return found[InputCovariance()][name] + mean.outer(mean)

@@ -105,7 +105,7 @@ class LayerHessian(InputStatistic):
 
 
 @dataclass(frozen=True)
-class InputMean(InputStatistic):
+class LayerInputMean(InputStatistic):
     """By weight: (groups, columns) float64, the means of the layer's inputs."""
 
     @property

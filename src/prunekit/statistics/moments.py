@@ -99,6 +99,17 @@ class Moments:
         return found
 
     @property
+    def correlation(self) -> Tensor:
+        """(blocks or 1, columns, columns): Pearson's r, 0 where a column is constant; with `pairs` only."""
+        covariance = self.covariance
+        variance = covariance.diagonal(dim1=1, dim2=2)
+        alive = variance > 0
+        scale = torch.where(alive, variance, 1.0).sqrt()
+        both = alive.unsqueeze(2) & alive.unsqueeze(1)
+        r = (covariance / (scale.unsqueeze(2) * scale.unsqueeze(1))).clamp(-1, 1) * both
+        return r.diagonal_scatter(alive.to(r.dtype), dim1=1, dim2=2)
+
+    @property
     def _rows(self) -> int:
         return max(self.count, 1) * (len(self.mean) if self._pooled else 1)
 

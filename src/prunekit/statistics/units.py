@@ -1,8 +1,7 @@
-"""What is measured of units: their true cost, estimates of it, and how they behave."""
+"""Statistics of what units are worth: their true cost, estimates of it, and what they cost to compute."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -12,74 +11,22 @@ from torch import Tensor
 
 from prunekit import units
 from prunekit.batches import Batch
-from prunekit.errors import InputError
-from prunekit.statistics.collect import Collector, Statistic, Subject
-from prunekit.statistics.coupled import CountMacs, WatchBehaviour, WatchChange, What
+from prunekit.graph import Coupled, Place, over_entries
+from prunekit.graph.places import Key
+from prunekit.losses import Loss
+from prunekit.measure import count
+from prunekit.statistics.activity import ActivationCollector
+from prunekit.statistics.collect import Collector, Subject
 from prunekit.statistics.processes import sum_over_processes
+from prunekit.statistics.unit_statistic import UnitStatistic, Values
 from prunekit.structure import Chain
 from prunekit.units.judge import error_of
-
-Values = dict[str, Tensor]
-"""By group of units, (units,) float64; NaN for units that are off already."""
 
 Error = Literal["squared_error", "cross_entropy", "absolute_error"]
 
 
-class UnitStatistic(Statistic):
-    """Measured by `prunekit.units` on all examples at once; its functions bound their memory themselves."""
-
-    @property
-    def needs_loss(self) -> bool:
-        """The functions run what they need of the network by themselves."""
-        return False
-
-    def start(self, subject: Subject) -> Collector:
-        """A collector that keeps the examples.
-
-        Raises:
-            InputError: if the recipe's shape counts weights, not units.
-        """
-        if subject.coupled is not None:
-            return self.watch(subject)
-        if subject.chain is None:
-            raise InputError("this score ranks units: give the recipe the shape 'unit'")
-        return _Examples(self, subject.chain, subject.kept)
-
-    def watch(self, subject: Subject) -> Collector:
-        """The collector for coupled groups.
-
-        Raises:
-            InputError: if it is only known for chains.
-        """
-        raise InputError("this score follows units along a chain of layers: give the recipe the shape 'unit'")
-
-    @abstractmethod
-    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
-        """The value of every unit, a mean over the examples."""
-
-
-class _Examples(Collector):
-    def __init__(self, statistic: UnitStatistic, chain: Chain, kept: Mapping[str, Tensor]) -> None:
-        self._statistic = statistic
-        self._chain = chain
-        self._kept = kept
-        self._batches: list[Batch] = []
-
-    def batch(self, batch: Batch, loss: Tensor) -> None:
-        self._batches.append(batch)
-
-    def finish(self) -> Values:
-        inputs = torch.cat([inputs for inputs, _ in self._batches])
-        targets = torch.cat([targets for _, targets in self._batches])
-        values = self._statistic.of(self._chain, inputs, targets, self._kept)
-        examples = torch.tensor(float(len(inputs)), dtype=torch.float64, device=inputs.device)
-        sums = {name: value * examples for name, value in values.items()}
-        sum_over_processes([*sums.values(), examples])
-        return {name: total / examples for name, total in sums.items()}
-
-
 @dataclass(frozen=True)
-class SwitchingOff(UnitStatistic):
+class OracleChange(UnitStatistic):
     """The exact change of the error when a unit is switched off: the oracle."""
 
     error: Error
@@ -90,7 +37,7 @@ class SwitchingOff(UnitStatistic):
 
 
 @dataclass(frozen=True)
-class PredictedChange(UnitStatistic):
+class TaylorChange(UnitStatistic):
     """The change that a Taylor series in the unit's gain predicts, of first or second order."""
 
     error: Error
@@ -123,22 +70,6 @@ class Relevance(UnitStatistic):
 
 
 @dataclass(frozen=True)
-class Behaviour(UnitStatistic):
-    """How a unit's output behaves: mean, variance, share of zeros, or how little others can replace it."""
-
-    what: What
-
-    def watch(self, subject: Subject) -> Collector:
-        """At the places where the units appear."""
-        return WatchBehaviour(subject, self.what)
-
-    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
-        """One figure per unit, see `prunekit.units.Activity`."""
-        found = units.activity(chain, inputs, pairs=self.what == "irreplaceable", kept=kept)
-        return {name: getattr(activity, self.what) for name, activity in found.items()}
-
-
-@dataclass(frozen=True)
 class Significance(UnitStatistic):
     """The mean over examples of sum_j |output w_j| (N2PS)."""
 
@@ -148,14 +79,14 @@ class Significance(UnitStatistic):
 
 
 @dataclass(frozen=True)
-class FeatureChange(UnitStatistic):
+class FirstOrderTaylor(UnitStatistic):
     """The mean over examples of |the mean over positions of output times its gradient| (Molchanov et al.)."""
 
     error: Error
 
     def watch(self, subject: Subject) -> Collector:
         """At the places where the units appear."""
-        return WatchChange(subject, error_of(self.error))
+        return FirstOrderTaylorCollector(subject, error_of(self.error))
 
     def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """One figure per unit."""
@@ -168,9 +99,85 @@ class UnitMacs(UnitStatistic):
 
     def watch(self, subject: Subject) -> Collector:
         """By the layers that the units have a part in."""
-        return CountMacs(subject)
+        return MacsCollector(subject)
 
     def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """The same for all units of a group."""
         found = units.unit_macs(chain, inputs[:1])
         return {name: value.to(inputs.device) for name, value in found.items()}
+
+
+class FirstOrderTaylorCollector(ActivationCollector):
+    """The mean over examples of |the mean over positions and entries of output times its gradient|."""
+
+    def __init__(self, subject: Subject, error: Loss) -> None:
+        super().__init__(subject, Coupled.places, differentiable=True)
+        self._error = error
+        # of a network that is frozen, too: autograd follows its weights for the length of the pass
+        self._frozen = [weight for weight in self._model.parameters() if not weight.requires_grad]
+        for weight in self._frozen:
+            weight.requires_grad_(weight.is_floating_point())
+        self._sums: dict[Place, Tensor] = {}
+        self._examples = torch.zeros((), dtype=torch.float64)
+
+    def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:
+        """Add up the changes of all examples."""
+        total = self._error(outputs, targets) * len(targets)
+        gradients = torch.autograd.grad(total, list(seen.values()), materialize_grads=True)
+        by_key = dict(zip(seen, gradients, strict=True))
+        with torch.no_grad():
+            for name, places in self.places.items():
+                for place in places:
+                    product = (seen[place.key] * by_key[place.key]).movedim(place.axis, -1)
+                    each = product.double().flatten(1, -2).mean(1) if product.dim() > 2 else product.double()
+                    units = self._coupled.group(name).units
+                    change = torch.stack([_over(row, place, units) for row in each]).abs().sum(0)
+                    self._sums[place] = self._sums.get(place, 0) + change
+        self._examples += len(targets)
+
+    def figure(self, place: Place, units: int) -> Tensor:
+        """The mean over all examples."""
+        total, examples = self._sums[place], self._examples.to(self._sums[place].device)
+        examples = examples.clone()
+        sum_over_processes([total, examples])
+        return total / examples
+
+    def close(self) -> None:
+        """Freeze again what was frozen."""
+        for weight in self._frozen:
+            weight.requires_grad_(False)
+
+
+class MacsCollector(Collector):
+    """The multiply-accumulate operations of the layers that a unit has a part in, by its share of each."""
+
+    def __init__(self, subject: Subject) -> None:
+        assert subject.coupled is not None
+        self._subject, self._coupled = subject, subject.coupled
+        self._example: Tensor | None = None
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        """Remember one example: only its shape counts."""
+        self._example = batch[0][:1] if self._example is None else self._example
+
+    def finish(self) -> dict[str, Tensor]:
+        """By group (units,) float64."""
+        assert self._example is not None
+        macs = {layer.name: layer.macs for layer in count(self._subject.model, self._example).layers}
+        tensors = dict(self._subject.model.named_parameters())
+        found = {}
+        for group in self._coupled.groups:
+            cost = torch.zeros(group.units, dtype=torch.float64, device=self._example.device)
+            for member in group.members:
+                tensor = tensors.get(member.tensor)
+                if tensor is not None and tensor.dim() > 1:
+                    sizes = torch.tensor([len(unit) for unit in member.indices], device=cost.device)
+                    layer = macs.get(member.tensor.rpartition(".")[0], 0)
+                    cost += layer * sizes / tensor.shape[member.dim]
+            found[group.name] = cost
+        return found
+
+
+def _over(row: Tensor, place: Place, units: int) -> Tensor:
+    there = (place.units >= 0).to(row.device)
+    return over_entries(row[there], place.units.to(row.device)[there], units, "mean")

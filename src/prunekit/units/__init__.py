@@ -4,7 +4,6 @@ A unit's output, as the next layer reads it, is multiplied by a gain: 1 = on, 0 
 over the examples. Nothing here changes a network: it is looked at in evaluation mode.
 """
 
-from prunekit.units.activity import Activity, activity
 from prunekit.units.elimination import Elimination, eliminate
 from prunekit.units.filters import distances, feature_taylor, norm_scales, unit_macs
 from prunekit.units.gain_sweep import gain_sweep
@@ -19,12 +18,10 @@ from prunekit.units.weights import incoming_norms, outgoing_norms
 
 __all__ = [
     "ERRORS",
-    "Activity",
     "Deviation",
     "Elimination",
     "GainDerivatives",
     "absolute_error",
-    "activity",
     "best_scales",
     "contribution_products",
     "deviations",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -96,6 +96,32 @@ class Flow:
         at_once = -(-examples // parts)  # even parts
         for start in range(0, examples, at_once):
             yield slice(start, min(start + at_once, examples))
+
+
+def pieces(
+    chain: Chain, inputs: Tensor | Iterable[Tensor], budget_bytes: int
+) -> Iterator[tuple[Flow, Tensor]]:
+    """The inputs in pieces (n, ...) whose activations fit the budget, each with the chain's flow.
+
+    Args:
+        chain: the network.
+        inputs: (N, ...), or batches of them.
+        budget_bytes: memory for activations.
+
+    Raises:
+        InputError: if there are no examples.
+    """
+    flow: Flow | None = None
+    for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
+        if not isinstance(batch, Tensor) or batch.dim() < 2:
+            raise InputError("inputs must be a tensor (N, ...) or batches of such tensors")
+        if len(batch) == 0:
+            continue
+        flow = flow or Flow(chain, batch[:1])
+        for chunk in flow.chunks(len(batch), budget_bytes):
+            yield flow, batch[chunk]
+    if flow is None:
+        raise InputError("there are no examples to watch the units on")
 
 
 class Pass:

@@ -10,10 +10,9 @@ from torch import Tensor
 from prunekit.errors import InputError
 from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain, UnitGroup
-from prunekit.units.flow import BUDGET_BYTES, Pass
+from prunekit.units.flow import BUDGET_BYTES, Pass, pieces
 from prunekit.units.layers import by_unit, unit_dim, weights_by_unit
 from prunekit.units.oracle import checked_kept
-from prunekit.units.streaming import pieces
 
 
 def significance(

@@ -9,7 +9,7 @@ from torch import nn
 
 from prunekit.parts.repair import FoldMean, NoRepair, SietsmaDow
 from prunekit.parts.repair.sietsma_dow import stand_ins
-from prunekit.statistics import MeanInput, UnitCovariance
+from prunekit.statistics import ConsumerInputMean, UnitCovariance
 
 
 def by_trial(outputs, unit, alive):
@@ -53,11 +53,11 @@ def test_moments_are_those_of_what_the_layers_read():
     maps, rows = net[:2](x), net[:5](x)
     by_channel = maps.transpose(0, 1).flatten(1)
     assert torch.allclose(told.statistics[UnitCovariance()]["0"], torch.cov(by_channel, correction=0))
-    assert torch.allclose(told.statistics[MeanInput()]["0"], maps.mean(0))
+    assert torch.allclose(told.statistics[ConsumerInputMean()]["0"], maps.mean(0))
     by_place = rows.unflatten(1, (4, -1)).permute(2, 1, 0)
     expected = torch.stack([torch.cov(place, correction=0) for place in by_place]).mean(0)
     assert torch.allclose(told.statistics[UnitCovariance()]["2"], expected)
-    assert torch.allclose(told.statistics[MeanInput()]["2"], rows.mean(0))
+    assert torch.allclose(told.statistics[ConsumerInputMean()]["2"], rows.mean(0))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunekit.parts.repair.units import RemovedUnits, UnitRepair
-from prunekit.statistics import Found, InputCovariance, MeanInput
+from prunekit.statistics import ConsumerInputMean, Found, InputCovariance
 from prunekit.statistics.consumers import second_moments
 from prunekit.units import best_scales, contribution_products
 
@@ -18,7 +18,7 @@ class ChannelScale(UnitRepair):
     name = "channel_scale"
     paper = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
     needs_bias = False
-    needs = (MeanInput(), InputCovariance())
+    needs = (ConsumerInputMean(), InputCovariance())
 
     def update(self, removal: RemovedUnits, statistics: Found) -> None:
         """Scale the columns of the units that are left."""

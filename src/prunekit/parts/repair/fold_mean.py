@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunekit.parts.repair.units import RemovedUnits, UnitRepair, mean_output, shift_bias
-from prunekit.statistics import Found, MeanInput
+from prunekit.statistics import ConsumerInputMean, Found
 
 
 class FoldMean(UnitRepair):
@@ -19,11 +19,12 @@ class FoldMean(UnitRepair):
 
     name = "fold_mean"
     paper = "constant units of Sietsma, Dow 1988"
-    needs = (MeanInput(),)
+    needs = (ConsumerInputMean(),)
 
     def update(self, removal: RemovedUnits, statistics: Found) -> None:
         """Add the mean of the lost part of the pre-activation to the bias."""
         lost = removal.weight.masked_fill(removal.mask, 0)
         shift_bias(
-            removal.layer, mean_output(removal.layer, lost, statistics[MeanInput()][removal.group.name])
+            removal.layer,
+            mean_output(removal.layer, lost, statistics[ConsumerInputMean()][removal.group.name]),
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from prunekit.limits import LARGE
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair.units import RemovedUnits, UnitRepair, shift_bias
-from prunekit.statistics import Found, InputCovariance, MeanInput
+from prunekit.statistics import ConsumerInputMean, Found, InputCovariance
 from prunekit.statistics.consumers import second_moments
 from prunekit.structure.rows import from_rows, patches, rows_of
 
@@ -35,14 +35,14 @@ class LeastSquares(UnitRepair):
     paper = "the reconstruction of ThiNet, Luo et al. 2017, arXiv 1707.06342"
     needs_bias = False
     works_on = ("units", "groups")
-    needs = (MeanInput(), InputCovariance())
+    needs = (ConsumerInputMean(), InputCovariance())
     ridge: float = Field(default=1e-6, ge=0, le=LARGE)
 
     def update(self, removal: RemovedUnits, statistics: Found) -> None:
         """Fit the rows of each pattern of kept weights together."""
         layer, name = removal.layer, removal.group.name
         covariance = statistics[InputCovariance()][name]
-        mean = patches(layer, statistics[MeanInput()][name].unsqueeze(0))[0].mean(0)
+        mean = patches(layer, statistics[ConsumerInputMean()][name].unsqueeze(0))[0].mean(0)
         moments = covariance if layer.bias is not None else second_moments(layer, statistics, name)
         weight, mask = removal.weight.flatten(1), removal.mask.flatten(1)
         # the columns of units that come back at this step hold no values to start from
@@ -54,7 +54,7 @@ class LeastSquares(UnitRepair):
 
     def update_consumers(self, context: StepContext) -> None:
         """Fit the layers that read units of coupled groups, each for all the columns that it loses."""
-        means, covariances = context.statistics[MeanInput()], context.statistics[InputCovariance()]
+        means, covariances = context.statistics[ConsumerInputMean()], context.statistics[InputCovariance()]
         for name, covariance in covariances.items():
             layer: Any = context.layer(name)
             rows = rows_of(layer.weight.detach(), layer).double()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.parts.repair.units import RemovedUnits, UnitRepair, mean_output, shift_bias
-from prunekit.statistics import Found, MeanInput, UnitCovariance
+from prunekit.statistics import ConsumerInputMean, Found, UnitCovariance
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class SietsmaDow(UnitRepair):
 
     name = "sietsma_dow"
     paper = "Sietsma, Dow 1988, doi 10.1109/ICNN.1988.23864"
-    needs = (MeanInput(), UnitCovariance())
+    needs = (ConsumerInputMean(), UnitCovariance())
 
     def update(self, removal: RemovedUnits, statistics: Found) -> None:
         """Hand the outgoing weights on to the partners, the constants to the bias."""
         group, weight = removal.group, removal.weight
-        mean = statistics[MeanInput()][group.name]
+        mean = statistics[ConsumerInputMean()][group.name]
         dim = mean.dim() - 1 if isinstance(removal.layer, nn.Linear) else 0
         units = torch.unflatten(mean.movedim(dim, 0), 0, (group.units, group.repeat))  # (units, repeat, ...)
         # a bias holds one number for each input column: what differs along other dimensions is averaged

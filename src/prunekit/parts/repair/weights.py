@@ -16,7 +16,7 @@ from prunekit.obs import inverse_of, refit, shared_update
 from prunekit.obs.left_to_right import choose_mask, left_to_right
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair.base import Repair
-from prunekit.statistics import InputMean, LayerHessian, row_layers
+from prunekit.statistics import LayerHessian, LayerInputMean, row_layers
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure import Chain
 from prunekit.structure.rows import from_rows, rows_of
@@ -34,7 +34,7 @@ class WeightRepair(Repair):
     """
 
     works_on = ("weights", "patterns")
-    needs = (LayerHessian(), InputMean())
+    needs = (LayerHessian(), LayerInputMean())
     damp: float = Field(default=0.01, ge=0, le=LARGE)
 
     def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
@@ -64,7 +64,7 @@ class WeightRepair(Repair):
                 raise DataError(f"{name}: {error}") from None
             updated = updated * on
             if getattr(layer, "bias", None) is not None:
-                mean = context.statistics[InputMean()][name]
+                mean = context.statistics[LayerInputMean()][name]
                 shift = ((rows - updated) @ mean.unsqueeze(2)).flatten()
                 layer.bias.copy_(layer.bias.double() + shift)
             layer.weight.copy_(from_rows(updated, layer))

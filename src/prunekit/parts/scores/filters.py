@@ -15,7 +15,7 @@ from prunekit.limits import LARGE
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores.base import Scores
 from prunekit.parts.scores.units import UnitScore
-from prunekit.statistics import FeatureChange, InputCovariance, MeanInput, Statistic, UnitMacs
+from prunekit.statistics import ConsumerInputMean, FirstOrderTaylor, InputCovariance, Statistic, UnitMacs
 from prunekit.statistics.consumers import second_moments
 from prunekit.statistics.units import Error
 from prunekit.structure.operations import Layer
@@ -41,7 +41,7 @@ class FeatureTaylor(UnitScore):
     @property
     def statistic(self) -> Statistic:
         """The unnormalised criterion."""
-        return FeatureChange(self.error)
+        return FirstOrderTaylor(self.error)
 
     @property
     def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
@@ -120,7 +120,7 @@ class ThiNet(UnitScore):
     name = "thinet"
     paper = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
     works_on = ("units",)
-    needs = (MeanInput(), InputCovariance())
+    needs = (ConsumerInputMean(), InputCovariance())
 
     def __call__(self, context: StepContext) -> Scores:
         """Places from 0; -1 for units that are off."""

@@ -13,12 +13,12 @@ from prunekit.parts.base import Level
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores.base import Score, Scores
 from prunekit.statistics import (
-    Behaviour,
-    PredictedChange,
+    ActivationStats,
+    OracleChange,
     Relevance,
     Significance,
     Statistic,
-    SwitchingOff,
+    TaylorChange,
 )
 from prunekit.statistics.units import Error
 from prunekit.units import outgoing_norms
@@ -55,7 +55,7 @@ class Oracle(UnitScore):
     @property
     def statistic(self) -> Statistic:
         """E(off) - E(now)."""
-        return SwitchingOff(self.error)
+        return OracleChange(self.error)
 
 
 class UnitTaylor(UnitScore):
@@ -76,7 +76,7 @@ class UnitTaylor(UnitScore):
     @property
     def statistic(self) -> Statistic:
         """The predicted E(off) - E(now)."""
-        return PredictedChange(self.error, self.order, self.form == "published")
+        return TaylorChange(self.error, self.order, self.form == "published")
 
 
 class Skeletonization(UnitScore):
@@ -136,7 +136,7 @@ class Activation(UnitScore):
     @property
     def statistic(self) -> Statistic:
         """The behaviour."""
-        return Behaviour("zeros" if self.what == "nonzeros" else self.what)
+        return ActivationStats("zeros" if self.what == "nonzeros" else self.what)
 
     def __call__(self, context: StepContext) -> Scores:
         """The figure, as a score: higher = keep."""

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.statistics import Moments, activity
 from prunekit.structure.chain import chain_of
-from prunekit.units import activity
-from prunekit.units.moments import Moments
 from unit_nets import made
 
 
@@ -100,11 +99,11 @@ def test_units_that_are_off_are_constantly_zero():
 
 def test_large_means_cost_no_digits():
     values = np.random.default_rng(0).normal(size=(1000, 3)) + 1e8
-    moments = Moments(pairs=True)
+    moments = Moments(1, 3, pairs=True)
     for part in np.array_split(values, 7):
-        moments.add(torch.from_numpy(part))
-    np.testing.assert_allclose(moments.variance, values.var(0), rtol=1e-7)
-    np.testing.assert_allclose(moments.correlation, np.corrcoef(values.T), atol=1e-7)
+        moments.add(torch.from_numpy(part).unsqueeze(0))
+    np.testing.assert_allclose(moments.variance[0], values.var(0), rtol=1e-7)
+    np.testing.assert_allclose(moments.correlation[0], np.corrcoef(values.T), atol=1e-7)
 
 
 def test_what_cannot_be_accepted():

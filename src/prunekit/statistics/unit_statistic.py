@@ -1,0 +1,71 @@
+"""Statistics of units that are measured on all examples at once, by the functions of `prunekit.units`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunekit.batches import Batch
+from prunekit.errors import InputError
+from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.processes import sum_over_processes
+from prunekit.structure import Chain
+
+Values = dict[str, Tensor]
+"""By group of units, (units,) float64; NaN for units that are off already."""
+
+
+class UnitStatistic(Statistic):
+    """Measured by `prunekit.units` on all examples at once; its functions bound their memory themselves."""
+
+    @property
+    def needs_loss(self) -> bool:
+        """The functions run what they need of the network by themselves."""
+        return False
+
+    def start(self, subject: Subject) -> Collector:
+        """A collector that keeps the examples.
+
+        Raises:
+            InputError: if the recipe's shape counts weights, not units.
+        """
+        if subject.coupled is not None:
+            return self.watch(subject)
+        if subject.chain is None:
+            raise InputError("this score ranks units: give the recipe the shape 'unit'")
+        return _Examples(self, subject.chain, subject.kept)
+
+    def watch(self, subject: Subject) -> Collector:
+        """The collector for coupled groups.
+
+        Raises:
+            InputError: if it is only known for chains.
+        """
+        raise InputError("this score follows units along a chain of layers: give the recipe the shape 'unit'")
+
+    @abstractmethod
+    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """The value of every unit, a mean over the examples."""
+
+
+class _Examples(Collector):
+    def __init__(self, statistic: UnitStatistic, chain: Chain, kept: Mapping[str, Tensor]) -> None:
+        self._statistic = statistic
+        self._chain = chain
+        self._kept = kept
+        self._batches: list[Batch] = []
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        self._batches.append(batch)
+
+    def finish(self) -> Values:
+        inputs = torch.cat([inputs for inputs, _ in self._batches])
+        targets = torch.cat([targets for _, targets in self._batches])
+        values = self._statistic.of(self._chain, inputs, targets, self._kept)
+        examples = torch.tensor(float(len(inputs)), dtype=torch.float64, device=inputs.device)
+        sums = {name: value * examples for name, value in values.items()}
+        sum_over_processes([*sums.values(), examples])
+        return {name: total / examples for name, total in sums.items()}
