@@ -1,9 +1,11 @@
-"""Where the files of a dataset are: in the user's folder, in the cache, or at their source."""
+"""The files of a dataset, in the user's folder, the cache or at their source, and their content."""
 
 from __future__ import annotations
 
+import gzip
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,3 +182,37 @@ def _retrieve(url: str, item: Download, target: Path) -> None:
 def _first_file(folder: Path, names: tuple[str, ...]) -> Path | None:
     # os.path.isfile, since Path.is_file raises where a folder may not be entered.
     return next((folder / name for name in names if os.path.isfile(folder / name)), None)
+
+
+_GZIP = b"\x1f\x8b"
+_WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
+
+
+def damaged(path: Path, what: str) -> DataError:
+    """The error for a file that is there but cannot be used, with the way out."""
+    return DataError(f"{path}: {what}; replace this file, or remove it to have it downloaded")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, decompressed if it is gzipped (told by its first bytes, not by its name).
+
+    Raises:
+        DataError: if the file cannot be read, is a truncated or damaged gzip file, is empty, or is a web page
+            (what a login or error page leaves when it is saved under the name of the data).
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if content.startswith(_GZIP):
+        try:
+            content = gzip.decompress(content)
+        except EOFError as error:
+            raise damaged(path, f"the gzip file is truncated after {path.stat().st_size} bytes") from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise damaged(path, f"the gzip file is damaged ({error})") from error
+    if not content:
+        raise damaged(path, "the file is empty")
+    if content[:256].lstrip().lower().startswith(_WEB_PAGE):
+        raise damaged(path, "this is a web page, not data")
+    return content

@@ -1,7 +1,7 @@
 import pytest
 
 from prunekit.data import Dataset, DataSettings, load, names
-from prunekit.data.catalog import LOADERS
+from prunekit.data.loading import LOADERS
 from prunekit.errors import DataError, InputError
 
 

@@ -6,20 +6,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from prunekit.data.breast_cancer import load_breast_cancer
-from prunekit.data.california_housing import load_california_housing
-from prunekit.data.cifar10 import load_cifar10
-from prunekit.data.diabetes import load_diabetes
-from prunekit.data.digits import load_digits
-from prunekit.data.fashion_mnist import load_fashion_mnist
-from prunekit.data.ionosphere import load_ionosphere
-from prunekit.data.iris import load_iris
-from prunekit.data.mnist import load_mnist
-from prunekit.data.settings import DataSettings
-from prunekit.data.splits import Dataset
+from prunekit.data.dataset import Dataset, DataSettings
+from prunekit.data.images import load_cifar10, load_digits, load_fashion_mnist, load_mnist
 from prunekit.data.store import Store
-from prunekit.data.tiny_shakespeare import load_tiny_shakespeare
-from prunekit.data.waveform import load_waveform
+from prunekit.data.synthetic import load_waveform
+from prunekit.data.tabular import (
+    load_breast_cancer,
+    load_california_housing,
+    load_diabetes,
+    load_ionosphere,
+    load_iris,
+)
+from prunekit.data.texts import load_tiny_shakespeare
 from prunekit.errors import InputError
 from prunekit.settings import shown
 

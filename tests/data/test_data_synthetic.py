@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prunekit.data import DataSettings, load
-from prunekit.data.waveform import generate, waves
+from prunekit.data.synthetic import generate, waves
 
 
 def class_means():

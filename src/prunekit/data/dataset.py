@@ -1,4 +1,4 @@
-"""What a dataset is: three splits of tensors and the task they pose."""
+"""A dataset: three splits of tensors, the task that they pose, their scaling and their settings."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from prunekit.errors import DataError
+from prunekit.settings import Settings
 
 Task = Literal["classification", "regression"]
 
@@ -119,3 +121,50 @@ class Dataset:
 def _all_finite(values: Tensor) -> bool:
     # The extremes carry NaN and infinity, and unlike isfinite().all() need no second tensor of this size.
     return all(bool(torch.isfinite(extreme)) for extreme in values.aminmax())
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The mean and the standard deviation of each feature of a table or each channel of images.
+
+    Both have the dimensions of the inputs, with size 1 everywhere but along dimension 1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def fit(cls, inputs: Tensor) -> Scaling:
+        """The scaling that gives `inputs` mean 0 and (population) standard deviation 1 along dimension 1.
+
+        Args:
+            inputs: floating point, (N, features) or (N, channels, ...).
+        """
+        others = [dim for dim in range(inputs.ndim) if dim != 1]
+        variance, mean = torch.var_mean(inputs, dim=others, correction=0, keepdim=True)
+        # Told by its extremes: rounding can leave a constant feature a variance just above 0.
+        constant = inputs.amax(others, keepdim=True) == inputs.amin(others, keepdim=True)
+        return cls(mean, variance.sqrt().masked_fill(constant, 1))
+
+    def apply_(self, inputs: Tensor) -> Tensor:
+        """Scale `inputs` in place, since a second copy of a set of images can be more than memory holds."""
+        return inputs.sub_(self.mean).div_(self.std)
+
+
+class DataSettings(Settings):
+    """The name of a dataset and the numbers that fix its split; equal settings give equal tensors.
+
+    Attributes:
+        name: one of `prunekit.data.names()`.
+        validation: the fraction of the training part that becomes the validation part, in (0, 1).
+        test: the fraction of all examples that becomes the test part, in (0, 1); ignored by the sets that
+            come with an official test part.
+        seed: what the split is drawn from (and the examples, for a set that is generated).
+        limit: use only the first so many training examples of the shuffled training part, for quick runs.
+    """
+
+    name: str
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, gt=0)

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare (Karpathy 2015): one megabyte of plays, to be continued character by character."""
+"""Datasets of text, to be continued character by character."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prunekit.data.reading import damaged, read_bytes
-from prunekit.data.settings import DataSettings
-from prunekit.data.splits import Dataset, Split
-from prunekit.data.store import Download, Source, Store
+from prunekit.data.dataset import Dataset, DataSettings, Split
+from prunekit.data.store import Download, Source, Store, damaged, read_bytes
 from prunekit.errors import InputError
 from prunekit.seeds import derive
 
@@ -30,6 +28,8 @@ TINY_SHAKESPEARE = Source(
 
 def load_tiny_shakespeare(settings: DataSettings, store: Store, source: Source = TINY_SHAKESPEARE) -> Dataset:
     """Pieces of 64 characters, and for each character the one that follows it.
+
+    Source: Karpathy 2015; one megabyte of plays.
 
     Inputs and targets are (N, 64) int64 numbers of the characters that occur, in the order of their code
     points. The parts are stretches of the text and are not drawn at random, so that no piece of one lies
