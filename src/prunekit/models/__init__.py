@@ -1,15 +1,12 @@
 """The papers' networks, and a user's own, made from settings and a seed."""
 
-from prunekit.models.activations import Activation, make_activation
 from prunekit.models.char_transformer import CharTransformer, TransformerBlock, char_transformer
-from prunekit.models.create import create
+from prunekit.models.common import Activation, make_activation
+from prunekit.models.create import ModelSettings, create
 from prunekit.models.factories import names
-from prunekit.models.lenet5 import LeNet5, lenet5
-from prunekit.models.lenet_300_100 import LeNet300100, lenet_300_100
-from prunekit.models.maxout_lenet5 import MaxoutLeNet5, maxout_lenet5
+from prunekit.models.lenet import LeNet5, LeNet300100, MaxoutLeNet5, lenet5, lenet_300_100, maxout_lenet5
 from prunekit.models.mlp import MLP, mlp
 from prunekit.models.resnet import ResidualBlock, ResNet, resnet, resnet20
-from prunekit.models.settings import ModelSettings
 from prunekit.models.vgg_small import VGGSmall, vgg_small
 
 __all__ = [

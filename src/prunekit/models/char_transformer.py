@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.models._sizes import layer_count, output_count, positive
+from prunekit.models.common import layer_count, output_count, positive
 
 
 class TransformerBlock(nn.Module):

@@ -9,8 +9,7 @@ from math import prod
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from prunekit.models._sizes import feature_shape, output_count, positive
-from prunekit.models.activations import Activation, make_activation
+from prunekit.models.common import Activation, feature_shape, make_activation, output_count, positive
 
 
 class MLP(nn.Module):

@@ -9,8 +9,7 @@ from pydantic import AfterValidator, PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.models._he import draw_he_normal
-from prunekit.models._sizes import image_shape, layer_count, output_count, positive
+from prunekit.models.common import draw_he_normal, image_shape, layer_count, output_count, positive
 from prunekit.settings import shown
 
 

@@ -9,8 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.models._he import draw_he_normal
-from prunekit.models._sizes import image_shape, output_count, positive
+from prunekit.models.common import draw_he_normal, image_shape, output_count, positive
 
 _Block = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 _Widths = Annotated[tuple[_Block, ...], Field(min_length=1)]

@@ -1,8 +1,12 @@
-"""The sizes that a model is built for, checked before any layer is made."""
+"""Sizes, activation functions and initial values that networks share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal
+
+from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.settings import shown
@@ -57,3 +61,45 @@ def image_shape(input_shape: Sequence[int], *, smallest: int) -> tuple[int, int,
 def output_count(outputs: int) -> int:
     """The number of outputs, at least 1."""
     return positive("outputs", [outputs])[0]
+
+
+Activation = Literal["elu", "gelu", "identity", "leaky_relu", "relu", "sigmoid", "silu", "softplus", "tanh"]
+
+_MODULES: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
+    {
+        "elu": nn.ELU,
+        "gelu": nn.GELU,
+        "identity": nn.Identity,
+        "leaky_relu": nn.LeakyReLU,
+        "relu": nn.ReLU,
+        "sigmoid": nn.Sigmoid,
+        "silu": nn.SiLU,
+        "softplus": nn.Softplus,
+        "tanh": nn.Tanh,
+    }
+)
+
+
+def make_activation(name: str) -> nn.Module:
+    """A fresh module of the named activation, PyTorch's defaults; `sigmoid` is the logistic function.
+
+    Raises:
+        InputError: if there is no activation of that name.
+    """
+    if name not in _MODULES:
+        raise InputError(f"there is no activation {name!r}; names are: {', '.join(sorted(_MODULES))}")
+    return _MODULES[name]()
+
+
+def draw_he_normal(model: nn.Module) -> None:
+    """Draw all initial values of `model` (He et al. 2015, arXiv 1502.01852, equation 10).
+
+    Weights from N(0, 2 / fan_in), biases zero; batch norms go back to scale 1, shift 0 and fresh statistics.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
