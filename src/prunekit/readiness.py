@@ -15,29 +15,32 @@ from prunekit.targets import unwrap
 from prunekit.trial import Use, check_examples
 
 
-def check_retraining(
-    model: nn.Module, retrain: Retrain, checkpoints: Checkpoints, data: Batches | None
+def check_trainings(
+    model: nn.Module, recipe: Recipe, checkpoints: Checkpoints, data: Batches | None, *, warm_up: bool
 ) -> None:
-    """Refuse a retraining that could not start.
+    """Refuse a retraining, or a warm-up that is still to come, that could not start.
 
     Raises:
         InputError: if it lacks data or values to go back to, or nothing would be left to train.
         ModelError: if all parameters are frozen, or cannot be drawn again.
         DataError: if the data is empty.
     """
+    retrain = recipe.retrain
     check_restart(model, retrain, checkpoints)
-    training = retrain.plan
-    if training is None:
+    trainings = {**(recipe.warm_ups if warm_up else {}), "retrain": retrain.plan}
+    for key, training in trainings.items():
+        if training is None:
+            continue
+        part = f"the recipe's {key} {recipe.parts[key].name!r}"
+        if data is None:
+            raise InputError(f"{part} needs data, but none is given")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ModelError(f"{part} cannot train the model: all its parameters are frozen")
+        for regularizer in training.regularize:
+            regularizer.check(model)
+    if retrain.plan is None or data is None:
         return
-    if data is None:
-        raise InputError(f"the recipe's retrain {retrain.name!r} needs data, but none is given")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError(
-            f"the recipe's retrain {retrain.name!r} cannot train the model: all its parameters are frozen"
-        )
-    for regularizer in training.regularize:
-        regularizer.check(model)
-    steps = training.length(data)
+    steps = retrain.plan.length(data)
     if retrain.start > steps:
         raise InputError(
             f"retrain {retrain.name}: goes on from step {retrain.start}, "
@@ -72,6 +75,7 @@ def check_data(
         DataError: if values are NaN or infinite, or there are no examples.
     """
     inner, training = unwrap(model), recipe.retrain.plan if retraining else None
+    warm_ups = recipe.warm_ups.values() if retraining else ()
     builtin = default_loss if loss is None else None
 
     def usual(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -80,13 +84,22 @@ def check_data(
     def stopping(outputs: Tensor, targets: Tensor) -> Tensor:
         return recipe.stop.error(outputs, targets, usual)
 
+    def retrained(outputs: Tensor, targets: Tensor) -> Tensor:
+        assert training is not None
+        for part in recipe.parts.values():
+            part.check_batch(outputs, targets)
+        return training.loss_of(outputs, targets)
+
     uses: list[Use] = []
     measured: list[Use] = []
     if recipe.needs_data:
         with_loss = recipe.allocation.needs_data or any(need.needs_loss for need in recipe.needs)
         uses.append(Use(usual, builtin, batch) if with_loss else Use(None, None, batch))
     if data is not None and training is not None and training.length(data) > recipe.retrain.start:
-        uses.append(Use(training.loss_of, training.loss_named, training.batch_size, train=True))
+        uses.append(Use(retrained, training.loss_named, training.batch_size, train=True))
+    for each in warm_ups:
+        if data is not None and each.length(data):
+            uses.append(Use(each.loss_of, each.loss_named, each.batch_size, train=True))
     if recipe.stop.needs_data:
         (uses if validation is None else measured).append(Use(stopping, builtin, batch))
     if data is not None:

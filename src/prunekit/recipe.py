@@ -33,6 +33,7 @@ from prunekit.settings import Settings
 from prunekit.statistics import Statistic
 from prunekit.strict_yaml import MAX_BYTES, load_yaml
 from prunekit.targets import Target, unwrap
+from prunekit.training import Training
 
 if TYPE_CHECKING:
     from prunekit.pruning import Session
@@ -132,6 +133,17 @@ class Recipe(Settings):
     def parts(self) -> dict[str, Part]:
         """The parts by their keys."""
         return {key: value for key, value in vars(self).items() if isinstance(value, Part)}
+
+    @property
+    def warm_ups(self) -> dict[str, Training]:
+        """The trainings that parts ask for before the first removal, by the parts' keys."""
+        found = {key: part.warm_up for key, part in self.parts.items()}
+        return {key: training for key, training in found.items() if training is not None}
+
+    @property
+    def trains(self) -> bool:
+        """Whether the network is trained, after the steps or before the first."""
+        return self.retrain.plan is not None or bool(self.warm_ups)
 
     @property
     def layer_by_layer(self) -> bool:

@@ -20,6 +20,7 @@ from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masking import MaskedOptimizer
 from prunekit.masks import Masks
 from prunekit.modes import keeping_modes
+from prunekit.parts.base import BatchLoss
 from prunekit.parts.regularize import Regularizer
 from prunekit.seeds import derive, seeded
 from prunekit.settings import Settings
@@ -99,6 +100,8 @@ def train(
     *,
     seed: int = 0,
     masks: Masks | None = None,
+    loss: BatchLoss | None = None,
+    before_step: Callable[[], None] | None = None,
     start: int = 0,
     checkpoints: Collection[int] = (),
     on_checkpoint: Callable[[int, State], object] | None = None,
@@ -113,6 +116,8 @@ def train(
         data: training examples: a pair of tensors (inputs, targets), a dataset of `prunekit.data`, or a
             loader of such pairs.
         masks: what stays removed; applied after every step.
+        loss: what is minimised instead of the loss of `training`, from the batch and that loss.
+        before_step: called before each step of the optimizer, when the gradients are those of the loss alone.
         start: the first step's number; a run that is rewound to step k trains from k to the end.
         checkpoints: numbers of steps after which `on_checkpoint` gets a copy of the state; 0 is before any.
         report: told after every epoch how far the run is.
@@ -134,10 +139,10 @@ def train(
         if on_checkpoint is not None and step in wanted:
             on_checkpoint(step, copy_state(model))
 
-    with seeded(derive(seed, "noise")), _attached(model, optimizer, training, masks):
+    with seeded(derive(seed, "noise")), _attached(model, optimizer, training, masks, before_step):
         if start in wanted:
             checkpoint(start)
-        return _run(model, data, training, optimizer, seed, start, total, checkpoint, report)
+        return _run(model, data, training, optimizer, seed, start, total, checkpoint, report, loss)
 
 
 def _run(
@@ -150,6 +155,7 @@ def _run(
     total: int,
     checkpoint: Callable[[int], None],
     report: Report | None,
+    batch_loss: BatchLoss | None,
 ) -> Trained:
     model.train()
     per_epoch = data.length(training.batch_size)
@@ -163,7 +169,10 @@ def _run(
             loss_of = training.loss_for(targets)
         if training.decay != "constant":
             _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
-        loss = loss_of(model(inputs), targets)
+        outputs = model(inputs)
+        loss = loss_of(outputs, targets)
+        if batch_loss is not None:
+            loss = batch_loss(inputs, outputs, targets, loss)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -207,10 +216,16 @@ def _stream(data: Batches, batch_size: int, seed: int, start: int, total: int) -
 
 @contextmanager
 def _attached(
-    model: nn.Module, optimizer: Optimizer, training: Training, masks: Masks | None
+    model: nn.Module,
+    optimizer: Optimizer,
+    training: Training,
+    masks: Masks | None,
+    before_step: Callable[[], None] | None,
 ) -> Iterator[None]:
     handles: list[Any] = []
     try:
+        if before_step is not None:  # before penalties add to the gradients
+            handles.append(optimizer.register_step_pre_hook(lambda *_: before_step()))
         for regularizer in training.regularize:
             handles += regularizer.attach(model, optimizer, masks)
         if masks is not None:

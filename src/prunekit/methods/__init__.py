@@ -39,6 +39,7 @@ from prunekit.methods.units import (
     taylor_units,
 )
 from prunekit.methods.weights import (
+    distilled_magnitude,
     erk_magnitude,
     gradient,
     gradual_magnitude,
@@ -47,6 +48,7 @@ from prunekit.methods.weights import (
     lottery_ticket,
     lottery_ticket_linear,
     magnitude,
+    movement,
     n_m,
     random,
     random_ticket,
@@ -66,6 +68,7 @@ __all__ = [
     "apoz_units",
     "correlation",
     "describe",
+    "distilled_magnitude",
     "erk_magnitude",
     "exact_layer_obs",
     "filter_norm",
@@ -82,6 +85,7 @@ __all__ = [
     "magnitude",
     "masked_least_squares",
     "maxout_pruning",
+    "movement",
     "n2ps",
     "n2ps_units",
     "n_m",
@@ -164,7 +168,7 @@ def describe(name: str) -> MethodInfo:
         what
         for what, needed in (
             ("data", chosen.needs_data),
-            ("retraining", chosen.retrain.plan is not None),
+            ("retraining", chosen.trains),
             ("initial values", chosen.retrain.checkpoint is not None),
         )
         if needed

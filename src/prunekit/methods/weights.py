@@ -6,9 +6,9 @@ from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
 from prunekit.parts.allocation import ERK, Nothing, PerLayer, Sensitivity, Threshold
 from prunekit.parts.granularity import NM
-from prunekit.parts.retrain import FineTune, Reinitialize, Rewind
+from prunekit.parts.retrain import Distill, FineTune, Reinitialize, Rewind
 from prunekit.parts.schedule import Cubic, Geometric, Linear, OneShot, Rounds
-from prunekit.parts.scores import Gradient, Magnitude, Random, WeightGradient
+from prunekit.parts.scores import Gradient, Magnitude, Movement, Random, WeightGradient
 from prunekit.recipe import Recipe
 
 
@@ -132,6 +132,45 @@ def snip(sparsity: float = 0.9) -> Recipe:
     Paper: Lee, Ajanthan, Torr 2019, arXiv 1810.02340
     """
     return Recipe(score=WeightGradient(), schedule=OneShot(sparsity=sparsity))
+
+
+@method
+def movement(
+    sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
+    """The weights of each layer that training moves towards zero, by a cubic schedule while it goes on.
+
+    The epochs come before the first step and after every one of them.
+
+    Paper: Sanh, Wolf, Rush 2020, arXiv 2005.07683
+    """
+    chosen = training_of(epochs, training)
+    return Recipe(
+        score=Movement(training=chosen),
+        allocation=PerLayer(),
+        schedule=Cubic(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=chosen),
+    )
+
+
+@method
+def distilled_magnitude(
+    sparsity: float = 0.9,
+    steps: int = 10,
+    epochs: float = 5,
+    temperature: float = 2.0,
+    share: float = 0.5,
+    training: TrainingLike = None,
+) -> Recipe:
+    """`iterative_magnitude`, retrained on the softened outputs of the network before pruning as well.
+
+    Paper: Hinton, Vinyals, Dean 2015, arXiv 1503.02531
+    """
+    return Recipe(
+        score=Magnitude(),
+        schedule=Geometric(sparsity=sparsity, steps=steps),
+        retrain=Distill(temperature=temperature, share=share, training=training_of(epochs, training)),
+    )
 
 
 @method

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_serializer
+from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.permission import import_object
 from prunekit.settings import Settings, shown
+
+if TYPE_CHECKING:
+    from prunekit.parts.context import StepContext
+    from prunekit.training import Training
 
 Level = Literal["weights", "patterns", "units", "groups", "pieces"]
 """What a recipe removes, as its shape says."""
@@ -24,6 +29,10 @@ LEVELS: Mapping[Level, str] = {
     "pieces": "pieces of maxout units",
 }
 """The levels in words."""
+
+
+BatchLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(inputs, outputs, targets, the task's loss) -> what is minimised instead; scalars, means over the batch."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,46 @@ class Part(Settings):
     paper: ClassVar[str] = ""
     works_on: ClassVar[tuple[Level, ...]] = tuple(LEVELS)
     requires: ClassVar[tuple[Requirement, ...]] = ()
+
+    # ---- what a part may do beside the work of its family; by default nothing ----
+
+    @property
+    def warm_up(self) -> Training | None:
+        """How the network is trained before the first removal; None for not at all.
+
+        In a training loop of the user's the loop is the training: at least one step must come first.
+        """
+        return None
+
+    def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors, by names of the part's own, that it carries from step to step.
+
+        They are the part's alone to change in place, as `context.state`; a session saves and copies them.
+
+        Args:
+            model: the network before anything is done to it, without wrappers.
+            names: the parameters that may be pruned, by full name.
+        """
+        return {}
+
+    def before_step(self, context: StepContext) -> None:
+        """Called at the beginning of each step of the pruning, when nothing is measured or removed yet."""
+        return
+
+    def before_optimizer_step(self, context: StepContext) -> None:
+        """Called just before each step of the optimizer, when the gradients are those of the loss."""
+        return
+
+    def training_loss(self, context: StepContext) -> BatchLoss | None:
+        """What becomes of the loss of a batch in the training after a step; None for what it is.
+
+        Called once for each such training, with the network as it begins.
+        """
+        return None
+
+    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse what `training_loss` cannot be taken of, before a weight changes, with an `InputError`."""
+        return
 
     @classmethod
     def build(cls, value: Any) -> Self:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
+import torch
+import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.limits import WHOLE
-from prunekit.parts.base import Part
+from prunekit.limits import LARGE, WHOLE
+from prunekit.parts.base import BatchLoss, Part
+from prunekit.parts.context import StepContext
 from prunekit.seeds import derive, seeded
-from prunekit.training import Training
+from prunekit.training import Training, copy_state
 
 TrainingSettings = Annotated[Training, BeforeValidator(Training.parse)]
 
@@ -88,6 +92,91 @@ class FineTune(Retrain):
     def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
         """Leave the values."""
         return False
+
+
+class Distill(Retrain):
+    """The survivors are trained on the task and on the softened outputs of the network before pruning.
+
+    The loss is (1 - share) L + share T^2 KL(softmax(v / T) || softmax(z / T)), with L the loss of `training`,
+    the network's logits z and the teacher's v, and classes along dimension 1; the divergence is averaged over
+    examples and positions. The teacher is the network as the first step finds it, in evaluation mode, and is
+    never trained; it travels with the state of a session, as large as the network.
+
+    Attributes:
+        temperature: T; the higher, the more the outputs of classes that are wrong count.
+        share: of the teacher in the loss; 1 leaves the labels out.
+    """
+
+    name = "distill"
+    paper = "Hinton, Vinyals, Dean 2015, arXiv 1503.02531"
+    temperature: float = Field(default=2.0, gt=0, le=LARGE)
+    share: float = Field(default=0.5, gt=0, le=1)
+    training: TrainingSettings = Field(default_factory=Training)
+
+    @property
+    def plan(self) -> Training:
+        """The training."""
+        return self.training
+
+    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
+        """Leave the values."""
+        return False
+
+    def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+        """The teacher's parameters and buffers."""
+        return copy_state(model)
+
+    def before_step(self, context: StepContext) -> None:
+        """The teacher is what the first step finds."""
+        if context.step.number == 1:
+            for name, value in context.model.state_dict().items():
+                context.state[name].copy_(value)
+
+    def training_loss(self, context: StepContext) -> BatchLoss:
+        """The loss with a teacher."""
+        try:
+            teacher = copy.deepcopy(context.model)
+        except Exception as error:  # copying runs the user's code
+            raise ModelError(
+                f"retrain {self.name}: the model cannot be copied as a teacher: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        teacher.load_state_dict(dict(context.state))
+        return _Distillation(teacher.requires_grad_(False).eval(), self.temperature, self.share)
+
+    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
+        """The outputs must be logits of classes."""
+        if self.training.loss_named(targets) != "cross_entropy":
+            raise InputError(
+                f"retrain {self.name}: softens the logits of classes, but the loss is "
+                f"{self.training.loss_named(targets)}: use 'fine_tune'"
+            )
+
+
+class _Distillation:
+    """The loss of a batch, mixed with the divergence from a teacher."""
+
+    def __init__(self, teacher: nn.Module, temperature: float, share: float) -> None:
+        self._teacher, self._temperature, self._share = teacher, temperature, share
+
+    def __call__(self, inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self._teacher(inputs)
+        apart = divergence(outputs, wanted, self._temperature)
+        return (1 - self._share) * loss + self._share * self._temperature**2 * apart
+
+
+def divergence(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(wanted / T) || softmax(outputs / T)) over classes, averaged over examples and positions.
+
+    Args:
+        outputs: (examples, classes, ...) logits.
+        wanted: of the same shape, the teacher's.
+        temperature: T.
+    """
+    student = F.log_softmax(outputs / temperature, dim=1)
+    teacher = F.log_softmax(wanted / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1).mean()
 
 
 class Rewind(Retrain):

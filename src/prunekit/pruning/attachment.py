@@ -51,11 +51,18 @@ class Attachment:
         model: the network.
         optimizer: of its training.
         masks: that act from now on.
+        before: called before each step; None for nothing.
         after: called after each step, once the masks have acted.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, masks: Masks, after: Callable[[], None]
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        masks: Masks,
+        *,
+        before: Callable[[], None] | None,
+        after: Callable[[], None],
     ) -> None:
         self._optimizer = optimizer
         self._masked = MaskedOptimizer(model, optimizer, masks)
@@ -63,7 +70,9 @@ class Attachment:
         def stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             after()
 
-        self._counter = optimizer.register_step_post_hook(stepped)
+        self._handles = [optimizer.register_step_post_hook(stepped)]
+        if before is not None:
+            self._handles.append(optimizer.register_step_pre_hook(lambda *_: before()))
 
     def update(self, masks: Masks) -> None:
         """Other masks from now on."""
@@ -80,4 +89,5 @@ class Attachment:
     def detach(self) -> None:
         """Take the hooks off."""
         self._masked.detach()
-        self._counter.remove()
+        for handle in self._handles:
+            handle.remove()

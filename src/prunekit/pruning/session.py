@@ -19,6 +19,7 @@ from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned, Record
 from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
+from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import Step, StepContext
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
@@ -26,9 +27,17 @@ from prunekit.pruning.attachment import Attachment, check_attachable
 from prunekit.pruning.calibration import Calibration, two_examples
 from prunekit.pruning.choosing import chosen
 from prunekit.pruning.guard import Guard
+from prunekit.pruning.part_state import (
+    act_in_training,
+    before_optimizer_step,
+    before_step,
+    copy_states,
+    initial_states,
+    training_loss,
+)
 from prunekit.pruning.ranking import Ranking
 from prunekit.pruning.state import Owner, digest_of, read_state
-from prunekit.readiness import check_restart, check_retraining
+from prunekit.readiness import check_restart, check_trainings
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
 from prunekit.snapshot import Snapshot
@@ -89,6 +98,8 @@ class Session:
             seed=self._seed,
             loss=loss,
         )
+        self._states = initial_states(recipe, self._inner, self.plan.elements.parameters)
+        self._batch_loss: BatchLoss | None = None
         self._ranking = Ranking(recipe, self.plan, self._calibration, self._seed)
         self._guard = Guard(recipe.stop, self._calibration.error)
         if recipe.stop.needs_data and self._data is None and validation is None:
@@ -121,7 +132,7 @@ class Session:
         A step that the recipe's `stop` rolls back is neither yielded nor in the history. Where a step fails,
         network and session are what they were before it.
         """
-        check_retraining(self._inner, self.recipe.retrain, self._checkpoints, self._data)
+        check_trainings(self._inner, self.recipe, self._checkpoints, self._data, warm_up=not self._warmed_up)
         if not self.done:
             self._try_data(retraining=True)
         while not self.done:
@@ -135,6 +146,7 @@ class Session:
         """The next step with its retraining; None where it was rolled back."""
         started = time.perf_counter()
         step = self.plan.steps[len(self.history)]
+        self._warm_up(step, report)
         self._guard.hold(self._inner, len(self.history), self.kept)
         self._prune_step(step)
         train_loss = self._retrain(step, report)
@@ -157,16 +169,11 @@ class Session:
             yield
             return
         recipe = self.recipe
-        may_fail = (
-            steps > 1
-            or evaluated
-            or recipe.retrain.plan is not None
-            or recipe.stop.needs_data
-            or recipe.repair.changes
-        )
+        may_fail = steps > 1 or evaluated or recipe.trains or recipe.stop.needs_data or recipe.repair.changes
         values = Snapshot(self._inner) if may_fail else None
         kept, masks, history = self.kept, self.masks, list(self.history)
         ranking, guard = copy(self._ranking), copy(self._guard)
+        states = copy_states(self._states)
         self._undo_held = True
         try:
             yield
@@ -174,7 +181,7 @@ class Session:
             if values is not None:
                 values.restore()
             self.kept, self.masks, self.history = kept, masks, history
-            self._ranking, self._guard = ranking, guard
+            self._ranking, self._guard, self._states = ranking, guard, states
             raise
         finally:
             self._undo_held = False
@@ -205,6 +212,12 @@ class Session:
             return None
         started = time.perf_counter()
         check_restart(self._inner, self.recipe.retrain, self._checkpoints)
+        for key in self.recipe.warm_ups:
+            if not self._warmed_up:
+                raise InputError(
+                    f"the recipe's {key} {self.recipe.parts[key].name!r} is measured while the network is "
+                    "trained: attach() the optimizer and train before the first advance()"
+                )
         step = self.plan.steps[len(self.history)]
         with self.undoing(steps=1):
             self._guard.hold(self._inner, len(self.history), self.kept)
@@ -249,10 +262,14 @@ class Session:
             chain=elements.chain,
             coupled=elements.coupled,
             granularity=self.recipe.shape,
+            states=self._states,
+            masks=self.masks,
         )
 
     def _prune_step(self, step: Step) -> bool:
+        self._batch_loss = None
         context = self._context(step)
+        before_step(self.recipe, context)
         context = replace(context, statistics=self._ranking.measure(context))
         context = replace(context, scores=self._ranking.scores(context))
         self.kept = chosen(
@@ -277,6 +294,34 @@ class Session:
             self._attachment.update(self.masks)
         return restarted
 
+    @property
+    def _warmed_up(self) -> bool:
+        """Whether the network was trained before the first removal, here or by a loop of the user's."""
+        return bool(self.history) or self._optimizer_steps > 0
+
+    def _warm_up(self, step: Step, report: Report | None) -> None:
+        """Train the network as parts ask before the first removal."""
+        if self._warmed_up:
+            return
+        for key, training in self.recipe.warm_ups.items():
+            assert self._data is not None
+            train(
+                uncompiled(self.model),
+                self._data,
+                training,
+                seed=training_seed(self._seed, "warm_up", key),
+                masks=self.masks,
+                before_step=self._before_optimizer_step(step),
+                report=report,
+            )
+
+    def _before_optimizer_step(self, step: Step) -> Callable[[], None] | None:
+        """What the parts do at each step of a training that follows a step, or comes before the first."""
+        if not act_in_training(self.recipe):
+            return None
+        context = self._context(step)
+        return lambda: before_optimizer_step(self.recipe, context)
+
     def _retrain(self, step: Step, report: Report | None) -> float | None:
         training = self.recipe.retrain.plan
         if training is None or not self._retrains(step):
@@ -288,6 +333,8 @@ class Session:
             training,
             seed=training_seed(self._seed, "retrain", step.number),
             masks=self.masks,
+            loss=training_loss(self.recipe, self._context(step)),
+            before_step=self._before_optimizer_step(step),
             start=self.recipe.retrain.start,
             report=report,
         )
@@ -337,7 +384,10 @@ class Session:
         if self.recipe.retrain.checkpoint == 0 and 0 not in self._checkpoints:
             self._checkpoints[0] = copy_state(self._inner)
         self._every = every
-        self._attachment = Attachment(self.model, optimizer, self.masks, self._after_step)
+        before = self._before_user_step if act_in_training(self.recipe) else None
+        self._attachment = Attachment(
+            self.model, optimizer, self.masks, before=before, after=self._after_step
+        )
 
     def _check_attachable(self, every: int | None) -> None:
         retrain, wanted = self.recipe.retrain, self.recipe.retrain.checkpoint
@@ -355,6 +405,34 @@ class Session:
         if self._attachment is not None:
             self._attachment.detach()
         self._attachment = None
+
+    def training_loss(self, inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a batch for a training loop of one's own, as the recipe's parts want it.
+
+        It is the task's loss (the session's `loss`) until the first step of the pruning, and where no part
+        changes it, as the retraining `distill` does.
+
+        Args:
+            inputs: of the batch.
+            outputs: of the network in training.
+            targets: of the batch.
+        """
+        loss = self._calibration.loss(outputs, targets)
+        if not self.history:
+            return loss
+        if self._batch_loss is None:
+            for part in self.recipe.parts.values():
+                part.check_batch(outputs, targets)
+            made = training_loss(self.recipe, self._context(self._last_step))
+            self._batch_loss = made or (lambda inputs, outputs, targets, loss: loss)
+        return self._batch_loss(inputs, outputs, targets, loss)
+
+    @property
+    def _last_step(self) -> Step:
+        return self.plan.steps[max(len(self.history) - 1, 0)]
+
+    def _before_user_step(self) -> None:
+        before_optimizer_step(self.recipe, self._context(self._last_step))
 
     def _after_step(self) -> None:
         self._optimizer_steps += 1
@@ -385,6 +463,8 @@ class Session:
             "history": [asdict(record) for record in self.history],
             "stop": self._guard.state_dict(),
         }
+        if self._states:
+            values["parts"] = copy_states(self._states)
         return {**values, KEY: digest_of(values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -394,16 +474,23 @@ class Session:
             InputError: if the state is damaged, or belongs to another recipe, seed or model; nothing is
                 changed then.
         """
-        owner = Owner(self._inner, self.recipe, self.plan, self._seed, self.kept, self._ranking.keys)
+        owner = Owner(
+            self._inner, self.recipe, self.plan, self._seed, self.kept, self._ranking.keys, self._states
+        )
         read = read_state(state, owner)
         self._checkpoints = read.checkpoints
         self.kept, self.masks, self.history = read.kept, read.masks, read.history
         self._optimizer_steps = read.optimizer_steps
         self._ranking.resume(read.ranking, read.measured)
         self._guard.resume(read.allowed, read.held, read.stopped)
+        self._states, self._batch_loss = read.states, None
         self.masks.apply(self._inner)
         if self._attachment is not None:
             self._attachment.resume(self.masks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is attached to no optimizer, as an optimizer's copy has no hooks."""
+        return {**vars(self), "_attachment": None, "_batch_loss": None}
 
     def _who_needs_data(self) -> str:
         if self.recipe.score.needs:

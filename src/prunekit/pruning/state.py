@@ -22,7 +22,7 @@ from prunekit.settings import shown
 from prunekit.trial import said
 
 NEEDED = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
-OPTIONAL = ("measured", "stop", KEY)
+OPTIONAL = ("measured", "stop", "parts", KEY)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Owner:
         seed: of everything random.
         kept: what it has kept so far; of it the shapes and devices count.
         again: the keys of the statistics that are measured once, if they are.
+        states: what its parts carry; of it the names, shapes, types and devices count.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Owner:
     seed: int
     kept: Masks
     again: Collection[str]
+    states: Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class State:
     allowed: float | None
     held: Held | None
     stopped: Stopped | None
+    states: dict[str, dict[str, Tensor]]
 
 
 def read_state(values: Any, owner: Owner) -> State:
@@ -121,6 +124,7 @@ def _read(values: Any, owner: Owner) -> State:
         checkpoints=_checkpoints(values["checkpoints"], bool(history), owner),
         ranking=_ranking(values["ranking"], bool(history), owner),
         measured=_measured(values.get("measured"), bool(history), owner),
+        states=_states(values.get("parts", {}), owner),
         **_stop(values.get("stop"), kept, history, owner),
     )
     state.masks.parameters(owner.model)
@@ -285,6 +289,20 @@ def _measured(values: Any, begun: bool, owner: Owner) -> dict[str, dict[str, Ten
         }
         for key in owner.again
     }
+
+
+def _states(values: Any, owner: Owner) -> dict[str, dict[str, Tensor]]:
+    """What the parts carry, in tensors of the session's own, as parts change them in place."""
+    _keys(values, "parts", tuple(owner.states))
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, own in owner.states.items():
+        _keys(values[key], f"parts: {key}", tuple(own))
+        found[key] = {}
+        for name, tensor in own.items():
+            place = f"parts: {key}: {name}"
+            read = _tensor(values[key][name], place, tuple(tensor.shape), tensor.dtype)
+            found[key][name] = read.detach().to(tensor.device, tensor.dtype, copy=True)
+    return found
 
 
 # ---- the rule that ends a pruning --------------------------------------------------------------------------

@@ -132,7 +132,8 @@ def _is_done(folder: Path, name: str, read: Callable[[Path], object]) -> bool:
 def _cost(cell: Cell, plan: Plan, data: Batches) -> float:
     retrain = cell.recipe.retrain
     length = 0 if retrain.plan is None else max(retrain.plan.length(data) - retrain.start, 0)
-    return float((OVERHEAD + length) * len(plan.steps))
+    warm_up = sum(training.length(data) for training in cell.recipe.warm_ups.values())
+    return float((OVERHEAD + length) * len(plan.steps) + warm_up)
 
 
 def _train(

@@ -7,6 +7,7 @@ from prunekit.parts.scores.gradients import Gradient, WeightGradient
 from prunekit.parts.scores.inputs import InputDeviation, InputScore, Wanda
 from prunekit.parts.scores.layer_obs import LayerOBS
 from prunekit.parts.scores.maxout import MaxoutWins
+from prunekit.parts.scores.movement import Movement
 from prunekit.parts.scores.obs import OBD, OBS
 from prunekit.parts.scores.units import (
     N2PS,
@@ -33,6 +34,7 @@ __all__ = [
     "LayerOBS",
     "Magnitude",
     "MaxoutWins",
+    "Movement",
     "NormScale",
     "Oracle",
     "OutgoingNorm",
