@@ -51,6 +51,7 @@ KINDS: tuple[dict[str, Any], ...] = (
         "calibration": 32,
     },
     {"schedule": LINEAR, "regrow": True, "allocation": "per_layer"},
+    {"schedule": LINEAR, "score": "movement", "retrain": "distill"},
 )
 BAD: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 3, 7, 1.5, math.nan, math.inf, 2**63, 2**80, "", "x", [], {}, [1],

@@ -301,7 +301,9 @@ def _states(values: Any, owner: Owner) -> dict[str, dict[str, Tensor]]:
         for name, tensor in own.items():
             place = f"parts: {key}: {name}"
             read = _tensor(values[key][name], place, tuple(tensor.shape), tensor.dtype)
-            found[key][name] = read.detach().to(tensor.device, tensor.dtype, copy=True)
+            if read.dtype != tensor.dtype:  # what is added up goes on with the same bits
+                raise _wrong(place, f"the type is {read.dtype}, not {tensor.dtype}")
+            found[key][name] = read.detach().to(tensor.device, copy=True)
     return found
 
 
