@@ -8,7 +8,16 @@ from pathlib import Path
 
 from prunekit.errors import DataError
 
-FILES = ("study.json", "series.json", "results.csv", "layers.csv", "SHA256SUMS", "report.html", ".lock")
+FILES = (
+    "study.json",
+    "series.json",
+    "results.csv",
+    "layers.csv",
+    "SHA256SUMS",
+    "units.json",
+    "report.html",
+    ".lock",
+)
 """What prunekit reads, writes and removes at the top of the folder of a study or a series."""
 
 FOLDERS = {"networks": 3, "cells": 3, "figures": 1}

@@ -45,3 +45,18 @@ def linear(inputs: int = 4) -> nn.Module:
 
 def not_a_number() -> nn.Module:
     return Linear(value=float("nan"))
+
+
+class Around(nn.Module):
+    """A shortcut around a layer: no chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.outer(x + self.inner(x).relu())
+
+
+def around() -> nn.Module:
+    return Around()

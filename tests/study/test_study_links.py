@@ -49,7 +49,16 @@ def in_place_of(path, target):
     return path
 
 
-FILES = ("study.json", "results.csv", "layers.csv", "SHA256SUMS", "report.html", ".lock", "series.json")
+FILES = (
+    "study.json",
+    "results.csv",
+    "layers.csv",
+    "SHA256SUMS",
+    "units.json",
+    "report.html",
+    ".lock",
+    "series.json",
+)
 FOLDERS = ("figures", "networks", "cells", "cells/zzz", "cells/zzz/seed-9", "networks/zzz/seed-0")
 STAGES = ("networks/*", "networks/*/seed-0", "cells/*/seed-0", "cells/*/seed-0/model")
 

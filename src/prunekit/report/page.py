@@ -32,6 +32,7 @@ from prunekit.report.study_files import (
     require_filled,
 )
 from prunekit.report.style import Drawing, inline, looks_of, save, write_atomically
+from prunekit.report.unit_figures import unit_drawings
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Figure:
         return Markup(self.svg)
 
 
-def render(view: View, curves: list[Figure], layers: list[Figure]) -> str:
+def render(view: View, curves: list[Figure], layers: list[Figure], units: list[Figure]) -> str:
     """The whole page as text. It asks for nothing outside itself: its content policy forbids it."""
     script = _part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -68,6 +69,7 @@ def render(view: View, curves: list[Figure], layers: list[Figure]) -> str:
             view=view,
             curves=curves,
             layers=layers,
+            units=units,
             style=Markup(_part("report.css")),
             script=Markup(script),
             script_digest=digest,
@@ -125,11 +127,13 @@ def write_report(folder: Path) -> Path:
 
     curves = curve_drawings(scene, primary)
     layers = [multiples_drawing(points, layer_points, methods), heat_drawing(table) if table else None]
+    units = unit_drawings(folder, study, scene, primary)
     view = view_of(study, rows, scene, primary, table)
     page = render(
         view,
         curves=[_saved(drawing, folder) for drawing in curves],
         layers=[_saved(drawing, folder) for drawing in layers if drawing is not None],
+        units=[_saved(drawing, folder) for drawing in units],
     )
     target = folder / "report.html"
     write_atomically(target, page.encode())

@@ -11,13 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.batches import Batches, as_batches
-from prunekit.errors import DataError, InputError, PrunekitError
+from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.recipe import Plan
+from prunekit.structure import chain_of
 from prunekit.study.layout import Layout
-from prunekit.study.outputs import Results, discard, is_finished
+from prunekit.study.outputs import Results, discard, is_finished, remove
 from prunekit.study.spec import Cell, Study
 from prunekit.study.stages import build, dataset, files_of_network, run_cell, train_network
 from prunekit.study.tasks import Progress, Task
+from prunekit.study.unit_stage import has_units, write_units
 from prunekit.trial import check_takes
 
 log = logging.getLogger(__name__)
@@ -33,11 +35,19 @@ def plan(study: Study, data_dir: Path | None) -> Plans:
     """The plan of every cell.
 
     Raises:
-        InputError, DataError, ModelError: whatever a cell could not be run with, naming the method.
+        InputError, DataError, ModelError: whatever a cell could not be run with, naming the method, or what
+            keeps the network from having figures of units.
     """
     data = dataset(study, data_dir)
     model = build(study, data, seed=0)
     check_takes(model, study.model.name, data.test.inputs[:2])
+    if study.unit_figures is not None:
+        try:
+            chain = chain_of(model)
+        except PrunekitError as error:
+            raise type(error)(f"unit_figures: {error}") from error
+        if not chain.groups:
+            raise ModelError("unit_figures: the network has no units that could be removed")
     batches = as_batches(data)
     plans = {}
     for cell in study.cells:
@@ -110,7 +120,30 @@ def make_tasks(
                 after=(networks[seed].name,) if seed in networks else (),
                 cost=_cost(cell, plans[cell.key], data),
             )
-    return [*networks.values(), *cells.values()]
+    units = [] if _has_units(study, layout) else [_units_task(study, layout, data_dir, networks)]
+    return [*networks.values(), *cells.values(), *units]
+
+
+def _has_units(study: Study, layout: Layout) -> bool:
+    """Whether nothing is to be done for figures of units; what is damaged or of another study is removed."""
+    if study.unit_figures is not None:
+        try:
+            if has_units(study, layout):
+                return True
+        except DataError as error:
+            log.warning("%s; done anew", error)
+    remove(layout.units)
+    return study.unit_figures is None
+
+
+def _units_task(study: Study, layout: Layout, data_dir: Path | None, networks: dict[int, Task]) -> Task:
+    return Task(
+        "figures of units",
+        _sweep,
+        (study.to_dict(), study.allow, layout, data_dir),
+        after=(networks[0].name,) if 0 in networks else (),
+        cost=float(10 * OVERHEAD),
+    )
 
 
 def _is_done(folder: Path, name: str, read: Callable[[Path], object]) -> bool:
@@ -151,6 +184,13 @@ def _train(
         data_dir,
         lambda done, total: progress(done / max(total, 1)),
     )
+
+
+def _sweep(
+    study: dict[str, Any], allow: tuple[str, ...], layout: Layout, data_dir: Path | None, progress: Progress
+) -> None:
+    progress(0.0)
+    write_units(Study.parse(study, allow=allow), layout, data_dir)
 
 
 def _prune(

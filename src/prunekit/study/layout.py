@@ -32,7 +32,7 @@ class Layout:
 
     networks/<hash>/seed-<n>/   the trained networks that every method starts from
     cells/<label>-<hash>/seed-<n>/   one recipe and replicate
-    study.json, results.csv, layers.csv, SHA256SUMS, figures/, report.html
+    study.json, results.csv, layers.csv, SHA256SUMS, units.json, figures/, report.html
     """
 
     root: Path
@@ -51,6 +51,11 @@ class Layout:
     def layers(self) -> Path:
         """One row per layer, cell and step."""
         return self.root / "layers.csv"
+
+    @property
+    def units(self) -> Path:
+        """Gain sweeps and correlations of units, where the study asks for figures of them."""
+        return self.root / "units.json"
 
     def network(self, study: Study, seed: int) -> Path:
         """The trained network of a seed."""
@@ -94,7 +99,14 @@ class Layout:
 
     def tidy(self) -> None:
         """Remove what killed runs have left behind; for the holder of the folder's lock."""
-        for name in (self.study.name, self.results.name, self.layers.name, SUMS, "report.html"):
+        for name in (
+            self.study.name,
+            self.results.name,
+            self.layers.name,
+            SUMS,
+            self.units.name,
+            "report.html",
+        ):
             for path in self.root.glob(f".{name}.*"):
                 path.unlink(missing_ok=True)
         # names as text, not as paths: there may be thousands

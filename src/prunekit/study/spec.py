@@ -116,6 +116,18 @@ class Controls(Settings):
     dense_trained_as_long: str | None = None
 
 
+class UnitFigures(Settings):
+    """What the report shows of the units of the trained network of seed 0: gain sweeps and correlations.
+
+    Attributes:
+        examples: of the training part, from its beginning; all if there are fewer.
+        every: a sweep for one of so many units, in the order in which the oracle removes them.
+    """
+
+    examples: int = Field(default=5000, ge=1)
+    every: int = Field(default=10, ge=1)
+
+
 class Study(Settings):
     """A comparison: methods x seeds on one dataset and one model.
 
@@ -128,6 +140,8 @@ class Study(Settings):
         seeds: the number of replicates; replicate k has another initialisation and data order than the rest.
         splits: `one` for all replicates, or `per_seed`: replicate k has the split of the dataset's seed + k.
             A set with an official test part keeps that part, and draws another validation part.
+        unit_figures: what the report shows of the units, for networks whose units can be removed; None for
+            nothing.
     """
 
     name: Annotated[str, AfterValidator(check_folder_name)]
@@ -141,6 +155,7 @@ class Study(Settings):
     controls: Annotated[Controls, BeforeValidator(Controls.parse)] = Controls()
     seeds: int = Field(default=3, ge=1, le=MAX_SEEDS)
     splits: Literal["one", "per_seed"] = "one"
+    unit_figures: UnitFigures | None = None
     _allowed: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="before")
@@ -200,6 +215,12 @@ class Study(Settings):
     def network_key(self) -> str:
         """The content hash of everything that the dense networks depend on, the seed apart."""
         return digest({**self._network(), "checkpoints": list(self.checkpoints)})
+
+    @cached_property
+    def units_key(self) -> str:
+        """The content hash of everything that the figures of units depend on."""
+        asked = None if self.unit_figures is None else self.unit_figures.to_dict()
+        return digest({**self._network(), "unit_figures": asked})
 
     def _cell_key(self, recipe: Recipe) -> str:
         return digest({**self._network(), "recipe": recipe.identity()})

@@ -1,6 +1,8 @@
-"""Pictures of units: gain sweeps, the regret of each method against the oracle, correlations clustered."""
+"""Figures of units: the regret of each method against the oracle, gain sweeps, correlations clustered."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -10,7 +12,9 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from prunekit.report.axes import log_limits
-from prunekit.report.curves import End, set_labels, short
+from prunekit.report.curves import End, Scene, set_labels, short
+from prunekit.report.format import Primary
+from prunekit.report.study_files import StudyFile
 from prunekit.report.style import (
     GREY,
     INK,
@@ -18,14 +22,76 @@ from prunekit.report.style import (
     Look,
     clean,
     drawing_style,
-    looks_of,
     new_figure,
     set_log_y,
 )
+from prunekit.report.unit_data import UNITS, read_units
 
 Numbers = NDArray[np.float64]
 
 DEPTH = colormaps["viridis"]
+
+LEAST_SHARED = 3
+"""A line of fewer points than this says nothing of a course of removals."""
+
+
+def unit_drawings(folder: Path, study: StudyFile, scene: Scene, primary: Primary) -> list[Drawing]:
+    """What can be drawn of the units of a study: the regret from its tables, the rest from `units.json`.
+
+    Raises:
+        DataError: if there is a `units.json`, and it is damaged.
+    """
+    drawings = []
+    yardstick = oracle_of(study)
+    if yardstick is not None and primary.higher_is_better:
+        curves = regret_curves(scene, primary, yardstick)
+        if len(curves) > 1:
+            drawings.append(regret_drawing(curves, yardstick, scene.looks, scene.random, primary.name))
+    if (folder / UNITS).is_file():
+        found = read_units(folder / UNITS)
+        errors = np.array([sweep.errors for sweep in found.sweeps])
+        removed = [sweep.removed for sweep in found.sweeps]
+        drawings.append(gain_sweep_drawing(np.array(found.gains), errors, removed, found.error))
+        matrices = {name: np.array(matrix) for name, matrix in found.correlations.items()}
+        drawings.append(correlation_drawing(matrices))
+    return drawings
+
+
+def oracle_of(study: StudyFile) -> str | None:
+    """The label of the method that removes by the true cost alone, measured anew at each step."""
+    for label, note in study.methods.items():
+        recipes = note.recipe if isinstance(note.recipe, list) else [note.recipe]
+        if recipes and all(_measures(recipe) for recipe in recipes):
+            return label
+    return None
+
+
+def _measures(recipe: Mapping[str, Any]) -> bool:
+    named = {part: _name(recipe.get(part)) for part in ("score", "repair", "retrain")}
+    plain = named["repair"] in (None, "none") and named["retrain"] in (None, "none")
+    return named["score"] == "oracle" and plain and recipe.get("rank") != "once"
+
+
+def _name(part: Any) -> Any:
+    return part.get("name") if isinstance(part, Mapping) else part
+
+
+def regret_curves(scene: Scene, primary: Primary, yardstick: str) -> dict[str, dict[int, float]]:
+    """By method, the mean quality in percent by the number of units removed, where enough are shared.
+
+    Args:
+        scene: the points of the study.
+        primary: the quality, a fraction.
+        yardstick: the method whose numbers of units the others must share.
+    """
+    curves: dict[str, dict[int, float]] = {method: {} for method in scene.methods}
+    for point in scene.points:
+        quality = point.values.get(primary.test)
+        if point.method in curves and quality is not None and quality.finite:
+            removed = round(point.values["kept"].mean * (point.ratio - 1))
+            curves[point.method][removed] = 100 * quality.mean
+    best = set(curves[yardstick])
+    return {method: curve for method, curve in curves.items() if len(best & set(curve)) >= LEAST_SHARED}
 
 
 def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], error: str) -> Drawing:
@@ -82,19 +148,23 @@ def _shade(count: int, removed: Sequence[int]) -> tuple[float, float, float, flo
 
 
 def regret_drawing(
-    curves: Mapping[str, Mapping[int, float]], yardstick: str, random: str | None, quality: str
+    curves: Mapping[str, Mapping[int, float]],
+    yardstick: str,
+    looks: Mapping[str, Look],
+    random: str | None,
+    quality: str,
 ) -> Drawing:
     """How much more each method loses than the oracle with as many units removed.
 
     Args:
         curves: by method, the mean quality in percent by the number of units removed.
         yardstick: the method that the others are measured against.
-        random: the control, drawn grey.
+        looks: of the lines of the others.
+        random: the control, which does not set the scale.
         quality: what the quality is called.
     """
     best = curves[yardstick]
     others = [method for method in curves if method != yardstick]
-    looks = looks_of(others, random, ())
     with drawing_style():
         figure = new_figure(10.0, max(4.4, 1.3 + 0.2 * (len(others) + 1)))
         right = 1 - (0.55 + 0.073 * max(16, *(len(short(name)) for name in others))) / 10.0
@@ -105,7 +175,8 @@ def regret_drawing(
         for method in others:
             shared = sorted(set(curves[method]) & set(best))
             lines[method] = (shared, [best[count] - curves[method][count] for count in shared])
-        _limit(axes, [values for method, (_, values) in lines.items() if method != random])
+        shown = [values for method, (_, values) in lines.items() if method != random]
+        _limit(axes, shown or [values for _, values in lines.values()])
         ends = [End(-1, yardstick, Look(INK, "", "-", 1.3), None, 0.0, 0.0)]
         for series, (method, (counts, values)) in enumerate(lines.items()):
             look = looks[method]
@@ -128,7 +199,7 @@ def regret_drawing(
 
 def _limit(axes: Axes, values: Sequence[Sequence[float]]) -> None:
     low, high = min(map(min, values)), max(map(max, values))
-    margin = 0.04 * (high - low)
+    margin = 0.04 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)
 
 

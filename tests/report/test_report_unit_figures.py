@@ -1,0 +1,168 @@
+"""Figures of units: what stands where, and the order that puts similar units side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_fixture import RESULTS, Method, make_study, write_csv
+
+from prunekit.digests import write_json_with_digest
+from prunekit.errors import DataError
+from prunekit.report import points_of, read_results, read_study, write_report
+from prunekit.report.curves import Scene
+from prunekit.report.format import ACCURACY
+from prunekit.report.style import looks_of, svg_of
+from prunekit.report.unit_data import read_units
+from prunekit.report.unit_figures import (
+    clustered,
+    correlation_drawing,
+    gain_sweep_drawing,
+    oracle_of,
+    regret_curves,
+    regret_drawing,
+)
+
+
+def _blocks(order: list[int]) -> np.ndarray:
+    """Three blocks of units that move together, one of them with the sign turned, in a shuffled order."""
+    block = np.array([0, 0, 0, 1, 1, 2, 2, 2])[order]
+    sign = np.array([1, -1, 1, 1, 1, 1, 1, -1])[order]
+    found = np.where(block[:, None] == block[None], 0.9, 0.05) * np.outer(sign, sign)
+    np.fill_diagonal(found, 1.0)
+    return found
+
+
+def test_units_that_move_together_or_in_opposition_stand_side_by_side() -> None:
+    order = [5, 0, 3, 7, 1, 4, 2, 6]
+    blocks = np.array([0, 0, 0, 1, 1, 2, 2, 2])[order]
+    placed = blocks[clustered(_blocks(order))]
+    assert sorted(clustered(_blocks(order))) == list(range(8))
+    assert np.count_nonzero(np.diff(placed)) == 2
+
+
+def test_two_units_have_one_order() -> None:
+    assert clustered(np.eye(2)) == [0, 1]
+
+
+def test_what_is_drawn_does_not_change_the_correlations() -> None:
+    found = _blocks(list(range(8)))
+    before = found.copy()
+    drawing = correlation_drawing({"fc1": found, "fc2": np.eye(3)})
+    assert np.array_equal(found, before)
+    text = svg_of(drawing)
+    assert "fc1" in text
+    assert "fc2" in text
+
+
+def test_gain_sweeps_have_a_line_on_both_scales_and_marks_at_on_and_off() -> None:
+    gains = np.linspace(0, 10, 11)
+    errors = np.stack([1 + (gains - 1) ** 2, 2 + (gains - 1) ** 2])
+    drawing = gain_sweep_drawing(gains, errors, [0, 10], "squared error")
+    linear, log = drawing.figure.axes
+    assert (linear.get_yscale(), log.get_yscale()) == ("linear", "log")
+    for axes in (linear, log):
+        lines = [line for line in axes.get_lines() if len(line.get_xdata()) == len(gains)]
+        marks = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.get_lines() if line not in lines}
+        assert len(lines) == 2
+        assert marks == {(1.0, 1.0), (0.0, 2.0), (1.0, 2.0), (0.0, 3.0)}
+
+
+def test_regret_is_what_the_yardstick_has_more() -> None:
+    curves = {"oracle": {1: 99.0, 2: 98.0}, "first": {1: 98.5, 2: 90.0}, "random": {1: 80.0, 2: 70.0}}
+    drawing = regret_drawing(
+        curves, "oracle", looks_of(["first", "random"], "random", ()), "random", "test accuracy"
+    )
+    lines = [tuple(line.get_ydata()) for line in drawing.figure.axes[0].get_lines()]
+    assert (0.5, 8.0) in lines
+    assert (19.0, 28.0) in lines
+
+
+UNITS = {
+    "key": "k",
+    "error": "squared error",
+    "gains": [0.0, 0.5, 1.0, 2.0],
+    "sweeps": [{"layer": "fc1", "unit": 3, "removed": 0, "errors": [0.4, 0.3, 0.2, 0.6]}],
+    "correlations": {"fc1": [[1.0, 0.5, 0.1], [0.5, 1.0, 0.2], [0.1, 0.2, 1.0]]},
+}
+
+
+def recipe(score: str, **parts: object) -> dict[str, object]:
+    return {"score": {"name": score}, "rank": "every_step", "repair": {"name": "none"}, **parts}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A study with an oracle, and three methods that might be taken for it."""
+    methods = {
+        "oracle, single pass": Method(10, recipe=recipe("oracle", rank="once")),
+        "oracle, retrained": Method(50, recipe=recipe("oracle", retrain={"name": "fine_tune"})),
+        "the oracle": Method(30, recipe=recipe("oracle", retrain={"name": "none"})),
+        "elsewhere": Method(20, ratios=(3, 5), recipe=recipe("magnitude")),
+        "random": Method(5, recipe=recipe("random")),
+    }
+    folder = make_study(tmp_path / "study", methods)
+    with (folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:  # units of which equally many are removed, but for one method
+        removed = 0 if row["method"].startswith("dense") else 5 * int(row["step"])
+        kept = 50 - removed - (2 if row["method"] == "elsewhere" else 0)
+        row |= {"prunable": "50", "kept": str(kept), "sparsity": str(1 - kept / 50)}
+        row["compression_ratio"] = str(50 / kept)
+    write_csv(folder / "results.csv", RESULTS, rows)
+    return folder
+
+
+def test_the_yardstick_is_the_oracle_that_measures_anew_and_only_removes(folder: Path) -> None:
+    study = read_study(folder / "study.json")
+    assert oracle_of(study) == "the oracle"
+    others = {label: note for label, note in study.methods.items() if label != "the oracle"}
+    assert oracle_of(study.model_copy(update={"methods": others})) is None
+
+
+def test_regret_is_taken_where_as_much_is_removed(folder: Path) -> None:
+    rows = read_results(folder / "results.csv")
+    scene = Scene(tuple(points_of(rows)), ("the oracle", "elsewhere", "random"), {}, "random")
+    curves = regret_curves(scene, ACCURACY, "the oracle")
+    assert set(curves) == {"the oracle", "random"}
+    for method, curve in curves.items():
+        for removed, value in curve.items():
+            assert removed in range(5, 36, 5)
+            same = [row for row in rows if row.method == method and row.kept == 50 - removed]
+            assert value == pytest.approx(100 * np.mean([row.values["test_accuracy"] for row in same]))
+            assert len(same) == read_study(folder / "study.json").seeds
+
+
+def test_a_report_shows_the_units_that_a_study_wrote_down(folder: Path) -> None:
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert 'id="units"' in page
+    assert (folder / "figures" / "regret.svg").is_file()
+    assert not (folder / "figures" / "gain-sweep.svg").exists()
+    write_json_with_digest(folder / "units.json", UNITS)
+    page = write_report(folder).read_text(encoding="utf-8")
+    for name in ("regret", "gain-sweep", "correlation"):
+        assert (folder / "figures" / f"{name}.svg").is_file()
+    assert "Error against the gain of a unit" in page
+    assert "Correlation between units" in page
+
+
+def test_units_that_are_damaged_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "units.json"
+    for changes, message in [
+        ({"gains": [0.0, 0.5, 2.0, 3.0]}, "gains: 0 and 1 must be among them"),
+        ({"gains": [0.0, 1.0]}, "4 errors for 2 gains"),
+        ({"sweeps": []}, "sweeps: List should have at least 1 item"),
+        ({"correlations": {"fc1": [[1.0, 0.0]]}}, "fc1: must be a square matrix"),
+        ({"correlations": {"fc1": [["x"]]}}, r"correlations\.fc1\.0\.0: "),
+    ]:
+        write_json_with_digest(path, UNITS | changes)
+        with pytest.raises(DataError, match=message) as refused:
+            read_units(path)
+        assert str(path) in str(refused.value)
+        assert "\n" not in str(refused.value)
+    path.write_text(json.dumps(UNITS | {"sha256": "0"}))
+    with pytest.raises(DataError, match="damaged or was changed"):
+        read_units(path)
