@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from prunekit.graph.captured import Captured, module_of
-from prunekit.graph.correct import Corrected, op_name
+from prunekit.graph.correct import Corrected
 from prunekit.graph.groups import Plan
+from prunekit.graph.ops import OPERATORS, operator_of
+from prunekit.graph.ops.registry import argument
 
-_CONVS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
 # what attention in libraries and in users' code calls the number of heads, and the width of all or of one
 _HEADS = (
     "num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads",
@@ -85,10 +80,10 @@ def _by_shape(
     graphs: Sequence[tuple[Captured, Corrected]],
 ) -> list[tuple[tuple[str, str], Any]]:
     groups = {
-        captured.tensors.get(str(node.args[1])): _argument(node, "groups")
+        captured.tensors.get(str(node.args[1])): argument(node, position, "groups", 1)
         for captured, smaller in graphs
         for node in smaller.graph.nodes
-        if op_name(node).startswith("conv") and len(node.args) > 1
+        if (position := operator_of(node).groups) is not None and len(node.args) > 1
     }
     found: list[tuple[tuple[str, str], Any]] = []
     for name, shape in shapes.items():
@@ -100,21 +95,10 @@ def _by_shape(
 
 
 def _layer(module: nn.Module, short: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
-    if short == "weight" and isinstance(module, nn.Linear):
-        return {"out_features": shape[0], "in_features": shape[1]}
-    if short == "weight" and isinstance(module, _CONVS):
-        # the sizes without the groups, and the other one
-        if isinstance(module, _TRANSPOSED):
-            return {"in_channels": shape[0], "out_channels": shape[1] * groups, "groups": groups}
-        return {"out_channels": shape[0], "in_channels": shape[1] * groups, "groups": groups}
-    if isinstance(module, _NORMS):
-        return {"num_features": shape[0]}
-    if short == "weight" and isinstance(module, nn.Embedding):
-        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
-    if short == "weight" and isinstance(module, nn.PReLU):
-        return {"num_parameters": shape[0]}
-    if short == "weight" and type(module).__name__ == "Conv1D":
-        return {"nx": shape[0], "nf": shape[1]}
+    for record in OPERATORS.values():
+        found = record.module_sizes(module, short, shape, groups) if record.module_sizes else {}
+        if found:
+            return found
     return {}
 
 
@@ -125,20 +109,10 @@ def _in_graphs(
     found: list[tuple[tuple[str, str], Any]] = []
     for _, smaller in graphs:
         for node in smaller.graph.nodes:
-            place = module_of(node)
-            if not place:
-                continue
-            owner, name = _submodule(model, place), op_name(node)
-            if name in ("layer_norm", "rms_norm") and hasattr(owner, "normalized_shape"):
-                shape = tuple(node.args[1])
-                kind = type(owner.normalized_shape)  # type: ignore[union-attr]
-                found.append(((place, "normalized_shape"), kind(shape) if kind is not tuple else shape))
-            elif name == "group_norm" and isinstance(owner, nn.GroupNorm):
-                channels = owner.num_channels * node.args[1] // owner.num_groups
-                found.append(((place, "num_groups"), node.args[1]))
-                found.append(((place, "num_channels"), channels))
-            elif name.endswith("channel_shuffle") and hasattr(owner, "groups"):
-                found.append(((place, "groups"), node.args[1]))
+            place, repeated = module_of(node), operator_of(node).attributes
+            owner = _submodule(model, place) if place and repeated else None
+            if owner is not None and repeated is not None:
+                found.extend(((place, name), value) for name, value in repeated(owner, node).items())
     return found
 
 
@@ -147,13 +121,6 @@ def _submodule(model: nn.Module, place: str) -> nn.Module | None:
         return model.get_submodule(place)
     except AttributeError:
         return None
-
-
-def _argument(node: fx.Node, name: str) -> int | None:
-    if name in node.kwargs:
-        return int(node.kwargs[name])  # type: ignore[arg-type]
-    place = 8 if op_name(node) == "convolution" else 7 if "transpose" in op_name(node) else 6
-    return int(node.args[place]) if len(node.args) > place else None  # type: ignore[arg-type]
 
 
 def _attention(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> list[tuple[tuple[str, str], Any]]:

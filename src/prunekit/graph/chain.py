@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError
 from prunekit.graph.captured import Captured
-from prunekit.graph.correct import op_name
+from prunekit.graph.ops import op_name
 from prunekit.structure.calls import Reshaped, module_stage
 from prunekit.structure.linking import link
 from prunekit.structure.modules import module_operation, shared_parameters

@@ -13,23 +13,13 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import ModelError
-from prunekit.graph.correct import op_name
 from prunekit.graph.groups import Group
+from prunekit.graph.ops import operator_of
 from prunekit.graph.traced import Traced
 
 Side = Literal["input", "output"]
 Key = tuple[str, int, Side]
 """A tensor that a layer takes or gives: the layer, the number of its call, and which of both."""
-
-ACTIVATIONS = frozenset(
-    {"relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh"}
-    | {"hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign", "threshold", "rrelu", "log_sigmoid"}
-)
-_PASSING = frozenset(
-    {"max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "flatten", "view"}
-    | {"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "reshape", "dropout", "permute"}
-    | {"adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "feature_dropout", "transpose"}
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +89,13 @@ def places(calls: Sequence[Call], found: Traced, group: Group) -> tuple[Place, .
 
 def silences(calls: Sequence[Call], found: Traced, group: Group) -> tuple[Place, ...]:
     """The same behind the activation, before any pooling, where the activation is a layer of its own."""
-    activations = {call.gives: call for call in calls if op_name(call.gives) in ACTIVATIONS}
+    activations = {call.gives: call for call in calls if operator_of(call.gives).activation}
     inputs = {(call.module, call.number): call.takes for call in calls}
     chosen: dict[tuple[str, int, Side, int], Place] = {}
     for place in places(calls, found, group):
         node = inputs[place.module, place.call] if place.side == "input" else None
         while node is not None and node not in activations:
-            before = node.args[0] if op_name(node) in _PASSING else None
+            before = node.args[0] if operator_of(node).passes_units else None
             node = before if isinstance(before, fx.Node) else None
         behind = () if node is None else _at(found, group, activations[node], "output")
         for each in behind or (place,):

@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-_LAYERS = frozenset(
-    [f"{name}{rank}d" for name in ("conv", "conv_transpose") for rank in (1, 2, 3)]
-    + ["linear", "convolution", "addmm", "matmul", "mm", "bmm", "einsum"]
-)
+from prunekit.graph.ops import operator_of
 
 
 def is_residual_sum(node: fx.Node) -> bool:
@@ -43,5 +40,4 @@ def _computed_from(result: fx.Node, source: fx.Node) -> bool:
 
 
 def _is_layer(node: fx.Node) -> bool:
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and target.overloadpacket.__name__ in _LAYERS
+    return operator_of(node).mixes

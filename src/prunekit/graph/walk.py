@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from prunekit.graph.ops import RULES
-from prunekit.graph.ops.pointwise import UNTAGGED, pointwise
+from prunekit.graph.ops import Operator, operator_of
+from prunekit.graph.ops.pointwise import pointwise
 from prunekit.graph.residual import is_residual_sum
 from prunekit.graph.values import Value, fixed
 from prunekit.graph.walker import Walker
@@ -89,17 +89,14 @@ def _ruled(walker: Walker, node: fx.Node) -> Any:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return walker.unknown("goes through an operator without a rule")
-    name = target.overloadpacket.__name__
-    if target._schema.is_mutable and name.endswith("_"):
-        name = name.removesuffix("_")
+    record = operator_of(node)
     args = [_known(walker, arg) for arg in node.args]
     kwargs = {key: _known(walker, arg) for key, arg in node.kwargs.items()}
-    found = RULES.get(name)
     try:
-        if found is not None:
-            return found(walker, *args, **kwargs)
-        if _is_pointwise(target, name):
-            result = pointwise(walker, name, args, kwargs)
+        if record.labels is not None:
+            return record.labels(walker, *args, **kwargs)
+        if _is_pointwise(target, record):
+            result = pointwise(walker, record, args, kwargs)
             if is_residual_sum(node):
                 for dim in result:
                     walker.hint("residual stream", dim.labels)
@@ -109,11 +106,11 @@ def _ruled(walker: Walker, node: fx.Node) -> Any:
     return walker.unknown("goes through an operator without a rule")
 
 
-def _is_pointwise(target: torch._ops.OpOverload, name: str) -> bool:
+def _is_pointwise(target: torch._ops.OpOverload, record: Operator) -> bool:
     """Whether PyTorch says so, of the operator or, where it writes in place, of the one that does not."""
-    plain = getattr(torch.ops.aten, name, None)
+    plain = getattr(torch.ops.aten, record.name, None)
     overloads = [getattr(plain, each) for each in plain.overloads()] if plain is not None else []
-    return name in UNTAGGED or any(torch.Tag.pointwise in each.tags for each in [target, *overloads])
+    return record.pointwise or any(torch.Tag.pointwise in each.tags for each in [target, *overloads])
 
 
 def _inlined(walker: Walker, node: fx.Node) -> Any:

@@ -1,27 +1,34 @@
-"""What each operator does to the labels; those that compute have rules by hand."""
+"""What is known of each operator: one record for each, in files by kind."""
 
 from prunekit.graph.ops import (
-    contract,
-    convolve,
+    contraction,
+    convolution,
+    creation,
     lookup,
     moves,
     norms,
     pads,
     pointwise,
-    reduce,
+    recurrent,
+    reductions,
     spatial,
 )
-from prunekit.graph.ops.registry import RULES
+from prunekit.graph.ops.registry import OPERATORS, Operator, op_name, operator_of
 
 __all__ = [
-    "RULES",
-    "contract",
-    "convolve",
+    "OPERATORS",
+    "Operator",
+    "contraction",
+    "convolution",
+    "creation",
     "lookup",
     "moves",
     "norms",
+    "op_name",
+    "operator_of",
     "pads",
     "pointwise",
-    "reduce",
+    "recurrent",
+    "reductions",
     "spatial",
 ]

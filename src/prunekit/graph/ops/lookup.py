@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunekit.graph.ops.registry import rule
+import torch
+from torch import nn
+
+from prunekit.graph.ops.registry import operators
 from prunekit.graph.values import Dim, Value, position
 from prunekit.graph.walker import Walker
 
 
-@rule("embedding")
 def embedding(walker: Walker, weight: Value, index: Value, *_: Any, **__: Any) -> Value:
     """weight (entries, width), one row for each index."""
     walker.freeze([weight[0]], "is looked up by the input")
@@ -20,7 +22,6 @@ def embedding(walker: Walker, weight: Value, index: Value, *_: Any, **__: Any) -
     return (*(Dim(dim.size) for dim in index), weight[1]._replace(origin=None))
 
 
-@rule("index")
 def index(walker: Walker, x: Value, indices: Sequence[Value | None]) -> Any:
     """Entries of some axes picked by tensors; the axes that are not picked stay."""
     given = [axis for axis, each in enumerate(indices) if each is not None]
@@ -36,9 +37,32 @@ def index(walker: Walker, x: Value, indices: Sequence[Value | None]) -> Any:
     return (*rest[: given[0]], *(Dim(size) for size in middle), *rest[len(x) - behind :])
 
 
-@rule("index_select")
 def index_select(walker: Walker, x: Value, dim: int, index: Value) -> Value:
     """Entries of one axis picked by a tensor."""
     axis = position(dim, len(x))
     walker.freeze([x[axis], *index], "is indexed by a tensor")
     return (*x[:axis], Dim(index[0].size if index else 1), *x[axis + 1 :])
+
+
+def sizes_of_embedding(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
+    """The extent of `nn.Embedding`, whose weight is (entries, width)."""
+    if isinstance(module, nn.Embedding) and name == "weight":
+        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
+    return {}
+
+
+def check_indices(arguments: Mapping[str, Any]) -> None:
+    """Refuse masks: how many entries they pick depends on their values."""
+    for index in arguments["indices"]:
+        if index is not None and index.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"an index is of {index.dtype}, whose result's shape depends on values")
+
+
+operators("embedding", labels=embedding, module_sizes=sizes_of_embedding, saved="default")
+operators("index", labels=index, saved="Tensor", check=check_indices)
+operators("index_select", labels=index_select, saved="default")
+operators("gather index_add index_copy masked_scatter scatter_add take take_along_dim", saved="default")
+operators("index_fill", saved="int_Scalar int_Tensor")
+operators("index_put", saved="default", check=check_indices)
+operators("scatter", saved="reduce src value value_reduce")
+operators("scatter_reduce", saved="two")

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, fx
 
 from prunekit.graph.blocks import reshaped, rows_joined
-from prunekit.graph.ops.registry import rule
+from prunekit.graph.ops.registry import Keeps, argument, kept_along, new_shape, operators, set_argument
 from prunekit.graph.values import Dim, Value, position
 from prunekit.graph.walker import Walker
+
+MAX_DIFFERENCES = 64
+"""The highest order of `diff` in a saved graph."""
 
 
 def _shape(walker: Walker) -> list[int]:
     return [int(size) for size in walker.val.shape]
 
 
-@rule(
-    "view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as", "squeeze", "unsqueeze"
-)
 def view(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
     """Another shape, the same order of entries."""
     return reshaped(walker, x, _shape(walker))
 
 
-@rule("_reshape_alias", "_reshape_copy", "view_copy", "atleast_1d", "atleast_2d", "unsafe_view")
-def view_copy(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
-    """Another shape, the same order of entries."""
-    return reshaped(walker, x, _shape(walker))
-
-
-@rule("permute", "permute_copy")
 def permute(walker: Walker, x: Value, dims: Sequence[int]) -> Value:
     """The axes in another order."""
     return tuple(x[position(dim, len(x))] for dim in dims)
 
 
-@rule("transpose", "swapaxes", "swapdims")
 def transpose(walker: Walker, x: Value, a: int, b: int) -> Value:
     """Two axes swapped."""
     axes = list(x)
@@ -46,13 +40,11 @@ def transpose(walker: Walker, x: Value, a: int, b: int) -> Value:
     return tuple(axes)
 
 
-@rule("t", "numpy_T", "mT", "matrix_H", "adjoint", "mH")
 def turned(walker: Walker, x: Value) -> Value:
     """The last two axes swapped; a vector stays."""
     return x if len(x) < 2 else (*x[:-2], x[-1], x[-2])
 
 
-@rule("movedim", "moveaxis")
 def movedim(walker: Walker, x: Value, source: Any, target: Any) -> Value:
     """Axes at other places."""
     froms = [position(dim, len(x)) for dim in np.atleast_1d(source).tolist()]
@@ -74,7 +66,6 @@ def _picked(dim: Dim, where: Any) -> Dim:
     return Dim(size, labels if size > 0 else None, dim.zero)
 
 
-@rule("slice", "slice_copy")
 def sliced(
     walker: Walker, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Value:
@@ -87,13 +78,11 @@ def sliced(
     return _with(x, axis, _picked(old, slice(start, end, step)))
 
 
-@rule("narrow")
 def narrow(walker: Walker, x: Value, dim: int, start: int, length: int) -> Value:
     """A stretch of one axis."""
     return sliced(walker, x, dim, start, start + length)
 
 
-@rule("select", "select_copy")
 def select(walker: Walker, x: Value, dim: int, index: int) -> Value:
     """One entry of an axis, which has to stay."""
     axis = position(dim, len(x))
@@ -103,7 +92,6 @@ def select(walker: Walker, x: Value, dim: int, index: int) -> Value:
     return (*x[:axis], *x[axis + 1 :])
 
 
-@rule("unbind")
 def unbind(walker: Walker, x: Value, dim: int = 0) -> list[Value]:
     """All entries of an axis one by one."""
     return [select(walker, x, dim, index) for index in range(x[position(dim, len(x))].size)]
@@ -119,19 +107,16 @@ def _pieces(walker: Walker, x: Value, dim: int) -> list[Value]:
     return pieces
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "split_copy")
 def pieces(walker: Walker, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
     """Stretches of one axis."""
     return _pieces(walker, x, dim)
 
 
-@rule("hsplit", "vsplit")
 def not_followed(walker: Walker, *_: Any, **__: Any) -> Any:
     """Seldom met."""
     return walker.unknown("is cut")
 
 
-@rule("cat", "concat", "concatenate")
 def cat(walker: Walker, tensors: Sequence[Value], dim: int = 0) -> Value:
     """Tensors one after the other along an axis."""
     tensors = [tensor for tensor in tensors if len(tensor) != 1 or tensor[0].size]
@@ -155,7 +140,6 @@ def laid(dims: Sequence[Dim]) -> Dim:
     return Dim(size, np.concatenate(parts), all(dim.zero for dim in dims if dim.labels is not None))
 
 
-@rule("stack")
 def stack(walker: Walker, tensors: Sequence[Value], dim: int = 0) -> Value:
     """Tensors side by side along a new axis, which cannot change."""
     axis = position(dim, len(tensors[0]) + 1)
@@ -166,7 +150,6 @@ def stack(walker: Walker, tensors: Sequence[Value], dim: int = 0) -> Value:
     return (*joined[:axis], Dim(len(tensors)), *joined[axis:])
 
 
-@rule("flip")
 def flip(walker: Walker, x: Value, dims: Sequence[int]) -> Value:
     """Axes the other way round."""
     for dim in dims:
@@ -175,7 +158,6 @@ def flip(walker: Walker, x: Value, dims: Sequence[int]) -> Value:
     return x
 
 
-@rule("roll")
 def roll(walker: Walker, x: Value, shifts: Any, dims: Any = ()) -> Value:
     """Axes turned round; a turn in the middle of what can be taken out cannot be corrected."""
     if not np.atleast_1d(dims).size:
@@ -188,7 +170,6 @@ def roll(walker: Walker, x: Value, shifts: Any, dims: Any = ()) -> Value:
     return x
 
 
-@rule("expand", "expand_as", "broadcast_to", "expand_copy")
 def expand(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
     """Axes of size 1 made wide: all their entries are alike, so that any can be taken out."""
     shape = _shape(walker)
@@ -201,7 +182,6 @@ def expand(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
     return tuple(result)
 
 
-@rule("repeat", "tile")
 def repeat(walker: Walker, x: Value, repeats: Sequence[int]) -> Value:
     """The tensor several times along its axes."""
     lead = max(len(repeats) - len(x), 0)
@@ -219,7 +199,6 @@ def repeat(walker: Walker, x: Value, repeats: Sequence[int]) -> Value:
     return tuple(result)
 
 
-@rule("repeat_interleave")
 def repeat_interleave(walker: Walker, x: Value, repeats: Any, dim: int | None = None, **_: Any) -> Any:
     """Each entry of an axis several times."""
     if not isinstance(repeats, int) or dim is None:
@@ -228,3 +207,179 @@ def repeat_interleave(walker: Walker, x: Value, repeats: Any, dim: int | None = 
     labels = x[axis].labels
     wide = None if labels is None else labels.repeat(repeats)
     return _with(x, axis, Dim(x[axis].size * repeats, wide, x[axis].zero))
+
+
+def resize_shape(node: fx.Node, keeps: Keeps) -> None:
+    """The first list of whole numbers among the arguments is the new shape; -1 stays."""
+    new = new_shape(node, keeps)
+    if new == [int(size) for size in node.meta["val"].shape]:
+        return
+    for place, arg in enumerate(node.args):
+        if isinstance(arg, (list, tuple)) and all(isinstance(size, int) for size in arg):
+            lead = len(new) - len(arg)
+            node.update_arg(place, [old if old == -1 else new[lead + axis] for axis, old in enumerate(arg)])
+            return
+
+
+def resize_unflatten(node: fx.Node, keeps: Keeps) -> None:
+    """The sizes that an axis is cut into."""
+    x, dim, sizes = node.args[0], argument(node, 1, "dim"), argument(node, 2, "sizes")
+    axis = position(dim, len(x.meta["val"].shape))  # type: ignore[union-attr]
+    new = new_shape(node, keeps)[axis : axis + len(sizes)]
+    set_argument(node, 2, "sizes", [old if old == -1 else size for old, size in zip(sizes, new, strict=True)])
+
+
+def resize_repeats(node: fx.Node, keeps: Keeps) -> None:
+    """How often an axis of size 1 is repeated is its new size."""
+    x, repeats = node.args[0], list(argument(node, 1, "repeats"))
+    shape = list(x.meta["val"].shape)  # type: ignore[union-attr]
+    lead, new = len(repeats) - len(shape), new_shape(node, keeps)
+    for axis, times in enumerate(repeats):
+        if times > 1 and (axis < lead or shape[axis - lead] == 1):
+            repeats[axis] = new[axis]
+    set_argument(node, 1, "repeats", repeats)
+
+
+def resize_pieces(node: fx.Node, keeps: Keeps) -> None:
+    """Pieces of sizes that may differ, whatever was asked for before."""
+    x = node.args[0]
+    dim = argument(node, 2, "dim", 0)
+    axis = position(dim, len(x.meta["val"].shape))  # type: ignore[union-attr]
+    if kept_along(x, keeps, axis) is None:
+        return
+    sizes = []
+    for value, axes in zip(node.meta["val"], keeps(node), strict=True):
+        flags = axes[axis]
+        sizes.append(int(value.shape[axis]) if flags is None else int(flags.sum()))
+    node.target = torch.ops.aten.split_with_sizes.default
+    node.args, node.kwargs = (x, sizes, dim), {}
+
+
+def resize_slice(node: fx.Node, keeps: Keeps) -> None:
+    """Start and end, counted among what stays."""
+    x = node.args[0]
+    shape = x.meta["val"].shape  # type: ignore[union-attr]
+    axis = position(argument(node, 1, "dim", 0), len(shape))
+    flags = kept_along(x, keeps, axis)
+    if flags is None:
+        return
+    step = argument(node, 4, "step", 1)
+    start, end, _ = slice(argument(node, 2, "start"), argument(node, 3, "end"), step).indices(
+        int(shape[axis])
+    )
+    offset = start % step  # entries go in whole stretches of a step
+    set_argument(node, 2, "start", int(flags[: start - offset].sum()) + offset)
+    set_argument(node, 3, "end", int(flags[:end].sum()))
+
+
+def resize_narrow(node: fx.Node, keeps: Keeps) -> None:
+    """Start and length, counted among what stays."""
+    x, dim, start, length = node.args
+    flags = kept_along(x, keeps, position(dim, len(x.meta["val"].shape)))  # type: ignore[union-attr, arg-type]
+    if flags is not None and isinstance(start, int) and isinstance(length, int):
+        node.args = (x, dim, int(flags[:start].sum()), int(flags[start : start + length].sum()))
+
+
+def resize_shifts(node: fx.Node, keeps: Keeps) -> None:
+    """As many entries go round as stay of those that went round."""
+    x, shifts, dims = node.args[0], argument(node, 1, "shifts"), argument(node, 2, "dims", [])
+    shape = x.meta["val"].shape  # type: ignore[union-attr]
+    new = []
+    for shift, dim in zip(np.atleast_1d(shifts).tolist(), np.atleast_1d(dims).tolist(), strict=True):
+        axis = position(dim, len(shape))
+        flags, size = kept_along(x, keeps, axis), int(shape[axis])
+        new.append(shift if flags is None else int(flags[size - shift % size :].sum()) if shift % size else 0)
+    set_argument(node, 1, "shifts", new)
+    set_argument(node, 2, "dims", np.atleast_1d(dims).tolist())
+
+
+def entries_of_axis(x: Tensor, dim: int = 0) -> int:
+    """How many tensors `unbind` gives."""
+    return x.shape[dim]
+
+
+def chunks_of_axis(x: Tensor, chunks: int, dim: int = 0) -> int:
+    """The most tensors that `chunk` gives."""
+    return min(chunks, x.shape[dim])
+
+
+def pieces_of_size(x: Tensor, size: int, dim: int = 0) -> int:
+    """How many tensors `split` gives, but for the last piece."""
+    return x.shape[dim] // max(size, 1)
+
+
+def sections_of_axis(x: Tensor, sections: int, dim: int = 0) -> int:
+    """How many tensors there are, as asked for."""
+    return sections
+
+
+def check_diff(arguments: Mapping[str, Any]) -> None:
+    """Refuse differences of so high an order that they take for ever."""
+    if not 0 <= arguments.get("n", 1) <= MAX_DIFFERENCES:
+        raise ValueError(f"n = {arguments['n']} is not in [0, {MAX_DIFFERENCES}]")
+
+
+operators("cat concat concatenate", labels=cat, saved="default")
+operators("broadcast_to expand_as", labels=expand, saved="default")
+operators("expand", labels=expand, resize=resize_shape, saved="default")
+operators("expand_copy", labels=expand)
+operators("flip", labels=flip, saved="default")
+operators("moveaxis movedim", labels=movedim, saved="int intlist")
+operators("narrow", labels=narrow, resize=resize_narrow, saved="default")
+operators("hsplit vsplit", labels=not_followed, saved="array int", results={"int": sections_of_axis})
+operators("permute", labels=permute, passes_units=True, saved="default")
+operators("permute_copy", labels=permute)
+operators(
+    "chunk unsafe_chunk",
+    labels=pieces,
+    resize=resize_pieces,
+    saved="default",
+    results={"default": chunks_of_axis},
+)
+operators(
+    "split", labels=pieces, resize=resize_pieces, saved="Tensor sizes", results={"Tensor": pieces_of_size}
+)
+operators("split_copy", labels=pieces, resize=resize_pieces)
+operators("split_with_sizes", labels=pieces, resize=resize_pieces, saved="default")
+operators(
+    "tensor_split",
+    labels=pieces,
+    resize=resize_pieces,
+    saved="indices sections",
+    results={"sections": sections_of_axis},
+)
+operators(
+    "unsafe_split", labels=pieces, resize=resize_pieces, saved="Tensor", results={"Tensor": pieces_of_size}
+)
+operators("repeat", labels=repeat, resize=resize_repeats, saved="default")
+operators("tile", labels=repeat, saved="default")
+operators("repeat_interleave", labels=repeat_interleave, saved="self_int")
+operators("roll", labels=roll, resize=resize_shifts, saved="default")
+operators("select", labels=select, saved="int")
+operators("select_copy", labels=select)
+operators("slice", labels=sliced, resize=resize_slice, saved="Tensor")
+operators("slice_copy", labels=sliced)
+operators("stack", labels=stack, saved="default")
+operators("swapaxes swapdims", labels=transpose, saved="default")
+operators("transpose", labels=transpose, passes_units=True, saved="int")
+operators("adjoint mH mT matrix_H numpy_T t", labels=turned, saved="default")
+operators("unbind", labels=unbind, saved="int", results={"int": entries_of_axis})
+operators("_unsafe_view", labels=view, resize=resize_shape)
+operators("flatten", labels=view, passes_units=True, saved="using_ints")
+operators("reshape", labels=view, resize=resize_shape, passes_units=True, saved="default")
+operators("reshape_as unsqueeze", labels=view, saved="default")
+operators("squeeze", labels=view, saved="default dim dims")
+operators("unflatten", labels=view, resize=resize_unflatten, saved="int")
+operators("view", labels=view, resize=resize_shape, passes_units=True)
+operators("view_as", labels=view)
+operators("_reshape_alias _reshape_copy unsafe_view view_copy", labels=view)
+operators("atleast_1d atleast_2d", labels=view, saved="default")
+operators(
+    """
+    atleast_3d broadcast_tensors diag diag_embed diagonal diagonal_scatter dstack hstack lift_fresh_copy
+    rot90 select_scatter slice_scatter tril triu unfold vstack
+    """,
+    saved="default",
+)
+operators("diff", saved="default", check=check_diff)
+operators("meshgrid", saved="default indexing")

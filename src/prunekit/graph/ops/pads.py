@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import fx
+
 from prunekit.graph.ops.moves import laid
-from prunekit.graph.ops.registry import rule
+from prunekit.graph.ops.registry import Keeps, argument, kept_along, operators, set_argument
 from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker
 
 
-@rule("pad", "constant_pad_nd")
 def pad(
     walker: Walker, x: Value, pads: Sequence[int], mode: Any = "constant", value: float | None = None
 ) -> Value:
@@ -40,7 +41,30 @@ def pad(
     return tuple(result)
 
 
-@rule("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "reflection_pad3d")
 def mirrored(walker: Walker, x: Value, pads: Sequence[int]) -> Value:
     """Edges filled from the inside."""
     return pad(walker, x, pads, "reflect")
+
+
+def resize_pads(node: fx.Node, keeps: Keeps) -> None:
+    """Edges that meet units which are taken out go with them."""
+    pads = list(argument(node, 1, "pad"))
+    rank = len(node.meta["val"].shape)
+    for index in range(len(pads) // 2):
+        flags = kept_along(node, keeps, rank - 1 - index)
+        before, after = pads[2 * index : 2 * index + 2]
+        if flags is not None and min(before, after) >= 0:
+            pads[2 * index] = int(flags[:before].sum())
+            pads[2 * index + 1] = int(flags[flags.size - after :].sum())
+    set_argument(node, 1, "pad", pads)
+
+
+operators(
+    """
+    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    """,
+    labels=mirrored,
+    saved="default",
+)
+operators("constant_pad_nd pad", labels=pad, resize=resize_pads, saved="default")
+operators("replication_pad3d", saved="default")

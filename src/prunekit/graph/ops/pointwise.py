@@ -2,60 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from prunekit.graph.ops.registry import rule
+from torch import nn
+
+from prunekit.graph.ops.registry import Operator, Zero, operators, tensors_among
 from prunekit.graph.values import Dim, Value
-from prunekit.graph.walker import Walker, result_shape
-
-# f(0) = 0, so that what is zero at the entries taken out stays so
-_KEEP_ZERO = frozenset(
-    [
-        "abs",
-        "asin",
-        "asinh",
-        "atan",
-        "ceil",
-        "celu",
-        "deg2rad",
-        "elu",
-        "erf",
-        "expm1",
-        "floor",
-        "gelu",
-        "hardshrink",
-        "hardswish",
-        "leaky_relu",
-        "log1p",
-        "mish",
-        "nan_to_num",
-        "neg",
-        "positive",
-        "relu",
-        "relu6",
-        "round",
-        "rrelu",
-        "selu",
-        "sign",
-        "silu",
-        "sin",
-        "sinh",
-        "softshrink",
-        "softsign",
-        "sqrt",
-        "square",
-        "tanh",
-        "tanhshrink",
-        "trunc",
-    ]
-)
-# entry by entry, but without PyTorch's tag for it
-UNTAGGED = frozenset(["copy", "hardswish", "hardsigmoid", "relu6", "mish", "log_sigmoid", "rrelu", "clip"])
-_PRODUCTS = frozenset(["mul", "multiply", "logical_and", "bitwise_and"])
+from prunekit.graph.walker import Walker
 
 
-def aligned(walker: Walker, values: Sequence[Value], zero: Callable[[list[bool]], bool]) -> Value:
+def aligned(walker: Walker, values: Sequence[Value], zero: Zero) -> Value:
     """Axes of tensors broadcast together; `zero` says from the operands' zeros whether the result is zero."""
     rank = max((len(value) for value in values), default=0)
     result = []
@@ -74,90 +32,103 @@ def added(walker: Walker, values: Sequence[Value]) -> Value:
     return aligned(walker, values, all)
 
 
-def pointwise(walker: Walker, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Value:
+def pointwise(walker: Walker, record: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Value:
     """Any operator that works entry by entry: the axes of all operands go together."""
     operands = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, tuple) and _is_value(arg)]
-    return aligned(walker, operands, _zero(name, args, kwargs, len(operands)))
+    zero = record.zero or zero_lost
+    return aligned(walker, operands, zero(args, kwargs, len(operands)))
 
 
 def _is_value(arg: Any) -> bool:
     return all(isinstance(dim, Dim) for dim in arg)
 
 
-def _zero(name: str, args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Callable[[list[bool]], bool]:
-    numbers = [arg for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
-    if name in _PRODUCTS:
-        return any
-    if name in {"div", "divide", "true_divide", "floor_divide"}:
-        return lambda zeros: zeros[0] and _is_value_first(args)
-    if name in {"add", "sub", "subtract", "copy"}:
-        scalar = any(number != 0 for number in numbers[:1]) if count == 1 else False
-        return lambda zeros: all(zeros) and not scalar
-    if name in {"maximum", "minimum", "fmax", "fmin", "lerp", "atan2"}:
-        return all
-    if name == "where":
-        whole = count == 3
-        return lambda zeros: whole and all(zeros[1:])
-    if name == "masked_fill":
-        nothing = numbers[-1:] == [0]
-        return lambda zeros: zeros[0] and nothing
-    if name == "pow":
-        positive = bool(numbers) and numbers[0] > 0 and _is_value_first(args)
-        return lambda zeros: positive and zeros[0]
-    if name in {"clamp", "clip", "hardtanh", "clamp_min", "clamp_max"}:
-        bounds = [arg for arg in [*args[1:], *kwargs.values()] if arg is not None]
-        low, high = _bounds(name, args, kwargs)
-        fits = all(isinstance(bound, (int, float)) for bound in bounds) and low <= 0 <= high
-        return lambda zeros: fits and all(zeros)
-    keeps = name in _KEEP_ZERO
-    return lambda zeros: keeps and all(zeros)
-
-
 def _is_value_first(args: Sequence[Any]) -> bool:
     return bool(args) and isinstance(args[0], tuple)
 
 
-def _bounds(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[float, float]:
-    given = list(args[1:3])
-    if name == "clamp_max":
-        given = [None, *given[:1]]
-    default = (-1.0, 1.0) if name == "hardtanh" else (float("-inf"), float("inf"))
-    found = []
-    for index, (key, other) in enumerate(
-        [(("min", "min_val"), default[0]), (("max", "max_val"), default[1])]
-    ):
-        value = given[index] if index < len(given) else None
-        for word in key:
-            value = kwargs.get(word, value)
-        found.append(value if isinstance(value, (int, float)) else other)
-    return float(found[0]), float(found[1])
+def _numbers(args: Sequence[Any]) -> list[float]:
+    return [arg for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
 
 
-@rule("dropout", "feature_dropout", "alpha_dropout")
+def zero_lost(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+    """Anything may come of zero, as with f(0) = 1."""
+    return lambda zeros: False
+
+
+def zero_stays(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+    """f(0) = 0, or f(0, 0) = 0: what is zero at the entries taken out stays so."""
+    return all
+
+
+def zero_of_product(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+    """One factor is enough."""
+    return any
+
+
+def zero_of_quotient(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+    """Zero divided by anything."""
+    return lambda zeros: zeros[0] and _is_value_first(args)
+
+
+def zero_of_sum(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+    """Of two tensors, or of one and the number 0."""
+    scalar = count == 1 and any(number != 0 for number in _numbers(args)[:1])
+    return lambda zeros: all(zeros) and not scalar
+
+
+def zero_of_where(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+    """Whichever of two tensors is picked."""
+    return lambda zeros: count == 3 and all(zeros[1:])
+
+
+def zero_of_masked_fill(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+    """Where it is filled with the number 0."""
+    return lambda zeros: zeros[0] and _numbers(args)[-1:] == [0]
+
+
+def zero_of_power(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+    """Zero to a positive power."""
+    numbers = _numbers(args)
+    positive = bool(numbers) and numbers[0] > 0 and _is_value_first(args)
+    return lambda zeros: positive and zeros[0]
+
+
+def zero_of_clamp(
+    args: Sequence[Any], kwargs: dict[str, Any], count: int, *, names: Sequence[str] = ("min", "max")
+) -> Zero:
+    """Where zero lies within the bounds, which the arguments of these names give; what is not given does."""
+    given = {**dict(zip(names, args[1:], strict=False)), **kwargs}
+    bounds = [(name, bound) for name, bound in given.items() if bound is not None]
+    fits = all(
+        isinstance(bound, (int, float)) and (bound <= 0 if name.startswith("min") else bound >= 0)
+        for name, bound in bounds
+    )
+    return lambda zeros: fits and all(zeros)
+
+
+def check_division(arguments: Mapping[str, Any]) -> None:
+    """Refuse to cut quotients of whole numbers: the least of them divided by -1 ends the process."""
+    dtypes = [each.dtype for each in tensors_among(list(arguments.values()))]
+    if arguments.get("rounding_mode") == "trunc" and not any(each.is_floating_point for each in dtypes):
+        raise ValueError("whole numbers may not be divided with rounding_mode = 'trunc'")
+
+
+def sizes_of_prelu(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
+    """The slopes of `nn.PReLU`."""
+    return {"num_parameters": shape[0]} if isinstance(module, nn.PReLU) and name == "weight" else {}
+
+
 def dropped(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
     """Entries are zero at random, others are scaled."""
     return x
 
 
-@rule(
-    "to",
-    "_to_copy",
-    "type_as",
-    "float",
-    "half",
-    "double",
-    "contiguous",
-    "clone",
-    "alias",
-    "detach",
-    "lift_fresh",
-)
 def same(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
     """The tensor itself, in another format or place."""
     return x
 
 
-@rule("prelu")
 def prelu(walker: Walker, x: Value, weight: Value) -> Value:
     """x (N, C, ...), one slope for each channel or for all."""
     if len(weight) == 0 or weight[0].size == 1 or len(x) < 2:
@@ -166,27 +137,63 @@ def prelu(walker: Walker, x: Value, weight: Value) -> Value:
     return (*x[:1], joined, *x[2:])
 
 
-@rule("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "bernoulli")
-def like(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
-    """Entries that are all alike, as many as x has."""
-    zero = "zeros" in walker.operator
-    return tuple(dim._replace(zero=zero, origin=None) for dim in x)
-
-
-@rule("new_zeros", "new_ones", "new_full")
-def new_like(walker: Walker, x: Value, size: Sequence[int], *_: Any, **__: Any) -> Value:
-    """Entries that are all alike, as many as the size says."""
-    return made(walker, size)
-
-
-@rule("zeros", "ones", "full", "empty")
-def made(walker: Walker, size: Sequence[int], *_: Any, **__: Any) -> Value:
-    """Entries that are all alike: any of them can be taken out."""
-    zero = "zeros" in walker.operator
-    return tuple(Dim(count, walker.labels.new(count) if count > 1 else None, zero) for count in size)
-
-
-@rule("arange", "linspace", "scalar_tensor", "tensor", "eye", "randperm", "rand", "randn", "_tensor_constant")
-def numbers(walker: Walker, *_: Any, **__: Any) -> Any:
-    """Entries with a meaning of their own, which cannot be taken out."""
-    return result_shape(walker.val)
+operators("alpha_dropout", labels=dropped, drops=True, saved="default")
+operators("dropout feature_dropout", labels=dropped, drops=True, passes_units=True, saved="default")
+operators("prelu", labels=prelu, module_sizes=sizes_of_prelu, activation=True, saved="default")
+operators("_to_copy alias clone contiguous detach type_as", labels=same, saved="default")
+operators("double float half lift_fresh", labels=same)
+operators("to", labels=same, saved="device dtype dtype_layout other")
+operators(
+    """
+    __and__ __or__ __xor__ bitwise_or bitwise_xor copysign eq fmod ge gt le lt ne rsub
+    """,
+    saved="Scalar Tensor",
+)
+operators(
+    """
+    abs asin asinh atan atan2 ceil deg2rad erf expm1 floor fmax fmin hardshrink log1p maximum minimum
+    nan_to_num neg positive sign sin sinh softshrink sqrt square trunc
+    """,
+    zero=zero_stays,
+    saved="default",
+)
+operators(
+    """
+    acos acosh addcdiv addcmul atanh bitwise_not cos cosh erfc erfinv exp exp2 frac heaviside hypot
+    isfinite isinf isnan log log10 log2 logaddexp logaddexp2 logical_not logical_or logical_xor logit
+    rad2deg reciprocal rsqrt sgn signbit sinc tan
+    """,
+    saved="default",
+)
+operators("add sub", zero=zero_of_sum, saved="Scalar Tensor")
+operators("bitwise_and mul", zero=zero_of_product, saved="Scalar Tensor")
+operators("bitwise_left_shift bitwise_right_shift", saved="Tensor Tensor_Scalar")
+operators("celu elu gelu leaky_relu relu selu silu tanh", zero=zero_stays, activation=True, saved="default")
+operators("clamp clamp_min", zero=zero_of_clamp, saved="Tensor default")
+operators("clamp_max", zero=partial(zero_of_clamp, names=("max",)), saved="Tensor default")
+operators("clip", pointwise=True, zero=zero_of_clamp, saved="Tensor default")
+operators("copy", pointwise=True, zero=zero_of_sum, saved="default")
+operators("div", zero=zero_of_quotient, saved="Scalar Scalar_mode Tensor Tensor_mode", check=check_division)
+operators("divide", zero=zero_of_quotient)
+operators("feature_alpha_dropout native_dropout", drops=True, saved="default")
+operators("float_power", saved="Scalar Tensor_Scalar Tensor_Tensor")
+operators("floor_divide", zero=zero_of_quotient, saved="Scalar default")
+operators("hardsigmoid log_sigmoid", pointwise=True, activation=True, saved="default")
+operators("hardswish mish relu6 rrelu", pointwise=True, zero=zero_stays, activation=True, saved="default")
+operators(
+    "hardtanh", zero=partial(zero_of_clamp, names=("min_val", "max_val")), activation=True, saved="default"
+)
+operators("lerp", zero=zero_stays, saved="Scalar Tensor")
+operators("logical_and", zero=zero_of_product, saved="default")
+operators("masked_fill", zero=zero_of_masked_fill, saved="Scalar Tensor")
+operators("multiply", zero=zero_of_product)
+operators("pow", zero=zero_of_power, saved="Scalar Tensor_Scalar Tensor_Tensor")
+operators("remainder", saved="Scalar Scalar_Tensor Tensor")
+operators("round", zero=zero_stays, saved="decimals default")
+operators("sigmoid softplus threshold", activation=True, saved="default")
+operators("softsign", zero=zero_stays, activation=True)
+operators("subtract", zero=zero_of_sum)
+operators("tanhshrink", zero=zero_stays)
+operators("true_divide", zero=zero_of_quotient, saved="Scalar Tensor")
+operators("where", zero=zero_of_where, saved="ScalarOther ScalarSelf self")
+operators("xlogy", saved="Scalar_Other Scalar_Self Tensor")

@@ -6,18 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import fx, nn
 
 from prunekit.graph.blocks import rows_joined
-from prunekit.graph.ops.registry import rule
+from prunekit.graph.ops.registry import Keeps, argument, groups_left, kept_along, operators, set_argument
 from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker
-
-_POOLS = [
-    f"{name}{rank}d"
-    for name in ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool")
-    for rank in (1, 2, 3)
-]
-_UPSAMPLE = ["nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d"]
 
 
 def _places(walker: Walker, x: Value, places: int) -> list[Dim]:
@@ -25,7 +19,6 @@ def _places(walker: Walker, x: Value, places: int) -> list[Dim]:
     return [dim._replace(origin=None) for dim in x[: len(x) - places]]
 
 
-@rule(*_POOLS, *(f"upsample_{name}" for name in _UPSAMPLE), "max_pool2d_with_indices", "lp_pool2d")
 def pooled(walker: Walker, x: Value, *_: Any, **__: Any) -> Any:
     """The last axes pooled or widened, channels each by itself."""
     val = walker.val
@@ -39,7 +32,6 @@ def pooled(walker: Walker, x: Value, *_: Any, **__: Any) -> Any:
     return [shaped(item) for item in val] if isinstance(val, (tuple, list)) else shaped(val)
 
 
-@rule("im2col")
 def im2col(walker: Walker, x: Value, kernel: Sequence[int], *_: Any, **__: Any) -> Value:
     """x (N, C, H, W) as (N, C * kernel, places)."""
     lead = _places(walker, x, 2)
@@ -48,14 +40,12 @@ def im2col(walker: Walker, x: Value, kernel: Sequence[int], *_: Any, **__: Any) 
     return (*lead[:-1], _repeated(lead[-1], times), last)
 
 
-@rule("col2im")
 def col2im(walker: Walker, x: Value, size: Sequence[int], kernel: Sequence[int], *_: Any, **__: Any) -> Value:
     """x (N, C * kernel, places) as (N, C, H, W)."""
     lead = _places(walker, x, 1)
     return (*lead[:-1], _blocks(walker, lead[-1], int(np.prod(kernel))), *(Dim(each) for each in size))
 
 
-@rule("pixel_shuffle")
 def pixel_shuffle(walker: Walker, x: Value, factor: int) -> Value:
     """x (..., C * factor^2, H, W) as (..., C, H * factor, W * factor)."""
     lead = _places(walker, x, 2)
@@ -63,7 +53,6 @@ def pixel_shuffle(walker: Walker, x: Value, factor: int) -> Value:
     return (*lead[:-1], _blocks(walker, lead[-1], factor * factor), high, wide)
 
 
-@rule("pixel_unshuffle")
 def pixel_unshuffle(walker: Walker, x: Value, factor: int) -> Value:
     """x (..., C, H, W) as (..., C * factor^2, H / factor, W / factor)."""
     lead = _places(walker, x, 2)
@@ -71,7 +60,6 @@ def pixel_unshuffle(walker: Walker, x: Value, factor: int) -> Value:
     return (*lead[:-1], _repeated(lead[-1], factor * factor), high, wide)
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(walker: Walker, x: Value, groups: int) -> Value:
     """x (N, C, ...): channel (group, offset) goes to (offset, group); either goes in whole."""
     labels = x[1].labels
@@ -100,3 +88,47 @@ def _blocks(walker: Walker, dim: Dim, size: int) -> Dim:
     if dim.labels is None:
         return Dim(count)
     return Dim(count, rows_joined(walker, dim.labels.reshape(count, size)), dim.zero)
+
+
+def resize_groups(node: fx.Node, keeps: Keeps) -> None:
+    """The number of groups that have something left."""
+    groups = argument(node, 1, "groups")
+    set_argument(node, 1, "groups", groups_left(kept_along(node.args[0], keeps, 1), groups))
+
+
+def groups_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
+    """Of a shuffle of channels."""
+    return {"groups": node.args[1]} if hasattr(module, "groups") else {}
+
+
+operators(
+    "channel_shuffle native_channel_shuffle",
+    labels=channel_shuffle,
+    resize=resize_groups,
+    attributes=groups_of,
+    saved="default",
+)
+operators("col2im", labels=col2im, saved="default")
+operators("im2col", labels=im2col, saved="default")
+operators("pixel_shuffle", labels=pixel_shuffle, saved="default")
+operators("pixel_unshuffle", labels=pixel_unshuffle, saved="default")
+operators("_adaptive_avg_pool1d _adaptive_avg_pool3d lp_pool2d", labels=pooled)
+operators("_adaptive_avg_pool2d max_pool2d_with_indices", labels=pooled, saved="default")
+operators(
+    """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
+    """,
+    labels=pooled,
+    passes_units=True,
+    saved="default",
+)
+operators(
+    """
+    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d upsample_trilinear3d
+    """,
+    labels=pooled,
+    saved="default vec",
+)
+operators("grid_sampler", saved="default")

@@ -12,6 +12,8 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.graph.graph_model import Graph
+from prunekit.graph.ops import OPERATORS, Operator
+from prunekit.graph.ops.registry import MAX_PARTS, tensors_among
 from prunekit.saving.dtypes import DTYPES
 from prunekit.saving.graphs.operators import (
     argument_types,
@@ -27,9 +29,6 @@ MAX_BYTES = 4 << 30
 MAX_NODES = 200_000
 """The most nodes that a graph may have."""
 
-MAX_PARTS = 10_000
-"""The most tensors that one call may return, and the longest list of numbers that it may take."""
-
 MAX_INT = 2**31 - 1
 """The largest size, position or number of steps; those of a slice may be larger, and are cut to its axis."""
 
@@ -39,28 +38,9 @@ MAX_TEXT = 256
 MAX_RESULTS = 100_000
 """The most tensors that all calls of a graph may return together."""
 
-MAX_STEPS = 4096
-"""The most steps of a recurrent layer, times its layers and directions."""
-
-_MAX_DIFFERENCES = 64
 _MAX_SCALE = 1024.0
 _MAX_DIMS = 16
 
-# for operators that return lists: how many tensors they return, worked out before they are called
-_PARTS: dict[str, Callable[..., int]] = {
-    "unbind.int": lambda x, dim=0: x.shape[dim],
-    "chunk.default": lambda x, chunks, dim=0: min(chunks, x.shape[dim]),
-    "unsafe_chunk.default": lambda x, chunks, dim=0: min(chunks, x.shape[dim]),
-    "split.Tensor": lambda x, size, dim=0: x.shape[dim] // max(size, 1),
-    "unsafe_split.Tensor": lambda x, size, dim=0: x.shape[dim] // max(size, 1),
-    "tensor_split.sections": lambda x, sections, dim=0: sections,
-    "hsplit.int": lambda x, sections: sections,
-    "vsplit.int": lambda x, sections: sections,
-}
-# operators that write running statistics into their arguments if this one is true
-_WRITES = {"batch_norm.default": "training", "instance_norm.default": "use_input_stats"}
-# recurrent layers: the number of gates, whose weights lie in one matrix
-_GATES = {"lstm.input": 4, "gru.input": 3, "rnn_relu.input": 1, "rnn_tanh.input": 1}
 _FAST_CONVOLUTIONS = (torch.float32, torch.bfloat16)
 
 
@@ -143,25 +123,22 @@ def _bytes(value: Tensor) -> int:
 
 def _inside(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], found: Any) -> int:
     """The bytes that a kernel may take where no operator shows it: copies of other types, and columns."""
-    given = list(_tensors((*args, *kwargs.values())))
-    made = list(_tensors(found))
+    given = tensors_among([*args, *kwargs.values()])
+    made = tensors_among(found)
     if not given:
         return 0
     width = max(each.element_size() for each in [*given, *made])
     copies = max(math.prod(each.shape) for each in given) * width
-    if "conv" in name and len(given) > 1 and given[0].dtype not in _FAST_CONVOLUTIONS and made:
+    if (
+        _record(name)[0].groups is not None
+        and len(given) > 1
+        and given[0].dtype not in _FAST_CONVOLUTIONS
+        and made
+    ):
         image, kernel = given[0], given[1]
         places = max(math.prod(image.shape[2:]), math.prod(made[0].shape[2:]))
         copies = max(copies, image.shape[0] * math.prod(kernel.shape[1:]) * places * width)
     return copies
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _tensors(each)
 
 
 def called_without_data(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -247,61 +224,17 @@ def _check_arguments(
             for scale in value if isinstance(value, list | tuple) else (value,):
                 if not 1 / _MAX_SCALE <= scale <= _MAX_SCALE:
                     raise ValueError(f"{key} = {scale} is not in [1/{_MAX_SCALE:.0f}, {_MAX_SCALE:.0f}]")
-    if name in _WRITES and named.get(_WRITES[name]) and named.get("running_mean") is not None:
-        raise ValueError("it would write into its arguments")
-    if name == "one_hot.default" and not named.get("num_classes", -1) >= 1:
-        raise ValueError("the number of classes must be given")
-    if name in _GATES:
-        _check_recurrent(_GATES[name], **named)
-    if name == "_weight_norm.default":
-        _check_weight_norm(**named)
-    if name == "diff.default" and not 0 <= named.get("n", 1) <= _MAX_DIFFERENCES:
-        raise ValueError(f"n = {named['n']} is not in [0, {_MAX_DIFFERENCES}]")
-    # the least whole number divided by -1 ends the process
-    numbers = [each.dtype for each in _tensors(list(named.values()))]
-    if named.get("rounding_mode") == "trunc" and not any(each.is_floating_point for each in numbers):
-        raise ValueError("whole numbers may not be divided with rounding_mode = 'trunc'")
-    if name.startswith(("index.", "index_put.")):
-        for index in named["indices"]:
-            if index is not None and index.dtype not in (torch.int64, torch.int32):
-                raise ValueError(f"an index is of {index.dtype}, whose result's shape depends on values")
-    if name in _PARTS and _PARTS[name](*args, **kwargs) > MAX_PARTS:
+    record, overload = _record(name)
+    if record.check is not None:
+        record.check(named)
+    if overload in record.results and record.results[overload](*args, **kwargs) > MAX_PARTS:
         raise ValueError(f"it returns more than {MAX_PARTS:,} tensors")
 
 
-def _check_recurrent(
-    gates: int, input: Tensor, hx: Any, params: Sequence[Tensor], num_layers: int, **named: Any
-) -> None:
-    """Refuse weights and states of other shapes than the layers': not every kernel looks at them."""
-    directions = 2 if named["bidirectional"] else 1
-    states = list(_tensors(hx))
-    each = 4 if named["has_biases"] else 2
-    if input.dim() != 3 or not 1 <= num_layers <= MAX_PARTS or len(params) != each * num_layers * directions:
-        raise ValueError(f"{num_layers} layers of {len(params)} parameters")
-    batch, steps = (0, 1) if named["batch_first"] else (1, 0)
-    if input.shape[steps] * num_layers * directions > MAX_STEPS:
-        raise ValueError(f"more than {MAX_STEPS:,} steps")
-    hidden = states[0].shape[-1] if states and states[0].dim() == 3 else 0
-    wanted = [(num_layers * directions, input.shape[batch], hidden)] * (2 if gates == 4 else 1)
-    if [tuple(state.shape) for state in states] != wanted:
-        raise ValueError("the states do not fit the layers")
-    for number in range(num_layers * directions):
-        width = input.shape[2] if number < directions else hidden * directions
-        shapes = [(gates * hidden, width), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,)]
-        own = params[number * each : (number + 1) * each]
-        if [tuple(one.shape) for one in own] != shapes[:each]:
-            raise ValueError(f"the parameters of layer {number // directions} do not fit it")
-    if len({one.dtype for one in (input, *states, *params)}) > 1:
-        raise ValueError("its tensors are of several types")
-
-
-def _check_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> None:
-    """Refuse norms of another shape than one for each slice, or one for all: the kernel does not look."""
-    each = tuple(v.shape[axis] if axis == dim else 1 for axis in range(v.dim()))
-    one = dim == -1 and g.numel() == 1
-    if v.dtype != g.dtype or not -1 <= dim < v.dim() or not (one or tuple(g.shape) == each):
-        shapes = f"{tuple(g.shape)} for weights of shape {tuple(v.shape)}"
-        raise ValueError(f"norms of shape {shapes}, dim = {dim}")
+def _record(name: str) -> tuple[Operator, str]:
+    """The record of an operator that is saved under this name, and the overload."""
+    packet, _, overload = name.partition(".")
+    return OPERATORS.get(packet) or Operator(packet), overload
 
 
 def _check_getitem(values: Any, index: Any) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from torch import fx
+
+from prunekit.graph.kept import taken
 from prunekit.graph.ops.pointwise import aligned
-from prunekit.graph.ops.registry import rule
+from prunekit.graph.ops.registry import Keeps, kept_along, operators
 from prunekit.graph.values import Dim, Value, position
 from prunekit.graph.walker import Walker, result_shape
 
@@ -14,9 +19,6 @@ _STATISTICS = {"mean", "var", "std", "var_mean", "std_mean"}
 _SUMS = {"sum", "linalg_vector_norm", "norm", "frobenius_norm"}
 
 
-@rule(
-    "mean", "sum", "var", "std", "linalg_vector_norm", "norm", "amax", "amin", "prod", "logsumexp", "var_mean"
-)
 def reduced(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
     """One number for all entries along the axes that go."""
     name = walker.operator
@@ -51,9 +53,6 @@ def _axes(x: Value, args: Sequence[Any], kwargs: dict[str, Any], *, vector: bool
     return {position(dim, len(x)) for dim in ([dims] if isinstance(dims, int) else dims)}
 
 
-@rule(
-    "max", "min", "argmax", "argmin", "topk", "sort", "median", "cumsum", "cumprod", "any", "all", "argsort"
-)
 def picked(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
     """One axis is searched, the others stay."""
     others = [arg for arg in args if isinstance(arg, tuple)]
@@ -82,7 +81,6 @@ def picked(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
     return [shaped(item) for item in val] if isinstance(val, (tuple, list)) else shaped(val)
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
 def softmax(walker: Walker, x: Value, dim: int, *_: Any, **__: Any) -> Value:
     """Shares along an axis, which cannot change."""
     axis = position(dim, len(x))
@@ -93,7 +91,6 @@ def softmax(walker: Walker, x: Value, dim: int, *_: Any, **__: Any) -> Value:
     )
 
 
-@rule("glu")
 def glu(walker: Walker, x: Value, dim: int = -1) -> Value:
     """The first half of an axis times the sigmoid of the second."""
     axis = position(dim, len(x))
@@ -105,7 +102,6 @@ def glu(walker: Walker, x: Value, dim: int = -1) -> Value:
     return (*x[:axis], Dim(half, joined, x[axis].zero), *x[axis + 1 :])
 
 
-@rule("scaled_dot_product_attention")
 def attention(
     walker: Walker,
     query: Value,
@@ -152,3 +148,43 @@ def _heads(walker: Walker, query: Value, key: Value, value: Value, grouped: bool
         wide = [dim for dim in (q, k, v) if dim.size == max(q.size, k.size, v.size)]
         lead.append(Dim(wide[0].size, walker.join_all(wide), v.zero))
     return lead
+
+
+def set_scale(node: fx.Node, keeps: Keeps) -> None:
+    """The temperature stays that of the full width."""
+    width = int(node.args[0].meta["val"].shape[-1])  # type: ignore[union-attr]
+    if node.kwargs.get("scale") is None:
+        node.update_kwarg("scale", 1 / math.sqrt(width))
+
+
+def mean_over_kept(call: Callable[..., Any], node: fx.Node, args: Any, kwargs: Any, keeps: Keeps) -> Any:
+    """A mean or variance over what stays along its axes."""
+    x = args[0]
+    dims = kwargs.get("dim", next((arg for arg in args[1:] if isinstance(arg, (list, int))), None))
+    axes = range(x.dim()) if dims is None else np.atleast_1d(dims).tolist()
+    for axis in axes:
+        flags = kept_along(node.args[0], keeps, position(axis, x.dim()))
+        if flags is not None:
+            x = taken(x, axis, flags)
+    return call(x, *args[1:], **kwargs)
+
+
+operators("scaled_dot_product_attention", labels=attention, resize=set_scale, saved="default")
+operators("glu", labels=glu, saved="default")
+operators("all any", labels=picked, saved="default dim dims")
+operators("argmax argmin cumprod cumsum topk", labels=picked, saved="default")
+operators("argsort sort", labels=picked, saved="default stable")
+operators("max min", labels=picked, saved="default dim other")
+operators("median", labels=picked, saved="default dim")
+operators("amax amin linalg_vector_norm logsumexp", labels=reduced, saved="default")
+operators("mean", labels=reduced, over_kept=mean_over_kept, saved="default dim")
+operators("norm", labels=reduced, saved="Scalar ScalarOpt_dim ScalarOpt_dim_dtype ScalarOpt_dtype")
+operators("prod", labels=reduced, saved="default dim_int")
+operators("std var var_mean", labels=reduced, over_kept=mean_over_kept, saved="correction default dim")
+operators("sum", labels=reduced, saved="default dim_IntList")
+operators("_log_softmax _safe_softmax _softmax", labels=softmax, saved="default")
+operators("log_softmax softmax", labels=softmax, saved="int")
+operators("bucketize", saved="Tensor")
+operators("cosine_similarity cummax cummin logcumsumexp pairwise_distance trace", saved="default")
+operators("linalg_norm", saved="default ord_str")
+operators("std_mean", over_kept=mean_over_kept, saved="correction default dim")

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from string import ascii_letters
 from typing import Any
 
+from torch import nn
+
 from prunekit.graph.ops.pointwise import added
-from prunekit.graph.ops.registry import rule
+from prunekit.graph.ops.registry import operators
 from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker
 
@@ -49,7 +51,6 @@ def _role(walker: Walker, dim: Dim, letter: str, others: Sequence[str], out: str
         walker.role(dim, "producer")
 
 
-@rule("linear")
 def linear(walker: Walker, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """x (..., in), weight (out, in), bias (out)."""
     lead = ascii_letters[: len(x) - 1]
@@ -65,7 +66,6 @@ def linear(walker: Walker, x: Value, weight: Value, bias: Value | None = None) -
     return out if bias is None else added(walker, [out, bias])
 
 
-@rule("matmul", "bmm", "mm", "mv", "dot")
 def matmul(walker: Walker, a: Value, b: Value) -> Value:
     """a (..., n, k) times b (..., k, m), either of them also as a vector."""
     batch = ascii_letters[: max(len(a), len(b))]
@@ -75,19 +75,16 @@ def matmul(walker: Walker, a: Value, b: Value) -> Value:
     return contracted(walker, [a, b], [left, right], lead + "Y" * (len(a) > 1) + "X" * (len(b) > 1))
 
 
-@rule("addmm", "baddbmm", "addmv", "addbmm")
 def addmm(walker: Walker, bias: Value, a: Value, b: Value, **_: Any) -> Value:
     """bias + a times b."""
     return added(walker, [matmul(walker, a, b), bias])
 
 
-@rule("outer", "ger")
 def outer(walker: Walker, a: Value, b: Value) -> Value:
     """a (n) times b (m)."""
     return contracted(walker, [a, b], ["a", "b"], "ab")
 
 
-@rule("einsum")
 def einsum(walker: Walker, equation: str, operands: Sequence[Value], **_: Any) -> Value | Any:
     """The sum of products that the equation names; a repeated letter in one operand is not followed."""
     left, arrow, out = equation.replace(" ", "").partition("->")
@@ -108,3 +105,27 @@ def einsum(walker: Walker, equation: str, operands: Sequence[Value], **_: Any) -
     if any(len(set(names)) != len(names) for names in letters):
         return walker.unknown("a diagonal is taken")
     return contracted(walker, operands, letters, out)
+
+
+def sizes_of_linear(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
+    """The widths of `nn.Linear`, whose weight is (out, in)."""
+    if isinstance(module, nn.Linear) and name == "weight":
+        return {"out_features": shape[0], "in_features": shape[1]}
+    return {}
+
+
+def sizes_of_conv1d(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
+    """Of the linear layer that the library transformers calls Conv1D."""
+    if type(module).__name__ == "Conv1D" and name == "weight":
+        return {"nx": shape[0], "nf": shape[1]}
+    return {}
+
+
+operators("addbmm addmv baddbmm", labels=addmm, saved="default")
+operators("addmm", labels=addmm, module_sizes=sizes_of_conv1d, mixes=True, saved="default")
+operators("einsum", labels=einsum, mixes=True, saved="default")
+operators("linear", labels=linear, module_sizes=sizes_of_linear, mixes=True, saved="default")
+operators("bmm matmul mm", labels=matmul, mixes=True, saved="default")
+operators("dot mv", labels=matmul, saved="default")
+operators("ger outer", labels=outer, saved="default")
+operators("linalg_cross vdot", saved="default")

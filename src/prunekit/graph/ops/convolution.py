@@ -6,14 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import fx, nn
 
 from prunekit.graph.blocks import rows_joined
-from prunekit.graph.ops.registry import rule
+from prunekit.graph.ops.registry import (
+    Keeps,
+    argument,
+    groups_left,
+    kept_along,
+    operator_of,
+    operators,
+    set_argument,
+)
 from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker
 
 
-@rule("conv1d", "conv2d", "conv3d")
 def conv(
     walker: Walker,
     x: Value,
@@ -28,7 +36,6 @@ def conv(
     return _convolved(walker, x, weight[0], weight[1], weight[2:], bias, groups, transposed=False)
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(
     walker: Walker,
     x: Value,
@@ -44,7 +51,6 @@ def conv_transpose(
     return _convolved(walker, x, weight[1], weight[0], weight[2:], bias, groups, transposed=True)
 
 
-@rule("convolution")
 def convolution(
     walker: Walker,
     x: Value,
@@ -160,3 +166,60 @@ def _record(walker: Walker, way: int, *axes: Any) -> None:
     found = [axis for axis in axes if axis is not None]
     if found:
         walker.chosen("groups", way, np.concatenate(found))
+
+
+def resize_groups(node: fx.Node, keeps: Keeps) -> None:
+    """The number of groups that have something left."""
+    spatial = len(node.args[1].meta["val"].shape) - 2  # type: ignore[union-attr]
+    x = node.args[0]
+    axis = len(x.meta["val"].shape) - spatial - 1  # type: ignore[union-attr]
+    place = operator_of(node).groups
+    assert place is not None
+    groups = argument(node, place, "groups", 1)
+    if groups > 1:
+        set_argument(node, place, "groups", groups_left(kept_along(x, keeps, axis), groups))
+
+
+def sizes_of_convolution(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
+    """The weight has its outputs over all groups, and its inputs within one."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and name == "weight":
+        return {"out_channels": shape[0], "in_channels": shape[1] * groups, "groups": groups}
+    return {}
+
+
+def sizes_of_transposed(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
+    """The weight has its inputs over all groups, and its outputs within one."""
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    if isinstance(module, kinds) and name == "weight":
+        return {"in_channels": shape[0], "out_channels": shape[1] * groups, "groups": groups}
+    return {}
+
+
+operators(
+    "conv1d conv2d conv3d",
+    labels=conv,
+    resize=resize_groups,
+    groups=6,
+    module_sizes=sizes_of_convolution,
+    mixes=True,
+    saved="default padding",
+)
+operators(
+    "conv_transpose1d",
+    labels=conv_transpose,
+    resize=resize_groups,
+    groups=6,
+    module_sizes=sizes_of_transposed,
+    mixes=True,
+    saved="default",
+)
+operators(
+    "conv_transpose2d conv_transpose3d",
+    labels=conv_transpose,
+    resize=resize_groups,
+    groups=6,
+    module_sizes=sizes_of_transposed,
+    mixes=True,
+    saved="input",
+)
+operators("convolution", labels=convolution, resize=resize_groups, groups=8, mixes=True, saved="default")

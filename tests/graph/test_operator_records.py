@@ -1,0 +1,95 @@
+"""The records of the operators, compared with PyTorch's own schemas and kernels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunekit.graph import shrink_groups
+from prunekit.graph.ops import OPERATORS
+from prunekit.graph.ops.pointwise import zero_of_clamp, zero_stays
+from prunekit.graph.ops.registry import operators
+from prunekit.saving.graphs.operators import OVERLOADS, named_operator
+
+ALLOWED = Path(__file__).parents[1] / "saving" / "allowed_overloads.json"
+
+
+def test_a_saved_graph_may_hold_these_overloads_and_no_others() -> None:
+    """Another one is a decision about safety: it is made here, too, by hand."""
+    assert sorted(OVERLOADS) == json.loads(ALLOWED.read_text())
+
+
+def test_every_saved_overload_is_one_of_pytorch() -> None:
+    """A name that is mistyped would never be met."""
+    assert all(callable(named_operator(name)) for name in OVERLOADS)
+
+
+def test_an_operator_has_one_record() -> None:
+    """Its second place would be the one that nobody finds."""
+    with pytest.raises(ValueError, match="'conv2d' has a record already"):
+        operators("conv2d")
+
+
+@pytest.mark.parametrize("name", [name for name, each in OPERATORS.items() if each.groups is not None])
+def test_the_groups_of_a_convolution_are_where_the_schema_has_them(name: str) -> None:
+    """In every overload."""
+    packet = getattr(torch.ops.aten, name)
+    for overload in packet.overloads():
+        names = [argument.name for argument in getattr(packet, overload)._schema.arguments]
+        if overload != "out":
+            assert names.index("groups") == OPERATORS[name].groups
+
+
+@pytest.mark.parametrize("name", [name for name, each in OPERATORS.items() if each.zero is zero_stays])
+def test_what_keeps_zero_gives_zero_for_zero(name: str) -> None:
+    """All tensors at zero, whatever the number beside them."""
+    function = getattr(torch, name, None) or getattr(nn.functional, name)
+    zeros = torch.zeros(3)
+    count = 2 if name in ("maximum", "minimum", "fmax", "fmin", "atan2", "lerp") else 1
+    numbers = (0.3,) if name == "lerp" else ()
+    found: Tensor = function(*[zeros] * count, *numbers)
+    assert not found.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kwargs"),
+    [
+        ("clamp", (-1.0, 1.0), {}),
+        ("clamp", (0.5,), {}),
+        ("clamp", (), {"max": -0.5}),
+        ("clamp_min", (0.5,), {}),
+        ("clamp_min", (-0.5,), {}),
+        ("clamp_max", (-0.5,), {}),
+        ("clamp_max", (0.5,), {}),
+        ("hardtanh", (), {}),
+        ("hardtanh", (0.5, 1.0), {}),
+        ("hardtanh", (), {"min_val": -2.0, "max_val": -1.0}),
+    ],
+)
+def test_zero_between_bounds(name: str, args: tuple[float, ...], kwargs: dict[str, float]) -> None:
+    """It stays zero where PyTorch leaves it so."""
+    function = getattr(torch, name, None) or getattr(nn.functional, name)
+    rule = OPERATORS[name].zero
+    assert rule is not None
+    said = rule(((), *args), kwargs, 1)([True])
+    assert said == (not function(torch.zeros(3), *args, **kwargs).any())
+    assert zero_of_clamp(((), ((),)), {}, 1)([True]) is False  # a tensor as the bound: nothing is known
+
+
+@pytest.mark.parametrize(
+    ("groups", "layer", "sizes"), [(2, 0, (6, 8, 2)), (2, 2, (8, 6, 2)), (4, 0, (6, 6, 3))]
+)
+def test_a_transposed_convolution_loses_groups(groups: int, layer: int, sizes: tuple[int, ...]) -> None:
+    """The layer itself gets its new sizes, and computes what it did with the units at zero."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, groups=groups), nn.Conv2d(8, 2, 3)
+    ).eval()
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    kept = torch.tensor([False, True, True, True])
+    shrunk = shrink_groups(model, x, {str(layer): kept}).model
+    assert isinstance(shrunk, nn.Sequential)
+    assert (shrunk[2].in_channels, shrunk[2].out_channels, shrunk[2].groups) == sizes
