@@ -1,4 +1,4 @@
-"""create: seeds, the global generator, users' models. ModelSettings: strict, flat, the same after a round trip."""
+"""create: seeds, torch's generator, users' models. ModelSettings: strict, flat, same after a round trip."""
 
 import json
 import random

@@ -4,14 +4,13 @@ Everything here works on one matrix: the Hessian (1/2 of its quadratic form is t
 layer share, or that of a whole small network with its weights as the only row.
 """
 
-from prunekit.obs.damping import damped, live_inputs
+from prunekit.obs.admm import admm_support
 from prunekit.obs.elimination import Elimination, eliminate
-from prunekit.obs.gauss_newton import recursive_inverse
-from prunekit.obs.left_to_right import choose_count, choose_mask, choose_pattern, left_to_right
-from prunekit.obs.merging import output_variance, removal_scores
+from prunekit.obs.inverse_hessian import damped, live_inputs, recursive_inverse
+from prunekit.obs.lobs import inverse_of, shared_saliency, shared_update
 from prunekit.obs.refit import refit
-from prunekit.obs.shared import inverse_of, shared_saliency, shared_update
-from prunekit.obs.support import admm_support
+from prunekit.obs.saliency import output_variance, removal_scores
+from prunekit.obs.sparsegpt import choose_count, choose_mask, choose_pattern, left_to_right
 
 __all__ = [
     "Elimination",

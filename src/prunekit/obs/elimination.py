@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import DataError, InputError
-from prunekit.obs.course import PANEL, Course
-from prunekit.obs.lots import lots
+from prunekit.obs.blocked_elimination import PANEL, BlockedElimination
 from prunekit.obs.refit import check_rows
+from prunekit.obs.row_batches import row_batches
 
 BUDGET_BYTES = 256 * 2**20
 
-SOUND = 0.95
+MIN_PIVOT = 0.95
 """The least pivot that is trusted: with Hessians scaled to ones on the diagonal none is below 1."""
 
 
@@ -62,7 +62,7 @@ def eliminate(
 
     After **every** removal the row's other weights S make up for it and their inverse is renewed: OBS
     (Hassibi and Stork 1993) on the layer's error (Dong, Chen and Pan 2017, arXiv 1705.07565), exact as in
-    Frantar, Singh and Alistarh (2022, arXiv 2208.11580), by a blocked factorisation (`Course`). A layer is
+    Frantar, Singh and Alistarh (2022, arXiv 2208.11580), by a blocked factorisation. A layer is
     (outputs, inputs) with the inputs' second moments; a whole network is one row with its own Hessian.
 
     Args:
@@ -79,7 +79,7 @@ def eliminate(
         budget_bytes: memory for the inverses of the rows that are worked on together; one row always goes.
 
     Returns:
-        The course of each row. Equal costs go by column, the lowest first.
+        The removals of each row. Equal costs go by column, the lowest first.
 
     Raises:
         InputError: for shapes, a pattern or a number of removals that do not fit.
@@ -107,15 +107,15 @@ def eliminate(
     scale = float(values.abs().max()) if values.numel() else 1.0
     values = values / (scale or 1.0)
     on = kept & live
-    for rows, columns, costs in _courses(
+    for rows, columns, costs in _eliminated(
         scaled, values, on, groups, spare, limit, panel, dtype, budget_bytes
     ):
         steps = done[rows, None] + torch.arange(columns.shape[1], device=columns.device)
-        there = (costs < torch.inf) & (steps < limit)
-        row = rows[:, None].expand_as(columns)[there]
-        order[row, steps[there]] = columns[there]
-        losses[row, steps[there]] = costs[there] * (scale**2 / 2)
-        kept[row, columns[there]] = False
+        valid = (costs < torch.inf) & (steps < limit)
+        row = rows[:, None].expand_as(columns)[valid]
+        order[row, steps[valid]] = columns[valid]
+        losses[row, steps[valid]] = costs[valid] * (scale**2 / 2)
+        kept[row, columns[valid]] = False
     longest = int((order >= 0).sum(1).max()) if order.numel() else 0
     return Elimination(order[:, :longest].clone(), losses[:, :longest].clone(), kept)
 
@@ -154,7 +154,7 @@ def _remove_dead(
     return done
 
 
-def _courses(
+def _eliminated(
     matrix: Tensor,
     values: Tensor,
     on: Tensor,
@@ -167,22 +167,22 @@ def _courses(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(rows, columns, costs) of all rows with something on, (b,) and (b, removals); costs not halved."""
     again = torch.zeros(len(on), dtype=torch.bool, device=on.device)
-    for lot in lots(matrix, on, dtype, budget_bytes):
-        course = Course(
-            lot.inverses,
-            values[lot.rows].gather(1, lot.places).to(dtype),
-            lot.places,
-            lot.there,
+    for batch in row_batches(matrix, on, dtype, budget_bytes):
+        blocked = BlockedElimination(
+            batch.inverses,
+            values[batch.rows].gather(1, batch.places).to(dtype),
+            batch.places,
+            batch.valid,
             groups,
-            None if spare is None else spare[lot.rows],
+            None if spare is None else spare[batch.rows],
             panel=panel,
         )
-        removed = course.removals(limit)
-        sound = ((removed.pivots >= SOUND) & ~removed.costs.isnan()).all(1)
-        again[lot.rows[~sound]] = True
-        yield lot.rows[sound], removed.columns[sound], removed.costs[sound].double()
+        removed = blocked.removals(limit)
+        sound = ((removed.pivots >= MIN_PIVOT) & ~removed.costs.isnan()).all(1)
+        again[batch.rows[~sound]] = True
+        yield batch.rows[sound], removed.columns[sound], removed.costs[sound].double()
     if bool(again.any()):
         if dtype == torch.float64:
             raise DataError("the Hessian is too close to singular for an elimination: give a greater damp")
         rest = on & again[:, None]
-        yield from _courses(matrix, values, rest, groups, spare, limit, panel, torch.float64, budget_bytes)
+        yield from _eliminated(matrix, values, rest, groups, spare, limit, panel, torch.float64, budget_bytes)

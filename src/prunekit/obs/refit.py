@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.obs.damping import factor, live_inputs
+from prunekit.obs.inverse_hessian import factor, live_inputs
 
 BUDGET_BYTES = 64 * 2**20
 
@@ -72,9 +72,9 @@ def check_rows(matrix: Tensor, weights: Tensor, mask: Tensor | None = None) -> T
 def _solved(matrix: Tensor, right: Tensor, on: Tensor, budget_bytes: int) -> Tensor:
     """x with M_SS x_S = right_S in each row and 0 elsewhere; `right` and `on` are (rows, n)."""
     found = torch.zeros_like(right)
-    for rows, places, there in padded_supports(on, budget_bytes // 3):
-        lower = factor(padded_blocks(matrix, places, there))
-        sides = right[rows[:, None], places] * there
+    for rows, places, valid in padded_supports(on, budget_bytes // 3):
+        lower = factor(padded_blocks(matrix, places, valid))
+        sides = right[rows[:, None], places] * valid
         values = torch.cholesky_solve(sides.unsqueeze(2), lower).squeeze(2)
         # padding repeats places that are not in the row's support, and its values are zero there
         found[rows[:, None], places] = values
@@ -89,12 +89,12 @@ def padded_supports(on: Tensor, budget_bytes: int) -> list[tuple[Tensor, Tensor,
         budget_bytes: for the matrices of rows that go together; one row always goes.
 
     Returns:
-        (rows, places, there) of each lot: the numbers of its rows (b,), and (b, k) the places of their
-        elements in ascending order, then, where `there` is False, places that are off.
+        (rows, places, valid) of each batch: the numbers of its rows (b,), and (b, k) the places of their
+        elements in ascending order, then, where `valid` is False, places that are off.
     """
     counts, order = on.sum(1).sort(stable=True)
     sizes = counts.tolist()
-    lots, end = [], len(sizes)
+    batches, end = [], len(sizes)
     while end > 0 and sizes[end - 1] > 0:
         width = sizes[end - 1]
         start = max(0, end - max(1, budget_bytes // (8 * width * width)))
@@ -103,14 +103,14 @@ def padded_supports(on: Tensor, budget_bytes: int) -> list[tuple[Tensor, Tensor,
             start += 1
         rows = order[start:end]
         places = on[rows].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
-        lots.append((rows, places, on[rows].gather(1, places)))
+        batches.append((rows, places, on[rows].gather(1, places)))
         end = start
-    return lots
+    return batches
 
 
-def padded_blocks(matrix: Tensor, places: Tensor, there: Tensor) -> Tensor:
+def padded_blocks(matrix: Tensor, places: Tensor, valid: Tensor) -> Tensor:
     """(b, k, k): the matrix on each row's places, and the identity where there is no such place."""
     blocks = matrix[places[:, :, None], places[:, None, :]]
-    blocks.mul_(there[:, :, None]).mul_(there[:, None, :])
-    blocks.diagonal(dim1=1, dim2=2).add_(~there)
+    blocks.mul_(valid[:, :, None]).mul_(valid[:, None, :])
+    blocks.diagonal(dim1=1, dim2=2).add_(~valid)
     return blocks

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from prunekit.halves import draw_halves
 from prunekit.limits import LARGE, STEPS, WHOLE
-from prunekit.obs.left_to_right import BLOCK, Choose, choose_count, choose_pattern, left_to_right
-from prunekit.obs.support import ITERATIONS, admm_support
+from prunekit.obs.admm import ITERATIONS, admm_support
+from prunekit.obs.sparsegpt import BLOCK, Choose, choose_count, choose_pattern, left_to_right
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
 from prunekit.ranking import lowest, lowest_per_row

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.errors import DataError
 from prunekit.limits import LARGE
 from prunekit.obs import inverse_of, refit, shared_update
-from prunekit.obs.left_to_right import choose_mask, left_to_right
+from prunekit.obs.sparsegpt import choose_mask, left_to_right
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair.base import Repair
 from prunekit.statistics import LayerHessian, LayerInputMean, row_layers

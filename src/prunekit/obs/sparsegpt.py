@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunekit.obs.damping import factor
+from prunekit.obs.inverse_hessian import factor
 from prunekit.obs.refit import check_rows
 from prunekit.ranking import lowest, lowest_per_row
 

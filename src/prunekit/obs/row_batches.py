@@ -1,4 +1,4 @@
-"""Rows of a layer in lots, each with its inverses in one piece of memory of a bounded size."""
+"""Batches of rows of a layer, each with its inverses in one piece of memory of a bounded size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prunekit.obs.damping import factor
+from prunekit.obs.inverse_hessian import factor
 from prunekit.obs.refit import padded_blocks, padded_supports
 
 VECTORS = 128
@@ -19,20 +19,20 @@ _DOWNDATED = 8
 """Rows whose columns that are off are taken out together."""
 
 
-class Lot(NamedTuple):
+class RowBatch(NamedTuple):
     """Rows that are worked on together.
 
     Attributes:
         rows: (b,) their numbers.
         places: (b, k) columns, all different in a row.
-        there: (b, k) booleans: which of them take part.
+        valid: (b, k) booleans: which of them take part.
         inverses: (b, k, `aligned(k)`), of which the first k columns count: the inverse of the matrix on each
-            row's columns that take part. The memory is that of the next lot, too.
+            row's columns that take part. The memory is that of the next batch, too.
     """
 
     rows: Tensor
     places: Tensor
-    there: Tensor
+    valid: Tensor
     inverses: Tensor
 
 
@@ -41,14 +41,14 @@ def aligned(width: int) -> int:
     return -(-width // 16) * 16
 
 
-def lots(matrix: Tensor, on: Tensor, dtype: torch.dtype, budget_bytes: int) -> Iterator[Lot]:
-    """All rows that have a column, lot by lot.
+def row_batches(matrix: Tensor, on: Tensor, dtype: torch.dtype, budget_bytes: int) -> Iterator[RowBatch]:
+    """All rows that have a column, batch by batch.
 
     Args:
         matrix: (n, n) float64, positive definite on the columns that any row has on.
         on: (rows, n) booleans.
         dtype: of the inverses.
-        budget_bytes: memory for a lot; one row always goes.
+        budget_bytes: memory for a batch; one row always goes.
 
     Raises:
         DataError: if the matrix is singular.
@@ -57,21 +57,21 @@ def lots(matrix: Tensor, on: Tensor, dtype: torch.dtype, budget_bytes: int) -> I
     matrix, on = matrix[columns][:, columns], on[:, columns]
     whole = (~on).sum(1) * 3 <= len(columns)
     space = torch.empty(0, dtype=dtype, device=matrix.device)
-    for rows, places, there, inverses in chain(
+    for rows, places, valid, inverses in chain(
         _most_columns(matrix, on, whole, dtype, budget_bytes),
         _few_columns(matrix, on & ~whole[:, None], budget_bytes),
     ):
         count, width = places.shape
         size = count * width * aligned(width)
         if size > len(space):
-            space = space.new_empty(size)  # once, for lots of about the same size: fresh memory is slow
-        lot = Lot(rows, columns[places], there, space[:size].view(count, width, aligned(width)))
-        inverses(lot.inverses[:, :, :width])
-        yield lot
+            space = space.new_empty(size)  # once, for batches of about the same size: fresh memory is slow
+        batch = RowBatch(rows, columns[places], valid, space[:size].view(count, width, aligned(width)))
+        inverses(batch.inverses[:, :, :width])
+        yield batch
 
 
 _Part = tuple[Tensor, Tensor, Tensor, Callable[[Tensor], None]]
-"""(rows, places, there, what writes the inverses)."""
+"""(rows, places, valid, what writes the inverses)."""
 
 
 def _most_columns(
@@ -99,10 +99,10 @@ def _most_columns(
 
 def _take_out(inverses: Tensor, inverse: Tensor, off: Tensor) -> None:
     """Downdate (b, n, n), each the same inverse, for the places that are off in (b, n)."""
-    for rows, places, there in padded_supports(off, budget_bytes=off.numel() * len(inverse) * 8):
-        across = inverse[places] * there[:, :, None]
+    for rows, places, valid in padded_supports(off, budget_bytes=off.numel() * len(inverse) * 8):
+        across = inverse[places] * valid[:, :, None]
         half = torch.linalg.solve_triangular(
-            factor(padded_blocks(inverse, places, there)), across, upper=False
+            factor(padded_blocks(inverse, places, valid)), across, upper=False
         )
         half = half.to(inverses.dtype)
         inverses[rows] = inverses[rows].baddbmm_(half.mT, half, alpha=-1)
@@ -110,11 +110,11 @@ def _take_out(inverses: Tensor, inverse: Tensor, off: Tensor) -> None:
 
 def _few_columns(matrix: Tensor, on: Tensor, budget_bytes: int) -> Iterator[_Part]:
     """Rows that have lost many: the matrix on each row's columns is inverted."""
-    # float64 blocks, their factors and inverses come with the inverses of the lot
-    for rows, places, there in padded_supports(on, budget_bytes // 4):
-        blocks = padded_blocks(matrix, places, there)
+    # float64 blocks, their factors and inverses come with the inverses of the batch
+    for rows, places, valid in padded_supports(on, budget_bytes // 4):
+        blocks = padded_blocks(matrix, places, valid)
 
         def write(inverses: Tensor, blocks: Tensor = blocks) -> None:
             inverses[:] = torch.cholesky_inverse(factor(blocks))
 
-        yield rows, places, there, write
+        yield rows, places, valid, write

@@ -1,4 +1,4 @@
-"""From the order within each row to one score per weight that can be compared across rows and layers."""
+"""One score per weight from the order within its row, comparable across rows and layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The elimination itself: pivoted Cholesky downdating of the inverse, many rows at once, block by block."""
+"""Pivoted Cholesky downdating of the inverse, many rows at once and block by block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prunekit.obs.lots import aligned
+from prunekit.obs.row_batches import aligned
 
 PANEL = 64
 """Removals whose downdates are kept aside before they are applied to the whole inverse together."""
@@ -18,7 +18,7 @@ TOGETHER_BYTES = 16 * 2**20
 BEHIND = 2**23
 """Added to the numbers of columns that are not chosen; float32 still holds the sum exactly."""
 
-FAR = 1e30
+LARGE = 1e30
 """The diagonal of places that are no candidates: so great that no downdate makes it negative."""
 
 
@@ -37,7 +37,7 @@ class Removals(NamedTuple):
     pivots: Tensor
 
 
-class Course:
+class BlockedElimination:
     """Some rows in the middle of their elimination.
 
     Removing q from a row takes h h^T / h_q from its inverse A, with h = A e_q, and (w_q / h_q) h from its
@@ -85,7 +85,7 @@ class Course:
         self._places = columns.new_zeros((rows, int(columns.max()) + 1))
         self._groups, self._spare = groups, spare
         self._starts = (torch.arange(rows, device=weights.device) * inverses.shape[1])[:, None]
-        self._gone = weights.new_tensor([FAR, torch.inf]).view(2, 1, 1).expand(2, rows, 1).contiguous()
+        self._removed = weights.new_tensor([LARGE, torch.inf]).view(2, 1, 1).expand(2, rows, 1).contiguous()
         self._lock(~candidates)
         if groups is not None and spare is not None:
             self._lock(spare.gather(1, groups[columns]) <= 0)
@@ -132,7 +132,7 @@ class Course:
         torch.mul(column, scale, out=vector)
         diagonal.addcmul_(vector, vector, value=-1)
         weights.addcmul_(vector, factor, value=-1)
-        self._state.scatter_(2, place.expand(2, rows, 1), self._gone)
+        self._state.scatter_(2, place.expand(2, rows, 1), self._removed)
         if self._groups is not None and self._spare is not None:
             group = self._groups[chosen]
             left = self._spare.gather(1, group) - 1
@@ -144,7 +144,7 @@ class Course:
     def _lock(self, places: Tensor) -> None:
         """Take places from the candidates. What goes on among the others does not depend on them."""
         diagonal, weights = self._state
-        diagonal.masked_fill_(places, FAR)
+        diagonal.masked_fill_(places, LARGE)
         weights.masked_fill_(places, torch.inf)
 
     def _note_places(self) -> bool:

@@ -1,4 +1,4 @@
-"""A search for the support of a layer's weights: ADMM on the least-squares problem with a limited count."""
+"""ADMM on the least-squares problem with a limited count: a search for the weights of a layer that stay."""
 
 from __future__ import annotations
 

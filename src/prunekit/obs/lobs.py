@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.obs.damping import factor
+from prunekit.obs.inverse_hessian import factor
 from prunekit.obs.refit import check_rows
 
 
