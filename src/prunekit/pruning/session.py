@@ -19,7 +19,6 @@ from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned, Record
 from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
-from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import Step, StepContext
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
@@ -27,22 +26,15 @@ from prunekit.pruning.attachment import Attachment, check_attachable
 from prunekit.pruning.calibration import Calibration, two_examples
 from prunekit.pruning.choosing import chosen
 from prunekit.pruning.guard import Guard
-from prunekit.pruning.part_state import (
-    act_in_training,
-    before_optimizer_step,
-    before_step,
-    copy_states,
-    initial_states,
-    training_loss,
-)
 from prunekit.pruning.ranking import Ranking
 from prunekit.pruning.state import Owner, digest_of, read_state
+from prunekit.pruning.trainings import Trainings
 from prunekit.readiness import check_restart, check_trainings
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
 from prunekit.snapshot import Snapshot
-from prunekit.targets import uncompiled, unwrap
-from prunekit.training import Report, copy_state, train, training_seed
+from prunekit.targets import unwrap
+from prunekit.training import Report, copy_state
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a network after a step, for the history: names and figures."""
@@ -98,8 +90,9 @@ class Session:
             seed=self._seed,
             loss=loss,
         )
-        self._states = initial_states(recipe, self._inner, self.plan.elements.parameters)
-        self._batch_loss: BatchLoss | None = None
+        self._trainings = Trainings(
+            model, recipe, self._data, self._seed, self.plan.elements.parameters, self._inner
+        )
         self._ranking = Ranking(recipe, self.plan, self._calibration, self._seed)
         self._guard = Guard(recipe.stop, self._calibration.error)
         if recipe.stop.needs_data and self._data is None and validation is None:
@@ -146,11 +139,13 @@ class Session:
         """The next step with its retraining; None where it was rolled back."""
         started = time.perf_counter()
         step = self.plan.steps[len(self.history)]
-        self._warm_up(step, report)
+        if not self._warmed_up:
+            self._trainings.warm_up(self._context(step), report)
         self._guard.hold(self._inner, len(self.history), self.kept)
         self._prune_step(step)
-        train_loss = self._retrain(step, report)
-        if self._retrains(step) and self._check(step.number) and self.recipe.stop.rolls_back:
+        retrains = self._retrains(step)
+        train_loss = self._trainings.retrain(self._context(step), report) if retrains else None
+        if retrains and self._check(step.number) and self.recipe.stop.rolls_back:
             return None
         measured = evaluate(self.model) if evaluate is not None else {}
         return self._record(step, started, train_loss, measured)
@@ -173,7 +168,7 @@ class Session:
         values = Snapshot(self._inner) if may_fail else None
         kept, masks, history = self.kept, self.masks, list(self.history)
         ranking, guard = copy(self._ranking), copy(self._guard)
-        states = copy_states(self._states)
+        states = self._trainings.copy_states()
         self._undo_held = True
         try:
             yield
@@ -181,7 +176,8 @@ class Session:
             if values is not None:
                 values.restore()
             self.kept, self.masks, self.history = kept, masks, history
-            self._ranking, self._guard, self._states = ranking, guard, states
+            self._ranking, self._guard = ranking, guard
+            self._trainings.resume(states)
             raise
         finally:
             self._undo_held = False
@@ -262,14 +258,13 @@ class Session:
             chain=elements.chain,
             coupled=elements.coupled,
             granularity=self.recipe.shape,
-            states=self._states,
+            states=self._trainings.states,
             masks=self.masks,
         )
 
     def _prune_step(self, step: Step) -> bool:
-        self._batch_loss = None
         context = self._context(step)
-        before_step(self.recipe, context)
+        self._trainings.before_step(context)
         context = replace(context, statistics=self._ranking.measure(context))
         context = replace(context, scores=self._ranking.scores(context))
         self.kept = chosen(
@@ -298,47 +293,6 @@ class Session:
     def _warmed_up(self) -> bool:
         """Whether the network was trained before the first removal, here or by a loop of the user's."""
         return bool(self.history) or self._optimizer_steps > 0
-
-    def _warm_up(self, step: Step, report: Report | None) -> None:
-        """Train the network as parts ask before the first removal."""
-        if self._warmed_up:
-            return
-        for key, training in self.recipe.warm_ups.items():
-            assert self._data is not None
-            train(
-                uncompiled(self.model),
-                self._data,
-                training,
-                seed=training_seed(self._seed, "warm_up", key),
-                masks=self.masks,
-                before_step=self._before_optimizer_step(step),
-                report=report,
-            )
-
-    def _before_optimizer_step(self, step: Step) -> Callable[[], None] | None:
-        """What the parts do at each step of a training that follows a step, or comes before the first."""
-        if not act_in_training(self.recipe):
-            return None
-        context = self._context(step)
-        return lambda: before_optimizer_step(self.recipe, context)
-
-    def _retrain(self, step: Step, report: Report | None) -> float | None:
-        training = self.recipe.retrain.plan
-        if training is None or not self._retrains(step):
-            return None
-        assert self._data is not None
-        trained = train(
-            uncompiled(self.model),
-            self._data,
-            training,
-            seed=training_seed(self._seed, "retrain", step.number),
-            masks=self.masks,
-            loss=training_loss(self.recipe, self._context(step)),
-            before_step=self._before_optimizer_step(step),
-            start=self.recipe.retrain.start,
-            report=report,
-        )
-        return trained.loss if trained.iterations else None
 
     def _retrains(self, step: Step) -> bool:
         """Whether a step ends with what follows it, rather than with the next one."""
@@ -384,7 +338,7 @@ class Session:
         if self.recipe.retrain.checkpoint == 0 and 0 not in self._checkpoints:
             self._checkpoints[0] = copy_state(self._inner)
         self._every = every
-        before = self._before_user_step if act_in_training(self.recipe) else None
+        before = self._before_user_step if self._trainings.acting else None
         self._attachment = Attachment(
             self.model, optimizer, self.masks, before=before, after=self._after_step
         )
@@ -420,19 +374,14 @@ class Session:
         loss = self._calibration.loss(outputs, targets)
         if not self.history:
             return loss
-        if self._batch_loss is None:
-            for part in self.recipe.parts.values():
-                part.check_batch(outputs, targets)
-            made = training_loss(self.recipe, self._context(self._last_step))
-            self._batch_loss = made or (lambda inputs, outputs, targets, loss: loss)
-        return self._batch_loss(inputs, outputs, targets, loss)
+        return self._trainings.batch_loss(self._context(self._last_step), inputs, outputs, targets, loss)
 
     @property
     def _last_step(self) -> Step:
         return self.plan.steps[max(len(self.history) - 1, 0)]
 
     def _before_user_step(self) -> None:
-        before_optimizer_step(self.recipe, self._context(self._last_step))
+        self._trainings.before_optimizer_step(self._context(self._last_step))
 
     def _after_step(self) -> None:
         self._optimizer_steps += 1
@@ -463,8 +412,8 @@ class Session:
             "history": [asdict(record) for record in self.history],
             "stop": self._guard.state_dict(),
         }
-        if self._states:
-            values["parts"] = copy_states(self._states)
+        if self._trainings.states:
+            values["parts"] = self._trainings.copy_states()
         return {**values, KEY: digest_of(values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -475,7 +424,13 @@ class Session:
                 changed then.
         """
         owner = Owner(
-            self._inner, self.recipe, self.plan, self._seed, self.kept, self._ranking.keys, self._states
+            self._inner,
+            self.recipe,
+            self.plan,
+            self._seed,
+            self.kept,
+            self._ranking.keys,
+            self._trainings.states,
         )
         read = read_state(state, owner)
         self._checkpoints = read.checkpoints
@@ -483,14 +438,14 @@ class Session:
         self._optimizer_steps = read.optimizer_steps
         self._ranking.resume(read.ranking, read.measured)
         self._guard.resume(read.allowed, read.held, read.stopped)
-        self._states, self._batch_loss = read.states, None
+        self._trainings.resume(read.states)
         self.masks.apply(self._inner)
         if self._attachment is not None:
             self._attachment.resume(self.masks)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is attached to no optimizer, as an optimizer's copy has no hooks."""
-        return {**vars(self), "_attachment": None, "_batch_loss": None}
+        return {**vars(self), "_attachment": None}
 
     def _who_needs_data(self) -> str:
         if self.recipe.score.needs:
