@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from prunekit.losses import squared_error
 from prunekit.models import create
-from prunekit.structure.chain import Chain, chain_of
+from prunekit.structure import Chain, chain_of
 from prunekit.units import eliminate, gain_derivatives, oracle_changes
 from side_by_side import arguments, finish, measure, ratio
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from prunekit.batches import TensorBatches
 from prunekit.data import load
 from prunekit.losses import squared_error
-from prunekit.structure.chain import chain_of
+from prunekit.structure import chain_of
 from prunekit.training import Training, train
 from prunekit.units import deviations, gain_derivatives
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.losses import squared_error
-from prunekit.structure.chain import Chain, chain_of
+from prunekit.structure import Chain, chain_of
 from prunekit.units import absolute_error
 
 

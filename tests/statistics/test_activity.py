@@ -7,7 +7,7 @@ from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.statistics import Moments, activity
-from prunekit.structure.chain import chain_of
+from prunekit.structure import chain_of
 from unit_nets import made
 
 

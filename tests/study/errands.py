@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from prunekit.units.forked import shared_out
+from prunekit.units.parallel_map import parallel_map
 
 
 class UnpicklableError(Exception):
@@ -73,7 +73,7 @@ def fork_and_hang(progress) -> None:
             time.sleep(1000)
         return {"x": torch.zeros(1)}
 
-    shared_out(part, torch.zeros(4, 1), 2)
+    parallel_map(part, torch.zeros(4, 1), 2)
 
 
 def fail(kind: str, progress) -> None:

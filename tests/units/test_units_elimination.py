@@ -5,7 +5,7 @@ import torch
 
 from prunekit.errors import InputError
 from prunekit.losses import squared_error
-from prunekit.structure.chain import chain_of
+from prunekit.structure import chain_of
 from prunekit.units import eliminate, gain_derivatives, oracle_changes
 from unit_nets import ERRORS, made, naive_changes
 

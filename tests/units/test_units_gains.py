@@ -7,7 +7,7 @@ from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.losses import squared_error
-from prunekit.structure.chain import chain_of
+from prunekit.structure import chain_of
 from prunekit.units import deviations, diagonal_recursion, gain_derivatives
 from unit_nets import ERRORS, error_at, made, mlp
 

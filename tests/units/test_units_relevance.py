@@ -6,7 +6,7 @@ import torch
 
 from prunekit.errors import InputError
 from prunekit.losses import squared_error
-from prunekit.structure.chain import chain_of
+from prunekit.structure import chain_of
 from prunekit.units import (
     absolute_error,
     gain_sweep,

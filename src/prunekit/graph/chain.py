@@ -18,10 +18,18 @@ from prunekit.errors import ModelError
 from prunekit.graph.captured import Captured
 from prunekit.graph.ops import op_name
 from prunekit.structure.calls import Reshaped, module_stage
+from prunekit.structure.chain import Chain, Stage
 from prunekit.structure.linking import link
-from prunekit.structure.modules import module_operation, shared_parameters
-from prunekit.structure.operations import LAYERS, POINTWISE_NAMES, POOL_NAMES, Kind, Operation, is_leaf
-from prunekit.structure.parts import Chain, Stage
+from prunekit.structure.operations import (
+    LAYERS,
+    POINTWISE_NAMES,
+    POOL_NAMES,
+    Kind,
+    Operation,
+    is_leaf,
+    module_operation,
+    shared_parameters,
+)
 from prunekit.targets import unwrap
 
 _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})

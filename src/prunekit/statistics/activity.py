@@ -19,7 +19,7 @@ from prunekit.statistics.collect import Collector, Subject
 from prunekit.statistics.moments import Moments
 from prunekit.statistics.unit_statistic import UnitStatistic, Values
 from prunekit.structure.chain import Chain
-from prunekit.units.flow import BUDGET_BYTES, Flow, Link, pieces
+from prunekit.units.chain_runner import BUDGET_BYTES, ChainRunner, Link, pieces
 from prunekit.units.layers import by_unit, leaves_rows, pointwise, unit_dim, with_gains
 from prunekit.units.oracle import checked_kept
 
@@ -149,7 +149,7 @@ def _observations(x: Tensor, link: Link) -> Tensor:
     return by_unit(x, link.group, dim).movedim(dim, -1).flatten(0, -2)
 
 
-def _activation(flow: Flow, link: Link) -> int:
+def _activation(flow: ChainRunner, link: Link) -> int:
     """The stage behind the last activation between the units' producer and their consumer; the consumer if
     there is none."""
     place = link.position
@@ -163,7 +163,7 @@ def _activation(flow: Flow, link: Link) -> int:
     return link.position
 
 
-def _by_producer(flow: Flow, link: Link, x: Tensor) -> Tensor:
+def _by_producer(flow: ChainRunner, link: Link, x: Tensor) -> Tensor:
     """(units, observations) of what lies somewhere between the units' producer and their consumer."""
     names = {stage.name: stage.module for stage in flow.chain.stages if stage.module is not None}
     producer = names.get(link.group.producer or link.group.consumer)

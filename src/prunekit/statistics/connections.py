@@ -17,7 +17,7 @@ from prunekit.statistics.collect import Collector, Statistic, Subject
 from prunekit.statistics.cross import CrossMoments
 from prunekit.statistics.inputs import layer_label, row_layers
 from prunekit.statistics.processes import sum_over_processes
-from prunekit.structure.activation import Function, activations
+from prunekit.structure.reader import Function, activations
 from prunekit.structure.rows import from_rows, groups_of, rows_of, windows
 
 SUMS_BYTES = 512 * 2**20

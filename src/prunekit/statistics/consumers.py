@@ -17,7 +17,7 @@ from prunekit.statistics.inputs import LayerHessian, LayerInputMean
 from prunekit.statistics.moments import Moments
 from prunekit.structure import Chain
 from prunekit.structure.rows import patches
-from prunekit.units.flow import BUDGET_BYTES, Link, pieces
+from prunekit.units.chain_runner import BUDGET_BYTES, Link, pieces
 from prunekit.units.layers import by_unit, unit_dim
 
 _ROWS_BYTES = 64 * 2**20

@@ -20,7 +20,7 @@ from prunekit.statistics.collect import Collector, Subject
 from prunekit.statistics.processes import sum_over_processes
 from prunekit.statistics.unit_statistic import UnitStatistic, Values
 from prunekit.structure import Chain
-from prunekit.units.judge import error_of
+from prunekit.units.loss_delta import error_of
 
 Error = Literal["squared_error", "cross_entropy", "absolute_error"]
 

@@ -3,11 +3,11 @@
 from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.proof import same_function
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
-from prunekit.structure.chain import INPUT, Chain, Stage, UnitGroup, chain_of, is_chain
-from prunekit.structure.dead import DeadUnits, dead_units, shrink_dead
-from prunekit.structure.pieces import shrink_pieces
+from prunekit.structure.chain import INPUT, Chain, Stage, UnitGroup
+from prunekit.structure.dead_units import DeadUnits, dead_units, shrink_dead
+from prunekit.structure.reader import chain_of, is_chain
 from prunekit.structure.resize import resize_to
-from prunekit.structure.shrinking import shrink
+from prunekit.structure.shrinking import shrink, shrink_pieces
 from prunekit.structure.units import kept_all, parameters_after, unit_masks
 
 __all__ = [

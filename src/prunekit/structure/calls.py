@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from prunekit.structure.chain import Stage
 from prunekit.structure.operations import (
     ARITHMETIC,
     DIVISIONS,
@@ -21,7 +22,6 @@ from prunekit.structure.operations import (
     Kind,
     Operation,
 )
-from prunekit.structure.parts import Stage
 
 _SHAPED = "lays units out in a new shape"
 

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from torch import nn
 
 from prunekit.errors import ModelError
+from prunekit.structure.chain import INPUT, Chain, UnitGroup
 from prunekit.structure.operations import LAYERS, Kind, Operation
-from prunekit.structure.parts import INPUT, Chain, UnitGroup
 
 
 class _Layout(Enum):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from prunekit.errors import ModelError
 from prunekit.graph.surgery import Surgery
 from prunekit.maxout import Maxout
-from prunekit.structure.chain import chain_of
-from prunekit.structure.parts import Chain, UnitGroup
-from prunekit.structure.pieces import cut_of_pieces
+from prunekit.structure.chain import Chain, UnitGroup
+from prunekit.structure.reader import chain_of
+from prunekit.structure.shrinking import cut_of_pieces
 from prunekit.structure.units import cut_of
 from prunekit.targets import unwrap
 

@@ -12,7 +12,7 @@ from prunekit.errors import ModelError
 from prunekit.graph.surgery import Axes, Cut, check_flags, masks_of
 from prunekit.masks import Masks
 from prunekit.structure.calls import is_flatten
-from prunekit.structure.parts import INPUT, Chain
+from prunekit.structure.chain import INPUT, Chain
 from prunekit.targets import unwrap
 
 

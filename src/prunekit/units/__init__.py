@@ -8,19 +8,19 @@ from prunekit.units.elimination import Elimination, eliminate
 from prunekit.units.filters import distances, feature_taylor, norm_scales, unit_macs
 from prunekit.units.gain_sweep import gain_sweep
 from prunekit.units.gains import GainDerivatives, gain_derivatives
-from prunekit.units.judge import ERRORS, absolute_error
+from prunekit.units.loss_delta import ERRORS, absolute_error
 from prunekit.units.n2ps import insignificant, significance
 from prunekit.units.oracle import oracle_changes
-from prunekit.units.recursion import Deviation, deviations, diagonal_recursion
-from prunekit.units.skeleton import relevance
+from prunekit.units.recursion import RecursionDeviation, deviations, diagonal_recursion
+from prunekit.units.skeletonization import relevance
 from prunekit.units.thinet import best_scales, contribution_products, greedy_order
 from prunekit.units.weights import incoming_norms, outgoing_norms
 
 __all__ = [
     "ERRORS",
-    "Deviation",
     "Elimination",
     "GainDerivatives",
+    "RecursionDeviation",
     "absolute_error",
     "best_scales",
     "contribution_products",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunekit.losses import Loss
-from prunekit.units.flow import Pass, weight_of
+from prunekit.units.chain_runner import ActivationCache, weight_of
 from prunekit.units.layers import leaves_rows, pointwise, unit_dim, with_gains
 
 
@@ -34,7 +34,7 @@ class Adjoint:
     bend: Tensor | None
 
 
-def adjoints(now: Pass, error: Loss, targets: Tensor, first: int = 0) -> dict[int, Adjoint]:
+def adjoints(now: ActivationCache, error: Loss, targets: Tensor, first: int = 0) -> dict[int, Adjoint]:
     """One backward pass, segment by segment, to the link at place `first`.
 
     Args:
@@ -75,7 +75,7 @@ def _pull_back(run: Callable[[Tensor], Tensor], x: Tensor, by_y: Tensor) -> Tens
     return by_x
 
 
-def _bends(now: Pass, place: int) -> tuple[Tensor | None, Tensor | None]:
+def _bends(now: ActivationCache, place: int) -> tuple[Tensor | None, Tensor | None]:
     """First and second derivative of the pointwise functions behind a flat link, at z."""
     stages = [stage for stage in now.links[place].between if not leaves_rows(stage)]
     z = now.z[place].detach()

@@ -15,14 +15,19 @@ from torch import Tensor
 
 from prunekit.losses import Loss, squared_error
 from prunekit.units.adjoints import Adjoint
-from prunekit.units.flow import Pass, weight_of
-from prunekit.units.judge import CrossEntropyJudge, Judge, absolute_error
+from prunekit.units.chain_runner import ActivationCache, weight_of
 from prunekit.units.layers import contributions, weights_by_unit
-from prunekit.units.stacked import run_behind
+from prunekit.units.loss_delta import CrossEntropyDelta, LossDelta, absolute_error
+from prunekit.units.suffix import run_behind
 
 
 def second_derivatives(
-    now: Pass, place: int, units: Tensor, around: Mapping[int, Adjoint], judge: Judge, block_bytes: int
+    now: ActivationCache,
+    place: int,
+    units: Tensor,
+    around: Mapping[int, Adjoint],
+    judge: LossDelta,
+    block_bytes: int,
 ) -> Tensor:
     """(C,) float64: d2E/dgain2 at gain 1, summed over the pass's examples.
 
@@ -49,7 +54,9 @@ def second_derivatives(
     return found
 
 
-def _of_flat(now: Pass, place: int, units: Tensor, around: Mapping[int, Adjoint], judge: Judge) -> Tensor:
+def _of_flat(
+    now: ActivationCache, place: int, units: Tensor, around: Mapping[int, Adjoint], judge: LossDelta
+) -> Tensor:
     """The sum over the layers, with directions (C, features, n)."""
     link = now.links[place]
     weights = weights_by_unit(link.consumer, link.group)[units]  # (C, features, repeat)
@@ -78,7 +85,7 @@ def _of_flat(now: Pass, place: int, units: Tensor, around: Mapping[int, Adjoint]
     return found + _of_error(judge, direction)
 
 
-def _kept_weight(now: Pass, place: int) -> Tensor:
+def _kept_weight(now: ActivationCache, place: int) -> Tensor:
     """The weights of the consumer at `place`, 0 from units that are off."""
     link = now.links[place]
     kept = now.kept.get(link.group.name)
@@ -96,27 +103,27 @@ def _dots(variants: Tensor, by: Tensor) -> Tensor:
     return torch.mv(variants.flatten(1), by.reshape(-1)).double()
 
 
-def _has_diagonal(judge: Judge) -> bool:
-    return judge.error in (squared_error, absolute_error) or isinstance(judge, CrossEntropyJudge)
+def _has_diagonal(judge: LossDelta) -> bool:
+    return judge.error in (squared_error, absolute_error) or isinstance(judge, CrossEntropyDelta)
 
 
-def error_diagonal(judge: Judge) -> Tensor:
+def error_diagonal(judge: LossDelta) -> Tensor:
     """(K, n): the second derivative of each example's error by each output, for the errors of `ERRORS`.
 
     For cross-entropy that is p (1 - p), the diagonal of the softmax's Hessian diag(p) - p p^T.
     """
     outputs = judge.outputs.flatten(1).T
-    if isinstance(judge, CrossEntropyJudge):
+    if isinstance(judge, CrossEntropyDelta):
         p = torch.softmax(outputs, 0)
         return p * (1 - p)
     return torch.full_like(outputs, 2.0 if judge.error is squared_error else 0.0)
 
 
-def _of_last(now: Pass, units: Tensor, at: Adjoint, judge: Judge) -> Tensor:
+def _of_last(now: ActivationCache, units: Tensor, at: Adjoint, judge: LossDelta) -> Tensor:
     """Closed form on the last link: products of matrices and nothing written out per unit."""
     link, x = now.links[-1], now.x[-1][units]
     weights = weights_by_unit(link.consumer, link.group)[units, :, 0]
-    p = torch.softmax(judge.outputs.T, 0) if isinstance(judge, CrossEntropyJudge) else None
+    p = torch.softmax(judge.outputs.T, 0) if isinstance(judge, CrossEntropyDelta) else None
     # of the softmax's Hessian, diag(p) is part of the diagonal here and p p^T is subtracted below
     diagonal = p if p is not None else error_diagonal(judge)
     if at.slope is not None:
@@ -130,9 +137,9 @@ def _of_last(now: Pass, units: Tensor, at: Adjoint, judge: Judge) -> Tensor:
     return found
 
 
-def _of_error(judge: Judge, direction: Tensor) -> Tensor:
+def _of_error(judge: LossDelta, direction: Tensor) -> Tensor:
     """(C,) float64: the error's second derivative along directions (C, K, n) of the outputs."""
-    if isinstance(judge, CrossEntropyJudge):
+    if isinstance(judge, CrossEntropyDelta):
         p = torch.softmax(judge.outputs.T, 0)
         mean = (p * direction).sum(1, keepdim=True)
         return _dots((direction - mean).square_(), p)
@@ -145,7 +152,7 @@ def _of_error(judge: Judge, direction: Tensor) -> Tensor:
 class _Total:
     """The error summed over the examples, behind whatever lies before it."""
 
-    def __init__(self, error: Loss, targets: Tensor, now: Pass | None = None, place: int = 0):
+    def __init__(self, error: Loss, targets: Tensor, now: ActivationCache | None = None, place: int = 0):
         self._error, self._targets, self._now, self._place = error, targets, now, place
 
     def __call__(self, y: Tensor) -> Tensor:
@@ -168,7 +175,7 @@ def _along(function: _Total, at: Tensor, directions: Tensor) -> Tensor:
     return torch.func.vmap(along)(directions)
 
 
-def _of_any(now: Pass, place: int, units: Tensor, judge: Judge, block_bytes: int) -> Tensor:
+def _of_any(now: ActivationCache, place: int, units: Tensor, judge: LossDelta, block_bytes: int) -> Tensor:
     """By automatic differentiation of what lies behind the consumer."""
     link, x, z = now.links[place], now.x[place], now.z[place].detach()
     function = _Total(judge.error, judge.targets, now, place)

@@ -12,8 +12,8 @@ from prunekit.errors import InputError
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass
-from prunekit.units.judge import Judge, error_of, judge
+from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
+from prunekit.units.loss_delta import LossDelta, error_of, loss_delta
 from prunekit.units.oracle import check_examples, checked_kept, empty, unit_changes
 
 Rank = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
@@ -148,7 +148,7 @@ class _Course:
         kept: Mapping[str, Tensor],
         budget_bytes: int,
     ):
-        self.flow = Flow(chain, inputs[:1])
+        self.flow = ChainRunner(chain, inputs[:1])
         self.kept = {
             group.name: kept.get(group.name, torch.ones(group.units, dtype=torch.bool, device=inputs.device))
             for group in chain.groups
@@ -157,7 +157,7 @@ class _Course:
         self._chunks = list(self.flow.chunks(len(inputs), budget_bytes))
         self._fits = self.flow.bytes_per_example * len(inputs) <= budget_bytes // 2
         self._passes = [self._pass(chunk) for chunk in self._chunks] if self._fits else []
-        self._judges: list[Judge] = []
+        self._judges: list[LossDelta] = []
 
     def removable(self, place: int, floor: int) -> bool:
         return int(self.kept[self.flow.links[place].group.name].sum()) > floor
@@ -180,13 +180,13 @@ class _Course:
                 sums[link.group.name] += unit_changes(self.flow, now, place, judged, self._budget)
         return {name: total / len(self._inputs) for name, total in sums.items()}
 
-    def _pass(self, chunk: slice) -> Pass:
-        return Pass(self.flow, self._inputs[chunk], self.kept)
+    def _pass(self, chunk: slice) -> ActivationCache:
+        return ActivationCache(self.flow, self._inputs[chunk], self.kept)
 
-    def _all(self) -> Iterator[tuple[Pass, Judge]]:
+    def _all(self) -> Iterator[tuple[ActivationCache, LossDelta]]:
         """The present activations of every chunk, with who judges its outputs."""
         for number, chunk in enumerate(self._chunks):
             now = self._passes[number] if self._fits else self._pass(chunk)
             if number == len(self._judges):
-                self._judges.append(judge(self._error, now.outputs, self._targets[chunk]))
+                self._judges.append(loss_delta(self._error, now.outputs, self._targets[chunk]))
             yield now, self._judges[number]

@@ -14,9 +14,9 @@ from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
 from prunekit.structure.operations import LAYERS
 from prunekit.units.adjoints import adjoints
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass
-from prunekit.units.judge import error_of
+from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
 from prunekit.units.layers import by_unit, unit_dim
+from prunekit.units.loss_delta import error_of
 from prunekit.units.oracle import check_examples, checked_kept, empty
 
 
@@ -105,10 +105,10 @@ def feature_taylor(
     kept = checked_kept(chain, kept)
     check_examples(inputs, targets)
     with evaluating(*chain.modules), torch.no_grad():
-        flow = Flow(chain, inputs[:1])
+        flow = ChainRunner(chain, inputs[:1])
         sums = [empty(link.group.units, inputs) for link in flow.links]
         for chunk in flow.chunks(len(inputs), budget_bytes):
-            now = Pass(flow, inputs[chunk], kept)
+            now = ActivationCache(flow, inputs[chunk], kept)
             around = adjoints(now, error, targets[chunk])
             for place, (link, total) in enumerate(zip(flow.links, sums, strict=True)):
                 x = now.x[place]

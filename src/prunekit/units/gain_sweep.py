@@ -11,8 +11,8 @@ from prunekit.errors import InputError
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass
-from prunekit.units.judge import error_of, judge
+from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
+from prunekit.units.loss_delta import error_of, loss_delta
 from prunekit.units.oracle import check_examples, checked_kept, empty, variant_changes
 
 
@@ -62,10 +62,10 @@ def gain_sweep(
             raise InputError(f"unit {unit} of {name!r} is off already")
     errors = torch.stack([empty(len(grid), inputs) for _ in units]) if units else grid.new_empty(0, len(grid))
     with evaluating(*chain.modules), torch.no_grad():
-        flow = Flow(chain, inputs[:1])
+        flow = ChainRunner(chain, inputs[:1])
         for chunk in flow.chunks(len(inputs), budget_bytes):
-            now = Pass(flow, inputs[chunk], kept)
-            judged = judge(error, now.outputs, targets[chunk])
+            now = ActivationCache(flow, inputs[chunk], kept)
+            judged = loss_delta(error, now.outputs, targets[chunk])
             for place, link in enumerate(flow.links):
                 rows = [row for row, (name, _) in enumerate(units) if name == link.group.name]
                 if not rows:

@@ -12,10 +12,10 @@ from prunekit.losses import Loss
 from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
 from prunekit.units.adjoints import adjoints
+from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
 from prunekit.units.curvature import second_derivatives
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass
-from prunekit.units.judge import error_of, judge
 from prunekit.units.layers import by_unit, unit_dim
+from prunekit.units.loss_delta import error_of, loss_delta
 from prunekit.units.oracle import check_examples, checked_kept, empty
 
 
@@ -83,14 +83,14 @@ def gain_derivatives(
     kept = checked_kept(chain, kept)
     check_examples(inputs, targets)
     with evaluating(*chain.modules), torch.no_grad():
-        flow = Flow(chain, inputs[:1])
+        flow = ChainRunner(chain, inputs[:1])
         wanted = flow.chosen(groups)
         places = [flow.links.index(link) for link in wanted]
         firsts = [empty(link.group.units, inputs) for link in wanted]
         seconds = [empty(link.group.units, inputs) for link in wanted]
         for chunk in flow.chunks(len(inputs), budget_bytes):
-            now = Pass(flow, inputs[chunk], kept)
-            judged = judge(error, now.outputs, targets[chunk])
+            now = ActivationCache(flow, inputs[chunk], kept)
+            judged = loss_delta(error, now.outputs, targets[chunk])
             around = adjoints(now, error, targets[chunk], min(places, default=0))
             for place, first, curved in zip(places, firsts, seconds, strict=True):
                 first += by_gain(now, place, around[place].x)
@@ -106,7 +106,7 @@ def gain_derivatives(
     return found
 
 
-def by_gain(now: Pass, place: int, by_x: Tensor) -> Tensor:
+def by_gain(now: ActivationCache, place: int, by_x: Tensor) -> Tensor:
     """(units,) float64: the sum over examples and positions of the unit's values times `by_x`."""
     link, x = now.links[place], now.x[place]
     dim = 0 if link.flat else unit_dim(link.consumer, x)

@@ -10,7 +10,7 @@ from torch import Tensor
 from prunekit.errors import InputError
 from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain, UnitGroup
-from prunekit.units.flow import BUDGET_BYTES, Pass, pieces
+from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, pieces
 from prunekit.units.layers import by_unit, unit_dim, weights_by_unit
 from prunekit.units.oracle import checked_kept
 
@@ -49,7 +49,7 @@ def significance(
     magnitudes: dict[str, Tensor] = {}
     with evaluating(*chain.modules), torch.no_grad():
         for flow, piece in pieces(chain, inputs, budget_bytes):
-            now = Pass(flow, piece, kept)
+            now = ActivationCache(flow, piece, kept)
             count += len(piece)
             for link, x in zip(now.links, now.x, strict=True):
                 x = x.T if link.flat else x

@@ -12,11 +12,10 @@ from prunekit.graph.surgery import check_flags
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
-from prunekit.units.flat import flat_changes
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass
-from prunekit.units.forked import shared_out
-from prunekit.units.judge import Judge, error_of, judge
-from prunekit.units.stacked import stacked_changes
+from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
+from prunekit.units.loss_delta import LossDelta, error_of, loss_delta
+from prunekit.units.parallel_map import parallel_map
+from prunekit.units.suffix import batched_suffix, mlp_suffix
 
 _CACHE_BYTES = 2**21  # a block of variants stays in the processor's caches
 
@@ -74,20 +73,22 @@ def oracle_changes(
                 budget_bytes=budget_bytes // max(processes, 1),
             )
 
-        return shared_out(part, inputs, processes)
+        return parallel_map(part, inputs, processes)
     with evaluating(*chain.modules), torch.no_grad():
-        flow = Flow(chain, inputs[:1])
+        flow = ChainRunner(chain, inputs[:1])
         wanted = flow.chosen(groups)
         sums = {link.group.name: empty(link.group.units, inputs) for link in wanted}
         for chunk in flow.chunks(len(inputs), budget_bytes):
-            now = Pass(flow, inputs[chunk], kept)
-            judged = judge(error, now.outputs, targets[chunk])
+            now = ActivationCache(flow, inputs[chunk], kept)
+            judged = loss_delta(error, now.outputs, targets[chunk])
             for link in wanted:
                 sums[link.group.name] += unit_changes(flow, now, flow.links.index(link), judged, budget_bytes)
     return {name: total / len(inputs) for name, total in sums.items()}
 
 
-def unit_changes(flow: Flow, now: Pass, place: int, judged: Judge, budget_bytes: int) -> Tensor:
+def unit_changes(
+    flow: ChainRunner, now: ActivationCache, place: int, judged: LossDelta, budget_bytes: int
+) -> Tensor:
     """(units,) float64: the change of the error, summed over a pass's examples, for each unit of a link that
     is still kept; NaN for the others."""
     group = now.links[place].group
@@ -105,16 +106,22 @@ def unit_changes(flow: Flow, now: Pass, place: int, judged: Judge, budget_bytes:
 
 
 def variant_changes(
-    flow: Flow, now: Pass, place: int, units: Tensor, strength: Tensor, judged: Judge, budget_bytes: int
+    flow: ChainRunner,
+    now: ActivationCache,
+    place: int,
+    units: Tensor,
+    strength: Tensor,
+    judged: LossDelta,
+    budget_bytes: int,
 ) -> Tensor:
     """(C,) float64: the same for variants that each change one unit's gain to 1 - strength."""
     # an accelerator wants large blocks, a processor blocks that stay in its cache
     on_cpu = units.device.type == "cpu"
     block_bytes = min(budget_bytes // 2, _CACHE_BYTES) if on_cpu else budget_bytes // 2
     if now.links[place].flat:
-        return flat_changes(now, place, units, strength, judged, block_bytes)
+        return mlp_suffix(now, place, units, strength, judged, block_bytes)
     bytes_each = flow.bytes_behind(now.links[place])
-    return stacked_changes(now, place, units, strength, judged, block_bytes, bytes_each)
+    return batched_suffix(now, place, units, strength, judged, block_bytes, bytes_each)
 
 
 def empty(units: int, like: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from prunekit.losses import Loss
 from prunekit.modes import evaluating
 from prunekit.structure.chain import Chain
 from prunekit.units.adjoints import adjoints
+from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner, weight_of
 from prunekit.units.curvature import error_diagonal
-from prunekit.units.flow import BUDGET_BYTES, Flow, Pass, weight_of
 from prunekit.units.gains import GainDerivatives, by_gain, gain_derivatives
-from prunekit.units.judge import ERRORS, AnyJudge, error_of, judge
 from prunekit.units.layers import with_gains
+from prunekit.units.loss_delta import ERRORS, AnyErrorDelta, error_of, loss_delta
 from prunekit.units.oracle import check_examples, checked_kept, empty
 
 
@@ -58,7 +58,7 @@ def diagonal_recursion(
     kept = checked_kept(chain, kept)
     check_examples(inputs, targets)
     with evaluating(*chain.modules), torch.no_grad():
-        flow = Flow(chain, inputs[:1])
+        flow = ChainRunner(chain, inputs[:1])
         for link in flow.links:
             if not link.flat or link.group.repeat > 1:
                 raise InputError(
@@ -68,9 +68,9 @@ def diagonal_recursion(
         firsts = [empty(link.group.units, inputs) for link in flow.links]
         seconds = [empty(link.group.units, inputs) for link in flow.links]
         for chunk in flow.chunks(len(inputs), budget_bytes):
-            now = Pass(flow, inputs[chunk], kept)
-            judged = judge(error, now.outputs, targets[chunk])
-            if isinstance(judged, AnyJudge):
+            now = ActivationCache(flow, inputs[chunk], kept)
+            judged = loss_delta(error, now.outputs, targets[chunk])
+            if isinstance(judged, AnyErrorDelta):
                 raise InputError(f"the recursion is for the errors {', '.join(ERRORS)} and class numbers")
             around = adjoints(now, error, targets[chunk])
             curved = error_diagonal(judged)  # d2E/do2
@@ -94,7 +94,7 @@ def diagonal_recursion(
 
 
 @dataclass(frozen=True)
-class Deviation:
+class RecursionDeviation:
     """How far the recursion's second derivatives of one group are from the exact ones.
 
     Attributes:
@@ -116,7 +116,7 @@ def deviations(
     *,
     kept: Mapping[str, Tensor] | None = None,
     budget_bytes: int = BUDGET_BYTES,
-) -> dict[str, Deviation]:
+) -> dict[str, RecursionDeviation]:
     """By group, front to back: how far `diagonal_recursion` is from `gain_derivatives`.
 
     The arguments and what is raised are those of `diagonal_recursion`.
@@ -133,8 +133,8 @@ def deviations(
         relative = off_by / size.clamp_min(torch.finfo(torch.float64).tiny)
         relative[off_by == 0] = 0.0
         if not len(relative):
-            found[name] = Deviation(0.0, 0.0, 0.0)
+            found[name] = RecursionDeviation(0.0, 0.0, 0.0)
             continue
         overall = float(off_by.sum() / size.sum()) if float(size.sum()) else float(off_by.sum() > 0)
-        found[name] = Deviation(overall, float(relative.median()), float(relative.max()))
+        found[name] = RecursionDeviation(overall, float(relative.median()), float(relative.max()))
     return found

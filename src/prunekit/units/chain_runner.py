@@ -39,7 +39,7 @@ class Link:
     flat: bool
 
 
-class Flow:
+class ChainRunner:
     """A chain with its links, and the sizes that memory is planned by.
 
     Attributes:
@@ -100,7 +100,7 @@ class Flow:
 
 def pieces(
     chain: Chain, inputs: Tensor | Iterable[Tensor], budget_bytes: int
-) -> Iterator[tuple[Flow, Tensor]]:
+) -> Iterator[tuple[ChainRunner, Tensor]]:
     """The inputs in pieces (n, ...) whose activations fit the budget, each with the chain's flow.
 
     Args:
@@ -111,20 +111,20 @@ def pieces(
     Raises:
         InputError: if there are no examples.
     """
-    flow: Flow | None = None
+    flow: ChainRunner | None = None
     for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
         if not isinstance(batch, Tensor) or batch.dim() < 2:
             raise InputError("inputs must be a tensor (N, ...) or batches of such tensors")
         if len(batch) == 0:
             continue
-        flow = flow or Flow(chain, batch[:1])
+        flow = flow or ChainRunner(chain, batch[:1])
         for chunk in flow.chunks(len(batch), budget_bytes):
             yield flow, batch[chunk]
     if flow is None:
         raise InputError("there are no examples to watch the units on")
 
 
-class Pass:
+class ActivationCache:
     """The activations of one chunk of n examples at every cut, with removed units at 0.
 
     Behind the first flat link tensors are kept as (features, n): one unit's values then lie side by side.
@@ -135,7 +135,7 @@ class Pass:
         outputs: (n, ...) the network's outputs.
     """
 
-    def __init__(self, flow: Flow, inputs: Tensor, kept: Mapping[str, Tensor]):
+    def __init__(self, flow: ChainRunner, inputs: Tensor, kept: Mapping[str, Tensor]):
         """Run the network on inputs (n, ...); kept: (units,) booleans by group, True where there is none."""
         self.links = flow.links
         self.kept = kept

@@ -9,9 +9,9 @@ from torch import Tensor
 from prunekit.errors import InputError
 from prunekit.losses import Loss
 from prunekit.structure.chain import Chain
-from prunekit.units.flow import BUDGET_BYTES
+from prunekit.units.chain_runner import BUDGET_BYTES
 from prunekit.units.gains import gain_derivatives
-from prunekit.units.judge import absolute_error
+from prunekit.units.loss_delta import absolute_error
 
 DECAY = 0.8
 """What remains of the running relevance at each batch."""

@@ -15,7 +15,7 @@ Part = Callable[[slice], Mapping[str, Tensor]]
 """The means over a slice of the examples, by name."""
 
 
-def shared_out(part: Part, inputs: Tensor, processes: int) -> dict[str, Tensor]:
+def parallel_map(part: Part, inputs: Tensor, processes: int) -> dict[str, Tensor]:
     """The means over all examples, from those of as many slices as there are processes, each on one thread.
 
     The processes are forked, as those of torch's loaders are, so that no network has to be sent.

@@ -60,7 +60,7 @@ def real_targets(outputs: Tensor, targets: Tensor) -> Tensor:
     return targets.to(outputs.dtype)
 
 
-class Judge(ABC):
+class LossDelta(ABC):
     """The error of one chunk of n examples, now and for variants of the network.
 
     Variants come as (C, K, n): C networks, K outputs, n examples, so that the examples lie side by side.
@@ -88,27 +88,27 @@ class Judge(ABC):
         """
 
 
-def judge(error: Loss, outputs: Tensor, targets: Tensor) -> Judge:
+def loss_delta(error: Loss, outputs: Tensor, targets: Tensor) -> LossDelta:
     """The judge that has the fastest form of this error.
 
     Raises:
         InputError: if outputs and targets do not go together.
     """
     classes = outputs.dim() == 2 and targets.dim() == 1 and not targets.is_floating_point()
-    kind: type[Judge] = AnyJudge
+    kind: type[LossDelta] = AnyErrorDelta
     if error is squared_error:
-        kind = SquaredJudge
+        kind = SquaredErrorDelta
     elif error is absolute_error:
-        kind = AbsoluteJudge
+        kind = AbsoluteErrorDelta
     elif error is F.cross_entropy and classes and bool((targets >= 0).all()):
-        kind = CrossEntropyJudge
+        kind = CrossEntropyDelta
     try:
         return kind(error, outputs, targets)
     except (ValueError, RuntimeError, IndexError) as reason:
         raise InputError(f"the error cannot be taken of these outputs and targets: {reason}") from reason
 
 
-class SquaredJudge(Judge):
+class SquaredErrorDelta(LossDelta):
     """Squared error, summed over the outputs."""
 
     def __init__(self, error: Loss, outputs: Tensor, targets: Tensor):
@@ -118,7 +118,7 @@ class SquaredJudge(Judge):
         self._block = (0, 0, self._now)
 
     def changes(self, variants: Tensor, start: int, stop: int) -> Tensor:
-        """See `Judge.changes`.
+        """See `LossDelta.changes`.
 
         With d = o' - o the change is sum d^2 + 2 d (o - t): no difference of two large sums is taken, so that
         small changes come out right in float32 as well.
@@ -130,7 +130,7 @@ class SquaredJudge(Judge):
         return square.add_(torch.mv(difference, self._block[2]))
 
 
-class AbsoluteJudge(Judge):
+class AbsoluteErrorDelta(LossDelta):
     """Linear error, summed over the outputs."""
 
     def __init__(self, error: Loss, outputs: Tensor, targets: Tensor):
@@ -139,12 +139,12 @@ class AbsoluteJudge(Judge):
         self._off = (outputs.flatten(1).T - self._wanted).abs_()
 
     def changes(self, variants: Tensor, start: int, stop: int) -> Tensor:
-        """See `Judge.changes`."""
+        """See `LossDelta.changes`."""
         off = variants.sub_(self._wanted[:, start:stop]).abs_().sub_(self._off[:, start:stop])
         return off.reshape(len(variants), -1).sum(1).double()
 
 
-class CrossEntropyJudge(Judge):
+class CrossEntropyDelta(LossDelta):
     """Cross-entropy of class numbers, from outputs before the softmax."""
 
     def __init__(self, error: Loss, outputs: Tensor, targets: Tensor):
@@ -152,18 +152,18 @@ class CrossEntropyJudge(Judge):
         self._now = F.cross_entropy(outputs, targets, reduction="none")
 
     def changes(self, variants: Tensor, start: int, stop: int) -> Tensor:
-        """See `Judge.changes`."""
+        """See `LossDelta.changes`."""
         at_target = self.targets[start:stop].expand(len(variants), 1, stop - start)
         own = variants.gather(1, at_target).squeeze(1)
         after = torch.logsumexp(variants, 1).sub_(own)
         return after.sub_(self._now[start:stop]).sum(1).double()
 
 
-class AnyJudge(Judge):
+class AnyErrorDelta(LossDelta):
     """Any error that is a mean over the examples: it is called once for each variant."""
 
     def changes(self, variants: Tensor, start: int, stop: int) -> Tensor:
-        """See `Judge.changes`."""
+        """See `LossDelta.changes`."""
         targets, outputs = self.targets[start:stop], self.outputs[start:stop]
         before = float(self.error(outputs, targets))
         after = [float(self.error(variant.T.reshape(outputs.shape), targets)) for variant in variants]

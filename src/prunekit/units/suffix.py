@@ -1,8 +1,11 @@
-"""Variants of a network behind a linear layer that only linear layers and activations follow.
+"""Changes of the error for many variants of a network at once, computed from the changed layer on.
 
-A unit's removal is a rank-one change of the layer's pre-activation, so that a variant costs what lies behind
-and nothing else. Tensors are (C, features, n): C variants, n examples side by side in memory, in blocks that
-stay in the processor's cache from the change to the error.
+Where only linear layers and activations follow, variants are products of matrices; else they are stacked
+along the batch and run.
+
+A unit's removal is a rank-one change of a linear layer's pre-activation, so that a variant costs what lies
+behind and nothing else. Tensors are then (C, features, n): C variants, n examples side by side in memory, in
+blocks that stay in the processor's cache from the change to the error.
 """
 
 from __future__ import annotations
@@ -14,9 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.units.flow import Link, Pass, weight_of
-from prunekit.units.judge import CrossEntropyJudge, Judge
-from prunekit.units.layers import Function, leaves_rows, pointwise, weights_by_unit
+from prunekit.units.chain_runner import ActivationCache, Link, weight_of
+from prunekit.units.layers import (
+    Function,
+    contributions,
+    leaves_rows,
+    pointwise,
+    unit_dim,
+    weights_by_unit,
+    with_gains,
+)
+from prunekit.units.loss_delta import CrossEntropyDelta, LossDelta
 
 _EXAMPLES = 1000  # in a block: long rows keep the cost per row small
 _LIMITS = {
@@ -25,8 +36,8 @@ _LIMITS = {
 }  # exp() of these and of their negatives is finite and > 0
 
 
-def flat_changes(
-    now: Pass, place: int, units: Tensor, strength: Tensor, judge: Judge, block_bytes: int
+def mlp_suffix(
+    now: ActivationCache, place: int, units: Tensor, strength: Tensor, judge: LossDelta, block_bytes: int
 ) -> Tensor:
     """(C,) float64: change of the error, summed over the examples of the pass, for each variant.
 
@@ -46,7 +57,7 @@ def flat_changes(
         weights, z = weights[:, alive], z[alive]
     weights = weights * -strength.to(z.dtype).view(-1, 1, 1)
     x = _rows(now.x[place], units, link.group.units, link.group.repeat)
-    if place == len(now.links) - 1 and link.group.repeat == 1 and isinstance(judge, CrossEntropyJudge):
+    if place == len(now.links) - 1 and link.group.repeat == 1 and isinstance(judge, CrossEntropyDelta):
         nothing_follows = all(leaves_rows(stage) for stage in link.between)
         bound = float((x.abs().amax((1, 2)) * weights.abs().amax((1, 2))).max())
         if nothing_follows and bound <= _LIMITS.get(z.dtype, 0.0):
@@ -90,13 +101,13 @@ def _rows(x: Tensor, units: Tensor, count: int, repeat: int) -> Tensor:
     return x if everything else x[units]
 
 
-def _alive(now: Pass, place: int) -> Tensor | None:
+def _alive(now: ActivationCache, place: int) -> Tensor | None:
     """The indices of the units of the link at `place` that are left; None if all are, or at the end."""
     kept = now.kept.get(now.links[place].group.name) if place < len(now.links) else None
     return None if kept is None or bool(kept.all()) else kept.nonzero().squeeze(1)
 
 
-def _behind(now: Pass, place: int, width: int) -> tuple[list[Function], int]:
+def _behind(now: ActivationCache, place: int, width: int) -> tuple[list[Function], int]:
     """What follows a link's consumer, as functions that may overwrite (C, features, n); the features of the
     widest pair of one function's input and output."""
     functions: list[Function] = []
@@ -112,7 +123,7 @@ def _behind(now: Pass, place: int, width: int) -> tuple[list[Function], int]:
     return functions, widest
 
 
-def _restricted(now: Pass, place: int) -> tuple[Tensor, Tensor | None]:
+def _restricted(now: ActivationCache, place: int) -> tuple[Tensor, Tensor | None]:
     """A consumer's weight and bias between the units that are left on both sides."""
     link: Link = now.links[place]
     assert isinstance(link.consumer.module, nn.Linear)
@@ -171,3 +182,59 @@ def _cross_entropy(
             sums = sums[:, :half] * sums[:, half:]  # each between exp(-bound) and exp(bound)
         changes[which] += sums.log2_().sum(1).double() * math.log(2)
     return changes
+
+
+def batched_suffix(
+    now: ActivationCache,
+    place: int,
+    units: Tensor,
+    strength: Tensor,
+    judge: LossDelta,
+    block_bytes: int,
+    bytes_each: int,
+) -> Tensor:
+    """(C,) float64: change of the error, summed over the examples of the pass, for each variant.
+
+    Args:
+        now: the activations of the present network.
+        place: which link the units belong to.
+        units: (C,) the unit that a variant changes.
+        strength: (C,) 1 less the unit's gain in the variant: 1 = off.
+        judge: judges the pass's outputs.
+        block_bytes: memory for the variants of one block.
+        bytes_each: what one variant of one example needs.
+    """
+    link = now.links[place]
+    x, z = now.x[place], now.z[place]
+    if link.flat:
+        x, z = x.T, z.T
+    if z.dim() == 4:  # the layout in which the contributions come
+        z = z.contiguous(memory_format=torch.channels_last)
+    pairs = max(1, block_bytes // bytes_each)
+    together = min(len(units), max(1, pairs // 16))
+    at_once = min(len(z), max(1, pairs // together))
+    changes = torch.zeros(len(units), dtype=torch.float64, device=z.device)
+    for first in range(0, len(z), at_once):
+        some = slice(first, min(first + at_once, len(z)))
+        for variant in range(0, len(units), together):
+            which = slice(variant, variant + together)
+            changed = contributions(link.consumer, link.group, x[some], units[which], -strength[which])
+            changed.add_(z[some])
+            outputs = run_behind(now, place, changed.flatten(0, 1))
+            outputs = torch.unflatten(outputs, 0, changed.shape[:2]).flatten(2)
+            changes[which] += judge.changes(outputs.transpose(1, 2).contiguous(), some.start, some.stop)
+    return changes
+
+
+def run_behind(now: ActivationCache, place: int, y: Tensor, *, in_place: bool = True) -> Tensor:
+    """From outputs (n, ...) of the consumer at `place`, overwritten if `in_place`, to the network's."""
+    for number in range(place, len(now.links)):
+        for stage in now.links[number].between:
+            y = ((in_place and pointwise(stage)) or stage.run)(y)
+        if number + 1 < len(now.links):
+            link = now.links[number + 1]
+            gains = now.kept.get(link.group.name)
+            if gains is not None and not bool(gains.all()):
+                y = with_gains(y, link.group, unit_dim(link.consumer, y), gains)
+            y = link.consumer.run(y)
+    return y

@@ -1,16 +1,56 @@
-"""A graph of operations as one path from the network's input to its output."""
+"""A network read symbolically, with torch.fx, as a path of operations; nothing of it is run."""
 
 from __future__ import annotations
 
+import inspect
+import linecache
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedParameter
 
 from prunekit.errors import ModelError
+from prunekit.modes import evaluating
 from prunekit.structure.calls import call_operation, is_size, module_stage, short_name
-from prunekit.structure.modules import module_operation, shared_parameters
-from prunekit.structure.operations import Kind, Operation
-from prunekit.structure.parts import Stage
+from prunekit.structure.chain import Chain, Stage
+from prunekit.structure.linking import link
+from prunekit.structure.operations import Kind, Operation, is_leaf, module_operation, shared_parameters
+from prunekit.targets import unwrap
+
+
+def chain_of(model: nn.Module, *, inputs: bool = False) -> Chain:
+    """Read a network as a chain, as it computes in evaluation mode.
+
+    The network is traced symbolically: it is not run, its hooks are not called and it is left as it was.
+    Linear layers are taken to read (N, features), or (N, ..., features) where no batch norm follows.
+
+    Args:
+        model: linear, convolution, batch norm, pooling, flatten, activation and dropout layers in a row, as
+            modules or as functions in `forward`; wrappers of `torch.compile` and DDP are looked through.
+        inputs: whether the network's input features are a group too.
+
+    Raises:
+        ModelError: naming the first layer that is no link of a chain, such as one that feeds a residual sum,
+            or the line of `forward` that cannot be traced.
+    """
+    model = unwrap(model)
+    operations = only_layer(model) if is_leaf(model) else path_of(trace(model), model)
+    return link(operations, inputs=inputs)
+
+
+def is_chain(model: nn.Module) -> bool:
+    """Whether a network can be read as a chain of layers."""
+    try:
+        chain_of(model)
+    except ModelError:
+        return False
+    return True
+
 
 _MEETINGS = {
     "add": "sum", "iadd": "sum", "add_": "sum", "sub": "difference", "mul": "product", "imul": "product",
@@ -173,3 +213,128 @@ def _leading_to(node: fx.Node) -> set[fx.Node]:
                 found.add(source)
                 waiting.append(source)
     return found
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """The operations that `forward` performs in evaluation mode; arguments with a default take it.
+
+    Raises:
+        ModelError: naming the line of `forward` that cannot be traced, such as an `if` on the data.
+    """
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ModelError(f"{name} has no shape yet: run the model once on an example first")
+    defaults = {
+        name: argument.default
+        for name, argument in inspect.signature(model.forward).parameters.items()
+        if argument.default is not inspect.Parameter.empty
+    }
+    with _untouched(model), evaluating(model):
+        try:
+            return _Tracer().trace(model, concrete_args=defaults or None)
+        except Exception as error:  # whatever the user's forward makes of a symbol
+            raise ModelError(
+                f"the model cannot be read as a chain: its forward is not traceable{_place(error)} "
+                f"({_first_line(error)})"
+            ) from error
+
+
+class _Tracer(fx.Tracer):
+    """Stops at PyTorch's own layers and at their subclasses, and calls no hooks."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # `forward` would be the module's whole call: a user's hooks are not to see symbols
+        return super().call_module(m, m.forward, args, kwargs)
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put all attributes back: a forward may store symbols in them, and the tracer its constants."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _place(error: Exception) -> str:
+    """The last line of the user's code that ran, such as ` at net.py:12, 'if x.sum() > 0:'`."""
+    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*inside, "<")) and frame.lineno is not None:
+            text = (frame.line or linecache.getline(frame.filename, frame.lineno)).strip()
+            return f" at {Path(frame.filename).name}:{frame.lineno}, {text!r}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+Function = Callable[[Tensor], Tensor]
+
+
+def activations(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Function]:
+    """For each layer, by a name of the caller's, a function from its outputs to its neurons' activations.
+
+    It is made of the batch norms and pointwise functions directly behind the layer, and ends where a pooling,
+    another layer or a sum takes over. Where the outputs go several ways, the layer is called several times or
+    `forward` cannot be traced, the outputs themselves are taken for the activations. The functions change
+    nothing of what they are given.
+    """
+    try:
+        graph = trace(model)
+    except ModelError:
+        return dict.fromkeys(layers, _same)
+    calls: dict[nn.Module, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(model.get_submodule(str(node.target)), []).append(node)
+    found = {}
+    for name, layer in layers.items():
+        nodes = calls.get(layer, [])
+        found[name] = _behind(model, nodes[0]) if len(nodes) == 1 else _same
+    return found
+
+
+def _behind(model: nn.Module, node: fx.Node) -> Function:
+    stages: list[Stage] = []
+    while True:
+        users = [user for user in node.users if not is_size(user)]
+        stage = _stage(model, node, users[0]) if len(users) == 1 else None
+        if stage is None:
+            return _through(stages)
+        stages.append(stage)
+        node = users[0]
+
+
+def _stage(model: nn.Module, node: fx.Node, user: fx.Node) -> Stage | None:
+    """The batch norm or pointwise function that uses a node alone; None for anything else."""
+    if user.op == "output" or any(one is not node for one in user.all_input_nodes if not is_size(one)):
+        return None
+    if user.op == "call_module":
+        module = model.get_submodule(str(user.target))
+        read = module_operation(module)
+        fits = not isinstance(read, str) and read[0] in (Kind.NORM, Kind.POINTWISE)
+        return module_stage(str(user.target), module) if fits else None
+    operation = call_operation(user)
+    fits = not isinstance(operation, str) and operation.kind is Kind.POINTWISE
+    return operation.stage if fits and not isinstance(operation, str) else None
+
+
+def _through(stages: list[Stage]) -> Function:
+    def run(x: Tensor) -> Tensor:
+        for stage in stages:
+            x = stage.run(x)
+        return x
+
+    return run
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
