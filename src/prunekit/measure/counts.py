@@ -11,8 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from prunekit.errors import ModelError
 from prunekit.measure._running import ExampleInputs, arguments, device_of
-from prunekit.measure.mac_rules import Macs, nonzeros
-from prunekit.measure.mac_walk import count_macs
+from prunekit.measure.macs import Macs, count_macs, nonzeros
 
 
 @dataclass(frozen=True)
