@@ -17,8 +17,7 @@ from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, ModelError, PrunekitError
 from prunekit.limits import EPOCHS, LARGE, WHOLE, checked_seed, whole
 from prunekit.losses import LOSSES, Loss, default_loss
-from prunekit.masking import MaskedOptimizer
-from prunekit.masks import Masks
+from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.modes import keeping_modes
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.regularize import Regularizer

@@ -17,9 +17,14 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import GraphModel, prune_groups
 from prunekit.graph.proof import tensors_in
 from prunekit.saving import load_masks, load_pretrained, save_pretrained
-from prunekit.saving.graphs.layout import Outputs, layout_from_json, layout_to_json
 from prunekit.saving.graphs.operators import named_operator, operator_name
-from prunekit.saving.graphs.values import value_from_json, value_to_json
+from prunekit.saving.graphs.values import (
+    Outputs,
+    layout_from_json,
+    layout_to_json,
+    value_from_json,
+    value_to_json,
+)
 from small_nets import copied, same
 from zoo import made
 

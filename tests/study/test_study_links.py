@@ -8,7 +8,7 @@ import pytest
 from prunekit.cli.app import run as command
 from prunekit.digests import write_json_with_digest
 from prunekit.errors import DataError
-from prunekit.links import refuse_links
+from prunekit.files import refuse_links
 from prunekit.report import write_report, write_series_reports
 from prunekit.study import Series, run_study
 from prunekit.study.layout import Layout

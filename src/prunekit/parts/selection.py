@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prunekit.halves import draw_halves
 from prunekit.limits import LARGE, STEPS, WHOLE
 from prunekit.obs.admm import ITERATIONS, admm_support
 from prunekit.obs.sparsegpt import BLOCK, Choose, choose_count, choose_pattern, left_to_right
@@ -18,6 +17,7 @@ from prunekit.parts.context import StepContext
 from prunekit.ranking import lowest, lowest_per_row
 from prunekit.statistics import ConnectionCorrelation, LayerHessian, Statistic
 from prunekit.statistics.hessians import damped_groups
+from prunekit.stratified import stratified_sample
 from prunekit.structure.rows import from_rows, rows_of
 
 
@@ -87,7 +87,7 @@ class CorrelatedHalves(Selection):
         values = context.statistics[ConnectionCorrelation()][name]
         values, rows = rows_of(values, layer), rows_of(there, layer)
         width = rows.shape[2] if self.within == "row" else rows.numel()
-        drawn = draw_halves(
+        drawn = stratified_sample(
             values.reshape(-1, width), rows.reshape(-1, width), kept, self.strong, context.generator
         )
         return from_rows(drawn.view(rows.shape), layer)

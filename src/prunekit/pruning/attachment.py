@@ -9,8 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunekit.errors import InputError
-from prunekit.masking import MaskedOptimizer
-from prunekit.masks import Masks
+from prunekit.masks import MaskedOptimizer, Masks
 
 
 def check_attachable(model: nn.Module, optimizer: Any, masks: Masks) -> None:

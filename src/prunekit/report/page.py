@@ -15,8 +15,8 @@ from markupsafe import Markup
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prunekit.digests import SUMS
-from prunekit.links import refuse_links
-from prunekit.names import check_folder_name
+from prunekit.files import refuse_links
+from prunekit.limits import check_folder_name
 from prunekit.report.curves import Scene, curve_drawings
 from prunekit.report.findings import Overview, study_overview
 from prunekit.report.format import primary_of

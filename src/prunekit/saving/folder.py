@@ -1,4 +1,4 @@
-"""The files of a saved network: which there are, whether they are whole, and whether they fit each other."""
+"""The files of a saved network: which there are, their masked tensors without zeros, and whether they fit."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from prunekit.digests import checked_json, read_json_with_digest, read_tensors
 from prunekit.errors import DataError, InputError
 from prunekit.files import read_json
-from prunekit.saving.dtypes import DTYPES
+from prunekit.saving.graphs.values import DTYPES
 from prunekit.settings import escaped, shown
 
 FORMAT = 2
@@ -227,3 +229,31 @@ def check_free(folder: Path) -> None:
 def one_line(error: Exception) -> str:
     """What an error says, in one line that a terminal does not obey."""
     return escaped(" ".join(str(error).split()))[:300]
+
+
+def pack(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(bits, values): the mask as uint8 of ceil(n / 8) bytes, and the kept values in row-major order."""
+    bits = np.packbits(mask.cpu().numpy().reshape(-1))
+    return torch.from_numpy(bits), weight.detach().cpu()[mask.cpu()].clone()
+
+
+def unpack_mask(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The boolean mask of that shape.
+
+    Raises:
+        DataError: if the bits are of another length.
+    """
+    size = int(torch.Size(shape).numel())
+    if bits.dtype != torch.uint8 or bits.numel() != -(-size // 8):
+        raise DataError(f"a mask of shape {tuple(shape)} needs {-(-size // 8)} bytes, found {bits.numel()}")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=size).astype(bool)).view(shape)
+
+
+def unpack(bits: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The dense tensor: values where the mask is True, zero elsewhere. The inverse of `pack`."""
+    mask = unpack_mask(bits, shape)
+    if int(mask.sum()) != values.numel():
+        raise DataError(f"the mask keeps {int(mask.sum())} weights, but {values.numel()} values are stored")
+    weight = torch.zeros(shape, dtype=values.dtype)
+    weight[mask] = values
+    return weight

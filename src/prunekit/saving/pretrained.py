@@ -34,13 +34,15 @@ from prunekit.saving.folder import (
     consistent,
     describe,
     one_line,
+    pack,
     read,
+    unpack,
+    unpack_mask,
     wrong_dtype,
     wrong_name,
 )
 from prunekit.saving.graph_files import graph_from_files, graph_to_files
 from prunekit.saving.graphs.calls import MAX_BYTES
-from prunekit.saving.packing import pack, unpack, unpack_mask
 from prunekit.settings import escaped, shown
 from prunekit.targets import unwrap
 from prunekit.version import __version__

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from prunekit.digests import SUMS
 from prunekit.errors import DataError
-from prunekit.files import read_json, remove_leftovers
-from prunekit.links import refuse_links
+from prunekit.files import read_json, refuse_links, remove_leftovers
 from prunekit.study.outputs import RESULT, remove
 from prunekit.study.spec import Cell, Study
 

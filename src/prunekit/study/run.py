@@ -11,8 +11,8 @@ from rich.console import Console
 
 from prunekit.digests import write_json_unless_same, write_json_with_digest
 from prunekit.errors import InputError, PrunekitError
-from prunekit.links import refuse_links
-from prunekit.names import check_out
+from prunekit.files import refuse_links
+from prunekit.limits import check_out
 from prunekit.study.describe import describe, describe_series
 from prunekit.study.jobs import make_tasks, plan
 from prunekit.study.layout import SERIES, Layout

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError
-from prunekit.names import check_folder_name
+from prunekit.limits import check_folder_name
 from prunekit.permission import allowing
 from prunekit.settings import shown
 from prunekit.study.spec import Cell, Study, check_recipes, with_value

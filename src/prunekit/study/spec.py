@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 from prunekit import methods
 from prunekit.data import DataSettings
 from prunekit.errors import InputError
+from prunekit.limits import check_folder_name, check_label
 from prunekit.models import ModelSettings
-from prunekit.names import check_folder_name, check_label
 from prunekit.parts.allocation import Nothing
 from prunekit.parts.base import modules_of
 from prunekit.parts.retrain import TrainingSettings

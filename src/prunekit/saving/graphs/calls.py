@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunekit.graph.graph_model import Graph
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.ops.registry import MAX_PARTS, tensors_among
-from prunekit.saving.dtypes import DTYPES
 from prunekit.saving.graphs.operators import (
     argument_types,
     batch_norm_training,
     bernoulli_like,
     operator_name,
 )
+from prunekit.saving.graphs.values import DTYPES
 from prunekit.settings import shown
 
 MAX_BYTES = 4 << 30

@@ -1,4 +1,4 @@
-"""A random draw of the connections that stay, more of them from the stronger half of their kind."""
+"""Stratified sampling of the connections that stay, more of them from the stronger half of their kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GRAINS = 2**20
 """How finely the starting point of the running sums is drawn."""
 
 
-def draw_halves(
+def stratified_sample(
     values: Tensor, available: Tensor, kept: int, strong: float, generator: torch.Generator
 ) -> Tensor:
     """Which connections stay: a share of the strong half of each kind, the rest of the weak half.

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import DataError
-from prunekit.saving.packing import pack, unpack, unpack_mask
+from prunekit.saving.folder import pack, unpack, unpack_mask
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

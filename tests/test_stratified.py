@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples import number_of_examples
-from prunekit.halves import draw_halves
+from prunekit.stratified import stratified_sample
 
 
 def generator(seed=0):
@@ -45,7 +45,7 @@ def cases(draw):
 @number_of_examples(150)
 def test_counts_are_exact_and_shares_are_met(case):
     values, available, kept, strong, seed = case
-    found = draw_halves(values, available, kept, strong, generator(seed))
+    found = stratified_sample(values, available, kept, strong, generator(seed))
     assert int(found.sum()) == kept
     assert not bool((found & ~available).any())
     density = kept / max(int(available.sum()), 1)
@@ -69,13 +69,13 @@ def test_counts_are_exact_and_shares_are_met(case):
 @number_of_examples(30)
 def test_the_seed_decides(case):
     values, available, kept, strong, seed = case
-    one, other = (draw_halves(values, available, kept, strong, generator(seed)) for _ in range(2))
+    one, other = (stratified_sample(values, available, kept, strong, generator(seed)) for _ in range(2))
     assert torch.equal(one, other)
 
 
 def test_the_published_numbers():
     values = torch.cat([torch.linspace(1, 0.01, 80), -torch.linspace(1, 0.01, 40)]).unsqueeze(0)
-    found = draw_halves(values, torch.ones_like(values, dtype=torch.bool), 24, 0.75, generator())
+    found = stratified_sample(values, torch.ones_like(values, dtype=torch.bool), 24, 0.75, generator())
     counts = [
         int(found[0, part].sum()) for part in (slice(0, 40), slice(40, 80), slice(80, 100), slice(100, 120))
     ]
@@ -86,9 +86,9 @@ def test_strong_halves_alone_until_they_are_used_up():
     values = torch.linspace(1, 0.01, 100).view(1, -1)
     available = torch.ones_like(values, dtype=torch.bool)
     for kept, of_strong in ((30, 30), (50, 50), (70, 50), (100, 50)):
-        found = draw_halves(values, available, kept, 1.0, generator(kept))
+        found = stratified_sample(values, available, kept, 1.0, generator(kept))
         assert (int(found[0, :50].sum()), int(found[0, 50:].sum())) == (of_strong, kept - of_strong)
-    found = draw_halves(values, available, 70, 0.0, generator())
+    found = stratified_sample(values, available, 70, 0.0, generator())
     assert int(found[0, :50].sum()) == 20
 
 
@@ -96,7 +96,7 @@ def test_within_a_half_all_have_the_same_odds():
     values = torch.linspace(1, -1, 20).repeat(50, 1)
     times = torch.zeros(20)
     for seed in range(200):
-        times += draw_halves(
+        times += stratified_sample(
             values, torch.ones_like(values, dtype=torch.bool), 250, 0.75, generator(seed)
         ).sum(0)
     share = times / (50 * 200)  # a quarter of 20 are kept: 0.375 of each strong half, 0.125 of each weak one
@@ -106,6 +106,6 @@ def test_within_a_half_all_have_the_same_odds():
 
 def test_small_shares_are_met_over_the_rows():
     values = torch.linspace(1, 0.01, 30).repeat(400, 1)
-    found = draw_halves(values, torch.ones_like(values, dtype=torch.bool), 400, 0.75, generator())
+    found = stratified_sample(values, torch.ones_like(values, dtype=torch.bool), 400, 0.75, generator())
     assert abs(int(found[:, :15].sum()) - 300) <= 1  # one of each row: three rows of four a strong one
     assert bool((found.sum(1) == 1).all())
