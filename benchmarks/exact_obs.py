@@ -43,7 +43,7 @@ from prunekit.obs import (
     removal_scores,
 )
 from prunekit.ranking import lowest
-from prunekit.statistics.collect import Subject, collect
+from prunekit.statistics.collect import StatContext, collect
 from prunekit.statistics.inputs import LayerHessian, LayerInputMean
 from side_by_side import finish
 
@@ -99,7 +99,7 @@ def begun(folder: Path) -> tuple[nn.Module, list[str], tuple[Tensor, Tensor, Ten
 def moments(model: nn.Module, names: list[str], inputs: Tensor, targets: Tensor) -> tuple[Any, Any]:
     batches = zip(inputs.split(BATCH), targets.split(BATCH), strict=True)
     needs = [LayerHessian(), LayerInputMean()]
-    found = collect(Subject(model, names), batches, needs, loss=LOSSES["cross_entropy"])
+    found = collect(StatContext(model, names), batches, needs, loss=LOSSES["cross_entropy"])
     return found[needs[0]], found[needs[1]]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from prunekit.batches import TensorBatches
 from prunekit.errors import DataError, ModelError
-from prunekit.statistics import ConnectionCorrelation, CrossMoments, Subject, collect
+from prunekit.statistics import ConnectionCorrelation, CrossMoments, StatContext, collect
 from small_nets import Tied, mlp
 from unfolding import design
 
@@ -16,7 +16,7 @@ from unfolding import design
 def gather(model, x, names=("0.weight",), batch_size=7, **settings):
     batches = TensorBatches(x, torch.zeros(len(x))).sample(10_000, batch_size, seed=0)
     asked = ConnectionCorrelation(**settings)
-    return collect(Subject(model, list(names)), batches, [asked], loss=F.mse_loss)[asked]
+    return collect(StatContext(model, list(names)), batches, [asked], loss=F.mse_loss)[asked]
 
 
 def pearson(one, other):
@@ -206,7 +206,7 @@ def test_what_is_refused():
     batches = [(torch.randn(4, 1, size, size), targets) for size in (6, 7)]
     asked = ConnectionCorrelation()
     with pytest.raises(DataError, match="the layer '0' reads inputs of several sizes"):
-        collect(Subject(convolution, ["0.weight"]), batches, [asked], loss=F.mse_loss)
+        collect(StatContext(convolution, ["0.weight"]), batches, [asked], loss=F.mse_loss)
 
 
 class Reciprocal(nn.Module):

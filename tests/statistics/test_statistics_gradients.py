@@ -7,13 +7,13 @@ from torch.nn.functional import cross_entropy
 from prunekit.batches import TensorBatches
 from prunekit.errors import DataError
 from prunekit.losses import squared_error
-from prunekit.statistics import Collector, MeanGradient, Statistic, Subject, collect
+from prunekit.statistics import Collector, MeanGradient, StatContext, Statistic, collect
 from small_nets import blobs, convnet, copied, images, mlp, same
 
 
 def mean_gradient(model, data, names, batch_size=7, loss=cross_entropy):
     batches = TensorBatches(*data).sample(10_000, batch_size, seed=0)
-    return collect(Subject(model, names), batches, [MeanGradient()], loss=loss)[MeanGradient()]
+    return collect(StatContext(model, names), batches, [MeanGradient()], loss=loss)[MeanGradient()]
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, squared_error])
@@ -135,26 +135,26 @@ def test_one_pass_serves_all_and_equal_requests_are_one():
     request = Calls(log)
     needs = [MeanGradient(), request, MeanGradient(), request]
     batches = TensorBatches(*blobs(10, 4)).sample(10, 4, 0)
-    found = collect(Subject(model, ["0.weight"]), batches, needs, loss=cross_entropy)
+    found = collect(StatContext(model, ["0.weight"]), batches, needs, loss=cross_entropy)
     assert len(passes) == 3
     assert log == [4, 4, 2, "closed"]
     assert set(found) == {MeanGradient(), request}
 
 
 def test_nothing_asked_is_no_pass():
-    assert collect(Subject(mlp(4, 3), []), iter(()), [], loss=cross_entropy) == {}
+    assert collect(StatContext(mlp(4, 3), []), iter(()), [], loss=cross_entropy) == {}
 
 
 def test_an_empty_pass_is_refused():
     with pytest.raises(DataError, match="calibration data is empty"):
-        collect(Subject(mlp(4, 3), ["0.weight"]), iter(()), [MeanGradient()], loss=cross_entropy)
+        collect(StatContext(mlp(4, 3), ["0.weight"]), iter(()), [MeanGradient()], loss=cross_entropy)
 
 
 def test_a_loss_that_is_not_finite_is_refused_and_all_is_put_back():
     model, log = mlp(4, 3).requires_grad_(False).train(), []
     bad = [(torch.full((2, 4), float("nan")), torch.zeros(2, dtype=torch.long))]
     with pytest.raises(DataError, match="the loss on calibration batch 0 is nan"):
-        collect(Subject(model, ["0.weight"]), bad, [MeanGradient(), Calls(log)], loss=cross_entropy)
+        collect(StatContext(model, ["0.weight"]), bad, [MeanGradient(), Calls(log)], loss=cross_entropy)
     assert log == ["closed"]
     assert model.training
     assert not model[0].weight.requires_grad
@@ -163,6 +163,8 @@ def test_a_loss_that_is_not_finite_is_refused_and_all_is_put_back():
 def test_a_collector_that_cannot_start_leaves_nothing_behind():
     model = mlp(4, 3).requires_grad_(False).train()
     with pytest.raises(RuntimeError, match="cannot start"):
-        collect(Subject(model, ["0.weight"]), [], [MeanGradient(), Calls([], fails=True)], loss=cross_entropy)
+        collect(
+            StatContext(model, ["0.weight"]), [], [MeanGradient(), Calls([], fails=True)], loss=cross_entropy
+        )
     assert not model[0].weight.requires_grad
     assert model.training

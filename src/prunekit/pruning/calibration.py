@@ -14,7 +14,7 @@ from prunekit.errors import DataError, PrunekitError
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masks import Masks
 from prunekit.parts.stopping import Stop
-from prunekit.readiness import check_data
+from prunekit.preflight import check_data
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.statistics.average import average

@@ -22,14 +22,14 @@ from prunekit.losses import Loss
 from prunekit.parts.context import Step, StepContext
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
+from prunekit.preflight import check_restart, check_trainings
 from prunekit.pruning.attachment import Attachment, check_attachable
 from prunekit.pruning.calibration import Calibration, two_examples
-from prunekit.pruning.choosing import chosen
-from prunekit.pruning.guard import Guard
-from prunekit.pruning.ranking import Ranking
+from prunekit.pruning.early_stopping import EarlyStopping
+from prunekit.pruning.scorer import Scorer
+from prunekit.pruning.select_masks import select_masks
 from prunekit.pruning.state import Owner, digest_of, read_state
 from prunekit.pruning.trainings import Trainings
-from prunekit.readiness import check_restart, check_trainings
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
 from prunekit.snapshot import Snapshot
@@ -93,8 +93,8 @@ class Session:
         self._trainings = Trainings(
             model, recipe, self._data, self._seed, self.plan.elements.parameters, self._inner
         )
-        self._ranking = Ranking(recipe, self.plan, self._calibration, self._seed)
-        self._guard = Guard(recipe.stop, self._calibration.error)
+        self._scorer = Scorer(recipe, self.plan, self._calibration, self._seed)
+        self._early_stopping = EarlyStopping(recipe.stop, self._calibration.error)
         if recipe.stop.needs_data and self._data is None and validation is None:
             raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
         if recipe.needs_data and self._data is None:
@@ -105,7 +105,7 @@ class Session:
     @property
     def stopped(self) -> Stopped | None:
         """Why the recipe's `stop` has ended the pruning, once it has."""
-        return self._guard.stopped
+        return self._early_stopping.stopped
 
     @property
     def done(self) -> bool:
@@ -141,7 +141,7 @@ class Session:
         step = self.plan.steps[len(self.history)]
         if not self._warmed_up:
             self._trainings.warm_up(self._context(step), report)
-        self._guard.hold(self._inner, len(self.history), self.kept)
+        self._early_stopping.hold(self._inner, len(self.history), self.kept)
         self._prune_step(step)
         retrains = self._retrains(step)
         train_loss = self._trainings.retrain(self._context(step), report) if retrains else None
@@ -167,7 +167,7 @@ class Session:
         may_fail = steps > 1 or evaluated or recipe.trains or recipe.stop.needs_data or recipe.repair.changes
         values = Snapshot(self._inner) if may_fail else None
         kept, masks, history = self.kept, self.masks, list(self.history)
-        ranking, guard = copy(self._ranking), copy(self._guard)
+        scorer, early_stopping = copy(self._scorer), copy(self._early_stopping)
         states = self._trainings.copy_states()
         self._undo_held = True
         try:
@@ -176,7 +176,7 @@ class Session:
             if values is not None:
                 values.restore()
             self.kept, self.masks, self.history = kept, masks, history
-            self._ranking, self._guard = ranking, guard
+            self._scorer, self._early_stopping = scorer, early_stopping
             self._trainings.resume(states)
             raise
         finally:
@@ -216,7 +216,7 @@ class Session:
                 )
         step = self.plan.steps[len(self.history)]
         with self.undoing(steps=1):
-            self._guard.hold(self._inner, len(self.history), self.kept)
+            self._early_stopping.hold(self._inner, len(self.history), self.kept)
             restarted = self._prune_step(step)
         if self._attachment is not None and restarted:
             self._attachment.forget()
@@ -236,7 +236,7 @@ class Session:
 
     def _check(self, step: int) -> bool:
         """Whether the limit is broken, now or before; the network goes back then if the recipe says so."""
-        held = self._guard.broken(step)
+        held = self._early_stopping.broken(step)
         if held is not None and held.state is not None:
             self._inner.load_state_dict(held.state)
             del self.history[held.steps :]
@@ -265,9 +265,9 @@ class Session:
     def _prune_step(self, step: Step) -> bool:
         context = self._context(step)
         self._trainings.before_step(context)
-        context = replace(context, statistics=self._ranking.measure(context))
-        context = replace(context, scores=self._ranking.scores(context))
-        self.kept = chosen(
+        context = replace(context, statistics=self._scorer.measure(context))
+        context = replace(context, scores=self._scorer.scores(context))
+        self.kept = select_masks(
             context,
             self.recipe,
             self.plan,
@@ -406,11 +406,11 @@ class Session:
             "recipe": self.recipe.to_dict(),
             "seed": self._seed,
             "masks": {name: kept.clone() for name, kept in self.kept.items()},
-            **self._ranking.state_dict(),
+            **self._scorer.state_dict(),
             "optimizer_steps": self._optimizer_steps,
             "checkpoints": {step: dict(state) for step, state in self._checkpoints.items()},
             "history": [asdict(record) for record in self.history],
-            "stop": self._guard.state_dict(),
+            "stop": self._early_stopping.state_dict(),
         }
         if self._trainings.states:
             values["parts"] = self._trainings.copy_states()
@@ -429,15 +429,15 @@ class Session:
             self.plan,
             self._seed,
             self.kept,
-            self._ranking.keys,
+            self._scorer.keys,
             self._trainings.states,
         )
         read = read_state(state, owner)
         self._checkpoints = read.checkpoints
         self.kept, self.masks, self.history = read.kept, read.masks, read.history
         self._optimizer_steps = read.optimizer_steps
-        self._ranking.resume(read.ranking, read.measured)
-        self._guard.resume(read.allowed, read.held, read.stopped)
+        self._scorer.resume(read.ranking, read.measured)
+        self._early_stopping.resume(read.allowed, read.held, read.stopped)
         self._trainings.resume(read.states)
         self.masks.apply(self._inner)
         if self._attachment is not None:

@@ -2,7 +2,7 @@
 
 from prunekit.statistics.activity import ActivationStats, Activity, activity
 from prunekit.statistics.average import average
-from prunekit.statistics.collect import Collector, Found, Statistic, Subject, collect
+from prunekit.statistics.collect import Collector, Found, StatContext, Statistic, collect
 from prunekit.statistics.connections import ConnectionCorrelation
 from prunekit.statistics.consumers import ConsumerInputMean, InputCovariance, UnitCovariance
 from prunekit.statistics.cross import CrossMoments
@@ -44,8 +44,8 @@ __all__ = [
     "OracleChange",
     "Relevance",
     "Significance",
+    "StatContext",
     "Statistic",
-    "Subject",
     "TaylorChange",
     "UnitCovariance",
     "UnitMacs",

@@ -15,7 +15,7 @@ from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.places import Key
 from prunekit.modes import evaluating
-from prunekit.statistics.collect import Collector, Subject
+from prunekit.statistics.collect import Collector, StatContext
 from prunekit.statistics.moments import Moments
 from prunekit.statistics.unit_statistic import UnitStatistic, Values
 from prunekit.structure.chain import Chain
@@ -32,7 +32,7 @@ class ActivationStats(UnitStatistic):
 
     what: What
 
-    def watch(self, subject: Subject) -> Collector:
+    def watch(self, subject: StatContext) -> Collector:
         """At the places where the units appear."""
         return ActivationStatsCollector(subject, self.what)
 
@@ -185,7 +185,7 @@ class ActivationCollector(Collector):
 
     def __init__(
         self,
-        subject: Subject,
+        subject: StatContext,
         places: Callable[[Coupled, Group], Sequence[Place]],
         *,
         differentiable: bool = False,
@@ -234,7 +234,7 @@ class ActivationStatsCollector(ActivationCollector):
         InputError: where units are to be compared whose numbers of entries differ.
     """
 
-    def __init__(self, subject: Subject, what: What) -> None:
+    def __init__(self, subject: StatContext, what: What) -> None:
         super().__init__(subject, Coupled.silences if what == "zeros" else Coupled.places)
         self._what = what
         self._moments: dict[Place, Moments] = {}

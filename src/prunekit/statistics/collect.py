@@ -22,8 +22,8 @@ from prunekit.targets import unwrap
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What statistics are collected of.
+class StatContext:
+    """What a statistic is collected of, and what the collectors of one pass share.
 
     Attributes:
         model: the network.
@@ -66,7 +66,7 @@ class Statistic(ABC):
         return False
 
     @abstractmethod
-    def start(self, subject: Subject) -> Collector:
+    def start(self, subject: StatContext) -> Collector:
         """A collector for this subject."""
 
 
@@ -97,7 +97,9 @@ Found = Mapping[Statistic, Mapping[str, Tensor]]
 """What a pass found: for every request, one tensor per parameter or group of units."""
 
 
-def collect(subject: Subject, batches: Iterable[Batch], needs: Iterable[Statistic], *, loss: Loss) -> Found:
+def collect(
+    subject: StatContext, batches: Iterable[Batch], needs: Iterable[Statistic], *, loss: Loss
+) -> Found:
     """Run the model once over the batches, in eval mode, and gather every statistic that is asked for.
 
     The model's parameters, gradients and training flags are left as they were.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError
-from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.cross import CrossMoments
 from prunekit.statistics.inputs import layer_label, row_layers
 from prunekit.statistics.processes import sum_over_processes
@@ -53,7 +53,7 @@ class ConnectionCorrelation(Statistic):
         """The collector runs the network by itself, once or several times."""
         return False
 
-    def start(self, subject: Subject) -> Collector:
+    def start(self, subject: StatContext) -> Collector:
         """A collector that keeps the examples' inputs.
 
         Raises:
@@ -63,7 +63,7 @@ class ConnectionCorrelation(Statistic):
 
 
 class _Correlations(Collector):
-    def __init__(self, subject: Subject, budget: int) -> None:
+    def __init__(self, subject: StatContext, budget: int) -> None:
         self._model = subject.model
         self._modules = row_layers(subject.model, subject.names)
         after = activations(subject.model, self._modules)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
-from prunekit.statistics.collect import Collector, Found, Statistic, Subject
+from prunekit.statistics.collect import Collector, Found, StatContext, Statistic
 from prunekit.statistics.inputs import LayerHessian, LayerInputMean
 from prunekit.statistics.moments import Moments
 from prunekit.structure import Chain
@@ -32,7 +32,7 @@ class ConsumerStatistic(Statistic):
         """The collectors run the chain up to the last reader by themselves."""
         return False
 
-    def start(self, subject: Subject) -> Collector:
+    def start(self, subject: StatContext) -> Collector:
         """A collector for the groups whose units are counted.
 
         Of coupled groups it is by weight of a layer that reads some of their units: (groups, columns) means
@@ -158,7 +158,7 @@ class _Inputs(Collector):
 class _Readers(Collector):
     """Means or covariances of the inputs of all layers that read coupled units, in one run of the network."""
 
-    def __init__(self, subject: Subject, *, pairs: bool) -> None:
+    def __init__(self, subject: StatContext, *, pairs: bool) -> None:
         assert subject.coupled is not None
         self._model = subject.model
         own = dict(subject.model.named_parameters())

@@ -14,7 +14,7 @@ from torch.func import functional_call, jacrev, vmap
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
 from prunekit.losses import Loss
-from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.inputs import layer_label, row_layers
 from prunekit.statistics.moments import add_product, mirrored
 from prunekit.statistics.processes import sum_over_processes
@@ -53,7 +53,7 @@ class CurvatureStatistic(Statistic):
 class GaussNewtonDiagonal(CurvatureStatistic):
     """By weight: the diagonal of the loss's Gauss-Newton Hessian, float64, in the weight's shape."""
 
-    def start(self, subject: Subject) -> Collector:
+    def start(self, subject: StatContext) -> Collector:
         """A collector for the layers of the subject's parameters.
 
         Raises:
@@ -70,7 +70,7 @@ class GaussNewton(CurvatureStatistic):
     are the matrix.
     """
 
-    def start(self, subject: Subject) -> Collector:
+    def start(self, subject: StatContext) -> Collector:
         """A collector for the subject's parameters.
 
         Raises:
@@ -119,7 +119,7 @@ def _as_double(targets: Tensor) -> Tensor:
 class _Curvature(Collector):
     """Walks over the examples, a few at a time."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: StatContext) -> None:
         self._model = subject.model
         self._layers = row_layers(subject.model, subject.names)
         self._loss = subject.loss
@@ -187,7 +187,7 @@ class _Curvature(Collector):
 class _Diagonal(_Curvature):
     """Squares of each example's derivatives, from the inputs of the layers and what comes back to them."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: StatContext) -> None:
         super().__init__(subject)
         self._sums = {
             name: torch.zeros_like(
@@ -276,7 +276,7 @@ def _output_rows(layer: nn.Module, outputs: Tensor) -> Tensor:
 class _Whole(_Curvature):
     """Products of each example's derivatives by all weights and biases."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: StatContext) -> None:
         super().__init__(subject)
         names = []
         for name, layer in self._layers.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch
-from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.processes import sum_over_processes
 
 
@@ -21,7 +21,7 @@ class MeanGradient(Statistic):
         """A process without examples adds nothing."""
         return True
 
-    def start(self, subject: Subject) -> Collector:
+    def start(self, subject: StatContext) -> Collector:
         """A collector that sums gradients; `.grad` of the parameters is not touched."""
         return _GradientSum({name: subject.model.get_parameter(name) for name in subject.names})
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError, ModelError
-from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.moments import Moments
 from prunekit.structure.rows import groups_of, has_rows, patches, rows_of
 from prunekit.targets import unwrap
@@ -61,7 +61,7 @@ class InputStatistic(Statistic):
     def of(self, moments: Moments, layer: nn.Module) -> Tensor:
         """The figures of one layer."""
 
-    def start(self, subject: Subject) -> Collector:
+    def start(self, subject: StatContext) -> Collector:
         """A collector for the layers of the subject's parameters.
 
         Raises:
@@ -184,7 +184,7 @@ def _has_bias(layer: nn.Module) -> bool:
 class _Sums:
     """The moments of all layers of a pass, for whoever asks; `pairs` if anyone wants them."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: StatContext) -> None:
         self.pairs = False
         self._layers = row_layers(subject.model, subject.names)
         self._watched: dict[str, _Watched] = {}

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.maxout import Maxout
-from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.processes import sum_over_processes
 
 
@@ -22,7 +22,7 @@ from prunekit.statistics.processes import sum_over_processes
 class MaxoutMaxima(Statistic):
     """By maxout layer: (units, pieces) float64, how often each piece was the maximum, over all positions."""
 
-    def start(self, subject: Subject) -> Collector:
+    def start(self, subject: StatContext) -> Collector:
         """A collector that counts while the network runs.
 
         Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunekit.batches import Batch
 from prunekit.errors import InputError
-from prunekit.statistics.collect import Collector, Statistic, Subject
+from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.processes import sum_over_processes
 from prunekit.structure import Chain
 
@@ -26,7 +26,7 @@ class UnitStatistic(Statistic):
         """The functions run what they need of the network by themselves."""
         return False
 
-    def start(self, subject: Subject) -> Collector:
+    def start(self, subject: StatContext) -> Collector:
         """A collector that keeps the examples.
 
         Raises:
@@ -38,7 +38,7 @@ class UnitStatistic(Statistic):
             raise InputError("this score ranks units: give the recipe the shape 'unit'")
         return _Examples(self, subject.chain, subject.kept)
 
-    def watch(self, subject: Subject) -> Collector:
+    def watch(self, subject: StatContext) -> Collector:
         """The collector for coupled groups.
 
         Raises:

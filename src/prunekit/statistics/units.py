@@ -16,7 +16,7 @@ from prunekit.graph.places import Key
 from prunekit.losses import Loss
 from prunekit.measure import count
 from prunekit.statistics.activity import ActivationCollector
-from prunekit.statistics.collect import Collector, Subject
+from prunekit.statistics.collect import Collector, StatContext
 from prunekit.statistics.processes import sum_over_processes
 from prunekit.statistics.unit_statistic import UnitStatistic, Values
 from prunekit.structure import Chain
@@ -84,7 +84,7 @@ class FirstOrderTaylor(UnitStatistic):
 
     error: Error
 
-    def watch(self, subject: Subject) -> Collector:
+    def watch(self, subject: StatContext) -> Collector:
         """At the places where the units appear."""
         return FirstOrderTaylorCollector(subject, error_of(self.error))
 
@@ -97,7 +97,7 @@ class FirstOrderTaylor(UnitStatistic):
 class UnitMacs(UnitStatistic):
     """The multiply-accumulate operations that go with a unit."""
 
-    def watch(self, subject: Subject) -> Collector:
+    def watch(self, subject: StatContext) -> Collector:
         """By the layers that the units have a part in."""
         return MacsCollector(subject)
 
@@ -110,7 +110,7 @@ class UnitMacs(UnitStatistic):
 class FirstOrderTaylorCollector(ActivationCollector):
     """The mean over examples of |the mean over positions and entries of output times its gradient|."""
 
-    def __init__(self, subject: Subject, error: Loss) -> None:
+    def __init__(self, subject: StatContext, error: Loss) -> None:
         super().__init__(subject, Coupled.places, differentiable=True)
         self._error = error
         # of a network that is frozen, too: autograd follows its weights for the length of the pass
@@ -151,7 +151,7 @@ class FirstOrderTaylorCollector(ActivationCollector):
 class MacsCollector(Collector):
     """The multiply-accumulate operations of the layers that a unit has a part in, by its share of each."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: StatContext) -> None:
         assert subject.coupled is not None
         self._subject, self._coupled = subject, subject.coupled
         self._example: Tensor | None = None

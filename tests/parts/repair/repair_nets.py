@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair import Repair
-from prunekit.statistics import Subject, collect
+from prunekit.statistics import StatContext, collect
 from prunekit.structure import chain_of, kept_all, unit_masks
 
 
@@ -22,7 +22,7 @@ def context_of(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str
     for name, units in removed.items():
         kept[name][units] = False
     batches = [(part, torch.zeros(len(part))) for part in inputs.split(40)]  # the last one is smaller
-    found = collect(Subject(net, [], chain, before), batches, repair.needs, loss=lambda x, y: x.sum())
+    found = collect(StatContext(net, [], chain, before), batches, repair.needs, loss=lambda x, y: x.sum())
     masks = unit_masks(net, chain, kept, allow_empty=True)
     return StepContext(
         model=net, masks=masks, statistics=found, chain=chain, kept=Masks(before), kept_after=Masks(kept)

@@ -14,7 +14,7 @@ from prunekit.methods import network_slimming, thinet
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.pruning import prune
-from prunekit.statistics import Subject, collect
+from prunekit.statistics import StatContext, collect
 from prunekit.structure import chain_of
 from prunekit.units import best_scales, contribution_products, greedy_order, unit_macs
 from unit_recipes import conv_net, data, net
@@ -27,7 +27,9 @@ def scores_of(score, model, examples, off=()):
         kept[name][unit] = False
     weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in kept}
     batches = zip(*(each.split(10) for each in examples), strict=True)
-    found = collect(Subject(model, list(weights), chain, kept), batches, score.needs, loss=F.cross_entropy)
+    found = collect(
+        StatContext(model, list(weights), chain, kept), batches, score.needs, loss=F.cross_entropy
+    )
     with torch.no_grad():
         return score(StepContext(weights, found, chain=chain, kept=Masks(kept)))
 

@@ -12,7 +12,7 @@ from prunekit.errors import InputError, ModelError
 from prunekit.parts.context import StepContext
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
-from prunekit.statistics import Subject, collect
+from prunekit.statistics import StatContext, collect
 
 ON_BOTH = [
     "magnitude",
@@ -35,7 +35,7 @@ def scores_of(model, recipe, data):
     """What the recipe's score gives, before anything is chosen."""
     session = Session(model, recipe, data=data)
     elements, kept = session.plan.elements, session.kept
-    subject = Subject(model, elements.parameters, elements.chain, kept, coupled=elements.coupled)
+    subject = StatContext(model, elements.parameters, elements.chain, kept, coupled=elements.coupled)
     found = collect(subject, iter([data]), recipe.score.needs, loss=cross_entropy)
     weights = {name: model.get_parameter(name).detach() for name in elements.parameters}
     context = StepContext(weights, found, model, kept=kept, chain=elements.chain, coupled=elements.coupled)

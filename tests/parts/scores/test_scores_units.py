@@ -21,7 +21,7 @@ from prunekit.parts.scores import (
 )
 from prunekit.pruning import prune
 from prunekit.seeds import generator
-from prunekit.statistics import Subject, collect
+from prunekit.statistics import StatContext, collect
 from prunekit.structure import chain_of
 from unit_recipes import conv_net, data, net, outputs, units
 
@@ -36,7 +36,7 @@ def scores_of(score, model, examples, off=()):
         kept[name][unit] = False
     weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in kept}
     batches = zip(*(each.split(BATCH) for each in examples), strict=True)
-    found = collect(Subject(model, list(weights), chain, kept), batches, score.needs, loss=squared_error)
+    found = collect(StatContext(model, list(weights), chain, kept), batches, score.needs, loss=squared_error)
     with torch.no_grad():
         return score(StepContext(weights, found, chain=chain, kept=Masks(kept)))
 

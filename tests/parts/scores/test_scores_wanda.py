@@ -12,14 +12,14 @@ from prunekit.parts.allocation import OWL
 from prunekit.parts.context import Step, StepContext
 from prunekit.parts.scores import Wanda
 from prunekit.pruning import prune
-from prunekit.statistics import Subject, collect
+from prunekit.statistics import StatContext, collect
 from small_nets import blobs, mlp
 
 
 def scores_of(score, model, inputs, targets):
     names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     loss = nn.functional.cross_entropy
-    found = collect(Subject(model, names), [(inputs, targets)], score.needs, loss=loss)
+    found = collect(StatContext(model, names), [(inputs, targets)], score.needs, loss=loss)
     weights = {name: model.get_parameter(name).detach() for name in names}
     return score(StepContext(weights, found, model))
 

@@ -1,4 +1,4 @@
-"""Which elements go at a step."""
+"""The masks after a step: the allocation says how many elements of each layer go, the selection which."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import generator
 
 
-def chosen(
+def select_masks(
     context: StepContext,
     recipe: Recipe,
     plan: Plan,

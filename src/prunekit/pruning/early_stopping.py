@@ -15,7 +15,7 @@ from prunekit.parts.stopping import Held, Stop, Stopped
 from prunekit.training import copy_state
 
 
-class Guard:
+class EarlyStopping:
     """Measures the error of a network between steps.
 
     Attributes:

@@ -14,10 +14,10 @@ from prunekit.parts.scores import Scores
 from prunekit.pruning.calibration import Calibration
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import generator
-from prunekit.statistics import Found, Statistic, Subject, collect
+from prunekit.statistics import Found, StatContext, Statistic, collect
 
 
-class Ranking:
+class Scorer:
     """Ranks what is left at every step, or once and for all if the recipe says so.
 
     Args:
@@ -38,7 +38,7 @@ class Ranking:
         if self._measured is not None:
             return self._measured
         names = context.step.layers if self._recipe.layer_by_layer else list(context.weights)
-        subject = Subject(context.model, names, context.chain, context.kept, coupled=context.coupled)
+        subject = StatContext(context.model, names, context.chain, context.kept, coupled=context.coupled)
         needs, sample, wrong = self._needs(), self._calibration, list[DataError]()
         batches = sample.batches() if any(need.needs_loss for need in needs) else sample.watched(wrong)
         found = collect(subject, batches, needs, loss=sample.loss)
