@@ -20,7 +20,6 @@ DOUBLE_CLASSES = {
     "Layer",
     "Operation",
     "Plan",
-    "StandIn",
     "_Reader",
     "_Step",
     "_Sums",

@@ -8,7 +8,7 @@ from repair_nets import context_of, convnet, inputs, mend, mlp
 from torch import nn
 
 from prunekit.parts.repair import FoldMean, NoRepair, SietsmaDow
-from prunekit.parts.repair.sietsma_dow import stand_ins
+from prunekit.parts.repair.sietsma_dow import substitutes
 from prunekit.statistics import ConsumerInputMean, UnitCovariance
 
 
@@ -39,7 +39,7 @@ def test_the_choice_is_the_best_of_all(seed):
     covariance = torch.einsum("ucn,vcn->uv", apart, apart) / (columns * 30)
     removed = torch.tensor([True, False, False, True, True, False])
     alive = torch.tensor([False, True, True, False, False, True])
-    found = stand_ins(covariance, mean, removed, alive)
+    found = substitutes(covariance, mean, removed, alive)
     for unit in (0, 3, 4):
         deviation, sign, partner = by_trial(outputs, unit, [1, 2, 5])
         assert float(found.deviation[unit]) == pytest.approx(deviation, rel=1e-9)

@@ -12,7 +12,7 @@ from prunekit.statistics import ConsumerInputMean, Found, UnitCovariance
 
 
 @dataclass(frozen=True)
-class StandIn:
+class Substitutes:
     """What takes the place of each removed unit i.
 
     Attributes:
@@ -49,7 +49,9 @@ class SietsmaDow(UnitRepair):
         units = torch.unflatten(mean.movedim(dim, 0), 0, (group.units, group.repeat))  # (units, repeat, ...)
         # a bias holds one number for each input column: what differs along other dimensions is averaged
         by_column = units.flatten(2).mean(2) if units.dim() > 2 else units
-        stand = stand_ins(statistics[UnitCovariance()][group.name], by_column, removal.removed, removal.alive)
+        stand = substitutes(
+            statistics[UnitCovariance()][group.name], by_column, removal.removed, removal.alive
+        )
 
         sign = stand.sign.view(-1, *[1] * (units.dim() - 1))
         constants = torch.where(sign == 0, units, torch.where(sign < 0, units + units[stand.partner], 0.0))
@@ -61,7 +63,7 @@ class SietsmaDow(UnitRepair):
         removal.layer.weight.copy_(changed.transpose(0, 1).flatten(1, 2))
 
 
-def stand_ins(covariance: Tensor, mean: Tensor, removed: Tensor, alive: Tensor) -> StandIn:
+def substitutes(covariance: Tensor, mean: Tensor, removed: Tensor, alive: Tensor) -> Substitutes:
     """The best of the three for each removed unit; of equal ones the constant, then an equal unit.
 
     Args:
@@ -83,4 +85,4 @@ def stand_ins(covariance: Tensor, mean: Tensor, removed: Tensor, alive: Tensor) 
     own = torch.arange(units, device=choice.device)
     partner = torch.where(constant, own, (choice - 1) % units)
     sign = torch.where(choice > units, -1.0, 1.0).double().masked_fill(constant, 0.0)
-    return StandIn(sign, partner, least.sqrt().masked_fill(~removed, 0.0))
+    return Substitutes(sign, partner, least.sqrt().masked_fill(~removed, 0.0))
