@@ -41,6 +41,7 @@ PAGES = (
     "README.md",
     "docs/tutorial.md",
     "docs/add-a-method.md",
+    "docs/add-an-operator.md",
     "docs/prune-my-own-model.md",
     "docs/second-order.md",
     "docs/studies.md",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import shrink_groups
+from prunekit.graph import groups, shrink_groups
 from prunekit.graph.ops import OPERATORS
 from prunekit.graph.ops.pointwise import zero_of_clamp, zero_stays
 from prunekit.graph.ops.registry import operators
@@ -81,15 +82,43 @@ def test_zero_between_bounds(name: str, args: tuple[float, ...], kwargs: dict[st
 
 
 @pytest.mark.parametrize(
-    ("groups", "layer", "sizes"), [(2, 0, (6, 8, 2)), (2, 2, (8, 6, 2)), (4, 0, (6, 6, 3))]
+    ("number", "layer", "sizes"), [(2, 0, (6, 8, 2)), (2, 2, (8, 6, 2)), (4, 0, (6, 6, 3))]
 )
-def test_a_transposed_convolution_loses_groups(groups: int, layer: int, sizes: tuple[int, ...]) -> None:
+def test_a_transposed_convolution_loses_groups(number: int, layer: int, sizes: tuple[int, ...]) -> None:
     """The layer itself gets its new sizes, and computes what it did with the units at zero."""
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, groups=groups), nn.Conv2d(8, 2, 3)
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, groups=number), nn.Conv2d(8, 2, 3)
     ).eval()
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     kept = torch.tensor([False, True, True, True])
     shrunk = shrink_groups(model, x, {str(layer): kept}).model
     assert isinstance(shrunk, nn.Sequential)
     assert (shrunk[2].in_channels, shrunk[2].out_channels, shrunk[2].groups) == sizes
+
+
+class _Turned(nn.Module):
+    def __init__(self, quarters: int, dims: tuple[int, int]) -> None:
+        super().__init__()
+        self.quarters, self.dims = quarters, dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One plane turned."""
+        return torch.rot90(x, self.quarters, self.dims)
+
+
+@pytest.mark.parametrize("quarters", [-1, 1, 2, 3])
+@pytest.mark.parametrize("dims", [(2, 3), (1, 2), (3, 1)])
+def test_a_turned_plane_carries_its_channels_along(quarters: int, dims: tuple[int, int]) -> None:
+    """Labels go where NumPy puts the numbers of the channels."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), _Turned(quarters, dims), nn.Conv2d(6, 4, 1)).eval()
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    turned = np.rot90(np.broadcast_to(np.arange(6)[:, None, None], (2, 6, 6, 6)), quarters, dims)
+    together = len(np.unique(turned[0, 0])) == 1  # each channel of the next layer reads one
+    kept = torch.tensor([True, True, False, True, True, True])
+    if not together:
+        assert groups(model, x).group("0").frozen
+        return
+    reads = model.get_submodule("2").get_parameter("weight").detach().clone()
+    shrunk = shrink_groups(model, x, {"0": kept}).model
+    stay = np.flatnonzero(turned[0, :, 0, 0] != 2)
+    assert torch.equal(shrunk.get_submodule("2").get_parameter("weight"), reads[:, stay])

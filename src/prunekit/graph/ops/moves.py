@@ -158,6 +158,14 @@ def flip(walker: Walker, x: Value, dims: Sequence[int]) -> Value:
     return x
 
 
+def rot90(walker: Walker, x: Value, k: int = 1, dims: Sequence[int] = (0, 1)) -> Value:
+    """A plane of two axes turned by `k` quarters: each quarter swaps the axes and reverses the first."""
+    first, second = (position(dim, len(x)) for dim in dims)
+    for _ in range(k % 4):
+        x = flip(walker, transpose(walker, x, first, second), [first])
+    return x
+
+
 def roll(walker: Walker, x: Value, shifts: Any, dims: Any = ()) -> Value:
     """Axes turned round; a turn in the middle of what can be taken out cannot be corrected."""
     if not np.atleast_1d(dims).size:
@@ -354,6 +362,7 @@ operators(
 operators("repeat", labels=repeat, resize=resize_repeats, saved="default")
 operators("tile", labels=repeat, saved="default")
 operators("repeat_interleave", labels=repeat_interleave, saved="self_int")
+operators("rot90", labels=rot90, saved="default")
 operators("roll", labels=roll, resize=resize_shifts, saved="default")
 operators("select", labels=select, saved="int")
 operators("select_copy", labels=select)
@@ -377,7 +386,7 @@ operators("atleast_1d atleast_2d", labels=view, saved="default")
 operators(
     """
     atleast_3d broadcast_tensors diag diag_embed diagonal diagonal_scatter dstack hstack lift_fresh_copy
-    rot90 select_scatter slice_scatter tril triu unfold vstack
+    select_scatter slice_scatter tril triu unfold vstack
     """,
     saved="default",
 )
