@@ -1,6 +1,7 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
 from prunekit.graph.attributes import size_attributes
+from prunekit.graph.figures import parameters_per_unit
 from prunekit.graph.graph_model import Graph, GraphModel
 from prunekit.graph.groups import Group, Member, Plan
 from prunekit.graph.members import (
@@ -17,7 +18,6 @@ from prunekit.graph.places import Place, watched
 from prunekit.graph.plan import groups, traced
 from prunekit.graph.restoring import restore_sizes
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink_groups
-from prunekit.graph.sizes import parameters_per_unit
 from prunekit.graph.surgery import alike, group_masks, smaller
 from prunekit.graph.traced import Keeping, Traced
 

@@ -11,8 +11,7 @@ import torch
 from torch import fx, nn
 
 from prunekit.graph.captured import Captured
-from prunekit.graph.labels import Classes, Ints, Labels
-from prunekit.graph.values import Dim, Value, fixed
+from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
 from prunekit.graph.walk import walk
 from prunekit.graph.walker import Cut, Place, Walker, frozen_rows
 

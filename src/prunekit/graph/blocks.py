@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prunekit.graph.labels import Ints
-from prunekit.graph.values import Dim, Value
+from prunekit.graph.labels import Dim, Ints, Value
 from prunekit.graph.walker import Walker
 
 

@@ -6,7 +6,9 @@ with the data; where two labels meet, they are joined. Label 0 is the entry that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,3 +103,32 @@ def connected(root: Ints, first: Ints, second: Ints) -> Ints:
             if np.array_equal(jumped, root):
                 break
             root = jumped
+
+
+class Dim(NamedTuple):
+    """One axis of one tensor.
+
+    Attributes:
+        size: how many entries it has.
+        labels: (size,) label of each entry; None where none can be taken out.
+        zero: whether the entries are zero once the slices of the parameters with the same labels are zero.
+        origin: the parameter and its axis, where the axis is that of a parameter.
+    """
+
+    size: int
+    labels: Ints | None = None
+    zero: bool = False
+    origin: tuple[str, int] | None = None
+
+
+Value = tuple[Dim, ...]
+
+
+def fixed(shape: Sequence[int]) -> Value:
+    """A tensor with no entry that can be taken out."""
+    return tuple(Dim(int(size)) for size in shape)
+
+
+def position(dim: int, rank: int) -> int:
+    """An axis counted from the front."""
+    return dim % rank if rank else 0

@@ -10,8 +10,7 @@ import numpy as np
 from torch import fx
 
 from prunekit.graph.captured import module_of
-from prunekit.graph.labels import Classes, Ints, Labels
-from prunekit.graph.values import Dim, Value, fixed
+from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
 
 Place = tuple[object, ...]
 Cut = Literal["most", "first", "last"]

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.pointwise import added
 from prunekit.graph.ops.registry import operators
-from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker
 
 

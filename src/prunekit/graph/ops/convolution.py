@@ -9,6 +9,7 @@ import numpy as np
 from torch import fx, nn
 
 from prunekit.graph.blocks import rows_joined
+from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.registry import (
     Keeps,
     argument,
@@ -18,7 +19,6 @@ from prunekit.graph.ops.registry import (
     operators,
     set_argument,
 )
-from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker
 
 

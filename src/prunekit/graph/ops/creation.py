@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.moves import resize_shape
 from prunekit.graph.ops.registry import operators
-from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker, result_shape
 
 

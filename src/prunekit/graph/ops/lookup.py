@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit.graph.labels import Dim, Value, position
 from prunekit.graph.ops.registry import operators
-from prunekit.graph.values import Dim, Value, position
 from prunekit.graph.walker import Walker
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from prunekit.graph.blocks import reshaped, rows_joined
+from prunekit.graph.labels import Dim, Value, position
 from prunekit.graph.ops.registry import Keeps, argument, kept_along, new_shape, operators, set_argument
-from prunekit.graph.values import Dim, Value, position
 from prunekit.graph.walker import Walker
 
 MAX_DIFFERENCES = 64

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, fx, nn
 
 from prunekit.graph.blocks import rows_joined
-from prunekit.graph.kept import spread, taken
+from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.registry import (
     Keeps,
     argument,
@@ -19,8 +19,9 @@ from prunekit.graph.ops.registry import (
     new_shape,
     operators,
     set_argument,
+    spread,
+    taken,
 )
-from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import fx
 
+from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.moves import laid
 from prunekit.graph.ops.registry import Keeps, argument, kept_along, operators, set_argument
-from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.registry import Operator, Zero, operators, tensors_among
-from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from prunekit.graph.kept import taken
+from prunekit.graph.labels import Dim, Value, position
 from prunekit.graph.ops.pointwise import aligned
-from prunekit.graph.ops.registry import Keeps, kept_along, operators
-from prunekit.graph.values import Dim, Value, position
+from prunekit.graph.ops.registry import Keeps, kept_along, operators, taken
 from prunekit.graph.walker import Walker, result_shape
 
 _STATISTICS = {"mean", "var", "std", "var_mean", "std_mean"}

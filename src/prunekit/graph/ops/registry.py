@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from prunekit.graph.labels import position
 from prunekit.graph.traced import Flags
 
 Keeps = Callable[[fx.Node], tuple[tuple[Flags | None, ...], ...]]
@@ -139,3 +141,16 @@ def tensors_among(value: Any) -> list[Tensor]:
     if isinstance(value, tuple | list):
         return [tensor for each in value for tensor in tensors_among(each)]
     return [value] if isinstance(value, Tensor) else []
+
+
+def taken(tensor: Tensor, axis: int, flags: Flags) -> Tensor:
+    """The entries of one axis that stay."""
+    return tensor.index_select(axis, torch.from_numpy(np.flatnonzero(flags)).to(tensor.device))
+
+
+def spread(tensor: Tensor, axis: int, flags: Flags) -> Tensor:
+    """Back at their places, with zeros between."""
+    axis = position(axis, tensor.dim())
+    shape = (*tensor.shape[:axis], flags.size, *tensor.shape[axis + 1 :])
+    index = torch.from_numpy(np.flatnonzero(flags)).to(tensor.device)
+    return tensor.new_zeros(shape).index_copy(axis, index, tensor)

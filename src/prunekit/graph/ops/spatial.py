@@ -9,8 +9,8 @@ import numpy as np
 from torch import fx, nn
 
 from prunekit.graph.blocks import rows_joined
+from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.registry import Keeps, argument, groups_left, kept_along, operators, set_argument
-from prunekit.graph.values import Dim, Value
 from prunekit.graph.walker import Walker
 
 
