@@ -15,7 +15,6 @@ DOUBLE_CLASSES = {
     "Cell",
     "Controls",
     "Counts",
-    "Deviation",
     "Elimination",
     "Layer",
     "Operation",
@@ -26,7 +25,6 @@ DOUBLE_CLASSES = {
     "_Walk",
 }
 DOUBLE_STEMS = {
-    "assemble",
     "calls",
     "chain",
     "connections",
@@ -43,11 +41,8 @@ DOUBLE_STEMS = {
     "ranking",
     "rows",
     "run",
-    "running",
     "shrinking",
-    "sizes",
     "units",
-    "values",
     "weights",
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from chain_nets import ChainPlan, build, chain_plans
 from examples import number_of_examples
 from prunekit.errors import ModelError
-from prunekit.graph import Traced, group_masks, shrink_groups, traced
+from prunekit.graph import CouplingGraph, group_masks, shrink_groups, traced
 from prunekit.graph.capture import captured
 from prunekit.graph.chain import chain_view
 from prunekit.models import lenet5, lenet_300_100, mlp, vgg_small
@@ -30,7 +30,7 @@ PAPERS = {
 }
 
 
-def views(model: nn.Module, inputs: Tensor, *, features: bool = False) -> tuple[Chain, Chain, Traced]:
+def views(model: nn.Module, inputs: Tensor, *, features: bool = False) -> tuple[Chain, Chain, CouplingGraph]:
     """The chain as it is read symbolically, and from the graph."""
     found = traced(model, inputs)
     return chain_of(model, inputs=features), chain_view(model, found.graphs[0], inputs=features), found

@@ -12,7 +12,7 @@ from prunekit.errors import InputError, ModelError
 from prunekit.graph import prune_groups, shrink_groups, traced
 from prunekit.graph.deviation import VerificationError
 from prunekit.graph.groups import Plan
-from prunekit.graph.traced import Traced
+from prunekit.graph.traced import CouplingGraph
 from zoo import stirred
 
 REFUSED = {
@@ -48,7 +48,7 @@ def test_what_was_frozen_stays_frozen() -> None:
     assert not any(parameter.requires_grad for parameter in result.model.parameters())
 
 
-def _wrong(found: Traced) -> Traced:
+def _wrong(found: CouplingGraph) -> CouplingGraph:
     """A plan whose first consumer gives up other entries than its producer."""
     first, *rest = found.plan.groups
     members = tuple(
@@ -58,7 +58,7 @@ def _wrong(found: Traced) -> Traced:
         for member in first.members
     )  # fmt: skip
     changed = type(first)(first.name, first.kind, first.units, members, first.frozen, first.normalised)
-    return Traced(Plan((changed, *rest)), found.graphs, found.layers)
+    return CouplingGraph(Plan((changed, *rest)), found.graphs, found.layers)
 
 
 def test_a_wrong_plan_is_found_out_and_nothing_is_changed() -> None:

@@ -1,7 +1,7 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
+from prunekit.graph.activation_taps import Place, watched
 from prunekit.graph.attributes import size_attributes
-from prunekit.graph.figures import parameters_per_unit
 from prunekit.graph.graph_model import Graph, GraphModel
 from prunekit.graph.groups import Group, Member, Plan
 from prunekit.graph.members import (
@@ -14,28 +14,28 @@ from prunekit.graph.members import (
     over_entries,
 )
 from prunekit.graph.off import off_units, shrink_off
-from prunekit.graph.places import Place, watched
 from prunekit.graph.plan import groups, traced
-from prunekit.graph.restoring import restore_sizes
+from prunekit.graph.resize_on_load import restore_sizes
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink_groups
 from prunekit.graph.surgery import alike, group_masks, smaller
-from prunekit.graph.traced import Keeping, Traced
+from prunekit.graph.traced import CouplingGraph, KeepMasks
+from prunekit.graph.weight_stats import parameters_per_unit
 
 __all__ = [
     "Combine",
     "Coupled",
+    "CouplingGraph",
     "Graph",
     "GraphModel",
     "Group",
     "GroupSize",
-    "Keeping",
+    "KeepMasks",
     "Member",
     "Place",
     "Plan",
     "Pool",
     "Scored",
     "ShrinkResult",
-    "Traced",
     "alike",
     "group_masks",
     "groups",

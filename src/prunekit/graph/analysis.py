@@ -1,4 +1,4 @@
-"""The walks through all graphs of a network, repeated until every cut leaves something to take out."""
+"""The propagation through all graphs of a network, repeated until every cut leaves something to take out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from prunekit.graph.captured import Captured
 from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
-from prunekit.graph.walk import walk
-from prunekit.graph.walker import Cut, Place, Walker, frozen_rows
+from prunekit.graph.propagate import propagate
+from prunekit.graph.propagator import Propagator, SplitPolicy, SplitSite, frozen_rows
 
 # each round drops at least one way to cut an axis; more rounds than this mean that something is wrong
 _ROUNDS = 200
@@ -32,93 +32,95 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Walked:
-    """What the walks found.
+class Propagation:
+    """What the labels are once they went through all graphs.
 
     Attributes:
         blocks: the axes of the parameters and buffers that are used, by their labels.
-        walker: roles, kinds and norms that were seen, and the labels of every node.
+        propagator: roles, kinds and norms that were seen, and the labels of every node.
         classes: the labels after joining.
         nodes: for each graph the labels of each node's axes, by the node's name; several values in a row.
     """
 
     blocks: tuple[Block, ...]
-    walker: Walker
+    propagator: Propagator
     classes: Classes
     nodes: tuple[dict[str, tuple[tuple[Ints | None, ...], ...]], ...]
 
 
-def analysed(model: nn.Module, graphs: Sequence[Captured], ignored: dict[str, str], *, cut: Cut) -> Walked:
-    """Walk through the graphs until no cut is known to be dead.
+def analysed(
+    model: nn.Module, graphs: Sequence[Captured], ignored: dict[str, str], *, policy: SplitPolicy
+) -> Propagation:
+    """The propagation in which no split is known to leave nothing.
 
     Args:
         model: the network.
         graphs: as exported.
         ignored: parameters and buffers that must not change, with the reason.
-        cut: along which part an axis that is split is cut.
+        policy: along which part an axis that is split is cut.
     """
-    dead: set[tuple[Place, int]] = set()
+    rejected: set[tuple[SplitSite, int]] = set()
     for _ in range(_ROUNDS):
-        found = _walked(model, graphs, ignored, dead, cut)
-        blamed = _blamed(found)
-        if not blamed:
+        found = _propagated(model, graphs, ignored, rejected, policy)
+        more = _rejected_splits(found)
+        if not more:
             break
-        dead |= blamed
+        rejected |= more
     return found
 
 
-def _blamed(found: Walked) -> set[tuple[Place, int]]:
+def _rejected_splits(found: Propagation) -> set[tuple[SplitSite, int]]:
     """The cuts that leave nothing.
 
     Of those that hang together the first may be to blame for all: only those go that cut the same way, as
     queries and keys do, or evaluation and training.
     """
-    blamed: set[tuple[Place, int]] = set()
+    rejected: set[tuple[SplitSite, int]] = set()
     ways: dict[int, tuple[object, int]] = {}
-    for choice in found.walker.choices:
+    for choice in found.propagator.choices:
         if not frozen_rows(choice.labels, found.classes):
             continue
         roots = set(found.classes.root[choice.labels].tolist()) - {0}
-        way = (_kind_of_cut(choice.place), choice.candidate)
+        way = (_kind_of_cut(choice.site), choice.candidate)
         before = {ways[found_root] for found_root in roots if found_root in ways}
         if not before or way in before:
-            blamed.add((choice.place, choice.candidate))
+            rejected.add((choice.site, choice.candidate))
             before.add(way)
         for found_root in roots:
             ways.setdefault(found_root, min(before, key=str))
-    return blamed
+    return rejected
 
 
-def _walked(
+def _propagated(
     model: nn.Module,
     graphs: Sequence[Captured],
     ignored: dict[str, str],
-    dead: set[tuple[Place, int]],
-    cut: Cut,
-) -> Walked:
+    rejected: set[tuple[SplitSite, int]],
+    policy: SplitPolicy,
+) -> Propagation:
     labels = Labels()
     used = _used(graphs)
     values, blocks = _labelled(model, used, labels)
     for name, reason in ignored.items():
         for dim in values.get(name, ()):
             labels.freeze(dim.labels, reason)
-    walker = Walker(labels, cut, dead)
+    propagator = Propagator(labels, policy, rejected)
     for name, reason in ignored.items():
         if reason == PARAMETRIZED and values.get(name, ()):
-            walker.role(values[name][0], "producer")
+            propagator.role(values[name][0], "producer")
     nodes = []
     for part, graph in enumerate(graphs):
-        walker.part, walker.env = part, {}
+        propagator.part, propagator.env = part, {}
         placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-        walker.constants.update(node for node in placeholders if node.name in graph.tensors)
-        outputs = walk(walker, graph.graph, graph.root, _entry(graph, values))
-        walker.node = None
+        propagator.constants.update(node for node in placeholders if node.name in graph.tensors)
+        outputs = propagate(propagator, graph.graph, graph.root, _entry(graph, values))
+        propagator.node = None
         for (kind, _), value in zip(graph.outputs, outputs, strict=True):
             for dim in value if isinstance(value, tuple) else ():
                 what = "the network's output" if kind != "buffer" else "written to a buffer"
                 labels.freeze(dim.labels, f"is {what}" if graph.mode == "eval" else f"is {what} in training")
-        nodes.append({walker.names[node]: _axes(value) for node, value in walker.env.items()})
-    return Walked(tuple(blocks), walker, labels.classes(), tuple(nodes))
+        nodes.append({propagator.names[node]: _axes(value) for node, value in propagator.env.items()})
+    return Propagation(tuple(blocks), propagator, labels.classes(), tuple(nodes))
 
 
 def _axes(value: Any) -> tuple[tuple[Ints | None, ...], ...]:
@@ -169,18 +171,18 @@ def _entry(graph: Captured, values: dict[str, Value]) -> Callable[[fx.Node, int]
     return entry
 
 
-def positions(walked: Walked) -> tuple[Ints, Ints, Ints]:
+def positions(found: Propagation) -> tuple[Ints, Ints, Ints]:
     """For all labels of the blocks, in order: the label, the number of its block and its index there."""
-    sizes = np.array([block.size for block in walked.blocks], dtype=np.int64)
+    sizes = np.array([block.size for block in found.blocks], dtype=np.int64)
     if not sizes.size:
         empty = np.zeros(0, dtype=np.int64)
         return empty, empty, empty
-    starts = np.array([block.start for block in walked.blocks], dtype=np.int64)
+    starts = np.array([block.start for block in found.blocks], dtype=np.int64)
     number = np.repeat(np.arange(sizes.size), sizes)
     offset = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return starts[number] + offset, number, offset
 
 
-def _kind_of_cut(place: Place) -> object:
-    tag = place[-1]
+def _kind_of_cut(site: SplitSite) -> object:
+    tag = site[-1]
     return tag[-1] if isinstance(tag, tuple) else tag

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.graph.captured import Captured, module_of
-from prunekit.graph.correct import Corrected
 from prunekit.graph.groups import Plan
 from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.registry import argument
+from prunekit.graph.resize_constants import Corrected
 
 # what attention in libraries and in users' code calls the number of heads, and the width of all or of one
 _HEADS = (

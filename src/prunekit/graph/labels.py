@@ -1,7 +1,8 @@
 """Integer labels for the entries of axes, and which of them go together.
 
-Every entry of every axis of a parameter has a label of its own. Walking the network moves the labels along
-with the data; where two labels meet, they are joined. Label 0 is the entry that cannot be taken out.
+Every entry of every axis of a parameter has a label of its own. Propagation through the network moves the
+labels along with the data; where two labels meet, they are joined. Label 0 is the entry that cannot be taken
+out.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.graph.activation_taps import Call, Place, calls_of, places, silences
 from prunekit.graph.capture import Inputs
 from prunekit.graph.groups import Group, Member
-from prunekit.graph.places import Call, Place, calls_of, places, silences
-from prunekit.graph.traced import Traced
+from prunekit.graph.traced import CouplingGraph
 
 Pool = Literal["sum", "mean", "l2", "max"]
 """How the numbers of one unit within one member become one: `l2` is the root of the sum of squares."""
@@ -40,7 +40,7 @@ class Coupled:
     """
 
     model: nn.Module
-    traced: Traced
+    traced: CouplingGraph
     names: tuple[str, ...]
     example_inputs: Inputs
     combine: Combine = "mean"

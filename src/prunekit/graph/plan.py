@@ -11,16 +11,16 @@ import numpy as np
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.graph.analysis import PARAMETRIZED, Walked, analysed
-from prunekit.graph.assemble import Assembled, assembled
+from prunekit.graph.analysis import PARAMETRIZED, Propagation, analysed
 from prunekit.graph.capture import Inputs, captured
 from prunekit.graph.captured import Captured
+from prunekit.graph.grouping import Grouping, grouping_of
 from prunekit.graph.groups import Group, Plan
-from prunekit.graph.traced import Layer, Traced
-from prunekit.graph.walker import Cut
+from prunekit.graph.propagator import SplitPolicy
+from prunekit.graph.traced import CouplingGraph, Layer
 from prunekit.targets import unwrap
 
-_OTHER_CUTS: tuple[Cut, ...] = ("first", "last")
+_OTHER_POLICIES: tuple[SplitPolicy, ...] = ("first", "last")
 # for each axis of a tensor the groups that its entries compute
 Taken = dict[tuple[str, int], list[tuple[Group, set[int]]]]
 _STREAM = "the residual stream stays unless it is asked for (residual=True)"
@@ -49,7 +49,7 @@ def groups(
 
 def traced(
     model: nn.Module, example_inputs: Inputs, *, ignore: Sequence[str] = (), residual: bool = False
-) -> Traced:
+) -> CouplingGraph:
     """The same plan, with the graphs and the labels of all their nodes; raises as `groups` does."""
     model = unwrap(model)
     ignored = _ignored(model, ignore)
@@ -59,19 +59,19 @@ def traced(
 
 def _analyses(
     model: nn.Module, graphs: Sequence[Captured], ignored: dict[str, str]
-) -> list[tuple[Walked, Assembled]]:
+) -> list[tuple[Propagation, Grouping]]:
     """One analysis for each way to cut axes that makes a difference, the one with most units first."""
-    found = [analysed(model, graphs, ignored, cut="most")]
-    if any(choice.place[-1] != "groups" for choice in found[0].walker.choices):
-        for cut in _OTHER_CUTS:
-            other = analysed(model, graphs, ignored, cut=cut)
+    found = [analysed(model, graphs, ignored, policy="most")]
+    if any(choice.site[-1] != "groups" for choice in found[0].propagator.choices):
+        for policy in _OTHER_POLICIES:
+            other = analysed(model, graphs, ignored, policy=policy)
             if all(_ways(other) != _ways(before) for before in found):
                 found.append(other)
-    return [(walked, assembled(walked)) for walked in found]
+    return [(propagation, grouping_of(propagation)) for propagation in found]
 
 
-def _ways(walked: Walked) -> set[tuple[object, int]]:
-    return {(choice.place, choice.candidate) for choice in walked.walker.choices}
+def _ways(propagation: Propagation) -> set[tuple[object, int]]:
+    return {(choice.site, choice.candidate) for choice in propagation.propagator.choices}
 
 
 def _ignored(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
@@ -92,7 +92,9 @@ def _below(name: str, pattern: str) -> bool:
     return any(fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts)))
 
 
-def _joined(graphs: Sequence[Captured], found: Sequence[tuple[Walked, Assembled]], residual: bool) -> Traced:
+def _joined(
+    graphs: Sequence[Captured], found: Sequence[tuple[Propagation, Grouping]], residual: bool
+) -> CouplingGraph:
     """The groups of all analyses; of those that share entries the first stays, but heads go with widths."""
     groups: list[Group] = []
     numbers: dict[tuple[int, int], int] = {}
@@ -111,13 +113,13 @@ def _joined(graphs: Sequence[Captured], found: Sequence[tuple[Walked, Assembled]
     place = {number: position for position, number in enumerate(order)}
     groups = _named(_told_apart([_asked(groups[number], residual) for number in order]))
     layers = []
-    for analysis, (walked, part) in enumerate(found):
+    for analysis, (propagation, part) in enumerate(found):
         final = np.full(len(part.groups) + 1, -1, dtype=np.int64)
         for number in range(len(part.groups)):
             final[number] = place.get(numbers.get((analysis, number), -1), -1)
-        root = walked.classes.root
-        layers.append(Layer(walked.nodes, final[part.group_of][root], part.unit_of[root]))
-    return Traced(Plan(tuple(groups)), tuple(graphs), tuple(layers))
+        root = propagation.classes.root
+        layers.append(Layer(propagation.nodes, final[part.group_of][root], part.unit_of[root]))
+    return CouplingGraph(Plan(tuple(groups)), tuple(graphs), tuple(layers))
 
 
 def _in_order(groups: Sequence[Group], tensors: Sequence[str]) -> list[int]:

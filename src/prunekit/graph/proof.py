@@ -15,9 +15,9 @@ from prunekit.errors import ModelError
 from prunekit.graph.capture import Inputs, arguments
 from prunekit.graph.deviation import Deviation, VerificationError, largest, of_gradients, of_outputs, rounding
 from prunekit.graph.graph_model import GraphModel, graphs_of
-from prunekit.graph.running import Interpreter, exact
+from prunekit.graph.reference_run import Interpreter, exact
 from prunekit.graph.surgery import Axes, copy_of
-from prunekit.graph.traced import Keeping, Traced
+from prunekit.graph.traced import CouplingGraph, KeepMasks
 from prunekit.modes import keeping_modes
 
 UNTOUCHED = "; the model is as it was"
@@ -72,7 +72,7 @@ class Reference:
         self,
         model: nn.Module,
         inputs: Inputs,
-        keeping: Keeping | None = None,
+        keeping: KeepMasks | None = None,
         *,
         affordable: int | None = AFFORDABLE,
     ) -> None:
@@ -82,7 +82,11 @@ class Reference:
 
 
 def masked_reference(
-    model: nn.Module, traced: Traced, tensors: Mapping[str, Axes], keeping: Keeping | None, inputs: Inputs
+    model: nn.Module,
+    traced: CouplingGraph,
+    tensors: Mapping[str, Axes],
+    keeping: KeepMasks | None,
+    inputs: Inputs,
 ) -> Reference:
     """The masked network: zeros in all slices of the units, statistics over what is kept.
 

@@ -23,17 +23,17 @@ from prunekit.graph.captured import Captured, InputKind
 from prunekit.graph.shapes import shapes
 
 
-class StandIn(Tensor):
+class FakeTensor(Tensor):
     """A tensor of which there are shape, type and device, and no data."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, meta: Tensor, device: torch.device) -> StandIn:
+    def __new__(cls, meta: Tensor, device: torch.device) -> FakeTensor:
         """One for a tensor on the meta device."""
         # a view of a parameter, which is no inference tensor, cannot be one
         with torch.inference_mode(False):
-            made: StandIn = Tensor._make_wrapper_subclass(
+            made: FakeTensor = Tensor._make_wrapper_subclass(
                 cls,
                 meta.size(),
                 strides=meta.stride(),
@@ -45,7 +45,7 @@ class StandIn(Tensor):
 
     def __repr__(self) -> str:  # type: ignore[override]
         """Shape and type: there are no entries to show."""
-        return f"StandIn({tuple(self.shape)}, {self.dtype})"
+        return f"FakeTensor({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -252,8 +252,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[id(tensor)] = tensor, node
         return tensor
 
-    def _made(self, node: fx.Node, device: torch.device) -> StandIn:
-        made = StandIn(node.meta["val"], device)
+    def _made(self, node: fx.Node, device: torch.device) -> FakeTensor:
+        made = FakeTensor(node.meta["val"], device)
         self._known[id(made)] = made, node
         return made
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph.assemble import KINDS
 from prunekit.graph.capture import Inputs
 from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.graph_model import GraphModel, graphs_of
+from prunekit.graph.grouping import KINDS
 from prunekit.graph.groups import Group
 from prunekit.graph.members import entries
 from prunekit.graph.plan import traced
@@ -31,7 +31,7 @@ from prunekit.graph.surgery import (
     own_module,
     smaller_masks,
 )
-from prunekit.graph.traced import Traced
+from prunekit.graph.traced import CouplingGraph
 from prunekit.masks import Masks
 from prunekit.targets import unwrap
 
@@ -115,7 +115,7 @@ def shrink_groups(
     kept: Mapping[str, Tensor],
     *,
     masks: Masks | None = None,
-    found: Traced | None = None,
+    found: CouplingGraph | None = None,
     ignore: Sequence[str] = (),
     residual: bool = False,
 ) -> ShrinkResult:

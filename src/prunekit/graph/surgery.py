@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.attributes import sizes
 from prunekit.graph.capture import Inputs, arguments, canonical
-from prunekit.graph.correct import Corrected, corrected
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.groups import Group, Plan
-from prunekit.graph.traced import Keeping, Traced
+from prunekit.graph.resize_constants import Corrected, corrected
+from prunekit.graph.traced import CouplingGraph, KeepMasks
 from prunekit.masks import Masks
 from prunekit.modes import evaluating
 from prunekit.targets import uncompiled, unwrap
@@ -50,7 +50,7 @@ class Operation:
     """
 
     cut: Cut
-    keeping: Keeping
+    keeping: KeepMasks
     graphs: dict[int, Corrected]
 
     @property
@@ -59,7 +59,7 @@ class Operation:
         return {number: graph.module for number, graph in self.graphs.items()}
 
 
-def operation(model: nn.Module, found: Traced, kept: Mapping[str, Tensor]) -> Operation:
+def operation(model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor]) -> Operation:
     """What has to be done to a network; nothing is done to it yet.
 
     Args:
@@ -81,7 +81,9 @@ def operation(model: nn.Module, found: Traced, kept: Mapping[str, Tensor]) -> Op
     return Operation(Cut(tensors, attributes), keeping, graphs)
 
 
-def smaller(model: nn.Module, found: Traced, kept: Mapping[str, Tensor], example_inputs: Inputs) -> nn.Module:
+def smaller(
+    model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor], example_inputs: Inputs
+) -> nn.Module:
     """A copy of a network without some of its units, to be counted or timed: what is left is not proven.
 
     Args:

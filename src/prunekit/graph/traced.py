@@ -32,7 +32,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Keeping:
+class KeepMasks:
     """What stays of every node's axes once some units are taken out.
 
     Attributes:
@@ -63,7 +63,7 @@ class Keeping:
 
 
 @dataclass(frozen=True)
-class Traced:
+class CouplingGraph:
     """A plan with the graphs it was read from.
 
     Attributes:
@@ -76,7 +76,7 @@ class Traced:
     graphs: tuple[Captured, ...]
     layers: tuple[Layer, ...]
 
-    def keeping(self, removed: Mapping[str, Collection[int]]) -> Keeping:
+    def keeping(self, removed: Mapping[str, Collection[int]]) -> KeepMasks:
         """What stays of every node's axes without these units.
 
         Args:
@@ -90,10 +90,10 @@ class Traced:
         gone = tuple(
             flags[np.where(layer.group >= 0, starts[layer.group] + layer.unit, -1)] for layer in self.layers
         )
-        return Keeping(self.layers, gone)
+        return KeepMasks(self.layers, gone)
 
     def kept(
         self, graph: int, node: str, removed: Mapping[str, Collection[int]]
     ) -> tuple[tuple[Flags | None, ...], ...]:
-        """Which entries of each axis of each value of a node stay; see `Keeping`."""
+        """Which entries of each axis of each value of a node stay; see `KeepMasks`."""
         return self.keeping(removed)(graph, node)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
-from prunekit.graph.places import Key
+from prunekit.graph.activation_taps import Key
 from prunekit.modes import evaluating
 from prunekit.statistics.collect import Collector, StatContext
 from prunekit.statistics.moments import Moments

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunekit import units
 from prunekit.batches import Batch
 from prunekit.graph import Coupled, Place, over_entries
-from prunekit.graph.places import Key
+from prunekit.graph.activation_taps import Key
 from prunekit.losses import Loss
 from prunekit.measure import count
 from prunekit.statistics.activity import ActivationCollector

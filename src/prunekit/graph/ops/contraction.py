@@ -11,10 +11,10 @@ from torch import nn
 from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.pointwise import added
 from prunekit.graph.ops.registry import operators
-from prunekit.graph.walker import Walker
+from prunekit.graph.propagator import Propagator
 
 
-def contracted(walker: Walker, operands: Sequence[Value], letters: Sequence[str], out: str) -> Value:
+def contracted(propagator: Propagator, operands: Sequence[Value], letters: Sequence[str], out: str) -> Value:
     """Axes of a product of tensors whose axes are named by letters, summed over those not in `out`.
 
     Axes with the same letter are joined. Where a sum runs over entries that can be taken out, one of the
@@ -24,68 +24,68 @@ def contracted(walker: Walker, operands: Sequence[Value], letters: Sequence[str]
     for value, names in zip(operands, letters, strict=True):
         for dim, letter in zip(value, names, strict=True):
             found.setdefault(letter, []).append(dim)
-            _role(walker, dim, letter, [other for other in letters if other is not names], out)
+            _role(propagator, dim, letter, [other for other in letters if other is not names], out)
     # a product of two things that the network computed is attention
-    computed = len(operands) > 1 and walker.all_computed
+    computed = len(operands) > 1 and propagator.all_computed
     joined: dict[str, Dim] = {}
     for letter, dims in found.items():
         size = max(dim.size for dim in dims)
         wide = [dim for dim in dims if dim.size == size]
-        labels = walker.join_all(wide)
+        labels = propagator.join_all(wide)
         dim = Dim(size, labels, any(each.zero for each in wide))
         if labels is not None and letter not in out:
             if not dim.zero:
-                walker.freeze([dim], "is summed over where it need not be zero")
+                propagator.freeze([dim], "is summed over where it need not be zero")
             if computed:
-                walker.hint("head width", labels)
+                propagator.hint("head width", labels)
         elif computed:
-            walker.hint("heads" if len(wide) > 1 else "head width", labels)
+            propagator.hint("heads" if len(wide) > 1 else "head width", labels)
         joined[letter] = dim
     return tuple(joined[letter] for letter in out)
 
 
-def _role(walker: Walker, dim: Dim, letter: str, others: Sequence[str], out: str) -> None:
+def _role(propagator: Propagator, dim: Dim, letter: str, others: Sequence[str], out: str) -> None:
     if letter not in out:
-        walker.role(dim, "consumer")
+        propagator.role(dim, "consumer")
     elif not any(letter in names for names in others):
-        walker.role(dim, "producer")
+        propagator.role(dim, "producer")
 
 
-def linear(walker: Walker, x: Value, weight: Value, bias: Value | None = None) -> Value:
+def linear(propagator: Propagator, x: Value, weight: Value, bias: Value | None = None) -> Value:
     """x (..., in), weight (out, in), bias (out)."""
     lead = ascii_letters[: len(x) - 1]
     kind = "MLP width" if len(x) > 2 else "neurons"
     if weight[0].origin is not None:
-        walker.hint(kind, weight[0].labels)
+        propagator.hint(kind, weight[0].labels)
     if all(dim.origin is None for dim in weight):
         # computed from parameters, as where two small matrices make up for a large one
         weight = tuple(dim._replace(origin=("", index)) for index, dim in enumerate(weight))
     if len(weight) == 1:
-        return contracted(walker, [x, weight], [lead + "Z", "Z"], lead)
-    out = contracted(walker, [x, weight], [lead + "Z", "YZ"], lead + "Y")
-    return out if bias is None else added(walker, [out, bias])
+        return contracted(propagator, [x, weight], [lead + "Z", "Z"], lead)
+    out = contracted(propagator, [x, weight], [lead + "Z", "YZ"], lead + "Y")
+    return out if bias is None else added(propagator, [out, bias])
 
 
-def matmul(walker: Walker, a: Value, b: Value) -> Value:
+def matmul(propagator: Propagator, a: Value, b: Value) -> Value:
     """a (..., n, k) times b (..., k, m), either of them also as a vector."""
     batch = ascii_letters[: max(len(a), len(b))]
     left = batch[len(batch) - max(len(a) - 2, 0) :] + ("YZ" if len(a) > 1 else "Z")
     right = batch[len(batch) - max(len(b) - 2, 0) :] + ("ZX" if len(b) > 1 else "Z")
     lead = batch[len(batch) - max(len(a) - 2, len(b) - 2, 0) :]
-    return contracted(walker, [a, b], [left, right], lead + "Y" * (len(a) > 1) + "X" * (len(b) > 1))
+    return contracted(propagator, [a, b], [left, right], lead + "Y" * (len(a) > 1) + "X" * (len(b) > 1))
 
 
-def addmm(walker: Walker, bias: Value, a: Value, b: Value, **_: Any) -> Value:
+def addmm(propagator: Propagator, bias: Value, a: Value, b: Value, **_: Any) -> Value:
     """bias + a times b."""
-    return added(walker, [matmul(walker, a, b), bias])
+    return added(propagator, [matmul(propagator, a, b), bias])
 
 
-def outer(walker: Walker, a: Value, b: Value) -> Value:
+def outer(propagator: Propagator, a: Value, b: Value) -> Value:
     """a (n) times b (m)."""
-    return contracted(walker, [a, b], ["a", "b"], "ab")
+    return contracted(propagator, [a, b], ["a", "b"], "ab")
 
 
-def einsum(walker: Walker, equation: str, operands: Sequence[Value], **_: Any) -> Value | Any:
+def einsum(propagator: Propagator, equation: str, operands: Sequence[Value], **_: Any) -> Value | Any:
     """The sum of products that the equation names; a repeated letter in one operand is not followed."""
     left, arrow, out = equation.replace(" ", "").partition("->")
     letters = left.split(",")
@@ -103,8 +103,8 @@ def einsum(walker: Walker, equation: str, operands: Sequence[Value], **_: Any) -
         )
     out = out.replace("...", "".join(spare[-dots:] if dots else ""))
     if any(len(set(names)) != len(names) for names in letters):
-        return walker.unknown("a diagonal is taken")
-    return contracted(walker, operands, letters, out)
+        return propagator.unknown("a diagonal is taken")
+    return contracted(propagator, operands, letters, out)
 
 
 def sizes_of_linear(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:

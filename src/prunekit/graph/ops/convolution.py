@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from prunekit.graph.blocks import rows_joined
 from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.registry import (
     Keeps,
@@ -19,11 +18,12 @@ from prunekit.graph.ops.registry import (
     operators,
     set_argument,
 )
-from prunekit.graph.walker import Walker
+from prunekit.graph.propagator import Propagator
+from prunekit.graph.reshape_labels import rows_joined
 
 
 def conv(
-    walker: Walker,
+    propagator: Propagator,
     x: Value,
     weight: Value,
     bias: Value | None = None,
@@ -33,11 +33,11 @@ def conv(
     groups: int = 1,
 ) -> Value:
     """x (N, C, ...), weight (out, C / groups, ...)."""
-    return _convolved(walker, x, weight[0], weight[1], weight[2:], bias, groups, transposed=False)
+    return _convolved(propagator, x, weight[0], weight[1], weight[2:], bias, groups, transposed=False)
 
 
 def conv_transpose(
-    walker: Walker,
+    propagator: Propagator,
     x: Value,
     weight: Value,
     bias: Value | None = None,
@@ -48,11 +48,11 @@ def conv_transpose(
     dilation: Any = 1,
 ) -> Value:
     """x (N, C, ...), weight (C, out / groups, ...)."""
-    return _convolved(walker, x, weight[1], weight[0], weight[2:], bias, groups, transposed=True)
+    return _convolved(propagator, x, weight[1], weight[0], weight[2:], bias, groups, transposed=True)
 
 
 def convolution(
-    walker: Walker,
+    propagator: Propagator,
     x: Value,
     weight: Value,
     bias: Value | None,
@@ -65,12 +65,12 @@ def convolution(
 ) -> Value:
     """Either of the two."""
     if transposed:
-        return conv_transpose(walker, x, weight, bias, stride, padding, output_padding, groups, dilation)
-    return conv(walker, x, weight, bias, stride, padding, dilation, groups)
+        return conv_transpose(propagator, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return conv(propagator, x, weight, bias, stride, padding, dilation, groups)
 
 
 def _convolved(
-    walker: Walker,
+    propagator: Propagator,
     x: Value,
     out: Dim,
     inside: Dim,
@@ -80,33 +80,35 @@ def _convolved(
     *,
     transposed: bool,
 ) -> Value:
-    walker.role(out, "producer")
-    walker.role(inside, "consumer")
+    propagator.role(out, "producer")
+    propagator.role(inside, "consumer")
     channel = len(x) - len(kernel) - 1
-    walker.freeze([*kernel, *x[channel + 1 :]], "is convolved over")
+    propagator.freeze([*kernel, *x[channel + 1 :]], "is convolved over")
     if groups == 1:
-        walker.join(x[channel], inside)
+        propagator.join(x[channel], inside)
         made = out
     elif transposed:
-        made = _grouped(walker, x[channel], inside, out, groups, transposed=True)
+        made = _grouped(propagator, x[channel], inside, out, groups, transposed=True)
     else:
-        made = _grouped(walker, x[channel], out, inside, groups, transposed=False)
-    walker.hint("filters", made.labels)
+        made = _grouped(propagator, x[channel], out, inside, groups, transposed=False)
+    propagator.hint("filters", made.labels)
     zero = out.zero
     labels = made.labels
     if bias is not None:
-        labels = walker.join(made, bias[0])
+        labels = propagator.join(made, bias[0])
         zero = zero and bias[0].zero
-    shape = [int(size) for size in walker.val.shape]
+    shape = [int(size) for size in propagator.val.shape]
     spatial = [Dim(size) for size in shape[channel + 1 :]]
     return (*(dim._replace(origin=None) for dim in x[:channel]), Dim(shape[channel], labels, zero), *spatial)
 
 
-def _grouped(walker: Walker, x: Dim, rows: Dim, offsets: Dim, groups: int, *, transposed: bool) -> Dim:
+def _grouped(
+    propagator: Propagator, x: Dim, rows: Dim, offsets: Dim, groups: int, *, transposed: bool
+) -> Dim:
     """Groups of channels: either whole groups go, or the same offset within each group.
 
     Args:
-        walker: the state of the walk.
+        propagator: the state of the propagation.
         x: the channels that are read.
         rows: the weight's axis over all groups: outputs, or inputs if transposed.
         offsets: the weight's axis within one group: inputs, or outputs if transposed.
@@ -116,56 +118,56 @@ def _grouped(walker: Walker, x: Dim, rows: Dim, offsets: Dim, groups: int, *, tr
     each, other = rows.size // groups, offsets.size
     ways = [0, 1] if each > 1 and other > 1 else [0]
     # whole groups where they are more units than offsets are
-    way = walker.choose("groups", ways if groups >= min(each, other) else ways[::-1])
+    way = propagator.choose("groups", ways if groups >= min(each, other) else ways[::-1])
     if way is None:
-        walker.freeze([x, rows, offsets], "leaves nothing that every group could go without")
+        propagator.freeze([x, rows, offsets], "leaves nothing that every group could go without")
         return Dim(groups * other if transposed else rows.size)
     if way == 0:
-        return _whole_groups(walker, x, rows, offsets, groups, transposed, record=len(ways) > 1)
+        return _whole_groups(propagator, x, rows, offsets, groups, transposed, record=len(ways) > 1)
     size = groups * other
     if transposed:
         # inputs: the same offset in each group; outputs: offsets.labels in each group
-        labels = _same_offsets(walker, rows, groups)
-        walker.join(x, rows)
+        labels = _same_offsets(propagator, rows, groups)
+        propagator.join(x, rows)
         made = None if offsets.labels is None else np.tile(offsets.labels, groups)
-        _record(walker, way, labels, offsets.labels)
+        _record(propagator, way, labels, offsets.labels)
         return Dim(size, made, offsets.zero)
-    inputs = _same_offsets(walker, x, groups)
-    walker.join(Dim(other, inputs), offsets)
-    outputs = _same_offsets(walker, rows, groups)
-    _record(walker, way, inputs, outputs)
+    inputs = _same_offsets(propagator, x, groups)
+    propagator.join(Dim(other, inputs), offsets)
+    outputs = _same_offsets(propagator, rows, groups)
+    _record(propagator, way, inputs, outputs)
     return Dim(rows.size, None if outputs is None else np.tile(outputs, groups), rows.zero)
 
 
 def _whole_groups(
-    walker: Walker, x: Dim, rows: Dim, offsets: Dim, groups: int, transposed: bool, *, record: bool
+    propagator: Propagator, x: Dim, rows: Dim, offsets: Dim, groups: int, transposed: bool, *, record: bool
 ) -> Dim:
-    walker.freeze([offsets], "stays whole within each group")
+    propagator.freeze([offsets], "stays whole within each group")
     size = groups * offsets.size if transposed else rows.size
     if rows.labels is None:
-        walker.freeze([x], "meets groups that cannot change")
+        propagator.freeze([x], "meets groups that cannot change")
         return Dim(size)
-    block = rows_joined(walker, rows.labels.reshape(groups, -1))
+    block = rows_joined(propagator, rows.labels.reshape(groups, -1))
     if x.labels is None:
-        walker.freeze([Dim(groups, block)], "reads channels that cannot change")
+        propagator.freeze([Dim(groups, block)], "reads channels that cannot change")
         return Dim(size)
-    incoming = rows_joined(walker, x.labels.reshape(groups, -1))
-    labels = walker.join(Dim(groups, incoming), Dim(groups, block))
+    incoming = rows_joined(propagator, x.labels.reshape(groups, -1))
+    labels = propagator.join(Dim(groups, incoming), Dim(groups, block))
     if labels is None:
         return Dim(size)
     if record:
-        walker.chosen("groups", 0, labels)
+        propagator.chosen("groups", 0, labels)
     return Dim(size, labels.repeat(size // groups), rows.zero)
 
 
-def _same_offsets(walker: Walker, dim: Dim, groups: int) -> Any:
-    return None if dim.labels is None else rows_joined(walker, dim.labels.reshape(groups, -1).T)
+def _same_offsets(propagator: Propagator, dim: Dim, groups: int) -> Any:
+    return None if dim.labels is None else rows_joined(propagator, dim.labels.reshape(groups, -1).T)
 
 
-def _record(walker: Walker, way: int, *axes: Any) -> None:
+def _record(propagator: Propagator, way: int, *axes: Any) -> None:
     found = [axis for axis in axes if axis is not None]
     if found:
-        walker.chosen("groups", way, np.concatenate(found))
+        propagator.chosen("groups", way, np.concatenate(found))
 
 
 def resize_groups(node: fx.Node, keeps: Keeps) -> None:

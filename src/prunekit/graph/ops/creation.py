@@ -8,29 +8,29 @@ from typing import Any
 from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.moves import resize_shape
 from prunekit.graph.ops.registry import operators
-from prunekit.graph.walker import Walker, result_shape
+from prunekit.graph.propagator import Propagator, result_shape
 
 
-def like(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
+def like(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
     """Entries that are all alike, as many as x has."""
-    zero = "zeros" in walker.operator
+    zero = "zeros" in propagator.operator
     return tuple(dim._replace(zero=zero, origin=None) for dim in x)
 
 
-def new_like(walker: Walker, x: Value, size: Sequence[int], *_: Any, **__: Any) -> Value:
+def new_like(propagator: Propagator, x: Value, size: Sequence[int], *_: Any, **__: Any) -> Value:
     """Entries that are all alike, as many as the size says."""
-    return made(walker, size)
+    return made(propagator, size)
 
 
-def made(walker: Walker, size: Sequence[int], *_: Any, **__: Any) -> Value:
+def made(propagator: Propagator, size: Sequence[int], *_: Any, **__: Any) -> Value:
     """Entries that are all alike: any of them can be taken out."""
-    zero = "zeros" in walker.operator
-    return tuple(Dim(count, walker.labels.new(count) if count > 1 else None, zero) for count in size)
+    zero = "zeros" in propagator.operator
+    return tuple(Dim(count, propagator.labels.new(count) if count > 1 else None, zero) for count in size)
 
 
-def numbers(walker: Walker, *_: Any, **__: Any) -> Any:
+def numbers(propagator: Propagator, *_: Any, **__: Any) -> Any:
     """Entries with a meaning of their own, which cannot be taken out."""
-    return result_shape(walker.val)
+    return result_shape(propagator.val)
 
 
 def check_one_hot(arguments: Mapping[str, Any]) -> None:

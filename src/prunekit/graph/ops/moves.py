@@ -9,30 +9,30 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunekit.graph.blocks import reshaped, rows_joined
 from prunekit.graph.labels import Dim, Value, position
 from prunekit.graph.ops.registry import Keeps, argument, kept_along, new_shape, operators, set_argument
-from prunekit.graph.walker import Walker
+from prunekit.graph.propagator import Propagator
+from prunekit.graph.reshape_labels import reshaped, rows_joined
 
 MAX_DIFFERENCES = 64
 """The highest order of `diff` in a saved graph."""
 
 
-def _shape(walker: Walker) -> list[int]:
-    return [int(size) for size in walker.val.shape]
+def _shape(propagator: Propagator) -> list[int]:
+    return [int(size) for size in propagator.val.shape]
 
 
-def view(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
+def view(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
     """Another shape, the same order of entries."""
-    return reshaped(walker, x, _shape(walker))
+    return reshaped(propagator, x, _shape(propagator))
 
 
-def permute(walker: Walker, x: Value, dims: Sequence[int]) -> Value:
+def permute(propagator: Propagator, x: Value, dims: Sequence[int]) -> Value:
     """The axes in another order."""
     return tuple(x[position(dim, len(x))] for dim in dims)
 
 
-def transpose(walker: Walker, x: Value, a: int, b: int) -> Value:
+def transpose(propagator: Propagator, x: Value, a: int, b: int) -> Value:
     """Two axes swapped."""
     axes = list(x)
     a, b = position(a, len(x)), position(b, len(x))
@@ -40,12 +40,12 @@ def transpose(walker: Walker, x: Value, a: int, b: int) -> Value:
     return tuple(axes)
 
 
-def turned(walker: Walker, x: Value) -> Value:
+def turned(propagator: Propagator, x: Value) -> Value:
     """The last two axes swapped; a vector stays."""
     return x if len(x) < 2 else (*x[:-2], x[-1], x[-2])
 
 
-def movedim(walker: Walker, x: Value, source: Any, target: Any) -> Value:
+def movedim(propagator: Propagator, x: Value, source: Any, target: Any) -> Value:
     """Axes at other places."""
     froms = [position(dim, len(x)) for dim in np.atleast_1d(source).tolist()]
     tos = [position(dim, len(x)) for dim in np.atleast_1d(target).tolist()]
@@ -67,57 +67,65 @@ def _picked(dim: Dim, where: Any) -> Dim:
 
 
 def sliced(
-    walker: Walker, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    propagator: Propagator,
+    x: Value,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
 ) -> Value:
     """A stretch of one axis, or every so many of its entries: those go together up to the next one."""
     axis = position(dim, len(x))
     old = x[axis]
     if step > 1 and old.labels is not None:
-        rows = None if old.size % step else rows_joined(walker, old.labels.reshape(-1, step))
-        old = walker.fix(old, "is read in steps") if rows is None else old._replace(labels=rows.repeat(step))
+        rows = None if old.size % step else rows_joined(propagator, old.labels.reshape(-1, step))
+        if rows is None:
+            old = propagator.fix(old, "is read in steps")
+        else:
+            old = old._replace(labels=rows.repeat(step))
     return _with(x, axis, _picked(old, slice(start, end, step)))
 
 
-def narrow(walker: Walker, x: Value, dim: int, start: int, length: int) -> Value:
+def narrow(propagator: Propagator, x: Value, dim: int, start: int, length: int) -> Value:
     """A stretch of one axis."""
-    return sliced(walker, x, dim, start, start + length)
+    return sliced(propagator, x, dim, start, start + length)
 
 
-def select(walker: Walker, x: Value, dim: int, index: int) -> Value:
+def select(propagator: Propagator, x: Value, dim: int, index: int) -> Value:
     """One entry of an axis, which has to stay."""
     axis = position(dim, len(x))
     labels = x[axis].labels
     if labels is not None:
-        walker.labels.freeze(labels, f"is read entry by entry at {walker.where}")
+        propagator.labels.freeze(labels, f"is read entry by entry at {propagator.where}")
     return (*x[:axis], *x[axis + 1 :])
 
 
-def unbind(walker: Walker, x: Value, dim: int = 0) -> list[Value]:
+def unbind(propagator: Propagator, x: Value, dim: int = 0) -> list[Value]:
     """All entries of an axis one by one."""
-    return [select(walker, x, dim, index) for index in range(x[position(dim, len(x))].size)]
+    return [select(propagator, x, dim, index) for index in range(x[position(dim, len(x))].size)]
 
 
-def _pieces(walker: Walker, x: Value, dim: int) -> list[Value]:
+def _pieces(propagator: Propagator, x: Value, dim: int) -> list[Value]:
     axis = position(dim, len(x))
     pieces, start = [], 0
-    for val in walker.val:
+    for val in propagator.val:
         size = int(val.shape[axis])
         pieces.append(_with(x, axis, _picked(x[axis], slice(start, start + size))))
         start += size
     return pieces
 
 
-def pieces(walker: Walker, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
+def pieces(propagator: Propagator, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
     """Stretches of one axis."""
-    return _pieces(walker, x, dim)
+    return _pieces(propagator, x, dim)
 
 
-def not_followed(walker: Walker, *_: Any, **__: Any) -> Any:
+def not_followed(propagator: Propagator, *_: Any, **__: Any) -> Any:
     """Seldom met."""
-    return walker.unknown("is cut")
+    return propagator.unknown("is cut")
 
 
-def cat(walker: Walker, tensors: Sequence[Value], dim: int = 0) -> Value:
+def cat(propagator: Propagator, tensors: Sequence[Value], dim: int = 0) -> Value:
     """Tensors one after the other along an axis."""
     tensors = [tensor for tensor in tensors if len(tensor) != 1 or tensor[0].size]
     axis = position(dim, len(tensors[0]))
@@ -127,7 +135,7 @@ def cat(walker: Walker, tensors: Sequence[Value], dim: int = 0) -> Value:
         if index == axis:
             result.append(laid(dims))
         else:
-            result.append(Dim(dims[0].size, walker.join_all(dims), all(each.zero for each in dims)))
+            result.append(Dim(dims[0].size, propagator.join_all(dims), all(each.zero for each in dims)))
     return tuple(result)
 
 
@@ -140,17 +148,17 @@ def laid(dims: Sequence[Dim]) -> Dim:
     return Dim(size, np.concatenate(parts), all(dim.zero for dim in dims if dim.labels is not None))
 
 
-def stack(walker: Walker, tensors: Sequence[Value], dim: int = 0) -> Value:
+def stack(propagator: Propagator, tensors: Sequence[Value], dim: int = 0) -> Value:
     """Tensors side by side along a new axis, which cannot change."""
     axis = position(dim, len(tensors[0]) + 1)
     joined = [
-        Dim(dims[0].size, walker.join_all(dims), all(each.zero for each in dims))
+        Dim(dims[0].size, propagator.join_all(dims), all(each.zero for each in dims))
         for dims in zip(*tensors, strict=True)
     ]
     return (*joined[:axis], Dim(len(tensors)), *joined[axis:])
 
 
-def flip(walker: Walker, x: Value, dims: Sequence[int]) -> Value:
+def flip(propagator: Propagator, x: Value, dims: Sequence[int]) -> Value:
     """Axes the other way round."""
     for dim in dims:
         axis = position(dim, len(x))
@@ -158,18 +166,18 @@ def flip(walker: Walker, x: Value, dims: Sequence[int]) -> Value:
     return x
 
 
-def rot90(walker: Walker, x: Value, k: int = 1, dims: Sequence[int] = (0, 1)) -> Value:
+def rot90(propagator: Propagator, x: Value, k: int = 1, dims: Sequence[int] = (0, 1)) -> Value:
     """A plane of two axes turned by `k` quarters: each quarter swaps the axes and reverses the first."""
     first, second = (position(dim, len(x)) for dim in dims)
     for _ in range(k % 4):
-        x = flip(walker, transpose(walker, x, first, second), [first])
+        x = flip(propagator, transpose(propagator, x, first, second), [first])
     return x
 
 
-def roll(walker: Walker, x: Value, shifts: Any, dims: Any = ()) -> Value:
+def roll(propagator: Propagator, x: Value, shifts: Any, dims: Any = ()) -> Value:
     """Axes turned round; a turn in the middle of what can be taken out cannot be corrected."""
     if not np.atleast_1d(dims).size:
-        return tuple(walker.fix(dim, "is rolled") for dim in x)
+        return tuple(propagator.fix(dim, "is rolled") for dim in x)
     for shift, dim in zip(np.atleast_1d(shifts).tolist(), np.atleast_1d(dims).tolist(), strict=True):
         axis = position(dim, len(x))
         labels = x[axis].labels
@@ -178,19 +186,19 @@ def roll(walker: Walker, x: Value, shifts: Any, dims: Any = ()) -> Value:
     return x
 
 
-def expand(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
+def expand(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
     """Axes of size 1 made wide: all their entries are alike, so that any can be taken out."""
-    shape = _shape(walker)
+    shape = _shape(propagator)
     lead = len(shape) - len(x)
     result = []
     for axis, size in enumerate(shape):
         old = x[axis - lead] if axis >= lead else Dim(1)
-        wide = Dim(size, walker.labels.new(size)) if size > 1 else old
+        wide = Dim(size, propagator.labels.new(size)) if size > 1 else old
         result.append(old if old.size == size else wide)
     return tuple(result)
 
 
-def repeat(walker: Walker, x: Value, repeats: Sequence[int]) -> Value:
+def repeat(propagator: Propagator, x: Value, repeats: Sequence[int]) -> Value:
     """The tensor several times along its axes."""
     lead = max(len(repeats) - len(x), 0)
     repeats = [1] * (len(x) - len(repeats)) + list(repeats)
@@ -198,7 +206,7 @@ def repeat(walker: Walker, x: Value, repeats: Sequence[int]) -> Value:
     for axis, times in enumerate(repeats):
         old = x[axis - lead] if axis >= lead else Dim(1)
         if old.size == 1 and times > 1:
-            result.append(Dim(times, walker.labels.new(times)))
+            result.append(Dim(times, propagator.labels.new(times)))
         elif times == 1:
             result.append(old)
         else:
@@ -207,10 +215,12 @@ def repeat(walker: Walker, x: Value, repeats: Sequence[int]) -> Value:
     return tuple(result)
 
 
-def repeat_interleave(walker: Walker, x: Value, repeats: Any, dim: int | None = None, **_: Any) -> Any:
+def repeat_interleave(
+    propagator: Propagator, x: Value, repeats: Any, dim: int | None = None, **_: Any
+) -> Any:
     """Each entry of an axis several times."""
     if not isinstance(repeats, int) or dim is None:
-        return walker.unknown("is repeated")
+        return propagator.unknown("is repeated")
     axis = position(dim, len(x))
     labels = x[axis].labels
     wide = None if labels is None else labels.repeat(repeats)

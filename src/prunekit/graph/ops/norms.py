@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
-from prunekit.graph.blocks import rows_joined
 from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.registry import (
     Keeps,
@@ -22,11 +21,12 @@ from prunekit.graph.ops.registry import (
     spread,
     taken,
 )
-from prunekit.graph.walker import Walker
+from prunekit.graph.propagator import Propagator
+from prunekit.graph.reshape_labels import rows_joined
 
 
 def batch_norm(
-    walker: Walker,
+    propagator: Propagator,
     x: Value,
     weight: Value | None = None,
     bias: Value | None = None,
@@ -36,11 +36,11 @@ def batch_norm(
     **__: Any,
 ) -> Value:
     """x (N, C, ...), statistics for each channel."""
-    return _per_channel(walker, x, [weight, bias, mean, var])
+    return _per_channel(propagator, x, [weight, bias, mean, var])
 
 
 def instance_norm(
-    walker: Walker,
+    propagator: Propagator,
     x: Value,
     weight: Value | None = None,
     bias: Value | None = None,
@@ -50,18 +50,18 @@ def instance_norm(
     **__: Any,
 ) -> Value:
     """x (N, C, ...), statistics for each channel of each example."""
-    return _per_channel(walker, x, [weight, bias, mean, var])
+    return _per_channel(propagator, x, [weight, bias, mean, var])
 
 
-def _per_channel(walker: Walker, x: Value, along: Sequence[Value | None]) -> Value:
-    walker.freeze(x[2:], "is normalised over")
-    labels = walker.join_all([x[1], *(value[0] for value in along if value is not None)])
+def _per_channel(propagator: Propagator, x: Value, along: Sequence[Value | None]) -> Value:
+    propagator.freeze(x[2:], "is normalised over")
+    labels = propagator.join_all([x[1], *(value[0] for value in along if value is not None)])
     zero = along[0] is not None or x[1].zero
     return (x[0], Dim(x[1].size, labels, zero), *(Dim(dim.size) for dim in x[2:]))
 
 
 def layer_norm(
-    walker: Walker,
+    propagator: Propagator,
     x: Value,
     shape: Sequence[int],
     weight: Value | None = None,
@@ -70,30 +70,30 @@ def layer_norm(
     **__: Any,
 ) -> Value:
     """Statistics over the last axes, together."""
-    return _over_last(walker, x, len(shape), [weight, bias])
+    return _over_last(propagator, x, len(shape), [weight, bias])
 
 
 def rms_norm(
-    walker: Walker, x: Value, shape: Sequence[int], weight: Value | None = None, *_: Any, **__: Any
+    propagator: Propagator, x: Value, shape: Sequence[int], weight: Value | None = None, *_: Any, **__: Any
 ) -> Value:
     """The mean square over the last axes, together."""
-    return _over_last(walker, x, len(shape), [weight, None])
+    return _over_last(propagator, x, len(shape), [weight, None])
 
 
-def _over_last(walker: Walker, x: Value, count: int, along: Sequence[Value | None]) -> Value:
+def _over_last(propagator: Propagator, x: Value, count: int, along: Sequence[Value | None]) -> Value:
     result = list(x)
     for offset in range(1, count + 1):
         dim = x[-offset]
-        walker.normalised(dim)
-        labels = walker.join_all([dim, *(value[-offset] for value in along if value is not None)])
+        propagator.normalised(dim)
+        labels = propagator.join_all([dim, *(value[-offset] for value in along if value is not None)])
         # without a scale the mean is taken off, and what was zero is no longer
-        zero = along[0] is not None or ("rms" in walker.operator and dim.zero)
+        zero = along[0] is not None or ("rms" in propagator.operator and dim.zero)
         result[-offset] = Dim(dim.size, labels, zero)
     return tuple(dim._replace(origin=None) for dim in result)
 
 
 def group_norm(
-    walker: Walker,
+    propagator: Propagator,
     x: Value,
     groups: int,
     weight: Value | None = None,
@@ -102,31 +102,32 @@ def group_norm(
     **__: Any,
 ) -> Value:
     """x (N, C, ...): whole groups go, or the same offset within each group."""
-    walker.freeze(x[2:], "is normalised over")
-    labels = walker.join_all([x[1], *(value[0] for value in (weight, bias) if value is not None)])
+    propagator.freeze(x[2:], "is normalised over")
+    labels = propagator.join_all([x[1], *(value[0] for value in (weight, bias) if value is not None)])
     size = x[1].size
     if labels is not None:
-        labels = _cut(walker, labels, groups)
+        labels = _cut(propagator, labels, groups)
     return (x[0], Dim(size, labels, weight is not None), *(Dim(dim.size) for dim in x[2:]))
 
 
-def _cut(walker: Walker, labels: Any, groups: int) -> Any:
-    each = labels.size // groups
+def _cut(propagator: Propagator, labels: Any, groups: int) -> Any:
+    size = labels.size
+    each = size // groups
     if each == 1:
         return labels
     ways = [0, 1] if groups > 1 else [1]
-    way = walker.choose("groups", ways if groups >= each else ways[::-1])
+    way = propagator.choose("groups", ways if groups >= each else ways[::-1])
     if way is None:
-        walker.labels.freeze(labels, f"leaves nothing that every group could go without at {walker.where}")
+        propagator.freeze([Dim(size, labels)], "leaves nothing that every group could go without")
         return None
     if way == 0:
-        rows = rows_joined(walker, labels.reshape(groups, each))
-        walker.chosen("groups", 0, rows)
+        rows = rows_joined(propagator, labels.reshape(groups, each))
+        propagator.chosen("groups", 0, rows)
         return rows.repeat(each)
-    rows = rows_joined(walker, labels.reshape(groups, each).T)
-    walker.normalised(Dim(each, rows))
+    rows = rows_joined(propagator, labels.reshape(groups, each).T)
+    propagator.normalised(Dim(each, rows))
     if groups > 1:
-        walker.chosen("groups", 1, rows)
+        propagator.chosen("groups", 1, rows)
     return np.tile(rows, groups)
 
 

@@ -10,11 +10,11 @@ from torch import fx
 from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.moves import laid
 from prunekit.graph.ops.registry import Keeps, argument, kept_along, operators, set_argument
-from prunekit.graph.walker import Walker
+from prunekit.graph.propagator import Propagator
 
 
 def pad(
-    walker: Walker, x: Value, pads: Sequence[int], mode: Any = "constant", value: float | None = None
+    propagator: Propagator, x: Value, pads: Sequence[int], mode: Any = "constant", value: float | None = None
 ) -> Value:
     """Entries before and after each axis, from the last axis on."""
     if not isinstance(mode, str):
@@ -28,11 +28,11 @@ def pad(
         dim = x[axis]
         if mode != "constant" or min(before, after) < 0:
             size = dim.size + before + after
-            walker.freeze([dim], "is padded")
+            propagator.freeze([dim], "is padded")
             result[axis] = Dim(size)
             continue
         zero = not value
-        edges = [Dim(count, walker.labels.new(count), zero) for count in (before, after)]
+        edges = [Dim(count, propagator.labels.new(count), zero) for count in (before, after)]
         known = dim.labels is not None
         result[axis] = (
             laid([edges[0], dim, edges[1]]) if known or axis == 1 else Dim(dim.size + before + after)
@@ -41,9 +41,9 @@ def pad(
     return tuple(result)
 
 
-def mirrored(walker: Walker, x: Value, pads: Sequence[int]) -> Value:
+def mirrored(propagator: Propagator, x: Value, pads: Sequence[int]) -> Value:
     """Edges filled from the inside."""
-    return pad(walker, x, pads, "reflect")
+    return pad(propagator, x, pads, "reflect")
 
 
 def resize_pads(node: fx.Node, keeps: Keeps) -> None:

@@ -10,10 +10,10 @@ from torch import nn
 
 from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.registry import Operator, Zero, operators, tensors_among
-from prunekit.graph.walker import Walker
+from prunekit.graph.propagator import Propagator
 
 
-def aligned(walker: Walker, values: Sequence[Value], zero: Zero) -> Value:
+def aligned(propagator: Propagator, values: Sequence[Value], zero: Zero) -> Value:
     """Axes of tensors broadcast together; `zero` says from the operands' zeros whether the result is zero."""
     rank = max((len(value) for value in values), default=0)
     result = []
@@ -23,20 +23,20 @@ def aligned(walker: Walker, values: Sequence[Value], zero: Zero) -> Value:
         wide = [dim for dim in dims if dim is not None and dim.size == size]
         zeros = [dim is not None and dim.size == size and dim.zero for dim in dims]
         origin = wide[0].origin if len(values) == 1 else None
-        result.append(Dim(size, walker.join_all(wide), zero(zeros), origin))
+        result.append(Dim(size, propagator.join_all(wide), zero(zeros), origin))
     return tuple(result)
 
 
-def added(walker: Walker, values: Sequence[Value]) -> Value:
+def added(propagator: Propagator, values: Sequence[Value]) -> Value:
     """The sum of tensors: zero where all of them are."""
-    return aligned(walker, values, all)
+    return aligned(propagator, values, all)
 
 
-def pointwise(walker: Walker, record: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Value:
+def pointwise(propagator: Propagator, record: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Value:
     """Any operator that works entry by entry: the axes of all operands go together."""
     operands = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, tuple) and _is_value(arg)]
     zero = record.zero or zero_lost
-    return aligned(walker, operands, zero(args, kwargs, len(operands)))
+    return aligned(propagator, operands, zero(args, kwargs, len(operands)))
 
 
 def _is_value(arg: Any) -> bool:
@@ -119,21 +119,21 @@ def sizes_of_prelu(module: nn.Module, name: str, shape: tuple[int, ...], groups:
     return {"num_parameters": shape[0]} if isinstance(module, nn.PReLU) and name == "weight" else {}
 
 
-def dropped(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
+def dropped(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
     """Entries are zero at random, others are scaled."""
     return x
 
 
-def same(walker: Walker, x: Value, *_: Any, **__: Any) -> Value:
+def same(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
     """The tensor itself, in another format or place."""
     return x
 
 
-def prelu(walker: Walker, x: Value, weight: Value) -> Value:
+def prelu(propagator: Propagator, x: Value, weight: Value) -> Value:
     """x (N, C, ...), one slope for each channel or for all."""
     if len(weight) == 0 or weight[0].size == 1 or len(x) < 2:
         return tuple(dim._replace(origin=None) for dim in x)
-    joined = Dim(x[1].size, walker.join(x[1], weight[0]), x[1].zero)
+    joined = Dim(x[1].size, propagator.join(x[1], weight[0]), x[1].zero)
     return (*x[:1], joined, *x[2:])
 
 

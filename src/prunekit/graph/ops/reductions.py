@@ -12,31 +12,31 @@ from torch import fx
 from prunekit.graph.labels import Dim, Value, position
 from prunekit.graph.ops.pointwise import aligned
 from prunekit.graph.ops.registry import Keeps, kept_along, operators, taken
-from prunekit.graph.walker import Walker, result_shape
+from prunekit.graph.propagator import Propagator, result_shape
 
 _STATISTICS = {"mean", "var", "std", "var_mean", "std_mean"}
 _SUMS = {"sum", "linalg_vector_norm", "norm", "frobenius_norm"}
 
 
-def reduced(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
+def reduced(propagator: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
     """One number for all entries along the axes that go."""
-    name = walker.operator
+    name = propagator.operator
     keep = kwargs.get("keepdim", any(arg is True for arg in args[-2:]))
     axes = _axes(x, args, kwargs, vector="norm" in name)
     for axis in axes:
         if x[axis].labels is None:
             continue
         if name in _STATISTICS:
-            walker.normalised(x[axis])
+            propagator.normalised(x[axis])
         elif not (name in _SUMS and x[axis].zero):
-            walker.freeze([x[axis]], "is taken over")
+            propagator.freeze([x[axis]], "is taken over")
     still = name not in {"prod", "logsumexp"}
     rest = [
         Dim(1) if axis in axes else dim._replace(zero=dim.zero and still, origin=None)
         for axis, dim in enumerate(x)
         if keep or axis not in axes
     ]
-    both = isinstance(walker.val, (tuple, list))
+    both = isinstance(propagator.val, (tuple, list))
     return [tuple(rest), tuple(rest)] if both else tuple(rest)
 
 
@@ -52,12 +52,12 @@ def _axes(x: Value, args: Sequence[Any], kwargs: dict[str, Any], *, vector: bool
     return {position(dim, len(x)) for dim in ([dims] if isinstance(dims, int) else dims)}
 
 
-def picked(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
+def picked(propagator: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
     """One axis is searched, the others stay."""
     others = [arg for arg in args if isinstance(arg, tuple)]
     if others:
-        return aligned(walker, [x, *others], all)
-    name = walker.operator
+        return aligned(propagator, [x, *others], all)
+    name = propagator.operator
     numbers = [arg for arg in args if isinstance(arg, int) and not isinstance(arg, bool)]
     dim = kwargs.get("dim", numbers[1] if name == "topk" and len(numbers) > 1 else None)
     if dim is None and name != "topk" and numbers:
@@ -65,10 +65,10 @@ def picked(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
     if dim is None and name in {"topk", "sort", "argsort"}:
         dim = -1
     if dim is None:
-        walker.freeze(x, "is searched")
-        return result_shape(walker.val)
+        propagator.freeze(x, "is searched")
+        return result_shape(propagator.val)
     axis = position(dim, len(x))
-    walker.freeze([x[axis]], "is searched")
+    propagator.freeze([x[axis]], "is searched")
     rest = [each._replace(zero=False, origin=None) for each in x]
 
     def shaped(val: Any) -> Value:
@@ -76,33 +76,33 @@ def picked(walker: Walker, x: Value, *args: Any, **kwargs: Any) -> Any:
             return tuple(each for index, each in enumerate(rest) if index != axis)
         return tuple(Dim(int(val.shape[axis])) if index == axis else each for index, each in enumerate(rest))
 
-    val = walker.val
+    val = propagator.val
     return [shaped(item) for item in val] if isinstance(val, (tuple, list)) else shaped(val)
 
 
-def softmax(walker: Walker, x: Value, dim: int, *_: Any, **__: Any) -> Value:
+def softmax(propagator: Propagator, x: Value, dim: int, *_: Any, **__: Any) -> Value:
     """Shares along an axis, which cannot change."""
     axis = position(dim, len(x))
-    walker.freeze([x[axis]], "is shared out")
+    propagator.freeze([x[axis]], "is shared out")
     return tuple(
         Dim(each.size) if index == axis else each._replace(zero=False, origin=None)
         for index, each in enumerate(x)
     )
 
 
-def glu(walker: Walker, x: Value, dim: int = -1) -> Value:
+def glu(propagator: Propagator, x: Value, dim: int = -1) -> Value:
     """The first half of an axis times the sigmoid of the second."""
     axis = position(dim, len(x))
     half = x[axis].size // 2
     labels = x[axis].labels
     joined = None
     if labels is not None:
-        joined = walker.join(Dim(half, labels[:half]), Dim(half, labels[half:]))
+        joined = propagator.join(Dim(half, labels[:half]), Dim(half, labels[half:]))
     return (*x[:axis], Dim(half, joined, x[axis].zero), *x[axis + 1 :])
 
 
 def attention(
-    walker: Walker,
+    propagator: Propagator,
     query: Value,
     key: Value,
     value: Value,
@@ -114,21 +114,21 @@ def attention(
     **_: Any,
 ) -> Value:
     """query (..., heads, T, d), key and value (..., heads, S, d): heads go together, so do widths."""
-    walker.freeze([key[-2], value[-2]], "is shared out")
-    walker.join(key[-2], value[-2])
-    width = Dim(query[-1].size, walker.join(query[-1], key[-1]), query[-1].zero or key[-1].zero)
+    propagator.freeze([key[-2], value[-2]], "is shared out")
+    propagator.join(key[-2], value[-2])
+    width = Dim(query[-1].size, propagator.join(query[-1], key[-1]), query[-1].zero or key[-1].zero)
     if width.labels is not None:
-        walker.hint("head width", width.labels)
+        propagator.hint("head width", width.labels)
         if not width.zero:
-            walker.freeze([width], "is summed over where it need not be zero")
-    walker.hint("head width", value[-1].labels)
-    lead = [dim._replace(zero=False) for dim in _heads(walker, query, key, value, enable_gqa)]
+            propagator.freeze([width], "is summed over where it need not be zero")
+    propagator.hint("head width", value[-1].labels)
+    lead = [dim._replace(zero=False) for dim in _heads(propagator, query, key, value, enable_gqa)]
     if lead:
-        walker.hint("heads", lead[-1].labels)
+        propagator.hint("heads", lead[-1].labels)
     out = (*lead, query[-2]._replace(zero=False), value[-1])
     if mask is not None:
         shares = (*lead, query[-2], Dim(key[-2].size))
-        aligned(walker, [shares, mask], all)
+        aligned(propagator, [shares, mask], all)
     zero = value[-3].zero if len(value) > 2 else False
     return tuple(
         dim._replace(zero=zero if index == len(out) - 3 else dim.zero, origin=None)
@@ -136,16 +136,16 @@ def attention(
     )
 
 
-def _heads(walker: Walker, query: Value, key: Value, value: Value, grouped: bool) -> list[Dim]:
+def _heads(propagator: Propagator, query: Value, key: Value, value: Value, grouped: bool) -> list[Dim]:
     lead = []
     for index, dims in enumerate(zip(query[:-2], key[:-2], value[:-2], strict=True)):
         q, k, v = dims
         if grouped and index == len(query) - 3 and q.size != k.size:
             times = q.size // k.size
-            shared = walker.join(k, v)
+            shared = propagator.join(k, v)
             k = v = Dim(q.size, None if shared is None else shared.repeat(times), v.zero)
         wide = [dim for dim in (q, k, v) if dim.size == max(q.size, k.size, v.size)]
-        lead.append(Dim(wide[0].size, walker.join_all(wide), v.zero))
+        lead.append(Dim(wide[0].size, propagator.join_all(wide), v.zero))
     return lead
 
 

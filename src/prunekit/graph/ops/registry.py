@@ -28,9 +28,9 @@ class Operator:
 
     Attributes:
         name: without library and overload; without the "_" of the variant that writes in place.
-        labels: `(walker, *args, **kwargs)`, the labels of what it gives. Tensors among the arguments come as
-            values (tuples of axes) where they stand by themselves. None: entry by entry if PyTorch tags it
-            so, and otherwise everything that goes in is frozen.
+        labels: `(propagator, *args, **kwargs)`, the labels of what it gives. Tensors among the arguments
+            come as values (tuples of axes) where they stand by themselves. None: entry by entry if PyTorch
+            tags it so, and otherwise everything that goes in is frozen.
         pointwise: whether it works entry by entry, though PyTorch does not tag it so.
         zero: of one that works entry by entry, `(args, kwargs, number of tensors)`, what it does to zero.
         resize: `(node, keeps)`, sets the constants among a node's arguments that are sizes to what stays.

@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from prunekit.graph.blocks import rows_joined
 from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.registry import Keeps, argument, groups_left, kept_along, operators, set_argument
-from prunekit.graph.walker import Walker
+from prunekit.graph.propagator import Propagator
+from prunekit.graph.reshape_labels import rows_joined
 
 
-def _places(walker: Walker, x: Value, places: int) -> list[Dim]:
-    walker.freeze(x[len(x) - places :], "is pooled over")
+def _places(propagator: Propagator, x: Value, places: int) -> list[Dim]:
+    propagator.freeze(x[len(x) - places :], "is pooled over")
     return [dim._replace(origin=None) for dim in x[: len(x) - places]]
 
 
-def pooled(walker: Walker, x: Value, *_: Any, **__: Any) -> Any:
+def pooled(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Any:
     """The last axes pooled or widened, channels each by itself."""
-    val = walker.val
-    name = walker.operator
+    val = propagator.val
+    name = propagator.operator
     places = next(rank for rank in (1, 2, 3) if f"{rank}d" in name)
-    lead = _places(walker, x, places)
+    lead = _places(propagator, x, places)
 
     def shaped(item: Any) -> Value:
         return (*lead, *(Dim(int(size)) for size in item.shape[len(lead) :]))
@@ -32,50 +32,52 @@ def pooled(walker: Walker, x: Value, *_: Any, **__: Any) -> Any:
     return [shaped(item) for item in val] if isinstance(val, (tuple, list)) else shaped(val)
 
 
-def im2col(walker: Walker, x: Value, kernel: Sequence[int], *_: Any, **__: Any) -> Value:
+def im2col(propagator: Propagator, x: Value, kernel: Sequence[int], *_: Any, **__: Any) -> Value:
     """x (N, C, H, W) as (N, C * kernel, places)."""
-    lead = _places(walker, x, 2)
+    lead = _places(propagator, x, 2)
     times = int(np.prod(kernel))
-    last = Dim(int(walker.val.shape[-1]))
+    last = Dim(int(propagator.val.shape[-1]))
     return (*lead[:-1], _repeated(lead[-1], times), last)
 
 
-def col2im(walker: Walker, x: Value, size: Sequence[int], kernel: Sequence[int], *_: Any, **__: Any) -> Value:
+def col2im(
+    propagator: Propagator, x: Value, size: Sequence[int], kernel: Sequence[int], *_: Any, **__: Any
+) -> Value:
     """x (N, C * kernel, places) as (N, C, H, W)."""
-    lead = _places(walker, x, 1)
-    return (*lead[:-1], _blocks(walker, lead[-1], int(np.prod(kernel))), *(Dim(each) for each in size))
+    lead = _places(propagator, x, 1)
+    return (*lead[:-1], _blocks(propagator, lead[-1], int(np.prod(kernel))), *(Dim(each) for each in size))
 
 
-def pixel_shuffle(walker: Walker, x: Value, factor: int) -> Value:
+def pixel_shuffle(propagator: Propagator, x: Value, factor: int) -> Value:
     """x (..., C * factor^2, H, W) as (..., C, H * factor, W * factor)."""
-    lead = _places(walker, x, 2)
+    lead = _places(propagator, x, 2)
     high, wide = (Dim(dim.size * factor) for dim in x[-2:])
-    return (*lead[:-1], _blocks(walker, lead[-1], factor * factor), high, wide)
+    return (*lead[:-1], _blocks(propagator, lead[-1], factor * factor), high, wide)
 
 
-def pixel_unshuffle(walker: Walker, x: Value, factor: int) -> Value:
+def pixel_unshuffle(propagator: Propagator, x: Value, factor: int) -> Value:
     """x (..., C, H, W) as (..., C * factor^2, H / factor, W / factor)."""
-    lead = _places(walker, x, 2)
+    lead = _places(propagator, x, 2)
     high, wide = (Dim(dim.size // factor) for dim in x[-2:])
     return (*lead[:-1], _repeated(lead[-1], factor * factor), high, wide)
 
 
-def channel_shuffle(walker: Walker, x: Value, groups: int) -> Value:
+def channel_shuffle(propagator: Propagator, x: Value, groups: int) -> Value:
     """x (N, C, ...): channel (group, offset) goes to (offset, group); either goes in whole."""
     labels = x[1].labels
     if labels is None:
         return x
     grid = labels.reshape(groups, -1)
-    way = walker.choose("groups", [0, 1] if grid.shape[0] >= grid.shape[1] else [1, 0])
+    way = propagator.choose("groups", [0, 1] if grid.shape[0] >= grid.shape[1] else [1, 0])
     if way is None:
-        return (x[0], walker.fix(x[1], "is shuffled"), *x[2:])
+        return (x[0], propagator.fix(x[1], "is shuffled"), *x[2:])
     if way == 0:
-        rows = rows_joined(walker, grid)
+        rows = rows_joined(propagator, grid)
         labels = np.tile(rows, grid.shape[1])
     else:
-        rows = rows_joined(walker, grid.T)
+        rows = rows_joined(propagator, grid.T)
         labels = rows.repeat(groups)
-    walker.chosen("groups", way, rows)
+    propagator.chosen("groups", way, rows)
     return (x[0], Dim(x[1].size, labels, x[1].zero), *x[2:])
 
 
@@ -83,11 +85,11 @@ def _repeated(dim: Dim, times: int) -> Dim:
     return Dim(dim.size * times, None if dim.labels is None else dim.labels.repeat(times), dim.zero)
 
 
-def _blocks(walker: Walker, dim: Dim, size: int) -> Dim:
+def _blocks(propagator: Propagator, dim: Dim, size: int) -> Dim:
     count = dim.size // size
     if dim.labels is None:
         return Dim(count)
-    return Dim(count, rows_joined(walker, dim.labels.reshape(count, size)), dim.zero)
+    return Dim(count, rows_joined(propagator, dim.labels.reshape(count, size)), dim.zero)
 
 
 def resize_groups(node: fx.Node, keeps: Keeps) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.graph import Coupled
-from prunekit.graph.figures import group_norm_scales, unit_rows
+from prunekit.graph.weight_stats import group_norm_scales, unit_rows
 from prunekit.limits import LARGE
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores.base import Scores

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from prunekit.graph.figures import group_outgoing_norms
+from prunekit.graph.weight_stats import group_outgoing_norms
 from prunekit.limits import WHOLE
 from prunekit.parts.base import Level
 from prunekit.parts.context import StepContext

@@ -1,4 +1,4 @@
-"""A walk through an exported graph, from the parameters' labels to the labels of every node."""
+"""The propagation through an exported graph, from the parameters' labels to the labels of every node."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from torch import fx
 from prunekit.graph.labels import Value, fixed
 from prunekit.graph.ops import Operator, operator_of
 from prunekit.graph.ops.pointwise import pointwise
-from prunekit.graph.walker import Walker
+from prunekit.graph.propagator import Propagator
 
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper")
 
 
-def walk(
-    walker: Walker, graph: fx.Graph, module: torch.nn.Module, entry: Callable[[fx.Node, int], Any]
+def propagate(
+    propagator: Propagator, graph: fx.Graph, module: torch.nn.Module, entry: Callable[[fx.Node, int], Any]
 ) -> Any:
     """Take every node of a graph in turn; gives what is known of the outputs.
 
     Args:
-        walker: the state, which is changed.
+        propagator: the state, which is changed.
         graph: the graph.
         module: what its `get_attr` nodes name.
         entry: what is known of a placeholder, by the node and its number.
     """
     number = 0
     for node in graph.nodes:
-        walker.node = node
-        walker.names[node] = f"{walker.prefix}{node.name}"
+        propagator.node = node
+        propagator.names[node] = f"{propagator.prefix}{node.name}"
         if node.op == "placeholder":
-            walker.env[node] = entry(node, number)
+            propagator.env[node] = entry(node, number)
             number += 1
         elif node.op == "get_attr":
-            walker.env[node] = _attribute(module, str(node.target))
+            propagator.env[node] = _attribute(module, str(node.target))
         elif node.op == "output":
-            return _known(walker, node.args[0])
+            return _known(propagator, node.args[0])
         else:
-            walker.env[node] = _called(walker, node)
-            if walker.constants.issuperset(node.all_input_nodes):
-                walker.constants.add(node)
+            propagator.env[node] = _called(propagator, node)
+            if propagator.constants.issuperset(node.all_input_nodes):
+                propagator.constants.add(node)
     return None
 
 
@@ -51,58 +51,58 @@ def _attribute(module: torch.nn.Module, name: str) -> Any:
     return fixed(found.shape) if isinstance(found, torch.Tensor) else found
 
 
-def _known(walker: Walker, arg: Any) -> Any:
+def _known(propagator: Propagator, arg: Any) -> Any:
     """The argument with what is known in the place of each node."""
     if isinstance(arg, fx.Node):
-        return walker.env.get(arg)
+        return propagator.env.get(arg)
     if isinstance(arg, (list, tuple)):
-        return [_known(walker, item) for item in arg]
+        return [_known(propagator, item) for item in arg]
     if isinstance(arg, dict):
-        return {key: _known(walker, item) for key, item in arg.items()}
+        return {key: _known(propagator, item) for key, item in arg.items()}
     return arg
 
 
-def _called(walker: Walker, node: fx.Node) -> Any:
+def _called(propagator: Propagator, node: fx.Node) -> Any:
     if node.target is operator.getitem:
         whole, index = node.args
-        known = walker.env.get(whole) if isinstance(whole, fx.Node) else None
+        known = propagator.env.get(whole) if isinstance(whole, fx.Node) else None
         if isinstance(known, list) and isinstance(index, int):
             return known[index]
-        return walker.unknown("is taken out of something")
+        return propagator.unknown("is taken out of something")
     name = str(node.target)
     if any(word in name for word in _INLINED):
-        return _inlined(walker, node)
+        return _inlined(propagator, node)
     val = node.meta.get("val")
     if val is None or not _tensors(val):
-        if walker.values([node.args, node.kwargs]) and not name.startswith(("aten._assert", "aten.sym_")):
-            walker.unknown("has no rule for what comes out and")
+        if propagator.values([node.args, node.kwargs]) and not name.startswith(("aten._assert", "aten.sym_")):
+            propagator.unknown("has no rule for what comes out and")
         return None
-    result = _ruled(walker, node)
+    result = _ruled(propagator, node)
     if not _fits(result, val):
-        result = walker.unknown("goes through an operator whose rule does not fit")
-    _written_in_place(walker, node, result)
+        result = propagator.unknown("goes through an operator whose rule does not fit")
+    _written_in_place(propagator, node, result)
     return result
 
 
-def _ruled(walker: Walker, node: fx.Node) -> Any:
+def _ruled(propagator: Propagator, node: fx.Node) -> Any:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
-        return walker.unknown("goes through an operator without a rule")
+        return propagator.unknown("goes through an operator without a rule")
     record = operator_of(node)
-    args = [_known(walker, arg) for arg in node.args]
-    kwargs = {key: _known(walker, arg) for key, arg in node.kwargs.items()}
+    args = [_known(propagator, arg) for arg in node.args]
+    kwargs = {key: _known(propagator, arg) for key, arg in node.kwargs.items()}
     try:
         if record.labels is not None:
-            return record.labels(walker, *args, **kwargs)
+            return record.labels(propagator, *args, **kwargs)
         if _is_pointwise(target, record):
-            result = pointwise(walker, record, args, kwargs)
+            result = pointwise(propagator, record, args, kwargs)
             if is_residual_sum(node):
                 for dim in result:
-                    walker.hint("residual stream", dim.labels)
+                    propagator.hint("residual stream", dim.labels)
             return result
     except (TypeError, ValueError, IndexError, AttributeError):
-        return walker.unknown("goes through an operator whose rule does not fit")
-    return walker.unknown("goes through an operator without a rule")
+        return propagator.unknown("goes through an operator whose rule does not fit")
+    return propagator.unknown("goes through an operator without a rule")
 
 
 def _is_pointwise(target: torch._ops.OpOverload, record: Operator) -> bool:
@@ -112,22 +112,22 @@ def _is_pointwise(target: torch._ops.OpOverload, record: Operator) -> bool:
     return record.pointwise or any(torch.Tag.pointwise in each.tags for each in [target, *overloads])
 
 
-def _inlined(walker: Walker, node: fx.Node) -> Any:
+def _inlined(propagator: Propagator, node: fx.Node) -> Any:
     inner = next(
-        (index for index, arg in enumerate(node.args) if isinstance(walker.env.get(arg), fx.GraphModule)),  # type: ignore[arg-type]
+        (index for index, arg in enumerate(node.args) if isinstance(propagator.env.get(arg), fx.GraphModule)),  # type: ignore[arg-type]
         None,
     )
     if inner is None:
-        return walker.unknown("goes through an operator without a rule")
-    module = walker.env[node.args[inner]]  # type: ignore[index]
-    given = [_known(walker, arg) for arg in node.args[inner + 1 :]]
+        return propagator.unknown("goes through an operator without a rule")
+    module = propagator.env[node.args[inner]]  # type: ignore[index]
+    given = [_known(propagator, arg) for arg in node.args[inner + 1 :]]
     inside = [each for each in module.graph.nodes if each.op == "placeholder"]
     for each, arg in zip(inside, node.args[inner + 1 :], strict=True):
-        if not isinstance(arg, fx.Node) or arg in walker.constants:
-            walker.constants.add(each)
-    outer, walker.prefix = walker.prefix, f"{walker.prefix}{node}/"
-    result = walk(walker, module.graph, module, lambda _, number: given[number])
-    walker.prefix, walker.node = outer, node
+        if not isinstance(arg, fx.Node) or arg in propagator.constants:
+            propagator.constants.add(each)
+    outer, propagator.prefix = propagator.prefix, f"{propagator.prefix}{node}/"
+    result = propagate(propagator, module.graph, module, lambda _, number: given[number])
+    propagator.prefix, propagator.node = outer, node
     return result
 
 
@@ -149,7 +149,7 @@ def _fits(result: Any, val: Any) -> bool:
     return True
 
 
-def _written_in_place(walker: Walker, node: fx.Node, result: Any) -> None:
+def _written_in_place(propagator: Propagator, node: fx.Node, result: Any) -> None:
     """What an operator writes into its first argument is seen by all that read it or its base later."""
     target = node.target
     if not (isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable) or not node.args:
@@ -157,9 +157,9 @@ def _written_in_place(walker: Walker, node: fx.Node, result: Any) -> None:
     written = node.args[0]
     if target.overloadpacket.__name__ == "batch_norm" or not isinstance(written, fx.Node):
         return
-    known = walker.env.get(written)
+    known = propagator.env.get(written)
     if isinstance(known, tuple) and isinstance(result, tuple) and len(known) == len(result):
-        walker.env[written] = result
+        propagator.env[written] = result
     base = written
     while (
         isinstance(base, fx.Node)
@@ -168,11 +168,13 @@ def _written_in_place(walker: Walker, node: fx.Node, result: Any) -> None:
         and isinstance(base.args[0], fx.Node)
     ):
         base = base.args[0]
-        below = walker.env.get(base)
+        below = propagator.env.get(base)
         if isinstance(below, tuple):
-            walker.env[base] = _not_zero(below)
+            propagator.env[base] = _not_zero(below)
         elif isinstance(below, list):
-            walker.env[base] = [_not_zero(value) if isinstance(value, tuple) else value for value in below]
+            propagator.env[base] = [
+                _not_zero(value) if isinstance(value, tuple) else value for value in below
+            ]
         if not _is_view(base):
             break
 

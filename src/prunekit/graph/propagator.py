@@ -1,4 +1,4 @@
-"""The state while a network's graph is walked through, and what the rules of the operators may do with it."""
+"""The state of a propagation of labels through a graph, and what rules of operators may do with it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import fx
 from prunekit.graph.captured import module_of
 from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
 
-Place = tuple[object, ...]
-Cut = Literal["most", "first", "last"]
+SplitSite = tuple[object, ...]
+SplitPolicy = Literal["most", "first", "last"]
 
 
 @dataclass
-class Choice:
+class TakenSplit:
     """An axis that can be cut in one way or another, and the way taken: each row of labels goes as one."""
 
-    place: Place
+    site: SplitSite
     candidate: int
     labels: Ints
 
 
 @dataclass
-class Walker:
+class Propagator:
     """Labels, and everything that was seen of them.
 
     Attributes:
         labels: the labels and their joins.
-        cut: how an axis that is split is cut: along its "first" part (heads), its "last" (head width), or the
-            part that leaves "most" units.
-        dead: ways to cut an axis that were found to leave nothing to take out.
+        policy: how an axis that is split is cut: along its "first" part (heads), its "last" (head width), or
+            the part that leaves "most" units.
+        rejected: ways to cut an axis that were found to leave nothing to take out.
         roles: what the axes of parameters are used for.
         hints: labels and what kind of units they seem to be.
         norms: labels over which a statistic runs, and the module.
@@ -41,19 +41,19 @@ class Walker:
         env: what is known of each node's value; a list where the node gives several tensors.
         names: of the nodes; those of a graph that a node calls begin with the name of that node and "/".
         constants: nodes that do not depend on the network's input.
-        node: the node that is walked through.
+        node: the node that labels are propagated through.
         part: number of the graph, to tell nodes of different graphs apart.
-        prefix: names of the nodes that the graph walked through is called by.
+        prefix: names of the nodes that the graph propagated through is called by.
     """
 
     labels: Labels
-    cut: Cut
-    dead: set[tuple[Place, int]]
+    policy: SplitPolicy
+    rejected: set[tuple[SplitSite, int]]
     env: dict[fx.Node, Any] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     hints: list[tuple[str, Ints]] = field(default_factory=list)
     norms: list[tuple[str, Ints]] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
+    choices: list[TakenSplit] = field(default_factory=list)
     names: dict[fx.Node, str] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
     node: fx.Node | None = None
@@ -125,22 +125,22 @@ class Walker:
             self.norms.append((self.module or str(self.node), dim.labels))
 
     def choose(self, tag: object, candidates: Sequence[int]) -> int | None:
-        """The first of the ways to cut an axis that is not known to be dead; None where all are."""
-        place = self._place(tag)
-        alive = [candidate for candidate in candidates if (place, candidate) not in self.dead]
+        """The first of the ways to cut an axis that is not known to be rejected; None where all are."""
+        site = self._site(tag)
+        alive = [candidate for candidate in candidates if (site, candidate) not in self.rejected]
         return alive[0] if alive else None
 
     def sorted(self, axes: Sequence[int], sizes: Sequence[int]) -> list[int]:
         """Axes, by number, the one to be cut along before all others first."""
-        if self.cut == "most":
+        if self.policy == "most":
             return sorted(axes, key=lambda axis: -sizes[axis])
-        return list(axes) if self.cut == "first" else list(axes)[::-1]
+        return list(axes) if self.policy == "first" else list(axes)[::-1]
 
     def chosen(self, tag: object, candidate: int, labels: Ints) -> None:
         """Record the way taken, to see afterwards whether it leaves anything to take out."""
-        self.choices.append(Choice(self._place(tag), candidate, labels))
+        self.choices.append(TakenSplit(self._site(tag), candidate, labels))
 
-    def _place(self, tag: object) -> Place:
+    def _site(self, tag: object) -> SplitSite:
         return (self.part, f"{self.prefix}{self.node}", tag)
 
     def values(self, args: Any) -> list[Value]:

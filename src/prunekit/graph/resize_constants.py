@@ -15,7 +15,7 @@ from prunekit.errors import InputError
 from prunekit.graph.captured import module_of
 from prunekit.graph.ops import op_name, operator_of
 from prunekit.graph.ops.registry import Keeps
-from prunekit.graph.traced import Flags, Keeping
+from prunekit.graph.traced import Flags, KeepMasks
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Corrected:
         return fx.GraphModule(dict(self.named), self.graph)
 
 
-def corrected(graph: fx.Graph, root: nn.Module, keeping: Keeping, number: int, prefix: str = "") -> Corrected:
+def corrected(
+    graph: fx.Graph, root: nn.Module, keeping: KeepMasks, number: int, prefix: str = ""
+) -> Corrected:
     """A copy of a graph with its constants made to fit; checks of dtypes and sizes are left out.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from prunekit.graph.ops import op_name, operator_of
-from prunekit.graph.traced import Flags, Keeping
+from prunekit.graph.traced import Flags, KeepMasks
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -67,7 +67,7 @@ class Interpreter(fx.Interpreter):
     """
 
     def __init__(
-        self, module: fx.GraphModule, keeping: Keeping | None = None, number: int = 0, prefix: str = ""
+        self, module: fx.GraphModule, keeping: KeepMasks | None = None, number: int = 0, prefix: str = ""
     ) -> None:
         super().__init__(module)
         self._keeping, self._number, self._prefix = keeping, number, prefix

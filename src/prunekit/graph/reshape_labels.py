@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunekit.graph.labels import Dim, Ints, Value
-from prunekit.graph.walker import Walker
+from prunekit.graph.propagator import Propagator
 
 
 def matched(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -36,7 +36,7 @@ def matched(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
     return runs
 
 
-def reshaped(walker: Walker, value: Value, shape: Sequence[int]) -> Value:
+def reshaped(propagator: Propagator, value: Value, shape: Sequence[int]) -> Value:
     """The labels of a tensor seen in another shape with the same order of entries."""
     if any(dim.size == 0 for dim in value):
         return tuple(Dim(size) for size in shape)
@@ -45,14 +45,14 @@ def reshaped(walker: Walker, value: Value, shape: Sequence[int]) -> Value:
         if len(left) == 1 and len(right) == 1:
             result[right[0]] = value[left[0]]
             continue
-        flat = merged(walker, [value[axis] for axis in left], tag=(run, f"merged from {len(left)}"))
-        cut = split(walker, flat, [shape[axis] for axis in right], tag=(run, f"cut into {len(right)}"))
+        flat = merged(propagator, [value[axis] for axis in left], tag=(run, f"merged from {len(left)}"))
+        cut = split(propagator, flat, [shape[axis] for axis in right], tag=(run, f"cut into {len(right)}"))
         for axis, dim in zip(right, cut, strict=True):
             result[axis] = dim
     return tuple(result)
 
 
-def merged(walker: Walker, dims: Sequence[Dim], *, tag: object) -> Dim:
+def merged(propagator: Propagator, dims: Sequence[Dim], *, tag: object) -> Dim:
     """Axes laid out as one; where several could change, one of them is taken and the others stay whole."""
     size = int(np.prod([dim.size for dim in dims]))
     alive = [axis for axis, dim in enumerate(dims) if dim.labels is not None]
@@ -60,24 +60,24 @@ def merged(walker: Walker, dims: Sequence[Dim], *, tag: object) -> Dim:
         return Dim(size)
     axis = alive[0]
     if len(alive) > 1:
-        found = walker.choose(tag, walker.sorted(alive, [dim.size for dim in dims]))
+        found = propagator.choose(tag, propagator.sorted(alive, [dim.size for dim in dims]))
         axis = alive[0] if found is None else found
-        walker.freeze([dims[other] for other in alive if other != axis], "is merged with another axis")
+        propagator.freeze([dims[other] for other in alive if other != axis], "is merged with another axis")
     labels = dims[axis].labels
     assert labels is not None
     if len(alive) > 1:
-        walker.chosen(tag, axis, labels)
+        propagator.chosen(tag, axis, labels)
     shape = [1] * len(dims)
     shape[axis] = dims[axis].size
     flat = np.broadcast_to(labels.reshape(shape), [dim.size for dim in dims]).reshape(-1)
     return Dim(size, flat, dims[axis].zero)
 
 
-def split(walker: Walker, dim: Dim, sizes: Sequence[int], *, tag: object) -> list[Dim]:
+def split(propagator: Propagator, dim: Dim, sizes: Sequence[int], *, tag: object) -> list[Dim]:
     """An axis cut into several, of which one can change: its entries go as whole rows or whole columns.
 
     Args:
-        walker: the state of the walk.
+        propagator: the state of the propagation.
         dim: the axis.
         sizes: of the axes it becomes.
         tag: tells this cut from others at the same node.
@@ -89,22 +89,23 @@ def split(walker: Walker, dim: Dim, sizes: Sequence[int], *, tag: object) -> lis
         return result
     grid = dim.labels.reshape(sizes)
     possible = [axis for axis in range(len(sizes)) if _distinct(grid, axis) > 1]
-    axis = walker.choose(tag, walker.sorted(possible, sizes))
+    axis = propagator.choose(tag, propagator.sorted(possible, sizes))
     if axis is None:
-        walker.freeze([dim], f"is cut into {tuple(sizes)}, of which nothing can be taken out,")
+        propagator.freeze([dim], f"is cut into {tuple(sizes)}, of which nothing can be taken out,")
         return result
-    labels = rows_joined(walker, np.moveaxis(grid, axis, 0).reshape(sizes[axis], -1))
+    labels = rows_joined(propagator, np.moveaxis(grid, axis, 0).reshape(sizes[axis], -1))
     if len(possible) > 1:
-        walker.chosen(tag, axis, labels)
+        propagator.chosen(tag, axis, labels)
     result[axis] = Dim(sizes[axis], labels, dim.zero)
     return result
 
 
-def rows_joined(walker: Walker, rows: Ints) -> Ints:
+def rows_joined(propagator: Propagator, rows: Ints) -> Ints:
     """(rows, entries) labels where each row goes as one: one label for each row."""
     first = np.where((rows == 0).any(axis=1), 0, rows[:, 0])
     if rows.shape[1] > 1:
-        walker.labels.join(rows, first[:, None], f"goes with an entry that cannot change at {walker.where}")
+        why = f"goes with an entry that cannot change at {propagator.where}"
+        propagator.labels.join(rows, first[:, None], why)
     return first
 
 

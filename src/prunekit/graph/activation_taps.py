@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit.errors import ModelError
 from prunekit.graph.groups import Group
 from prunekit.graph.ops import operator_of
-from prunekit.graph.traced import Traced
+from prunekit.graph.traced import CouplingGraph
 
 Side = Literal["input", "output"]
 Key = tuple[str, int, Side]
@@ -56,7 +56,7 @@ class Call:
     gives: fx.Node
 
 
-def places(calls: Sequence[Call], found: Traced, group: Group) -> tuple[Place, ...]:
+def places(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple[Place, ...]:
     """What the layers that read the units take, or what those that make them give where none reads them.
 
     A tensor that several layers read is one place.
@@ -87,7 +87,7 @@ def places(calls: Sequence[Call], found: Traced, group: Group) -> tuple[Place, .
     return tuple(chosen)
 
 
-def silences(calls: Sequence[Call], found: Traced, group: Group) -> tuple[Place, ...]:
+def silences(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple[Place, ...]:
     """The same behind the activation, before any pooling, where the activation is a layer of its own."""
     activations = {call.gives: call for call in calls if operator_of(call.gives).activation}
     inputs = {(call.module, call.number): call.takes for call in calls}
@@ -140,7 +140,7 @@ def watched(model: nn.Module, wanted: Sequence[Place]) -> Iterator[dict[Key, Ten
             hook.remove()
 
 
-def _at(found: Traced, group: Group, call: Call, side: Side) -> list[Place]:
+def _at(found: CouplingGraph, group: Group, call: Call, side: Side) -> list[Place]:
     """The axes of what a call takes or gives that have units of the group."""
     node = call.takes if side == "input" else call.gives
     if node is None:
@@ -155,7 +155,7 @@ def _at(found: Traced, group: Group, call: Call, side: Side) -> list[Place]:
     return [Place(call.module, call.number, side, axis, units) for axis, units in axes.items()]
 
 
-def calls_of(model: nn.Module, found: Traced) -> list[Call]:
+def calls_of(model: nn.Module, found: CouplingGraph) -> list[Call]:
     """Every call of a layer without layers in it that takes one tensor and gives one, in order."""
     graph = found.graphs[0]
     leaves = {name for name, module in model.named_modules() if name and not any(module.children())}
