@@ -18,7 +18,7 @@ from prunekit.digests import (
 from prunekit.errors import DataError
 from prunekit.files import open_regular, read_bounded, read_json, remove_leftovers
 from prunekit.report import read_results
-from prunekit.study.outputs import RESULT, Results, stage_of
+from prunekit.study.layout import RESULT, Results, stage_of
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no pipes and devices in folders there")
 

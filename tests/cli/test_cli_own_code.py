@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from prunekit.cli.output import shown
 from prunekit.cli.own_code import file_in
+from prunekit.cli.terminal import shown
 from prunekit.digests import write_json_with_digest
 from tiny_study import one_shot, settings, write_study
 

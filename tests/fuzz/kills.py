@@ -21,7 +21,7 @@ import errands
 from process_groups import living
 from test_study_tasks import Notes
 
-from prunekit.study.running import run_tasks
+from prunekit.study.pool import run_tasks
 from prunekit.study.tasks import Task
 
 LONGEST = 3.0

@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from forged import redescribed, reweighted
-from prunekit.cli.groups import groups_table
+from prunekit.cli.inspect import groups_table
 from prunekit.errors import DataError, ModelError
 from prunekit.graph import groups, parameters_per_unit, prune_groups, size_attributes
 from prunekit.measure import count, layer_table

@@ -10,12 +10,11 @@ from pathlib import Path
 import own_parts
 import pytest
 
-import prunekit.study.outputs as outputs_module
+import prunekit.study.layout as outputs_module
 import prunekit.study.stages as stages_module
 from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
 from prunekit.study import StudyError, run_study
-from prunekit.study.layout import STATE
-from prunekit.study.outputs import RESULT, stage_of
+from prunekit.study.layout import RESULT, STATE, stage_of
 from tiny_study import hidden, stages, tables, tiny
 
 pytestmark = pytest.mark.usefixtures("no_report")

@@ -11,9 +11,8 @@ from prunekit.errors import DataError
 from prunekit.files import refuse_links
 from prunekit.report import write_report, write_series_reports
 from prunekit.study import Series, run_study
-from prunekit.study.layout import Layout
+from prunekit.study.layout import RESULT, Layout, discard
 from prunekit.study.lock import only_run
-from prunekit.study.outputs import RESULT, discard
 from tiny_study import settings, tiny
 
 needs_links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")

@@ -5,7 +5,7 @@ import yaml
 from prunekit.errors import InputError
 from prunekit.models import create
 from prunekit.study import Series, Study, load_study, names
-from prunekit.study.catalog import _folder
+from prunekit.study.suite import _folder
 
 SHAPES = {
     "digits": (1, 8, 8),

@@ -14,7 +14,7 @@ import pytest
 from process_groups import living
 from test_study_tasks import Notes, fail, leave
 
-from prunekit.study.running import run_tasks
+from prunekit.study.pool import run_tasks
 from prunekit.study.tasks import Task
 
 
@@ -155,7 +155,7 @@ def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path):
         f"sys.path += {[str(Path(errands.__file__).parent)]!r}\n"
         "from pathlib import Path\n"
         "from test_study_tasks import Notes, leave\n"
-        "from prunekit.study.running import run_tasks\n"
+        "from prunekit.study.pool import run_tasks\n"
         "print('run')\n"
         f"assert run_tasks([leave(Path({str(tmp_path)!r}), name) for name in 'ab'], 2, Notes()) == []\n"
     )

@@ -4,8 +4,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from prunekit.study.pace import Pace, in_digits, in_words
-from prunekit.study.progress import Bars, Lines, _shortened, watch
+from prunekit.study.progress import Bars, Lines, Pace, _shortened, in_digits, in_words, watch
 from prunekit.study.tasks import Failure, Task
 
 

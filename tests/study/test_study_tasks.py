@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
-from prunekit.study.running import run_tasks
+from prunekit.study.pool import run_tasks
 from prunekit.study.tasks import Agenda, Failure, Task
 
 

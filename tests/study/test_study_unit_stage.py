@@ -10,8 +10,7 @@ from prunekit.digests import read_json_with_digest, read_tensors
 from prunekit.errors import InputError, ModelError
 from prunekit.losses import LOSSES
 from prunekit.study import run_study
-from prunekit.study.layout import Layout
-from prunekit.study.outputs import TRAINED
+from prunekit.study.layout import TRAINED, Layout
 from prunekit.study.stages import build, dataset
 from tiny_study import one_shot, tiny
 

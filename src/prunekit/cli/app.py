@@ -12,9 +12,9 @@ import typer
 from prunekit.cli.compare import compare, report
 from prunekit.cli.inspect import inspect
 from prunekit.cli.methods import methods
-from prunekit.cli.output import StoppedError, interruptible, log_to_stderr, shown
 from prunekit.cli.prune import prune
 from prunekit.cli.shrink import shrink
+from prunekit.cli.terminal import StoppedError, interruptible, log_to_stderr, shown
 from prunekit.errors import PrunekitError
 from prunekit.study import StudyError
 from prunekit.version import __version__

@@ -10,9 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prunekit.cli.options import DataDir, Json, SetOption
-from prunekit.cli.output import StoppedError, only_results, print_json, shown
 from prunekit.cli.own_code import Allow, as_options, own_code
+from prunekit.cli.terminal import DataDir, Json, SetOption, StoppedError, only_results, print_json, shown
 from prunekit.errors import InputError
 from prunekit.study import Layout, load_study, names, run_study
 

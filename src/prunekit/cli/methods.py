@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prunekit.cli.options import Json
-from prunekit.cli.output import print_json
+from prunekit.cli.terminal import Json, print_json
 from prunekit.methods import METHODS, MethodInfo, describe, recipe
 
 

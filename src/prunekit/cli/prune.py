@@ -15,12 +15,10 @@ from rich.progress import Progress, TaskID
 from torch import nn
 
 from prunekit.batches import as_batches
+from prunekit.cli.metrics import folder_bytes, quality
 from prunekit.cli.networks import Network, is_saved, open_network
-from prunekit.cli.options import DataDir, Json, SetOption
-from prunekit.cli.output import only_results, print_json
 from prunekit.cli.own_code import Allow, own_code
-from prunekit.cli.quality import quality
-from prunekit.cli.sizes import folder_bytes
+from prunekit.cli.terminal import DataDir, Json, SetOption, only_results, print_json
 from prunekit.data import Dataset, load
 from prunekit.errors import InputError
 from prunekit.measure import count, human_bytes, layer_table

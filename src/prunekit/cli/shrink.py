@@ -14,12 +14,21 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from prunekit.cli.examples import TRACED, InputShape, Outputs, Tokens, batch_of, examples, sizes_of
-from prunekit.cli.groups import as_options
-from prunekit.cli.networks import Network, is_saved, open_network
-from prunekit.cli.options import DataDir, Json
-from prunekit.cli.output import only_results, print_json
-from prunekit.cli.sizes import Figures, figures, figures_table, folder_bytes
+from prunekit.cli.inspect import as_options
+from prunekit.cli.metrics import Figures, figures, figures_table, folder_bytes
+from prunekit.cli.networks import (
+    TRACED,
+    InputShape,
+    Network,
+    Outputs,
+    Tokens,
+    batch_of,
+    examples,
+    is_saved,
+    open_network,
+    sizes_of,
+)
+from prunekit.cli.terminal import DataDir, Json, only_results, print_json
 from prunekit.data import load
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_off

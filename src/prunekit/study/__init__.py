@@ -1,10 +1,9 @@
 """Studies: recipes x seeds on a dataset and a model, resumable, with tables and a report."""
 
-from prunekit.study.catalog import load_study, names
 from prunekit.study.layout import Layout
 from prunekit.study.run import StudyError, run_study
-from prunekit.study.series import Series
 from prunekit.study.spec import Cell, Method, Study, with_assignments
+from prunekit.study.suite import Series, load_study, names
 
 __all__ = [
     "Cell",

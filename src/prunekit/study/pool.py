@@ -1,4 +1,4 @@
-"""Worker processes, each with a pipe of its own, so that one that dies takes only its own task with it."""
+"""Running of tasks, in this process or in worker processes, with the same results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
@@ -28,6 +29,45 @@ PATIENCE = 10.0
 
 START = 60.0
 """Seconds that a task with a time limit is given besides until it reports: to load code and data."""
+
+
+def run_tasks(
+    tasks: Sequence[Task], workers: int, watcher: Watcher, timeout: float | None = None
+) -> list[Failure]:
+    """Run every task after those that it waits for; a failure stops only what depends on it.
+
+    Each task computes on one thread, so results do not depend on the number of workers. Ctrl-C ends the
+    workers at once; stages write their files as a whole, so the next run goes on from there. A task that
+    takes longer than `timeout` seconds is ended; for that it is in a process of its own also where there is
+    one worker.
+
+    Raises:
+        KeyboardInterrupt: when the workers have ended.
+    """
+    agenda = Agenda(tasks, watcher)
+    if workers == 1 and timeout is None:
+        _run_here(agenda, watcher)
+    else:
+        run_pool(agenda, workers, watcher, timeout)
+    return agenda.failures
+
+
+def _run_here(agenda: Agenda, watcher: Watcher) -> None:
+    with _one_thread():
+        while (task := agenda.take()) is not None:
+            began = time.perf_counter()
+            failure = perform(task, partial(watcher.progressed, task))
+            agenda.settle(task, time.perf_counter() - began, failure)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_pool(agenda: Agenda, workers: int, watcher: Watcher, timeout: float | None = None) -> None:

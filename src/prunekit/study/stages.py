@@ -23,8 +23,17 @@ from prunekit.models import create
 from prunekit.pruning import Session
 from prunekit.saving import Architecture, save_pretrained
 from prunekit.seeds import derive
-from prunekit.study.layout import STATE, Layout
-from prunekit.study.outputs import MODEL, TRAINED, discard, is_finished, remove, stage_of, write_result
+from prunekit.study.layout import (
+    MODEL,
+    STATE,
+    TRAINED,
+    Layout,
+    discard,
+    is_finished,
+    remove,
+    stage_of,
+    write_result,
+)
 from prunekit.study.spec import Cell, Study
 from prunekit.training import Report, State, copy_state, train, training_seed
 

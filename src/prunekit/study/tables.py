@@ -1,17 +1,21 @@
-"""The tables of a study: results.csv and layers.csv in long format."""
+"""study.json, series.json, results.csv and layers.csv: what a report is made from."""
 
 from __future__ import annotations
 
 import csv
 import io
+import platform
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from prunekit.digests import write_sums
 from prunekit.files import write_text
-from prunekit.study.layout import Layout
-from prunekit.study.outputs import Results, is_finished
+from prunekit.study.layout import FORMAT, Layout, Results, is_finished
 from prunekit.study.spec import Study
+from prunekit.study.suite import Series
+from prunekit.version import __version__
 
 RESULTS = (
     "study", "dataset", "model", "method", "cell", "seed", "step", "sparsity", "compression_ratio",
@@ -20,6 +24,59 @@ RESULTS = (
     "test_mse", "seconds",
 )  # fmt: skip
 LAYERS = ("method", "cell", "seed", "step", "layer", "shape", "parameters", "kept", "sparsity")
+
+
+def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
+    """The content of study.json.
+
+    Args:
+        study: the study.
+        task: `classification` or `regression`.
+        command: how a person repeats it.
+    """
+    return {
+        "format": FORMAT,
+        "name": study.name,
+        "title": study.title or study.name,
+        "question": study.question,
+        "expected": study.expected,
+        "dataset": study.dataset.to_dict(),
+        "model": study.model.to_dict(),
+        "training": study.training.to_dict(),
+        "seeds": study.seeds,
+        "splits": study.splits,
+        "methods": {
+            label: {
+                "recipe": [cell.recipe.to_dict() for cell in study.cells if cell.label == label],
+                "summary": method.describe()[0],
+                "paper": method.describe()[1],
+            }
+            for label, method in study.methods.items()
+        },
+        "controls": study.controls.to_dict(),
+        "study": study.to_dict(),
+        "environment": {
+            "prunekit": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+        },
+        "command": command or f"prunekit compare {study.name} --seeds {study.seeds}",
+        "primary": "test_accuracy" if task == "classification" else "test_mse",
+    }
+
+
+def describe_series(series: Series, command: str | None) -> dict[str, Any]:
+    """The content of series.json."""
+    return {
+        "format": FORMAT,
+        "name": series.name,
+        "title": series.title,
+        "question": series.question,
+        "expected": series.expected,
+        "problems": list(series.studies),
+        "command": command or f"prunekit compare {series.name}",
+    }
 
 
 def write_tables(study: Study, layout: Layout, read: Results) -> int:

@@ -10,8 +10,7 @@ from prunekit.digests import read_json_with_digest, read_tensors, write_json_wit
 from prunekit.errors import InputError, ModelError
 from prunekit.statistics import activity
 from prunekit.structure import chain_of
-from prunekit.study.layout import Layout
-from prunekit.study.outputs import TRAINED
+from prunekit.study.layout import TRAINED, Layout
 from prunekit.study.spec import Study
 from prunekit.study.stages import build, dataset
 from prunekit.units import eliminate, gain_sweep

@@ -1,16 +1,19 @@
-"""One comparison on several problems: a study for each, in a folder of its own."""
+"""Study suites, one comparison in several variants; named studies and suites, and those in a file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from prunekit.errors import InputError
 from prunekit.limits import check_folder_name
 from prunekit.permission import allowing
+from prunekit.recipe import read_yaml
 from prunekit.settings import shown
-from prunekit.study.spec import Cell, Study, check_recipes, with_value
+from prunekit.study.spec import Cell, Study, check_recipes, with_assignments, with_value
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,46 @@ def _study(common: Mapping[str, Any], label: str, own: Any) -> Study:
         return Study.parse(values)
     except InputError as error:
         raise InputError(f"problems: {label}: {error}") from error
+
+
+def names() -> list[str]:
+    """The named studies, alphabetically."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if _is_yaml(entry.name))
+
+
+def load_study(
+    name: str, assignments: list[str] | None = None, *, allow: Iterable[str] = ()
+) -> Study | Series:
+    """A named study, or the one in a YAML file; a series if it has several problems.
+
+    Args:
+        name: a name from `names()`, or a path that ends in .yaml or .yml.
+        assignments: changes of the form `training.epochs=3`.
+        allow: modules of the user's own whose code the study may name; the study keeps them for its run.
+
+    Raises:
+        InputError: if there is no such study, it is not valid, or names code of a module that is not allowed.
+    """
+    values = with_assignments(_read(name), assignments or [])
+    if "problems" in values:
+        return Series.parse(values, allow=allow)
+    return Study.parse(values, allow=allow)
+
+
+def _read(name: str) -> Mapping[str, Any]:
+    if _is_yaml(name):
+        return read_yaml(Path(name))
+    if name not in names():
+        raise InputError(
+            f"there is no study {name!r}; named studies are: {', '.join(names())}; "
+            "a study of your own is a path that ends in .yaml"
+        )
+    return read_yaml((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _folder() -> Any:
+    return resources.files("prunekit.study") / "named"
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))

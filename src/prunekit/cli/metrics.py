@@ -1,4 +1,4 @@
-"""What a network costs before and after, side by side."""
+"""Metrics of a network: its quality on a dataset's test part, and its cost before and after."""
 
 from __future__ import annotations
 
@@ -11,9 +11,26 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-from prunekit.cli.quality import quality
 from prunekit.data import Dataset
-from prunekit.measure import count, human_bytes, human_count, human_seconds, latency
+from prunekit.graph import GraphModel
+from prunekit.measure import count, evaluate, human_bytes, human_count, human_seconds, latency
+
+
+def quality(model: nn.Module, data: Dataset | None) -> dict[str, float]:
+    """Accuracy, top-5 accuracy where there are more than five classes, and loss; or the squared error.
+
+    Empty without data, and for an exported graph, which takes batches of one size only.
+    """
+    if data is None or isinstance(model, GraphModel):
+        return {}
+    found = evaluate(model, data.test.inputs, data.test.targets, task=data.task)
+    figures = (
+        {"test_mse": found.mse}
+        if data.task == "regression"
+        else {"test_accuracy": found.accuracy, "test_top5": found.top5, "test_loss": found.loss}
+    )
+    return {name: value for name, value in figures.items() if value is not None}
+
 
 _TURNS, _RUNS = 4, 15
 

@@ -1,4 +1,4 @@
-"""What commands print: results on stdout, everything else on stderr."""
+"""Options that several commands share, and output: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
 from prunekit.files import to_json
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Folder of datasets; else PRUNEKIT_DATA, else cache or download."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; dotted keys, may be repeated."),
+]
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
