@@ -10,7 +10,7 @@ from prunekit.errors import InputError
 from prunekit.models import ModelSettings, create
 from prunekit.parts.scores import Magnitude, Score
 from prunekit.permission import Named, Permission, allowing, import_object
-from prunekit.study import Series, Study, load_study
+from prunekit.study import Study, StudySuite, load_study
 from prunekit.training import Training
 from tiny_study import settings, write_study
 
@@ -84,10 +84,10 @@ DOORS = {
     ),
     "training of a study": lambda name, path: study_of(path, training={"epochs": 1, "regularize": [name]}),
     "change of a study": lambda name, path: load_study(str(write_study(path / "s.yaml")), [f"model={name}"]),
-    "problem of a series": lambda name, _: Series.parse(
+    "variant of a suite": lambda name, _: StudySuite.parse(
         {
             **{key: value for key, value in settings().items() if key != "model"},
-            "problems": {"one": {"model": "mlp"}, "two": {"model": name}},
+            "variants": {"one": {"model": "mlp"}, "two": {"model": name}},
         }
     ),
 }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prunekit.errors import InputError
 from prunekit.recipe import Recipe, read_yaml
 from prunekit.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, load_yaml
-from prunekit.study import Series, Study
+from prunekit.study import Study, StudySuite
 from prunekit.study.spec import MAX_RECIPES
 from tiny_study import one_shot, settings
 
@@ -175,13 +175,13 @@ def test_too_many_recipes_are_counted_and_not_made(methods):
         Study.parse(settings(methods=methods, controls={}))
 
 
-def test_problems_of_a_series_are_counted_together(monkeypatch):
+def test_variants_of_a_suite_are_counted_together(monkeypatch):
     monkeypatch.setattr("prunekit.study.spec.MAX_RECIPES", 5)
     methods = {"a": {**sweep(), "sweep": {"schedule.sparsity": [0.1, 0.2, 0.3]}}}
-    values = settings(problems={"one": {}, "two": {}}, methods=methods, controls={})
+    values = settings(variants={"one": {}, "two": {}}, methods=methods, controls={})
     with pytest.raises(InputError, match="more recipes than the 5"):
-        Series.parse(values)
-    assert Study.parse({key: value for key, value in values.items() if key != "problems"})
+        StudySuite.parse(values)
+    assert Study.parse({key: value for key, value in values.items() if key != "variants"})
 
 
 @pytest.mark.parametrize("seeds", [0, -1, 1_001, 2**63, 10**400, 1.5, math.inf])

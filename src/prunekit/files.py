@@ -273,7 +273,7 @@ def deeper_than(values: Any, limit: int) -> bool:
 
 FILES = (
     "study.json",
-    "series.json",
+    "suite.json",
     "results.csv",
     "layers.csv",
     "SHA256SUMS",
@@ -281,7 +281,7 @@ FILES = (
     "report.html",
     ".lock",
 )
-"""What prunekit reads, writes and removes at the top of the folder of a study or a series."""
+"""What prunekit reads, writes and removes at the top of the folder of a study or a suite."""
 
 FOLDERS = {"networks": 3, "cells": 3, "figures": 1}
 """The folders there, and how many levels of them prunekit goes through by itself.
@@ -291,14 +291,14 @@ What lies deeper, the files of a saved network, is written and removed with its 
 
 
 def refuse_links(root: Path, labels: Iterable[str] = ()) -> None:
-    """Refuse the folder of a study or a series in which something that is used is a symbolic link.
+    """Refuse the folder of a study or a suite in which something that is used is a symbolic link.
 
     The folder itself may be one: that is the user's choice. A folder that came from elsewhere may hold links
     that the user knows nothing of.
 
     Args:
         root: the folder.
-        labels: the folders of the studies, for a series.
+        labels: the folders of the studies, for a suite.
 
     Raises:
         DataError: naming the first link.

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.report import read_layers, read_results, read_study, write_report, write_series_reports
-from prunekit.report.page import read_series
+from prunekit.report import read_layers, read_results, read_study, write_report, write_suite_reports
+from prunekit.report.page import read_suite
 from prunekit.report.study_files import check_tables
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 FOLDERS = sorted(page.parent for page in RESULTS.glob("*/README.md"))
 STUDIES = sorted(path.parent for path in RESULTS.rglob("study.json"))
-SERIES = sorted(path.parent for path in RESULTS.rglob("series.json"))
+SUITE = sorted(path.parent for path in RESULTS.rglob("suite.json"))
 MAX_BYTES = 14 << 20
 """The tables are most of it: 9 MB."""
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
@@ -42,9 +42,9 @@ def test_the_settings_and_the_tables_of_a_study_pass_their_digests(folder: Path)
     assert read_layers(folder / "layers.csv")
 
 
-@pytest.mark.parametrize("folder", SERIES, ids=label)
-def test_a_series_has_a_folder_for_each_of_its_problems(folder: Path) -> None:
-    assert sorted(read_series(folder).problems) == [path.name for path in STUDIES if path.parent == folder]
+@pytest.mark.parametrize("folder", SUITE, ids=label)
+def test_a_suite_has_a_folder_for_each_of_its_variants(folder: Path) -> None:
+    assert sorted(read_suite(folder).variants) == [path.name for path in STUDIES if path.parent == folder]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=label)
@@ -94,9 +94,9 @@ def test_the_report_of_a_study_is_made_from_what_git_holds(tmp_path: Path) -> No
     assert (folder / "figures" / "accuracy-sparsity.svg").is_file()
 
 
-def test_the_reports_of_a_series_are_made_from_what_git_holds(tmp_path: Path) -> None:
-    folder = copied(RESULTS / "structured-mlp", tmp_path / "series")
-    page = write_series_reports(folder).read_text(encoding="utf-8")
-    for problem in read_series(folder).problems:
-        assert f"{problem}/report.html" in page
-        assert (folder / problem / "report.html").is_file()
+def test_the_reports_of_a_suite_are_made_from_what_git_holds(tmp_path: Path) -> None:
+    folder = copied(RESULTS / "structured-mlp", tmp_path / "suite")
+    page = write_suite_reports(folder).read_text(encoding="utf-8")
+    for variant in read_suite(folder).variants:
+        assert f"{variant}/report.html" in page
+        assert (folder / variant / "report.html").is_file()

@@ -77,8 +77,8 @@ def test_the_page_of_parts_names_every_part_of_the_package_and_no_other() -> Non
 
 def test_the_page_of_studies_explains_every_key_and_column() -> None:
     assert rows_of("docs/studies.md", "key") == set(Study.model_fields) | {
-        "problems"
-    }  # which make it a series
+        "variants"
+    }  # which make it a suite
     assert rows_of("docs/studies.md", "key of a method") == set(Method.model_fields)
     assert rows_of("docs/studies.md", "key of controls") == set(Controls.model_fields)
     assert rows_of("docs/studies.md", "column") == set(RESULTS)

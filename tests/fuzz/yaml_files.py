@@ -21,7 +21,7 @@ from harness import Case, main
 from prunekit import methods
 from prunekit.errors import PrunekitError
 from prunekit.recipe import Recipe
-from prunekit.study import Series, Study, load_study
+from prunekit.study import Study, StudySuite, load_study
 from prunekit.study import names as study_names
 
 LINE = 2_000
@@ -205,9 +205,9 @@ def _read(study: bool, content: bytes, path: Path) -> str:
         assert Recipe.parse(recipe.to_dict()).digest() == recipe.digest(), "the recipe has another hash"
         return "recipe valid"
     found = load_study(str(path))
-    if isinstance(found, Series):
+    if isinstance(found, StudySuite):
         assert found.cells
-        return "series valid"
+        return "suite valid"
     assert found.network_key
     assert found.cells
     again = Study.parse(found.to_dict())
@@ -224,7 +224,7 @@ def _check_message(text: str) -> None:
 def _mutated(draw: random.Random, text: str, other: str) -> bytes:
     if draw.random() < 0.4:
         return _gently(draw, text, other)
-    mutation = draw.choices((_values, _raw_values, _text, _bytes, _problems), weights=(35, 20, 25, 10, 10))[0]
+    mutation = draw.choices((_values, _raw_values, _text, _bytes, _variants), weights=(35, 20, 25, 10, 10))[0]
     return mutation(draw, text)
 
 
@@ -301,12 +301,12 @@ def _bytes(draw: random.Random, text: str) -> bytes:
     return bytes(content)
 
 
-def _problems(draw: random.Random, text: str) -> bytes:
-    """A series, or something that looks like one."""
+def _variants(draw: random.Random, text: str) -> bytes:
+    """A suite, or something that looks like one."""
     values = yaml.safe_load(text)
     own: Any = {key: values.pop(key) for key in draw.sample(sorted(values), draw.randint(0, 2))}
     labels = draw.sample(["one", "two", "../x", "con", "", "a b", "x" * 300, "a\nb"], draw.randint(0, 3))
-    values["problems"] = dict.fromkeys(labels, own) if draw.random() < 0.8 else _extreme(draw)
+    values["variants"] = dict.fromkeys(labels, own) if draw.random() < 0.8 else _extreme(draw)
     if draw.random() < 0.3:
         _change(draw, values)
     return yaml.safe_dump(values).encode()

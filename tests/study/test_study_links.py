@@ -9,8 +9,8 @@ from prunekit.cli.app import run as command
 from prunekit.digests import write_json_with_digest
 from prunekit.errors import DataError
 from prunekit.files import refuse_links
-from prunekit.report import write_report, write_series_reports
-from prunekit.study import Series, run_study
+from prunekit.report import write_report, write_suite_reports
+from prunekit.study import StudySuite, run_study
 from prunekit.study.layout import RESULT, Layout, discard
 from prunekit.study.lock import only_run
 from tiny_study import settings, tiny
@@ -56,7 +56,7 @@ FILES = (
     "units.json",
     "report.html",
     ".lock",
-    "series.json",
+    "suite.json",
 )
 FOLDERS = ("figures", "networks", "cells", "cells/zzz", "cells/zzz/seed-9", "networks/zzz/seed-0")
 STAGES = ("networks/*", "networks/*/seed-0", "cells/*/seed-0", "cells/*/seed-0/model")
@@ -111,17 +111,17 @@ def test_the_folder_itself_may_be_a_link_and_so_may_what_is_not_used(folder, tmp
 
 
 @pytest.mark.parametrize("name", ["report.html", "small", "small/figures", "small/cells/a/seed-0"])
-def test_a_link_in_a_series_is_refused(tmp_path, victim, name):
+def test_a_link_in_a_suite_is_refused(tmp_path, victim, name):
     folder = tmp_path / "out"
     about = dict.fromkeys(("name", "title", "question", "expected", "command"), "words")
-    write_json_with_digest(folder / "series.json", {**about, "format": 2, "problems": ["small"]})
+    write_json_with_digest(folder / "suite.json", {**about, "format": 2, "variants": ["small"]})
     in_place_of(folder / name, victim)
     before = content(victim)
-    values = settings(problems={"small": {"model": {"name": "mlp", "hidden": [4]}}})
+    values = settings(variants={"small": {"model": {"name": "mlp", "hidden": [4]}}})
     values.pop("model")
     for act in (
-        lambda: run_study(Series.parse(values), folder, workers=1),
-        lambda: write_series_reports(folder),
+        lambda: run_study(StudySuite.parse(values), folder, workers=1),
+        lambda: write_suite_reports(folder),
     ):
         with pytest.raises(DataError, match=f"{folder / name} is a symbolic link"):
             act()

@@ -4,7 +4,7 @@ import yaml
 
 from prunekit.errors import InputError
 from prunekit.models import create
-from prunekit.study import Series, Study, load_study, names
+from prunekit.study import Study, StudySuite, load_study, names
 from prunekit.study.suite import _folder
 
 SHAPES = {
@@ -24,9 +24,9 @@ LEFT_OUT = {"tiny_shakespeare": 3}
 
 
 def studies_of(name):
-    """The study, or those of all problems of a series."""
+    """The study, or those of all variants of a suite."""
     found = load_study(name)
-    return list(found.studies.values()) if isinstance(found, Series) else [found]
+    return list(found.studies.values()) if isinstance(found, StudySuite) else [found]
 
 
 def test_they_are_listed_and_asked_for():

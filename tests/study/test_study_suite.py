@@ -1,4 +1,4 @@
-"""One comparison on several problems, and a split of its own for every seed."""
+"""One comparison on several variants, and a split of its own for every seed."""
 
 import json
 
@@ -9,106 +9,106 @@ from prunekit.cli.app import run
 from prunekit.digests import write_json_with_digest
 from prunekit.errors import DataError, InputError
 from prunekit.report import overview
-from prunekit.study import Series, Study, StudyError, load_study, run_study
+from prunekit.study import Study, StudyError, StudySuite, load_study, run_study
 from prunekit.study.layout import FORMAT
 from prunekit.study.stages import dataset
 from tiny_study import settings, stages, tables, tiny, write_study
 
 GOOD = dict.fromkeys(("name", "title", "question", "expected", "command"), "words") | {"format": FORMAT}
-PROBLEMS = {
+VARIANTS = {
     "small": {"model": {"name": "mlp", "hidden": [4]}},
     "large": {"model": {"name": "mlp", "hidden": [8]}},
 }
 
 
-def several(problems=PROBLEMS, **changes):
-    values = settings(problems=problems, **changes)
+def several(variants=VARIANTS, **changes):
+    values = settings(variants=variants, **changes)
     values.pop("model")
     return values
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """The folder of a series, not to be changed."""
-    folder = tmp_path_factory.mktemp("series") / "out"
-    page = run_study(Series.parse(several(title="Two sizes")), folder, workers=1)
+    """The folder of a suite, not to be changed."""
+    folder = tmp_path_factory.mktemp("suite") / "out"
+    page = run_study(StudySuite.parse(several(title="Two sizes")), folder, workers=1)
     assert page == folder / "report.html"
     return folder
 
 
 class TestWhatItIs:
-    def test_each_problem_is_an_ordinary_study(self):
-        series = Series.parse(several(title="Two sizes"))
-        assert list(series.studies) == ["small", "large"]
-        small, large = series.studies.values()
+    def test_each_variant_is_an_ordinary_study(self):
+        suite = StudySuite.parse(several(title="Two sizes"))
+        assert list(suite.studies) == ["small", "large"]
+        small, large = suite.studies.values()
         assert (small.name, large.title) == ("tiny-small", "Two sizes: large")
         assert [cell.label for cell in small.cells] == [cell.label for cell in large.cells]
-        assert len(series.cells) == len(small.cells) + len(large.cells)
+        assert len(suite.cells) == len(small.cells) + len(large.cells)
 
-    def test_a_problem_has_the_hashes_of_the_study_that_it_is(self):
-        series = Series.parse(several())
+    def test_a_variant_has_the_hashes_of_the_study_that_it_is(self):
+        suite = StudySuite.parse(several())
         alone = tiny()  # with 8 hidden units
-        assert series.studies["large"].network_key == alone.network_key
-        assert [c.key for c in series.studies["large"].cells] == [c.key for c in alone.cells]
+        assert suite.studies["large"].network_key == alone.network_key
+        assert [c.key for c in suite.studies["large"].cells] == [c.key for c in alone.cells]
 
-    def test_a_file_with_problems_is_a_series(self, tmp_path):
+    def test_a_file_with_variants_is_a_suite(self, tmp_path):
         path = tmp_path / "several.yaml"
         path.write_text(yaml.safe_dump(several(), sort_keys=False))
-        assert isinstance(load_study(str(path)), Series)
+        assert isinstance(load_study(str(path)), StudySuite)
         assert load_study(str(path), ["seeds=1"]).seeds == 1
-        changed = load_study(str(path), ["problems.small.model.hidden=[5]"])
+        changed = load_study(str(path), ["variants.small.model.hidden=[5]"])
         assert changed.studies["small"].model.own["hidden"] == (5,)
 
-    def test_keys_of_a_problem_may_be_dotted(self):
+    def test_keys_of_a_variant_may_be_dotted(self):
         values = several({"one": {"model": "mlp", "methods.random.recipe.score": "magnitude"}})
-        assert Series.parse(values).studies["one"].cells[0].recipe.score.name == "magnitude"
+        assert StudySuite.parse(values).studies["one"].cells[0].recipe.score.name == "magnitude"
 
     @pytest.mark.parametrize(
-        ("problems", "message"),
+        ("variants", "message"),
         [
-            ({}, "problems: expected labels"),
-            ([], "problems: expected labels"),
+            ({}, "variants: expected labels"),
+            ([], "variants: expected labels"),
             ({"a/b": {}}, "'a/b' cannot name a folder"),
             ({"..": {}}, "'..' cannot name a folder"),
             ({"con": {}}, "'con' cannot name a folder"),
             ({"": {}}, "'' cannot name a folder: it is empty"),
             ({"a" * 101: {}}, "cannot name a folder: it has more than 100"),
-            ({"a": None}, "problems: a: expected a mapping"),
-            ({"a": {"model": "mlp", "dataset": "iris"}}, "problems: a: 'dataset' is given for all problems"),
-            ({"a": {}}, "problems: a: .*model"),
-            ({"a": {"model": "mlp", "sets": 3}}, "problems: a: .*'sets'"),
+            ({"a": None}, "variants: a: expected a mapping"),
+            ({"a": {"model": "mlp", "dataset": "iris"}}, "variants: a: 'dataset' is given for all variants"),
+            ({"a": {}}, "variants: a: .*model"),
+            ({"a": {"model": "mlp", "sets": 3}}, "variants: a: .*'sets'"),
         ],
     )
-    def test_what_is_refused(self, problems, message):
+    def test_what_is_refused(self, variants, message):
         with pytest.raises(InputError, match=message):
-            Series.parse(several(problems))
+            StudySuite.parse(several(variants))
 
 
 class TestRunning:
-    def test_every_problem_has_a_folder_as_a_study_alone_has(self, done, tmp_path, monkeypatch):
+    def test_every_variant_has_a_folder_as_a_study_alone_has(self, done, tmp_path, monkeypatch):
         monkeypatch.setattr("prunekit.study.run._report", lambda layout: layout.root)
         run_study(tiny(), tmp_path / "alone", workers=1)
-        series, alone = tables(done / "large"), tables(tmp_path / "alone")
-        for row in series[0]:
+        suite, alone = tables(done / "large"), tables(tmp_path / "alone")
+        for row in suite[0]:
             row["study"] = "tiny"
-        assert series == alone
+        assert suite == alone
 
     def test_the_page_leads_to_all_reports(self, done):
         text = (done / "report.html").read_text()
-        for label in PROBLEMS:
+        for label in VARIANTS:
             assert f'href="{label}/report.html"' in text
             assert (done / label / "report.html").is_file()
         assert "Two sizes" in text
 
-    def test_the_findings_name_the_problem(self, done):
+    def test_the_findings_name_the_variant(self, done):
         found = overview(done)
         assert found.title == "Two sizes"
-        assert {text.partition(":")[0] for text in (*found.findings, *found.cautions)} == set(PROBLEMS)
+        assert {text.partition(":")[0] for text in (*found.findings, *found.cautions)} == set(VARIANTS)
 
     def test_nothing_is_repeated(self, done):
-        before = [stages(done / label) for label in PROBLEMS]
-        run_study(Series.parse(several(title="Two sizes")), done, workers=1)
-        assert [stages(done / label) for label in PROBLEMS] == before
+        before = [stages(done / label) for label in VARIANTS]
+        run_study(StudySuite.parse(several(title="Two sizes")), done, workers=1)
+        assert [stages(done / label) for label in VARIANTS] == before
 
     def test_reports_are_made_anew(self, done, capsys):
         text = (done / "report.html").read_text()
@@ -118,37 +118,37 @@ class TestRunning:
         assert (done / "report.html").read_text() == text
 
     def test_a_damaged_description_is_named(self, tmp_path):
-        path = tmp_path / "series.json"
+        path = tmp_path / "suite.json"
         for values, said in (
-            ({"format": FORMAT}, "series.json: name"),
-            ({"format": 1}, "series.json: format is 1"),
-            (GOOD | {"problems": ["../../home"]}, r"series.json: problems.0: .*cannot name a folder"),
-            (GOOD | {"problems": {"a": 1}}, "series.json: problems"),
+            ({"format": FORMAT}, "suite.json: name"),
+            ({"format": 1}, "suite.json: format is 1"),
+            (GOOD | {"variants": ["../../home"]}, r"suite.json: variants.0: .*cannot name a folder"),
+            (GOOD | {"variants": {"a": 1}}, "suite.json: variants"),
         ):
             write_json_with_digest(path, values)
             with pytest.raises(DataError, match=said):
                 overview(tmp_path)
         path.write_text(json.dumps(GOOD | {"sha256": "0"}))
-        with pytest.raises(DataError, match=r"series.json is damaged or was changed"):
+        with pytest.raises(DataError, match=r"suite.json is damaged or was changed"):
             overview(tmp_path)
         path.write_text("{")
-        with pytest.raises(DataError, match=r"series.json is damaged: not valid JSON"):
+        with pytest.raises(DataError, match=r"suite.json is damaged: not valid JSON"):
             overview(tmp_path)
 
-    def test_the_last_problem_is_refused_before_the_first_is_run(self, tmp_path):
+    def test_the_last_variant_is_refused_before_the_first_is_run(self, tmp_path):
         values = several({"good": {"model": "mlp"}, "bad": {"model": "mlp", "dataset.name": "nothing"}})
         values.pop("dataset")
-        values["problems"]["good"]["dataset"] = "iris"
+        values["variants"]["good"]["dataset"] = "iris"
         with pytest.raises(InputError, match=r"bad: .*nothing"):
-            run_study(Series.parse(values), tmp_path / "out", workers=1)
+            run_study(StudySuite.parse(values), tmp_path / "out", workers=1)
         assert not (tmp_path / "out").exists()
 
     def test_a_failure_in_one_does_not_stop_the_next(self, tmp_path, monkeypatch):
         monkeypatch.setattr("prunekit.study.run._report", lambda layout: layout.root)
         bad = {"model": "mlp", "methods.tickets.recipe.score": "own_parts:Fussy"}
-        series = Series.parse(several({"bad": bad, "good": PROBLEMS["small"]}), allow=["own_parts"])
+        suite = StudySuite.parse(several({"bad": bad, "good": VARIANTS["small"]}), allow=["own_parts"])
         with pytest.raises(StudyError, match=r"^bad: "):
-            run_study(series, tmp_path, workers=1)
+            run_study(suite, tmp_path, workers=1)
         assert len(tables(tmp_path / "good")[0]) > 2
 
 
@@ -192,7 +192,7 @@ class TestSplits:
             tiny(splits="ten")
 
 
-def test_the_command_line_runs_a_series(tmp_path, capsys):
+def test_the_command_line_runs_a_suite(tmp_path, capsys):
     path = write_study(tmp_path / "s.yaml")
     values = several(seeds=1, methods={"random": settings()["methods"]["random"]})
     path.write_text(yaml.safe_dump(values, sort_keys=False))

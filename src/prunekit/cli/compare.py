@@ -78,10 +78,10 @@ def report(
 
     Example: prunekit report runs/digits-quick
     """
-    from prunekit.report import is_series, write_report, write_series_reports  # matplotlib takes long
+    from prunekit.report import is_suite, write_report, write_suite_reports  # matplotlib takes long
 
-    if is_series(folder):
-        _show(write_series_reports(folder), as_json)
+    if is_suite(folder):
+        _show(write_suite_reports(folder), as_json)
         return
     if not Layout(folder).study.is_file():
         raise InputError(f"{folder} holds no study: there is no {Layout(folder).study.name}")

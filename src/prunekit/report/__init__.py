@@ -1,7 +1,7 @@
 """Figures and one HTML page from a study's folder; reads files, writes files, knows no torch."""
 
 from prunekit.report.findings import Best, Overview, best_at, findings, reach_of, study_overview
-from prunekit.report.page import is_series, overview, write_report, write_series_page, write_series_reports
+from prunekit.report.page import is_suite, overview, write_report, write_suite_page, write_suite_reports
 from prunekit.report.points import Curve, Point, Spread, curves_of, points_of, spread_of
 from prunekit.report.study_files import LayerRow, Row, StudyFile, read_layers, read_results, read_study
 
@@ -17,7 +17,7 @@ __all__ = [
     "best_at",
     "curves_of",
     "findings",
-    "is_series",
+    "is_suite",
     "overview",
     "points_of",
     "reach_of",
@@ -27,6 +27,6 @@ __all__ = [
     "spread_of",
     "study_overview",
     "write_report",
-    "write_series_page",
-    "write_series_reports",
+    "write_suite_page",
+    "write_suite_reports",
 ]

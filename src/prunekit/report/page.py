@@ -36,7 +36,7 @@ from prunekit.report.unit_figures import unit_drawings
 
 log = logging.getLogger(__name__)
 
-SERIES = "series.json"
+SUITE = "suite.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ def render(view: View, curves: list[Figure], layers: list[Figure], units: list[F
     )
 
 
-def render_series(series: dict[str, Any], found: list[tuple[str, Overview]]) -> str:
-    """The page of a series: its words, and what was found for each problem."""
+def render_suite(suite: dict[str, Any], found: list[tuple[str, Overview]]) -> str:
+    """The page of a suite: its words, and what was found for each variant."""
     return (
         _environment()
-        .get_template("series.html.j2")
-        .render(series=series, found=found, style=Markup(_part("report.css")))
+        .get_template("suite.html.j2")
+        .render(suite=suite, found=found, style=Markup(_part("report.css")))
     )
 
 
@@ -145,8 +145,8 @@ def _saved(drawing: Drawing, folder: Path) -> Figure:
     return Figure(drawing.name, drawing.title, drawing.caption, inline(svg, drawing), drawing.first)
 
 
-class SeriesFile(BaseModel):
-    """series.json, checked."""
+class SuiteFile(BaseModel):
+    """suite.json, checked."""
 
     model_config = ConfigDict(frozen=True)
     format: int
@@ -154,51 +154,51 @@ class SeriesFile(BaseModel):
     title: str
     question: str
     expected: str
-    problems: tuple[Annotated[str, AfterValidator(check_folder_name)], ...] = Field(min_length=1)
+    variants: tuple[Annotated[str, AfterValidator(check_folder_name)], ...] = Field(min_length=1)
     command: str
 
 
-def is_series(folder: Path) -> bool:
-    """Whether the folder holds the studies of a series, and no study itself."""
-    return (folder / SERIES).is_file()
+def is_suite(folder: Path) -> bool:
+    """Whether the folder holds the studies of a suite, and no study itself."""
+    return (folder / SUITE).is_file()
 
 
-def read_series(folder: Path) -> SeriesFile:
-    """What series.json says. Raises DataError, naming the file and the place, if it is damaged, or a link."""
+def read_suite(folder: Path) -> SuiteFile:
+    """What suite.json says. Raises DataError, naming the file and the place, if it is damaged, or a link."""
     refuse_links(folder)
-    found = read_description(folder / SERIES, SeriesFile)
-    refuse_links(folder, found.problems)
+    found = read_description(folder / SUITE, SuiteFile)
+    refuse_links(folder, found.variants)
     return found
 
 
-def write_series_reports(folder: Path) -> Path:
-    """The reports of all studies of a series anew, and its page. Raises DataError, as `write_report`."""
-    for label in read_series(folder).problems:
+def write_suite_reports(folder: Path) -> Path:
+    """The reports of all studies of a suite anew, and its page. Raises DataError, as `write_report`."""
+    for label in read_suite(folder).variants:
         write_report(folder / label)
-    return write_series_page(folder)
+    return write_suite_page(folder)
 
 
-def write_series_page(folder: Path) -> Path:
+def write_suite_page(folder: Path) -> Path:
     """The page that leads to the reports of the studies. Returns its path. Raises DataError."""
-    series = read_series(folder)
-    found = [(label, study_overview(folder / label)) for label in series.problems]
+    suite = read_suite(folder)
+    found = [(label, study_overview(folder / label)) for label in suite.variants]
     target = folder / "report.html"
-    write_atomically(target, render_series(series.model_dump(), found).encode())
+    write_atomically(target, render_suite(suite.model_dump(), found).encode())
     return target
 
 
 def overview(folder: Path) -> Overview:
-    """What the report in a folder finds: that of a study, or of all studies of a series, by problem.
+    """What the report in a folder finds: that of a study, or of all studies of a suite, by variant.
 
     Raises:
         DataError: as `write_report`.
     """
-    if not is_series(folder):
+    if not is_suite(folder):
         return study_overview(folder)
-    series = read_series(folder)
-    found = [(label, study_overview(folder / label)) for label in series.problems]
+    suite = read_suite(folder)
+    found = [(label, study_overview(folder / label)) for label in suite.variants]
     return Overview(
-        series.title,
+        suite.title,
         tuple(f"{label}: {text}" for label, one in found for text in one.findings),
         tuple(f"{label}: {text}" for label, one in found for text in one.cautions),
     )

@@ -319,7 +319,7 @@ def read_study(path: Path) -> StudyFile:
 
 
 def read_description(path: Path, kind: type[Model]) -> Model:
-    """Read study.json or series.json; DataError, in one line with the place, as `read_study`."""
+    """Read study.json or suite.json; DataError, in one line with the place, as `read_study`."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise DataError(f"{path}: must be an object with the key 'format'")

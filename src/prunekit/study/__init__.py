@@ -3,15 +3,15 @@
 from prunekit.study.layout import Layout
 from prunekit.study.run import StudyError, run_study
 from prunekit.study.spec import Cell, Method, Study, with_assignments
-from prunekit.study.suite import Series, load_study, names
+from prunekit.study.suite import StudySuite, load_study, names
 
 __all__ = [
     "Cell",
     "Layout",
     "Method",
-    "Series",
     "Study",
     "StudyError",
+    "StudySuite",
     "load_study",
     "names",
     "run_study",

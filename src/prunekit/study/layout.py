@@ -19,8 +19,8 @@ from prunekit.study.spec import Cell, Study
 FORMAT = 2
 """The version of the layout; a folder of another version is refused, not guessed at."""
 
-SERIES = "series.json"
-"""In the folder of a series: what it is, and the folders of its studies."""
+SUITE = "suite.json"
+"""In the folder of a suite: what it is, and the folders of its studies."""
 
 STATE = "state.safetensors"
 """In the folder of a cell that is not finished: the network and the session after its last step."""

@@ -20,14 +20,14 @@ from prunekit.files import refuse_links
 from prunekit.limits import check_out
 from prunekit.recipe import Plan
 from prunekit.structure import chain_of
-from prunekit.study.layout import SERIES, Layout, Results, discard, is_finished, remove
+from prunekit.study.layout import SUITE, Layout, Results, discard, is_finished, remove
 from prunekit.study.lock import only_run
 from prunekit.study.pool import run_tasks
 from prunekit.study.progress import watch
 from prunekit.study.spec import Cell, Study
 from prunekit.study.stages import build, dataset, files_of_network, run_cell, train_network
-from prunekit.study.suite import Series
-from prunekit.study.tables import describe, describe_series, write_tables
+from prunekit.study.suite import StudySuite
+from prunekit.study.tables import describe, describe_suite, write_tables
 from prunekit.study.tasks import Failure, Progress, Task, Watcher
 from prunekit.study.unit_stage import has_units, write_units
 from prunekit.trial import check_takes
@@ -238,7 +238,7 @@ class StudyError(PrunekitError):
 
 
 def run_study(
-    study: Study | Series,
+    study: Study | StudySuite,
     out: Path | str,
     *,
     data_dir: Path | str | None = None,
@@ -263,7 +263,7 @@ def run_study(
     A result that is damaged is named in a warning, and what had it is done anew.
 
     Returns:
-        The path of the report; of a series, of the page that leads to the reports of its studies.
+        The path of the report; of a suite, of the page that leads to the reports of its studies.
 
     Raises:
         InputError, DataError, ModelError: before the first network is trained; also if another run is at
@@ -271,8 +271,8 @@ def run_study(
         OSError: if the folder cannot be written to.
         StudyError: if a cell failed; the results of all others are written.
     """
-    if isinstance(study, Series):
-        return _run_series(study, Path(out), data_dir, workers, cell_timeout, command, console)
+    if isinstance(study, StudySuite):
+        return _run_suite(study, Path(out), data_dir, workers, cell_timeout, command, console)
     layout = Layout(check_out(Path(out)))
     workers = workers if workers is not None else min(os.cpu_count() or 1, MAX_WORKERS)
     if not 1 <= workers <= MAX_WORKERS:
@@ -295,8 +295,8 @@ def run_study(
         return _report(layout)
 
 
-def _run_series(
-    series: Series,
+def _run_suite(
+    suite: StudySuite,
     out: Path,
     data_dir: Path | str | None,
     workers: int | None,
@@ -304,20 +304,20 @@ def _run_series(
     command: str | None,
     console: Console | None,
 ) -> Path:
-    """Every study of a series in its own folder, then the page of all; a failure in one stops no other."""
+    """Every study of a suite in its own folder, then the page of all; a failure in one stops no other."""
     check_out(out)
     _check_timeout(cell_timeout)
-    refuse_links(out, series.studies)
-    for label, study in series.studies.items():  # so that the last is not refused when the first has been run
+    refuse_links(out, suite.studies)
+    for label, study in suite.studies.items():  # so that the last is not refused when the first has been run
         Layout(out / label).check()
         try:
             plan(study, None if data_dir is None else Path(data_dir))
         except PrunekitError as error:
             raise type(error)(f"{label}: {error}") from error
-    about = describe_series(series, command)
-    write_json_with_digest(out / SERIES, about)
+    about = describe_suite(suite, command)
+    write_json_with_digest(out / SUITE, about)
     failures: list[str] = []
-    for label, study in series.studies.items():
+    for label, study in suite.studies.items():
         try:
             run_study(
                 study,
@@ -332,9 +332,9 @@ def _run_series(
             failures.append(f"{label}: {error}")
     if failures:
         raise StudyError("; ".join(failures))
-    from prunekit.report import write_series_page  # as in _report
+    from prunekit.report import write_suite_page  # as in _report
 
-    return write_series_page(out)
+    return write_suite_page(out)
 
 
 def _check_timeout(seconds: float | None) -> None:

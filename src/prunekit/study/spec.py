@@ -52,7 +52,7 @@ class Method(Settings):
     recipe: dict[str, Any] | None = None
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = Field(default_factory=dict)
     summary: str = ""
-    _variants: tuple[tuple[str, Recipe], ...] = PrivateAttr(default=())
+    _swept: tuple[tuple[str, Recipe], ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Method:
@@ -61,16 +61,16 @@ class Method(Settings):
         if self.recipe is not None and self.settings:
             raise ValueError("'settings' belong to 'method'; write them into 'recipe'")
         # made once, while the user's own code that they name is allowed
-        self._variants = tuple((_words(point), self._recipe(point)) for point in self._points())
+        self._swept = tuple((_brief(point), self._recipe(point)) for point in self._points())
         return self
 
     def recipes(self) -> list[Recipe]:
         """One recipe per combination of the sweep."""
-        return [recipe for _, recipe in self.variants()]
+        return [recipe for _, recipe in self.swept()]
 
-    def variants(self) -> list[tuple[str, Recipe]]:
-        """The recipes with what sets each apart, such as `sparsity=0.9`; empty without a sweep."""
-        return list(self._variants)
+    def swept(self) -> list[tuple[str, Recipe]]:
+        """The recipes with the swept settings of each, such as `sparsity=0.9`; empty without a sweep."""
+        return list(self._swept)
 
     def _points(self) -> list[dict[str, Any]]:
         check_recipes(_points_of(self.sweep))
@@ -199,9 +199,9 @@ class Study(Settings):
     def cells(self) -> tuple[Cell, ...]:
         """Every recipe of every method; an equal recipe under the same label counts once."""
         found = {
-            (label, recipe.digest()): Cell(label, recipe, self._cell_key(recipe), variant)
+            (label, recipe.digest()): Cell(label, recipe, self._cell_key(recipe), swept)
             for label, method in self.methods.items()
-            for variant, recipe in method.variants()
+            for swept, recipe in method.swept()
         }
         return tuple(found.values())
 
@@ -242,18 +242,18 @@ class Cell:
         label: the method's label.
         recipe: what is done.
         key: the content hash of the recipe and all that comes before it; names the cell's folder.
-        variant: what sets it apart from the others of its method, in words.
+        swept: the settings that set it apart from the others of its method, such as `sparsity=0.9`.
     """
 
     label: str
     recipe: Recipe
     key: str
-    variant: str = ""
+    swept: str = ""
 
     @property
     def name(self) -> str:
-        """The label and the variant, for a person."""
-        return f"{self.label} ({self.variant})" if self.variant else self.label
+        """The label and the swept settings, for a person."""
+        return f"{self.label} ({self.swept})" if self.swept else self.label
 
 
 def check_recipes(count: int) -> None:
@@ -273,7 +273,7 @@ def _points_of(sweep: Any) -> int:
     return len(sweep) if isinstance(sweep, list | tuple) and sweep else 1
 
 
-def _words(point: Mapping[str, Any]) -> str:
+def _brief(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
 
 

@@ -17,15 +17,15 @@ from prunekit.study.spec import Cell, Study, check_recipes, with_assignments, wi
 
 
 @dataclass(frozen=True)
-class Series:
+class StudySuite:
     """The same methods on several datasets or models.
 
-    In YAML it is a study with the key `problems`: labels, each with the keys of a study that are its own,
+    In YAML it is a study with the key `variants`: labels, each with the keys of a study that are its own,
     such as `dataset`, `model` and `training`; keys may be dotted. Everything else is common to all.
 
     Attributes:
         name, title, question, expected: as those of a study.
-        studies: an ordinary study for each problem, by label, named NAME-LABEL.
+        studies: an ordinary study for each variant, by label, named NAME-LABEL.
     """
 
     name: str
@@ -35,25 +35,25 @@ class Series:
     studies: Mapping[str, Study]
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, allow: Iterable[str] = ()) -> Series:
-        """The series that a mapping with the key `problems` describes.
+    def parse(cls, values: Mapping[str, Any], *, allow: Iterable[str] = ()) -> StudySuite:
+        """The suite that a mapping with the key `variants` describes.
 
         Args:
             values: the mapping.
             allow: modules of the user's own whose code its studies may name.
 
         Raises:
-            InputError: if there are no problems, a problem is no mapping or has a label that cannot name a
-                folder, a key is given both for all and for one, or a study is not valid, naming the problem.
+            InputError: if there are no variants, a variant is no mapping or has a label that cannot name a
+                folder, a key is given both for all and for one, or a study is not valid, naming the variant.
         """
-        common = {key: value for key, value in values.items() if key != "problems"}
-        problems = values["problems"]
-        if not isinstance(problems, Mapping) or not problems:
+        common = {key: value for key, value in values.items() if key != "variants"}
+        variants = values["variants"]
+        if not isinstance(variants, Mapping) or not variants:
             raise InputError(
-                f"problems: expected labels, each with settings of a study, got {shown(problems)}"
+                f"variants: expected labels, each with settings of a study, got {shown(variants)}"
             )
         with allowing(allow):
-            studies = _studies(common, problems)
+            studies = _studies(common, variants)
         first = next(iter(studies.values()))
         name = str(common.get("name"))
         return cls(name, str(common.get("title", name)), first.question, first.expected, studies)
@@ -69,12 +69,12 @@ class Series:
         return tuple(cell for study in self.studies.values() for cell in study.cells)
 
 
-def _studies(common: Mapping[str, Any], problems: Mapping[Any, Any]) -> dict[str, Study]:
+def _studies(common: Mapping[str, Any], variants: Mapping[Any, Any]) -> dict[str, Study]:
     studies: dict[str, Study] = {}
     recipes = 0
-    for label, own in problems.items():
+    for label, own in variants.items():
         studies[str(label)] = study = _study(common, str(label), own)
-        recipes += sum(len(method.variants()) for method in study.methods.values())
+        recipes += sum(len(method.swept()) for method in study.methods.values())
         check_recipes(recipes)
     return studies
 
@@ -83,12 +83,12 @@ def _study(common: Mapping[str, Any], label: str, own: Any) -> Study:
     try:
         check_folder_name(label)
     except InputError as error:
-        raise InputError(f"problems: {error}") from None
+        raise InputError(f"variants: {error}") from None
     if not isinstance(own, Mapping):
-        raise InputError(f"problems: {label}: expected a mapping of settings, got {shown(own)}")
+        raise InputError(f"variants: {label}: expected a mapping of settings, got {shown(own)}")
     twice = [key for key in own if key in common]
     if twice:
-        raise InputError(f"problems: {label}: {twice[0]!r} is given for all problems and for this one")
+        raise InputError(f"variants: {label}: {twice[0]!r} is given for all variants and for this one")
     values = {
         **common,
         "name": f"{common.get('name')}-{label}",
@@ -99,7 +99,7 @@ def _study(common: Mapping[str, Any], label: str, own: Any) -> Study:
             values = with_value(values, key, value)
         return Study.parse(values)
     except InputError as error:
-        raise InputError(f"problems: {label}: {error}") from error
+        raise InputError(f"variants: {label}: {error}") from error
 
 
 def names() -> list[str]:
@@ -109,8 +109,8 @@ def names() -> list[str]:
 
 def load_study(
     name: str, assignments: list[str] | None = None, *, allow: Iterable[str] = ()
-) -> Study | Series:
-    """A named study, or the one in a YAML file; a series if it has several problems.
+) -> Study | StudySuite:
+    """A named study, or the one in a YAML file; a suite if it has several variants.
 
     Args:
         name: a name from `names()`, or a path that ends in .yaml or .yml.
@@ -121,8 +121,8 @@ def load_study(
         InputError: if there is no such study, it is not valid, or names code of a module that is not allowed.
     """
     values = with_assignments(_read(name), assignments or [])
-    if "problems" in values:
-        return Series.parse(values, allow=allow)
+    if "variants" in values:
+        return StudySuite.parse(values, allow=allow)
     return Study.parse(values, allow=allow)
 
 

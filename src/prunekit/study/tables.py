@@ -1,4 +1,4 @@
-"""study.json, series.json, results.csv and layers.csv: what a report is made from."""
+"""study.json, suite.json, results.csv and layers.csv: what a report is made from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunekit.digests import write_sums
 from prunekit.files import write_text
 from prunekit.study.layout import FORMAT, Layout, Results, is_finished
 from prunekit.study.spec import Study
-from prunekit.study.suite import Series
+from prunekit.study.suite import StudySuite
 from prunekit.version import __version__
 
 RESULTS = (
@@ -66,16 +66,16 @@ def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
     }
 
 
-def describe_series(series: Series, command: str | None) -> dict[str, Any]:
-    """The content of series.json."""
+def describe_suite(suite: StudySuite, command: str | None) -> dict[str, Any]:
+    """The content of suite.json."""
     return {
         "format": FORMAT,
-        "name": series.name,
-        "title": series.title,
-        "question": series.question,
-        "expected": series.expected,
-        "problems": list(series.studies),
-        "command": command or f"prunekit compare {series.name}",
+        "name": suite.name,
+        "title": suite.title,
+        "question": suite.question,
+        "expected": suite.expected,
+        "variants": list(suite.studies),
+        "command": command or f"prunekit compare {suite.name}",
     }
 
 
