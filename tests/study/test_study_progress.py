@@ -4,7 +4,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from prunekit.study.progress import Bars, Lines, Pace, _shortened, in_digits, in_words, watch
+from prunekit.study.progress import ETA, Bars, Lines, _shortened, format_clock, format_duration, watch
 from prunekit.study.tasks import Failure, Task
 
 
@@ -27,59 +27,59 @@ def task(name, cost=100.0):
 
 def test_time_left_is_what_is_left_of_the_work_at_the_pace_so_far(clock):
     a, b = task("a"), task("b", 300.0)
-    pace = Pace([a, b], 1, clock)
-    pace.begin(a)
+    eta = ETA([a, b], 1, clock)
+    eta.begin(a)
     clock.now += 50  # a process starts and loads: no pace
-    pace.hear(a, 0.0)
-    assert pace.left() is None
+    eta.hear(a, 0.0)
+    assert eta.left() is None
     clock.now += 10
-    pace.hear(a, 0.5)
-    assert pace.fraction(a) == 0.5
-    assert pace.fraction() == 0.125
-    assert pace.left() == pytest.approx(70)  # 10 s for 50 units, 350 units to go
+    eta.hear(a, 0.5)
+    assert eta.fraction(a) == 0.5
+    assert eta.fraction() == 0.125
+    assert eta.left() == pytest.approx(70)  # 10 s for 50 units, 350 units to go
     clock.now += 5
-    assert pace.left() == pytest.approx(65)
+    assert eta.left() == pytest.approx(65)
     clock.now += 5
-    pace.end(a, failed=False)
-    assert pace.left() == pytest.approx(60)
-    assert (pace.finished, pace.failed, pace.tasks) == (1, 0, 2)
-    assert pace.elapsed == 70
+    eta.end(a, failed=False)
+    assert eta.left() == pytest.approx(60)
+    assert (eta.finished, eta.failed, eta.tasks) == (1, 0, 2)
+    assert eta.elapsed == 70
 
 
 def test_work_of_an_earlier_run_says_nothing_of_the_pace(clock):
     a = task("a")
-    pace = Pace([a], 1, clock)
-    pace.begin(a)
-    pace.hear(a, 0.8)
+    eta = ETA([a], 1, clock)
+    eta.begin(a)
+    eta.hear(a, 0.8)
     clock.now += 10
-    pace.hear(a, 0.9)
-    assert pace.left() == pytest.approx(10)
+    eta.hear(a, 0.9)
+    assert eta.left() == pytest.approx(10)
 
 
 def test_workers_share_the_tasks_but_not_a_task(clock):
     tasks = [task("a"), task("b"), task("c"), task("d", 1000.0)]
-    pace = Pace(tasks, 2, clock)
+    eta = ETA(tasks, 2, clock)
     for each in tasks[:2]:
-        pace.begin(each)
-        pace.hear(each, 0.0)
+        eta.begin(each)
+        eta.hear(each, 0.0)
     clock.now += 10
     for each in tasks[:2]:
-        pace.end(each, failed=False)
-    assert pace.left() == pytest.approx(100)  # the long one alone, not (10 + 100) / 2
+        eta.end(each, failed=False)
+    assert eta.left() == pytest.approx(100)  # the long one alone, not (10 + 100) / 2
 
 
 def test_a_failed_task_counts_as_over_but_not_for_the_pace(clock):
     a, b = task("a"), task("b")
-    pace = Pace([a, b], 1, clock)
-    pace.begin(a)
-    pace.hear(a, 0.0)
+    eta = ETA([a, b], 1, clock)
+    eta.begin(a)
+    eta.hear(a, 0.0)
     clock.now += 100
-    pace.end(a, failed=True)
-    pace.end(b, failed=True)
-    assert pace.fraction() == 1.0
-    assert pace.left() == 0
-    assert pace.failed == 2
-    assert Pace([], 1, clock).fraction() == 1.0
+    eta.end(a, failed=True)
+    eta.end(b, failed=True)
+    assert eta.fraction() == 1.0
+    assert eta.left() == 0
+    assert eta.failed == 2
+    assert ETA([], 1, clock).fraction() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_a_failed_task_counts_as_over_but_not_for_the_pace(clock):
     ],
 )
 def test_durations(seconds, words, digits):
-    assert in_words(seconds) == words
-    assert in_digits(seconds) == digits
+    assert format_duration(seconds) == words
+    assert format_clock(seconds) == digits
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(clock, caplog):
     tasks = [task(name) for name in "abcd"]
-    with caplog.at_level(logging.INFO, "prunekit"), Lines(Pace(tasks, 1, clock), clock) as lines:
+    with caplog.at_level(logging.INFO, "prunekit"), Lines(ETA(tasks, 1, clock), clock) as lines:
         for each in tasks:
             lines.started(each)
             lines.progressed(each, 0.0)
@@ -120,13 +120,13 @@ def test_without_a_terminal_there_is_a_line_now_and_then(clock, caplog):
 
 def test_what_was_skipped_makes_no_noise(clock, caplog):
     tasks = [task("a")]
-    with caplog.at_level(logging.INFO, "prunekit"), Lines(Pace(tasks, 1, clock), clock) as lines:
+    with caplog.at_level(logging.INFO, "prunekit"), Lines(ETA(tasks, 1, clock), clock) as lines:
         lines.finished(tasks[0], 0.0, Failure("a", "not run, because b failed", skipped=True))
     assert "not run" not in caplog.text
 
 
 def test_a_finished_study_says_nothing(caplog):
-    with caplog.at_level(logging.INFO, "prunekit"), Lines(Pace([], 1)):
+    with caplog.at_level(logging.INFO, "prunekit"), Lines(ETA([], 1)):
         pass
     assert caplog.text == ""
 

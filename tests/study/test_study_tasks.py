@@ -6,7 +6,7 @@ import torch
 
 from prunekit.errors import InputError
 from prunekit.study.pool import run_tasks
-from prunekit.study.tasks import Agenda, Failure, Task
+from prunekit.study.tasks import Failure, Task, TaskQueue
 
 
 class Notes:
@@ -122,6 +122,6 @@ def test_a_failure_is_told_in_one_line(error, message):
 
 def test_tasks_that_cannot_be_ordered_are_a_mistake_of_ours(tmp_path):
     with pytest.raises(AssertionError, match="same name"):
-        Agenda([leave(tmp_path, "a"), leave(tmp_path, "a")], Notes())
+        TaskQueue([leave(tmp_path, "a"), leave(tmp_path, "a")], Notes())
     with pytest.raises(AssertionError, match="not there"):
-        Agenda([leave(tmp_path, "a", after=("b",))], Notes())
+        TaskQueue([leave(tmp_path, "a", after=("b",))], Notes())

@@ -21,7 +21,7 @@ from types import ModuleType
 
 import torch
 
-from prunekit.study.tasks import Agenda, Failure, Task, Watcher, line_of, perform
+from prunekit.study.tasks import Failure, Task, TaskQueue, Watcher, line_of, perform
 from prunekit.worker import work
 
 PATIENCE = 10.0
@@ -44,20 +44,20 @@ def run_tasks(
     Raises:
         KeyboardInterrupt: when the workers have ended.
     """
-    agenda = Agenda(tasks, watcher)
+    queue = TaskQueue(tasks, watcher)
     if workers == 1 and timeout is None:
-        _run_here(agenda, watcher)
+        _run_here(queue, watcher)
     else:
-        run_pool(agenda, workers, watcher, timeout)
-    return agenda.failures
+        run_pool(queue, workers, watcher, timeout)
+    return queue.failures
 
 
-def _run_here(agenda: Agenda, watcher: Watcher) -> None:
+def _run_here(queue: TaskQueue, watcher: Watcher) -> None:
     with _one_thread():
-        while (task := agenda.take()) is not None:
+        while (task := queue.take()) is not None:
             began = time.perf_counter()
             failure = perform(task, partial(watcher.progressed, task))
-            agenda.settle(task, time.perf_counter() - began, failure)
+            queue.settle(task, time.perf_counter() - began, failure)
 
 
 @contextmanager
@@ -70,12 +70,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run_pool(agenda: Agenda, workers: int, watcher: Watcher, timeout: float | None = None) -> None:
-    """Run the tasks of an agenda in so many processes; a worker that died is replaced.
+def run_pool(queue: TaskQueue, processes: int, watcher: Watcher, timeout: float | None = None) -> None:
+    """Run the tasks of a queue in so many processes; a worker that died is replaced.
 
     Args:
-        agenda: the tasks.
-        workers: processes at the most.
+        queue: the tasks.
+        processes: how many at the most.
         watcher: is told how it goes.
         timeout: seconds after its first report after which a task is ended, and has failed.
 
@@ -83,54 +83,54 @@ def run_pool(agenda: Agenda, workers: int, watcher: Watcher, timeout: float | No
         KeyboardInterrupt: when the workers have ended.
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads can hang
-    crew: list[_Worker] = []
+    workers: list[_Worker] = []
     try:
         while True:
-            _hand_out(agenda, crew, workers, context, timeout)
-            busy = {worker.connection: worker for worker in crew if worker.task is not None}
+            _hand_out(queue, workers, processes, context, timeout)
+            busy = {worker.connection: worker for worker in workers if worker.task is not None}
             if not busy:
                 return
-            heard = wait(list(busy), _until_due(crew))
+            heard = wait(list(busy), _until_due(workers))
             for worker in busy.values():
-                listens = worker.listen(agenda, watcher) if worker.connection in heard else True
-                if not listens or worker.is_late(agenda):
-                    crew.remove(worker)
+                listens = worker.listen(queue, watcher) if worker.connection in heard else True
+                if not listens or worker.is_late(queue):
+                    workers.remove(worker)
     finally:
-        _dismiss(crew)
+        _dismiss(workers)
 
 
-def _until_due(crew: list[_Worker]) -> float | None:
+def _until_due(workers: list[_Worker]) -> float | None:
     """Seconds until the first time limit; None where there is none."""
-    due = [worker.due for worker in crew if worker.due is not None]
+    due = [worker.due for worker in workers if worker.due is not None]
     return max(min(due) - time.monotonic(), 0.0) if due else None
 
 
 def _hand_out(
-    agenda: Agenda, crew: list[_Worker], workers: int, context: SpawnContext, timeout: float | None
+    queue: TaskQueue, workers: list[_Worker], processes: int, context: SpawnContext, timeout: float | None
 ) -> None:
     while True:
-        idle = next((worker for worker in crew if worker.task is None), None)
+        idle = next((worker for worker in workers if worker.task is None), None)
         if idle is not None and not idle.process.is_alive():  # it died with nothing to do
-            crew.remove(idle)
+            workers.remove(idle)
             continue
-        if idle is None and len(crew) == workers:
+        if idle is None and len(workers) == processes:
             return
-        task = agenda.take()
+        task = queue.take()
         if task is None:
             return
         if idle is None:
             idle = _Worker(context, timeout)
-            crew.append(idle)
+            workers.append(idle)
         failure = idle.begin(task)
         if failure is not None:
-            agenda.settle(task, 0.0, failure)
+            queue.settle(task, 0.0, failure)
 
 
-def _dismiss(crew: list[_Worker]) -> None:
+def _dismiss(workers: list[_Worker]) -> None:
     """End all workers; they have nothing to lose, because stages write their files as a whole."""
-    for worker in crew:
+    for worker in workers:
         worker.process.terminate()
-    for worker in crew:
+    for worker in workers:
         worker.process.join(PATIENCE)
         if worker.process.is_alive():
             worker.process.kill()
@@ -139,7 +139,7 @@ def _dismiss(crew: list[_Worker]) -> None:
 
 
 @dataclass(frozen=True)
-class Said:
+class LogLine:
     """From a worker: a line of the log of prunekit."""
 
     logger: str
@@ -183,7 +183,7 @@ class _Worker:
             self.connection.send_bytes(content)
         return None
 
-    def listen(self, agenda: Agenda, watcher: Watcher) -> bool:
+    def listen(self, queue: TaskQueue, watcher: Watcher) -> bool:
         """Take one message of it; False if it has died."""
         task = self.task
         assert task is not None
@@ -191,32 +191,32 @@ class _Worker:
             message = self.connection.recv()
         except (EOFError, OSError):
             self.process.join(PATIENCE)
-            self._lose(agenda, _epitaph(self.process.exitcode))
+            self._lose(queue, _exit_reason(self.process.exitcode))
             return False
         except Exception as error:  # something else has written into its pipe
-            self._lose(agenda, f"its process said what cannot be read: {line_of(error)}")
+            self._lose(queue, f"its process said what cannot be read: {line_of(error)}")
             return False
         if isinstance(message, float):
             self._hear_first()
             watcher.progressed(task, message)
-        elif isinstance(message, Said):
+        elif isinstance(message, LogLine):
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
         elif message is None or isinstance(message, Failure):
             self.task = self.due = None
-            agenda.settle(task, self._seconds(), message)
+            queue.settle(task, self._seconds(), message)
         else:
-            self._lose(agenda, "its process said something of its own")
+            self._lose(queue, "its process said something of its own")
             return False
         return True
 
-    def is_late(self, agenda: Agenda) -> bool:
+    def is_late(self, queue: TaskQueue) -> bool:
         """Whether its task has taken longer than it may; it has been killed then."""
         if self.due is None or time.monotonic() < self.due:
             return False
-        self._lose(agenda, f"took longer than {self._timeout:g} s, the limit of a cell")
+        self._lose(queue, f"took longer than {self._timeout:g} s, the limit of a cell")
         return True
 
-    def _lose(self, agenda: Agenda, why: str) -> None:
+    def _lose(self, queue: TaskQueue, why: str) -> None:
         """Make an end of it and of its task."""
         task = self.task
         assert task is not None
@@ -224,7 +224,7 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
-        agenda.settle(task, self._seconds(), Failure(task.name, why))
+        queue.settle(task, self._seconds(), Failure(task.name, why))
 
     def _hear_first(self) -> None:
         """Let the time of the task begin, if it has not."""
@@ -236,7 +236,7 @@ class _Worker:
         return time.perf_counter() - self._began
 
 
-def _epitaph(code: int | None) -> str:
+def _exit_reason(code: int | None) -> str:
     if code == -getattr(signal, "SIGKILL", 9):
         return "its process was killed; the system does that when memory runs out"
     if code is not None and code < 0:
@@ -284,27 +284,27 @@ def serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what a user's code prints is for the eye: stdout belongs to the parent's result
     torch.set_num_threads(1)
-    voice = _Voice(connection)
-    logging.getLogger("prunekit").addHandler(voice)
+    channel = _ParentChannel(connection)
+    logging.getLogger("prunekit").addHandler(channel)
     try:
         while True:
-            voice.say(_outcome(connection.recv_bytes(), voice))
+            channel.send(_outcome(connection.recv_bytes(), channel))
     except (EOFError, OSError):
         os._exit(1)  # the parent is gone, and nobody wants to read why
 
 
-def _outcome(content: bytes, voice: _Voice) -> Failure | None:
+def _outcome(content: bytes, channel: _ParentChannel) -> Failure | None:
     try:
         task: Task = pickle.loads(content)
     except Exception as error:
         return Failure("task", f"cannot be read by its process: {line_of(error)}")
     try:
-        return perform(task, lambda fraction: voice.say(float(fraction)))
+        return perform(task, lambda fraction: channel.send(float(fraction)))
     except KeyboardInterrupt as error:  # no Ctrl-C, which does not reach a worker, but the user's code
         return Failure.of(task, error)
 
 
-class _Voice(logging.Handler):
+class _ParentChannel(logging.Handler):
     """The messages of a worker, of any thread, one at a time; a handler that takes the log to the parent."""
 
     def __init__(self, connection: Connection) -> None:
@@ -312,10 +312,10 @@ class _Voice(logging.Handler):
         self._connection = connection
         self._one_at_a_time = threading.Lock()
 
-    def say(self, message: float | Said | Failure | None) -> None:
+    def send(self, message: float | LogLine | Failure | None) -> None:
         with self._one_at_a_time:
             self._connection.send(message)
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
-            self.say(Said(record.name, record.levelno, record.getMessage()))
+            self.send(LogLine(record.name, record.levelno, record.getMessage()))

@@ -29,7 +29,7 @@ WIDTH = 36
 
 
 @dataclass
-class _Way:
+class _TaskProgress:
     """How far one task is: the fraction done, where it began, and when that was heard last."""
 
     cost: float
@@ -39,7 +39,7 @@ class _Way:
     running: bool = False
 
 
-class Pace:
+class ETA:
     """The work done, and the time left at the mean pace so far.
 
     Work that an earlier run has done counts as done, but not for the pace; nor does the time in which a
@@ -49,7 +49,7 @@ class Pace:
     def __init__(
         self, tasks: Sequence[Task], workers: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._ways = {task.name: _Way(task.cost) for task in tasks}
+        self._progress_of = {task.name: _TaskProgress(task.cost) for task in tasks}
         self._workers = workers
         self._clock = clock
         self._work = 0.0
@@ -61,7 +61,7 @@ class Pace:
     @property
     def tasks(self) -> int:
         """How many tasks there are."""
-        return len(self._ways)
+        return len(self._progress_of)
 
     @property
     def elapsed(self) -> float:
@@ -70,33 +70,37 @@ class Pace:
 
     def begin(self, task: Task) -> None:
         """The task runs."""
-        self._ways[task.name].running = True
+        self._progress_of[task.name].running = True
 
     def hear(self, task: Task, fraction: float) -> None:
         """The task is this far; its first word says where it begins."""
-        way, now = self._ways[task.name], self._clock()
-        if way.begin is None:
-            way.begin = fraction
+        record, now = self._progress_of[task.name], self._clock()
+        if record.begin is None:
+            record.begin = fraction
         else:
-            self._work += way.cost * max(fraction - way.fraction, 0.0)
-            self._seconds += now - way.heard
-        way.fraction, way.heard = fraction, now
+            self._work += record.cost * max(fraction - record.fraction, 0.0)
+            self._seconds += now - record.heard
+        record.fraction, record.heard = fraction, now
 
     def end(self, task: Task, *, failed: bool) -> None:
         """The task has ended, or will not be begun."""
-        way = self._ways[task.name]
-        if way.running and not failed:
+        record = self._progress_of[task.name]
+        if record.running and not failed:
             self.hear(task, 1.0)
-        way.fraction, way.running = 1.0, False
+        record.fraction, record.running = 1.0, False
         self.finished += 1
         self.failed += failed
 
     def fraction(self, task: Task | None = None) -> float:
         """How far a task is, or the whole, in [0, 1]."""
         if task is not None:
-            return self._ways[task.name].fraction
-        whole = sum(way.cost for way in self._ways.values())
-        return sum(way.cost * way.fraction for way in self._ways.values()) / whole if whole else 1.0
+            return self._progress_of[task.name].fraction
+        whole = sum(record.cost for record in self._progress_of.values())
+        return (
+            sum(record.cost * record.fraction for record in self._progress_of.values()) / whole
+            if whole
+            else 1.0
+        )
 
     def left(self) -> float | None:
         """Seconds until the end; None while it is too early to say.
@@ -108,17 +112,17 @@ class Pace:
         if self._seconds < FIRST_GUESS or not self._work:
             return None
         rate = self._work / self._seconds
-        lengths = [self._length(way, rate) for way in self._ways.values()]
+        lengths = [self._length(record, rate) for record in self._progress_of.values()]
         return max(sum(lengths) / self._workers, *lengths)
 
-    def _length(self, way: _Way, rate: float) -> float:
-        seconds = way.cost * (1 - way.fraction) / rate
-        if way.running and way.begin is not None:
-            seconds -= self._clock() - way.heard  # it has gone on since
+    def _length(self, record: _TaskProgress, rate: float) -> float:
+        seconds = record.cost * (1 - record.fraction) / rate
+        if record.running and record.begin is not None:
+            seconds -= self._clock() - record.heard  # it has gone on since
         return max(seconds, 0.0)
 
 
-def in_words(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """A duration for a log line: `about 3 min`."""
     if seconds is None:
         return "unknown"
@@ -129,7 +133,7 @@ def in_words(seconds: float | None) -> str:
     return f"about {seconds / 3600:.1f} h"
 
 
-def in_digits(seconds: float | None) -> str:
+def format_clock(seconds: float | None) -> str:
     """A duration for a bar: `0:03:20`."""
     if seconds is None:
         return "-:--:--"
@@ -139,24 +143,24 @@ def in_digits(seconds: float | None) -> str:
 
 def watch(tasks: Sequence[Task], workers: int, console: Console) -> Bars | Lines:
     """Bars where there is a terminal, else log lines."""
-    pace = Pace(tasks, workers)
-    return Bars(pace, console) if console.is_terminal else Lines(pace)
+    eta = ETA(tasks, workers)
+    return Bars(eta, console) if console.is_terminal else Lines(eta)
 
 
-class _Told(Watcher, AbstractContextManager["_Told"]):
-    """What bars and lines have in common: both keep a pace, and name what failed at once."""
+class _Reporter(Watcher, AbstractContextManager["_Reporter"]):
+    """What bars and lines have in common: both keep an ETA, and name what failed at once."""
 
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
+    def __init__(self, eta: ETA) -> None:
+        self._eta = eta
 
     def started(self, task: Task) -> None:
-        self._pace.begin(task)
+        self._eta.begin(task)
 
     def progressed(self, task: Task, fraction: float) -> None:
-        self._pace.hear(task, fraction)
+        self._eta.hear(task, fraction)
 
     def finished(self, task: Task, seconds: float, failure: Failure | None) -> None:
-        self._pace.end(task, failed=failure is not None)
+        self._eta.end(task, failed=failure is not None)
         if failure is None:
             log.debug("%s: done in %.1f s", task.name, seconds)
         elif failure.skipped:
@@ -166,28 +170,28 @@ class _Told(Watcher, AbstractContextManager["_Told"]):
             log.debug("%s", failure.trace)
 
     def _count(self) -> str:
-        failed = f", {self._pace.failed} failed" if self._pace.failed else ""
-        return f"{self._pace.finished} of {self._pace.tasks} runs done{failed}"
+        failed = f", {self._eta.failed} failed" if self._eta.failed else ""
+        return f"{self._eta.finished} of {self._eta.tasks} runs done{failed}"
 
 
-class Lines(_Told):
+class Lines(_Reporter):
     """A log line every so often: the number done of all and the time left; a context manager."""
 
-    def __init__(self, pace: Pace, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(pace)
+    def __init__(self, eta: ETA, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(eta)
         self._clock = clock
         self._last = clock()
 
     def __enter__(self) -> Lines:
-        if self._pace.tasks:
-            log.info("%d runs to do", self._pace.tasks)
+        if self._eta.tasks:
+            log.info("%d runs to do", self._eta.tasks)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pace.tasks and kind is None:
-            log.info("%s, in %s", self._count(), in_words(self._pace.elapsed).removeprefix("about "))
+        if self._eta.tasks and kind is None:
+            log.info("%s, in %s", self._count(), format_duration(self._eta.elapsed).removeprefix("about "))
 
     def progressed(self, task: Task, fraction: float) -> None:
         """Tell it, if the last line is long ago."""
@@ -200,29 +204,29 @@ class Lines(_Told):
         self._tell()
 
     def _tell(self) -> None:
-        if self._clock() - self._last < EVERY or self._pace.finished == self._pace.tasks:
+        if self._clock() - self._last < EVERY or self._eta.finished == self._eta.tasks:
             return
         self._last = self._clock()
         log.info(
             "%s (%.0f %%), %s left",
             self._count(),
-            100 * self._pace.fraction(),
-            in_words(self._pace.left()),
+            100 * self._eta.fraction(),
+            format_duration(self._eta.left()),
         )
 
 
-class Bars(_Told):
+class Bars(_Reporter):
     """One bar for the whole with the time left, one for each task that runs; a context manager."""
 
-    def __init__(self, pace: Pace, console: Console) -> None:
-        super().__init__(pace)
+    def __init__(self, eta: ETA, console: Console) -> None:
+        super().__init__(eta)
         self._rows: dict[str, TaskID] = {}
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", table_column=None),
             BarColumn(bar_width=12),
             TextColumn("{task.percentage:>3.0f}%"),
-            _Times(pace),
+            _Times(eta),
             console=console,
             transient=True,
         )
@@ -256,7 +260,7 @@ class Bars(_Told):
         self._update_whole()
 
     def _update_whole(self) -> None:
-        self._progress.update(self._whole, completed=self._pace.fraction(), description=self._title())
+        self._progress.update(self._whole, completed=self._eta.fraction(), description=self._title())
 
     def _title(self) -> str:
         return f"{self._count():<{WIDTH}}"
@@ -265,14 +269,14 @@ class Bars(_Told):
 class _Times(ProgressColumn):
     """Beside the whole: the time since the beginning, and the time left; computed anew for each frame."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, eta: ETA) -> None:
         super().__init__()
-        self._pace = pace
+        self._eta = eta
 
     def render(self, task: Row) -> RenderableType:
         if not task.fields["whole"]:
             return Text("")
-        return Text(f"{in_digits(self._pace.elapsed)}, left {in_digits(self._pace.left())}", style="dim")
+        return Text(f"{format_clock(self._eta.elapsed)}, left {format_clock(self._eta.left())}", style="dim")
 
 
 def _shortened(name: str, width: int = WIDTH - 2) -> str:

@@ -74,7 +74,7 @@ class Watcher(Protocol):
         """The task has ended, or will not be begun."""
 
 
-class Agenda:
+class TaskQueue:
     """Which tasks are ready, under way and done."""
 
     def __init__(self, tasks: Sequence[Task], watcher: Watcher) -> None:
