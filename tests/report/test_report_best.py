@@ -7,7 +7,16 @@ import pytest
 from report_fixture import MANY, Method, make_study
 
 from prunekit.digests import read_json_with_digest, write_json_with_digest
-from prunekit.report import Point, best_at, findings, points_of, reach_of, read_results, read_study, spread_of
+from prunekit.report import (
+    Point,
+    best_at,
+    findings,
+    max_compression_within_tolerance,
+    points_of,
+    read_results,
+    read_study,
+    spread_of,
+)
 from prunekit.report.best import asked_ratios, best_table
 from prunekit.report.format import ACCURACY, MSE
 from prunekit.report.layers import layer_table
@@ -117,14 +126,14 @@ def test_ratios_asked() -> None:
     assert best_table([DENSE], ACCURACY) == []
 
 
-def test_reach() -> None:
+def test_max_compression_within_tolerance() -> None:
     # dense is 0.95 ± 0.0141, so that the tolerance is its spread
     same = [0.9, 0.9]
     points = [DENSE, *(point("a", r, same, [t, t]) for r, t in ((2.0, 0.96), (4.0, 0.937), (8.0, 0.93)))]
-    reached = reach_of(points, "a", ACCURACY)
+    reached = max_compression_within_tolerance(points, "a", ACCURACY)
     assert reached is not None
     assert reached.ratio == 4.0
-    assert reach_of([DENSE, point("a", 2.0, same, [0.5, 0.5])], "a", ACCURACY) is None
+    assert max_compression_within_tolerance([DENSE, point("a", 2.0, same, [0.5, 0.5])], "a", ACCURACY) is None
 
 
 def test_lower_is_better_for_an_error() -> None:
@@ -137,8 +146,8 @@ def test_lower_is_better_for_an_error() -> None:
     best = best_at(points, 4.0, MSE)
     assert best is not None
     assert (best.point.method, best.verdict) == ("a", "ahead")
-    assert reach_of(points, "a", MSE) is points[1]
-    assert reach_of(points, "b", MSE) is None
+    assert max_compression_within_tolerance(points, "a", MSE) is points[1]
+    assert max_compression_within_tolerance(points, "b", MSE) is None
 
 
 def test_layers_are_compared_where_most_methods_have_a_point() -> None:

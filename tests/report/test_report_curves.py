@@ -9,7 +9,7 @@ from report_fixture import MANY, RESULTS, Method, make_study, write_csv
 
 from prunekit.report import points_of, read_results
 from prunekit.report.axes import linear_limits, log_limits
-from prunekit.report.curves import Scene, curve_drawings
+from prunekit.report.curves import PlotData, curve_drawings
 from prunekit.report.format import ACCURACY
 from prunekit.report.points import methods_of, removes_nothing
 from prunekit.report.style import (
@@ -29,7 +29,7 @@ def drawings(folder: Path) -> list[Drawing]:
     methods = methods_of(points)
     flat = [m for m in methods if removes_nothing(points, m)]
     return curve_drawings(
-        Scene(tuple(points), tuple(methods), looks_of(methods, "random", flat), "random"), ACCURACY
+        PlotData(tuple(points), tuple(methods), looks_of(methods, "random", flat), "random"), ACCURACY
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunekit.report import Row, curves_of, points_of, spread_of
-from prunekit.report.format import ACCURACY, MSE, count, figures, names, overlap, signed, times
+from prunekit.report.format import ACCURACY, MSE, count, format_number, names, overlap, signed, times
 from prunekit.report.points import MOST_POINTS, even
 from prunekit.report.study_files import MEASURES
 
@@ -73,7 +73,7 @@ def test_numbers_in_words() -> None:
     assert [times(r) for r in (2.0, 4.25, 11.96, 9.97)] == ["2x", "4.2x", "12x", "10x"]
     counts = [count(n) for n in (None, 950, 12_300, 999_900, 4_560_000)]
     assert counts == ["–", "950", "12.3 k", "1 M", "4.56 M"]
-    shown = [figures(v) for v in (0.5, 1.0, 0.0, 123.4, 123456.0, 0.000012)]
+    shown = [format_number(v) for v in (0.5, 1.0, 0.0, 123.4, 123456.0, 0.000012)]
     assert shown == ["0.500", "1.00", "0.00", "123", "123456", "1.2e-05"]
     assert signed(-0.001, 2) == "0.00"
     assert [names(list("abc"[:n])) for n in range(4)] == ["", "a", "a and b", "a, b and c"]

@@ -185,7 +185,7 @@ class TestDigestsOfTables:
         assert record.getMessage().startswith(f"{folder} has no SHA256SUMS")
 
 
-def test_nothing_is_written_for_a_study_without_its_primary_figure(tmp_path: Path) -> None:
+def test_nothing_is_written_for_a_study_without_its_primary_metric(tmp_path: Path) -> None:
     folder = make_study(tmp_path, {"x": Method(10, (2,))}, seeds=1)
     study = read_json_with_digest(folder / "study.json")
     write_json_with_digest(folder / "study.json", study | {"primary": "test_mse"})

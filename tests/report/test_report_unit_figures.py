@@ -13,7 +13,7 @@ from report_fixture import RESULTS, Method, make_study, write_csv
 from prunekit.digests import write_json_with_digest
 from prunekit.errors import DataError
 from prunekit.report import points_of, read_results, read_study, write_report
-from prunekit.report.curves import Scene
+from prunekit.report.curves import PlotData
 from prunekit.report.format import ACCURACY
 from prunekit.report.style import looks_of, svg_of
 from prunekit.report.unit_data import read_units
@@ -125,8 +125,8 @@ def test_the_yardstick_is_the_oracle_that_measures_anew_and_only_removes(folder:
 
 def test_regret_is_taken_where_as_much_is_removed(folder: Path) -> None:
     rows = read_results(folder / "results.csv")
-    scene = Scene(tuple(points_of(rows)), ("the oracle", "elsewhere", "random"), {}, "random")
-    curves = regret_curves(scene, ACCURACY, "the oracle")
+    data = PlotData(tuple(points_of(rows)), ("the oracle", "elsewhere", "random"), {}, "random")
+    curves = regret_curves(data, ACCURACY, "the oracle")
     assert set(curves) == {"the oracle", "random"}
     for method, curve in curves.items():
         for removed, value in curve.items():

@@ -1,6 +1,13 @@
 """Figures and one HTML page from a study's folder; reads files, writes files, knows no torch."""
 
-from prunekit.report.findings import Best, Overview, best_at, findings, reach_of, study_overview
+from prunekit.report.findings import (
+    Best,
+    Overview,
+    best_at,
+    findings,
+    max_compression_within_tolerance,
+    study_overview,
+)
 from prunekit.report.page import is_suite, overview, write_report, write_suite_page, write_suite_reports
 from prunekit.report.points import Curve, Point, Spread, curves_of, points_of, spread_of
 from prunekit.report.study_files import LayerRow, Row, StudyFile, read_layers, read_results, read_study
@@ -18,9 +25,9 @@ __all__ = [
     "curves_of",
     "findings",
     "is_suite",
+    "max_compression_within_tolerance",
     "overview",
     "points_of",
-    "reach_of",
     "read_layers",
     "read_results",
     "read_study",

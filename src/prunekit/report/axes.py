@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from prunekit.report.format import Primary, figures, times
+from prunekit.report.format import Primary, format_number, times
 from prunekit.report.points import Point
 
 
@@ -48,7 +48,7 @@ class Measured:
 
     def show(self, mean: float, sd: float | None) -> str:
         """'97.21 ± 0.31%'."""
-        text = (lambda v: f"{v:.2f}") if self.percent else figures
+        text = (lambda v: f"{v:.2f}") if self.percent else format_number
         return text(mean) + ("" if sd is None else f" ± {text(sd)}") + ("%" if self.percent else "")
 
 
@@ -86,7 +86,7 @@ def quality_of(primary: Primary) -> tuple[Measured, Measured]:
     )
 
 
-def place_words(point: Point) -> str:
+def format_point(point: Point) -> str:
     """Where a point stands: '8.0x, 87.5% removed'."""
     return f"{times(point.ratio)}, {100 * point.sparsity:.1f}% removed"
 

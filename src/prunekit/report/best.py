@@ -23,7 +23,7 @@ class Best:
     """The method chosen at one compression.
 
     ``point`` has the best validation mean of the ``candidates`` methods that have a point there and
-    ``runner_up`` the second best. ``verdict`` is about test figures: 'ahead' only where the spread of the
+    ``runner_up`` the second best. ``verdict`` is about test metrics: 'ahead' only where the spread of the
     chosen method touches that of no other method, there or at a higher ratio; ``rivals`` are the methods
     whose spreads it does touch, or, for 'behind on test', those that lie clear of it on the better side.
     """
@@ -36,7 +36,7 @@ class Best:
     rivals: tuple[str, ...]
 
     def test(self, primary: Primary) -> Spread:
-        """The test figure of the chosen method."""
+        """The test metric of the chosen method."""
         return self.point.values[primary.test]
 
 
@@ -68,7 +68,7 @@ def _rank(point: Point, primary: Primary) -> float:
 
 
 def _verdict(chosen: Point, others: Sequence[Point], primary: Primary) -> tuple[Verdict, tuple[str, ...]]:
-    """What the test figures allow to be said of the chosen point against all the others."""
+    """What the test metrics allow to be said of the chosen point against all the others."""
     if not others:
         return "only method here", ()
     mine = chosen.values[primary.test]
@@ -138,7 +138,7 @@ def best_table(points: Sequence[Point], primary: Primary) -> list[Best]:
     return [best for best in found if best is not None]
 
 
-def reach_of(points: Sequence[Point], method: str, primary: Primary) -> Point | None:
+def max_compression_within_tolerance(points: Sequence[Point], method: str, primary: Primary) -> Point | None:
     """The method's most compressed point whose test mean loses no more than the tolerance against dense.
 
     None where it has no such point, and for a control that removes nothing.

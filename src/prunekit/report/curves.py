@@ -16,9 +16,9 @@ from prunekit.report.axes import (
     SPEEDUP,
     Across,
     Measured,
+    format_point,
     linear_limits,
     log_limits,
-    place_words,
     quality_of,
 )
 from prunekit.report.format import Primary
@@ -122,8 +122,8 @@ def _added_line(axes: Axes, look: Look, gid: str | None, x: list[float]) -> Line
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """All that the figures are drawn from: points, the order and look of methods, the label of random."""
+class PlotData:
+    """What the plots are drawn from: points, the order and look of methods, the label of random."""
 
     points: tuple[Point, ...]
     methods: tuple[str, ...]
@@ -144,7 +144,7 @@ class _Placed:
     sd: float | None
 
 
-def curve_drawings(scene: Scene, primary: Primary) -> list[Drawing]:
+def curve_drawings(data: PlotData, primary: Primary) -> list[Drawing]:
     """Every curve that the study's numbers allow, in the order of the page."""
     plain, log = quality_of(primary)
     pairs = [
@@ -155,70 +155,70 @@ def curve_drawings(scene: Scene, primary: Primary) -> list[Drawing]:
         (LOSS, RATIO),
         (LOSS, SPARSITY),
     ]
-    found = (curve_drawing(scene, measured, across) for measured, across in pairs)
+    found = (curve_drawing(data, measured, across) for measured, across in pairs)
     return [drawing for drawing in found if drawing is not None]
 
 
-def curve_drawing(scene: Scene, measured: Measured, across: Across) -> Drawing | None:
+def curve_drawing(data: PlotData, measured: Measured, across: Across) -> Drawing | None:
     """One figure: mean lines with markers, the spread over seeds as bands or bars, labels at the right.
 
     None where the study has nothing to show in it: no value of that column, or no pruned point.
     """
-    base = measured.of(scene.dense)
-    flat = [m for m in scene.methods if removes_nothing(scene.points, m)]
+    base = measured.of(data.dense)
+    flat = [m for m in data.methods if removes_nothing(data.points, m)]
     placed = {
         method: [
             found
-            for curve in curves_of(scene.points, method)
-            if (found := _place(curve, scene, measured, across))
+            for curve in curves_of(data.points, method)
+            if (found := _place(curve, data, measured, across))
         ]
-        for method in scene.methods
+        for method in data.methods
         if method not in flat
     }
     if base is None or not any(placed.values()):
         return None
     with drawing_style():
-        return _draw(scene, measured, across, base, placed, flat)
+        return _draw(data, measured, across, base, placed, flat)
 
 
-def _place(curve: Curve, scene: Scene, measured: Measured, across: Across) -> list[_Placed]:
+def _place(curve: Curve, data: PlotData, measured: Measured, across: Across) -> list[_Placed]:
     found = []
     for point in curve.points:
-        x, y = across.of(point, scene.dense), measured.of(point)
+        x, y = across.of(point, data.dense), measured.of(point)
         if x is not None and y is not None and not (measured.log and y[0] <= 0):
             found.append(_Placed(point, x, *y))
     return found
 
 
 def _draw(
-    scene: Scene,
+    data: PlotData,
     measured: Measured,
     across: Across,
     base: tuple[float, float | None],
     placed: Mapping[str, Sequence[Sequence[_Placed]]],
     flat: Sequence[str],
 ) -> Drawing:
-    figure = new_figure(10.0, max(4.6, 1.3 + 0.2 * (len(scene.methods) + 1)))
-    longest = max(16, *(len(short(name)) for name in scene.methods))
+    figure = new_figure(10.0, max(4.6, 1.3 + 0.2 * (len(data.methods) + 1)))
+    longest = max(16, *(len(short(name)) for name in data.methods))
     right = 1 - (0.55 + 0.073 * longest) / 10.0
     axes = figure.add_axes((0.062, 0.108, right - 0.062, 0.872))
     clean(axes)
     everything = [item for curves in placed.values() for curve in curves for item in curve]
-    _limits(axes, measured, across, base, everything, scene.random)
+    _limits(axes, measured, across, base, everything, data.random)
     low, high = axes.get_ylim()
 
     ends = [_level(axes, "dense", -1, DENSE_LOOK, base, band=True)]
     for method in flat:
-        value = measured.of([p for p in scene.points if p.method == method][-1])
+        value = measured.of([p for p in data.points if p.method == method][-1])
         if value is not None and low < value[0] < high:
             ends.append(
-                _level(axes, method, scene.methods.index(method), scene.looks[method], value, band=False)
+                _level(axes, method, data.methods.index(method), data.looks[method], value, band=False)
             )
     tips: dict[str, str] = {}
     outside = 0
-    bands = sum(bool(curves) and method != scene.random for method, curves in placed.items()) <= MOST_BANDS
+    bands = sum(bool(curves) and method != data.random for method, curves in placed.items()) <= MOST_BANDS
     for method, curves in placed.items():
-        series, look = scene.methods.index(method), scene.looks[method]
+        series, look = data.methods.index(method), data.looks[method]
         markers = 0
         for curve in curves:
             outside += _line(axes, curve, series, look, bands and len(curve) > 1)
@@ -246,7 +246,7 @@ def _draw(
     return Drawing(
         f"{measured.key}-{across.key}",
         title,
-        _caption(measured, outside, _zeros(scene, measured)),
+        _caption(measured, outside, _zeros(data, measured)),
         figure,
         tips,
         first,
@@ -343,13 +343,13 @@ def _tip(item: _Placed, measured: Measured) -> str:
     unit = measured.label.split(" (")[0]
     seeds = "1 seed" if item.point.seeds == 1 else f"{item.point.seeds} seeds"
     return (
-        f"{item.point.method}\n{place_words(item.point)}\n{unit} {measured.show(item.y, item.sd)} ({seeds})"
+        f"{item.point.method}\n{format_point(item.point)}\n{unit} {measured.show(item.y, item.sd)} ({seeds})"
     )
 
 
-def _zeros(scene: Scene, measured: Measured) -> int:
+def _zeros(data: PlotData, measured: Measured) -> int:
     """The points that a logarithmic axis cannot show, since their value is zero."""
-    values = [measured.of(point) for point in scene.points if point.sparsity > 0]
+    values = [measured.of(point) for point in data.points if point.sparsity > 0]
     return sum(value is not None and value[0] <= 0 for value in values) if measured.log else 0
 
 

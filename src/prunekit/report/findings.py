@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prunekit.report.best import SAME_RATIO, Best, best_at, best_table, point_at, reach_of
+from prunekit.report.best import (
+    SAME_RATIO,
+    Best,
+    best_at,
+    best_table,
+    max_compression_within_tolerance,
+    point_at,
+)
 from prunekit.report.format import Primary, names, overlap, primary_of, times
 from prunekit.report.points import Point, dense_of, methods_of, points_of, removes_nothing
 from prunekit.report.study_files import StudyFile, check_tables, read_results, read_study
@@ -43,7 +50,7 @@ class Finding:
         return [(part, place % 2 == 1) for place, part in enumerate(parts) if part]
 
 
-__all__ = ["Best", "Finding", "best_at", "best_table", "findings", "reach_of"]
+__all__ = ["Best", "Finding", "best_at", "best_table", "findings", "max_compression_within_tolerance"]
 
 
 def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> list[Finding]:
@@ -51,7 +58,7 @@ def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> lis
     bests = best_table(points, primary)
     results = [
         _dense(study, points, primary),
-        *_reaches(study, points, primary),
+        *_max_compressions(study, points, primary),
         *_leads(bests, primary),
         *_against_random(study, points, bests, primary),
     ]
@@ -76,28 +83,28 @@ def _list(methods: Sequence[str]) -> str:
 
 def _dense(study: StudyFile, points: Sequence[Point], primary: Primary) -> str:
     dense = dense_of(points)
-    figure = dense.values[primary.test]
+    metric = dense.values[primary.test]
     seeds = "1 seed" if dense.seeds == 1 else f"{dense.seeds} seeds"
-    text = f"The dense network has a {primary.name} of {primary.show_spread(figure)} ({seeds})"
+    text = f"The dense network has a {primary.name} of {primary.show_spread(metric)} ({seeds})"
     label = study.controls.dense_trained_as_long
     longer = [point for point in points if point.method == label]
     if not longer:
         return text + "."
     trained = longer[-1].values[primary.test]
     text += f"; trained for as long as the pruned ones, with nothing removed, {primary.show_spread(trained)}"
-    if overlap(trained, figure) is False:
-        better = primary.better(trained.mean, figure.mean) > 0
+    if overlap(trained, metric) is False:
+        better = primary.better(trained.mean, metric.mean) > 0
         return text + f", so longer training alone {'helps' if better else 'hurts'}."
     return text + "."
 
 
-def _reaches(study: StudyFile, points: Sequence[Point], primary: Primary) -> list[str]:
+def _max_compressions(study: StudyFile, points: Sequence[Point], primary: Primary) -> list[str]:
     """How far methods go before they lose more than the tolerance."""
     methods = compared(study, points)
     if not methods:
         return []
-    margin = primary.tolerance_words(dense_of(points).values[primary.test])
-    reached = {m: point for m in methods if (point := reach_of(points, m, primary))}
+    margin = primary.format_tolerance(dense_of(points).values[primary.test])
+    reached = {m: point for m in methods if (point := max_compression_within_tolerance(points, m, primary))}
     if not reached:
         return [f"No method stays within {margin} of dense at any compression that was tried."]
     order = sorted(reached, key=lambda m: -reached[m].ratio)

@@ -10,7 +10,7 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True, slots=True)
 class Primary:
-    """The measure by which methods are compared: chosen on ``validation``, reported on ``test``."""
+    """The metric by which methods are compared: chosen on ``validation``, reported on ``test``."""
 
     test: str
     validation: str
@@ -18,7 +18,7 @@ class Primary:
     higher_is_better: bool
 
     def better(self, a: float, b: float) -> float:
-        """By how much a is better than b, in the measure's own unit; negative where it is worse."""
+        """By how much a is better than b, in the metric's own unit; negative where it is worse."""
         return a - b if self.higher_is_better else b - a
 
     def tolerance(self, dense: Spread) -> float:
@@ -26,15 +26,15 @@ class Primary:
         floor = 0.005 if self.higher_is_better else 0.05 * dense.mean
         return max(floor, dense.sd or 0.0)
 
-    def tolerance_words(self, dense: Spread) -> str:
+    def format_tolerance(self, dense: Spread) -> str:
         """The tolerance as text: '0.50 points', or '5.0%' of a squared error."""
         return self.gap(self.tolerance(dense), dense.mean)
 
     def show(self, value: float) -> str:
-        """'97.21%' for an accuracy, three figures for an error."""
+        """'97.21%' for an accuracy, three digits for an error."""
         if value != value or abs(value) == float("inf"):
             return "diverged"
-        return f"{100 * value:.2f}%" if self.higher_is_better else figures(value)
+        return f"{100 * value:.2f}%" if self.higher_is_better else format_number(value)
 
     def show_spread(self, spread: Spread | None) -> str:
         """'97.21 ± 0.31%', or the mean alone where there is one seed; a dash for no value."""
@@ -44,7 +44,7 @@ class Primary:
         """A difference without its sign: points of accuracy, or percent of the reference error."""
         if self.higher_is_better:
             return f"{100 * abs(value):.2f} points"
-        return f"{100 * abs(value / reference):.1f}%" if reference else figures(abs(value))
+        return f"{100 * abs(value / reference):.1f}%" if reference else format_number(abs(value))
 
     def change(self, value: float, reference: float) -> str:
         """The signed change from the reference to the value, as written: '+0.20', or '+3.1%' for an error."""
@@ -59,7 +59,7 @@ MSE = Primary("test_mse", "validation_mse", "test mean squared error", False)
 
 
 def primary_of(column: Literal["test_accuracy", "test_mse"]) -> Primary:
-    """The primary measure of a study by its column."""
+    """The primary metric of a study by its column."""
     return ACCURACY if column == "test_accuracy" else MSE
 
 
@@ -76,7 +76,7 @@ def _with_spread(spread: Spread, percent: bool) -> str:
     factor, digits, unit = (100.0, 2, "%") if percent else (1.0, None, "")
 
     def text(value: float) -> str:
-        return figures(value) if digits is None else f"{factor * value:.{digits}f}"
+        return format_number(value) if digits is None else f"{factor * value:.{digits}f}"
 
     return text(spread.mean) + ("" if spread.sd is None else f" ± {text(spread.sd)}") + unit
 
@@ -91,8 +91,8 @@ def plain_spread(spread: Spread | None) -> str:
     return "–" if spread is None else _with_spread(spread, percent=False)
 
 
-def figures(value: float) -> str:
-    """Three significant figures, in plain digits where that stays short."""
+def format_number(value: float) -> str:
+    """Three significant digits, in plain digits where that stays short."""
     size = abs(value)
     if 1e3 <= size < 1e6:
         return f"{value:.0f}"

@@ -17,11 +17,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from prunekit.digests import SUMS
 from prunekit.files import refuse_links
 from prunekit.limits import check_folder_name
-from prunekit.report.curves import Scene, curve_drawings
+from prunekit.report.curves import PlotData, curve_drawings
 from prunekit.report.findings import Overview, study_overview
 from prunekit.report.format import primary_of
 from prunekit.report.layers import heat_drawing, layer_table, multiples_drawing
-from prunekit.report.page_data import View, view_of
+from prunekit.report.page_data import PageData, page_data_of
 from prunekit.report.points import layer_points_of, methods_of, points_of, removes_nothing
 from prunekit.report.study_files import (
     check_tables,
@@ -58,7 +58,7 @@ class Figure:
         return Markup(self.svg)
 
 
-def render(view: View, curves: list[Figure], layers: list[Figure], units: list[Figure]) -> str:
+def render(data: PageData, curves: list[Figure], layers: list[Figure], units: list[Figure]) -> str:
     """The whole page as text. It asks for nothing outside itself: its content policy forbids it."""
     script = _part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -66,7 +66,7 @@ def render(view: View, curves: list[Figure], layers: list[Figure], units: list[F
         _environment()
         .get_template("report.html.j2")
         .render(
-            view=view,
+            page=data,
             curves=curves,
             layers=layers,
             units=units,
@@ -122,15 +122,14 @@ def write_report(folder: Path) -> Path:
     methods = methods_of(points)
     flat = [method for method in methods if removes_nothing(points, method)]
     looks = looks_of(methods, study.controls.random, flat)
-    scene = Scene(tuple(points), tuple(methods), looks, study.controls.random)
+    data = PlotData(tuple(points), tuple(methods), looks, study.controls.random)
     table = layer_table(points, layer_points, primary)
 
-    curves = curve_drawings(scene, primary)
+    curves = curve_drawings(data, primary)
     layers = [multiples_drawing(points, layer_points, methods), heat_drawing(table) if table else None]
-    units = unit_drawings(folder, study, scene, primary)
-    view = view_of(study, rows, scene, primary, table)
+    units = unit_drawings(folder, study, data, primary)
     page = render(
-        view,
+        page_data_of(study, rows, data, primary, table),
         curves=[_saved(drawing, folder) for drawing in curves],
         layers=[_saved(drawing, folder) for drawing in layers if drawing is not None],
         units=[_saved(drawing, folder) for drawing in units],

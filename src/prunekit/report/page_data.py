@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from prunekit.report.best import ABOVE, Best, best_table, reach_of
-from prunekit.report.curves import Scene
+from prunekit.report.best import ABOVE, Best, best_table, max_compression_within_tolerance
+from prunekit.report.curves import PlotData
 from prunekit.report.findings import Finding, findings
 from prunekit.report.format import (
     Primary,
@@ -33,7 +33,7 @@ class Swatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TableCell:
     """A table cell: what is read, and the number to sort by."""
 
     text: str
@@ -47,11 +47,11 @@ class NumberLine:
     series: int
     swatch: Swatch
     method: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class LayerView:
+class LayerTexts:
     """The per-layer table: a column per method; ``lines`` hold name, shape, weights and a text per method."""
 
     asked: str
@@ -59,21 +59,21 @@ class LayerView:
     lines: tuple[tuple[str, str, str, tuple[str, ...]], ...]
 
 
-def swatch_of(scene: Scene, method: str) -> Swatch:
+def swatch_of(data: PlotData, method: str) -> Swatch:
     """How a method is marked in a table."""
-    look = scene.looks.get(method, DENSE_LOOK)
+    look = data.looks.get(method, DENSE_LOOK)
     # Ink would vanish on a dark page.
     return Swatch("currentColor" if look.color == INK else look.color, look.dasharray)
 
 
-def series_of(scene: Scene, method: str) -> int:
+def series_of(data: PlotData, method: str) -> int:
     """The number of a method in the figures, -1 for dense."""
-    return scene.methods.index(method) if method in scene.methods else -1
+    return data.methods.index(method) if method in data.methods else -1
 
 
-def number_lines(scene: Scene, primary: Primary) -> tuple[tuple[str, ...], tuple[NumberLine, ...]]:
+def number_lines(data: PlotData, primary: Primary) -> tuple[tuple[str, ...], tuple[NumberLine, ...]]:
     """Heads and lines of the table of points; columns that no point fills are left out."""
-    points = scene.points
+    points = data.points
     show = percent_spread if primary.higher_is_better else plain_spread
     quality = [
         (primary.validation, primary.validation.replace("_", " "), show),
@@ -92,24 +92,24 @@ def number_lines(scene: Scene, primary: Primary) -> tuple[tuple[str, ...], tuple
     lines = []
     for point in fewer(points):
         cells = [
-            Cell(str(point.step), point.step),
-            Cell(str(point.seeds), point.seeds),
-            Cell(f"{100 * point.sparsity:.1f}%", point.sparsity),
-            Cell(f"{point.ratio:.2f}x", point.ratio),
-            Cell(count(point.values["kept"].mean), point.values["kept"].mean),
+            TableCell(str(point.step), point.step),
+            TableCell(str(point.seeds), point.seeds),
+            TableCell(f"{100 * point.sparsity:.1f}%", point.sparsity),
+            TableCell(f"{point.ratio:.2f}x", point.ratio),
+            TableCell(count(point.values["kept"].mean), point.values["kept"].mean),
         ]
-        cells += [Cell(say(point.values.get(key)), _key(point, key)) for key, _, say in quality]
+        cells += [TableCell(say(point.values.get(key)), _key(point, key)) for key, _, say in quality]
         for key, _ in sizes:
             value = point.values[key].mean if key in point.values else None
             cells.append(
-                Cell(
+                TableCell(
                     f"{value:.1f}" if key == "seconds" and value is not None else count(value),
                     _key(point, key),
                 )
             )
         lines.append(
             NumberLine(
-                series_of(scene, point.method), swatch_of(scene, point.method), point.method, tuple(cells)
+                series_of(data, point.method), swatch_of(data, point.method), point.method, tuple(cells)
             )
         )
     return heads, tuple(lines)
@@ -120,10 +120,10 @@ def _key(point: Point, column: str) -> float:
     return spread.mean if spread is not None and spread.finite else float("-inf")
 
 
-def layer_view(table: LayerTable) -> LayerView:
+def layer_texts(table: LayerTable) -> LayerTexts:
     """The per-layer table in words."""
     methods = tuple(table.at)
-    return LayerView(
+    return LayerTexts(
         asked=times(table.asked),
         methods=tuple(f"{m} ({times(table.at[m].ratio)})" for m in methods),
         lines=tuple(
@@ -152,8 +152,8 @@ class MethodLine:
     control: str
     paper: str
     summary: str
-    reach: str
-    reach_share: float
+    max_compression: str
+    max_compression_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class BestLine:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class PageData:
     """All texts of the page."""
 
     study: StudyFile
@@ -190,7 +190,7 @@ class View:
     curves_note: str
     best: tuple[BestLine, ...]
     best_note: str
-    layers: LayerView | None
+    layers: LayerTexts | None
     number_heads: tuple[str, ...]
     numbers: tuple[NumberLine, ...]
     points: int
@@ -198,24 +198,24 @@ class View:
     environment: tuple[tuple[str, str], ...]
 
 
-def view_of(
-    study: StudyFile, rows: Sequence[Row], scene: Scene, primary: Primary, table: LayerTable | None
-) -> View:
+def page_data_of(
+    study: StudyFile, rows: Sequence[Row], data: PlotData, primary: Primary, table: LayerTable | None
+) -> PageData:
     """Put the study into words."""
-    points = scene.points
-    dense = scene.dense.values[primary.test]
-    heads, lines = number_lines(scene, primary)
-    return View(
+    points = data.points
+    dense = data.dense.values[primary.test]
+    heads, lines = number_lines(data, primary)
+    return PageData(
         study=study,
-        facts=_facts(study, rows[0], scene, primary),
+        facts=_facts(study, rows[0], data, primary),
         findings=tuple(findings(study, points, primary)),
-        methods=_methods(study, scene, primary),
-        margin=primary.tolerance_words(dense),
+        methods=_methods(study, data, primary),
+        margin=primary.format_tolerance(dense),
         change_head="Against dense, points" if primary.higher_is_better else "Against dense",
-        curves_note=_curves_note(scene),
-        best=tuple(_best(best, scene, primary) for best in best_table(points, primary)),
+        curves_note=_curves_note(data),
+        best=tuple(_best(best, data, primary) for best in best_table(points, primary)),
         best_note=_best_note(primary),
-        layers=layer_view(table) if table else None,
+        layers=layer_texts(table) if table else None,
         number_heads=heads,
         numbers=lines,
         points=len(points),
@@ -224,9 +224,9 @@ def view_of(
     )
 
 
-def _facts(study: StudyFile, row: Row, scene: Scene, primary: Primary) -> tuple[tuple[str, str], ...]:
-    dense = scene.dense
-    pruned = [m for m in scene.methods if m != scene.random and not removes_nothing(scene.points, m)]
+def _facts(study: StudyFile, row: Row, data: PlotData, primary: Primary) -> tuple[tuple[str, str], ...]:
+    dense = data.dense
+    pruned = [m for m in data.methods if m != data.random and not removes_nothing(data.points, m)]
     return (
         ("dataset", row.dataset),
         ("model", row.model),
@@ -237,26 +237,26 @@ def _facts(study: StudyFile, row: Row, scene: Scene, primary: Primary) -> tuple[
     )
 
 
-def _methods(study: StudyFile, scene: Scene, primary: Primary) -> tuple[MethodLine, ...]:
-    reached = {m: reach_of(scene.points, m, primary) for m in scene.methods}
+def _methods(study: StudyFile, data: PlotData, primary: Primary) -> tuple[MethodLine, ...]:
+    reached = {m: max_compression_within_tolerance(data.points, m, primary) for m in data.methods}
     most = max((point.ratio for point in reached.values() if point), default=1.0)
     lines = []
-    for method in (DENSE, *scene.methods):
+    for method in (DENSE, *data.methods):
         note = study.methods.get(method)
         point = reached.get(method)
-        flat = method == DENSE or removes_nothing(scene.points, method)
-        control = "control" if method == scene.random or (flat and method != DENSE) else ""
+        flat = method == DENSE or removes_nothing(data.points, method)
+        control = "control" if method == data.random or (flat and method != DENSE) else ""
         summary = note.summary if note else "The network before pruning." if method == DENSE else ""
         lines.append(
             MethodLine(
-                series=series_of(scene, method),
-                swatch=swatch_of(scene, method),
+                series=series_of(data, method),
+                swatch=swatch_of(data, method),
                 label=method,
                 control="reference" if method == DENSE else control,
                 paper=note.paper if note else "",
                 summary=summary,
-                reach=times(point.ratio) if point else "" if flat else "–",
-                reach_share=point.ratio / most if point else 0.0,
+                max_compression=times(point.ratio) if point else "" if flat else "–",
+                max_compression_share=point.ratio / most if point else 0.0,
             )
         )
     return tuple(lines)
@@ -265,8 +265,8 @@ def _methods(study: StudyFile, scene: Scene, primary: Primary) -> tuple[MethodLi
 _MARKS = {"ahead": "good", "behind on test": "bad"}
 
 
-def _best(best: Best, scene: Scene, primary: Primary) -> BestLine:
-    test, dense = best.test(primary), scene.dense.values[primary.test]
+def _best(best: Best, data: PlotData, primary: Primary) -> BestLine:
+    test, dense = best.test(primary), data.dense.values[primary.test]
     touches = overlap(test, dense)
     runner = best.runner_up
     few = best.rivals[:2] if len(best.rivals) > 3 else best.rivals
@@ -276,12 +276,12 @@ def _best(best: Best, scene: Scene, primary: Primary) -> BestLine:
     if best.verdict == "ahead" and runner is not None:
         theirs = runner.values[primary.test].mean
         detail = f"of all there, by {primary.gap(test.mean - theirs, theirs)}"
-    pruned = [m for m in scene.methods if not removes_nothing(scene.points, m)]
+    pruned = [m for m in data.methods if not removes_nothing(data.points, m)]
     return BestLine(
         asked=times(best.asked),
         candidates=f"{best.candidates} of {len(pruned)} methods",
-        series=series_of(scene, best.point.method),
-        swatch=swatch_of(scene, best.point.method),
+        series=series_of(data, best.point.method),
+        swatch=swatch_of(data, best.point.method),
         method=best.point.method,
         ratio=f"{best.point.ratio:.2f}x",
         validation=primary.show_spread(best.point.values[primary.validation]),
@@ -296,18 +296,18 @@ def _best(best: Best, scene: Scene, primary: Primary) -> BestLine:
     )
 
 
-def _curves_note(scene: Scene) -> str:
+def _curves_note(data: PlotData) -> str:
     text = "Lines are means over seeds, with one sample standard deviation as a band or a vertical bar. "
     text += "The black line is the dense network"
-    if any(removes_nothing(scene.points, m) for m in scene.methods):
+    if any(removes_nothing(data.points, m) for m in data.methods):
         text += ", a dotted one a control from which nothing was removed"
-    return text + (", the grey dashes removal at random." if scene.random in scene.methods else ".")
+    return text + (", the grey dashes removal at random." if data.random in data.methods else ".")
 
 
 def _best_note(primary: Primary) -> str:
     return (
         f"At each compression a method is represented by its point of the smallest ratio at or above it (up "
-        f"to {ABOVE:g} times). The method is chosen by its mean on validation data; its figure on test data "
+        f"to {ABOVE:g} times). The method is chosen by its mean on validation data; its metric on test data "
         f"is then reported, so that the choice cannot flatter itself. It is called ahead only if mean ± one "
         f"standard deviation of its {primary.name} is clear of that of every other method "
         "with a point there or further on."

@@ -32,7 +32,7 @@ class Spread:
 class Point:
     """One step of one cell, over its seeds.
 
-    ``sparsity`` and ``ratio`` are means over the seeds, whose achieved figures may differ a little.
+    ``sparsity`` and ``ratio`` are means over the seeds, whose achieved values may differ a little.
     ``values`` has the columns of MEASURES that are filled, and ``kept``.
     """
 

@@ -284,7 +284,7 @@ class MethodNote(BaseModel):
     summary: str = ""
 
 
-class Controls(BaseModel):
+class ControlLabels(BaseModel):
     """The labels of the methods that serve as controls; None where the study has none."""
 
     model_config = ConfigDict(frozen=True)
@@ -307,7 +307,7 @@ class StudyFile(BaseModel):
     seeds: int = Field(ge=1)
     splits: Literal["one", "per_seed"] = "one"
     methods: dict[str, MethodNote]
-    controls: Controls
+    controls: ControlLabels
     environment: dict[str, Any]
     command: str
     primary: Literal["test_accuracy", "test_mse"]

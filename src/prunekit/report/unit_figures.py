@@ -12,7 +12,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from prunekit.report.axes import log_limits
-from prunekit.report.curves import End, Scene, set_labels, short
+from prunekit.report.curves import End, PlotData, set_labels, short
 from prunekit.report.format import Primary
 from prunekit.report.study_files import StudyFile
 from prunekit.report.style import (
@@ -35,7 +35,7 @@ LEAST_SHARED = 3
 """A line of fewer points than this says nothing of a course of removals."""
 
 
-def unit_drawings(folder: Path, study: StudyFile, scene: Scene, primary: Primary) -> list[Drawing]:
+def unit_drawings(folder: Path, study: StudyFile, data: PlotData, primary: Primary) -> list[Drawing]:
     """What can be drawn of the units of a study: the regret from its tables, the rest from `units.json`.
 
     Raises:
@@ -44,9 +44,9 @@ def unit_drawings(folder: Path, study: StudyFile, scene: Scene, primary: Primary
     drawings = []
     yardstick = oracle_of(study)
     if yardstick is not None and primary.higher_is_better:
-        curves = regret_curves(scene, primary, yardstick)
+        curves = regret_curves(data, primary, yardstick)
         if len(curves) > 1:
-            drawings.append(regret_drawing(curves, yardstick, scene.looks, scene.random, primary.name))
+            drawings.append(regret_drawing(curves, yardstick, data.looks, data.random, primary.name))
     if (folder / UNITS).is_file():
         found = read_units(folder / UNITS)
         errors = np.array([sweep.errors for sweep in found.sweeps])
@@ -76,16 +76,16 @@ def _name(part: Any) -> Any:
     return part.get("name") if isinstance(part, Mapping) else part
 
 
-def regret_curves(scene: Scene, primary: Primary, yardstick: str) -> dict[str, dict[int, float]]:
+def regret_curves(data: PlotData, primary: Primary, yardstick: str) -> dict[str, dict[int, float]]:
     """By method, the mean quality in percent by the number of units removed, where enough are shared.
 
     Args:
-        scene: the points of the study.
+        data: the points of the study.
         primary: the quality, a fraction.
         yardstick: the method whose numbers of units the others must share.
     """
-    curves: dict[str, dict[int, float]] = {method: {} for method in scene.methods}
-    for point in scene.points:
+    curves: dict[str, dict[int, float]] = {method: {} for method in data.methods}
+    for point in data.points:
         quality = point.values.get(primary.test)
         if point.method in curves and quality is not None and quality.finite:
             removed = round(point.values["kept"].mean * (point.ratio - 1))
