@@ -2,10 +2,8 @@
 
 from prunekit.parts.allocation.base import Allocation
 from prunekit.parts.allocation.budget import Budget, Figure
+from prunekit.parts.allocation.by_scores import OWL, BelowMean, Global
 from prunekit.parts.allocation.density import ERK, Given, Nothing, PerLayer, Threshold
-from prunekit.parts.allocation.mean import BelowMean
-from prunekit.parts.allocation.owl import OWL
-from prunekit.parts.allocation.ranked import Global
 from prunekit.parts.allocation.sensitivity import Sensitivity
 
 __all__ = [

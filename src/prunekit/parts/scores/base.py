@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
-from prunekit.statistics import Statistic
+from prunekit.statistics import Statistic, row_layers
 from prunekit.structure import Chain
 
 Scores = dict[str, Tensor]
@@ -44,3 +44,16 @@ class Score(Part):
     @abstractmethod
     def __call__(self, context: StepContext) -> Scores:
         """The score of every weight, or of every unit."""
+
+
+class RowScore(Score):
+    """What looks at what a layer's rows of weights are multiplied with."""
+
+    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+        """Only linear and convolution layers have rows.
+
+        Raises:
+            ModelError: naming another one.
+        """
+        if chain is None:
+            row_layers(model, names)

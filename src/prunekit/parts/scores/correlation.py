@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from prunekit.parts.context import StepContext
-from prunekit.parts.scores.base import Scores
-from prunekit.parts.scores.rows import RowScore
+from prunekit.parts.scores.base import RowScore, Scores
 from prunekit.statistics import ConnectionCorrelation
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.parts.context import StepContext
-from prunekit.parts.scores.base import Scores
-from prunekit.parts.scores.rows import RowScore
+from prunekit.parts.scores.base import RowScore, Scores
 from prunekit.statistics import InputSquares
 from prunekit.structure.rows import from_rows, rows_of
 

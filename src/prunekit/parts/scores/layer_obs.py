@@ -11,8 +11,7 @@ from torch import Tensor
 from prunekit.limits import LARGE
 from prunekit.obs import eliminate, inverse_of, removal_scores, shared_saliency
 from prunekit.parts.context import StepContext
-from prunekit.parts.scores.base import Scores
-from prunekit.parts.scores.rows import RowScore
+from prunekit.parts.scores.base import RowScore, Scores
 from prunekit.statistics import LayerHessian
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure.rows import from_rows, rows_of

@@ -13,8 +13,7 @@ from prunekit.errors import DataError
 from prunekit.limits import LARGE
 from prunekit.obs import damped, eliminate, removal_scores
 from prunekit.parts.context import StepContext
-from prunekit.parts.scores.base import Scores
-from prunekit.parts.scores.rows import RowScore
+from prunekit.parts.scores.base import RowScore, Scores
 from prunekit.statistics import GaussNewton, GaussNewtonDiagonal
 from prunekit.statistics.curvature import check_size
 from prunekit.structure import Chain
