@@ -1,4 +1,4 @@
-"""What prunekit raises: one clear sentence that names the thing, the place and the allowed values."""
+"""The errors of prunekit: one clear sentence that names the thing, the place and the allowed values."""
 
 
 class PrunekitError(Exception):

@@ -1,4 +1,4 @@
-"""What a pruning achieved: one record per step, and the pruned network with its masks."""
+"""The outcome of a pruning: one record per step, and the pruned network with its masks."""
 
 from __future__ import annotations
 

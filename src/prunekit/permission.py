@@ -1,4 +1,4 @@
-"""Which code that a text names may be imported: none, unless the user has named its module."""
+"""The permission to import code that a text names: none, unless the user has named its module."""
 
 from __future__ import annotations
 

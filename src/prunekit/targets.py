@@ -1,4 +1,4 @@
-"""Which parameters of a model are pruned: chosen by name, by type or by regular expression."""
+"""The parameters of a model that are pruned: chosen by name, by type or by regular expression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model can do and what it costs: quality, parameters, MACs, bytes, time and memory."""
+"""Abilities and costs of a model: quality, parameters, MACs, bytes, time and memory."""
 
 from prunekit.measure.counts import Counts, LayerCount, count
 from prunekit.measure.human import human_bytes, human_count, human_seconds, layer_table

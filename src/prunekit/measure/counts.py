@@ -1,4 +1,4 @@
-"""How large a model is and how much it computes, layer by layer."""
+"""The size of a model and the amount that it computes, layer by layer."""
 
 from __future__ import annotations
 

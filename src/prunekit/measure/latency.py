@@ -1,4 +1,4 @@
-"""How long one forward pass takes."""
+"""The time of one forward pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a model's outputs are on a set of examples."""
+"""The quality of a model's outputs on a set of examples."""
 
 from __future__ import annotations
 
