@@ -263,12 +263,12 @@ def test_forward_each_layer_is_measured_behind_the_pruned_ones():
 
 
 def test_layer_by_layer_only_the_layer_in_turn_is_measured(monkeypatch):
-    from prunekit.pruning import ranking
+    from prunekit.pruning import scorer
 
     asked = []
-    collect = ranking.collect
+    collect = scorer.collect
     monkeypatch.setattr(
-        ranking,
+        scorer,
         "collect",
         lambda subject, *rest, **more: asked.append(list(subject.names)) or collect(subject, *rest, **more),
     )
