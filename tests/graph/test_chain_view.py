@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
+from refused_nets import REFUSED, Net, TwoInputs
 from torch import Tensor, nn
 
 from chain_nets import ChainPlan, build, chain_plans
@@ -100,88 +101,6 @@ def test_input_features(name: str) -> None:
     assert view.group(INPUT) == read.group(INPUT)
 
 
-class Net(nn.Module):
-    """Three layers; subclasses say how they are connected."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
-        self.scale = nn.Parameter(torch.ones(4))
-
-
-class Residual(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.a(x))
-        return self.c(x + self.b(x))
-
-
-class Concatenated(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x)
-        return torch.cat([x, torch.relu(self.b(x))], dim=1)
-
-
-class TwoOutputs(Net):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.a(x)
-        return self.b(x), self.c(x)
-
-
-class Dictionary(Net):
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.a(x)}
-
-
-class Twice(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(torch.relu(self.a(x))))
-
-
-class Scaled(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x) * self.scale)
-
-
-class Functional(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.a(x), self.b.weight)
-
-
-class AlwaysDrops(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(F.dropout(self.a(x)))
-
-
-class Flipped(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x).flip(1))
-
-
-class Reshaped(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x).view(x.size(0), 2, 2).flatten(1))
-
-
-class SoftmaxInside(Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(F.softmax(self.a(x), dim=1))
-
-
-REFUSED = {
-    Residual: "its output feeds the sum 'add' together with 'b'",
-    Concatenated: "its output feeds the concatenation 'cat' together with 'b'",
-    TwoOutputs: "its output is used twice, by 'b' and 'c'",
-    Dictionary: "the model returns something other than one tensor",
-    Twice: "it is used twice",
-    Scaled: "its output feeds the product 'mul' together with the parameter or buffer 'scale'",
-    Functional: "its output feeds 'linear()' together with the parameter or buffer 'b.weight'",
-    AlwaysDrops: "its output feeds 'dropout()', which drops units in evaluation, too",
-    Flipped: "its output feeds 'flip()', which is none of the operations that a chain can hold",
-    Reshaped: "its output feeds 'view()', which lays units out in a new shape",
-    SoftmaxInside: "its output feeds 'softmax()', which mixes units",
-}
-
-
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
 def test_what_is_no_chain_is_refused_with_the_reason(kind: type[Net]) -> None:
     model = kind()
@@ -192,11 +111,7 @@ def test_what_is_no_chain_is_refused_with_the_reason(kind: type[Net]) -> None:
 
 
 def test_several_inputs_are_named() -> None:
-    class Two(Net):
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return self.c(self.a(x) + self.b(y))
-
-    model, x = Two(), torch.randn(3, 4)
+    model, x = TwoInputs(), torch.randn(3, 4)
     with pytest.raises(ModelError, match="a chain has one input, the model's output is computed from x, y"):
         chain_view(model, captured(model, (x, x))[0])
 

@@ -51,3 +51,14 @@ def module_of(node: fx.Node) -> str:
     """Full name of the module whose forward calls a node; empty for the network itself."""
     stack = node.meta.get("nn_module_stack") or {}
     return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def leading_to(node: fx.Node) -> set[fx.Node]:
+    """Everything that a node is computed from, and the node itself."""
+    found, waiting = {node}, [node]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                waiting.append(source)
+    return found

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError
-from prunekit.graph.captured import Captured
+from prunekit.graph.captured import Captured, leading_to
 from prunekit.graph.ops import op_name
-from prunekit.structure.calls import Reshaped, module_stage
+from prunekit.structure.calls import LayerReader, Reshaped
 from prunekit.structure.chain import Chain, Stage
 from prunekit.structure.linking import link
 from prunekit.structure.operations import (
@@ -28,7 +28,6 @@ from prunekit.structure.operations import (
     Operation,
     is_leaf,
     module_operation,
-    shared_parameters,
 )
 from prunekit.targets import unwrap
 
@@ -93,17 +92,15 @@ class _Step:
 
 
 class _Reader:
-    """Follows one tensor; remembers the last layer, since it is the one to name."""
+    """Follows one tensor from joint to joint."""
 
     def __init__(self, model: nn.Module, graph: Captured) -> None:
         self._model = model
         self._graph = graph
-        self._shared = shared_parameters(model)
-        self._layer = ""
-        self._visited: set[str] = set()
+        self._layers = LayerReader(model)
         self._modules = dict(model.named_modules())
         self._output = list(graph.graph.nodes)[-1]
-        self._live = _leading_to(self._output)
+        self._live = leading_to(self._output)
         self._entry = self._input()
         self._flowing = _behind(self._entry, self._live)
 
@@ -125,9 +122,9 @@ class _Reader:
             found.append(self._read(before, steps[start : place + 1]))
             before, start, reach = self._left(step, at, place), place + 1, reach_of(step.nodes)
         if start < len(steps):
-            raise self._refused(self._branch(before))
+            raise self._layers.refused(self._branch(before))
         if not self._graph.gives.is_leaf():
-            raise self._refused("the model returns something other than one tensor")
+            raise self._layers.refused("the model returns something other than one tensor")
         return tuple(found)
 
     def _input(self) -> fx.Node:
@@ -179,52 +176,27 @@ class _Reader:
 
     def _read(self, before: fx.Node, steps: Sequence[_Step]) -> Operation:
         if len(steps) == 1 and steps[0].layer is not None:
-            return self._read_layer(steps[0].layer)
+            return self._layers.read(steps[0].layer)
         if any(step.layer is not None for step in steps):
-            raise self._refused(self._branch(before))
+            raise self._layers.refused(self._branch(before))
         nodes = [node for step in steps for node in step.nodes]
         for node in nodes:
             if any(other not in self._flowing for other in node.all_input_nodes):
-                raise self._refused(f"its output feeds {self._meeting(node)}")
+                raise self._layers.refused(f"its output feeds {self._meeting(node)}")
         stage = Stage(f"{op_name(nodes[0])}()", Applied(tuple(nodes), before), None)
         if len(nodes) == 1:
             return self._read_operator(nodes[0], stage)
         if len(nodes) == 2 and op_name(nodes[0]) in POOL_NAMES and nodes[1].target is operator.getitem:
             return Operation(Kind.POOL, stage)  # the maximum, without where it was
         if not all(op_name(node) in POINTWISE_NAMES for node in nodes):
-            raise self._refused(self._branch(before))
+            raise self._layers.refused(self._branch(before))
         return Operation(Kind.POINTWISE, stage)
-
-    def _read_layer(self, name: str) -> Operation:
-        module = self._modules[name]
-        found = module_operation(module)
-        if isinstance(found, str):
-            raise ModelError(f"{name!r} ({type(module).__name__}) is no link of a chain: {found}")
-        kind, note = found
-        if kind is Kind.LAYER:
-            self._layer = name
-        if kind in (Kind.LAYER, Kind.NORM):
-            self._check_own(name, module)
-        return Operation(kind, module_stage(name, module), note)
-
-    def _check_own(self, name: str, module: nn.Module) -> None:
-        """Units can only be told by the layer if nothing else reads its weights."""
-        if name in self._visited:
-            raise ModelError(f"layer {name!r} is no link of a chain: it is used twice")
-        self._visited.add(name)
-        for short, _ in module.named_parameters(recurse=False):
-            other = self._shared.get(f"{name}.{short}")
-            if other is None:
-                continue
-            if self._model.get_submodule(other.rpartition(".")[0]) is module:
-                raise ModelError(f"layer {name!r} is no link of a chain: it is used twice, also as {other}")
-            raise ModelError(f"layer {name!r} is no link of a chain: its {short} is tied with {other}")
 
     def _read_operator(self, node: fx.Node, stage: Stage) -> Operation:
         name = op_name(node)
         if name in _DROPOUTS:
             if node.args[2]:
-                raise self._refused(
+                raise self._layers.refused(
                     f"its output feeds '{name}()', which drops units in evaluation, too: give it "
                     "`training=self.training`"
                 )
@@ -239,7 +211,7 @@ class _Reader:
             return self._shaping(node, stage)
         if name in ("squeeze", "unsqueeze"):
             return Operation(Kind.SIDE, stage, _SHAPED)
-        raise self._refused(
+        raise self._layers.refused(
             f"its output feeds '{name}()', which is none of the operations that a chain can hold"
         )
 
@@ -252,7 +224,7 @@ class _Reader:
             asked = node.args[1]  # type: ignore[assignment]
         keeps = asked[0] in (-1, before[0]) and after[0] == before[0]
         if not keeps:
-            raise self._refused(
+            raise self._layers.refused(
                 f"its output feeds '{op_name(node)}()', which does not keep the batch as its first dimension"
             )
         sizes = tuple(int(size) for size in asked[1:])
@@ -262,10 +234,6 @@ class _Reader:
         return Operation(Kind.SIDE, stage, _SHAPED)
 
     # ---- what to say of what is no chain ------------------------------------------------------------------
-
-    def _refused(self, why: str) -> ModelError:
-        what = f"layer {self._layer!r} is" if self._layer else "the model's input is"
-        return ModelError(f"{what} no link of a chain: {why}")
 
     def _branch(self, before: fx.Node) -> str:
         reached: set[fx.Node] = {before}
@@ -285,7 +253,7 @@ class _Reader:
     def _meeting(self, node: fx.Node) -> str:
         """An operation of several tensors, with where the others come from."""
         others = [self._origin(each) for each in node.all_input_nodes]
-        others = [other for other in dict.fromkeys(others) if other != repr(self._layer)]
+        others = [other for other in dict.fromkeys(others) if other != repr(self._layers.layer)]
         return self._describe(node) + (f" together with {', '.join(others)}" if others else "")
 
     def _describe(self, node: fx.Node) -> str:
@@ -317,17 +285,6 @@ def _is_whole(module: nn.Module) -> bool:
     """Whether a module's call is one operation: those that a chain holds, and all of PyTorch's own."""
     own = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
     return own or is_leaf(module) or isinstance(module_operation(module), tuple)
-
-
-def _leading_to(node: fx.Node) -> set[fx.Node]:
-    """Everything that a node is computed from, and the node itself."""
-    found, waiting = {node}, [node]
-    while waiting:
-        for source in waiting.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                waiting.append(source)
-    return found
 
 
 def _behind(entry: fx.Node, live: set[fx.Node]) -> set[fx.Node]:

@@ -1,4 +1,4 @@
-"""Functions and methods called in `forward`, as operations of a chain."""
+"""Layers, functions and methods called in `forward`, as operations of a chain."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from prunekit.errors import ModelError
 from prunekit.structure.chain import Stage
 from prunekit.structure.operations import (
     ARITHMETIC,
@@ -21,6 +22,8 @@ from prunekit.structure.operations import (
     SOFTMAX_FUNCTIONS,
     Kind,
     Operation,
+    module_operation,
+    shared_parameters,
 )
 
 _SHAPED = "lays units out in a new shape"
@@ -72,6 +75,55 @@ class Reshaped:
 def module_stage(name: str, module: nn.Module) -> Stage:
     """A module as a stage, which leaves what it is given as it is."""
     return Stage(name, Copied(module) if getattr(module, "inplace", False) else module, module)
+
+
+class LayerReader:
+    """Calls of layers as operations, one after the other.
+
+    Attributes:
+        layer: the last one that mixes units, which is the one to name; empty before the first.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layer = ""
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._shared = shared_parameters(model)
+        self._visited: set[str] = set()
+
+    def read(self, name: str) -> Operation:
+        """The operation that a layer is.
+
+        Raises:
+            ModelError: if a chain cannot hold it, or something else reads its weights.
+        """
+        module = self._modules[name]
+        found = module_operation(module)
+        if isinstance(found, str):
+            raise ModelError(f"{name!r} ({type(module).__name__}) is no link of a chain: {found}")
+        kind, note = found
+        if kind is Kind.LAYER:
+            self.layer = name
+        if kind in (Kind.LAYER, Kind.NORM):
+            self._check_own(name, module)
+        return Operation(kind, module_stage(name, module), note)
+
+    def refused(self, why: str) -> ModelError:
+        """What is said of the last layer, if what follows makes it no link of a chain."""
+        what = f"layer {self.layer!r} is" if self.layer else "the model's input is"
+        return ModelError(f"{what} no link of a chain: {why}")
+
+    def _check_own(self, name: str, module: nn.Module) -> None:
+        """Units can only be told by the layer if nothing else reads its weights."""
+        if name in self._visited:
+            raise ModelError(f"layer {name!r} is no link of a chain: it is used twice")
+        self._visited.add(name)
+        for short, _ in module.named_parameters(recurse=False):
+            other = self._shared.get(f"{name}.{short}")
+            if other is None:
+                continue
+            if self._modules[other.rpartition(".")[0]] is module:
+                raise ModelError(f"layer {name!r} is no link of a chain: it is used twice, also as {other}")
+            raise ModelError(f"layer {name!r} is no link of a chain: its {short} is tied with {other}")
 
 
 def is_flatten(stage: Stage) -> bool:

@@ -15,11 +15,12 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 
 from prunekit.errors import ModelError
+from prunekit.graph.captured import leading_to
 from prunekit.modes import evaluating
-from prunekit.structure.calls import call_operation, is_size, module_stage, short_name
+from prunekit.structure.calls import LayerReader, call_operation, is_size, module_stage, short_name
 from prunekit.structure.chain import Chain, Stage
 from prunekit.structure.linking import link
-from prunekit.structure.operations import Kind, Operation, is_leaf, module_operation, shared_parameters
+from prunekit.structure.operations import Kind, Operation, is_leaf, module_operation
 from prunekit.targets import unwrap
 
 
@@ -88,16 +89,14 @@ def only_layer(model: nn.Module) -> tuple[Operation, ...]:
 
 
 class _Walk:
-    """Follows one tensor; remembers the last layer, since it is the one to name."""
+    """Follows one tensor from operation to operation."""
 
     def __init__(self, graph: fx.Graph, model: nn.Module) -> None:
         self._model = model
         self._nodes = list(graph.nodes)
         self._output = self._nodes[-1]
-        self._live = _leading_to(self._output)
-        self._shared = shared_parameters(model)
-        self._layer = ""
-        self._visited: set[str] = set()
+        self._live = leading_to(self._output)
+        self._layers = LayerReader(model)
 
     def start(self) -> fx.Node:
         inputs = [node for node in self._nodes if node.op == "placeholder" and node in self._live]
@@ -110,64 +109,35 @@ class _Walk:
         """The one operation that uses what `node` gives."""
         users = [user for user in node.users if user in self._live and not is_size(user)]
         if len(users) != 1:
-            raise self._refused(self._branch(node, users))
+            raise self._layers.refused(self._branch(node, users))
         (user,) = users
         others = [source for source in _tensors(user) if source is not node]
         if others:
-            raise self._refused(f"its output feeds {self._meeting(user)}")
+            raise self._layers.refused(f"its output feeds {self._meeting(user)}")
         if user.op == "output" and user.args[0] is not node:
-            raise self._refused("the model returns something other than one tensor")
+            raise self._layers.refused("the model returns something other than one tensor")
         return user
 
     def read(self, node: fx.Node) -> Operation:
         if node.op == "call_module":
-            return self._read_module(str(node.target))
+            return self._layers.read(str(node.target))
         found = call_operation(node)
         if isinstance(found, str):
-            raise self._refused(f"its output feeds '{short_name(node)}()', which {found}")
+            raise self._layers.refused(f"its output feeds '{short_name(node)}()', which {found}")
         return found
-
-    def _read_module(self, name: str) -> Operation:
-        module = self._model.get_submodule(name)
-        found = module_operation(module)
-        if isinstance(found, str):
-            raise ModelError(f"{name!r} ({type(module).__name__}) is no link of a chain: {found}")
-        kind, note = found
-        if kind is Kind.LAYER:
-            self._layer = name
-        if kind in (Kind.LAYER, Kind.NORM):
-            self._check_own(name, module)
-        return Operation(kind, module_stage(name, module), note)
-
-    def _check_own(self, name: str, module: nn.Module) -> None:
-        """Units can only be told by the layer if nothing else reads its weights."""
-        if name in self._visited:
-            raise ModelError(f"layer {name!r} is no link of a chain: it is used twice")
-        self._visited.add(name)
-        for short, _ in module.named_parameters(recurse=False):
-            other = self._shared.get(f"{name}.{short}")
-            if other is None:
-                continue
-            if self._model.get_submodule(other.rpartition(".")[0]) is module:
-                raise ModelError(f"layer {name!r} is no link of a chain: it is used twice, also as {other}")
-            raise ModelError(f"layer {name!r} is no link of a chain: its {short} is tied with {other}")
-
-    def _refused(self, why: str) -> ModelError:
-        what = f"layer {self._layer!r} is" if self._layer else "the model's input is"
-        return ModelError(f"{what} no link of a chain: {why}")
 
     def _branch(self, node: fx.Node, users: list[fx.Node]) -> str:
         later = self._nodes[self._nodes.index(node) :]
         for meeting in later:
             if meeting not in self._live or meeting is self._output:
                 continue
-            if len(_tensors(meeting)) > 1 and node in _leading_to(meeting):
+            if len(_tensors(meeting)) > 1 and node in leading_to(meeting):
                 return f"its output feeds {self._meeting(meeting)}"
         return "its output is used twice, by " + " and ".join(self._describe(user) for user in users[:2])
 
     def _meeting(self, node: fx.Node) -> str:
         """An operation of several tensors, with where the others come from."""
-        others = [name for name in map(self._origin, _tensors(node)) if name != repr(self._layer)]
+        others = [name for name in map(self._origin, _tensors(node)) if name != repr(self._layers.layer)]
         beside = f" together with {', '.join(dict.fromkeys(others))}" if others else ""
         return self._describe(node) + beside
 
@@ -185,7 +155,7 @@ class _Walk:
             if node.op == "get_attr":
                 return f"the parameter or buffer {str(node.target)!r}"
             if node.op == "placeholder":
-                return "the model's input" if not self._layer else f"the input {node.name!r}"
+                return "the model's input" if not self._layers.layer else f"the input {node.name!r}"
             if node.op == "call_module" and self._is_layer(str(node.target)):
                 return repr(str(node.target))
             sources = _tensors(node)
@@ -201,18 +171,6 @@ class _Walk:
 def _tensors(node: fx.Node) -> list[fx.Node]:
     """The tensors that an operation takes, without repetition."""
     return [source for source in node.all_input_nodes if not is_size(source)]
-
-
-def _leading_to(node: fx.Node) -> set[fx.Node]:
-    """Everything that a node is computed from, and the node itself."""
-    found: set[Any] = {node}
-    waiting = [node]
-    while waiting:
-        for source in waiting.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                waiting.append(source)
-    return found
 
 
 def trace(model: nn.Module) -> fx.Graph:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError
-from prunekit.graph.captured import module_of
+from prunekit.graph.captured import leading_to, module_of
 from prunekit.graph.graph_model import Graph
 from prunekit.graph.signature import Signature
 from prunekit.saving.graphs.calls import MAX_INT, MAX_NODES
@@ -53,7 +53,7 @@ def folded(graph: Graph) -> Folded:
         if _forbidden(node) and node not in gone:
             if node not in fixed:
                 raise ModelError(_refusal(node))
-            gone |= _ancestors(node)
+            gone |= leading_to(node)
     values = _worked_out(graph, [node for node in nodes if node in gone - idle])
     read = {node: values[node] for node in nodes if node in gone and not gone.issuperset(node.users)}
     for node, value in read.items():
@@ -93,16 +93,6 @@ def _fixed(graph: Graph, nodes: list[fx.Node]) -> set[fx.Node]:
 
 def _random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, open_nodes = {node}, [node]
-    while open_nodes:
-        for before in open_nodes.pop().all_input_nodes:
-            if before not in found:
-                found.add(before)
-                open_nodes.append(before)
-    return found
 
 
 def _worked_out(graph: Graph, nodes: list[fx.Node]) -> dict[fx.Node, Any]:
