@@ -328,9 +328,14 @@ def read_description(path: Path, kind: type[Model]) -> Model:
             f"{path}: format is {str(found.get('format'))[:40]}, but this version of prunekit reads format "
             f"{FORMAT}: run compare again, in another folder"
         )
+    return read_checked(path, kind)
+
+
+def read_checked(path: Path, kind: type[Model]) -> Model:
+    """Read a JSON file with a digest; DataError, in one line with the place, if it is damaged."""
     try:
         return kind.model_validate(read_json_with_digest(path))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {place}: {first['msg']}") from None
+        place = ".".join(map(str, first["loc"]))  # empty for what is wrong with the whole
+        raise DataError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None

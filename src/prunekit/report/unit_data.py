@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from prunekit.digests import read_json_with_digest
-from prunekit.errors import DataError
+from prunekit.report.study_files import read_checked
 
 UNITS = "units.json"
 """In the folder of a study that asks for it."""
@@ -69,9 +68,4 @@ class UnitData(BaseModel):
 
 def read_units(path: Path) -> UnitData:
     """What a units.json says. Raises DataError, in one line with the place, if it is damaged."""
-    try:
-        return UnitData.model_validate(read_json_with_digest(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None
+    return read_checked(path, UnitData)

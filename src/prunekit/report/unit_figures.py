@@ -8,8 +8,6 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 
 from prunekit.report.axes import log_limits
 from prunekit.report.curves import End, PlotData, set_labels, short
@@ -242,6 +240,9 @@ def clustered(correlation: Numbers) -> list[int]:
     """The order of units in which similar ones stand side by side: average linkage on 1 - |r|."""
     if len(correlation) < 3:
         return list(range(len(correlation)))
+    from scipy.cluster.hierarchy import leaves_list, linkage  # scipy takes long, and few reports have units
+    from scipy.spatial.distance import squareform
+
     apart = 1 - np.abs(correlation)
     np.fill_diagonal(apart, 0.0)
     apart = np.clip((apart + apart.T) / 2, 0.0, 1.0)
