@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -374,7 +375,8 @@ class Session:
         loss = self._calibration.loss(outputs, targets)
         if not self.history:
             return loss
-        return self._trainings.batch_loss(self._context(self._last_step), inputs, outputs, targets, loss)
+        context = partial(self._context, self._last_step)
+        return self._trainings.batch_loss(context, inputs, outputs, targets, loss)
 
     @property
     def _last_step(self) -> Step:

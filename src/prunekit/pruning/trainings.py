@@ -116,13 +116,21 @@ class Trainings:
         return trained.loss if trained.iterations else None
 
     def batch_loss(
-        self, context: StepContext, inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor
+        self,
+        context: Callable[[], StepContext],
+        inputs: Tensor,
+        outputs: Tensor,
+        targets: Tensor,
+        loss: Tensor,
     ) -> Tensor:
-        """What the parts make of the loss of one batch of a loop of the user's, after a step."""
+        """What the parts make of the loss of one batch of a loop of the user's, after a step.
+
+        The context is asked for at the first batch after a step only.
+        """
         if self._batch_loss is None:
             for part in self._recipe.parts.values():
                 part.check_batch(outputs, targets)
-            self._batch_loss = self._loss_of_batches(context) or _InTurn(())
+            self._batch_loss = self._loss_of_batches(context()) or _InTurn(())
         return self._batch_loss(inputs, outputs, targets, loss)
 
     def _loss_of_batches(self, context: StepContext) -> BatchLoss | None:
