@@ -68,6 +68,12 @@ class Shape(Part):
         return Weights(find_targets(model, targets, ignore))
 
     def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """Scores of what the shape counts: pooled if they come per weight, as they are if not."""
+        if set(elements.names) <= set(scores):
+            return {name: scores[name] for name in elements.names}
+        return self.pooled(scores, elements)
+
+    def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
         """From scores of weights to scores of what the shape counts."""
         return dict(scores)
 
@@ -121,10 +127,8 @@ class Unit(Weight):
         """The units of the layers that fit the patterns, the network's outputs apart."""
         return find_units(model, targets, ignore, inputs=self.inputs)
 
-    def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
-        """Pool what comes per weight; what comes per unit stays."""
-        if set(elements.names) <= set(scores):
-            return {name: scores[name] for name in elements.names}
+    def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """Over the incoming weights of each unit, by `pool`."""
         if "input" in elements.names:
             raise InputError("the network's input features have no incoming weights to be scored by")
         return {name: self._pooled(scores[f"{name}.weight"].flatten(1).double()) for name in elements.names}
@@ -190,10 +194,8 @@ class CoupledGroup(Weight):
             scored=self.over,
         )
 
-    def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
-        """Pool and combine what comes per weight; what comes per unit stays."""
-        if set(elements.names) <= set(scores):
-            return {name: scores[name] for name in elements.names}
+    def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """Over the parts that a unit has in each parameter, by `pool`, and over parameters, by `combine`."""
         found = elements.coupled
         assert found is not None
         return {name: found.pooled(scores, found.group(name), self.pool) for name in elements.names}
@@ -226,10 +228,8 @@ class MaxoutPiece(Shape):
         """The pieces of the maxout layers that fit the patterns."""
         return find_pieces(model, targets, ignore)
 
-    def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
-        """Sum what comes per weight; what comes per piece stays."""
-        if set(elements.names) <= set(scores):
-            return {name: scores[name] for name in elements.names}
+    def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """Sums over the incoming weights of each piece."""
         return {
             target.name: scores[f"{target.name}.layer.weight"].flatten(1).double().sum(1).view(target.shape)
             for target in elements.targets

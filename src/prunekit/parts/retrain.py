@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
@@ -49,12 +48,13 @@ class Retrain(Part):
         """The number of the optimizer step from which retraining counts."""
         return 0
 
-    @abstractmethod
     def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
         """Set the values from which the survivors are retrained; True if they are not the trained ones.
 
-        The network comes without wrappers; the masks are applied by the caller afterwards.
+        By default the trained values are left. The network comes without wrappers; the masks are applied by
+        the caller afterwards.
         """
+        return False
 
     def check(self, model: nn.Module, checkpoints: Checkpoints) -> None:
         """Refuse, before anything is changed, what cannot be restarted."""
@@ -72,10 +72,6 @@ class NoRetraining(Retrain):
     name = "none"
     changes = False
 
-    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
-        """Leave the values."""
-        return False
-
 
 class FineTune(Retrain):
     """The survivors keep their trained values and are trained on."""
@@ -88,10 +84,6 @@ class FineTune(Retrain):
     def plan(self) -> Training:
         """The training."""
         return self.training
-
-    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
-        """Leave the values."""
-        return False
 
 
 class Distill(Retrain):
@@ -117,10 +109,6 @@ class Distill(Retrain):
     def plan(self) -> Training:
         """The training."""
         return self.training
-
-    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
-        """Leave the values."""
-        return False
 
     def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
         """The teacher's parameters and buffers."""
