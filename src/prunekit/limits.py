@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import InputError
-from prunekit.settings import shown
+from prunekit.messages import shown
 
 LONGEST = 100
 """Characters of a name; what a file system takes is little more."""

@@ -10,6 +10,7 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from prunekit.errors import InputError
+from prunekit.messages import shown
 from prunekit.permission import allowing
 
 
@@ -81,20 +82,6 @@ def digest(values: Any) -> str:
     """12 hexadecimal digits of the SHA-256 of plain JSON values, the same for any order of their keys."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def shown(value: Any, most: int = 200) -> str:
-    """A value as messages show it, in one line: long ones, and numbers too long to be written, are cut."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # an object of the user's, or an integer of more than 4300 digits
-        text = f"a value of the type {type(value).__name__}"
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def escaped(text: str) -> str:
-    """A text in which what a terminal would obey, and does not show, is written as Python's escapes."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def _is_truth(value: Any) -> bool:

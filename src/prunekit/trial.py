@@ -14,6 +14,7 @@ from prunekit.batches import Batch, Batches, TensorBatches
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.losses import Loss, out_of_range
 from prunekit.measure._running import device_of, evaluating
+from prunekit.messages import said
 from prunekit.modes import keeping_modes
 from prunekit.seeds import keeping_generators
 from prunekit.snapshot import Snapshot
@@ -121,12 +122,6 @@ def looking_only(model: nn.Module, *, train: bool) -> Iterator[None]:
             yield
         finally:
             buffers.restore()
-
-
-def said(error: Exception, most: int = 300) -> str:
-    """An error of somebody else's code, in one line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:

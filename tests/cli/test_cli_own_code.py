@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from prunekit.cli.own_code import file_in
-from prunekit.cli.terminal import shown
 from prunekit.digests import write_json_with_digest
+from prunekit.messages import plain_line
 from tiny_study import one_shot, settings, write_study
 
 CODE = """
@@ -163,7 +163,7 @@ def test_no_text_of_a_file_commands_the_terminal(command, tmp_path):
     saved["architecture"]["model"] = {"name": "unwanted:\x1b[2Jnet"}
     write_json_with_digest(path, saved)
     assert "write unwanted:?[2Jnet in its place" in command("inspect p").complaint()
-    assert shown("a\x1b[2J\x07b\r\nc\u202e é ─ \ud800") == "a?[2J?b c? é ─ ?"
+    assert plain_line("a\x1b[2J\x07b\r\nc\u202e é ─ \ud800") == "a?[2J?b c? é ─ ?"
 
 
 # ---- asking --------------------------------------------------------------------------------------

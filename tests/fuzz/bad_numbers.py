@@ -25,6 +25,7 @@ import harness
 
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.maxout import Maxout
+from prunekit.messages import shown
 from prunekit.methods import METHODS
 from prunekit.parts.allocation import Allocation
 from prunekit.parts.base import Part
@@ -38,7 +39,6 @@ from prunekit.parts.selection import Selection
 from prunekit.parts.stopping import Stop
 from prunekit.pruning import prune
 from prunekit.recipe import Recipe
-from prunekit.settings import shown
 from prunekit.training import Training, TrainingError
 from small_nets import blobs, mlp
 

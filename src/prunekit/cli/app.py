@@ -14,8 +14,9 @@ from prunekit.cli.inspect import inspect
 from prunekit.cli.methods import methods
 from prunekit.cli.prune import prune
 from prunekit.cli.shrink import shrink
-from prunekit.cli.terminal import StoppedError, interruptible, log_to_stderr, shown
+from prunekit.cli.terminal import StoppedError, interruptible, log_to_stderr
 from prunekit.errors import PrunekitError
+from prunekit.messages import plain_line
 from prunekit.study import StudyError
 from prunekit.version import __version__
 
@@ -84,5 +85,5 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    typer.echo(f"prunekit: error: {shown(message)}", err=True)
+    typer.echo(f"prunekit: error: {plain_line(message)}", err=True)
     return code

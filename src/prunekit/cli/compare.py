@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunekit.cli.own_code import Allow, as_options, own_code
-from prunekit.cli.terminal import DataDir, Json, SetOption, StoppedError, only_results, print_json, shown
+from prunekit.cli.terminal import DataDir, Json, SetOption, StoppedError, only_results, print_json
 from prunekit.errors import InputError
+from prunekit.messages import plain_line
 from prunekit.study import Layout, load_study, names, run_study
 
 
@@ -96,9 +97,9 @@ def _show(page: Path, as_json: bool) -> None:
         print_json({"report": str(page), **found.to_dict()})
         return
     console = Console(highlight=False)
-    console.print(f"\n[bold]{escape(shown(found.title))}[/bold]")
+    console.print(f"\n[bold]{escape(plain_line(found.title))}[/bold]")
     for finding in found.findings:
-        console.print(f"- {escape(shown(finding))}")
+        console.print(f"- {escape(plain_line(finding))}")
     console.print("\nThe report:")
     typer.echo(str(page))
 

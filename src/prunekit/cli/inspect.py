@@ -40,7 +40,7 @@ from prunekit.measure import (
     layer_table,
     peak_memory,
 )
-from prunekit.settings import escaped
+from prunekit.messages import escaped
 
 
 def inspect(

@@ -53,11 +53,6 @@ def only_results() -> redirect_stdout[Any]:
     return redirect_stdout(sys.stderr)
 
 
-def shown(text: str) -> str:
-    """A text, also a stranger's, as one line of signs that a terminal shows and does not obey."""
-    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
-
-
 def print_json(values: Any) -> None:
     """The result, for a program."""
     typer.echo(to_json(values))

@@ -19,7 +19,7 @@ from prunekit.data.tabular import (
 )
 from prunekit.data.texts import load_tiny_shakespeare
 from prunekit.errors import InputError
-from prunekit.settings import shown
+from prunekit.messages import shown
 
 LOADERS: Mapping[str, Callable[[DataSettings, Store], Dataset]] = MappingProxyType(
     {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunekit.errors import ModelError
 from prunekit.graph.attributes import size_attributes
 from prunekit.graph.surgery import Cut, Surgery
-from prunekit.settings import shown
+from prunekit.messages import shown
 
 Sizes = Mapping[str, Mapping[str, Any]]
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunekit.measure.counts import Counts, LayerCount
-from prunekit.settings import escaped
+from prunekit.messages import escaped
 
 
 def human_bytes(count: float) -> str:

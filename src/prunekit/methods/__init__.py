@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError
+from prunekit.messages import shown
 from prunekit.methods import connections, filters, maxout, one_shot, second_order, units, weights
 from prunekit.methods.connections import correlation
 from prunekit.methods.filters import geometric_median, network_slimming, taylor_filters, thinet
@@ -58,7 +59,6 @@ from prunekit.methods.weights import (
     unpruned,
 )
 from prunekit.recipe import Recipe
-from prunekit.settings import shown
 
 __all__ = [
     "METHODS",

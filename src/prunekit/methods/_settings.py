@@ -8,8 +8,8 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 from prunekit.errors import InputError
+from prunekit.messages import shown
 from prunekit.recipe import Recipe
-from prunekit.settings import shown
 
 Taken = ParamSpec("Taken")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunekit.errors import InputError
-from prunekit.settings import shown
+from prunekit.messages import shown
 from prunekit.training import Training
 
 TrainingLike = Training | Mapping[str, Any] | None

@@ -7,6 +7,7 @@ from typing import Literal
 
 from prunekit.errors import InputError
 from prunekit.limits import STEPS, whole
+from prunekit.messages import shown
 from prunekit.methods._settings import method
 from prunekit.methods._training import TrainingLike, training_of
 from prunekit.parts.allocation import BelowMean, PerLayer
@@ -16,7 +17,6 @@ from prunekit.parts.schedule import Linear, OneShot, Rounds
 from prunekit.parts.scores import N2PS, Activation, Magnitude, Oracle, Random, Skeletonization, UnitTaylor
 from prunekit.parts.stopping import ErrorLimit, Never
 from prunekit.recipe import Recipe
-from prunekit.settings import shown
 from prunekit.statistics.units import Error
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.settings import shown
+from prunekit.messages import shown
 
 MAX_SIZE, MAX_LAYERS = 2**31 - 1, 1000
 """The largest size, and the most sizes or layers, that a model is built with: a file may name any."""

@@ -9,10 +9,11 @@ from pydantic import ConfigDict, PrivateAttr, model_validator
 from torch import nn
 
 from prunekit.errors import InputError, ModelError, PrunekitError
+from prunekit.messages import shown
 from prunekit.models.common import feature_shape, output_count
 from prunekit.models.factories import Factory, checked_settings, data_arguments, find_factory, names
 from prunekit.seeds import seeded
-from prunekit.settings import Settings, shown
+from prunekit.settings import Settings
 
 
 class ModelSettings(Settings):

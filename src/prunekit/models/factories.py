@@ -13,13 +13,13 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.messages import shown
 from prunekit.models.char_transformer import char_transformer
 from prunekit.models.lenet import lenet5, lenet_300_100, maxout_lenet5
 from prunekit.models.mlp import mlp
 from prunekit.models.resnet import resnet, resnet20
 from prunekit.models.vgg_small import vgg_small
 from prunekit.permission import import_object
-from prunekit.settings import shown
 
 Factory = Callable[..., nn.Module]
 

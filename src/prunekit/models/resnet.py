@@ -9,8 +9,8 @@ from pydantic import AfterValidator, PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.messages import shown
 from prunekit.models.common import draw_he_normal, image_shape, layer_count, output_count, positive
-from prunekit.settings import shown
 
 
 class ResidualBlock(nn.Module):

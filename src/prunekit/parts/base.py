@@ -11,8 +11,9 @@ from pydantic import model_serializer
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.messages import shown
 from prunekit.permission import import_object
-from prunekit.settings import Settings, shown
+from prunekit.settings import Settings
 
 if TYPE_CHECKING:
     from prunekit.parts.context import StepContext

@@ -16,10 +16,9 @@ from prunekit.errors import InputError, PrunekitError
 from prunekit.history import Record
 from prunekit.limits import whole
 from prunekit.masks import Masks
+from prunekit.messages import said, shown
 from prunekit.parts.stopping import Held, Stopped
 from prunekit.recipe import Plan, Recipe
-from prunekit.settings import shown
-from prunekit.trial import said
 
 NEEDED = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
 OPTIONAL = ("measured", "stop", "parts", KEY)

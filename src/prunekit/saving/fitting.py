@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from prunekit.errors import ModelError
 from prunekit.graph import GraphModel, restore_sizes
+from prunekit.messages import shown
 from prunekit.saving.folder import BUFFER, Description, consistent
-from prunekit.settings import shown
 from prunekit.structure import is_chain, resize_to
 
 

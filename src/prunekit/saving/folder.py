@@ -15,8 +15,8 @@ from torch import Tensor
 from prunekit.digests import checked_json, read_json_with_digest, read_tensors
 from prunekit.errors import DataError, InputError
 from prunekit.files import read_json
+from prunekit.messages import escaped, shown
 from prunekit.saving.graphs.values import DTYPES
-from prunekit.settings import escaped, shown
 
 FORMAT = 2
 WEIGHTS = "model.safetensors"

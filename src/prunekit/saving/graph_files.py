@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from prunekit.errors import ModelError
 from prunekit.graph import Graph, GraphModel
 from prunekit.graph.graph_model import constant_name, holder_of
+from prunekit.messages import shown
 from prunekit.saving.folder import CONSTANT, GRAPH, Description, consistent, read_graph
 from prunekit.saving.graphs import from_json, to_json
 from prunekit.saving.graphs.calls import MAX_BYTES, check_calls
-from prunekit.settings import shown
 
 _RESERVED = re.compile(r"(_constant|_graph)[0-9]|__")
 """How names begin that a network of graphs gives to its own."""

@@ -15,6 +15,7 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.files import replacing_folder
 from prunekit.graph import GraphModel, ShrinkResult, size_attributes
 from prunekit.masks import Masks
+from prunekit.messages import escaped, shown
 from prunekit.models import ModelSettings, create
 from prunekit.parts.granularity import CoupledGroup
 from prunekit.pruning import Pruned
@@ -43,7 +44,6 @@ from prunekit.saving.folder import (
 )
 from prunekit.saving.graph_files import graph_from_files, graph_to_files
 from prunekit.saving.graphs.calls import MAX_BYTES
-from prunekit.settings import escaped, shown
 from prunekit.targets import unwrap
 from prunekit.version import __version__
 

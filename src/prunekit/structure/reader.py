@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from prunekit.errors import ModelError
 from prunekit.graph.captured import leading_to
+from prunekit.messages import first_line
 from prunekit.modes import evaluating
 from prunekit.structure.calls import LayerReader, call_operation, is_size, module_stage, short_name
 from prunekit.structure.chain import Chain, Stage
@@ -193,7 +194,7 @@ def trace(model: nn.Module) -> fx.Graph:
         except Exception as error:  # whatever the user's forward makes of a symbol
             raise ModelError(
                 f"the model cannot be read as a chain: its forward is not traceable{_place(error)} "
-                f"({_first_line(error)})"
+                f"({first_line(error)})"
             ) from error
 
 
@@ -228,10 +229,6 @@ def _place(error: Exception) -> str:
             text = (frame.line or linecache.getline(frame.filename, frame.lineno)).strip()
             return f" at {Path(frame.filename).name}:{frame.lineno}, {text!r}"
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 Function = Callable[[Tensor], Tensor]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prunekit.errors import PrunekitError
+from prunekit.messages import brief
 
 LONGEST_LINE, LONGEST_TRACE = 2_000, 10_000
 """Characters that are kept of what an exception says, and of where it happened."""
@@ -129,8 +130,7 @@ def line_of(error: BaseException) -> str:
         text = _text(error)
     except BaseException:  # what a user's exception does to say its text is the user's code
         text = f"{type(error).__name__}, whose text cannot be read"
-    text = " ".join(_printable(text).split())
-    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+    return brief(_printable(text), LONGEST_LINE)
 
 
 def _text(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunekit.graph.graph_model import Graph
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.ops.registry import MAX_PARTS, tensors_among
+from prunekit.messages import first_line, shown
 from prunekit.saving.graphs.operators import (
     argument_types,
     batch_norm_training,
@@ -21,7 +22,6 @@ from prunekit.saving.graphs.operators import (
     operator_name,
 )
 from prunekit.saving.graphs.values import DTYPES
-from prunekit.settings import shown
 
 MAX_BYTES = 4 << 30
 """What the tensors that a graph makes may take at any one time, unless the user allows more: 4 GiB."""
@@ -182,7 +182,7 @@ def check_calls(graph: Graph, tensors: Mapping[str, Tensor], max_bytes: int = MA
                 values[node] = run.call(node.target, args, kwargs)
                 inside[number] = run.inside
             except Exception as error:  # whatever PyTorch raises for arguments that do not fit an operator
-                raise ValueError(f"node {number}, {_name_of(node)}: {_first_line(error)}") from None
+                raise ValueError(f"node {number}, {_name_of(node)}: {first_line(error)[:200]}") from None
         elif node.op != "output":
             raise ValueError(f"node {number} is a {node.op}")
     _check_outputs(graph, nodes[-1], values, tensors)
@@ -340,8 +340,3 @@ def _storages(value: Any) -> Iterator[tuple[int, int]]:
 
 def _name_of(node: fx.Node) -> str:
     return operator_name(node.target) or str(node.target)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
