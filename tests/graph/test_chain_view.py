@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from refused_nets import REFUSED, Net, TwoInputs
 from torch import Tensor, nn
 
 from chain_nets import ChainPlan, build, chain_plans
@@ -21,6 +20,7 @@ from prunekit.graph.chain import chain_view
 from prunekit.models import lenet5, lenet_300_100, mlp, vgg_small
 from prunekit.structure import INPUT, Chain, chain_of, shrink, unit_masks
 from prunekit.units import oracle_changes
+from refused_nets import REFUSED, Net, TwoInputs
 from unit_nets import NETS, made
 
 PAPERS = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from refused_nets import REFUSED, Net, TwoInputs
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from prunekit.errors import ModelError
 from prunekit.models import resnet20
 from prunekit.structure import chain_of
+from refused_nets import REFUSED, Net, TwoInputs
 
 
 class Transposed(Net):
