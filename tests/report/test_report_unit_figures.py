@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -141,12 +142,18 @@ def test_a_report_shows_the_units_that_a_study_wrote_down(folder: Path) -> None:
     assert 'id="units"' in page
     assert (folder / "figures" / "regret.svg").is_file()
     assert not (folder / "figures" / "gain-sweep.svg").exists()
+    assert "img-src" not in page
     write_json_with_digest(folder / "units.json", UNITS)
     page = write_report(folder).read_text(encoding="utf-8")
     for name in ("regret", "gain-sweep", "correlation"):
         assert (folder / "figures" / f"{name}.svg").is_file()
     assert "Error against the gain of a unit" in page
     assert "Correlation between units" in page
+    # a heat map is a picture in its SVG, which a browser shows only if the page's policy allows it
+    sources = re.findall(r'<image [^>]*?href="([^"]{5})', page)
+    assert sources
+    assert set(sources) == {"data:"}
+    assert re.search(r"""content="default-src 'none'; [^"]*; img-src data:">""", page)
 
 
 def test_units_that_are_damaged_are_refused_in_one_line(tmp_path: Path) -> None:

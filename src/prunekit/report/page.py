@@ -59,7 +59,11 @@ class Figure:
 
 
 def render(data: PageData, curves: list[Figure], layers: list[Figure], units: list[Figure]) -> str:
-    """The whole page as text. It asks for nothing outside itself: its content policy forbids it."""
+    """The whole page as text. It asks for nothing outside itself: its content policy forbids it.
+
+    Heat maps of many cells are pictures inside of their SVG: where there are some, the policy allows pictures
+    that are written out in the page.
+    """
     script = _part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -73,6 +77,7 @@ def render(data: PageData, curves: list[Figure], layers: list[Figure], units: li
             style=Markup(_part("report.css")),
             script=Markup(script),
             script_digest=digest,
+            has_pictures=any("<image " in figure.svg for figure in (*curves, *layers, *units)),
         )
     )
 
