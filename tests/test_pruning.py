@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from examples import number_of_examples
 from prunekit.errors import DataError, InputError, ModelError
+from prunekit.parts.allocation import Allocation
+from prunekit.parts.allocation.base import DECIDED
 from prunekit.parts.retrain import FineTune
 from prunekit.parts.scores import Score
 from prunekit.pruning import Session, prune
@@ -147,6 +150,58 @@ class TestNesting:
             assert session.masks.total - session.masks.kept == round(0.2 * k * 208)
             before = session.masks
         assert regrown > 0
+
+
+class Receding(Allocation):
+    name = "receding"
+    requires = (DECIDED,)
+    local = True
+    asked: tuple[float, ...] = (0.5, 0.25, 0.75)
+
+    def amounts(self, context):
+        share = self.asked[context.step.round - 1]
+        return {name: round(share * scores.numel()) for name, scores in context.scores.items()}
+
+
+class TestAnAllocationThatAsksForLessThanIsRemoved:
+    def steps(self, **changes):
+        chosen = recipe(
+            **{
+                "score": "random",
+                "allocation": Receding(),
+                "schedule": {"name": "rounds", "steps": 3},
+                "retrain": fine_tune(optimizer="adam"),
+                **changes,
+            }
+        )
+        model = mlp(10, 16, 8)
+        session = Session(model, chosen, data=blobs())
+        masks = [session.kept]
+        for record in session.run():
+            masks.append(session.kept)
+            assert record.layers == {name: int(flags.sum()) for name, flags in session.kept.items()}
+            assert all(zeros(model, name) >= int((~each).sum()) for name, each in session.masks.items())
+        return masks
+
+    @pytest.mark.parametrize("order", ["all", "forward"])
+    @pytest.mark.parametrize("shape", ["weight", "unit"])
+    def test_nothing_comes_back(self, order, shape):
+        masks = self.steps(order=order, shape=shape)
+        for before, after in itertools.pairwise(masks):
+            assert not any(bool((flags & ~before[name]).any()) for name, flags in after.items())
+        if order == "all":
+            _, first, second, third = masks
+            assert first == second
+            for name, flags in third.items():
+                assert int((~first[name]).sum()) == round(0.5 * flags.numel())
+                assert int((~flags).sum()) == round(0.75 * flags.numel())
+
+    def test_with_regrow_as_many_are_removed_as_are_asked_for(self):
+        _, first, second, third = self.steps(regrow=True)
+        for name, flags in first.items():
+            removed = [int((~masks[name]).sum()) for masks in (first, second, third)]
+            assert removed == [round(share * flags.numel()) for share in (0.5, 0.25, 0.75)]
+            assert bool((second[name] & ~flags).any())
 
 
 class TestTwice:
