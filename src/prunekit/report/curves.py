@@ -135,6 +135,14 @@ class PlotData:
         """The dense point."""
         return dense_of(self.points)
 
+    def look(self, method: str) -> Look:
+        """The look of a method, dense among them."""
+        return self.looks.get(method, DENSE_LOOK)
+
+    def series(self, method: str) -> int:
+        """The number of a method in the figures, -1 for dense."""
+        return self.methods.index(method) if method in self.methods else -1
+
 
 @dataclass(frozen=True, slots=True)
 class _Placed:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from markupsafe import Markup, escape
+
 from prunekit.report.best import (
     SAME_RATIO,
     Best,
@@ -44,10 +46,9 @@ class Finding:
         return _NAME.sub(r"\1", self.marked)
 
     @property
-    def pieces(self) -> list[tuple[str, bool]]:
-        """The sentence in pieces, each with whether it is a name."""
-        parts = _NAME.split(self.marked)
-        return [(part, place % 2 == 1) for place, part in enumerate(parts) if part]
+    def markup(self) -> Markup:
+        """The sentence for a page, its names in bold."""
+        return Markup(_NAME.sub(r"<b>\1</b>", str(escape(self.marked))))
 
 
 __all__ = ["Best", "Finding", "best_at", "best_table", "findings", "max_compression_within_tolerance"]

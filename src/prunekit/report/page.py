@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -17,13 +18,31 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from prunekit.digests import SUMS
 from prunekit.files import refuse_links
 from prunekit.limits import check_folder_name
+from prunekit.report.best import ABOVE, Best, best_table, max_compression_within_tolerance
 from prunekit.report.curves import PlotData, curve_drawings
-from prunekit.report.findings import Overview, study_overview
-from prunekit.report.format import primary_of
+from prunekit.report.findings import Overview, findings, study_overview
+from prunekit.report.format import (
+    Primary,
+    count,
+    names,
+    overlap,
+    percent_spread,
+    plain_spread,
+    primary_of,
+    times,
+)
 from prunekit.report.layers import heat_drawing, layer_table, multiples_drawing
-from prunekit.report.page_data import PageData, page_data_of
-from prunekit.report.points import layer_points_of, methods_of, points_of, removes_nothing
+from prunekit.report.points import (
+    Point,
+    Spread,
+    fewer,
+    layer_points_of,
+    methods_of,
+    points_of,
+    removes_nothing,
+)
 from prunekit.report.study_files import (
+    DENSE,
     check_tables,
     read_description,
     read_layers,
@@ -31,7 +50,7 @@ from prunekit.report.study_files import (
     read_study,
     require_filled,
 )
-from prunekit.report.style import Drawing, inline, looks_of, save, write_atomically
+from prunekit.report.style import INK, inline, looks_of, save, write_atomically
 from prunekit.report.unit_figures import unit_drawings
 
 log = logging.getLogger(__name__)
@@ -39,60 +58,44 @@ log = logging.getLogger(__name__)
 SUITE = "suite.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure on the page; ``svg`` is trusted markup, made by matplotlib, which escapes its texts.
+class Column(NamedTuple):
+    """A column of the table of all numbers: what of a point's values it holds, and how it is written."""
 
-    Figures that are not ``first`` are folded away until asked for.
-    """
-
-    name: str
-    title: str
-    caption: str
-    svg: str
-    first: bool = True
-
-    @property
-    def markup(self) -> Markup:
-        """The SVG as markup that is not escaped again."""
-        return Markup(self.svg)
+    key: str
+    head: str
+    show: Callable[[Spread | None], str]
 
 
-def render(data: PageData, curves: list[Figure], layers: list[Figure], units: list[Figure]) -> str:
-    """The whole page as text. It asks for nothing outside itself: its content policy forbids it.
-
-    Heat maps of many cells are pictures inside of their SVG: where there are some, the policy allows pictures
-    that are written out in the page.
-    """
-    script = _part("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            page=data,
-            curves=curves,
-            layers=layers,
-            units=units,
-            style=Markup(_part("report.css")),
-            script=Markup(script),
-            script_digest=digest,
-            has_pictures=any("<image " in figure.svg for figure in (*curves, *layers, *units)),
-        )
+def number_columns(points: Sequence[Point], primary: Primary) -> list[Column]:
+    """The columns that some point fills."""
+    show = percent_spread if primary.higher_is_better else plain_spread
+    columns = (
+        Column(primary.validation, primary.validation.replace("_", " "), show),
+        Column(primary.test, primary.test.replace("_", " "), show),
+        Column("test_top5", "test top-5", percent_spread),
+        Column("test_loss", "test loss", plain_spread),
+        Column("macs_nonzero", "MACs left", lambda macs: count(macs.mean if macs else None)),
+        Column("bytes", "bytes", lambda size: count(size.mean if size else None)),
+        Column("seconds", "seconds", lambda seconds: f"{seconds.mean:.1f}" if seconds else "–"),
     )
+    filled = {key for point in points for key in point.values}
+    return [column for column in columns if column.key in filled]
 
 
-def render_suite(suite: dict[str, Any], found: list[tuple[str, Overview]]) -> str:
-    """The page of a suite: its words, and what was found for each variant."""
-    return (
-        _environment()
-        .get_template("suite.html.j2")
-        .render(suite=suite, found=found, style=Markup(_part("report.css")))
-    )
+def explain(best: Best, primary: Primary) -> str:
+    """What stands beside the verdict: by how much, or which other methods."""
+    few = best.rivals[:2] if len(best.rivals) > 3 else best.rivals
+    more = [f"{len(best.rivals) - len(few)} more"] if len(few) < len(best.rivals) else []
+    rivals = names([*few, *more])
+    if best.verdict == "ahead" and best.runner_up is not None:
+        theirs = best.runner_up.values[primary.test].mean
+        return f"of all there, by {primary.gap(best.test(primary).mean - theirs, theirs)}"
+    return {"within the spread": f"of {rivals}", "behind on test": f"{rivals} better"}.get(best.verdict, "")
 
 
-def _environment() -> Environment:
-    return Environment(
+def render(template: str, **values: Any) -> str:
+    """A page as text. It asks for nothing outside itself: its content policy forbids it."""
+    environment = Environment(
         loader=PackageLoader("prunekit.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -100,6 +103,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    return environment.get_template(template).render(style=Markup(_part("report.css")), **values)
 
 
 def _part(name: str) -> str:
@@ -129,24 +133,57 @@ def write_report(folder: Path) -> Path:
     looks = looks_of(methods, study.controls.random, flat)
     data = PlotData(tuple(points), tuple(methods), looks, study.controls.random)
     table = layer_table(points, layer_points, primary)
-
     curves = curve_drawings(data, primary)
-    layers = [multiples_drawing(points, layer_points, methods), heat_drawing(table) if table else None]
+    found = multiples_drawing(points, layer_points, methods), heat_drawing(table) if table else None
+    layers = [drawing for drawing in found if drawing is not None]
     units = unit_drawings(folder, study, data, primary)
+    # trusted markup: matplotlib escapes the texts in it
+    svg = {
+        drawing.name: Markup(inline(save(drawing, folder / "figures"), drawing))
+        for drawing in (*curves, *layers, *units)
+    }
+    held = {m: max_compression_within_tolerance(points, m, primary) for m in methods}
+    script = _part("report.js")
     page = render(
-        page_data_of(study, rows, data, primary, table),
-        curves=[_saved(drawing, folder) for drawing in curves],
-        layers=[_saved(drawing, folder) for drawing in layers if drawing is not None],
-        units=[_saved(drawing, folder) for drawing in units],
+        "report.html.j2",
+        study=study,
+        row=rows[0],
+        data=data,
+        primary=primary,
+        dense=data.dense.values[primary.test],
+        dense_label=DENSE,
+        labels=(DENSE, *methods),
+        pruning=[method for method in methods if method not in flat],
+        findings=findings(study, points, primary),
+        held=held,
+        furthest=max((point.ratio for point in held.values() if point), default=1.0),
+        bests=best_table(points, primary),
+        table=table,
+        shown=fewer(points),
+        columns=number_columns(points, primary),
+        curves=curves,
+        layers=layers,
+        units=units,
+        svg=svg,
+        # heat maps of many cells are pictures inside of their SVG, which the policy must allow
+        has_pictures=any("<image " in each for each in svg.values()),
+        script=Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        ink=INK,
+        above=ABOVE,
+        count=count,
+        times=times,
+        overlap=overlap,
+        explain=explain,
+        yaml=_yaml,
     )
     target = folder / "report.html"
     write_atomically(target, page.encode())
     return target
 
 
-def _saved(drawing: Drawing, folder: Path) -> Figure:
-    svg = save(drawing, folder / "figures")
-    return Figure(drawing.name, drawing.title, drawing.caption, inline(svg, drawing), drawing.first)
+def _yaml(values: Any) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100).rstrip()
 
 
 class SuiteFile(BaseModel):
@@ -187,7 +224,7 @@ def write_suite_page(folder: Path) -> Path:
     suite = read_suite(folder)
     found = [(label, study_overview(folder / label)) for label in suite.variants]
     target = folder / "report.html"
-    write_atomically(target, render_suite(suite.model_dump(), found).encode())
+    write_atomically(target, render("suite.html.j2", suite=suite, found=found).encode())
     return target
 
 
