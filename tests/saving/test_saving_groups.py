@@ -12,7 +12,7 @@ from torch import nn
 
 from forged import redescribed
 from prunekit.errors import DataError, ModelError
-from prunekit.graph import prune_groups, size_attributes
+from prunekit.graph import prune_groups, restore_sizes, size_attributes
 from prunekit.saving import load_pretrained, save_pretrained
 from small_nets import copied, mlp, same
 from zoo import made
@@ -80,6 +80,17 @@ def test_shapes_sizes_values_and_ties_are_restored(tmp_path, name, settings):
     assert [key for key, _ in fresh.named_parameters()] == [key for key, _ in result.model.named_parameters()]
     assert torch.equal(run(fresh.eval(), inputs), run(result.model.eval(), inputs))
     run(fresh.train(), inputs).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["resnext", "shufflenet", "ghostnet", "unet", "mlp-mixer", "densenet"])
+def test_no_network_is_refused_that_units_were_taken_out_of(name):
+    model, inputs = made(name)
+    prune_groups(model, inputs, 0.5, residual=True)
+    fresh, _ = made(name)
+    shapes = {key: value.shape for key, value in [*model.state_dict().items(), *model.named_buffers()]}
+    restore_sizes(fresh, shapes, size_attributes(model))
+    assert {key: value.shape for key, value in fresh.state_dict().items()}.items() <= shapes.items()
+    assert size_attributes(fresh) == size_attributes(model)
 
 
 class Turning(nn.Module):

@@ -15,7 +15,7 @@ from prunekit.graph.members import (
 )
 from prunekit.graph.off import off_units, shrink_off
 from prunekit.graph.plan import groups, traced
-from prunekit.graph.resize_on_load import restore_sizes
+from prunekit.graph.resize import restore_sizes
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink_groups
 from prunekit.graph.surgery import alike, group_masks, smaller
 from prunekit.graph.traced import CouplingGraph, KeepMasks

@@ -89,12 +89,13 @@ def _by_shape(
     for name, shape in shapes.items():
         place, _, short = name.rpartition(".")
         module = model.get_submodule(place)
-        for attribute, value in _layer(module, short, shape, groups.get(name) or 1).items():
+        for attribute, value in sizes_of_module(module, short, shape, groups.get(name) or 1).items():
             found.append(((place, attribute), value))
     return found
 
 
-def _layer(module: nn.Module, short: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
+def sizes_of_module(module: nn.Module, short: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
+    """Attributes of a module that follow from the shape of one of its tensors; see `Operator`."""
     for record in OPERATORS.values():
         found = record.module_sizes(module, short, shape, groups) if record.module_sizes else {}
         if found:

@@ -94,7 +94,7 @@ def _ruled(propagator: Propagator, node: fx.Node) -> Any:
     try:
         if record.labels is not None:
             return record.labels(propagator, *args, **kwargs)
-        if _is_pointwise(target, record):
+        if is_pointwise(record, target):
             result = pointwise(propagator, record, args, kwargs)
             if is_residual_sum(node):
                 for dim in result:
@@ -105,11 +105,11 @@ def _ruled(propagator: Propagator, node: fx.Node) -> Any:
     return propagator.unknown("goes through an operator without a rule")
 
 
-def _is_pointwise(target: torch._ops.OpOverload, record: Operator) -> bool:
+def is_pointwise(record: Operator, *targets: torch._ops.OpOverload) -> bool:
     """Whether PyTorch says so, of the operator or, where it writes in place, of the one that does not."""
     plain = getattr(torch.ops.aten, record.name, None)
     overloads = [getattr(plain, each) for each in plain.overloads()] if plain is not None else []
-    return record.pointwise or any(torch.Tag.pointwise in each.tags for each in [target, *overloads])
+    return record.pointwise or any(torch.Tag.pointwise in each.tags for each in [*targets, *overloads])
 
 
 def _inlined(propagator: Propagator, node: fx.Node) -> Any:

@@ -13,7 +13,6 @@ from prunekit.errors import ModelError
 from prunekit.graph import GraphModel, restore_sizes
 from prunekit.messages import shown
 from prunekit.saving.folder import BUFFER, Description, consistent
-from prunekit.structure import is_chain, resize_to
 
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
@@ -69,41 +68,28 @@ def fitted(
     Raises:
         ModelError: if what was saved does not come from this network; it is left as it was.
     """
-    buffers, undo = _fit(model, state, description, tensors, folder)
+    own = model.state_dict()
+    name = next((name for name, value in own.items() if value.shape != state[name].shape), None)
+    buffers: dict[str, Tensor] = {}
+    undo: Callable[[], None] = lambda: None  # noqa: E731
+    if name is not None:
+        beside = {name: value for name, value in model.named_buffers() if name + BUFFER in tensors}
+        buffers = {name: tensors[name + BUFFER] for name in beside}
+        _check_kinds(beside, buffers, folder)
+        shapes = {name: value.shape for name, value in {**state, **buffers}.items()}
+        try:
+            with consistent(folder):
+                undo = restore_sizes(model, shapes, description.sizes)
+        except ModelError as error:
+            raise ModelError(
+                f"{name} has shape {tuple(own[name].shape)} in the model, {tuple(state[name].shape)} in "
+                f"{folder}, and taking units out of the model does not give it: {error}"
+            ) from None
     try:
         yield buffers
     except BaseException:
         undo()
         raise
-
-
-def _fit(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    description: Description,
-    tensors: Mapping[str, Tensor],
-    folder: Path,
-) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """The values of those buffers, and what makes the model as it was."""
-    own = model.state_dict()
-    name = next((name for name, value in own.items() if value.shape != state[name].shape), None)
-    if name is None:
-        return {}, lambda: None
-    shapes = {name: value.shape for name, value in state.items()}
-    beside = {name: value for name, value in model.named_buffers() if name + BUFFER in tensors}
-    buffers = {name: tensors[name + BUFFER] for name in beside}
-    _check_kinds(beside, buffers, folder)
-    try:
-        if description.shrunk is not None or not is_chain(model):
-            with consistent(folder):
-                more = {name: value.shape for name, value in buffers.items()}
-                return buffers, restore_sizes(model, {**shapes, **more}, description.sizes)
-        return {}, resize_to(model, shapes)
-    except ModelError as error:
-        raise ModelError(
-            f"{name} has shape {tuple(own[name].shape)} in the model, {tuple(state[name].shape)} in "
-            f"{folder}, and taking units out of the model does not give it: {error}"
-        ) from None
 
 
 def tie(model: nn.Module, name: str, source: str) -> None:

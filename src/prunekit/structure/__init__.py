@@ -6,7 +6,6 @@ from prunekit.graph.shrinking import GroupSize, ShrinkResult
 from prunekit.structure.chain import INPUT, Chain, Stage, UnitGroup
 from prunekit.structure.dead_units import DeadUnits, dead_units, shrink_dead
 from prunekit.structure.reader import chain_of, is_chain
-from prunekit.structure.resize import resize_to
 from prunekit.structure.shrinking import shrink, shrink_pieces
 from prunekit.structure.units import kept_all, parameters_after, unit_masks
 
@@ -25,7 +24,6 @@ __all__ = [
     "is_chain",
     "kept_all",
     "parameters_after",
-    "resize_to",
     "same_function",
     "shrink",
     "shrink_dead",

@@ -111,14 +111,14 @@ def sizes_of_linear(module: nn.Module, name: str, shape: tuple[int, ...], groups
     """The widths of `nn.Linear`, whose weight is (out, in)."""
     if isinstance(module, nn.Linear) and name == "weight":
         return {"out_features": shape[0], "in_features": shape[1]}
-    return {}
+    return {"out_features": shape[0]} if isinstance(module, nn.Linear) and name == "bias" else {}
 
 
 def sizes_of_conv1d(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
     """Of the linear layer that the library transformers calls Conv1D."""
     if type(module).__name__ == "Conv1D" and name == "weight":
         return {"nx": shape[0], "nf": shape[1]}
-    return {}
+    return {"nf": shape[0]} if type(module).__name__ == "Conv1D" and name == "bias" else {}
 
 
 operators("addbmm addmv baddbmm", labels=addmm, saved="default")

@@ -186,6 +186,8 @@ def sizes_of_convolution(module: nn.Module, name: str, shape: tuple[int, ...], g
     """The weight has its outputs over all groups, and its inputs within one."""
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and name == "weight":
         return {"out_channels": shape[0], "in_channels": shape[1] * groups, "groups": groups}
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and name == "bias":
+        return {"out_channels": shape[0]}
     return {}
 
 
@@ -194,6 +196,8 @@ def sizes_of_transposed(module: nn.Module, name: str, shape: tuple[int, ...], gr
     kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     if isinstance(module, kinds) and name == "weight":
         return {"in_channels": shape[0], "out_channels": shape[1] * groups, "groups": groups}
+    if isinstance(module, kinds) and name == "bias":
+        return {"out_channels": shape[0]}
     return {}
 
 

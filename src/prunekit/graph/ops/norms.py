@@ -193,7 +193,7 @@ def groups_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
 
 def sizes_of_norm(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
     """The channels of a batch or instance norm, which all of its tensors are along."""
-    return {"num_features": shape[0]} if isinstance(module, _NORMS) else {}
+    return {"num_features": shape[0]} if isinstance(module, _NORMS) and shape else {}
 
 
 def check_running_statistics(arguments: Mapping[str, Any], *, flag: str) -> None:

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prunekit.errors import ModelError
+from prunekit.graph import restore_sizes
 from prunekit.models import lenet5, resnet20, vgg_small
-from prunekit.structure import INPUT, chain_of, resize_to, shrink
+from prunekit.structure import INPUT, chain_of, shrink
+from small_nets import mlp
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -31,7 +33,7 @@ def test_loads_what_was_shrunk(tmp_path: Path, inputs: bool) -> None:
     save_file(model.state_dict(), tmp_path / "state.safetensors")
     fresh = build()
     state = load_file(tmp_path / "state.safetensors")
-    resize_to(fresh, {name: tuple(value.shape) for name, value in state.items()})
+    restore_sizes(fresh, {name: tuple(value.shape) for name, value in state.items()})
     fresh.load_state_dict(state)
     given = x if result.kept_inputs is None else x[:, result.kept_inputs]
     assert (INPUT in kept) == inputs
@@ -42,7 +44,7 @@ def test_loads_what_was_shrunk(tmp_path: Path, inputs: bool) -> None:
 def test_same_shapes_need_no_chain() -> None:
     model = resnet20((3, 8, 8), 3)
     weight = model.conv1.weight
-    resize_to(model, shapes(model))
+    restore_sizes(model, shapes(model))
     assert model.conv1.weight is weight
 
 
@@ -65,7 +67,7 @@ def test_shapes_that_removal_does_not_give(change: dict[str, tuple[int, ...]], w
     model = lenet5((1, 28, 28), 10)
     before = dict(model.named_parameters())
     with pytest.raises(ModelError, match=why):
-        resize_to(model, {**shapes(model), **change})
+        restore_sizes(model, {**shapes(model), **change})
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     assert model.conv1.out_channels == 20
 
@@ -75,10 +77,60 @@ def test_missing_entry() -> None:
     rest = shapes(model)
     del rest["fc1.bias"]
     with pytest.raises(ModelError, match=r"the shapes have no 'fc1.bias'"):
-        resize_to(model, rest)
+        restore_sizes(model, rest)
 
 
-def test_no_chain() -> None:
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            {"fc.weight": (3, 63)},
+            "fc.weight .* does not give: it reads 64 inputs behind stage3",
+        ),
+        ({"stage1.0.conv2.weight": (15, 16, 3, 3), "stage1.0.bn2": (15,)}, r"its units meet 1[56] of"),
+        ({"stage1.1.conv1.weight": (9, 16, 3, 3)}, r"bn1.weight .*: it reads 9 inputs behind stage1.1.conv1"),
+        ({"stage1.1.bn1.running_var": (9,)}, r"running_var .*: num_features is 16 after stage1.1.bn1.weight"),
+    ],
+)
+def test_layers_that_do_not_fit_in_a_network_with_shortcuts(
+    change: dict[str, tuple[int, ...]], why: str
+) -> None:
     model = resnet20((3, 8, 8), 3)
-    with pytest.raises(ModelError, match="layer 'conv1' is no link of a chain"):
-        resize_to(model, {**shapes(model), "fc.weight": (3, 63)})
+    wanted = shapes(model)
+    for name, shape in change.items():
+        names = [name] if name in wanted else [each for each in wanted if each.startswith(f"{name}.")]
+        wanted.update({each: shape for each in names if wanted[each]})
+    before = dict(model.named_parameters())
+    with pytest.raises(ModelError, match=why):
+        restore_sizes(model, wanted)
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+
+
+def test_attributes_that_do_not_fit() -> None:
+    model = mlp(6, 5, 3)
+    wanted = {**shapes(model), "0.weight": (4, 6), "0.bias": (4,), "2.weight": (3, 4)}
+    with pytest.raises(ModelError, match=r"0.weight .*which removing units does not give: out_features is 3"):
+        restore_sizes(model, wanted, {"0": {"out_features": 3}})
+    restore_sizes(model, wanted, {"0": {"out_features": 4}})
+    assert (model[0].out_features, model[2].in_features) == (4, 4)
+
+
+class Counting(nn.Module):
+    """Its forward cannot be followed on symbols, and leaves something behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.seen = nn.Linear(4, 6), nn.Linear(6, 2), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = x
+        return self.second(self.first(x)) if x.sum() > 0 else self.second(-self.first(x))
+
+
+def test_what_cannot_be_followed_is_taken_as_it_is() -> None:
+    model = Counting()
+    undo = restore_sizes(model, {**shapes(model), "first.weight": (3, 4), "first.bias": (3,)})
+    assert (model.first.out_features, model.second.in_features) == (3, 6)
+    assert model.seen is None
+    undo()
+    assert model.first.weight.shape == (6, 4)
