@@ -1,11 +1,14 @@
-"""Training flags of modules: evaluation mode for a while, and each put back as it was."""
+"""A network left as it was: its training flags, and whatever its forward writes to its modules."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as global_hooks
 
 
 @contextmanager
@@ -30,3 +33,82 @@ def evaluating(*roots: nn.Module) -> Iterator[None]:
             for module in root.modules():
                 module.training = False
         yield
+
+
+class Holdings:
+    """What the modules of a network hold: their attributes, and the lists, dicts and sets in them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held: dict[int, tuple[Any, Any, str]] = {}
+        for module in model.modules():
+            self._take(vars(module), type(module).__name__)
+
+    @property
+    def changed(self) -> str:
+        """The class of the first module that holds something else now; empty if none does."""
+        return next((owner for value, before, owner in self._held.values() if not _alike(value, before)), "")
+
+    def put_back(self) -> None:
+        """Let all be as it was."""
+        for value, before, _ in self._held.values():
+            if not _alike(value, before):
+                value.clear()
+                (value.update if isinstance(value, dict | set) else value.extend)(before)
+
+    def _take(self, value: Any, owner: str) -> None:
+        if id(value) in self._held:
+            return
+        if not isinstance(value, tuple):
+            kind = next(each for each in (dict, set, list) if isinstance(value, each) or each is list)
+            self._held[id(value)] = value, kind(value), owner
+        for each in value.values() if isinstance(value, dict) else value:
+            if isinstance(each, dict | list | set | deque | tuple):
+                self._take(each, owner)
+
+
+def _alike(value: Any, before: Any) -> bool:
+    """Whether a container holds the same objects, in the same order if it has one."""
+    if isinstance(value, set):
+        return bool(value == before)
+    if isinstance(value, dict):
+        return value.keys() == before.keys() and _alike(
+            [*value, *value.values()], [*before, *before.values()]
+        )
+    return len(value) == len(before) and all(one is other for one, other in zip(value, before, strict=True))
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[Holdings]:
+    """A network runs to be looked at: what it writes to its modules is put back, and hooks are set aside.
+
+    Hooks that are PyTorch's own, such as those of weight norm, are part of what it computes and stay.
+
+    Yields:
+        What the modules held before.
+    """
+    with _hooks_aside(model):
+        holdings = Holdings(model)
+        try:
+            yield holdings
+        finally:
+            holdings.put_back()
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+@contextmanager
+def _hooks_aside(model: nn.Module) -> Iterator[None]:
+    places = [getattr(module, name) for module in model.modules() for name in _HOOKS]
+    places += [getattr(global_hooks, f"_global{name}") for name in _HOOKS]
+    before = [(place, place.copy()) for place in places if place]
+    for place, found in before:
+        for key, hook in found.items():
+            if not str(getattr(hook, "__module__", "")).startswith("torch."):
+                del place[key]
+    try:
+        yield
+    finally:
+        for place, found in before:
+            place.clear()
+            place.update(found)

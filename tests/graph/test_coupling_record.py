@@ -153,8 +153,16 @@ class Masked(Base):
 
 class Remembers(Base):
     def forward(self, x):
-        self.seen = self.layer(x)
-        return self.seen
+        before, self.seen = self.seen, self.layer(x)
+        return self.seen if before is None else self.seen + before
+
+
+class Counts(Base):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x) * self.calls
 
 
 class Writes(Base):
@@ -176,7 +184,8 @@ REFUSED = {
     Branches: "item",
     Lists: "tolist",
     Masked: "depends on values",
-    Remembers: "the forward of Remembers changes its attributes",
+    Remembers: "a FakeTensor comes from elsewhere",
+    Counts: "the forward of Counts changes what its next call gives",
     Writes: "writes to what it is given",
     Reshapes: "changes a shape in place",
     Objects: "an output is a object",

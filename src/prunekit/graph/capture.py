@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from prunekit.graph.record import NotRecordedError, recorded
 from prunekit.modes import keeping_modes
 
 Inputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+Mode = Literal["eval", "train"]
 _LOG = logging.getLogger(__name__)
 
 
@@ -52,36 +53,18 @@ def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -
         InputError: where the example inputs are of no usable kind or do not fit the network's arguments.
         ModelError: where the network cannot be run or exported, with the line at which it fails.
     """
-    args, kwargs = arguments(example_inputs)
+    evaluation = captured_in(model, example_inputs, "eval", record=record)
     try:
-        inspect.signature(model.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        raise InputError(f"example_inputs do not fit the network's forward: {error}") from error
-    names = canonical(model)
-    evaluation = _captured(model, args, kwargs, names, "eval", record)
-    try:
-        training = _captured(model, args, kwargs, names, "train", record)
-        return (evaluation,) if _same(evaluation, training) else (evaluation, training)
+        training = captured_in(model, example_inputs, "train", record=record)
+        # nothing may depend on the mode
+        return (evaluation,) if evaluation.same_as(training) else (evaluation, training)
     except ModelError:
         placeholders = [node for node in evaluation.graph.nodes if node.op == "placeholder" and node.users]
         read = {evaluation.tensors.get(node.name) for node in placeholders}
+        names = canonical(model)
         if {names[name] for name, _ in model.named_parameters()} <= read:
             return (evaluation,)
         raise
-
-
-def _same(one: Captured, other: Captured) -> bool:
-    """Whether two graphs compute the same of the same, as where nothing depends on the mode."""
-    first, second = (
-        [(node.name, str(node.target), str(node.args), str(node.kwargs)) for node in graph.graph.nodes]
-        for graph in (one, other)
-    )
-    return (
-        first == second
-        and one.tensors == other.tensors
-        and one.constants.keys() == other.constants.keys()
-        and all(torch.equal(value, other.constants[name]) for name, value in one.constants.items())
-    )
 
 
 def canonical(model: nn.Module) -> dict[str, str]:
@@ -91,14 +74,14 @@ def canonical(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in found}
 
 
-def _captured(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    names: dict[str, str],
-    mode: str,
-    record: bool,
-) -> Captured:
+def captured_in(model: nn.Module, example_inputs: Inputs, mode: Mode, *, record: bool = True) -> Captured:
+    """The graph in one mode; the arguments and what is raised are those of `captured`."""
+    args, kwargs = arguments(example_inputs)
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"example_inputs do not fit the network's forward: {error}") from error
+    names = canonical(model)
     with keeping_modes(model), torch.enable_grad():
         for module in model.modules():
             module.training = mode == "train"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -45,6 +46,19 @@ class Captured:
     def module(self) -> fx.GraphModule:
         """The graph, to be run with its placeholders as inputs."""
         return fx.GraphModule(self.root, self.graph)
+
+    def same_as(self, other: Captured) -> bool:
+        """Whether the two compute the same of the same."""
+        first, second = (
+            [(node.name, str(node.target), str(node.args), str(node.kwargs)) for node in each.graph.nodes]
+            for each in (self, other)
+        )
+        return (
+            first == second
+            and self.tensors == other.tensors
+            and self.constants.keys() == other.constants.keys()
+            and all(torch.equal(value, other.constants[name]) for name, value in self.constants.items())
+        )
 
 
 def module_of(node: fx.Node) -> str:

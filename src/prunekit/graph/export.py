@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from prunekit.errors import ModelError
 from prunekit.graph.captured import Captured
+from prunekit.modes import untouched
 
 _INPUTS = {InputKind.PARAMETER: "tensor", InputKind.BUFFER: "tensor", InputKind.USER_INPUT: "user"}
 _OUTPUTS = {OutputKind.USER_OUTPUT: "user", OutputKind.BUFFER_MUTATION: "buffer"}
@@ -39,7 +40,8 @@ def exported(
         ModelError: where it cannot be run or exported, with the line at which it fails.
     """
     try:
-        program = _exported(model, args, kwargs)
+        with untouched(model):
+            program = _exported(model, args, kwargs)
     except Exception as error:
         raise ModelError(_refusal(error, mode)) from error
     _check_sizes(program, mode)

@@ -1,9 +1,10 @@
 """A network's graph, recorded from the operators that it calls.
 
 The network runs once on tensors without data, so that nothing is computed, no buffer changes, and whatever
-asks for a value fails. PyTorch's inference mode lets the operators through as the network calls them, before
-they fall into others, so that the graph is of the kind that `torch.export` gives, in a tenth of its time.
-Wherever a recording might not be the network, it is refused, and `torch.export` decides.
+asks for a value fails. Where it writes to its modules, it runs once more on what it has left there. PyTorch's
+inference mode lets the operators through as the network calls them, before they fall into others, so that the
+graph is of the kind that `torch.export` gives, in a tenth of its time. Wherever a recording might not be the
+network, it is refused, and `torch.export` decides.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.graph.captured import Captured, InputKind
 from prunekit.graph.shapes import shapes
+from prunekit.modes import untouched
 
 
 class FakeTensor(Tensor):
@@ -84,18 +86,22 @@ def recorded(
     Raises:
         NotRecordedError: where a value is asked for, or something is done that a graph might not show.
     """
+    with untouched(model) as before:
+        found = _run(model, args, kwargs, names, mode)
+        if before.changed and not found.same_as(_run(model, args, kwargs, names, mode)):
+            raise NotRecordedError(f"the forward of {before.changed} changes what its next call gives")
+    return found
+
+
+def _run(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Mapping[str, str], mode: str
+) -> Captured:
     recorder = _Recorder(model, names)
     flat, takes = pytree.tree_flatten((args, kwargs))
     given = [recorder.user(value, number) for number, value in enumerate(flat)]
     own_args, own_kwargs = pytree.tree_unflatten(given, takes)
     try:
-        with (
-            _attributes_kept(model),
-            recorder.calls(),
-            torch.inference_mode(),
-            torch.enable_grad(),
-            recorder,
-        ):
+        with recorder.calls(), torch.inference_mode(), torch.enable_grad(), recorder:
             output = model(*own_args, **own_kwargs)
     except NotRecordedError:
         raise
@@ -132,10 +138,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stack: list[dict[str, tuple[str, str]]] = [{}]
         self._count: dict[str, int] = {}
         every = [*model.named_parameters(), *model.named_buffers()]
-        self._storages = {tensor.untyped_storage().data_ptr() for _, tensor in every if tensor.numel()}
         for name, tensor in every:
             if type(tensor) not in (Tensor, nn.Parameter):
                 raise NotRecordedError(f"{name} is a {type(tensor).__name__}")
+        self._storages = {tensor.untyped_storage().data_ptr() for _, tensor in every if tensor.numel()}
+        for name, tensor in every:
             node = self._placeholder(f"p_{name.replace('.', '_')}", "tensor", name, meta_of(tensor))
             self.tensors[node.name] = names[name]
             self._known[id(tensor)] = tensor, node
@@ -294,21 +301,3 @@ def _is_indexing_by_numbers(func: torch._ops.OpOverload, args: Any) -> bool:
     return func is torch.ops.aten.index.Tensor and all(
         each.dtype not in (torch.bool, torch.uint8) for each in by
     )
-
-
-@contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Refuse what puts something new into a module, and put back what was there."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    changed = ""
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            now = vars(module)
-            if now.keys() != attributes.keys() or any(now[name] is not attributes[name] for name in now):
-                changed = type(module).__name__
-                now.clear()
-                now.update(attributes)
-    if changed:
-        raise NotRecordedError(f"the forward of {changed} changes its attributes")

@@ -1,0 +1,213 @@
+"""Whatever a forward writes to its modules is put back, and no hook sees a network that is only looked at."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+
+from prunekit.errors import ModelError
+from prunekit.graph import groups
+from prunekit.graph.capture import captured
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Net(nn.Module):
+    """Two layers; subclasses say what is written on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 2)
+        self.calls = 0
+        self.seen: Any = None
+        self.register_buffer("mean", torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        self.write(x)
+        return self.b(x)
+
+    def write(self, x: Tensor) -> None:
+        pass
+
+
+class SetsAnAttribute(Net):
+    def write(self, x: Tensor) -> None:
+        self.seen = x
+
+
+class SetsANewAttribute(Net):
+    def write(self, x: Tensor) -> None:
+        self.fresh = x
+
+
+class CountsCalls(Net):
+    def write(self, x: Tensor) -> None:
+        self.calls += 1
+
+
+class DeletesAnAttribute(Net):
+    def write(self, x: Tensor) -> None:
+        if hasattr(self, "seen"):
+            del self.seen
+
+
+class Appends(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = ["first"]
+
+    def write(self, x: Tensor) -> None:
+        self.kept.append(x)
+
+
+class AppendsToAQueue(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = deque([1, 2], maxlen=2)
+
+    def write(self, x: Tensor) -> None:
+        self.kept.append(x)
+
+
+class WritesToADict(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = OrderedDict(old=1)
+
+    def write(self, x: Tensor) -> None:
+        self.kept["new"] = x
+        self.kept.move_to_end("old")
+
+
+class WritesDeep(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = {"layers": ([{1}, []], "name")}
+
+    def write(self, x: Tensor) -> None:
+        ones, others = self.kept["layers"][0]
+        ones.add(2)
+        others.append(x)
+
+
+class AddsToASet(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = {1}
+
+    def write(self, x: Tensor) -> None:
+        self.kept.add(x.shape)
+
+
+class ReplacesABuffer(Net):
+    def write(self, x: Tensor) -> None:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+
+
+class RegistersABuffer(Net):
+    def write(self, x: Tensor) -> None:
+        self.register_buffer("late", x.detach())
+
+
+class RegistersAHook(Net):
+    def write(self, x: Tensor) -> None:
+        self.b.register_forward_hook(lambda *_: None)
+
+
+KINDS: list[type[Net]] = [
+    SetsAnAttribute, SetsANewAttribute, CountsCalls, DeletesAnAttribute, Appends, AppendsToAQueue,
+    WritesToADict, WritesDeep, AddsToASet, ReplacesABuffer, RegistersABuffer, RegistersAHook,
+]  # fmt: skip
+LOOKS: dict[str, Callable[[nn.Module], Any]] = {
+    "groups": lambda model: groups(model, X),
+    "exported": lambda model: captured(model, X, record=False),
+}
+
+
+def held(model: nn.Module) -> list[tuple[Any, ...]]:
+    """The attributes of all modules by their objects, and what containers hold, written out."""
+    return [
+        (id(value), copy.copy(value) if isinstance(value, list | dict | set | deque | tuple) else None, name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+    ]
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_what_a_forward_writes_is_put_back(kind: type[Net], look: str) -> None:
+    model = kind()
+    before, bits = held(model), pickle.dumps(model)
+    LOOKS[look](model)
+    assert held(model) == before
+    assert pickle.dumps(model) == bits
+    model(X)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_also_where_it_fails(kind: type[Net], look: str) -> None:
+    class Fails(kind):  # type: ignore[misc, valid-type]
+        def write(self, x: Tensor) -> None:
+            super().write(x)
+            raise ValueError("halfway")
+
+    model = Fails()
+    before = held(model)
+    with pytest.raises(ModelError, match="halfway"):
+        LOOKS[look](model)
+    assert held(model) == before
+
+
+@pytest.mark.parametrize("kind", [SetsAnAttribute, Appends, CountsCalls, WritesToADict])
+def test_what_is_only_written_leaves_the_plan_as_it_is(kind: type[Net]) -> None:
+    assert groups(kind(), X) == groups(Net(), X)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_hooks_are_not_called_and_stay(look: str) -> None:
+    model, calls = Net(), []
+
+    def hook(*given: Any) -> None:
+        calls.append(given)
+
+    handles = [
+        model.a.register_forward_pre_hook(hook),
+        model.a.register_forward_hook(hook, with_kwargs=True, always_call=True),
+        model.register_forward_hook(calls.append, prepend=True),  # type: ignore[arg-type]
+        model.b.register_full_backward_hook(hook),
+        global_hooks.register_module_forward_hook(hook),
+    ]
+    try:
+        before = held(model)
+        LOOKS[look](model)
+        assert not calls
+        assert held(model) == before
+        assert hook in global_hooks._global_forward_hooks.values()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert not model.a._forward_hooks
+
+
+def test_hooks_of_weight_norm_are_part_of_what_is_computed() -> None:
+    model = Net()
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model.a)
+    (graph,) = captured(model, X)
+    assert {"a.weight_g", "a.weight_v"} <= set(graph.tensors.values())
+    torch.testing.assert_close(graph.module(*_given(model, graph, X))[0], model(X))
+
+
+def _given(model: nn.Module, graph: Any, x: Tensor) -> list[Tensor]:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return [x if kind == "user" else tensors[name] for kind, name in graph.inputs]
