@@ -2,9 +2,9 @@
 
     python benchmarks/walks.py [--stations] [--json FILE]
 
-Watched are the functions of the package that are entered (imports and what is only defined do not count), in
-order, for three calls: `prune(model, magnitude(0.5))`; a score of units by data up to the shrunk network; and a
-study of two methods up to its report. Per call:
+Watched are the functions of the package that are entered (imports do not count), in order, for three calls:
+`prune(model, magnitude(0.5))`; a score of units by data up to the shrunk network; and a study of two methods up
+to its report. Per call:
 
     files        that a function is entered in
     come back    of them those that the walk leaves and comes back to, for a function that it has not seen
@@ -16,6 +16,7 @@ Bars: 15 files, 5 come back to and once for magnitude; 35 files for units; 60 fo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -78,8 +79,7 @@ def stations(entered: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
 
 def network(*sizes: int) -> nn.Module:
     torch.manual_seed(0)
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
-    layers = [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())]
+    layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 

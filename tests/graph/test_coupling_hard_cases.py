@@ -92,6 +92,28 @@ def test_a_shortcut_padded_with_zeros():
     _checked(PaddedShortcut, x, {"a": [1, 3]}, ((4, (1, 2)), (2, (1, 2))), residual=True)
 
 
+class PaddedSum(nn.Module):
+    """Channels summed over, behind edges of one number that others are added to."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 1)
+        self.b = nn.Conv2d(3, 7, 1)
+        self.c = nn.Linear(6, 3)
+        self.value = value
+
+    def forward(self, x):
+        y = self.b(x) + F.pad(self.a(x), (0, 0, 0, 0, 1, 2), value=self.value)
+        return self.c(y.sum((1, 2)))
+
+
+def test_only_edges_of_zeros_add_nothing_to_a_sum():
+    plan = groups(PaddedSum(0.0).double(), IMAGE)
+    assert {group.name: group.units for group in plan.prunable} == {"a": 4, "b": 3}
+    plan = groups(PaddedSum(0.5).double(), IMAGE)
+    assert plan.group("b").frozen == "is taken over at 'sum'"
+
+
 class Shuffled(nn.Module):
     def __init__(self, width):
         super().__init__()
