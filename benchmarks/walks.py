@@ -3,8 +3,7 @@
     python benchmarks/walks.py [--stations] [--json FILE]
 
 Watched are the functions of the package that are entered (imports do not count), in order, for three calls:
-`prune(model, magnitude(0.5))`; a score of units by data up to the shrunk network; and a study of two methods up
-to its report. Per call:
+`prune(model, magnitude(0.5))`; a score of units by data up to the shrunk network; a study up to its report.
 
     files        that a function is entered in
     come back    of them those that the walk leaves and comes back to, for a function that it has not seen
