@@ -16,11 +16,11 @@ from prunekit.graph import (
     Group,
     Scored,
     alike,
-    group_masks,
     makers,
     of_units,
     smaller,
     traced,
+    unit_masks,
 )
 from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
@@ -58,7 +58,7 @@ class Groups(Elements):
 
     def masks(self, model: nn.Module, kept: Masks) -> Masks:
         """All slices of parameters that go with the units: what makes them, goes along and reads them."""
-        return group_masks(model, self.found.traced.plan, kept)
+        return unit_masks(model, self.found.traced.plan, kept, allow_empty=True)
 
     def smaller(self, model: nn.Module, kept: Masks) -> nn.Module:
         """The units are taken out of a copy."""

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph import shrink_groups
+from prunekit.graph import ShrinkResult, shrink
 from prunekit.masks import Masks
-from prunekit.parts.granularity import CoupledGroup
 from prunekit.parts.stopping import Stopped
 from prunekit.recipe import Recipe
-from prunekit.structure import ShrinkResult, shrink, shrink_pieces
+from prunekit.structure import shrink_pieces
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,11 @@ class Pruned:
             raise InputError("single weights were removed, not units: there is nothing to take out whole")
         if self.shrunk is not None:
             raise InputError(f"the removed {counted} have been taken out already")
-        if isinstance(self.recipe.shape, CoupledGroup):
-            residual = self.recipe.shape.residual
-            result = shrink_groups(self.model, example_inputs, self.kept, masks=self.masks, residual=residual)
+        if counted == "units":
+            residual = getattr(self.recipe.shape, "residual", False)
+            result = shrink(self.model, example_inputs, self.kept, masks=self.masks, residual=residual)
         else:
-            take_out = shrink if counted == "units" else shrink_pieces
-            result = take_out(self.model, self.kept, example_inputs, masks=self.masks)
+            result = shrink_pieces(self.model, self.kept, example_inputs, masks=self.masks)
         if result.form == "graph":
             self.model = result.model
         self.shrunk = result

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.graph import Plan, groups, parameters_per_unit, shrink_groups
+from prunekit.graph import Plan, groups, parameters_per_unit, shrink
 
 CODE = """
 import torch
@@ -145,6 +145,6 @@ def test_parameters_of_a_unit_are_those_that_surgery_takes_with_it():
     for group in plan.prunable:
         lost = []
         for unit in range(group.units):
-            result = shrink_groups(small(), inputs, {group.name: torch.arange(group.units) != unit})
+            result = shrink(small(), inputs, {group.name: torch.arange(group.units) != unit})
             lost.append(result.parameters_before - result.parameters_after)
         assert each[group.name] == sum(lost) / group.units

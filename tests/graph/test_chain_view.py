@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from chain_nets import ChainPlan, build, chain_plans
 from examples import number_of_examples
 from prunekit.errors import ModelError
-from prunekit.graph import CouplingGraph, group_masks, shrink_groups, traced
+from prunekit.graph import CouplingGraph, traced, unit_masks
 from prunekit.graph.capture import captured
 from prunekit.graph.chain import chain_view
 from prunekit.models import lenet5, lenet_300_100, mlp, vgg_small
-from prunekit.structure import INPUT, Chain, chain_of, shrink, unit_masks
+from prunekit.structure import INPUT, Chain, chain_of
+from prunekit.structure import unit_masks as chain_masks
 from prunekit.units import oracle_changes
 from refused_nets import REFUSED, Net, TwoInputs
 from unit_nets import NETS, made
@@ -63,16 +64,9 @@ def assert_same(model: nn.Module, inputs: Tensor, targets: Tensor, *, seed: int 
     plan = {group.name: group for group in found.plan.groups}
     several = {name: flags for name, flags in kept.items() if len(flags) > 1}
     assert {name: plan[name].units for name in several} == {name: len(f) for name, f in several.items()}
-    masks, other = unit_masks(model, read, several), group_masks(model, found.plan, several)
+    masks, other = chain_masks(model, read, several), unit_masks(model, found.plan, several)
     assert set(masks) == set(other)
     assert all(torch.equal(masks[name], other[name]) for name in masks)
-    first, second = copy.deepcopy(model), copy.deepcopy(model)
-    shrink(first, several, inputs)
-    done = shrink_groups(second, inputs, several)
-    assert done.model is second
-    state, expected = second.state_dict(), first.state_dict()
-    assert list(state) == list(expected)
-    assert all(torch.equal(state[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import groups, shrink_groups
+from prunekit.graph import groups, shrink
 from prunekit.graph.ops import OPERATORS
 from prunekit.graph.ops.pointwise import zero_of_clamp, zero_stays
 from prunekit.graph.ops.registry import operators
@@ -91,7 +91,7 @@ def test_a_transposed_convolution_loses_groups(number: int, layer: int, sizes: t
     ).eval()
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     kept = torch.tensor([False, True, True, True])
-    shrunk = shrink_groups(model, x, {str(layer): kept}).model
+    shrunk = shrink(model, x, {str(layer): kept}).model
     assert isinstance(shrunk, nn.Sequential)
     assert (shrunk[2].in_channels, shrunk[2].out_channels, shrunk[2].groups) == sizes
 
@@ -119,6 +119,6 @@ def test_a_turned_plane_carries_its_channels_along(quarters: int, dims: tuple[in
         assert groups(model, x).group("0").frozen
         return
     reads = model.get_submodule("2").get_parameter("weight").detach().clone()
-    shrunk = shrink_groups(model, x, {"0": kept}).model
+    shrunk = shrink(model, x, {"0": kept}).model
     stay = np.flatnonzero(turned[0, :, 0, 0] != 2)
     assert torch.equal(shrunk.get_submodule("2").get_parameter("weight"), reads[:, stay])

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prunekit.errors import ModelError
-from prunekit.graph import restore_sizes
+from prunekit.graph import restore_sizes, shrink
 from prunekit.models import lenet5, resnet20, vgg_small
-from prunekit.structure import INPUT, chain_of, shrink
+from prunekit.structure import INPUT, chain_of
 from small_nets import mlp
 
 
@@ -29,7 +29,7 @@ def test_loads_what_was_shrunk(tmp_path: Path, inputs: bool) -> None:
     x = torch.randn(3, 4, 8, 8)
     chain = chain_of(model, inputs=inputs)
     kept = {group.name: torch.arange(group.units) % 2 == 1 for group in chain.groups}
-    result = shrink(model, kept, x)
+    result = shrink(model, x, kept)
     save_file(model.state_dict(), tmp_path / "state.safetensors")
     fresh = build()
     state = load_file(tmp_path / "state.safetensors")

@@ -9,7 +9,7 @@ import torch
 from constructions import CONSTRUCTIONS, WORDS, frozen_weights
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import prune_groups, shrink_groups, traced
+from prunekit.graph import prune_groups, shrink, traced
 from prunekit.graph.deviation import VerificationError
 from prunekit.graph.groups import Plan
 from prunekit.graph.traced import CouplingGraph
@@ -67,9 +67,9 @@ def test_a_wrong_plan_is_found_out_and_nothing_is_changed() -> None:
     found = traced(model, WORDS)
     flags = torch.tensor([True, False, True, True, False, True])
     with pytest.raises(VerificationError, match="something else than the masked one"):
-        shrink_groups(model, WORDS, {"a": flags}, found=_wrong(found))
+        shrink(model, WORDS, {"a": flags}, found=_wrong(found))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert shrink_groups(model, WORDS, {"a": flags}, found=found).deviation.accepted
+    assert shrink(model, WORDS, {"a": flags}, found=found).deviation.accepted
 
 
 def test_flags_that_do_not_fit() -> None:
@@ -81,13 +81,13 @@ def test_flags_that_do_not_fit() -> None:
         ({"z": torch.ones(6, dtype=torch.bool)}, "no group is named 'z'"),
     ]:
         with pytest.raises(InputError, match=message):
-            shrink_groups(model, WORDS, kept)
+            shrink(model, WORDS, kept)
     with pytest.raises(ModelError, match="the units of 'b' cannot be taken out: is the network's output"):
-        shrink_groups(model, WORDS, {"b": torch.tensor([True, False, True])})
+        shrink(model, WORDS, {"b": torch.tensor([True, False, True])})
 
 
 def test_all_units_of_one_part() -> None:
     model = stirred(CONSTRUCTIONS["static split sizes"][0]()).eval()
     flags = torch.tensor([False] * 4 + [True] * 8)
     with pytest.raises(InputError, match="at least one must stay"):
-        shrink_groups(model, WORDS, {"up": flags})
+        shrink(model, WORDS, {"up": flags})

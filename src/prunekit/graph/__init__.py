@@ -16,8 +16,8 @@ from prunekit.graph.members import (
 from prunekit.graph.off import off_units, shrink_off
 from prunekit.graph.plan import groups, traced
 from prunekit.graph.resize import restore_sizes
-from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink_groups
-from prunekit.graph.surgery import alike, group_masks, smaller
+from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink
+from prunekit.graph.surgery import alike, parameters_after, smaller, unit_masks
 from prunekit.graph.traced import CouplingGraph, KeepMasks
 from prunekit.graph.weight_stats import parameters_per_unit
 
@@ -37,19 +37,20 @@ __all__ = [
     "Scored",
     "ShrinkResult",
     "alike",
-    "group_masks",
     "groups",
     "makers",
     "of_units",
     "off_units",
     "over_entries",
+    "parameters_after",
     "parameters_per_unit",
     "prune_groups",
     "restore_sizes",
-    "shrink_groups",
+    "shrink",
     "shrink_off",
     "size_attributes",
     "smaller",
     "traced",
+    "unit_masks",
     "watched",
 ]

@@ -11,12 +11,16 @@ import torch
 from torch import fx, nn
 
 from prunekit.graph.captured import Captured
+from prunekit.graph.features import Features
 from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
 from prunekit.graph.propagate import propagate
 from prunekit.graph.propagator import Propagator, SplitPolicy, SplitSite, frozen_rows
 
 # each round drops at least one way to cut an axis; more rounds than this mean that something is wrong
 _ROUNDS = 200
+
+FEATURES = ""
+"""Stands for the network's input in the place of a parameter's name, which is never empty."""
 
 PARAMETRIZED = "it is computed by a parametrization, such as weight norm"
 
@@ -49,7 +53,12 @@ class Propagation:
 
 
 def analysed(
-    model: nn.Module, graphs: Sequence[Captured], ignored: dict[str, str], *, policy: SplitPolicy
+    model: nn.Module,
+    graphs: Sequence[Captured],
+    ignored: dict[str, str],
+    *,
+    policy: SplitPolicy,
+    features: Features | None = None,
 ) -> Propagation:
     """The propagation in which no split is known to leave nothing.
 
@@ -58,10 +67,11 @@ def analysed(
         graphs: as exported.
         ignored: parameters and buffers that must not change, with the reason.
         policy: along which part an axis that is split is cut.
+        features: of the network's input, if they are to be units, too.
     """
     rejected: set[tuple[SplitSite, int]] = set()
     for _ in range(_ROUNDS):
-        found = _propagated(model, graphs, ignored, rejected, policy)
+        found = _propagated(model, graphs, ignored, rejected, policy, features)
         more = _rejected_splits(found)
         if not more:
             break
@@ -97,10 +107,14 @@ def _propagated(
     ignored: dict[str, str],
     rejected: set[tuple[SplitSite, int]],
     policy: SplitPolicy,
+    features: Features | None,
 ) -> Propagation:
     labels = Labels()
     used = _used(graphs)
+    given = None if features is None else labels.new(features.size)
     values, blocks = _labelled(model, used, labels)
+    if given is not None:
+        blocks.insert(0, Block(FEATURES, 0, int(given[0]), len(given)))
     for name, reason in ignored.items():
         for dim in values.get(name, ()):
             labels.freeze(dim.labels, reason)
@@ -111,6 +125,7 @@ def _propagated(
     nodes = []
     for part, graph in enumerate(graphs):
         propagator.part, propagator.env = part, {}
+        propagator.known = {} if features is None or given is None else features.known(graph, given)
         placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
         propagator.constants.update(node for node in placeholders if node.name in graph.tensors)
         outputs = propagate(propagator, graph.graph, graph.root, _entry(graph, values))

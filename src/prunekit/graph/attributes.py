@@ -12,6 +12,7 @@ from prunekit.graph.groups import Plan
 from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.registry import argument
 from prunekit.graph.resize_constants import Corrected
+from prunekit.graph.traced import KeepMasks
 
 # what attention in libraries and in users' code calls the number of heads, and the width of all or of one
 _HEADS = (
@@ -52,6 +53,7 @@ def sizes(
     kept: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     graphs: Sequence[tuple[Captured, Corrected]],
+    keeping: KeepMasks,
 ) -> dict[tuple[str, str], Any]:
     """New values by (module, attribute); those that stay are not named.
 
@@ -61,11 +63,13 @@ def sizes(
         kept: for each group that loses units which stay.
         shapes: new shapes of the parameters and buffers that change.
         graphs: the exported graphs, and the same with corrected constants.
+        keeping: what stays of every node.
     """
     found: dict[tuple[str, str], Any] = {}
     for (place, attribute), value in [
         *_attention(model, plan, kept),
         *_in_graphs(model, graphs),
+        *_channels(model, graphs, keeping),
         *_by_shape(model, shapes, graphs),
     ]:
         before = getattr(model.get_submodule(place), attribute, None)
@@ -114,6 +118,21 @@ def _in_graphs(
             owner = _submodule(model, place) if place and repeated else None
             if owner is not None and repeated is not None:
                 found.extend(((place, name), value) for name, value in repeated(owner, node).items())
+    return found
+
+
+def _channels(
+    model: nn.Module, graphs: Sequence[tuple[Captured, Corrected]], keeping: KeepMasks
+) -> list[tuple[tuple[str, str], Any]]:
+    """Of batch norms, also of those that have neither parameters nor buffers."""
+    found: list[tuple[tuple[str, str], Any]] = []
+    for number, (captured, _) in enumerate(graphs):
+        for node in captured.graph.nodes:
+            place = module_of(node)
+            if isinstance(_submodule(model, place), nn.modules.batchnorm._BatchNorm):
+                axes = keeping(number, node.name)
+                if axes and len(axes[0]) > 1 and axes[0][1] is not None:
+                    found.append(((place, "num_features"), int(axes[0][1].sum())))
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.captured import Captured
@@ -65,6 +66,16 @@ def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -
         if {names[name] for name, _ in model.named_parameters()} <= read:
             return (evaluation,)
         raise
+
+
+def takes(graph: Captured, example_inputs: Inputs) -> bool:
+    """Whether a graph was made for inputs of these shapes."""
+    nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    kinds = [kind for kind, _ in graph.inputs]
+    made = [node.meta.get("val") for node, kind in zip(nodes, kinds, strict=True) if kind == "user"]
+    leaves = pytree.tree_leaves(arguments(example_inputs))
+    given, asked = ([getattr(each, "shape", None) for each in values] for values in (leaves, made))
+    return given == asked
 
 
 def canonical(model: nn.Module) -> dict[str, str]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunekit.graph.analysis import Block, Propagation, positions
-from prunekit.graph.groups import Group, Member, Role
+from prunekit.graph.analysis import FEATURES, Block, Propagation, positions
+from prunekit.graph.groups import INPUT, Group, Member, Role
 from prunekit.graph.labels import Ints
 
 # the first of these that was seen names the group
@@ -109,6 +109,10 @@ def _group(
         reason = "there is only one unit"
     kind = int(kinds[units].min())
     first = (producers or members)[0].tensor
+    if first == FEATURES:
+        return Group(INPUT, "input features", int(units.size), tuple(members[1:]), reason)
+    if members[0].tensor == FEATURES:  # features that meet units, as in x + f(x)
+        members, reason = members[1:], reason or "is the network's input, too"
     name = first.rpartition(".")[0] or first
     return Group(
         name, KINDS[kind] if kind < len(KINDS) else "neurons", int(units.size), tuple(members), reason

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from prunekit.errors import InputError
 
+INPUT = "input"
+"""The name of the group of the network's own input features."""
+
 Role = Literal["producer", "consumer", "along"]
 
 
@@ -35,7 +38,8 @@ class Group:
 
     Attributes:
         name: the first module that produces the units, with the kind where two groups share it.
-        kind: "filters", "neurons", "heads", "head width", "MLP width", "residual stream", "embedding".
+        kind: "filters", "neurons", "heads", "head width", "MLP width", "residual stream", "embedding", "input
+            features".
         units: how many there are.
         members: the slices of parameters and buffers that go with the units.
         frozen: why no unit can be taken out; None where they can.

@@ -13,8 +13,8 @@ from prunekit.graph.groups import Group, Plan
 from prunekit.graph.members import of_units
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both
-from prunekit.graph.shrinking import ShrinkResult, shrink_groups
-from prunekit.graph.surgery import alike, copy_of, group_masks
+from prunekit.graph.shrinking import ShrinkResult, shrink
+from prunekit.graph.surgery import alike, copy_of, unit_masks
 from prunekit.masks import Masks
 from prunekit.targets import unwrap
 
@@ -56,9 +56,9 @@ def shrink_off(
         masks: of single weights; removed ones are zero already, and the masks get smaller along.
 
     Raises:
-        InputError: as `shrink_groups`.
-        ModelError: where no unit is off, or as `shrink_groups`.
-        VerificationError: as `shrink_groups`; the model is then as it was.
+        InputError: as `shrink`.
+        ModelError: where no unit is off, or as `shrink`.
+        VerificationError: as `shrink`; the model is then as it was.
     """
     model = unwrap(model)
     found = traced(model, example_inputs, residual=True)
@@ -73,7 +73,7 @@ def shrink_off(
         raise ModelError(
             "no unit of this network is off: whatever could be taken out computes something that is read"
         )
-    return shrink_groups(model, example_inputs, kept, masks=masks, found=found)
+    return shrink(model, example_inputs, kept, masks=masks, found=found)
 
 
 def _kept(group: Group, own: Mapping[str, Tensor]) -> Tensor:
@@ -97,5 +97,5 @@ def _kept(group: Group, own: Mapping[str, Tensor]) -> Tensor:
 def _same(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor], inputs: Inputs) -> bool:
     """Whether the network computes the same with everything of these units at zero."""
     masked = copy_of(model)
-    group_masks(masked, plan, kept).apply(masked)
+    unit_masks(masked, plan, kept).apply(masked)
     return run_both(model, masked, inputs).accepted

@@ -14,8 +14,9 @@ from prunekit.errors import InputError
 from prunekit.graph.analysis import PARAMETRIZED, Propagation, analysed
 from prunekit.graph.capture import Inputs, captured
 from prunekit.graph.captured import Captured
+from prunekit.graph.features import Features, features_of
 from prunekit.graph.grouping import Grouping, grouping_of
-from prunekit.graph.groups import Group, Plan
+from prunekit.graph.groups import INPUT, Group, Plan
 from prunekit.graph.propagator import SplitPolicy
 from prunekit.graph.traced import CouplingGraph, Layer
 from prunekit.targets import unwrap
@@ -48,23 +49,39 @@ def groups(
 
 
 def traced(
-    model: nn.Module, example_inputs: Inputs, *, ignore: Sequence[str] = (), residual: bool = False
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    ignore: Sequence[str] = (),
+    residual: bool = False,
+    inputs: bool = False,
 ) -> CouplingGraph:
-    """The same plan, with the graphs and the labels of all their nodes; raises as `groups` does."""
+    """The same plan, with the graphs and the labels of all their nodes; raises as `groups` does.
+
+    With `inputs` the features that the network reads are a group, too, where it has one input of real numbers
+    and single features can be left out.
+    """
     model = unwrap(model)
     ignored = _ignored(model, ignore)
     graphs = captured(model, example_inputs)
+    for features in features_of(graphs[0]) if inputs else ():
+        found = _joined(graphs, _analyses(model, graphs, ignored, features), residual)
+        if any(group.name == INPUT and group.frozen is None for group in found.plan.groups):
+            return replace(found, features=features)
     return _joined(graphs, _analyses(model, graphs, ignored), residual)
 
 
 def _analyses(
-    model: nn.Module, graphs: Sequence[Captured], ignored: dict[str, str]
+    model: nn.Module,
+    graphs: Sequence[Captured],
+    ignored: dict[str, str],
+    features: Features | None = None,
 ) -> list[tuple[Propagation, Grouping]]:
     """One analysis for each way to cut axes that makes a difference, the one with most units first."""
-    found = [analysed(model, graphs, ignored, policy="most")]
+    found = [analysed(model, graphs, ignored, policy="most", features=features)]
     if any(choice.site[-1] != "groups" for choice in found[0].propagator.choices):
         for policy in _OTHER_POLICIES:
-            other = analysed(model, graphs, ignored, policy=policy)
+            other = analysed(model, graphs, ignored, policy=policy, features=features)
             if all(_ways(other) != _ways(before) for before in found):
                 found.append(other)
     return [(propagation, grouping_of(propagation)) for propagation in found]

@@ -122,10 +122,12 @@ def proven(
     *,
     training: bool = True,
     tolerance: float | None = None,
-    narrow: Callable[[Any], Any] | None = None,
+    narrow: Callable[[Tensor], Tensor] | None = None,
     drawn: int | None = None,
 ) -> Deviation:
     """Compare on given and on random inputs, with the gradients of the random ones.
+
+    In training mode only where the reference runs in it: some batch norms refuse a single example.
 
     Args:
         reference: the masked network.
@@ -134,7 +136,7 @@ def proven(
         inputs: of the reference.
         training: whether in training mode, too.
         tolerance: as in `same_function`.
-        narrow: from the reference's inputs to the candidate's, if they are others.
+        narrow: from a tensor of the reference's inputs to the candidate's, if they are others.
         drawn: how many random examples at most; as many as are given by default.
 
     Raises:
@@ -144,13 +146,14 @@ def proven(
     small = _prepared(candidate, reference.dtype)
     random = _drawn(inputs, drawn)
     worst = None
+    training = training and _runs(reference, inputs, training=True)
     for mode in (False, True) if training else (False,):
         for given in (inputs, random):
             what = f" in {'training' if mode else 'evaluation'}{', random inputs' if given is random else ''}"
             found = _deviation(
                 reference,
                 small,
-                (given, given if narrow is None else narrow(given)),
+                (given, given if narrow is None else _mapped(given, narrow)),
                 tolerance=tolerance,
                 # at a kink (a ReLU at 0, a tie in a maximum) rounding decides: random inputs hit none
                 gradients=tensors if given is random else None,
@@ -251,6 +254,18 @@ def _put_back(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 # ---- running -----------------------------------------------------------------------------------------------
 
 
+def _runs(reference: Reference, inputs: Inputs, *, training: bool) -> bool:
+    before = _state(reference.model)
+    try:
+        with torch.no_grad():
+            _ran(reference.model, inputs, reference, training, "masked", ModelError)
+    except ModelError:
+        return False
+    finally:
+        _put_back(reference.model, before)
+    return True
+
+
 def _finite(reference: Reference, inputs: Inputs) -> bool:
     before = _state(reference.model)
     outputs = _ran(reference.model, inputs, reference, False, "masked", ModelError)
@@ -314,11 +329,11 @@ def _converted(inputs: Inputs, model: nn.Module, dtype: torch.dtype | None) -> A
     places = {each.device for each in model.parameters()}
 
     def converted(value: Tensor) -> Tensor:
-        value = value.detach()
+        value = value.detach().clone()  # what was made in inference mode is no input of a derivative
         if len(places) == 1:
             value = value.to(next(iter(places)))
         if not value.is_floating_point():
-            return value.clone()
+            return value
         own = value.dtype if parameter is None else parameter.dtype
         return value.to(dtype or own)
 

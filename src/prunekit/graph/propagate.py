@@ -33,14 +33,14 @@ def propagate(
         propagator.node = node
         propagator.names[node] = f"{propagator.prefix}{node.name}"
         if node.op == "placeholder":
-            propagator.env[node] = entry(node, number)
+            propagator.env[node] = propagator.known.get(node) or entry(node, number)
             number += 1
         elif node.op == "get_attr":
             propagator.env[node] = _attribute(module, str(node.target))
         elif node.op == "output":
             return _known(propagator, node.args[0])
         else:
-            propagator.env[node] = _called(propagator, node)
+            propagator.env[node] = propagator.known.get(node) or _called(propagator, node)
             if propagator.constants.issuperset(node.all_input_nodes):
                 propagator.constants.add(node)
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ class Propagator:
         env: what is known of each node's value; a list where the node gives several tensors.
         names: of the nodes; those of a graph that a node calls begin with the name of that node and "/".
         constants: nodes that do not depend on the network's input.
+        known: nodes whose values' labels are given.
         node: the node that labels are propagated through.
         part: number of the graph, to tell nodes of different graphs apart.
         prefix: names of the nodes that the graph propagated through is called by.
@@ -56,6 +57,7 @@ class Propagator:
     choices: list[TakenSplit] = field(default_factory=list)
     names: dict[fx.Node, str] = field(default_factory=dict)
     constants: set[fx.Node] = field(default_factory=set)
+    known: Mapping[fx.Node, Value] = field(default_factory=dict)
     node: fx.Node | None = None
     part: int = 0
     prefix: str = ""

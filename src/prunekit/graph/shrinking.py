@@ -6,17 +6,19 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph.capture import Inputs
+from prunekit.graph.capture import Inputs, arguments, takes
 from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.grouping import KINDS
-from prunekit.graph.groups import Group
+from prunekit.graph.groups import INPUT, Group
 from prunekit.graph.members import entries
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
@@ -55,8 +57,8 @@ class ShrinkResult:
         form: "modules" where the classes' own code still holds; "graph" where it has sizes written in it, so
             that the captured graph with other constants takes its place. That one takes inputs of the shapes
             of the example inputs only.
-        groups: how many units there were and are: of a chain in every group, front to back, of other
-            networks in those that lost some.
+        groups: how many units there were and are in the groups that lost some, and in those of which pieces
+            went.
         parameters_before: of the whole network.
         parameters_after: likewise.
         deviation: the largest difference seen, among outputs and gradients, on the example inputs and on
@@ -109,7 +111,8 @@ class ShrinkResult:
         return "\n".join(lines)
 
 
-def shrink_groups(
+@torch.inference_mode(False)  # parameters made in it could not be trained
+def shrink(
     model: nn.Module,
     example_inputs: Inputs,
     kept: Mapping[str, Tensor],
@@ -118,22 +121,30 @@ def shrink_groups(
     found: CouplingGraph | None = None,
     ignore: Sequence[str] = (),
     residual: bool = False,
+    values: Mapping[str, Tensor] | None = None,
+    tolerance: float | None = None,
 ) -> ShrinkResult:
     """Take units out of any network that PyTorch can export, and prove what is left.
 
     Compared are outputs and gradients with those of the masked network, in float64, in evaluation and in
     training mode, on the example inputs and on random ones. Where statistics run over the units, as in layer
-    norms, the masked network's are those of the kept entries. Parameters that get smaller are new objects, so
-    an optimizer must be made afterwards.
+    norms, the masked network's are those of the kept entries. Layers stay the same objects; parameters that
+    get smaller are **new** objects (of the same dtype, device, memory format and `requires_grad`, without
+    gradients), so an optimizer must be made afterwards.
 
     Args:
         model: the network.
-        example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
-        kept: for each group that loses units (units,) boolean flags, True = kept.
+        example_inputs: a tensor, a tuple of arguments, or a dict of named arguments; a few examples are
+            enough, more make the proof slower, not stronger.
+        kept: for each group that loses units (units,) boolean flags, True = kept. The group `input` makes
+            the network's own input narrower: `kept_inputs` of the result says which features it still takes.
         masks: of single weights; removed ones are set to zero.
         found: the network's plan with its graphs, if there is one already.
         ignore: names or patterns of what may not change.
         residual: whether the widths of residual streams can be pruned.
+        values: new values of parameters, by full name, written before units go, with which the function is
+            that of the network before: what was constant is in the biases then.
+        tolerance: the relative difference that counts as rounding, see `same_function`.
 
     Raises:
         InputError: for an unknown group, flags that are not boolean or of another length, or where nothing
@@ -143,35 +154,61 @@ def shrink_groups(
         VerificationError: if the networks differ. In every case the model is exactly as it was.
     """
     model = own_module(model)
+    if not all(
+        each.numel() for each in pytree.tree_leaves(arguments(example_inputs)) if isinstance(each, Tensor)
+    ):
+        raise InputError("example_inputs must have at least one example")
     masks = masks or Masks({})
     times = [time.process_time()]
-    found = found or traced(model, example_inputs, ignore=ignore, residual=residual)
+
+    def analysed() -> CouplingGraph:
+        return traced(model, example_inputs, ignore=ignore, residual=residual, inputs=INPUT in kept)
+
+    found = found or analysed()
     flags = checked(found.plan, kept)
+    over_units = any(found.plan.group(name).normalised for name in flags)
+    if over_units and not takes(found.graphs[0], example_inputs):
+        found = analysed()  # the graphs will be run, which are made for inputs of one shape
     times.append(time.process_time())
     work = operation(model, found, flags)
     whole = masked_copy(model, masks) if masks else model
     candidate = copy_of(whole)
-    operate(candidate, work.cut)
+    operate(candidate, work.cut, values=values)
     times.append(time.process_time())
-    over_units = any(found.plan.group(name).normalised for name in flags)
-    tensors, keeping = work.cut.tensors, work.keeping if over_units else None
-    reference = masked_reference(whole, found, tensors, keeping, example_inputs)
+    tensors = work.cut.tensors
+    reference = masked_reference(
+        whole,
+        found,
+        {} if values else tensors,
+        work.keeping if over_units else None,
+        example_inputs,
+    )
     if over_units:
         modules = {number: graph.module for number, graph in enumerate(found.graphs)}
         graph = GraphModel(copy_of(whole), graphs_of(found.graphs, modules))
         exported = run_both(whole, graph, example_inputs)
         if not exported.accepted:
             raise VerificationError(f"what was exported is not what the network computes: {exported}")
+    narrow = None
+    if INPUT in flags:
+        assert found.features is not None
+        narrow = partial(found.features.narrowed, kept=flags[INPUT])
+    prove = partial(
+        proven, reference, tensors=tensors, inputs=example_inputs, tolerance=tolerance, narrow=narrow
+    )
     before = _count(model)
     reason, form = "", "modules"
     try:
-        deviation = proven(reference, candidate, tensors, example_inputs)
-        operate(model, work.cut, masks)
+        deviation = prove(candidate)
+        operate(model, work.cut, masks, values)
         result = model
     except VerificationError as error:
+        if not takes(found.graphs[0], example_inputs):
+            found = analysed()
+            work = operation(model, found, flags)
         reason, form = str(error).splitlines()[0].removesuffix(UNTOUCHED), "graph"
         result = GraphModel(candidate, graphs_of(found.graphs, work.modules))
-        deviation = proven(reference, result, tensors, example_inputs)
+        deviation = prove(result)
     times.append(time.process_time())
     return ShrinkResult(
         result,
@@ -181,7 +218,7 @@ def shrink_groups(
         _count(result),
         deviation,
         smaller_masks(masks, work.cut),
-        None,
+        flags[INPUT].nonzero().flatten() if INPUT in flags else None,
         reason,
         (times[1] - times[0], times[2] - times[1], times[3] - times[2]),
         work.cut.tensors,
@@ -239,8 +276,8 @@ def prune_groups(
         masks: of single weights; removed ones are set to zero.
 
     Raises:
-        InputError: for a sparsity out of its range, an unknown kind, or as `shrink_groups`.
-        ModelError: where nothing can be pruned, with the reasons, or as `shrink_groups`.
+        InputError: for a sparsity out of its range, an unknown kind, or as `shrink`.
+        ModelError: where nothing can be pruned, with the reasons, or as `shrink`.
     """
     if not 0 <= sparsity < 1:
         raise InputError(f"sparsity must be in [0, 1), got {sparsity}")
@@ -264,7 +301,7 @@ def prune_groups(
         raise ModelError(f"nothing of this network can be pruned: {reasons or 'it has no layers'}")
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     kept = {group.name: smallest(tensors, group, sparsity, round_to) for group in chosen}
-    result = shrink_groups(model, example_inputs, kept, masks=masks, found=found)
+    result = shrink(model, example_inputs, kept, masks=masks, found=found)
     return replace(result, seconds=(analysis, *result.seconds[1:]))
 
 

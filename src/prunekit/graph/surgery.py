@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +78,7 @@ def operation(model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor]
         for number, graph in enumerate(found.graphs)
     }
     pairs = [(graph, graphs[number]) for number, graph in enumerate(found.graphs)]
-    attributes = sizes(model, found.plan, kept, _shapes(model, tensors), pairs)
+    attributes = sizes(model, found.plan, kept, _shapes(model, tensors), pairs, keeping)
     return Operation(Cut(tensors, attributes), keeping, graphs)
 
 
@@ -93,7 +94,7 @@ def smaller(
         example_inputs: on which the copy must run; where its own code does not, its graphs do.
 
     Raises:
-        InputError, ModelError: as `shrink_groups`.
+        InputError, ModelError: as `shrink`.
     """
     model = unwrap(model)
     flags = checked(found.plan, kept)
@@ -109,19 +110,49 @@ def smaller(
     return copied
 
 
-def group_masks(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> Masks:
+def unit_masks(
+    model: nn.Module, plan: Plan, kept: Mapping[str, Tensor], *, allow_empty: bool = False
+) -> Masks:
     """Masks with which every removed unit is off: zero in all slices of parameters that go with it.
+
+    Masked are the unit's rows and biases in the layers that make it, its entries in the norms on the way,
+    and, which is what counts, its columns in the layers that read it.
 
     Args:
         model: the network.
         plan: its groups.
         kept: for some of them (units,) boolean flags, True = kept.
+        allow_empty: whether a group may lose all its units.
 
     Returns:
         One mask for each parameter that a named group reaches into, on the parameter's device.
+
+    Raises:
+        InputError: for an unknown group, or flags that are not boolean, of another length or all False.
     """
     model = unwrap(model)
-    return masks_of(model, axes_after(model, plan, kept))
+    return masks_of(model, axes_after(model, plan, _flags(plan, kept, allow_empty)))
+
+
+def parameters_after(
+    model: nn.Module, plan: Plan, kept: Mapping[str, Tensor], *, allow_empty: bool = False
+) -> int:
+    """How many parameters the network has once the units are taken out; nothing is changed for it.
+
+    Raises:
+        InputError: as `unit_masks`.
+    """
+    model = unwrap(model)
+    lost = axes_after(model, plan, _flags(plan, kept, allow_empty))
+    shapes = _shapes(model, lost)
+    return sum(math.prod(shapes.get(name, each.shape)) for name, each in model.named_parameters())
+
+
+def _flags(plan: Plan, kept: Mapping[str, Tensor], allow_empty: bool) -> dict[str, Tensor]:
+    return {
+        name: check_flags(name, flags, plan.group(name).units, allow_empty=allow_empty)
+        for name, flags in kept.items()
+    }
 
 
 def masks_of(model: nn.Module, tensors: Mapping[str, Axes]) -> Masks:
@@ -207,19 +238,27 @@ def _shapes(model: nn.Module, tensors: Mapping[str, Mapping[int, Tensor]]) -> di
     return shapes
 
 
-def operate(model: nn.Module, cut: Cut, masks: Mapping[str, Tensor] | None = None) -> None:
+def operate(
+    model: nn.Module,
+    cut: Cut,
+    masks: Mapping[str, Tensor] | None = None,
+    values: Mapping[str, Tensor] | None = None,
+) -> None:
     """Carry out a cut, with the ties between parameters; the model is as it was if that fails.
 
     Args:
         model: the network, which is changed.
         cut: what stays of it.
         masks: of single weights; removed ones are set to zero before.
+        values: new values of parameters, written before.
     """
     surgery = Surgery(model)
     names = canonical(model)
     try:
         for name, mask in (masks or {}).items():
             surgery.zero(name, ~mask)
+        for name, value in (values or {}).items():
+            surgery.write(name, value)
         surgery.cut(cut)
         for name, first in names.items():
             if name != first and first in cut.tensors:

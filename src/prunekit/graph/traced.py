@@ -6,14 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prunekit.graph.captured import Captured
+from prunekit.graph.features import Features
 from prunekit.graph.groups import Plan
-from prunekit.graph.labels import Ints
+from prunekit.graph.labels import Flags, Ints
 
 Axes = tuple[Ints | None, ...]
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,13 @@ class CouplingGraph:
         plan: the groups.
         graphs: in evaluation mode, then in training mode.
         layers: one for each analysis: an axis keeps what all of them keep.
+        features: what the units of the group `input` are; None where there is no such group.
     """
 
     plan: Plan
     graphs: tuple[Captured, ...]
     layers: tuple[Layer, ...]
+    features: Features | None = None
 
     def keeping(self, removed: Mapping[str, Collection[int]]) -> KeepMasks:
         """What stays of every node's axes without these units.

@@ -85,7 +85,7 @@ def save_pretrained(
     """Write a network to a folder; removed weights cost one bit each. An earlier save there is replaced.
 
     Args:
-        pruned: what `prune()`, `prune_groups()` or `shrink_groups()` returned, or a model.
+        pruned: what `prune()`, `prune_groups()` or `shrink()` returned, or a model.
         folder: where to; must be new, empty, or hold an earlier save.
         masks: which weights are removed, if a plain model is given.
         architecture: for models of `prunekit.models`, so that loading needs no model.

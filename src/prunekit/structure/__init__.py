@@ -6,7 +6,7 @@ from prunekit.graph.shrinking import GroupSize, ShrinkResult
 from prunekit.structure.chain import INPUT, Chain, Stage, UnitGroup
 from prunekit.structure.dead_units import DeadUnits, dead_units, shrink_dead
 from prunekit.structure.reader import chain_of, is_chain
-from prunekit.structure.shrinking import shrink, shrink_pieces
+from prunekit.structure.shrinking import shrink_pieces
 from prunekit.structure.units import kept_all, parameters_after, unit_masks
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "kept_all",
     "parameters_after",
     "same_function",
-    "shrink",
     "shrink_dead",
     "shrink_pieces",
     "unit_masks",

@@ -16,51 +16,9 @@ from prunekit.graph.surgery import Cut, Surgery, masked_copy, own_module, smalle
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
 from prunekit.structure.chain import INPUT, Chain
-from prunekit.structure.reader import chain_of
-from prunekit.structure.units import check_kept, cut_of, narrow_inputs, unit_masks
+from prunekit.structure.units import cut_of, narrow_inputs
 
 _EXAMPLES, _RANDOM = 32, 8  # more make the proof slower (float64 is), not stronger
-
-
-def shrink(
-    model: nn.Module,
-    kept: Mapping[str, Tensor],
-    example_inputs: Tensor | Sequence[Tensor],
-    *,
-    masks: Masks | None = None,
-    tolerance: float | None = None,
-) -> ShrinkResult:
-    """Take units out of a network, in place, and prove that it computes what the masked network does.
-
-    Layers stay the same objects of the same classes; parameters that get smaller are **new** objects (of the
-    same dtype, device, memory format and `requires_grad`, without gradients), so an optimizer must be made
-    afterwards. Compared are outputs and the gradients of the surviving weights, in evaluation mode and
-    float64, on the first 32 of the example inputs and on 8 random ones of their mean and spread.
-
-    Args:
-        model: a network that `chain_of` can read.
-        kept: for each group that loses units, (units,) boolean flags, True = kept. The group `input` makes
-            the network's own input narrower: `kept_inputs` of the result says which features it still takes.
-        example_inputs: (N, ...) inputs of the network as it is now.
-        masks: masks of single weights; removed ones are set to zero.
-        tolerance: the relative difference that counts as rounding, see `same_function`.
-
-    Raises:
-        InputError: for an unknown group, flags that are not boolean, of another length or all False, example
-            inputs that are no batch, or masks of another model.
-        ModelError: if the network is no chain, a group cannot lose units, or it fails on the inputs.
-        VerificationError: if the networks differ. In every case the model is exactly as it was.
-    """
-    model = own_module(model)
-    chain = chain_of(model, inputs=INPUT in kept)
-    flags = check_kept(chain, kept, removing=True)
-    masks = masks or Masks({})
-    masks.parameters(model)
-    reference = masked_copy(model, masks)
-    unit_masks(reference, chain, flags).apply(reference)
-    return replace_by_smaller(
-        model, chain, flags, reference, example_inputs, masks=masks, tolerance=tolerance
-    )
 
 
 def replace_by_smaller(

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from prunekit.graph.labels import position
-from prunekit.graph.traced import Flags
+from prunekit.graph.labels import Flags, position
 
 Keeps = Callable[[fx.Node], tuple[tuple[Flags | None, ...], ...]]
 """What stays of each axis of each value of a node; None where all does."""

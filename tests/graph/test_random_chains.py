@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from chain_nets import ChainPlan, build, chain_plans, switched_off
 from examples import number_of_examples
-from prunekit.structure import chain_of, parameters_after, shrink, unit_masks
+from prunekit.graph import parameters_after, shrink, traced, unit_masks
+from prunekit.structure import chain_of
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
 
@@ -24,12 +25,14 @@ def test_shrunk_agrees_with_units_switched_off(plan: ChainPlan, dtype: torch.dty
     chain = chain_of(model)
     assert {group.name: group.units for group in chain.groups} == built.units
     assert {group.name: group.consumer for group in chain.groups} == built.reader
+    found = traced(model, built.inputs)
     choice = random.Random(plan.seed)
     kept = {}
     for name, units in built.units.items():
         flags = [choice.random() < 0.6 for _ in range(units)]
         flags[choice.randrange(units)] = True
         kept[name] = torch.tensor(flags)
+    several = {name: flags for name, flags in kept.items() if len(flags) > 1}  # one alone always stays
     expected = switched_off(built, kept, built.inputs)
     with torch.no_grad():
         x = built.inputs
@@ -37,10 +40,10 @@ def test_shrunk_agrees_with_units_switched_off(plan: ChainPlan, dtype: torch.dty
             x = stage.run(x)
         assert torch.equal(x, model(built.inputs))
         masked = copy.deepcopy(model)
-        unit_masks(masked, chain, kept).apply(masked)
+        unit_masks(masked, found.plan, several).apply(masked)
         _assert_close(masked(built.inputs), expected, TOLERANCE[dtype])
-    predicted = parameters_after(model, chain, kept)
-    result = shrink(model, kept, built.inputs)
+    predicted = parameters_after(model, found.plan, several)
+    result = shrink(model, built.inputs, several)
     with torch.no_grad():
         _assert_close(model(built.inputs), expected, TOLERANCE[dtype])
     assert predicted == result.parameters_after == sum(p.numel() for p in model.parameters())

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import proof
+from prunekit.graph import groups, proof, shrink, surgery, traced
+from prunekit.graph.deviation import Deviation, VerificationError
+from prunekit.graph.groups import INPUT
 from prunekit.masks import Masks
-from prunekit.models import lenet5, lenet_300_100, resnet20, vgg_small
-from prunekit.structure import INPUT, Deviation, VerificationError, chain_of, kept_all, shrink, shrinking
+from prunekit.models import lenet5, lenet_300_100, vgg_small
 
 
 def flags(units: int, *removed: int) -> Tensor:
@@ -23,8 +24,8 @@ def flags(units: int, *removed: int) -> Tensor:
     return kept
 
 
-def every_other(model: nn.Module, *, inputs: bool = False) -> dict[str, Tensor]:
-    return {group.name: torch.arange(group.units) % 2 == 0 for group in chain_of(model, inputs=inputs).groups}
+def every_other(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    return {group.name: torch.arange(group.units) % 2 == 0 for group in groups(model, inputs).prunable}
 
 
 def small() -> nn.Sequential:
@@ -36,7 +37,7 @@ def small() -> nn.Sequential:
     return model
 
 
-X = torch.linspace(-2, 2, 6 * 2 * 4 * 4).view(6, 2, 4, 4).sin()
+X = torch.linspace(-2, 2, 6 * 2 * 4 * 4, dtype=torch.float64).view(6, 2, 4, 4).sin()
 KEPT = {"0": flags(4, 1), "4": flags(5, 0, 3)}
 
 
@@ -75,7 +76,7 @@ def test_perceptron_against_numpy() -> None:
     hidden = 1 / (1 + np.exp(-(x @ w1[first].T + b1[first])))
     hidden = np.tanh(hidden @ w2[np.ix_(second, first)].T + b2[second])
     expected = hidden @ w3[:, second].T + b3
-    shrink(model, {"0": flags(7, 1, 4, 5), "2": flags(5, 0, 2, 3)}, torch.from_numpy(x))
+    shrink(model, torch.from_numpy(x), {"0": flags(7, 1, 4, 5), "2": flags(5, 0, 2, 3)})
     np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), expected, rtol=1e-12, atol=1e-14)
     np.testing.assert_array_equal(model[2].weight.detach().numpy(), w2[np.ix_(second, first)])
 
@@ -84,7 +85,7 @@ def test_input_features_against_numpy() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.ReLU(), nn.Linear(3, 2)).double()
     w1, b1, w2, b2 = (parameter.detach().numpy().copy() for parameter in model.parameters())
     x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    result = shrink(model, {INPUT: flags(12, 0, 5, 11), "1": flags(3, 2)}, x)
+    result = shrink(model, x, {INPUT: flags(12, 0, 5, 11), "1": flags(3, 2)})
     assert result.kept_inputs is not None
     kept = [1, 2, 3, 4, 6, 7, 8, 9, 10]
     assert result.kept_inputs.tolist() == kept
@@ -98,7 +99,7 @@ def test_input_channels() -> None:
     model[0].weight.data[:, 0] = 0
     with torch.no_grad():
         expected = model(X)
-    result = shrink(model, {INPUT: flags(2, 0)}, X)
+    result = shrink(model, X, {INPUT: flags(2, 0)})
     assert model[0].in_channels == 1
     torch.testing.assert_close(model(X[:, result.kept_inputs]), expected)
 
@@ -117,8 +118,9 @@ def test_input_channels() -> None:
     ids=["lenet5", "lenet_300_100", "vgg_small"],
 )
 def test_papers_networks(model: nn.Module, shape: tuple[int, ...], hand: int) -> None:
-    model = copy.deepcopy(model)
-    result = shrink(model, every_other(model), torch.rand(2, *shape))
+    model = copy.deepcopy(model).double()
+    inputs = torch.rand(2, *shape)
+    result = shrink(model, inputs, every_other(model, inputs))
     assert result.parameters_after == hand == sum(parameter.numel() for parameter in model.parameters())
     assert result.deviation.accepted
     assert all(group.after == (group.before + 1) // 2 for group in result.groups)
@@ -131,7 +133,7 @@ def test_everything_else_stays() -> None:
     model[0].weight.mark = "mine"  # type: ignore[attr-defined]
     layers, last_bias = list(model), model[6].bias
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    shrink(model, KEPT, X)
+    shrink(model, X, KEPT)
     assert list(model) == layers
     assert model[6].bias is last_bias
     assert model[0].weight.mark == "mine"
@@ -150,14 +152,14 @@ def test_batch_norm_without_numbers_of_its_own() -> None:
     model = nn.Sequential(
         nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False, track_running_stats=False), nn.Linear(4, 2)
     )
-    shrink(model, {"0": flags(4, 0)}, torch.randn(5, 3))
+    shrink(model, torch.randn(5, 3), {"0": flags(4, 0)})
     assert model[1].num_features == 3
 
 
 def test_memory_format_and_precision_are_kept() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
     model = model.to(memory_format=torch.channels_last, dtype=torch.bfloat16)  # type: ignore[call-overload]
-    shrink(model, {"0": flags(6, 1)}, torch.randn(2, 3, 8, 8))
+    shrink(model, torch.randn(2, 3, 8, 8, dtype=torch.bfloat16), {"0": flags(6, 1)})
     assert model[2].weight.dtype == torch.bfloat16
     assert model[2].weight.is_contiguous(memory_format=torch.channels_last)
     assert not model[2].weight.is_contiguous()
@@ -166,7 +168,7 @@ def test_memory_format_and_precision_are_kept() -> None:
 def test_keeping_everything_changes_nothing() -> None:
     model = small()
     before = snapshot(model)
-    result = shrink(model, kept_all(chain_of(model)), X)
+    result = shrink(model, X, {"0": flags(4), "4": flags(5)})
     assert_untouched(model, before)
     assert result.deviation.largest == 0
     assert result.parameters_before == result.parameters_after
@@ -183,7 +185,7 @@ def test_weight_masks_are_applied_and_shrink_along() -> None:
         expected[4].weight.view(5, 4, 16)[:, 1] = 0
         expected[6].weight[:, [0, 3]] = 0
     last = model[6]
-    result = shrink(model, KEPT, X, masks=masks)
+    result = shrink(model, X, KEPT, masks=masks)
     model.eval()
     torch.testing.assert_close(model(X), expected(X))
     assert result.masks["6.weight"].shape == last.weight.shape == (3, 3)
@@ -193,7 +195,7 @@ def test_weight_masks_are_applied_and_shrink_along() -> None:
 
 def test_training_continues() -> None:
     model = small()
-    shrink(model, KEPT, X)
+    shrink(model, X, KEPT)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for _ in range(2):
@@ -209,14 +211,14 @@ def test_training_continues() -> None:
 def test_parameters_can_be_trained_after_inference_mode() -> None:
     model = small()
     with torch.inference_mode():
-        shrink(model, KEPT, X)
+        shrink(model, X, KEPT)
     model(X).sum().backward()
     assert model[0].weight.grad is not None
 
 
 def test_copies_and_pickles_afterwards() -> None:
     model = small().eval()
-    shrink(model, KEPT, X)
+    shrink(model, X, KEPT)
     assert torch.equal(copy.deepcopy(model)(X), model(X))
     assert torch.equal(pickle.loads(pickle.dumps(model))(X), model(X))
 
@@ -226,7 +228,7 @@ def test_random_numbers_are_not_taken() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    shrink(model, KEPT, X)
+    shrink(model, X, KEPT)
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -236,7 +238,7 @@ def test_model_is_untouched_where_the_proof_fails(monkeypatch: pytest.MonkeyPatc
     before = snapshot(model)
     monkeypatch.setattr(proof, "_deviation", lambda *_, **__: Deviation(1, 1, 0, "output 0"))
     with pytest.raises(VerificationError, match=r"output 0 is off by 1 .*; the model is as it was"):
-        shrink(model, KEPT, X, masks=masks)
+        shrink(model, X, KEPT, masks=masks)
     assert_untouched(model, before)
 
 
@@ -245,12 +247,11 @@ def test_model_is_untouched_where_the_proof_breaks_off(monkeypatch: pytest.Monke
     before = snapshot(model)
 
     def interrupted(*given: object, **named: object) -> Deviation:
-        assert model[0].out_channels == 3  # it happens in the middle
         raise KeyboardInterrupt
 
     monkeypatch.setattr(proof, "_deviation", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        shrink(model, KEPT, X)
+        shrink(model, X, KEPT)
     assert_untouched(model, before)
 
 
@@ -258,16 +259,16 @@ def test_wrong_slices_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cut that keeps the right number of units but the wrong ones does not pass."""
     model = small()
     before = snapshot(model)
-    right = shrinking.cut_of
+    right = surgery.axes_after
 
-    def wrong(model: nn.Module, chain: object, kept: dict[str, Tensor]) -> object:
-        cut = right(model, chain, kept)  # type: ignore[arg-type]
-        cut.tensors["6.weight"][1] = cut.tensors["6.weight"][1].roll(1)  # type: ignore[index]
-        return cut
+    def wrong(*given: object) -> dict[str, dict[int, Tensor]]:
+        axes = right(*given)  # type: ignore[arg-type]
+        axes["6.weight"][1] = axes["6.weight"][1].roll(1)
+        return axes
 
-    monkeypatch.setattr(shrinking, "cut_of", wrong)
+    monkeypatch.setattr(surgery, "axes_after", wrong)
     with pytest.raises(VerificationError, match="computes something else than the masked one"):
-        shrink(model, KEPT, X)
+        shrink(model, X, KEPT)
     assert_untouched(model, before)
 
 
@@ -276,38 +277,38 @@ def test_wrong_slices_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"0": flags(4, 0, 1, 2, 3)}, X, "removes all 4 units"),
         ({"0": flags(9)}, X, "the group has 4 units"),
-        ({"6": flags(3, 0)}, X, "there is no group of units '6'"),
+        ({"8": flags(3, 0)}, X, "no group is named '8'; there are '0', '4', '6'"),
         (KEPT, X[:0], "at least one example"),
-        (KEPT, X.long(), "must be real numbers"),
-        (KEPT, (X, X), "a chain has one input, got 2"),
+        (KEPT, (X, X), "example_inputs do not fit the network's forward"),
+        (KEPT, "X", "must be a tensor, a tuple or a dict"),
     ],
 )
 def test_bad_input(kept: dict[str, Tensor], inputs: Tensor, why: str) -> None:
     model = small()
     before = snapshot(model)
     with pytest.raises(InputError, match=why):
-        shrink(model, kept, inputs)
+        shrink(model, inputs, kept)
     assert_untouched(model, before)
 
 
 def test_masks_of_another_model() -> None:
     with pytest.raises(InputError, match="belong to another model"):
-        shrink(small(), KEPT, X, masks=Masks({"6.weight": flags(5)}))
+        shrink(small(), X, KEPT, masks=Masks({"6.weight": flags(5)}))
 
 
 def test_inputs_of_another_shape() -> None:
     model = small()
     before = snapshot(model)
-    with pytest.raises(ModelError, match="the masked network failed on the inputs: RuntimeError"):
-        shrink(model, KEPT, X[:, :1])
+    with pytest.raises(ModelError, match="expected input"):
+        shrink(model, X[:, :1], KEPT)
     assert_untouched(model, before)
 
 
-def test_residual_network_is_refused() -> None:
-    model = resnet20((3, 8, 8), 3)
+def test_the_last_layer_s_units_are_the_network_s_outputs() -> None:
+    model = small()
     before = snapshot(model)
-    with pytest.raises(ModelError, match="layer 'conv1' is no link of a chain: its output feeds the sum"):
-        shrink(model, {"conv1": flags(16, 0)}, torch.randn(2, 3, 8, 8))
+    with pytest.raises(ModelError, match="units of '6' cannot be taken out: is the network's output"):
+        shrink(model, X, {"6": flags(3, 0)})
     assert_untouched(model, before)
 
 
@@ -321,18 +322,50 @@ class Written(nn.Module):
 
 
 def test_units_that_forward_counts() -> None:
-    model = Written()
-    x = torch.randn(2, 1, 3, 3)
-    with pytest.raises(ModelError, match=r"'conv' cannot be taken out: forward has view\(\) with 12 numbers"):
-        shrink(model, {"conv": flags(3, 0)}, x)
-    shrink(model, {"conv": flags(3), "mid": flags(4, 0)}, x)
+    """12 numbers are written into forward: the graph, with 8 in their place, takes the network's."""
+    model, x = Written(), torch.randn(2, 1, 3, 3)
+    masked = copy.deepcopy(model)
+    result = shrink(model, x, {"conv": flags(3, 0)})
+    assert result.form == "graph"
+    masked.mid.weight.data[:, :4] = 0
+    torch.testing.assert_close(result.model(x), masked(x))
+    assert model.mid.in_features == 12
+    shrink(model, x, {"conv": flags(3), "mid": flags(4, 0)})
     assert model.mid.out_features == 3
+
+
+@pytest.mark.parametrize("others", [2, 5])
+def test_a_plan_that_was_made_with_other_examples_will_do(others: int) -> None:
+    """Also where the graphs are run, which are made for one shape: for sizes in forward, and layer norms."""
+    model, x = Written(), torch.randn(3, 1, 3, 3)
+    found = traced(model, torch.randn(others, 1, 3, 3))
+    result = shrink(model, x, {"conv": flags(3, 0)}, found=found)
+    assert result.model(x).shape == (3, 2)
+    normed = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2))
+    found = traced(normed, torch.randn(others, 4))
+    assert shrink(normed, torch.randn(3, 4), {"0": flags(6, 2)}, found=found).deviation.accepted
+
+
+def test_values_are_written_before_units_go() -> None:
+    """A unit that is constantly tanh(0.5) goes, once the next bias holds what it gave."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = 0, 0.5
+        bias = model[2].bias + model[2].weight[:, 1] * torch.tanh(model[0].bias[1])
+        expected = model(x := torch.randn(5, 3, dtype=torch.float64))
+    before = snapshot(model)
+    with pytest.raises(VerificationError, match="computes something else"):
+        shrink(model, x, {"0": flags(4, 1)}, values={"2.bias": bias + 1e-6})
+    assert_untouched(model, before)
+    shrink(model, x, {"0": flags(4, 1)}, values={"2.bias": bias})
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-14)
 
 
 def test_table_fits_80_columns() -> None:
     model = nn.Sequential()
     model.add_module("a_name_" + "so_long_" * 12, nn.Linear(3, 4))
     model.add_module("out", nn.Linear(4, 2))
-    table = str(shrink(model, every_other(model), torch.randn(2, 3)))
+    inputs = torch.randn(2, 3)
+    table = str(shrink(model, inputs, every_other(model, inputs)))
     assert all(len(line) <= 80 for line in table.splitlines())
     assert table.splitlines()[2].split() == ["parameters", "26", "14", "53.8%"]
