@@ -26,6 +26,7 @@ import prunekit.study.run as run_module
 from prunekit.errors import PrunekitError
 from prunekit.report import study_overview
 from prunekit.study import Study, run_study
+from prunekit.study_files import RESULTS_CSV
 
 TRAINING = {"epochs": 1, "batch_size": 64, "lr": 0.01}
 STUDY = {
@@ -107,7 +108,8 @@ def make_case(place: Path) -> harness.Case:
 
 
 def resume(study: Study, folder: Path) -> None:
-    with mock.patch.object(run_module, "_report", lambda layout: layout.results):  # figures take a second
+    # figures take a second
+    with mock.patch.object(run_module, "_report", lambda layout: layout.root / RESULTS_CSV):
         run_study(study, folder, workers=1)
 
 

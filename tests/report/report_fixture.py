@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.digests import write_json_with_digest
-from prunekit.report.study_files import FORMAT
+from prunekit.study_files import FORMAT
 
 RESULTS = [
     *("study", "dataset", "model", "method", "cell", "seed", "step", "sparsity", "compression_ratio"),
@@ -40,6 +40,15 @@ class Method:
     recipe: dict[str, Any] = field(
         default_factory=lambda: {"score": {"kind": "magnitude"}, "schedule": {"steps": 7}}
     )
+
+
+UNITS = {
+    "key": "k",
+    "error": "squared error",
+    "gains": [0.0, 0.5, 1.0, 2.0],
+    "sweeps": [{"layer": "fc1", "unit": 3, "removed": 0, "errors": [0.4, 0.3, 0.2, 0.6]}],
+    "correlations": {"fc1": [[1.0, 0.5, 0.1], [0.5, 1.0, 0.2], [0.1, 0.2, 1.0]]},
+}
 
 
 MANY = {

@@ -14,13 +14,13 @@ from prunekit.report import (
     max_compression_within_tolerance,
     points_of,
     read_results,
-    read_study,
     spread_of,
 )
 from prunekit.report.best import asked_ratios, best_table
 from prunekit.report.format import ACCURACY, MSE
 from prunekit.report.layers import layer_table
 from prunekit.report.points import LayerPoint
+from prunekit.study_files import read_study
 
 
 def point(

@@ -8,7 +8,7 @@ import pytest
 from prunekit.report import Row, curves_of, points_of, spread_of
 from prunekit.report.format import ACCURACY, MSE, count, format_number, names, overlap, signed, times
 from prunekit.report.points import MOST_POINTS, even
-from prunekit.report.study_files import MEASURES
+from prunekit.report.read_tables import MEASURES
 
 
 def row(method: str, cell: str, seed: int, step: int, kept: int, **values: float) -> Row:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from report_fixture import RESULTS, Method, make_study, write_csv
+from report_fixture import RESULTS, UNITS, Method, make_study, write_csv
 
 from prunekit.digests import write_json_with_digest
-from prunekit.errors import DataError
-from prunekit.report import points_of, read_results, read_study, write_report
+from prunekit.report import points_of, read_results, write_report
 from prunekit.report.curves import PlotData
 from prunekit.report.format import ACCURACY
 from prunekit.report.style import looks_of, svg_of
-from prunekit.report.unit_data import read_units
 from prunekit.report.unit_figures import (
     clustered,
     correlation_drawing,
@@ -26,6 +23,7 @@ from prunekit.report.unit_figures import (
     regret_curves,
     regret_drawing,
 )
+from prunekit.study_files import read_study
 
 
 def _blocks(order: list[int]) -> np.ndarray:
@@ -80,15 +78,6 @@ def test_regret_is_what_the_yardstick_has_more() -> None:
     lines = [tuple(line.get_ydata()) for line in drawing.figure.axes[0].get_lines()]
     assert (0.5, 8.0) in lines
     assert (19.0, 28.0) in lines
-
-
-UNITS = {
-    "key": "k",
-    "error": "squared error",
-    "gains": [0.0, 0.5, 1.0, 2.0],
-    "sweeps": [{"layer": "fc1", "unit": 3, "removed": 0, "errors": [0.4, 0.3, 0.2, 0.6]}],
-    "correlations": {"fc1": [[1.0, 0.5, 0.1], [0.5, 1.0, 0.2], [0.1, 0.2, 1.0]]},
-}
 
 
 def recipe(score: str, **parts: object) -> dict[str, object]:
@@ -154,22 +143,3 @@ def test_a_report_shows_the_units_that_a_study_wrote_down(folder: Path) -> None:
     assert sources
     assert set(sources) == {"data:"}
     assert re.search(r"""content="default-src 'none'; [^"]*; img-src data:">""", page)
-
-
-def test_units_that_are_damaged_are_refused_in_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "units.json"
-    for changes, message in [
-        ({"gains": [0.0, 0.5, 2.0, 3.0]}, "gains: 0 and 1 must be among them"),
-        ({"gains": [0.0, 1.0]}, "4 errors for 2 gains"),
-        ({"sweeps": []}, "sweeps: List should have at least 1 item"),
-        ({"correlations": {"fc1": [[1.0, 0.0]]}}, "fc1: must be a square matrix"),
-        ({"correlations": {"fc1": [["x"]]}}, r"correlations\.fc1\.0\.0: "),
-    ]:
-        write_json_with_digest(path, UNITS | changes)
-        with pytest.raises(DataError, match=message) as refused:
-            read_units(path)
-        assert str(path) in str(refused.value)
-        assert "\n" not in str(refused.value)
-    path.write_text(json.dumps(UNITS | {"sha256": "0"}))
-    with pytest.raises(DataError, match="damaged or was changed"):
-        read_units(path)

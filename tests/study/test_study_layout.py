@@ -3,7 +3,8 @@ import json
 import pytest
 
 from prunekit.errors import DataError
-from prunekit.study.layout import FORMAT, Layout
+from prunekit.study.layout import Layout
+from prunekit.study_files import FORMAT, STUDY_JSON
 from tiny_study import one_shot, tiny
 
 
@@ -35,17 +36,17 @@ def test_a_foreign_folder_is_refused(layout):
 @pytest.mark.parametrize("saved", [{"format": FORMAT + 1}, {}, [], "text"])
 def test_another_format_is_refused(layout, saved):
     layout.root.mkdir()
-    layout.study.write_text(json.dumps(saved))
+    (layout.root / STUDY_JSON).write_text(json.dumps(saved))
     with pytest.raises(DataError, match=rf"study.json says format .*reads and writes format {FORMAT}.*--out"):
         layout.check()
 
 
 def test_a_damaged_description_is_named_and_can_be_removed(layout):
     (layout.root / "cells").mkdir(parents=True)
-    layout.study.write_text('{"format": 1, "na')
+    (layout.root / STUDY_JSON).write_text('{"format": 1, "na')
     with pytest.raises(DataError, match=r"study.json is damaged: .*; remove this file"):
         layout.check()
-    layout.study.unlink()
+    (layout.root / STUDY_JSON).unlink()
     layout.check()
 
 
@@ -80,7 +81,7 @@ def test_tidying_removes_temporary_files_and_nothing_else(layout):
     kept = [
         layout.root / ".lock",
         layout.root / ".gitignore",
-        layout.study,
+        layout.root / STUDY_JSON,
         cell / "result.json",
         running / "state.safetensors",
     ]

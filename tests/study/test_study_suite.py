@@ -10,8 +10,8 @@ from prunekit.digests import write_json_with_digest
 from prunekit.errors import DataError, InputError
 from prunekit.report import overview
 from prunekit.study import Study, StudyError, StudySuite, load_study, run_study
-from prunekit.study.layout import FORMAT
 from prunekit.study.stages import dataset
+from prunekit.study_files import FORMAT
 from tiny_study import settings, stages, tables, tiny, write_study
 
 GOOD = dict.fromkeys(("name", "title", "question", "expected", "command"), "words") | {"format": FORMAT}

@@ -12,6 +12,7 @@ from prunekit.losses import LOSSES
 from prunekit.study import run_study
 from prunekit.study.layout import TRAINED, Layout
 from prunekit.study.stages import build, dataset
+from prunekit.study_files import UNITS_JSON
 from tiny_study import one_shot, tiny
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -34,7 +35,7 @@ def swept(tmp_path_factory):
 @torch.no_grad()
 def test_sweeps_and_correlations_are_those_of_the_trained_network(swept):
     study, layout = asking(), Layout(swept)
-    found = read_json_with_digest(layout.units)
+    found = read_json_with_digest(layout.root / UNITS_JSON)
     data = dataset(study, None)
     model = build(study, data, seed=0).eval()
     model.load_state_dict(read_tensors(layout.network(study, 0) / TRAINED)[0])
@@ -66,7 +67,7 @@ def test_sweeps_and_correlations_are_those_of_the_trained_network(swept):
 
 
 def test_they_are_written_once_and_anew_where_more_is_asked_or_they_are_damaged(swept, caplog):
-    path = Layout(swept).units
+    path = Layout(swept).root / UNITS_JSON
     before = path.stat().st_mtime_ns
     run_study(asking(), swept, workers=1)
     assert path.stat().st_mtime_ns == before

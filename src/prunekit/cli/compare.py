@@ -14,7 +14,8 @@ from prunekit.cli.own_code import Allow, as_options, own_code
 from prunekit.cli.terminal import DataDir, Json, SetOption, StoppedError, only_results, print_json
 from prunekit.errors import InputError
 from prunekit.messages import plain_line
-from prunekit.study import Layout, load_study, names, run_study
+from prunekit.study import load_study, names, run_study
+from prunekit.study_files import STUDY_JSON
 
 
 def compare(
@@ -84,8 +85,8 @@ def report(
     if is_suite(folder):
         _show(write_suite_reports(folder), as_json)
         return
-    if not Layout(folder).study.is_file():
-        raise InputError(f"{folder} holds no study: there is no {Layout(folder).study.name}")
+    if not (folder / STUDY_JSON).is_file():
+        raise InputError(f"{folder} holds no study: there is no {STUDY_JSON}")
     _show(write_report(folder), as_json)
 
 

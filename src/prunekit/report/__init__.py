@@ -10,7 +10,7 @@ from prunekit.report.findings import (
 )
 from prunekit.report.page import is_suite, overview, write_report, write_suite_page, write_suite_reports
 from prunekit.report.points import Curve, Point, Spread, curves_of, points_of, spread_of
-from prunekit.report.study_files import LayerRow, Row, StudyFile, read_layers, read_results, read_study
+from prunekit.report.read_tables import LayerRow, Row, read_layers, read_results
 
 __all__ = [
     "Best",
@@ -20,7 +20,6 @@ __all__ = [
     "Point",
     "Row",
     "Spread",
-    "StudyFile",
     "best_at",
     "curves_of",
     "findings",
@@ -30,7 +29,6 @@ __all__ = [
     "points_of",
     "read_layers",
     "read_results",
-    "read_study",
     "spread_of",
     "study_overview",
     "write_report",

@@ -21,7 +21,8 @@ from prunekit.report.best import (
 )
 from prunekit.report.format import Primary, names, overlap, primary_of, times
 from prunekit.report.points import Point, dense_of, methods_of, points_of, removes_nothing
-from prunekit.report.study_files import StudyFile, check_tables, read_results, read_study
+from prunekit.report.read_tables import check_tables, read_results
+from prunekit.study_files import RESULTS_CSV, STUDY_JSON, StudyFile, read_study
 
 # Control characters that no name can hold once it is cleaned, so that a name is always found whole.
 _OPEN, _CLOSE = "\x02", "\x03"
@@ -258,9 +259,9 @@ def study_overview(folder: Path) -> Overview:
     Raises:
         DataError: as `write_report`.
     """
-    study = read_study(folder / "study.json")
+    study = read_study(folder / STUDY_JSON)
     check_tables(folder)
-    points = points_of(read_results(folder / "results.csv"))
+    points = points_of(read_results(folder / RESULTS_CSV))
     found = findings(study, points, primary_of(study.primary))
     return Overview(
         study.title,

@@ -8,16 +8,13 @@ import logging
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prunekit.digests import SUMS
-from prunekit.files import refuse_links
-from prunekit.limits import check_folder_name
 from prunekit.report.best import ABOVE, Best, best_table, max_compression_within_tolerance
 from prunekit.report.curves import PlotData, curve_drawings
 from prunekit.report.findings import Overview, findings, study_overview
@@ -41,21 +38,23 @@ from prunekit.report.points import (
     points_of,
     removes_nothing,
 )
-from prunekit.report.study_files import (
-    DENSE,
-    check_tables,
-    read_description,
-    read_layers,
-    read_results,
-    read_study,
-    require_filled,
-)
+from prunekit.report.read_tables import check_tables, read_layers, read_results, require_filled
 from prunekit.report.style import INK, inline, looks_of, save, write_atomically
 from prunekit.report.unit_figures import unit_drawings
+from prunekit.study_files import (
+    DENSE,
+    LAYERS_CSV,
+    REPORT_HTML,
+    RESULTS_CSV,
+    STUDY_JSON,
+    SUITE_JSON,
+    SuiteFile,
+    read_description,
+    read_study,
+    refuse_links,
+)
 
 log = logging.getLogger(__name__)
-
-SUITE = "suite.json"
 
 
 class Column(NamedTuple):
@@ -118,12 +117,12 @@ def write_report(folder: Path) -> Path:
     or do not belong together, and for links; then nothing is written.
     """
     refuse_links(folder)
-    study = read_study(folder / "study.json")
+    study = read_study(folder / STUDY_JSON)
     checked = check_tables(folder)
-    rows = read_results(folder / "results.csv")
-    layer_rows = read_layers(folder / "layers.csv")
+    rows = read_results(folder / RESULTS_CSV)
+    layer_rows = read_layers(folder / LAYERS_CSV)
     primary = primary_of(study.primary)
-    require_filled(folder / "results.csv", rows, (primary.test, primary.validation))
+    require_filled(folder / RESULTS_CSV, rows, (primary.test, primary.validation))
     if not checked:
         log.warning("%s has no %s: whether its tables are as they were written is not known", folder, SUMS)
 
@@ -177,7 +176,7 @@ def write_report(folder: Path) -> Path:
         explain=explain,
         yaml=_yaml,
     )
-    target = folder / "report.html"
+    target = folder / REPORT_HTML
     write_atomically(target, page.encode())
     return target
 
@@ -186,28 +185,15 @@ def _yaml(values: Any) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100).rstrip()
 
 
-class SuiteFile(BaseModel):
-    """suite.json, checked."""
-
-    model_config = ConfigDict(frozen=True)
-    format: int
-    name: str
-    title: str
-    question: str
-    expected: str
-    variants: tuple[Annotated[str, AfterValidator(check_folder_name)], ...] = Field(min_length=1)
-    command: str
-
-
 def is_suite(folder: Path) -> bool:
     """Whether the folder holds the studies of a suite, and no study itself."""
-    return (folder / SUITE).is_file()
+    return (folder / SUITE_JSON).is_file()
 
 
 def read_suite(folder: Path) -> SuiteFile:
     """What suite.json says. Raises DataError, naming the file and the place, if it is damaged, or a link."""
     refuse_links(folder)
-    found = read_description(folder / SUITE, SuiteFile)
+    found = read_description(folder / SUITE_JSON, SuiteFile)
     refuse_links(folder, found.variants)
     return found
 
@@ -223,7 +209,7 @@ def write_suite_page(folder: Path) -> Path:
     """The page that leads to the reports of the studies. Returns its path. Raises DataError."""
     suite = read_suite(folder)
     found = [(label, study_overview(folder / label)) for label in suite.variants]
-    target = folder / "report.html"
+    target = folder / REPORT_HTML
     write_atomically(target, render("suite.html.j2", suite=suite, found=found).encode())
     return target
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from prunekit.report.study_files import DENSE, MEASURES, LayerRow, Row
+from prunekit.report.read_tables import MEASURES, LayerRow, Row
+from prunekit.study_files import DENSE
 
 Item = TypeVar("Item")
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from prunekit.report.axes import log_limits
 from prunekit.report.curves import End, PlotData, set_labels, short
 from prunekit.report.format import Primary
-from prunekit.report.study_files import StudyFile
 from prunekit.report.style import (
     GREY,
     INK,
@@ -23,7 +22,7 @@ from prunekit.report.style import (
     new_figure,
     set_log_y,
 )
-from prunekit.report.unit_data import UNITS, read_units
+from prunekit.study_files import UNITS_JSON, StudyFile, UnitData, read_checked
 
 Numbers = NDArray[np.float64]
 
@@ -45,8 +44,8 @@ def unit_drawings(folder: Path, study: StudyFile, data: PlotData, primary: Prima
         curves = regret_curves(data, primary, yardstick)
         if len(curves) > 1:
             drawings.append(regret_drawing(curves, yardstick, data.looks, data.random, primary.name))
-    if (folder / UNITS).is_file():
-        found = read_units(folder / UNITS)
+    if (folder / UNITS_JSON).is_file():
+        found = read_checked(folder / UNITS_JSON, UnitData)
         errors = np.array([sweep.errors for sweep in found.sweeps])
         removed = [sweep.removed for sweep in found.sweeps]
         drawings.append(gain_sweep_drawing(np.array(found.gains), errors, removed, found.error))

@@ -11,16 +11,11 @@ from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeGuard
 
-from prunekit.digests import SUMS, digest_of_file, read_json_with_digest, write_json_with_digest
+from prunekit.digests import digest_of_file, read_json_with_digest, write_json_with_digest
 from prunekit.errors import DataError
-from prunekit.files import read_json, refuse_links, remove_leftovers
+from prunekit.files import read_json, remove_leftovers
 from prunekit.study.spec import Cell, Study
-
-FORMAT = 2
-"""The version of the layout; a folder of another version is refused, not guessed at."""
-
-SUITE = "suite.json"
-"""In the folder of a suite: what it is, and the folders of its studies."""
+from prunekit.study_files import FILES, FORMAT, STUDY_JSON, refuse_links
 
 STATE = "state.safetensors"
 """In the folder of a cell that is not finished: the network and the session after its last step."""
@@ -48,26 +43,6 @@ class Layout:
 
     root: Path
 
-    @property
-    def study(self) -> Path:
-        """The description of the study."""
-        return self.root / "study.json"
-
-    @property
-    def results(self) -> Path:
-        """One row per cell and step."""
-        return self.root / "results.csv"
-
-    @property
-    def layers(self) -> Path:
-        """One row per layer, cell and step."""
-        return self.root / "layers.csv"
-
-    @property
-    def units(self) -> Path:
-        """Gain sweeps and correlations of units, where the study asks for figures of them."""
-        return self.root / "units.json"
-
     def network(self, study: Study, seed: int) -> Path:
         """The trained network of a seed."""
         return self.root / f"networks/{study.network_key}/seed-{seed}"
@@ -85,14 +60,14 @@ class Layout:
         if self.root.exists() and not self.root.is_dir():
             raise DataError(f"{self.root} is a file: give a folder for the results")
         refuse_links(self.root)
-        if self.study.exists():
-            self._check_format()
+        if (self.root / STUDY_JSON).exists():
+            self._check_format(self.root / STUDY_JSON)
         elif self.root.is_dir() and not self._holds_results() and any(_visible(self.root)):
             raise DataError(f"{self.root} is not empty and holds no study: choose another folder with --out")
 
-    def _check_format(self) -> None:
+    def _check_format(self, path: Path) -> None:
         try:
-            saved = read_json(self.study)
+            saved = read_json(path)
         except DataError as error:
             raise DataError(
                 f"{error}; remove this file and run the study again, which writes it anew"
@@ -100,7 +75,7 @@ class Layout:
         found = saved.get("format") if isinstance(saved, dict) else None
         if found != FORMAT:
             raise DataError(
-                f"{self.study} says format {str(found)[:40]}, this prunekit reads and writes format "
+                f"{path} says format {str(found)[:40]}, this prunekit reads and writes format "
                 f"{FORMAT}: choose another folder with --out"
             )
 
@@ -110,14 +85,7 @@ class Layout:
 
     def tidy(self) -> None:
         """Remove what killed runs have left behind; for the holder of the folder's lock."""
-        for name in (
-            self.study.name,
-            self.results.name,
-            self.layers.name,
-            SUMS,
-            self.units.name,
-            "report.html",
-        ):
+        for name in FILES:
             for path in self.root.glob(f".{name}.*"):
                 path.unlink(missing_ok=True)
         # names as text, not as paths: there may be thousands

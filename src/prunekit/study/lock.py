@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from prunekit.errors import DataError, InputError
+from prunekit.study_files import LOCK
 
 log = logging.getLogger(__name__)
-
-LOCK = ".lock"
 
 
 @contextmanager

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from prunekit.batches import Batches, as_batches
 from prunekit.digests import write_json_unless_same, write_json_with_digest
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
-from prunekit.files import refuse_links
 from prunekit.limits import check_out
 from prunekit.recipe import Plan
 from prunekit.structure import chain_of
-from prunekit.study.layout import SUITE, Layout, Results, discard, is_finished, remove
+from prunekit.study.layout import Layout, Results, discard, is_finished, remove
 from prunekit.study.lock import only_run
 from prunekit.study.pool import run_tasks
 from prunekit.study.progress import watch
@@ -30,6 +29,7 @@ from prunekit.study.suite import StudySuite
 from prunekit.study.tables import describe, describe_suite, write_tables
 from prunekit.study.tasks import Failure, Progress, Task, Watcher
 from prunekit.study.unit_stage import has_units, write_units
+from prunekit.study_files import RESULTS_CSV, STUDY_JSON, SUITE_JSON, UNITS_JSON, refuse_links
 from prunekit.trial import check_takes
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def _has_units(study: Study, layout: Layout) -> bool:
                 return True
         except DataError as error:
             log.warning("%s; done anew", error)
-    remove(layout.units)
+    remove(layout.root / UNITS_JSON)
     return study.unit_figures is None
 
 
@@ -285,7 +285,9 @@ def run_study(
         layout.tidy()
         read = Results()
         tasks = make_tasks(study, layout, folder, plans, read)
-        write_json_unless_same(layout.study, describe(study, dataset(study, folder).task, command))
+        write_json_unless_same(
+            layout.root / STUDY_JSON, describe(study, dataset(study, folder).task, command)
+        )
         processes = min(workers, max(len(tasks), 1))
         with watch(tasks, processes, console or Console(stderr=True)) as watcher:
             failures = _run(study, layout, tasks, processes, watcher, cell_timeout, read)
@@ -315,7 +317,7 @@ def _run_suite(
         except PrunekitError as error:
             raise type(error)(f"{label}: {error}") from error
     about = describe_suite(suite, command)
-    write_json_with_digest(out / SUITE, about)
+    write_json_with_digest(out / SUITE_JSON, about)
     failures: list[str] = []
     for label, study in suite.studies.items():
         try:
@@ -372,7 +374,7 @@ def _report_of_rest(layout: Layout) -> Path:
         return _report(layout)
     except PrunekitError as error:
         log.debug("no report: %s", error)
-        return layout.results
+        return layout.root / RESULTS_CSV
 
 
 def _summary(failures: list[Failure], where: Path) -> str:

@@ -12,18 +12,11 @@ import torch
 
 from prunekit.digests import write_sums
 from prunekit.files import write_text
-from prunekit.study.layout import FORMAT, Layout, Results, is_finished
+from prunekit.study.layout import Layout, Results, is_finished
 from prunekit.study.spec import Study
 from prunekit.study.suite import StudySuite
+from prunekit.study_files import DENSE, FORMAT, LAYER_COLUMNS, LAYERS_CSV, RESULT_COLUMNS, RESULTS_CSV
 from prunekit.version import __version__
-
-RESULTS = (
-    "study", "dataset", "model", "method", "cell", "seed", "step", "sparsity", "compression_ratio",
-    "prunable", "kept", "parameters", "nonzeros", "macs", "macs_nonzero", "bytes", "train_loss",
-    "validation_accuracy", "validation_loss", "validation_mse", "test_accuracy", "test_top5", "test_loss",
-    "test_mse", "seconds",
-)  # fmt: skip
-LAYERS = ("method", "cell", "seed", "step", "layer", "shape", "parameters", "kept", "sparsity")
 
 
 def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
@@ -110,9 +103,9 @@ def write_tables(study: Study, layout: Layout, read: Results) -> int:
             layers += [{**where, **row} for row in cell_layers]
             prunable = prunable or cell_rows[0]["prunable"]
     dense = [{**common, **row} for row in _dense_rows(study, layout, read, prunable)]
-    write_text(layout.results, _csv(RESULTS, [*dense, *results]))
-    write_text(layout.layers, _csv(LAYERS, layers))
-    write_sums(layout.root, (layout.results.name, layout.layers.name))
+    write_text(layout.root / RESULTS_CSV, _csv(RESULT_COLUMNS, [*dense, *results]))
+    write_text(layout.root / LAYERS_CSV, _csv(LAYER_COLUMNS, layers))
+    write_sums(layout.root, (RESULTS_CSV, LAYERS_CSV))
     return finished
 
 
@@ -123,7 +116,7 @@ def _dense_rows(
         folder = layout.network(study, seed)
         if is_finished(folder):
             yield {
-                "method": "dense",
+                "method": DENSE,
                 "cell": study.network_key,
                 "seed": seed,
                 "step": 0,

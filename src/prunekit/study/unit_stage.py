@@ -13,6 +13,7 @@ from prunekit.structure import chain_of
 from prunekit.study.layout import TRAINED, Layout
 from prunekit.study.spec import Study
 from prunekit.study.stages import build, dataset
+from prunekit.study_files import UNITS_JSON
 from prunekit.units import eliminate, gain_sweep
 
 GAINS = torch.linspace(0, 10, 101, dtype=torch.float64)
@@ -24,7 +25,8 @@ def has_units(study: Study, layout: Layout) -> bool:
     Raises:
         DataError: if it is damaged.
     """
-    return layout.units.exists() and read_json_with_digest(layout.units).get("key") == study.units_key
+    path = layout.root / UNITS_JSON
+    return path.exists() and read_json_with_digest(path).get("key") == study.units_key
 
 
 def write_units(study: Study, layout: Layout, data_dir: Path | None) -> Path:
@@ -60,7 +62,7 @@ def write_units(study: Study, layout: Layout, data_dir: Path | None) -> Path:
         raise ModelError("every layer has one unit only, and none could be removed")
     found = activity(chain, inputs)
     write_json_with_digest(
-        layout.units,
+        layout.root / UNITS_JSON,
         {
             "key": study.units_key,
             "error": "squared error",
@@ -71,7 +73,7 @@ def write_units(study: Study, layout: Layout, data_dir: Path | None) -> Path:
             },
         },
     )
-    return layout.units
+    return layout.root / UNITS_JSON
 
 
 def _short(values: torch.Tensor) -> list[float]:

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -6,7 +5,7 @@ from report_fixture import LAYERS, RESULTS, Method, make_study
 
 from prunekit.digests import SUMS, read_json_with_digest, write_json_with_digest, write_sums
 from prunekit.errors import DataError
-from prunekit.report import read_layers, read_results, read_study, study_overview, write_report
+from prunekit.report import read_layers, read_results, study_overview, write_report
 
 GOOD = {
     **dict.fromkeys(RESULTS, ""),
@@ -110,41 +109,6 @@ def test_layers_are_checked(tmp_path: Path) -> None:
     path.write_text(",".join(LAYERS) + "\n" + 2 * line.replace("80", "36"))
     with pytest.raises(DataError, match="line 3: layer 'conv' of this step is there twice"):
         read_layers(path)
-
-
-def test_study_file_is_checked(tmp_path: Path) -> None:
-    path = make_study(tmp_path, {"x": Method(10, (2,))}, seeds=1) / "study.json"
-    good = read_json_with_digest(path)
-    assert read_study(path).methods["x"].paper.startswith("Nobody")
-    for change, said in (
-        ({"format": 1}, "format is 1, but this version of prunekit reads format 2"),
-        ({"format": list(range(99))}, "format is [0, 1, 2"),
-        ({"primary": "speed"}, "primary: "),
-        ({"seeds": 0}, "seeds: "),
-        ({"methods": {"x": {}}}, "methods.x.recipe: "),
-        ({"methods": []}, "methods: "),
-        ({"dataset": "iris"}, "dataset: "),
-    ):
-        write_json_with_digest(path, good | change)
-        with pytest.raises(DataError) as caught:
-            read_study(path)
-        assert str(caught.value).startswith(f"{path}: {said}")
-    for text, said in (
-        ('{"format": 2,\n oops}', "is damaged: not valid JSON .*line 2"),
-        ("[]", "must be an object"),
-        ("[" * 99_999, "nested more than"),
-        (json.dumps(good), "has no 'sha256'"),
-    ):
-        path.write_text(text)
-        with pytest.raises(DataError, match=said):
-            read_study(path)
-
-
-def test_a_changed_title_is_damage(tmp_path: Path) -> None:
-    path = make_study(tmp_path, {"x": Method(10, (2,))}, seeds=1) / "study.json"
-    path.write_text(path.read_text().replace("nobody", "somebody").replace("Nobody", "Somebody"))
-    with pytest.raises(DataError, match="damaged or was changed"):
-        read_study(path)
 
 
 class TestDigestsOfTables:

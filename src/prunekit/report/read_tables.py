@@ -1,4 +1,4 @@
-"""results.csv, layers.csv and study.json, read strictly: what is wrong is named with file and line."""
+"""Rows of results.csv and layers.csv, read strictly: what is wrong is named with file and line."""
 
 import csv
 import io
@@ -6,15 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from prunekit.digests import SUMS, check_sum, read_json_with_digest
+from prunekit.digests import SUMS, check_sum
 from prunekit.errors import DataError
-from prunekit.files import read_bounded, read_json
-
-DENSE = "dense"
+from prunekit.files import read_bounded
+from prunekit.study_files import DENSE, LAYER_COLUMNS, LAYERS_CSV, RESULT_COLUMNS, RESULTS_CSV
 
 #: Sizes, costs and qualities: a number, or empty where it does not apply.
 SIZES = ("parameters", "nonzeros", "macs", "macs_nonzero", "bytes", "seconds")
@@ -22,23 +18,11 @@ FRACTIONS = ("validation_accuracy", "test_accuracy", "test_top5")
 LOSSES = ("train_loss", "validation_loss", "validation_mse", "test_loss", "test_mse")
 MEASURES = (*SIZES, *FRACTIONS, *LOSSES)
 
-RESULT_COLUMNS = (
-    *("study", "dataset", "model", "method", "cell", "seed", "step"),
-    *("sparsity", "compression_ratio", "prunable", "kept"),
-    *MEASURES,
-)
 MAX_BYTES = 512 << 20
 """The largest table that is read."""
 
-LAYER_COLUMNS = ("method", "cell", "seed", "step", "layer", "shape", "parameters", "kept", "sparsity")
-
 #: How far a written sparsity or ratio may lie from kept and prunable: room for rounding, not for mistakes.
 ROUNDING = 0.01
-
-
-FORMAT = 2
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +119,7 @@ def check_tables(folder: Path) -> bool:
     """
     if not (folder / SUMS).exists():
         return False
-    for path in (folder / "results.csv", folder / "layers.csv"):
+    for path in (folder / RESULTS_CSV, folder / LAYERS_CSV):
         try:
             known = check_sum(path)
         except DataError as error:
@@ -273,69 +257,3 @@ def require_filled(path: Path, rows: list[Row], columns: tuple[str, ...]) -> Non
         for column in columns:
             if row.values[column] is None:
                 raise DataError(f"{path} line {row.line}: {column} is empty, but this study compares by it")
-
-
-class MethodNote(BaseModel):
-    """What is said of one method: its recipe or recipes (one per cell), its paper, one line of summary."""
-
-    model_config = ConfigDict(frozen=True)
-    recipe: dict[str, Any] | list[dict[str, Any]]
-    paper: str = ""
-    summary: str = ""
-
-
-class ControlLabels(BaseModel):
-    """The labels of the methods that serve as controls; None where the study has none."""
-
-    model_config = ConfigDict(frozen=True)
-    random: str | None = None
-    dense_trained_as_long: str | None = None
-
-
-class StudyFile(BaseModel):
-    """study.json, checked. ``primary`` is the test column by which methods are compared."""
-
-    model_config = ConfigDict(frozen=True)
-    format: int
-    name: str
-    title: str
-    question: str
-    expected: str
-    dataset: dict[str, Any]
-    model: dict[str, Any]
-    training: dict[str, Any]
-    seeds: int = Field(ge=1)
-    splits: Literal["one", "per_seed"] = "one"
-    methods: dict[str, MethodNote]
-    controls: ControlLabels
-    environment: dict[str, Any]
-    command: str
-    primary: Literal["test_accuracy", "test_mse"]
-
-
-def read_study(path: Path) -> StudyFile:
-    """Read study.json; DataError, in one line with the place, if it is damaged or of another format."""
-    return read_description(path, StudyFile)
-
-
-def read_description(path: Path, kind: type[Model]) -> Model:
-    """Read study.json or suite.json; DataError, in one line with the place, as `read_study`."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: must be an object with the key 'format'")
-    if found.get("format") != FORMAT:
-        raise DataError(
-            f"{path}: format is {str(found.get('format'))[:40]}, but this version of prunekit reads format "
-            f"{FORMAT}: run compare again, in another folder"
-        )
-    return read_checked(path, kind)
-
-
-def read_checked(path: Path, kind: type[Model]) -> Model:
-    """Read a JSON file with a digest; DataError, in one line with the place, if it is damaged."""
-    try:
-        return kind.model_validate(read_json_with_digest(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))  # empty for what is wrong with the whole
-        raise DataError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None

@@ -1,0 +1,248 @@
+"""Files in the folder of a study or a suite: their names, their columns, and what their JSON must hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
+
+from prunekit.digests import SUMS, read_json_with_digest
+from prunekit.errors import DataError
+from prunekit.files import read_json
+from prunekit.limits import check_folder_name
+
+FORMAT = 2
+"""The version of all of them; a folder of another version is refused, not guessed at."""
+
+STUDY_JSON = "study.json"
+"""What the study is."""
+
+SUITE_JSON = "suite.json"
+"""In the folder of a suite: what it is, and the folders of its studies."""
+
+RESULTS_CSV = "results.csv"
+"""One row per cell and step."""
+
+LAYERS_CSV = "layers.csv"
+"""One row per layer, cell and step."""
+
+UNITS_JSON = "units.json"
+"""Gain sweeps and correlations of units, where the study asks for figures of them."""
+
+REPORT_HTML = "report.html"
+"""The page made of all the others."""
+
+LOCK = ".lock"
+"""Held by the run that writes to the folder."""
+
+FILES = (STUDY_JSON, SUITE_JSON, RESULTS_CSV, LAYERS_CSV, SUMS, UNITS_JSON, REPORT_HTML, LOCK)
+"""What prunekit reads, writes and removes at the top of the folder."""
+
+FOLDERS = {"networks": 3, "cells": 3, "figures": 1}
+"""The folders there, and how many levels of them prunekit goes through by itself.
+
+What lies deeper, the files of a saved network, is written and removed with its folder as a whole.
+"""
+
+RESULT_COLUMNS = (
+    "study", "dataset", "model", "method", "cell", "seed", "step", "sparsity", "compression_ratio",
+    "prunable", "kept", "parameters", "nonzeros", "macs", "macs_nonzero", "bytes", "train_loss",
+    "validation_accuracy", "validation_loss", "validation_mse", "test_accuracy", "test_top5", "test_loss",
+    "test_mse", "seconds",
+)  # fmt: skip
+LAYER_COLUMNS = ("method", "cell", "seed", "step", "layer", "shape", "parameters", "kept", "sparsity")
+
+DENSE = "dense"
+"""The method of the rows of the network before pruning."""
+
+MOST_UNITS = 4096
+"""How many units a layer may have to be drawn."""
+
+Model = TypeVar("Model", bound=BaseModel)
+UnitRow = Annotated[list[FiniteFloat], Field(min_length=1, max_length=MOST_UNITS)]
+
+
+class MethodNote(BaseModel):
+    """What is said of one method: its recipe or recipes (one per cell), its paper, one line of summary."""
+
+    model_config = ConfigDict(frozen=True)
+    recipe: dict[str, Any] | list[dict[str, Any]]
+    paper: str = ""
+    summary: str = ""
+
+
+class ControlLabels(BaseModel):
+    """The labels of the methods that serve as controls; None where the study has none."""
+
+    model_config = ConfigDict(frozen=True)
+    random: str | None = None
+    dense_trained_as_long: str | None = None
+
+
+class StudyFile(BaseModel):
+    """study.json, checked. ``primary`` is the test column by which methods are compared."""
+
+    model_config = ConfigDict(frozen=True)
+    format: int
+    name: str
+    title: str
+    question: str
+    expected: str
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
+    seeds: int = Field(ge=1)
+    splits: Literal["one", "per_seed"] = "one"
+    methods: dict[str, MethodNote]
+    controls: ControlLabels
+    environment: dict[str, Any]
+    command: str
+    primary: Literal["test_accuracy", "test_mse"]
+
+
+class SuiteFile(BaseModel):
+    """suite.json, checked."""
+
+    model_config = ConfigDict(frozen=True)
+    format: int
+    name: str
+    title: str
+    question: str
+    expected: str
+    variants: tuple[Annotated[str, AfterValidator(check_folder_name)], ...] = Field(min_length=1)
+    command: str
+
+
+class GainSweep(BaseModel):
+    """The error with one unit at each gain, just before it is removed.
+
+    Attributes:
+        layer: the layer that makes the unit.
+        unit: its number there.
+        removed: how many units were removed before it.
+        errors: one for each gain.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    layer: str
+    unit: int = Field(ge=0)
+    removed: int = Field(ge=0)
+    errors: UnitRow
+
+
+class UnitData(BaseModel):
+    """Gain sweeps and correlations.
+
+    Attributes:
+        key: the hash of the network and of what was asked.
+        error: what the errors are, in words.
+        gains: those of every sweep, 0 and 1 among them.
+        sweeps: in the order in which the oracle removes the units.
+        correlations: by layer, Pearson's r between its units, (units, units).
+    """
+
+    model_config = ConfigDict(frozen=True)
+    key: str
+    error: str
+    gains: UnitRow
+    sweeps: list[GainSweep] = Field(min_length=1, max_length=MOST_UNITS)
+    correlations: dict[str, list[UnitRow]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> UnitData:
+        if not {0.0, 1.0} <= set(self.gains):
+            raise ValueError("gains: 0 and 1 must be among them")
+        for sweep in self.sweeps:
+            if len(sweep.errors) != len(self.gains):
+                raise ValueError(f"sweeps: {len(sweep.errors)} errors for {len(self.gains)} gains")
+        for name, matrix in self.correlations.items():
+            if not 1 <= len(matrix) <= MOST_UNITS or any(len(row) != len(matrix) for row in matrix):
+                raise ValueError(f"correlations: {name}: must be a square matrix")
+        return self
+
+
+def read_study(path: Path) -> StudyFile:
+    """Read study.json; DataError, in one line with the place, if it is damaged or of another format."""
+    return read_description(path, StudyFile)
+
+
+def read_description(path: Path, kind: type[Model]) -> Model:
+    """Read study.json or suite.json; DataError, in one line with the place, as `read_study`."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: must be an object with the key 'format'")
+    if found.get("format") != FORMAT:
+        raise DataError(
+            f"{path}: format is {str(found.get('format'))[:40]}, but this version of prunekit reads format "
+            f"{FORMAT}: run compare again, in another folder"
+        )
+    return read_checked(path, kind)
+
+
+def read_checked(path: Path, kind: type[Model]) -> Model:
+    """Read a JSON file with a digest; DataError, in one line with the place, if it is damaged."""
+    try:
+        return kind.model_validate(read_json_with_digest(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))  # empty for what is wrong with the whole
+        raise DataError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None
+
+
+def refuse_links(root: Path, labels: Iterable[str] = ()) -> None:
+    """Refuse the folder of a study or a suite in which something that is used is a symbolic link.
+
+    The folder itself may be one: that is the user's choice. A folder that came from elsewhere may hold links
+    that the user knows nothing of.
+
+    Args:
+        root: the folder.
+        labels: the folders of the studies, for a suite.
+
+    Raises:
+        DataError: naming the first link.
+        OSError: if a folder cannot be read.
+    """
+    names = (*FILES, *FOLDERS)
+    tops = [*(root / name for name in names)]
+    for label in labels:
+        tops += [root / label, *(root / label / name for name in names)]
+    for path in tops:
+        if path.is_symlink():
+            raise _refusal(path, root)
+        if path.name in FOLDERS:
+            for link in _links(path, FOLDERS[path.name]):
+                raise _refusal(link, root)
+
+
+def _refusal(link: Path, root: Path) -> DataError:
+    return DataError(
+        f"{link} is a symbolic link: prunekit reads and writes only what lies in {root} itself; remove the "
+        "link, or put there what it leads to"
+    )
+
+
+def _links(top: Path, levels: int) -> Iterator[Path]:
+    """The links in the first levels below a folder, which is none itself; none if there is no folder."""
+    folders = [str(top)] if top.is_dir() else []
+    for _ in range(levels):
+        inside: list[str] = []
+        for folder in folders:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        yield Path(entry.path)
+                    elif entry.is_dir():
+                        inside.append(entry.path)
+        folders = inside
