@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -21,6 +21,7 @@ from types import ModuleType
 
 import torch
 
+from prunekit.errors import PrunekitError
 from prunekit.study.tasks import Failure, Task, TaskQueue, Watcher, line_of, perform
 from prunekit.worker import work
 
@@ -203,7 +204,8 @@ class _Worker:
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
         elif message is None or isinstance(message, Failure):
             self.task = self.due = None
-            queue.settle(task, self._seconds(), message)
+            failure = message and replace(message, name=task.name)  # it knows none if it cannot be read
+            queue.settle(task, self._seconds(), failure)
         else:
             self._lose(queue, "its process said something of its own")
             return False
@@ -296,6 +298,8 @@ def serve(connection: Connection) -> None:
 def _outcome(content: bytes, channel: _ParentChannel) -> Failure | None:
     try:
         task: Task = pickle.loads(content)
+    except PrunekitError as error:  # of a study, which is made again from its settings
+        return Failure("task", line_of(error))
     except Exception as error:
         return Failure("task", f"cannot be read by its process: {line_of(error)}")
     try:

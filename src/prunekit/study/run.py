@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from prunekit.study.spec import Cell, Study
 from prunekit.study.stages import build, dataset, files_of_network, run_cell, train_network
 from prunekit.study.suite import StudySuite
 from prunekit.study.tables import describe, describe_suite, write_tables
-from prunekit.study.tasks import Failure, Progress, Task, Watcher
+from prunekit.study.tasks import Failure, Task, Watcher
 from prunekit.study.unit_stage import has_units, write_units
 from prunekit.study_files import RESULTS_CSV, STUDY_JSON, SUITE_JSON, UNITS_JSON, refuse_links
 from prunekit.trial import check_takes
@@ -102,7 +101,6 @@ def make_tasks(
         OSError: if something cannot be read that may be whole, or a damaged file cannot be removed.
     """
     data = as_batches(dataset(study, data_dir))
-    settings, allow = study.to_dict(), study.allow
     files = files_of_network(study)
     networks: dict[int, Task] = {}
     for seed in range(study.seeds):
@@ -111,8 +109,8 @@ def make_tasks(
         if not _is_done(folder, name, lambda folder: read.network(folder, files)):
             networks[seed] = Task(
                 name,
-                _train,
-                (settings, allow, seed, layout, data_dir),
+                train_network,
+                (study, seed, layout, data_dir),
                 cost=float(OVERHEAD + study.training.length(data)),
             )
     cells: dict[Path, Task] = {}
@@ -128,13 +126,18 @@ def make_tasks(
                 continue
             cells[folder] = Task(
                 name,
-                _prune,
-                (settings, allow, cell.label, cell.key, seed, layout, data_dir),
+                run_cell,
+                (study, cell.label, cell.key, seed, layout, data_dir),
                 after=(networks[seed].name,) if seed in networks else (),
                 cost=_cost(cell, plans[cell.key], data),
             )
-    units = [] if _has_units(study, layout) else [_units_task(study, layout, data_dir, networks)]
-    return [*networks.values(), *cells.values(), *units]
+    tasks = [*networks.values(), *cells.values()]
+    if not _has_units(study, layout):
+        after = (networks[0].name,) if 0 in networks else ()
+        tasks.append(
+            Task("figures of units", write_units, (study, layout, data_dir), after, cost=float(10 * OVERHEAD))
+        )
+    return tasks
 
 
 def _has_units(study: Study, layout: Layout) -> bool:
@@ -147,16 +150,6 @@ def _has_units(study: Study, layout: Layout) -> bool:
             log.warning("%s; done anew", error)
     remove(layout.root / UNITS_JSON)
     return study.unit_figures is None
-
-
-def _units_task(study: Study, layout: Layout, data_dir: Path | None, networks: dict[int, Task]) -> Task:
-    return Task(
-        "figures of units",
-        _sweep,
-        (study.to_dict(), study.allow, layout, data_dir),
-        after=(networks[0].name,) if 0 in networks else (),
-        cost=float(10 * OVERHEAD),
-    )
 
 
 def _is_done(folder: Path, name: str, read: Callable[[Path], object]) -> bool:
@@ -180,57 +173,6 @@ def _cost(cell: Cell, plan: Plan, data: Batches) -> float:
     length = 0 if retrain.plan is None else max(retrain.plan.length(data) - retrain.start, 0)
     warm_up = sum(training.length(data) for training in cell.recipe.warm_ups.values())
     return float((OVERHEAD + length) * len(plan.steps) + warm_up)
-
-
-def _train(
-    study: dict[str, Any],
-    allow: tuple[str, ...],
-    seed: int,
-    layout: Layout,
-    data_dir: Path | None,
-    progress: Progress,
-) -> None:
-    train_network(
-        Study.parse(study, allow=allow),
-        seed,
-        layout,
-        data_dir,
-        lambda done, total: progress(done / max(total, 1)),
-    )
-
-
-def _sweep(
-    study: dict[str, Any], allow: tuple[str, ...], layout: Layout, data_dir: Path | None, progress: Progress
-) -> None:
-    progress(0.0)
-    write_units(Study.parse(study, allow=allow), layout, data_dir)
-
-
-def _prune(
-    study: dict[str, Any],
-    allow: tuple[str, ...],
-    label: str,
-    key: str,
-    seed: int,
-    layout: Layout,
-    data_dir: Path | None,
-    progress: Progress,
-) -> None:
-    parsed = Study.parse(study, allow=allow)
-    cell = next((cell for cell in parsed.cells if (cell.label, cell.key) == (label, key)), None)
-    if cell is None:
-        raise InputError(
-            "the recipe is another one in a process of its own: import what is yours from a module, not from "
-            "the script that is run"
-        )
-    run_cell(
-        parsed,
-        cell,
-        seed,
-        layout,
-        data_dir,
-        lambda step, steps, done, total: progress((step - 1 + done / max(total, 1)) / steps),
-    )
 
 
 class StudyError(PrunekitError):

@@ -182,6 +182,10 @@ class Study(Settings):
         self._allowed = current().used
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its settings, so that another process imports what they name, and nothing else."""
+        return _restored, (self.to_dict(), self.allow)
+
     @property
     def allow(self) -> tuple[str, ...]:
         """The modules of the user's own whose code it names, so that another process may import them, too."""
@@ -232,6 +236,10 @@ class Study(Settings):
             "training": self.training.identity(),
             **({} if self.splits == "one" else {"splits": self.splits}),
         }
+
+
+def _restored(values: dict[str, Any], allow: tuple[str, ...]) -> Study:
+    return Study.parse(values, allow=allow)
 
 
 @dataclass(frozen=True)

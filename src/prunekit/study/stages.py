@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunekit.batches import as_batches
 from prunekit.data import Dataset, DataSettings, Split, load
 from prunekit.digests import read_tensors, write_tensors
-from prunekit.errors import DataError, PrunekitError
+from prunekit.errors import DataError, InputError, PrunekitError
 from prunekit.files import parse_json
 from prunekit.measure import count, evaluate
 from prunekit.models import create
@@ -35,17 +35,14 @@ from prunekit.study.layout import (
     write_result,
 )
 from prunekit.study.spec import Cell, Study
-from prunekit.training import Report, State, copy_state, train, training_seed
+from prunekit.study.tasks import Progress
+from prunekit.training import State, copy_state, train, training_seed
 
 log = logging.getLogger(__name__)
 
 
-def train_network(
-    study: Study, seed: int, layout: Layout, data_dir: Path | None, report: Report | None = None
-) -> Path:
+def train_network(study: Study, seed: int, layout: Layout, data_dir: Path | None, progress: Progress) -> Path:
     """The dense network of a seed, trained once for all methods, with the checkpoints that they go back to.
-
-    `report` is told (optimizer steps done, steps in all).
 
     Raises:
         TrainingError: if the loss is not finite.
@@ -57,8 +54,7 @@ def train_network(
     discard(folder)
     data = dataset(study, data_dir, seed)
     model = build(study, data, seed)
-    if report is not None:
-        report(0, 1)  # the loading of data and code is over: from here on counts for the pace
+    progress(0.0)  # the loading of data and code is over: from here on counts for the pace
 
     def keep(step: int, state: State) -> None:
         write_tensors(folder / checkpoint(step), state)
@@ -71,7 +67,7 @@ def train_network(
         seed=training_seed(seed, "dense"),
         checkpoints=study.checkpoints,
         on_checkpoint=keep,
-        report=report,
+        report=lambda done, total: progress(done / max(total, 1)),
     )
     write_tensors(folder / TRAINED, copy_state(model))
     row = {
@@ -95,22 +91,29 @@ def checkpoint(step: int) -> str:
 
 def run_cell(
     study: Study,
-    cell: Cell,
+    label: str,
+    key: str,
     seed: int,
     layout: Layout,
     data_dir: Path | None,
-    report: Callable[[int, int, int, int], None] | None = None,
+    progress: Progress,
 ) -> Path:
     """One recipe on the trained network of a seed; every step of it is a stage of its own.
 
     With an order of layers the results are those at the end of each round, when all have had their turn.
-    `report` is told (step, steps, optimizer steps done, optimizer steps in all).
 
     Raises:
         DataError: naming the file, if the network is damaged.
+        InputError: if the study has no such cell in this process.
         PrunekitError: whatever the recipe or its training raises.
         OSError: if the folder cannot be written to.
     """
+    cell = next((cell for cell in study.cells if (cell.label, cell.key) == (label, key)), None)
+    if cell is None:
+        raise InputError(
+            "the recipe is another one in a process of its own: import what is yours from a module, not from "
+            "the script that is run"
+        )
     folder = layout.cell(cell, seed)
     if is_finished(folder):
         return folder
@@ -118,23 +121,17 @@ def run_cell(
     data = dataset(study, data_dir, seed)
     state = folder / STATE
     session = _begun(study, cell, seed, data, layout.network(study, seed), state)
-    steps = len(session.plan.steps)
 
     def tell(done: int, total: int) -> None:
-        if report is not None:
-            report(len(session.history) + 1, steps, done, total)
+        progress((len(session.history) + done / max(total, 1)) / len(session.plan.steps))
 
-    def tell_step() -> None:
-        if report is not None:
-            report(len(session.history), steps, 1, 1)
-
-    def figures(model: nn.Module) -> dict[str, Any]:
+    def measurements(model: nn.Module) -> dict[str, Any]:
         return measured(model, data) if _counts(session, len(session.history) + 1) else {}
 
-    tell_step()  # where an interrupted cell goes on: what was done before says nothing of the pace
-    for _ in session.run(evaluate=figures, report=tell):
+    tell(0, 1)  # where an interrupted cell goes on: what was done before says nothing of the pace
+    for _ in session.run(evaluate=measurements, report=tell):
         _save_session(session, state)
-        tell_step()
+        tell(0, 1)
     save_pretrained(
         session.result(),
         folder / MODEL,

@@ -13,6 +13,7 @@ from prunekit.structure import chain_of
 from prunekit.study.layout import TRAINED, Layout
 from prunekit.study.spec import Study
 from prunekit.study.stages import build, dataset
+from prunekit.study.tasks import Progress
 from prunekit.study_files import UNITS_JSON
 from prunekit.units import eliminate, gain_sweep
 
@@ -29,7 +30,7 @@ def has_units(study: Study, layout: Layout) -> bool:
     return path.exists() and read_json_with_digest(path).get("key") == study.units_key
 
 
-def write_units(study: Study, layout: Layout, data_dir: Path | None) -> Path:
+def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: Progress) -> Path:
     """Write the gain sweeps and correlations of the trained network of seed 0.
 
     The oracle removes all units but one of each layer, one after the other, by the squared error; a unit is
@@ -42,6 +43,7 @@ def write_units(study: Study, layout: Layout, data_dir: Path | None) -> Path:
     """
     if study.unit_figures is None:
         raise InputError("the study asks for no figures of units")
+    progress(0.0)
     data = dataset(study, data_dir)
     model = build(study, data, seed=0)
     model.load_state_dict(read_tensors(layout.network(study, 0) / TRAINED)[0])
