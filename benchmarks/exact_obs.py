@@ -32,6 +32,7 @@ from plain_obs import one_row, rows_together
 from prunekit import Training, train
 from prunekit.data import DataSettings, load
 from prunekit.losses import LOSSES
+from prunekit.masks import lowest
 from prunekit.models import create
 from prunekit.obs import (
     Elimination,
@@ -42,7 +43,6 @@ from prunekit.obs import (
     refit,
     removal_scores,
 )
-from prunekit.ranking import lowest
 from prunekit.statistics.collect import StatContext, collect
 from prunekit.statistics.inputs import LayerHessian, LayerInputMean
 from side_by_side import finish

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prunekit.data import load
-from prunekit.ranking import lowest
+from prunekit.masks import lowest
 from side_by_side import arguments, finish, measure, ratio
 
 SIZE = 25_000_000

@@ -34,7 +34,6 @@ DOUBLE_STEMS = {
     "layers",
     "maxout",
     "obs",
-    "run",
     "shrinking",
     "units",
     "weights",

@@ -6,7 +6,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from prunekit.errors import InputError, ModelError
 from prunekit.targets import find_targets, matches, uncompiled, unwrap
-from small_nets import Tied, convnet, mlp
+from small_nets import Tied, convnet, mlp, recipe
 
 
 def names(model, targets=None, ignore=()):
@@ -148,4 +148,4 @@ def test_wrappers():
     assert unwrap(compiled) is unwrap(parallel) is unwrap(model) is model
     assert uncompiled(compiled) is model
     assert uncompiled(torch.compile(parallel, backend="eager")) is parallel
-    assert names(parallel) == ["0.weight"]
+    assert recipe().plan(parallel).names == names(model) == ["0.weight"]

@@ -1,10 +1,11 @@
-"""Masks: which weights are kept by parameter name, and how they stay at zero while an optimizer runs."""
+"""Masks: which weights are kept by parameter name, how the lowest are chosen, and zeros that stay zero."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,6 +13,42 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import InputError
 from prunekit.targets import unwrap
+
+
+def lowest(values: Tensor, count: int) -> Tensor:
+    """A boolean tensor of the shape of `values` that marks exactly `count` of the lowest of them.
+
+    Among equal values the one with the lower position (in row-major order) goes first, so the choice is the
+    same on every machine. The threshold is found in linear time and without the size limit of
+    `torch.quantile`.
+
+    Args:
+        values: any shape; minus infinity is allowed, NaN is not.
+        count: 0 <= count <= values.numel().
+    """
+    flat = values.flatten()
+    if not 0 <= count <= flat.numel():
+        raise ValueError(f"cannot choose {count} of {flat.numel()} values")
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    threshold = _kth_lowest(flat, count)
+    chosen = flat < threshold
+    ties = (flat == threshold).nonzero().flatten()
+    chosen[ties[: count - int(chosen.count_nonzero())]] = True
+    return chosen.view(values.shape)
+
+
+def _kth_lowest(flat: Tensor, count: int) -> Tensor:
+    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64):
+        # a partition without the positions, which `kthvalue` carries along: three times as fast
+        return flat.new_tensor(np.partition(flat.detach().numpy(), count - 1)[count - 1])
+    return flat.kthvalue(count).values
+
+
+def lowest_per_row(values: Tensor, count: int) -> Tensor:
+    """For a matrix, marks exactly `count` of the lowest values of every row, ties by position."""
+    order = values.argsort(dim=1, stable=True)[:, :count]
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True)
 
 
 class Masks(Mapping[str, Tensor]):
@@ -32,8 +69,7 @@ class Masks(Mapping[str, Tensor]):
     @classmethod
     def ones(cls, model: nn.Module, names: list[str] | tuple[str, ...]) -> Masks:
         """Masks that keep everything, on the devices of the parameters."""
-        model = unwrap(model)
-        return cls({name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in names})
+        return cls({name: torch.ones_like(_parameter(model, name), dtype=torch.bool) for name in names})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -96,7 +132,7 @@ class Masks(Mapping[str, Tensor]):
 
     def _parameter(self, model: nn.Module, name: str) -> nn.Parameter:
         try:
-            parameter = unwrap(model).get_parameter(name)
+            parameter = _parameter(model, name)
         except AttributeError:
             raise InputError(f"the model has no parameter {name!r} that the masks name") from None
         if parameter.shape != self[name].shape:
@@ -109,6 +145,14 @@ class Masks(Mapping[str, Tensor]):
     def state_dict(self) -> dict[str, Any]:
         """The masks as plain tensors, for a checkpoint."""
         return dict(self._masks)
+
+
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
+    """The parameter of this name, also of a network in wrappers, under which it has another one."""
+    try:
+        return model.get_parameter(name)
+    except AttributeError:
+        return unwrap(model).get_parameter(name)
 
 
 class MaskedOptimizer:

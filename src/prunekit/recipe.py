@@ -41,8 +41,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe will do to a model: its targets resolved, and every step."""
+    """What a recipe will do to a model: its targets resolved, and every step.
 
+    Attributes:
+        model: the network, without wrappers.
+        elements: what is removed from it.
+        steps: in order.
+    """
+
+    model: nn.Module
     elements: Elements
     steps: tuple[Step, ...]
 
@@ -137,8 +144,7 @@ class Recipe(Settings):
     @property
     def warm_ups(self) -> dict[str, Training]:
         """The trainings that parts ask for before the first removal, by the parts' keys."""
-        found = {key: part.warm_up for key, part in self.parts.items()}
-        return {key: training for key, training in found.items() if training is not None}
+        return {key: part.warm_up for key, part in self.parts.items() if part.warm_up is not None}
 
     @property
     def trains(self) -> bool:
@@ -191,7 +197,7 @@ class Recipe(Settings):
         for target in targets:
             self.shape.check(target, sparsities)
         self.allocation.check_even(self.shape, targets)
-        for part in (self.score, self.repair):
+        for part in (self.score, self.repair) if self.repair.changes else (self.score,):
             part.check(
                 model, elements.chain, elements.names if elements.chain is not None else elements.parameters
             )
@@ -199,7 +205,7 @@ class Recipe(Settings):
             self.allocation.check_network(
                 targets, sparsities[-1], self._cost_model(model, elements, example_inputs)
             )
-        return Plan(elements, tuple(self._steps(targets)))
+        return Plan(model, elements, tuple(self._steps(targets)))
 
     def _cost_model(self, model: nn.Module, elements: Elements, example_inputs: Inputs | None) -> CostModel:
         """The network without units that are as good as any others."""

@@ -80,7 +80,7 @@ def find_targets(
     """The parameters that fit the patterns, in the model's order; a tied weight counts once.
 
     Args:
-        model: any module; wrappers of `torch.compile` and DDP are looked through.
+        model: any module, without wrappers.
         targets: patterns, each a layer's or parameter's full name (globs allowed), a type name, or `re:...`.
             None takes the weights of all linear and convolution layers.
         ignore: patterns of what is left out, of the same form.
@@ -89,7 +89,7 @@ def find_targets(
         InputError: if a pattern matches nothing or is no regular expression.
         ModelError: if nothing is left to prune, or a chosen weight is not a plain parameter.
     """
-    candidates = _candidates(unwrap(model))
+    candidates = _candidates(model)
     _check_patterns([*(targets or ()), *ignore], candidates)
     chosen = [
         candidate.target
@@ -103,7 +103,7 @@ def find_targets(
             "parameters of two or more dimensions are: "
             + _listing(candidate.target.name for candidate in candidates)
         )
-    check_plain(unwrap(model), chosen)
+    check_plain(model, chosen)
     return tuple(chosen)
 
 

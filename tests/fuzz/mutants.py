@@ -67,13 +67,13 @@ MUTANTS = (
         "exactly as many as asked for are the lowest",
         "chosen[ties[: count - int(chosen.count_nonzero())]] = True",
         "chosen[ties] = True",
-        ("test_ranking.py",),
+        ("test_masks.py",),
     ),
     Mutant(
         "of equal scores the earlier position goes first",
         "chosen[ties[: count - int(chosen.count_nonzero())]] = True",
         "chosen[ties.flip(0)[: count - int(chosen.count_nonzero())]] = True",
-        ("test_ranking.py",),
+        ("test_masks.py",),
     ),
     Mutant(
         "the mask acts after every step of the optimizer",

@@ -8,8 +8,8 @@ from layers_at_hand import layer, moments
 
 from examples import number_of_examples
 from prunekit.errors import InputError
+from prunekit.masks import lowest
 from prunekit.obs import Elimination, damped, eliminate, output_variance, removal_scores
-from prunekit.ranking import lowest
 
 
 def test_a_score_is_the_running_maximum_of_the_losses():

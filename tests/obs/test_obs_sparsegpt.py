@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prunekit.masks import lowest
 from prunekit.obs import (
     admm_support,
     choose_count,
@@ -17,7 +18,6 @@ from prunekit.obs import (
     left_to_right,
     refit,
 )
-from prunekit.ranking import lowest
 
 
 def layer(rows=4, columns=12, seed=0, damp=0.01, dead=()):

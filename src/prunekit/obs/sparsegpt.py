@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from prunekit.masks import lowest, lowest_per_row
 from prunekit.obs.inverse_hessian import factor
 from prunekit.obs.refit import check_rows
-from prunekit.ranking import lowest, lowest_per_row
 
 Choose = Callable[[Tensor, int], Tensor]
 """(saliencies (rows, width), first column) -> (rows, width) booleans, True = kept."""

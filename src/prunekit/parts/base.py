@@ -68,22 +68,17 @@ class Part(Settings):
         paper: the source, with its arXiv number or DOI.
         works_on: what the recipe may remove, by its shape; anything by default.
         requires: what the recipe must have chosen elsewhere.
+        warm_up: how the network is trained before the first removal; None for not at all. In a training loop
+            of the user's the loop is the training: at least one step must come first.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
     works_on: ClassVar[tuple[Level, ...]] = tuple(LEVELS)
     requires: ClassVar[tuple[Requirement, ...]] = ()
+    warm_up: ClassVar[Training | None] = None
 
     # ---- what a part may do beside the work of its family; by default nothing ----
-
-    @property
-    def warm_up(self) -> Training | None:
-        """How the network is trained before the first removal; None for not at all.
-
-        In a training loop of the user's the loop is the training: at least one step must come first.
-        """
-        return None
 
     def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
         """The tensors, by names of the part's own, that it carries from step to step.

@@ -17,8 +17,8 @@ from prunekit.errors import InputError
 from prunekit.graph import Combine, Pool, Scored
 from prunekit.graph.capture import Inputs
 from prunekit.limits import WHOLE
+from prunekit.masks import lowest, lowest_per_row
 from prunekit.parts.base import Level, Part
-from prunekit.ranking import lowest, lowest_per_row
 from prunekit.targets import Target, find_targets
 
 INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Conv1D")

@@ -29,24 +29,15 @@ class Retrain(Part):
 
     Attributes:
         changes: whether the network is another one afterwards.
+        plan: how the survivors are trained after a step; None for not at all.
+        checkpoint: the step of the dense training whose values are needed; None for none.
+        start: the number of the optimizer step from which retraining counts.
     """
 
     changes: ClassVar[bool] = True
-
-    @property
-    def plan(self) -> Training | None:
-        """How the survivors are trained after a step; None for not at all."""
-        return None
-
-    @property
-    def checkpoint(self) -> int | None:
-        """The step of the dense training whose values are needed; None for none."""
-        return None
-
-    @property
-    def start(self) -> int:
-        """The number of the optimizer step from which retraining counts."""
-        return 0
+    plan: ClassVar[Training | None] = None
+    checkpoint: ClassVar[int | None] = None
+    start: ClassVar[int] = 0
 
     def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
         """Set the values from which the survivors are retrained; True if they are not the trained ones.
@@ -81,7 +72,7 @@ class FineTune(Retrain):
     training: TrainingSettings = Field(default_factory=Training)
 
     @property
-    def plan(self) -> Training:
+    def plan(self) -> Training:  # type: ignore[override]
         """The training."""
         return self.training
 
@@ -106,7 +97,7 @@ class Distill(Retrain):
     training: TrainingSettings = Field(default_factory=Training)
 
     @property
-    def plan(self) -> Training:
+    def plan(self) -> Training:  # type: ignore[override]
         """The training."""
         return self.training
 
@@ -180,17 +171,17 @@ class Rewind(Retrain):
     training: TrainingSettings = Field(default_factory=Training)
 
     @property
-    def plan(self) -> Training:
+    def plan(self) -> Training:  # type: ignore[override]
         """The training."""
         return self.training
 
     @property
-    def checkpoint(self) -> int:
+    def checkpoint(self) -> int:  # type: ignore[override]
         """The step that is gone back to."""
         return self.step
 
     @property
-    def start(self) -> int:
+    def start(self) -> int:  # type: ignore[override]
         """Training goes on from that step."""
         return self.step
 
@@ -211,7 +202,7 @@ class Reinitialize(Retrain):
     training: TrainingSettings = Field(default_factory=Training)
 
     @property
-    def plan(self) -> Training:
+    def plan(self) -> Training:  # type: ignore[override]
         """The training."""
         return self.training
 

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.limits import LARGE, STEPS, WHOLE
+from prunekit.masks import lowest, lowest_per_row
 from prunekit.obs.admm import ITERATIONS, admm_support
 from prunekit.obs.sparsegpt import BLOCK, Choose, choose_count, choose_pattern, left_to_right
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
-from prunekit.ranking import lowest, lowest_per_row
 from prunekit.statistics import ConnectionCorrelation, LayerHessian, Statistic
 from prunekit.statistics.hessians import damped_groups
 from prunekit.stratified import stratified_sample

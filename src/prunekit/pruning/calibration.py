@@ -1,9 +1,11 @@
-"""The examples that a pruning looks at, and the errors that it measures on them."""
+"""The examples that a pruning looks at, the errors that it measures on them, and how it is ended by one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +15,13 @@ from prunekit.elements import Elements
 from prunekit.errors import DataError, PrunekitError
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masks import Masks
-from prunekit.parts.stopping import Stop
-from prunekit.preflight import check_data
+from prunekit.parts.stopping import Held, Stop, Stopped
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.statistics.average import average
 from prunekit.statistics.processes import sum_over_processes
-from prunekit.trial import check_finite
+from prunekit.training import copy_state
+from prunekit.trial import Use, check_examples, check_finite
 
 BATCH = 256
 """Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
@@ -59,21 +61,24 @@ class Calibration:
         return self._model.get_parameter(next(iter(self._elements.parameters))).device
 
     def check(self, recipe: Recipe, *, retraining: bool) -> None:
-        """Refuse data that the network or a loss cannot take, as `check_data` does.
+        """Refuse examples that the network or a loss cannot take; neither a weight nor a generator changes.
 
         All processes refuse together: one that stopped alone would leave the others waiting for it.
+
+        Args:
+            recipe: what is done to the network.
+            retraining: whether the recipe's trainings will be done as well.
+
+        Raises:
+            ModelError: if the network fails on the inputs.
+            InputError: if a loss cannot be taken of its outputs and the targets.
+            DataError: if values are NaN or infinite, or there are no examples.
         """
+        if not (recipe.needs_data or recipe.stop.needs_data or (retraining and recipe.trains)):
+            return
         wrong = None
         try:
-            check_data(
-                self._model,
-                recipe,
-                self._data,
-                self._validation,
-                self._loss,
-                batch=BATCH,
-                retraining=retraining,
-            )
+            self._check(recipe, retraining)
         except PrunekitError as error:
             wrong = error
         refusing = torch.tensor([float(wrong is not None)], device=self.device)
@@ -82,6 +87,36 @@ class Calibration:
             raise wrong
         if refusing:
             raise DataError("the examples of another process cannot be taken: see what it says")
+
+    def _check(self, recipe: Recipe, retraining: bool) -> None:
+        data, training = self._data, recipe.retrain.plan if retraining else None
+        builtin = default_loss if self._loss is None else None
+
+        def stopping(outputs: Tensor, targets: Tensor) -> Tensor:
+            return recipe.stop.error(outputs, targets, self.loss)
+
+        def retrained(outputs: Tensor, targets: Tensor) -> Tensor:
+            assert training is not None
+            for part in recipe.parts.values():
+                part.check_batch(outputs, targets)
+            return training.loss_of(outputs, targets)
+
+        uses: list[Use] = []
+        measured: list[Use] = []
+        if recipe.needs_data:
+            with_loss = recipe.allocation.needs_data or any(need.needs_loss for need in recipe.needs)
+            uses.append(Use(self.loss, builtin, BATCH) if with_loss else Use(None, None, BATCH))
+        if data is not None and training is not None and training.length(data) > recipe.retrain.start:
+            uses.append(Use(retrained, training.loss_named, training.batch_size, train=True))
+        for each in recipe.warm_ups.values() if retraining else ():
+            if data is not None and each.length(data):
+                uses.append(Use(each.loss_of, each.loss_named, each.batch_size, train=True))
+        if recipe.stop.needs_data:
+            (uses if self._validation is None else measured).append(Use(stopping, builtin, BATCH))
+        if data is not None:
+            check_examples(self._model, "the data", data, uses)
+        if self._validation is not None:
+            check_examples(self._model, "the validation data", self._validation, measured)
 
     def batches(self) -> Iterator[Batch]:
         """The sample; nothing without data."""
@@ -149,3 +184,63 @@ def two_examples(model: nn.Module, data: Batches) -> Tensor:
         raise DataError("the data is empty: there is no example to run the network on")
     inputs, _ = batch
     return inputs[:2].to(next(model.parameters()).device)
+
+
+class EarlyStopping:
+    """Measures the error of a network between steps.
+
+    Attributes:
+        stopped: why the pruning has ended, once it has.
+    """
+
+    def __init__(self, stop: Stop, error: Callable[[Stop], float]) -> None:
+        self.stopped: Stopped | None = None
+        self._stop, self._error = stop, error
+        self._allowed: float | None = None
+        self._held: Held | None = None
+
+    def hold(self, model: nn.Module, steps: int, kept: Masks) -> None:
+        """Keep what the network is, unless an earlier one is kept that was the last to be measured.
+
+        Args:
+            model: the network, without wrappers.
+            steps: that were taken.
+            kept: what of it is kept.
+        """
+        if not self._stop.needs_data:
+            return
+        if self._allowed is None:
+            before = self._error(self._stop)
+            if not math.isfinite(before):
+                raise DataError(
+                    f"stop {self._stop.name}: the error of the network before pruning is {before}"
+                )
+            self._allowed = self._stop.allowed(before)
+        if self._held is None:
+            state = copy_state(model) if self._stop.rolls_back else None
+            self._held = Held(steps, kept, state)
+
+    def broken(self, step: int) -> Held | None:
+        """The network that was held, if the limit is broken since; it is let go otherwise."""
+        held = self._held
+        if held is None or self.stopped is not None:
+            return None
+        assert self._allowed is not None
+        error = self._error(self._stop)
+        self._held = None
+        if error <= self._allowed:
+            return None
+        self.stopped = Stopped(step, error, self._allowed, self._stop.rolls_back)
+        return held
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as plain values and tensors."""
+        return {
+            "allowed": self._allowed,
+            "held": None if self._held is None else self._held.to_dict(),
+            "stopped": None if self.stopped is None else asdict(self.stopped),
+        }
+
+    def resume(self, allowed: float | None, held: Held | None, stopped: Stopped | None) -> None:
+        """Go on from there."""
+        self._allowed, self._held, self.stopped = allowed, held, stopped

@@ -1,4 +1,4 @@
-"""A pruning under way."""
+"""The one loop over the steps of a recipe: `prune()` walks it, or a training loop with a session."""
 
 from __future__ import annotations
 
@@ -23,22 +23,69 @@ from prunekit.losses import Loss
 from prunekit.parts.context import Step, StepContext
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
-from prunekit.preflight import check_restart, check_trainings
 from prunekit.pruning.attachment import Attachment, check_attachable
-from prunekit.pruning.calibration import Calibration, two_examples
-from prunekit.pruning.early_stopping import EarlyStopping
-from prunekit.pruning.scorer import Scorer
-from prunekit.pruning.select_masks import select_masks
+from prunekit.pruning.calibration import Calibration, EarlyStopping, two_examples
+from prunekit.pruning.scoring import Scorer, select_masks
 from prunekit.pruning.state import Owner, digest_of, read_state
 from prunekit.pruning.trainings import Trainings
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
 from prunekit.snapshot import Snapshot
-from prunekit.targets import unwrap
 from prunekit.training import Report, copy_state
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a network after a step, for the history: names and figures."""
+
+
+def prune(
+    model: nn.Module,
+    recipe: Recipe,
+    data: Any = None,
+    *,
+    seed: int = 0,
+    loss: Loss | None = None,
+    checkpoints: Checkpoints | None = None,
+    validation: Any = None,
+    evaluate: Evaluate | None = None,
+    report: Report | None = None,
+    example_inputs: Inputs | None = None,
+) -> Pruned:
+    """Prune a network in place, following a recipe. To keep the dense one, pass `copy.deepcopy(model)`.
+
+    Args:
+        model: a trained network.
+        recipe: what to do.
+        data: training examples, if the recipe scores by data or retrains: a pair of tensors
+            (inputs, targets), a dataset of `prunekit.data`, or a loader of such pairs.
+        seed: of everything random.
+        loss: (outputs, targets) -> mean loss, for scores; by default cross-entropy or squared error.
+        checkpoints: states of the dense training by step, for recipes that rewind.
+        validation: examples of the same kinds as `data`, on which a recipe's `stop` measures the error; by
+            default the recipe's calibration sample of `data`.
+        evaluate: measures the network after each step, for the history.
+        report: told how far a retraining is.
+        example_inputs: what the network can be run on, for recipes that find out so what is coupled in it; by
+            default the first two of the data.
+
+    Raises:
+        InputError, ModelError, DataError: before anything is changed; data is tried on the network first.
+        Exception: whatever the training, a repair or `evaluate` raises later; the network is put back as it
+            was then.
+    """
+    session = Session(
+        model,
+        recipe,
+        data=data,
+        seed=seed,
+        loss=loss,
+        checkpoints=checkpoints,
+        validation=validation,
+        example_inputs=example_inputs,
+    )
+    with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
+        for _ in session.run(evaluate=evaluate, report=report):
+            pass
+    return session.result()
 
 
 class Session:
@@ -65,15 +112,15 @@ class Session:
                 "for a named method write prunekit.methods.recipe('magnitude', sparsity=0.9)"
             )
         self.model = model
-        self._inner = unwrap(model)
         self.recipe = recipe
         self._data: Batches | None = None if data is None else as_batches(data)
         self._undo_held = False
         self._tried: set[bool] = set()
         if recipe.by_example and example_inputs is None and self._data is not None:
-            example_inputs = two_examples(self._inner, self._data)
+            example_inputs = two_examples(model, self._data)
         self._example_inputs = example_inputs
-        self.plan: Plan = recipe.plan(self._inner, example_inputs)
+        self.plan: Plan = recipe.plan(model, example_inputs)
+        self._inner = self.plan.model
         self.kept = self.plan.elements.all_kept(self._inner)
         self.masks = self.plan.elements.masks(self._inner, self.kept)
         self.history: list[Record] = []
@@ -126,7 +173,7 @@ class Session:
         A step that the recipe's `stop` rolls back is neither yielded nor in the history. Where a step fails,
         network and session are what they were before it.
         """
-        check_trainings(self._inner, self.recipe, self._checkpoints, self._data, warm_up=not self._warmed_up)
+        self._trainings.check(self._checkpoints, warm_up=not self._warmed_up)
         if not self.done:
             self._try_data(retraining=True)
         while not self.done:
@@ -208,7 +255,7 @@ class Session:
         if self.check() is not None:
             return None
         started = time.perf_counter()
-        check_restart(self._inner, self.recipe.retrain, self._checkpoints)
+        self._trainings.check_restart(self._checkpoints)
         for key in self.recipe.warm_ups:
             if not self._warmed_up:
                 raise InputError(
@@ -278,10 +325,12 @@ class Session:
         )
         self.masks = self.plan.elements.masks(self._inner, self.kept)
         # before the masks act: a repair looks at the values that go
-        self.recipe.repair(context.told("repair", kept_after=self.kept, masks=self.masks))
+        if self.recipe.repair.changes:
+            self.recipe.repair(context.told("repair", kept_after=self.kept, masks=self.masks))
         self.masks.apply(self._inner)
         restarted = False
-        if self._retrains(step):  # until then the trained values go on being ranked by
+        if self.recipe.retrain.changes and self._retrains(step):
+            # until then the trained values go on being ranked by
             restarted = self.recipe.retrain.restart(
                 self._inner, self._checkpoints, derive(self._seed, "step", step.number)
             )
@@ -345,10 +394,10 @@ class Session:
         )
 
     def _check_attachable(self, every: int | None) -> None:
-        retrain, wanted = self.recipe.retrain, self.recipe.retrain.checkpoint
+        wanted = self.recipe.retrain.checkpoint
         own = self._inner.state_dict()
         to_come = {} if wanted is None else {wanted: own}  # kept when the loop gets there
-        check_restart(self._inner, retrain, {**to_come, **self._checkpoints})
+        self._trainings.check_restart({**to_come, **self._checkpoints})
         if wanted is not None and wanted not in self._checkpoints and every is not None and every < wanted:
             raise InputError(
                 f"every = {every}: the first step would go back to the values at step {wanted} of the "

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batches
+from prunekit.errors import InputError, ModelError
 from prunekit.parts.base import BatchLoss, Part
 from prunekit.parts.context import StepContext
+from prunekit.parts.retrain import Checkpoints, Retrain
 from prunekit.recipe import Recipe
 from prunekit.targets import uncompiled
 from prunekit.training import Report, train, training_seed
@@ -44,12 +46,58 @@ class Trainings:
         names: Sequence[str],
         inner: nn.Module,
     ) -> None:
-        self._model, self._recipe, self._data, self._seed = model, recipe, data, seed
-        found = {key: part.initial_state(inner, names) for key, part in recipe.parts.items()}
+        self._model, self._inner, self._recipe, self._data, self._seed = model, inner, recipe, data, seed
+        found = {key: part.initial_state(inner, names) for key, part in self._that("initial_state")}
         self.states: States = {key: state for key, state in found.items() if state}
-        hooks = [type(part).before_optimizer_step for part in recipe.parts.values()]
-        self.acting = any(hook is not Part.before_optimizer_step for hook in hooks)
+        self.acting = bool(self._that("before_optimizer_step"))
         self._batch_loss: BatchLoss | None = None
+
+    def _that(self, does: str) -> list[tuple[str, Part]]:
+        """The parts, with their keys, that have a method of their own of this name."""
+        default = getattr(Part, does)
+        return [
+            (key, part)
+            for key, part in self._recipe.parts.items()
+            if getattr(type(part), does) is not default
+        ]
+
+    def check(self, checkpoints: Checkpoints, *, warm_up: bool) -> None:
+        """Refuse a retraining, or a warm-up that is still to come, that could not start.
+
+        Raises:
+            InputError: if it lacks data or values to go back to, or nothing would be left to train.
+            ModelError: if all parameters are frozen, or cannot be drawn again.
+            DataError: if the data is empty.
+        """
+        retrain = self._recipe.retrain
+        self.check_restart(checkpoints)
+        trainings = {**(self._recipe.warm_ups if warm_up else {}), "retrain": retrain.plan}
+        for key, training in trainings.items():
+            if training is None:
+                continue
+            part = f"the recipe's {key} {self._recipe.parts[key].name!r}"
+            if self._data is None:
+                raise InputError(f"{part} needs data, but none is given")
+            if not any(parameter.requires_grad for parameter in self._inner.parameters()):
+                raise ModelError(f"{part} cannot train the model: all its parameters are frozen")
+            for regularizer in training.regularize:
+                regularizer.check(self._inner)
+        if retrain.plan is None or self._data is None:
+            return
+        steps = retrain.plan.length(self._data)
+        if retrain.start > steps:
+            raise InputError(
+                f"retrain {retrain.name}: goes on from step {retrain.start}, "
+                f"but the training has only {steps} steps"
+            )
+
+    def check_restart(self, checkpoints: Checkpoints) -> None:
+        """Refuse values to go back to that are missing or another model's."""
+        retrain = self._recipe.retrain
+        if retrain.changes:
+            retrain.check(self._inner, checkpoints)
+        if retrain.checkpoint is not None:
+            _check_fits(self._inner.state_dict(), checkpoints[retrain.checkpoint], retrain)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes the loss of batches anew, from the states that it has for itself."""
@@ -69,13 +117,13 @@ class Trainings:
     def before_step(self, context: StepContext) -> None:
         """Let each part do what it does at the beginning of a step of the pruning."""
         self._batch_loss = None
-        for key, part in self._recipe.parts.items():
+        for key, part in self._that("before_step"):
             part.before_step(context.told(key))
 
     @torch.no_grad()
     def before_optimizer_step(self, context: StepContext) -> None:
         """Let each part do what it does before a step of an optimizer."""
-        for key, part in self._recipe.parts.items():
+        for key, part in self._that("before_optimizer_step"):
             part.before_optimizer_step(context.told(key))
 
     def warm_up(self, context: StepContext, report: Report | None) -> None:
@@ -128,13 +176,13 @@ class Trainings:
         The context is asked for at the first batch after a step only.
         """
         if self._batch_loss is None:
-            for part in self._recipe.parts.values():
+            for _, part in self._that("check_batch"):
                 part.check_batch(outputs, targets)
             self._batch_loss = self._loss_of_batches(context()) or _InTurn(())
         return self._batch_loss(inputs, outputs, targets, loss)
 
     def _loss_of_batches(self, context: StepContext) -> BatchLoss | None:
-        found = [part.training_loss(context.told(key)) for key, part in self._recipe.parts.items()]
+        found = [part.training_loss(context.told(key)) for key, part in self._that("training_loss")]
         losses = [each for each in found if each is not None]
         return _InTurn(losses) if losses else None
 
@@ -152,3 +200,16 @@ class _InTurn:
         for each in self._losses:
             loss = each(inputs, outputs, targets, loss)
         return loss
+
+
+def _check_fits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], retrain: Retrain) -> None:
+    place = f"retrain {retrain.name}: the values at step {retrain.checkpoint} are another model's"
+    different = sorted(set(own) ^ set(saved))
+    if different:
+        side = "they lack" if different[0] in own else "the model lacks"
+        raise InputError(f"{place}: {side} {different[0]}")
+    for name, value in own.items():
+        if value.shape != saved[name].shape:
+            raise InputError(
+                f"{place}: {name} has shape {tuple(saved[name].shape)}, in the model {tuple(value.shape)}"
+            )

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from prunekit.errors import InputError
-from prunekit.masks import Masks
+from prunekit.masks import Masks, lowest
 from prunekit.parts.allocation import ERK, Given, Global, Nothing, PerLayer, Threshold
-from prunekit.ranking import lowest
 from small_nets import mlp, recipe
 
 SHAPES = st.lists(st.lists(st.integers(1, 12), min_size=2, max_size=4).map(tuple), min_size=1, max_size=5)

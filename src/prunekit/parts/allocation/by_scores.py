@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.limits import LARGE
+from prunekit.masks import lowest
 from prunekit.parts.allocation.base import DECIDED, Allocation
 from prunekit.parts.context import StepContext
-from prunekit.ranking import lowest
 
 
 class Global(Allocation):

@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from prunekit.limits import STEPS
+from prunekit.masks import lowest
 from prunekit.parts.allocation.base import Allocation
 from prunekit.parts.context import StepContext
 from prunekit.parts.schedule import Sparsity
-from prunekit.ranking import lowest
 
 
 class Sensitivity(Allocation):

@@ -32,7 +32,7 @@ class Movement(Score):
     training: TrainingSettings = Field(default_factory=Training)
 
     @property
-    def warm_up(self) -> Training:
+    def warm_up(self) -> Training:  # type: ignore[override]
         """The training."""
         return self.training
 

@@ -1,15 +1,18 @@
-"""What a pruning knows of its elements at a step: statistics of the data, and scores."""
+"""A step of a pruning: statistics of the data, scores from them, and the masks that follow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.parts.context import StepContext
+from prunekit.graph.capture import Inputs
+from prunekit.masks import Masks
+from prunekit.parts.context import CostModel, StepContext
 from prunekit.parts.scores import Scores
 from prunekit.pruning.calibration import Calibration
 from prunekit.recipe import Plan, Recipe
@@ -40,8 +43,10 @@ class Scorer:
         names = context.step.layers if self._recipe.layer_by_layer else list(context.weights)
         subject = StatContext(context.model, names, context.chain, context.kept, coupled=context.coupled)
         needs, sample, wrong = self._needs(), self._calibration, list[DataError]()
-        batches = sample.batches() if any(need.needs_loss for need in needs) else sample.watched(wrong)
-        found = collect(subject, batches, needs, loss=sample.loss)
+        found: Found = {}
+        if needs:
+            batches = sample.batches() if any(need.needs_loss for need in needs) else sample.watched(wrong)
+            found = collect(subject, batches, needs, loss=sample.loss)
         if wrong:
             raise wrong[0]
         if self._recipe.statistics == "once":
@@ -117,3 +122,58 @@ class Scorer:
         self._measured = None
         if measured is not None:
             self._measured = {request: measured[str(request)] for request in self._again}
+
+
+def select_masks(
+    context: StepContext,
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    seed: int,
+    loss_with: Callable[[Masks], float] | None,
+    example_inputs: Inputs | None,
+) -> Masks:
+    """What is kept after a step: the allocation says how many of each layer, the selection which.
+
+    Args:
+        context: of the step, with the scores of all elements.
+        recipe: with allocation, selection and shape.
+        plan: its steps, and what is removed.
+        seed: of random selections.
+        loss_with: the loss if only some elements were kept, where there are data.
+        example_inputs: on which the network can be run.
+    """
+    elements, step, kept, scores = plan.elements, context.step, context.kept, context.scores
+    frozen = frozenset(
+        name
+        for earlier in plan.steps[: step.number - 1]
+        if earlier.round == step.round
+        for name in earlier.layers
+    )
+    pruned = {
+        name: int((~each).sum()) if name in frozen or not recipe.regrow else 0 for name, each in kept.items()
+    }
+    shielded = {**scores, **{name: elements.shielded(name, scores[name]) for name in step.layers}}
+
+    @torch.no_grad()
+    def keeping(amounts: Mapping[str, int]) -> Masks:
+        masks = {}
+        for name in step.layers:
+            random = generator(seed, "selection", step.number, name)
+            told = context.told("selection", scores=shielded, generator=random)
+            count = max(recipe.shape.rounded(scores[name].numel(), amounts[name]), pruned[name])
+            masks[name] = recipe.selection(told, name, count)
+        return kept.replace(masks)
+
+    cost_model = CostModel(
+        elements.all_kept(context.model), keeping, partial(elements.smaller, context.model), example_inputs
+    )
+    told = context.told(
+        "allocation",
+        loss_with=loss_with,
+        pruned=pruned,
+        frozen=frozen,
+        min_kept={target.name: target.least for target in plan.targets},
+        cost_model=cost_model if recipe.allocation.of_figure else None,
+    )
+    return keeping(recipe.allocation.amounts(told))
