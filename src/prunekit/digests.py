@@ -9,8 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from prunekit.errors import DataError
@@ -24,10 +25,12 @@ from prunekit.files import (
     replacing,
     write_text,
 )
+from prunekit.messages import escaped
 
 if TYPE_CHECKING:  # torch takes long to import, and reports need none
     from torch import Tensor
 
+Model = TypeVar("Model", bound=BaseModel)
 
 KEY = "sha256"
 """Under this key a JSON file, or the metadata of a safetensors file, holds its digest."""
@@ -83,6 +86,26 @@ def checked_json(path: Path, values: Any, digest: str | None = None) -> dict[str
     rest = {key: value for key, value in values.items() if key != KEY}
     _check_digests(path, values[KEY], digest_of_json(rest), digest)
     return rest
+
+
+def validated(kind: type[Model], values: Any, place: str) -> Model:
+    """Values from a file as a model.
+
+    Args:
+        kind: the model.
+        values: what the file holds.
+        place: what the error begins with, such as the path.
+
+    Raises:
+        DataError: in one line, with the first value that is wrong.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        inside = escaped(".".join(str(step)[:60] for step in first["loc"]))  # empty for the whole
+        message = first["msg"].removeprefix("Value error, ")
+        raise DataError(f"{place}: {inside + ': ' if inside else ''}{message}") from None
 
 
 def digest_of_json(values: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -13,11 +13,10 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
-    ValidationError,
     model_validator,
 )
 
-from prunekit.digests import SUMS, read_json_with_digest
+from prunekit.digests import SUMS, Model, read_json_with_digest, validated
 from prunekit.errors import DataError
 from prunekit.files import read_json
 from prunekit.limits import check_folder_name
@@ -69,7 +68,6 @@ DENSE = "dense"
 MOST_UNITS = 4096
 """How many units a layer may have to be drawn."""
 
-Model = TypeVar("Model", bound=BaseModel)
 UnitRow = Annotated[list[FiniteFloat], Field(min_length=1, max_length=MOST_UNITS)]
 
 
@@ -192,12 +190,7 @@ def read_description(path: Path, kind: type[Model]) -> Model:
 
 def read_checked(path: Path, kind: type[Model]) -> Model:
     """Read a JSON file with a digest; DataError, in one line with the place, if it is damaged."""
-    try:
-        return kind.model_validate(read_json_with_digest(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))  # empty for what is wrong with the whole
-        raise DataError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None
+    return validated(kind, read_json_with_digest(path), str(path))
 
 
 def refuse_links(root: Path, labels: Iterable[str] = ()) -> None:

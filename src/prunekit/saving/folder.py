@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from prunekit.digests import checked_json, read_json_with_digest, read_tensors
+from prunekit.digests import checked_json, read_json_with_digest, read_tensors, validated
 from prunekit.errors import DataError, InputError
 from prunekit.files import read_json
 from prunekit.messages import escaped, shown
@@ -117,12 +117,8 @@ def describe(folder: Path) -> Description:
         raise DataError(f"{folder} holds no network saved by prunekit: there is no {DESCRIPTION}")
     values = read_json(path)
     _check_format(folder, values)
-    try:
-        description = Description.model_validate(checked_json(path, values))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = escaped(".".join(str(step)[:60] for step in first["loc"]))
-        raise DataError(f"{path} was not written by prunekit: {place}: {first['msg']}") from None
+    values = checked_json(path, values)
+    description = validated(Description, values, f"{path} was not written by prunekit")
     tied, sizes = description.tied, description.sizes
     _check_names(path, (*description.pruned, *tied, *tied.values(), *sizes))
     _check_names(path, (name for each in sizes.values() for name in each))

@@ -9,9 +9,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
-from typing import Any, TypeGuard
+from typing import Annotated, Any, Literal
 
-from prunekit.digests import digest_of_file, read_json_with_digest, write_json_with_digest
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from prunekit.digests import digest_of_file, read_json_with_digest, validated, write_json_with_digest
 from prunekit.errors import DataError
 from prunekit.files import read_json, remove_leftovers
 from prunekit.study.spec import Cell, Study
@@ -146,6 +148,59 @@ def write_result(folder: Path, figures: Mapping[str, Any], files: Sequence[str])
     write_json_with_digest(folder / RESULT, {"stage": stage_of(folder), **figures, "files": digests})
 
 
+def _check_below(name: str) -> str:
+    """A name that leads to something inside a folder, on every system."""
+    odd = PureWindowsPath(name).anchor or "\\" in name or "\0" in name
+    if odd or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{name[:200]!r} names no file in its folder")
+    return name
+
+
+class _Row(BaseModel):
+    """Columns that must be there; all others hold numbers or nothing."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    # JSON has no NaN and no infinity: they are texts
+    __pydantic_extra__: dict[str, int | float | Literal["nan", "inf", "-inf"] | None]
+
+
+class _NetworkRow(_Row):
+    parameters: int
+    seconds: float
+
+
+class _StepRow(_Row):
+    step: int
+    prunable: int
+    kept: int
+    sparsity: float
+    compression_ratio: float
+    seconds: float
+
+
+class _LayerRow(_Row):
+    layer: str
+    shape: str
+    step: int
+    parameters: int
+    kept: int
+    sparsity: float
+
+
+class _StageResult(BaseModel):
+    stage: str
+    files: dict[Annotated[str, AfterValidator(_check_below)], Any] = Field(min_length=1)
+
+
+class _NetworkResult(_StageResult):
+    row: _NetworkRow
+
+
+class _CellResult(_StageResult):
+    rows: list[_StepRow] = Field(min_length=1)
+    layers: list[_LayerRow]
+
+
 class Results:
     """What stages have measured, each read once."""
 
@@ -169,12 +224,9 @@ class Results:
             OSError: if a file cannot be read for another reason.
         """
         if folder not in self._networks:
-            found = _read(folder)
-            row = found.get("row")
-            if not _is_row(row, _NETWORK):
-                raise DataError(f"{folder / RESULT} is damaged: it holds no figures of a network")
+            found = _read(folder, _NetworkResult)
             _check_files(folder, {name: found["files"].get(name) for name in files})
-            self._networks[folder] = row
+            self._networks[folder] = found["row"]
         return self._networks[folder]
 
     def cell(self, folder: Path) -> tuple[Rows, Rows]:
@@ -184,12 +236,9 @@ class Results:
             DataError, OSError: as `network`.
         """
         if folder not in self._cells:
-            found = _read(folder)
-            rows, layers = found.get("rows"), found.get("layers")
-            if not (_is_table(rows, _STEP) and rows and _is_table(layers, _LAYER)):
-                raise DataError(f"{folder / RESULT} is damaged: it holds no rows of a cell")
+            found = _read(folder, _CellResult)
             _check_files(folder, found["files"])
-            self._cells[folder] = rows, layers
+            self._cells[folder] = found["rows"], found["layers"]
         return self._cells[folder]
 
 
@@ -219,25 +268,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path, kind: type[_StageResult]) -> dict[str, Any]:
+    """A result as it was written, so that its numbers are the same to the digit in the tables."""
     path = folder / RESULT
     found = read_json_with_digest(path)
-    stage, files = found.get("stage"), found.get("files")
-    if stage != stage_of(folder):
-        raise DataError(f"{path} is damaged: it is the result of {str(stage)[:200]!r}")
-    if not isinstance(files, dict) or not files:
-        raise DataError(f"{path} is damaged: it names no files")
-    for name in files:
-        if not _is_below(name):
-            raise DataError(f"{path} is damaged: {name[:200]!r} names no file in its folder")
+    said = validated(kind, found, f"{path} is damaged").stage
+    if said != stage_of(folder):
+        raise DataError(f"{path} is damaged: it is the result of {said[:200]!r}")
     return found
-
-
-def _is_below(name: str) -> bool:
-    """Whether a name leads to something inside a folder, on every system."""
-    parts = name.split("/")
-    odd = PureWindowsPath(name).anchor or "\\" in name or "\0" in name
-    return not odd and not any(part in ("", ".", "..") for part in parts)
 
 
 def _check_files(folder: Path, digests: Mapping[str, Any]) -> None:
@@ -248,34 +286,3 @@ def _check_files(folder: Path, digests: Mapping[str, Any]) -> None:
             raise DataError(f"{folder / name} is missing") from None
         if found != digest:
             raise DataError(f"{folder / name} is damaged or was changed: its digest is not that in {RESULT}")
-
-
-# ---- what a row must hold ----------------------------------------------------------------------------------
-
-_NETWORK = {"parameters": int, "seconds": float}
-_STEP = {
-    **dict.fromkeys(("step", "prunable", "kept"), int),
-    **dict.fromkeys(("sparsity", "compression_ratio", "seconds"), float),
-}
-_LAYER = {
-    **dict.fromkeys(("layer", "shape"), str),
-    **dict.fromkeys(("step", "parameters", "kept"), int),
-    "sparsity": float,
-}
-
-
-def _is_row(row: Any, columns: Mapping[str, type]) -> TypeGuard[dict[str, Any]]:
-    """Whether these columns are there with their types, and all others hold numbers or nothing."""
-    if not isinstance(row, dict) or not columns.keys() <= row.keys():
-        return False
-    for key, value in row.items():
-        wanted, found = columns.get(key), type(value)
-        if found is wanted or (wanted is None and (value is None or found is float)):
-            continue
-        if wanted in (int, str) or not (found is int or value in ("nan", "inf", "-inf")):
-            return False  # JSON has no NaN and no infinity: they are texts
-    return True
-
-
-def _is_table(found: Any, columns: Mapping[str, type]) -> TypeGuard[Rows]:
-    return isinstance(found, list) and all(_is_row(row, columns) for row in found)
