@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from examples import number_of_examples
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.parts.allocation import Allocation
-from prunekit.parts.allocation.base import DECIDED
+from prunekit.parts.allocation.rules import DECIDED
 from prunekit.parts.retrain import FineTune
 from prunekit.parts.scores import Score
 from prunekit.pruning import Session, prune

@@ -92,19 +92,19 @@ MUTANTS = (
         "the floor of a layer is rounded up",
         "math.ceil(self.floor * size - 1e-9)",
         "math.floor(self.floor * size)",
-        ("test_allocation_share_out.py",),
+        ("test_allocation_rules.py",),
     ),
     Mutant(
         "the last units go by largest remainder",
         "key=lambda name: whole[name] - amounts[name]",
         "key=lambda name: amounts[name] - whole[name]",
-        ("test_allocation_share_out.py",),
+        ("test_allocation_rules.py",),
     ),
     Mutant(
         "a budget takes no more than it needs",
         "return after(low)",
         "return after(low + 1)",
-        ("test_allocation_budget.py",),
+        ("test_allocation_measured.py",),
     ),
     Mutant(
         "a sparsity is a fraction of the original count",
@@ -135,7 +135,7 @@ MUTANTS = (
         "the published saliency has its half",
         "weights.double().square() / (2 * inverse.diagonal().double())",
         "weights.double().square() / inverse.diagonal().double()",
-        ("test_obs_lobs.py",),
+        ("test_obs_refit.py",),
     ),
     # ---- units ----
     Mutant(

@@ -13,12 +13,9 @@ from typing import Any
 
 from prunekit.errors import InputError
 from prunekit.messages import shown
-from prunekit.methods import connections, filters, maxout, one_shot, second_order, units, weights
-from prunekit.methods.connections import correlation
-from prunekit.methods.filters import geometric_median, network_slimming, taylor_filters, thinet
-from prunekit.methods.maxout import maxout_pruning
-from prunekit.methods.one_shot import alps, owl_wanda, sparsegpt, wanda
+from prunekit.methods import second_order, units, weights
 from prunekit.methods.second_order import (
+    alps,
     exact_layer_obs,
     iterative_obd,
     layer_obs,
@@ -26,20 +23,29 @@ from prunekit.methods.second_order import (
     masked_least_squares,
     obd,
     obs,
+    owl_wanda,
+    sparsegpt,
+    wanda,
 )
 from prunekit.methods.units import (
     apoz,
     apoz_units,
     filter_norm,
+    geometric_median,
+    maxout_pruning,
     n2ps,
     n2ps_units,
+    network_slimming,
     oracle_units,
     random_units,
     skeletonization,
     structured_mlp,
+    taylor_filters,
     taylor_units,
+    thinet,
 )
 from prunekit.methods.weights import (
+    correlation,
     distilled_magnitude,
     erk_magnitude,
     gradient,
@@ -113,7 +119,7 @@ __all__ = [
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     method.__name__: method
-    for family in (weights, second_order, connections, units, filters, maxout, one_shot)
+    for family in (weights, second_order, units)
     for method in vars(family).values()
     if inspect.isfunction(method) and method.__module__ == family.__name__
 }

@@ -1,13 +1,14 @@
-"""Methods that look at second derivatives: of the whole network's loss, or of each layer's own error."""
+"""Methods that remove single weights by second derivatives, or by what their layers are given."""
 
 from __future__ import annotations
 
-from prunekit.methods._settings import method
-from prunekit.methods._training import TrainingLike, given_of, training_of
-from prunekit.parts.repair import MaskedLeastSquares, OBSRefit, OBSUpdate
+from prunekit.methods._method import TrainingLike, given_of, method, training_of
+from prunekit.parts.allocation import OWL, PerLayer
+from prunekit.parts.repair import MaskedLeastSquares, OBSRefit, OBSUpdate, SparseGPTUpdate
 from prunekit.parts.retrain import FineTune
 from prunekit.parts.schedule import Counts, Geometric, OneShot
-from prunekit.parts.scores import OBD, OBS, InputDeviation, LayerOBS
+from prunekit.parts.scores import OBD, OBS, InputDeviation, LayerOBS, Wanda
+from prunekit.parts.selection import ADMM, SparseGPT
 from prunekit.recipe import Recipe
 from prunekit.training import Training
 
@@ -101,5 +102,53 @@ def masked_least_squares(sparsity: float = 0.9, damp: float = 0.01) -> Recipe:
     return Recipe(
         score=InputDeviation(),
         repair=MaskedLeastSquares(damp=damp),
+        schedule=OneShot(sparsity=sparsity),
+    )
+
+
+@method
+def wanda(sparsity: float = 0.5) -> Recipe:
+    """The least |w| ||x|| of every output row, the same share of all rows.
+
+    Paper: Sun et al. 2023, arXiv 2306.11695
+    """
+    return Recipe(score=Wanda(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
+
+
+@method
+def owl_wanda(sparsity: float = 0.5) -> Recipe:
+    """The least |w| ||x|| of every layer, layers with many outliers kept denser.
+
+    Paper: Yin et al. 2024, arXiv 2310.05175
+    """
+    return Recipe(score=Wanda(within="layer"), allocation=OWL(), schedule=OneShot(sparsity=sparsity))
+
+
+@method
+def sparsegpt(sparsity: float = 0.5, damp: float = 0.01) -> Recipe:
+    """Columns from left to right, each made up for by those behind it, layer by layer.
+
+    Paper: Frantar, Alistarh 2023, arXiv 2301.00774
+    """
+    return Recipe(
+        selection=SparseGPT(damp=damp),
+        repair=SparseGPTUpdate(damp=damp),
+        allocation=PerLayer(),
+        order="forward",
+        schedule=OneShot(sparsity=sparsity),
+    )
+
+
+@method
+def alps(sparsity: float = 0.5, damp: float = 0.01) -> Recipe:
+    """A search for the support of each layer by ADMM, then a least-squares refit, layer by layer.
+
+    Paper: Meng et al. 2024, arXiv 2406.07831
+    """
+    return Recipe(
+        selection=ADMM(damp=damp),
+        repair=MaskedLeastSquares(damp=damp),
+        allocation=PerLayer(),
+        order="forward",
         schedule=OneShot(sparsity=sparsity),
     )

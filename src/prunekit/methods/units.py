@@ -1,4 +1,4 @@
-"""Methods that remove whole neurons and filters."""
+"""Methods that remove whole units: neurons, filters and pieces of maxout units."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ from collections.abc import Callable
 from typing import Literal
 
 from prunekit.errors import InputError
-from prunekit.limits import STEPS, whole
+from prunekit.limits import STEPS, WHOLE, whole
 from prunekit.messages import shown
-from prunekit.methods._settings import method
-from prunekit.methods._training import TrainingLike, training_of
+from prunekit.methods._method import TrainingLike, method, training_of
 from prunekit.parts.allocation import BelowMean, PerLayer
-from prunekit.parts.granularity import Unit
+from prunekit.parts.granularity import MaxoutPiece, Unit
+from prunekit.parts.repair import ChannelScale
 from prunekit.parts.retrain import FineTune, Reinitialize, Retrain, Rewind
 from prunekit.parts.schedule import Linear, OneShot, Rounds
-from prunekit.parts.scores import N2PS, Activation, Magnitude, Oracle, Random, Skeletonization, UnitTaylor
+from prunekit.parts.scores import (
+    N2PS,
+    Activation,
+    FeatureTaylor,
+    GeometricMedian,
+    Magnitude,
+    MaxoutWins,
+    NormScale,
+    Oracle,
+    Random,
+    Skeletonization,
+    ThiNet,
+    UnitTaylor,
+)
 from prunekit.parts.stopping import ErrorLimit, Never
 from prunekit.recipe import Recipe
 from prunekit.statistics.units import Error
@@ -205,3 +218,89 @@ def structured_mlp(
 def random_units(sparsity: float = 0.5) -> Recipe:
     """Units drawn at random, in one step: the control of every comparison of units."""
     return Recipe(score=Random(), shape=Unit(), schedule=OneShot(sparsity=sparsity))
+
+
+@method
+def thinet(sparsity: float = 0.5, epochs: float = 1, training: TrainingLike = None) -> Recipe:
+    """The units that the next layer misses least, layer by layer, with rescaling and fine-tuning after each.
+
+    Paper: Luo et al. 2017, arXiv 1707.06342
+    """
+    return Recipe(
+        score=ThiNet(),
+        shape=Unit(),
+        allocation=PerLayer(),
+        schedule=OneShot(sparsity=sparsity),
+        order="forward",
+        repair=ChannelScale(),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+@method
+def taylor_filters(
+    sparsity: float = 0.5,
+    steps: int = 10,
+    epochs: float = 1,
+    macs: float = 0.0,
+    training: TrainingLike = None,
+) -> Recipe:
+    """The units of the least |output times gradient|, a few at a time over all layers, with fine-tuning.
+
+    Paper: Molchanov et al. 2017, arXiv 1611.06440
+    """
+    return Recipe(
+        score=FeatureTaylor(macs=macs),
+        shape=Unit(),
+        schedule=Linear(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+@method
+def network_slimming(sparsity: float = 0.5, epochs: float = 20, training: TrainingLike = None) -> Recipe:
+    """The units with the smallest batch norm scales of the whole network, in one step, then fine-tuning.
+
+    Paper: Liu et al. 2017, arXiv 1708.06519
+    """
+    return Recipe(
+        score=NormScale(),
+        shape=Unit(),
+        schedule=OneShot(sparsity=sparsity),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+@method
+def geometric_median(sparsity: float = 0.5, epochs: float = 20, training: TrainingLike = None) -> Recipe:
+    """The filters nearest to the geometric median of their layer, the same fraction of every layer.
+
+    Paper: He et al. 2019, arXiv 1811.00250
+    """
+    return Recipe(
+        score=GeometricMedian(),
+        shape=Unit(),
+        allocation=PerLayer(),
+        schedule=OneShot(sparsity=sparsity),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+@method
+def maxout_pruning(
+    pieces: int = 4, left: int = 1, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
+    """The least used piece of every maxout unit, one in each round, with retraining, until `left` are left.
+
+    Paper: Rueda, Grzeszick, Fink 2017, arXiv 1707.06838
+    """
+    pieces = whole("pieces", pieces, 2, WHOLE)
+    rounds = pieces - whole("left", left, 1, pieces - 1)
+    return Recipe(
+        score=MaxoutWins(),
+        shape=MaxoutPiece(),
+        allocation=PerLayer(),
+        schedule=Linear(sparsity=rounds / pieces, steps=rounds),
+        retrain=FineTune(training=training_of(epochs, training)),
+        calibration=60_000,
+    )

@@ -1,14 +1,14 @@
-"""Methods that remove single weights by looking at the weights or their gradients; and the controls."""
+"""Methods that remove single weights by magnitude, gradient or correlation; and the controls."""
 
 from __future__ import annotations
 
-from prunekit.methods._settings import method
-from prunekit.methods._training import TrainingLike, training_of
+from prunekit.methods._method import TrainingLike, method, training_of
 from prunekit.parts.allocation import ERK, Nothing, PerLayer, Sensitivity, Threshold
 from prunekit.parts.granularity import NM
 from prunekit.parts.retrain import Distill, FineTune, Reinitialize, Rewind
 from prunekit.parts.schedule import Cubic, Geometric, Linear, OneShot, Rounds
-from prunekit.parts.scores import Gradient, Magnitude, Movement, Random, WeightGradient
+from prunekit.parts.scores import Correlation, Gradient, Magnitude, Movement, Random, WeightGradient
+from prunekit.parts.selection import CorrelatedHalves
 from prunekit.recipe import Recipe
 
 
@@ -230,5 +230,25 @@ def unpruned(rounds: int = 10, epochs: float = 5, training: TrainingLike = None)
     return Recipe(
         allocation=Nothing(),
         schedule=Rounds(steps=rounds),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+@method
+def correlation(
+    sparsity: float = 0.9, strong: float = 0.75, epochs: float = 5, training: TrainingLike = None
+) -> Recipe:
+    """Mostly strongly correlated connections, drawn at random; one layer at a time from the top, fine-tuned.
+
+    With `strong` 1 the stronger halves alone are drawn from.
+
+    Paper: Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891
+    """
+    return Recipe(
+        score=Correlation(),
+        selection=CorrelatedHalves(strong=strong),
+        allocation=PerLayer(),
+        order="backward",
+        schedule=OneShot(sparsity=sparsity),
         retrain=FineTune(training=training_of(epochs, training)),
     )

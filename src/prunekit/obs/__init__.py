@@ -5,11 +5,9 @@ layer share, or that of a whole small network with its weights as the only row.
 """
 
 from prunekit.obs.admm import admm_support
-from prunekit.obs.elimination import Elimination, eliminate
+from prunekit.obs.elimination import Elimination, eliminate, output_variance, removal_scores
 from prunekit.obs.inverse_hessian import damped, live_inputs, recursive_inverse
-from prunekit.obs.lobs import inverse_of, shared_saliency, shared_update
-from prunekit.obs.refit import refit
-from prunekit.obs.saliency import output_variance, removal_scores
+from prunekit.obs.refit import inverse_of, refit, shared_saliency, shared_update
 from prunekit.obs.sparsegpt import choose_count, choose_mask, choose_pattern, left_to_right
 
 __all__ = [

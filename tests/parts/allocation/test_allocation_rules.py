@@ -1,17 +1,69 @@
+"""Allocations by rule: the amounts by hand, by a plain loop, and the laws that they keep."""
+
+import math
 import re
+import statistics
 
 import numpy as np
 import pytest
 import torch
 from allocation_context import context_of
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from prunekit.errors import InputError
 from prunekit.masks import Masks, lowest
-from prunekit.parts.allocation import ERK, Given, Global, Nothing, PerLayer, Threshold
+from prunekit.methods import recipe as method
+from prunekit.parts.allocation import ERK, BelowMean, Given, Global, Nothing, PerLayer, Threshold
+from prunekit.parts.allocation.rules import share_out
+from prunekit.pruning import prune
+from prunekit.recipe import Recipe
 from small_nets import mlp, recipe
+from unit_recipes import data, net
+
+LAYERS = st.lists(
+    st.tuples(st.integers(0, 10**6), st.floats(0, 1), st.floats(-10, 2e6)), min_size=1, max_size=12
+)
+
+
+@given(LAYERS, st.floats(0, 1))
+def test_the_sum_is_exact_and_bounds_hold(layers, share):
+    capacity = {str(i): size for i, (size, _, _) in enumerate(layers)}
+    least = {str(i): int(size * part) for i, (size, part, _) in enumerate(layers)}
+    wanted = {str(i): value for i, (_, _, value) in enumerate(layers)}
+    low, high = sum(least.values()), sum(capacity.values())
+    total = low + round(share * (high - low))
+    found = share_out(total, wanted, capacity, least)
+    assert sum(found.values()) == total
+    assert all(least[name] <= found[name] <= capacity[name] for name in found)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=9))
+def test_what_fits_is_left_alone(amounts):
+    wanted = {str(i): float(amount) for i, amount in enumerate(amounts)}
+    assert share_out(sum(amounts), wanted, dict.fromkeys(wanted, 1000)) == wanted
+
+
+def test_overflow_goes_where_there_is_room():
+    found = share_out(100, {"a": 80.0, "b": 10.0, "c": 10.0}, {"a": 40, "b": 30, "c": 50})
+    # 40 overflow; b has room for 20, c for 40
+    assert found == {"a": 40, "b": 23, "c": 37}
+
+
+def test_remainders_go_to_the_largest_and_ties_to_the_first():
+    assert share_out(10, {"a": 3.3, "b": 3.4, "c": 3.3}, dict.fromkeys("abc", 9)) == {"a": 3, "b": 4, "c": 3}
+    assert share_out(2, {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}, dict.fromkeys("abcd", 9)) == {
+        "a": 1, "b": 1, "c": 0, "d": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("floor", "size", "kept"), [(0.001, 1000, 1), (0.001, 1001, 2), (0.5, 7, 4), (0, 5, 0)]
+)
+def test_the_floor_is_rounded_up_to_whole_weights(floor, size, kept):
+    assert size - PerLayer(floor=floor).capacity(size) == kept
+
 
 SHAPES = st.lists(st.lists(st.integers(1, 12), min_size=2, max_size=4).map(tuple), min_size=1, max_size=5)
 
@@ -214,3 +266,68 @@ def test_given_refuses_two_sparsities_for_one_layer():
             chosen.plan(mlp(4, 8, 2))
     same = {"name": "given", "sparsities": {"0": 0.5, "0.weight": 0.5}}
     recipe(allocation=same, schedule="rounds").plan(mlp(4, 8, 2))
+
+
+units = st.lists(st.tuples(st.floats(0, 10), st.booleans()), min_size=2, max_size=30)
+
+
+@given(units, st.sampled_from([0.5, 1.0, 1.5]), st.sampled_from([0.0, 1.0]))
+def test_against_a_loop(units, tau, deviations):
+    scores, kept = (list(each) for each in zip(*units, strict=True))
+    left = [score for score, on in units if on]
+    lost, reachable = len(scores) - len(left), len(scores) - math.ceil(0.25 * len(scores))
+    wanted = lost
+    if left:
+        bound = tau * statistics.fmean(left) - deviations * statistics.pstdev(left)
+        assume(all(abs(score - bound) > 1e-9 for score in left))  # or rounding decides
+        wanted = max(lost, min(lost + sum(score < bound for score in left), reachable))
+    masks = Masks({"a": torch.tensor(kept)})
+    given_ = context_of({"a": torch.tensor(scores, dtype=torch.float64)}, None, masks=masks)
+    assert BelowMean(tau=tau, deviations=deviations, floor=0.25).amounts(given_) == {"a": wanted}
+
+
+def test_equal_scores_all_stay():
+    for value in (0.1, 1 / 3, 1e-30):
+        scores = {"a": torch.full((13,), value)}
+        assert BelowMean().amounts(context_of(scores, None)) == {"a": 0}
+
+
+def test_layers_by_themselves():
+    scores = {"a": torch.tensor([1.0, 2.0, 6.0]), "b": torch.tensor([100.0, 200.0, 600.0, 700.0])}
+    assert BelowMean().amounts(context_of(scores, None)) == {"a": 2, "b": 2}
+    assert BelowMean(tau=0.5).amounts(context_of(scores, None)) == {"a": 1, "b": 1}
+    assert BelowMean(tau=0).amounts(context_of(scores, None)) == {"a": 0, "b": 0}
+
+
+def test_a_sparsity_that_nobody_asked_for():
+    with pytest.raises(InputError, match="use the schedule 'rounds'"):
+        Recipe.parse({"allocation": "below_mean", "schedule": {"name": "one_shot", "sparsity": 0.5}})
+
+
+def test_n2ps_takes_what_is_below_the_mean_of_inputs_and_units():
+    """One round on 6-7-5-4: the significance as a double loop over examples and weights."""
+    model, (inputs, targets) = net(6, 7, 5, 4).requires_grad_(False), data(6)
+    values, wanted = inputs, {}
+    for layer, name in ((0, "inputs"), (2, "0"), (4, "2")):
+        weight = model[layer].weight
+        significance = [
+            statistics.fmean(
+                sum(abs(float(example[unit] * weight[j, unit])) for j in range(len(weight)))
+                for example in values
+            )
+            for unit in range(weight.shape[1])
+        ]
+        wanted[name] = [each >= statistics.fmean(significance) for each in significance]
+        values = torch.sigmoid(model[layer](values)).detach()
+    chosen = Recipe.parse(
+        {"score": "n2ps", "shape": {"name": "unit", "inputs": True}, "allocation": "below_mean",
+         "schedule": "rounds"}
+    )  # fmt: skip
+    pruned = prune(model, chosen, (inputs, targets))
+    assert [flags.tolist() for flags in pruned.kept.values()] == list(wanted.values())
+
+
+def test_apoz_goes_layer_by_layer():
+    chosen = method("apoz", rounds=2)
+    steps = chosen.plan(net(6, 7, 5, 4)).steps
+    assert [step.layers for step in steps] == [("0",), ("2",), ("0",), ("2",)]

@@ -1,13 +1,23 @@
+"""Wanda by hand, and the allocation that looks at their outliers."""
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
-from prunekit.errors import InputError
-from prunekit.parts.context import StepContext
-from prunekit.parts.scores import Gradient, Magnitude, Random, WeightGradient
+from prunekit.errors import InputError, ModelError
+from prunekit.masks import Masks
+from prunekit.methods import wanda
+from prunekit.parts.allocation import OWL
+from prunekit.parts.context import Step, StepContext
+from prunekit.parts.scores import Gradient, Magnitude, Random, Wanda, WeightGradient
+from prunekit.pruning import prune
 from prunekit.seeds import generator
-from prunekit.statistics import MeanGradient
-from small_nets import mlp
+from prunekit.statistics import MeanGradient, StatContext, collect
+from small_nets import blobs, images, mlp, recipe, zeros
+from unfolding import design
 
 
 def weights():
@@ -88,3 +98,93 @@ def test_needs():
     assert Gradient().needs == WeightGradient().needs == (MeanGradient(),)
     with pytest.raises(InputError, match=r"relative_to = 'x': .*'nothing' or 'layer_norm'"):
         Magnitude(relative_to="x")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_times_the_deviation_of_their_inputs(bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, bias=bias), nn.Flatten(), nn.Linear(96, 3, bias=bias))
+    data = images()[0] + 1.5, images()[1]
+    rows = {"0.weight": design(model[0], data[0])}
+    with torch.no_grad():
+        rows["2.weight"] = design(model[2], model[:2](data[0]))
+    scores = {}
+    for name, inputs in rows.items():
+        weight = model.get_parameter(name).detach()
+        size = inputs.std(1) if bias else np.sqrt((inputs**2).mean(1))
+        by_group = weight.abs().double().numpy().reshape(len(inputs), -1, inputs.shape[2])
+        scores[name] = (by_group * size[:, None]).reshape(weight.shape)
+    lowest = np.sort(np.concatenate([each.ravel() for each in scores.values()]))[99]
+    total = sum(each.size for each in scores.values())
+    one_shot = {"name": "one_shot", "sparsity": 100 / total}
+    masks = prune(model, recipe(score="input_deviation", schedule=one_shot), data).masks
+    for name, score in scores.items():
+        assert np.array_equal(masks[name].numpy(), score > lowest)
+
+
+def test_constant_inputs_go_first():
+    model = mlp(6, 4)
+    x = torch.randn(50, 6)
+    x[:, [1, 4]] = 3.0
+    prune(
+        model,
+        recipe(score="input_deviation", schedule={"name": "one_shot", "sparsity": 1 / 3}),
+        (x, x[:, :4]),
+    )
+    assert bool((model[0].weight[:, [1, 4]] == 0).all())
+    assert zeros(model, "0.weight") == 8
+
+
+def test_units_and_layers_without_rows():
+    model = mlp(6, 8, 3)
+    prune(model, recipe(score="input_deviation", shape="unit"), blobs(40, 6))
+    assert zeros(model, "0.weight") == 4 * 6
+    with pytest.raises(ModelError, match="ConvTranspose1d"):
+        recipe(score="input_deviation").plan(nn.Sequential(nn.ConvTranspose1d(2, 2, 3)))
+
+
+def scores_of(score, model, inputs, targets):
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+    loss = nn.functional.cross_entropy
+    found = collect(StatContext(model, names), [(inputs, targets)], score.needs, loss=loss)
+    weights = {name: model.get_parameter(name).detach() for name in names}
+    return score(StepContext(weights, found, model))
+
+
+def test_wanda_by_hand():
+    model, (inputs, targets) = mlp(10, 6, 3), blobs(40, 10, 3)
+    found = scores_of(Wanda(within="layer"), model, inputs, targets)["2.weight"]
+    ranks = scores_of(Wanda(), model, inputs, targets)["2.weight"]
+    hidden = torch.relu(model[0](inputs)).detach().double()
+    for j in range(3):
+        row = [
+            float(model[2].weight.detach()[j, i].abs()) * float(hidden[:, i].square().mean()) ** 0.5
+            for i in range(6)
+        ]
+        assert found[j].tolist() == pytest.approx(row, rel=1e-5)
+        assert ranks[j].tolist() == [sorted(row).index(value) for value in row]
+
+
+def test_every_row_loses_the_same():
+    pruned = prune(mlp(12, 8, 4), wanda(sparsity=0.5), blobs(64, 12, 4))
+    assert bool((pruned.kept["0.weight"].sum(1) == 6).all())
+    assert bool((pruned.kept["2.weight"].sum(1) == 4).all())
+
+
+@given(sparsity=st.floats(0.05, 0.9), spread=st.floats(0, 0.3), seed=st.integers(0, 50))
+def test_outliers_keep_a_layer_dense(sparsity, spread, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = {name: torch.rand(10, 20, generator=generator) for name in "abc"}
+    scores["b"][:, 0] = 100.0
+    context = StepContext(
+        step=Step(sparsity=sparsity),
+        scores=scores,
+        weights=scores,
+        kept=Masks({name: torch.ones(10, 20, dtype=torch.bool) for name in scores}),
+    )
+    amounts = OWL(spread=spread, floor=0).amounts(context)
+    assert sum(amounts.values()) == round(sparsity * 600)
+    assert amounts["b"] <= min(amounts["a"], amounts["c"]) + 1
+    if 0.1 < sparsity < 0.6 and spread < 0.05:
+        # by hand: two layers without outliers lie 2λ/3 above, the one with them 4λ/3 below
+        assert amounts["b"] == pytest.approx(200 * (sparsity - 4 * spread / 3), abs=1.5)

@@ -1,10 +1,17 @@
 """Allocation: how the amount to remove is shared out over the layers."""
 
-from prunekit.parts.allocation.base import Allocation
-from prunekit.parts.allocation.budget import Budget, Figure
-from prunekit.parts.allocation.by_scores import OWL, BelowMean, Global
-from prunekit.parts.allocation.density import ERK, Given, Nothing, PerLayer, Threshold
-from prunekit.parts.allocation.sensitivity import Sensitivity
+from prunekit.parts.allocation.measured import Budget, Figure, Sensitivity
+from prunekit.parts.allocation.rules import (
+    ERK,
+    OWL,
+    Allocation,
+    BelowMean,
+    Given,
+    Global,
+    Nothing,
+    PerLayer,
+    Threshold,
+)
 
 __all__ = [
     "ERK",

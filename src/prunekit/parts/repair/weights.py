@@ -1,10 +1,10 @@
-"""Repairs of layers that lost single weights: the rows' other weights, and the bias, make up for them."""
+"""Repair: what is done to the survivors at once, with no gradient step; that of single weights."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -12,14 +12,55 @@ from torch import Tensor, nn
 
 from prunekit.errors import DataError
 from prunekit.limits import LARGE
-from prunekit.obs import inverse_of, refit, shared_update
+from prunekit.obs import damped, inverse_of, refit, shared_update
 from prunekit.obs.sparsegpt import choose_mask, left_to_right
+from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
-from prunekit.parts.repair.base import Repair
-from prunekit.statistics import LayerHessian, LayerInputMean, row_layers
+from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean, Statistic, row_layers
+from prunekit.statistics.curvature import check_size
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure import Chain
 from prunekit.structure.rows import from_rows, rows_of
+
+
+class Repair(Part):
+    """Changes the weights that are left so that less is lost.
+
+    Attributes:
+        needs: the statistics that the repair is computed from.
+        changes: whether it changes anything at all.
+    """
+
+    changes: ClassVar[bool] = True
+    needs: ClassVar[tuple[Statistic, ...]] = ()
+
+    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+        """Refuse a model that cannot be repaired, before anything is done to it.
+
+        Args:
+            model: the network, without wrappers.
+            chain: it as a chain, where units are counted.
+            names: the groups of units, or the parameters, that are to be pruned.
+
+        Raises:
+            ModelError: naming the layer.
+        """
+        return
+
+    @abstractmethod
+    def __call__(self, context: StepContext) -> None:
+        """Change the model's surviving weights in place; the masks are applied afterwards."""
+
+
+class NoRepair(Repair):
+    """The survivors stay as they are."""
+
+    name = "none"
+    changes = False
+
+    def __call__(self, context: StepContext) -> None:
+        """Nothing."""
+        return
 
 
 class WeightRepair(Repair):
@@ -125,3 +166,51 @@ class SparseGPTUpdate(WeightRepair):
     def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
         """One pass over the columns."""
         return left_to_right(matrix, rows, choose_mask(kept))[0]
+
+
+class OBSRefit(Repair):
+    """All survivors and the biases move to where the loss's second-order model is least, given the zeros.
+
+    H_SS w'_S = (H w)_S over all layers together, with the Gauss-Newton Hessian at the weights before the
+    step: the sum of the paper's updates, one weight at a time. For networks of at most 5,000 weights.
+
+    Attributes:
+        damp: added to the Hessian's diagonal, relative to its mean.
+    """
+
+    name = "obs"
+    paper = "Hassibi, Stork 1993, NIPS 5"
+    works_on = ("weights", "patterns")
+    needs = (GaussNewton(),)
+    damp: float = Field(default=1e-4, ge=0, le=LARGE)
+
+    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+        """The Hessian of all weights must fit.
+
+        Raises:
+            InputError: naming the number of weights.
+            ModelError: naming a layer that is neither linear nor a convolution.
+        """
+        row_layers(model, names)
+        check_size(model, names)
+
+    @torch.no_grad()
+    def __call__(self, context: StepContext) -> None:
+        """Solve for all at once."""
+        rows = context.statistics[GaussNewton()]
+        parameters = {name: context.model.get_parameter(name) for name in rows}
+        values = torch.cat([parameter.flatten() for parameter in parameters.values()]).double()
+        kept = torch.cat(
+            [
+                context.kept_after[name].flatten()
+                if name in context.kept_after
+                else torch.ones_like(parameter, dtype=torch.bool).flatten()
+                for name, parameter in parameters.items()
+            ]
+        )
+        matrix, _ = damped(torch.cat(list(rows.values())), self.damp)
+        found = refit(matrix, values.unsqueeze(0), kept.unsqueeze(0))[0]
+        for parameter, new in zip(
+            parameters.values(), torch.split(found, [len(each) for each in rows.values()]), strict=True
+        ):
+            parameter.copy_(new.view(parameter.shape))

@@ -13,8 +13,8 @@ from prunekit.graph import Coupled
 from prunekit.graph.weight_stats import group_norm_scales, unit_rows
 from prunekit.limits import LARGE
 from prunekit.parts.context import StepContext
-from prunekit.parts.scores.base import Scores
 from prunekit.parts.scores.units import UnitScore
+from prunekit.parts.scores.weights import Scores
 from prunekit.statistics import ConsumerInputMean, FirstOrderTaylor, InputCovariance, Statistic, UnitMacs
 from prunekit.statistics.consumers import second_moments
 from prunekit.statistics.units import Error

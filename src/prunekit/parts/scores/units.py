@@ -1,4 +1,4 @@
-"""Scores that rank whole units: neurons and filters."""
+"""Scores that rank whole units: neurons, filters and pieces of maxout units."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from prunekit.graph.weight_stats import group_outgoing_norms
 from prunekit.limits import WHOLE
 from prunekit.parts.base import Level
 from prunekit.parts.context import StepContext
-from prunekit.parts.scores.base import Score, Scores
+from prunekit.parts.scores.weights import Score, Scores
 from prunekit.statistics import (
     ActivationStats,
+    MaxoutMaxima,
     OracleChange,
     Relevance,
     Significance,
@@ -157,3 +158,16 @@ class OutgoingNorm(Score):
             return {name: group_outgoing_norms(context.coupled, name, self.order) for name in context.kept}
         assert context.chain is not None
         return outgoing_norms(context.chain, order=self.order)
+
+
+class MaxoutWins(Score):
+    """How often the piece is its unit's maximum: the least used goes first."""
+
+    name = "maxout_wins"
+    paper = "Rueda, Grzeszick, Fink 2017, arXiv 1707.06838"
+    works_on = ("pieces",)
+    needs = (MaxoutMaxima(),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The counts, (units, pieces) each."""
+        return dict(context.statistics[MaxoutMaxima()])

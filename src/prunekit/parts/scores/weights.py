@@ -1,11 +1,67 @@
-"""Scores that look at the weights alone."""
+"""Scores: one number per weight or unit, the lowest go first; those of single weights."""
 
-from typing import Literal
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
+from torch import Tensor, nn
 
+from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
-from prunekit.parts.scores.base import Score, Scores
+from prunekit.parts.retrain import TrainingSettings
+from prunekit.statistics import ConnectionCorrelation, InputSquares, MeanGradient, Statistic, row_layers
+from prunekit.structure import Chain
+from prunekit.structure.rows import from_rows, rows_of
+from prunekit.training import Training
+
+Scores = dict[str, Tensor]
+"""One tensor of scores per parameter, of its shape; or (units,) per group of units."""
+
+
+class Score(Part):
+    """A pruning criterion: higher = keep. Its settings are its fields, its data are in the context.
+
+    Scores of weights work on everything: a shape pools them into those of units.
+
+    Attributes:
+        needs: the statistics that the score is computed from.
+    """
+
+    needs: ClassVar[tuple[Statistic, ...]] = ()
+
+    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+        """Refuse a model that cannot be scored, before anything is done to it.
+
+        Args:
+            model: the network, without wrappers.
+            chain: it as a chain, where units are counted.
+            names: the groups of units, or the parameters, that are to be pruned.
+
+        Raises:
+            InputError, ModelError: naming the layer.
+        """
+        return
+
+    @abstractmethod
+    def __call__(self, context: StepContext) -> Scores:
+        """The score of every weight, or of every unit."""
+
+
+class RowScore(Score):
+    """What looks at what a layer's rows of weights are multiplied with."""
+
+    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+        """Only linear and convolution layers have rows.
+
+        Raises:
+            ModelError: naming another one.
+        """
+        if chain is None:
+            row_layers(model, names)
 
 
 class Random(Score):
@@ -39,3 +95,159 @@ class Magnitude(Score):
             tiny = torch.finfo(torch.float32).tiny
             return {name: s / s.square().mean().sqrt().clamp(min=tiny) for name, s in scores.items()}
         return scores
+
+
+class Gradient(Score):
+    """|dL/dw|: weights that the loss does not pull at go first."""
+
+    name = "gradient"
+    paper = "Blalock et al. 2020, arXiv 2003.03033, as a baseline"
+    needs = (MeanGradient(),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """Absolute values of the mean gradient."""
+        return {name: gradient.abs() for name, gradient in context.statistics[MeanGradient()].items()}
+
+
+class WeightGradient(Score):
+    """|w dL/dw|: the first-order change of the loss when the weight is set to zero (SNIP).
+
+    SNIP takes it before training; on a trained network it is the first-order Taylor criterion.
+    """
+
+    name = "weight_gradient"
+    paper = "Lee, Ajanthan, Torr 2019 (SNIP), arXiv 1810.02340"
+    needs = (MeanGradient(),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """Absolute values of weight times mean gradient."""
+        gradients = context.statistics[MeanGradient()]
+        return {name: (weight * gradients[name]).abs() for name, weight in context.weights.items()}
+
+
+class Movement(Score):
+    """-sum of w dL/dw over the steps of the training: weights that training moves towards zero go first.
+
+    The sum runs over every step of an optimizer: those of `training`, which comes before the first removal,
+    and of all retrainings after it; in a loop of the user's over those of the loop. The gradients are those
+    of the loss, without penalties and weight decay. The paper's learning rate of the scores is one factor of
+    all of them, so it does not matter here. Removed weights are zero, so that their sums stand still; in the
+    paper they are kept behind the mask and may come back.
+
+    Attributes:
+        training: before the first removal; it does not act in a loop of the user's.
+    """
+
+    name = "movement"
+    paper = "Sanh, Wolf, Rush 2020, arXiv 2005.07683"
+    training: TrainingSettings = Field(default_factory=Training)
+
+    @property
+    def warm_up(self) -> Training:  # type: ignore[override]
+        """The training."""
+        return self.training
+
+    def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+        """The sums so far, by parameter, in float32 or the weights' own higher precision."""
+        weights = {name: model.get_parameter(name).detach() for name in names}
+        return {
+            name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+            for name, weight in weights.items()
+        }
+
+    def before_optimizer_step(self, context: StepContext) -> None:
+        """Add what this step has to say; frozen weights do not move."""
+        for name, total in context.state.items():
+            weight = context.model.get_parameter(name)
+            if weight.grad is not None:
+                total.addcmul_(weight.detach().to(total), weight.grad.to(total), value=-1)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The sums, on the weights' devices."""
+        return {
+            name: context.state[name].to(weight.device, copy=True) for name, weight in context.weights.items()
+        }
+
+
+class InputScore(RowScore):
+    """|w| times a figure of the input that the weight reads."""
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The products, in float64."""
+        return {name: self._layer(context, name) for name in context.weights}
+
+    def _layer(self, context: StepContext, name: str) -> Tensor:
+        layer = context.layer(name)
+        squares = context.statistics[self.squares(layer)][name]
+        rows = rows_of(context.weights[name], layer).double().abs() * squares.sqrt().unsqueeze(1)
+        return from_rows(self.compared(rows), layer)
+
+    @abstractmethod
+    def squares(self, layer: nn.Module) -> InputSquares:
+        """The statistic whose root is the figure."""
+
+    def compared(self, rows: Tensor) -> Tensor:
+        """The scores (groups, rows, columns) as the weights of a layer are compared by them."""
+        return rows
+
+
+class InputDeviation(InputScore):
+    """|w| std(x): how much the output moves with the input that the weight reads.
+
+    In a layer without a bias, where a constant input is not made up for, the root mean square takes the place
+    of the deviation. Its square is twice the layer's error when the weight alone is removed and nothing but
+    the bias makes up for it; with the repair `masked_least_squares` it is the cheap rival of exact OBS.
+    """
+
+    name = "input_deviation"
+    paper = "Sun et al. 2023 (Wanda), arXiv 2306.11695, about the mean"
+    needs = (InputSquares(centred=True), InputSquares(centred=False))
+
+    def squares(self, layer: nn.Module) -> InputSquares:
+        """About the mean where there is a bias."""
+        return InputSquares(centred=getattr(layer, "bias", None) is not None)
+
+
+class Wanda(InputScore):
+    """|w| ||x||: the size of a weight times the root mean square of its input.
+
+    Attributes:
+        within: what a weight is compared with: the weights of its output `row`, as published, so that every
+            row loses the same share, by its rank there; or all of its `layer`.
+    """
+
+    name = "wanda"
+    paper = "Sun et al. 2023, arXiv 2306.11695"
+    needs = (InputSquares(centred=False),)
+    within: Literal["row", "layer"] = "row"
+
+    def squares(self, layer: nn.Module) -> InputSquares:
+        """About zero."""
+        return InputSquares(centred=False)
+
+    def compared(self, rows: Tensor) -> Tensor:
+        """Ranks within rows, from 0; equal scores by position."""
+        if self.within == "layer":
+            return rows
+        order = rows.argsort(dim=2, stable=True)
+        places = torch.arange(rows.shape[2], dtype=rows.dtype, device=rows.device).expand_as(rows)
+        return torch.empty_like(rows).scatter_(2, order, places)
+
+
+class Correlation(RowScore):
+    """|r|: the correlation of the activations at the two ends of the connection; the weakest go first.
+
+    A convolution's weight has the mean of |r| over the positions that it serves. The upper end is the neuron
+    behind its batch norm and activation function, where they follow the layer directly; where the network
+    cannot be traced, it is the layer's own output. By itself this keeps the strongest connections; the
+    published method draws at random in two halves of them, which is the selection `correlated_halves`.
+    """
+
+    name = "correlation"
+    paper = "Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891"
+    needs = (ConnectionCorrelation(),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """Absolute values, in float64."""
+        found = context.statistics[ConnectionCorrelation()]
+        return {name: found[name].abs() for name in context.weights}

@@ -1,19 +1,78 @@
-"""Dropout on models that were written without it."""
+"""What acts during training: penalties and dropout, on any model and with any optimizer."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.errors import InputError
+from prunekit.limits import LARGE
 from prunekit.masks import Masks
-from prunekit.parts.regularize.base import Regularizer
+from prunekit.parts.base import Part
 from prunekit.targets import matches, unwrap
+
+
+class Regularizer(Part):
+    """Acts on a model while an optimizer trains it."""
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before anything is changed, a model that it cannot act on, with an `InputError`."""
+        return
+
+    @abstractmethod
+    def attach(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> list[Any]:
+        """Put hooks on the optimizer or the modules; the handles that are returned remove them."""
+
+
+class _Penalty(Regularizer):
+    """Adds the penalty's gradient just before each step, which spares a second graph over all weights.
+
+    It acts on parameters of two or more dimensions: biases and normalisation are not penalised. The loss
+    that is reported is without the penalty.
+    """
+
+    strength: float = Field(gt=0, le=LARGE)
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> list[Any]:
+        """A hook before the optimizer's step."""
+        weights = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+
+        @torch.no_grad()
+        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            active = [weight for weight in weights if weight.grad is not None]
+            gradients = [weight.grad for weight in active if weight.grad is not None]
+            if gradients:  # all weights may be frozen
+                torch._foreach_add_(gradients, self._gradient(list(active)), alpha=self.strength)
+
+        return [optimizer.register_step_pre_hook(before_step)]
+
+    def _gradient(self, weights: list[Tensor]) -> list[Tensor]:
+        raise NotImplementedError
+
+
+class L1(_Penalty):
+    """strength * sum |w|, which drives weights to zero."""
+
+    name = "l1"
+
+    def _gradient(self, weights: list[Tensor]) -> list[Tensor]:
+        return list(torch._foreach_sign(weights))
+
+
+class L2(_Penalty):
+    """strength / 2 * sum w^2, which keeps weights small."""
+
+    name = "l2"
+
+    def _gradient(self, weights: list[Tensor]) -> list[Tensor]:
+        return weights
 
 
 class Dropout(Regularizer):

@@ -1,0 +1,392 @@
+"""Allocations that follow from scores, sizes and shapes: what one is, and how removals are shared out."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prunekit.errors import InputError
+from prunekit.limits import LARGE
+from prunekit.masks import lowest
+from prunekit.parts.base import Part, Requirement
+from prunekit.parts.context import CostModel, StepContext
+from prunekit.parts.schedule import Sparsity
+from prunekit.targets import Target, matches
+
+if TYPE_CHECKING:
+    from prunekit.parts.granularity import Shape
+
+
+STATED = Requirement(
+    "schedule",
+    lambda schedule: schedule.stated,
+    "the schedule {value} states no sparsity, which {part} needs: use a schedule that does, such as 'linear'",
+)
+"""The allocation shares out a sparsity."""
+
+DECIDED = Requirement(
+    "schedule",
+    lambda schedule: not schedule.stated,
+    "{part} decides the amount itself: use the schedule 'rounds', not {value}",
+)
+"""The allocation states the amount by itself."""
+
+
+class Allocation(Part):
+    """How the removals are shared over layers.
+
+    Attributes:
+        floor: the fraction of every layer that is always kept, rounded up to whole weights, so that no
+            layer is emptied by accident; 0 allows it.
+        local: whether a layer's amount follows from its own scores and the sizes of the others.
+        even: whether every layer loses the same fraction, which some shapes need.
+        of_figure: whether the schedule's sparsity is a fraction of what the network costs, not of its units.
+        by_example: whether the network is run on an example.
+        needs_data: whether the allocation evaluates the network.
+    """
+
+    requires: ClassVar[tuple[Requirement, ...]] = (STATED,)
+    local: ClassVar[bool] = False
+    even: ClassVar[bool] = False
+    of_figure: ClassVar[bool] = False
+    by_example: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = False
+
+    floor: float = Field(default=0.001, ge=0, lt=1)
+
+    @abstractmethod
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """The number of weights that each layer has lost after this step, those before it included."""
+
+    def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
+        """Refuse what cannot be reached on these layers, with an `InputError`."""
+        if sparsity is None:
+            return
+        total = sum(target.size for target in targets)
+        reachable = sum(self.capacity(target.size, target.least) for target in targets)
+        if round(sparsity * total) > reachable:
+            what = "units" if targets[0].kind == "units" else "weights"
+            raise InputError(
+                f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} {what}, but the "
+                f"floor of {self.floor:g} per layer allows {reachable:,}: "
+                "lower the sparsity or the allocation's floor"
+            )
+
+    def check_even(self, shape: Shape, targets: Sequence[Target]) -> None:
+        """Refuse a shape that takes the same fraction of every layer where this gives another, with an
+        `InputError`."""
+        if shape.even and not self.even and len(targets) > 1:
+            raise InputError(
+                f"the shape {shape.name!r} takes the same fraction of every layer, which the allocation "
+                f"{self.name!r} does not give: use 'per_layer' (with output_rate 1)"
+            )
+
+    def check_network(self, targets: Sequence[Target], sparsity: float | None, cost_model: CostModel) -> None:
+        """Refuse what cannot be reached on this network, with an `InputError`."""
+        return
+
+    def capacity(self, size: int, least: int = 0) -> int:
+        """The most weights that a layer of this size may lose, of which at least so many have to stay."""
+        return size - max(math.ceil(self.floor * size - 1e-9), least)
+
+    def max_removable(self, name: str, context: StepContext) -> int:
+        """The most weights that a layer may lose."""
+        return self.capacity(context.scores[name].numel(), context.min_kept.get(name, 0))
+
+    def share_out(self, total: int, wanted: Mapping[str, float], context: StepContext) -> dict[str, int]:
+        """`share_out` between what each layer has lost and what its floor allows."""
+        pruned = {name: context.pruned.get(name, 0) for name in wanted}
+        capacity = {
+            name: lost if name in context.frozen else max(self.max_removable(name, context), lost)
+            for name, lost in pruned.items()
+        }
+        return share_out(total, wanted, capacity, pruned)
+
+
+def share_out(
+    total: int,
+    wanted: Mapping[str, float],
+    capacity: Mapping[str, int],
+    least: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Whole numbers near `wanted` that add up to `total` exactly, each between `least` and its capacity.
+
+    What overflows a layer goes to the others in proportion to the room they have left; the last units go
+    by largest remainder, ties to the earlier layer.
+    """
+    least = least or dict.fromkeys(wanted, 0)
+    amounts = {
+        name: min(max(value, float(least[name])), float(capacity[name])) for name, value in wanted.items()
+    }
+    missing = total - sum(amounts.values())
+    room = {
+        name: capacity[name] - value if missing > 0 else value - least[name]
+        for name, value in amounts.items()
+    }
+    available = sum(room.values())
+    if available > 0:
+        amounts = {name: value + missing * room[name] / available for name, value in amounts.items()}
+    whole = {name: min(math.floor(value + 1e-9), capacity[name]) for name, value in amounts.items()}
+    by_remainder = sorted(amounts, key=lambda name: whole[name] - amounts[name])
+    for name in [*by_remainder, *by_remainder]:
+        if sum(whole.values()) < total and whole[name] < capacity[name]:
+            whole[name] += 1
+    return whole
+
+
+class Global(Allocation):
+    """All weights of all layers compete in one ranking; a layer keeps what wins, and at least its floor."""
+
+    name = "global"
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """Rank once; exactly round(sparsity * total) are marked, ties in the model's order."""
+        flat = [self._protected(name, context) for name in context.scores]
+        ranked = torch.cat([scores.to(flat[0].device) for scores in flat])
+        removed = lowest(ranked, round(context.sparsity * ranked.numel()))
+        parts = removed.split([scores.numel() for scores in flat])  # type: ignore[no-untyped-call]
+        return {name: int(part.sum()) for name, part in zip(context.scores, parts, strict=True)}
+
+    def _protected(self, name: str, context: StepContext) -> Tensor:
+        """The best of a layer, as many as its floor, are out of reach."""
+        scores = context.scores[name].flatten()
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        settled = name in context.frozen
+        within_reach = lowest(scores, context.pruned[name] if settled else self.max_removable(name, context))
+        # an infinite score of a layer's own is not to be mixed up with the floor
+        return scores.clamp(max=torch.finfo(scores.dtype).max).masked_fill(~within_reach, float("inf"))
+
+
+class BelowMean(Allocation):
+    """Whatever scores below tau * mean - deviations * standard deviation of its layer's scores.
+
+    Both are taken over what is left of the layer, so that every further round removes some more; the schedule
+    is `rounds`. N2PS takes what is below the mean (tau 1); APoZ what has more zeros than mean + 1 standard
+    deviation, which is a share of non-zeros below mean - 1 standard deviation.
+
+    Attributes:
+        tau: the multiple of the mean.
+        deviations: how many standard deviations (of the layer's scores, divisor n) below that.
+    """
+
+    name = "below_mean"
+    paper = "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7; Hu et al. 2016, arXiv 1607.03250"
+    local = True
+    requires = (DECIDED,)
+    tau: float = Field(default=1.0, ge=0, le=LARGE)
+    deviations: float = Field(default=0.0, ge=0, le=LARGE)
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """What is gone and what is below the bound, at most down to the floor."""
+        amounts = {}
+        for name, scores in context.scores.items():
+            lost, kept = context.pruned.get(name, 0), context.kept[name]
+            if name in context.frozen or not bool(kept.any()):
+                amounts[name] = lost
+                continue
+            left = scores[kept].double()
+            # of equal scores none is below the mean, however the sum is rounded
+            mean = left.mean().clamp(left.min(), left.max())
+            bound = self.tau * mean - self.deviations * left.std(correction=0)
+            below = int((left < bound).sum())
+            amounts[name] = max(
+                lost, min(kept.numel() - left.numel() + below, self.max_removable(name, context))
+            )
+        return amounts
+
+
+class OWL(Allocation):
+    """A layer's sparsity falls with its share of outliers, scores far above the layer's mean.
+
+    Made for the scores |w| ||x|| (`wanda` with `within: layer`). With D the share of a layer's scores above
+    `outlier` times their mean, its sparsity is that of the network plus `spread` times what D, scaled to
+    [0, 2] over the layers, lies below its mean over the weights.
+
+    Attributes:
+        outlier: M, how many times the mean a score must reach to count as an outlier.
+        spread: λ, how far layers may differ from the sparsity of the network.
+    """
+
+    name = "owl"
+    paper = "Yin et al. 2024, arXiv 2310.05175"
+    outlier: float = Field(default=5.0, gt=1, le=LARGE)
+    spread: float = Field(default=0.08, ge=0, lt=1)
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """Sparsities shifted so that the total is exactly round(sparsity * total)."""
+        sizes = {name: scores.numel() for name, scores in context.scores.items()}
+        shares = {}
+        for name, scores in context.scores.items():
+            finite = scores.double().clamp(min=0)  # what is removed already is minus infinity
+            shares[name] = float((finite > self.outlier * finite.mean()).double().mean())
+        low, high = min(shares.values()), max(shares.values())
+        width = high - low if high > low else 1.0
+        scaled = {name: 2 * self.spread * (share - low) / width for name, share in shares.items()}
+        total = sum(sizes.values())
+        mean = sum(scaled[name] * size for name, size in sizes.items()) / total
+        wanted = {name: (context.sparsity - scaled[name] + mean) * size for name, size in sizes.items()}
+        return self.share_out(round(context.sparsity * total), wanted, context)
+
+
+class PerLayer(Allocation):
+    """The same fraction of every layer.
+
+    Attributes:
+        output_rate: how fast the last layer is pruned, as a share of the others' rate; with 0.5 a step that
+            takes 20 % of what is left elsewhere takes 10 % there, as the lottery-ticket paper does.
+    """
+
+    name = "per_layer"
+    local = True
+    output_rate: float = Field(default=1.0, ge=0, le=1)
+
+    @property
+    def even(self) -> bool:  # type: ignore[override]
+        """Unless the output layer is treated apart."""
+        return self.output_rate == 1
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """round(sparsity * size) for each layer."""
+        amounts = {name: round(context.sparsity * scores.numel()) for name, scores in context.scores.items()}
+        if self.output_rate < 1:
+            last = list(amounts)[-1]
+            kept = int(context.kept[last].sum())
+            rate = 1 - (1 - context.sparsity) / (1 - context.step.previous)
+            amounts[last] = context.kept[last].numel() - kept + round(kept * rate * self.output_rate)
+        return amounts
+
+    def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
+        """Every layer's floor must allow the fraction."""
+        for target in targets:
+            most = self.capacity(target.size, target.least)
+            if sparsity is not None and round(sparsity * target.size) > most:
+                raise InputError(
+                    f"sparsity {sparsity:g} leaves {target.name} fewer than the floor of {self.floor:g}: "
+                    "lower the sparsity or the allocation's floor"
+                )
+
+
+class ERK(Allocation):
+    """Erdős-Rényi-Kernel: a layer's density is proportional to (sum of its dimensions) / (their product).
+
+    Narrow and small layers stay denser; a layer that would exceed density 1 is kept whole.
+    """
+
+    name = "erk"
+    paper = "Evci et al. 2020 (RigL), arXiv 1911.11134"
+    local = True
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """Densities scaled so that the total is exactly round(sparsity * total)."""
+        sizes = {name: scores.numel() for name, scores in context.scores.items()}
+        total = round(context.sparsity * sum(sizes.values()))
+        density = self._densities(context.scores, sum(sizes.values()) - total)
+        wanted = {name: (1 - density[name]) * size for name, size in sizes.items()}
+        return self.share_out(total, wanted, context)
+
+    @staticmethod
+    def _densities(layers: Mapping[str, Tensor], keep: int) -> dict[str, float]:
+        raw = {name: sum(layer.shape) / layer.numel() for name, layer in layers.items()}
+        dense: set[str] = set()
+        while True:
+            left = keep - sum(layers[name].numel() for name in dense)
+            weight = sum(raw[name] * layers[name].numel() for name in layers if name not in dense)
+            scale = left / weight if weight else 0.0
+            over = {name for name in layers if name not in dense and scale * raw[name] > 1}
+            if not over:
+                return {name: 1.0 if name in dense else scale * raw[name] for name in layers}
+            dense |= over
+
+
+class Given(Allocation):
+    """A dictionary from layers to sparsities; layers that it does not name are left whole.
+
+    Keys are names, globs or `re:` patterns, which may not give a layer two sparsities; the schedule is
+    `rounds`, which reaches the sparsities in equal steps.
+    """
+
+    name = "given"
+    local = True
+    requires = (DECIDED,)
+    sparsities: dict[str, Sparsity] = Field(min_length=1)
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """round(sparsity of the layer * round / rounds * size)."""
+        share = context.step.round / context.step.rounds
+        return {
+            name: round(self._sparsity(name) * share * scores.numel())
+            for name, scores in context.scores.items()
+        }
+
+    def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
+        """Every key must match a layer, and no layer falls below its floor."""
+        for pattern in self.sparsities:
+            if not any(_fits(pattern, target.name) for target in targets):
+                known = ", ".join(target.layer or target.name for target in targets)
+                raise InputError(f"sparsities: {pattern!r} matches no pruned layer; layers are: {known}")
+        for target in targets:
+            self._check_one(target)
+            if round(self._sparsity(target.name) * target.size) > self.capacity(target.size, target.least):
+                raise InputError(
+                    f"sparsity {self._sparsity(target.name):g} leaves {target.name} fewer than the floor of "
+                    f"{self.floor:g}: lower the sparsity or the allocation's floor"
+                )
+
+    def _check_one(self, target: Target) -> None:
+        """Keys have no order (equal recipes have equal hashes), so that none of them can come first."""
+        said = [(pattern, value) for pattern, value in self.sparsities.items() if _fits(pattern, target.name)]
+        for pattern, value in said[1:]:
+            if value != said[0][1]:
+                raise InputError(
+                    f"sparsities: {said[0][0]!r} and {pattern!r} both match {target.layer or target.name}, "
+                    f"with {said[0][1]:g} and {value:g}: let only one of them match"
+                )
+
+    def _sparsity(self, name: str) -> float:
+        return next((value for pattern, value in self.sparsities.items() if _fits(pattern, name)), 0.0)
+
+
+def _fits(pattern: str, parameter: str) -> bool:
+    return matches(pattern, parameter) or matches(pattern, parameter.rpartition(".")[0])
+
+
+class Threshold(Allocation):
+    """Whatever scores below q times the standard deviation of its layer's weights.
+
+    Meant for the magnitude score. The deviation is taken over the weights that are left, so every further
+    round removes some more; the schedule is `rounds`.
+    """
+
+    name = "threshold"
+    paper = "Han et al. 2015, arXiv 1506.02626"
+    local = True
+    works_on = ("weights", "patterns")
+    requires = (DECIDED,)
+    q: float = Field(gt=0, le=LARGE)
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """The number of scores below the threshold, at most down to the floor."""
+        amounts = {}
+        for name, scores in context.scores.items():
+            survivors = context.weights[name][context.kept[name]].double()
+            threshold = self.q * float(survivors.std(correction=0)) if survivors.numel() else 0.0
+            amounts[name] = min(int((scores.double() < threshold).sum()), self.max_removable(name, context))
+        return amounts
+
+
+class Nothing(Allocation):
+    """Removes nothing: the control that is retrained as long as the others. The schedule is `rounds`."""
+
+    name = "none"
+    local = True
+    requires = (DECIDED,)
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """Zero everywhere."""
+        return dict.fromkeys(context.scores, 0)
