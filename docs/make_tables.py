@@ -16,7 +16,7 @@ from typing import Any
 from prunekit import data, methods
 from prunekit.data.loading import LOADERS
 from prunekit.models import names as model_names
-from prunekit.models.factories import find_factory
+from prunekit.models.create import find_factory
 from prunekit.parts.allocation import Allocation
 from prunekit.parts.base import Part
 from prunekit.parts.granularity import Shape

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.measure._running import device_of, evaluating
+from prunekit.measure.forward_pass import device_of
+from prunekit.modes import evaluating
 from prunekit.structure import Chain, Stage, chain_of
 from prunekit.structure.operations import LAYERS, NORMS, Layer
 

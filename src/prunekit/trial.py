@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from prunekit.batches import Batch, Batches, TensorBatches
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.losses import Loss, out_of_range
-from prunekit.measure._running import device_of, evaluating
+from prunekit.measure.forward_pass import device_of
 from prunekit.messages import said
-from prunekit.modes import keeping_modes
+from prunekit.modes import evaluating, keeping_modes
 from prunekit.seeds import keeping_generators
 from prunekit.snapshot import Snapshot
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from prunekit import load_pretrained
-from prunekit.data.assemble import from_tensors
+from prunekit.data.dataset import from_tensors
 from prunekit.methods import METHODS
 from prunekit.study import names
 from prunekit.version import __version__

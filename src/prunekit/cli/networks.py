@@ -17,7 +17,7 @@ from prunekit.data import Dataset
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import GraphModel
 from prunekit.models import ModelSettings, create, names
-from prunekit.models.factories import data_arguments
+from prunekit.models.create import data_arguments
 from prunekit.saving import Architecture, holds_graph, load_architecture, load_pretrained
 from prunekit.saving.folder import DESCRIPTION, WEIGHTS, describe
 from prunekit.strict_yaml import load_yaml

@@ -1,7 +1,6 @@
 """Datasets as plain tensors: read from a folder or downloaded, split by a seed, standardised."""
 
-from prunekit.data.assemble import from_tensors
-from prunekit.data.dataset import Dataset, DataSettings, Split, Task
+from prunekit.data.dataset import Dataset, DataSettings, Split, Task, from_tensors
 from prunekit.data.loading import load, names
 
 __all__ = ["DataSettings", "Dataset", "Split", "Task", "from_tensors", "load", "names"]

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prunekit.data.assemble import Raw, assemble
-from prunekit.data.dataset import Dataset, DataSettings
+from prunekit.data.dataset import Dataset, DataSettings, Raw, assemble
 from prunekit.data.store import Download, Source, Store, damaged, read_bytes
 
 MNIST_FILES = (

@@ -9,13 +9,13 @@ from types import MappingProxyType
 from prunekit.data.dataset import Dataset, DataSettings
 from prunekit.data.images import load_cifar10, load_digits, load_fashion_mnist, load_mnist
 from prunekit.data.store import Store
-from prunekit.data.synthetic import load_waveform
 from prunekit.data.tabular import (
     load_breast_cancer,
     load_california_housing,
     load_diabetes,
     load_ionosphere,
     load_iris,
+    load_waveform,
 )
 from prunekit.data.texts import load_tiny_shakespeare
 from prunekit.errors import InputError

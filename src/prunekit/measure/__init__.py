@@ -1,9 +1,8 @@
 """Abilities and costs of a model: quality, parameters, MACs, bytes, time and memory."""
 
 from prunekit.measure.counts import Counts, LayerCount, count
+from prunekit.measure.forward_pass import Latency, latency, peak_memory, state_bytes
 from prunekit.measure.human import human_bytes, human_count, human_seconds, layer_table
-from prunekit.measure.latency import Latency, latency
-from prunekit.measure.memory import peak_memory, state_bytes
 from prunekit.measure.quality import Quality, evaluate
 
 __all__ = [

@@ -1,17 +1,28 @@
-"""The size of a model and the amount that it computes, layer by layer."""
+"""The size of a model and the amount that it computes, layer by layer.
+
+In a layer each weight is multiplied equally often in a forward pass. So a rule only says how often; the MACs
+are that number times the weights, and the MACs that remain when zeros are skipped are that number times the
+weights that are not zero. As in the literature, the addition of a bias is not counted.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from prunekit.errors import ModelError
-from prunekit.measure._running import ExampleInputs, arguments, device_of
-from prunekit.measure.macs import Macs, count_macs, nonzeros
+from prunekit.measure.forward_pass import ExampleInputs, arguments, device_of
+from prunekit.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -155,3 +166,176 @@ def _layer(
         bytes=sum(parameter.numel() * parameter.element_size() for parameter in new),
         tied_to="" if main is None else owners.get(main, ""),
     )
+
+
+# ---- multiply-accumulates ----------------------------------------------------------------------------------
+
+
+class Macs(NamedTuple):
+    """MACs of one layer over the whole batch: all, and those whose weight is not zero."""
+
+    owner: nn.Module
+    dense: int
+    nonzero: int
+
+
+Rule = Callable[[Any, tuple[Any, ...], Mapping[str, Any], Any], Iterator[Macs]]
+
+
+def nonzeros(tensor: Tensor) -> int:
+    """Entries that are not zero, of a dense or a sparse tensor."""
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce()
+    stored = tensor if tensor.layout == torch.strided else tensor.values()
+    return int(torch.count_nonzero(stored))
+
+
+def rule_for(module: nn.Module) -> Rule | None:
+    """The rule for a kind of layer and its subclasses, or None where there is none."""
+    return next((rule for kind, rule in _RULES if isinstance(module, kind)), None)
+
+
+def _used(owner: nn.Module, weight: Tensor, times: int) -> Macs:
+    """Each entry of `weight` is multiplied `times` times."""
+    return Macs(owner, times * weight.numel(), times * nonzeros(weight))
+
+
+def _linear(
+    layer: nn.Linear | nn.Bilinear, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+) -> Iterator[Macs]:
+    yield _used(layer, layer.weight, output.numel() // layer.out_features)
+
+
+def _convolution(
+    layer: _ConvNd, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+) -> Iterator[Macs]:
+    # Once at each output position, at the border too: a product with the padding counts like any other.
+    yield _used(layer, layer.weight, output.numel() // layer.out_channels)
+
+
+def _transposed_convolution(
+    layer: _ConvTransposeNd, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+) -> Iterator[Macs]:
+    # Once at each input position; what falls outside and is cropped by the padding counts too.
+    yield _used(layer, layer.weight, _argument(args, kwargs, 0, "input").numel() // layer.in_channels)
+
+
+def _recurrent(
+    layer: nn.RNNBase | nn.RNNCellBase, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> Iterator[Macs]:
+    steps = _argument(args, kwargs, 0, "input")
+    data = steps.data if isinstance(steps, PackedSequence) else steps
+    for weight in layer.parameters(recurse=False):
+        if weight.dim() == 2:  # the others are biases
+            yield _used(layer, weight, data.numel() // layer.input_size)
+
+
+def _attention(
+    layer: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> Iterator[Macs]:
+    query, key, value = (
+        _argument(args, kwargs, place, name) for place, name in enumerate(("query", "key", "value"))
+    )
+    positions = (
+        query.numel() // layer.embed_dim,
+        key.numel() // layer.kdim,
+        value.numel() // layer.vdim,
+    )
+    if layer.in_proj_weight is None:
+        projections = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
+    else:
+        projections = layer.in_proj_weight.chunk(3)
+    for weight, times in zip(projections, positions, strict=True):
+        yield _used(layer, weight, times)
+    # Attention itself multiplies activations by activations: no pruned weight makes it smaller.
+    keys = key.shape[1 if layer.batch_first and key.dim() == 3 else 0]
+    keys += (layer.bias_k is not None) + layer.add_zero_attn
+    between = 2 * positions[0] * keys * layer.embed_dim
+    yield Macs(layer, between, between)
+    # The layer reads this child's weight without calling it.
+    yield _used(layer.out_proj, layer.out_proj.weight, positions[0])
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Any:
+    return args[place] if place < len(args) else kwargs[name]
+
+
+# Transposed convolutions are convolutions by class too, so they come first.
+_RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
+    (_ConvTransposeNd, _transposed_convolution),
+    (_ConvNd, _convolution),
+    (nn.Linear, _linear),
+    (nn.Bilinear, _linear),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent),
+    (nn.MultiheadAttention, _attention),
+)
+
+
+def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[nn.Module, Macs]:
+    """The MACs of each module that does any, over the whole batch, its children's excluded.
+
+    A kind of layer without a rule gets half of the floating-point operations that torch's `FlopCounterMode`
+    sees in it: matrix products, convolutions and scaled dot-product attention. How many of those meet a zero
+    is not known, so there `nonzero` equals `dense`.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        # Not inference mode: that would hide from the counter what composite operations are made of.
+        stack.enter_context(torch.no_grad())
+        walk = _Walk(stack.enter_context(FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)))
+        for module in model.modules():
+            # A hook also keeps `nn.TransformerEncoderLayer` from a fused path that calls no child.
+            stack.callback(module.register_forward_pre_hook(walk.enter).remove)
+            stack.callback(module.register_forward_hook(walk.leave, with_kwargs=True).remove)
+        model(*inputs)
+    return walk.found
+
+
+class _Walk:
+    """Keeps the chain of modules that are running, to tell a module's own work from its children's."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self.found: dict[nn.Module, Macs] = {}
+        self._counter = counter
+        self._running: list[_Running] = []
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._running.append(_Running(self._counter.get_total_flops()))
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        now = self._counter.get_total_flops()
+        running = self._running.pop()
+        if self._running:
+            self._running[-1].by_children += now - running.start
+        rule = rule_for(module)
+        if rule is None:
+            own = (now - running.start - running.by_children) // 2
+            self._add(Macs(module, own, own))
+        else:
+            for macs in rule(module, args, kwargs, output):
+                self._add(macs)
+
+    def _add(self, macs: Macs) -> None:
+        before = self.found.get(macs.owner, Macs(macs.owner, 0, 0))
+        total = Macs(macs.owner, before.dense + macs.dense, before.nonzero + macs.nonzero)
+        if total.dense:
+            self.found[macs.owner] = total
+
+
+class _Running:
+    """The counter when a module began, and what its children have added since."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.by_children = 0
+
+
+def _attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *args: Any, **kwargs: Any
+) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+# The counter knows every fused attention but that of the CPU.
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.errors import InputError, ModelError
-from prunekit.measure._running import device_of, evaluating
+from prunekit.measure.forward_pass import device_of
+from prunekit.modes import evaluating
 
 Task = Literal["classification", "regression"]
 Loss = Callable[[Tensor, Tensor], Tensor]

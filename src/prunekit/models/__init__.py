@@ -2,8 +2,7 @@
 
 from prunekit.models.char_transformer import CharTransformer, TransformerBlock, char_transformer
 from prunekit.models.common import Activation, make_activation
-from prunekit.models.create import ModelSettings, create
-from prunekit.models.factories import names
+from prunekit.models.create import ModelSettings, create, names
 from prunekit.models.lenet import LeNet5, LeNet300100, MaxoutLeNet5, lenet5, lenet_300_100, maxout_lenet5
 from prunekit.models.mlp import MLP, mlp
 from prunekit.models.resnet import ResidualBlock, ResNet, resnet, resnet20

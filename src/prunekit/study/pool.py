@@ -22,6 +22,7 @@ from types import ModuleType
 import torch
 
 from prunekit.errors import PrunekitError
+from prunekit.measure.forward_pass import using_threads
 from prunekit.study.tasks import Failure, Task, TaskQueue, Watcher, line_of, perform
 from prunekit.worker import work
 
@@ -54,21 +55,11 @@ def run_tasks(
 
 
 def _run_here(queue: TaskQueue, watcher: Watcher) -> None:
-    with _one_thread():
+    with using_threads(1):
         while (task := queue.take()) is not None:
             began = time.perf_counter()
             failure = perform(task, partial(watcher.progressed, task))
             queue.settle(task, time.perf_counter() - began, failure)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run_pool(queue: TaskQueue, processes: int, watcher: Watcher, timeout: float | None = None) -> None:

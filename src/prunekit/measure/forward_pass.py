@@ -1,18 +1,135 @@
-"""Bytes of a model's stored state, and of the activations of one forward pass at their peak."""
+"""A forward pass: its example inputs, the time it takes and the memory, and the bytes of a stored state."""
 
 from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunekit.measure._running import ExampleInputs, arguments, device_of, evaluating
+from prunekit.errors import InputError
+from prunekit.modes import evaluating
+
+ExampleInputs = Tensor | tuple[Tensor, ...]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU if it has none."""
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def arguments(example_inputs: ExampleInputs, device: torch.device) -> tuple[Tensor, ...]:
+    """The positional arguments of one forward pass, on `device`.
+
+    Raises:
+        InputError: if they are not tensors, or the first has no batch dimension or an empty one.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
+        raise InputError("example_inputs must be a tensor or a tuple of tensors")
+    if inputs[0].dim() == 0 or len(inputs[0]) == 0:
+        raise InputError(f"example_inputs need a batch of at least 1, got the shape {tuple(inputs[0].shape)}")
+    return tuple(tensor.to(device) for tensor in inputs)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall-clock seconds of one forward pass of `batch` examples, over `runs` passes.
+
+    The median is the figure to quote. `p10` and `p90` are percentiles, interpolated linearly.
+    """
+
+    median: float
+    mean: float
+    p10: float
+    p90: float
+    min: float
+    max: float
+    runs: int
+    threads: int
+    batch: int
+
+
+def latency(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    warmup: int = 10,
+    runs: int = 50,
+    threads: int = 1,
+) -> Latency:
+    """Time the forward pass in evaluation and inference mode, each pass by itself.
+
+    Inputs are on the model's device before the clock starts, and a GPU has finished before it stops. The
+    number of threads is set for the time of the measurement and put back afterwards, whatever happens.
+
+    Args:
+        model: any module.
+        example_inputs: the tensor, or the tuple of tensors, of one pass.
+        warmup: passes before the first that is timed.
+        runs: passes that are timed.
+        threads: CPU threads that torch may use within one operation.
+
+    Raises:
+        InputError: if a number is out of range, or `example_inputs` are not tensors with a batch.
+    """
+    for name, value, least in (("warmup", warmup, 0), ("runs", runs, 1), ("threads", threads, 1)):
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}")
+    device = device_of(model)
+    inputs = arguments(example_inputs, device)
+    finish = _finisher(device)
+    seconds = []
+    with evaluating(model), torch.inference_mode(), using_threads(threads):
+        for _ in range(warmup):
+            model(*inputs)
+        for _ in range(runs):
+            finish()
+            start = perf_counter()
+            model(*inputs)
+            finish()
+            seconds.append(perf_counter() - start)
+    p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
+    return Latency(
+        median=median,
+        mean=sum(seconds) / runs,
+        p10=p10,
+        p90=p90,
+        min=min(seconds),
+        max=max(seconds),
+        runs=runs,
+        threads=threads,
+        batch=len(inputs[0]),
+    )
+
+
+def _finisher(device: torch.device) -> Callable[[], None]:
+    """What waits until all work that `device` was given is done."""
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    return lambda: None
+
+
+@contextmanager
+def using_threads(number: int) -> Iterator[None]:
+    """So many CPU threads within one operation of torch; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory(model: nn.Module, example_inputs: ExampleInputs) -> int:
