@@ -23,7 +23,6 @@ DOUBLE_CLASSES = {
     "_Walk",
 }
 DOUBLE_STEMS = {
-    "calls",
     "chain",
     "curvature",
     "elimination",

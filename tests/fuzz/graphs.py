@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prunekit import DataError, load_pretrained
 from prunekit.digests import digest_of_json, write_json_with_digest, write_tensors
-from prunekit.saving.graphs.operators import OVERLOADS, named_operator
+from prunekit.saving.graph_values import OVERLOADS, named_operator
 
 CALLS: dict[str, list[Any]] = json.loads((Path(__file__).parent / "calls.json").read_text())
 NAMES = sorted({*OVERLOADS, *CALLS})

@@ -14,7 +14,7 @@ from prunekit.graph import groups, shrink
 from prunekit.graph.ops import OPERATORS
 from prunekit.graph.ops.pointwise import zero_of_clamp, zero_stays
 from prunekit.graph.ops.registry import operators
-from prunekit.saving.graphs.operators import OVERLOADS, named_operator
+from prunekit.saving.graph_values import OVERLOADS, named_operator
 
 ALLOWED = Path(__file__).parents[1] / "saving" / "allowed_overloads.json"
 

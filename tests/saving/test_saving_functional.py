@@ -16,7 +16,7 @@ from prunekit.graph.capture import arguments, captured
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.proof import tensors_in
 from prunekit.saving import load_pretrained, save_pretrained
-from prunekit.saving.graphs.operators import OVERLOADS
+from prunekit.saving.graph_values import OVERLOADS
 from zoo import OWN, ZOO, made, stirred
 
 

@@ -17,11 +17,12 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import GraphModel, prune_groups
 from prunekit.graph.proof import tensors_in
 from prunekit.saving import load_masks, load_pretrained, save_pretrained
-from prunekit.saving.graphs.operators import named_operator, operator_name
-from prunekit.saving.graphs.values import (
+from prunekit.saving.graph_values import (
     Outputs,
     layout_from_json,
     layout_to_json,
+    named_operator,
+    operator_name,
     value_from_json,
     value_to_json,
 )

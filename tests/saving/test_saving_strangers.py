@@ -138,7 +138,7 @@ class TestCalls:
             load_pretrained(graph, max_bytes=5 * 10**6)
 
     def test_a_graph_of_too_many_nodes(self, graph, monkeypatch):
-        monkeypatch.setattr("prunekit.saving.graphs.whole.MAX_NODES", 3)
+        monkeypatch.setattr("prunekit.saving.graph_files.MAX_NODES", 3)
         with pytest.raises(DataError, match="nodes; at most 3 are allowed"):
             load_pretrained(graph)
 

@@ -16,7 +16,7 @@ from prunekit.digests import checked_json, read_json_with_digest, read_tensors, 
 from prunekit.errors import DataError, InputError
 from prunekit.files import read_json
 from prunekit.messages import escaped, shown
-from prunekit.saving.graphs.values import DTYPES
+from prunekit.saving.graph_values import DTYPES
 
 FORMAT = 2
 WEIGHTS = "model.safetensors"

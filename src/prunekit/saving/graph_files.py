@@ -1,22 +1,41 @@
-"""A network in the form of its exported graphs, to and from the files of a folder."""
+"""A network in the form of its exported graphs, to and from the files of a folder: no pickle, no code.
+
+A graph is written without writes into its arguments (`functional.py`), and without what reads no input, which
+is worked out once. It is read with none but harmless operators (`graph_values.py`), each call of which is
+checked before one is run (`graph_calls.py`).
+"""
 
 from __future__ import annotations
 
+import operator
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError
 from prunekit.graph import Graph, GraphModel
+from prunekit.graph.captured import leading_to, module_of
 from prunekit.graph.graph_model import constant_name, holder_of
+from prunekit.graph.signature import Signature
 from prunekit.messages import shown
 from prunekit.saving.folder import CONSTANT, GRAPH, Description, consistent, read_graph
-from prunekit.saving.graphs import from_json, to_json
-from prunekit.saving.graphs.calls import MAX_BYTES, check_calls
+from prunekit.saving.functional import functional
+from prunekit.saving.graph_calls import MAX_BYTES, MAX_INT, MAX_NODES, check_calls
+from prunekit.saving.graph_values import (
+    argument_types,
+    layout_from_json,
+    layout_to_json,
+    named_operator,
+    operator_name,
+    value_from_json,
+    value_to_json,
+)
 
 _RESERVED = re.compile(r"(_constant|_graph)[0-9]|__")
 """How names begin that a network of graphs gives to its own."""
@@ -150,3 +169,231 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+
+
+# ---- one graph ---------------------------------------------------------------------------------------------
+
+
+_INPUTS, _OUTPUTS = ("tensor", "constant", "user"), ("user", "buffer", "other")
+
+
+def to_json(
+    graph: Graph, tensors: Mapping[str, Tensor], trained: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The graph, and the constants that it reads by name.
+
+    Args:
+        graph: the graph.
+        tensors: parameters and buffers by full name.
+        trained: the names of the parameters among them.
+
+    Raises:
+        ModelError: where it holds something that a file may not name.
+    """
+    graph = functional(graph, tensors, trained)
+    found = folded(graph)
+    signature = graph.signature
+    holders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
+    given = {
+        node: entry for node, entry in zip(holders, signature.inputs, strict=True) if node not in found.gone
+    }
+    constants = {name: graph.constants[name] for kind, name in given.values() if kind == "constant"}
+    for number, (node, value) in enumerate(found.values.items()):
+        given[node] = ("constant", f"folded_{number}_{len(holders)}")
+        constants[given[node][1]] = value
+    return {
+        "inputs": [list(entry) for entry in given.values()],
+        "outputs": [list(output) for output in signature.outputs],
+        "shapes": [None if shape is None else list(shape) for shape in signature.shapes],
+        "dtypes": [
+            None if dtype is None else value_to_json(dtype, {})["dtype"] for dtype in signature.dtypes
+        ],
+        "takes": layout_to_json(signature.takes),
+        "gives": layout_to_json(signature.gives),
+        **_nodes_to_json(graph.module, found, list(given)),
+    }, constants
+
+
+def from_json(saved: Mapping[str, Any], constants: Mapping[str, Tensor]) -> Graph:
+    """The inverse: nothing of the file is run or imported, and names in it never become code.
+
+    Raises:
+        KeyError, TypeError, ValueError: where it is damaged or was written by something else.
+    """
+    inputs = tuple(_pair(item, _INPUTS) for item in saved["inputs"])
+    shapes = tuple(None if shape is None else _shape(shape) for shape in saved["shapes"])
+    dtypes = tuple(
+        None if dtype is None else value_from_json({"dtype": dtype}, []) for dtype in saved["dtypes"]
+    )
+    signature = Signature(
+        inputs,
+        tuple(_pair(item, _OUTPUTS) for item in saved["outputs"]),
+        shapes,
+        dtypes,
+        layout_from_json(saved["takes"]),
+        layout_from_json(saved["gives"]),
+    )
+    module = _module(saved)
+    placeholders = sum(node.op == "placeholder" for node in module.graph.nodes)
+    users = sum(kind == "user" for kind, _ in inputs)
+    if placeholders != len(inputs) or not users == len(shapes) == len(dtypes) == signature.takes.num_leaves:
+        raise ValueError(f"{placeholders} inputs of the graph, {len(inputs)} of its signature")
+    if signature.takes.type is not tuple or [c.type for c in signature.takes.children()] != [tuple, dict]:
+        raise ValueError("its arguments are not positional and named ones")
+    if signature.gives.num_leaves != sum(kind == "user" for kind, _ in signature.outputs):
+        raise ValueError("its outputs are not nested as its signature says")
+    returned = list(module.graph.nodes)[-1].args[0]
+    if not isinstance(returned, tuple) or len(returned) != len(signature.outputs):
+        raise ValueError(f"the graph's outputs are not the {len(signature.outputs)} of its signature")
+    return Graph(signature, module, {name: constants[name] for kind, name in inputs if kind == "constant"})
+
+
+def _pair(item: Any, kinds: Sequence[str]) -> tuple[str, str]:
+    kind, name = item
+    if kind not in kinds or not isinstance(name, str):
+        raise ValueError(f"{str(item)[:60]!r} is neither of {', '.join(kinds)}")
+    return kind, name
+
+
+def _shape(saved: Any) -> tuple[int, ...]:
+    if not isinstance(saved, list) or not all(type(size) is int and 0 <= size <= MAX_INT for size in saved):
+        raise ValueError(f"{str(saved)[:60]!r} is no shape of an input")
+    return tuple(saved)
+
+
+def _nodes_to_json(module: fx.GraphModule, found: Folded, inputs: Sequence[fx.Node]) -> dict[str, Any]:
+    """Nodes by their places: first the inputs, among them what was worked out, then the calls."""
+    places = {node: number for number, node in enumerate(inputs)}
+    nodes: list[dict[str, Any]] = [{"input": True} for _ in inputs]
+    returns: Any = None
+    for node in module.graph.nodes:
+        if node.op == "output":
+            returns = value_to_json(node.args[0], places)
+        elif node not in places and node not in found.gone and node.op == "call_function":
+            places[node] = len(nodes)
+            kwargs = {key: value_to_json(value, places) for key, value in node.kwargs.items()}
+            args = [value_to_json(arg, places) for arg in node.args]
+            nodes.append({"call": operator_name(node.target), "args": args, "kwargs": kwargs})
+    return {"nodes": nodes, "returns": returns}
+
+
+def _module(saved: Mapping[str, Any]) -> fx.GraphModule:
+    graph = fx.Graph()
+    nodes: list[fx.Node] = []
+    if len(saved["nodes"]) > MAX_NODES:
+        raise ValueError(f"it has {len(saved['nodes']):,} nodes; at most {MAX_NODES:,} are allowed")
+    for number, item in enumerate(saved["nodes"]):
+        # names are made here: fx writes them into Python code
+        if "input" in item:
+            nodes.append(graph.placeholder(f"input_{number}"))
+        else:
+            target = named_operator(item["call"])
+            args = tuple(value_from_json(arg, nodes) for arg in item["args"])
+            kwargs = {key: value_from_json(value, nodes) for key, value in item["kwargs"].items()}
+            if not set(argument_types(target)).issuperset(kwargs):
+                raise ValueError(f"{item['call']} takes no argument {sorted(kwargs)}")
+            if target is operator.getitem and [type(arg) for arg in args] != [fx.Node, int]:
+                raise ValueError("getitem takes the place of a node, and a number")
+            nodes.append(graph.call_function(target, args, kwargs))
+    graph.output(value_from_json(saved["returns"], nodes))
+    graph.lint()
+    return fx.GraphModule(nn.Module(), graph)
+
+
+# ---- what reads no input -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Nodes that are left out of a saved graph.
+
+    Attributes:
+        gone: the nodes.
+        values: of those that others read.
+    """
+
+    gone: frozenset[fx.Node]
+    values: dict[fx.Node, Tensor]
+
+
+def folded(graph: Graph) -> Folded:
+    """Work out the nodes with operators that a saved graph may not hold, with all that leads to them.
+
+    Left out, too, is what nothing reads. Masks of attention are made so in transformers, by functions of
+    PyTorch's own machinery, from nothing but the shapes.
+
+    Args:
+        graph: without writes.
+
+    Raises:
+        ModelError: where such a node depends on the inputs or on chance.
+    """
+    nodes = list(graph.module.graph.nodes)
+    fixed = _fixed(graph, nodes)
+    idle = _idle(nodes)
+    gone = set(idle)
+    for node in nodes:
+        if _forbidden(node) and node not in gone:
+            if node not in fixed:
+                raise ModelError(_refusal(node))
+            gone |= leading_to(node)
+    values = _worked_out(graph, [node for node in nodes if node in gone - idle])
+    read = {node: values[node] for node in nodes if node in gone and not gone.issuperset(node.users)}
+    for node, value in read.items():
+        if not isinstance(value, Tensor):
+            raise ModelError(_refusal(node))
+    return Folded(frozenset(gone), {node: value.detach().clone() for node, value in read.items()})
+
+
+def _forbidden(node: fx.Node) -> bool:
+    return node.op == "call_function" and operator_name(node.target) is None
+
+
+def _idle(nodes: list[fx.Node]) -> set[fx.Node]:
+    """Nodes that nothing reads in the end."""
+    found: set[fx.Node] = set()
+    for node in reversed(nodes):
+        read = node.op != "call_function" or not found.issuperset(node.users)
+        if not (read or _forbidden(node)):
+            found.add(node)
+    return found
+
+
+def _fixed(graph: Graph, nodes: list[fx.Node]) -> set[fx.Node]:
+    """Nodes whose value is the same for all inputs, parameters and buffers."""
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    found = {
+        node
+        for node, (kind, _) in zip(placeholders, graph.signature.inputs, strict=True)
+        if kind == "constant"
+    }
+    for node in nodes:
+        computed = node.op == "call_function" and found.issuperset(node.all_input_nodes)
+        if computed and not _random(node):
+            found.add(node)
+    return found
+
+
+def _random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _worked_out(graph: Graph, nodes: list[fx.Node]) -> dict[fx.Node, Any]:
+    names = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
+    given = dict(zip(names, graph.signature.inputs, strict=True))
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in nodes:
+            if node.op == "placeholder":
+                values[node] = graph.constants[given[node][1]]
+            else:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return values
+
+
+def _refusal(node: fx.Node) -> str:
+    place = module_of(node)
+    where = f" in {place!r}" if place else ""
+    name = str(node.target) if "." in str(node.target) else getattr(node.target, "__name__", "")
+    return f"the network cannot be saved as a graph: it holds {name!r}{where}, which a file may not name"

@@ -42,8 +42,8 @@ from prunekit.saving.folder import (
     wrong_dtype,
     wrong_name,
 )
+from prunekit.saving.graph_calls import MAX_BYTES
 from prunekit.saving.graph_files import graph_from_files, graph_to_files
-from prunekit.saving.graphs.calls import MAX_BYTES
 from prunekit.targets import unwrap
 from prunekit.version import __version__
 

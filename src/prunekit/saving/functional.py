@@ -25,8 +25,8 @@ from torch import Tensor, fx, nn
 from prunekit.errors import ModelError
 from prunekit.graph.captured import module_of
 from prunekit.graph.graph_model import Graph
-from prunekit.saving.graphs.calls import called_without_data, inputs_without_data
-from prunekit.saving.graphs.operators import batch_norm_training, bernoulli_like
+from prunekit.saving.graph_calls import called_without_data, inputs_without_data
+from prunekit.saving.graph_values import batch_norm_training, bernoulli_like
 
 aten = torch.ops.aten
 

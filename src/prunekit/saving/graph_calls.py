@@ -15,13 +15,13 @@ from prunekit.graph.graph_model import Graph
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.ops.registry import MAX_PARTS, tensors_among
 from prunekit.messages import first_line, shown
-from prunekit.saving.graphs.operators import (
+from prunekit.saving.graph_values import (
+    DTYPES,
     argument_types,
     batch_norm_training,
     bernoulli_like,
     operator_name,
 )
-from prunekit.saving.graphs.values import DTYPES
 
 MAX_BYTES = 4 << 30
 """What the tensors that a graph makes may take at any one time, unless the user allows more: 4 GiB."""
