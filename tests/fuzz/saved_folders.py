@@ -20,7 +20,7 @@ from prunekit import Architecture, Masks, PrunekitError, load_masks, load_pretra
 from prunekit.digests import digest_of_json, write_tensors
 from prunekit.graph import GraphModel, prune_groups
 from prunekit.models import ModelSettings
-from prunekit.saving import check_saved, load_architecture
+from prunekit.saving import SavedNetwork, check_saved
 from small_nets import Tied, convnet, mlp
 from zoo import made
 
@@ -108,7 +108,7 @@ def _load(place: Path, model: nn.Module | None) -> nn.Module:
     try:
         return load_pretrained(place, model, max_bytes=LIMIT)
     finally:
-        for other in (check_saved, load_masks, load_architecture):
+        for other in (check_saved, load_masks, lambda folder: SavedNetwork(folder).architecture()):
             with suppress(PrunekitError):
                 other(place)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +18,8 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import GraphModel
 from prunekit.models import ModelSettings, create, names
 from prunekit.models.create import data_arguments
-from prunekit.saving import Architecture, holds_graph, load_architecture, load_pretrained
-from prunekit.saving.folder import DESCRIPTION, WEIGHTS, describe
+from prunekit.saving import Architecture, SavedNetwork
+from prunekit.saving.folder import DESCRIPTION, WEIGHTS
 from prunekit.strict_yaml import load_yaml
 from prunekit.trial import check_takes
 
@@ -48,10 +48,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Network:
-    """A network and, where it is known, how it is built."""
+    """A network and, where they are known, how it is built and the folder that its weights come from."""
 
     model: nn.Module
     architecture: Architecture | None
+    saved: SavedNetwork | None = None
 
 
 def open_network(
@@ -79,7 +80,7 @@ def open_network(
         sizes = Sizes(data.input_shape, data.outputs)
     network = _saved(text, weights) if is_saved(text) else _new(text, sizes, seed)
     if weights is not None:
-        _load_weights(network.model, weights)
+        network = replace(network, saved=_load_weights(network.model, weights))
     if data is not None:
         shape = network.model.input_shapes[0] if isinstance(network.model, GraphModel) else None
         check_takes(network.model, text, data.test.inputs[: shape[0] if shape else 2])
@@ -94,22 +95,16 @@ def is_saved(text: str) -> bool:
 def _saved(text: str, weights: Path | None) -> Network:
     if weights is not None:
         raise InputError(f"{text} is a saved network with weights of its own: leave out --weights")
-    if holds_graph(text):
-        return Network(load_pretrained(text), None)
-    own = _own_model(Path(text))
-    if own is not None:
+    saved = SavedNetwork(text)
+    if saved.holds_graph:
+        return Network(saved.load(), None, saved)
+    built = saved.description.architecture
+    own = "module:function" if built is None else built.name
+    if ":" in own:  # a file names no code to run
         raise InputError(
             f"{text} does not hold the code of its network: write {own} in its place, and --weights {text}"
         )
-    return Network(load_pretrained(text), load_architecture(Path(text)))
-
-
-def _own_model(folder: Path) -> str | None:
-    """What a person must name in place of a save that prunekit cannot build; a file names no code to run."""
-    saved = describe(folder).architecture
-    if saved is None:
-        return "module:function"
-    return saved.name if ":" in saved.name else None
+    return Network(saved.load(), saved.architecture(), saved)
 
 
 def _new(text: str, sizes: Sizes | None, seed: int) -> Network:
@@ -142,11 +137,13 @@ def _typed_settings(values: Any) -> ModelSettings:
         return ModelSettings.parse(values)
 
 
-def _load_weights(model: nn.Module, weights: Path) -> None:
+def _load_weights(model: nn.Module, weights: Path) -> SavedNetwork | None:
+    """Fill a network; the folder of `save_pretrained` that the weights come from, if they do."""
     folder = weights.parent if weights.name == WEIGHTS else weights
     if folder.is_dir() and (folder == weights or (folder / DESCRIPTION).is_file()):
-        load_pretrained(folder, model)  # also where the file in such a folder is named
-        return
+        saved = SavedNetwork(folder)  # also where the file in such a folder is named
+        saved.load(model)
+        return saved
     try:
         state: dict[str, torch.Tensor] = load_file(weights)
     except FileNotFoundError:
@@ -157,6 +154,7 @@ def _load_weights(model: nn.Module, weights: Path) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ModelError(f"{weights} does not fit the model: {error}") from None
+    return None
 
 
 def sizes_of(input_shape: str | None, outputs: int) -> Sizes | None:

@@ -24,7 +24,6 @@ from prunekit.cli.networks import (
     Tokens,
     batch_of,
     examples,
-    is_saved,
     open_network,
     sizes_of,
 )
@@ -33,7 +32,7 @@ from prunekit.data import load
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_off
 from prunekit.masks import Masks
-from prunekit.saving import check_free, load_masks, prunes_groups, save_pretrained
+from prunekit.saving import check_free, save_pretrained
 from prunekit.structure import is_chain, shrink_dead
 
 
@@ -90,16 +89,15 @@ def shrink(
         network = open_network(model, data=found, sizes=sizes, weights=weights)
         batch = batch_of(network, batch, TRACED)
         inputs = examples(network, model, found, sizes, batch=batch, tokens=tokens)
-        folder = Path(model) if is_saved(model) else weights if weights and weights.is_dir() else None
-        masks = Masks({}) if folder is None else load_masks(folder)
+        masks = Masks({}) if network.saved is None else network.saved.masks()
         dense = copy.deepcopy(network.model)
-        done, left = _smaller(network.model, inputs, masks, asked, folder)
+        done, left = _smaller(network, inputs, masks, asked)
         # an exported graph takes batches of one size only, which those of the dataset are not
         test = None if isinstance(done.model, GraphModel) else found
         before, after = figures(dense, done.model, inputs, test)
         architecture = None if done.form == "graph" else network.architecture
         save_pretrained(done, out, masks=left, architecture=architecture)
-        stored = folder_bytes(folder) if folder is not None else _stored(dense, network)
+        stored = folder_bytes(network.saved.folder) if network.saved else _stored(dense, network)
     columns = (before.stored(stored), after.stored(folder_bytes(out)))
     if as_json:
         shrunk = {key: value for key, value in done.to_dict().items() if "parameters" not in key}
@@ -128,9 +126,10 @@ def _check_out(out: Path) -> None:
 
 
 def _smaller(
-    model: nn.Module, inputs: torch.Tensor, masks: Masks, asked: _Asked, folder: Path | None
+    network: Network, inputs: torch.Tensor, masks: Masks, asked: _Asked
 ) -> tuple[ShrinkResult, Masks]:
     """What is left, and the masks of its single weights."""
+    model = network.model
     if asked.sparsity is not None:
         try:
             done = prune_groups(
@@ -150,7 +149,7 @@ def _smaller(
         if not done.lost:
             raise InputError("no unit of this network is off: say what is to go with --sparsity")
     else:
-        over_units = folder is not None and prunes_groups(folder)
+        over_units = network.saved is not None and network.saved.prunes_groups
         done = shrink_off(model, inputs, over_units=over_units, masks=masks)
     return done, _useful(done.masks)
 

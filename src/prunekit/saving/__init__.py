@@ -3,22 +3,18 @@
 from prunekit.saving.folder import check_free, check_saved
 from prunekit.saving.pretrained import (
     Architecture,
-    holds_graph,
-    load_architecture,
+    SavedNetwork,
     load_masks,
     load_pretrained,
-    prunes_groups,
     save_pretrained,
 )
 
 __all__ = [
     "Architecture",
+    "SavedNetwork",
     "check_free",
     "check_saved",
-    "holds_graph",
-    "load_architecture",
     "load_masks",
     "load_pretrained",
-    "prunes_groups",
     "save_pretrained",
 ]

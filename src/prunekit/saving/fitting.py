@@ -92,13 +92,13 @@ def fitted(
         raise
 
 
-def tie(model: nn.Module, name: str, source: str) -> None:
-    """Put the parameter `source` in the place of `name`, as it was when the two were saved."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    if name not in parameters or source not in parameters or parameters[name] is parameters[source]:
-        return
-    layer, _, short = name.rpartition(".")
-    setattr(model.get_submodule(layer), short, parameters[source])
+def tie(model: nn.Module, sources: Mapping[str, str]) -> None:
+    """Put parameters in the places of others, given by name, as they were when they were saved."""
+    for name, source in sources.items():
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        if name in parameters and source in parameters and parameters[name] is not parameters[source]:
+            layer, _, short = name.rpartition(".")
+            setattr(model.get_submodule(layer), short, parameters[source])
 
 
 def unnamed(model: nn.Module) -> dict[str, Tensor]:

@@ -159,25 +159,25 @@ def _check_format(folder: Path, values: Any) -> None:
         )
 
 
-def read(folder: Path, *, mapped: bool = False) -> tuple[Description, dict[str, Tensor]]:
-    """The description, and everything that the file of the weights holds.
+def read_weights(folder: Path, description: Description, *, mapped: bool = False) -> dict[str, Tensor]:
+    """Everything that the file of the weights holds.
 
     Args:
         folder: of the files.
+        description: what `prunekit.json` says.
         mapped: see `read_tensors`.
 
     Raises:
-        DataError: if one of the two is missing, damaged or truncated, or a tensor has a name that cannot be
-            printed or a dtype that is not in `DTYPES`.
+        DataError: if the file is missing, damaged or truncated, or a tensor has a name that cannot be printed
+            or a dtype that is not in `DTYPES`.
     """
-    description = describe(folder)
     path = folder / WEIGHTS
     tensors, _ = read_tensors(path, description.files.weights, mapped=mapped)
     _check_names(path, tensors)
     wrong = wrong_dtype(tensors)
     if wrong is not None:
         raise DataError(f"{path}: {wrong}")
-    return description, tensors
+    return tensors
 
 
 def read_graph(folder: Path, description: Description) -> dict[str, Any]:
@@ -205,7 +205,8 @@ def check_saved(folder: Path) -> None:
     Raises:
         DataError: naming the file.
     """
-    description, _ = read(folder, mapped=True)
+    description = describe(folder)
+    read_weights(folder, description, mapped=True)
     if description.files.graph is not None:
         read_graph(folder, description)
 

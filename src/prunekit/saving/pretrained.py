@@ -29,14 +29,12 @@ from prunekit.saving.folder import (
     GRAPH,
     VALUES,
     WEIGHTS,
-    BuiltAs,
-    Description,
     check_free,
     consistent,
     describe,
     one_line,
     pack,
-    read,
+    read_weights,
     unpack,
     unpack_mask,
     wrong_dtype,
@@ -153,41 +151,7 @@ def load_pretrained(
         ModelError: if the weights do not fit the model, which is left as it was; or if code of the model's
             own fails while they are copied into it: its layers then have the sizes they had.
     """
-    folder = Path(folder)
-    description, tensors = read(folder, mapped=model is not None)
-    state = _dense(folder, description, tensors)
-    if not allow_nan:
-        _check_numbers(folder, tensors)
-    if description.files.graph is not None:
-        if model is not None:
-            raise InputError(
-                f"{folder} holds an exported graph, which takes the place of the model: give none"
-            )
-        buffers = {name.removesuffix(BUFFER): tensors[name] for name in tensors if name.endswith(BUFFER)}
-        return graph_from_files(folder, description, {**state, **buffers}, tensors, max_bytes)
-    if model is None:
-        return _built(folder, description, state, tensors)
-    _fill(unwrap(model), folder, description, state, tensors)
-    return model
-
-
-def holds_graph(folder: str | Path) -> bool:
-    """Whether a save is an exported graph, which needs no model.
-
-    Raises:
-        DataError: as `load_pretrained`.
-    """
-    return describe(Path(folder)).files.graph is not None
-
-
-def prunes_groups(folder: str | Path) -> bool:
-    """Whether what was saved was pruned in coupled groups, whose norms run over the units that are kept.
-
-    Raises:
-        DataError: as `load_pretrained`.
-    """
-    shape = (describe(Path(folder)).recipe or {}).get("shape")
-    return isinstance(shape, dict) and shape.get("name") == CoupledGroup.name
+    return SavedNetwork(folder).load(model, allow_nan=allow_nan, max_bytes=max_bytes)
 
 
 def load_masks(folder: str | Path) -> Masks:
@@ -196,37 +160,134 @@ def load_masks(folder: str | Path) -> Masks:
     Raises:
         DataError: as `load_pretrained`.
     """
-    folder = Path(folder)
-    description, tensors = read(folder)
-    with consistent(folder):
-        return Masks(
-            {
-                name: unpack_mask(tensors[name + BITS], tuple(entry.shape))
-                for name, entry in description.pruned.items()
-            }
-        )
+    return SavedNetwork(folder).masks()
 
 
-def load_architecture(folder: str | Path) -> Architecture | None:
-    """How the network in a folder is built, if its save says so.
+class SavedNetwork:
+    """A folder that `save_pretrained` wrote: its description, read once, and what can be made of its files.
 
     Raises:
-        DataError: as `load_pretrained`.
-        InputError: if it is built by code of the user's, which a file must not choose.
+        DataError: if the description is missing, damaged, or of another format.
     """
-    folder = Path(folder)
-    saved = describe(folder).architecture
-    return None if saved is None else _architecture(folder, saved)
 
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.description = describe(self.folder)
 
-def _architecture(folder: Path, saved: BuiltAs) -> Architecture:
-    if ":" in saved.name:
-        raise InputError(
-            f"the network in {folder} is of {escaped(saved.name[:200])}: "
-            "build it and give load_pretrained(folder, model)"
-        )
-    with consistent(folder, DESCRIPTION):
-        return Architecture(ModelSettings.parse(saved.model), tuple(saved.input_shape), saved.outputs)
+    @property
+    def holds_graph(self) -> bool:
+        """Whether it is an exported graph, which needs no model."""
+        return self.description.files.graph is not None
+
+    @property
+    def prunes_groups(self) -> bool:
+        """Whether it was pruned in coupled groups, whose norms run over the units that are kept."""
+        shape = (self.description.recipe or {}).get("shape")
+        return isinstance(shape, dict) and shape.get("name") == CoupledGroup.name
+
+    def architecture(self) -> Architecture | None:
+        """How the network is built, if the description says so.
+
+        Raises:
+            DataError: if it says so wrongly.
+            InputError: if it is built by code of the user's, which a file must not choose.
+        """
+        saved = self.description.architecture
+        if saved is None:
+            return None
+        if ":" in saved.name:
+            raise InputError(
+                f"the network in {self.folder} is of {escaped(saved.name[:200])}: "
+                "build it and give load_pretrained(folder, model)"
+            )
+        with consistent(self.folder, DESCRIPTION):
+            return Architecture(ModelSettings.parse(saved.model), tuple(saved.input_shape), saved.outputs)
+
+    def masks(self) -> Masks:
+        """See `load_masks`."""
+        tensors = read_weights(self.folder, self.description)
+        with consistent(self.folder):
+            return Masks(
+                {
+                    name: unpack_mask(tensors[name + BITS], tuple(entry.shape))
+                    for name, entry in self.description.pruned.items()
+                }
+            )
+
+    def load(
+        self, model: nn.Module | None = None, *, allow_nan: bool = False, max_bytes: int = MAX_BYTES
+    ) -> nn.Module:
+        """See `load_pretrained`."""
+        tensors = read_weights(self.folder, self.description, mapped=model is not None)
+        state = self._state(tensors)
+        if not allow_nan:
+            _check_numbers(self.folder, tensors)
+        if self.holds_graph:
+            if model is not None:
+                raise InputError(
+                    f"{self.folder} holds an exported graph, which takes the place of the model: give none"
+                )
+            buffers = {name.removesuffix(BUFFER): tensors[name] for name in tensors if name.endswith(BUFFER)}
+            state = {**state, **buffers}
+            return graph_from_files(self.folder, self.description, state, tensors, max_bytes)
+        if model is None:
+            return self._built(state, tensors)
+        self._fill(unwrap(model), state, tensors)
+        return model
+
+    def _state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All parameters and buffers that are saved, with their zeros."""
+        beside = (BITS, VALUES, BUFFER, CONSTANT)
+        state = {name: value for name, value in tensors.items() if not name.endswith(beside)}
+        with consistent(self.folder):
+            for name, entry in self.description.pruned.items():
+                state[name] = unpack(tensors[name + BITS], tensors[name + VALUES], tuple(entry.shape))
+            for name, source in self.description.tied.items():
+                state[name] = state[source]
+        return state
+
+    def _fill(self, model: nn.Module, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Copy what was saved into a network of the user's, made as small as it was."""
+        check_state(model, state, self.folder)
+        with fitted(model, state, self.description, tensors, self.folder) as buffers:
+            try:
+                model.load_state_dict(state)
+                for name, value in buffers.items():
+                    model.get_buffer(name).copy_(value)
+            except RuntimeError as error:
+                raise ModelError(
+                    f"the weights in {self.folder} cannot be copied into the model: {one_line(error)}"
+                ) from None
+            tie(model, self.description.tied)
+
+    def _built(self, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The network that the save describes, which takes no more memory than its files.
+
+        It is built and made as small as it was saved without data, and only then gets the tensors of the
+        file: a file could name sizes of terabytes.
+        """
+        architecture = self.architecture()
+        if architecture is None:
+            raise InputError(
+                f"{self.folder} does not say how its network is built: give load_pretrained(folder, model)"
+            )
+        try:
+            with torch.device("meta"):
+                model = architecture.build()
+        except (InputError, ModelError) as error:
+            raise DataError(f"{self.folder / DESCRIPTION} describes no network: {error}") from None
+        stored = sum(value.numel() for value in state.values())
+        described = sum(value.numel() for value in model.state_dict().values())
+        if described > BUILT_MIN + BUILT_RATIO * stored:
+            raise DataError(
+                f"{self.folder / DESCRIPTION} describes a network of {described:,} numbers, "
+                f"but {WEIGHTS} holds {stored:,}"
+            )
+        check_state(model, state, self.folder)
+        with fitted(model, state, self.description, tensors, self.folder), consistent(self.folder):
+            model.load_state_dict(state, assign=True)
+        tie(model, self.description.tied)
+        return model
 
 
 def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -264,18 +325,6 @@ def _check_loadable(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None
         raise ModelError(f"the network cannot be saved: {wrong}")
 
 
-def _dense(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = {
-        name: value for name, value in tensors.items() if not name.endswith((BITS, VALUES, BUFFER, CONSTANT))
-    }
-    with consistent(folder):
-        for name, entry in description.pruned.items():
-            state[name] = unpack(tensors[name + BITS], tensors[name + VALUES], tuple(entry.shape))
-        for name, source in description.tied.items():
-            state[name] = state[source]
-    return state
-
-
 def _check_numbers(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         # a sum is NaN where a value is, and is one pass through the memory; infinities are looked at again
@@ -288,60 +337,3 @@ def _check_numbers(folder: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"{name.partition('#')[0]} in {folder / WEIGHTS} has values that are NaN: "
                 "give allow_nan=True to load it all the same"
             )
-
-
-def _fill(
-    model: nn.Module,
-    folder: Path,
-    description: Description,
-    state: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """Copy what was saved into a network of the user's, made as small as it was."""
-    check_state(model, state, folder)
-    with fitted(model, state, description, tensors, folder) as buffers:
-        try:
-            model.load_state_dict(state)
-            for name, value in buffers.items():
-                model.get_buffer(name).copy_(value)
-        except RuntimeError as error:
-            reason = one_line(error)
-            raise ModelError(f"the weights in {folder} cannot be copied into the model: {reason}") from None
-        _tie_all(model, description)
-
-
-def _built(
-    folder: Path, description: Description, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-) -> nn.Module:
-    """The network that the save describes, which takes no more memory than its files.
-
-    It is built and made as small as it was saved without data, and only then gets the tensors of the file: a
-    file could name sizes of terabytes.
-    """
-    if description.architecture is None:
-        raise InputError(
-            f"{folder} does not say how its network is built: give load_pretrained(folder, model)"
-        )
-    architecture = _architecture(folder, description.architecture)
-    try:
-        with torch.device("meta"):
-            model = architecture.build()
-    except (InputError, ModelError) as error:
-        raise DataError(f"{folder / DESCRIPTION} describes no network: {error}") from None
-    stored = sum(value.numel() for value in state.values())
-    described = sum(value.numel() for value in model.state_dict().values())
-    if described > BUILT_MIN + BUILT_RATIO * stored:
-        raise DataError(
-            f"{folder / DESCRIPTION} describes a network of {described:,} numbers, "
-            f"but {WEIGHTS} holds {stored:,}"
-        )
-    check_state(model, state, folder)
-    with fitted(model, state, description, tensors, folder), consistent(folder):
-        model.load_state_dict(state, assign=True)
-    _tie_all(model, description)
-    return model
-
-
-def _tie_all(model: nn.Module, description: Description) -> None:
-    for name, source in description.tied.items():
-        tie(model, name, source)
