@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console, RenderableType
 from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 
-from prunekit.cli.metrics import quality
 from prunekit.cli.networks import (
     TRACED,
+    Data,
+    Ignore,
     InputShape,
+    Model,
     Outputs,
+    Residual,
     Tokens,
+    Weights,
     batch_of,
     examples,
     open_network,
+    quality,
     sizes_of,
 )
 from prunekit.cli.terminal import DataDir, Json, only_results, print_json
@@ -39,17 +42,16 @@ from prunekit.measure import (
     latency,
     layer_table,
     peak_memory,
+    plain_table,
 )
 from prunekit.messages import escaped
 
 
 def inspect(
-    model: Annotated[
-        str, typer.Argument(help="A saved folder, a model's name, module:function, or {name: mlp, ...}.")
-    ],
-    data: Annotated[str | None, typer.Option(help="Dataset to test on; gives the shapes too.")] = None,
+    model: Model,
+    data: Data = None,
     data_dir: DataDir = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights: safetensors, or a saved folder.")] = None,
+    weights: Weights = None,
     input_shape: InputShape = None,
     outputs: Outputs = 10,
     tokens: Tokens = None,
@@ -57,15 +59,13 @@ def inspect(
         int | None, typer.Option(min=1, help="Examples per pass of latency and memory; else one.")
     ] = None,
     groups: Annotated[
-        bool, typer.Option("--groups", help="Show what is coupled and can be taken out, instead.")
+        bool,
+        typer.Option(
+            "--groups", help="Show what is coupled and can be taken out, instead; with --ignore, --residual."
+        ),
     ] = False,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(help="With --groups: a layer, or pattern, that keeps its sizes; may be repeated."),
-    ] = None,
-    residual: Annotated[
-        bool, typer.Option("--residual", help="With --groups: let residual streams lose units, too.")
-    ] = False,
+    ignore: Ignore = None,
+    residual: Residual = False,
     as_json: Json = False,
 ) -> None:
     """Show a network layer by layer: parameters, zeros, MACs, and its latency and memory.
@@ -91,12 +91,12 @@ def inspect(
         counts = count(network.model, example)
         timing = latency(network.model, example)
         memory = peak_memory(network.model, example)
-        figures = quality(network.model, found)
+        tested = quality(network.model, found)
     if as_json:
         times = {"median": timing.median, "p10": timing.p10, "p90": timing.p90, "batch": batch}
-        print_json({**counts.to_dict(), "latency": times, "peak_memory": memory, **figures})
+        print_json({**counts.to_dict(), "latency": times, "peak_memory": memory, **tested})
     else:
-        _show(counts, timing, memory, figures, batch)
+        _show(counts, timing, memory, tested, batch)
 
 
 def _show_plan(plan: Plan, each: dict[str, float], as_json: bool) -> None:
@@ -107,7 +107,7 @@ def _show_plan(plan: Plan, each: dict[str, float], as_json: bool) -> None:
         Console(highlight=False).print(groups_table(plan, each), soft_wrap=False)
 
 
-def _show(counts: Counts, timing: Latency, memory: int, figures: dict[str, float], batch: int) -> None:
+def _show(counts: Counts, timing: Latency, memory: int, tested: dict[str, float], batch: int) -> None:
     console = Console(highlight=False)
     console.print(layer_table(counts))
     console.print(
@@ -115,7 +115,7 @@ def _show(counts: Counts, timing: Latency, memory: int, figures: dict[str, float
         f"{human_seconds(timing.p90)} (batch {batch}, one thread)\n"
         f"memory: {human_bytes(counts.bytes)} of weights, {human_bytes(memory)} at the peak of a pass"
     )
-    for key, value in figures.items():
+    for key, value in tested.items():
         console.print(f"{key.replace('_', ' ')}: {value:.4f}")
 
 
@@ -139,14 +139,8 @@ def groups_table(plan: Plan, each: Mapping[str, float]) -> RenderableType:
 
 
 def _prunable(plan: Plan, each: Mapping[str, float]) -> Table:
-    table = Table(
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-        caption=None if plan.prunable else "no group can lose units",
-        caption_justify="left",
-    )
+    caption = None if plan.prunable else "no group can lose units"
+    table = plain_table(caption=caption, caption_justify="left")
     table.add_column("group", overflow="fold")
     table.add_column("kind", no_wrap=True)
     for heading in ("units", "members", "per unit"):

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from prunekit.cli.terminal import Json, print_json
+from prunekit.measure import plain_table
 from prunekit.methods import METHODS, MethodInfo, describe, recipe
 
 
@@ -52,7 +52,7 @@ def _show(info: MethodInfo, text: str) -> None:
 
 
 def _table(rows: list[MethodInfo]) -> Table:
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
+    table = plain_table()
     table.add_column("method", style="bold", no_wrap=True)
     table.add_column("what it does", ratio=1)
     table.add_column("needs", style="dim", max_width=12)

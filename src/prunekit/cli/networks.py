@@ -16,6 +16,7 @@ from prunekit.cli.own_code import typed
 from prunekit.data import Dataset
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import GraphModel
+from prunekit.measure import evaluate
 from prunekit.models import ModelSettings, create, names
 from prunekit.models.create import data_arguments
 from prunekit.saving import Architecture, SavedNetwork
@@ -23,6 +24,15 @@ from prunekit.saving.folder import DESCRIPTION, WEIGHTS
 from prunekit.strict_yaml import load_yaml
 from prunekit.trial import check_takes
 
+Model = Annotated[
+    str, typer.Argument(help="A saved folder, a model's name, module:function, or {name: mlp, ...}.")
+]
+Data = Annotated[str | None, typer.Option(help="Dataset to test on; gives the shapes too.")]
+Weights = Annotated[Path | None, typer.Option(help="Weights: safetensors, or a saved folder.")]
+Ignore = Annotated[
+    list[str] | None, typer.Option(help="A layer, or pattern, that keeps its sizes; may be repeated.")
+]
+Residual = Annotated[bool, typer.Option("--residual", help="Let residual streams lose units, too.")]
 InputShape = Annotated[
     str | None, typer.Option(help="Shape of one example, such as 3,32,32, without a dataset.")
 ]
@@ -236,3 +246,24 @@ def _shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise InputError(f"--input-shape {text!r}: write whole numbers joined by commas, such as 3,32,32")
     return shape
+
+
+def quality(model: nn.Module, data: Dataset | None) -> dict[str, float]:
+    """Accuracy, top-5 accuracy where there are more than five classes, and loss; or the squared error.
+
+    Empty without data, and for an exported graph, which takes batches of one size only.
+    """
+    if data is None or isinstance(model, GraphModel):
+        return {}
+    found = evaluate(model, data.test.inputs, data.test.targets, task=data.task)
+    values = (
+        {"test_mse": found.mse}
+        if data.task == "regression"
+        else {"test_accuracy": found.accuracy, "test_top5": found.top5, "test_loss": found.loss}
+    )
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def folder_bytes(folder: Path) -> int:
+    """The bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir())

@@ -15,8 +15,7 @@ from rich.progress import Progress, TaskID
 from torch import nn
 
 from prunekit.batches import as_batches
-from prunekit.cli.metrics import folder_bytes, quality
-from prunekit.cli.networks import Network, is_saved, open_network
+from prunekit.cli.networks import Model, Network, folder_bytes, is_saved, open_network, quality
 from prunekit.cli.own_code import Allow, own_code
 from prunekit.cli.terminal import DataDir, Json, SetOption, only_results, print_json
 from prunekit.data import Dataset, load
@@ -34,9 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def prune(
-    model: Annotated[
-        str, typer.Argument(help="A saved folder, a model's name, module:function, or {name: mlp, ...}.")
-    ],
+    model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the pruned network.")],
     method: Annotated[str | None, typer.Option(help="A method of `prunekit methods`.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe in YAML, instead of a method.")] = None,

@@ -4,53 +4,47 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
-from torch import nn
+from rich.table import Table
+from torch import Tensor, nn
 
 from prunekit.cli.inspect import as_options
-from prunekit.cli.metrics import Figures, figures, figures_table, folder_bytes
 from prunekit.cli.networks import (
     TRACED,
+    Data,
+    Ignore,
     InputShape,
+    Model,
     Network,
     Outputs,
+    Residual,
     Tokens,
+    Weights,
     batch_of,
     examples,
+    folder_bytes,
     open_network,
+    quality,
     sizes_of,
 )
 from prunekit.cli.terminal import DataDir, Json, only_results, print_json
-from prunekit.data import load
+from prunekit.data import Dataset, load
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_off
 from prunekit.masks import Masks
+from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, plain_table
 from prunekit.saving import check_free, save_pretrained
 from prunekit.structure import is_chain, shrink_dead
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What is to go."""
-
-    sparsity: float | None
-    kinds: tuple[str, ...] | None
-    ignore: tuple[str, ...]
-    residual: bool
-    round_to: int
-
-
 def shrink(
-    model: Annotated[
-        str, typer.Argument(help="A saved folder, a model's name, module:function, or {name: mlp, ...}.")
-    ],
+    model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the smaller network; new or empty.")],
     sparsity: Annotated[
         float | None, typer.Option(help="Share of the units of every group to take out, the least first.")
@@ -58,16 +52,12 @@ def shrink(
     kinds: Annotated[
         str | None, typer.Option(help="Only these kinds of groups, such as filters,heads.")
     ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="A layer, or pattern, that keeps its sizes; may be repeated.")
-    ] = None,
-    residual: Annotated[
-        bool, typer.Option("--residual", help="Let residual streams lose units, too.")
-    ] = False,
+    ignore: Ignore = None,
+    residual: Residual = False,
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of so many units.")] = 1,
-    data: Annotated[str | None, typer.Option(help="Dataset to test on; gives the shapes too.")] = None,
+    data: Data = None,
     data_dir: DataDir = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights: safetensors, or a saved folder.")] = None,
+    weights: Weights = None,
     input_shape: InputShape = None,
     outputs: Outputs = 10,
     tokens: Tokens = None,
@@ -81,7 +71,12 @@ def shrink(
 
     Example: prunekit shrink resnet20 --input-shape 3,32,32 --sparsity 0.5 --out small
     """
-    asked = _asked(sparsity, kinds, ignore or [], residual, round_to)
+    kept_kinds = None if kinds is None else tuple(kind.strip() for kind in kinds.split(","))
+    if sparsity is None:
+        if kept_kinds is not None or ignore or residual or round_to > 1:
+            raise InputError("--kinds, --ignore, --residual and --round-to say what --sparsity takes: add it")
+    elif not 0 < sparsity < 1:
+        raise InputError(f"--sparsity {sparsity:g}: write a share between 0 and 1, such as 0.4 for 40 %")
     _check_out(out)
     with only_results():
         found = None if data is None else load(data, data_dir)
@@ -91,32 +86,34 @@ def shrink(
         inputs = examples(network, model, found, sizes, batch=batch, tokens=tokens)
         masks = Masks({}) if network.saved is None else network.saved.masks()
         dense = copy.deepcopy(network.model)
-        done, left = _smaller(network, inputs, masks, asked)
+        if sparsity is None:
+            done = _without_off(network, inputs, masks)
+        else:
+            try:
+                done = prune_groups(
+                    network.model,
+                    inputs,
+                    sparsity,
+                    kinds=kept_kinds,
+                    ignore=ignore or (),
+                    residual=residual,
+                    round_to=round_to,
+                    masks=masks,
+                )
+            except ModelError as error:
+                raise ModelError(as_options(str(error))) from error
+        architecture = None if done.form == "graph" else network.architecture
+        save_pretrained(done, out, masks=_useful(done.masks), architecture=architecture)
+        stored = folder_bytes(network.saved.folder) if network.saved else _stored(dense, network)
         # an exported graph takes batches of one size only, which those of the dataset are not
         test = None if isinstance(done.model, GraphModel) else found
-        before, after = figures(dense, done.model, inputs, test)
-        architecture = None if done.form == "graph" else network.architecture
-        save_pretrained(done, out, masks=left, architecture=architecture)
-        stored = folder_bytes(network.saved.folder) if network.saved else _stored(dense, network)
-    columns = (before.stored(stored), after.stored(folder_bytes(out)))
+        before, after = _costs((dense, done.model), (stored, folder_bytes(out)), inputs, test)
     if as_json:
         shrunk = {key: value for key, value in done.to_dict().items() if "parameters" not in key}
-        sizes_of_both = {"before": columns[0].to_dict(), "after": columns[1].to_dict()}
-        print_json({"folder": str(out), "batch": batch, **sizes_of_both, **shrunk})
+        print_json({"folder": str(out), "batch": batch, "before": before, "after": after, **shrunk})
     else:
-        _show(done, columns, batch, out, network)
-
-
-def _asked(
-    sparsity: float | None, kinds: str | None, ignore: list[str], residual: bool, round_to: int
-) -> _Asked:
-    if sparsity is None:
-        if kinds is not None or ignore or residual or round_to > 1:
-            raise InputError("--kinds, --ignore, --residual and --round-to say what --sparsity takes: add it")
-    elif not 0 < sparsity < 1:
-        raise InputError(f"--sparsity {sparsity:g}: write a share between 0 and 1, such as 0.4 for 40 %")
-    chosen = None if kinds is None else tuple(kind.strip() for kind in kinds.split(","))
-    return _Asked(sparsity, chosen, tuple(ignore), residual, round_to)
+        Console(highlight=False).print(_table(before, after))
+        _show(done, batch, out, network)
 
 
 def _check_out(out: Path) -> None:
@@ -125,33 +122,15 @@ def _check_out(out: Path) -> None:
     check_free(out)
 
 
-def _smaller(
-    network: Network, inputs: torch.Tensor, masks: Masks, asked: _Asked
-) -> tuple[ShrinkResult, Masks]:
-    """What is left, and the masks of its single weights."""
-    model = network.model
-    if asked.sparsity is not None:
-        try:
-            done = prune_groups(
-                model,
-                inputs,
-                asked.sparsity,
-                kinds=asked.kinds,
-                ignore=asked.ignore,
-                residual=asked.residual,
-                round_to=asked.round_to,
-                masks=masks,
-            )
-        except ModelError as error:
-            raise ModelError(as_options(str(error))) from error
-    elif is_chain(model):
-        done = shrink_dead(model, inputs, masks=masks)  # constants go into the biases of the next layer
-        if not done.lost:
-            raise InputError("no unit of this network is off: say what is to go with --sparsity")
-    else:
+def _without_off(network: Network, inputs: Tensor, masks: Masks) -> ShrinkResult:
+    """The network without the units that are off."""
+    if not is_chain(network.model):
         over_units = network.saved is not None and network.saved.prunes_groups
-        done = shrink_off(model, inputs, over_units=over_units, masks=masks)
-    return done, _useful(done.masks)
+        return shrink_off(network.model, inputs, over_units=over_units, masks=masks)
+    done = shrink_dead(network.model, inputs, masks=masks)  # constants go into the biases of the next layer
+    if not done.lost:
+        raise InputError("no unit of this network is off: say what is to go with --sparsity")
+    return done
 
 
 def _useful(masks: Masks) -> Masks:
@@ -165,11 +144,55 @@ def _stored(model: nn.Module, network: Network) -> int:
         return folder_bytes(save_pretrained(model, Path(place) / "net", architecture=network.architecture))
 
 
-def _show(
-    done: ShrinkResult, columns: tuple[Figures, Figures], batch: int, out: Path, network: Network
-) -> None:
+_TURNS, _RUNS = 4, 15
+
+
+def _costs(
+    models: tuple[nn.Module, nn.Module], sizes: tuple[int, int], inputs: Tensor, data: Dataset | None
+) -> list[dict[str, Any]]:
+    """Costs and quality of two networks, timed in turns, so that a busy moment of the machine meets both.
+
+    Args:
+        models: the networks.
+        sizes: the bytes of their folders.
+        inputs: (N, ...) of a pass.
+        data: to test both on, if there is any.
+
+    Returns:
+        For each its parameters, MACs per example, bytes, latency in seconds, the least median of some turns,
+        and its quality.
+    """
+    turns = [[latency(model, inputs, runs=_RUNS).median for model in models] for _ in range(_TURNS)]
+    found = []
+    for model, size, seconds in zip(models, sizes, zip(*turns, strict=True), strict=True):
+        counts = count(model, inputs)
+        costs = {"parameters": counts.parameters, "macs": counts.macs, "bytes": size, "latency": min(seconds)}
+        found.append({**costs, **quality(model, data)})
+    return found
+
+
+def _table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
+    """One line for each cost and quality, with what is left of it."""
+    table = plain_table()
+    table.add_column("")
+    for heading in ("before", "after", "left"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+        ("parameters", "parameters", lambda count: f"{count:,}"),
+        ("macs", "MACs", human_count),
+        ("bytes", "bytes on disk", human_bytes),
+        ("latency", "latency", human_seconds),
+    )
+    for key, name, written in rows:
+        share = f"{100 * after[key] / before[key]:.1f}%" if before[key] else "-"
+        table.add_row(name, written(before[key]), written(after[key]), share)
+    for key in [key for key in before if key.startswith("test_")]:
+        table.add_row(key.replace("_", " "), f"{before[key]:.4f}", f"{after[key]:.4f}", "")
+    return table
+
+
+def _show(done: ShrinkResult, batch: int, out: Path, network: Network) -> None:
     console = Console(highlight=False)
-    console.print(figures_table(*columns))
     console.print(
         f"latency: of a batch of {batch}, one thread\n"
         f"units: {sum(group.before - group.after for group in done.lost):,} taken out of "

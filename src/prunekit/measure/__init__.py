@@ -2,7 +2,7 @@
 
 from prunekit.measure.counts import Counts, LayerCount, count
 from prunekit.measure.forward_pass import Latency, latency, peak_memory, state_bytes
-from prunekit.measure.human import human_bytes, human_count, human_seconds, layer_table
+from prunekit.measure.human import human_bytes, human_count, human_seconds, layer_table, plain_table
 from prunekit.measure.quality import Quality, evaluate
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "latency",
     "layer_table",
     "peak_memory",
+    "plain_table",
     "state_bytes",
 ]

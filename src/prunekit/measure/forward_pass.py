@@ -47,7 +47,7 @@ def arguments(example_inputs: ExampleInputs, device: torch.device) -> tuple[Tens
 class Latency:
     """Wall-clock seconds of one forward pass of `batch` examples, over `runs` passes.
 
-    The median is the figure to quote. `p10` and `p90` are percentiles, interpolated linearly.
+    The median is the number to quote. `p10` and `p90` are percentiles, interpolated linearly.
     """
 
     median: float
@@ -137,7 +137,7 @@ def peak_memory(model: nn.Module, example_inputs: ExampleInputs) -> int:
 
     Weights, buffers and inputs were there before and are **not** in it: `state_bytes` gives the weights. The
     model runs in evaluation mode without gradients, so an activation is freed as soon as nothing refers to
-    it, as in inference. On the CPU the figure is exact for tensors and the same each time; scratch space
+    it, as in inference. On the CPU the number is exact for tensors and the same each time; scratch space
     inside a kernel is not seen. On CUDA it is the allocator's own peak above what was allocated before,
     scratch space included; the allocator's peak statistics are reset.
 

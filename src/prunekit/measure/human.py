@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -44,6 +45,11 @@ def _scaled(value: float, units: Sequence[str]) -> str:
     return f"{scaled:.{digits}f} {units[place]}"
 
 
+def plain_table(**options: Any) -> Table:
+    """A table without a frame, whose lines are as long as its cells."""
+    return Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **options)
+
+
 # These leave room for the numbers in 80 columns: kinds are cut, shapes folded, and names as far as needed.
 _KIND_WIDTH = 11
 _SHAPE_WIDTH = 11
@@ -55,15 +61,7 @@ def layer_table(counts: Counts) -> Table:
 
     `kept` is the share of parameters, and of MACs, that is not zero.
     """
-    table = Table(
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-        show_footer=True,
-        caption=_caption(counts),
-        caption_justify="left",
-    )
+    table = plain_table(show_footer=True, caption=_caption(counts), caption_justify="left")
     longest = max((len(_name(layer)) for layer in counts.layers), default=0)
     table.add_column("layer", footer="total", overflow="fold", min_width=min(longest, _NAME_LEAST))
     table.add_column("kind", overflow="ellipsis", no_wrap=True, max_width=_KIND_WIDTH)

@@ -133,19 +133,19 @@ def stage_of(folder: Path) -> str:
     return "/".join(folder.parts[-3:])
 
 
-def write_result(folder: Path, figures: Mapping[str, Any], files: Sequence[str]) -> None:
+def write_result(folder: Path, measurements: Mapping[str, Any], files: Sequence[str]) -> None:
     """Finish a stage.
 
     Args:
         folder: of the stage.
-        figures: what was measured.
+        measurements: what was measured.
         files: names of what else was written, below the folder.
 
     Raises:
         OSError: if a file cannot be read or the result cannot be written.
     """
     digests = {name: digest_of_file(folder / name) for name in files}
-    write_json_with_digest(folder / RESULT, {"stage": stage_of(folder), **figures, "files": digests})
+    write_json_with_digest(folder / RESULT, {"stage": stage_of(folder), **measurements, "files": digests})
 
 
 def _check_below(name: str) -> str:

@@ -257,7 +257,7 @@ def rows_of(session: Session) -> list[dict[str, Any]]:
     return rows
 
 
-def _unchanged(session: Session, figures: dict[str, Any]) -> dict[str, Any]:
+def _unchanged(session: Session, measurements: dict[str, Any]) -> dict[str, Any]:
     """The row of a network that no step could be taken of: its `stop` rolled back the first."""
     kept = session.kept
     return {
@@ -266,7 +266,7 @@ def _unchanged(session: Session, figures: dict[str, Any]) -> dict[str, Any]:
         "compression_ratio": kept.compression_ratio,
         "prunable": kept.total,
         "kept": kept.kept,
-        **figures,
+        **measurements,
         "train_loss": None,
         "seconds": 0.0,
     }
