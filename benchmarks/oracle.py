@@ -112,7 +112,7 @@ def agreement(naive: list[float], found: dict[str, Tensor]) -> float:
 def ranking(name: str, model: nn.Module, error: Error, count: int, rounds: int) -> dict[str, Any]:
     inputs, targets, source = images(count)
     model = model.eval()
-    chain = chain_of(model)
+    chain = chain_of(model, inputs)
     naive = Naive(model, chain, inputs, targets, error)
     kept: dict[str, Any] = {}
 
@@ -152,7 +152,7 @@ def ranking(name: str, model: nn.Module, error: Error, count: int, rounds: int) 
 def elimination(name: str, model: nn.Module, error: Error, rounds: int) -> dict[str, Any]:
     """All units one by one; the naive loop runs one network per unit left at each step."""
     inputs, targets, source = images(EXAMPLES)
-    chain = chain_of(model.eval())
+    chain = chain_of(model.eval(), inputs)
     naive = Naive(model, chain, inputs, targets, error)
     group, units = chain.groups[0], len(naive.left)
     runs = sum(range(1, units + 1)) + units  # each step also knows the error now

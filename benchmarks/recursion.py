@@ -72,7 +72,7 @@ def measure(hidden: Sequence[int], epochs: float) -> dict[str, Any]:
     with torch.no_grad():
         right = float((model(data.test.inputs.double()).argmax(1) == data.test.targets).double().mean())
     inputs, targets = data.train.inputs[:EXAMPLES].double(), data.train.targets[:EXAMPLES]
-    chain = chain_of(model)
+    chain = chain_of(model, inputs)
     exact = gain_derivatives(chain, inputs, targets, squared_error)
     off = deviations(chain, inputs, targets, squared_error)
     rows = []

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
+from prunekit.graph.chain_stages import NORMS
+from prunekit.graph.rows import LAYERS, Layer
 from prunekit.measure.forward_pass import device_of
 from prunekit.modes import evaluating
 from prunekit.structure import Chain, Stage, chain_of
-from prunekit.structure.operations import LAYERS, NORMS, Layer
 
 
 def error_bound(layer_errors: Sequence[float] | Tensor, norms: Sequence[float] | Tensor) -> Tensor:
@@ -108,7 +109,7 @@ def layer_errors(
     """
     if not len(inputs):
         raise InputError("there are no examples to measure errors on")
-    old, new = chain_of(dense), chain_of(pruned)
+    old, new = (chain_of(model, inputs[:2]) for model in (dense, pruned))
     places = _places(old, new)
     layers = [_module(new.stages[place]) for place in places]
     errors = torch.zeros(len(places), dtype=torch.float64)

@@ -42,7 +42,7 @@ def trial(model: nn.Module, data, training: Training, seed: int) -> tuple[float,
     """Dense test accuracy, units removed for less than a point of it, and the accuracy with half removed."""
     train(model, data.train, training, seed=seed)
     model.eval()
-    chain = chain_of(model)
+    chain = chain_of(model, data.train.inputs[:2])
     test = data.test.inputs, data.test.targets
     dense = accuracy(model, *test)
     course = eliminate(

@@ -11,19 +11,13 @@ APART = {"__init__", "__main__", "base"}
 
 # Names that are still used for more than one thing. Take a name out once it is used once; put none in.
 DOUBLE_CLASSES = {
-    "Call",
     "Counts",
     "Elimination",
     "Layer",
-    "Operation",
     "Plan",
-    "_Reader",
-    "_Step",
     "_Sums",
-    "_Walk",
 }
 DOUBLE_STEMS = {
-    "chain",
     "curvature",
     "elimination",
     "filters",

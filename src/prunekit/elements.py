@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
+from prunekit.graph.capture import Inputs
 from prunekit.graph.surgery import Surgery, copy_of
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
@@ -139,7 +140,12 @@ class Units(Elements):
 
 
 def find_units(
-    model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str], *, inputs: bool
+    model: nn.Module,
+    targets: Sequence[str] | None,
+    ignore: Sequence[str],
+    example_inputs: Inputs | None = None,
+    *,
+    inputs: bool,
 ) -> Units:
     """The units of the chosen layers; the network's outputs are none.
 
@@ -149,7 +155,7 @@ def find_units(
             units cannot be removed.
     """
     layers = {target.layer for target in find_targets(model, targets, ignore)}
-    chain = chain_of(unwrap(model), inputs=inputs)
+    chain = chain_of(unwrap(model), example_inputs, inputs=inputs)
     for name in chain.refused:
         if targets is not None and name in layers:
             chain.group(name)  # says why

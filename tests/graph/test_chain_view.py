@@ -1,4 +1,4 @@
-"""A chain read from the captured graph is the one that is read symbolically, and gives the same figures."""
+"""A chain read from the captured graph computes what the network does; its units are those of the plan."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from chain_nets import ChainPlan, build, chain_plans
 from examples import number_of_examples
-from prunekit.errors import ModelError
-from prunekit.graph import CouplingGraph, traced, unit_masks
+from prunekit.graph import traced, unit_masks
 from prunekit.graph.capture import captured
-from prunekit.graph.chain import chain_view
+from prunekit.graph.chain_view import chain_view
 from prunekit.models import lenet5, lenet_300_100, mlp, vgg_small
-from prunekit.structure import INPUT, Chain, chain_of
+from prunekit.structure import INPUT, chain_of
 from prunekit.structure import unit_masks as chain_masks
 from prunekit.units import oracle_changes
-from refused_nets import REFUSED, Net, TwoInputs
+from refused_nets import Net
 from unit_nets import NETS, made
 
 PAPERS = {
@@ -32,41 +31,43 @@ PAPERS = {
 }
 
 
-def views(model: nn.Module, inputs: Tensor, *, features: bool = False) -> tuple[Chain, Chain, CouplingGraph]:
-    """The chain as it is read symbolically, and from the graph."""
-    found = traced(model, inputs)
-    return chain_of(model, inputs=features), chain_view(model, found.graphs[0], inputs=features), found
-
-
 def assert_same(model: nn.Module, inputs: Tensor, targets: Tensor, *, seed: int = 0) -> None:
-    """Groups, what the stages compute, oracle, masks and smaller networks."""
-    read, view, found = views(model, inputs[:3])
-    assert view.groups == read.groups
-    assert dict(view.refused) == dict(read.refused)
+    """What the stages compute, the masks of units, and the oracle beside each unit masked by the plan."""
+    found = traced(model, inputs[:3])
+    chain = chain_view(model, found.graphs[0])
+    on_its_own = chain_of(model)
+    assert on_its_own.groups == chain.groups
+    assert dict(on_its_own.refused) == dict(chain.refused)
     x = inputs
     with torch.no_grad():
-        for stage in view.stages:
+        for stage, other in zip(chain.stages, on_its_own.stages, strict=True):
             before = x.clone()
             result = stage.run(x)
             assert torch.equal(x, before), f"{stage.name} changed its input"
+            assert torch.equal(other.run(x), result)
             x = result
         assert torch.equal(x, model(inputs))
-    changes, others = (oracle_changes(chain, inputs, targets, "cross_entropy") for chain in (read, view))
-    assert list(others) == list(changes)
-    for name, change in changes.items():
-        torch.testing.assert_close(others[name], change, rtol=1e-10, atol=1e-10)
     choice = random.Random(seed)
-    kept = {}
-    for group in read.groups:
-        flags = torch.tensor([choice.random() < 0.6 for _ in range(group.units)])
-        flags[choice.randrange(group.units)] = True
-        kept[group.name] = flags
     plan = {group.name: group for group in found.plan.groups}
-    several = {name: flags for name, flags in kept.items() if len(flags) > 1}
-    assert {name: plan[name].units for name in several} == {name: len(f) for name, f in several.items()}
-    masks, other = chain_masks(model, read, several), unit_masks(model, found.plan, several)
-    assert set(masks) == set(other)
-    assert all(torch.equal(masks[name], other[name]) for name in masks)
+    several = {}
+    for group in chain.groups:
+        if group.units > 1:
+            flags = torch.tensor([choice.random() < 0.6 for _ in range(group.units)])
+            flags[choice.randrange(group.units)] = True
+            several[group.name] = flags
+            assert plan[group.name].units == group.units
+    masks, other_masks = chain_masks(model, chain, several), unit_masks(model, found.plan, several)
+    assert set(masks) == set(other_masks)
+    assert all(torch.equal(masks[name], other_masks[name]) for name in masks)
+    for name, changes in oracle_changes(chain, inputs, targets, "cross_entropy").items():
+        for unit in choice.sample(range(len(changes)), min(3, len(changes))) if name in several else ():
+            flags = torch.ones(len(changes), dtype=torch.bool)
+            flags[unit] = False
+            masked = copy.deepcopy(model)
+            unit_masks(masked, found.plan, {name: flags}).apply(masked)
+            with torch.no_grad():
+                naive = F.cross_entropy(masked(inputs), targets) - F.cross_entropy(model(inputs), targets)
+            torch.testing.assert_close(changes[unit], naive, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -91,27 +92,16 @@ def test_random_chains(plan: ChainPlan) -> None:
 @pytest.mark.parametrize("name", ["1 hidden", "conv", "odd"])
 def test_input_features(name: str) -> None:
     model, inputs, _ = made(name)
-    read, view, _ = views(model, inputs[:3], features=True)
-    assert view.group(INPUT) == read.group(INPUT)
-
-
-@pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
-def test_what_is_no_chain_is_refused_with_the_reason(kind: type[Net]) -> None:
-    model = kind()
-    with pytest.raises(ModelError) as caught:
-        chain_view(model, captured(model, torch.randn(3, 4))[0])
-    assert str(caught.value).startswith(f"layer 'a' is no link of a chain: {REFUSED[kind]}")
-    assert "\n" not in str(caught.value)
-
-
-def test_several_inputs_are_named() -> None:
-    model, x = TwoInputs(), torch.randn(3, 4)
-    with pytest.raises(ModelError, match="a chain has one input, the model's output is computed from x, y"):
-        chain_view(model, captured(model, (x, x))[0])
+    found = traced(model, inputs[:3], inputs=True)
+    group = chain_of(model, inputs[:3], inputs=True).group(INPUT)
+    assert group == chain_of(model, inputs=True).group(INPUT)
+    assert [group.units] * (group.units > 1) == [
+        each.units for each in found.plan.groups if each.name == INPUT
+    ]
 
 
 def test_an_activation_of_several_operators_is_one_pointwise_stage() -> None:
-    """The symbolic reader cannot follow x s(x) + x^3; the joints of the graph are the same as for a ReLU."""
+    """x s(x) + x^3: the joints of the graph are the same as for a ReLU."""
 
     class Cubed(Net):
         def forward(self, x: Tensor) -> Tensor:

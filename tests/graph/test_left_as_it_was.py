@@ -16,6 +16,7 @@ from torch.nn.modules import module as global_hooks
 from prunekit.errors import ModelError
 from prunekit.graph import groups
 from prunekit.graph.capture import captured
+from prunekit.graph.chain_view import chain_of
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -130,6 +131,8 @@ KINDS: list[type[Net]] = [
 LOOKS: dict[str, Callable[[nn.Module], Any]] = {
     "groups": lambda model: groups(model, X),
     "exported": lambda model: captured(model, X, record=False),
+    "chain": lambda model: chain_of(model, X),
+    "chain without an example": chain_of,
 }
 
 

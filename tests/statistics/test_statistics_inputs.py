@@ -7,8 +7,8 @@ from torch import nn
 
 from prunekit.batches import TensorBatches
 from prunekit.errors import DataError, ModelError
+from prunekit.graph.rows import from_rows, patches, rows_of
 from prunekit.statistics import InputSquares, LayerHessian, LayerInputMean, MeanGradient, StatContext, collect
-from prunekit.structure.rows import from_rows, patches, rows_of
 from small_nets import Tied, blobs, convnet, images, mlp
 from unfolding import design
 

@@ -105,9 +105,14 @@ def _refusal(error: Exception, mode: str) -> str:
     first = lines[0] if lines else type(error).__name__
     if "data-dependent" in first:  # PyTorch speaks of its symbols here
         first = "what it does next depends on the values of its data, which no single graph can hold"
+    return f"the network cannot be exported in {mode} mode: {first}{place_of(error)}"
+
+
+def place_of(error: BaseException) -> str:
+    """The last line of the network's code that ran, such as `, at line 12 of net.py: if x.sum() > 0:`."""
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         if path.is_file() and not _is_machinery(path):
             place = f", at line {frame.lineno} of {path.name}: {frame.line}"
-    return f"the network cannot be exported in {mode} mode: {first}{place}"
+    return place

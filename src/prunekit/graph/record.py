@@ -68,7 +68,21 @@ _REFUSED = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, tor
 
 
 class NotRecordedError(Exception):
-    """The network cannot be recorded; why not."""
+    """The network cannot be recorded; why not.
+
+    Attributes:
+        operators: how many it called before.
+    """
+
+    operators: int = 0
+
+
+class MisfitError(NotRecordedError):
+    """A linear layer is given another number of features than it reads."""
+
+    def __init__(self, given: int, read: int) -> None:
+        super().__init__(f"a linear layer that reads {read} features is given {given}")
+        self.given, self.read = given, read
 
 
 def recorded(
@@ -106,7 +120,9 @@ def _run(
     except NotRecordedError:
         raise
     except Exception as error:  # whatever the user's forward raises on tensors without data
-        raise NotRecordedError(f"{type(error).__name__}: {error}") from error
+        failure = NotRecordedError(f"{type(error).__name__}: {error}")
+        failure.operators = recorder.operators
+        raise failure from error
     values, gives = pytree.tree_flatten(output)
     recorder.graph.output(tuple(recorder.output(value) for value in values))
     return Captured(
@@ -152,6 +168,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """No: to be left out by the compiler its modules would be loaded, which takes a second."""
         return False
 
+    @property
+    def operators(self) -> int:
+        """How many were called."""
+        return sum(node.op == "call_function" for node in self.graph.nodes)
+
     def user(self, value: Any, number: int) -> Any:
         """What the network is called with in the place of a value of the user's."""
         if not isinstance(value, Tensor):
@@ -176,6 +197,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten.detach_.default:  # of what torch.tensor() makes
             return self._detached(args[0])
         self._check(func, args)
+        if func is torch.ops.aten.linear.default and args[0].shape[-1:] != args[1].shape[-1:]:
+            raise MisfitError(args[0].shape[-1], args[1].shape[-1])
         own_args, own_kwargs = _mapped((args, kwargs), self._found)
         result = shapes(func, *_mapped((args, kwargs), lambda each: self._found(each).meta["val"]))
         name = func.overloadpacket.__name__

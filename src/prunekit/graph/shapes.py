@@ -36,8 +36,16 @@ def shapes(func: torch._ops.OpOverload, args: Any, kwargs: dict[str, Any]) -> An
     if name in _ENTRY_BY_ENTRY:
         given = [each for each in chain(args, kwargs.values()) if isinstance(each, Tensor)]
         if _plain(given):
-            shape = torch.broadcast_shapes(*(each.shape for each in given))  # type: ignore[no-untyped-call]
+            shape = given[0].shape
+            if any(each.shape != shape for each in given):
+                shape = torch.broadcast_shapes(*(each.shape for each in given))  # type: ignore[no-untyped-call]
             return given[0].new_empty(shape)
+    if (
+        name == "linear"
+        and _plain([each for each in args if each is not None])
+        and args[0].shape[-1] == args[1].shape[-1]
+    ):
+        return args[0].new_empty((*args[0].shape[:-1], len(args[1])))
     if name in _POOLS:
         return args[0].new_empty((*args[0].shape[: -_POOLS[name]], *args[1]))
     if "device" in kwargs:
@@ -49,5 +57,7 @@ def _plain(tensors: list[Tensor]) -> bool:
     """Whether all are numbers of one real type, in the order of their axes, so that the result is, too."""
     first = tensors[0]
     return first.is_floating_point() and all(
-        each.dtype == first.dtype and each.dim() and each.is_contiguous() for each in tensors
+        each.dtype == first.dtype and each.dim() and each.is_contiguous()
+        for each in tensors
+        if each is not None
     )

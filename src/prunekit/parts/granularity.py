@@ -113,6 +113,7 @@ class Unit(Weight):
     level = "units"
     paper = "filters by their norm: Li et al. 2016, arXiv 1608.08710"
     counts = "units"
+    by_example = True
     pool: Pool = "sum"
     inputs: bool = False
     round_to: int = Field(default=1, ge=1, le=WHOLE)
@@ -125,7 +126,7 @@ class Unit(Weight):
         example_inputs: Inputs | None = None,
     ) -> Elements:
         """The units of the layers that fit the patterns, the network's outputs apart."""
-        return find_units(model, targets, ignore, inputs=self.inputs)
+        return find_units(model, targets, ignore, example_inputs, inputs=self.inputs)
 
     def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
         """Over the incoming weights of each unit, by `pool`."""

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.graph.rows import from_rows, rows_of
 from prunekit.limits import LARGE, STEPS, WHOLE
 from prunekit.masks import lowest, lowest_per_row
 from prunekit.obs.admm import ITERATIONS, admm_support
@@ -18,7 +19,6 @@ from prunekit.parts.context import StepContext
 from prunekit.statistics import ConnectionCorrelation, LayerHessian, Statistic
 from prunekit.statistics.hessians import damped_groups
 from prunekit.stratified import stratified_sample
-from prunekit.structure.rows import from_rows, rows_of
 
 
 class Selection(Part):

@@ -14,11 +14,11 @@ from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import Key
+from prunekit.graph.chain import Chain
 from prunekit.modes import evaluating
 from prunekit.statistics.collect import Collector, StatContext
 from prunekit.statistics.moments import Moments
 from prunekit.statistics.unit_statistic import UnitStatistic, Values
-from prunekit.structure.chain import Chain
 from prunekit.units.chain_runner import BUDGET_BYTES, ChainRunner, Link, pieces
 from prunekit.units.layers import by_unit, leaves_rows, pointwise, unit_dim, with_gains
 from prunekit.units.oracle import checked_kept

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError
+from prunekit.graph.chain_stages import Function
+from prunekit.graph.chain_view import activations
+from prunekit.graph.rows import from_rows, groups_of, rows_of, windows
 from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.cross import CrossMoments
 from prunekit.statistics.inputs import layer_label, row_layers
 from prunekit.statistics.processes import sum_over_processes
-from prunekit.structure.reader import Function, activations
-from prunekit.structure.rows import from_rows, groups_of, rows_of, windows
 
 SUMS_BYTES = 512 * 2**20
 """Memory for the sums of one pass: a convolution has as many as it has connections, not weights."""
@@ -66,12 +67,14 @@ class _Correlations(Collector):
     def __init__(self, subject: StatContext, budget: int) -> None:
         self._model = subject.model
         self._modules = row_layers(subject.model, subject.names)
-        after = activations(subject.model, self._modules)
-        self._layers = {name: _Layer(layer, after[name]) for name, layer in self._modules.items()}
+        self._layers: dict[str, _Layer] = {}
         self._inputs: list[Tensor] = []
         self._budget = budget
 
     def batch(self, batch: Batch, loss: Tensor) -> None:
+        if not self._inputs:
+            after = activations(self._model, self._modules, batch[0])
+            self._layers = {name: _Layer(layer, after[name]) for name, layer in self._modules.items()}
         self._inputs.append(batch[0])
 
     @torch.no_grad()

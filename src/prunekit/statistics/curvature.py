@@ -13,12 +13,12 @@ from torch.func import functional_call, jacrev, vmap
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
+from prunekit.graph.rows import from_rows, groups_of, patches, rows_of
 from prunekit.losses import Loss
 from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.inputs import layer_label, row_layers
 from prunekit.statistics.moments import add_product, mirrored
 from prunekit.statistics.processes import sum_over_processes
-from prunekit.structure.rows import from_rows, groups_of, patches, rows_of
 
 LIMIT = 5000
 """The most weights that a whole Hessian is built for: 200 MB."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError, ModelError
+from prunekit.graph.rows import groups_of, has_rows, patches, rows_of
 from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.moments import Moments
-from prunekit.structure.rows import groups_of, has_rows, patches, rows_of
 from prunekit.targets import unwrap
 
 _BUFFER_BYTES = 8 * 2**20

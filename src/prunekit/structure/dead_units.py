@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunekit.graph.chain import Chain, UnitGroup
+from prunekit.graph.chain_stages import Applied, Kind, Stage
+from prunekit.graph.chain_view import chain_of
 from prunekit.graph.deviation import rounding
+from prunekit.graph.ops.registry import argument
+from prunekit.graph.rows import LAYERS
 from prunekit.graph.shrinking import ShrinkResult
 from prunekit.graph.surgery import masked_copy, own_module
 from prunekit.masks import Masks
 from prunekit.modes import evaluating
-from prunekit.structure.calls import Call, is_flatten
-from prunekit.structure.chain import Chain, Stage, UnitGroup
-from prunekit.structure.operations import LAYERS, NORMS, POOL_FUNCTIONS, POOL_MODULES
-from prunekit.structure.reader import chain_of
-from prunekit.structure.shrinking import replace_by_smaller
+from prunekit.structure.shrinking import checked_examples, replace_by_smaller
 from prunekit.targets import unwrap
 
 _FOLDINGS = 16  # units in the last place for each layer, which a rounded bias may grow to on its way
@@ -87,7 +88,8 @@ def shrink_dead(
     model = own_module(model)
     masks = masks or Masks({})
     reference = masked_copy(model, masks)
-    chain = chain_of(model)
+    example_inputs = checked_examples(example_inputs)
+    chain = chain_of(model, example_inputs)
     dead = dead_units(model, chain, masks)
     if tolerance is None and dead.biases:
         # a sum in a bias is rounded to the bias's own precision, which the proof's float64 sees
@@ -235,10 +237,10 @@ def constant_inputs(model: nn.Module, chain: Chain, group: UnitGroup, constants:
     values = constants.to(producer.weight).view(1, group.units, *[1] * positions)
     with evaluating(model), torch.no_grad():
         for stage in before[start + 1 :]:
-            if is_flatten(stage):
+            if stage.kind is Kind.FLATTEN:
                 if values.dim() > 2:
                     values = values.flatten(1).repeat_interleave(group.repeat, 1)
-            elif _is_pool(stage):
+            elif stage.kind is Kind.POOL:
                 if not _keeps_constants(stage):
                     return None
             elif _has_no_statistics(stage) or _learns_from_all(stage):
@@ -248,21 +250,16 @@ def constant_inputs(model: nn.Module, chain: Chain, group: UnitGroup, constants:
     return values.flatten().double().cpu()
 
 
-def _is_pool(stage: Stage) -> bool:
-    called = isinstance(stage.run, Call) and stage.run.target in POOL_FUNCTIONS
-    return called or isinstance(stage.module, POOL_MODULES)
-
-
 def _has_no_statistics(stage: Stage) -> bool:
     """Whether a batch norm normalises by the batch in evaluation mode as well."""
-    return isinstance(stage.module, NORMS) and stage.module.running_mean is None
+    return stage.kind is Kind.NORM and stage.module is not None and stage.module.running_mean is None
 
 
 def _learns_from_all(stage: Stage) -> bool:
     """Whether the units share a parameter, such as a PReLU's slope, which learns from the constant ones."""
     return (
         stage.module is not None
-        and not isinstance(stage.module, NORMS)
+        and stage.kind is not Kind.NORM
         and any(True for _ in stage.module.parameters())
     )
 
@@ -274,7 +271,14 @@ def _keeps_constants(stage: Stage) -> bool:
         padded = any(padding) if isinstance(padding, tuple) else bool(padding)
         odd = getattr(stage.module, "divisor_override", None) is not None
         return not odd and not (padded and stage.module.count_include_pad)
-    if isinstance(stage.run, Call) and getattr(stage.run.target, "__name__", "").startswith("avg_pool"):
-        known = {"kernel_size", "stride", "ceil_mode"}
-        return len(stage.run.args) <= 3 and set(stage.run.kwargs) <= known  # no padding, no own divisor
+    if isinstance(stage.run, Applied) and stage.run.target.startswith("avg_pool"):
+        padding, counted, divisor = (
+            argument(stage.run.nodes[0], place, name, default)
+            for place, name, default in (
+                (3, "padding", ()),
+                (5, "count_include_pad", True),
+                (6, "divisor_override", None),
+            )
+        )
+        return divisor is None and not (counted and any(padding))
     return True

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.graph.chain import Chain
+from prunekit.graph.groups import INPUT
 from prunekit.graph.proof import Reference, proven
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
 from prunekit.graph.surgery import Cut, Surgery, masked_copy, own_module, smaller_masks
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
-from prunekit.structure.chain import INPUT, Chain
 from prunekit.structure.units import cut_of, narrow_inputs
 
 _EXAMPLES, _RANDOM = 32, 8  # more make the proof slower (float64 is), not stronger
@@ -97,7 +98,7 @@ def carry_out(
     before = _count(model)
     surgery = Surgery(model)
     with torch.inference_mode(False):  # parameters made in it could not be trained
-        inputs = _examples(example_inputs)
+        inputs = checked_examples(example_inputs)
         try:
             for name, mask in masks.items():
                 surgery.zero(name, ~mask)
@@ -129,7 +130,12 @@ def carry_out(
     )
 
 
-def _examples(example_inputs: Tensor | Sequence[Tensor]) -> Tensor:
+def checked_examples(example_inputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """The first of them, as a batch of real numbers.
+
+    Raises:
+        InputError: if they are none.
+    """
     if not isinstance(example_inputs, Tensor):
         if len(example_inputs) != 1:
             raise InputError(f"a chain has one input, got {len(example_inputs)} example inputs")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError
+from prunekit.graph.chain import Chain
+from prunekit.graph.chain_stages import Kind
+from prunekit.graph.groups import INPUT
 from prunekit.graph.surgery import Axes, Cut, check_flags, masks_of
 from prunekit.masks import Masks
-from prunekit.structure.calls import is_flatten
-from prunekit.structure.chain import INPUT, Chain
 from prunekit.targets import unwrap
 
 
@@ -139,7 +140,7 @@ def narrow_inputs(chain: Chain, kept: Mapping[str, Tensor], inputs: Tensor) -> T
         return inputs
     group, flags = chain.group(INPUT), kept[INPUT].to(inputs.device)
     before, consumer, _ = chain.split(group)
-    flatten = next((place for place, stage in enumerate(before) if is_flatten(stage)), None)
+    flatten = next((place for place, stage in enumerate(before) if stage.kind is Kind.FLATTEN), None)
     as_images = any(stage.module is not None and stage.name in group.norms for stage in before[:flatten])
     if not isinstance(consumer.module, nn.Linear) or group.repeat > 1 or (as_images and flatten is not None):
         return inputs[:, flags]

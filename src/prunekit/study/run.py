@@ -55,7 +55,7 @@ def plan(study: Study, data_dir: Path | None) -> Plans:
     check_takes(model, study.model.name, data.test.inputs[:2])
     if study.unit_figures is not None:
         try:
-            chain = chain_of(model)
+            chain = chain_of(model, data.test.inputs[:2])
         except PrunekitError as error:
             raise type(error)(f"unit_figures: {error}") from error
         if not chain.groups:

@@ -47,8 +47,8 @@ def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: P
     data = dataset(study, data_dir)
     model = build(study, data, seed=0)
     model.load_state_dict(read_tensors(layout.network(study, 0) / TRAINED)[0])
-    chain = chain_of(model.eval())
     inputs = data.train.inputs[: study.unit_figures.examples]
+    chain = chain_of(model.eval(), inputs)
     targets = data.train.targets[: study.unit_figures.examples]
     order = eliminate(chain, inputs, targets, "squared_error", floor=1).order
     kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in chain.groups}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.structure.chain import Chain, Stage, UnitGroup
+from prunekit.graph.chain import Chain, UnitGroup
+from prunekit.graph.chain_stages import Stage
 from prunekit.units.layers import contributions, leaves_rows, pointwise, unit_dim, with_gains
 
 BUDGET_BYTES = 256 * 2**20

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
+from prunekit.graph.chain import Chain
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
-from prunekit.structure.chain import Chain
 from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
 from prunekit.units.loss_delta import LossDelta, error_of, loss_delta
 from prunekit.units.oracle import check_examples, checked_kept, empty, unit_changes

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.graph.chain import Chain
+from prunekit.graph.rows import LAYERS
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
-from prunekit.structure.chain import Chain
-from prunekit.structure.operations import LAYERS
 from prunekit.units.adjoints import adjoints
 from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
 from prunekit.units.layers import by_unit, unit_dim

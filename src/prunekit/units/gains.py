@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunekit.graph.chain import Chain
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
-from prunekit.structure.chain import Chain
 from prunekit.units.adjoints import adjoints
 from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
 from prunekit.units.curvature import second_derivatives

@@ -9,13 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.structure.chain import Stage, UnitGroup
-from prunekit.structure.operations import (
-    POINTWISE_FUNCTIONS,
-    POINTWISE_METHODS,
-    POINTWISE_MODULES,
-    POINTWISE_NAMES,
-)
+from prunekit.graph.chain import UnitGroup
+from prunekit.graph.chain_stages import Kind, Stage
 
 Function = Callable[[Tensor], Tensor]
 
@@ -32,9 +27,9 @@ _NOTHING = (
 _IN_PLACE: dict[object, Function] = {
     kind: function
     for kinds, function in (
-        ((nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid"), torch.sigmoid_),
-        ((nn.Tanh, torch.tanh, F.tanh, "tanh"), torch.tanh_),
-        ((nn.ReLU, torch.relu, F.relu, "relu"), torch.relu_),
+        ((nn.Sigmoid, "sigmoid"), torch.sigmoid_),
+        ((nn.Tanh, "tanh"), torch.tanh_),
+        ((nn.ReLU, "relu"), torch.relu_),
     )
     for kind in kinds
 }
@@ -52,9 +47,7 @@ def pointwise(stage: Stage) -> Function | None:
         return _same
     if kind in _IN_PLACE:
         return _IN_PLACE[kind]
-    known = any(kind in each for each in (POINTWISE_MODULES, POINTWISE_FUNCTIONS, POINTWISE_METHODS))
-    known = known or kind in POINTWISE_NAMES
-    return stage.run if known else None
+    return stage.run if stage.kind is Kind.POINTWISE else None
 
 
 def leaves_rows(stage: Stage) -> bool:

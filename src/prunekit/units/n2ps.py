@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
+from prunekit.graph.chain import Chain, UnitGroup
 from prunekit.modes import evaluating
-from prunekit.structure.chain import Chain, UnitGroup
 from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, pieces
 from prunekit.units.layers import by_unit, unit_dim, weights_by_unit
 from prunekit.units.oracle import checked_kept

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
+from prunekit.graph.chain import Chain
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
-from prunekit.structure.chain import Chain
 from prunekit.units.adjoints import adjoints
 from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner, weight_of
 from prunekit.units.curvature import error_diagonal

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from prunekit.errors import InputError
+from prunekit.graph.chain import Chain
 from prunekit.losses import Loss
-from prunekit.structure.chain import Chain
 from prunekit.units.chain_runner import BUDGET_BYTES
 from prunekit.units.gains import gain_derivatives
 from prunekit.units.loss_delta import absolute_error

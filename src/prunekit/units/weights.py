@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.structure.chain import Chain, UnitGroup
+from prunekit.graph.chain import Chain, UnitGroup
 from prunekit.units.layers import weights_by_unit
 from prunekit.units.oracle import checked_kept
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from repair_nets import context_of, convnet, inputs, make, mend, mlp
 from torch import nn
 
+from prunekit.graph.rows import patches
 from prunekit.masks import Masks
 from prunekit.parts.repair import FoldMean, LeastSquares, NoRepair
-from prunekit.structure.rows import patches
 
 
 def fitted(design, targets, *, bias=True):

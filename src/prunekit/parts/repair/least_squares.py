@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.graph.rows import from_rows, patches, rows_of
 from prunekit.limits import LARGE
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair.units import RemovedUnits, UnitRepair, shift_bias
 from prunekit.statistics import ConsumerInputMean, Found, InputCovariance
 from prunekit.statistics.consumers import second_moments
-from prunekit.structure.rows import from_rows, patches, rows_of
 
 
 class LeastSquares(UnitRepair):

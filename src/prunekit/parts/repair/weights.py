@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.errors import DataError
+from prunekit.graph.rows import from_rows, rows_of
 from prunekit.limits import LARGE
 from prunekit.obs import damped, inverse_of, refit, shared_update
 from prunekit.obs.sparsegpt import choose_mask, left_to_right
@@ -20,7 +21,6 @@ from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean, Stati
 from prunekit.statistics.curvature import check_size
 from prunekit.statistics.hessians import damped_groups
 from prunekit.structure import Chain
-from prunekit.structure.rows import from_rows, rows_of
 
 
 class Repair(Part):

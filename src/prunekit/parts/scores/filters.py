@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.graph import Coupled
+from prunekit.graph.rows import Layer
 from prunekit.graph.weight_stats import group_norm_scales, unit_rows
 from prunekit.limits import LARGE
 from prunekit.parts.context import StepContext
@@ -18,7 +19,6 @@ from prunekit.parts.scores.weights import Scores
 from prunekit.statistics import ConsumerInputMean, FirstOrderTaylor, InputCovariance, Statistic, UnitMacs
 from prunekit.statistics.consumers import second_moments
 from prunekit.statistics.units import Error
-from prunekit.structure.operations import Layer
 from prunekit.units import contribution_products, distances, greedy_order, norm_scales
 
 

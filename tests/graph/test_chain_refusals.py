@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -11,23 +12,26 @@ from prunekit.models import resnet20
 from prunekit.structure import chain_of
 from refused_nets import REFUSED, Net, TwoInputs
 
+X = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
 
 class Transposed(Net):
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.a(x).transpose(0, 1))
 
 
+@pytest.mark.parametrize("given", [None, X], ids=["made up", "given"])
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
-def test_connections(kind: type[Net]) -> None:
+def test_connections(kind: type[Net], given: Tensor | None) -> None:
     with pytest.raises(ModelError) as caught:
-        chain_of(kind())
+        chain_of(kind(), given)
     assert str(caught.value).startswith(f"layer 'a' is no link of a chain: {REFUSED[kind]}")
     assert "\n" not in str(caught.value)
 
 
 def test_swapped_examples_and_units() -> None:
     with pytest.raises(ModelError) as caught:
-        chain_of(Transposed())
+        chain_of(Transposed(), X)
     why = "its output feeds 'transpose()', which is none of the operations that a chain can hold"
     assert str(caught.value).startswith(f"layer 'a' is no link of a chain: {why}")
     assert "\n" not in str(caught.value)
@@ -36,6 +40,8 @@ def test_swapped_examples_and_units() -> None:
 def test_two_inputs() -> None:
     with pytest.raises(ModelError, match="a chain has one input, the model's output is computed from x, y"):
         chain_of(TwoInputs())
+    with pytest.raises(ModelError, match="a chain has one input, the model's output is computed from x, y"):
+        chain_of(TwoInputs(), (X, X))
 
 
 def test_resnet_names_the_first_layer_that_feeds_a_sum() -> None:
@@ -73,11 +79,11 @@ def test_weights_on_the_same_memory() -> None:
         (nn.LayerNorm(3), "feeds '1', which has statistics that mix units"),
         (nn.GroupNorm(3, 3), "feeds '1', which has statistics that mix units"),
         (nn.Softmax(dim=1), "feeds '1', which mixes units"),
-        (nn.MaxPool1d(2), "the pooling '1', which would mix its units"),
+        (nn.MaxPool1d(3, 1, 1), "the pooling '1', which would mix its units"),
         (nn.PReLU(3), "its slopes differ between units"),
-        (nn.Bilinear(3, 3, 3), "a chain holds linear, convolution"),
+        (nn.Softmin(dim=1), "its output feeds '1', which is none of the operations that a chain can hold"),
         (nn.BatchNorm1d(6), "it has 3 units, the batch norm '1' has 6 channels"),
-        (nn.Flatten(0), "does not flatten all but the first dimension"),
+        (nn.Flatten(-1), "does not flatten all but the first dimension"),
         (parametrizations.weight_norm(nn.Linear(3, 3)), "it is parametrized"),
         (prune.identity(nn.Linear(3, 3), "weight"), "its weight is no plain parameter"),
         (nn.LazyLinear(3), "has no shape yet"),
@@ -86,7 +92,7 @@ def test_weights_on_the_same_memory() -> None:
 )
 def test_layers_between(between: nn.Module, why: str) -> None:
     with pytest.raises(ModelError, match=why.replace("(", r"\(")) as caught:
-        chain_of(sequential(nn.Linear(3, 3), between, nn.Linear(3, 3)))
+        chain_of(sequential(nn.Linear(3, 3), between, nn.Linear(3, 3)).double())
     assert "\n" not in str(caught.value)
 
 
@@ -138,11 +144,27 @@ class Branching(Net):
 
 def test_branch_on_the_data_names_the_line() -> None:
     model = Branching()
-    with pytest.raises(ModelError, match=r"not traceable at test_chain_refusals.py:\d+, 'if x.sum\(\) > 0:'"):
-        chain_of(model)
+    place = r"depends on the values of its data.* at line \d+ of test_chain_refusals.py: if x.sum\(\) > 0:"
+    for given in (None, X):
+        with pytest.raises(ModelError, match=place):
+            chain_of(model, given)
     assert model.training
 
 
 def test_nothing_to_prune() -> None:
     with pytest.raises(ModelError, match="the model has no linear or convolution layer"):
         chain_of(sequential(nn.Flatten(), nn.ReLU()))
+
+
+def test_a_module_that_no_input_fits_is_named_with_what_it_says() -> None:
+    with pytest.raises(ModelError, match=r"give example_inputs .*Bilinear.* missing 1 .* argument: 'input2'"):
+        chain_of(sequential(nn.Linear(3, 3), nn.Bilinear(3, 3, 3), nn.Linear(3, 3)))
+
+
+def test_a_subclass_of_an_activation_is_what_its_forward_does() -> None:
+    class Centred(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - x.mean(1, keepdim=True))
+
+    with pytest.raises(ModelError, match=r"layer '0' .* the difference 'sub'"):
+        chain_of(sequential(nn.Linear(3, 3), Centred(), nn.Linear(3, 3)))

@@ -119,7 +119,7 @@ class Remembers(nn.Module):
         return self.seen
 
 
-def test_attributes_set_in_forward_keep_no_symbols() -> None:
+def test_attributes_set_in_forward_keep_nothing() -> None:
     model = Remembers()
     chain_of(model)
     assert model.seen is None
