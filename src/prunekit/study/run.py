@@ -18,16 +18,22 @@ from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.limits import check_out
 from prunekit.recipe import Plan
 from prunekit.structure import chain_of
-from prunekit.study.layout import Layout, Results, discard, is_finished, remove
-from prunekit.study.lock import only_run
+from prunekit.study.layout import Layout, Results, discard, is_finished, only_run, remove
 from prunekit.study.pool import run_tasks
 from prunekit.study.progress import watch
 from prunekit.study.spec import Cell, Study
-from prunekit.study.stages import build, dataset, files_of_network, run_cell, train_network
+from prunekit.study.stages import (
+    build,
+    dataset,
+    files_of_network,
+    has_units,
+    run_cell,
+    train_network,
+    write_units,
+)
 from prunekit.study.suite import StudySuite
 from prunekit.study.tables import describe, describe_suite, write_tables
 from prunekit.study.tasks import Failure, Task, Watcher
-from prunekit.study.unit_stage import has_units, write_units
 from prunekit.study_files import RESULTS_CSV, STUDY_JSON, SUITE_JSON, UNITS_JSON, refuse_links
 from prunekit.trial import check_takes
 
