@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ def evaluating(*roots: nn.Module) -> Iterator[None]:
         yield
 
 
+_CONTAINERS = (dict, list, set, deque, tuple)
+
+
 class Holdings:
     """What the modules of a network hold: their attributes, and the lists, dicts and sets in them."""
 
@@ -53,7 +57,7 @@ class Holdings:
         for value, before, _ in self._held.values():
             if not _alike(value, before):
                 value.clear()
-                (value.update if isinstance(value, dict | set) else value.extend)(before)
+                (value.update if isinstance(value, (dict, set)) else value.extend)(before)
 
     def _take(self, value: Any, owner: str) -> None:
         if id(value) in self._held:
@@ -61,20 +65,21 @@ class Holdings:
         if not isinstance(value, tuple):
             kind = next(each for each in (dict, set, list) if isinstance(value, each) or each is list)
             self._held[id(value)] = value, kind(value), owner
-        for each in value.values() if isinstance(value, dict) else value:
-            if isinstance(each, dict | list | set | deque | tuple):
-                self._take(each, owner)
+        if value:
+            for each in value.values() if isinstance(value, dict) else value:
+                if isinstance(each, _CONTAINERS):
+                    self._take(each, owner)
 
 
 def _alike(value: Any, before: Any) -> bool:
     """Whether a container holds the same objects, in the same order if it has one."""
+    if len(value) != len(before) or not before:
+        return len(value) == len(before)
     if isinstance(value, set):
         return bool(value == before)
-    if isinstance(value, dict):
-        return value.keys() == before.keys() and _alike(
-            [*value, *value.values()], [*before, *before.values()]
-        )
-    return len(value) == len(before) and all(one is other for one, other in zip(value, before, strict=True))
+    if isinstance(value, dict) and not all(map(operator.is_, value.values(), before.values())):
+        return False
+    return all(map(operator.is_, value, before))
 
 
 @contextmanager

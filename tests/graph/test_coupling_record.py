@@ -10,6 +10,7 @@ from torch.nn.modules import module as hooks
 from prunekit.graph.capture import arguments, canonical, captured
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.record import NotRecordedError, recorded
+from prunekit.graph.shapes import shapes
 from prunekit.modes import keeping_modes
 
 
@@ -225,3 +226,49 @@ def test_arguments_that_are_no_tensors_are_inputs():
     graph = taken(Everything(), *args, **kwargs)
     assert [kind for kind, _ in graph.inputs].count("user") == 2
     assert [kind for kind, _ in graph.inputs].count("constant") == len(graph.constants) == 2
+
+
+A = torch.ops.aten
+CALLS = {
+    "linear": (A.linear.default, (3, 5, 4), (2, 4), (2,)),
+    "linear without a bias": (A.linear.default, (3, 4), (2, 4)),
+    "conv1d": (A.conv1d.default, (2, 3, 11), (4, 3, 3), None, [2], [1], [2]),
+    "conv2d": (A.conv2d.default, (2, 4, 9, 8), (6, 2, 3, 2), (6,), [2, 1], [1, 0], [1, 3], 2),
+    "conv2d by default": (A.conv2d.default, (2, 3, 9, 8), (6, 3, 3, 2)),
+    "conv2d of one image": (A.conv2d.default, (3, 9, 8), (6, 3, 3, 2)),
+    "conv2d with one number": (A.conv2d.default, (2, 3, 9, 8), (6, 3, 3, 2), None, [2]),
+    "conv3d": (A.conv3d.default, (1, 2, 5, 6, 7), (3, 2, 2, 2, 2), (3,), [1, 2, 3]),
+    "max_pool1d": (A.max_pool1d.default, (2, 3, 11), [3], [2], [1]),
+    "max_pool2d": (A.max_pool2d.default, (2, 3, 11, 9), [2, 3]),
+    "max_pool2d with one number": (A.max_pool2d.default, (2, 3, 11, 9), [2]),
+    "max_pool2d of one image": (A.max_pool2d.default, (3, 11, 9), [2, 3], [1, 2]),
+    "max_pool2d rounded up": (A.max_pool2d.default, (2, 3, 11, 9), [2, 2], [2, 2], [0, 0], [1, 1], True),
+    "max_pool3d": (A.max_pool3d.default, (1, 3, 5, 6, 7), [2, 2, 2], [1, 2, 2], [1, 1, 1], [2, 1, 1]),
+}
+
+
+def without_data(call):
+    func, *args = call
+    return func, [torch.empty(each, device="meta") if isinstance(each, tuple) else each for each in args]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_shapes_are_those_that_pytorch_gives(name):
+    func, args = without_data(CALLS[name])
+    found, expected = shapes(func, args, {}), func(*args)
+    assert (found.shape, found.dtype, found.stride()) == (expected.shape, expected.dtype, expected.stride())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        (A.linear.default, (3, 5), (2, 4)),
+        (A.conv2d.default, (2, 3, 9, 8), (6, 4, 3, 2)),
+        (A.conv2d.default, (2, 3, 2, 8), (6, 3, 3, 2)),
+        (A.max_pool2d.default, (2, 3, 1, 9), [2, 2]),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_pytorch(call):
+    func, args = without_data(call)
+    with pytest.raises(RuntimeError):
+        shapes(func, args, {})
