@@ -15,9 +15,8 @@ from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.losses import Loss, out_of_range
 from prunekit.measure.forward_pass import device_of
 from prunekit.messages import said
-from prunekit.modes import evaluating, keeping_modes
+from prunekit.modes import Snapshot, evaluating, keeping_modes
 from prunekit.seeds import keeping_generators
-from prunekit.snapshot import Snapshot
 
 FEW = 32
 """Examples that a network is tried on."""

@@ -64,11 +64,9 @@ class NoRetraining(Retrain):
     changes = False
 
 
-class FineTune(Retrain):
-    """The survivors keep their trained values and are trained on."""
+class _Trained(Retrain):
+    """Trains the survivors, as `training` says."""
 
-    name = "fine_tune"
-    paper = "Han et al. 2015, arXiv 1506.02626"
     training: TrainingSettings = Field(default_factory=Training)
 
     @property
@@ -77,7 +75,14 @@ class FineTune(Retrain):
         return self.training
 
 
-class Distill(Retrain):
+class FineTune(_Trained):
+    """The survivors keep their trained values and are trained on."""
+
+    name = "fine_tune"
+    paper = "Han et al. 2015, arXiv 1506.02626"
+
+
+class Distill(_Trained):
     """The survivors are trained on the task and on the softened outputs of the network before pruning.
 
     The loss is (1 - share) L + share T^2 KL(softmax(v / T) || softmax(z / T)), with L the loss of `training`,
@@ -94,12 +99,6 @@ class Distill(Retrain):
     paper = "Hinton, Vinyals, Dean 2015, arXiv 1503.02531"
     temperature: float = Field(default=2.0, gt=0, le=LARGE)
     share: float = Field(default=0.5, gt=0, le=1)
-    training: TrainingSettings = Field(default_factory=Training)
-
-    @property
-    def plan(self) -> Training:  # type: ignore[override]
-        """The training."""
-        return self.training
 
     def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
         """The teacher's parameters and buffers."""
@@ -158,7 +157,7 @@ def divergence(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1).mean()
 
 
-class Rewind(Retrain):
+class Rewind(_Trained):
     """All parameters go back to their values at a step of the dense training; 0 = the initial ones.
 
     Retraining runs from that step to the end of `training`, with its learning rates; the order of the data
@@ -168,12 +167,6 @@ class Rewind(Retrain):
     name = "rewind"
     paper = "Frankle, Carbin 2019, arXiv 1803.03635; late rewinding: arXiv 1903.01611"
     step: int = Field(default=0, ge=0, le=WHOLE)
-    training: TrainingSettings = Field(default_factory=Training)
-
-    @property
-    def plan(self) -> Training:  # type: ignore[override]
-        """The training."""
-        return self.training
 
     @property
     def checkpoint(self) -> int:  # type: ignore[override]
@@ -191,7 +184,7 @@ class Rewind(Retrain):
         return True
 
 
-class Reinitialize(Retrain):
+class Reinitialize(_Trained):
     """The survivors get new random values from the model's own initial distribution: the control of `rewind`.
 
     The model, or each of its layers, must have `reset_parameters()`.
@@ -199,12 +192,6 @@ class Reinitialize(Retrain):
 
     name = "reinitialize"
     paper = "Frankle, Carbin 2019, arXiv 1803.03635, section 2"
-    training: TrainingSettings = Field(default_factory=Training)
-
-    @property
-    def plan(self) -> Training:  # type: ignore[override]
-        """The training."""
-        return self.training
 
     def check(self, model: nn.Module, checkpoints: Checkpoints) -> None:
         """Every module with parameters of its own must know how to reset them."""

@@ -20,6 +20,7 @@ from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned, Record
 from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
+from prunekit.modes import Snapshot
 from prunekit.parts.context import Step, StepContext
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
@@ -30,7 +31,6 @@ from prunekit.pruning.state import Owner, digest_of, read_state
 from prunekit.pruning.trainings import Trainings
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
-from prunekit.snapshot import Snapshot
 from prunekit.training import Report, copy_state
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]

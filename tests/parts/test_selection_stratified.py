@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples import number_of_examples
-from prunekit.stratified import stratified_sample
+from prunekit.parts.selection import stratified_sample
 
 
 def generator(seed=0):
