@@ -13,7 +13,17 @@ from prunekit.report.read_tables import MEASURES
 
 def row(method: str, cell: str, seed: int, step: int, kept: int, **values: float) -> Row:
     filled: dict[str, Any] = dict.fromkeys(MEASURES) | values
-    return Row("d", "m", method, cell, seed, step, 1 - kept / 1000, 1000 / kept, 1000, kept, filled, 2)
+    where = {
+        "line": 2,
+        "dataset": "d",
+        "model": "m",
+        "method": method,
+        "cell": cell,
+        "seed": seed,
+        "step": step,
+    }
+    sizes = {"sparsity": 1 - kept / 1000, "compression_ratio": 1000 / kept, "prunable": 1000, "kept": kept}
+    return Row(line=2, **where, **sizes, **filled)
 
 
 def test_mean_and_sample_deviation_against_numpy() -> None:

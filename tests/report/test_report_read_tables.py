@@ -31,7 +31,7 @@ def test_reads_typed_rows(tmp_path: Path) -> None:
         "kept": "25",
     }
     dense, row = read_results(results(tmp_path, {}, pruned))
-    assert (dense.method, dense.kept, dense.values["test_accuracy"], dense.values["test_mse"]) == (
+    assert (dense.method, dense.kept, dense.test_accuracy, dense.test_mse) == (
         "dense",
         100,
         0.9,
@@ -50,23 +50,23 @@ def test_reads_typed_rows(tmp_path: Path) -> None:
 
 def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
     (row,) = read_results(results(tmp_path, {"test_loss": "inf"}))
-    assert row.values["test_loss"] == float("inf")
+    assert row.test_loss == float("inf")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seed": "one"}, "line 3: seed must be a whole number, not 'one'"),
-        ({"step": "-1"}, "line 3: step must be a whole number of at least 0"),
-        ({"sparsity": "40"}, "line 3: sparsity must be a number from 0 to 1, not '40'"),
+        ({"seed": "one"}, "line 3: seed = 'one': Input should be a valid integer"),
+        ({"step": "-1"}, "line 3: step = '-1': Input should be greater than or equal to 0"),
+        ({"sparsity": "40"}, "line 3: sparsity = '40': Input should be less than or equal to 1"),
         ({"sparsity": "0.5"}, "line 3: sparsity must be 1 - kept / prunable = 0,"),
         ({"compression_ratio": "2"}, "line 3: compression_ratio must be prunable / kept = 1,"),
         ({"kept": "101"}, "line 3: kept must be at most prunable = 100"),
-        ({"test_accuracy": "91.2"}, "line 3: test_accuracy must be a number from 0 to 1, not '91.2'"),
-        ({"test_accuracy": "nan"}, "line 3: test_accuracy must be a number"),
-        ({"test_loss": "low"}, "line 3: test_loss must be a number, not 'low'"),
-        ({"bytes": "-5"}, "line 3: bytes must be a number of at least 0"),
-        ({"method": ""}, "line 3: method must be filled"),
+        ({"test_accuracy": "91.2"}, "line 3: test_accuracy = '91.2': Input should be less than"),
+        ({"test_accuracy": "nan"}, "line 3: test_accuracy = 'nan': Input should be a finite number"),
+        ({"test_loss": "low"}, "line 3: test_loss = 'low': Input should be a valid number"),
+        ({"bytes": "-5"}, "line 3: bytes = '-5': Input should be greater than or equal to 0"),
+        ({"method": ""}, "line 3: method = '': String should have at least 1 character"),
         ({"seed": "0"}, "line 3: method 'dense', cell 'c', seed 0, step 0 is already on line 2"),
         ({"dataset": "e"}, "line 3: e / m, but line 2 is d / m"),
         ({"test_loss": "1,2"}, "line 3: 26 cells where the header has 25"),
@@ -107,7 +107,9 @@ def test_layers_are_checked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2: kept must be at most parameters = 72"):
         read_layers(path)
     path.write_text(",".join(LAYERS) + "\n" + 2 * line.replace("80", "36"))
-    with pytest.raises(DataError, match="line 3: layer 'conv' of this step is there twice"):
+    with pytest.raises(
+        DataError, match="line 3: method 'x', cell 'c', seed 0, step 1, layer 'conv' is already on line 2"
+    ):
         read_layers(path)
 
 

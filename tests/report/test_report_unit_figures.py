@@ -122,7 +122,7 @@ def test_regret_is_taken_where_as_much_is_removed(folder: Path) -> None:
         for removed, value in curve.items():
             assert removed in range(5, 36, 5)
             same = [row for row in rows if row.method == method and row.kept == 50 - removed]
-            assert value == pytest.approx(100 * np.mean([row.values["test_accuracy"] for row in same]))
+            assert value == pytest.approx(100 * np.mean([row.test_accuracy for row in same]))
             assert len(same) == read_study(folder / "study.json").seeds
 
 

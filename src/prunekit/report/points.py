@@ -78,7 +78,7 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 def _point(rows: Sequence[Row]) -> Point:
     filled = {
-        column: [value for row in rows if (value := row.values[column]) is not None] for column in MEASURES
+        column: [value for row in rows if (value := getattr(row, column)) is not None] for column in MEASURES
     }
     values = {column: spread_of(found) for column, found in filled.items() if found}
     values["kept"] = spread_of([float(row.kept) for row in rows])

@@ -2,114 +2,114 @@
 
 import csv
 import io
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from prunekit.digests import SUMS, check_sum
 from prunekit.errors import DataError
 from prunekit.files import read_bounded
+from prunekit.messages import shown
 from prunekit.study_files import DENSE, LAYER_COLUMNS, LAYERS_CSV, RESULT_COLUMNS, RESULTS_CSV
-
-#: Sizes, costs and qualities: a number, or empty where it does not apply.
-SIZES = ("parameters", "nonzeros", "macs", "macs_nonzero", "bytes", "seconds")
-FRACTIONS = ("validation_accuracy", "test_accuracy", "test_top5")
-LOSSES = ("train_loss", "validation_loss", "validation_mse", "test_loss", "test_mse")
-MEASURES = (*SIZES, *FRACTIONS, *LOSSES)
 
 MAX_BYTES = 512 << 20
 """The largest table that is read."""
 
-#: How far a written sparsity or ratio may lie from kept and prunable: room for rounding, not for mistakes.
 ROUNDING = 0.01
+"""How far a written sparsity or ratio may lie from kept and prunable: room for rounding, not for mistakes."""
+
+Text = Annotated[str, Field(min_length=1)]
+Number = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+
+_Empty = BeforeValidator(lambda text: text or None)
+Size = Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, _Empty]
+Share = Annotated[Fraction | None, _Empty]
+Loss = Annotated[float | None, _Empty]
+"""A run that diverged writes nan or inf: that is a result, and the page says so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Measures(BaseModel):
+    """Sizes, costs and qualities of a network; None where a column is empty, since it does not apply."""
+
+    model_config = ConfigDict(frozen=True)
+    parameters: Size
+    nonzeros: Size
+    macs: Size
+    macs_nonzero: Size
+    bytes: Size
+    seconds: Size
+    validation_accuracy: Share
+    test_accuracy: Share
+    test_top5: Share
+    train_loss: Loss
+    validation_loss: Loss
+    validation_mse: Loss
+    test_loss: Loss
+    test_mse: Loss
+
+
+MEASURES = tuple(Measures.model_fields)
+
+
+class Row(Measures):
     """One line of results.csv: one cell, one seed, one step.
 
-    ``sparsity`` is the fraction of the prunable weights removed, ``compression_ratio`` is prunable / kept,
-    ``values`` holds every column of ``MEASURES`` (accuracies as fractions; None where the file is empty).
+    ``sparsity`` is the fraction of the prunable weights removed, ``compression_ratio`` is prunable / kept.
     """
 
-    dataset: str
-    model: str
-    method: str
-    cell: str
-    seed: int
-    step: int
-    sparsity: float
-    compression_ratio: float
-    prunable: int
-    kept: int
-    values: dict[str, float | None]
     line: int
+    dataset: Text
+    model: Text
+    method: Text
+    cell: str
+    seed: Number
+    step: Number
+    sparsity: Fraction
+    compression_ratio: Ratio
+    prunable: Positive
+    kept: Positive
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Self:
+        removed, ratio = 1 - self.kept / self.prunable, self.prunable / self.kept
+        if self.kept > self.prunable:
+            raise ValueError(f"kept must be at most prunable = {self.prunable}, not {self.kept}")
+        if abs(self.sparsity - removed) > ROUNDING:
+            raise ValueError(f"sparsity must be 1 - kept / prunable = {removed:.4g}, not {self.sparsity}")
+        if abs(self.compression_ratio / ratio - 1) > ROUNDING:
+            raise ValueError(
+                f"compression_ratio must be prunable / kept = {ratio:.4g}, not {self.compression_ratio}"
+            )
+        return self
 
 
-@dataclass(frozen=True, slots=True)
-class LayerRow:
+class LayerRow(BaseModel):
     """One line of layers.csv: one target layer of one cell, seed and step; ``sparsity`` in [0, 1]."""
 
-    method: str
+    model_config = ConfigDict(frozen=True)
+    method: Text
     cell: str
-    seed: int
-    step: int
-    layer: str
+    seed: Number
+    step: Number
+    layer: Text
     shape: str
-    parameters: int
-    kept: int
-    sparsity: float
+    parameters: Positive
+    kept: Number
+    sparsity: Fraction
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Self:
+        if self.kept > self.parameters:
+            raise ValueError(f"kept must be at most parameters = {self.parameters}, not {self.kept}")
+        return self
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One line of a CSV file that can say where it stands."""
-
-    path: Path
-    number: int
-    cells: dict[str, str]
-
-    def wrong(self, column: str, wanted: str) -> DataError:
-        found = self.cells[column]
-        return DataError(f"{self.path} line {self.number}: {column} must be {wanted}, not {found!r}")
-
-    def text(self, column: str, may_be_empty: bool = False) -> str:
-        if not self.cells[column] and not may_be_empty:
-            raise self.wrong(column, "filled")
-        return self.cells[column]
-
-    def whole(self, column: str, least: int = 0) -> int:
-        try:
-            value = int(self.cells[column])
-        except ValueError:
-            raise self.wrong(column, "a whole number") from None
-        if value < least:
-            raise self.wrong(column, f"a whole number of at least {least}")
-        return value
-
-    def number_of(self, column: str, low: float, high: float) -> float:
-        wanted = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
-        try:
-            value = float(self.cells[column])
-        except ValueError:
-            raise self.wrong(column, wanted) from None
-        if not (math.isfinite(value) and low <= value <= high):
-            raise self.wrong(column, wanted)
-        return value
-
-    def measure(self, column: str) -> float | None:
-        if not self.cells[column]:
-            return None
-        if column in FRACTIONS:
-            return self.number_of(column, 0.0, 1.0)
-        if column in SIZES:
-            return self.number_of(column, 0.0, math.inf)
-        # A run that diverged writes nan or inf: that is a result, and the page says so.
-        try:
-            return float(self.cells[column])
-        except ValueError:
-            raise self.wrong(column, "a number") from None
+Found = TypeVar("Found", Row, LayerRow)
 
 
 def check_tables(folder: Path) -> bool:
@@ -145,7 +145,7 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _lines(path: Path, columns: tuple[str, ...]) -> Iterator[_Line]:
+def _lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         header = next(reader)
@@ -161,35 +161,30 @@ def _lines(path: Path, columns: tuple[str, ...]) -> Iterator[_Line]:
                 raise DataError(
                     f"{path} line {reader.line_num}: {len(cells)} cells where the header has {len(header)}"
                 )
-            yield _Line(path, reader.line_num, dict(zip(header, cells, strict=True)))
+            yield reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"{path} line {reader.line_num}: not CSV ({error})") from None
 
 
-def _row(line: _Line) -> Row:
-    prunable, kept = line.whole("prunable", 1), line.whole("kept", 1)
-    sparsity = line.number_of("sparsity", 0.0, 1.0)
-    ratio = line.number_of("compression_ratio", 1.0, math.inf)
-    if kept > prunable:
-        raise line.wrong("kept", f"at most prunable = {prunable}")
-    if abs(sparsity - (1 - kept / prunable)) > ROUNDING:
-        raise line.wrong("sparsity", f"1 - kept / prunable = {1 - kept / prunable:.4g}")
-    if abs(ratio * kept / prunable - 1) > ROUNDING:
-        raise line.wrong("compression_ratio", f"prunable / kept = {prunable / kept:.4g}")
-    return Row(
-        dataset=line.text("dataset"),
-        model=line.text("model"),
-        method=line.text("method"),
-        cell=line.text("cell", may_be_empty=True),
-        seed=line.whole("seed"),
-        step=line.whole("step"),
-        sparsity=sparsity,
-        compression_ratio=ratio,
-        prunable=prunable,
-        kept=kept,
-        values={column: line.measure(column) for column in MEASURES},
-        line=line.number,
-    )
+def _rows(path: Path, columns: Sequence[str], kind: type[Found], key: Sequence[str]) -> list[Found]:
+    """The rows of a table, of which no two have the same values in the columns of the key."""
+    rows: list[Found] = []
+    seen: dict[str, int] = {}
+    for line, cells in _lines(path, columns):
+        try:
+            row = kind.model_validate({**cells, "line": line})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            cell = f"{first['loc'][0]} = {shown(first['input'])}: " if first["loc"] else ""
+            raise DataError(
+                f"{path} line {line}: {cell}{first['msg'].removeprefix('Value error, ')}"
+            ) from None
+        name = ", ".join(f"{column} {getattr(row, column)!r}" for column in key)
+        if name in seen:
+            raise DataError(f"{path} line {line}: {name} is already on line {seen[name]}")
+        seen[name] = line
+        rows.append(row)
+    return rows
 
 
 def read_results(path: Path) -> list[Row]:
@@ -198,25 +193,15 @@ def read_results(path: Path) -> list[Row]:
     Raises DataError naming file and line for: a missing column, a wrong number, a line that is there twice
     (same method, cell, seed and step), more than one dataset or model, no row at all, no ``dense`` row.
     """
-    rows: list[Row] = []
-    seen: dict[tuple[str, str, int, int], int] = {}
-    for line in _lines(path, RESULT_COLUMNS):
-        row = _row(line)
-        key = (row.method, row.cell, row.seed, row.step)
-        if key in seen:
-            raise DataError(
-                f"{path} line {line.number}: method {row.method!r}, cell {row.cell!r}, seed {row.seed}, "
-                f"step {row.step} is already on line {seen[key]}"
-            )
-        if rows and (row.dataset, row.model) != (rows[0].dataset, rows[0].model):
-            raise DataError(
-                f"{path} line {line.number}: {row.dataset} / {row.model}, but line {rows[0].line} is "
-                f"{rows[0].dataset} / {rows[0].model}; a report is of one dataset and one model"
-            )
-        seen[key] = line.number
-        rows.append(row)
+    rows = _rows(path, RESULT_COLUMNS, Row, ("method", "cell", "seed", "step"))
     if not rows:
         raise DataError(f"{path} line 2: no rows after the header")
+    for row in rows:
+        if (row.dataset, row.model) != (rows[0].dataset, rows[0].model):
+            raise DataError(
+                f"{path} line {row.line}: {row.dataset} / {row.model}, but line {rows[0].line} is "
+                f"{rows[0].dataset} / {rows[0].model}; a report is of one dataset and one model"
+            )
     if all(row.method != DENSE for row in rows):
         raise DataError(f"{path}: no row of the method {DENSE!r}, to which the others are compared")
     return rows
@@ -227,33 +212,12 @@ def read_layers(path: Path) -> list[LayerRow]:
 
     Raises DataError naming file and line for a missing column, a wrong number or a line that is there twice.
     """
-    rows: list[LayerRow] = []
-    seen: set[tuple[str, str, int, int, str]] = set()
-    for line in _lines(path, LAYER_COLUMNS):
-        row = LayerRow(
-            method=line.text("method"),
-            cell=line.text("cell", may_be_empty=True),
-            seed=line.whole("seed"),
-            step=line.whole("step"),
-            layer=line.text("layer"),
-            shape=line.text("shape", may_be_empty=True),
-            parameters=line.whole("parameters", 1),
-            kept=line.whole("kept"),
-            sparsity=line.number_of("sparsity", 0.0, 1.0),
-        )
-        if row.kept > row.parameters:
-            raise line.wrong("kept", f"at most parameters = {row.parameters}")
-        key = (row.method, row.cell, row.seed, row.step, row.layer)
-        if key in seen:
-            raise DataError(f"{path} line {line.number}: layer {row.layer!r} of this step is there twice")
-        seen.add(key)
-        rows.append(row)
-    return rows
+    return _rows(path, LAYER_COLUMNS, LayerRow, ("method", "cell", "seed", "step", "layer"))
 
 
 def require_filled(path: Path, rows: list[Row], columns: tuple[str, ...]) -> None:
     """DataError if one of the columns, by which a study's methods are compared, is empty in a row."""
     for row in rows:
         for column in columns:
-            if row.values[column] is None:
+            if getattr(row, column) is None:
                 raise DataError(f"{path} line {row.line}: {column} is empty, but this study compares by it")
