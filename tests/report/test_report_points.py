@@ -23,7 +23,7 @@ def row(method: str, cell: str, seed: int, step: int, kept: int, **values: float
         "step": step,
     }
     sizes = {"sparsity": 1 - kept / 1000, "compression_ratio": 1000 / kept, "prunable": 1000, "kept": kept}
-    return Row(line=2, **where, **sizes, **filled)
+    return Row(**where, **sizes, **filled)
 
 
 def test_mean_and_sample_deviation_against_numpy() -> None:
