@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from prunekit.recipe import Recipe
     from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
     from prunekit.training import Training, train
-    from prunekit.version import __version__
+
+__version__ = version("prunekit")
 
 __all__ = [
     "Architecture",
@@ -45,7 +47,6 @@ _HOMES = {
     "Recipe": "recipe",
     **dict.fromkeys(("Architecture", "load_masks", "load_pretrained", "save_pretrained"), "saving"),
     **dict.fromkeys(("Training", "train"), "training"),
-    "__version__": "version",
 }
 """The module that each public name is imported from."""
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 import yaml
 
-from prunekit import load_pretrained
+from prunekit import __version__, load_pretrained
 from prunekit.data.dataset import from_tensors
 from prunekit.methods import METHODS
 from prunekit.study import names
-from prunekit.version import __version__
 from tiny_study import one_shot, stages, write_study
 
 COMMANDS = ("methods", "compare", "prune", "shrink", "inspect", "report")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prunekit import __version__
 from prunekit.cli.compare import compare, report
 from prunekit.cli.inspect import inspect
 from prunekit.cli.methods import methods
@@ -18,7 +19,6 @@ from prunekit.cli.terminal import StoppedError, interruptible, log_to_stderr
 from prunekit.errors import PrunekitError
 from prunekit.messages import plain_line
 from prunekit.study import StudyError
-from prunekit.version import __version__
 
 # typer depends on click or, lately, carries it inside itself: its own exception leads to the base in both
 UsageProblem: Any = typer.BadParameter.__mro__[2]

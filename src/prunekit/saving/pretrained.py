@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import __version__
 from prunekit.digests import write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.files import replacing_folder
@@ -43,7 +44,6 @@ from prunekit.saving.folder import (
 from prunekit.saving.graph_calls import MAX_BYTES
 from prunekit.saving.graph_files import graph_from_files, graph_to_files
 from prunekit.targets import unwrap
-from prunekit.version import __version__
 
 BUILT_MIN, BUILT_RATIO = 25_000_000, 1000
 """How many numbers a network may be built with before it is made as small as it was saved: the first, and the

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from prunekit import __version__
 from prunekit.digests import write_sums
 from prunekit.files import write_text
 from prunekit.study.layout import Layout, Results, is_finished
 from prunekit.study.spec import Study
 from prunekit.study.suite import StudySuite
 from prunekit.study_files import DENSE, FORMAT, LAYER_COLUMNS, LAYERS_CSV, RESULT_COLUMNS, RESULTS_CSV
-from prunekit.version import __version__
 
 
 def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
