@@ -19,7 +19,7 @@ def test_every_public_name_is_there_and_listed():
         assert getattr(prunekit, name) is not None
         assert name in dir(prunekit)
     assert prunekit.train is prunekit.training.train
-    assert sorted(prunekit._HOMES) == sorted(prunekit.__all__)
+    assert sorted([*prunekit._HOMES, "__version__"]) == sorted(prunekit.__all__)
 
 
 def test_subpackages_are_found_without_an_import_of_their_own():
