@@ -154,7 +154,7 @@ def test_distributions_of_the_papers():
     [
         (lambda: models.mlp((), 3), "input_shape is empty"),
         (lambda: models.mlp((4,), 0), "outputs"),
-        (lambda: models.mlp((4,), 3, hidden=(5, 0)), r"hidden.*\[5, 0\]"),
+        (lambda: models.mlp((4,), 3, hidden=(5, 0)), r"hidden\[1\] = 0: a whole number of at least 1"),
         (lambda: models.mlp((4,), 3, hidden=(5, True)), "hidden"),
         (lambda: models.mlp((4,), 3, activation="swish"), "'swish'.*relu"),
         (lambda: models.lenet5((784,), 10), "channels, height, width"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from prunekit.errors import InputError
+from prunekit.limits import WHOLE, whole
 
 UnitActivation = Literal["logistic", "tanh", "gaussian"]
 
@@ -56,8 +57,7 @@ class CascadeNetwork(nn.Module):
         """
         super().__init__()
         for name, size, least in (("inputs", inputs, 1), ("outputs", outputs, 1), ("units", units, 0)):
-            if not isinstance(size, int) or size < least:
-                raise InputError(f"{name} must be a whole number of at least {least}, not {size!r}")
+            whole(name, size, least, WHOLE)
         if activation not in UNIT_ACTIVATIONS:
             raise InputError(f"activation must be one of {', '.join(UNIT_ACTIVATIONS)}, not {activation!r}")
         self.inputs = inputs

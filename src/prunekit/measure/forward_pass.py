@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunekit.errors import InputError
+from prunekit.limits import WHOLE, whole
 from prunekit.modes import evaluating
 
 ExampleInputs = Tensor | tuple[Tensor, ...]
@@ -85,8 +86,7 @@ def latency(
         InputError: if a number is out of range, or `example_inputs` are not tensors with a batch.
     """
     for name, value, least in (("warmup", warmup, 0), ("runs", runs, 1), ("threads", threads, 1)):
-        if value < least:
-            raise InputError(f"{name} must be at least {least}, got {value}")
+        whole(name, value, least, WHOLE)
     device = device_of(model)
     inputs = arguments(example_inputs, device)
     finish = _finisher(device)

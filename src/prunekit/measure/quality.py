@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.errors import InputError, ModelError
+from prunekit.limits import WHOLE, whole
 from prunekit.measure.forward_pass import device_of
 from prunekit.modes import evaluating
 
@@ -171,8 +172,7 @@ def _average(parts: list[_Sums], examples: int) -> Quality:
 
 
 def _check_sizes(inputs: Tensor, targets: Tensor, batch_size: int) -> None:
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    whole("batch_size", batch_size, 1, WHOLE)
     if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
         raise InputError(
             f"inputs and targets must have the same first dimension, "

@@ -10,7 +10,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.models.common import layer_count, output_count, positive
+from prunekit.limits import whole
+from prunekit.models.common import MAX_LAYERS, size_of
 
 
 class TransformerBlock(nn.Module):
@@ -55,11 +56,11 @@ class CharTransformer(nn.Module):
         super().__init__()
         if len(input_shape) != 1:
             raise InputError(f"char_transformer reads texts of the shape (T,), not {tuple(input_shape)}")
-        width, heads = positive("width and heads", [width, heads])
-        layers = layer_count("layers", layers)
+        width, heads = size_of("width", width), size_of("heads", heads)
+        layers = whole("layers", layers, 1, MAX_LAYERS)
         if width % heads:
             raise InputError(f"char_transformer: heads = {heads} does not divide width = {width}")
-        self.embed = nn.Embedding(output_count(outputs), width)
+        self.embed = nn.Embedding(size_of("outputs", outputs), width)
         self.position = nn.Parameter(torch.zeros(input_shape[0], width))
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)

@@ -9,37 +9,28 @@ from typing import Literal
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.messages import shown
+from prunekit.limits import whole
 
 MAX_SIZE, MAX_LAYERS = 2**31 - 1, 1000
 """The largest size, and the most sizes or layers, that a model is built with: a file may name any."""
 
 
-def positive(what: str, sizes: Iterable[int]) -> tuple[int, ...]:
-    """`sizes` as a tuple, if every one is a whole number in [1, MAX_SIZE]; `what` names them in the error."""
+def size_of(what: str, size: int) -> int:
+    """A size, in [1, MAX_SIZE]; `what` names it in the error."""
+    return whole(what, size, 1, MAX_SIZE)
+
+
+def sizes_of(what: str, sizes: Iterable[int]) -> tuple[int, ...]:
+    """At most MAX_LAYERS sizes, each in [1, MAX_SIZE]; `what` names them in the error."""
     checked = tuple(sizes)
     if len(checked) > MAX_LAYERS:
         raise InputError(f"{what}: there are {len(checked):,} of them; at most {MAX_LAYERS:,} are allowed")
-    for size in checked:
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
-            raise InputError(
-                f"{what} must be whole numbers of at least 1 and at most {MAX_SIZE:,}, "
-                f"got {shown(list(checked))}"
-            )
-    return checked
-
-
-def layer_count(what: str, count: int) -> int:
-    """A number of layers, in [1, MAX_LAYERS]."""
-    (checked,) = positive(what, [count])
-    if checked > MAX_LAYERS:
-        raise InputError(f"{what} = {checked:,}: at most {MAX_LAYERS:,} layers are allowed")
-    return checked
+    return tuple(size_of(f"{what}[{place}]", size) for place, size in enumerate(checked))
 
 
 def feature_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of one example, without the batch; at least one dimension."""
-    shape = positive("the sizes of input_shape", input_shape)
+    shape = sizes_of("input_shape", input_shape)
     if not shape:
         raise InputError("input_shape is empty; it is the shape of one example, such as [784] or [1, 28, 28]")
     return shape
@@ -56,11 +47,6 @@ def image_shape(input_shape: Sequence[int], *, smallest: int) -> tuple[int, int,
             f"images must be at least {smallest} x {smallest} for this model, got {height} x {width}"
         )
     return channels, height, width
-
-
-def output_count(outputs: int) -> int:
-    """The number of outputs, at least 1."""
-    return positive("outputs", [outputs])[0]
 
 
 Activation = Literal["elu", "gelu", "identity", "leaky_relu", "relu", "sigmoid", "silu", "softplus", "tanh"]

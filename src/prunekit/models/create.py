@@ -13,9 +13,10 @@ from pydantic import ConfigDict, PrivateAttr, PydanticUserError, TypeAdapter, Va
 from torch import nn
 
 from prunekit.errors import InputError, ModelError, PrunekitError
+from prunekit.limits import whole
 from prunekit.messages import shown
 from prunekit.models.char_transformer import char_transformer
-from prunekit.models.common import feature_shape, output_count
+from prunekit.models.common import feature_shape, size_of
 from prunekit.models.lenet import lenet5, lenet_300_100, maxout_lenet5
 from prunekit.models.mlp import mlp
 from prunekit.models.resnet import resnet, resnet20
@@ -124,9 +125,10 @@ def create(
         ModelError: if the factory fails or returns something other than a `torch.nn.Module`.
     """
     chosen = ModelSettings.parse(settings, allow=allow)
-    from_data = data_arguments(chosen.name, chosen.factory, feature_shape(input_shape), output_count(outputs))
-    _check_seed(seed)
-    with seeded(seed):
+    from_data = data_arguments(
+        chosen.name, chosen.factory, feature_shape(input_shape), size_of("outputs", outputs)
+    )
+    with seeded(whole("seed", seed, 0, 2**63 - 1)):
         try:
             model = chosen.factory(**from_data, **chosen.own)
         except PrunekitError:
@@ -138,11 +140,6 @@ def create(
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model {chosen.name} gave {model!r}, which is no torch.nn.Module")
     return model
-
-
-def _check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InputError(f"seed must be a whole number in [0, 2**63), got {seed!r}")
 
 
 # ---- factories ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from prunekit.maxout import Maxout
-from prunekit.models.common import image_shape, output_count
+from prunekit.models.common import image_shape, size_of
 from prunekit.models.mlp import MLP
 
 KERNEL = 5
@@ -33,7 +33,7 @@ class LeNet5(nn.Module):
         self.flatten = nn.Flatten()
         self.fc1 = nn.Linear(50 * remaining(height) * remaining(width), 500)
         self.act1 = nn.ReLU()
-        self.fc2 = nn.Linear(500, output_count(outputs))
+        self.fc2 = nn.Linear(500, size_of("outputs", outputs))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -92,7 +92,7 @@ class MaxoutLeNet5(nn.Module):
         self.flatten = nn.Flatten()
         self.fc1 = Maxout(nn.Linear(self.conv2.units * remaining(height) * remaining(width), 256), pieces)
         self.dropout = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(self.fc1.units, output_count(outputs))
+        self.fc2 = nn.Linear(self.fc1.units, size_of("outputs", outputs))
 
     def reset_parameters(self) -> None:
         """Draw all initial values again: PyTorch's own for each layer."""

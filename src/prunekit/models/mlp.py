@@ -9,7 +9,7 @@ from math import prod
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from prunekit.models.common import Activation, feature_shape, make_activation, output_count, positive
+from prunekit.models.common import Activation, feature_shape, make_activation, size_of, sizes_of
 
 
 class MLP(nn.Module):
@@ -29,7 +29,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         inputs = prod(feature_shape(input_shape))
-        sizes = (inputs, *positive("the sizes of hidden", hidden), output_count(outputs))
+        sizes = (inputs, *sizes_of("hidden", hidden), size_of("outputs", outputs))
         self.flatten = nn.Flatten()
         for number, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
             if number > 1:

@@ -9,8 +9,9 @@ from pydantic import AfterValidator, PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.limits import whole
 from prunekit.messages import shown
-from prunekit.models.common import draw_he_normal, image_shape, layer_count, output_count, positive
+from prunekit.models.common import MAX_LAYERS, draw_he_normal, image_shape, size_of
 
 
 class ResidualBlock(nn.Module):
@@ -49,7 +50,7 @@ class ResNet(nn.Module):
         super().__init__()
         channels, _, _ = image_shape(input_shape, smallest=4)
         blocks = (_checked_depth(depth) - 2) // 6
-        (width,) = positive("width", [width])
+        width = size_of("width", width)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.act1 = nn.ReLU()
@@ -58,7 +59,7 @@ class ResNet(nn.Module):
         self.stage3 = _stage(2 * width, 4 * width, blocks, stride=2)
         self.average = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(4 * width, output_count(outputs))
+        self.fc = nn.Linear(4 * width, size_of("outputs", outputs))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -82,7 +83,7 @@ def _checked_depth(depth: int) -> int:
         raise InputError(
             f"the depth of a CIFAR ResNet is 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), got {shown(depth)}"
         )
-    layer_count("the number of residual blocks, a third of the depth,", depth // 3)
+    whole("the number of residual blocks, a third of the depth,", depth // 3, 1, MAX_LAYERS)
     return depth
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.models.common import draw_he_normal, image_shape, output_count, positive
+from prunekit.models.common import draw_he_normal, image_shape, size_of, sizes_of
 
 _Block = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 _Widths = Annotated[tuple[_Block, ...], Field(min_length=1)]
@@ -28,7 +28,7 @@ class VGGSmall(nn.Module):
         channels, _, _ = image_shape(input_shape, smallest=2 ** len(widths))
         depth = 0
         for block, block_widths in enumerate(widths, start=1):
-            for width in positive("widths", block_widths):
+            for width in sizes_of("widths", block_widths):
                 depth += 1
                 # The batch norm's shift takes the place of the convolution's bias.
                 self.add_module(f"conv{depth}", nn.Conv2d(channels, width, 3, padding=1, bias=False))
@@ -38,7 +38,7 @@ class VGGSmall(nn.Module):
             self.add_module(f"pool{block}", nn.MaxPool2d(2))
         self.average = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(channels, output_count(outputs))
+        self.fc = nn.Linear(channels, size_of("outputs", outputs))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
