@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import subprocess
@@ -55,6 +56,7 @@ def serve(work: Callable[[], float | None]) -> None:
         work: what to do; it may return the seconds of what counts of it.
     """
     for _ in sys.stdin:
+        gc.collect()  # what earlier rounds have left is not this one's
         began = time.process_time()
         took = work()
         print(time.process_time() - began if took is None else took, flush=True)

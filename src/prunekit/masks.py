@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -161,13 +161,29 @@ class MaskedOptimizer:
     Momentum and weight decay can move a removed weight whatever its gradient is, so the mask acts after the
     step, and the moments of removed weights are cleared when the masks change. The model itself is not
     touched: its state_dict keys, `copy.deepcopy`, `torch.compile` and DDP work as before.
+
+    Args:
+        model: the network.
+        optimizer: of its training.
+        masks: that act from now on.
+        before: called before each step.
+        after: called after each step, once the masks have acted.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Masks) -> None:
-        self._model = model
-        self._optimizer = optimizer
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        masks: Masks,
+        *,
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        self._model, self._optimizer, self._after = model, optimizer, after
         self.update(masks)
-        self._handle: RemovableHandle = optimizer.register_step_post_hook(self._after_step)
+        self._handles: list[RemovableHandle] = [optimizer.register_step_post_hook(self._after_step)]
+        if before is not None:
+            self._handles.append(optimizer.register_step_pre_hook(lambda *_: before()))
 
     def update(self, masks: Masks) -> None:
         """Take new masks: zero what they remove, and clear its moments."""
@@ -182,9 +198,14 @@ class MaskedOptimizer:
         self._factors = self._as_factors()
         masks.apply(self._model)
 
-    def detach(self) -> None:
+    def forget(self) -> None:
+        """Moments of other values say nothing about those that the network has now."""
+        self._optimizer.state.clear()
+
+    def remove(self) -> None:
         """Stop acting on the optimizer."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     @staticmethod
     def on(optimizer: Optimizer) -> list[MaskedOptimizer]:
@@ -207,6 +228,8 @@ class MaskedOptimizer:
         except RuntimeError:  # the model was moved to another device since
             self._factors = self._as_factors()
             torch._foreach_mul_(weights, self._factors)
+        if self._after is not None:
+            self._after()
 
     def _as_factors(self) -> list[Tensor]:
         """The masks as 0 and 1 of the weights' own dtype and device, which multiply fastest."""
@@ -221,3 +244,34 @@ class MaskedOptimizer:
             for value in self._optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
                     value.masked_fill_(~mask.to(value.device), 0)
+
+
+def check_attachable(model: nn.Module, optimizer: Any, masks: Masks) -> None:
+    """Refuse an optimizer that does not train the pruned weights, or has masks of them already.
+
+    Raises:
+        InputError: naming the first weight that is not its own, or has masks.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"the optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    for other in MaskedOptimizer.on(optimizer):
+        shared = other.shares(model)
+        if shared is not None:
+            raise InputError(
+                f"the optimizer ({type(optimizer).__name__}) carries the masks of another session already, "
+                f"of the network that {shared} belongs to: detach() that session first"
+            )
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    pairs = zip(masks, (parameter for parameter, _ in masks.parameters(model)), strict=True)
+    strange = [(name, parameter) for name, parameter in pairs if id(parameter) not in own]
+    trainable = [name for name, parameter in strange if parameter.requires_grad]
+    if trainable:
+        raise InputError(
+            f"the optimizer ({type(optimizer).__name__}) does not train {trainable[0]}, which the recipe "
+            "prunes: give it the parameters of this network, or freeze the weight or leave it out by 'ignore'"
+        )
+    if strange and not any(id(parameter) in own for parameter in model.parameters()):
+        raise InputError(
+            f"the optimizer ({type(optimizer).__name__}) trains no parameter of this network, such as "
+            f"{strange[0][0]}"
+        )

@@ -228,20 +228,12 @@ def _attached(
         for regularizer in training.regularize:
             handles += regularizer.attach(model, optimizer, masks)
         if masks is not None:
-            handles.append(_Detach(MaskedOptimizer(model, optimizer, masks)))
+            handles.append(MaskedOptimizer(model, optimizer, masks))
         with keeping_modes(model):
             yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-@dataclass
-class _Detach:
-    masked: MaskedOptimizer
-
-    def remove(self) -> None:
-        self.masked.detach()
 
 
 def make_optimizer(model: nn.Module, training: Training) -> Optimizer:

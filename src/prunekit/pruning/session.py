@@ -20,11 +20,11 @@ from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned, Record
 from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
+from prunekit.masks import MaskedOptimizer, check_attachable
 from prunekit.modes import Snapshot
 from prunekit.parts.context import Step, StepContext
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
-from prunekit.pruning.attachment import Attachment, check_attachable
 from prunekit.pruning.calibration import Calibration, EarlyStopping, two_examples
 from prunekit.pruning.scoring import Scorer, select_masks
 from prunekit.pruning.state import Owner, digest_of, read_state
@@ -126,7 +126,7 @@ class Session:
         self.history: list[Record] = []
         self._seed = checked_seed(seed)
         self._checkpoints: dict[int, Mapping[str, Tensor]] = dict(checkpoints or {})
-        self._attachment: Attachment | None = None
+        self._masked: MaskedOptimizer | None = None
         self._every: int | None = None
         self._optimizer_steps = 0
         self._calibration = Calibration(
@@ -266,8 +266,8 @@ class Session:
         with self.undoing(steps=1):
             self._early_stopping.hold(self._inner, len(self.history), self.kept)
             restarted = self._prune_step(step)
-        if self._attachment is not None and restarted:
-            self._attachment.forget()
+        if self._masked is not None and restarted:
+            self._masked.forget()
         return self._record(step, started, None, {})
 
     def check(self) -> Stopped | None:
@@ -290,9 +290,9 @@ class Session:
             del self.history[held.steps :]
             self.kept = held.kept
             self.masks = self.plan.elements.masks(self._inner, held.kept)
-            if self._attachment is not None:
-                self._attachment.update(self.masks)
-                self._attachment.forget()
+            if self._masked is not None:
+                self._masked.update(self.masks)
+                self._masked.forget()
         return self.stopped is not None
 
     def _context(self, step: Step) -> StepContext:
@@ -335,8 +335,8 @@ class Session:
                 self._inner, self._checkpoints, derive(self._seed, "step", step.number)
             )
             self.masks.apply(self._inner)
-        if self._attachment is not None:
-            self._attachment.update(self.masks)
+        if self._masked is not None:
+            self._masked.update(self.masks)
         return restarted
 
     @property
@@ -379,7 +379,7 @@ class Session:
         """
         if every is not None:
             every = whole("every", every, 1, WHOLE)
-        if self._attachment is not None:
+        if self._masked is not None:
             raise InputError("the session is attached to an optimizer already: detach() it first")
         check_attachable(self.model, optimizer, self.masks)
         self._check_attachable(every)
@@ -389,7 +389,7 @@ class Session:
             self._checkpoints[0] = copy_state(self._inner)
         self._every = every
         before = self._before_user_step if self._trainings.acting else None
-        self._attachment = Attachment(
+        self._masked = MaskedOptimizer(
             self.model, optimizer, self.masks, before=before, after=self._after_step
         )
 
@@ -406,9 +406,9 @@ class Session:
 
     def detach(self) -> None:
         """Take the hooks off the optimizer; the model stays pruned as it is."""
-        if self._attachment is not None:
-            self._attachment.detach()
-        self._attachment = None
+        if self._masked is not None:
+            self._masked.remove()
+        self._masked = None
 
     def training_loss(self, inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of a batch for a training loop of one's own, as the recipe's parts want it.
@@ -491,12 +491,12 @@ class Session:
         self._early_stopping.resume(read.allowed, read.held, read.stopped)
         self._trainings.resume(read.states)
         self.masks.apply(self._inner)
-        if self._attachment is not None:
-            self._attachment.resume(self.masks)
+        if self._masked is not None:
+            self._masked.resume(self.masks)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is attached to no optimizer, as an optimizer's copy has no hooks."""
-        return {**vars(self), "_attachment": None}
+        return {**vars(self), "_masked": None}
 
     def _who_needs_data(self) -> str:
         if self.recipe.score.needs:

@@ -47,19 +47,15 @@ class Trainings:
         inner: nn.Module,
     ) -> None:
         self._model, self._inner, self._recipe, self._data, self._seed = model, inner, recipe, data, seed
-        found = {key: part.initial_state(inner, names) for key, part in self._that("initial_state")}
+        found = {key: part.initial_state(inner, names) for key, part in self._parts_with("initial_state")}
         self.states: States = {key: state for key, state in found.items() if state}
-        self.acting = bool(self._that("before_optimizer_step"))
+        self.acting = bool(self._parts_with("before_optimizer_step"))
         self._batch_loss: BatchLoss | None = None
 
-    def _that(self, does: str) -> list[tuple[str, Part]]:
+    def _parts_with(self, method: str) -> list[tuple[str, Part]]:
         """The parts, with their keys, that have a method of their own of this name."""
-        default = getattr(Part, does)
-        return [
-            (key, part)
-            for key, part in self._recipe.parts.items()
-            if getattr(type(part), does) is not default
-        ]
+        parts, default = self._recipe.parts.items(), getattr(Part, method)
+        return [(key, part) for key, part in parts if getattr(type(part), method) is not default]
 
     def check(self, checkpoints: Checkpoints, *, warm_up: bool) -> None:
         """Refuse a retraining, or a warm-up that is still to come, that could not start.
@@ -117,13 +113,13 @@ class Trainings:
     def before_step(self, context: StepContext) -> None:
         """Let each part do what it does at the beginning of a step of the pruning."""
         self._batch_loss = None
-        for key, part in self._that("before_step"):
+        for key, part in self._parts_with("before_step"):
             part.before_step(context.told(key))
 
     @torch.no_grad()
     def before_optimizer_step(self, context: StepContext) -> None:
         """Let each part do what it does before a step of an optimizer."""
-        for key, part in self._that("before_optimizer_step"):
+        for key, part in self._parts_with("before_optimizer_step"):
             part.before_optimizer_step(context.told(key))
 
     def warm_up(self, context: StepContext, report: Report | None) -> None:
@@ -176,13 +172,13 @@ class Trainings:
         The context is asked for at the first batch after a step only.
         """
         if self._batch_loss is None:
-            for _, part in self._that("check_batch"):
+            for _, part in self._parts_with("check_batch"):
                 part.check_batch(outputs, targets)
             self._batch_loss = self._loss_of_batches(context()) or _InTurn(())
         return self._batch_loss(inputs, outputs, targets, loss)
 
     def _loss_of_batches(self, context: StepContext) -> BatchLoss | None:
-        found = [part.training_loss(context.told(key)) for key, part in self._that("training_loss")]
+        found = [part.training_loss(context.told(key)) for key, part in self._parts_with("training_loss")]
         losses = [each for each in found if each is not None]
         return _InTurn(losses) if losses else None
 
