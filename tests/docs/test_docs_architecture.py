@@ -28,7 +28,7 @@ def imported(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module == "prunekit":
-            names = [f"prunekit.{alias.name}" for alias in node.names]
+            names = [f"prunekit.{alias.name}" for alias in node.names if alias.name != "__version__"]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
         else:

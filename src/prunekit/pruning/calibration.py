@@ -19,7 +19,7 @@ from prunekit.parts.stopping import Held, Stop, Stopped
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.statistics.average import average
-from prunekit.statistics.processes import sum_over_processes
+from prunekit.statistics.processes import count_processes
 from prunekit.training import copy_state
 from prunekit.trial import Use, check_examples, check_finite
 
@@ -81,8 +81,7 @@ class Calibration:
             self._check(recipe, retraining)
         except PrunekitError as error:
             wrong = error
-        refusing = torch.tensor([float(wrong is not None)], device=self.device)
-        sum_over_processes([refusing])
+        refusing, _ = count_processes(wrong is not None, self.device)
         if wrong is not None:
             raise wrong
         if refusing:
@@ -177,13 +176,16 @@ def two_examples(model: nn.Module, data: Batches) -> Tensor:
     """Inputs that a network can be run on, on its device.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there are none, on one of the processes.
     """
+    device = next(model.parameters()).device
     batch = next(iter(data.sample(2, 2, 0)), None)
-    if batch is None:
-        raise DataError("the data is empty: there is no example to run the network on")
+    without, processes = count_processes(batch is None, device)
+    if batch is None or without:
+        where = "" if processes == 1 else f" on {without} of {processes} processes"
+        raise DataError(f"the data is empty{where}: there is no example to run the network on")
     inputs, _ = batch
-    return inputs[:2].to(next(model.parameters()).device)
+    return inputs[:2].to(device)
 
 
 class EarlyStopping:

@@ -16,7 +16,7 @@ from prunekit.errors import DataError
 from prunekit.graph import Coupled
 from prunekit.losses import Loss
 from prunekit.modes import keeping_modes
-from prunekit.statistics.processes import sum_over_processes
+from prunekit.statistics.processes import count_processes
 from prunekit.structure import Chain
 from prunekit.targets import unwrap
 
@@ -146,11 +146,8 @@ def collect(
 
 
 def _check_seen(model: nn.Module, seen: int, *, additive: bool) -> None:
-    """All processes find the same: one that stopped alone would leave the others waiting for its sums."""
-    device = next(model.parameters()).device
-    empty = torch.tensor([float(seen == 0), 1.0], device=device)
-    sum_over_processes([empty])
-    without, processes = (int(value) for value in empty)
+    """All processes find the same."""
+    without, processes = count_processes(seen == 0, next(model.parameters()).device)
     if without and (without == processes or not additive):
         where = "" if processes == 1 else f" on {without} of {processes} processes"
         raise DataError(f"the calibration data is empty{where}: there is no batch to collect statistics from")
