@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -90,6 +91,34 @@ def test_functions_and_methods() -> None:
         result = stage.run(y)
         assert torch.equal(y, given), f"{stage.name} changed its input"
         y = result
+    torch.testing.assert_close(y, model(x))
+
+
+@pytest.mark.parametrize(
+    "pool", [partial(F.adaptive_max_pool2d, output_size=2), nn.AdaptiveMaxPool2d(2), nn.Dropout2d()]
+)
+def test_what_takes_several_operators_is_one_stage(pool: Any) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.drop = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 1), nn.Dropout1d()
+            self.pool = pool if isinstance(pool, nn.Module) else None
+            self.c, self.d = nn.Linear(12, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.b((self.pool or pool)(self.a(x)))
+            return self.d(self.drop(self.c(F.adaptive_avg_pool2d(x, 2).flatten(1))))
+
+    model, x = Pooled().eval(), torch.randn(3, 1, 9, 9)
+    chain = chain_of(model)
+    assert [(group.name, group.repeat) for group in chain.groups] == [("a", 1), ("b", 4), ("c", 1)]
+    assert [stage.kind.name for stage in chain.stages] == [
+        "LAYER", "POINTWISE" if isinstance(pool, nn.Dropout2d) else "POOL", "LAYER",
+        "POOL", "FLATTEN", "LAYER", "POINTWISE", "LAYER",
+    ]  # fmt: skip
+    y = x
+    for stage in chain.stages:
+        y = stage.run(y)
     torch.testing.assert_close(y, model(x))
 
 

@@ -141,7 +141,7 @@ def stage_of(
 def _kind(nodes: Sequence[fx.Node], module: nn.Module | None = None) -> tuple[Kind, str] | str:
     """What operators do to units, with a note as in `Stage`, or why a chain cannot hold them."""
     record = operator_of(nodes[0])
-    if isinstance(module, nn.PReLU) or all(map(sees_entries, nodes)):
+    if isinstance(module, (nn.PReLU, nn.modules.dropout._DropoutNd)) or all(map(sees_entries, nodes)):
         return Kind.POINTWISE, ""
     if record.labels is spatial.pooled and "pool" in record.name and _is_one(nodes):
         return Kind.POOL, ""

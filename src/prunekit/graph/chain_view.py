@@ -7,6 +7,7 @@ operation: one call of a layer, one operator, or several pointwise operators, su
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,17 +191,18 @@ class _PathReader:
     def _found(self) -> list[_Stretch]:
         """The operators that the inputs flow through, those of one call of a layer together."""
         steps: list[_Stretch] = []
-        calls: dict[str, _Stretch] = {}
+        calls: dict[Any, _Stretch] = {}
         for node in self._graph.graph.nodes:
             if node not in self._flowing or node is self._output or node in self._entries:
                 continue
             call, layer = self._owner(node)
-            if call in calls:
-                calls[call].nodes.append(node)
+            # one of several values is part of the operator that gives them
+            key = call or (node.args[0] if node.target is operator.getitem else node)
+            if key in calls:
+                calls[key].nodes.append(node)
                 continue
             steps.append(_Stretch([node], layer))
-            if call:
-                calls[call] = steps[-1]
+            calls[key] = steps[-1]
         return steps
 
     def _owner(self, node: fx.Node) -> tuple[str, str | None]:
