@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit.graph import Chain, chain_of
 from prunekit.losses import squared_error
 from prunekit.models import create
-from prunekit.structure import Chain, chain_of
 from prunekit.units import eliminate, gain_derivatives, oracle_changes
 from side_by_side import arguments, finish, measure, ratio
 

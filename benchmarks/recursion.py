@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from prunekit.batches import TensorBatches
 from prunekit.data import load
+from prunekit.graph import chain_of
 from prunekit.losses import squared_error
-from prunekit.structure import chain_of
 from prunekit.training import Training, train
 from prunekit.units import deviations, gain_derivatives
 

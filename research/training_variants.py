@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prunekit.graph import chain_of
 from prunekit.masks import Masks
 from prunekit.parts.regularize import L2
-from prunekit.structure import chain_of, unit_masks
+from prunekit.structure import unit_masks
 from prunekit.study import load_study
 from prunekit.study.stages import build, dataset
 from prunekit.training import Training, train

@@ -9,11 +9,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam
 
 from prunekit.errors import ModelError
+from prunekit.graph import chain_of
 from prunekit.losses import squared_error
 from prunekit.models import ModelSettings, create
 from prunekit.parts.scores import Oracle, Score
 from prunekit.pruning import Session, prune
-from prunekit.structure import chain_of
 from prunekit.units import eliminate
 from small_nets import blobs, copied, mlp, same
 from unit_recipes import conv_net, data, naive_order, net, outputs, parts_of, units, walked

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit.graph import Chain, chain_of
 from prunekit.losses import squared_error
-from prunekit.structure import Chain, chain_of
 from prunekit.units import absolute_error
 
 

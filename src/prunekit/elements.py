@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph import Coupled
+from prunekit.graph import INPUT, Chain, Coupled, chain_of
 from prunekit.graph.capture import Inputs
 from prunekit.graph.surgery import Surgery, copy_of
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
-from prunekit.structure import INPUT, Chain, chain_of, unit_masks
+from prunekit.structure import unit_masks
 from prunekit.structure.units import check_kept, cut_of
 from prunekit.targets import Target, find_targets, unwrap
 from prunekit.units import outgoing_norms

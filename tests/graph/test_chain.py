@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
+from prunekit.graph import INPUT, Chain, UnitGroup, chain_of
 from prunekit.models import lenet5, lenet_300_100, vgg_small
-from prunekit.structure import INPUT, Chain, UnitGroup, chain_of
 
 
 def test_lenet5() -> None:

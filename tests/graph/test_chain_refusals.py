@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from prunekit.errors import ModelError
+from prunekit.graph import chain_of
 from prunekit.models import resnet20
-from prunekit.structure import chain_of
 from refused_nets import REFUSED, Net, TwoInputs
 
 X = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from chain_nets import ChainPlan, build, chain_plans
 from examples import number_of_examples
-from prunekit.graph import traced, unit_masks
+from prunekit.graph import INPUT, chain_of, traced, unit_masks
 from prunekit.graph.capture import captured
 from prunekit.graph.chain_view import chain_view
 from prunekit.models import lenet5, lenet_300_100, mlp, vgg_small
-from prunekit.structure import INPUT, chain_of
 from prunekit.structure import unit_masks as chain_masks
 from prunekit.units import oracle_changes
 from refused_nets import Net

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError
-from prunekit.structure import VerificationError, same_function
+from prunekit.graph import VerificationError, same_function
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from chain_nets import ChainPlan, build, chain_plans, switched_off
 from examples import number_of_examples
-from prunekit.graph import parameters_after, shrink, traced, unit_masks
-from prunekit.structure import chain_of
+from prunekit.graph import chain_of, parameters_after, shrink, traced, unit_masks
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
 

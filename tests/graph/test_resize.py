@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prunekit.errors import ModelError
-from prunekit.graph import restore_sizes, shrink
+from prunekit.graph import INPUT, chain_of, restore_sizes, shrink
 from prunekit.models import lenet5, resnet20, vgg_small
-from prunekit.structure import INPUT, chain_of
 from small_nets import mlp
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.graph import chain_of
 from prunekit.statistics import Moments, activity
-from prunekit.structure import chain_of
 from unit_nets import made
 
 

@@ -12,17 +12,10 @@ from torch import Tensor, nn
 from chain_nets import ChainPlan, build, chain_plans
 from examples import number_of_examples
 from prunekit.errors import InputError
-from prunekit.graph import proof
+from prunekit.graph import INPUT, Deviation, VerificationError, chain_of, proof
 from prunekit.masks import Masks
 from prunekit.models import lenet_300_100
-from prunekit.structure import (
-    INPUT,
-    Deviation,
-    VerificationError,
-    chain_of,
-    dead_units,
-    shrink_dead,
-)
+from prunekit.structure import dead_units, shrink_dead
 
 
 def removed(model: nn.Module, **named: bool) -> dict[str, list[int]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
-from prunekit.structure import chain_of
+from prunekit.graph import chain_of
 from prunekit.units import oracle_changes
 from unit_recipes import conv_net, data, net
 

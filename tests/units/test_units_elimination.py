@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
+from prunekit.graph import chain_of
 from prunekit.losses import squared_error
-from prunekit.structure import chain_of
 from prunekit.units import eliminate, gain_derivatives, oracle_changes
 from unit_nets import ERRORS, made, naive_changes
 

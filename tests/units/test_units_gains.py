@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.graph import chain_of
 from prunekit.losses import squared_error
-from prunekit.structure import chain_of
 from prunekit.units import deviations, diagonal_recursion, gain_derivatives
 from unit_nets import ERRORS, error_at, made, mlp
 

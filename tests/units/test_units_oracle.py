@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.graph import chain_of
 from prunekit.losses import squared_error
-from prunekit.structure import chain_of
 from prunekit.units import absolute_error, eliminate, gain_derivatives, oracle_changes
 from unit_nets import ERRORS, NETS, made, mlp, naive_changes
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
+from prunekit.graph import chain_of
 from prunekit.losses import squared_error
-from prunekit.structure import chain_of
 from prunekit.units import (
     absolute_error,
     gain_sweep,

@@ -36,11 +36,11 @@ from prunekit.cli.networks import (
 from prunekit.cli.terminal import DataDir, Json, only_results, print_json
 from prunekit.data import Dataset, load
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_off
+from prunekit.graph import GraphModel, ShrinkResult, is_chain, prune_groups, shrink_off
 from prunekit.masks import Masks
 from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, plain_table
 from prunekit.saving import check_free, save_pretrained
-from prunekit.structure import is_chain, shrink_dead
+from prunekit.structure import shrink_dead
 
 
 def shrink(

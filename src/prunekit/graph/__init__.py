@@ -2,8 +2,12 @@
 
 from prunekit.graph.activation_taps import Place, watched
 from prunekit.graph.attributes import size_attributes
+from prunekit.graph.chain import Chain, UnitGroup
+from prunekit.graph.chain_stages import Stage
+from prunekit.graph.chain_view import chain_of, is_chain
+from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.graph_model import Graph, GraphModel
-from prunekit.graph.groups import Group, Member, Plan
+from prunekit.graph.groups import INPUT, Group, Member, Plan
 from prunekit.graph.members import (
     Combine,
     Coupled,
@@ -15,6 +19,7 @@ from prunekit.graph.members import (
 )
 from prunekit.graph.off import off_units, shrink_off
 from prunekit.graph.plan import groups, traced
+from prunekit.graph.proof import same_function
 from prunekit.graph.resize import restore_sizes
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink
 from prunekit.graph.surgery import alike, parameters_after, smaller, unit_masks
@@ -22,9 +27,12 @@ from prunekit.graph.traced import CouplingGraph, KeepMasks
 from prunekit.graph.weight_stats import parameters_per_unit
 
 __all__ = [
+    "INPUT",
+    "Chain",
     "Combine",
     "Coupled",
     "CouplingGraph",
+    "Deviation",
     "Graph",
     "GraphModel",
     "Group",
@@ -36,8 +44,13 @@ __all__ = [
     "Pool",
     "Scored",
     "ShrinkResult",
+    "Stage",
+    "UnitGroup",
+    "VerificationError",
     "alike",
+    "chain_of",
     "groups",
+    "is_chain",
     "makers",
     "of_units",
     "off_units",
@@ -46,6 +59,7 @@ __all__ = [
     "parameters_per_unit",
     "prune_groups",
     "restore_sizes",
+    "same_function",
     "shrink",
     "shrink_off",
     "size_attributes",

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import Coupled
+from prunekit.graph import Chain, Coupled
 from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
 from prunekit.parts.granularity import Shape, Weight
 from prunekit.statistics import Found
-from prunekit.structure import Chain
 from prunekit.targets import owner_of
 
 

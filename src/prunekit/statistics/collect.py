@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError
-from prunekit.graph import Coupled
+from prunekit.graph import Chain, Coupled
 from prunekit.losses import Loss
 from prunekit.modes import keeping_modes
 from prunekit.statistics.processes import count_processes
-from prunekit.structure import Chain
 from prunekit.targets import unwrap
 
 

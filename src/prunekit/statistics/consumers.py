@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
+from prunekit.graph import Chain
 from prunekit.graph.rows import patches
 from prunekit.statistics.collect import Collector, Found, StatContext, Statistic
 from prunekit.statistics.inputs import LayerHessian, LayerInputMean
 from prunekit.statistics.moments import Moments
-from prunekit.structure import Chain
 from prunekit.units.chain_runner import BUDGET_BYTES, Link, pieces
 from prunekit.units.layers import by_unit, unit_dim
 

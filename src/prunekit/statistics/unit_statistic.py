@@ -10,9 +10,9 @@ from torch import Tensor
 
 from prunekit.batches import Batch
 from prunekit.errors import InputError
+from prunekit.graph import Chain
 from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.processes import sum_over_processes
-from prunekit.structure import Chain
 
 Values = dict[str, Tensor]
 """By group of units, (units,) float64; NaN for units that are off already."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunekit import units
 from prunekit.batches import Batch
-from prunekit.graph import Coupled, Place, over_entries
+from prunekit.graph import Chain, Coupled, Place, over_entries
 from prunekit.graph.activation_taps import Key
 from prunekit.losses import Loss
 from prunekit.measure import count
@@ -19,7 +19,6 @@ from prunekit.statistics.activity import ActivationCollector
 from prunekit.statistics.collect import Collector, StatContext
 from prunekit.statistics.processes import sum_over_processes
 from prunekit.statistics.unit_statistic import UnitStatistic, Values
-from prunekit.structure import Chain
 from prunekit.units.loss_delta import error_of
 
 Error = Literal["squared_error", "cross_entropy", "absolute_error"]

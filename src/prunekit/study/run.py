@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from prunekit.batches import Batches, as_batches
 from prunekit.digests import write_json_unless_same, write_json_with_digest
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
+from prunekit.graph import chain_of
 from prunekit.limits import check_out
 from prunekit.recipe import Plan
-from prunekit.structure import chain_of
 from prunekit.study.layout import Layout, Results, discard, is_finished, only_run, remove
 from prunekit.study.pool import run_tasks
 from prunekit.study.progress import watch

@@ -18,13 +18,13 @@ from prunekit.data import Dataset, DataSettings, Split, load
 from prunekit.digests import read_json_with_digest, read_tensors, write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json
+from prunekit.graph import chain_of
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.pruning import Session
 from prunekit.saving import Architecture, save_pretrained
 from prunekit.seeds import derive
 from prunekit.statistics import activity
-from prunekit.structure import chain_of
 from prunekit.study.layout import (
     MODEL,
     STATE,

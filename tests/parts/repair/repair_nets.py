@@ -7,11 +7,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from prunekit.graph import chain_of
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair import Repair
 from prunekit.statistics import StatContext, collect
-from prunekit.structure import chain_of, kept_all, unit_masks
+from prunekit.structure import kept_all, unit_masks
 
 
 def context_of(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> StepContext:

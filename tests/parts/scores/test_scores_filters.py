@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.graph import chain_of
 from prunekit.masks import Masks
 from prunekit.methods import network_slimming, thinet
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale, ThiNet
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
-from prunekit.structure import chain_of
 from prunekit.units import best_scales, contribution_products, greedy_order, unit_macs
 from unit_recipes import conv_net, data, net
 

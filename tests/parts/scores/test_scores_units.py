@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prunekit.graph import chain_of
 from prunekit.losses import squared_error
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
@@ -22,7 +23,6 @@ from prunekit.parts.scores import (
 from prunekit.pruning import prune
 from prunekit.seeds import generator
 from prunekit.statistics import StatContext, collect
-from prunekit.structure import chain_of
 from unit_recipes import conv_net, data, net, outputs, units
 
 BATCH = 10

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from prunekit.errors import ModelError
+from prunekit.graph import Chain, UnitGroup
 from prunekit.graph.rows import LAYERS, Layer
 from prunekit.parts.base import Level
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair.weights import Repair
 from prunekit.statistics import Found
-from prunekit.structure import Chain, UnitGroup
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.errors import DataError
+from prunekit.graph import Chain
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.limits import LARGE
 from prunekit.obs import damped, inverse_of, refit, shared_update
@@ -20,7 +21,6 @@ from prunekit.parts.context import StepContext
 from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean, Statistic, row_layers
 from prunekit.statistics.curvature import check_size
 from prunekit.statistics.hessians import damped_groups
-from prunekit.structure import Chain
 
 
 class Repair(Part):

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.errors import DataError
+from prunekit.graph import Chain
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.limits import LARGE
 from prunekit.obs import damped, eliminate, inverse_of, removal_scores, shared_saliency
@@ -18,7 +19,6 @@ from prunekit.parts.scores.weights import RowScore, Scores
 from prunekit.statistics import GaussNewton, GaussNewtonDiagonal, LayerHessian
 from prunekit.statistics.curvature import check_size
 from prunekit.statistics.hessians import damped_groups
-from prunekit.structure import Chain
 
 
 class OBD(RowScore):

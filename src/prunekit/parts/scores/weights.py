@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from prunekit.graph import Chain
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import TrainingSettings
 from prunekit.statistics import ConnectionCorrelation, InputSquares, MeanGradient, Statistic, row_layers
-from prunekit.structure import Chain
 from prunekit.training import Training
 
 Scores = dict[str, Tensor]
