@@ -55,7 +55,8 @@ def walk(call: Callable[[], Any]) -> list[tuple[str, str]]:
     def hear(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         path = Path(code.co_filename)
-        if event == "call" and PACKAGE in path.parents and not code.co_name.startswith("<"):
+        ours = path.suffix == ".py" and PACKAGE in path.parents
+        if event == "call" and ours and not code.co_name.startswith("<"):
             entered.append((str(path.relative_to(PACKAGE)), code.co_qualname))
 
     sys.setprofile(hear)

@@ -84,7 +84,8 @@ def _plan_cell(cell: Cell, study: Study, model: nn.Module, data: Batches, exampl
             f"retrain {retrain.name!r} goes back to step {retrain.checkpoint}, "
             f"but the training has only {steps} steps"
         )
-    retrain.check(model, {step: {} for step in study.checkpoints})
+    if retrain.changes:
+        retrain.check(model, {step: {} for step in study.checkpoints})
     return cell.recipe.plan(model, example)
 
 
