@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+from prunekit.graph import Coupled, traced
 from prunekit.models import resnet
 from prunekit.recipe import Recipe
+from zoo import made
+
+NETWORKS = ["resnet-20", "halves", "unet", "mobilenet-v2", "densenet", "resnext"]
+NETWORKS += ["hf-bert", "hf-llama", "hf-gpt2"]
+"""Networks of which `small` has a small form: with streams, concatenations, groups and heads."""
 
 
 def groups(
@@ -20,10 +30,10 @@ def groups(
     )
 
 
-def small_resnet(seed: int = 0) -> nn.Module:
+def small_resnet(seed: int = 0, depth: int = 8) -> nn.Module:
     """ResNet-8 of 4, 8 and 16 channels for 3 x 8 x 8 images, with batch norms that do something."""
     torch.manual_seed(seed)
-    model = resnet((3, 8, 8), 5, depth=8, width=4)
+    model = resnet((3, 8, 8), 5, depth=depth, width=4)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -74,3 +84,35 @@ class Attention(nn.Module):
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         x = x + self.down(nn.functional.gelu(self.up(x)))
         return self.head(x.mean(1))
+
+
+def small(name: str) -> tuple[nn.Module, Tensor]:
+    """A network of `NETWORKS` in float64, and what it is run on."""
+    if name == "resnet-20":
+        return small_resnet(depth=20).double(), images(3)[0].double()
+    if name == "halves":
+        return Halves().double().eval(), torch.randn(6, 6, dtype=torch.float64)
+    model, inputs = made(name)
+    return model.double(), inputs["input_ids"] if isinstance(inputs, dict) else inputs.double()
+
+
+def coupled_of(name: str, chosen: Collection[str] = ()) -> tuple[Coupled, Tensor]:
+    """The groups of such a network that a layer reads, or those chosen, with what it is run on."""
+    model, inputs = small(name)
+    found = traced(model, inputs, residual=name != "hf-gpt2")  # whose embedding reads its stream, too
+    read = [group.name for group in found.plan.prunable if any(m.role == "consumer" for m in group.members)]
+    return Coupled(model, found, tuple(chosen or read), inputs), inputs
+
+
+@contextmanager
+def given_to(model: nn.Module, layers: Collection[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """What these layers are given while the network runs, by their names, one tensor for each call."""
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def keep(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found[name].append(args[0].detach())
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(partial(keep, name)) for name in layers]
+    yield found
+    for hook in hooks:
+        hook.remove()

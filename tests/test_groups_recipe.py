@@ -319,11 +319,7 @@ class TestChoice:
                     {"score": score},
                     f"the score '{score}' works on units of a chain .* 'group'.*: use the shape 'unit'",
                 )
-                for score in ("oracle", "unit_taylor", "skeletonization", "n2ps", "thinet")
-            ),
-            (
-                {"repair": "fold_mean"},
-                "the repair 'fold_mean' works on units of a chain .*'unit', or the repair 'least_squares'",
+                for score in ("oracle", "unit_taylor", "skeletonization")
             ),
             ({"shape": {"name": "group", "combine": "median"}}, "combine"),
             ({"shape": {"name": "group", "kinds": ["blocks"]}}, "kinds"),

@@ -21,7 +21,7 @@ from prunekit.limits import STEPS, WHOLE
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Allocation, Global
 from prunekit.parts.base import Part, Requirement, level_refusal
-from prunekit.parts.context import CostModel, Step
+from prunekit.parts.context import CostModel, Step, StepContext
 from prunekit.parts.granularity import Shape, Weight
 from prunekit.parts.repair import NoRepair, Repair
 from prunekit.parts.retrain import NoRetraining, Retrain
@@ -197,10 +197,15 @@ class Recipe(Settings):
         for target in targets:
             self.shape.check(target, sparsities)
         self.allocation.check_even(self.shape, targets)
+        context = StepContext(
+            {name: model.get_parameter(name) for name in elements.parameters},
+            model=model,
+            kept=elements.all_kept(model),
+            chain=elements.chain,
+            coupled=elements.coupled,
+        )
         for part in (self.score, self.repair) if self.repair.changes else (self.score,):
-            part.check(
-                model, elements.chain, elements.names if elements.chain is not None else elements.parameters
-            )
+            part.check(context)
         if self.allocation.of_figure:
             self.allocation.check_network(
                 targets, sparsities[-1], self._cost_model(model, elements, example_inputs)

@@ -1,4 +1,4 @@
-"""Skeletonization, N2PS, norms of weights and gain sweeps against loops and numpy."""
+"""Skeletonization, norms of weights and gain sweeps against loops and numpy."""
 
 import numpy as np
 import pytest
@@ -11,10 +11,8 @@ from prunekit.units import (
     absolute_error,
     gain_sweep,
     incoming_norms,
-    insignificant,
     outgoing_norms,
     relevance,
-    significance,
 )
 from unit_nets import ERRORS, error_at, made
 
@@ -56,53 +54,6 @@ def test_relevance_of_what_cannot_be_accepted():
         relevance(chain_of(model), batches(inputs, targets), decay=1.0)
     with pytest.raises(InputError, match="no relevance for the group '0'"):
         relevance(chain_of(model), batches(inputs, targets), start={})
-
-
-def test_significance_by_loops():
-    model, inputs, _ = made("2 hidden")
-    found = significance(chain_of(model, inputs=True), inputs.split(7))
-    read = {
-        "input": (inputs, model[0]),
-        "0": (model[:2](inputs), model[2]),
-        "2": (model[:4](inputs), model[4]),
-    }
-    for name, (values, layer) in read.items():
-        w = layer.weight.numpy()
-        for i in range(values.shape[1]):
-            s = [sum(abs(v * w[j, i]) for j in range(len(w))) for v in values[:, i].numpy()]
-            assert float(found[name][i]) == pytest.approx(np.mean(s), rel=1e-12)
-
-
-def test_significance_of_filters():
-    model, inputs, _ = made("conv")
-    found = significance(chain_of(model), inputs, budget_bytes=30_000)
-    w, a = model[3].weight.abs().numpy(), model[:3](inputs).abs().numpy()
-    np.testing.assert_allclose(found["0"], a.mean((0, 2, 3)) * w.sum((0, 2, 3)), rtol=1e-12)
-    w, a = model[7].weight.abs().numpy(), model[:7](inputs).abs().numpy().mean(0)
-    np.testing.assert_allclose(found["3"], (a * w.sum(0)).reshape(5, 4).sum(1), rtol=1e-12)
-
-
-def test_units_that_are_off_have_no_significance_and_give_none():
-    model, inputs, _ = made("2 hidden")
-    kept = {"2": torch.tensor([True, False, True, True, False, True, True])}
-    found = significance(chain_of(model), inputs, kept=kept)
-    assert (found["2"] == 0).tolist() == (~kept["2"]).tolist()
-    w, a = model[2].weight[kept["2"]].abs(), model[:2](inputs).abs()
-    torch.testing.assert_close(found["0"], a.mean(0) * w.sum(0))
-    marked = insignificant(found, kept=kept)["2"]
-    mean = np.mean([v for v, on in zip(found["2"].tolist(), kept["2"].tolist(), strict=True) if on])
-    assert marked.tolist() == [
-        on and v < mean for v, on in zip(found["2"].tolist(), kept["2"].tolist(), strict=True)
-    ]
-
-
-def test_the_threshold_of_n2ps():
-    s = {"a": torch.tensor([1.0, 2.0, 6.0])}
-    assert insignificant(s)["a"].tolist() == [True, True, False]
-    assert insignificant(s, tau=0.5)["a"].tolist() == [True, False, False]
-    assert insignificant(s, tau=0)["a"].tolist() == [False, False, False]
-    with pytest.raises(InputError, match="tau"):
-        insignificant(s, tau=-1)
 
 
 @pytest.mark.parametrize("order", [1, 2])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit.errors import ModelError
+from prunekit.targets import unwrap
+
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def inputs_first(layer: nn.Module) -> bool:
@@ -20,6 +26,42 @@ def inputs_first(layer: nn.Module) -> bool:
 def has_rows(layer: nn.Module) -> bool:
     """Whether each output is a row of weights times the layer's inputs, or patches of them."""
     return isinstance(layer, LAYERS) or inputs_first(layer)
+
+
+def row_layers(model: nn.Module, names: Iterable[str], *, transposed: bool = False) -> dict[str, nn.Module]:
+    """The layer that owns each weight, by the weight's full name.
+
+    Args:
+        model: the network.
+        names: of weights.
+        transposed: whether transposed convolutions will do, too.
+
+    Raises:
+        ModelError: naming a weight that is not that of a linear or convolution layer, or is an embedding's
+            as well: its inputs say nothing of what such a weight does.
+    """
+    inner = unwrap(model)
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for place, module in inner.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((place, module))
+    found = {}
+    for name in names:
+        layers = owners[id(inner.get_parameter(name))]
+        for place, module in layers:
+            fits = has_rows(module) or (transposed and isinstance(module, TRANSPOSED))
+            if not fits or not name.endswith("weight"):
+                raise ModelError(
+                    f"{name} is a parameter of {place!r}, a {type(module).__name__}: only weights of linear "
+                    "and convolution layers can be judged by their inputs; name it in `ignore`"
+                )
+        if len(layers) > 1:
+            raise ModelError(
+                f"{name} is the weight of {len(layers)} layers, which have inputs of their own: "
+                "name it in `ignore`"
+            )
+        found[name] = layers[0][1]
+    return found
 
 
 def groups_of(layer: nn.Module) -> int:
@@ -40,6 +82,8 @@ def rows_of(weight: Tensor, layer: nn.Module) -> Tensor:
     if inputs_first(layer):
         return weight.mT.unsqueeze(0)
     groups = groups_of(layer)
+    if isinstance(layer, TRANSPOSED):
+        return _turned(weight, groups).flatten(2)
     return weight.reshape(groups, len(weight) // groups, -1)
 
 
@@ -47,6 +91,9 @@ def from_rows(rows: Tensor, layer: nn.Module) -> Tensor:
     """The inverse of `rows_of`: (groups, rows, columns) in the shape of the layer's weight."""
     if inputs_first(layer):
         return rows[0].mT
+    if isinstance(layer, TRANSPOSED):
+        inputs = layer.in_channels // layer.groups
+        return _turned(rows.reshape(-1, inputs, *layer.kernel_size), layer.groups).flatten(0, 1)
     return rows.reshape(cast(Tensor, layer.weight).shape)
 
 
@@ -56,29 +103,70 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
     With the rows of weights `rows_of(weight, layer)`, the outputs but for the bias are `patches @ rows.mT`.
 
     Args:
-        layer: a linear or convolution layer, or the `Conv1D` of transformers.
+        layer: a linear or convolution layer, also a transposed one, or the `Conv1D` of transformers.
         x: (n, ...) its inputs; those of one example without the dimension n are taken, too.
     """
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if not isinstance(layer, CONVOLUTIONS + TRANSPOSED):
         return x.reshape(1, -1, x.shape[-1])
     dims = len(layer.kernel_size)
     return windows(layer, x).flatten(2 + dims).flatten(1, 1 + dims)
 
 
-def windows(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+def channels(layer: nn.Module, x: Tensor) -> Tensor:
+    """(1, rows, inputs): what a layer is given, a row for each position, padding left out.
+
+    Args:
+        layer: as in `patches`.
+        x: (n, ...) its inputs.
+    """
+    if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
+        x = x.movedim(-1 - len(layer.kernel_size), -1)
+    return x.reshape(1, -1, x.shape[-1])
+
+
+def windows(layer: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
     """(groups, n, positions..., channels, kernel...): the same for a convolution, in the memory of its input.
 
-    Only padding copies the input.
+    Only padding copies the input, and zeros in between, by which a transposed convolution is one of stride 1
+    with its kernel turned round.
     """
     dims = len(layer.kernel_size)
     if x.dim() == dims + 1:
         x = x.unsqueeze(0)
-    sides = list(layer._reversed_padding_repeated_twice)
-    if any(sides):
-        x = F.pad(x, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    if isinstance(layer, TRANSPOSED):
+        x, steps = _apart(layer, x), (1,) * dims
+    else:
+        steps = layer.stride
+        sides = list(layer._reversed_padding_repeated_twice)
+        if any(sides):
+            x = F.pad(x, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     for dim, (size, step, apart) in enumerate(
-        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
+        zip(layer.kernel_size, steps, layer.dilation, strict=True), start=2
     ):
         x = x.unfold(dim, apart * (size - 1) + 1, step)[..., ::apart]
     # (n, groups, channels, positions..., kernel...) -> the channels beside the kernel
     return torch.unflatten(x, 1, (layer.groups, -1)).movedim(1, 0).movedim(2, 2 + dims)
+
+
+def _apart(layer: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
+    """The inputs of a transposed convolution with `stride - 1` zeros between neighbours, and its padding."""
+    sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], layer.stride, strict=True)]
+    spread = x.new_zeros(*x.shape[:2], *sizes)
+    spread[tuple(slice(None, None, step) for step in (1, 1, *layer.stride))] = x
+    sides: list[int] = []
+    for size, apart, padding, more in zip(
+        layer.kernel_size,
+        layer.dilation,
+        cast(tuple[int, ...], layer.padding),
+        layer.output_padding,
+        strict=True,
+    ):
+        before = apart * (size - 1) - padding
+        sides = [before, before + more, *sides]
+    return F.pad(spread, sides)
+
+
+def _turned(weight: Tensor, groups: int) -> Tensor:
+    """(groups, b, a, kernel...) of a weight (groups x a, b, kernel...), the kernel turned round."""
+    found = torch.unflatten(weight, 0, (groups, -1)).transpose(1, 2)
+    return found.flip(tuple(range(3, found.dim())))

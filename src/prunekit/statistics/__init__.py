@@ -4,11 +4,18 @@ from prunekit.statistics.activity import ActivationStats, Activity, activity
 from prunekit.statistics.average import average
 from prunekit.statistics.collect import Collector, Found, StatContext, Statistic, collect
 from prunekit.statistics.connections import ConnectionCorrelation
-from prunekit.statistics.consumers import ConsumerInputMean, InputCovariance, UnitCovariance
 from prunekit.statistics.cross import CrossMoments
 from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal
 from prunekit.statistics.gradients import MeanGradient
-from prunekit.statistics.inputs import InputSquares, InputStatistic, LayerHessian, LayerInputMean, row_layers
+from prunekit.statistics.inputs import (
+    ChannelCovariance,
+    ChannelMagnitude,
+    ChannelMean,
+    InputSquares,
+    InputStatistic,
+    LayerHessian,
+    LayerInputMean,
+)
 from prunekit.statistics.maxout import MaxoutMaxima
 from prunekit.statistics.moments import Moments
 from prunekit.statistics.processes import sum_over_processes
@@ -17,7 +24,6 @@ from prunekit.statistics.units import (
     FirstOrderTaylor,
     OracleChange,
     Relevance,
-    Significance,
     TaylorChange,
     UnitMacs,
 )
@@ -25,15 +31,16 @@ from prunekit.statistics.units import (
 __all__ = [
     "ActivationStats",
     "Activity",
+    "ChannelCovariance",
+    "ChannelMagnitude",
+    "ChannelMean",
     "Collector",
     "ConnectionCorrelation",
-    "ConsumerInputMean",
     "CrossMoments",
     "FirstOrderTaylor",
     "Found",
     "GaussNewton",
     "GaussNewtonDiagonal",
-    "InputCovariance",
     "InputSquares",
     "InputStatistic",
     "LayerHessian",
@@ -43,16 +50,13 @@ __all__ = [
     "Moments",
     "OracleChange",
     "Relevance",
-    "Significance",
     "StatContext",
     "Statistic",
     "TaylorChange",
-    "UnitCovariance",
     "UnitMacs",
     "UnitStatistic",
     "activity",
     "average",
     "collect",
-    "row_layers",
     "sum_over_processes",
 ]

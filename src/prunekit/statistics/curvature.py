@@ -13,10 +13,10 @@ from torch.func import functional_call, jacrev, vmap
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
-from prunekit.graph.rows import from_rows, groups_of, patches, rows_of
+from prunekit.graph.rows import from_rows, groups_of, patches, row_layers, rows_of
 from prunekit.losses import Loss
 from prunekit.statistics.collect import Collector, StatContext, Statistic
-from prunekit.statistics.inputs import layer_label, row_layers
+from prunekit.statistics.inputs import layer_label
 from prunekit.statistics.moments import add_product, mirrored
 from prunekit.statistics.processes import sum_over_processes
 

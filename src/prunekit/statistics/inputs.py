@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch
-from prunekit.errors import DataError, ModelError
-from prunekit.graph.rows import groups_of, has_rows, patches, rows_of
+from prunekit.errors import DataError
+from prunekit.graph.rows import channels, patches, row_layers, rows_of
 from prunekit.statistics.collect import Collector, StatContext, Statistic
+from prunekit.statistics.consumers import consumers
 from prunekit.statistics.moments import Moments
-from prunekit.targets import unwrap
 
 _BUFFER_BYTES = 8 * 2**20
 """Memory for a layer's rows that are collected before their products are taken: few products of many."""
@@ -26,12 +26,26 @@ _ROWS_BYTES = 8 * 2**20
 enough to be used again and again, as large pieces of memory are handed back and have to be cleared anew."""
 
 
-class InputStatistic(Statistic):
-    """Something of the inputs of the layers whose weights are pruned, in the form of `patches`.
+Form = Literal["patches", "channels", "magnitudes"]
+"""What counts as a row of inputs: what an output is computed from, or what there is at a position, padding
+left out, or the magnitudes of that."""
 
-    All such requests of a pass share one set of sums. Half precision is taken in float32. A layer that is
-    called several times is given the rows of all calls.
+
+@dataclass(frozen=True)
+class InputStatistic(Statistic):
+    """Something of the inputs of layers.
+
+    All such requests of a pass that look at the same rows of the same layers share one set of sums. Half
+    precision is taken in float32. A layer that is called several times is given the rows of all calls.
+
+    Attributes:
+        consumers: whether the layers are those that read the units of a recipe, and not those whose weights
+            are pruned. All is then taken in float64: what is fitted to it may have no spare digits.
+        form: what counts as a row of inputs.
     """
+
+    consumers: bool = field(default=False, kw_only=True)
+    form: ClassVar[Form] = "patches"
 
     @property
     def needs_loss(self) -> bool:
@@ -65,14 +79,22 @@ class InputStatistic(Statistic):
         """A collector for the layers of the subject's parameters.
 
         Raises:
+            InputError: for the layers that read units, where no units are counted.
             ModelError: naming a parameter whose layer has no rows of inputs.
         """
-        first = InputStatistic not in subject.shared
+        key = InputStatistic, self.form, self.consumers
+        first = key not in subject.shared
         if first:
-            subject.shared[InputStatistic] = _Sums(subject)
-        sums: _Sums = subject.shared[InputStatistic]
+            subject.shared[key] = _Sums(self._layers(subject), self.form, exact=self.consumers)
+        sums: _Sums = subject.shared[key]
         sums.pairs = sums.pairs or self.pairs
         return _Reader(self, sums, first=first)
+
+    def _layers(self, subject: StatContext) -> dict[str, nn.Module]:
+        if not self.consumers:
+            return row_layers(subject.model, subject.names)
+        found = consumers(subject.chain, subject.coupled, subject.kept)
+        return {name: consumer.layer for name, consumer in found.items()}
 
 
 @dataclass(frozen=True)
@@ -142,34 +164,41 @@ class InputSquares(InputStatistic):
         return moments.variance if self.centred else moments.variance + moments.mean.square()
 
 
-def row_layers(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """The layer that owns each weight, by the weight's full name.
+@dataclass(frozen=True)
+class ChannelMean(InputStatistic):
+    """By weight: (1, inputs) float64, the means of a layer's input channels or features."""
 
-    Raises:
-        ModelError: naming a weight that is not that of a linear or convolution layer, or is an embedding's
-            as well: its inputs say nothing of what such a weight does.
-    """
-    inner = unwrap(model)
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
-    for place, module in inner.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append((place, module))
-    found = {}
-    for name in names:
-        layers = owners[id(inner.get_parameter(name))]
-        for place, module in layers:
-            if not has_rows(module) or not name.endswith("weight"):
-                raise ModelError(
-                    f"{name} is a parameter of {place!r}, a {type(module).__name__}: only weights of linear "
-                    "and convolution layers can be judged by their inputs; name it in `ignore`"
-                )
-        if len(layers) > 1:
-            raise ModelError(
-                f"{name} is the weight of {len(layers)} layers, which have inputs of their own: "
-                "name it in `ignore`"
-            )
-        found[name] = layers[0][1]
-    return found
+    form: ClassVar[Form] = "channels"
+
+    @property
+    def pairs(self) -> bool:
+        """No."""
+        return False
+
+    def of(self, moments: Moments, layer: nn.Module) -> Tensor:
+        """The means."""
+        return moments.mean
+
+
+@dataclass(frozen=True)
+class ChannelCovariance(ChannelMean):
+    """By weight: (1, inputs, inputs) float64, their covariances over examples and positions."""
+
+    @property
+    def pairs(self) -> bool:
+        """Yes."""
+        return True
+
+    def of(self, moments: Moments, layer: nn.Module) -> Tensor:
+        """The covariances."""
+        return moments.covariance
+
+
+@dataclass(frozen=True)
+class ChannelMagnitude(ChannelMean):
+    """By weight: (1, inputs) float64, the mean magnitudes of a layer's input channels or features."""
+
+    form: ClassVar[Form] = "magnitudes"
 
 
 def layer_label(name: str) -> str:
@@ -184,9 +213,9 @@ def _has_bias(layer: nn.Module) -> bool:
 class _Sums:
     """The moments of all layers of a pass, for whoever asks; `pairs` if anyone wants them."""
 
-    def __init__(self, subject: StatContext) -> None:
+    def __init__(self, layers: dict[str, nn.Module], form: Form, *, exact: bool) -> None:
         self.pairs = False
-        self._layers = row_layers(subject.model, subject.names)
+        self._layers, self._form, self._exact = layers, form, exact
         self._watched: dict[str, _Watched] = {}
         self._finished = False
 
@@ -213,7 +242,9 @@ class _Sums:
 
     def _watch(self, name: str) -> _Watched:
         if name not in self._watched:
-            self._watched[name] = _Watched(self._layers[name], pairs=self.pairs)
+            self._watched[name] = _Watched(
+                self._layers[name], self._form, pairs=self.pairs, exact=self._exact
+            )
         return self._watched[name]
 
     def finish(self) -> None:
@@ -252,18 +283,20 @@ class _Sums:
 class _Watched:
     """One layer's moments, with a buffer in front: products of few rows are slow."""
 
-    def __init__(self, layer: nn.Module, *, pairs: bool) -> None:
+    def __init__(self, layer: nn.Module, form: Form, *, pairs: bool, exact: bool) -> None:
         weight = cast(Tensor, layer.weight)
-        shape = rows_of(weight, layer).shape
-        self._layer = layer
-        self._columns = shape[2]
-        self.moments = Moments(groups_of(layer), shape[2], pairs=pairs, device=weight.device)
+        groups, _, columns = rows_of(weight, layer).shape
+        if form != "patches":
+            groups, columns = 1, groups * columns // weight.shape[2:].numel()
+        self._layer, self._form = layer, form
+        self._smallest = torch.float64 if exact else torch.float32
+        self.moments = Moments(groups, columns, pairs=pairs, device=weight.device)
         self._buffer: Tensor | None = None
         self._filled = 0
 
     def take(self, x: Tensor) -> None:
         """The inputs of one call; they are copied, as the network may change them in place."""
-        for rows in self._rows(x.to(torch.promote_types(x.dtype, torch.float32))):
+        for rows in self._rows(x.to(torch.promote_types(x.dtype, self._smallest))):
             capacity = max(1, _BUFFER_BYTES // (rows.element_size() * rows.shape[0] * rows.shape[2]))
             if rows.shape[1] >= capacity:
                 self.moments.add(rows)
@@ -277,7 +310,10 @@ class _Watched:
             self._filled += rows.shape[1]
 
     def _rows(self, x: Tensor) -> Iterator[Tensor]:
-        if not isinstance(self._layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if self._form != "patches":
+            yield channels(self._layer, x.abs() if self._form == "magnitudes" else x)
+            return
+        if not isinstance(self._layer, nn.modules.conv._ConvNd):
             yield patches(self._layer, x)
             return
         if x.dim() == len(self._layer.kernel_size) + 1:

@@ -69,15 +69,6 @@ class Relevance(UnitStatistic):
 
 
 @dataclass(frozen=True)
-class Significance(UnitStatistic):
-    """The mean over examples of sum_j |output w_j| (N2PS)."""
-
-    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
-        """One figure per unit."""
-        return units.significance(chain, inputs, kept=kept)
-
-
-@dataclass(frozen=True)
 class FirstOrderTaylor(UnitStatistic):
     """The mean over examples of |the mean over positions of output times its gradient| (Molchanov et al.)."""
 

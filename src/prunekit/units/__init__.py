@@ -9,7 +9,6 @@ from prunekit.units.filters import distances, feature_taylor, norm_scales, unit_
 from prunekit.units.gain_sweep import gain_sweep
 from prunekit.units.gains import GainDerivatives, gain_derivatives
 from prunekit.units.loss_delta import ERRORS, absolute_error
-from prunekit.units.n2ps import insignificant, significance
 from prunekit.units.oracle import oracle_changes
 from prunekit.units.recursion import RecursionDeviation, deviations, diagonal_recursion
 from prunekit.units.skeletonization import relevance
@@ -33,11 +32,9 @@ __all__ = [
     "gain_sweep",
     "greedy_order",
     "incoming_norms",
-    "insignificant",
     "norm_scales",
     "oracle_changes",
     "outgoing_norms",
     "relevance",
-    "significance",
     "unit_macs",
 ]

@@ -1,4 +1,4 @@
-"""ThiNet: units chosen by how well the next layer's output survives without them."""
+"""ThiNet: units chosen by how well the output of the layers that read them survives without them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import torch
 from torch import Tensor
 
 
-def contribution_products(weight: Tensor, moments: Tensor, units: int) -> Tensor:
-    """What pairs of units add to the square of the next layer's output.
+def contribution_products(weight: Tensor, moments: Tensor, unit_of: Tensor, units: int) -> Tensor:
+    """What pairs of units add to the square of a layer's output.
 
-    The next layer's output is a sum of one contribution per unit, `c_i = W_i x_i`. Luo et al. 2017 (arXiv
-    1707.06342) sample outputs and hold their contributions in a matrix X, of which only `X^T X` is needed.
-    That product is a sum over the second moments of the layer's inputs, so every output at every position
-    counts here, and nothing has to be sampled.
+    The output is a sum of one contribution per unit that the layer reads, `c_i = W_i x_i`. Luo et al. 2017
+    (arXiv 1707.06342) sample outputs and hold their contributions in a matrix X, of which only `X^T X` is
+    needed. That product is a sum over the second moments of the layer's inputs, so every output at every
+    position counts here, and nothing has to be sampled.
 
     Args:
-        weight: (outputs, columns) the next layer's weights, a unit's columns side by side.
-        moments: (columns, columns) second moments E[x x'] of its inputs.
+        weight: (groups, outputs, columns) the layer's weights, see `rows_of`.
+        moments: (groups, columns, columns) second moments E[x x'] of its inputs.
+        unit_of: (groups, columns) int64, the unit that each column belongs to; -1 for none.
         units: how many there are.
 
     Returns:
         (units, units): `G_ij = E[c_i . c_j]`, summed over the outputs.
     """
-    blocks = (weight.T @ weight) * moments
-    each = len(blocks) // units
-    return blocks.view(units, each, units, each).sum((1, 3))
+    found = weight.new_zeros(units, units)
+    for rows, second, unit in zip(weight, moments, unit_of, strict=True):
+        at = (unit >= 0).nonzero().flatten()
+        chosen = rows[:, at]
+        blocks = (chosen.T @ chosen) * second[at][:, at]
+        half = weight.new_zeros(units, len(at)).index_add_(0, unit[at], blocks)
+        found.index_add_(1, unit[at], half)
+    return found
 
 
 def greedy_order(products: Tensor, alive: Tensor) -> Tensor:

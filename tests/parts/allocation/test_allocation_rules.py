@@ -299,6 +299,11 @@ def test_layers_by_themselves():
     assert BelowMean(tau=0).amounts(context_of(scores, None)) == {"a": 0, "b": 0}
 
 
+def test_a_threshold_below_zero_is_refused():
+    with pytest.raises(InputError, match="tau"):
+        BelowMean(tau=-1)
+
+
 def test_a_sparsity_that_nobody_asked_for():
     with pytest.raises(InputError, match="use the schedule 'rounds'"):
         Recipe.parse({"allocation": "below_mean", "schedule": {"name": "one_shot", "sparsity": 0.5}})

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import chain_of
+from prunekit.graph import Coupled, group_masks
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair import Repair
@@ -28,6 +28,24 @@ def context_of(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str
     return StepContext(
         model=net, masks=masks, statistics=found, chain=chain, kept=Masks(before), kept_after=Masks(kept)
     )
+
+
+def mend_groups(coupled: Coupled, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> Masks:
+    """Remove units of coupled groups and repair the layers that read them; the masks."""
+    net = coupled.model
+    before = {group.name: torch.ones(group.units, dtype=torch.bool) for group in coupled.groups}
+    kept = {name: flags.clone() for name, flags in before.items()}
+    for name, units in removed.items():
+        kept[name][units] = False
+    subject = StatContext(net, [], coupled=coupled, kept=before)
+    found = collect(subject, [(inputs, torch.zeros(len(inputs)))], repair.needs, loss=lambda x, y: x.sum())
+    masks = group_masks(net, coupled.traced.plan, kept)
+    told = StepContext(
+        model=net, masks=masks, statistics=found, coupled=coupled, kept=Masks(before), kept_after=Masks(kept)
+    )
+    repair.check(told)
+    repair(told)
+    return masks
 
 
 def mend(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> StepContext:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from repair_nets import context_of, convnet, inputs, make, mend, mlp
 from torch import nn
 
-from prunekit.graph.rows import patches
+from prunekit.graph.rows import from_rows, patches, rows_of
 from prunekit.masks import Masks
 from prunekit.parts.repair import FoldMean, LeastSquares, NoRepair
 
@@ -156,3 +156,27 @@ def test_patches_in_one_and_three_dimensions(kind, dims):
     x = inputs(5, 3, *[7] * dims)
     expected = layer(x).movedim(1, -1).flatten(0, dims)
     assert torch.allclose(patches(layer, x)[0] @ layer.weight.flatten(1).T + layer.bias, expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (nn.ConvTranspose1d, {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1}),
+        (
+            nn.ConvTranspose2d,
+            {"kernel_size": (2, 3), "stride": (3, 1), "padding": (0, 2), "dilation": (2, 1)},
+        ),
+        (nn.ConvTranspose3d, {"kernel_size": 2, "stride": 2}),
+    ],
+)
+@torch.no_grad()
+def test_patches_of_a_transposed_convolution(kind, settings, groups):
+    torch.manual_seed(0)
+    layer = kind(4, 6, groups=groups, **settings).double()
+    x = inputs(5, 4, *[4] * (layer.weight.dim() - 2))
+    rows = rows_of(layer.weight, layer)
+    assert torch.equal(from_rows(rows, layer), layer.weight)
+    found = patches(layer, x) @ rows.mT
+    expected = layer(x).movedim(1, -1).flatten(0, -2) - layer.bias
+    assert torch.allclose(found.movedim(0, 1).flatten(1), expected)

@@ -8,8 +8,8 @@ from repair_nets import context_of, convnet, inputs, mend, mlp
 from torch import nn
 
 from prunekit.parts.repair import FoldMean, NoRepair, SietsmaDow
-from prunekit.parts.repair.sietsma_dow import substitutes
-from prunekit.statistics import ConsumerInputMean, UnitCovariance
+from prunekit.parts.repair.sietsma_dow import substitutes, unit_covariance, units_alike
+from prunekit.statistics.consumers import consumers
 
 
 def by_trial(outputs, unit, alive):
@@ -50,14 +50,32 @@ def test_the_choice_is_the_best_of_all(seed):
 def test_moments_are_those_of_what_the_layers_read():
     net, x = convnet(), inputs(100, 2, 8, 8)
     told = context_of(net, SietsmaDow(), x, {"0": [], "2": []})
+    mean, channel_mean, covariance = (told.statistics[each] for each in SietsmaDow.needs)
     maps, rows = net[:2](x), net[:5](x)
     by_channel = maps.transpose(0, 1).flatten(1)
-    assert torch.allclose(told.statistics[UnitCovariance()]["0"], torch.cov(by_channel, correction=0))
-    assert torch.allclose(told.statistics[ConsumerInputMean()]["0"], maps.mean(0))
+    (unit, at), *others = units_alike(units_of(told, "2", "0"), 6)
+    assert unit.tolist() == list(range(6))
+    assert not others
+    assert torch.allclose(unit_covariance(covariance["2.weight"], at), torch.cov(by_channel, correction=0))
+    assert torch.allclose(channel_mean["2.weight"][0], by_channel.mean(1))
+    patches = nn.functional.unfold(maps, (3, 2), stride=(2, 1))
+    assert torch.allclose(mean["2.weight"][0], patches.mean((0, 2)))
     by_place = rows.unflatten(1, (4, -1)).permute(2, 1, 0)
     expected = torch.stack([torch.cov(place, correction=0) for place in by_place]).mean(0)
-    assert torch.allclose(told.statistics[UnitCovariance()]["2"], expected)
-    assert torch.allclose(told.statistics[ConsumerInputMean()]["2"], rows.mean(0))
+    ((_, at),) = units_alike(units_of(told, "5", "2"), 4)
+    assert torch.allclose(unit_covariance(covariance["5.weight"], at), expected)
+    assert torch.allclose(channel_mean["5.weight"][0], rows.mean(0))
+    assert torch.allclose(mean["5.weight"][0], rows.mean(0))
+
+
+def units_of(told, layer, group):
+    """Of each input of a layer the unit of the group."""
+    return consumers(told.chain, None)[f"{layer}.weight"].units[group].flatten()
+
+
+def test_units_that_are_as_many_inputs():
+    found = list(units_alike(torch.tensor([2, -1, 0, 2, 3, 0]), 5))
+    assert [(unit.tolist(), at.tolist()) for unit, at in found] == [([3], [[4]]), ([0, 2], [[2, 5], [0, 3]])]
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """Scores of filters, against autograd, explicit contributions and loops."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -11,12 +9,13 @@ from torch import nn
 from prunekit.errors import InputError
 from prunekit.graph import chain_of
 from prunekit.masks import Masks
-from prunekit.methods import network_slimming, thinet
+from prunekit.methods import network_slimming
 from prunekit.parts.context import StepContext
-from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale, ThiNet
+from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
-from prunekit.units import best_scales, contribution_products, greedy_order, unit_macs
+from prunekit.structure import chain_of
+from prunekit.units import unit_macs
 from unit_recipes import conv_net, data, net
 
 
@@ -102,83 +101,3 @@ def test_the_scale_of_the_norm_behind_a_unit():
     assert pruned.kept["0"].tolist() == [False, True, True]
     with pytest.raises(InputError, match="units of '0' have no batch norm"):
         prune(conv_net(), network_slimming(epochs=0), data(1, 8, 8))
-
-
-def contributions(model, inputs, layer, units):
-    """(rows, outputs, units): what each unit adds to the layer's outputs, by running it on one at a time."""
-    place = [name for name, _ in model.named_children()].index(layer)
-    with torch.no_grad():
-        x, module = model[:place](inputs), model[place]
-        found = []
-        for unit in range(units):
-            alone = torch.zeros_like(x)
-            own = slice(unit * x.shape[1] // units, (unit + 1) * x.shape[1] // units)
-            alone[:, own] = x[:, own]
-            y = module(alone) - module(torch.zeros_like(x))
-            found.append(y.movedim(1, -1).flatten(0, -2))
-    return torch.stack(found, -1)
-
-
-@pytest.mark.parametrize(("name", "reader"), [("0", "3"), ("3", "6"), ("6", "8")])
-def test_thinet_takes_what_adds_least_to_the_lost_output(name, reader):
-    model, examples = conv_net(), data(1, 8, 8)
-    places = scores_of(ThiNet(), model, examples)[name]
-    pieces = contributions(model, examples[0], reader, len(places))
-    gone: list[int] = []
-    while len(gone) < len(places):
-        left = [unit for unit in range(len(places)) if unit not in gone]
-        lost = {unit: float(pieces[..., [*gone, unit]].sum(-1).square().sum()) for unit in left}
-        assert int(places[min(lost, key=lost.get)]) == len(gone)
-        gone.append(min(lost, key=lost.get))
-
-
-def test_thinet_leaves_out_what_is_off():
-    places = scores_of(ThiNet(), conv_net(), data(1, 8, 8), off=[("3", 2)])["3"]
-    assert sorted(places.tolist()) == [-1, 0, 1, 2, 3]
-    assert places[2] == -1
-
-
-def test_the_best_scales_are_the_least_squares_on_contributions():
-    model, (inputs, _) = conv_net(), data(1, 8, 8)
-    pieces = contributions(model, inputs, "3", 4).flatten(0, 1)
-    kept = torch.tensor([True, False, True, True])
-    found = best_scales(pieces.T @ pieces, kept)
-    expected = np.linalg.lstsq(pieces[:, kept].numpy(), pieces.sum(1).numpy(), rcond=None)[0]
-    assert np.allclose(found[kept].numpy(), expected)
-    assert found[1] == 1
-
-
-def test_a_silent_unit_keeps_its_factor():
-    products = torch.diag(torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64))
-    assert best_scales(products, torch.tensor([True, True, False])).tolist() == [1, 1, 1]
-    assert best_scales(products, torch.tensor([False, False, False])).tolist() == [1, 1, 1]
-
-
-def test_products_of_contributions_from_moments():
-    torch.manual_seed(0)
-    weight, x = torch.randn(3, 8, dtype=torch.float64), torch.randn(20, 8, dtype=torch.float64)
-    found = contribution_products(weight, x.T @ x / 20, 4)
-    for i, j in itertools.product(range(4), range(4)):
-        a, b = (weight[:, 2 * k : 2 * k + 2] @ x[:, 2 * k : 2 * k + 2].T for k in (i, j))
-        assert float(found[i, j]) == pytest.approx(float((a * b).sum() / 20))
-
-
-def test_ties_go_by_position():
-    assert greedy_order(torch.eye(4), torch.ones(4, dtype=torch.bool)).tolist() == [0, 1, 2, 3]
-
-
-@torch.no_grad()
-def test_thinet_disturbs_the_next_layer_less_than_leaving_the_scales():
-    model, (inputs, targets) = conv_net(), data(1, 8, 8)
-    before = model[:4](inputs)
-    recipe = thinet(sparsity=0.5, epochs=0)
-    errors = []
-    for repair in ("channel_scale", "none"):
-        pruned = prune(
-            conv_net(),
-            type(recipe).parse({**recipe.to_dict(), "repair": repair, "targets": ["0"]}),
-            (inputs, targets),
-        )
-        assert int(pruned.kept["0"].sum()) == 2
-        errors.append(float((pruned.model[:4](inputs) - before).square().mean()))
-    assert errors[0] < errors[1]

@@ -12,7 +12,6 @@ from prunekit.losses import squared_error
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores import (
-    N2PS,
     Activation,
     Oracle,
     OutgoingNorm,
@@ -120,27 +119,6 @@ def test_skeletonization_is_a_running_average_over_batches():
     found = scores_of(Skeletonization(batch_size=4), model, (inputs, targets))
     for name, expected in running.items():
         assert torch.allclose(found[name], expected, rtol=1e-9)
-
-
-@pytest.mark.parametrize("off", OFF)
-def test_n2ps(off):
-    model, examples = net(6, 7, 5, 4), data(6)
-    found = scores_of(N2PS(), model, examples, off)
-    activity = hidden(model, examples[0], "0")
-    activity[:, [unit for _, unit in off]] = 0
-    weight = model[2].weight.detach().numpy()
-    raw = np.array([np.abs(activity[:, [i]] * weight[:, i]).sum(1).mean() for i in range(7)])
-    left = [i for i in range(7) if ("0", i) not in off]
-    assert np.allclose(found["0"].numpy()[left], (raw / raw[left].mean())[left], rtol=1e-9)
-    assert found["2"].mean() == pytest.approx(1)
-
-
-def test_n2ps_with_layers_left_out():
-    model, examples = net(6, 7, 5, 4), data(6)
-    everything = scores_of(N2PS(), model, examples)
-    pruned = prune(net(6, 7, 5, 4), units("n2ps", sparsity=0.4, ignore=["0"]), examples)
-    lowest = np.argsort(everything["2"].numpy())[:2]
-    assert sorted(lowest) == (~pruned.kept["2"]).nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize("layer", ["0", "3", "6"])

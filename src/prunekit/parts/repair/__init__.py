@@ -1,10 +1,7 @@
 """Repair: what is done to the survivors at once, with no gradient step."""
 
-from prunekit.parts.repair.channel_scale import ChannelScale
-from prunekit.parts.repair.fold_mean import FoldMean
-from prunekit.parts.repair.least_squares import LeastSquares
 from prunekit.parts.repair.sietsma_dow import SietsmaDow
-from prunekit.parts.repair.units import UnitRepair
+from prunekit.parts.repair.units import ChannelScale, FoldMean, LeastSquares, UnitRepair
 from prunekit.parts.repair.weights import (
     MaskedLeastSquares,
     NoRepair,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunekit.parts.repair.units import RemovedUnits, UnitRepair, mean_output, shift_bias
-from prunekit.statistics import ConsumerInputMean, Found, UnitCovariance
+from prunekit.parts.repair.units import RemovedUnits, UnitRepair, Update
+from prunekit.statistics import ChannelCovariance, ChannelMean, Found, LayerInputMean
 
 
 @dataclass(frozen=True)
@@ -32,45 +33,81 @@ class SietsmaDow(UnitRepair):
 
     Constant: its mean goes into the next bias. Equal (`o_i = o_t`): its outgoing weights are added to those
     of unit t. Opposite (`o_i = c - o_t`): they are subtracted, and c times them goes into the bias; the paper
-    has c = 1, of the logistic function, here it is the mean of `o_i + o_t`. The unit t is one that stays.
-    Exact where one of the three holds. The deviation is the RMS over examples, and over the positions of a
-    filter's map. As to constants and zero padding see `fold_mean`; an equal filter is exact with padding too.
+    has c = 1, of the logistic function, here it is the mean of `o_i + o_t`. The unit t is one that stays and
+    that the same layer reads, with as many inputs; where several layers read a unit, each has the one that
+    deviates least from what it reads. Exact where one of the three holds. The deviation is the RMS over
+    examples, and over the positions of a filter's map. As to constants and zero padding see `fold_mean`; an
+    equal filter is exact with padding too.
     """
 
     name = "sietsma_dow"
     paper = "Sietsma, Dow 1988, doi 10.1109/ICNN.1988.23864"
-    needs = (ConsumerInputMean(), UnitCovariance())
+    needs = (LayerInputMean(consumers=True), ChannelMean(consumers=True), ChannelCovariance(consumers=True))
 
-    def update(self, removal: RemovedUnits, statistics: Found) -> None:
+    def update(self, removal: RemovedUnits, statistics: Found) -> Update:
         """Hand the outgoing weights on to the partners, the constants to the bias."""
-        group, weight = removal.group, removal.weight
-        mean = statistics[ConsumerInputMean()][group.name]
-        dim = mean.dim() - 1 if isinstance(removal.layer, nn.Linear) else 0
-        units = torch.unflatten(mean.movedim(dim, 0), 0, (group.units, group.repeat))  # (units, repeat, ...)
-        # a bias holds one number for each input column: what differs along other dimensions is averaged
-        by_column = units.flatten(2).mean(2) if units.dim() > 2 else units
-        stand = substitutes(
-            statistics[UnitCovariance()][group.name], by_column, removal.removed, removal.alive
-        )
+        mean, channel_mean, covariance = (statistics[each][removal.consumer.weight] for each in self.needs)
+        groups, inputs = removal.units.shape
 
-        sign = stand.sign.view(-1, *[1] * (units.dim() - 1))
-        constants = torch.where(sign == 0, units, torch.where(sign < 0, units + units[stand.partner], 0.0))
-        outgoing = torch.unflatten(weight, 1, (group.units, group.repeat)).transpose(0, 1)
-        handed = outgoing * (stand.sign.view(-1, *[1] * (outgoing.dim() - 1)))
-        changed = outgoing.index_add(0, stand.partner, handed)
-        lost = weight * removal.columns(removal.removed).view(1, -1, *[1] * (weight.dim() - 2))
-        shift_bias(removal.layer, mean_output(removal.layer, lost, constants.flatten(0, 1).movedim(0, dim)))
-        removal.layer.weight.copy_(changed.transpose(0, 1).flatten(1, 2))
+        def by_input(columns: Tensor) -> Tensor:
+            """(inputs of all groups, ..., kernel) of (groups, ..., columns)."""
+            return torch.unflatten(columns, -1, (inputs, -1)).movedim(-2, 1).flatten(0, 1)
+
+        outgoing, means = by_input(removal.rows), by_input(mean)
+        changed, constants = outgoing.clone(), torch.zeros_like(means)
+        for unit, at in units_alike(removal.units.flatten(), len(removal.alive)):
+            # a group's outputs read its own inputs only
+            together = (at.unsqueeze(1) // inputs == at // inputs).all(2)
+            stand = substitutes(
+                unit_covariance(covariance, at),
+                channel_mean[0][at],
+                removal.removed[unit],
+                removal.alive[unit] & together,
+            )
+            partner = at[stand.partner]
+            handed = outgoing[at] * stand.sign.view(-1, 1, 1, 1)
+            changed.index_add_(0, partner.flatten(), handed.flatten(0, 1))
+            sign = stand.sign.view(-1, 1, 1)
+            lost = torch.where(sign == 0, means[at], torch.where(sign < 0, means[at] + means[partner], 0.0))
+            constants[at] = lost * removal.removed[unit].view(-1, 1, 1)
+        shift = (outgoing * constants.unsqueeze(1)).sum(2)
+        rows = torch.unflatten(changed, 0, (groups, inputs)).movedim(1, -2).flatten(-2)
+        return rows, torch.unflatten(shift, 0, (groups, inputs)).sum(1)
+
+
+def unit_covariance(covariance: Tensor, at: Tensor) -> Tensor:
+    """(units, units): the mean over a unit's inputs of their covariances with those of another.
+
+    Args:
+        covariance: (1, inputs, inputs).
+        at: (units, inputs of a unit) which these are.
+    """
+    return covariance[0][at.T.unsqueeze(2), at.T.unsqueeze(1)].mean(0)
+
+
+def units_alike(unit_of: Tensor, units: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The units with as many inputs, (n,), and which these are (n, inputs of a unit), for each such number.
+
+    Args:
+        unit_of: (inputs,) the unit that each input belongs to; -1 for none.
+        units: how many there are; those without inputs are left out.
+    """
+    sizes = torch.bincount(unit_of[unit_of >= 0], minlength=units)
+    order = unit_of.argsort(stable=True)[int((unit_of < 0).sum()) :]
+    for size in sorted(set(sizes.tolist())):
+        if size:
+            chosen = (sizes == size).nonzero().flatten()
+            yield chosen, order[sizes[unit_of[order]] == size].view(len(chosen), size)
 
 
 def substitutes(covariance: Tensor, mean: Tensor, removed: Tensor, alive: Tensor) -> Substitutes:
     """The best of the three for each removed unit; of equal ones the constant, then an equal unit.
 
     Args:
-        covariance: (units, units), the mean over a unit's columns.
-        mean: (units, columns of a unit).
+        covariance: (units, units), see `unit_covariance`.
+        mean: (units, inputs of a unit).
         removed: (units,) flags.
-        alive: (units,) flags of the units that may stand in.
+        alive: (units,) flags of the units that may stand in, or (units, units) of those that may for each.
     """
     units = len(covariance)
     variance = covariance.diagonal()

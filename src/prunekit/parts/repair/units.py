@@ -1,129 +1,248 @@
-"""What the repairs for units have in common: the layer that reads the units is changed, nothing else."""
+"""Repairs of the layers that read removed units: mean folding, channel scale and least squares."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
 
 from prunekit.errors import ModelError
-from prunekit.graph import Chain, UnitGroup
-from prunekit.graph.rows import LAYERS, Layer
+from prunekit.graph.rows import from_rows, rows_of
+from prunekit.limits import LARGE
+from prunekit.masks import Masks
 from prunekit.parts.base import Level
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair.weights import Repair
-from prunekit.statistics import Found
+from prunekit.statistics import Found, LayerHessian, LayerInputMean
+from prunekit.statistics.consumers import Consumer, consumers
+from prunekit.units import best_scales, contribution_products
 
 
 @dataclass(frozen=True)
 class RemovedUnits:
-    """The units that one layer is about to lose.
+    """The units that one layer is about to lose, of all groups whose units it reads.
+
+    Where groups cross in it, as heads and their widths do, what counts as a unit is a crossing of theirs.
 
     Attributes:
-        group: the units.
-        layer: the linear or convolution layer that reads them.
-        weight: (outputs, inputs, ...) float64, its weights from before the step.
-        mask: of the weights' shape, the weights that stay.
+        consumer: the layer.
+        rows: (groups, rows, columns) float64, its weights from before the step.
+        kept: of the same shape, the weights that stay.
+        units: (groups, inputs) int64, the unit that an input belongs to; -1 for none.
         removed: (units,) flags: on before this step, off after it.
         alive: (units,) flags: on before this step and after it.
     """
 
-    group: UnitGroup
-    layer: Layer
-    weight: Tensor
-    mask: Tensor
+    consumer: Consumer
+    rows: Tensor
+    kept: Tensor
+    units: Tensor
     removed: Tensor
     alive: Tensor
 
-    def columns(self, units: Tensor) -> Tensor:
-        """(units,) values as (inputs,) values of the layer."""
-        return units.repeat_interleave(self.group.repeat)
+
+Update = tuple[Tensor, Tensor | None]
+"""A layer's new weights (groups, rows, columns), and what its bias is raised by (groups, rows), if at all."""
 
 
 class UnitRepair(Repair):
-    """A repair of the layers that read removed units; the recipe's shape must be `unit`.
+    """A repair of the layers that read removed units, of a chain or of coupled groups.
 
     Every layer is repaired for what its inputs were before the step, also where several layers lose units
     in one step: use the order `forward` or small steps for repairs that see the repaired inputs.
     """
 
-    works_on: ClassVar[tuple[Level, ...]] = ("units",)
+    works_on: ClassVar[tuple[Level, ...]] = ("units", "groups")
     needs_bias: ClassVar[bool] = True
 
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+    def check(self, context: StepContext) -> None:
         """The layers that read the units must have a bias, if one is needed to hold constants.
 
         Raises:
-            ModelError: naming the first layer without.
+            ModelError: naming the first layer without, or one that is neither linear nor a convolution.
         """
-        if chain is None or not self.needs_bias:
-            return
-        for name in names:
-            consumer = chain.group(name).consumer
-            if model.get_submodule(consumer).bias is None:
+        for consumer in _consumers(context).values():
+            if self.needs_bias and getattr(consumer.layer, "bias", None) is None:
+                name = next(iter(consumer.units))
                 raise ModelError(
                     f"the repair {self.name!r} puts what the units of {name!r} lose into the bias of "
-                    f"{consumer!r}, which has none: name {name!r} in `ignore`, or use 'least_squares'"
+                    f"{consumer.name!r}, which has none: name {name!r} in `ignore`, or use 'least_squares'"
                 )
 
     @torch.no_grad()
     def __call__(self, context: StepContext) -> None:
         """Repair each layer that loses units at this step; what is removed is exactly zero afterwards."""
-        if context.coupled is not None:
-            self.update_consumers(context)
-            context.masks.apply(context.model)
-            return
-        assert context.chain is not None
-        for name, kept in context.kept_after.items():
-            removal = _removal(context, context.chain.group(name), context.kept[name], kept)
+        for name, consumer in _consumers(context).items():
+            removal = _removal(context, name, consumer)
             if bool(removal.removed.any()):
-                self.update(removal, context.statistics)
+                layer: Any = consumer.layer
+                rows, shift = self.update(removal, context.statistics)
+                if shift is not None:
+                    layer.bias.copy_(layer.bias.double() + shift.flatten())
+                layer.weight.copy_(from_rows(rows, layer))
         context.masks.apply(context.model)
 
-    def update_consumers(self, context: StepContext) -> None:
-        """Mend all layers that read coupled units, in a repair that knows how."""
-        raise NotImplementedError
-
     @abstractmethod
-    def update(self, removal: RemovedUnits, statistics: Found) -> None:
-        """Change the weights and the bias of one layer; masked weights are set to zero by the caller."""
+    def update(self, removal: RemovedUnits, statistics: Found) -> Update:
+        """The repaired layer; masked weights are set to zero by the caller."""
 
 
-def _removal(context: StepContext, group: UnitGroup, before: Tensor, kept: Tensor) -> RemovedUnits:
-    layer = context.model.get_submodule(group.consumer)
-    assert isinstance(layer, LAYERS)
-    weight = layer.weight.detach().double()
-    mask = context.masks[f"{group.consumer}.weight"].to(weight.device)
-    before, kept = before.to(weight.device), kept.to(weight.device)
-    return RemovedUnits(group, layer, weight, mask, before & ~kept, before & kept)
+def _consumers(context: StepContext) -> Mapping[str, Consumer]:
+    return consumers(context.chain, context.coupled, context.kept)
 
 
-def mean_output(layer: Layer, weight: Tensor, mean: Tensor) -> Tensor:
-    """(outputs,) the mean over positions of what the layer makes of its mean input with other weights.
+def _removal(context: StepContext, name: str, consumer: Consumer) -> RemovedUnits:
+    rows = consumer.rows()
+    read = torch.stack(list(consumer.units.values()))
+    # heads and their widths cross: an input is then what one unit of each have in common
+    crossings, units = torch.unique(read.flatten(1), dim=1, return_inverse=True)
 
-    The layer is linear but for its bias, so this is its mean output; the positions that read zero padding
-    count as they are.
+    def on(kept: Masks) -> Tensor:
+        """Which crossings are on: all of their units are; -1, no unit, is the flag behind the last."""
+        flags = [
+            torch.cat([kept[group], kept[group].new_ones(1)]).to(rows.device) for group in consumer.units
+        ]
+        return torch.stack([each[unit] for each, unit in zip(flags, crossings, strict=True)]).all(0)
+
+    before, after = on(context.kept), on(context.kept_after)
+    if bool((crossings[:, 0] < 0).all()):  # inputs of no unit come first
+        units, before, after = units - 1, before[1:], after[1:]
+    kept = rows_of(context.masks[name].to(rows.device), consumer.layer)
+    return RemovedUnits(consumer, rows, kept, units.view_as(read[0]), before & ~after, before & after)
+
+
+class FoldMean(UnitRepair):
+    """The mean of what removed units sent to the next layer goes into that layer's bias.
+
+    Exact for units whose output is constant. For convolutions the mean is also over positions; without
+    padding that is the unit's mean times the sum over the kernel. Near a border that is padded with zeros a
+    constant unit sends less than elsewhere, which one bias cannot repeat: the best constant is taken.
+
+    The squared deviation of the layer never grows on the calibration data. Accuracy can fall all the same
+    where much goes from several layers at once: the constants stay whole while the signal fades.
+    """
+
+    name = "fold_mean"
+    paper = "constant units of Sietsma, Dow 1988"
+    needs = (LayerInputMean(consumers=True),)
+
+    def update(self, removal: RemovedUnits, statistics: Found) -> Update:
+        """Add the mean of the lost part of the pre-activation to the bias."""
+        mean = statistics[LayerInputMean(consumers=True)][removal.consumer.weight]
+        return removal.rows, removal.rows.masked_fill(removal.kept, 0) @ mean.unsqueeze(2)
+
+
+class ChannelScale(UnitRepair):
+    """Each unit that is left gets a factor, so that the next layer's output is nearest to what it was.
+
+    The factors are the least squares of ThiNet and are multiplied into the next layer's weights; where
+    several layers read a unit, it has a factor in each. The repair `least_squares` fits every weight instead,
+    with as many times more freedom as a unit has weights.
+    """
+
+    name = "channel_scale"
+    paper = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
+    needs_bias = False
+    needs = (LayerHessian(centred=False, consumers=True),)
+
+    def update(self, removal: RemovedUnits, statistics: Found) -> Update:
+        """Scale the columns of the units that are left."""
+        moments = statistics[LayerHessian(centred=False, consumers=True)][removal.consumer.weight]
+        columns = removal.consumer.columns(removal.units)
+        products = contribution_products(removal.rows, moments, columns, len(removal.alive))
+        scales = F.pad(best_scales(products, removal.alive), (0, 1), value=1.0)  # -1: of no unit
+        return removal.rows * scales[columns].unsqueeze(1), None
+
+
+class LeastSquares(UnitRepair):
+    """The next layer's weights and bias are fitted to give what it gave before, from the units that are left.
+
+    The squared deviation of its pre-activation on the calibration data is as small as it can be: with the
+    inputs' covariance C, kept columns K and lost weights W_L, the kept weights change by
+    `W_L C_LK (C_KK + ridge)^-1`, which is solved in float64. ThiNet scales whole channels in this way; here
+    every weight is fitted. A layer without a bias is fitted without one. A convolution is fitted as a linear
+    layer on its patches; its covariance takes (inputs x kernel)^2 numbers of memory.
+
+    Attributes:
+        ridge: a penalty on the change, as a fraction of each column's variance, which keeps directions that
+            the calibration data hardly show as they were; 0 for none, and the smallest change where the
+            data leave a choice.
+    """
+
+    name = "least_squares"
+    paper = "the reconstruction of ThiNet, Luo et al. 2017, arXiv 1707.06342"
+    needs_bias = False
+    needs = (LayerInputMean(consumers=True), LayerHessian(consumers=True))
+    ridge: float = Field(default=1e-6, ge=0, le=LARGE)
+
+    def update(self, removal: RemovedUnits, statistics: Found) -> Update:
+        """Fit the rows of each pattern of kept weights together."""
+        mean, moments = (statistics[each][removal.consumer.weight] for each in self.needs)
+        # the columns of units that come back at this step hold no values to start from
+        alive = F.pad(removal.alive, (0, 1), value=True)
+        usable = alive[removal.consumer.columns(removal.units)]
+        groups = zip(moments, removal.rows, removal.kept, usable, strict=True)
+        changed = torch.stack([fitted(*group, self.ridge) for group in groups])
+        has_bias = getattr(removal.consumer.layer, "bias", None) is not None
+        return changed, (removal.rows - changed) @ mean.unsqueeze(2) if has_bias else None
+
+
+def fitted(moments: Tensor, weight: Tensor, mask: Tensor, usable: Tensor, ridge: float) -> Tensor:
+    """The weights that are left, each row fitted to give what it gave; the rows of one mask together.
 
     Args:
-        layer: a linear or convolution layer; its bias is left out.
-        weight: (outputs, inputs, ...) float64.
-        mean: its mean input without the dimension of examples, float64.
+        moments: (columns, columns) float64, second moments of the inputs.
+        weight: (rows, columns) float64, before anything was removed.
+        mask: of the same shape, True = kept.
+        usable: (columns,) flags of those that may make up for others.
+        ridge: see `LeastSquares`.
     """
-    # a tensor, not None: `functional_call` then replaces the bias for the length of the call
-    swapped = {"weight": weight}
-    if layer.bias is not None:
-        swapped["bias"] = weight.new_zeros(len(weight))
-    found: Tensor = functional_call(layer, swapped, (mean.unsqueeze(0),))
-    outputs = found.movedim(-1 if isinstance(layer, nn.Linear) else 1, -1)
-    return outputs.flatten(0, -2).mean(0)
+    changed = weight.masked_fill(~mask, 0)
+    patterns, which = torch.unique(mask, dim=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        rows = which == number
+        lost = weight[rows].masked_fill(pattern, 0)
+        if bool(pattern.any()) and bool((lost != 0).any()):
+            changed[rows] += refit(moments, lost, pattern & usable, ridge)
+    return changed
 
 
-def shift_bias(layer: Layer, by: Tensor) -> None:
-    """Add to a layer's bias, computed in float64."""
-    assert layer.bias is not None
-    layer.bias.copy_(layer.bias.double() + by)
+def refit(moments: Tensor, lost: Tensor, kept: Tensor, ridge: float) -> Tensor:
+    """The change D of the kept columns that makes E|(lost - D) x|^2 smallest, 0 in the other columns.
+
+    Args:
+        moments: (columns, columns) float64, second moments E[x x'] of the inputs x.
+        lost: (rows, columns) weights that are taken away.
+        kept: (columns,) flags.
+        ridge: see `LeastSquares`.
+    """
+    places = kept.nonzero().flatten()
+    change = torch.zeros_like(lost)
+    if not len(places):
+        return change
+    # to unit variances: the ridge is then relative, and the solution loses fewer digits
+    scale = moments.diagonal()[places].sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    square = moments[places][:, places] / scale.outer(scale)
+    square.diagonal().add_(ridge)
+    right = (moments[places] @ lost.T) / scale.unsqueeze(1)
+    change[:, places] = (_solve(square, right, trusted=ridge > 0) / scale.unsqueeze(1)).T
+    return change
+
+
+def _solve(square: Tensor, right: Tensor, *, trusted: bool) -> Tensor:
+    """By Cholesky, if the ridge made the matrix positive; the smallest solution if it may be singular."""
+    if trusted:
+        factor, failed = torch.linalg.cholesky_ex(square)
+        if not bool(failed):
+            return torch.cholesky_solve(right, factor)
+    # on the CPU, where there is a driver for matrices without full rank
+    limit = len(square) * torch.finfo(square.dtype).eps
+    found = torch.linalg.lstsq(square.cpu(), right.cpu(), rcond=limit, driver="gelsd").solution
+    return found.to(right.device)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunekit.errors import DataError
-from prunekit.graph import Chain
-from prunekit.graph.rows import from_rows, rows_of
+from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.limits import LARGE
 from prunekit.obs import damped, inverse_of, refit, shared_update
 from prunekit.obs.sparsegpt import choose_mask, left_to_right
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
-from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean, Statistic, row_layers
+from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean, Statistic
 from prunekit.statistics.curvature import check_size
 from prunekit.statistics.hessians import damped_groups
 
@@ -34,13 +32,11 @@ class Repair(Part):
     changes: ClassVar[bool] = True
     needs: ClassVar[tuple[Statistic, ...]] = ()
 
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+    def check(self, context: StepContext) -> None:
         """Refuse a model that cannot be repaired, before anything is done to it.
 
         Args:
-            model: the network, without wrappers.
-            chain: it as a chain, where units are counted.
-            names: the groups of units, or the parameters, that are to be pruned.
+            context: as it is before the first step, without statistics.
 
         Raises:
             ModelError: naming the layer.
@@ -78,13 +74,13 @@ class WeightRepair(Repair):
     needs = (LayerHessian(), LayerInputMean())
     damp: float = Field(default=0.01, ge=0, le=LARGE)
 
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+    def check(self, context: StepContext) -> None:
         """Only linear and convolution layers can be fitted to their inputs.
 
         Raises:
             ModelError: naming another one.
         """
-        row_layers(model, names)
+        row_layers(context.model, context.weights)
 
     @torch.no_grad()
     def __call__(self, context: StepContext) -> None:
@@ -184,15 +180,15 @@ class OBSRefit(Repair):
     needs = (GaussNewton(),)
     damp: float = Field(default=1e-4, ge=0, le=LARGE)
 
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+    def check(self, context: StepContext) -> None:
         """The Hessian of all weights must fit.
 
         Raises:
             InputError: naming the number of weights.
             ModelError: naming a layer that is neither linear nor a convolution.
         """
-        row_layers(model, names)
-        check_size(model, names)
+        row_layers(context.model, context.weights)
+        check_size(context.model, list(context.weights))
 
     @torch.no_grad()
     def __call__(self, context: StepContext) -> None:

@@ -1,9 +1,9 @@
 """Scores: one number per weight or unit; the lowest go first. One family per file."""
 
-from prunekit.parts.scores.filters import FeatureTaylor, GeometricMedian, NormScale, ThiNet
+from prunekit.parts.scores.filters import FeatureTaylor, GeometricMedian, NormScale
+from prunekit.parts.scores.next_layer import N2PS, ThiNet
 from prunekit.parts.scores.obs import OBD, OBS, LayerOBS
 from prunekit.parts.scores.units import (
-    N2PS,
     Activation,
     MaxoutWins,
     Oracle,

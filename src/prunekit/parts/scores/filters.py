@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from prunekit.graph import Coupled
-from prunekit.graph.rows import Layer
 from prunekit.graph.weight_stats import group_norm_scales, unit_rows
 from prunekit.limits import LARGE
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores.units import UnitScore
 from prunekit.parts.scores.weights import Scores
-from prunekit.statistics import ConsumerInputMean, FirstOrderTaylor, InputCovariance, Statistic, UnitMacs
-from prunekit.statistics.consumers import second_moments
+from prunekit.statistics import FirstOrderTaylor, Statistic, UnitMacs
 from prunekit.statistics.units import Error
-from prunekit.units import contribution_products, distances, greedy_order, norm_scales
+from prunekit.units import distances, norm_scales
 
 
 class FeatureTaylor(UnitScore):
@@ -108,29 +105,3 @@ def _coupled_distances(coupled: Coupled, name: str, weights: Mapping[str, Tensor
             sums[there] = distances(rows, kept[there])
             found.append(sums)
     return coupled.together(found)
-
-
-class ThiNet(UnitScore):
-    """The place in the order in which units go, if each time the next layer's output is disturbed least.
-
-    Places of different layers cannot be compared: use it with the allocation `per_layer`, and with the order
-    `forward` to see what earlier removals did.
-    """
-
-    name = "thinet"
-    paper = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
-    works_on = ("units",)
-    needs = (ConsumerInputMean(), InputCovariance())
-
-    def __call__(self, context: StepContext) -> Scores:
-        """Places from 0; -1 for units that are off."""
-        assert context.chain is not None
-        scores = {}
-        for name, kept in context.kept.items():
-            group = context.chain.group(name)
-            layer = cast(Layer, context.chain.split(group)[1].module)
-            moments = second_moments(layer, context.statistics, name)
-            weight = layer.weight.detach().double().flatten(1)
-            places = greedy_order(contribution_products(weight, moments, group.units), kept)
-            scores[name] = places.to(kept.device, torch.float64)
-        return scores

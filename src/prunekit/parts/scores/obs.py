@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunekit.errors import DataError
 from prunekit.graph import Chain
@@ -60,16 +60,16 @@ class OBS(RowScore):
     damp: float = Field(default=1e-4, ge=0, le=LARGE)
     precision: Literal["float32", "float64"] = "float64"
 
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+    def check(self, context: StepContext) -> None:
         """The Hessian of all weights must fit.
 
         Raises:
             InputError: naming the number of weights.
             ModelError: naming a layer that is neither linear nor a convolution.
         """
-        super().check(model, chain, names)
-        if chain is None:
-            check_size(model, names)
+        super().check(context)
+        if context.chain is None:
+            check_size(context.model, list(context.weights))
 
     def __call__(self, context: StepContext) -> Scores:
         """The losses, in float64."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from prunekit.graph.weight_stats import group_outgoing_norms
 from prunekit.limits import WHOLE
@@ -17,7 +16,6 @@ from prunekit.statistics import (
     MaxoutMaxima,
     OracleChange,
     Relevance,
-    Significance,
     Statistic,
     TaylorChange,
 )
@@ -92,33 +90,6 @@ class Skeletonization(UnitScore):
     def statistic(self) -> Statistic:
         """The running average."""
         return Relevance(self.batch_size)
-
-
-class N2PS(UnitScore):
-    """Significance: the mean of sum_j |output w_j|, relative to the mean of the unit's layer.
-
-    The paper's own formula was not available to us; this is its description in words.
-    """
-
-    name = "n2ps"
-    paper = "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7"
-    works_on = ("units",)
-
-    @property
-    def statistic(self) -> Statistic:
-        """The significance."""
-        return Significance()
-
-    def __call__(self, context: StepContext) -> Scores:
-        """Each layer divided by its mean over the units that are left."""
-        found = super().__call__(context)
-        # layers that the recipe leaves out are measured, too, but have no flags
-        return {name: found[name] / _mean(found[name], kept) for name, kept in context.kept.items()}
-
-
-def _mean(values: Tensor, kept: Tensor) -> Tensor:
-    mean = values[kept].mean()
-    return mean if mean > 0 else mean.new_ones(())
 
 
 class Activation(UnitScore):

@@ -10,12 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prunekit.graph import Chain
-from prunekit.graph.rows import from_rows, rows_of
+from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import TrainingSettings
-from prunekit.statistics import ConnectionCorrelation, InputSquares, MeanGradient, Statistic, row_layers
+from prunekit.statistics import ConnectionCorrelation, InputSquares, MeanGradient, Statistic
 from prunekit.training import Training
 
 Scores = dict[str, Tensor]
@@ -33,13 +32,11 @@ class Score(Part):
 
     needs: ClassVar[tuple[Statistic, ...]] = ()
 
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+    def check(self, context: StepContext) -> None:
         """Refuse a model that cannot be scored, before anything is done to it.
 
         Args:
-            model: the network, without wrappers.
-            chain: it as a chain, where units are counted.
-            names: the groups of units, or the parameters, that are to be pruned.
+            context: as it is before the first step, without statistics.
 
         Raises:
             InputError, ModelError: naming the layer.
@@ -54,14 +51,14 @@ class Score(Part):
 class RowScore(Score):
     """What looks at what a layer's rows of weights are multiplied with."""
 
-    def check(self, model: nn.Module, chain: Chain | None, names: Sequence[str]) -> None:
+    def check(self, context: StepContext) -> None:
         """Only linear and convolution layers have rows.
 
         Raises:
             ModelError: naming another one.
         """
-        if chain is None:
-            row_layers(model, names)
+        if context.chain is None:
+            row_layers(context.model, context.weights)
 
 
 class Random(Score):
