@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import Coupled, group_masks
+from prunekit.graph import Coupled
+from prunekit.graph.surgery import unit_masks as group_masks
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair import Repair
