@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import Coupled, Member
+from prunekit.graph import Chain, Coupled, Member, UnitGroup
 from prunekit.graph.members import entries
 from prunekit.graph.rows import TRANSPOSED, groups_of, inputs_first, row_layers, rows_of
-from prunekit.structure import Chain, UnitGroup
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import Coupled
+from prunekit.graph import Coupled, chain_of
 from prunekit.graph.surgery import unit_masks as group_masks
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext

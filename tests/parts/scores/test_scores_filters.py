@@ -14,7 +14,6 @@ from prunekit.parts.context import StepContext
 from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
-from prunekit.structure import chain_of
 from prunekit.units import unit_macs
 from unit_recipes import conv_net, data, net
 

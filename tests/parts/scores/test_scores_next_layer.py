@@ -10,13 +10,14 @@ from torch import nn
 
 from group_nets import NETWORKS, coupled_of, given_to, groups, small
 from prunekit.errors import InputError, ModelError
+from prunekit.graph import chain_of
 from prunekit.masks import Masks
 from prunekit.methods import thinet
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores import N2PS, ThiNet
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
-from prunekit.structure import chain_of, unit_masks
+from prunekit.structure import unit_masks
 from prunekit.units import best_scales, contribution_products, greedy_order
 from unit_nets import made as chain_made
 from unit_recipes import conv_net, data, net, units

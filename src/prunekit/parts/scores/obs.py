@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.errors import DataError
-from prunekit.graph import Chain
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.limits import LARGE
 from prunekit.obs import damped, eliminate, inverse_of, removal_scores, shared_saliency
