@@ -35,7 +35,7 @@ from prunekit.losses import LOSSES
 from prunekit.masks import lowest
 from prunekit.models import create
 from prunekit.obs import (
-    Elimination,
+    RowElimination,
     damped,
     eliminate,
     inverse_of,
@@ -111,7 +111,7 @@ def whole(folder: Path) -> dict[str, Any]:
     began = clock()
     hessians, means = moments(model, names, inputs, targets)
     seconds = {"statistics": clock() - began}
-    courses: dict[str, Elimination] = {}
+    courses: dict[str, RowElimination] = {}
     matrices, layers = {}, {}
     for name in names:
         at = clock()
@@ -142,7 +142,7 @@ def whole(folder: Path) -> dict[str, Any]:
 def cut(
     model: nn.Module,
     dense: dict[str, Tensor],
-    courses: dict[str, Elimination],
+    courses: dict[str, RowElimination],
     matrices: dict[str, Tensor],
     means: dict[str, Tensor],
     kept: float,
@@ -195,7 +195,7 @@ def beside(folder: Path) -> dict[str, Any]:
     }
 
 
-def agreement(one: Elimination, other: Elimination, removed: int) -> float:
+def agreement(one: RowElimination, other: RowElimination, removed: int) -> float:
     """The fraction of one's survivors that the other keeps, too, after as many removals in every row."""
     mine, theirs = one.after(removed), other.after(removed)
     return float((mine & theirs).sum() / mine.sum())

@@ -30,7 +30,7 @@ def error_bound(layer_errors: Sequence[float] | Tensor, norms: Sequence[float] |
 
     Args:
         layer_errors: front to back, E_k = (1/2) mean over samples of the squared change of the layer's
-            pre-activation, summed over its outputs: what the losses of an `Elimination` add up to.
+            pre-activation, summed over its outputs: what the losses of an `RowElimination` add up to.
         norms: front to back, the norm of each layer's new weights: Frobenius as in the paper; any other that
             is no less than the spectral norm of the linear map does as well.
 

@@ -263,12 +263,12 @@ def test_forward_each_layer_is_measured_behind_the_pruned_ones():
 
 
 def test_layer_by_layer_only_the_layer_in_turn_is_measured(monkeypatch):
-    from prunekit.pruning import scorer
+    from prunekit.pruning import scoring
 
     asked = []
-    collect = scorer.collect
+    collect = scoring.collect
     monkeypatch.setattr(
-        scorer,
+        scoring,
         "collect",
         lambda subject, *rest, **more: asked.append(list(subject.names)) or collect(subject, *rest, **more),
     )

@@ -11,21 +11,16 @@ APART = {"__init__", "__main__", "base"}
 
 # Names that are still used for more than one thing. Take a name out once it is used once; put none in.
 DOUBLE_CLASSES = {
-    "Counts",
-    "Elimination",
     "Layer",
     "Plan",
-    "_Sums",
 }
 DOUBLE_STEMS = {
     "curvature",
-    "elimination",
     "filters",
     "layers",
     "maxout",
     "shrinking",
     "units",
-    "weights",
 }
 
 

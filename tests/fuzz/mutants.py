@@ -117,13 +117,13 @@ MUTANTS = (
         "the weight of least w^2 / [H^-1]_qq goes",
         "scores.div_(diagonal)",
         "scores.mul_(diagonal)",
-        ("test_obs_elimination.py",),
+        ("test_obs_row_elimination.py",),
     ),
     Mutant(
         "the others of its row make up for it",
         "weights.addcmul_(vector, factor, value=-1)",
         "weights.addcmul_(vector, factor, value=1)",
-        ("test_obs_elimination.py",),
+        ("test_obs_row_elimination.py",),
     ),
     Mutant(
         "damping is relative to the mean of the diagonal",

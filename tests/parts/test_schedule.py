@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from prunekit.errors import InputError
 from prunekit.parts.schedule import (
-    Counts,
     Cubic,
     Explicit,
+    FixedCount,
     Geometric,
     Linear,
     OneShot,
@@ -104,11 +104,11 @@ def test_an_empty_list_is_refused():
 def test_counts_remove_the_same_number_every_time_and_the_rest_at_the_end(sparsity, every, total):
     last = round(sparsity * total)
     assume(last > 0)
-    levels = Counts(every=every, sparsity=sparsity).levels(total)
+    levels = FixedCount(every=every, sparsity=sparsity).levels(total)
     removed = [round(level * total) for level in levels]
     assert removed == [*range(every, last, every), last]
     assert levels[-1] == sparsity
-    assert Counts(every=every, sparsity=sparsity).sparsities() == (sparsity,)
+    assert FixedCount(every=every, sparsity=sparsity).sparsities() == (sparsity,)
 
 
 def test_the_levels_of_other_schedules_do_not_depend_on_the_network():
@@ -119,7 +119,7 @@ def test_the_levels_of_other_schedules_do_not_depend_on_the_network():
 @pytest.mark.parametrize("every", [0, -3, 1.5])
 def test_counts_of_nothing(every):
     with pytest.raises(InputError, match="every = "):
-        Counts(every=every, sparsity=0.5)
+        FixedCount(every=every, sparsity=0.5)
 
 
 @pytest.mark.parametrize("steps", [100_001, 2**63 - 1, 2**80])

@@ -102,7 +102,7 @@ def _by_position(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return outputs, targets
 
 
-class _Sums(NamedTuple):
+class _BatchSums(NamedTuple):
     """Sums over the examples of one batch."""
 
     loss: float
@@ -111,7 +111,7 @@ class _Sums(NamedTuple):
     top5: int | None = None
 
 
-def _classification(outputs: Tensor, targets: Tensor) -> _Sums:
+def _classification(outputs: Tensor, targets: Tensor) -> _BatchSums:
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ModelError(
             f"classification needs outputs of the shape (n, classes), 2 or more, got {tuple(outputs.shape)}"
@@ -130,7 +130,7 @@ def _classification(outputs: Tensor, targets: Tensor) -> _Sums:
     at_target = targets[:, None]
     one_hot_error = outputs.scatter_add(1, at_target, outputs.new_full(at_target.shape, -1.0))
     rank = _rank(outputs, at_target)
-    return _Sums(
+    return _BatchSums(
         loss=float(F.cross_entropy(outputs, targets, reduction="sum")),
         mse=float(one_hot_error.square().sum()),
         right=int((rank == 0).sum()),
@@ -146,7 +146,7 @@ def _rank(outputs: Tensor, at_target: Tensor) -> Tensor:
     return before.sum(dim=1)
 
 
-def _regression(outputs: Tensor, targets: Tensor) -> _Sums:
+def _regression(outputs: Tensor, targets: Tensor) -> _BatchSums:
     if outputs.shape != targets.shape:
         raise InputError(
             f"the outputs have the shape {tuple(outputs.shape)} but the targets {tuple(targets.shape)}; "
@@ -154,10 +154,10 @@ def _regression(outputs: Tensor, targets: Tensor) -> _Sums:
         )
     error = outputs.double() - targets.double()
     squared = float(error.square().reshape(len(error), -1).mean(dim=1).sum())
-    return _Sums(loss=squared, mse=squared)
+    return _BatchSums(loss=squared, mse=squared)
 
 
-def _average(parts: list[_Sums], examples: int) -> Quality:
+def _average(parts: list[_BatchSums], examples: int) -> Quality:
     def mean(sums: list[float | int | None]) -> float | None:
         known = [value for value in sums if value is not None]
         return sum(known) / examples if known else None

@@ -13,7 +13,7 @@ from typing import Any
 
 from prunekit.errors import InputError
 from prunekit.messages import shown
-from prunekit.methods import second_order, units, weights
+from prunekit.methods import second_order, unit_methods, weight_methods
 from prunekit.methods.second_order import (
     alps,
     exact_layer_obs,
@@ -27,7 +27,7 @@ from prunekit.methods.second_order import (
     sparsegpt,
     wanda,
 )
-from prunekit.methods.units import (
+from prunekit.methods.unit_methods import (
     apoz,
     apoz_units,
     filter_norm,
@@ -44,7 +44,7 @@ from prunekit.methods.units import (
     taylor_units,
     thinet,
 )
-from prunekit.methods.weights import (
+from prunekit.methods.weight_methods import (
     correlation,
     distilled_magnitude,
     erk_magnitude,
@@ -119,7 +119,7 @@ __all__ = [
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
     method.__name__: method
-    for family in (weights, second_order, units)
+    for family in (weight_methods, second_order, unit_methods)
     for method in vars(family).values()
     if inspect.isfunction(method) and method.__module__ == family.__name__
 }

@@ -6,7 +6,7 @@ from prunekit.methods._method import TrainingLike, given_of, method, training_of
 from prunekit.parts.allocation import OWL, PerLayer
 from prunekit.parts.repair import MaskedLeastSquares, OBSRefit, OBSUpdate, SparseGPTUpdate
 from prunekit.parts.retrain import FineTune
-from prunekit.parts.schedule import Counts, Geometric, OneShot
+from prunekit.parts.schedule import FixedCount, Geometric, OneShot
 from prunekit.parts.scores import OBD, OBS, InputDeviation, LayerOBS, Wanda
 from prunekit.parts.selection import ADMM, SparseGPT
 from prunekit.recipe import Recipe
@@ -55,7 +55,7 @@ def layer_obs(sparsity: float = 0.9, every: int = 2000, damp: float = 0.01) -> R
     return Recipe(
         score=LayerOBS(form="shared", damp=damp),
         repair=OBSUpdate(damp=damp),
-        schedule=Counts(every=every, sparsity=sparsity),
+        schedule=FixedCount(every=every, sparsity=sparsity),
     )
 
 
@@ -75,7 +75,7 @@ def layer_obs_retrained(
     return Recipe(
         score=LayerOBS(form="shared", damp=damp),
         repair=OBSUpdate(damp=damp),
-        schedule=Counts(every=every, sparsity=sparsity),
+        schedule=FixedCount(every=every, sparsity=sparsity),
         retrain=FineTune(training=Training.parse(given)),
     )
 

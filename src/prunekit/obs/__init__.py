@@ -5,13 +5,13 @@ layer share, or that of a whole small network with its weights as the only row.
 """
 
 from prunekit.obs.admm import admm_support
-from prunekit.obs.elimination import Elimination, eliminate, output_variance, removal_scores
 from prunekit.obs.inverse_hessian import damped, live_inputs, recursive_inverse
 from prunekit.obs.refit import inverse_of, refit, shared_saliency, shared_update
+from prunekit.obs.row_elimination import RowElimination, eliminate, output_variance, removal_scores
 from prunekit.obs.sparsegpt import choose_count, choose_mask, choose_pattern, left_to_right
 
 __all__ = [
-    "Elimination",
+    "RowElimination",
     "admm_support",
     "choose_count",
     "choose_mask",

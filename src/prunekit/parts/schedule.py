@@ -126,7 +126,7 @@ class Explicit(Schedule):
         return self.values
 
 
-class Counts(Schedule):
+class FixedCount(Schedule):
     """A fixed number of weights (or units) in every step, up to a sparsity; the last step may be smaller.
 
     With a score that looks at data, the data is looked at again after each so many removals.

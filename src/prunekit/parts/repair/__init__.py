@@ -2,7 +2,7 @@
 
 from prunekit.parts.repair.sietsma_dow import SietsmaDow
 from prunekit.parts.repair.units import ChannelScale, FoldMean, LeastSquares, UnitRepair
-from prunekit.parts.repair.weights import (
+from prunekit.parts.repair.weight_repairs import (
     MaskedLeastSquares,
     NoRepair,
     OBSRefit,

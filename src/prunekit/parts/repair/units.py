@@ -18,7 +18,7 @@ from prunekit.limits import LARGE
 from prunekit.masks import Masks
 from prunekit.parts.base import Level
 from prunekit.parts.context import StepContext
-from prunekit.parts.repair.weights import Repair
+from prunekit.parts.repair.weight_repairs import Repair
 from prunekit.statistics import Found, LayerHessian, LayerInputMean
 from prunekit.statistics.consumers import Consumer, consumers
 from prunekit.units import best_scales, contribution_products

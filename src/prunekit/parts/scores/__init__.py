@@ -12,7 +12,7 @@ from prunekit.parts.scores.units import (
     UnitScore,
     UnitTaylor,
 )
-from prunekit.parts.scores.weights import (
+from prunekit.parts.scores.weight_scores import (
     Correlation,
     Gradient,
     InputDeviation,

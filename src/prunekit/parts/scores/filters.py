@@ -13,7 +13,7 @@ from prunekit.graph.weight_stats import group_norm_scales, unit_rows
 from prunekit.limits import LARGE
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores.units import UnitScore
-from prunekit.parts.scores.weights import Scores
+from prunekit.parts.scores.weight_scores import Scores
 from prunekit.statistics import FirstOrderTaylor, Statistic, UnitMacs
 from prunekit.statistics.units import Error
 from prunekit.units import distances, norm_scales

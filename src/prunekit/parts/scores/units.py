@@ -10,7 +10,7 @@ from prunekit.graph.weight_stats import group_outgoing_norms
 from prunekit.limits import WHOLE
 from prunekit.parts.base import Level
 from prunekit.parts.context import StepContext
-from prunekit.parts.scores.weights import Score, Scores
+from prunekit.parts.scores.weight_scores import Score, Scores
 from prunekit.statistics import (
     ActivationStats,
     MaxoutMaxima,

@@ -10,7 +10,7 @@ from layers_at_hand import layer, moments, naive_obs
 from examples import number_of_examples
 from prunekit.errors import DataError, InputError
 from prunekit.masks import lowest
-from prunekit.obs import Elimination, damped, eliminate, output_variance, refit, removal_scores
+from prunekit.obs import RowElimination, damped, eliminate, output_variance, refit, removal_scores
 
 EXACT = {"dtype": torch.float64}
 
@@ -223,10 +223,10 @@ def test_a_score_is_the_running_maximum_of_the_losses():
     inf = float("inf")
     losses = torch.tensor([[3.0, 1.0, 4.0], [0.5, 2.0, inf]], dtype=torch.float64)
     kept = torch.tensor([[False, False, False], [True, False, False]])
-    scores = removal_scores(Elimination(order, losses, kept))
+    scores = removal_scores(RowElimination(order, losses, kept))
     torch.testing.assert_close(scores, torch.tensor([[3.0, 4, 3], [inf, 0.5, 2]], dtype=torch.float64))
     assert scores[0, 0] > scores[0, 2]
-    half = removal_scores(Elimination(order, losses, kept), variance=2.0)
+    half = removal_scores(RowElimination(order, losses, kept), variance=2.0)
     torch.testing.assert_close(half, scores / 2)
 
 

@@ -19,7 +19,7 @@ MIN_PIVOT = 0.95
 
 
 @dataclass(frozen=True)
-class Elimination:
+class RowElimination:
     """In which order each row loses its weights, and what each removal costs.
 
     Attributes:
@@ -56,7 +56,7 @@ def eliminate(
     dtype: torch.dtype = torch.float32,
     panel: int = PANEL,
     budget_bytes: int = BUDGET_BYTES,
-) -> Elimination:
+) -> RowElimination:
     """Remove weights one by one in every row, each time the one with the least w_q^2 / (2 [H_SS^-1]_qq).
 
     After **every** removal the row's other weights S make up for it and their inverse is renewed: OBS
@@ -116,7 +116,7 @@ def eliminate(
         losses[row, steps[valid]] = costs[valid] * (scale**2 / 2)
         kept[row, columns[valid]] = False
     longest = int((order >= 0).sum(1).max()) if order.numel() else 0
-    return Elimination(order[:, :longest].clone(), losses[:, :longest].clone(), kept)
+    return RowElimination(order[:, :longest].clone(), losses[:, :longest].clone(), kept)
 
 
 def _groups(columns: int, pattern: tuple[int, int], spacing: int) -> Tensor:
@@ -187,7 +187,7 @@ def _eliminated(
         yield from _eliminated(matrix, values, rest, groups, spare, limit, panel, torch.float64, budget_bytes)
 
 
-def removal_scores(elimination: Elimination, variance: float = 1.0) -> Tensor:
+def removal_scores(elimination: RowElimination, variance: float = 1.0) -> Tensor:
     """What a removal costs, so that the lowest of all rows can go in the order that each row prescribes.
 
     Losses along a row are not monotone: a weight may become cheap because another one went. A row's score is
