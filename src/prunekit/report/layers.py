@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunekit.report.best import asked_ratios, point_at
@@ -21,7 +20,7 @@ from prunekit.report.points import (
     methods_of,
     removes_nothing,
 )
-from prunekit.report.style import GREY, INK, PALE, Drawing, drawing_style, new_figure
+from prunekit.report.style import GREY, INK, PALE, Drawing, clean, drawing_style, new_figure
 
 #: From light to dark blue: legible in grey print too, and text on it can be black or white.
 BLUES = LinearSegmentedColormap.from_list("prunekit", ["#f4f8fc", "#9ecae8", "#2b7cb8", "#08335f"])
@@ -116,39 +115,45 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
     lines = -(-len(methods) // columns)
     named = len(layers) <= MOST_NAMED
     per_line = max(2, 40 // (3 + max(len(_fit(name, NAME)) for name in layers)) + 2)
-    legend = 0.3 + 0.2 * -(-len(layers) // per_line) if named else 0.7
-    width, height = 10.0, 0.35 + ROW * lines + legend
-    figure = new_figure(width, height)
+    legend = 0.2 * -(-len(layers) // per_line) if named else 0.4
+    figure = new_figure(10.0, 0.65 + ROW * lines + legend)
+    figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.04)
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     low = 100 * min(p.sparsity for p in points if p.method in methods)
     least = 100 * min(p.sparsity for p in found if p.method in methods)
-    for place, method in enumerate(methods):
-        left = 0.55 + (place % columns) * (width - 0.6) / columns
-        bottom = height - 0.25 - (place // columns) * ROW - 1.5
-        panel = (left / width, bottom / height, ((width - 0.6) / columns - 0.32) / width, 1.5 / height)
-        axes = figure.add_axes(panel)
-        _panel(axes, method, low, least, place % columns == 0)
+    panels[0, 0].set_xlim(max(0.0, low - 4), 101)
+    panels[0, 0].set_ylim(max(-2.0, least - 6), 103)
+    for axes in panels.flat[len(methods) :]:
+        axes.set_axis_off()
+    for axes, method in zip(panels.flat, methods, strict=False):
+        axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)))
+        clean(axes)
+        axes.grid(axis="x", color=PALE, linewidth=0.8)
+        axes.tick_params(labelsize=7.5, labelbottom=True)
+        axes.set_title(_fit(method, NAME), fontsize=9, loc="left", pad=4, color=INK)
         for curve in curves_of(points, method):
             x = [100 * p.sparsity for p in curve.points]
             for name in layers:
                 y = [sparsity.get((p.method, p.cell, p.step, name), np.nan) for p in curve.points]
                 few = len(x) <= MOST_POINTS
                 axes.plot(x, y, color=shade[name], linewidth=1.3, marker="o" if few else "", markersize=2.4)
-    figure.text(
-        0.55 / width,
-        (legend + 0.02) / height,
-        "whole network: removed of the original count (%)",
-        fontsize=8.5,
-        va="bottom",
-    )
+    for axes in panels[:, 0]:
+        axes.set_ylabel("removed in layer (%)", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("removed in the whole (%)", fontsize=8)
     if named:
-        for i, name in enumerate(layers):
-            start = (0.55 + (i % per_line) * (width - 0.6) / per_line) / width
-            level = (legend - 0.2 - 0.2 * (i // per_line)) / height
-            swatch = Line2D([start, start + 0.022], [level, level], color=shade[name], linewidth=2.2)
-            figure.add_artist(swatch)
-            figure.text(start + 0.028, level, _fit(name, NAME), fontsize=8, va="center_baseline")
+        handles = [
+            Line2D([], [], color=shade[name], linewidth=2.2, label=_fit(name, NAME)) for name in layers
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=per_line, fontsize=8, frameon=False)
     else:
-        _depth_bar(figure, layers[0], layers[-1])
+        mappable = ScalarMappable(Normalize(0, len(layers) / 0.85), DEPTH)
+        bar = figure.colorbar(mappable, ax=panels, location="bottom", fraction=0.03, shrink=0.4, aspect=40)
+        bar.solids.set_rasterized(False)  # drawn, so that the page needs no picture
+        bar.ax.set_xlim(0, len(layers))
+        bar.set_ticks(
+            [0, len(layers)], labels=[f"first: {_fit(layers[0], NAME)}", f"last: {_fit(layers[-1], NAME)}"]
+        )
     return Drawing(
         "layers-sparsity",
         "Sparsity of each layer as the network gets smaller",
@@ -157,31 +162,6 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
         figure,
         {},
     )
-
-
-def _depth_bar(figure: Figure, first: str, last: str) -> None:
-    """A colour bar from the first layer to the last, at the foot of the figure."""
-    height = figure.get_figheight()
-    bar = figure.add_axes((0.3, 0.2 / height, 0.4, 0.12 / height))
-    shades = np.linspace(0, 0.85, 64)[None]
-    bar.pcolormesh(shades, cmap=DEPTH, vmin=0, vmax=1)
-    bar.set_axis_off()
-    figure.text(0.29, 0.26 / height, f"first: {_fit(first, NAME)}", fontsize=8, ha="right", va="center")
-    figure.text(0.71, 0.26 / height, f"last: {_fit(last, NAME)}", fontsize=8, va="center")
-
-
-def _panel(axes: Axes, method: str, low: float, least: float, first: bool) -> None:
-    start = max(0.0, low - 4)
-    axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)))
-    axes.set_xlim(start, 101)
-    axes.set_ylim(max(-2.0, least - 6), 103)
-    axes.grid(color=PALE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=2.5, width=0.7, labelsize=7.5)
-    axes.set_title(_fit(method, 30), fontsize=9, loc="left", pad=4, color=INK)
-    if first:
-        axes.set_ylabel("removed in layer (%)", fontsize=8)
 
 
 def heat_drawing(table: LayerTable) -> Drawing:
