@@ -147,9 +147,9 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=per_line, fontsize=8, frameon=False)
     else:
-        mappable = ScalarMappable(Normalize(0, len(layers) / 0.85), DEPTH)
+        few_shades = DEPTH.resampled(48)  # a bar of more would be a picture inside of the SVG
+        mappable = ScalarMappable(Normalize(0, len(layers) / 0.85), few_shades)
         bar = figure.colorbar(mappable, ax=panels, location="bottom", fraction=0.03, shrink=0.4, aspect=40)
-        bar.solids.set_rasterized(False)  # drawn, so that the page needs no picture
         bar.ax.set_xlim(0, len(layers))
         bar.set_ticks(
             [0, len(layers)], labels=[f"first: {_fit(layers[0], NAME)}", f"last: {_fit(layers[-1], NAME)}"]
