@@ -15,8 +15,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from synthetic_data_files import cifar_contents, idx_bytes, mnist_contents, write_cifar, write_mnist
 
 from prunekit.data.dataset import DataSettings
-from prunekit.data.images import CIFAR10, MNIST, load_cifar10, load_mnist, read_idx
-from prunekit.data.store import Download, Source, Store, read_bytes
+from prunekit.data.images import load_cifar10, load_mnist, read_idx
+from prunekit.data.store import SOURCES, Download, Source, Store, read_bytes
 from prunekit.data.tabular import labels, numbers, read_rows
 from prunekit.errors import DataError
 
@@ -61,7 +61,7 @@ def zipped_mnist():
 
 def mnist_at(url, contents):
     downloads = tuple(Download(name, sha256(content)) for name, content in contents.items())
-    return replace(MNIST, mirrors=(url,), downloads=downloads)
+    return replace(SOURCES["mnist"], mirrors=(url,), downloads=downloads)
 
 
 def test_a_download_goes_to_the_cache_and_is_used_without_the_server(serve, cache, zipped_mnist):
@@ -168,7 +168,7 @@ def test_files_that_are_there_only_in_part_are_told(cache):
     write_mnist(cache / "MNIST" / "raw")
     (cache / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"missing there: t10k-labels-idx1-ubyte\.gz or t10k-labels"):
-        Store(cache, download=False).fetch(MNIST)
+        Store(cache, download=False).fetch(SOURCES["mnist"])
 
 
 def test_a_cache_that_cannot_be_written_is_named(serve, cache):
@@ -179,7 +179,9 @@ def test_a_cache_that_cannot_be_written_is_named(serve, cache):
 
 
 def cifar_at(url, archive):
-    return replace(CIFAR10, mirrors=(url,), downloads=(Download("cifar-10-binary.tar.gz", sha256(archive)),))
+    return replace(
+        SOURCES["cifar10"], mirrors=(url,), downloads=(Download("cifar-10-binary.tar.gz", sha256(archive)),)
+    )
 
 
 def test_an_archive_is_unpacked_and_not_kept(serve, cache):

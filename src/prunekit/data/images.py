@@ -15,33 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunekit.data.dataset import Dataset, DataSettings, Raw, assemble
-from prunekit.data.store import Download, Source, Store, damaged, read_bytes
-
-MNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-MNIST = Source(
-    dataset="mnist",
-    files=tuple((f"{name}.gz", name) for name in MNIST_FILES),
-    folders=("mnist", "mnist/raw", "MNIST/raw"),
-    mirrors=(
-        "https://ossci-datasets.s3.amazonaws.com/mnist",
-        "https://storage.googleapis.com/cvdf-datasets/mnist",
-    ),
-    downloads=(
-        Download("train-images-idx3-ubyte.gz", "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-        Download("train-labels-idx1-ubyte.gz", "md5:d53e105ee54ea40749a09fcbcd1e9432"),
-        Download("t10k-images-idx3-ubyte.gz", "md5:9fb629c4189551a2d022fa330f9573f3"),
-        Download("t10k-labels-idx1-ubyte.gz", "md5:ec29112dd5afa0611ce80d1b7f02629c"),
-    ),
-    into="mnist",
-)
+from prunekit.data.store import SOURCES, Source, Store, damaged, read_bytes
 
 
-def load_mnist(settings: DataSettings, store: Store, source: Source = MNIST) -> Dataset:
+def load_mnist(settings: DataSettings, store: Store, source: Source = SOURCES["mnist"]) -> Dataset:
     """60,000 training and 10,000 test images (1, 28, 28) of the ten digits, in grey.
 
     Source: LeCun, Cortes & Burges 1998.
@@ -94,25 +71,9 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-FASHION_MNIST = Source(
-    dataset="fashion_mnist",
-    files=MNIST.files,
-    folders=("fashion_mnist", "fashion-mnist", "fashion_mnist/raw", "fashion-mnist/raw", "FashionMNIST/raw"),
-    mirrors=(
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
-    ),
-    downloads=(
-        Download("train-images-idx3-ubyte.gz", "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-        Download("train-labels-idx1-ubyte.gz", "md5:25c81989df183df01b3e8a0aad5dffbe"),
-        Download("t10k-images-idx3-ubyte.gz", "md5:bef4ecab320f06d8554ea6380940ec79"),
-        Download("t10k-labels-idx1-ubyte.gz", "md5:bb300cfdad3c16e7a12a480ee83cd310"),
-    ),
-    into="fashion_mnist",
-)
-
-
-def load_fashion_mnist(settings: DataSettings, store: Store, source: Source = FASHION_MNIST) -> Dataset:
+def load_fashion_mnist(
+    settings: DataSettings, store: Store, source: Source = SOURCES["fashion_mnist"]
+) -> Dataset:
     """60,000 training and 10,000 test images (1, 28, 28) of ten kinds of clothes, in grey.
 
     Source: Xiao, Rasul & Vollgraf 2017, arXiv 1708.07747.
@@ -123,18 +84,10 @@ def load_fashion_mnist(settings: DataSettings, store: Store, source: Source = FA
     return load_mnist(settings, store, source)
 
 
-CIFAR10 = Source(
-    dataset="cifar10",
-    files=(*((f"data_batch_{number}.bin",) for number in range(1, 6)), ("test_batch.bin",)),
-    folders=("cifar10/cifar-10-batches-bin", "cifar-10-batches-bin", "cifar10"),
-    mirrors=("https://www.cs.toronto.edu/~kriz",),
-    downloads=(Download("cifar-10-binary.tar.gz", "md5:c32a1d4ab5d03f1284b67883e8d87530"),),
-    into="cifar10",
-)
 CIFAR10_RECORD = 1 + 3 * 32 * 32  # the class, then the red, the green and the blue plane, row by row
 
 
-def load_cifar10(settings: DataSettings, store: Store, source: Source = CIFAR10) -> Dataset:
+def load_cifar10(settings: DataSettings, store: Store, source: Source = SOURCES["cifar10"]) -> Dataset:
     """50,000 training and 10,000 test images (3, 32, 32) of ten kinds of things, in colour.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images; the binary version.

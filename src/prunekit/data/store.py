@@ -8,12 +8,16 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import pooch
+from pydantic import TypeAdapter
 
 from prunekit.errors import DataError
+from prunekit.strict_yaml import load_yaml
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,16 @@ class Source:
             for folder in self.folders
         )
         return min(lacking, key=len)
+
+
+def _sources() -> dict[str, Source]:
+    text = files("prunekit.data").joinpath("sources.yaml").read_text(encoding="utf-8")
+    values = {name: {"dataset": name, **source} for name, source in load_yaml(text).items()}
+    return TypeAdapter(dict[str, Source]).validate_python(values)
+
+
+SOURCES = MappingProxyType(_sources())
+"""Those of all datasets that are read from files, by name, as `sources.yaml` says."""
 
 
 @dataclass(frozen=True)

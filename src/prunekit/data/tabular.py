@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunekit.data.dataset import Dataset, DataSettings, Raw, assemble
-from prunekit.data.store import Download, Source, Store, damaged, read_bytes
+from prunekit.data.store import SOURCES, Source, Store, damaged, read_bytes
 from prunekit.seeds import derive
 
 Rows = list[list[str]]
@@ -80,26 +80,12 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-BREAST_CANCER = Source(
-    dataset="breast_cancer",
-    files=(("breast-cancer-wisconsin.csv", "breast-cancer-wisconsin.data"),),
-    folders=("uci", "breast_cancer", "."),
-    mirrors=(
-        "https://archive.ics.uci.edu/ml/machine-learning-databases/breast-cancer-wisconsin",
-        "https://raw.githubusercontent.com/jbrownlee/Datasets/master",
-    ),
-    downloads=(
-        Download(
-            name="breast-cancer-wisconsin.data",
-            checksum="sha256:402c585309c399237740f635ef9919dc512cca12cbeb20de5e563a4593f22b64",
-        ),
-    ),
-    into="uci",
-)
 TUMOURS = {"2": 0, "4": 1}
 
 
-def load_breast_cancer(settings: DataSettings, store: Store, source: Source = BREAST_CANCER) -> Dataset:
+def load_breast_cancer(
+    settings: DataSettings, store: Store, source: Source = SOURCES["breast_cancer"]
+) -> Dataset:
     """683 tumours, benign (0) or malignant (1): 9 cytological grades from 1 to 10.
 
     Source: Wolberg & Mangasarian 1990, Breast cancer Wisconsin, the original set of 1992, UCI.
@@ -121,22 +107,6 @@ def load_breast_cancer(settings: DataSettings, store: Store, source: Source = BR
     return assemble("breast_cancer", raw, settings, classes=2)
 
 
-CALIFORNIA_HOUSING = Source(
-    dataset="california_housing",
-    files=(
-        ("california_housing.csv.gz", "california_housing.csv", "cal_housing.data.gz", "cal_housing.data"),
-    ),
-    folders=("uci", "california_housing", "california_housing/CaliforniaHousing", "CaliforniaHousing", "."),
-    mirrors=("https://ndownloader.figshare.com/files",),
-    downloads=(
-        Download(
-            name="cal_housing.tgz",
-            checksum="sha256:aaa5c9a6afe2225cc2aed2723682ae403280c4a3695a2ddda4ffb5d8215ea681",
-            path="5976036",
-        ),
-    ),
-    into="california_housing",
-)
 HOUSING_COLUMNS = (
     "longitude",
     "latitude",
@@ -151,7 +121,7 @@ HOUSING_COLUMNS = (
 
 
 def load_california_housing(
-    settings: DataSettings, store: Store, source: Source = CALIFORNIA_HOUSING
+    settings: DataSettings, store: Store, source: Source = SOURCES["california_housing"]
 ) -> Dataset:
     """20,640 districts of the census of 1990: predict the median house value, in units of 100,000 dollars.
 
@@ -186,20 +156,7 @@ def load_california_housing(
     return assemble("california_housing", raw, settings, classes=None)
 
 
-DIABETES = Source(
-    dataset="diabetes",
-    files=(("pima-indians-diabetes.csv", "pima-indians-diabetes.data", "pima-indians-diabetes.data.csv"),),
-    folders=("uci", "diabetes", "."),
-    # UCI has withdrawn the set; this copy of its file is the one that is commonly used.
-    mirrors=("https://raw.githubusercontent.com/jbrownlee/Datasets/master",),
-    downloads=(
-        Download(name="pima-indians-diabetes.data.csv", checksum="md5:56a8d8ae619fcc223941e54f361b8406"),
-    ),
-    into="uci",
-)
-
-
-def load_diabetes(settings: DataSettings, store: Store, source: Source = DIABETES) -> Dataset:
+def load_diabetes(settings: DataSettings, store: Store, source: Source = SOURCES["diabetes"]) -> Dataset:
     """768 women, without (0) or with (1) diabetes within five years: 8 clinical measurements.
 
     Source: Smith et al. 1988, Pima Indians diabetes, once at UCI.
@@ -219,22 +176,7 @@ def load_diabetes(settings: DataSettings, store: Store, source: Source = DIABETE
     return assemble("diabetes", raw, settings, classes=2)
 
 
-IONOSPHERE = Source(
-    dataset="ionosphere",
-    files=(("ionosphere.csv", "ionosphere.data"),),
-    folders=("uci", "ionosphere", "."),
-    mirrors=("https://archive.ics.uci.edu/ml/machine-learning-databases/ionosphere",),
-    downloads=(
-        Download(
-            name="ionosphere.data",
-            checksum="sha256:46d52186b84e20be52918adb93e8fb9926b34795ff7504c24350ae0616a04bbd",
-        ),
-    ),
-    into="uci",
-)
-
-
-def load_ionosphere(settings: DataSettings, store: Store, source: Source = IONOSPHERE) -> Dataset:
+def load_ionosphere(settings: DataSettings, store: Store, source: Source = SOURCES["ionosphere"]) -> Dataset:
     """351 radar returns, bad (0) or good (1): 17 complex values in [-1, 1] as 34 features.
 
     Source: Sigillito et al. 1989, Johns Hopkins University ionosphere database, UCI.
@@ -253,11 +195,10 @@ def load_ionosphere(settings: DataSettings, store: Store, source: Source = IONOS
     return assemble("ionosphere", raw, settings, classes=2)
 
 
-IRIS = Source(dataset="iris", files=(("iris.csv", "iris.data"),), folders=("uci", "iris", "."))
 SPECIES = {"Iris-setosa": 0, "Iris-versicolor": 1, "Iris-virginica": 2}
 
 
-def load_iris(settings: DataSettings, store: Store, source: Source = IRIS) -> Dataset:
+def load_iris(settings: DataSettings, store: Store, source: Source = SOURCES["iris"]) -> Dataset:
     """150 flowers of 3 species: length and width of sepal and petal, in cm.
 
     Source: Fisher 1936, UCI.

@@ -7,26 +7,17 @@ import torch
 from numpy.typing import NDArray
 
 from prunekit.data.dataset import Dataset, DataSettings, Split
-from prunekit.data.store import Download, Source, Store, damaged, read_bytes
+from prunekit.data.store import SOURCES, Source, Store, damaged, read_bytes
 from prunekit.errors import InputError
 from prunekit.seeds import derive
 
 CONTEXT = 64
 """Characters of one example."""
 
-TINY_SHAKESPEARE = Source(
-    dataset="tiny_shakespeare",
-    files=(("tinyshakespeare.txt.gz", "tinyshakespeare.txt", "input.txt"),),
-    folders=("text", "tiny_shakespeare", "tinyshakespeare", "."),
-    mirrors=("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare",),
-    downloads=(
-        Download("input.txt", "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),
-    ),
-    into="tiny_shakespeare",
-)
 
-
-def load_tiny_shakespeare(settings: DataSettings, store: Store, source: Source = TINY_SHAKESPEARE) -> Dataset:
+def load_tiny_shakespeare(
+    settings: DataSettings, store: Store, source: Source = SOURCES["tiny_shakespeare"]
+) -> Dataset:
     """Pieces of 64 characters, and for each character the one that follows it.
 
     Source: Karpathy 2015; one megabyte of plays.
