@@ -61,7 +61,7 @@ def test_gain_sweeps_have_a_line_on_both_scales_and_marks_at_on_and_off() -> Non
     gains = np.linspace(0, 10, 11)
     errors = np.stack([1 + (gains - 1) ** 2, 2 + (gains - 1) ** 2])
     drawing = gain_sweep_drawing(gains, errors, [0, 10], "squared error")
-    linear, log = drawing.figure.axes
+    linear, log, _ = drawing.figure.axes  # and the colour bar
     assert (linear.get_yscale(), log.get_yscale()) == ("linear", "log")
     for axes in (linear, log):
         lines = [line for line in axes.get_lines() if len(line.get_xdata()) == len(gains)]

@@ -68,6 +68,15 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
+def new_labelled(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """A figure and axes that leave room at the right for these names, and for that of dense."""
+    figure = new_figure(10.0, max(4.6, 1.3 + 0.2 * (len(names) + 1)))
+    right = 1 - (0.55 + 0.073 * max(16, *(len(short(name)) for name in names))) / 10.0
+    axes = figure.add_axes((0.062, 0.108, right - 0.062, 0.872))
+    clean(axes)
+    return figure, axes
+
+
 def set_labels(figure: Figure, axes: Axes, ends: Sequence[End]) -> None:
     """Write the names at the right of the axes, moved apart where they would touch, each with a swatch."""
     height = figure.get_figheight() * axes.get_position().height
@@ -206,11 +215,7 @@ def _draw(
     placed: Mapping[str, Sequence[Sequence[_Placed]]],
     flat: Sequence[str],
 ) -> Drawing:
-    figure = new_figure(10.0, max(4.6, 1.3 + 0.2 * (len(data.methods) + 1)))
-    longest = max(16, *(len(short(name)) for name in data.methods))
-    right = 1 - (0.55 + 0.073 * longest) / 10.0
-    axes = figure.add_axes((0.062, 0.108, right - 0.062, 0.872))
-    clean(axes)
+    figure, axes = new_labelled(data.methods)
     everything = [item for curves in placed.values() for curve in curves for item in curve]
     _limits(axes, measured, across, base, everything, data.random)
     low, high = axes.get_ylim()

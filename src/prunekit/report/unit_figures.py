@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 
 from prunekit.report.axes import log_limits
-from prunekit.report.curves import End, PlotData, set_labels, short
+from prunekit.report.curves import End, PlotData, new_labelled, set_labels
 from prunekit.report.format import Primary
 from prunekit.report.style import (
     GREY,
@@ -104,32 +106,24 @@ def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], 
     """
     with drawing_style():
         figure = new_figure(10.0, 4.4)
-        for place, scale in enumerate(("linear", "log")):
-            axes = figure.add_axes((0.065 + 0.445 * place, 0.125, 0.37, 0.80))
+        figure.set_layout_engine("constrained")
+        # of more shades than 48 the bar would be a picture inside of the SVG
+        shades = ScalarMappable(Normalize(0, max(1, *removed) / 0.88), DEPTH.resampled(48))
+        on, off = (int(np.argmin(np.abs(gains - gain))) for gain in (1.0, 0.0))
+        panels = figure.subplots(1, 2)
+        for axes in panels:
             clean(axes)
-            for row, count in zip(errors, removed, strict=True):
-                shade = _shade(count, removed)
+            for row, shade in zip(errors, shades.to_rgba(np.array(removed)), strict=True):
                 axes.plot(gains, row, color=shade, linewidth=1.4)
-                for gain, filled in ((1.0, True), (0.0, False)):
-                    at = int(np.argmin(np.abs(gains - gain)))
-                    axes.plot(
-                        gains[at],
-                        row[at],
-                        marker="o",
-                        markersize=5.5,
-                        color=shade,
-                        markerfacecolor=shade if filled else "white",
-                        zorder=3,
-                    )
-            if scale == "log":
-                set_log_y(axes, *log_limits([float(value) for value in errors.flatten()]))
+                axes.plot(gains[on], row[on], "o", markersize=5.5, color=shade, zorder=3)
+                axes.plot(gains[off], row[off], "o", markersize=5.5, color=shade, mfc="white", zorder=3)
             axes.set_xlabel("gain of the unit (1 = on, 0 = off)")
-            axes.set_ylabel(error if scale == "linear" else f"{error}, log scale")
-        for count in removed:
-            level = 0.88 - 0.78 * removed.index(count) / max(1, len(removed) - 1)
-            figure.text(0.945, level, str(count), fontsize=8.5, va="center")
-            figure.text(0.927, level, "●", color=_shade(count, removed), fontsize=9, va="center")
-        figure.text(0.918, 0.955, "removed\nbefore", fontsize=8, ha="left", va="center")
+        panels[0].set_ylabel(error)
+        panels[1].set_ylabel(f"{error}, log scale")
+        set_log_y(panels[1], *log_limits([float(value) for value in errors.flatten()]))
+        bar = figure.colorbar(shades, ax=panels, shrink=0.9)
+        bar.ax.set_ylim(0, max(1, *removed))
+        bar.set_label("units removed before")
     return Drawing(
         "gain-sweep",
         "Error against the gain of a unit",
@@ -137,11 +131,6 @@ def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], 
         figure,
         {},
     )
-
-
-def _shade(count: int, removed: Sequence[int]) -> tuple[float, float, float, float]:
-    found: tuple[float, float, float, float] = DEPTH(0.88 * count / max(1, *removed))
-    return found
 
 
 def regret_drawing(
@@ -163,10 +152,7 @@ def regret_drawing(
     best = curves[yardstick]
     others = [method for method in curves if method != yardstick]
     with drawing_style():
-        figure = new_figure(10.0, max(4.4, 1.3 + 0.2 * (len(others) + 1)))
-        right = 1 - (0.55 + 0.073 * max(16, *(len(short(name)) for name in others))) / 10.0
-        axes = figure.add_axes((0.065, 0.115, right - 0.065, 0.86))
-        clean(axes)
+        figure, axes = new_labelled(others)
         axes.axhline(0.0, color=INK, linewidth=1.3)
         lines = {}
         for method in others:
@@ -210,22 +196,17 @@ def correlation_drawing(correlations: Mapping[str, Numbers]) -> Drawing:
         correlations: by layer (units, units).
     """
     with drawing_style():
-        width = 4.9
-        figure = new_figure(max(5.6, width * len(correlations) + 0.6), 4.6)
-        for place, (name, found) in enumerate(correlations.items()):
+        figure = new_figure(max(5.6, 4.9 * len(correlations) + 0.6), 4.6)
+        figure.set_layout_engine("constrained")
+        panels = figure.subplots(1, len(correlations), squeeze=False)[0]
+        for axes, (name, found) in zip(panels, correlations.items(), strict=True):
             order = clustered(found)
-            inch = figure.get_figwidth()
-            axes = figure.add_axes(((0.55 + place * width) / inch, 0.09, 3.9 / inch, 0.82))
             image = axes.imshow(
                 found[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest"
             )
-            axes.set_title(name, fontsize=9.5)
-            axes.set_xlabel("units, similar ones side by side")
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(title=name, xlabel="units, similar ones side by side", xticks=[], yticks=[])
             axes.spines[["top", "right"]].set_color(GREY)
-        bar = figure.add_axes((1 - 0.85 / figure.get_figwidth(), 0.2, 0.012, 0.6))
-        figure.colorbar(image, cax=bar).set_label("Pearson's r")
+        figure.colorbar(image, ax=panels, shrink=0.8).set_label("Pearson's r")
     return Drawing(
         "correlation",
         "Correlation between units",
