@@ -101,13 +101,13 @@ def oracle(model: nn.Module, count: int, error: str, folder: Path) -> Work:
 def chain_of(model: nn.Module, example: Tensor) -> Any:
     """A network as a chain of layers; later states capture it on an example."""
     try:
-        from prunekit.structure import chain_of
+        from prunekit.graph import chain_of
     except ImportError:
-        from prunekit.graph import chain_of  # type: ignore[attr-defined, no-redef]
+        from prunekit.structure import chain_of
     try:
-        return chain_of(model)
+        return chain_of(model, example)
     except TypeError:
-        return chain_of(model, example)  # type: ignore[call-arg]
+        return chain_of(model)
 
 
 def lenet5() -> nn.Module:
