@@ -203,6 +203,7 @@ class Recipe(Settings):
             kept=elements.all_kept(model),
             chain=elements.chain,
             coupled=elements.coupled,
+            granularity=self.shape,
         )
         for part in (self.score, self.repair) if self.repair.changes else (self.score,):
             part.check(context)
