@@ -17,7 +17,7 @@ from prunekit.digests import (
 )
 from prunekit.errors import DataError
 from prunekit.files import open_regular, read_bounded, read_json, remove_leftovers
-from prunekit.report import read_results
+from prunekit.report.read_tables import read_results
 from prunekit.study.layout import RESULT, Results, stage_of
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="no pipes and devices in folders there")

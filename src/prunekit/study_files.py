@@ -71,32 +71,37 @@ MOST_UNITS = 4096
 UnitRow = Annotated[list[FiniteFloat], Field(min_length=1, max_length=MOST_UNITS)]
 
 
-class MethodNote(BaseModel):
-    """What is said of one method: its recipe or recipes (one per cell), its paper, one line of summary."""
-
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
-    recipe: dict[str, Any] | list[dict[str, Any]]
-    paper: str = ""
-    summary: str = ""
 
 
-class ControlLabels(BaseModel):
-    """The labels of the methods that serve as controls; None where the study has none."""
-
-    model_config = ConfigDict(frozen=True)
-    random: str | None = None
-    dense_trained_as_long: str | None = None
-
-
-class StudyFile(BaseModel):
-    """study.json, checked. ``primary`` is the test column by which methods are compared."""
-
-    model_config = ConfigDict(frozen=True)
+class _Description(_Frozen):
     format: int
     name: str
     title: str
     question: str
     expected: str
+    command: str
+
+
+class MethodNote(_Frozen):
+    """What is said of one method: its recipe or recipes (one per cell), its paper, one line of summary."""
+
+    recipe: dict[str, Any] | list[dict[str, Any]]
+    paper: str = ""
+    summary: str = ""
+
+
+class ControlLabels(_Frozen):
+    """The labels of the methods that serve as controls; None where the study has none."""
+
+    random: str | None = None
+    dense_trained_as_long: str | None = None
+
+
+class StudyFile(_Description):
+    """study.json, checked. ``primary`` is the test column by which methods are compared."""
+
     dataset: dict[str, Any]
     model: dict[str, Any]
     training: dict[str, Any]
@@ -105,24 +110,16 @@ class StudyFile(BaseModel):
     methods: dict[str, MethodNote]
     controls: ControlLabels
     environment: dict[str, Any]
-    command: str
     primary: Literal["test_accuracy", "test_mse"]
 
 
-class SuiteFile(BaseModel):
+class SuiteFile(_Description):
     """suite.json, checked."""
 
-    model_config = ConfigDict(frozen=True)
-    format: int
-    name: str
-    title: str
-    question: str
-    expected: str
     variants: tuple[Annotated[str, AfterValidator(check_folder_name)], ...] = Field(min_length=1)
-    command: str
 
 
-class GainSweep(BaseModel):
+class GainSweep(_Frozen):
     """The error with one unit at each gain, just before it is removed.
 
     Attributes:
@@ -132,14 +129,13 @@ class GainSweep(BaseModel):
         errors: one for each gain.
     """
 
-    model_config = ConfigDict(frozen=True)
     layer: str
     unit: int = Field(ge=0)
     removed: int = Field(ge=0)
     errors: UnitRow
 
 
-class UnitData(BaseModel):
+class UnitData(_Frozen):
     """Gain sweeps and correlations.
 
     Attributes:
@@ -150,7 +146,6 @@ class UnitData(BaseModel):
         correlations: by layer, Pearson's r between its units, (units, units).
     """
 
-    model_config = ConfigDict(frozen=True)
     key: str
     error: str
     gains: UnitRow

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prunekit.report import read_layers, read_results, write_report, write_suite_reports
+from prunekit.report import write_report, write_suite_reports
 from prunekit.report.page import read_suite
-from prunekit.report.read_tables import check_tables
+from prunekit.report.read_tables import check_tables, read_layers, read_results
 from prunekit.study_files import read_study
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"

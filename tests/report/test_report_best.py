@@ -7,19 +7,12 @@ import pytest
 from report_fixture import MANY, Method, make_study
 
 from prunekit.digests import read_json_with_digest, write_json_with_digest
-from prunekit.report import (
-    Point,
-    best_at,
-    findings,
-    max_compression_within_tolerance,
-    points_of,
-    read_results,
-    spread_of,
-)
-from prunekit.report.best import asked_ratios, best_table
+from prunekit.report.best import asked_ratios, best_at, best_table, max_compression_within_tolerance
+from prunekit.report.findings import findings
 from prunekit.report.format import ACCURACY, MSE
 from prunekit.report.layers import layer_table
-from prunekit.report.points import LayerPoint
+from prunekit.report.points import LayerPoint, Point, points_of, spread_of
+from prunekit.report.read_tables import read_results
 from prunekit.study_files import read_study
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from report_fixture import MANY, RESULTS, Method, make_study, write_csv
 
-from prunekit.report import points_of, read_results
 from prunekit.report.axes import linear_limits, log_limits
 from prunekit.report.curves import PlotData, curve_drawings
 from prunekit.report.format import ACCURACY
-from prunekit.report.points import methods_of, removes_nothing
+from prunekit.report.points import methods_of, points_of, removes_nothing
+from prunekit.report.read_tables import read_results
 from prunekit.report.style import (
     Drawing,
     inline,

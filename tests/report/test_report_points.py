@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunekit.report import Row, curves_of, points_of, spread_of
 from prunekit.report.format import ACCURACY, MSE, count, format_number, names, overlap, signed, times
-from prunekit.report.points import MOST_POINTS, even
-from prunekit.report.read_tables import MEASURES
+from prunekit.report.points import MOST_POINTS, curves_of, even, points_of, spread_of
+from prunekit.report.read_tables import MEASURES, Row
 
 
 def row(method: str, cell: str, seed: int, step: int, kept: int, **values: float) -> Row:

@@ -5,7 +5,8 @@ from report_fixture import LAYERS, RESULTS, Method, make_study
 
 from prunekit.digests import SUMS, read_json_with_digest, write_json_with_digest, write_sums
 from prunekit.errors import DataError
-from prunekit.report import read_layers, read_results, study_overview, write_report
+from prunekit.report import study_overview, write_report
+from prunekit.report.read_tables import read_layers, read_results
 
 GOOD = {
     **dict.fromkeys(RESULTS, ""),

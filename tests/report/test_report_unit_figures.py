@@ -11,9 +11,11 @@ import pytest
 from report_fixture import RESULTS, UNITS, Method, make_study, write_csv
 
 from prunekit.digests import write_json_with_digest
-from prunekit.report import points_of, read_results, write_report
+from prunekit.report import write_report
 from prunekit.report.curves import PlotData
 from prunekit.report.format import ACCURACY
+from prunekit.report.points import points_of
+from prunekit.report.read_tables import read_results
 from prunekit.report.style import looks_of, svg_of
 from prunekit.report.unit_figures import (
     clustered,

@@ -72,6 +72,13 @@ def labels(path: Path, cells: Sequence[str], classes: Mapping[str, int]) -> NDAr
     return np.array([classes[cell] for cell in cells], dtype=np.int64)
 
 
+def classified(path: Path, rows: Rows, low: float, high: float, classes: Mapping[str, int]) -> Raw:
+    """Rows of features in [low, high] and, in the last cell, the class. Raises `DataError` as both do."""
+    return Raw(
+        numbers(path, [row[:-1] for row in rows], low, high), labels(path, [row[-1] for row in rows], classes)
+    )
+
+
 def _is_number(cell: str) -> bool:
     try:
         float(cell)
@@ -100,10 +107,7 @@ def load_breast_cancer(
     with_code = path.suffix == ".data"
     rows = read_rows(path, rows=699, columns=11 if with_code else 10)
     complete = [row[with_code:] for row in rows if "?" not in row]
-    raw = Raw(
-        numbers(path, [row[:9] for row in complete], low=1, high=10),
-        labels(path, [row[9] for row in complete], TUMOURS),
-    )
+    raw = classified(path, complete, 1, 10, TUMOURS)
     return assemble("breast_cancer", raw, settings, classes=2)
 
 
@@ -169,10 +173,7 @@ def load_diabetes(settings: DataSettings, store: Store, source: Source = SOURCES
     """
     (path,) = store.fetch(source)
     rows = read_rows(path, rows=768, columns=9)
-    raw = Raw(
-        numbers(path, [row[:8] for row in rows], low=0, high=1000),
-        labels(path, [row[8] for row in rows], {"0": 0, "1": 1}),
-    )
+    raw = classified(path, rows, 0, 1000, {"0": 0, "1": 1})
     return assemble("diabetes", raw, settings, classes=2)
 
 
@@ -188,10 +189,7 @@ def load_ionosphere(settings: DataSettings, store: Store, source: Source = SOURC
     """
     (path,) = store.fetch(source)
     rows = read_rows(path, rows=351, columns=35)
-    raw = Raw(
-        numbers(path, [row[:34] for row in rows], low=-1, high=1),
-        labels(path, [row[34] for row in rows], {"b": 0, "g": 1}),
-    )
+    raw = classified(path, rows, -1, 1, {"b": 0, "g": 1})
     return assemble("ionosphere", raw, settings, classes=2)
 
 
@@ -218,10 +216,7 @@ def load_iris(settings: DataSettings, store: Store, source: Source = SOURCES["ir
     else:
         (path,) = found
         rows = read_rows(path, rows=150, columns=5)
-        raw = Raw(
-            numbers(path, [row[:4] for row in rows], low=0, high=10),
-            labels(path, [row[4] for row in rows], SPECIES),
-        )
+        raw = classified(path, rows, 0, 10, SPECIES)
     return assemble("iris", raw, settings, classes=3)
 
 

@@ -14,7 +14,6 @@ from markupsafe import Markup, escape
 from prunekit.report.best import (
     SAME_RATIO,
     Best,
-    best_at,
     best_table,
     max_compression_within_tolerance,
     point_at,
@@ -50,9 +49,6 @@ class Finding:
     def markup(self) -> Markup:
         """The sentence for a page, its names in bold."""
         return Markup(_NAME.sub(r"<b>\1</b>", str(escape(self.marked))))
-
-
-__all__ = ["Best", "Finding", "best_at", "best_table", "findings", "max_compression_within_tolerance"]
 
 
 def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> list[Finding]:

@@ -33,6 +33,18 @@ Loss = Annotated[float | None, _Empty]
 """A run that diverged writes nan or inf: that is a result, and the page says so."""
 
 
+class _CellStep(BaseModel):
+    """What both tables say of a step: of which cell and seed it is, and how much is left."""
+
+    model_config = ConfigDict(frozen=True)
+    method: Text
+    cell: str
+    seed: Number
+    step: Number
+    kept: Number
+    sparsity: Fraction
+
+
 class Measures(BaseModel):
     """Sizes, costs and qualities of a network; None where a column is empty, since it does not apply."""
 
@@ -56,7 +68,7 @@ class Measures(BaseModel):
 MEASURES = tuple(Measures.model_fields)
 
 
-class Row(Measures):
+class Row(_CellStep, Measures):
     """One line of results.csv: one cell, one seed, one step.
 
     ``sparsity`` is the fraction of the prunable weights removed, ``compression_ratio`` is prunable / kept.
@@ -65,11 +77,6 @@ class Row(Measures):
     line: int
     dataset: Text
     model: Text
-    method: Text
-    cell: str
-    seed: Number
-    step: Number
-    sparsity: Fraction
     compression_ratio: Ratio
     prunable: Positive
     kept: Positive
@@ -88,19 +95,12 @@ class Row(Measures):
         return self
 
 
-class LayerRow(BaseModel):
+class LayerRow(_CellStep):
     """One line of layers.csv: one target layer of one cell, seed and step; ``sparsity`` in [0, 1]."""
 
-    model_config = ConfigDict(frozen=True)
-    method: Text
-    cell: str
-    seed: Number
-    step: Number
     layer: Text
     shape: str
     parameters: Positive
-    kept: Number
-    sparsity: Fraction
 
     @model_validator(mode="after")
     def _add_up(self) -> Self:
