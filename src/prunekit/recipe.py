@@ -169,7 +169,7 @@ class Recipe(Settings):
     @property
     def needs(self) -> tuple[Statistic, ...]:
         """Every statistic that the parts are computed from."""
-        return (*self.score.needs, *self.selection.needs, *self.repair.needs)
+        return tuple(need for part in self.parts.values() for need in part.needs)
 
     @property
     def needs_data(self) -> bool:

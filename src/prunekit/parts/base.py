@@ -17,6 +17,7 @@ from prunekit.settings import Settings
 
 if TYPE_CHECKING:
     from prunekit.parts.context import StepContext
+    from prunekit.statistics import Statistic
     from prunekit.training import Training
 
 Level = Literal["weights", "patterns", "units", "groups", "pieces"]
@@ -68,6 +69,7 @@ class Part(Settings):
         paper: the source, with its arXiv number or DOI.
         works_on: what the recipe may remove, by its shape; anything by default.
         requires: what the recipe must have chosen elsewhere.
+        needs: the statistics of the data that the part is computed from, collected before each step.
         warm_up: how the network is trained before the first removal; None for not at all. In a training loop
             of the user's the loop is the training: at least one step must come first.
     """
@@ -76,6 +78,7 @@ class Part(Settings):
     paper: ClassVar[str] = ""
     works_on: ClassVar[tuple[Level, ...]] = tuple(LEVELS)
     requires: ClassVar[tuple[Requirement, ...]] = ()
+    needs: ClassVar[tuple[Statistic, ...]] = ()
     warm_up: ClassVar[Training | None] = None
 
     # ---- what a part may do beside the work of its family; by default nothing ----

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from fractions import Fraction
 from math import floor
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -19,18 +19,12 @@ from prunekit.obs.admm import ITERATIONS, admm_support
 from prunekit.obs.sparsegpt import BLOCK, Choose, choose_count, choose_pattern, left_to_right
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
-from prunekit.statistics import ConnectionCorrelation, LayerHessian, Statistic
+from prunekit.statistics import ConnectionCorrelation, LayerHessian
 from prunekit.statistics.hessians import damped_groups
 
 
 class Selection(Part):
-    """How the elements that go are chosen in a layer when the allocation has said how many.
-
-    Attributes:
-        needs: the statistics that the selection is computed from.
-    """
-
-    needs: ClassVar[tuple[Statistic, ...]] = ()
+    """How the elements that go are chosen in a layer when the allocation has said how many."""
 
     @abstractmethod
     def __call__(self, context: StepContext, name: str, count: int) -> Tensor:

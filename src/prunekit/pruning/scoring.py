@@ -60,7 +60,8 @@ class Scorer:
     @property
     def _again(self) -> tuple[Statistic, ...]:
         """What is asked of the data however elements are ranked."""
-        return (*self._recipe.selection.needs, *self._recipe.repair.needs)
+        parts = self._recipe.parts.items()
+        return tuple(need for key, part in parts if key != "score" for need in part.needs)
 
     def scores(self, context: StepContext) -> Scores:
         """A score for each element, the least to go first.

@@ -499,13 +499,8 @@ class Session:
         return {**vars(self), "_masked": None}
 
     def _who_needs_data(self) -> str:
-        if self.recipe.score.needs:
-            return f"score {self.recipe.score.name!r}"
-        if self.recipe.selection.needs:
-            return f"selection {self.recipe.selection.name!r}"
-        if self.recipe.repair.needs:
-            return f"repair {self.recipe.repair.name!r}"
-        return f"allocation {self.recipe.allocation.name!r}"
+        key = next((key for key, part in self.recipe.parts.items() if part.needs), "allocation")
+        return f"{key} {self.recipe.parts[key].name!r}"
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from prunekit.obs import damped, inverse_of, refit, shared_update
 from prunekit.obs.sparsegpt import choose_mask, left_to_right
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
-from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean, Statistic
+from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean
 from prunekit.statistics.curvature import check_size
 from prunekit.statistics.hessians import damped_groups
 
@@ -25,12 +25,10 @@ class Repair(Part):
     """Changes the weights that are left so that less is lost.
 
     Attributes:
-        needs: the statistics that the repair is computed from.
         changes: whether it changes anything at all.
     """
 
     changes: ClassVar[bool] = True
-    needs: ClassVar[tuple[Statistic, ...]] = ()
 
     def check(self, context: StepContext) -> None:
         """Refuse a model that cannot be repaired, before anything is done to it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import TrainingSettings
-from prunekit.statistics import ConnectionCorrelation, InputSquares, MeanGradient, Statistic
+from prunekit.statistics import ConnectionCorrelation, InputSquares, MeanGradient
 from prunekit.training import Training
 
 Scores = dict[str, Tensor]
@@ -25,12 +25,7 @@ class Score(Part):
     """A pruning criterion: higher = keep. Its settings are its fields, its data are in the context.
 
     Scores of weights work on everything: a shape pools them into those of units.
-
-    Attributes:
-        needs: the statistics that the score is computed from.
     """
-
-    needs: ClassVar[tuple[Statistic, ...]] = ()
 
     def check(self, context: StepContext) -> None:
         """Refuse a model that cannot be scored, before anything is done to it.
