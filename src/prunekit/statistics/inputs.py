@@ -30,6 +30,9 @@ Form = Literal["patches", "channels", "magnitudes"]
 """What counts as a row of inputs: what an output is computed from, or what there is at a position, padding
 left out, or the magnitudes of that."""
 
+MEANS, SQUARES, PAIRS = 1, 2, 3
+"""What is summed up of these rows: means alone, squares about them as well, or the products of all pairs."""
+
 
 @dataclass(frozen=True)
 class InputStatistic(Statistic):
@@ -42,10 +45,12 @@ class InputStatistic(Statistic):
         consumers: whether the layers are those that read the units of a recipe, and not those whose weights
             are pruned. All is then taken in float64: what is fitted to it may have no spare digits.
         form: what counts as a row of inputs.
+        sums: what is summed up of them.
     """
 
     consumers: bool = field(default=False, kw_only=True)
     form: ClassVar[Form] = "patches"
+    sums: ClassVar[int] = MEANS
 
     @property
     def needs_loss(self) -> bool:
@@ -61,11 +66,6 @@ class InputStatistic(Statistic):
     def additive(self) -> bool:
         """A process without examples adds nothing."""
         return True
-
-    @property
-    @abstractmethod
-    def pairs(self) -> bool:
-        """Whether products of all pairs of inputs are wanted."""
 
     def about_means(self, layer: nn.Module) -> bool:
         """Whether it is taken about the means of the layer's inputs, of which one row says nothing."""
@@ -87,7 +87,7 @@ class InputStatistic(Statistic):
         if first:
             subject.shared[key] = _Sums(self._layers(subject), self.form, exact=self.consumers)
         sums: _Sums = subject.shared[key]
-        sums.pairs = sums.pairs or self.pairs
+        sums.wanted = max(sums.wanted, self.sums)
         return _Reader(self, sums, first=first)
 
     def _layers(self, subject: StatContext) -> dict[str, nn.Module]:
@@ -108,12 +108,8 @@ class LayerHessian(InputStatistic):
             is fitted again after a change is the same as a bias column that is never removed.
     """
 
+    sums: ClassVar[int] = PAIRS
     centred: bool | None = None
-
-    @property
-    def pairs(self) -> bool:
-        """Yes."""
-        return True
 
     def about_means(self, layer: nn.Module) -> bool:
         """As it is asked for, or where there is a bias."""
@@ -130,11 +126,6 @@ class LayerHessian(InputStatistic):
 class LayerInputMean(InputStatistic):
     """By weight: (groups, columns) float64, the means of the layer's inputs."""
 
-    @property
-    def pairs(self) -> bool:
-        """No."""
-        return False
-
     def of(self, moments: Moments, layer: nn.Module) -> Tensor:
         """The means."""
         return moments.mean
@@ -148,12 +139,8 @@ class InputSquares(InputStatistic):
         centred: whether they are taken about the means.
     """
 
+    sums: ClassVar[int] = SQUARES
     centred: bool = False
-
-    @property
-    def pairs(self) -> bool:
-        """No: no matrix is built for them."""
-        return False
 
     def about_means(self, layer: nn.Module) -> bool:
         """As it is asked for."""
@@ -170,11 +157,6 @@ class ChannelMean(InputStatistic):
 
     form: ClassVar[Form] = "channels"
 
-    @property
-    def pairs(self) -> bool:
-        """No."""
-        return False
-
     def of(self, moments: Moments, layer: nn.Module) -> Tensor:
         """The means."""
         return moments.mean
@@ -184,10 +166,7 @@ class ChannelMean(InputStatistic):
 class ChannelCovariance(ChannelMean):
     """By weight: (1, inputs, inputs) float64, their covariances over examples and positions."""
 
-    @property
-    def pairs(self) -> bool:
-        """Yes."""
-        return True
+    sums: ClassVar[int] = PAIRS
 
     def of(self, moments: Moments, layer: nn.Module) -> Tensor:
         """The covariances."""
@@ -211,10 +190,10 @@ def _has_bias(layer: nn.Module) -> bool:
 
 
 class _Sums:
-    """The moments of all layers of a pass, for whoever asks; `pairs` if anyone wants them."""
+    """The moments of all layers of a pass, for whoever asks, with what anyone wants of them."""
 
     def __init__(self, layers: dict[str, nn.Module], form: Form, *, exact: bool) -> None:
-        self.pairs = False
+        self.wanted = MEANS
         self._layers, self._form, self._exact = layers, form, exact
         self._watched: dict[str, _Watched] = {}
         self._finished = False
@@ -242,9 +221,7 @@ class _Sums:
 
     def _watch(self, name: str) -> _Watched:
         if name not in self._watched:
-            self._watched[name] = _Watched(
-                self._layers[name], self._form, pairs=self.pairs, exact=self._exact
-            )
+            self._watched[name] = _Watched(self._layers[name], self._form, self.wanted, exact=self._exact)
         return self._watched[name]
 
     def finish(self) -> None:
@@ -283,19 +260,28 @@ class _Sums:
 class _Watched:
     """One layer's moments, with a buffer in front: products of few rows are slow."""
 
-    def __init__(self, layer: nn.Module, form: Form, *, pairs: bool, exact: bool) -> None:
+    def __init__(self, layer: nn.Module, form: Form, wanted: int, *, exact: bool) -> None:
         weight = cast(Tensor, layer.weight)
         groups, _, columns = rows_of(weight, layer).shape
         if form != "patches":
             groups, columns = 1, groups * columns // weight.shape[2:].numel()
         self._layer, self._form = layer, form
         self._smallest = torch.float64 if exact else torch.float32
-        self.moments = Moments(groups, columns, pairs=pairs, device=weight.device)
+        self.moments = Moments(groups, columns, pairs=wanted == PAIRS, device=weight.device)
+        self._wanted = wanted
         self._buffer: Tensor | None = None
         self._filled = 0
 
     def take(self, x: Tensor) -> None:
         """The inputs of one call; they are copied, as the network may change them in place."""
+        if isinstance(self._layer, nn.modules.conv._ConvNd) and x.dim() == len(self._layer.kernel_size) + 1:
+            x = x.unsqueeze(0)
+        if self._form == "magnitudes":
+            x = x.abs()
+        if self._wanted == MEANS and x.dim() > 1 and len(x):  # rows are linear in the inputs
+            for rows in self._rows(x.mean(0, keepdim=True, dtype=torch.float64)):
+                self.moments.join(len(x) * rows.shape[1], rows.mean(1))
+            return
         for rows in self._rows(x.to(torch.promote_types(x.dtype, self._smallest))):
             capacity = max(1, _BUFFER_BYTES // (rows.element_size() * rows.shape[0] * rows.shape[2]))
             if rows.shape[1] >= capacity:
@@ -310,14 +296,9 @@ class _Watched:
             self._filled += rows.shape[1]
 
     def _rows(self, x: Tensor) -> Iterator[Tensor]:
-        if self._form != "patches":
-            yield channels(self._layer, x.abs() if self._form == "magnitudes" else x)
+        if self._form != "patches" or not isinstance(self._layer, nn.modules.conv._ConvNd):
+            yield (patches if self._form == "patches" else channels)(self._layer, x)
             return
-        if not isinstance(self._layer, nn.modules.conv._ConvNd):
-            yield patches(self._layer, x)
-            return
-        if x.dim() == len(self._layer.kernel_size) + 1:
-            x = x.unsqueeze(0)
         if not len(x):
             return
         one = patches(self._layer, x[:1]).numel() * x.element_size()

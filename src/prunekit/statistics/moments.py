@@ -67,13 +67,21 @@ class Moments:
         else:
             self._second += self._together(apart).square().sum(1)
         self._correct(rest, -1 / rows)
-        self._join(rows, shift.double() + rest / rows)
+        self.join(rows, shift.double() + rest / rows)
+
+    def join(self, rows: int, mean: Tensor) -> None:
+        """Take that many rows of this mean (blocks, columns), whose deviations from it are taken already."""
+        total = self.count + rows
+        step = mean - self.mean
+        self._correct(step, self.count * rows / total)
+        self.mean = self.mean + step * (rows / total)
+        self.count = total
 
     def merge(self, other: Moments) -> None:
         """Take what another one has seen, of the same columns and with the same settings."""
         if other.count:
             self._second += other._second
-            self._join(other.count, other.mean)
+            self.join(other.count, other.mean)
 
     def reduce(self) -> None:
         """Merge with those of all processes; one that saw nothing adds nothing."""
@@ -115,14 +123,6 @@ class Moments:
 
     def _together(self, block: Tensor) -> Tensor:
         return block.flatten(0, 1).unsqueeze(0) if self._pooled else block
-
-    def _join(self, rows: int, mean: Tensor) -> None:
-        """Account for the distance of two means, after the sum of their products was taken."""
-        total = self.count + rows
-        step = mean - self.mean
-        self._correct(step, self.count * rows / total)
-        self.mean = self.mean + step * (rows / total)
-        self.count = total
 
     def _correct(self, step: Tensor, times: float) -> None:
         """Add `times` the products of (blocks, columns) to the sums."""
