@@ -274,13 +274,12 @@ class _Watched:
 
     def take(self, x: Tensor) -> None:
         """The inputs of one call; they are copied, as the network may change them in place."""
-        if isinstance(self._layer, nn.modules.conv._ConvNd) and x.dim() == len(self._layer.kernel_size) + 1:
+        if x.dim() == cast(Tensor, self._layer.weight).dim() - 1:  # one example alone
             x = x.unsqueeze(0)
-        if self._form == "magnitudes":
-            x = x.abs()
-        if self._wanted == MEANS and x.dim() > 1 and len(x):  # rows are linear in the inputs
-            for rows in self._rows(x.mean(0, keepdim=True, dtype=torch.float64)):
-                self.moments.join(len(x) * rows.shape[1], rows.mean(1))
+        if not len(x):
+            return
+        if self._wanted == MEANS:
+            self._join_means(x)
             return
         for rows in self._rows(x.to(torch.promote_types(x.dtype, self._smallest))):
             capacity = max(1, _BUFFER_BYTES // (rows.element_size() * rows.shape[0] * rows.shape[2]))
@@ -295,11 +294,16 @@ class _Watched:
             self._buffer[:, self._filled : self._filled + rows.shape[1]] = rows
             self._filled += rows.shape[1]
 
+    def _join_means(self, x: Tensor) -> None:
+        """Rows are linear in the inputs: those of the mean example are laid out, for all of them."""
+        for part in torch.split(x, max(1, _ROWS_BYTES * len(x) // (x.numel() * x.element_size()))):
+            size = part.abs() if self._form == "magnitudes" else part
+            for rows in self._rows(size.mean(0, keepdim=True, dtype=torch.float64)):
+                self.moments.join(len(part) * rows.shape[1], rows.mean(1))
+
     def _rows(self, x: Tensor) -> Iterator[Tensor]:
         if self._form != "patches" or not isinstance(self._layer, nn.modules.conv._ConvNd):
             yield (patches if self._form == "patches" else channels)(self._layer, x)
-            return
-        if not len(x):
             return
         one = patches(self._layer, x[:1]).numel() * x.element_size()
         for part in torch.split(x, max(1, _ROWS_BYTES // one)):
