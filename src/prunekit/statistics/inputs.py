@@ -296,7 +296,7 @@ class _Watched:
 
     def _join_means(self, x: Tensor) -> None:
         """Rows are linear in the inputs: those of the mean example are laid out, for all of them."""
-        for part in torch.split(x, max(1, _ROWS_BYTES * len(x) // (x.numel() * x.element_size()))):
+        for part in torch.split(x, max(1, _ROWS_BYTES * len(x) // max(1, x.numel() * x.element_size()))):
             size = part.abs() if self._form == "magnitudes" else part
             for rows in self._rows(size.mean(0, keepdim=True, dtype=torch.float64)):
                 self.moments.join(len(part) * rows.shape[1], rows.mean(1))
