@@ -77,7 +77,7 @@ PRUNE = "prune '{name: mlp, hidden: [8]}' --data iris --method magnitude --out p
         ),
         ("compare nothing", "no study 'nothing'; named studies are: .*digits-quick"),
         ("compare nothing.yaml", "cannot read nothing.yaml: No such file"),
-        ("compare digits-quick --workers 0", "workers = 0: from 1 to 1,024 processes"),
+        ("compare digits-quick --workers 0", "workers = 0: a whole number of at least 1 and at most 1,024"),
         ("compare digits-quick --workers many", "--workers"),
         ("compare digits-quick --seeds 0", "seeds = 0"),
         ("compare digits-quick --set training.epoch=3", "unknown key 'epoch'; allowed keys are: batch_size"),

@@ -90,7 +90,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path, key
 
 
 def test_no_worker_is_no_choice(tmp_path):
-    with pytest.raises(InputError, match="workers = 0: from 1 to"):
+    with pytest.raises(InputError, match="workers = 0: a whole number of at least 1"):
         run_study(tiny(), tmp_path / "s", workers=0)
 
 

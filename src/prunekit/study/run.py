@@ -7,16 +7,17 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from torch import Tensor, nn
 
 from prunekit.batches import Batches, as_batches
-from prunekit.digests import write_json_unless_same, write_json_with_digest
+from prunekit.digests import read_json_with_digest, write_json_unless_same, write_json_with_digest
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.graph import chain_of
-from prunekit.limits import check_out
+from prunekit.limits import check_out, whole
 from prunekit.recipe import Plan
 from prunekit.study.layout import Layout, Results, discard, is_finished, only_run, remove
 from prunekit.study.pool import run_tasks
@@ -26,14 +27,13 @@ from prunekit.study.stages import (
     build,
     dataset,
     files_of_network,
-    has_units,
     run_cell,
     train_network,
     write_units,
 )
 from prunekit.study.suite import StudySuite
 from prunekit.study.tables import describe, describe_suite, write_tables
-from prunekit.study.tasks import Failure, Task, Watcher
+from prunekit.study.tasks import Failure, Task
 from prunekit.study_files import RESULTS_CSV, STUDY_JSON, SUITE_JSON, UNITS_JSON, refuse_links
 from prunekit.trial import check_takes
 
@@ -149,13 +149,14 @@ def make_tasks(
 
 def _has_units(study: Study, layout: Layout) -> bool:
     """Whether nothing is to be done for figures of units; what is damaged or of another study is removed."""
-    if study.unit_figures is not None:
+    path = layout.root / UNITS_JSON
+    if study.unit_figures is not None and path.exists():
         try:
-            if has_units(study, layout):
+            if read_json_with_digest(path).get("key") == study.units_key:
                 return True
         except DataError as error:
             log.warning("%s; done anew", error)
-    remove(layout.root / UNITS_JSON)
+    remove(path)
     return study.unit_figures is None
 
 
@@ -220,13 +221,18 @@ def run_study(
         OSError: if the folder cannot be written to.
         StudyError: if a cell failed; the results of all others are written.
     """
-    if isinstance(study, StudySuite):
-        return _run_suite(study, Path(out), data_dir, workers, cell_timeout, command, console)
-    layout = Layout(check_out(Path(out)))
-    workers = workers if workers is not None else min(os.cpu_count() or 1, MAX_WORKERS)
-    if not 1 <= workers <= MAX_WORKERS:
-        raise InputError(f"workers = {workers}: from 1 to {MAX_WORKERS:,} processes are possible")
     _check_timeout(cell_timeout)
+    if isinstance(study, StudySuite):
+        each = partial(
+            run_study, data_dir=data_dir, workers=workers, cell_timeout=cell_timeout, console=console
+        )
+        return _run_suite(study, Path(out), data_dir, command, each)
+    layout = Layout(check_out(Path(out)))
+    most = (
+        min(os.cpu_count() or 1, MAX_WORKERS)
+        if workers is None
+        else whole("workers", workers, 1, MAX_WORKERS)
+    )
     layout.check()
     folder = None if data_dir is None else Path(data_dir)
     plans = plan(study, folder)
@@ -237,9 +243,13 @@ def run_study(
         write_json_unless_same(
             layout.root / STUDY_JSON, describe(study, dataset(study, folder).task, command)
         )
-        processes = min(workers, max(len(tasks), 1))
-        with watch(tasks, processes, console or Console(stderr=True)) as watcher:
-            failures = _run(study, layout, tasks, processes, watcher, cell_timeout, read)
+        processes = min(most, max(len(tasks), 1))
+        try:
+            with watch(tasks, processes, console or Console(stderr=True)) as watcher:
+                failures = run_tasks(tasks, processes, watcher, cell_timeout)
+        except KeyboardInterrupt:
+            write_tables(study, layout, read)  # so that `prunekit report` shows what there is so far
+            raise
         write_tables(study, layout, read)
         if failures:
             raise StudyError(_summary(failures, _report_of_rest(layout)))
@@ -247,17 +257,10 @@ def run_study(
 
 
 def _run_suite(
-    suite: StudySuite,
-    out: Path,
-    data_dir: Path | str | None,
-    workers: int | None,
-    cell_timeout: float | None,
-    command: str | None,
-    console: Console | None,
+    suite: StudySuite, out: Path, data_dir: Path | str | None, command: str | None, run: Callable[..., Path]
 ) -> Path:
     """Every study of a suite in its own folder, then the page of all; a failure in one stops no other."""
     check_out(out)
-    _check_timeout(cell_timeout)
     refuse_links(out, suite.studies)
     for label, study in suite.studies.items():  # so that the last is not refused when the first has been run
         Layout(out / label).check()
@@ -270,15 +273,7 @@ def _run_suite(
     failures: list[str] = []
     for label, study in suite.studies.items():
         try:
-            run_study(
-                study,
-                out / label,
-                data_dir=data_dir,
-                workers=workers,
-                cell_timeout=cell_timeout,
-                command=about["command"],
-                console=console,
-            )
+            run(study, out / label, command=about["command"])
         except StudyError as error:
             failures.append(f"{label}: {error}")
     if failures:
@@ -293,22 +288,6 @@ def _check_timeout(seconds: float | None) -> None:
         return
     if isinstance(seconds, bool) or not (isinstance(seconds, int | float) and 0 < seconds < math.inf):
         raise InputError(f"cell_timeout = {seconds!r}: a number of seconds above 0 is needed")
-
-
-def _run(
-    study: Study,
-    layout: Layout,
-    tasks: list[Task],
-    processes: int,
-    watcher: Watcher,
-    cell_timeout: float | None,
-    read: Results,
-) -> list[Failure]:
-    try:
-        return run_tasks(tasks, processes, watcher, cell_timeout)
-    except KeyboardInterrupt:
-        write_tables(study, layout, read)  # so that `prunekit report` shows what there is so far
-        raise
 
 
 def _report(layout: Layout) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import as_batches
 from prunekit.data import Dataset, DataSettings, Split, load
-from prunekit.digests import read_json_with_digest, read_tensors, write_json_with_digest, write_tensors
+from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json
 from prunekit.graph import chain_of
@@ -342,16 +342,6 @@ def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 # ---- figures of units --------------------------------------------------------------------------------------
 
 GAINS = torch.linspace(0, 10, 101, dtype=torch.float64)
-
-
-def has_units(study: Study, layout: Layout) -> bool:
-    """Whether units.json is what the study asks for, and whole.
-
-    Raises:
-        DataError: if it is damaged.
-    """
-    path = layout.root / UNITS_JSON
-    return path.exists() and read_json_with_digest(path).get("key") == study.units_key
 
 
 def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: Progress) -> Path:
