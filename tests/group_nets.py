@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import Coupled, traced
+from prunekit.graph import Coupled, Group, traced, unit_masks
+from prunekit.graph.capture import Inputs, arguments
+from prunekit.losses import Loss
 from prunekit.models import resnet
 from prunekit.recipe import Recipe
 from zoo import made
@@ -116,3 +118,54 @@ def given_to(model: nn.Module, layers: Collection[str]) -> Iterator[dict[str, li
     yield found
     for hook in hooks:
         hook.remove()
+
+
+def all_groups(model: nn.Module, inputs: Inputs, *, residual: bool = True) -> Coupled:
+    """All groups of a network that can lose units, traced on these inputs."""
+    found = traced(model, inputs, residual=residual)
+    return Coupled(model, found, tuple(group.name for group in found.plan.prunable), inputs)
+
+
+def naive_changes(
+    coupled: Coupled, inputs: Inputs, targets: Tensor, error: Loss, units: int | None = None
+) -> dict[str, Tensor]:
+    """Set all that goes with a unit to zero, run the whole network, put it back; the first units, or all."""
+    args, kwargs = arguments(inputs)
+    found = {}
+    with torch.no_grad():
+        now = error(coupled.model(*args, **kwargs), targets)
+        for group in coupled.groups:
+            changes = []
+            for unit in range(group.units)[:units]:
+                flags = torch.arange(group.units) != unit
+                masks = unit_masks(coupled.model, coupled.traced.plan, {group.name: flags})
+                before = {name: coupled.model.get_parameter(name).clone() for name in masks}
+                masks.apply(coupled.model)
+                changes.append(error(coupled.model(*args, **kwargs), targets) - now)
+                for name, value in before.items():
+                    coupled.model.get_parameter(name).copy_(value)
+            found[group.name] = torch.stack(changes).double()
+    return found
+
+
+def gained(coupled: Coupled, group: Group, gains: Tensor, rows: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The parameters with what reads a unit multiplied by its gain.
+
+    Args:
+        coupled: the network and its groups.
+        group: one of them.
+        gains: (units,).
+        rows: the layers that make the units, where no weights read them: of these the rows and biases.
+    """
+    found = {}
+    for member in group.members:
+        layer = member.tensor.rpartition(".")[0]
+        if member.role == "consumer" or (layer in rows and member.dim == 0):
+            weight = coupled.model.get_parameter(member.tensor).detach()
+            factors: list[Tensor] = [torch.ones((), dtype=weight.dtype)] * weight.shape[member.dim]
+            for unit, entries in enumerate(member.indices):
+                for entry in entries:
+                    factors[entry] = gains[unit]
+            shape = [-1 if dim == member.dim else 1 for dim in range(weight.dim())]
+            found[member.tensor] = weight * torch.stack(factors).view(shape)
+    return found

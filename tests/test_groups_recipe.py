@@ -176,6 +176,19 @@ class TestHowMembersCombine:
         assert pruned.kept.sparsity == 0.5
 
 
+class TestScoresOfUnits:
+    @pytest.mark.parametrize("score", ["oracle", "unit_taylor", "skeletonization"])
+    def test_step_by_step_on_a_residual_network(self, score):
+        """The oracle's losses: each step's scores are taken again on what is left."""
+        model, data = small_resnet(), images()
+        recipe = groups(score, schedule={"name": "linear", "sparsity": 0.5, "steps": 2})
+        pruned = prune(model, recipe, data)
+        masked = copy.deepcopy(model)
+        assert pruned.history[-1].sparsity == pytest.approx(0.5, abs=0.05)
+        pruned.shrink(data[0][:3])
+        assert torch.allclose(model(data[0]), masked(data[0]), atol=1e-6)
+
+
 class TestCounts:
     @number_of_examples(8)
     @given(
@@ -314,13 +327,6 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            *(
-                (
-                    {"score": score},
-                    f"the score '{score}' works on units of a chain .* 'group'.*: use the shape 'unit'",
-                )
-                for score in ("oracle", "unit_taylor", "skeletonization")
-            ),
             ({"shape": {"name": "group", "combine": "median"}}, "combine"),
             ({"shape": {"name": "group", "kinds": ["blocks"]}}, "kinds"),
             ({"shape": {"name": "group", "kinds": []}}, "kinds"),
@@ -331,6 +337,13 @@ class TestChoice:
         schedule = {"name": "one_shot", "sparsity": 0.5}
         with pytest.raises(InputError, match=message):
             Recipe.parse({"schedule": schedule, "shape": "group", **values})
+
+    def test_the_published_recursion_is_for_paths(self):
+        model = small_resnet()
+        before = copied(model)
+        with pytest.raises(InputError, match=r"path of linear layers.*use form='exact'"):
+            prune(model, groups({"name": "unit_taylor", "form": "published"}), images())
+        assert same(before, copied(model))
 
     def test_weights_that_are_not_finite(self):
         model = small_resnet()

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import InputError, shown
+from prunekit.errors import InputError
+from prunekit.messages import shown
 
 LONGEST = 100
 """Characters of a name; what a file system takes is little more."""

@@ -18,7 +18,8 @@ from prunekit.data.tabular import (
     load_waveform,
 )
 from prunekit.data.texts import load_tiny_shakespeare
-from prunekit.errors import InputError, shown
+from prunekit.errors import InputError
+from prunekit.messages import shown
 
 LOADERS: Mapping[str, Callable[[DataSettings, Store], Dataset]] = MappingProxyType(
     {

@@ -19,9 +19,10 @@ from prunekit.modes import evaluating
 from prunekit.statistics.collect import Collector, StatContext
 from prunekit.statistics.moments import Moments
 from prunekit.statistics.unit_statistic import UnitStatistic, Values
-from prunekit.units.chain_runner import BUDGET_BYTES, ChainRunner, Link, pieces
+from prunekit.units.chain_runner import ChainRunner, Link, pieces
 from prunekit.units.layers import by_unit, leaves_rows, pointwise, unit_dim, with_gains
-from prunekit.units.oracle import checked_kept
+from prunekit.units.means import checked_kept
+from prunekit.units.runner import BUDGET_BYTES, Structure
 
 What = Literal["mean", "variance", "zeros", "irreplaceable"]
 
@@ -32,13 +33,14 @@ class ActivationStats(UnitStatistic):
 
     what: What
 
-    def watch(self, subject: StatContext) -> Collector:
+    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
         """At the places where the units appear."""
         return ActivationStatsCollector(subject, self.what)
 
-    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """One figure per unit, see `Activity`."""
-        found = activity(chain, inputs, pairs=self.what == "irreplaceable", kept=kept)
+        assert isinstance(structure, Chain)
+        found = activity(structure, inputs, pairs=self.what == "irreplaceable", kept=kept)
         return {name: getattr(activity, self.what) for name, activity in found.items()}
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from prunekit.batches import Batch
 from prunekit.errors import InputError
-from prunekit.graph import Chain
+from prunekit.graph import Coupled
 from prunekit.statistics.collect import Collector, StatContext, Statistic
 from prunekit.statistics.processes import sum_over_processes
+from prunekit.units.runner import Structure
 
 Values = dict[str, Tensor]
 """By group of units, (units,) float64; NaN for units that are off already."""
@@ -33,28 +34,24 @@ class UnitStatistic(Statistic):
             InputError: if the recipe's shape counts weights, not units.
         """
         if subject.coupled is not None:
-            return self.watch(subject)
+            return self.watch(subject, subject.coupled)
         if subject.chain is None:
             raise InputError("this score ranks units: give the recipe the shape 'unit'")
         return _Examples(self, subject.chain, subject.kept)
 
-    def watch(self, subject: StatContext) -> Collector:
-        """The collector for coupled groups.
-
-        Raises:
-            InputError: if it is only known for chains.
-        """
-        raise InputError("this score follows units along a chain of layers: give the recipe the shape 'unit'")
+    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
+        """The collector for coupled groups; it keeps the examples, too, unless it is another one."""
+        return _Examples(self, coupled, subject.kept)
 
     @abstractmethod
-    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """The value of every unit, a mean over the examples."""
 
 
 class _Examples(Collector):
-    def __init__(self, statistic: UnitStatistic, chain: Chain, kept: Mapping[str, Tensor]) -> None:
+    def __init__(self, statistic: UnitStatistic, structure: Structure, kept: Mapping[str, Tensor]) -> None:
         self._statistic = statistic
-        self._chain = chain
+        self._structure = structure
         self._kept = kept
         self._batches: list[Batch] = []
 
@@ -64,7 +61,7 @@ class _Examples(Collector):
     def finish(self) -> Values:
         inputs = torch.cat([inputs for inputs, _ in self._batches])
         targets = torch.cat([targets for _, targets in self._batches])
-        values = self._statistic.of(self._chain, inputs, targets, self._kept)
+        values = self._statistic.of(self._structure, inputs, targets, self._kept)
         examples = torch.tensor(float(len(inputs)), dtype=torch.float64, device=inputs.device)
         sums = {name: value * examples for name, value in values.items()}
         sum_over_processes([*sums.values(), examples])

@@ -20,6 +20,7 @@ from prunekit.statistics.collect import Collector, StatContext
 from prunekit.statistics.processes import sum_over_processes
 from prunekit.statistics.unit_statistic import UnitStatistic, Values
 from prunekit.units.loss_delta import error_of
+from prunekit.units.runner import Structure
 
 Error = Literal["squared_error", "cross_entropy", "absolute_error"]
 
@@ -30,9 +31,9 @@ class OracleChange(UnitStatistic):
 
     error: Error
 
-    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """E(off) - E(now)."""
-        return units.oracle_changes(chain, inputs, targets, self.error, kept=kept)
+        return units.oracle_changes(structure, inputs, targets, self.error, kept=kept)
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ class TaylorChange(UnitStatistic):
     order: int
     published: bool
 
-    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """-dE/dgain, plus half of d2E/dgain2: exact, or by the published diagonal recursion."""
         if self.order == 1:
-            found = units.gain_derivatives(chain, inputs, targets, self.error, second=False, kept=kept)
+            found = units.gain_derivatives(structure, inputs, targets, self.error, second=False, kept=kept)
             return {name: derivatives.first_order for name, derivatives in found.items()}
         if self.published:
-            found = units.diagonal_recursion(chain, inputs, targets, self.error, kept=kept)
+            found = units.diagonal_recursion(structure, inputs, targets, self.error, kept=kept)
         else:
-            found = units.gain_derivatives(chain, inputs, targets, self.error, kept=kept)
+            found = units.gain_derivatives(structure, inputs, targets, self.error, kept=kept)
         return {name: derivatives.second_order for name, derivatives in found.items()}
 
 
@@ -61,11 +62,11 @@ class Relevance(UnitStatistic):
 
     batch_size: int
 
-    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """The average after the last batch."""
         starts = range(0, len(inputs), self.batch_size)
         batches = ((inputs[k : k + self.batch_size], targets[k : k + self.batch_size]) for k in starts)
-        return units.relevance(chain, batches, kept=kept)
+        return units.relevance(structure, batches, kept=kept)
 
 
 @dataclass(frozen=True)
@@ -74,26 +75,28 @@ class FirstOrderTaylor(UnitStatistic):
 
     error: Error
 
-    def watch(self, subject: StatContext) -> Collector:
+    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
         """At the places where the units appear."""
         return FirstOrderTaylorCollector(subject, error_of(self.error))
 
-    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """One figure per unit."""
-        return units.feature_taylor(chain, inputs, targets, self.error, kept=kept)
+        assert isinstance(structure, Chain)
+        return units.feature_taylor(structure, inputs, targets, self.error, kept=kept)
 
 
 @dataclass(frozen=True)
 class UnitMacs(UnitStatistic):
     """The multiply-accumulate operations that go with a unit."""
 
-    def watch(self, subject: StatContext) -> Collector:
+    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
         """By the layers that the units have a part in."""
         return MacsCollector(subject)
 
-    def of(self, chain: Chain, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
         """The same for all units of a group."""
-        found = units.unit_macs(chain, inputs[:1])
+        assert isinstance(structure, Chain)
+        found = units.unit_macs(structure, inputs[:1])
         return {name: value.to(inputs.device) for name, value in found.items()}
 
 

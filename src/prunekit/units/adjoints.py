@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from prunekit.losses import Loss
-from prunekit.units.chain_runner import ActivationCache, weight_of
-from prunekit.units.layers import leaves_rows, pointwise, unit_dim, with_gains
+from prunekit.units.layers import by_unit, leaves_rows, pointwise, unit_dim, weight_of, with_gains
+
+if TYPE_CHECKING:
+    from prunekit.units.chain_runner import ActivationCache
 
 
 @dataclass(frozen=True)
@@ -93,3 +96,11 @@ def _bends(now: ActivationCache, place: int) -> tuple[Tensor | None, Tensor | No
         (slope,) = torch.autograd.grad(a.sum(), z, create_graph=True)
         bend = torch.autograd.grad(slope.sum(), z, allow_unused=True)[0] if slope.requires_grad else None
     return slope.detach(), bend
+
+
+def by_gain(now: ActivationCache, place: int, by_x: Tensor) -> Tensor:
+    """(units,) float64: the sum over examples and positions of the unit's values times `by_x`."""
+    link, x = now.links[place], now.x[place]
+    dim = 0 if link.flat else unit_dim(link.consumer, x)
+    product = by_unit(x * by_x, link.group, dim).movedim(dim, 0)
+    return product.flatten(1).sum(1, dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.graph.chain import Chain, UnitGroup
 from prunekit.graph.chain_stages import Stage
-from prunekit.units.layers import contributions, leaves_rows, pointwise, unit_dim, with_gains
+from prunekit.modes import evaluating
+from prunekit.units.adjoints import adjoints, by_gain
+from prunekit.units.curvature import second_derivatives
+from prunekit.units.layers import contributions, leaves_rows, pointwise, unit_dim, weight_of, with_gains
+from prunekit.units.loss_delta import LossDelta
+from prunekit.units.runner import Run, Runner
+from prunekit.units.suffix import batched_suffix, mlp_suffix
 
-BUDGET_BYTES = 256 * 2**20
-"""Default for the memory that one call may use for activations."""
-
-# a chunk of examples: large enough for efficient products of matrices, small enough for the shared cache
-_CHUNK_BYTES = 32 * 2**20
+_CACHE_BYTES = 2**21  # a block of variants stays in the processor's caches
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Link:
     flat: bool
 
 
-class ChainRunner:
+class ChainRunner(Runner):
     """A chain with its links, and the sizes that memory is planned by.
 
     Attributes:
@@ -49,19 +52,24 @@ class ChainRunner:
         bytes_per_example: what a pass needs for one example.
     """
 
-    def __init__(self, chain: Chain, example: Tensor):
+    def __init__(self, chain: Chain, example: Tensor, groups: Sequence[str] | None = None):
         """Look at a chain with one example (1, ...) of its inputs.
 
         Raises:
-            InputError: if the chain has no group of units, or does not take such an example.
+            InputError: if the chain has no group of units, or none of one of these names, or does not take
+                such an example.
         """
         if not chain.groups:
             raise InputError("the network has no group of units: there is one layer only")
         self.chain = chain
+        self.sizes = {group.name: group.units for group in chain.groups}
+        wanted = self.sizes if groups is None else {chain.group(name).name for name in groups}
+        self.names = tuple(name for name in self.sizes if name in wanted)
         places = {stage.name: place for place, stage in enumerate(chain.stages) if stage.module is not None}
         positions = [places[group.consumer] for group in chain.groups]
         self.before = chain.stages[: positions[0]]
-        shapes = _shapes(chain.stages, example)
+        with evaluating(*chain.modules), torch.no_grad():
+            shapes = _shapes(chain.stages, example)
         flat_from = _flat_from(chain.stages, shapes)
         ends = [*positions[1:], len(chain.stages)]
         self.links = tuple(
@@ -79,24 +87,13 @@ class ChainRunner:
         """What one variant of one example needs at most, from the link's consumer on."""
         return self._widest[link.position]
 
-    def chosen(self, groups: Sequence[str] | None) -> tuple[Link, ...]:
-        """The links of the groups of these names; all without names.
+    def run(self, inputs: Tensor, kept: Mapping[str, Tensor]) -> ActivationCache:
+        """The activations of inputs (n, ...)."""
+        return ActivationCache(self, inputs, kept)
 
-        Raises:
-            InputError: for a name that the chain does not have.
-        """
-        if groups is None:
-            return self.links
-        wanted = {self.chain.group(name).name for name in groups}
-        return tuple(link for link in self.links if link.group.name in wanted)
-
-    def chunks(self, examples: int, budget_bytes: int) -> Iterator[slice]:
-        """Slices of the examples whose passes fit the budget."""
-        at_once = max(1, min(budget_bytes // 2, _CHUNK_BYTES) // self.bytes_per_example)
-        parts = -(-examples // at_once)
-        at_once = -(-examples // parts)  # even parts
-        for start in range(0, examples, at_once):
-            yield slice(start, min(start + at_once, examples))
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode for the chain's modules."""
+        return evaluating(*self.chain.modules)
 
 
 def pieces(
@@ -125,7 +122,7 @@ def pieces(
         raise InputError("there are no examples to watch the units on")
 
 
-class ActivationCache:
+class ActivationCache(Run):
     """The activations of one chunk of n examples at every cut, with removed units at 0.
 
     Behind the first flat link tensors are kept as (features, n): one unit's values then lie side by side.
@@ -138,7 +135,7 @@ class ActivationCache:
 
     def __init__(self, flow: ChainRunner, inputs: Tensor, kept: Mapping[str, Tensor]):
         """Run the network on inputs (n, ...); kept: (units,) booleans by group, True where there is none."""
-        self.links = flow.links
+        self.flow, self.links, self.sizes, self.names = flow, flow.links, flow.sizes, flow.names
         self.kept = kept
         self._inputs = inputs
         self.x: list[Tensor] = []
@@ -147,11 +144,45 @@ class ActivationCache:
             inputs = stage.run(inputs)
         self._go_on(0, inputs)
 
-    def remove(self, place: int, unit: int) -> None:
-        """Switch off one unit of the link at `place`; what is behind is brought up to date.
+    def place(self, name: str) -> int:
+        """The place of the group of that name among the links."""
+        return next(place for place, link in enumerate(self.links) if link.group.name == name)
 
-        The mapping of kept units is the caller's to change.
-        """
+    def off(self, name: str, units: Tensor, judge: LossDelta, budget_bytes: int) -> Tensor:
+        """See `Run.off`: the gain 0."""
+        return self.weighted(name, units, torch.ones_like(units), judge, budget_bytes)
+
+    def weighted(
+        self, name: str, units: Tensor, strength: Tensor, judge: LossDelta, budget_bytes: int
+    ) -> Tensor:
+        """See `Run.weighted`: a change of what the unit's consumer puts out, run from there on."""
+        place = self.place(name)
+        # an accelerator wants large blocks, a processor blocks that stay in its cache
+        on_cpu = units.device.type == "cpu"
+        block_bytes = min(budget_bytes // 2, _CACHE_BYTES) if on_cpu else budget_bytes // 2
+        if self.links[place].flat:
+            return mlp_suffix(self, place, units, strength, judge, block_bytes)
+        bytes_each = self.flow.bytes_behind(self.links[place])
+        return batched_suffix(self, place, units, strength, judge, block_bytes, bytes_each)
+
+    def derivatives(
+        self, names: Sequence[str], judge: LossDelta, budget_bytes: int, *, second: bool
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """See `Run.derivatives`: by the derivatives around each link, see `curvature`."""
+        places = {name: self.place(name) for name in names}
+        around = adjoints(self, judge.error, judge.targets, min(places.values(), default=0))
+        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for name, place in places.items():
+            curved = None
+            if second:
+                units = torch.arange(self.sizes[name], device=self.outputs.device)
+                curved = second_derivatives(self, place, units, around, judge, budget_bytes // 4)
+            found[name] = by_gain(self, place, around[place].x), curved
+        return found
+
+    def remove(self, name: str, unit: int) -> None:
+        """See `Run.remove`: what is behind the unit is computed again."""
+        place = self.place(name)
         link, x = self.links[place], self.x[place]
         group = link.group
         own = slice(unit * group.repeat, (unit + 1) * group.repeat)
@@ -197,12 +228,6 @@ class ActivationCache:
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
-def weight_of(consumer: Stage) -> Tensor:
-    """A linear layer's weights (outputs, inputs)."""
-    assert isinstance(consumer.module, nn.Linear)
-    return consumer.module.weight.detach()
 
 
 def _flat_linear(stage: Stage, x: Tensor) -> Tensor:

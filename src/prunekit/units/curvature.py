@@ -8,17 +8,20 @@ error's own second derivative along the direction. Only the direction has to be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from prunekit.losses import Loss, squared_error
 from prunekit.units.adjoints import Adjoint
-from prunekit.units.chain_runner import ActivationCache, weight_of
-from prunekit.units.layers import contributions, weights_by_unit
+from prunekit.units.layers import contributions, weight_of, weights_by_unit
 from prunekit.units.loss_delta import CrossEntropyDelta, LossDelta, absolute_error
 from prunekit.units.suffix import run_behind
+
+if TYPE_CHECKING:
+    from prunekit.units.chain_runner import ActivationCache
 
 
 def second_derivatives(
@@ -146,7 +149,7 @@ def _of_error(judge: LossDelta, direction: Tensor) -> Tensor:
     if _has_diagonal(judge):
         return _dots(direction.square(), error_diagonal(judge))
     directions = torch.unflatten(direction.transpose(1, 2), 2, judge.outputs.shape[1:])
-    return _along(_Total(judge.error, judge.targets), judge.outputs, directions)
+    return along(_Total(judge.error, judge.targets), judge.outputs, directions)
 
 
 class _Total:
@@ -160,19 +163,19 @@ class _Total:
         return self._error(outputs, self._targets) * len(outputs)
 
 
-def _along(function: _Total, at: Tensor, directions: Tensor) -> Tensor:
+def along(function: Callable[[Tensor], Tensor], at: Tensor, directions: Tensor) -> Tensor:
     """(C,) float64: the second derivative of a function along each of the directions (C, ...).
 
     Forward over reverse: what depends on the point alone is computed once for all directions.
     """
     gradient = torch.func.grad(function)
 
-    def along(direction: Tensor) -> Tensor:
+    def of_one(direction: Tensor) -> Tensor:
         change = torch.func.jvp(gradient, (at,), (direction,))[1]
         return (change * direction).double().sum()
 
     # torch.func differentiates under no_grad as well, and then follows no parameters
-    return torch.func.vmap(along)(directions)
+    return torch.func.vmap(of_one)(directions)
 
 
 def _of_any(now: ActivationCache, place: int, units: Tensor, judge: LossDelta, block_bytes: int) -> Tensor:
@@ -182,7 +185,7 @@ def _of_any(now: ActivationCache, place: int, units: Tensor, judge: LossDelta, b
     # a dual number each way through the layers, for every direction
     together = max(1, block_bytes // (8 * z.element_size() * z.numel()))
     found = [
-        _along(function, z, contributions(link.consumer, link.group, x, some))
+        along(function, z, contributions(link.consumer, link.group, x, some))
         for some in torch.split(units, together)
     ]
     return torch.cat(found)

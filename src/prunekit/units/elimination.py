@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.graph.chain import Chain
+from prunekit.graph.capture import Inputs
 from prunekit.losses import Loss
-from prunekit.modes import evaluating
-from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
 from prunekit.units.loss_delta import LossDelta, error_of, loss_delta
-from prunekit.units.oracle import check_examples, checked_kept, empty, unit_changes
+from prunekit.units.means import check_examples, checked_kept, runner_of, taken
+from prunekit.units.runner import BUDGET_BYTES, Run, Structure
 
 Rank = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 """kept units by group (units,) -> predicted change of the error for each unit, by group (units,); values of
@@ -41,8 +40,8 @@ class Elimination:
 
 
 def eliminate(
-    chain: Chain,
-    inputs: Tensor,
+    structure: Structure,
+    inputs: Inputs,
     targets: Tensor,
     error: Loss | str,
     *,
@@ -60,8 +59,8 @@ def eliminate(
     of all examples fit the budget.
 
     Args:
-        chain: the network.
-        inputs: (N, ...), on the network's device.
+        structure: a chain, or coupled groups of any network.
+        inputs: (N, ...), on the network's device; of coupled groups a tuple or dict of arguments, too.
         targets: (N, ...) as the error takes them.
         error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
         count: how many units to remove; by default all that `floor` allows.
@@ -78,11 +77,10 @@ def eliminate(
         InputError: for data, kept units or a count that do not fit the network, an unknown rank, and
             predictions of the wrong length or NaN.
     """
-    check_examples(inputs, targets)
     if isinstance(rank, str) and rank != "oracle":
         raise InputError(f"rank must be 'oracle' or a function, got {rank!r}")
-    with evaluating(*chain.modules), torch.no_grad():
-        course = _Course(chain, inputs, targets, error_of(error), checked_kept(chain, kept), budget_bytes)
+    course = _Course(structure, inputs, targets, error_of(error), kept, budget_bytes)
+    with course.runner.evaluating(), torch.no_grad():
         possible = sum(max(0, int(each.sum()) - floor) for each in course.kept.values())
         count = possible if count is None else count
         if not 0 <= count <= possible:
@@ -97,13 +95,15 @@ def eliminate(
         for _ in range(count):
             if rerank or not order:
                 queue = _ranked(course, rank if callable(rank) else course.oracle)
-            chosen = next((each for each in queue if course.removable(each[1], floor)), None)
+            chosen = next(
+                (each for each in queue if int(course.kept[course.names[each[1]]].sum()) > floor), None
+            )
             if chosen is None:
                 raise InputError(f"the rank names units for only {len(order)} of the {count} removals")
             queue.remove(chosen)
             change, place, unit = chosen
-            course.remove(place, unit)
-            order.append((course.flow.links[place].group.name, unit))
+            course.remove(course.names[place], unit)
+            order.append((course.names[place], unit))
             errors.append(course.error())
             predicted.append(change)
         return Elimination(
@@ -116,77 +116,76 @@ def eliminate(
 
 
 def _ranked(course: _Course, rank: Rank) -> list[tuple[float, int, int]]:
-    """(predicted change, link, unit) of all kept units, the lowest first, equal ones by position."""
+    """(predicted change, place of the group, unit) of all kept units, the lowest first, then the first."""
     found = rank({name: each.clone() for name, each in course.kept.items()})
     ranked = []
-    for place, link in enumerate(course.flow.links):
-        group, changes = link.group, found.get(link.group.name)
+    for place, name in enumerate(course.names):
+        changes, units = found.get(name), course.runner.sizes[name]
         if changes is None:
             continue
-        if changes.shape != (group.units,):
+        if changes.shape != (units,):
             raise InputError(
-                f"the rank of {group.name!r} has the shape {tuple(changes.shape)}, "
-                f"there are {group.units} units"
+                f"the rank of {name!r} has the shape {tuple(changes.shape)}, there are {units} units"
             )
         values = changes.tolist()
-        for unit in course.kept[group.name].nonzero().flatten().tolist():
+        for unit in course.kept[name].nonzero().flatten().tolist():
             if values[unit] != values[unit]:
-                raise InputError(f"the predicted change of unit {unit} of {group.name!r} is NaN")
+                raise InputError(f"the predicted change of unit {unit} of {name!r} is NaN")
             ranked.append((values[unit], place, unit))
     return sorted(ranked)
 
 
 class _Course:
-    """The present state of an elimination: which units are left, and the activations with them."""
+    """The present state of an elimination: which units are left, and the runs with them."""
 
     def __init__(
         self,
-        chain: Chain,
-        inputs: Tensor,
+        structure: Structure,
+        inputs: Inputs,
         targets: Tensor,
         error: Loss,
-        kept: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor] | None,
         budget_bytes: int,
     ):
-        self.flow = ChainRunner(chain, inputs[:1])
+        count, given = check_examples(inputs, targets), checked_kept(structure, kept)
+        self.runner = runner_of(structure, inputs)
+        self.names = self.runner.names
         self.kept = {
-            group.name: kept.get(group.name, torch.ones(group.units, dtype=torch.bool, device=inputs.device))
-            for group in chain.groups
+            name: given.get(name, torch.ones(units, dtype=torch.bool, device=targets.device))
+            for name, units in self.runner.sizes.items()
         }
         self._inputs, self._targets, self._error, self._budget = inputs, targets, error, budget_bytes
-        self._chunks = list(self.flow.chunks(len(inputs), budget_bytes))
-        self._fits = self.flow.bytes_per_example * len(inputs) <= budget_bytes // 2
-        self._passes = [self._pass(chunk) for chunk in self._chunks] if self._fits else []
+        self._chunks = list(self.runner.chunks(count, budget_bytes))
+        self._fits = self.runner.bytes_per_example * count <= budget_bytes // 2
+        self._runs: list[Run] = []
         self._judges: list[LossDelta] = []
 
-    def removable(self, place: int, floor: int) -> bool:
-        return int(self.kept[self.flow.links[place].group.name].sum()) > floor
-
-    def remove(self, place: int, unit: int) -> None:
-        self.kept[self.flow.links[place].group.name][unit] = False
-        for each in self._passes:
-            each.remove(place, unit)
+    def remove(self, name: str, unit: int) -> None:
+        self.kept[name][unit] = False
+        for each in self._runs:
+            each.remove(name, unit)
         self._judges = []
 
     def error(self) -> float:
         """The mean error over all examples."""
-        return sum(judged.total for _, judged in self._all()) / len(self._inputs)
+        return sum(judge.total for _, judge in self._all()) / len(self._targets)
 
     def oracle(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
         """The true change of the error for each unit."""
-        sums = {link.group.name: empty(link.group.units, self._inputs) for link in self.flow.links}
-        for now, judged in self._all():
-            for place, link in enumerate(self.flow.links):
-                sums[link.group.name] += unit_changes(self.flow, now, place, judged, self._budget)
-        return {name: total / len(self._inputs) for name, total in sums.items()}
+        sums: dict[str, Tensor] = {}
+        for run, judge in self._all():
+            for name in self.names:
+                sums[name] = sums.get(name, 0) + run.changes(name, judge, self._budget)
+        return {name: total / len(self._targets) for name, total in sums.items()}
 
-    def _pass(self, chunk: slice) -> ActivationCache:
-        return ActivationCache(self.flow, self._inputs[chunk], self.kept)
-
-    def _all(self) -> Iterator[tuple[ActivationCache, LossDelta]]:
-        """The present activations of every chunk, with who judges its outputs."""
+    def _all(self) -> Iterator[tuple[Run, LossDelta]]:
+        """The present run of every chunk, with who judges its outputs."""
         for number, chunk in enumerate(self._chunks):
-            now = self._passes[number] if self._fits else self._pass(chunk)
+            if number < len(self._runs):
+                run = self._runs[number]
+            else:
+                run = self.runner.run(taken(self._inputs, chunk), self.kept)
+                self._runs += [run] if self._fits else []
             if number == len(self._judges):
-                self._judges.append(loss_delta(self._error, now.outputs, self._targets[chunk]))
-            yield now, self._judges[number]
+                self._judges.append(loss_delta(self._error, run.outputs, self._targets[chunk]))
+            yield run, self._judges[number]

@@ -14,10 +14,11 @@ from prunekit.graph.rows import LAYERS
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
 from prunekit.units.adjoints import adjoints
-from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
+from prunekit.units.chain_runner import ActivationCache, ChainRunner
 from prunekit.units.layers import by_unit, unit_dim
 from prunekit.units.loss_delta import error_of
-from prunekit.units.oracle import check_examples, checked_kept, empty
+from prunekit.units.means import check_examples, checked_kept, empty
+from prunekit.units.runner import BUDGET_BYTES
 
 
 def distances(weight: Tensor, kept: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ def feature_taylor(
     check_examples(inputs, targets)
     with evaluating(*chain.modules), torch.no_grad():
         flow = ChainRunner(chain, inputs[:1])
-        sums = [empty(link.group.units, inputs) for link in flow.links]
+        sums = [empty(link.group.units, inputs.device) for link in flow.links]
         for chunk in flow.chunks(len(inputs), budget_bytes):
             now = ActivationCache(flow, inputs[chunk], kept)
             around = adjoints(now, error, targets[chunk])

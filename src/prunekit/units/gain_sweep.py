@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.graph.chain import Chain
+from prunekit.graph.capture import Inputs
 from prunekit.losses import Loss
-from prunekit.modes import evaluating
-from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
-from prunekit.units.loss_delta import error_of, loss_delta
-from prunekit.units.oracle import check_examples, checked_kept, empty, variant_changes
+from prunekit.units.loss_delta import LossDelta
+from prunekit.units.means import means
+from prunekit.units.runner import BUDGET_BYTES, Run, Structure
 
 
 def gain_sweep(
-    chain: Chain,
-    inputs: Tensor,
+    structure: Structure,
+    inputs: Inputs,
     targets: Tensor,
     error: Loss | str,
     units: Sequence[tuple[str, int]],
@@ -32,8 +31,8 @@ def gain_sweep(
     The error surfaces of Wolfe, Sharma and Raj (arXiv 1701.04465): gain 1 is the unit on, 0 off.
 
     Args:
-        chain: the network, seen in evaluation mode.
-        inputs: (N, ...), on the network's device.
+        structure: a chain, or coupled groups of any network, seen in evaluation mode.
+        inputs: (N, ...), on the network's device; of coupled groups a tuple or dict of arguments, too.
         targets: (N, ...) as the error takes them.
         error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
         units: (group, unit) pairs.
@@ -47,38 +46,33 @@ def gain_sweep(
     Raises:
         InputError: for a unit that does not exist or is off, and for data that do not fit the network.
     """
-    error = error_of(error)
-    kept = checked_kept(chain, kept)
-    check_examples(inputs, targets)
     grid = torch.linspace(0, 10, 101, dtype=torch.float64) if gains is None else gains.double()
     if grid.dim() != 1:
         raise InputError(f"gains must be (G,), got the shape {tuple(grid.shape)}")
-    grid = grid.to(inputs.device)
+    grid = grid.to(targets.device)
     for name, unit in units:
-        count = chain.group(name).units
+        count = structure.group(name).units
         if not 0 <= unit < count:
             raise InputError(f"the group {name!r} has the units 0 to {count - 1}, there is no {unit}")
-        if name in kept and not kept[name][unit]:
+        if name in (kept or {}) and not (kept or {})[name][unit]:
             raise InputError(f"unit {unit} of {name!r} is off already")
-    errors = torch.stack([empty(len(grid), inputs) for _ in units]) if units else grid.new_empty(0, len(grid))
-    with evaluating(*chain.modules), torch.no_grad():
-        flow = ChainRunner(chain, inputs[:1])
-        for chunk in flow.chunks(len(inputs), budget_bytes):
-            now = ActivationCache(flow, inputs[chunk], kept)
-            judged = loss_delta(error, now.outputs, targets[chunk])
-            for place, link in enumerate(flow.links):
-                rows = [row for row, (name, _) in enumerate(units) if name == link.group.name]
-                if not rows:
-                    continue
-                which = torch.tensor([units[row][1] for row in rows], device=inputs.device)
-                changes = variant_changes(
-                    flow,
-                    now,
-                    place,
-                    which.repeat_interleave(len(grid)),
-                    (1 - grid).repeat(len(rows)),
-                    judged,
-                    budget_bytes,
-                )
-                errors[rows] += changes.view(len(rows), len(grid)) + judged.total
-    return errors / len(inputs)
+
+    def measure(run: Run, judge: LossDelta) -> dict[str, Tensor]:
+        errors = grid.new_empty(len(units), len(grid))
+        for group in dict.fromkeys(name for name, _ in units):
+            rows = [row for row, (name, _) in enumerate(units) if name == group]
+            which = torch.tensor([units[row][1] for row in rows], device=grid.device)
+            changes = run.weighted(
+                group,
+                which.repeat_interleave(len(grid)),
+                (1 - grid).repeat(len(rows)),
+                judge,
+                budget_bytes,
+            )
+            errors[rows] = changes.view(len(rows), len(grid)) + judge.total
+        return {"errors": errors}
+
+    groups = [name for name, _ in units]
+    return means(
+        structure, inputs, targets, error, measure, groups=groups, kept=kept, budget_bytes=budget_bytes
+    )["errors"]

@@ -8,15 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunekit.graph.chain import Chain
+from prunekit.graph.capture import Inputs
 from prunekit.losses import Loss
-from prunekit.modes import evaluating
-from prunekit.units.adjoints import adjoints
-from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner
-from prunekit.units.curvature import second_derivatives
-from prunekit.units.layers import by_unit, unit_dim
-from prunekit.units.loss_delta import error_of, loss_delta
-from prunekit.units.oracle import check_examples, checked_kept, empty
+from prunekit.units.loss_delta import LossDelta
+from prunekit.units.means import means
+from prunekit.units.runner import BUDGET_BYTES, Run, Structure
 
 
 @dataclass(frozen=True)
@@ -49,8 +45,8 @@ class GainDerivatives:
 
 
 def gain_derivatives(
-    chain: Chain,
-    inputs: Tensor,
+    structure: Structure,
+    inputs: Inputs,
     targets: Tensor,
     error: Loss | str,
     *,
@@ -67,8 +63,8 @@ def gain_derivatives(
     ReLU at 0, its second derivative counts as 0.
 
     Args:
-        chain: the network, seen in evaluation mode.
-        inputs: (N, ...), on the network's device.
+        structure: a chain, or coupled groups of any network, seen in evaluation mode.
+        inputs: (N, ...), on the network's device; of coupled groups a tuple or dict of arguments, too.
         targets: (N, ...) as the error takes them.
         error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
         second: whether the second derivative is wanted.
@@ -79,36 +75,16 @@ def gain_derivatives(
     Raises:
         InputError: for data, groups or kept units that do not fit the network.
     """
-    error = error_of(error)
-    kept = checked_kept(chain, kept)
-    check_examples(inputs, targets)
-    with evaluating(*chain.modules), torch.no_grad():
-        flow = ChainRunner(chain, inputs[:1])
-        wanted = flow.chosen(groups)
-        places = [flow.links.index(link) for link in wanted]
-        firsts = [empty(link.group.units, inputs) for link in wanted]
-        seconds = [empty(link.group.units, inputs) for link in wanted]
-        for chunk in flow.chunks(len(inputs), budget_bytes):
-            now = ActivationCache(flow, inputs[chunk], kept)
-            judged = loss_delta(error, now.outputs, targets[chunk])
-            around = adjoints(now, error, targets[chunk], min(places, default=0))
-            for place, first, curved in zip(places, firsts, seconds, strict=True):
-                first += by_gain(now, place, around[place].x)
-                if second:
-                    units = torch.arange(len(first), device=first.device)
-                    curved += second_derivatives(now, place, units, around, judged, budget_bytes // 4)
-    found = {}
-    for link, first, curved in zip(wanted, firsts, seconds, strict=True):
-        off = ~kept.get(link.group.name, torch.ones_like(first, dtype=torch.bool))
-        first[off] = curved[off] = torch.nan
-        name = link.group.name
-        found[name] = GainDerivatives(first / len(inputs), curved / len(inputs) if second else None)
-    return found
 
+    def measure(run: Run, judge: LossDelta) -> dict[str, Tensor]:
+        found = run.derivatives(run.names, judge, budget_bytes, second=second)
+        return {
+            name: torch.stack([each for each in both if each is not None]) for name, both in found.items()
+        }
 
-def by_gain(now: ActivationCache, place: int, by_x: Tensor) -> Tensor:
-    """(units,) float64: the sum over examples and positions of the unit's values times `by_x`."""
-    link, x = now.links[place], now.x[place]
-    dim = 0 if link.flat else unit_dim(link.consumer, x)
-    product = by_unit(x * by_x, link.group, dim).movedim(dim, 0)
-    return product.flatten(1).sum(1, dtype=torch.float64)
+    sums = means(
+        structure, inputs, targets, error, measure, groups=groups, kept=kept, budget_bytes=budget_bytes
+    )
+    for name in (kept or {}).keys() & sums.keys():
+        sums[name][:, ~(kept or {})[name]] = torch.nan
+    return {name: GainDerivatives(each[0], each[1] if second else None) for name, each in sums.items()}

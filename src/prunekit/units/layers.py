@@ -71,6 +71,12 @@ def with_gains(x: Tensor, group: UnitGroup, dim: int, gains: Tensor) -> Tensor:
     return x * gains.view(-1, *[1] * (x.dim() - dim - 1))
 
 
+def weight_of(consumer: Stage) -> Tensor:
+    """A linear layer's weights (outputs, inputs)."""
+    assert isinstance(consumer.module, nn.Linear)
+    return consumer.module.weight.detach()
+
+
 def weights_by_unit(consumer: Stage, group: UnitGroup) -> Tensor:
     """The consumer's weights as (units, outputs, repeat, ...), the kernel's sizes at the end."""
     weight = cast(Tensor, getattr(consumer.module, "weight")).detach()  # noqa: B009

@@ -12,17 +12,23 @@ from prunekit.errors import InputError
 from prunekit.graph.chain import Chain
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
-from prunekit.units.adjoints import adjoints
-from prunekit.units.chain_runner import BUDGET_BYTES, ActivationCache, ChainRunner, weight_of
+from prunekit.units.adjoints import adjoints, by_gain
+from prunekit.units.chain_runner import ActivationCache, ChainRunner
 from prunekit.units.curvature import error_diagonal
-from prunekit.units.gains import GainDerivatives, by_gain, gain_derivatives
-from prunekit.units.layers import with_gains
+from prunekit.units.gains import GainDerivatives, gain_derivatives
+from prunekit.units.layers import weight_of, with_gains
 from prunekit.units.loss_delta import ERRORS, AnyErrorDelta, error_of, loss_delta
-from prunekit.units.oracle import check_examples, checked_kept, empty
+from prunekit.units.means import check_examples, checked_kept, empty
+from prunekit.units.runner import BUDGET_BYTES, Structure
+
+NO_RECURSION = (
+    "the published recursion takes the diagonal back along a path of linear layers; where branches of a unit "
+    "meet again, their products are no part of a diagonal: use form='exact'"
+)
 
 
 def diagonal_recursion(
-    chain: Chain,
+    chain: Structure,
     inputs: Tensor,
     targets: Tensor,
     error: Loss | str,
@@ -41,6 +47,10 @@ def diagonal_recursion(
     p_k (1 - p_k); dropped are the products -p_k p_l, so that it is not exact on any layer. In earlier layers
     it is off for every error; `deviations` says by how much.
 
+    It is for paths only: a layer's diagonal follows from that of the next layer's inputs, one by one. Where
+    two branches of one unit meet again, the product of their slopes is a term of the unit's own second
+    derivative, and a diagonal does not hold it; the exact form takes all of it.
+
     Args:
         chain: linear layers and pointwise activations, behind whatever feeds the first of them; in evaluation
             mode.
@@ -54,6 +64,8 @@ def diagonal_recursion(
         InputError: for an error or a network that the recursion is not written for, and for data or kept
             units that do not fit the network.
     """
+    if not isinstance(chain, Chain):
+        raise InputError(NO_RECURSION)
     error = error_of(error)
     kept = checked_kept(chain, kept)
     check_examples(inputs, targets)
@@ -65,8 +77,8 @@ def diagonal_recursion(
                     f"the recursion is for linear layers with activations between; the units of "
                     f"{link.group.name!r} are followed by something else"
                 )
-        firsts = [empty(link.group.units, inputs) for link in flow.links]
-        seconds = [empty(link.group.units, inputs) for link in flow.links]
+        firsts = [empty(link.group.units, inputs.device) for link in flow.links]
+        seconds = [empty(link.group.units, inputs.device) for link in flow.links]
         for chunk in flow.chunks(len(inputs), budget_bytes):
             now = ActivationCache(flow, inputs[chunk], kept)
             judged = loss_delta(error, now.outputs, targets[chunk])
@@ -109,7 +121,7 @@ class RecursionDeviation:
 
 
 def deviations(
-    chain: Chain,
+    chain: Structure,
     inputs: Tensor,
     targets: Tensor,
     error: Loss | str,

@@ -7,19 +7,19 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.graph.chain import Chain
+from prunekit.graph.capture import Inputs
 from prunekit.losses import Loss
-from prunekit.units.chain_runner import BUDGET_BYTES
 from prunekit.units.gains import gain_derivatives
 from prunekit.units.loss_delta import absolute_error
+from prunekit.units.runner import BUDGET_BYTES, Structure
 
 DECAY = 0.8
 """What remains of the running relevance at each batch."""
 
 
 def relevance(
-    chain: Chain,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    structure: Structure,
+    batches: Iterable[tuple[Inputs, Tensor]],
     *,
     error: Loss | str = absolute_error,
     decay: float = DECAY,
@@ -35,7 +35,7 @@ def relevance(
     approach the targets, and smoothed over the batches: ρ^ <- 0.8 ρ^ + 0.2 ρ.
 
     Args:
-        chain: the network, seen in evaluation mode.
+        structure: a chain, or coupled groups of any network, seen in evaluation mode.
         batches: (inputs, targets), on the network's device; class numbers become one-hot.
         error: the mean over the examples of a batch.
         decay: what remains of ρ^ at each batch, in [0, 1).
@@ -54,7 +54,7 @@ def relevance(
     running = None if start is None else dict(start)
     for inputs, targets in batches:
         found = gain_derivatives(
-            chain, inputs, targets, error, second=False, kept=kept, budget_bytes=budget_bytes
+            structure, inputs, targets, error, second=False, kept=kept, budget_bytes=budget_bytes
         )
         new = {name: -each.first for name, each in found.items()}
         if running is None:

@@ -12,22 +12,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.units.chain_runner import ActivationCache, Link, weight_of
 from prunekit.units.layers import (
     Function,
     contributions,
     leaves_rows,
     pointwise,
     unit_dim,
+    weight_of,
     weights_by_unit,
     with_gains,
 )
 from prunekit.units.loss_delta import CrossEntropyDelta, LossDelta
+
+if TYPE_CHECKING:
+    from prunekit.units.chain_runner import ActivationCache, Link
 
 _EXAMPLES = 1000  # in a block: long rows keep the cost per row small
 _LIMITS = {

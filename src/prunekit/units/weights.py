@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.graph.chain import Chain, UnitGroup
 from prunekit.units.layers import weights_by_unit
-from prunekit.units.oracle import checked_kept
+from prunekit.units.means import checked_kept
 
 
 def incoming_norms(

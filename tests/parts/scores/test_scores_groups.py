@@ -28,6 +28,11 @@ ON_BOTH = [
     {"name": "activation", "what": "irreplaceable"},
     "feature_taylor",
     {"name": "feature_taylor", "macs": 100.0, "normalize": False},
+    "oracle",
+    {"name": "oracle", "error": "cross_entropy"},
+    {"name": "unit_taylor", "order": 1},
+    {"name": "unit_taylor", "error": "absolute_error"},
+    {"name": "skeletonization", "batch_size": 7},
 ]
 
 

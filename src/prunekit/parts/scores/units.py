@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from prunekit.errors import InputError
 from prunekit.graph.weight_stats import group_outgoing_norms
 from prunekit.limits import WHOLE
 from prunekit.parts.base import Level
@@ -21,6 +22,7 @@ from prunekit.statistics import (
 )
 from prunekit.statistics.units import Error
 from prunekit.units import outgoing_norms
+from prunekit.units.recursion import NO_RECURSION
 
 
 class UnitScore(Score):
@@ -48,7 +50,6 @@ class Oracle(UnitScore):
 
     name = "oracle"
     paper = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
-    works_on = ("units",)
     error: Error = "squared_error"
 
     @property
@@ -67,10 +68,18 @@ class UnitTaylor(UnitScore):
 
     name = "unit_taylor"
     paper = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
-    works_on = ("units",)
     order: Literal[1, 2] = 2
     form: Literal["exact", "published"] = "exact"
     error: Error = "squared_error"
+
+    def check(self, context: StepContext) -> None:
+        """The published form is for chains.
+
+        Raises:
+            InputError: for it on another network, with the reason.
+        """
+        if context.chain is None and self.order == 2 and self.form == "published":
+            raise InputError(NO_RECURSION)
 
     @property
     def statistic(self) -> Statistic:
@@ -83,7 +92,6 @@ class Skeletonization(UnitScore):
 
     name = "skeletonization"
     paper = "Mozer, Smolensky 1989, NIPS 1"
-    works_on = ("units",)
     batch_size: int = Field(default=100, ge=1, le=WHOLE)
 
     @property

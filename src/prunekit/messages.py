@@ -1,0 +1,40 @@
+"""Texts of messages: values, errors and what strangers wrote, in one line of a bounded length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def brief(text: str, most: int) -> str:
+    """A text in one line, cut behind `most` signs."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def shown(value: Any, most: int = 200) -> str:
+    """A value as messages show it, in one line: long ones, and numbers too long to be written, are cut."""
+    try:
+        text = repr(value)
+    except Exception:  # an object of the user's, or an integer of more than 4300 digits
+        text = f"a value of the type {type(value).__name__}"
+    return brief(text, most)
+
+
+def said(error: Exception, most: int = 300) -> str:
+    """An error of somebody else's code, with its type."""
+    return brief(f"{type(error).__name__}: {error}", most)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def escaped(text: str) -> str:
+    """A text in which what a terminal would obey, and does not show, is written as Python's escapes."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def plain_line(text: str) -> str:
+    """A text, also a stranger's, as one line of signs that a terminal shows and does not obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))

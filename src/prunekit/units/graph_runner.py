@@ -1,0 +1,218 @@
+"""Runs of any network from the first thing on that a unit changes, by its captured graph.
+
+What does not depend on a unit is computed once for all of its variants, and many variants are run at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import chain as joined
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from prunekit.errors import InputError, ModelError
+from prunekit.graph import Coupled, unit_masks
+from prunekit.graph.capture import arguments, captured_in
+from prunekit.graph.captured import Captured
+from prunekit.graph.signature import signature_of
+from prunekit.modes import evaluating
+from prunekit.targets import unwrap
+from prunekit.units.curvature import along
+from prunekit.units.loss_delta import LossDelta
+from prunekit.units.program import Program, Suffix, bytes_of, called, without_writes, writes_shared
+from prunekit.units.runner import Run, Runner
+
+_BLOCK_BYTES = 2**24  # variants of a block on a processor: more do not stay in its caches
+
+
+class GraphRunner(Runner):
+    """Runs a network by its captured graph.
+
+    Args:
+        coupled: the groups.
+        groups: the names of those that will be asked for, if not all.
+    """
+
+    def __init__(self, coupled: Coupled, groups: Sequence[str] | None = None):
+        self._coupled = coupled
+        self._model = unwrap(coupled.model)
+        self.sizes = {group.name: group.units for group in coupled.groups}
+        wanted = self.sizes if groups is None else {coupled.group(name).name for name in groups}
+        self.names = tuple(name for name in self.sizes if name in wanted)
+        program = self._program(coupled.traced.graphs[0], *arguments(coupled.example_inputs))
+        self._programs = {program.signature.shapes: program}
+        examples = max([shape[0] for shape in program.signature.shapes if shape] or [1])
+        total = sum(bytes_of(node) for node in program.nodes if node.op != "placeholder")
+        self.bytes_per_example = max(1, total // examples)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode for the network."""
+        return evaluating(self._model)
+
+    def run(self, inputs: Any, kept: Mapping[str, Tensor]) -> GraphRun:
+        """The values of the nodes on n examples."""
+        args, kwargs = arguments(inputs)
+        flat = [each.shape if isinstance(each, Tensor) else None for each in joined(args, kwargs.values())]
+        shapes = tuple(None if shape is None else tuple(shape) for shape in flat)
+        if shapes not in self._programs:
+            graph = captured_in(self._model, inputs, "eval")
+            traced = self._coupled.traced.graphs[0]
+            if [node.name for node in graph.graph.nodes] != [node.name for node in traced.graph.nodes]:
+                raise ModelError(
+                    "the network calls other operators on these examples than on those it was traced on: "
+                    "trace it on a batch of the same size"
+                )
+            self._programs[shapes] = self._program(graph, args, kwargs)
+        program = self._programs[shapes]
+        return GraphRun(self, program, program.signature.flattened(args, kwargs), kept)
+
+    def _program(self, graph: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        if writes_shared(graph):
+            given, tensors = iter(signature_of(graph).flattened(args, kwargs)), self.tensors({})
+            nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
+            values = [
+                next(given)
+                if kind == "user"
+                else graph.constants[name]
+                if kind == "constant"
+                else tensors[graph.tensors[node.name]]
+                for node, (kind, name) in zip(nodes, graph.inputs, strict=True)
+            ]
+            graph = without_writes(graph, values)
+        return Program(self._coupled, graph)
+
+    def tensors(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters and buffers, with zeros for what goes with units that are off."""
+        model = self._model
+        found = {name: each.detach() for name, each in [*model.named_parameters(), *model.named_buffers()]}
+        off = {name: flags.cpu() for name, flags in kept.items() if not bool(flags.all())}
+        for name, mask in unit_masks(model, self._coupled.traced.plan, off).items():
+            found[name] = found[name] * mask
+        return found
+
+
+class GraphRun(Run):
+    """The values of a graph's nodes on n examples that units' variants start from.
+
+    Args:
+        runner: of the network.
+        program: the graph on n examples.
+        given: the user's inputs in a row.
+        kept: by group (units,) booleans.
+    """
+
+    def __init__(self, runner: GraphRunner, program: Program, given: list[Any], kept: Mapping[str, Tensor]):
+        self.sizes, self.names, self.kept = runner.sizes, runner.names, kept
+        self._runner, self._program, self._given = runner, program, given
+        self._coupled = runner._coupled
+        self._suffixes: dict[tuple[str, bool], Suffix] = {}
+        needed = set().union(
+            *(self._suffix(name, masked).reads for name in self.names for masked in self._ways(name))
+        )
+        self._needed = needed | {program.result}
+        self._start()
+
+    def _ways(self, name: str) -> tuple[bool, ...]:
+        return (False, True) if self._coupled.group(name).normalised else (False,)
+
+    def _start(self) -> None:
+        tensors, user = self._runner.tensors(self.kept), iter(self._given)
+        graph = self._program.graph
+        self.values = dict(self._program.fixed)
+        for node, (kind, _) in self._program.given.items():
+            if kind != "constant":
+                self.values[node] = next(user) if kind == "user" else tensors[graph.tensors[node.name]]
+        uses = {node: len(node.users) for node in self._program.nodes}
+        for node in self._program.varying:
+            if node.op != "placeholder":
+                self.values[node] = called(node, self.values.__getitem__)
+            for before in node.all_input_nodes:
+                uses[before] -= 1
+                if not uses[before] and before not in self._needed:
+                    del self.values[before]
+        self.outputs = self.values[self._program.result]
+        if not isinstance(self.outputs, Tensor):
+            raise InputError("units are judged by one output, a tensor")
+        self.outputs = self.outputs.detach()
+
+    def _suffix(self, name: str, masked: bool = False) -> Suffix:
+        key = name, masked
+        if key not in self._suffixes:
+            self._suffixes[key] = self._program.suffix(self._program.sites(name, masked=masked))
+        return self._suffixes[key]
+
+    def off(self, name: str, units: Tensor, judge: LossDelta, budget_bytes: int) -> Tensor:
+        """See `Run.off`: the gain 0; where statistics run over the units, the masks."""
+        masked = bool(self._coupled.group(name).normalised)
+        return self._changes(
+            self._suffix(name, masked), name, units, torch.ones_like(units), judge, budget_bytes
+        )
+
+    def weighted(
+        self, name: str, units: Tensor, strength: Tensor, judge: LossDelta, budget_bytes: int
+    ) -> Tensor:
+        """See `Run.weighted`: gains where the units are read."""
+        return self._changes(self._suffix(name), name, units, strength, judge, budget_bytes)
+
+    def _changes(
+        self, suffix: Suffix, name: str, units: Tensor, strength: Tensor, judge: LossDelta, budget_bytes: int
+    ) -> Tensor:
+        n = len(self.outputs)
+        on_cpu = self.outputs.device.type == "cpu"
+        block_bytes = min(budget_bytes // 2, _BLOCK_BYTES) if on_cpu else budget_bytes // 2
+        together = max(1, block_bytes // suffix.peak)
+        found = torch.zeros(len(units), dtype=torch.float64, device=units.device)
+
+        def variant(gains: Tensor) -> Tensor:
+            return suffix(self.values, [gains] * len(suffix.sites))
+
+        for start in range(0, len(units), together):
+            which = slice(start, start + together)
+            gains = torch.ones(
+                len(units[which]), self.sizes[name], dtype=self.outputs.dtype, device=units.device
+            )
+            gains.scatter_(1, units[which, None], 1 - strength[which, None].to(gains.dtype))
+            with sdpa_kernel(SDPBackend.MATH):  # the faster ones run one variant after the other
+                outputs = torch.func.vmap(variant)(gains).flatten(2)  # (C, n, K)
+            found[which] = judge.changes(outputs.transpose(1, 2).contiguous(), 0, n)
+        return found
+
+    def derivatives(
+        self, names: Sequence[str], judge: LossDelta, budget_bytes: int, *, second: bool
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """See `Run.derivatives`: one backward pass for all groups, then each unit's own."""
+        n, like = len(self.outputs), self.outputs
+        gains = {name: torch.ones(self.sizes[name], dtype=like.dtype, device=like.device) for name in names}
+        sites = {name: self._suffix(name).sites for name in names}
+        every = Suffix(self._program, [site for name in names for site in sites[name]])
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            leaves = {name: each.requires_grad_() for name, each in gains.items()}
+            outputs = every(self.values, [leaves[name] for name in names for _ in sites[name]])
+            total = judge.error(outputs, judge.targets) * n
+            firsts = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+        seconds = [self._second(name, judge, budget_bytes) if second else None for name in names]
+        return {
+            name: (first.double(), curved) for name, first, curved in zip(names, firsts, seconds, strict=True)
+        }
+
+    def _second(self, name: str, judge: LossDelta, budget_bytes: int) -> Tensor:
+        """(units,) float64: d2E/dgain2 of each unit, the others at gain 1."""
+        suffix, like = self._suffix(name), self.outputs
+        at = torch.ones(self.sizes[name], dtype=like.dtype, device=like.device)
+
+        def function(gains: Tensor) -> Tensor:
+            outputs = suffix(self.values, [gains] * len(suffix.sites))
+            return judge.error(outputs, judge.targets) * len(like)
+
+        together = max(1, budget_bytes // (4 * suffix.total))
+        with sdpa_kernel(SDPBackend.MATH):
+            found = [along(function, at, some) for some in torch.split(torch.diag(at), together)]
+        return torch.cat(found)
+
+    def remove(self, name: str, unit: int) -> None:
+        """See `Run.remove`: the network is run again."""
+        self._start()
