@@ -14,114 +14,19 @@ from typing import Any
 from prunekit.errors import InputError
 from prunekit.messages import shown
 from prunekit.methods import second_order, unit_methods, weight_methods
-from prunekit.methods.second_order import (
-    alps,
-    exact_layer_obs,
-    iterative_obd,
-    layer_obs,
-    layer_obs_retrained,
-    masked_least_squares,
-    obd,
-    obs,
-    owl_wanda,
-    sparsegpt,
-    wanda,
-)
-from prunekit.methods.unit_methods import (
-    apoz,
-    apoz_units,
-    filter_norm,
-    geometric_median,
-    maxout_pruning,
-    n2ps,
-    n2ps_units,
-    network_slimming,
-    oracle_units,
-    random_units,
-    skeletonization,
-    structured_mlp,
-    taylor_filters,
-    taylor_units,
-    thinet,
-)
-from prunekit.methods.weight_methods import (
-    correlation,
-    distilled_magnitude,
-    erk_magnitude,
-    gradient,
-    gradual_magnitude,
-    iterative_magnitude,
-    layer_magnitude,
-    lottery_ticket,
-    lottery_ticket_linear,
-    magnitude,
-    movement,
-    n_m,
-    random,
-    random_ticket,
-    sensitivity_magnitude,
-    snip,
-    threshold_magnitude,
-    unpruned,
-)
+from prunekit.methods.second_order import *
+from prunekit.methods.unit_methods import *
+from prunekit.methods.weight_methods import *
 from prunekit.recipe import Recipe
 
-__all__ = [
-    "METHODS",
-    "MethodInfo",
-    "alps",
-    "apoz",
-    "apoz_units",
-    "correlation",
-    "describe",
-    "distilled_magnitude",
-    "erk_magnitude",
-    "exact_layer_obs",
-    "filter_norm",
-    "geometric_median",
-    "gradient",
-    "gradual_magnitude",
-    "iterative_magnitude",
-    "iterative_obd",
-    "layer_magnitude",
-    "layer_obs",
-    "layer_obs_retrained",
-    "lottery_ticket",
-    "lottery_ticket_linear",
-    "magnitude",
-    "masked_least_squares",
-    "maxout_pruning",
-    "movement",
-    "n2ps",
-    "n2ps_units",
-    "n_m",
-    "network_slimming",
-    "obd",
-    "obs",
-    "oracle_units",
-    "owl_wanda",
-    "random",
-    "random_ticket",
-    "random_units",
-    "recipe",
-    "sensitivity_magnitude",
-    "skeletonization",
-    "snip",
-    "sparsegpt",
-    "structured_mlp",
-    "taylor_filters",
-    "taylor_units",
-    "thinet",
-    "threshold_magnitude",
-    "unpruned",
-    "wanda",
-]
+__all__ = ["METHODS", "MethodInfo", "describe", "recipe"]
+__all__ += weight_methods.__all__ + second_order.__all__ + unit_methods.__all__
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
-    method.__name__: method
+    name: getattr(family, name)
     for family in (weight_methods, second_order, unit_methods)
-    for method in vars(family).values()
-    if inspect.isfunction(method) and method.__module__ == family.__name__
+    for name in vars(family)
+    if name in family.__all__
 }
 """Every named method."""
 

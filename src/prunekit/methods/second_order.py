@@ -12,6 +12,20 @@ from prunekit.parts.selection import ADMM, SparseGPT
 from prunekit.recipe import Recipe
 from prunekit.training import Training
 
+__all__ = [
+    "alps",
+    "exact_layer_obs",
+    "iterative_obd",
+    "layer_obs",
+    "layer_obs_retrained",
+    "masked_least_squares",
+    "obd",
+    "obs",
+    "owl_wanda",
+    "sparsegpt",
+    "wanda",
+]
+
 
 @method
 def obd(sparsity: float = 0.9) -> Recipe:

@@ -32,6 +32,24 @@ from prunekit.parts.stopping import ErrorLimit, Never
 from prunekit.recipe import Recipe
 from prunekit.statistics.units import Error
 
+__all__ = [
+    "apoz",
+    "apoz_units",
+    "filter_norm",
+    "geometric_median",
+    "maxout_pruning",
+    "n2ps",
+    "n2ps_units",
+    "network_slimming",
+    "oracle_units",
+    "random_units",
+    "skeletonization",
+    "structured_mlp",
+    "taylor_filters",
+    "taylor_units",
+    "thinet",
+]
+
 
 @method
 def oracle_units(sparsity: float = 0.5, steps: int = 10, error: Error = "squared_error") -> Recipe:

@@ -11,6 +11,27 @@ from prunekit.parts.scores import Correlation, Gradient, Magnitude, Movement, Ra
 from prunekit.parts.selection import CorrelatedHalves
 from prunekit.recipe import Recipe
 
+__all__ = [
+    "correlation",
+    "distilled_magnitude",
+    "erk_magnitude",
+    "gradient",
+    "gradual_magnitude",
+    "iterative_magnitude",
+    "layer_magnitude",
+    "lottery_ticket",
+    "lottery_ticket_linear",
+    "magnitude",
+    "movement",
+    "n_m",
+    "random",
+    "random_ticket",
+    "sensitivity_magnitude",
+    "snip",
+    "threshold_magnitude",
+    "unpruned",
+]
+
 
 @method
 def random(sparsity: float = 0.9) -> Recipe:
