@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from prunekit.errors import DataError
+from prunekit.errors import DataError, escaped
 from prunekit.files import (
     MAX_BYTES,
     finite,
@@ -25,7 +25,6 @@ from prunekit.files import (
     replacing,
     write_text,
 )
-from prunekit.messages import escaped
 
 if TYPE_CHECKING:  # torch takes long to import, and reports need none
     from torch import Tensor

@@ -1,4 +1,8 @@
-"""The errors of prunekit: one clear sentence that names the thing, the place and the allowed values."""
+"""The errors of prunekit, one clear sentence each, and the texts in them of values and of strangers."""
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class PrunekitError(Exception):
@@ -15,3 +19,41 @@ class DataError(PrunekitError):
 
 class ModelError(PrunekitError):
     """A model that cannot be imported, pruned, saved or loaded as asked."""
+
+
+# ---- texts of messages: one line, of a bounded length ------------------------------------------------------
+
+
+def brief(text: str, most: int) -> str:
+    """A text in one line, cut behind `most` signs."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def shown(value: Any, most: int = 200) -> str:
+    """A value as messages show it, in one line: long ones, and numbers too long to be written, are cut."""
+    try:
+        text = repr(value)
+    except Exception:  # an object of the user's, or an integer of more than 4300 digits
+        text = f"a value of the type {type(value).__name__}"
+    return brief(text, most)
+
+
+def said(error: Exception, most: int = 300) -> str:
+    """An error of somebody else's code, with its type."""
+    return brief(f"{type(error).__name__}: {error}", most)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def escaped(text: str) -> str:
+    """A text in which what a terminal would obey, and does not show, is written as Python's escapes."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def plain_line(text: str) -> str:
+    """A text, also a stranger's, as one line of signs that a terminal shows and does not obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))

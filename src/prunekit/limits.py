@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import InputError
-from prunekit.messages import shown
+from prunekit.errors import InputError, shown
 
 LONGEST = 100
 """Characters of a name; what a file system takes is little more."""

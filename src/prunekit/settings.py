@@ -9,8 +9,7 @@ from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from prunekit.errors import InputError
-from prunekit.messages import shown
+from prunekit.errors import InputError, shown
 from prunekit.permission import allowing
 
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch, Batches, TensorBatches
-from prunekit.errors import DataError, InputError, ModelError, PrunekitError
+from prunekit.errors import DataError, InputError, ModelError, PrunekitError, said
 from prunekit.losses import Loss, out_of_range
 from prunekit.measure.forward_pass import device_of
-from prunekit.messages import said
 from prunekit.modes import Snapshot, evaluating, keeping_modes
 from prunekit.seeds import keeping_generators
 

@@ -10,7 +10,7 @@ import pytest
 
 from prunekit.cli.own_code import file_in
 from prunekit.digests import write_json_with_digest
-from prunekit.messages import plain_line
+from prunekit.errors import plain_line
 from tiny_study import one_shot, settings, write_study
 
 CODE = """

@@ -140,7 +140,7 @@ def test_a_pruned_folder_with_units(command, tmp_path, method):
     assert sum(group["before"] - group["after"] for group in found["groups"]) == 7
     assert found["after"]["bytes"] < found["before"]["bytes"]
     assert read(command("inspect small --json"))["parameters"] == found["after"]["parameters"]
-    assert "no unit of this network is off" in command("shrink small --out again").complaint()
+    assert "no unit of this network is dead" in command("shrink small --out again").complaint()
 
 
 def test_dead_units_of_single_weights(command, tmp_path):
@@ -176,7 +176,7 @@ def test_units_that_are_off_in_a_network_that_is_no_chain(command):
         (f"{NET} --sparsity 0", "--sparsity 0: write a share between 0 and 1"),
         (f"{NET} --sparsity 1", "--sparsity 1: write a share"),
         (f"{NET} --sparsity half", "--sparsity"),
-        (NET, "no unit of this network is off"),
+        (NET, "no unit of this network is dead"),
         (f"{NET} --residual", "say what --sparsity takes: add it"),
         (f"{NET} --sparsity 0.5 --ignore nothing", "ignore: 'nothing' matches no module"),
         (f"{NET} --sparsity 0.5 --ignore '*'", r"nothing of this network can be pruned: .*\(--ignore\)"),

@@ -23,9 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
-from prunekit.errors import DataError, InputError, ModelError, PrunekitError
+from prunekit.errors import DataError, InputError, ModelError, PrunekitError, shown
 from prunekit.maxout import Maxout
-from prunekit.messages import shown
 from prunekit.methods import METHODS
 from prunekit.parts.allocation import Allocation
 from prunekit.parts.base import Part

@@ -16,8 +16,7 @@ from prunekit.cli.methods import methods
 from prunekit.cli.prune import prune
 from prunekit.cli.shrink import shrink
 from prunekit.cli.terminal import StoppedError, interruptible, log_to_stderr
-from prunekit.errors import PrunekitError
-from prunekit.messages import plain_line
+from prunekit.errors import PrunekitError, plain_line
 from prunekit.study import StudyError
 
 # typer depends on click or, lately, carries it inside itself: its own exception leads to the base in both

@@ -12,8 +12,7 @@ from rich.markup import escape
 
 from prunekit.cli.own_code import Allow, as_options, own_code
 from prunekit.cli.terminal import DataDir, Json, SetOption, StoppedError, only_results, print_json
-from prunekit.errors import InputError
-from prunekit.messages import plain_line
+from prunekit.errors import InputError, plain_line
 from prunekit.study import load_study, names, run_study
 from prunekit.study_files import STUDY_JSON
 

@@ -30,7 +30,7 @@ from prunekit.cli.networks import (
 )
 from prunekit.cli.terminal import DataDir, Json, only_results, print_json
 from prunekit.data import load
-from prunekit.errors import InputError
+from prunekit.errors import InputError, escaped
 from prunekit.graph import Group, Plan, parameters_per_unit
 from prunekit.graph import groups as coupled
 from prunekit.measure import (
@@ -44,7 +44,6 @@ from prunekit.measure import (
     peak_memory,
     plain_table,
 )
-from prunekit.messages import escaped
 
 
 def inspect(

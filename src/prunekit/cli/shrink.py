@@ -36,11 +36,10 @@ from prunekit.cli.networks import (
 from prunekit.cli.terminal import DataDir, Json, only_results, print_json
 from prunekit.data import Dataset, load
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import GraphModel, ShrinkResult, is_chain, prune_groups, shrink_off
+from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_dead
 from prunekit.masks import Masks
 from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, plain_table
 from prunekit.saving import check_free, save_pretrained
-from prunekit.structure import shrink_dead
 
 
 def shrink(
@@ -66,7 +65,7 @@ def shrink(
 ) -> None:
     """Make a network physically smaller, prove it, and save it.
 
-    Without --sparsity: the units go that are off, as those that `prunekit prune`
+    Without --sparsity: the dead units go, as those that `prunekit prune`
     removed. With it: units go by the L1 norm of their weights, the least first.
 
     Example: prunekit shrink resnet20 --input-shape 3,32,32 --sparsity 0.5 --out small
@@ -87,7 +86,7 @@ def shrink(
         masks = Masks({}) if network.saved is None else network.saved.masks()
         dense = copy.deepcopy(network.model)
         if sparsity is None:
-            done = _without_off(network, inputs, masks)
+            done = _without_dead(network, inputs, masks)
         else:
             try:
                 done = prune_groups(
@@ -122,14 +121,12 @@ def _check_out(out: Path) -> None:
     check_free(out)
 
 
-def _without_off(network: Network, inputs: Tensor, masks: Masks) -> ShrinkResult:
-    """The network without the units that are off."""
-    if not is_chain(network.model):
-        over_units = network.saved is not None and network.saved.prunes_groups
-        return shrink_off(network.model, inputs, over_units=over_units, masks=masks)
-    done = shrink_dead(network.model, inputs, masks=masks)  # constants go into the biases of the next layer
+def _without_dead(network: Network, inputs: Tensor, masks: Masks) -> ShrinkResult:
+    """The network without its dead units."""
+    over_units = network.saved is not None and network.saved.prunes_groups
+    done = shrink_dead(network.model, inputs, over_units=over_units, masks=masks)
     if not done.lost:
-        raise InputError("no unit of this network is off: say what is to go with --sparsity")
+        raise InputError("no unit of this network is dead: say what is to go with --sparsity")
     return done
 
 

@@ -18,8 +18,7 @@ from prunekit.data.tabular import (
     load_waveform,
 )
 from prunekit.data.texts import load_tiny_shakespeare
-from prunekit.errors import InputError
-from prunekit.messages import shown
+from prunekit.errors import InputError, shown
 
 LOADERS: Mapping[str, Callable[[DataSettings, Store], Dataset]] = MappingProxyType(
     {

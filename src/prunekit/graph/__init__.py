@@ -5,6 +5,7 @@ from prunekit.graph.attributes import size_attributes
 from prunekit.graph.chain import Chain, UnitGroup
 from prunekit.graph.chain_stages import Stage
 from prunekit.graph.chain_view import chain_of, is_chain
+from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead
 from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.graph_model import Graph, GraphModel
 from prunekit.graph.groups import INPUT, Group, Member, Plan
@@ -17,7 +18,6 @@ from prunekit.graph.members import (
     of_units,
     over_entries,
 )
-from prunekit.graph.off import off_units, shrink_off
 from prunekit.graph.plan import groups, traced
 from prunekit.graph.proof import same_function
 from prunekit.graph.resize import restore_sizes
@@ -32,6 +32,7 @@ __all__ = [
     "Combine",
     "Coupled",
     "CouplingGraph",
+    "DeadUnits",
     "Deviation",
     "Graph",
     "GraphModel",
@@ -49,11 +50,11 @@ __all__ = [
     "VerificationError",
     "alike",
     "chain_of",
+    "dead_units",
     "groups",
     "is_chain",
     "makers",
     "of_units",
-    "off_units",
     "over_entries",
     "parameters_after",
     "parameters_per_unit",
@@ -61,7 +62,7 @@ __all__ = [
     "restore_sizes",
     "same_function",
     "shrink",
-    "shrink_off",
+    "shrink_dead",
     "size_attributes",
     "smaller",
     "traced",

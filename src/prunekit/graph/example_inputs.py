@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import fx, nn
 
-from prunekit.errors import ModelError
+from prunekit.errors import ModelError, brief
 from prunekit.graph.capture import canonical
 from prunekit.graph.captured import Captured
 from prunekit.graph.export import exported, place_of
 from prunekit.graph.record import MisfitError, NotRecordedError, recorded
-from prunekit.messages import brief
 from prunekit.modes import evaluating
 
 BATCH = 2

@@ -175,11 +175,12 @@ def _written_in_place(propagator: Propagator, node: fx.Node, result: Any) -> Non
             propagator.env[base] = [
                 _not_zero(value) if isinstance(value, tuple) else value for value in below
             ]
-        if not _is_view(base):
+        if not is_view(base):
             break
 
 
-def _is_view(node: fx.Node) -> bool:
+def is_view(node: fx.Node) -> bool:
+    """Whether a node's value may lie in the memory of what it reads."""
     if node.target is operator.getitem:
         return True
     return isinstance(node.target, torch._ops.OpOverload) and any(

@@ -9,12 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from prunekit.errors import ModelError
+from prunekit.errors import ModelError, shown
 from prunekit.graph.attributes import size_attributes, sizes_of_module
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.propagate import is_pointwise
 from prunekit.graph.surgery import Cut, Surgery
-from prunekit.messages import shown
 from prunekit.modes import evaluating
 from prunekit.targets import unwrap
 

@@ -123,6 +123,7 @@ def shrink(
     residual: bool = False,
     values: Mapping[str, Tensor] | None = None,
     tolerance: float | None = None,
+    training: bool = True,
 ) -> ShrinkResult:
     """Take units out of any network that PyTorch can export, and prove what is left.
 
@@ -143,8 +144,9 @@ def shrink(
         ignore: names or patterns of what may not change.
         residual: whether the widths of residual streams can be pruned.
         values: new values of parameters, by full name, written before units go, with which the function is
-            that of the network before: what was constant is in the biases then.
+            that of the network before, not of the masked one: what was constant is in the biases then.
         tolerance: the relative difference that counts as rounding, see `same_function`.
+        training: whether the proof is for training mode, too.
 
     Raises:
         InputError: for an unknown group, flags that are not boolean or of another length, or where nothing
@@ -179,7 +181,7 @@ def shrink(
     reference = masked_reference(
         whole,
         found,
-        {} if values else tensors,
+        tensors if values is None else {},
         work.keeping if over_units else None,
         example_inputs,
     )
@@ -194,7 +196,13 @@ def shrink(
         assert found.features is not None
         narrow = partial(found.features.narrowed, kept=flags[INPUT])
     prove = partial(
-        proven, reference, tensors=tensors, inputs=example_inputs, tolerance=tolerance, narrow=narrow
+        proven,
+        reference,
+        tensors=tensors,
+        inputs=example_inputs,
+        training=training,
+        tolerance=tolerance,
+        narrow=narrow,
     )
     before = _count(model)
     reason, form = "", "modules"

@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from prunekit.errors import escaped
 from prunekit.measure.counts import Counts, LayerCount
-from prunekit.messages import escaped
 
 
 def human_bytes(count: float) -> str:

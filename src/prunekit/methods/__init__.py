@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunekit.errors import InputError
-from prunekit.messages import shown
+from prunekit.errors import InputError, shown
 from prunekit.methods import second_order, unit_methods, weight_methods
 from prunekit.methods.second_order import *
 from prunekit.methods.unit_methods import *

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, shown
 from prunekit.limits import STEPS, WHOLE, whole
-from prunekit.messages import shown
 from prunekit.methods._method import TrainingLike, method, training_of
 from prunekit.parts.allocation import BelowMean, PerLayer
 from prunekit.parts.granularity import MaxoutPiece, Unit

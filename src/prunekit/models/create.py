@@ -12,9 +12,8 @@ from typing import Any, Self
 from pydantic import ConfigDict, PrivateAttr, PydanticUserError, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
-from prunekit.errors import InputError, ModelError, PrunekitError
+from prunekit.errors import InputError, ModelError, PrunekitError, shown
 from prunekit.limits import whole
-from prunekit.messages import shown
 from prunekit.models.char_transformer import char_transformer
 from prunekit.models.common import feature_shape, size_of
 from prunekit.models.lenet import lenet5, lenet_300_100, maxout_lenet5

@@ -8,9 +8,8 @@ from typing import Annotated
 from pydantic import AfterValidator, PositiveInt
 from torch import Tensor, nn
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, shown
 from prunekit.limits import whole
-from prunekit.messages import shown
 from prunekit.models.common import MAX_LAYERS, draw_he_normal, image_shape, size_of
 
 

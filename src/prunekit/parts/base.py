@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_serializer
 from torch import Tensor, nn
 
-from prunekit.errors import InputError
-from prunekit.messages import shown
+from prunekit.errors import InputError, shown
 from prunekit.permission import import_object
 from prunekit.settings import Settings
 

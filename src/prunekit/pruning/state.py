@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.digests import KEY, bytes_of
-from prunekit.errors import InputError, PrunekitError
+from prunekit.errors import InputError, PrunekitError, said, shown
 from prunekit.history import Record
 from prunekit.limits import whole
 from prunekit.masks import Masks
-from prunekit.messages import said, shown
 from prunekit.parts.stopping import Held, Stopped
 from prunekit.recipe import Plan, Recipe
 

@@ -9,9 +9,8 @@ from typing import Annotated, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from prunekit.digests import SUMS, check_sum
-from prunekit.errors import DataError
+from prunekit.errors import DataError, shown
 from prunekit.files import read_bounded
-from prunekit.messages import shown
 from prunekit.study_files import DENSE, LAYER_COLUMNS, LAYERS_CSV, RESULT_COLUMNS, RESULTS_CSV
 
 MAX_BYTES = 512 << 20

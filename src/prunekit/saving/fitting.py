@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import ModelError
+from prunekit.errors import ModelError, shown
 from prunekit.graph import GraphModel, restore_sizes
-from prunekit.messages import shown
 from prunekit.saving.folder import BUFFER, Description, consistent
 
 

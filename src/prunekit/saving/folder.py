@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from prunekit.digests import checked_json, read_json_with_digest, read_tensors, validated
-from prunekit.errors import DataError, InputError
+from prunekit.errors import DataError, InputError, escaped, shown
 from prunekit.files import read_json
-from prunekit.messages import escaped, shown
 from prunekit.saving.graph_values import DTYPES
 
 FORMAT = 2

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunekit.errors import first_line, shown
 from prunekit.graph.graph_model import Graph
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.ops.registry import MAX_PARTS, tensors_among
-from prunekit.messages import first_line, shown
 from prunekit.saving.graph_values import (
     DTYPES,
     argument_types,

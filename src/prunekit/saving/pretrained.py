@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from prunekit import __version__
 from prunekit.digests import write_json_with_digest, write_tensors
-from prunekit.errors import DataError, InputError, ModelError
+from prunekit.errors import DataError, InputError, ModelError, escaped, shown
 from prunekit.files import replacing_folder
 from prunekit.graph import GraphModel, ShrinkResult, size_attributes
 from prunekit.masks import Masks
-from prunekit.messages import escaped, shown
 from prunekit.models import ModelSettings, create
 from prunekit.parts.granularity import CoupledGroup
 from prunekit.pruning import Pruned

@@ -2,69 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph.chain import Chain
-from prunekit.graph.groups import INPUT
 from prunekit.graph.proof import Reference, proven
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
 from prunekit.graph.surgery import Cut, Surgery, masked_copy, own_module, smaller_masks
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
-from prunekit.structure.units import cut_of, narrow_inputs
 
 _EXAMPLES, _RANDOM = 32, 8  # more make the proof slower (float64 is), not stronger
-
-
-def replace_by_smaller(
-    model: nn.Module,
-    chain: Chain,
-    kept: Mapping[str, Tensor],
-    reference: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
-    *,
-    masks: Masks,
-    values: Mapping[str, Tensor] | None = None,
-    tolerance: float | None = None,
-) -> ShrinkResult:
-    """Take units out in place if what is left computes the reference's function, else change nothing.
-
-    Args:
-        model: the network.
-        chain: its chain.
-        kept: checked flags.
-        reference: what the smaller network must agree with; it takes the inputs of the model as it is.
-        example_inputs: (N, ...) inputs.
-        masks: masks of single weights, for the model as it is.
-        values: new values of parameters, by full name, written before units go.
-        tolerance: as in `same_function`.
-
-    Raises:
-        InputError, ModelError, VerificationError: as `shrink`; the model is then exactly as it was.
-    """
-    result = carry_out(
-        model,
-        cut_of(model, chain, kept),
-        reference,
-        example_inputs,
-        groups=[
-            GroupSize(
-                group.name, group.units, int(kept[group.name].sum()) if group.name in kept else group.units
-            )
-            for group in chain.groups
-        ],
-        masks=masks,
-        values=values,
-        tolerance=tolerance,
-        narrow=partial(narrow_inputs, chain, kept),
-    )
-    return replace(result, kept_inputs=kept[INPUT].nonzero().flatten()) if INPUT in kept else result
 
 
 def carry_out(
@@ -75,9 +25,7 @@ def carry_out(
     *,
     groups: Sequence[GroupSize],
     masks: Masks,
-    values: Mapping[str, Tensor] | None = None,
     tolerance: float | None = None,
-    narrow: Callable[[Tensor], Tensor] | None = None,
 ) -> ShrinkResult:
     """Carry out a cut in place if what is left computes the reference's function, else change nothing.
 
@@ -88,9 +36,7 @@ def carry_out(
         example_inputs: (N, ...) inputs.
         groups: what there was and is, for the result.
         masks: masks of single weights, for the model as it is.
-        values: new values of parameters, by full name, written before anything goes.
         tolerance: as in `same_function`.
-        narrow: from the inputs of the model as it is to those of the smaller one, if they are others.
 
     Raises:
         InputError, ModelError, VerificationError: as `shrink`; the model is then exactly as it was.
@@ -102,8 +48,6 @@ def carry_out(
         try:
             for name, mask in masks.items():
                 surgery.zero(name, ~mask)
-            for name, value in (values or {}).items():
-                surgery.write(name, value)
             surgery.cut(cut)
             deviation = proven(
                 Reference(reference, inputs),
@@ -112,7 +56,6 @@ def carry_out(
                 inputs,
                 training=False,
                 tolerance=tolerance,
-                narrow=narrow,
                 drawn=_RANDOM,
             )
         except BaseException:  # an interrupt, too, must not leave half a network

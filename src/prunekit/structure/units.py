@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from prunekit.errors import ModelError
 from prunekit.graph.chain import Chain
-from prunekit.graph.chain_stages import Kind
-from prunekit.graph.groups import INPUT
 from prunekit.graph.surgery import Axes, Cut, check_flags, masks_of
 from prunekit.masks import Masks
 from prunekit.targets import unwrap
@@ -128,20 +126,3 @@ def spread(flags: Tensor, length: int) -> Tensor:
 def _counter(model: nn.Module, layer: str, side: str) -> str:
     kind = "features" if isinstance(model.get_submodule(layer), nn.Linear) else "channels"
     return f"{side}_{kind}"
-
-
-def narrow_inputs(chain: Chain, kept: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """The inputs of the network that lost input features, from those of the network before.
-
-    Features are the second dimension of images, and otherwise the numbers that the first linear layer reads,
-    so that inputs that the network flattens come out as (N, kept features).
-    """
-    if INPUT not in kept:
-        return inputs
-    group, flags = chain.group(INPUT), kept[INPUT].to(inputs.device)
-    before, consumer, _ = chain.split(group)
-    flatten = next((place for place, stage in enumerate(before) if stage.kind is Kind.FLATTEN), None)
-    as_images = any(stage.module is not None and stage.name in group.norms for stage in before[:flatten])
-    if not isinstance(consumer.module, nn.Linear) or group.repeat > 1 or (as_images and flatten is not None):
-        return inputs[:, flags]
-    return inputs[..., flags] if flatten is None else inputs.flatten(1)[:, flags]

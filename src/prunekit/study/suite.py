@@ -8,9 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, shown
 from prunekit.limits import check_folder_name
-from prunekit.messages import shown
 from prunekit.permission import allowing
 from prunekit.recipe import read_yaml
 from prunekit.study.spec import Cell, Study, check_recipes, with_assignments, with_value

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from prunekit.errors import PrunekitError
-from prunekit.messages import brief
+from prunekit.errors import PrunekitError, brief
 
 LONGEST_LINE, LONGEST_TRACE = 2_000, 10_000
 """Characters that are kept of what an exception says, and of where it happened."""

@@ -121,11 +121,27 @@ def sizes_of_conv1d(module: nn.Module, name: str, shape: tuple[int, ...], groups
     return {"nf": shape[0]} if type(module).__name__ == "Conv1D" and name == "bias" else {}
 
 
-operators("addbmm addmv baddbmm", labels=addmm, saved="default")
-operators("addmm", labels=addmm, module_sizes=sizes_of_conv1d, mixes=True, saved="default")
+operators("addbmm addmv baddbmm", labels=addmm, factors=(1, 2), addend=0, saved="default")
+operators(
+    "addmm",
+    labels=addmm,
+    module_sizes=sizes_of_conv1d,
+    mixes=True,
+    factors=(1, 2),
+    addend=0,
+    saved="default",
+)
 operators("einsum", labels=einsum, mixes=True, saved="default")
-operators("linear", labels=linear, module_sizes=sizes_of_linear, mixes=True, saved="default")
-operators("bmm matmul mm", labels=matmul, mixes=True, saved="default")
-operators("dot mv", labels=matmul, saved="default")
-operators("ger outer", labels=outer, saved="default")
+operators(
+    "linear",
+    labels=linear,
+    module_sizes=sizes_of_linear,
+    mixes=True,
+    factors=(0, 1),
+    addend=2,
+    saved="default",
+)
+operators("bmm matmul mm", labels=matmul, mixes=True, factors=(0, 1), saved="default")
+operators("dot mv", labels=matmul, factors=(0, 1), saved="default")
+operators("ger outer", labels=outer, factors=(0, 1), saved="default")
 operators("linalg_cross vdot", saved="default")

@@ -201,6 +201,12 @@ def sizes_of_transposed(module: nn.Module, name: str, shape: tuple[int, ...], gr
     return {}
 
 
+def pads(node: fx.Node) -> bool:
+    """Whether zeros come in at the edges; what is the same everywhere is then less there."""
+    padding = argument(node, 4, "padding", 0)
+    return padding != "valid" if isinstance(padding, str) else bool(np.any(padding))
+
+
 operators(
     "conv1d conv2d conv3d",
     labels=conv,
@@ -208,6 +214,9 @@ operators(
     groups=6,
     module_sizes=sizes_of_convolution,
     mixes=True,
+    factors=(0, 1),
+    addend=2,
+    borders=pads,
     saved="default padding",
 )
 operators(
@@ -217,6 +226,9 @@ operators(
     groups=6,
     module_sizes=sizes_of_transposed,
     mixes=True,
+    factors=(0, 1),
+    addend=2,
+    borders=lambda _: True,  # kernels lie over each other, but less so at the edges
     saved="default",
 )
 operators(
@@ -226,6 +238,19 @@ operators(
     groups=6,
     module_sizes=sizes_of_transposed,
     mixes=True,
+    factors=(0, 1),
+    addend=2,
+    borders=lambda _: True,  # kernels lie over each other, but less so at the edges
     saved="input",
 )
-operators("convolution", labels=convolution, resize=resize_groups, groups=8, mixes=True, saved="default")
+operators(
+    "convolution",
+    labels=convolution,
+    resize=resize_groups,
+    groups=8,
+    mixes=True,
+    factors=(0, 1),
+    addend=2,
+    borders=lambda node: pads(node) or bool(argument(node, 6, "transposed")),
+    saved="default",
+)

@@ -166,7 +166,8 @@ operators(
     saved="default",
 )
 operators("add sub", zero=zero_of_sum, saved="Scalar Tensor")
-operators("bitwise_and mul", zero=zero_of_product, saved="Scalar Tensor")
+operators("bitwise_and", zero=zero_of_product, saved="Scalar Tensor")
+operators("mul", zero=zero_of_product, factors=(0, 1), saved="Scalar Tensor")
 operators("bitwise_left_shift bitwise_right_shift", saved="Tensor Tensor_Scalar")
 operators("celu elu gelu leaky_relu relu selu silu tanh", zero=zero_stays, activation=True, saved="default")
 operators("clamp clamp_min", zero=zero_of_clamp, saved="Tensor default")
@@ -186,7 +187,7 @@ operators(
 operators("lerp", zero=zero_stays, saved="Scalar Tensor")
 operators("logical_and", zero=zero_of_product, saved="default")
 operators("masked_fill", zero=zero_of_masked_fill, saved="Scalar Tensor")
-operators("multiply", zero=zero_of_product)
+operators("multiply", zero=zero_of_product, factors=(0, 1))
 operators("pow", zero=zero_of_power, saved="Scalar Tensor_Scalar Tensor_Tensor")
 operators("remainder", saved="Scalar Scalar_Tensor Tensor")
 operators("round", zero=zero_stays, saved="decimals default")

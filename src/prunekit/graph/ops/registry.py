@@ -42,6 +42,10 @@ class Operator:
         activation: whether it is an activation, behind which units are looked at.
         passes_units: whether units come through it unchanged but for their place or extent, as in pooling.
         mixes: whether it sums over products with weights, as a layer does.
+        factors: the places of the two tensors whose products it sums, or is, the weights second.
+        addend: the place of what it adds to such sums, a bias.
+        borders: `(node)`, whether zeros from outside come in at the edges, so that what is the same
+            everywhere does not stay so.
         saved: the overloads that a saved graph may hold. Such an overload computes new values, or a view that
             stays inside of its argument, from tensors and numbers alone. It makes no view by strides, writes
             into no argument, takes no `out=`, leaves no memory uninitialised, and gives no results whose
@@ -63,6 +67,9 @@ class Operator:
     activation: bool = False
     passes_units: bool = False
     mixes: bool = False
+    factors: tuple[int, int] | None = None
+    addend: int | None = None
+    borders: Callable[[fx.Node], bool] | None = None
     saved: tuple[str, ...] = ()
     check: Callable[[Mapping[str, Any]], None] | None = None
     results: Mapping[str, Callable[..., int]] = field(default_factory=dict)

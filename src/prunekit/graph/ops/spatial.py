@@ -103,6 +103,13 @@ def groups_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
     return {"groups": node.args[1]} if hasattr(module, "groups") else {}
 
 
+def counts_pad(node: fx.Node) -> bool:
+    """Of averages: whether zeros at the edges count; with a divisor of its own it is no average."""
+    padded = bool(np.any(argument(node, 3, "padding", 0)))
+    counted = padded and bool(argument(node, 5, "count_include_pad", True))
+    return counted or argument(node, 6, "divisor_override") is not None
+
+
 operators(
     "channel_shuffle native_channel_shuffle",
     labels=channel_shuffle,
@@ -110,8 +117,8 @@ operators(
     attributes=groups_of,
     saved="default",
 )
-operators("col2im", labels=col2im, saved="default")
-operators("im2col", labels=im2col, saved="default")
+operators("col2im", labels=col2im, borders=lambda _: True, saved="default")
+operators("im2col", labels=im2col, borders=lambda _: True, saved="default")
 operators("pixel_shuffle", labels=pixel_shuffle, saved="default")
 operators("pixel_unshuffle", labels=pixel_unshuffle, saved="default")
 operators("_adaptive_avg_pool1d _adaptive_avg_pool3d lp_pool2d", labels=pooled)
@@ -119,11 +126,14 @@ operators("_adaptive_avg_pool2d max_pool2d_with_indices", labels=pooled, saved="
 operators(
     """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
+    adaptive_max_pool3d max_pool1d max_pool2d max_pool3d
     """,
     labels=pooled,
     passes_units=True,
     saved="default",
+)
+operators(
+    "avg_pool1d avg_pool2d avg_pool3d", labels=pooled, passes_units=True, borders=counts_pad, saved="default"
 )
 operators(
     """

@@ -1,0 +1,208 @@
+"""A run of a captured graph on an unknown input: what depends on it is NaN, and the rest is constant."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from prunekit.graph.captured import Captured
+from prunekit.graph.ops import op_name, operator_of
+from prunekit.graph.propagate import is_pointwise, is_view
+from prunekit.graph.reference_run import Interpreter, exact
+from prunekit.graph.traced import KeepMasks
+
+UNKNOWN = object()
+"""Stands for a tensor of other than real numbers that depends on the input."""
+Visit = Callable[[fx.Node, Mapping[fx.Node, Any]], None]
+
+
+def run_on_unknown(graph: Captured, tensors: Mapping[str, Tensor], removed: KeepMasks, visit: Visit) -> None:
+    """Run a graph in double precision on inputs of which nothing is known.
+
+    Zero times something unknown is zero, so that a layer's output is constant where its weights are zero.
+    Entries that depend on the input only through what is not taken out count as unknown, too: they are
+    computed by parameters that stay, and learn.
+
+    Args:
+        graph: in evaluation mode.
+        tensors: values of parameters and buffers, by full name, in double precision.
+        removed: what is to be taken out.
+        visit: `(node, values)`, is called before each operator with the values of the nodes that it reads.
+    """
+    device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    given: list[Any] = []
+    for node, (kind, name) in zip(placeholders, graph.inputs, strict=True):
+        if kind == "user":
+            given.append(_lost(node.meta.get("val"), device))
+        else:
+            value = tensors[graph.tensors[node.name]] if kind == "tensor" else graph.constants[name]
+            given.append(value.double() if value.is_floating_point() else value)
+    with torch.no_grad(), exact():
+        _Run(graph, removed, visit, device).run(*given)
+
+
+def depending_on_input(graph: Captured) -> set[fx.Node]:
+    """The nodes that are computed from what the user gives."""
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    found = {node for node, (kind, _) in zip(placeholders, graph.inputs, strict=True) if kind == "user"}
+    for node in graph.graph.nodes:
+        if not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+class _Run(Interpreter):
+    """Computes with NaN for what is unknown."""
+
+    def __init__(self, graph: Captured, removed: KeepMasks, visit: Visit, device: torch.device) -> None:
+        super().__init__(graph.module)
+        self._removed, self._visit, self._device = removed, visit, device
+        self._computed = depending_on_input(graph)
+
+    def run_node(self, node: fx.Node) -> Any:
+        """A node's value, of which only what is taken out is known."""
+        if node.op == "call_function":
+            self._visit(node, self.env)
+        found = super().run_node(node)
+        if node.op != "call_function" or node not in self._computed:
+            return found
+        axes = self._removed(0, node.name)
+        if isinstance(found, Tensor):
+            found = _of_removed(found, axes[0] if axes else ())
+        elif isinstance(found, (list, tuple)):
+            each = [*axes, *[()] * len(found)]
+            found = type(found)([_of_removed(value, each[place]) for place, value in enumerate(found)])
+        if _writes(node):
+            self._written(node, found)
+        return found
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the node calls, with the entries unknown that depend on unknown ones."""
+        node = self._node
+        assert node is not None
+        record = operator_of(node)
+        if _writes(node) and isinstance(args[0], Tensor):
+            args = (args[0].clone(), *args[1:])
+        if record.borders and record.borders(node) and args[0] is not UNKNOWN:
+            args = (args[0].masked_fill(args[0] != 0, torch.nan), *args[1:])
+        leaves = pytree.tree_leaves((args, kwargs))
+        unknown = [leaf.isnan() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        lost = any(leaf is UNKNOWN for leaf in leaves)
+        if target is operator.getitem:
+            return args[0][args[1]]
+        if not lost and not any(bool(each.any()) for each in unknown):
+            return super().call_function(target, args, kwargs)
+        if record.drops and args[0] is not UNKNOWN:
+            return args[0]
+        if lost:
+            return _lost(node.meta.get("val"), self._device)
+        if record.factors is not None and all(isinstance(args[place], Tensor) for place in record.factors):
+            return self._product(target, args, kwargs, record.factors, record.addend)
+        if is_pointwise(record, target):
+            found = super().call_function(target, *pytree.tree_map(_known, (args, kwargs)))
+            if not found.is_floating_point():
+                return UNKNOWN
+            for each in unknown:
+                found = found.masked_fill(each, torch.nan)
+            return found
+        if record.labels is None:
+            return _lost(node.meta.get("val"), self._device)
+        if op_name(node) == "batch_norm" and isinstance(args[1], Tensor):  # a scale of zero takes anything
+            scale = (args[1] == 0).view(-1, *[1] * (args[0].dim() - 2))
+            args = (args[0].masked_fill(args[0].isnan() & scale, 0), *args[1:])
+        return pytree.tree_map(_real, super().call_function(target, args, kwargs))
+
+    def _product(
+        self,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        factors: tuple[int, int],
+        addend: int | None,
+    ) -> Any:
+        """Sums of products: a term is known where both factors are, or one is zero."""
+        first, second = (args[place] for place in factors)
+        added = args[addend] if addend is not None and addend < len(args) else None
+
+        def call(one: Tensor, other: Tensor, third: Tensor | None) -> Tensor:
+            given = list(args)
+            given[factors[0]], given[factors[1]] = one, other
+            if isinstance(added, Tensor) and addend is not None:
+                given[addend] = third
+            found: Tensor = super(_Run, self).call_function(target, tuple(given), kwargs)
+            return found
+
+        none = None if added is None else torch.zeros_like(added)
+        unknown = call(first.isnan().double(), (second != 0).double(), none)
+        if bool(second.isnan().any()):
+            unknown = unknown + call((first != 0).double(), second.isnan().double(), none)
+        if added is not None and bool(added.isnan().any()):
+            zeros = torch.zeros_like(first), torch.zeros_like(second)
+            unknown = unknown + call(*zeros, added.isnan().double())
+        found = call(_known(first), _known(second), None if added is None else _known(added))
+        return found.masked_fill(unknown.abs() > 0.5, torch.nan)  # counts, to rounding
+
+    def _written(self, node: fx.Node, found: Any) -> None:
+        """What was written to has the node's value; of other views of the same memory nothing is known."""
+        written = node.args[0]
+        assert isinstance(written, fx.Node)
+        memory = _memory(written)
+        for other in [each for each in self.env if each is not written and _memory(each) is memory]:
+            self.env[other] = _lost(other.meta.get("val"), self._device)
+        self.env[written] = found
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable and bool(node.args) and isinstance(node.args[0], fx.Node)
+
+
+def _memory(node: fx.Node) -> fx.Node:
+    """The node whose memory a node's value lies in."""
+    while node.op == "call_function" and is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _of_removed(value: Any, axes: tuple[Any, ...]) -> Any:
+    """The value with NaN for everything that is not taken out."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    stays = torch.ones((), dtype=torch.bool, device=value.device)
+    for axis, flags in enumerate(axes if len(axes) == value.dim() else ()):
+        if flags is not None:
+            shape = [-1 if place == axis else 1 for place in range(value.dim())]
+            stays = stays & torch.from_numpy(flags).to(value.device).view(shape)
+    return value.masked_fill(stays, torch.nan)
+
+
+def _lost(val: Any, device: torch.device) -> Any:
+    """What is known of values that are like these: nothing."""
+
+    def of(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        shape = tuple(value.shape)
+        return (
+            torch.full(shape, torch.nan, dtype=torch.float64, device=device)
+            if value.is_floating_point()
+            else UNKNOWN
+        )
+
+    return pytree.tree_map(of, val)
+
+
+def _known(value: Any) -> Any:
+    """Real numbers with zeros for what is unknown."""
+    real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.masked_fill(value.isnan(), 0) if real else value
+
+
+def _real(value: Any) -> Any:
+    return UNKNOWN if isinstance(value, Tensor) and not value.is_floating_point() else value

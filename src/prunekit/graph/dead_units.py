@@ -1,0 +1,475 @@
+"""Dead units: nothing reads them, or what they put out is a constant that biases can take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from prunekit.graph.capture import Inputs, canonical
+from prunekit.graph.captured import leading_to
+from prunekit.graph.constant_run import depending_on_input, run_on_unknown
+from prunekit.graph.deviation import VerificationError, rounding
+from prunekit.graph.groups import Group, Member
+from prunekit.graph.members import of_units
+from prunekit.graph.ops import op_name, operator_of
+from prunekit.graph.ops.registry import argument
+from prunekit.graph.plan import traced
+from prunekit.graph.proof import run_both
+from prunekit.graph.shrinking import ShrinkResult, shrink
+from prunekit.graph.surgery import alike, copy_of, masked_copy, own_module, unit_masks
+from prunekit.graph.traced import CouplingGraph
+from prunekit.masks import Masks
+from prunekit.targets import unwrap
+
+_FOLDINGS = 16  # units in the last place for each layer, which a rounded bias may grow to on its way
+_SAME = 1e-12  # constants that differ by less, relatively, do so by rounding
+_FOLDING = ("linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution")
+
+
+@dataclass(frozen=True)
+class DeadUnits:
+    """Units that can go without a change of the function in evaluation mode.
+
+    Attributes:
+        kept: for each group that loses units, (units,) flags, True = kept.
+        biases: what the biases, by full name, must become for that: the constants that removed units put out
+            are folded into them.
+        training: whether the function in training mode stays, too: a constant may be another one there, as
+            behind a batch norm.
+    """
+
+    kept: dict[str, Tensor]
+    biases: dict[str, Tensor]
+    training: bool
+
+
+def dead_units(
+    model: nn.Module,
+    found: CouplingGraph,
+    masks: Masks | None = None,
+    *,
+    over_units: bool = False,
+    constants: bool = True,
+) -> DeadUnits:
+    """Find the units that nothing reads, and those whose output is a constant that can be folded.
+
+    Nothing reads a unit if all weights that read it are zero, or go to units that are dead themselves. Its
+    output is a constant if all weights that make it are zero, or come from such units, or if something on the
+    way multiplies it by zero, as the scale of a batch norm. The constant is followed through the graph of
+    evaluation mode, and goes into the bias of each layer that reads it, where that is exact: for linear
+    layers, for convolutions without zero padding, and for any reader if the constant is zero. A layer without
+    a bias takes no other constant, and neither does one whose bias is masked. No constant is folded that a
+    parameter would learn from which stays, such as a slope that all units share. Of the units that reach into
+    the same tensors one stays at least. The model is not changed.
+
+    Args:
+        model: the network.
+        found: its plan with its graphs; with the group `input` unread input features are found, too.
+        masks: of single weights; without them the zeros in the weights count.
+        over_units: whether groups count in whose norms the statistics run over the units, zeros included: the
+            network without such units has those of the kept ones, as with the shape `group`.
+        constants: whether constants other than zero are looked for.
+
+    Raises:
+        InputError: if the masks are another model's.
+    """
+    search = _Search(unwrap(model), found, masks or Masks({}), over_units)
+    before = -1
+    while (left := _count(search.kept)) != before:
+        before = left
+        search.take(search.constants() if constants else search.nothing_makes())
+        search.take_unread()
+    kept = {name: flags for name, flags in search.kept.items() if not bool(flags.all())}
+    return DeadUnits(kept, search.biases(), search.training)
+
+
+def shrink_dead(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    masks: Masks | None = None,
+    tolerance: float | None = None,
+    over_units: bool = False,
+) -> ShrinkResult:
+    """Take all dead units out of a network, in place, and prove that its function stays the same.
+
+    Args:
+        model: any network that PyTorch can export.
+        example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
+        masks: of single weights; removed ones are set to zero first, and the masks get smaller along.
+        tolerance: see `same_function`; by default, where constants are folded into biases, 16 units in the
+            last place of the biases' precision for each layer.
+        over_units: as in `dead_units`.
+
+    Raises:
+        InputError, ModelError, VerificationError: as `shrink`; the model is then exactly as it was.
+    """
+    model = own_module(model)
+    masks = masks or Masks({})
+    found = traced(model, example_inputs, residual=True)
+    dead = dead_units(model, found, masks, over_units=over_units)
+    if tolerance is None and dead.biases:
+        # a sum in a bias is rounded to the bias's own precision, which the proof's float64 sees
+        dtype = max(
+            (model.get_parameter(name).dtype for name in dead.biases), key=lambda each: torch.finfo(each).eps
+        )
+        tolerance = rounding(model, dtype, _FOLDINGS)
+
+    def shrunk(dead: DeadUnits) -> ShrinkResult:
+        return shrink(
+            model,
+            example_inputs,
+            dead.kept,
+            masks=masks,
+            found=found,
+            values=dead.biases,
+            tolerance=tolerance,
+            training=dead.training,
+        )
+
+    try:
+        return shrunk(dead)
+    except VerificationError:
+        whole = masked_copy(model, masks)
+        dead = dead_units(model, found, masks, over_units=over_units, constants=False)
+        kept = {
+            name: flags
+            for name, flags in dead.kept.items()
+            if _same(whole, found, {name: flags}, example_inputs)
+        }
+        return shrunk(DeadUnits(kept, {}, training=True))
+
+
+def _same(model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor], inputs: Inputs) -> bool:
+    """Whether the network computes the same with everything of these units at zero."""
+    masked = copy_of(model)
+    unit_masks(masked, found.plan, kept).apply(masked)
+    return run_both(model, masked, inputs).accepted
+
+
+class _Search:
+    """The state of a search.
+
+    Attributes:
+        kept: for each group (units,) flags: what stays so far.
+        training: whether all constants that were found are the same in training mode.
+    """
+
+    def __init__(self, model: nn.Module, found: CouplingGraph, masks: Masks, over_units: bool) -> None:
+        masks.parameters(model)
+        first = canonical(model)
+        self._found = found
+        self._parameters = {name for name, _ in model.named_parameters()}
+        self._masked = {first[name] for name in masks}
+        self._tensors = {
+            name: tensor.detach().double() if tensor.is_floating_point() else tensor
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        }
+        for name, mask in masks.items():
+            tensor = self._tensors[first[name]]
+            self._tensors[first[name]] = tensor.masked_fill(~mask.to(tensor.device), 0)
+        self._groups = [group for group in found.plan.prunable if over_units or not group.normalised]
+        self._folded: set[str] = set()
+        self.kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self._groups}
+        self.training = True
+
+    def biases(self) -> dict[str, Tensor]:
+        """The biases that something was folded into."""
+        return {name: self._tensors[name] for name in self._folded}
+
+    def nothing_makes(self) -> dict[str, Tensor]:
+        """For each group the units that stay so far though all that makes them or goes along is zero."""
+        found = {}
+        for group in self._groups:
+            flags = self._unmade(group) & self.kept[group.name]
+            _leave_one(group, flags, self.kept[group.name])
+            found[group.name] = flags
+        return found
+
+    def constants(self) -> dict[str, Tensor]:
+        """For each group the units that are constant and can go; the constants are folded into biases."""
+        found = {name: torch.zeros_like(flags) for name, flags in self.kept.items()}
+        if not any(self._zero_slices(group) for group in self._groups):
+            return found
+        silent = {group.name: self._unmade(group) for group in self._groups}
+        shared = self._shared()
+        candidates = {
+            group.name: self.kept[group.name]
+            & (silent[group.name] if group.normalised or group.name in shared else True)
+            for group in self._groups
+        }
+        readers = _ConstantReaders(self._found, silent, self._bias_of())
+        shifts: dict[str, Tensor] = {}
+        while candidates:
+            constant, spared = self._narrowed(readers, candidates)
+            if _count(constant) <= _count(found):
+                break
+            found, shifts = constant, dict(readers.shifts)
+            candidates = self._with_spared(found, spared)
+        for group in self._groups:
+            steady = silent[group.name] | self._unread(group) | ~found[group.name]
+            self.training &= bool(steady.all())
+        for name, shift in shifts.items():
+            if bool(shift.any()):
+                self._tensors[name] = self._tensors[name] + shift
+                self._folded.add(name)
+        return found
+
+    def _narrowed(
+        self, readers: _ConstantReaders, candidates: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Those of the candidates that are constant without the others, and those that live nevertheless.
+
+        One group at a time, front to back, lets a unit live where nothing would stay: others may read it.
+        """
+        constant = {name: flags.clone() for name, flags in candidates.items()}
+        spared = {name: torch.zeros_like(flags) for name, flags in candidates.items()}
+        while _count(constant):
+            readers.look(constant, self._tensors)
+            before = {name: flags.clone() for name, flags in constant.items()}
+            for name, flags in constant.items():
+                flags &= readers.fine[name]
+            if _count(constant) < _count(before):
+                continue
+            for group in self._groups:
+                if _leave_one(group, constant[group.name], self.kept[group.name]):
+                    spared[group.name] |= before[group.name] & ~constant[group.name]
+                    break
+            else:
+                break
+        return constant, spared
+
+    def _with_spared(self, constant: Mapping[str, Tensor], spared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The constant units with those that may go after all, since something else stays; empty if none."""
+        found = {name: flags.clone() for name, flags in constant.items()}
+        for group in self._groups:
+            stays = self.kept[group.name] & ~constant[group.name] & ~spared[group.name]
+            for units in alike(group):
+                if bool(stays[units].any()):
+                    found[group.name][units] |= spared[group.name][units]
+        return found if _count(found) > _count(constant) else {}
+
+    def take(self, dead: Mapping[str, Tensor]) -> None:
+        """Take units out: all their slices are zero then."""
+        for group in self._groups:
+            self.kept[group.name] &= ~dead[group.name]
+            units = dead[group.name].nonzero().flatten().tolist()
+            for member in group.members if units else ():
+                index = torch.tensor([at for unit in units for at in member.indices[unit]], dtype=torch.int64)
+                tensor = self._tensors[member.tensor]
+                self._tensors[member.tensor] = tensor.index_fill(member.dim, index.to(tensor.device), 0)
+
+    def take_unread(self) -> None:
+        """Take out what nothing reads, and what only such units read."""
+        while True:
+            dead = {group.name: self._unread(group) & self.kept[group.name] for group in self._groups}
+            for group in self._groups:
+                _leave_one(group, dead[group.name], self.kept[group.name])
+            if not _count(dead):
+                break
+            self.take(dead)
+
+    def _any(self, group: Group, *roles: str) -> Tensor:
+        """(units,) flags: whether something in a unit's slices of these roles is not zero."""
+        found = torch.zeros(group.units, dtype=torch.bool)
+        for member in self._members(group, *roles):
+            found |= of_units(self._tensors[member.tensor] != 0, member, "max").cpu() > 0  # NaN: no entries
+        return found
+
+    def _unmade(self, group: Group) -> Tensor:
+        return ~self._any(group, "producer", "along") & bool(self._members(group, "producer", "along"))
+
+    def _unread(self, group: Group) -> Tensor:
+        return ~self._any(group, "consumer") & bool(self._members(group, "consumer"))
+
+    def _zero_slices(self, group: Group) -> bool:
+        """Whether all of some unit's slice is zero in a tensor that makes or scales units."""
+        return any(
+            bool((of_units(self._tensors[member.tensor] != 0, member, "max") == 0).any())
+            for member in self._members(group, "producer", "along")
+            if not member.tensor.endswith("bias")
+        )
+
+    def _members(self, group: Group, *roles: str) -> list[Member]:
+        """The parameters of these roles."""
+        return [each for each in group.members if each.role in roles and each.tensor in self._parameters]
+
+    def _shared(self) -> set[str]:
+        """The groups whose units meet parameters that are not their own between producers and readers."""
+        graph, groups = self._found.graphs[0], self._found.plan.groups
+        computed = depending_on_input(graph)
+        shared = set()
+        for node in graph.graph.nodes:
+            given = [source for source in node.all_input_nodes if source not in computed]
+            names = {graph.tensors.get(each.name) for source in given for each in leading_to(source)}
+            if node in computed and names & self._parameters:
+                for number in {number for number, _ in _units_at(self._found, node.name)}:
+                    own = {member.tensor for member in groups[number].members}
+                    if not (names & self._parameters) <= own:
+                        shared.add(groups[number].name)
+        return shared
+
+    def _bias_of(self) -> dict[fx.Node, str]:
+        """The layers that take constants into their bias, with its name."""
+        graph = self._found.graphs[0]
+        found: dict[fx.Node, str] = {}
+        for node in graph.graph.nodes:
+            record = operator_of(node)
+            if op_name(node) not in _FOLDING or node.kwargs or record.addend is None or _grouped(node):
+                continue
+            bias = argument(node, record.addend, "bias")
+            name = graph.tensors.get(bias.name) if isinstance(bias, fx.Node) else None
+            padded = record.borders is not None and record.borders(node)
+            if name is None or padded or bias.meta["val"].dim() != 1:
+                continue
+            if name in self._parameters - self._masked and len(bias.users) == 1:
+                found[node] = name
+        return found
+
+
+class _ConstantReaders:
+    """What reads units, and whether it can do without their constants.
+
+    Attributes:
+        fine: for each group (units,) flags: all readers can.
+        shifts: by the name of a bias, what goes into it.
+    """
+
+    def __init__(
+        self, found: CouplingGraph, nothing_makes: Mapping[str, Tensor], biases: Mapping[fx.Node, str]
+    ) -> None:
+        self._found, self._nothing_makes, self._biases = found, nothing_makes, biases
+        self._computed = depending_on_input(found.graphs[0])
+        self.fine: dict[str, Tensor] = {}
+        self.shifts: dict[str, Tensor] = {}
+
+    def look(self, constant: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Compute the constants of these units, and see what reads them."""
+        self.fine = {name: torch.ones_like(flags) for name, flags in constant.items()}
+        self.shifts = {}
+        removed = {name: flags.nonzero().flatten().tolist() for name, flags in constant.items()}
+        self._removed = self._found.keeping(removed)
+        run_on_unknown(self._found.graphs[0], tensors, self._removed, self._look_at)
+
+    def _look_at(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
+        for source in node.all_input_nodes:
+            axes, value = self._removed(0, source.name), values[source]
+            if source not in self._computed or len(axes) != 1 or isinstance(value, (list, tuple)):
+                continue
+            summed, weight = self._summed(node, source), None
+            for axis, flags in enumerate(axes[0]):
+                if flags is None:
+                    continue
+                if axis == summed:
+                    weight = _weight(node, values)
+                self._check(node, source, value, axis, weight if axis == summed else None)
+                if axis == summed and node in self._biases:
+                    self._shift(self._biases[node], weight, value, axis, torch.from_numpy(~flags))
+
+    def _summed(self, node: fx.Node, source: fx.Node) -> int | None:
+        """The axis that a layer of constant weights sums over."""
+        record = operator_of(node)
+        if record.factors is None or not record.mixes or source is not node.args[record.factors[0]]:
+            return None
+        weight = node.args[record.factors[1]]
+        if not isinstance(weight, fx.Node) or weight in self._computed or _grouped(node):
+            return None
+        spatial = int(weight.meta["val"].dim()) - 2
+        fits = spatial > 0 if record.groups is not None else spatial == 0
+        return int(source.meta["val"].dim()) - spatial - 1 if fits else None
+
+    def _check(self, node: fx.Node, source: fx.Node, value: Any, axis: int, weight: Tensor | None) -> None:
+        """Of the units along an axis of what a node reads, those that it cannot do without are not fine.
+
+        Args:
+            node: what reads.
+            source: what it reads.
+            value: what is known of that.
+            axis: along which the units lie.
+            weight: (outputs, entries along the axis, ...) weights with which it sums over the axis, if so.
+        """
+        handed_on = _units_at(self._found, node.name) if weight is None else set()
+        at: dict[tuple[int, int], list[int]] = {}
+        for layer, gone in zip(self._found.layers, self._removed.gone, strict=True):
+            labels = layer.nodes[0][source.name][0][axis] if source.name in layer.nodes[0] else None
+            for entry in np.flatnonzero(gone[labels]).tolist() if labels is not None else ():
+                key = int(layer.group[labels[entry]]), int(layer.unit[labels[entry]])  # type: ignore[index]
+                if key not in handed_on:
+                    at.setdefault(key, []).append(entry)
+        if not at:
+            return
+        zero, same = _entries(value, axis, int(source.meta["val"].shape[axis]))
+        read = None if weight is None else (weight.transpose(0, 1).flatten(1) != 0).any(1).tolist()
+        folds = node in self._biases and weight is not None
+        for (group, unit), places in at.items():
+            name = self._found.plan.groups[group].name
+            unknown = bool(self._nothing_makes[name][unit]) and not any(same[place] for place in places)
+            self.fine[name][unit] &= unknown or all(
+                zero[place] or (folds and same[place]) or (read is not None and not read[place])
+                for place in places
+            )
+
+    def _shift(self, bias: str, weight: Tensor | None, value: Any, axis: int, removed: Tensor) -> None:
+        """Add up what a layer makes of its constant inputs."""
+        assert weight is not None
+        weight = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+        index = removed.nonzero().flatten().to(weight.device)
+        constants = value.movedim(axis, 0)[index].flatten(1)[:, 0].nan_to_num(nan=0.0)
+        self.shifts[bias] = weight[:, index] @ constants
+
+
+def _weight(node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
+    """(outputs, inputs, ...) the weights of a layer."""
+    factors = operator_of(node).factors
+    assert factors is not None
+    weight: Tensor = values[node.args[factors[1]]]  # type: ignore[index]
+    forward = op_name(node) in _FOLDING and op_name(node) != "addmm"
+    backward = op_name(node) == "convolution" and bool(argument(node, 6, "transposed"))
+    return weight if forward and not backward else weight.transpose(0, 1)
+
+
+def _count(flags: Mapping[str, Tensor]) -> int:
+    return sum(int(each.sum()) for each in flags.values())
+
+
+def _leave_one(group: Group, dead: Tensor, kept: Tensor) -> bool:
+    """Let a unit live where nothing would stay of those that reach into the same tensors; whether it did."""
+    changed = False
+    for units in alike(group):
+        left = [unit for unit in units if bool(kept[unit])]
+        if left and bool(dead[left].all()):
+            dead[left[0]], changed = False, True
+    return changed
+
+
+def _grouped(node: fx.Node) -> bool:
+    place = operator_of(node).groups
+    return place is not None and argument(node, place, "groups", 1) != 1
+
+
+def _units_at(found: CouplingGraph, node: str) -> set[tuple[int, int]]:
+    """The units that lie along some axis of a node's values, as numbers of the group and the unit."""
+    return {
+        unit
+        for layer in found.layers
+        for axes in layer.nodes[0].get(node, ())
+        for labels in axes
+        if labels is not None
+        for unit in zip(layer.group[labels].tolist(), layer.unit[labels].tolist(), strict=True)
+        if unit[0] >= 0
+    }
+
+
+def _entries(value: Any, axis: int, size: int) -> tuple[list[bool], list[bool]]:
+    """For each entry along an axis: whether all its numbers are zero, and whether they are one number."""
+    if not isinstance(value, Tensor):
+        return [False] * size, [False] * size
+    rows = value.movedim(axis, 0).flatten(1).double()
+    first = rows[:, :1]
+    same = rows.isfinite().all(1) & ((rows - first).abs() <= _SAME * first.abs()).all(1)
+    return (rows == 0).all(1).tolist(), same.tolist()
