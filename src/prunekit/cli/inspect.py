@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
 from rich.console import Group as Lines
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -118,22 +118,29 @@ def _show(counts: Counts, timing: Latency, memory: int, tested: dict[str, float]
         console.print(f"{key.replace('_', ' ')}: {value:.4f}")
 
 
-_WIDTH = 80
 _NAMES = 3  # of the norms below the table
 
 
 def groups_table(plan: Plan, each: Mapping[str, float]) -> RenderableType:
-    """The groups that can lose units, and below them those that stay, by their reasons; for 80 columns.
+    """The groups that can lose units, and below them those that stay, by their reasons.
 
     Args:
         plan: the groups.
         each: for each group the parameters that go with one of its units, on average.
     """
     shown: list[RenderableType] = [_prunable(plan, each)]
-    norms = [norm for group in plan.prunable for norm in group.normalised]
+    norms = list(dict.fromkeys(norm for group in plan.prunable for norm in group.normalised))
     if norms:
-        shown.append(Text(_wrapped(_statistics(list(dict.fromkeys(norms))))))
-    shown += [Text(text) for text in _staying(plan)]
+        more = f" and {len(norms) - _NAMES} more" if len(norms) > _NAMES else ""
+        text = f"* statistics run over the units that are kept, in {', '.join(norms[:_NAMES])}{more}"
+        shown.append(Text(escaped(text)))
+    by_reason: dict[str, list[str]] = {}
+    for group in plan.groups:
+        if group.frozen is not None:
+            by_reason.setdefault(group.frozen, []).append(f"{group.name} ({group.units:,})")
+    for reason, names in by_reason.items():
+        shown.append(Text(escaped(f"stays: {as_options(reason)}")))
+        shown.append(Padding(Text(escaped(", ".join(names))), (0, 0, 0, 4), expand=False))
     return Lines(*shown)
 
 
@@ -158,35 +165,6 @@ def _prunable(plan: Plan, each: Mapping[str, float]) -> Table:
 def _name(group: Group) -> str:
     """Without the kind, which has a column of its own."""
     return escaped(group.name.replace(f" ({group.kind})", ""))
-
-
-def _statistics(norms: list[str]) -> str:
-    more = f" and {len(norms) - _NAMES} more" if len(norms) > _NAMES else ""
-    return f"* statistics run over the units that are kept, in {', '.join(norms[:_NAMES])}{more}"
-
-
-def _staying(plan: Plan) -> list[str]:
-    """A paragraph for each reason, with the groups that stay for it."""
-    by_reason: dict[str, list[str]] = {}
-    for group in plan.groups:
-        if group.frozen is not None:
-            by_reason.setdefault(group.frozen, []).append(f"{group.name} ({group.units:,})")
-    return [
-        _wrapped(f"stays: {as_options(reason)}") + "\n" + _wrapped(", ".join(names), indent="    ")
-        for reason, names in by_reason.items()
-    ]
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return "\n".join(
-        textwrap.wrap(
-            escaped(text),
-            _WIDTH,
-            initial_indent=indent,
-            subsequent_indent=indent or "  ",
-            break_on_hyphens=False,
-        )
-    )
 
 
 def as_options(reason: str) -> str:

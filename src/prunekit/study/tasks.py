@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from prunekit.errors import PrunekitError, brief
+from prunekit.errors import PrunekitError, brief, escaped
 
 LONGEST_LINE, LONGEST_TRACE = 2_000, 10_000
 """Characters that are kept of what an exception says, and of where it happened."""
@@ -129,7 +129,7 @@ def line_of(error: BaseException) -> str:
         text = _text(error)
     except BaseException:  # what a user's exception does to say its text is the user's code
         text = f"{type(error).__name__}, whose text cannot be read"
-    return brief(_printable(text), LONGEST_LINE)
+    return escaped(brief(text[: 4 * LONGEST_LINE], LONGEST_LINE))
 
 
 def _text(error: BaseException) -> str:
@@ -145,12 +145,4 @@ def _trace() -> str:
         text = traceback.format_exc()
     except BaseException:  # as in line_of
         return "no traceback can be read"
-    return _printable(text[-LONGEST_TRACE:])
-
-
-def _printable(text: str) -> str:
-    """A text that every file in UTF-8 takes, and every terminal: no surrogates, no control characters."""
-    text = text[: 4 * LONGEST_TRACE].encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(
-        letter if letter.isprintable() or letter.isspace() else f"\\x{ord(letter):02x}" for letter in text
-    )
+    return "\n".join(escaped(line) for line in text[-LONGEST_TRACE:].splitlines())
