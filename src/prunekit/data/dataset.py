@@ -209,11 +209,9 @@ def assemble(
         InputError: if a part would be empty.
     """
     if test is None:
-        rest, held_out = hold_out(_groups(raw, classes), settings.test, derive(settings.seed, "test split"))
+        rest, held_out = hold_out(raw.targets, settings.test, derive(settings.seed, "test split"))
         raw, test = raw.take(rest), raw.take(held_out)
-    rest, held_out = hold_out(
-        _groups(raw, classes), settings.validation, derive(settings.seed, "validation split")
-    )
+    rest, held_out = hold_out(raw.targets, settings.validation, derive(settings.seed, "validation split"))
     train = raw.take(rest[: settings.limit])
     train_inputs = _floating(train.inputs)
     scaling = Scaling.fit(train_inputs)
@@ -233,14 +231,12 @@ def assemble(
     )
 
 
-def hold_out(
-    groups: NDArray[np.int64], fraction: float, seed: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Divide examples at random, each group in the same proportion.
+def hold_out(targets: NDArray[Any], fraction: float, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Divide examples at random, each class in the same proportion.
 
     Args:
-        groups: (N,) the group (class) of each example.
-        fraction: the part to hold out, in (0, 1). Each group gives up its exact share rounded up or down,
+        targets: (N,) the class of each example, or real values (N, ...), which are all of one class.
+        fraction: the part to hold out, in (0, 1). Each class gives up its exact share rounded up or down,
             so that the shares add up to `fraction * N`, rounded, and keeps at least one example.
         seed: of the random order.
 
@@ -250,32 +246,29 @@ def hold_out(
     Raises:
         InputError: if nothing would be held out.
     """
-    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    classes = np.zeros(len(targets), dtype=np.int64) if targets.dtype.kind == "f" else targets
+    _, group, sizes = np.unique(classes, return_inverse=True, return_counts=True)
     random = np.random.default_rng(seed)
-    order = random.permutation(len(groups))
-    held = np.zeros(len(groups), dtype=bool)
+    order = random.permutation(len(targets))
+    held = np.zeros(len(targets), dtype=bool)
     for number, quota in enumerate(_quotas(sizes, fraction)):
         held[order[group[order] == number][:quota]] = True
     if not held.any():
         raise InputError(
-            f"a fraction of {fraction} of {len(groups)} examples holds out none; give a larger one"
+            f"a fraction of {fraction} of {len(targets)} examples holds out none; give a larger one"
         )
     # A fresh order: in the first one, the classes that were complete earlier would lead what stays.
-    order = random.permutation(len(groups))
+    order = random.permutation(len(targets))
     return order[~held[order]], order[held[order]]
 
 
 def _quotas(sizes: NDArray[np.intp], fraction: float) -> NDArray[np.intp]:
-    """How many each group gives up: the method of largest remainders."""
+    """How many each class gives up: the method of largest remainders."""
     exact = sizes * fraction
     quotas = np.floor(exact).astype(np.intp)
     missing = int(exact.sum() + 0.5) - int(quotas.sum())
     quotas[np.argsort(quotas - exact, kind="stable")[:missing]] += 1
     return np.minimum(quotas, sizes - 1)
-
-
-def _groups(raw: Raw, classes: int | None) -> NDArray[np.int64]:
-    return np.zeros(len(raw.inputs), dtype=np.int64) if classes is None else raw.targets
 
 
 def _floating(inputs: NDArray[Any]) -> Tensor:
@@ -350,14 +343,8 @@ def _split(pair: Pair, regression: bool) -> Split:
 
 
 def _divide(whole: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    rest, held_out = hold_out(_strata(whole.targets), fraction, seed)
+    rest, held_out = hold_out(whole.targets.cpu().numpy(), fraction, seed)
     return _take(whole, rest), _take(whole, held_out)
-
-
-def _strata(targets: Tensor) -> NDArray[np.int64]:
-    if targets.is_floating_point():
-        return np.zeros(len(targets), dtype=np.int64)
-    return targets.cpu().numpy()
 
 
 def _take(split: Split, which: NDArray[np.intp]) -> Split:
