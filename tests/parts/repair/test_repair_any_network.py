@@ -118,20 +118,28 @@ def check_scales(coupled, inputs, removed):
                     assert abs(float((own[0] * own[1]).sum())) < 1e-8
 
 
-def test_heads_and_their_widths_cross_in_the_layer_that_reads_them():
+@pytest.mark.parametrize("repair", [LeastSquares(ridge=0), ChannelScale(), FoldMean(), SietsmaDow()])
+def test_heads_and_their_widths_cross_in_the_layer_that_reads_them(repair):
     heads, width = (
         "bert.encoder.layer.0.attention.self.query (heads)",
         "bert.encoder.layer.0.attention.self.value",
     )
     coupled, inputs = coupled_of("hf-bert", [heads, width])
     removed = {heads: [1], width: [2]}
-    whole, seen, model, masks = changed(coupled, LeastSquares(ridge=0), inputs, removed)
+    whole, seen, model, masks = changed(coupled, repair, inputs, removed)
     layer = "bert.encoder.layer.0.attention.output.dense"
+    before, after = whole.get_submodule(layer), model.get_submodule(layer)
+    (x,) = seen[layer]
     kept = masks[f"{layer}.weight"]
     assert (~kept[0]).nonzero().flatten().tolist() == [2, 4, 5, 6, 7, 10, 14]
-    weight, bias = derivatives(whole.get_submodule(layer), model.get_submodule(layer), seen[layer][0])
-    assert float((weight * kept).abs().max()) < 1e-8
-    assert float(bias.abs().max()) < 1e-8
+    assert not after.weight[:, ~kept[0]].any()
+    weight, bias = derivatives(before, after, x)
+    if isinstance(repair, LeastSquares):
+        assert float((weight * kept).abs().max()) < 1e-8
+    if isinstance(repair, ChannelScale):  # each crossing, one column here, has its factor
+        assert float((weight * after.weight).sum(0).abs().max()) < 1e-8
+    else:
+        assert float(bias.abs().max()) < 1e-8
 
 
 BIASED = ["halves", "hf-bert", "hf-gpt2"]
