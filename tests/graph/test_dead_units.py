@@ -488,7 +488,7 @@ def removable(model: nn.Module) -> list[tuple[str, int]]:
     left = []
     for group in found.plan.prunable:
         for unit in range(group.units):
-            own = {(each.tensor, index) for each in group.members for index in each.indices[unit]}
+            own = {(each.tensor, at) for each in group.members if each.dim == 0 for at in each.indices[unit]}
             read = [read_by(model, {}), read_by(model, own)]
             fits = True
             for member in group.members:
@@ -512,8 +512,7 @@ def read_by(model: nn.Module, own: Collection[tuple[str, int]]) -> dict[str, Ten
     with torch.no_grad():
         for name, parameter in changed.named_parameters() if own else ():
             for index, row in enumerate(parameter):
-                if (name, index) not in own:  # zeros among weights are those that are masked
-                    noise = torch.randn_like(row)
-                    row += noise if name.endswith("bias") else row * noise
+                if (name, index) not in own:
+                    row += 0.1 * torch.randn_like(row)
         changed(torch.randn(50, 2, 3, 3))
     return read

@@ -15,6 +15,7 @@ from prunekit.graph.captured import leading_to
 from prunekit.graph.constant_run import depending_on_input, run_on_unknown
 from prunekit.graph.deviation import VerificationError, rounding
 from prunekit.graph.groups import Group, Member
+from prunekit.graph.labels import Flags, Ints
 from prunekit.graph.members import of_units
 from prunekit.graph.ops import op_name, operator_of
 from prunekit.graph.ops.registry import argument
@@ -22,7 +23,7 @@ from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both
 from prunekit.graph.shrinking import ShrinkResult, shrink
 from prunekit.graph.surgery import alike, copy_of, masked_copy, own_module, unit_masks
-from prunekit.graph.traced import CouplingGraph
+from prunekit.graph.traced import CouplingGraph, Layer
 from prunekit.masks import Masks
 from prunekit.targets import unwrap
 
@@ -79,11 +80,9 @@ def dead_units(
         InputError: if the masks are another model's.
     """
     search = _Search(unwrap(model), found, masks or Masks({}), over_units)
-    before = -1
-    while (left := _count(search.kept)) != before:
-        before = left
-        search.take(search.constants() if constants else search.nothing_makes())
-        search.take_unread()
+    search.take(search.constants() if constants else search.nothing_makes())
+    while search.take_unread() and constants:  # what only unread units read may be folded then
+        search.take(search.constants())
     kept = {name: flags for name, flags in search.kept.items() if not bool(flags.all())}
     return DeadUnits(kept, search.biases(), search.training)
 
@@ -264,14 +263,15 @@ class _Search:
                 tensor = self._tensors[member.tensor]
                 self._tensors[member.tensor] = tensor.index_fill(member.dim, index.to(tensor.device), 0)
 
-    def take_unread(self) -> None:
-        """Take out what nothing reads, and what only such units read."""
+    def take_unread(self) -> bool:
+        """Take out what nothing reads, and what only such units read; whether there was something."""
+        before = _count(self.kept)
         while True:
             dead = {group.name: self._unread(group) & self.kept[group.name] for group in self._groups}
             for group in self._groups:
                 _leave_one(group, dead[group.name], self.kept[group.name])
             if not _count(dead):
-                break
+                return _count(self.kept) < before
             self.take(dead)
 
     def _any(self, group: Group, *roles: str) -> Tensor:
@@ -308,7 +308,8 @@ class _Search:
             given = [source for source in node.all_input_nodes if source not in computed]
             names = {graph.tensors.get(each.name) for source in given for each in leading_to(source)}
             if node in computed and names & self._parameters:
-                for number in {number for number, _ in _units_at(self._found, node.name)}:
+                at = np.concatenate([_units_at(layer, node.name) >> 32 for layer in self._found.layers])
+                for number in set(at.tolist()) - {-1}:
                     own = {member.tensor for member in groups[number].members}
                     if not (names & self._parameters) <= own:
                         shared.add(groups[number].name)
@@ -393,26 +394,24 @@ class _ConstantReaders:
             axis: along which the units lie.
             weight: (outputs, entries along the axis, ...) weights with which it sums over the axis, if so.
         """
-        handed_on = _units_at(self._found, node.name) if weight is None else set()
-        at: dict[tuple[int, int], list[int]] = {}
+        zero, same = _entries(value, axis, int(source.meta["val"].shape[axis]))
+        fits = zero.copy()
+        if weight is not None:
+            fits |= ~(weight.transpose(0, 1).flatten(1) != 0).any(1).cpu().numpy()  # it does not read them
+            fits |= same & (node in self._biases)
         for layer, gone in zip(self._found.layers, self._removed.gone, strict=True):
             labels = layer.nodes[0][source.name][0][axis] if source.name in layer.nodes[0] else None
-            for entry in np.flatnonzero(gone[labels]).tolist() if labels is not None else ():
-                key = int(layer.group[labels[entry]]), int(layer.unit[labels[entry]])  # type: ignore[index]
-                if key not in handed_on:
-                    at.setdefault(key, []).append(entry)
-        if not at:
-            return
-        zero, same = _entries(value, axis, int(source.meta["val"].shape[axis]))
-        read = None if weight is None else (weight.transpose(0, 1).flatten(1) != 0).any(1).tolist()
-        folds = node in self._biases and weight is not None
-        for (group, unit), places in at.items():
-            name = self._found.plan.groups[group].name
-            unknown = bool(self._nothing_makes[name][unit]) and not any(same[place] for place in places)
-            self.fine[name][unit] &= unknown or all(
-                zero[place] or (folds and same[place]) or (read is not None and not read[place])
-                for place in places
-            )
+            if labels is None:
+                continue
+            read = gone[labels] & ~fits
+            if weight is None:
+                read &= ~np.isin(_units_of(layer, labels), _units_at(layer, node.name))
+            for number in np.unique(layer.group[labels[read]]).tolist():
+                name = self._found.plan.groups[number].name
+                units = torch.from_numpy(layer.unit[labels])
+                bad = torch.from_numpy(read & (layer.group[labels] == number))
+                bad &= torch.from_numpy(same) | ~self._nothing_makes[name][units.where(bad, 0)]
+                self.fine[name][units[bad]] = False
 
     def _shift(self, bias: str, weight: Tensor | None, value: Any, axis: int, removed: Tensor) -> None:
         """Add up what a layer makes of its constant inputs."""
@@ -452,24 +451,23 @@ def _grouped(node: fx.Node) -> bool:
     return place is not None and argument(node, place, "groups", 1) != 1
 
 
-def _units_at(found: CouplingGraph, node: str) -> set[tuple[int, int]]:
-    """The units that lie along some axis of a node's values, as numbers of the group and the unit."""
-    return {
-        unit
-        for layer in found.layers
-        for axes in layer.nodes[0].get(node, ())
-        for labels in axes
-        if labels is not None
-        for unit in zip(layer.group[labels].tolist(), layer.unit[labels].tolist(), strict=True)
-        if unit[0] >= 0
-    }
+def _units_of(layer: Layer, labels: Ints) -> Ints:
+    """One number for the group and the unit that each label stands for."""
+    units: Ints = layer.group[labels] << 32 | layer.unit[labels]
+    return units
 
 
-def _entries(value: Any, axis: int, size: int) -> tuple[list[bool], list[bool]]:
+def _units_at(layer: Layer, node: str) -> Ints:
+    """The units that lie along some axis of a node's values, as numbers."""
+    every = [labels for axes in layer.nodes[0].get(node, ()) for labels in axes if labels is not None]
+    return _units_of(layer, np.concatenate([*every, np.zeros(0, dtype=np.int64)]))
+
+
+def _entries(value: Any, axis: int, size: int) -> tuple[Flags, Flags]:
     """For each entry along an axis: whether all its numbers are zero, and whether they are one number."""
     if not isinstance(value, Tensor):
-        return [False] * size, [False] * size
+        return np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
     rows = value.movedim(axis, 0).flatten(1).double()
     first = rows[:, :1]
     same = rows.isfinite().all(1) & ((rows - first).abs() <= _SAME * first.abs()).all(1)
-    return (rows == 0).all(1).tolist(), same.tolist()
+    return (rows == 0).all(1).cpu().numpy(), same.cpu().numpy()
