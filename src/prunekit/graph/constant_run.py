@@ -1,4 +1,4 @@
-"""A run of a captured graph on an unknown input: what depends on it is NaN, and the rest is constant."""
+"""Constants of a captured graph, from a run on an unknown input, and the layers that read them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from prunekit.graph.captured import Captured
+from prunekit.graph.labels import Flags, Ints
 from prunekit.graph.ops import op_name, operator_of
+from prunekit.graph.ops.registry import argument
 from prunekit.graph.propagate import is_pointwise, is_view
 from prunekit.graph.reference_run import Interpreter, exact
-from prunekit.graph.traced import KeepMasks
+from prunekit.graph.traced import CouplingGraph, KeepMasks, Layer
+
+FOLDING = ("linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution")
+"""Operators whose bias can take what they make of a constant."""
+_SAME = 1e-12  # constants that differ by less, relatively, do so by rounding
 
 UNKNOWN = object()
 """Stands for a tensor of other than real numbers that depends on the input."""
@@ -25,8 +32,8 @@ def run_on_unknown(graph: Captured, tensors: Mapping[str, Tensor], removed: Keep
     """Run a graph in double precision on inputs of which nothing is known.
 
     Zero times something unknown is zero, so that a layer's output is constant where its weights are zero.
-    Entries that depend on the input only through what is not taken out count as unknown, too: they are
-    computed by parameters that stay, and learn.
+    What depends on the input is NaN. So is all that is not taken out: parameters that stay compute it, and
+    they learn.
 
     Args:
         graph: in evaluation mode.
@@ -206,3 +213,133 @@ def _known(value: Any) -> Any:
 
 def _real(value: Any) -> Any:
     return UNKNOWN if isinstance(value, Tensor) and not value.is_floating_point() else value
+
+
+# ---- what reads constants ----------------------------------------------------------------------------------
+
+
+class ConstantReaders:
+    """What reads units, and whether it can do without their constants.
+
+    Attributes:
+        fine: for each group (units,) flags: all readers can.
+        shifts: by the name of a bias, what goes into it.
+    """
+
+    def __init__(
+        self, found: CouplingGraph, nothing_makes: Mapping[str, Tensor], biases: Mapping[fx.Node, str]
+    ) -> None:
+        self._found, self._nothing_makes, self._biases = found, nothing_makes, biases
+        self._computed = depending_on_input(found.graphs[0])
+        self.fine: dict[str, Tensor] = {}
+        self.shifts: dict[str, Tensor] = {}
+
+    def look(self, constant: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Compute the constants of these units, and see what reads them."""
+        self.fine = {name: torch.ones_like(flags) for name, flags in constant.items()}
+        self.shifts = {}
+        removed = {name: flags.nonzero().flatten().tolist() for name, flags in constant.items()}
+        self._removed = self._found.keeping(removed)
+        run_on_unknown(self._found.graphs[0], tensors, self._removed, self._look_at)
+
+    def _look_at(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
+        for source in node.all_input_nodes:
+            axes, value = self._removed(0, source.name), values[source]
+            if source not in self._computed or len(axes) != 1 or isinstance(value, (list, tuple)):
+                continue
+            summed, weight = self._summed(node, source), None
+            for axis, flags in enumerate(axes[0]):
+                if flags is None:
+                    continue
+                if axis == summed:
+                    weight = _weight(node, values)
+                self._check(node, source, value, axis, weight if axis == summed else None)
+                if axis == summed and node in self._biases:
+                    self._shift(self._biases[node], weight, value, axis, torch.from_numpy(~flags))
+
+    def _summed(self, node: fx.Node, source: fx.Node) -> int | None:
+        """The axis that a layer of constant weights sums over."""
+        record = operator_of(node)
+        if record.factors is None or not record.mixes or source is not node.args[record.factors[0]]:
+            return None
+        weight = node.args[record.factors[1]]
+        if not isinstance(weight, fx.Node) or weight in self._computed or grouped(node):
+            return None
+        spatial = int(weight.meta["val"].dim()) - 2
+        fits = spatial > 0 if record.groups is not None else spatial == 0
+        return int(source.meta["val"].dim()) - spatial - 1 if fits else None
+
+    def _check(self, node: fx.Node, source: fx.Node, value: Any, axis: int, weight: Tensor | None) -> None:
+        """Of the units along an axis of what a node reads, those that it cannot do without are not fine.
+
+        Args:
+            node: what reads.
+            source: what it reads.
+            value: what is known of that.
+            axis: along which the units lie.
+            weight: (outputs, entries along the axis, ...) weights with which it sums over the axis, if so.
+        """
+        zero, same = _entries(value, axis, int(source.meta["val"].shape[axis]))
+        fits = zero.copy()
+        if weight is not None:
+            fits |= ~(weight.transpose(0, 1).flatten(1) != 0).any(1).cpu().numpy()  # it does not read them
+            fits |= same & (node in self._biases)
+        for layer, gone in zip(self._found.layers, self._removed.gone, strict=True):
+            labels = layer.nodes[0][source.name][0][axis] if source.name in layer.nodes[0] else None
+            if labels is None:
+                continue
+            read = gone[labels] & ~fits
+            if weight is None:
+                read &= ~np.isin(_units_of(layer, labels), units_at(layer, node.name))
+            for number in np.unique(layer.group[labels[read]]).tolist():
+                name = self._found.plan.groups[number].name
+                units = torch.from_numpy(layer.unit[labels])
+                bad = torch.from_numpy(read & (layer.group[labels] == number))
+                bad &= torch.from_numpy(same) | ~self._nothing_makes[name][units.where(bad, 0)]
+                self.fine[name][units[bad]] = False
+
+    def _shift(self, bias: str, weight: Tensor | None, value: Any, axis: int, removed: Tensor) -> None:
+        """Add up what a layer makes of its constant inputs."""
+        assert weight is not None
+        weight = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+        index = removed.nonzero().flatten().to(weight.device)
+        constants = value.movedim(axis, 0)[index].flatten(1)[:, 0].nan_to_num(nan=0.0)
+        self.shifts[bias] = weight[:, index] @ constants
+
+
+def _weight(node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
+    """(outputs, inputs, ...) the weights of a layer."""
+    factors = operator_of(node).factors
+    assert factors is not None
+    weight: Tensor = values[node.args[factors[1]]]  # type: ignore[index]
+    forward = op_name(node) in FOLDING and op_name(node) != "addmm"
+    backward = op_name(node) == "convolution" and bool(argument(node, 6, "transposed"))
+    return weight if forward and not backward else weight.transpose(0, 1)
+
+
+def grouped(node: fx.Node) -> bool:
+    """Whether a node is a convolution in several groups."""
+    place = operator_of(node).groups
+    return place is not None and argument(node, place, "groups", 1) != 1
+
+
+def _units_of(layer: Layer, labels: Ints) -> Ints:
+    """One number for the group and the unit that each label stands for."""
+    units: Ints = layer.group[labels] << 32 | layer.unit[labels]
+    return units
+
+
+def units_at(layer: Layer, node: str) -> Ints:
+    """The units that lie along some axis of a node's values, as numbers."""
+    every = [labels for axes in layer.nodes[0].get(node, ()) for labels in axes if labels is not None]
+    return _units_of(layer, np.concatenate([*every, np.zeros(0, dtype=np.int64)]))
+
+
+def _entries(value: Any, axis: int, size: int) -> tuple[Flags, Flags]:
+    """For each entry along an axis: whether all its numbers are zero, and whether they are one number."""
+    if not isinstance(value, Tensor):
+        return np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    rows = value.movedim(axis, 0).flatten(1).double()
+    first = rows[:, :1]
+    same = rows.isfinite().all(1) & ((rows - first).abs() <= _SAME * first.abs()).all(1)
+    return (rows == 0).all(1).cpu().numpy(), same.cpu().numpy()

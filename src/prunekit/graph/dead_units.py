@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +11,9 @@ from torch import Tensor, fx, nn
 
 from prunekit.graph.capture import Inputs, canonical
 from prunekit.graph.captured import leading_to
-from prunekit.graph.constant_run import depending_on_input, run_on_unknown
+from prunekit.graph.constant_run import FOLDING, ConstantReaders, depending_on_input, grouped, units_at
 from prunekit.graph.deviation import VerificationError, rounding
 from prunekit.graph.groups import Group, Member
-from prunekit.graph.labels import Flags, Ints
 from prunekit.graph.members import of_units
 from prunekit.graph.ops import op_name, operator_of
 from prunekit.graph.ops.registry import argument
@@ -23,13 +21,11 @@ from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both
 from prunekit.graph.shrinking import ShrinkResult, shrink
 from prunekit.graph.surgery import alike, copy_of, masked_copy, own_module, unit_masks
-from prunekit.graph.traced import CouplingGraph, Layer
+from prunekit.graph.traced import CouplingGraph
 from prunekit.masks import Masks
 from prunekit.targets import unwrap
 
 _FOLDINGS = 16  # units in the last place for each layer, which a rounded bias may grow to on its way
-_SAME = 1e-12  # constants that differ by less, relatively, do so by rounding
-_FOLDING = ("linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution")
 
 
 @dataclass(frozen=True)
@@ -202,7 +198,7 @@ class _Search:
             & (silent[group.name] if group.normalised or group.name in shared else True)
             for group in self._groups
         }
-        readers = _ConstantReaders(self._found, silent, self._bias_of())
+        readers = ConstantReaders(self._found, silent, self._bias_of())
         shifts: dict[str, Tensor] = {}
         while candidates:
             constant, spared = self._narrowed(readers, candidates)
@@ -220,7 +216,7 @@ class _Search:
         return found
 
     def _narrowed(
-        self, readers: _ConstantReaders, candidates: Mapping[str, Tensor]
+        self, readers: ConstantReaders, candidates: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Those of the candidates that are constant without the others, and those that live nevertheless.
 
@@ -308,7 +304,7 @@ class _Search:
             given = [source for source in node.all_input_nodes if source not in computed]
             names = {graph.tensors.get(each.name) for source in given for each in leading_to(source)}
             if node in computed and names & self._parameters:
-                at = np.concatenate([_units_at(layer, node.name) >> 32 for layer in self._found.layers])
+                at = np.concatenate([units_at(layer, node.name) >> 32 for layer in self._found.layers])
                 for number in set(at.tolist()) - {-1}:
                     own = {member.tensor for member in groups[number].members}
                     if not (names & self._parameters) <= own:
@@ -321,7 +317,7 @@ class _Search:
         found: dict[fx.Node, str] = {}
         for node in graph.graph.nodes:
             record = operator_of(node)
-            if op_name(node) not in _FOLDING or node.kwargs or record.addend is None or _grouped(node):
+            if op_name(node) not in FOLDING or node.kwargs or record.addend is None or grouped(node):
                 continue
             bias = argument(node, record.addend, "bias")
             name = graph.tensors.get(bias.name) if isinstance(bias, fx.Node) else None
@@ -331,105 +327,6 @@ class _Search:
             if name in self._parameters - self._masked and len(bias.users) == 1:
                 found[node] = name
         return found
-
-
-class _ConstantReaders:
-    """What reads units, and whether it can do without their constants.
-
-    Attributes:
-        fine: for each group (units,) flags: all readers can.
-        shifts: by the name of a bias, what goes into it.
-    """
-
-    def __init__(
-        self, found: CouplingGraph, nothing_makes: Mapping[str, Tensor], biases: Mapping[fx.Node, str]
-    ) -> None:
-        self._found, self._nothing_makes, self._biases = found, nothing_makes, biases
-        self._computed = depending_on_input(found.graphs[0])
-        self.fine: dict[str, Tensor] = {}
-        self.shifts: dict[str, Tensor] = {}
-
-    def look(self, constant: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-        """Compute the constants of these units, and see what reads them."""
-        self.fine = {name: torch.ones_like(flags) for name, flags in constant.items()}
-        self.shifts = {}
-        removed = {name: flags.nonzero().flatten().tolist() for name, flags in constant.items()}
-        self._removed = self._found.keeping(removed)
-        run_on_unknown(self._found.graphs[0], tensors, self._removed, self._look_at)
-
-    def _look_at(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
-        for source in node.all_input_nodes:
-            axes, value = self._removed(0, source.name), values[source]
-            if source not in self._computed or len(axes) != 1 or isinstance(value, (list, tuple)):
-                continue
-            summed, weight = self._summed(node, source), None
-            for axis, flags in enumerate(axes[0]):
-                if flags is None:
-                    continue
-                if axis == summed:
-                    weight = _weight(node, values)
-                self._check(node, source, value, axis, weight if axis == summed else None)
-                if axis == summed and node in self._biases:
-                    self._shift(self._biases[node], weight, value, axis, torch.from_numpy(~flags))
-
-    def _summed(self, node: fx.Node, source: fx.Node) -> int | None:
-        """The axis that a layer of constant weights sums over."""
-        record = operator_of(node)
-        if record.factors is None or not record.mixes or source is not node.args[record.factors[0]]:
-            return None
-        weight = node.args[record.factors[1]]
-        if not isinstance(weight, fx.Node) or weight in self._computed or _grouped(node):
-            return None
-        spatial = int(weight.meta["val"].dim()) - 2
-        fits = spatial > 0 if record.groups is not None else spatial == 0
-        return int(source.meta["val"].dim()) - spatial - 1 if fits else None
-
-    def _check(self, node: fx.Node, source: fx.Node, value: Any, axis: int, weight: Tensor | None) -> None:
-        """Of the units along an axis of what a node reads, those that it cannot do without are not fine.
-
-        Args:
-            node: what reads.
-            source: what it reads.
-            value: what is known of that.
-            axis: along which the units lie.
-            weight: (outputs, entries along the axis, ...) weights with which it sums over the axis, if so.
-        """
-        zero, same = _entries(value, axis, int(source.meta["val"].shape[axis]))
-        fits = zero.copy()
-        if weight is not None:
-            fits |= ~(weight.transpose(0, 1).flatten(1) != 0).any(1).cpu().numpy()  # it does not read them
-            fits |= same & (node in self._biases)
-        for layer, gone in zip(self._found.layers, self._removed.gone, strict=True):
-            labels = layer.nodes[0][source.name][0][axis] if source.name in layer.nodes[0] else None
-            if labels is None:
-                continue
-            read = gone[labels] & ~fits
-            if weight is None:
-                read &= ~np.isin(_units_of(layer, labels), _units_at(layer, node.name))
-            for number in np.unique(layer.group[labels[read]]).tolist():
-                name = self._found.plan.groups[number].name
-                units = torch.from_numpy(layer.unit[labels])
-                bad = torch.from_numpy(read & (layer.group[labels] == number))
-                bad &= torch.from_numpy(same) | ~self._nothing_makes[name][units.where(bad, 0)]
-                self.fine[name][units[bad]] = False
-
-    def _shift(self, bias: str, weight: Tensor | None, value: Any, axis: int, removed: Tensor) -> None:
-        """Add up what a layer makes of its constant inputs."""
-        assert weight is not None
-        weight = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-        index = removed.nonzero().flatten().to(weight.device)
-        constants = value.movedim(axis, 0)[index].flatten(1)[:, 0].nan_to_num(nan=0.0)
-        self.shifts[bias] = weight[:, index] @ constants
-
-
-def _weight(node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
-    """(outputs, inputs, ...) the weights of a layer."""
-    factors = operator_of(node).factors
-    assert factors is not None
-    weight: Tensor = values[node.args[factors[1]]]  # type: ignore[index]
-    forward = op_name(node) in _FOLDING and op_name(node) != "addmm"
-    backward = op_name(node) == "convolution" and bool(argument(node, 6, "transposed"))
-    return weight if forward and not backward else weight.transpose(0, 1)
 
 
 def _count(flags: Mapping[str, Tensor]) -> int:
@@ -444,30 +341,3 @@ def _leave_one(group: Group, dead: Tensor, kept: Tensor) -> bool:
         if left and bool(dead[left].all()):
             dead[left[0]], changed = False, True
     return changed
-
-
-def _grouped(node: fx.Node) -> bool:
-    place = operator_of(node).groups
-    return place is not None and argument(node, place, "groups", 1) != 1
-
-
-def _units_of(layer: Layer, labels: Ints) -> Ints:
-    """One number for the group and the unit that each label stands for."""
-    units: Ints = layer.group[labels] << 32 | layer.unit[labels]
-    return units
-
-
-def _units_at(layer: Layer, node: str) -> Ints:
-    """The units that lie along some axis of a node's values, as numbers."""
-    every = [labels for axes in layer.nodes[0].get(node, ()) for labels in axes if labels is not None]
-    return _units_of(layer, np.concatenate([*every, np.zeros(0, dtype=np.int64)]))
-
-
-def _entries(value: Any, axis: int, size: int) -> tuple[Flags, Flags]:
-    """For each entry along an axis: whether all its numbers are zero, and whether they are one number."""
-    if not isinstance(value, Tensor):
-        return np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
-    rows = value.movedim(axis, 0).flatten(1).double()
-    first = rows[:, :1]
-    same = rows.isfinite().all(1) & ((rows - first).abs() <= _SAME * first.abs()).all(1)
-    return (rows == 0).all(1).cpu().numpy(), same.cpu().numpy()
