@@ -5,7 +5,7 @@ layer share, or that of a whole small network with its weights as the only row.
 """
 
 from prunekit.obs.admm import admm_support
-from prunekit.obs.inverse_hessian import damped, live_inputs, recursive_inverse
+from prunekit.obs.inverse_hessian import damped, damped_groups, live_inputs, recursive_inverse
 from prunekit.obs.refit import inverse_of, refit, shared_saliency, shared_update
 from prunekit.obs.row_elimination import RowElimination, eliminate, output_variance, removal_scores
 from prunekit.obs.sparsegpt import choose_count, choose_mask, choose_pattern, left_to_right
@@ -17,6 +17,7 @@ __all__ = [
     "choose_mask",
     "choose_pattern",
     "damped",
+    "damped_groups",
     "eliminate",
     "inverse_of",
     "left_to_right",

@@ -47,6 +47,18 @@ def damped(hessian: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     return matrix, live
 
 
+def damped_groups(name: str, hessians: Tensor, damp: float) -> list[Tensor]:
+    """The Hessians (groups, columns, columns) of a weight, made fit for a factorisation, one by one.
+
+    Raises:
+        DataError: naming the layer, if one of them is singular after damping.
+    """
+    try:
+        return [damped(hessian, damp)[0] for hessian in hessians]
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+
+
 def live_inputs(matrix: Tensor) -> Tensor:
     """(n,) booleans: which inputs a matrix from `damped` has left in."""
     return _checked(matrix).diagonal() > 0

@@ -18,8 +18,7 @@ from prunekit.masks import Masks
 from prunekit.parts.stopping import Held, Stop, Stopped
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
-from prunekit.statistics.average import average
-from prunekit.statistics.processes import count_processes
+from prunekit.statistics.collect import average, count_processes
 from prunekit.training import copy_state
 from prunekit.trial import Use, check_examples, check_finite
 

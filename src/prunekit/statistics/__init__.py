@@ -1,8 +1,15 @@
 """What scores and repairs need from data, collected for all that ask in one pass."""
 
 from prunekit.statistics.activity import ActivationStats, Activity, activity
-from prunekit.statistics.average import average
-from prunekit.statistics.collect import Collector, Found, StatContext, Statistic, collect
+from prunekit.statistics.collect import (
+    Collector,
+    Found,
+    StatContext,
+    Statistic,
+    average,
+    collect,
+    sum_over_processes,
+)
 from prunekit.statistics.connections import ConnectionCorrelation
 from prunekit.statistics.cross import CrossMoments
 from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal
@@ -18,7 +25,6 @@ from prunekit.statistics.inputs import (
 )
 from prunekit.statistics.maxout import MaxoutMaxima
 from prunekit.statistics.moments import Moments
-from prunekit.statistics.processes import sum_over_processes
 from prunekit.statistics.unit_statistic import UnitStatistic
 from prunekit.statistics.units import (
     FirstOrderTaylor,

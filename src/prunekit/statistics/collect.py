@@ -1,9 +1,9 @@
-"""One pass over the data for every statistic that is asked for."""
+"""One pass over the data for every statistic that is asked for, and sums over processes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,6 @@ from prunekit.errors import DataError
 from prunekit.graph import Chain, Coupled
 from prunekit.losses import Loss
 from prunekit.modes import keeping_modes
-from prunekit.statistics.processes import count_processes
 from prunekit.targets import unwrap
 
 
@@ -150,3 +149,46 @@ def _check_seen(model: nn.Module, seen: int, *, additive: bool) -> None:
     if without and (without == processes or not additive):
         where = "" if processes == 1 else f" on {without} of {processes} processes"
         raise DataError(f"the calibration data is empty{where}: there is no batch to collect statistics from")
+
+
+@torch.no_grad()
+def average(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    figure: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device,
+) -> float:
+    """The mean of a figure over all examples of all processes; NaN if there are none.
+
+    Args:
+        model: run in evaluation mode; its training flags are put back.
+        batches: (inputs, targets), on the network's device.
+        figure: (outputs, targets) -> a scalar, the mean over the batch.
+        device: where processes exchange their sums.
+    """
+    sums = torch.zeros(2, dtype=torch.float64)  # of the figure, and of the examples
+    with keeping_modes(model):
+        model.eval()
+        for inputs, targets in batches:
+            value = float(figure(model(inputs), targets))
+            sums += torch.tensor([value * len(inputs), len(inputs)], dtype=torch.float64)
+    sums = sums.to(device)
+    sum_over_processes([sums])
+    return float(sums[0] / sums[1])
+
+
+def sum_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Add up tensors in place over all processes of torch.distributed, if there are several."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+
+
+def count_processes(holds: bool, device: torch.device) -> tuple[int, int]:
+    """(for how many processes something holds, how many there are); all of them must ask.
+
+    A process that stopped alone would leave the others waiting for its sums.
+    """
+    counted = torch.tensor([float(holds), 1.0], device=device)
+    sum_over_processes([counted])
+    return int(counted[0]), int(counted[1])

@@ -16,10 +16,9 @@ from prunekit.errors import DataError
 from prunekit.graph.chain_stages import Function
 from prunekit.graph.chain_view import activations
 from prunekit.graph.rows import from_rows, groups_of, row_layers, rows_of, windows
-from prunekit.statistics.collect import Collector, StatContext, Statistic
+from prunekit.statistics.collect import Collector, StatContext, Statistic, sum_over_processes
 from prunekit.statistics.cross import CrossMoments
 from prunekit.statistics.inputs import layer_label
-from prunekit.statistics.processes import sum_over_processes
 
 SUMS_BYTES = 512 * 2**20
 """Memory for the sums of one pass: a convolution has as many as it has connections, not weights."""

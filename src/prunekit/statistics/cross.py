@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunekit.statistics.collect import sum_over_processes
 from prunekit.statistics.moments import Moments
-from prunekit.statistics.processes import sum_over_processes
 
 _ROUNDING = 8
 """A deviation of so many roundings of the mean is none."""

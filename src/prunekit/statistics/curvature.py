@@ -15,10 +15,9 @@ from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
 from prunekit.graph.rows import from_rows, groups_of, patches, row_layers, rows_of
 from prunekit.losses import Loss
-from prunekit.statistics.collect import Collector, StatContext, Statistic
+from prunekit.statistics.collect import Collector, StatContext, Statistic, sum_over_processes
 from prunekit.statistics.inputs import layer_label
 from prunekit.statistics.moments import add_product, mirrored
-from prunekit.statistics.processes import sum_over_processes
 
 LIMIT = 5000
 """The most weights that a whole Hessian is built for: 200 MB."""

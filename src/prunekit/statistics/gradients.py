@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch
-from prunekit.statistics.collect import Collector, StatContext, Statistic
-from prunekit.statistics.processes import sum_over_processes
+from prunekit.statistics.collect import Collector, StatContext, Statistic, sum_over_processes
 
 
 @dataclass(frozen=True)

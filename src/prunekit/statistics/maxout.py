@@ -14,8 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.maxout import Maxout
-from prunekit.statistics.collect import Collector, StatContext, Statistic
-from prunekit.statistics.processes import sum_over_processes
+from prunekit.statistics.collect import Collector, StatContext, Statistic, sum_over_processes
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.statistics.processes import sum_over_processes
+from prunekit.statistics.collect import sum_over_processes
 
 _NARROW = 256
 """Columns up to which a product of a matrix with itself is taken whole, not its upper half alone."""

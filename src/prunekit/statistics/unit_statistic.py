@@ -11,8 +11,7 @@ from torch import Tensor
 from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
-from prunekit.statistics.collect import Collector, StatContext, Statistic
-from prunekit.statistics.processes import sum_over_processes
+from prunekit.statistics.collect import Collector, StatContext, Statistic, sum_over_processes
 from prunekit.units.runner import Structure
 
 Values = dict[str, Tensor]

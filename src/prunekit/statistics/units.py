@@ -16,8 +16,7 @@ from prunekit.graph.activation_taps import Key
 from prunekit.losses import Loss
 from prunekit.measure import count
 from prunekit.statistics.activity import ActivationCollector
-from prunekit.statistics.collect import Collector, StatContext
-from prunekit.statistics.processes import sum_over_processes
+from prunekit.statistics.collect import Collector, StatContext, sum_over_processes
 from prunekit.statistics.unit_statistic import UnitStatistic, Values
 from prunekit.units.loss_delta import error_of
 from prunekit.units.runner import Structure

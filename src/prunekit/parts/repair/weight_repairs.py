@@ -12,13 +12,12 @@ from torch import Tensor
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.limits import LARGE
-from prunekit.obs import damped, inverse_of, refit, shared_update
+from prunekit.obs import damped, damped_groups, inverse_of, refit, shared_update
 from prunekit.obs.sparsegpt import choose_mask, left_to_right
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
 from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean
 from prunekit.statistics.curvature import check_size
-from prunekit.statistics.hessians import damped_groups
 
 
 class Repair(Part):
