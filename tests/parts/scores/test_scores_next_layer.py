@@ -10,7 +10,7 @@ from torch import nn
 
 from group_nets import NETWORKS, coupled_of, given_to, groups, small
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import chain_of
+from prunekit.graph import Coupled, chain_of, traced
 from prunekit.masks import Masks
 from prunekit.methods import thinet
 from prunekit.parts.context import StepContext
@@ -264,6 +264,26 @@ def test_n2ps_on_any_network(name):
                     for g, rows in enumerate(weight[i].chunk(layer.groups) if grouped else [weight[i]]):
                         expected[unit] += x[i + g * len(weight)] * rows.sum()
         assert torch.allclose(found[group.name], expected / expected.mean(), rtol=1e-9)
+
+
+class Skip(nn.Module):
+    """Two layers read the inputs, one of them beside the other's units."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.skip, self.last = nn.Linear(6, 8), nn.Linear(6, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x))) + self.skip(x)
+
+
+def test_n2ps_of_input_features_that_two_layers_read():
+    model, inputs = Skip().double(), torch.randn(20, 6, dtype=torch.float64)
+    found = traced(model, inputs[:2], inputs=True)
+    scores = scores_of_groups(N2PS(), Coupled(model, found, ("input", "first"), inputs[:2]), inputs)
+    outgoing = torch.cat([model.first.weight, model.skip.weight]).abs().sum(0)
+    np.testing.assert_allclose(scores["input"], relative((inputs.abs().mean(0) * outgoing).detach().numpy()))
 
 
 @pytest.mark.parametrize("score", [N2PS(), ThiNet()])
