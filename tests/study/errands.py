@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from prunekit.units.parallel_map import parallel_map
+from prunekit.units.oracle import parallel_map
 
 
 class UnpicklableError(Exception):

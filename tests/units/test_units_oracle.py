@@ -10,6 +10,7 @@ from prunekit.graph import chain_of
 from prunekit.losses import squared_error
 from prunekit.units import absolute_error, eliminate, gain_derivatives, oracle_changes
 from unit_nets import ERRORS, NETS, made, mlp, naive_changes
+from unit_recipes import conv_net, data, net
 
 
 def same(found, expected, error_now):
@@ -151,3 +152,25 @@ def test_absolute_error_by_hand():
     assert absolute_error(outputs, torch.tensor([0, 1])) == (0 + 3 + 0 + 2) / 2
     with pytest.raises(ValueError, match="differ in shape"):
         absolute_error(outputs, torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("processes", [2, 3, 50])
+@pytest.mark.parametrize(("model", "shape"), [(net(6, 7, 5, 4), (6,)), (conv_net(), (1, 8, 8))])
+def test_several_processes_give_the_same_as_one(model, shape, processes):
+    torch.set_num_threads(1)
+    inputs, targets = data(*shape, count=25)
+    chain = chain_of(model)
+    kept = {chain.groups[0].name: torch.arange(chain.groups[0].units) != 1}
+    one, several = (
+        oracle_changes(chain, inputs, targets, "cross_entropy", kept=kept, processes=number)
+        for number in (1, processes)
+    )
+    assert list(one) == list(several)
+    for name in one:
+        torch.testing.assert_close(several[name], one[name], rtol=1e-10, atol=1e-14, equal_nan=True)
+
+
+def test_no_process():
+    model, (inputs, targets) = net(6, 7, 4), data(6)
+    with pytest.raises(InputError, match="processes = 0: at least one is needed"):
+        oracle_changes(chain_of(model), inputs, targets, "cross_entropy", processes=0)

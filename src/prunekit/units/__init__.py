@@ -6,12 +6,10 @@ over the examples. Nothing here changes a network: it is looked at in evaluation
 
 from prunekit.units.elimination import Elimination, eliminate
 from prunekit.units.filters import distances, feature_taylor, norm_scales, unit_macs
-from prunekit.units.gain_sweep import gain_sweep
-from prunekit.units.gains import GainDerivatives, gain_derivatives
+from prunekit.units.gains import GainDerivatives, gain_derivatives, gain_sweep, relevance
 from prunekit.units.loss_delta import ERRORS, absolute_error
 from prunekit.units.oracle import oracle_changes
 from prunekit.units.recursion import RecursionDeviation, deviations, diagonal_recursion
-from prunekit.units.skeletonization import relevance
 from prunekit.units.thinet import best_scales, contribution_products, greedy_order
 from prunekit.units.weights import incoming_norms, outgoing_norms
 

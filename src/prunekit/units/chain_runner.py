@@ -14,8 +14,7 @@ from prunekit.errors import InputError
 from prunekit.graph.chain import Chain, UnitGroup
 from prunekit.graph.chain_stages import Stage
 from prunekit.modes import evaluating
-from prunekit.units.adjoints import adjoints, by_gain
-from prunekit.units.curvature import second_derivatives
+from prunekit.units.curvature import adjoints, by_gain, second_derivatives
 from prunekit.units.layers import contributions, leaves_rows, pointwise, unit_dim, weight_of, with_gains
 from prunekit.units.loss_delta import LossDelta
 from prunekit.units.runner import Run, Runner

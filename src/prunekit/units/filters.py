@@ -13,8 +13,8 @@ from prunekit.graph.chain import Chain
 from prunekit.graph.rows import LAYERS
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
-from prunekit.units.adjoints import adjoints
 from prunekit.units.chain_runner import ActivationCache, ChainRunner
+from prunekit.units.curvature import adjoints
 from prunekit.units.layers import by_unit, unit_dim
 from prunekit.units.loss_delta import error_of
 from prunekit.units.means import check_examples, checked_kept, empty

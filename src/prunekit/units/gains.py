@@ -1,18 +1,22 @@
-"""Derivatives of the error by the gains of units, and what they predict for switching a unit off."""
+"""What gains of units do to the error: derivatives, relevance, and the error over a grid of gains."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
 from prunekit.losses import Loss
-from prunekit.units.loss_delta import LossDelta
+from prunekit.units.loss_delta import LossDelta, absolute_error
 from prunekit.units.means import means
 from prunekit.units.runner import BUDGET_BYTES, Run, Structure
+
+DECAY = 0.8
+"""What remains of the running relevance at each batch."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,118 @@ def gain_derivatives(
     for name in (kept or {}).keys() & sums.keys():
         sums[name][:, ~(kept or {})[name]] = torch.nan
     return {name: GainDerivatives(each[0], each[1] if second else None) for name, each in sums.items()}
+
+
+def relevance(
+    structure: Structure,
+    batches: Iterable[tuple[Inputs, Tensor]],
+    *,
+    error: Loss | str = absolute_error,
+    decay: float = DECAY,
+    start: Mapping[str, Tensor] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+) -> dict[str, Tensor]:
+    """The running relevance ρ^ of every unit; the least relevant go first.
+
+    Mozer and Smolensky, "Skeletonization: a technique for trimming the fat from a network via relevance
+    assessment", NIPS 1 (1989). ρ = -dE/dgain at gain 1 estimates what the error rises by without the unit. It
+    is taken with the linear error sum |t - o|, since the squared error's derivative vanishes as the outputs
+    approach the targets, and smoothed over the batches: ρ^ <- 0.8 ρ^ + 0.2 ρ.
+
+    Args:
+        structure: a chain, or coupled groups of any network, seen in evaluation mode.
+        batches: (inputs, targets), on the network's device; class numbers become one-hot.
+        error: the mean over the examples of a batch.
+        decay: what remains of ρ^ at each batch, in [0, 1).
+        start: ρ^ before the first batch, to go on from an earlier call; by default ρ of the first batch.
+        kept: by group (units,) booleans, False for units that are off already.
+        budget_bytes: memory for activations.
+
+    Returns:
+        By group (units,) float64; NaN for units that are off.
+
+    Raises:
+        InputError: for no batches, a decay outside [0, 1), or data that do not fit the network.
+    """
+    if not 0 <= decay < 1:
+        raise InputError(f"decay must be in [0, 1), got {decay}")
+    running = None if start is None else dict(start)
+    for inputs, targets in batches:
+        found = gain_derivatives(
+            structure, inputs, targets, error, second=False, kept=kept, budget_bytes=budget_bytes
+        )
+        new = {name: -each.first for name, each in found.items()}
+        if running is None:
+            running = new
+            continue
+        missing = [name for name in new if name not in running]
+        if missing:
+            raise InputError(f"start has no relevance for the group {missing[0]!r}")
+        running = {name: decay * running[name] + (1 - decay) * new[name] for name in new}
+    if running is None:
+        raise InputError("there are no batches to take the relevance on")
+    return running
+
+
+def gain_sweep(
+    structure: Structure,
+    inputs: Inputs,
+    targets: Tensor,
+    error: Loss | str,
+    units: Sequence[tuple[str, int]],
+    *,
+    gains: Tensor | None = None,
+    kept: Mapping[str, Tensor] | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+) -> Tensor:
+    """The mean error of the outputs with one unit at a time at each of several gains, all others as they are.
+
+    The error surfaces of Wolfe, Sharma and Raj (arXiv 1701.04465): gain 1 is the unit on, 0 off.
+
+    Args:
+        structure: a chain, or coupled groups of any network, seen in evaluation mode.
+        inputs: (N, ...), on the network's device; of coupled groups a tuple or dict of arguments, too.
+        targets: (N, ...) as the error takes them.
+        error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
+        units: (group, unit) pairs.
+        gains: (G,) the grid; by default 0 to 10 in steps of 0.1.
+        kept: by group (units,) booleans, False for units that are off already.
+        budget_bytes: memory for activations.
+
+    Returns:
+        (len(units), G) float64.
+
+    Raises:
+        InputError: for a unit that does not exist or is off, and for data that do not fit the network.
+    """
+    grid = torch.linspace(0, 10, 101, dtype=torch.float64) if gains is None else gains.double()
+    if grid.dim() != 1:
+        raise InputError(f"gains must be (G,), got the shape {tuple(grid.shape)}")
+    grid = grid.to(targets.device)
+    for name, unit in units:
+        count = structure.group(name).units
+        if not 0 <= unit < count:
+            raise InputError(f"the group {name!r} has the units 0 to {count - 1}, there is no {unit}")
+        if name in (kept or {}) and not (kept or {})[name][unit]:
+            raise InputError(f"unit {unit} of {name!r} is off already")
+
+    def measure(run: Run, judge: LossDelta) -> dict[str, Tensor]:
+        errors = grid.new_empty(len(units), len(grid))
+        for group in dict.fromkeys(name for name, _ in units):
+            rows = [row for row, (name, _) in enumerate(units) if name == group]
+            which = torch.tensor([units[row][1] for row in rows], device=grid.device)
+            changes = run.weighted(
+                group,
+                which.repeat_interleave(len(grid)),
+                (1 - grid).repeat(len(rows)),
+                judge,
+                budget_bytes,
+            )
+            errors[rows] = changes.view(len(rows), len(grid)) + judge.total
+        return {"errors": errors}
+
+    groups = [name for name, _ in units]
+    return means(
+        structure, inputs, targets, error, measure, groups=groups, kept=kept, budget_bytes=budget_bytes
+    )["errors"]

@@ -26,7 +26,7 @@ from prunekit.units.loss_delta import LossDelta
 from prunekit.units.program import Program, Suffix, bytes_of, called, without_writes, writes_shared
 from prunekit.units.runner import Run, Runner
 
-_BLOCK_BYTES = 2**24  # variants of a block on a processor: more do not stay in its caches
+_BLOCK_BYTES = 2**23  # variants of a block on a processor: more do not stay in its caches
 
 
 class GraphRunner(Runner):

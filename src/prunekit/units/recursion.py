@@ -12,9 +12,8 @@ from prunekit.errors import InputError
 from prunekit.graph.chain import Chain
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
-from prunekit.units.adjoints import adjoints, by_gain
 from prunekit.units.chain_runner import ActivationCache, ChainRunner
-from prunekit.units.curvature import error_diagonal
+from prunekit.units.curvature import adjoints, by_gain, error_diagonal
 from prunekit.units.gains import GainDerivatives, gain_derivatives
 from prunekit.units.layers import weight_of, with_gains
 from prunekit.units.loss_delta import ERRORS, AnyErrorDelta, error_of, loss_delta
