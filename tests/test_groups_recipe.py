@@ -13,7 +13,7 @@ from examples import number_of_examples
 from group_nets import Attention, Halves, groups, images, small_resnet
 from prunekit.errors import InputError, ModelError
 from prunekit.parts.context import StepContext
-from prunekit.parts.granularity import CoupledGroup
+from prunekit.parts.granularity import Unit
 from prunekit.parts.scores import Magnitude
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
@@ -37,6 +37,17 @@ COMBINED = {
     "max": lambda parts: torch.stack(parts).amax(0),
     "first": lambda parts: parts[0],
 }
+
+
+class Two(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(5, 4), nn.Linear(7, 3)
+
+    def forward(self, x, y):
+        return self.out(torch.cat([torch.relu(self.into(x)), y], 1))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +149,7 @@ class TestHowMembersCombine:
         expected = COMBINED[combine]([POOLS[pool](each) for each in rows])
         scores = Magnitude()(StepContext({name: model.get_parameter(name).detach() for name in makers}))
         chosen = replace(elements, found=replace(elements.found, combine=combine))
-        found = CoupledGroup(pool=pool).gather(scores, chosen)
+        found = Unit(pool=pool).gather(scores, chosen)
         assert list(found) == ["stage3.0.conv2"]
         assert torch.allclose(found["stage3.0.conv2"], expected, rtol=1e-12)
 
@@ -318,25 +329,27 @@ class TestChoice:
             prune(model, groups(**values), images())
         assert same(before, copied(model))
 
-    def test_without_an_example(self):
-        with pytest.raises(InputError, match="give data, or example_inputs"):
-            prune(small_resnet(), groups())
-        with pytest.raises(InputError, match="give data, or example_inputs"):
-            groups().plan(small_resnet())
+    def test_without_an_example_one_is_made_up(self):
+        model = small_resnet()
+        assert groups().plan(model).targets == groups().plan(model, images(2)[0]).targets
+        two = Two()
+        with pytest.raises(ModelError, match="give example_inputs"):
+            prune(two, groups())
+        assert prune(two, groups(), example_inputs=(torch.randn(2, 5), torch.ones(2, 3))).masks
 
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"shape": {"name": "group", "combine": "median"}}, "combine"),
-            ({"shape": {"name": "group", "kinds": ["blocks"]}}, "kinds"),
-            ({"shape": {"name": "group", "kinds": []}}, "kinds"),
-            ({"shape": {"name": "group", "round_to": 0}}, "round_to"),
+            ({"shape": {"name": "unit", "combine": "median"}}, "combine"),
+            ({"shape": {"name": "unit", "kinds": ["blocks"]}}, "kinds"),
+            ({"shape": {"name": "unit", "kinds": []}}, "kinds"),
+            ({"shape": {"name": "unit", "round_to": 0}}, "round_to"),
         ],
     )
     def test_recipes_that_do_not_fit(self, values, message):
         schedule = {"name": "one_shot", "sparsity": 0.5}
         with pytest.raises(InputError, match=message):
-            Recipe.parse({"schedule": schedule, "shape": "group", **values})
+            Recipe.parse({"schedule": schedule, "shape": "unit", **values})
 
     def test_the_published_recursion_is_for_paths(self):
         model = small_resnet()

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam
 
-from prunekit.errors import ModelError
 from prunekit.graph import chain_of
 from prunekit.losses import squared_error
 from prunekit.models import ModelSettings, create
@@ -23,7 +22,7 @@ ERRORS = {"squared_error": squared_error, "cross_entropy": cross_entropy}
 
 class NearlyEqual(Score):
     name = "nearly_equal"
-    works_on = ("units", "groups")
+    works_on = ("units",)
 
     def __call__(self, context):
         ranks = {"0": torch.arange(4) * 2 + 1, "2": torch.arange(4) * 2}
@@ -297,11 +296,16 @@ class TestShrinking:
         kept = {group.name: group.after for group in result.groups}
         assert kept == {name: int(f.sum()) for name, f in pruned.kept.items() if not f.all()}
 
-    def test_grouped_convolutions_are_left_out(self):
+    def test_grouped_convolutions_lose_the_same_places_of_each_group(self):
         model = nn.Sequential(
             nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(128, 9),
             nn.ReLU(), nn.Linear(9, 4),
         )  # fmt: skip
-        assert list(prune(model, units()).kept) == ["4"]
-        with pytest.raises(ModelError, match=r"the units of '0' cannot be removed: .*group"):
-            prune(model, units(targets=["0", "4"]))
+        x = torch.randn(2, 1, 8, 8)
+        pruned = prune(model, units("random"), example_inputs=x)
+        assert {name: len(flags) for name, flags in pruned.kept.items()} == {"0": 4, "2": 4, "4": 9}
+        left = int(pruned.kept["0"].sum())
+        masked = model(x)
+        pruned.shrink(x)
+        assert (model[2].in_channels, model[2].groups) == (2 * left, 2)
+        torch.testing.assert_close(model(x), masked)

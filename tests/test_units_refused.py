@@ -25,17 +25,22 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "named"),
+    ("model", "score", "named"),
     [
-        (Residual(), "into|block"),
-        (create(ModelSettings.parse("resnet20"), (3, 8, 8), 10, seed=0), "block|layer|conv|stage"),
+        (Residual(), "random", "into .*: the residual stream stays unless it is asked for"),
+        (Residual(), "oracle", "into .*: the residual stream stays unless it is asked for"),
+        (
+            create(ModelSettings.parse("resnet20"), (3, 8, 8), 10, seed=0),
+            "oracle",
+            "'conv1' .* feeds the sum",
+        ),
     ],
 )
-@pytest.mark.parametrize("score", ["random", "oracle"])
-def test_a_residual_sum(model, named, score):
+def test_a_residual_sum(model, score, named):
     before = copied(model)
+    x = data(6)[0] if isinstance(model, Residual) else torch.rand(4, 3, 8, 8)
     with pytest.raises(ModelError, match=named):
-        prune(model, units(score), data(6))
+        prune(model, units(score), (x.to(next(model.parameters()).dtype), torch.arange(len(x)) % 4))
     assert same(before, copied(model))
 
 
@@ -44,9 +49,9 @@ def test_a_residual_sum(model, named, score):
     [
         (
             {"score": "oracle", "shape": "weight"},
-            "the score 'oracle' works on units .*, the shape 'weight' removes .*: use the shape 'unit'",
+            "the score 'oracle' works on whole units, the shape 'weight' removes .*: use the shape 'unit'",
         ),
-        ({"score": "n2ps"}, "the score 'n2ps' works on units .*: use the shape 'unit'"),
+        ({"score": "n2ps"}, "the score 'n2ps' works on whole units, .*: use the shape 'unit'"),
         (
             {"shape": "unit", "allocation": {"name": "threshold", "q": 1.0}, "schedule": "rounds"},
             "the allocation 'threshold' works on single weights .* 'unit' .*: use the shape 'weight'",
@@ -73,7 +78,7 @@ def test_a_score_that_needs_data(score):
     ("settings", "message"),
     [
         ({"sparsity": 0.95}, "removes 12 of 13 units, but the floor of 0.001 per layer allows 11"),
-        ({"targets": ["4"]}, "the recipe chooses no layer with units.*outputs.*are: 0, 2"),
+        ({"targets": ["4"]}, r"chooses no group that can be pruned: 4 \(neurons\): is the network's output"),
         ({"targets": ["nothing"]}, "nothing"),
         (
             {"score": "magnitude", "shape": {"name": "unit", "inputs": True}},
@@ -84,7 +89,7 @@ def test_a_score_that_needs_data(score):
 def test_what_the_model_cannot_do(settings, message):
     model = net(6, 7, 6, 4)
     before = copied(model)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(PrunekitError, match=message):
         prune(model, units(**{"score": "random", **settings}), data(6))
     assert same(before, copied(model))
 
@@ -128,5 +133,7 @@ def test_the_state_of_another_recipe():
 
 def test_only_grouped_convolutions():
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2))
-    with pytest.raises(InputError, match=r"the recipe chooses no layer with units.*not '0': .*group"):
-        prune(model, units())
+    pruned = prune(model, units("random"), example_inputs=torch.randn(2, 4, 6, 6))
+    assert {name: len(flags) for name, flags in pruned.kept.items()} == {"0": 4}
+    with pytest.raises(ModelError, match=r"the score 'oracle' follows units along a chain .*'0'.*group"):
+        prune(model, units("oracle"), (torch.randn(4, 4, 6, 6), torch.randn(4, 8, 2, 2)))

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import InputError
-from prunekit.graph import INPUT, Chain, Coupled, chain_of
+from prunekit.errors import InputError, ModelError
+from prunekit.graph import (
+    INPUT,
+    Combine,
+    Coupled,
+    Group,
+    Scored,
+    alike,
+    makers,
+    of_units,
+    smaller,
+    traced,
+    unit_masks,
+)
 from prunekit.graph.capture import Inputs
-from prunekit.graph.surgery import Surgery, copy_of
+from prunekit.graph.chain import Chain
+from prunekit.graph.chain_view import chain_view
+from prunekit.graph.example_inputs import made_up_inputs
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
-from prunekit.structure import unit_masks
-from prunekit.structure.units import check_kept, cut_of
-from prunekit.targets import Target, find_targets, unwrap
-from prunekit.units import outgoing_norms
+from prunekit.targets import Target, check_plain, find_targets, matches, owner_of, unwrap
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class Elements(ABC):
 
     @property
     def coupled(self) -> Coupled | None:
-        """The coupled groups whose units are counted; None where something else is."""
+        """The groups whose units are counted; None where something else is."""
         return None
 
     @property
@@ -69,7 +81,7 @@ class Elements(ABC):
         Raises:
             InputError: where single elements cannot be taken out.
         """
-        raise InputError("only whole units can be taken out of a network: use the shape 'unit' or 'group'")
+        raise InputError("only whole units can be taken out of a network: use the shape 'unit'")
 
     def shielded(self, name: str, scores: Tensor) -> Tensor:
         """The scores of a target, with infinity for elements that must stay whatever they score."""
@@ -100,20 +112,35 @@ class Weights(Elements):
 
 @dataclass(frozen=True)
 class Units(Elements):
-    """Neurons and filters of a chain of layers."""
+    """Neurons, filters, heads, head widths, streams and input features, each with all that is coupled to it.
 
-    links: Chain
+    Attributes:
+        found: the groups, with the network whose weights say which units are off already.
+    """
+
+    found: Coupled
 
     @property
-    def chain(self) -> Chain:
-        """The chain."""
-        return self.links
+    def coupled(self) -> Coupled:
+        """The groups."""
+        return self.found
+
+    @cached_property
+    def chain(self) -> Chain | None:  # type: ignore[override]
+        """The network as a path of layers, on which some things are faster; None where it is none."""
+        try:
+            chain = chain_view(self.found.model, self.found.traced.graphs[0], inputs=INPUT in self.names)
+        except ModelError:
+            return None
+        units = {group.name: group.units for group in chain.groups}
+        return chain if all(units.get(target.name) == target.size for target in self.targets) else None
 
     @property
     def parameters(self) -> list[str]:
-        """The weights of the layers that make the units."""
-        producers = [self.links.group(name).producer for name in self.names]
-        return [f"{producer}.weight" for producer in producers if producer is not None]
+        """The parameters that are scored; buffers are none."""
+        own = dict(self.found.model.named_parameters())
+        members = (member for group in self.found.groups for member in self.found.members(group))
+        return list(dict.fromkeys(member.tensor for member in members if member.tensor in own))
 
     def all_kept(self, model: nn.Module) -> Masks:
         """One flag per unit."""
@@ -123,54 +150,129 @@ class Units(Elements):
         )
 
     def masks(self, model: nn.Module, kept: Masks) -> Masks:
-        """Rows, biases and, in the layer that reads the unit, columns."""
-        return unit_masks(model, self.links, kept, allow_empty=True)
+        """All slices of parameters that go with the units: what makes them, goes along and reads them."""
+        return unit_masks(model, self.found.traced.plan, kept, allow_empty=True)
 
     def smaller(self, model: nn.Module, kept: Masks) -> nn.Module:
         """The units are taken out of a copy; input features are off, but stay."""
-        model = unwrap(model)
-        copied = copy_of(model)
         flags = {name: each for name, each in kept.items() if name != INPUT}
-        Surgery(copied).cut(cut_of(copied, self.links, check_kept(self.links, flags, removing=True)))
-        return copied
+        return smaller(model, self.found.traced, flags, self.found.example_inputs)
 
     def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
-        """Those without an outgoing weight count as removed: pruning twice removes no more than once."""
-        return ~kept[name] | (outgoing_norms(self.links, groups=[name])[name] == 0)
+        """Those that nothing reads, or that nothing makes where no layer reads them, count as removed."""
+        own, group = dict(self.found.model.named_parameters()), self.found.group(name)
+        members = [member for member in group.members if member.role == "consumer" and member.tensor in own]
+        read = [
+            of_units(own[member.tensor].detach().abs(), member, "max")
+            for member in members or makers(group)
+            if member.tensor in own
+        ]
+        return ~kept[name] | (torch.stack(read).nan_to_num(0.0).amax(0) == 0)
+
+    def shielded(self, name: str, scores: Tensor) -> Tensor:
+        """The best unit of those that reach into the same tensors, where these are not all: none is left out.
+
+        That a whole group is not left without is the allocation's to see to, by its floor.
+        """
+        shielded = scores.double().clone()
+        several = alike(self.found.group(name))
+        for units in several if len(several) > 1 else ():
+            best = units[int(scores[units].argmax())]
+            shielded[best] = torch.inf
+        return shielded
 
 
 def find_units(
     model: nn.Module,
     targets: Sequence[str] | None,
     ignore: Sequence[str],
-    example_inputs: Inputs | None = None,
     *,
-    inputs: bool,
+    example_inputs: Inputs | None = None,
+    kinds: Collection[str] | None = None,
+    residual: bool = False,
+    inputs: bool = False,
+    combine: Combine = "mean",
+    scored: Scored = "producers",
 ) -> Units:
-    """The units of the chosen layers; the network's outputs are none.
+    """The units that the patterns choose; the network's outputs are none.
+
+    A pattern fits a group by the group's name, or by the name or type of a layer that makes its units, or of
+    that layer's parameter. The network's input features are chosen where they are asked for, whatever
+    `targets` says.
+
+    Args:
+        model: the network.
+        targets: patterns, as of `find_targets`; None for all groups.
+        ignore: patterns of groups that stay.
+        example_inputs: what the network can be run on; without, they are made up where that is possible.
+        kinds: of the groups; None for all.
+        residual: whether the widths of residual streams are groups.
+        inputs: whether the network's input features are a group, too.
+        combine: see `Coupled`.
+        scored: see `Coupled`.
 
     Raises:
-        InputError: if a pattern matches nothing, or no layer with units is left.
-        ModelError: naming the layer that makes the network no chain, or one that `targets` asks for and whose
-            units cannot be removed.
+        InputError: if a pattern matches nothing.
+        ModelError: if the network cannot be exported, or nothing is left that can be pruned, with reasons.
     """
-    layers = {target.layer for target in find_targets(model, targets, ignore)}
-    chain = chain_of(unwrap(model), example_inputs, inputs=inputs)
-    for name in chain.refused:
-        if targets is not None and name in layers:
-            chain.group(name)  # says why
-    chosen = tuple(
-        Target(group.name, group.name, "units", (group.units,))
-        for group in chain.groups
-        if group.producer is None or group.producer in layers
-    )
-    if not chosen:
-        raise InputError(
-            "the recipe chooses no layer with units: the last layer makes the network's outputs, "
-            f"layers with units are: {', '.join(group.name for group in chain.groups) or 'none'}"
-            + "".join(f"; not {name!r}: {reason}" for name, reason in chain.refused.items())
+    model = unwrap(model)
+    if example_inputs is None:
+        example_inputs = made_up_inputs(model)
+    found = traced(model, example_inputs, residual=residual, inputs=inputs)
+    names = {group.name: _names(model, group) for group in found.plan.groups}
+    for pattern in (*(targets or ()), *ignore):
+        if not any(_fits(pattern, each) for each in names.values()):
+            raise InputError(f"{pattern!r} matches no group; groups are: {', '.join(names) or 'none'}")
+    chosen = [
+        group
+        for group in found.plan.groups
+        if (
+            targets is None
+            or group.name == INPUT
+            or any(_fits(pattern, names[group.name]) for pattern in targets)
         )
-    return Units(chosen, chain)
+        and not any(_fits(pattern, names[group.name]) for pattern in ignore)
+        and (kinds is None or group.kind in kinds)
+    ]
+    left = [group for group in chosen if group.frozen is None]
+    if not left:
+        reasons = "; ".join(f"{group.name} ({group.kind}): {group.frozen}" for group in chosen)
+        there = ", ".join(sorted({group.kind for group in found.plan.prunable}))
+        raise ModelError(
+            f"the recipe chooses no group that can be pruned: {reasons or 'none fits'}; "
+            f"kinds that can be pruned are: {there or 'none'}"
+        )
+    elements = Units(
+        tuple(
+            Target(group.name, group.name, "units", (group.units,), least=least if least > 1 else 0)
+            for group in left
+            for least in [len(alike(group))]
+        ),
+        Coupled(model, found, tuple(group.name for group in left), example_inputs, combine, scored),
+    )
+    check_plain(model, [_target(model, name) for name in elements.parameters])
+    return elements
+
+
+def _names(model: nn.Module, group: Group) -> tuple[set[str], set[str]]:
+    """The names that a group is known by, and the types of the layers that make its units."""
+    names: set[str] = {group.name}
+    types: set[str] = set()
+    for member in makers(group):
+        layer = member.tensor.rpartition(".")[0]
+        names.update((member.tensor, layer))
+        types.update(kind.__name__ for kind in type(owner_of(model, member.tensor)).__mro__)
+    return names, types
+
+
+def _fits(pattern: str, known: tuple[set[str], set[str]]) -> bool:
+    names, types = known
+    return pattern in types or any(pattern == name or matches(pattern, name) for name in names)
+
+
+def _target(model: nn.Module, name: str) -> Target:
+    owner = owner_of(model, name)
+    return Target(name, name.rpartition(".")[0], type(owner).__name__, tuple(model.get_parameter(name).shape))
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ PRUNE = "prune '{name: mlp, hidden: [8]}' --data iris --method magnitude --out p
         ),
         (
             "prune own_models_of_cli:residual --data iris --method random_units --out p",
-            "layer 'into' is no link of a chain: its output feeds the sum 'add' together with 'block'",
+            r"no group that can be pruned: into \(residual stream\): the residual stream stays unless",
         ),
         ("prune own_models_of_cli:three_outputs --method oracle_units --out p", "score .oracle. needs data"),
         pytest.param(

@@ -123,7 +123,7 @@ def _check_out(out: Path) -> None:
 
 def _without_dead(network: Network, inputs: Tensor, masks: Masks) -> ShrinkResult:
     """The network without its dead units."""
-    over_units = network.saved is not None and network.saved.prunes_groups
+    over_units = network.saved is not None and network.saved.prunes_units
     done = shrink_dead(network.model, inputs, over_units=over_units, masks=masks)
     if not done.lost:
         raise InputError("no unit of this network is dead: say what is to go with --sparsity")

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError, brief
 from prunekit.graph.capture import canonical
@@ -29,6 +29,19 @@ _OF_VALUES = ("meta tensors", "tensor subclasses")
 """What PyTorch says where the values of a tensor without data are asked for."""
 _WIDE = 64
 """So many lengths are all tried."""
+
+
+def made_up_inputs(model: nn.Module) -> tuple[Tensor, ...]:
+    """Arguments that a network takes, all zeros, of shapes found as by `captured_on_its_own`.
+
+    Raises:
+        ModelError: as `captured_on_its_own`.
+    """
+    graph = captured_on_its_own(model)
+    nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    given = [node.meta["val"] for node, (kind, _) in zip(nodes, graph.inputs, strict=True) if kind == "user"]
+    like = next(model.parameters())
+    return tuple(torch.zeros(each.shape, dtype=each.dtype, device=like.device) for each in given)
 
 
 def captured_on_its_own(model: nn.Module) -> Captured:

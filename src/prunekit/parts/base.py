@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     from prunekit.statistics import Statistic
     from prunekit.training import Training
 
-Level = Literal["weights", "patterns", "units", "groups", "pieces"]
+Level = Literal["weights", "patterns", "units", "pieces"]
 """What a recipe removes, as its shape says."""
 
 LEVELS: Mapping[Level, str] = {
     "weights": "single weights",
     "patterns": "weights in a pattern",
-    "units": "units of a chain of layers",
-    "groups": "units of coupled groups",
+    "units": "whole units",
     "pieces": "pieces of maxout units",
 }
 """The levels in words."""

@@ -7,14 +7,12 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prunekit.coupled import find_groups
 from prunekit.elements import Elements, Weights, find_pieces, find_units
 from prunekit.errors import InputError
-from prunekit.graph import Combine, Pool, Scored
+from prunekit.graph import INPUT, Combine, Pool, Scored
 from prunekit.graph.capture import Inputs
 from prunekit.limits import WHOLE
 from prunekit.masks import lowest, lowest_per_row
@@ -25,8 +23,17 @@ INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Conv1D
 """The layer types whose weight has its inputs along the first dimension, and not along the second."""
 
 
-Kind = Literal["filters", "neurons", "heads", "head width", "MLP width", "residual stream", "embedding"]
-"""What coupled groups consist of."""
+Kind = Literal[
+    "filters",
+    "neurons",
+    "heads",
+    "head width",
+    "MLP width",
+    "residual stream",
+    "embedding",
+    "input features",
+]
+"""What groups of units consist of."""
 
 Counted = Literal["weights", "units", "pieces"]
 """What a recipe counts: single weights, whole units, or the pieces of maxout units."""
@@ -97,24 +104,41 @@ class Weight(Shape):
 
 
 class Unit(Weight):
-    """Whole units: neurons of linear layers, filters of convolutions, in a chain of layers.
+    """Whole units of any network: neurons, filters, heads, each with all that is coupled to it.
 
-    A unit that is removed is off: the next layer reads zero. A score of weights is taken over the unit's
-    incoming weights, so that `magnitude` becomes the L1 norm of the filter (Li et al. 2016).
+    Filters, neurons, heads and their widths are found through residual sums, concatenations and reshapes
+    from a run on an example: the first of the data, or `example_inputs`, or one that is made up of the shape
+    that the first layer reads. A unit that is removed is off: all weights that make it, go along with it and
+    read it are zero. Where statistics run over the units, as in layer norms over a residual stream, zeros
+    still count in them until the units are taken out.
+
+    A score of weights is taken over the unit's incoming weights, so that `magnitude` becomes the L1 norm of
+    the filter (Li et al. 2016).
 
     Attributes:
-        pool: how scores of weights become one of the unit.
-        inputs: whether the network's input features are units too.
-        round_to: what stays of a layer is a multiple of it, where the layer is not smaller: removals that an
+        pool: how scores of weights become one of the unit, within each parameter that it has a part in.
+        combine: how several such parameters count, or several places where the unit's outputs are watched.
+        over: which parameters are scored: those that make the unit, or `all` that go with it.
+        kinds: of groups that are pruned; all by default.
+        residual: whether the widths of residual streams are pruned, too.
+        inputs: whether the network's input features are units, too.
+        round_to: what stays of a group is a multiple of it, where the group is not smaller: removals that an
             allocation asks for beyond such a multiple are left out.
     """
 
     name = "unit"
     level = "units"
-    paper = "filters by their norm: Li et al. 2016, arXiv 1608.08710"
+    paper = (
+        "filters by their norm: Li et al. 2016, arXiv 1608.08710; groups: Fang et al. 2023 (DepGraph), arXiv "
+        "2301.12900"
+    )
     counts = "units"
     by_example = True
     pool: Pool = "sum"
+    combine: Combine = "mean"
+    over: Scored = "producers"
+    kinds: tuple[Kind, ...] | None = Field(default=None, min_length=1)
+    residual: bool = False
     inputs: bool = False
     round_to: int = Field(default=1, ge=1, le=WHOLE)
 
@@ -125,72 +149,15 @@ class Unit(Weight):
         ignore: Sequence[str] = (),
         example_inputs: Inputs | None = None,
     ) -> Elements:
-        """The units of the layers that fit the patterns, the network's outputs apart."""
-        return find_units(model, targets, ignore, example_inputs, inputs=self.inputs)
-
-    def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
-        """Over the incoming weights of each unit, by `pool`."""
-        if "input" in elements.names:
-            raise InputError("the network's input features have no incoming weights to be scored by")
-        return {name: self._pooled(scores[f"{name}.weight"].flatten(1).double()) for name in elements.names}
-
-    def rounded(self, size: int, removed: int) -> int:
-        """Not more than leaves a multiple."""
-        return _rounded(size, removed, self.round_to)
-
-    def _pooled(self, rows: Tensor) -> Tensor:
-        if self.pool == "l2":
-            return torch.linalg.vector_norm(rows, dim=1)
-        if self.pool == "max":
-            return rows.amax(1)
-        return rows.sum(1) if self.pool == "sum" else rows.mean(1)
-
-
-class CoupledGroup(Weight):
-    """Whole units of any network that PyTorch can export, each with all that is coupled to it.
-
-    Filters, neurons, heads and their widths are found through residual sums, concatenations and reshapes
-    from a run on an example: the first of the data, or `example_inputs`. A unit that is removed is off: all
-    weights that make it, go along with it and read it are zero. Where statistics run over the units, as in
-    layer norms over a residual stream, zeros still count in them until the units are taken out.
-
-    Attributes:
-        pool: how scores of weights become one of the unit, within each parameter that it has a part in.
-        combine: how several such parameters count, or several places where the unit's outputs are watched.
-        over: which parameters are scored: those that make the unit, or `all` that go with it.
-        kinds: of groups that are pruned; all by default.
-        residual: whether the widths of residual streams are pruned, too.
-        round_to: what stays of a group is a multiple of it, where the group is not smaller: removals that an
-            allocation asks for beyond such a multiple are left out.
-    """
-
-    name = "group"
-    level = "groups"
-    paper = "groups by their norm: Fang et al. 2023 (DepGraph), arXiv 2301.12900"
-    counts = "units"
-    by_example = True
-    pool: Pool = "sum"
-    combine: Combine = "mean"
-    over: Scored = "producers"
-    kinds: tuple[Kind, ...] | None = Field(default=None, min_length=1)
-    residual: bool = False
-    round_to: int = Field(default=1, ge=1, le=WHOLE)
-
-    def elements(
-        self,
-        model: nn.Module,
-        targets: Sequence[str] | None = None,
-        ignore: Sequence[str] = (),
-        example_inputs: Inputs | None = None,
-    ) -> Elements:
-        """The units of the groups that fit the patterns."""
-        return find_groups(
+        """The units of the groups that fit the patterns, the network's outputs apart."""
+        return find_units(
             model,
             targets,
             ignore,
             example_inputs=example_inputs,
             kinds=self.kinds,
             residual=self.residual,
+            inputs=self.inputs,
             combine=self.combine,
             scored=self.over,
         )
@@ -199,11 +166,13 @@ class CoupledGroup(Weight):
         """Over the parts that a unit has in each parameter, by `pool`, and over parameters, by `combine`."""
         found = elements.coupled
         assert found is not None
+        if INPUT in elements.names and self.over == "producers":
+            raise InputError("the network's input features have no incoming weights to be scored by")
         return {name: found.pooled(scores, found.group(name), self.pool) for name in elements.names}
 
     def rounded(self, size: int, removed: int) -> int:
-        """Not more than leaves a multiple."""
-        return _rounded(size, removed, self.round_to)
+        """The most that can go, up to `removed`, if a multiple has to stay, or everything."""
+        return size - min(size, math.ceil((size - removed) / self.round_to) * self.round_to)
 
 
 class MaxoutPiece(Shape):
@@ -252,11 +221,6 @@ class MaxoutPiece(Shape):
                     f"sparsity {sparsity} does not fit the {pieces} pieces of the units of {target.name!r}: "
                     f"steps are multiples of 1/{pieces} up to {(pieces - 1) / pieces:g}"
                 )
-
-
-def _rounded(size: int, removed: int, multiple: int) -> int:
-    """The most that can go, up to `removed`, if a multiple has to stay, or everything."""
-    return size - min(size, math.ceil((size - removed) / multiple) * multiple)
 
 
 class NM(Shape):

@@ -17,7 +17,7 @@ from prunekit.files import replacing_folder
 from prunekit.graph import GraphModel, ShrinkResult, size_attributes
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, create
-from prunekit.parts.granularity import CoupledGroup
+from prunekit.parts.granularity import Unit
 from prunekit.pruning import Pruned
 from prunekit.saving.fitting import check_state, fitted, tie, unnamed
 from prunekit.saving.folder import (
@@ -179,10 +179,10 @@ class SavedNetwork:
         return self.description.files.graph is not None
 
     @property
-    def prunes_groups(self) -> bool:
+    def prunes_units(self) -> bool:
         """Whether it was pruned in coupled groups, whose norms run over the units that are kept."""
         shape = (self.description.recipe or {}).get("shape")
-        return isinstance(shape, dict) and shape.get("name") == CoupledGroup.name
+        return isinstance(shape, dict) and shape.get("name") == Unit.name
 
     def architecture(self) -> Architecture | None:
         """How the network is built, if the description says so.

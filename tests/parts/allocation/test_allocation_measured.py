@@ -13,7 +13,7 @@ from torch import nn
 
 from examples import number_of_examples
 from group_nets import Attention, groups, images, small_resnet
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.measure import count, state_bytes
 from prunekit.parts.allocation import Budget, Sensitivity
@@ -49,7 +49,7 @@ class TestNoSmallerRemovalMeetsIt:
     @given(
         sparsity=st.floats(0.02, 0.85),
         of=st.sampled_from(sorted(FIGURES)),
-        shape=st.sampled_from(["unit", "unit", "unit", "group"]),
+        shape=st.just("unit"),
         round_to=st.sampled_from([1, 1, 4]),
         seed=st.integers(0, 99),
     )
@@ -218,7 +218,7 @@ class TestRefusals:
         [
             (
                 {"shape": "weight"},
-                "budget' works on units .*, the shape 'weight'.*: use the shape 'unit' or 'group'",
+                "budget' works on whole units, the shape 'weight'.*: use the shape 'unit'",
             ),
             ({"order": "forward"}, "use the order 'all'"),
             ({"schedule": "rounds"}, "states no sparsity, which the allocation 'budget' needs"),
@@ -235,7 +235,7 @@ class TestRefusals:
         with pytest.raises(InputError, match="cost"):
             Budget(per_cost=True, **values)
 
-    def test_units_that_cannot_be_taken_out(self):
+    def test_a_forward_with_sizes_in_it(self):
         class Viewed(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -245,9 +245,7 @@ class TestRefusals:
                 return self.out(torch.relu(self.into(x)).view(-1, 144))
 
         data = (torch.rand(4, 1, 8, 8), torch.arange(4) % 3)
-        with pytest.raises(ModelError, match="cannot be taken out"):
-            prune(Viewed(), budget("parameters"), data)
-        assert prune(Viewed(), budget("parameters", 0.49, "group"), data).kept.kept == 2
+        assert prune(Viewed(), budget("parameters", 0.49, "unit"), data).kept.kept == 2
 
 
 GRID = (0.2, 0.4, 0.6, 0.8)

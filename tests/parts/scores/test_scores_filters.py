@@ -92,9 +92,10 @@ def test_geometric_median():
 def test_the_scale_of_the_norm_behind_a_unit():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 2))
+    model.double()
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([0.5, -2.0, 1.0]))
-    found = scores_of(NormScale(), model, (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 0, 1])))
+    found = scores_of(NormScale(), model, (torch.randn(4, 1, 8, 8).double(), torch.tensor([0, 1, 0, 1])))
     assert found["0"].tolist() == [0.5, 2.0, 1.0]
     pruned = prune(model, network_slimming(sparsity=1 / 3, epochs=0), data(1, 8, 8, classes=2))
     assert pruned.kept["0"].tolist() == [False, True, True]

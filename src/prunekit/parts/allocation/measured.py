@@ -57,7 +57,7 @@ class Budget(Allocation):
     """
 
     name = "budget"
-    works_on = ("units", "groups")
+    works_on = ("units",)
     requires = (
         STATED,
         Requirement(

@@ -58,7 +58,7 @@ class UnitRepair(Repair):
     in one step: use the order `forward` or small steps for repairs that see the repaired inputs.
     """
 
-    works_on: ClassVar[tuple[Level, ...]] = ("units", "groups")
+    works_on: ClassVar[tuple[Level, ...]] = ("units",)
     needs_bias: ClassVar[bool] = True
 
     def check(self, context: StepContext) -> None:

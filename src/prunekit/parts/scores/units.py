@@ -28,7 +28,7 @@ from prunekit.units.recursion import NO_RECURSION
 class UnitScore(Score):
     """A score with one number per unit; the recipe's shape must be `unit`."""
 
-    works_on: ClassVar[tuple[Level, ...]] = ("units", "groups")
+    works_on: ClassVar[tuple[Level, ...]] = ("units",)
 
     @property
     def statistic(self) -> Statistic:
@@ -128,7 +128,7 @@ class OutgoingNorm(Score):
     """The L1 or L2 norm of the weights that read the unit; for incoming weights use `magnitude`."""
 
     name = "outgoing_norm"
-    works_on = ("units", "groups")
+    works_on = ("units",)
     order: Literal[1, 2] = 1
 
     def __call__(self, context: StepContext) -> Scores:
