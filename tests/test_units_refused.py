@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError, ModelError, PrunekitError
-from prunekit.models import ModelSettings, create
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from small_nets import copied, mlp, same
@@ -24,23 +23,12 @@ class Residual(nn.Module):
         return self.out(x + torch.relu(self.block(x)))
 
 
-@pytest.mark.parametrize(
-    ("model", "score", "named"),
-    [
-        (Residual(), "random", "into .*: the residual stream stays unless it is asked for"),
-        (Residual(), "oracle", "into .*: the residual stream stays unless it is asked for"),
-        (
-            create(ModelSettings.parse("resnet20"), (3, 8, 8), 10, seed=0),
-            "oracle",
-            "'conv1' .* feeds the sum",
-        ),
-    ],
-)
-def test_a_residual_sum(model, score, named):
+@pytest.mark.parametrize("score", ["random", "oracle"])
+def test_a_residual_sum(score):
+    model = Residual().double()
     before = copied(model)
-    x = data(6)[0] if isinstance(model, Residual) else torch.rand(4, 3, 8, 8)
-    with pytest.raises(ModelError, match=named):
-        prune(model, units(score), (x.to(next(model.parameters()).dtype), torch.arange(len(x)) % 4))
+    with pytest.raises(ModelError, match="into .*: the residual stream stays unless it is asked for"):
+        prune(model, units(score), data(6))
     assert same(before, copied(model))
 
 
@@ -135,5 +123,3 @@ def test_only_grouped_convolutions():
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2))
     pruned = prune(model, units("random"), example_inputs=torch.randn(2, 4, 6, 6))
     assert {name: len(flags) for name, flags in pruned.kept.items()} == {"0": 4}
-    with pytest.raises(ModelError, match=r"the score 'oracle' follows units along a chain .*'0'.*group"):
-        prune(model, units("oracle"), (torch.randn(4, 4, 6, 6), torch.randn(4, 8, 2, 2)))

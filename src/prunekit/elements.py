@@ -126,7 +126,7 @@ class Units(Elements):
         return self.found
 
     @cached_property
-    def chain(self) -> Chain | None:  # type: ignore[override]
+    def chain(self) -> Chain | None:
         """The network as a path of layers, on which some things are faster; None where it is none."""
         try:
             chain = chain_view(self.found.model, self.found.traced.graphs[0], inputs=INPUT in self.names)
