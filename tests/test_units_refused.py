@@ -27,7 +27,7 @@ class Residual(nn.Module):
 def test_a_residual_sum(score):
     model = Residual().double()
     before = copied(model)
-    with pytest.raises(ModelError, match="into .*: the residual stream stays unless it is asked for"):
+    with pytest.raises(ModelError, match=r"into .*: the residual stream stays unless it is asked for"):
         prune(model, units(score), data(6))
     assert same(before, copied(model))
 
