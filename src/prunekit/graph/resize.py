@@ -14,7 +14,7 @@ from prunekit.graph.attributes import size_attributes, sizes_of_module
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.propagate import is_pointwise
 from prunekit.graph.surgery import Cut, Surgery
-from prunekit.modes import evaluating
+from prunekit.modes import evaluating, untouched
 from prunekit.targets import unwrap
 
 Shapes = Mapping[str, Sequence[int]]
@@ -173,14 +173,12 @@ class _Width:
 
 
 class _ForwardTracer(fx.Tracer):
-    """Stops at modules that have parameters themselves, and calls no hooks."""
+    """Stops at modules that have parameters themselves; buffers are symbols, too, and not written to."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return next(m.parameters(recurse=False), None) is not None
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # `forward` would be the module's whole call: a user's hooks are not to see symbols
-        return super().call_module(m, m.forward, args, kwargs)
 
 
 def _check_neighbours(model: nn.Module, shapes: Shapes) -> None:
@@ -207,16 +205,11 @@ def _check_neighbours(model: nn.Module, shapes: Shapes) -> None:
 
 def _traced(model: nn.Module) -> fx.Graph | None:
     """The calls in `forward`, on symbols; None where it cannot be read so. The model stays as it was."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        with evaluating(model):
+    with untouched(model), evaluating(model):
+        try:
             return _ForwardTracer().trace(model)
-    except Exception:  # whatever the user's forward does with symbols
-        return None
-    finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
+        except Exception:  # whatever the user's forward does with symbols
+            return None
 
 
 def _of_layer(module: nn.Module, node: fx.Node, given: Sequence[_Width], shapes: Shapes) -> _Width | None:
