@@ -206,3 +206,23 @@ def test_a_network_of_several_outputs():
     coupled = all_groups(Pair().double(), doubles(2, 6))
     with pytest.raises(InputError, match="wrap the network in a module that gives one"):
         oracle_changes(coupled, doubles(4, 6), doubles(4, 4), squared_error)
+
+
+def test_no_more_variants_at_once_than_there_is_memory_for(monkeypatch):
+    """The largest value of one variant is a map of the first stage: 7 x 4 x 8 x 8 numbers, 14 KB."""
+    coupled, inputs, targets = network("residual")
+    together, vmap = [], torch.func.vmap
+
+    def counted(run):
+        return lambda gains: together.append(len(gains)) or vmap(run)(gains)
+
+    monkeypatch.setattr(torch.func, "vmap", counted)
+    most = {}
+    for budget in (1, 20_000, 2**24):
+        together.clear()
+        oracle_changes(coupled, inputs, targets, squared_error, groups=["conv1"], budget_bytes=budget)
+        most[budget] = max(together)
+        examples = 7 * coupled.group("conv1").units // sum(together)  # of a chunk
+        assert max(together) == 1 or max(together) * examples * 4 * 64 * 8 <= budget
+    assert most[1] == 1
+    assert most[2**24] == coupled.group("conv1").units

@@ -1,7 +1,7 @@
-"""Units of a chain of layers: what each is worth, by the truth and by every estimate of it.
+"""What units are worth, by the truth and by every estimate of it: of any network, and faster on a chain.
 
-A unit's output, as the next layer reads it, is multiplied by a gain: 1 = on, 0 = off. Every error is the mean
-over the examples. Nothing here changes a network: it is looked at in evaluation mode.
+What is read of a unit is multiplied by a gain: 1 = on, 0 = off. Every error is the mean over the examples.
+Nothing here changes a network: it is looked at in evaluation mode.
 """
 
 from prunekit.units.elimination import Elimination, eliminate

@@ -309,9 +309,13 @@ def is_view(node: fx.Node) -> bool:
 
 
 def bytes_of(node: fx.Node) -> int:
-    """The memory of a node's value of its own; 0 for a view."""
+    """The memory of a node's own value, and of what computes it; 0 for a view."""
     if is_view(node):
         return 0
     value = node.meta.get("val")
-    tensors = value if isinstance(value, list | tuple) else [value]
-    return sum(each.numel() * each.element_size() for each in tensors if isinstance(each, Tensor))
+    tensors = list(value) if isinstance(value, list | tuple) else [value]
+    found = sum(each.numel() * each.element_size() for each in tensors if isinstance(each, Tensor))
+    if op_name(node) == "scaled_dot_product_attention":  # it is written out: scores, and their softmax
+        query, key = (operand.meta["val"] for operand in node.all_input_nodes[:2])
+        found += 2 * query.numel() // query.shape[-1] * key.shape[-2] * query.element_size()
+    return found

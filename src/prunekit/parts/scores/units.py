@@ -26,7 +26,7 @@ from prunekit.units.recursion import NO_RECURSION
 
 
 class UnitScore(Score):
-    """A score with one number per unit; the recipe's shape must be `unit`."""
+    """A score with one number per unit, of a chain or of coupled groups."""
 
     works_on: ClassVar[tuple[Level, ...]] = ("units",)
 
