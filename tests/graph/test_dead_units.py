@@ -392,6 +392,27 @@ def test_no_constant_is_folded_that_a_shared_parameter_learns_from() -> None:
     shrink_dead(model, FOUR)
 
 
+class Pooled(nn.Module):
+    def __init__(self, mean: bool) -> None:
+        super().__init__()
+        self.conv, self.fc, self.mean = nn.Conv2d(1, 3, 3), nn.Linear(3, 2), mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).tanh()
+        out: Tensor = self.fc(x.mean((2, 3)) if self.mean else x.sum((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_no_constant_is_folded_that_depends_on_the_size_of_the_images(mean: bool) -> None:
+    model = Pooled(mean)
+    with torch.no_grad():
+        model.conv.weight[1] = 0
+    before, x, larger = copy.deepcopy(model), torch.randn(2, 1, 5, 5), torch.randn(2, 1, 8, 8)
+    assert [group.after for group in shrink_dead(model, x).lost] == ([2] if mean else [])
+    torch.testing.assert_close(model(larger), before(larger))
+
+
 class Summed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -96,7 +96,8 @@ class _Run(Interpreter):
         record = operator_of(node)
         if _writes(node) and isinstance(args[0], Tensor):
             args = (args[0].clone(), *args[1:])
-        if record.borders and record.borders(node) and args[0] is not UNKNOWN:
+        computed = node in self._computed and args and isinstance(args[0], Tensor)
+        if computed and record.by_extent and record.by_extent(node) and args[0].is_floating_point():
             args = (args[0].masked_fill(args[0] != 0, torch.nan), *args[1:])
         leaves = pytree.tree_leaves((args, kwargs))
         unknown = [leaf.isnan() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

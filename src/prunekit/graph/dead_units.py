@@ -76,9 +76,11 @@ def dead_units(
         InputError: if the masks are another model's.
     """
     search = _Search(unwrap(model), found, masks or Masks({}), over_units)
-    search.take(search.constants() if constants else search.nothing_makes())
-    while search.take_unread() and constants:  # what only unread units read may be folded then
-        search.take(search.constants())
+    before = -1
+    while (left := _count(search.kept)) != before:  # what dead units alone read may be folded then
+        before = left
+        search.take(search.constants() if constants else search.nothing_makes())
+        search.take_unread()
     kept = {name: flags for name, flags in search.kept.items() if not bool(flags.all())}
     return DeadUnits(kept, search.biases(), search.training)
 
@@ -259,15 +261,14 @@ class _Search:
                 tensor = self._tensors[member.tensor]
                 self._tensors[member.tensor] = tensor.index_fill(member.dim, index.to(tensor.device), 0)
 
-    def take_unread(self) -> bool:
-        """Take out what nothing reads, and what only such units read; whether there was something."""
-        before = _count(self.kept)
+    def take_unread(self) -> None:
+        """Take out what nothing reads, and what only such units read."""
         while True:
             dead = {group.name: self._unread(group) & self.kept[group.name] for group in self._groups}
             for group in self._groups:
                 _leave_one(group, dead[group.name], self.kept[group.name])
             if not _count(dead):
-                return _count(self.kept) < before
+                break
             self.take(dead)
 
     def _any(self, group: Group, *roles: str) -> Tensor:
@@ -321,7 +322,7 @@ class _Search:
                 continue
             bias = argument(node, record.addend, "bias")
             name = graph.tensors.get(bias.name) if isinstance(bias, fx.Node) else None
-            padded = record.borders is not None and record.borders(node)
+            padded = record.by_extent is not None and record.by_extent(node)
             if name is None or padded or bias.meta["val"].dim() != 1:
                 continue
             if name in self._parameters - self._masked and len(bias.users) == 1:

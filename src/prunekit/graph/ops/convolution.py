@@ -216,7 +216,7 @@ operators(
     mixes=True,
     factors=(0, 1),
     addend=2,
-    borders=pads,
+    by_extent=pads,
     saved="default padding",
 )
 operators(
@@ -228,7 +228,7 @@ operators(
     mixes=True,
     factors=(0, 1),
     addend=2,
-    borders=lambda _: True,  # kernels lie over each other, but less so at the edges
+    by_extent=lambda _: True,  # kernels lie over each other, but less so at the edges
     saved="default",
 )
 operators(
@@ -240,7 +240,7 @@ operators(
     mixes=True,
     factors=(0, 1),
     addend=2,
-    borders=lambda _: True,  # kernels lie over each other, but less so at the edges
+    by_extent=lambda _: True,  # kernels lie over each other, but less so at the edges
     saved="input",
 )
 operators(
@@ -251,6 +251,6 @@ operators(
     mixes=True,
     factors=(0, 1),
     addend=2,
-    borders=lambda node: pads(node) or bool(argument(node, 6, "transposed")),
+    by_extent=lambda node: pads(node) or bool(argument(node, 6, "transposed")),
     saved="default",
 )

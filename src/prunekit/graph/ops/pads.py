@@ -70,7 +70,7 @@ operators(
     "constant_pad_nd pad",
     labels=pad,
     resize=resize_pads,
-    borders=lambda node: argument(node, 2, "mode", "constant") not in ("reflect", "replicate", "circular"),
+    by_extent=lambda node: argument(node, 2, "mode", "constant") not in ("reflect", "replicate", "circular"),
     saved="default",
 )
 operators("replication_pad3d", saved="default")

@@ -175,12 +175,18 @@ operators("argmax argmin cumprod cumsum topk", labels=picked, saved="default")
 operators("argsort sort", labels=picked, saved="default stable")
 operators("max min", labels=picked, saved="default dim other")
 operators("median", labels=picked, saved="default dim")
-operators("amax amin linalg_vector_norm logsumexp", labels=reduced, saved="default")
+operators("amax amin", labels=reduced, saved="default")
+operators("linalg_vector_norm logsumexp", labels=reduced, by_extent=lambda _: True, saved="default")
 operators("mean", labels=reduced, over_kept=mean_over_kept, saved="default dim")
-operators("norm", labels=reduced, saved="Scalar ScalarOpt_dim ScalarOpt_dim_dtype ScalarOpt_dtype")
-operators("prod", labels=reduced, saved="default dim_int")
+operators(
+    "norm",
+    labels=reduced,
+    by_extent=lambda _: True,
+    saved="Scalar ScalarOpt_dim ScalarOpt_dim_dtype ScalarOpt_dtype",
+)
+operators("prod", labels=reduced, by_extent=lambda _: True, saved="default dim_int")
 operators("std var var_mean", labels=reduced, over_kept=mean_over_kept, saved="correction default dim")
-operators("sum", labels=reduced, saved="default dim_IntList")
+operators("sum", labels=reduced, by_extent=lambda _: True, saved="default dim_IntList")
 operators("_log_softmax _safe_softmax _softmax", labels=softmax, saved="default")
 operators("log_softmax softmax", labels=softmax, saved="int")
 operators("bucketize", saved="Tensor")

@@ -44,8 +44,8 @@ class Operator:
         mixes: whether it sums over products with weights, as a layer does.
         factors: the places of the two tensors whose products it sums, or is, the weights second.
         addend: the place of what it adds to such sums, a bias.
-        borders: `(node)`, whether zeros from outside come in at the edges, so that what is the same
-            everywhere does not stay so.
+        by_extent: `(node)`, whether what it makes of a constant depends on the extent of its input, as where
+            zeros come in at the edges, or where it sums over positions.
         saved: the overloads that a saved graph may hold. Such an overload computes new values, or a view that
             stays inside of its argument, from tensors and numbers alone. It makes no view by strides, writes
             into no argument, takes no `out=`, leaves no memory uninitialised, and gives no results whose
@@ -69,7 +69,7 @@ class Operator:
     mixes: bool = False
     factors: tuple[int, int] | None = None
     addend: int | None = None
-    borders: Callable[[fx.Node], bool] | None = None
+    by_extent: Callable[[fx.Node], bool] | None = None
     saved: tuple[str, ...] = ()
     check: Callable[[Mapping[str, Any]], None] | None = None
     results: Mapping[str, Callable[..., int]] = field(default_factory=dict)

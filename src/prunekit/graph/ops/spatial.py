@@ -117,8 +117,8 @@ operators(
     attributes=groups_of,
     saved="default",
 )
-operators("col2im", labels=col2im, borders=lambda _: True, saved="default")
-operators("im2col", labels=im2col, borders=lambda _: True, saved="default")
+operators("col2im", labels=col2im, by_extent=lambda _: True, saved="default")
+operators("im2col", labels=im2col, by_extent=lambda _: True, saved="default")
 operators("pixel_shuffle", labels=pixel_shuffle, saved="default")
 operators("pixel_unshuffle", labels=pixel_unshuffle, saved="default")
 operators("_adaptive_avg_pool1d _adaptive_avg_pool3d lp_pool2d", labels=pooled)
@@ -133,7 +133,11 @@ operators(
     saved="default",
 )
 operators(
-    "avg_pool1d avg_pool2d avg_pool3d", labels=pooled, passes_units=True, borders=counts_pad, saved="default"
+    "avg_pool1d avg_pool2d avg_pool3d",
+    labels=pooled,
+    passes_units=True,
+    by_extent=counts_pad,
+    saved="default",
 )
 operators(
     """
