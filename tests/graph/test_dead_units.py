@@ -413,6 +413,31 @@ def test_no_constant_is_folded_that_depends_on_the_size_of_the_images(mean: bool
     torch.testing.assert_close(model(larger), before(larger))
 
 
+class Written(nn.Module):
+    """What its first layer gives is written to, directly or through a view."""
+
+    def __init__(self, view: bool) -> None:
+        super().__init__()
+        self.up, self.fc, self.view = nn.Linear(4, 3), nn.Linear(3, 2), view
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        (h.view(-1, 3) if self.view else h).tanh_()
+        out: Tensor = self.fc(h)
+        return out
+
+
+@pytest.mark.parametrize("view", [True, False])
+def test_constants_that_are_written_to(view: bool) -> None:
+    model = Written(view)
+    with torch.no_grad():
+        model.up.weight[2] = 0
+    expected = copy.deepcopy(model)(FOUR)
+    assert removed(model, FOUR) == ({} if view else {"up": [2]})
+    shrink_dead(model, FOUR)
+    torch.testing.assert_close(model(FOUR), expected, rtol=1e-12, atol=1e-13)
+
+
 class Summed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
