@@ -1,5 +1,7 @@
 """Runs of networks that are no chains: chunks, units that are off, written views, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,12 +9,14 @@ from torch import nn
 from group_nets import Attention, Halves, all_groups, images, naive_changes, small_resnet
 from prunekit.errors import InputError
 from prunekit.graph import chain_of, unit_masks
+from prunekit.graph.capture import captured_in
 from prunekit.losses import cross_entropy, squared_error
 from prunekit.units import (
     deviations,
     diagonal_recursion,
     eliminate,
     gain_derivatives,
+    graph_runner,
     oracle_changes,
     relevance,
 )
@@ -226,3 +230,17 @@ def test_no_more_variants_at_once_than_there_is_memory_for(monkeypatch):
         assert max(together) == 1 or max(together) * examples * 4 * 64 * 8 <= budget
     assert most[1] == 1
     assert most[2**24] == coupled.group("conv1").units
+
+
+def test_a_network_is_captured_once_for_each_size_of_a_batch(monkeypatch):
+    coupled, inputs, targets = network("residual", examples=23)
+    batches = list(zip(inputs[0].split(5), targets.split(5), strict=True))
+    calls = []
+    monkeypatch.setattr(graph_runner, "captured_in", lambda *given: calls.append(1) or captured_in(*given))
+    first = relevance(coupled, batches)
+    assert len(calls) == 2  # of 5 and of 3
+    close(relevance(copy.deepcopy(coupled), batches), first)
+    with torch.no_grad():
+        coupled.model.fc.weight.mul_(2)  # what is captured holds no weights
+    again = all_groups(copy.deepcopy(coupled.model), inputs[0][:2])
+    close(relevance(coupled, batches), relevance(again, batches))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,13 @@ Combine = Literal["sum", "mean", "max", "first"]
 
 Scored = Literal["producers", "all"]
 """Which members are looked at: those that make the unit, or all that go with it."""
+
+
+class Prepared(dict[object, Any]):
+    """What was worked out of a network's graphs, by keys of who did it; a copy of the network starts anew."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+        return Prepared()
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,11 @@ class Coupled:
     def silences(self, group: Group) -> tuple[Place, ...]:
         """Where the units' outputs may be zero; see `silences`."""
         return silences(self._calls, self.traced, group)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """What was worked out of the graphs, as for runs on so many examples."""
+        return Prepared()
 
     @cached_property
     def _calls(self) -> list[Call]:

@@ -43,8 +43,12 @@ class GraphRunner(Runner):
         self.sizes = {group.name: group.units for group in coupled.groups}
         wanted = self.sizes if groups is None else {coupled.group(name).name for name in groups}
         self.names = tuple(name for name in self.sizes if name in wanted)
-        program = self._program(coupled.traced.graphs[0], *arguments(coupled.example_inputs))
-        self._programs = {program.signature.shapes: program}
+        traced = coupled.traced.graphs[0]
+        self._programs: dict[object, Program] = coupled.prepared.setdefault(GraphRunner, {})
+        shapes = signature_of(traced).shapes
+        if shapes not in self._programs:
+            self._programs[shapes] = self._program(traced, *arguments(coupled.example_inputs))
+        program = self._programs[shapes]
         examples = max([shape[0] for shape in program.signature.shapes if shape] or [1])
         total = sum(bytes_of(node) for node in program.nodes if node.op != "placeholder")
         self.bytes_per_example = max(1, total // examples)
@@ -109,9 +113,8 @@ class GraphRun(Run):
         self.sizes, self.names, self.kept = runner.sizes, runner.names, kept
         self._runner, self._program, self._given = runner, program, given
         self._coupled = runner._coupled
-        self._suffixes: dict[tuple[str, bool], Suffix] = {}
         needed = set().union(
-            *(self._suffix(name, masked).reads for name in self.names for masked in self._ways(name))
+            *(program.suffix(name, masked=masked).reads for name in self.names for masked in self._ways(name))
         )
         self._needed = needed | {program.result}
         self._start()
@@ -139,24 +142,23 @@ class GraphRun(Run):
             raise InputError("units are judged by one output, a tensor")
         self.outputs = self.outputs.detach()
 
-    def _suffix(self, name: str, masked: bool = False) -> Suffix:
-        key = name, masked
-        if key not in self._suffixes:
-            self._suffixes[key] = self._program.suffix(self._program.sites(name, masked=masked))
-        return self._suffixes[key]
-
     def off(self, name: str, units: Tensor, judge: LossDelta, budget_bytes: int) -> Tensor:
         """See `Run.off`: the gain 0; where statistics run over the units, the masks."""
         masked = bool(self._coupled.group(name).normalised)
         return self._changes(
-            self._suffix(name, masked), name, units, torch.ones_like(units), judge, budget_bytes
+            self._program.suffix(name, masked=masked),
+            name,
+            units,
+            torch.ones_like(units),
+            judge,
+            budget_bytes,
         )
 
     def weighted(
         self, name: str, units: Tensor, strength: Tensor, judge: LossDelta, budget_bytes: int
     ) -> Tensor:
         """See `Run.weighted`: gains where the units are read."""
-        return self._changes(self._suffix(name), name, units, strength, judge, budget_bytes)
+        return self._changes(self._program.suffix(name), name, units, strength, judge, budget_bytes)
 
     def _changes(
         self, suffix: Suffix, name: str, units: Tensor, strength: Tensor, judge: LossDelta, budget_bytes: int
@@ -187,7 +189,7 @@ class GraphRun(Run):
         """See `Run.derivatives`: one backward pass for all groups, then each unit's own."""
         n, like = len(self.outputs), self.outputs
         gains = {name: torch.ones(self.sizes[name], dtype=like.dtype, device=like.device) for name in names}
-        sites = {name: self._suffix(name).sites for name in names}
+        sites = {name: self._program.suffix(name).sites for name in names}
         every = Suffix(self._program, [site for name in names for site in sites[name]])
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             leaves = {name: each.requires_grad_() for name, each in gains.items()}
@@ -201,7 +203,7 @@ class GraphRun(Run):
 
     def _second(self, name: str, judge: LossDelta, budget_bytes: int) -> Tensor:
         """(units,) float64: d2E/dgain2 of each unit, the others at gain 1."""
-        suffix, like = self._suffix(name), self.outputs
+        suffix, like = self._program.suffix(name), self.outputs
         at = torch.ones(self.sizes[name], dtype=like.dtype, device=like.device)
 
         def function(gains: Tensor) -> Tensor:

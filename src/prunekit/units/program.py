@@ -78,6 +78,7 @@ class Program:
         users = {node for node, (kind, _) in self.given.items() if kind == "user"}
         self._of_data = dict.fromkeys(node for node in behind(users, self.nodes) if node not in users)
         self.fixed = self._fixed()
+        self._suffixes: dict[tuple[str, bool], Suffix] = {}
         self.varying = [node for node in self.nodes if node not in self.fixed]
 
     def _fixed(self) -> dict[fx.Node, Any]:
@@ -163,9 +164,12 @@ class Program:
                         found[axis] = units.masked_fill(torch.from_numpy(~own), -1)
         return found
 
-    def suffix(self, sites: Sequence[Site]) -> Suffix:
-        """What has to be run again for other gains at some sites."""
-        return Suffix(self, sites)
+    def suffix(self, name: str, *, masked: bool = False) -> Suffix:
+        """What has to be run again for other gains of a group; see `sites`."""
+        key = name, masked
+        if key not in self._suffixes:
+            self._suffixes[key] = Suffix(self, self.sites(name, masked=masked))
+        return self._suffixes[key]
 
 
 class Suffix:
