@@ -13,10 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import chain_of
-from prunekit.masks import Masks
+from prunekit.graph import chain_of, groups, unit_masks
 from prunekit.parts.regularize import L2
-from prunekit.structure import unit_masks
 from prunekit.study import load_study
 from prunekit.study.stages import build, dataset
 from prunekit.training import Training, train
@@ -43,7 +41,7 @@ def trial(model: nn.Module, data, training: Training, seed: int) -> tuple[float,
     """Dense test accuracy, units removed for less than a point of it, and the accuracy with half removed."""
     train(model, data.train, training, seed=seed)
     model.eval()
-    chain = chain_of(model, data.train.inputs[:2])
+    chain, plan = chain_of(model, data.train.inputs[:2]), groups(model, data.train.inputs[:2])
     test = data.test.inputs, data.test.targets
     dense = accuracy(model, *test)
     course = eliminate(
@@ -53,7 +51,7 @@ def trial(model: nn.Module, data, training: Training, seed: int) -> tuple[float,
     units, half = None, 0.0
     for count, (name, unit) in enumerate(course.order, start=1):
         kept[name][unit] = False
-        unit_masks(model, chain, Masks(kept)).apply(model)
+        unit_masks(model, plan, kept).apply(model)
         now = accuracy(model, *test)
         if count == 50:
             half = now

@@ -167,7 +167,7 @@ def test_a_curve_is_resumed_to_the_same_result():
         ({"statistics": "once", "rank": "once", "retrain": "fine_tune"}, "'fine_tune' changes what layers"),
         (
             {"repair": "masked_least_squares", "shape": "unit"},
-            "the shape 'unit' removes units .*: use the shape 'weight'",
+            "the shape 'unit' removes whole units: use the shape 'weight'",
         ),
         ({"schedule": {"name": "counts", "every": 0, "sparsity": 0.5}}, "every = 0"),
         ({"score": {"name": "layer_obs", "damp": -1}}, "damp = -1"),

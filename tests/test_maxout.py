@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.graph.maxout_pieces import shrink_pieces
 from prunekit.maxout import Maxout
 from prunekit.methods import maxout_pruning
 from prunekit.models import ModelSettings, create
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from prunekit.saving import load_pretrained, save_pretrained
-from prunekit.structure import shrink_pieces
 
 
 def conv_net(pieces=3, seed=0):

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph import ShrinkResult, shrink
+from prunekit.graph import Coupled, ShrinkResult, shrink
+from prunekit.graph.maxout_pieces import shrink_pieces
 from prunekit.masks import Masks
 from prunekit.parts.stopping import Stopped
 from prunekit.recipe import Recipe
-from prunekit.structure import shrink_pieces
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Pruned:
             or (units, pieces) flags of maxout pieces.
         shrunk: what `shrink` did, once it was called.
         stopped: why it ended before the last step of the schedule, if it did.
+        coupled: the groups of units that were chosen from, with the plan that `shrink` carries out.
     """
 
     model: nn.Module
@@ -66,6 +67,7 @@ class Pruned:
     kept: Masks
     shrunk: ShrinkResult | None = None
     stopped: Stopped | None = None
+    coupled: Coupled | None = field(default=None, repr=False, compare=False)
 
     def shrink(self, example_inputs: Tensor) -> ShrinkResult:
         """Take the removed units out of the model, in place, with the proof that it computes the same.
@@ -88,8 +90,15 @@ class Pruned:
         if self.shrunk is not None:
             raise InputError(f"the removed {counted} have been taken out already")
         if counted == "units":
-            residual = getattr(self.recipe.shape, "residual", False)
-            result = shrink(self.model, example_inputs, self.kept, masks=self.masks, residual=residual)
+            found = self.coupled.traced if self.coupled is not None else None
+            result = shrink(
+                self.model,
+                example_inputs,
+                self.kept,
+                masks=self.masks,
+                found=found,
+                residual=getattr(self.recipe.shape, "residual", False),
+            )
         else:
             result = shrink_pieces(self.model, self.kept, example_inputs, masks=self.masks)
         if result.form == "graph":

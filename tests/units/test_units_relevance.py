@@ -1,6 +1,5 @@
 """Skeletonization, norms of weights and gain sweeps against loops and numpy."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,8 +9,6 @@ from prunekit.losses import squared_error
 from prunekit.units import (
     absolute_error,
     gain_sweep,
-    incoming_norms,
-    outgoing_norms,
     relevance,
 )
 from unit_nets import ERRORS, error_at, made
@@ -54,44 +51,6 @@ def test_relevance_of_what_cannot_be_accepted():
         relevance(chain_of(model), batches(inputs, targets), decay=1.0)
     with pytest.raises(InputError, match="no relevance for the group '0'"):
         relevance(chain_of(model), batches(inputs, targets), start={})
-
-
-@pytest.mark.parametrize("order", [1, 2])
-def test_norms_of_weights(order):
-    model, _, _ = made("conv")
-    chain = chain_of(model, inputs=True)
-    leading, leaving = incoming_norms(chain, order=order), outgoing_norms(chain, order=order)
-    assert list(leading) == ["0", "3", "7"]
-    assert list(leaving) == ["input", "0", "3", "7"]
-    w = {n: model[n].weight.numpy() for n in (0, 3, 7, 9)}
-    for n in (0, 3, 7):
-        expected = [np.linalg.norm(row.ravel(), order) for row in w[n]]
-        np.testing.assert_allclose(leading[str(n)], expected)
-    np.testing.assert_allclose(leaving["0"], [np.linalg.norm(w[3][:, c].ravel(), order) for c in range(4)])
-    expected = [np.linalg.norm(w[7][:, 4 * c : 4 * c + 4].ravel(), order) for c in range(5)]
-    np.testing.assert_allclose(leaving["3"], expected)
-    np.testing.assert_allclose(leaving["7"], [np.linalg.norm(w[9][:, c], order) for c in range(8)])
-
-
-def test_norms_without_units_that_are_off():
-    model, _, _ = made("conv")
-    chain = chain_of(model)
-    kept = {"3": torch.tensor([True, False, True, True, True])}
-    w = model[7].weight.numpy().copy()
-    w[:, 4:8] = 0
-    np.testing.assert_allclose(incoming_norms(chain, kept=kept)["7"], np.abs(w).sum(1))
-    np.testing.assert_allclose(
-        outgoing_norms(chain, kept=kept)["0"],
-        np.abs(model[3].weight.numpy()[[0, 2, 3, 4]]).sum((0, 2, 3)),
-    )
-
-
-def test_norms_of_what_cannot_be_accepted():
-    chain = chain_of(made("1 hidden")[0], inputs=True)
-    with pytest.raises(InputError, match="no weights lead to them"):
-        incoming_norms(chain, groups=["input"])
-    with pytest.raises(InputError, match="order must be 1 or 2"):
-        outgoing_norms(chain, order=3)
 
 
 @pytest.mark.parametrize("error", ["squared", "xent"])

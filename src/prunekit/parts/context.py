@@ -69,8 +69,9 @@ class StepContext:
         step: where the schedule is.
         kept: flags of the elements that are kept before the step: by group (units,), or masks of weights.
         generator: the source of random numbers, seeded for the part and the step (and layer, in a selection).
-        chain: the network as a chain of layers, where its units are counted.
-        coupled: coupled groups of any network, where their units are counted.
+        coupled: the groups whose units are counted.
+        chain: the network as a chain of layers, where it is one and units are counted: some things are faster
+            on it.
         granularity: what goes together.
         states: what the recipe's parts carry from step to step, by their keys and names of their own.
         state: that of the part that is asked.
@@ -112,7 +113,7 @@ class StepContext:
     @property
     def of_units(self) -> bool:
         """Whether units are counted, of a chain or of coupled groups."""
-        return self.chain is not None or self.coupled is not None
+        return self.coupled is not None
 
     @property
     def elements(self) -> Mapping[str, Tensor]:

@@ -169,7 +169,10 @@ class Session:
     def result(self) -> Pruned:
         """The pruned network as it is now."""
         history = tuple(self.history)
-        return Pruned(self.model, self.masks, history, self.recipe, self.kept, stopped=self.stopped)
+        coupled = self.plan.elements.coupled
+        return Pruned(
+            self.model, self.masks, history, self.recipe, self.kept, stopped=self.stopped, coupled=coupled
+        )
 
     # ---- the loop ----------------------------------------------------------------------------------------
 
@@ -310,7 +313,7 @@ class Session:
             step=step,
             kept=self.kept,
             chain=elements.chain,
-            coupled=None if elements.chain is not None else elements.coupled,
+            coupled=elements.coupled,
             granularity=self.recipe.shape,
             states=self._trainings.states,
             masks=self.masks,

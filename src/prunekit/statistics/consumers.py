@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import Chain, Coupled, Member, UnitGroup
+from prunekit.graph import Coupled, Member
 from prunekit.graph.members import entries
 from prunekit.graph.rows import TRANSPOSED, groups_of, inputs_first, row_layers, rows_of
 
@@ -49,53 +49,34 @@ class Consumer:
         return values.repeat_interleave(self.kernel, 1)
 
 
-def consumers(
-    chain: Chain | None, coupled: Coupled | None, names: Collection[str] = ()
-) -> dict[str, Consumer]:
+def consumers(coupled: Coupled | None, names: Collection[str] = ()) -> dict[str, Consumer]:
     """The layers that read units, by the names of their weights.
 
     Args:
-        chain: a network whose units are counted as those of a chain.
-        coupled: or as those of coupled groups.
+        coupled: the groups whose units are counted.
         names: of the groups of units; none for all.
 
     Raises:
         InputError: where no units are counted.
         ModelError: naming a layer that reads units and is neither linear nor a convolution.
     """
+    if coupled is None:
+        raise InputError("this looks at the layers that read units: give the recipe the shape 'unit'")
+    own = {name for name, _ in coupled.model.named_parameters()}
+    reading = [
+        (group.name, member)
+        for group in coupled.groups
+        if not names or group.name in names
+        for member in group.members
+        if member.role == "consumer" and member.tensor in own
+    ]
+    layers = row_layers(coupled.model, [member.tensor for _, member in reading], transposed=True)
     found: dict[str, Consumer] = {}
-    for name, member, layer in _reading(chain, coupled, names):
+    for name, member in reading:
+        layer = layers[member.tensor]
         consumer = found.setdefault(member.tensor, Consumer(member.tensor.rpartition(".")[0], layer))
         consumer.units[name] = _units(member, layer)
     return found
-
-
-def _reading(
-    chain: Chain | None, coupled: Coupled | None, names: Collection[str]
-) -> Iterable[tuple[str, Member, nn.Module]]:
-    """The groups' names with the slices of weights that read them, and the layers of these weights."""
-    if coupled is not None:
-        own = {name for name, _ in coupled.model.named_parameters()}
-        chosen = [group for group in coupled.groups if not names or group.name in names]
-        reading = [
-            (group.name, member)
-            for group in chosen
-            for member in group.members
-            if member.role == "consumer" and member.tensor in own
-        ]
-        layers = row_layers(coupled.model, [member.tensor for _, member in reading], transposed=True)
-    elif chain is not None:
-        reading = [(each.name, _member(each)) for each in chain.groups if not names or each.name in names]
-        layers = {f"{stage.name}.weight": stage.module for stage in chain.stages if stage.module is not None}
-    else:
-        raise InputError("this looks at the layers that read units: give the recipe the shape 'unit'")
-    return [(name, member, layers[member.tensor]) for name, member in reading]
-
-
-def _member(group: UnitGroup) -> Member:
-    """The consumer of a link of a chain."""
-    units = torch.arange(group.units * group.repeat).view(group.units, -1).tolist()
-    return Member(f"{group.consumer}.weight", 1, tuple(map(tuple, units)), "consumer")
 
 
 def _units(member: Member, layer: Any) -> Tensor:

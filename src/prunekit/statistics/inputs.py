@@ -93,7 +93,7 @@ class InputStatistic(Statistic):
     def _layers(self, subject: StatContext) -> dict[str, nn.Module]:
         if not self.consumers:
             return row_layers(subject.model, subject.names)
-        found = consumers(subject.chain, subject.coupled, subject.kept)
+        found = consumers(subject.coupled, subject.kept)
         return {name: consumer.layer for name, consumer in found.items()}
 
 

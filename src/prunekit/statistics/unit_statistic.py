@@ -32,11 +32,11 @@ class UnitStatistic(Statistic):
         Raises:
             InputError: if the recipe's shape counts weights, not units.
         """
-        if subject.coupled is not None:
-            return self.watch(subject, subject.coupled)
-        if subject.chain is None:
+        if subject.chain is not None:  # on a path the same is found faster
+            return _Examples(self, subject.chain, subject.kept)
+        if subject.coupled is None:
             raise InputError("this score ranks units: give the recipe the shape 'unit'")
-        return _Examples(self, subject.chain, subject.kept)
+        return self.watch(subject, subject.coupled)
 
     def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
         """The collector for coupled groups; it keeps the examples, too, unless it is another one."""

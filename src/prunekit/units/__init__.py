@@ -5,13 +5,12 @@ Nothing here changes a network: it is looked at in evaluation mode.
 """
 
 from prunekit.units.elimination import Elimination, eliminate
-from prunekit.units.filters import distances, feature_taylor, norm_scales, unit_macs
+from prunekit.units.filters import distances, feature_taylor, unit_macs
 from prunekit.units.gains import GainDerivatives, gain_derivatives, gain_sweep, relevance
 from prunekit.units.loss_delta import ERRORS, absolute_error
 from prunekit.units.oracle import oracle_changes
 from prunekit.units.recursion import RecursionDeviation, deviations, diagonal_recursion
 from prunekit.units.thinet import best_scales, contribution_products, greedy_order
-from prunekit.units.weights import incoming_norms, outgoing_norms
 
 __all__ = [
     "ERRORS",
@@ -29,10 +28,7 @@ __all__ = [
     "gain_derivatives",
     "gain_sweep",
     "greedy_order",
-    "incoming_norms",
-    "norm_scales",
     "oracle_changes",
-    "outgoing_norms",
     "relevance",
     "unit_macs",
 ]

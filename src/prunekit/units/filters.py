@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunekit.errors import InputError
 from prunekit.graph.chain import Chain
 from prunekit.graph.rows import LAYERS
 from prunekit.losses import Loss
@@ -38,38 +36,6 @@ def distances(weight: Tensor, kept: Tensor) -> Tensor:
     alive = rows[kept]
     # the direct form: the faster one loses the digits of small distances
     found[kept] = torch.cdist(alive, alive, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-    return found
-
-
-def norm_scales(chain: Chain, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """|γ| of the batch norm behind each unit, the mean over its channels where a flatten made several.
-
-    Liu et al. 2017 (network slimming), arXiv 1708.06519.
-
-    Args:
-        chain: the network.
-        names: of the groups.
-
-    Returns:
-        By group (units,) float64; of several norms in a row, the product.
-
-    Raises:
-        InputError: naming a group without a batch norm that scales.
-    """
-    modules = {stage.name: stage.module for stage in chain.stages if stage.module is not None}
-    found = {}
-    for name in names:
-        group = chain.group(name)
-        scales = [cast(nn.BatchNorm2d, modules[norm]).weight for norm in group.norms]
-        if not scales or any(scale is None for scale in scales):
-            raise InputError(
-                f"the units of {name!r} have no batch norm with a scale behind them, which the score "
-                "'norm_scale' looks at: name the layer in `ignore`"
-            )
-        product = torch.ones(group.units, dtype=torch.float64, device=scales[0].device)
-        for scale in scales:
-            product *= scale.detach().double().abs().view(group.units, -1).mean(1)
-        found[name] = product
     return found
 
 

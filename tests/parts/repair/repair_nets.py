@@ -7,27 +7,33 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import Coupled, chain_of
-from prunekit.graph.surgery import unit_masks as group_masks
+from prunekit.elements import find_units
+from prunekit.graph import Coupled, unit_masks
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair import Repair
 from prunekit.statistics import StatContext, collect
-from prunekit.structure import kept_all, unit_masks
 
 
 def context_of(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> StepContext:
     """What a step tells a repair that removes these units of these groups."""
-    chain = chain_of(net)
-    before = {name: flags for name, flags in kept_all(chain).items() if name in removed}
+    elements = find_units(net, None, (), example_inputs=inputs[:2])
+    before = {name: flags for name, flags in elements.all_kept(net).items() if name in removed}
     kept = {name: flags.clone() for name, flags in before.items()}
     for name, units in removed.items():
         kept[name][units] = False
     batches = [(part, torch.zeros(len(part))) for part in inputs.split(40)]  # the last one is smaller
-    found = collect(StatContext(net, [], chain, before), batches, repair.needs, loss=lambda x, y: x.sum())
-    masks = unit_masks(net, chain, kept, allow_empty=True)
+    subject = StatContext(net, [], elements.chain, before, coupled=elements.coupled)
+    found = collect(subject, batches, repair.needs, loss=lambda x, y: x.sum())
+    masks = elements.masks(net, Masks(kept))
     return StepContext(
-        model=net, masks=masks, statistics=found, chain=chain, kept=Masks(before), kept_after=Masks(kept)
+        model=net,
+        masks=masks,
+        statistics=found,
+        chain=elements.chain,
+        coupled=elements.coupled,
+        kept=Masks(before),
+        kept_after=Masks(kept),
     )
 
 
@@ -40,7 +46,7 @@ def mend_groups(coupled: Coupled, repair: Repair, inputs: Tensor, removed: dict[
         kept[name][units] = False
     subject = StatContext(net, [], coupled=coupled, kept=before)
     found = collect(subject, [(inputs, torch.zeros(len(inputs)))], repair.needs, loss=lambda x, y: x.sum())
-    masks = group_masks(net, coupled.traced.plan, kept)
+    masks = unit_masks(net, coupled.traced.plan, kept)
     told = StepContext(
         model=net, masks=masks, statistics=found, coupled=coupled, kept=Masks(before), kept_after=Masks(kept)
     )

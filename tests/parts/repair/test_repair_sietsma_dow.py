@@ -70,7 +70,7 @@ def test_moments_are_those_of_what_the_layers_read():
 
 def units_of(told, layer, group):
     """Of each input of a layer the unit of the group."""
-    return consumers(told.chain, None)[f"{layer}.weight"].units[group].flatten()
+    return consumers(told.coupled)[f"{layer}.weight"].units[group].flatten()
 
 
 def test_units_that_are_as_many_inputs():

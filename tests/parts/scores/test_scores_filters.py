@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prunekit.elements import find_units
 from prunekit.errors import InputError
 from prunekit.graph import chain_of
 from prunekit.masks import Masks
@@ -19,17 +20,22 @@ from unit_recipes import conv_net, data, net
 
 
 def scores_of(score, model, examples, off=()):
-    chain = chain_of(model)
-    kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in chain.groups}
+    elements = find_units(model, None, (), example_inputs=examples[0][:2])
+    kept = dict(elements.all_kept(model))
     for name, unit in off:
         kept[name][unit] = False
     weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in kept}
     batches = zip(*(each.split(10) for each in examples), strict=True)
     found = collect(
-        StatContext(model, list(weights), chain, kept), batches, score.needs, loss=F.cross_entropy
+        StatContext(model, list(weights), elements.chain, kept, coupled=elements.coupled),
+        batches,
+        score.needs,
+        loss=F.cross_entropy,
     )
     with torch.no_grad():
-        return score(StepContext(weights, found, chain=chain, kept=Masks(kept)))
+        return score(
+            StepContext(weights, found, chain=elements.chain, coupled=elements.coupled, kept=Masks(kept))
+        )
 
 
 def read_by(model, inputs, layer):

@@ -9,29 +9,34 @@ import torch.nn.functional as F
 from torch import nn
 
 from group_nets import NETWORKS, coupled_of, given_to, groups, small
+from prunekit.elements import find_units
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import Coupled, chain_of, traced
+from prunekit.graph import Coupled, traced, unit_masks
 from prunekit.masks import Masks
 from prunekit.methods import thinet
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores import N2PS, ThiNet
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
-from prunekit.structure import unit_masks
 from prunekit.units import best_scales, contribution_products, greedy_order
 from unit_nets import made as chain_made
 from unit_recipes import conv_net, data, net, units
 
 
 def scores_of(score, model, examples, off=(), *, inputs=False):
-    chain = chain_of(model, inputs=inputs)
-    kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in chain.groups}
+    elements = find_units(model, None, (), example_inputs=examples[0][:2], inputs=inputs)
+    kept = dict(elements.all_kept(model))
     for name, unit in off:
         kept[name][unit] = False
     batches = zip(*(each.split(10) for each in examples), strict=True)
-    found = collect(StatContext(model, [], chain, kept), batches, score.needs, loss=F.cross_entropy)
+    found = collect(
+        StatContext(model, [], elements.chain, kept, coupled=elements.coupled),
+        batches,
+        score.needs,
+        loss=F.cross_entropy,
+    )
     with torch.no_grad():
-        return score(StepContext({}, found, chain=chain, kept=Masks(kept)))
+        return score(StepContext({}, found, model, coupled=elements.coupled, kept=Masks(kept)))
 
 
 def contributions(model, inputs, layer, units):
@@ -176,7 +181,7 @@ def test_units_that_are_off_have_no_significance_and_give_none():
     model, inputs, targets = chain_made("2 hidden")
     kept = {"2": torch.tensor([True, False, True, True, False, True, True])}
     weight = model[2].weight.clone()
-    unit_masks(model, chain_of(model), kept).apply(model)
+    unit_masks(model, traced(model, inputs).plan, kept).apply(model)
     off = [("2", 1), ("2", 4)]
     found = scores_of(N2PS(), model, (inputs, targets), off)
     assert (found["2"] == 0).tolist() == (~kept["2"]).tolist()

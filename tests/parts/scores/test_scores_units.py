@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import chain_of
+from prunekit.elements import find_units
 from prunekit.losses import squared_error
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
@@ -29,15 +29,22 @@ BATCH = 10
 
 def scores_of(score, model, examples, off=()):
     """What the score gives on these examples, in batches of 10, with some units off."""
-    chain = chain_of(model)
-    kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in chain.groups}
+    elements = find_units(model, None, (), example_inputs=examples[0][:2])
+    kept = dict(elements.all_kept(model))
     for name, unit in off:
         kept[name][unit] = False
     weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in kept}
     batches = zip(*(each.split(BATCH) for each in examples), strict=True)
-    found = collect(StatContext(model, list(weights), chain, kept), batches, score.needs, loss=squared_error)
+    found = collect(
+        StatContext(model, list(weights), elements.chain, kept, coupled=elements.coupled),
+        batches,
+        score.needs,
+        loss=squared_error,
+    )
     with torch.no_grad():
-        return score(StepContext(weights, found, chain=chain, kept=Masks(kept)))
+        return score(
+            StepContext(weights, found, chain=elements.chain, coupled=elements.coupled, kept=Masks(kept))
+        )
 
 
 def one_hot(targets):
@@ -190,10 +197,10 @@ def test_outgoing_norms(order):
 
 def test_random_is_uniform_over_units():
     """Every unit of both layers is the first to go equally often: chi-square of 12 units, 6000 draws."""
-    chain = chain_of(net(6, 7, 5, 4))
+    coupled = find_units(net(6, 7, 5, 4), None, ()).coupled
     kept = {"0": torch.ones(7, dtype=torch.bool), "2": torch.ones(5, dtype=torch.bool)}
     first = np.zeros(12)
     for seed in range(6000):
-        drawn = Random()(StepContext({}, generator=generator(seed), chain=chain, kept=Masks(kept)))
+        drawn = Random()(StepContext({}, generator=generator(seed), coupled=coupled, kept=Masks(kept)))
         first[int(torch.cat([drawn["0"], drawn["2"]]).argmin())] += 1
     assert ((first - 500) ** 2 / 500).sum() < 31.3  # the 99.9 % point for 11 degrees of freedom

@@ -94,7 +94,7 @@ class UnitRepair(Repair):
 
 
 def _consumers(context: StepContext) -> Mapping[str, Consumer]:
-    return consumers(context.chain, context.coupled, context.kept)
+    return consumers(context.coupled, context.kept)
 
 
 def _removal(context: StepContext, name: str, consumer: Consumer) -> RemovedUnits:

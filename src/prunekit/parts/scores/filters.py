@@ -16,7 +16,7 @@ from prunekit.parts.scores.units import UnitScore
 from prunekit.parts.scores.weight_scores import Scores
 from prunekit.statistics import FirstOrderTaylor, Statistic, UnitMacs
 from prunekit.statistics.units import Error
-from prunekit.units import distances, norm_scales
+from prunekit.units import distances
 
 
 class FeatureTaylor(UnitScore):
@@ -70,10 +70,8 @@ class NormScale(UnitScore):
 
     def __call__(self, context: StepContext) -> Scores:
         """One scale per unit."""
-        if context.coupled is not None:
-            return {name: group_norm_scales(context.coupled, name) for name in context.kept}
-        assert context.chain is not None
-        return norm_scales(context.chain, tuple(context.kept))
+        assert context.coupled is not None
+        return {name: group_norm_scales(context.coupled, name) for name in context.kept}
 
 
 class GeometricMedian(UnitScore):
@@ -85,13 +83,10 @@ class GeometricMedian(UnitScore):
 
     def __call__(self, context: StepContext) -> Scores:
         """One sum per unit, in float64."""
-        if context.coupled is not None:
-            return {
-                name: _coupled_distances(context.coupled, name, context.weights, kept)
-                for name, kept in context.kept.items()
-            }
+        assert context.coupled is not None
         return {
-            name: distances(context.weights[f"{name}.weight"], kept) for name, kept in context.kept.items()
+            name: _coupled_distances(context.coupled, name, context.weights, kept)
+            for name, kept in context.kept.items()
         }
 
 

@@ -29,7 +29,7 @@ class ConsumerScore(UnitScore):
 
 def _by_group(context: StepContext) -> dict[str, list[Consumer]]:
     """The layers that read the units of each group."""
-    found = list(consumers(context.chain, context.coupled, context.kept).values())
+    found = list(consumers(context.coupled, context.kept).values())
     by_group = {name: [each for each in found if name in each.units] for name in context.kept}
     for name, each in by_group.items():
         if not each:

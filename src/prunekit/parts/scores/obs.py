@@ -66,8 +66,7 @@ class OBS(RowScore):
             ModelError: naming a layer that is neither linear nor a convolution.
         """
         super().check(context)
-        if context.chain is None:
-            check_size(context.model, list(context.weights))
+        check_size(context.model, list(context.weights))
 
     def __call__(self, context: StepContext) -> Scores:
         """The losses, in float64."""

@@ -21,7 +21,6 @@ from prunekit.statistics import (
     TaylorChange,
 )
 from prunekit.statistics.units import Error
-from prunekit.units import outgoing_norms
 from prunekit.units.recursion import NO_RECURSION
 
 
@@ -133,10 +132,8 @@ class OutgoingNorm(Score):
 
     def __call__(self, context: StepContext) -> Scores:
         """One norm per unit."""
-        if context.coupled is not None:
-            return {name: group_outgoing_norms(context.coupled, name, self.order) for name in context.kept}
-        assert context.chain is not None
-        return outgoing_norms(context.chain, order=self.order)
+        assert context.coupled is not None
+        return {name: group_outgoing_norms(context.coupled, name, self.order) for name in context.kept}
 
 
 class MaxoutWins(Score):

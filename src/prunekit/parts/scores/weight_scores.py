@@ -52,8 +52,7 @@ class RowScore(Score):
         Raises:
             ModelError: naming another one.
         """
-        if context.chain is None:
-            row_layers(context.model, context.weights)
+        row_layers(context.model, context.weights)
 
 
 class Random(Score):

@@ -1,4 +1,4 @@
-"""Taking units out of chains, and pieces out of maxout layers, in place and with the proof."""
+"""Taking pieces out of maxout layers, in place and with the proof."""
 
 from __future__ import annotations
 
