@@ -19,7 +19,6 @@ DOUBLE_STEMS = {
     "filters",
     "layers",
     "maxout",
-    "shrinking",
     "units",
 }
 
