@@ -19,7 +19,7 @@ from prunekit.models import names as model_names
 from prunekit.models.create import find_factory
 from prunekit.parts.allocation import Allocation
 from prunekit.parts.base import Part
-from prunekit.parts.granularity import Shape
+from prunekit.parts.granularity import Granularity
 from prunekit.parts.regularize import Regularizer
 from prunekit.parts.repair import Repair
 from prunekit.parts.retrain import Retrain
@@ -34,7 +34,7 @@ MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 FAMILIES: Mapping[str, tuple[type[Part], str]] = {
     "score": (Score, "one number per weight; the lowest go first"),
-    "shape": (Shape, "what goes together"),
+    "granularity": (Granularity, "what goes together"),
     "allocation": (Allocation, "how the amount is shared over the layers"),
     "schedule": (Schedule, "the sparsity at each step, as a fraction of the original count"),
     "selection": (Selection, "which of a layer's weights go, once their number is known"),
@@ -46,7 +46,7 @@ FAMILIES: Mapping[str, tuple[type[Part], str]] = {
 
 
 def methods_table() -> str:
-    """Every named method: what it does, its paper, shape and needs."""
+    """Every named method: what it does, its paper, granularity and needs."""
     rows = []
     for name in methods.METHODS:
         info = methods.describe(name)
@@ -55,11 +55,11 @@ def methods_table() -> str:
                 f"`{name}`",
                 info.summary.replace("\n", " "),
                 _linked(info.paper.replace("\n", " ")) or "control",
-                info.shape,
+                info.granularity,
                 ", ".join(info.needs) or "nothing",
             )
         )
-    return _table(("method", "what it does", "paper", "shape", "needs besides the weights"), rows)
+    return _table(("method", "what it does", "paper", "granularity", "needs besides the weights"), rows)
 
 
 def parts_table() -> str:

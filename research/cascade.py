@@ -46,7 +46,7 @@ def curves(seed: int) -> Iterator[tuple[str, dict[int, float]]]:
         recipe = Recipe.parse(
             {
                 "score": "oracle",
-                "shape": "unit",
+                "granularity": "unit",
                 "schedule": {"name": "counts", "every": 1, "sparsity": 1 - 1 / START},
                 **parts,
             }

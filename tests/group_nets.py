@@ -22,13 +22,13 @@ NETWORKS += ["hf-bert", "hf-llama", "hf-gpt2"]
 
 
 def groups(
-    score: object = "magnitude", sparsity: float = 0.5, shape: object = (), **settings: object
+    score: object = "magnitude", sparsity: float = 0.5, granularity: object = (), **settings: object
 ) -> Recipe:
     """A recipe over coupled groups, half of each in one step by default."""
-    chosen = {"name": "unit", **dict(shape)}  # type: ignore[call-overload]
+    chosen = {"name": "unit", **dict(granularity)}  # type: ignore[call-overload]
     schedule = {"name": "one_shot", "sparsity": sparsity}
     return Recipe.parse(
-        {"shape": chosen, "score": score, "schedule": schedule, "allocation": "per_layer", **settings}
+        {"granularity": chosen, "score": score, "schedule": schedule, "allocation": "per_layer", **settings}
     )
 
 

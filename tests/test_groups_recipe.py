@@ -66,7 +66,7 @@ class TestByHand:
         model = small_resnet()
         norms = {name: sums_of_filters(model, name) for name in FILTERS}
         whole = copy.deepcopy(model)
-        pruned = prune(model, groups(shape={"kinds": ["filters"]}, targets=list(FILTERS)), images())
+        pruned = prune(model, groups(granularity={"kinds": ["filters"]}, targets=list(FILTERS)), images())
         assert list(pruned.kept) == list(FILTERS)
         for name, (block, conv, norm, reader) in FILTERS.items():
             off = norms[name].argsort()[: len(norms[name]) // 2]
@@ -82,7 +82,7 @@ class TestByHand:
     @pytest.mark.parametrize("residual", [False, True])
     def test_the_shrunk_network_computes_what_the_masked_one_does(self, residual):
         model, (inputs, targets) = small_resnet(), images()
-        pruned = prune(model, groups(shape={"residual": residual}), (inputs, targets))
+        pruned = prune(model, groups(granularity={"residual": residual}), (inputs, targets))
         masked = copy.deepcopy(model)
         result = pruned.shrink(inputs[:3])
         assert pruned.model is model
@@ -165,7 +165,7 @@ class TestHowMembersCombine:
                 block.conv2.weight.transpose(0, 1),
             )
         )
-        pruned = prune(model, groups(shape={"over": "all"}, targets=["stage2.0.conv1"]), images())
+        pruned = prune(model, groups(granularity={"over": "all"}, targets=["stage2.0.conv1"]), images())
         off = (~pruned.kept["stage2.0.conv1"]).nonzero().flatten().tolist()
         assert off == sorted(figures.argsort()[:4].tolist())
 
@@ -176,7 +176,9 @@ class TestHowMembersCombine:
             for layer in (model.query, model.key, model.value)
         )
         pruned = prune(
-            model, groups(shape={"kinds": ["heads"]}, sparsity=0.34), example_inputs=torch.rand(2, 5, 12)
+            model,
+            groups(granularity={"kinds": ["heads"]}, sparsity=0.34),
+            example_inputs=torch.rand(2, 5, 12),
         )
         assert list(pruned.kept) == ["query (heads)"]
         assert (~pruned.kept["query (heads)"]).nonzero().flatten().tolist() == [int(figures.argmin())]
@@ -237,7 +239,7 @@ class TestCounts:
         names = ["stage1.0.conv1", "stage2.0.conv1", "stage3.0.conv1", "stage2.0.conv2"]
         sparsities = dict(zip(names, [0.6, 0.5, 0.7, 0.1], strict=True))
         recipe = groups(
-            shape={"round_to": round_to, "residual": True},
+            granularity={"round_to": round_to, "residual": True},
             targets=names,
             allocation={"name": "given", "sparsities": sparsities},
             schedule="rounds",
@@ -257,7 +259,7 @@ class TestCounts:
         training = {"iterations": 4, "batch_size": 6, "lr": 0.05, "optimizer": "adam", "weight_decay": 0.1}
         recipe = groups(
             "gradient",
-            shape={"residual": True},
+            granularity={"residual": True},
             retrain={"name": "fine_tune", "training": training},
             schedule={"name": "linear", "sparsity": 0.5, "steps": 2},
         )
@@ -290,7 +292,7 @@ class TestCounts:
 
 class TestChoice:
     @pytest.mark.parametrize(
-        ("shape", "choice", "names"),
+        ("granularity", "choice", "names"),
         [
             (
                 {},
@@ -304,8 +306,8 @@ class TestChoice:
             ({}, {"ignore": ["stage2.0.shortcut.0.weight", "*.conv1"]}, ["stage3.0.conv2"]),
         ],
     )
-    def test_groups_are_chosen_by_the_layers_that_make_them(self, shape, choice, names):
-        plan = groups(shape=shape, **choice).plan(small_resnet(), torch.rand(2, 3, 8, 8))
+    def test_groups_are_chosen_by_the_layers_that_make_them(self, granularity, choice, names):
+        plan = groups(granularity=granularity, **choice).plan(small_resnet(), torch.rand(2, 3, 8, 8))
         assert plan.names == names
 
     @pytest.mark.parametrize(
@@ -318,7 +320,11 @@ class TestChoice:
                 r"conv1 \(residual stream\): .* unless it is asked",
             ),
             ({"targets": ["fc"]}, ModelError, r"fc \(neurons\): is the network's output"),
-            ({"shape": {"kinds": ["heads"]}}, ModelError, "none fits; kinds that can be pruned are: filters"),
+            (
+                {"granularity": {"kinds": ["heads"]}},
+                ModelError,
+                "none fits; kinds that can be pruned are: filters",
+            ),
             ({"sparsity": 0.99}, InputError, "fewer than the floor"),
         ],
     )
@@ -340,16 +346,16 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"shape": {"name": "unit", "combine": "median"}}, "combine"),
-            ({"shape": {"name": "unit", "kinds": ["blocks"]}}, "kinds"),
-            ({"shape": {"name": "unit", "kinds": []}}, "kinds"),
-            ({"shape": {"name": "unit", "round_to": 0}}, "round_to"),
+            ({"granularity": {"name": "unit", "combine": "median"}}, "combine"),
+            ({"granularity": {"name": "unit", "kinds": ["blocks"]}}, "kinds"),
+            ({"granularity": {"name": "unit", "kinds": []}}, "kinds"),
+            ({"granularity": {"name": "unit", "round_to": 0}}, "round_to"),
         ],
     )
     def test_recipes_that_do_not_fit(self, values, message):
         schedule = {"name": "one_shot", "sparsity": 0.5}
         with pytest.raises(InputError, match=message):
-            Recipe.parse({"schedule": schedule, "shape": "unit", **values})
+            Recipe.parse({"schedule": schedule, "granularity": "unit", **values})
 
     def test_the_published_recursion_is_for_paths(self):
         model = small_resnet()

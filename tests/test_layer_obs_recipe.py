@@ -166,8 +166,8 @@ def test_a_curve_is_resumed_to_the_same_result():
         ),
         ({"statistics": "once", "rank": "once", "retrain": "fine_tune"}, "'fine_tune' changes what layers"),
         (
-            {"repair": "masked_least_squares", "shape": "unit"},
-            "the shape 'unit' removes whole units: use the shape 'weight'",
+            {"repair": "masked_least_squares", "granularity": "unit"},
+            "the granularity 'unit' removes whole units: use the granularity 'weight'",
         ),
         ({"schedule": {"name": "counts", "every": 0, "sparsity": 0.5}}, "every = 0"),
         ({"score": {"name": "layer_obs", "damp": -1}}, "damp = -1"),
@@ -236,7 +236,7 @@ def test_n_m_patterns_with_the_best_order_within_them():
     data = torch.randn(40, 8, 6, 6, dtype=torch.float64), torch.randint(3, (40,))
     dense = nn.Sequential(*model).state_dict()
     dense = {key: value.clone() for key, value in dense.items()}
-    chosen = recipe(score=OBS, shape={"name": "n:m"}, allocation="per_layer", repair=LSQ)
+    chosen = recipe(score=OBS, granularity={"name": "n:m"}, allocation="per_layer", repair=LSQ)
     rows = {name: reached(model, data, name) for name in ("0.weight", "3.weight")}
     masks = prune(model, chosen, data).masks
     for name, mask in masks.items():

@@ -125,7 +125,7 @@ def test_magnitude_and_lots_choose_pieces_too():
         recipe = Recipe.parse(
             {
                 "score": score,
-                "shape": "maxout_piece",
+                "granularity": "maxout_piece",
                 "allocation": "per_layer",
                 "schedule": {"name": "one_shot", "sparsity": 1 / 3},
             }
@@ -139,7 +139,7 @@ def test_layers_lose_pieces_by_themselves_where_the_allocation_says_so():
     recipe = Recipe.parse(
         {
             "score": "magnitude",
-            "shape": "maxout_piece",
+            "granularity": "maxout_piece",
             "allocation": {"name": "given", "sparsities": {"conv*": 0.25, "fc1": 0.75}},
             "schedule": {"name": "rounds", "steps": 3},
         }
@@ -158,7 +158,7 @@ def test_what_is_refused():
         )
     with pytest.raises(InputError, match="multiples of 1/3 up to"):
         Session(conv_net(), maxout_pruning(pieces=4), data=examples())
-    with pytest.raises(InputError, match="use the shape 'maxout_piece'"):
+    with pytest.raises(InputError, match="use the granularity 'maxout_piece'"):
         Recipe.parse({"score": "maxout_wins", "schedule": {"name": "one_shot", "sparsity": 0.5}})
     flags = torch.ones(4, 3, dtype=torch.bool)
     flags[0, 0] = False

@@ -68,7 +68,7 @@ def test_needs_are_named():
 
 def test_methods_for_units_say_so():
     names = ["oracle_units", "taylor_units", "skeletonization", "n2ps_units", "apoz_units", "filter_norm"]
-    assert {describe(name).shape for name in [*names, "random_units"]} == {"unit"}
+    assert {describe(name).granularity for name in [*names, "random_units"]} == {"unit"}
     assert describe("oracle_units").needs == ("data",)
     assert describe("skeletonization").needs == ("data", "retraining")
     assert describe("filter_norm").needs == ("retraining",)

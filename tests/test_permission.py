@@ -50,7 +50,7 @@ def study_of(tmp_path, **changes):
     return load_study(str(write_study(tmp_path / "s.yaml", **changes)))
 
 
-FAMILIES = ("score", "shape", "allocation", "schedule", "selection", "repair", "retrain", "stop")
+FAMILIES = ("score", "granularity", "allocation", "schedule", "selection", "repair", "retrain", "stop")
 DOORS = {
     "model": lambda name, _: ModelSettings.parse(name),
     "model with settings": lambda name, _: ModelSettings.parse({"name": name, "cmd": "true"}),

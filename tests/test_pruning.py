@@ -184,9 +184,9 @@ class TestAnAllocationThatAsksForLessThanIsRemoved:
         return masks
 
     @pytest.mark.parametrize("order", ["all", "forward"])
-    @pytest.mark.parametrize("shape", ["weight", "unit"])
-    def test_nothing_comes_back(self, order, shape):
-        masks = self.steps(order=order, shape=shape)
+    @pytest.mark.parametrize("granularity", ["weight", "unit"])
+    def test_nothing_comes_back(self, order, granularity):
+        masks = self.steps(order=order, granularity=granularity)
         for before, after in itertools.pairwise(masks):
             assert not any(bool((flags & ~before[name]).any()) for name, flags in after.items())
         if order == "all":
@@ -233,7 +233,7 @@ class TestPatterns:
         if last:
             model = model.to(memory_format=torch.channels_last)
         chosen = recipe(
-            shape={"name": "n:m", "n": 2, "m": 4}, allocation="per_layer", schedule=linear(0.5, 2)
+            granularity={"name": "n:m", "n": 2, "m": 4}, allocation="per_layer", schedule=linear(0.5, 2)
         )
         session = Session(model, chosen)
         for record in session.run():
@@ -429,7 +429,7 @@ class TestRefusals:
         self.refused(ModelError, r"2\.weight holds NaN or infinite", recipe(), model=model)
 
     def test_n_m(self):
-        chosen = recipe(shape="n:m", allocation="per_layer")
+        chosen = recipe(granularity="n:m", allocation="per_layer")
         self.refused(InputError, r"0\.weight has 10 inputs, which 2:4 does not divide", chosen)
 
     @pytest.mark.parametrize("allocation", ["global", "per_layer", "erk", "sensitivity"])

@@ -92,7 +92,7 @@ def test_a_layer_is_fitted_to_the_inputs_that_it_has_behind_the_pruned_ones(net,
 def test_patterns_of_two_in_four():
     model = llama()
     masks = prune(
-        model, chosen("llama", score="layer_obs", shape="n:m", repair=LSQ, **BY_LAYER), tokens()
+        model, chosen("llama", score="layer_obs", granularity="n:m", repair=LSQ, **BY_LAYER), tokens()
     ).masks
     for mask in masks.values():
         assert bool((mask.view(-1, 4).sum(1) == 2).all())

@@ -67,7 +67,7 @@ class TestTheOracle:
 
     def test_input_features_are_units_where_they_are_asked_for(self):
         model, examples = net(6, 7, 4), data(6)
-        pruned = prune(model, units("oracle", shape={"name": "unit", "inputs": True}), examples)
+        pruned = prune(model, units("oracle", granularity={"name": "unit", "inputs": True}), examples)
         assert pruned.kept.total == 6 + 7
         off = (~pruned.kept["input"]).nonzero().flatten()
         assert bool((model[0].weight[:, off] == 0).all())
@@ -123,7 +123,7 @@ class TestRankingOnce:
         assert len(calls) == (4 if (rank, score) == ("every_step", "oracle") else 0)
 
     def test_weights_can_be_ranked_once_too(self):
-        recipe = units("magnitude", steps=3, shape="weight", rank="once", retrain=fine_tune(lr=1.0))
+        recipe = units("magnitude", steps=3, granularity="weight", rank="once", retrain=fine_tune(lr=1.0))
         model = mlp(10, 16, 3)
         values = torch.cat([model[0].weight.detach().flatten(), model[2].weight.detach().flatten()]).abs()
         pruned = prune(model, recipe, blobs())

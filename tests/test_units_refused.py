@@ -36,17 +36,17 @@ def test_a_residual_sum(score):
     ("values", "message"),
     [
         (
-            {"score": "oracle", "shape": "weight"},
-            "the score 'oracle' works on whole units, the shape 'weight' removes .*: use the shape 'unit'",
+            {"score": "oracle", "granularity": "weight"},
+            "the score 'oracle' works on whole units, the granularity 'weight' .*: use the granu.* 'unit'",
         ),
-        ({"score": "n2ps"}, "the score 'n2ps' works on whole units, .*: use the shape 'unit'"),
+        ({"score": "n2ps"}, "the score 'n2ps' works on whole units, .*: use the granularity 'unit'"),
         (
-            {"shape": "unit", "allocation": {"name": "threshold", "q": 1.0}, "schedule": "rounds"},
-            "the allocation 'threshold' works on single weights .* 'unit' .*: use the shape 'weight'",
+            {"granularity": "unit", "allocation": {"name": "threshold", "q": 1.0}, "schedule": "rounds"},
+            "the allocation 'threshold' works on single weights .* 'unit' .*: use the granularity 'weight'",
         ),
-        ({"shape": {"name": "unit", "pool": "median"}}, "pool"),
-        ({"shape": "unit", "score": {"name": "oracle", "error": "hinge"}}, "error"),
-        ({"shape": "unit", "score": {"name": "skeletonization", "batch_size": 0}}, "batch_size"),
+        ({"granularity": {"name": "unit", "pool": "median"}}, "pool"),
+        ({"granularity": "unit", "score": {"name": "oracle", "error": "hinge"}}, "error"),
+        ({"granularity": "unit", "score": {"name": "skeletonization", "batch_size": 0}}, "batch_size"),
         ({"rank": "twice"}, "rank"),
         ({"retrain_every": 0}, "retrain_every"),
     ],
@@ -69,7 +69,7 @@ def test_a_score_that_needs_data(score):
         ({"targets": ["4"]}, r"chooses no group that can be pruned: 4 \(neurons\): is the network's output"),
         ({"targets": ["nothing"]}, "nothing"),
         (
-            {"score": "magnitude", "shape": {"name": "unit", "inputs": True}},
+            {"score": "magnitude", "granularity": {"name": "unit", "inputs": True}},
             "input features have no incoming",
         ),
     ],
@@ -93,7 +93,7 @@ def test_regression_targets_of_another_shape(score, shape):
 
 
 def test_single_weights_are_not_taken_out():
-    pruned = prune(mlp(10, 16, 3), units(shape="weight"))
+    pruned = prune(mlp(10, 16, 3), units(granularity="weight"))
     with pytest.raises(InputError, match="single weights were removed, not units"):
         pruned.shrink(torch.rand(3, 10))
 

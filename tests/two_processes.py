@@ -21,10 +21,10 @@ RECIPES = {
     "gradient": {"score": "gradient"},
     "weight gradient": {"score": "weight_gradient", "allocation": "per_layer"},
     "random": {"score": "random"},
-    "least squares": {"shape": "unit", "repair": "least_squares"},
+    "least squares": {"granularity": "unit", "repair": "least_squares"},
     "layer obs": {"score": "layer_obs", "repair": "masked_least_squares"},
     "correlation": {"score": "correlation", "allocation": "per_layer"},
-    "stand-ins": {"shape": "unit", "repair": "sietsma_dow"},
+    "stand-ins": {"granularity": "unit", "repair": "sietsma_dow"},
     "sensitivity": {"allocation": "sensitivity"},
     "fine tune": {"score": "gradient", "schedule": LINEAR, "retrain": FINE_TUNE},
 }
@@ -70,7 +70,7 @@ def refusals(rank: int, data: tuple[torch.Tensor, torch.Tensor]) -> list[str]:
     for settings, broken in (
         (RECIPES["layer obs"], Stream([])),
         (RECIPES["layer obs"], Stream([(bad, data[1])])),
-        ({"shape": "unit", "score": "oracle"}, Stream([])),
+        ({"granularity": "unit", "score": "oracle"}, Stream([])),
     ):
         try:
             prune(mlp(10, 16, 3), recipe(**settings), broken if rank else Stream([data]))

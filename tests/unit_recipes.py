@@ -19,7 +19,7 @@ ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Tanh)
 def units(score: object = "magnitude", steps: int = 1, sparsity: float = 0.5, **settings: object) -> Recipe:
     """A recipe over units, half of them in one step by default."""
     schedule = {"name": "linear", "sparsity": sparsity, "steps": steps}
-    return Recipe.parse({"shape": "unit", "score": score, "schedule": schedule, **settings})
+    return Recipe.parse({"granularity": "unit", "score": score, "schedule": schedule, **settings})
 
 
 def net(*sizes: int, seed: int = 0, scale: float = 2.5) -> nn.Sequential:

@@ -81,7 +81,7 @@ class Elements(ABC):
         Raises:
             InputError: where single elements cannot be taken out.
         """
-        raise InputError("only whole units can be taken out of a network: use the shape 'unit'")
+        raise InputError("only whole units can be taken out of a network: use the granularity 'unit'")
 
     def shielded(self, name: str, scores: Tensor) -> Tensor:
         """The scores of a target, with infinity for elements that must stay whatever they score."""

@@ -84,7 +84,7 @@ class Pruned:
             ModelError: if the units of a group can be masked but not taken out.
             VerificationError: if the smaller network computes something else; the model is untouched then.
         """
-        counted = self.recipe.shape.counts
+        counted = self.recipe.granularity.counts
         if counted == "weights":
             raise InputError("single weights were removed, not units: there is nothing to take out whole")
         if self.shrunk is not None:
@@ -97,7 +97,7 @@ class Pruned:
                 self.kept,
                 masks=self.masks,
                 found=found,
-                residual=getattr(self.recipe.shape, "residual", False),
+                residual=getattr(self.recipe.granularity, "residual", False),
             )
         else:
             result = shrink_pieces(self.model, self.kept, example_inputs, masks=self.masks)
@@ -112,12 +112,13 @@ class Pruned:
 
     def _achieved(self) -> str:
         ratio = f"{self.kept.compression_ratio:.4g}x"
-        return f"{self.kept.sparsity:.1%} of {self.kept.total:,} {self.recipe.shape.counts} removed ({ratio})"
+        counts = self.recipe.granularity.counts
+        return f"{self.kept.sparsity:.1%} of {self.kept.total:,} {counts} removed ({ratio})"
 
     def __str__(self) -> str:
         if self.shrunk is not None:
             return f"{self._achieved()} and taken out: next, save_pretrained(pruned, folder)."
-        if self.recipe.shape.counts != "weights":
+        if self.recipe.granularity.counts != "weights":
             return (
                 f"{self._achieved()}. They are off, but still there: "
                 "next, pruned.shrink(example_inputs) takes them out."

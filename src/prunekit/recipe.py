@@ -22,7 +22,7 @@ from prunekit.masks import Masks
 from prunekit.parts.allocation import Allocation, Global
 from prunekit.parts.base import Part, Requirement, level_refusal
 from prunekit.parts.context import CostModel, Step, StepContext
-from prunekit.parts.granularity import Shape, Weight
+from prunekit.parts.granularity import Granularity, Weight
 from prunekit.parts.repair import NoRepair, Repair
 from prunekit.parts.retrain import NoRetraining, Retrain
 from prunekit.parts.schedule import Schedule, check_increasing
@@ -84,12 +84,12 @@ TAKEN_ONCE = (
 
 
 class Recipe(Settings):
-    """A score, taken over some shape, shared out over the layers, in some number of steps, with a repair
+    """A score, taken at some granularity, shared out over the layers, in some number of steps, with a repair
     and a retraining after each.
 
     Attributes:
         score: one number per weight; the lowest go first.
-        shape: what goes together.
+        granularity: what goes together.
         allocation: how the amount is shared over layers.
         schedule: the sparsity at each step, as a fraction of the original count.
         selection: which elements of a layer go, once their number is known.
@@ -109,7 +109,7 @@ class Recipe(Settings):
     """
 
     score: Annotated[SerializeAsAny[Score], BeforeValidator(Score.build)] = Magnitude()
-    shape: Annotated[SerializeAsAny[Shape], BeforeValidator(Shape.build)] = Weight()
+    granularity: Annotated[SerializeAsAny[Granularity], BeforeValidator(Granularity.build)] = Weight()
     allocation: Annotated[SerializeAsAny[Allocation], BeforeValidator(Allocation.build)] = Global()
     schedule: Annotated[SerializeAsAny[Schedule], BeforeValidator(Schedule.build)]
     selection: Annotated[SerializeAsAny[Selection], BeforeValidator(Selection.build)] = Lowest()
@@ -129,8 +129,8 @@ class Recipe(Settings):
     def _parts_fit(self) -> Recipe:
         check_increasing(self.schedule.sparsities())
         for key, part in self.parts.items():
-            if self.shape.level not in part.works_on:
-                raise ValueError(level_refusal(key, part, Shape.own_members(), self.shape))
+            if self.granularity.level not in part.works_on:
+                raise ValueError(level_refusal(key, part, Granularity.own_members(), self.granularity))
             _check_required(self, f"the {key} {part.name!r}", part.requires)
         if self.statistics == "once":
             _check_required(self, "statistics that are taken once", TAKEN_ONCE)
@@ -158,13 +158,13 @@ class Recipe(Settings):
             self.order != "all"
             and self.rank == "every_step"
             and self.allocation.local
-            and self.shape.counts == "weights"
+            and self.granularity.counts == "weights"
         )
 
     @property
     def by_example(self) -> bool:
         """Whether `plan` must run the network on an example."""
-        return self.shape.by_example or self.allocation.by_example
+        return self.granularity.by_example or self.allocation.by_example
 
     @property
     def needs(self) -> tuple[Statistic, ...]:
@@ -181,29 +181,28 @@ class Recipe(Settings):
 
         Args:
             model: the network.
-            example_inputs: what it can be run on, for shapes that find out so what is coupled; two examples
-                are enough.
+            example_inputs: what it can be run on, to find out which units are coupled; two examples suffice.
 
         Raises:
-            InputError: if a pattern matches nothing, or an amount, shape or floor does not fit a layer.
+            InputError: if a pattern matches nothing, or an amount, granularity or floor does not fit a layer.
             ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized), or
                 a layer that the repair cannot mend.
         """
         model = unwrap(model)
-        elements = self.shape.elements(model, self.targets, self.ignore, example_inputs)
+        elements = self.granularity.elements(model, self.targets, self.ignore, example_inputs)
         targets = elements.targets
         sparsities = self._levels(targets)
         self.allocation.check(targets, sparsities[-1])
         for target in targets:
-            self.shape.check(target, sparsities)
-        self.allocation.check_even(self.shape, targets)
+            self.granularity.check(target, sparsities)
+        self.allocation.check_even(self.granularity, targets)
         context = StepContext(
             {name: model.get_parameter(name) for name in elements.parameters},
             model=model,
             kept=elements.all_kept(model),
             chain=elements.chain,
             coupled=elements.coupled,
-            granularity=self.shape,
+            granularity=self.granularity,
         )
         for part in (self.score, self.repair) if self.repair.changes else (self.score,):
             part.check(context)
@@ -221,7 +220,7 @@ class Recipe(Settings):
             found = {}
             for name, lost in amounts.items():
                 scores = elements.shielded(name, torch.zeros_like(whole[name], dtype=torch.float64))
-                found[name] = self.shape.select(scores, self.shape.rounded(len(scores), lost))
+                found[name] = self.granularity.select(scores, self.granularity.rounded(len(scores), lost))
             return Masks(found)
 
         return CostModel(whole, chosen, partial(elements.smaller, model), example_inputs)

@@ -154,7 +154,7 @@ def test_dead_units_of_single_weights(command, tmp_path):
 
 def test_a_pruned_folder_in_coupled_groups(command, tmp_path):
     (tmp_path / "r.yaml").write_text(
-        "{shape: unit, schedule: {name: one_shot, sparsity: 0.5}, retrain: none}"
+        "{granularity: unit, schedule: {name: one_shot, sparsity: 0.5}, retrain: none}"
     )
     ended = command("prune shrink_net:Net --data iris --recipe r.yaml --out pruned")
     assert ended.code == 0, ended.err

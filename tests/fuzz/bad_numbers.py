@@ -28,7 +28,7 @@ from prunekit.maxout import Maxout
 from prunekit.methods import METHODS
 from prunekit.parts.allocation import Allocation
 from prunekit.parts.base import Part
-from prunekit.parts.granularity import Shape
+from prunekit.parts.granularity import Granularity
 from prunekit.parts.regularize import Regularizer
 from prunekit.parts.repair import Repair
 from prunekit.parts.retrain import Retrain
@@ -51,7 +51,7 @@ VALUES: tuple[Any, ...] = (
 SHORT = {"epochs": 1, "rounds": 2, "cycles": 2, "steps": 2, "every": 40}
 FAMILIES: dict[str, type[Part]] = {
     "score": Score,
-    "shape": Shape,
+    "granularity": Granularity,
     "allocation": Allocation,
     "schedule": Schedule,
     "selection": Selection,
@@ -68,9 +68,13 @@ FILL = {
 BASES: tuple[dict[str, Any], ...] = (
     {"schedule": {"name": "one_shot", "sparsity": 0.5}},
     {"schedule": {"name": "one_shot", "sparsity": 0.5}, "allocation": "per_layer"},
-    {"schedule": {"name": "one_shot", "sparsity": 0.5}, "shape": "unit"},
+    {"schedule": {"name": "one_shot", "sparsity": 0.5}, "granularity": "unit"},
     {"schedule": "rounds", "allocation": "none"},
-    {"schedule": {"name": "one_shot", "sparsity": 0.5}, "shape": "maxout_piece", "score": "maxout_wins"},
+    {
+        "schedule": {"name": "one_shot", "sparsity": 0.5},
+        "granularity": "maxout_piece",
+        "score": "maxout_wins",
+    },
 )
 """Recipes in which a part is tried: the first one that it works in with its defaults."""
 
@@ -163,7 +167,7 @@ COUNT = len(PLACES) * len(VALUES)
 
 def network(recipe: Recipe, name: str = "") -> nn.Sequential:
     """A tiny network that has what the recipe looks at."""
-    if recipe.shape.counts == "pieces":
+    if recipe.granularity.counts == "pieces":
         torch.manual_seed(0)
         return nn.Sequential(Maxout(nn.Linear(12, 16), 4), nn.Linear(4, 4))
     model = mlp(12, 8, 8, 4)

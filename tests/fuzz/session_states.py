@@ -42,7 +42,7 @@ KINDS: tuple[dict[str, Any], ...] = (
         "statistics": "once",
         "calibration": 32,
     },
-    {"schedule": LINEAR, "shape": "unit", "order": "forward", "allocation": "per_layer"},
+    {"schedule": LINEAR, "granularity": "unit", "order": "forward", "allocation": "per_layer"},
     {"schedule": LINEAR, "stop": {"name": "error_limit", "increase": 5.0}, "calibration": 32},
     {"schedule": LINEAR, "stop": {"name": "error_limit", "increase": 0.0}, "calibration": 32},
     {

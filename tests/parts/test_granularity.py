@@ -59,7 +59,7 @@ def test_patterns_that_remove_nothing(n, m):
 
 
 def pattern(**settings):
-    return recipe(shape="n:m", allocation="per_layer", **settings)
+    return recipe(granularity="n:m", allocation="per_layer", **settings)
 
 
 def test_inputs_that_do_not_divide():
@@ -71,10 +71,13 @@ def test_inputs_that_do_not_divide():
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({"name": "one_shot", "sparsity": 0.6}, "sparsity 0.6 does not fit the shape 2:4.*1/4 up to 0.5"),
+        (
+            {"name": "one_shot", "sparsity": 0.6},
+            "0.6 does not fit the granularity 2:4.*1/4 up to 0.5",
+        ),
         ({"name": "one_shot", "sparsity": 0.75}, "sparsity 0.75 does not fit"),
-        ({"name": "linear", "sparsity": 0.5, "steps": 3}, "does not fit the shape 2:4"),
-        ({"name": "one_shot", "sparsity": 0.25}, "ends at sparsity 0.25, the shape 2:4 at 0.5"),
+        ({"name": "linear", "sparsity": 0.5, "steps": 3}, "does not fit the granularity 2:4"),
+        ({"name": "one_shot", "sparsity": 0.25}, "ends at sparsity 0.25, the granularity 2:4 at 0.5"),
     ],
 )
 def test_sparsities_that_do_not_fit(schedule, message):
@@ -85,17 +88,17 @@ def test_sparsities_that_do_not_fit(schedule, message):
 def test_rounds_state_no_sparsity():
     given_ = {"name": "given", "sparsities": {"0": 0.5}}
     with pytest.raises(InputError, match="2:4 needs a schedule that states its sparsity"):
-        recipe(shape="n:m", allocation=given_, schedule="rounds").plan(mlp(8, 4, 4))
+        recipe(granularity="n:m", allocation=given_, schedule="rounds").plan(mlp(8, 4, 4))
 
 
 @pytest.mark.parametrize("allocation", ["global", "erk", {"name": "per_layer", "output_rate": 0.5}])
 def test_layers_must_lose_the_same_fraction(allocation):
     with pytest.raises(InputError, match=r"'n:m' takes the same fraction of every layer.*use 'per_layer'"):
-        recipe(shape="n:m", allocation=allocation).plan(mlp(8, 4, 4))
+        recipe(granularity="n:m", allocation=allocation).plan(mlp(8, 4, 4))
 
 
 def test_one_layer_alone_fits_any_allocation():
-    assert len(recipe(shape="n:m", allocation="global").plan(mlp(8, 4)).steps) == 1
+    assert len(recipe(granularity="n:m", allocation="global").plan(mlp(8, 4)).steps) == 1
 
 
 @pytest.mark.parametrize("layer", [nn.ConvTranspose2d(8, 8, 3), nn.ConvTranspose1d(8, 8, 3)])

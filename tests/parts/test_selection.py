@@ -62,7 +62,9 @@ def test_exact_counts(selection, net):
 
 @pytest.mark.parametrize("selection", ["sparsegpt", "admm"])
 def test_patterns(selection):
-    chosen = recipe(selection=selection, repair="masked_least_squares", shape={"name": "n:m", "n": 2, "m": 4})
+    chosen = recipe(
+        selection=selection, repair="masked_least_squares", granularity={"name": "n:m", "n": 2, "m": 4}
+    )
     pruned = prune(mlp(12, 8, 4), chosen, blobs(64, 12, 4))
     for kept in pruned.kept.values():
         assert bool((kept.view(len(kept), -1, 4).sum(2) == 2).all())
@@ -86,9 +88,10 @@ def test_the_search_costs_a_layer_less_than_magnitude():
 
 def test_what_is_refused():
     with pytest.raises(
-        InputError, match=r"selection 'sparsegpt' works on single weights .*: use the shape 'weight' or 'n:m'"
+        InputError,
+        match=r"selection 'sparsegpt' works on single weights .*: use the granularity 'weight' or 'n:m'",
     ):
-        recipe(selection="sparsegpt", shape="unit")
+        recipe(selection="sparsegpt", granularity="unit")
     with pytest.raises(InputError, match="selection 'admm' needs data"):
         Session(mlp(4, 3), recipe(selection="admm"))
     assert alps().digest() != sparsegpt().digest()
@@ -191,9 +194,9 @@ def test_what_halves_refuse():
         correlation(strong=7)
     with pytest.raises(
         InputError,
-        match=r"'correlated_halves' works on single weights, .* 'n:m'.*: use the shape 'weight'",
+        match=r"'correlated_halves' works on single weights, .* 'n:m'.*: use the granularity 'weight'",
     ):
-        recipe(selection="correlated_halves", shape="n:m")
+        recipe(selection="correlated_halves", granularity="n:m")
     with pytest.raises(InputError, match="score 'correlation' needs data, but no data is given"):
         Session(mlp(4, 3), halves())
     with pytest.raises(ModelError, match="Embedding"):
@@ -202,7 +205,9 @@ def test_what_halves_refuse():
 
 def test_the_score_serves_units_and_patterns():
     data = blobs(64, 12, 4)
-    pruned = prune(mlp(12, 8, 4), recipe(score="correlation", shape="unit"), data)
+    pruned = prune(mlp(12, 8, 4), recipe(score="correlation", granularity="unit"), data)
     assert [int(kept.sum()) for kept in pruned.kept.values()] == [4]
-    pruned = prune(mlp(12, 8, 4), recipe(score="correlation", shape={"name": "n:m", "n": 2, "m": 4}), data)
+    pruned = prune(
+        mlp(12, 8, 4), recipe(score="correlation", granularity={"name": "n:m", "n": 2, "m": 4}), data
+    )
     assert all(bool((kept.view(len(kept), -1, 4).sum(2) == 2).all()) for kept in pruned.kept.values())

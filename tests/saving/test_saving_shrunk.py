@@ -15,7 +15,7 @@ from prunekit.saving import Architecture, load_masks, load_pretrained, save_pret
 from small_nets import blobs, copied, mlp, recipe, same
 
 LENET = Architecture(ModelSettings.parse("lenet5"), (1, 28, 28), 10)
-HALF = {"shape": "unit", "score": "random"}
+HALF = {"granularity": "unit", "score": "random"}
 
 USERS_CODE = """
 import torch
@@ -51,12 +51,12 @@ def shrunk(model, inputs, **settings):
 
 def test_masked_units_are_saved_and_loaded(tmp_path):
     model = mlp(10, 16, 8, 3)
-    pruned = prune(model, recipe(shape="unit"))
+    pruned = prune(model, recipe(granularity="unit"))
     save_pretrained(pruned, tmp_path / "net")
     assert same(copied(load_pretrained(tmp_path / "net", mlp(10, 16, 8, 3, seed=1))), copied(model))
     assert load_masks(tmp_path / "net") == pruned.masks
     description = json.loads((tmp_path / "net" / "prunekit.json").read_text())
-    assert description["recipe"]["shape"]["name"] == "unit"
+    assert description["recipe"]["granularity"]["name"] == "unit"
     assert description["history"][0]["total"] == 24
 
 
@@ -113,7 +113,9 @@ def test_a_plain_shrunk_module(tmp_path):
 
 def test_narrower_inputs(tmp_path):
     inputs, _ = blobs()
-    pruned = prune(mlp(10, 16, 3).eval(), recipe(shape={"name": "unit", "inputs": True}, score="random"))
+    pruned = prune(
+        mlp(10, 16, 3).eval(), recipe(granularity={"name": "unit", "inputs": True}, score="random")
+    )
     kept = pruned.shrink(inputs).kept_inputs
     save_pretrained(pruned, tmp_path / "net")
     again = load_pretrained(tmp_path / "net", mlp(10, 16, 3, seed=1))

@@ -57,21 +57,21 @@ class TestEach:
         for study in studies_of(name):
             model, seen = create(study.model, SHAPES[study.dataset.name], 10, seed=0), []
             for cell in study.cells:
-                if cell.recipe.shape.counts == "units":
+                if cell.recipe.granularity.counts == "units":
                     # what is coupled takes a second to find, and is the same for all that remove as much
-                    chosen = (cell.recipe.shape, cell.recipe.allocation, cell.recipe.schedule)
+                    chosen = (cell.recipe.granularity, cell.recipe.allocation, cell.recipe.schedule)
                     if chosen in seen:
                         continue
                     seen.append(chosen)
                 plan = cell.recipe.plan(model, torch.rand(2, *SHAPES[study.dataset.name]))
                 assert plan.steps
-                if cell.recipe.shape.counts == "units" and plan.elements.chain is None:
+                if cell.recipe.granularity.counts == "units" and plan.elements.chain is None:
                     assert all(target.kind == "units" for target in plan.targets)
                     continue
                 layers = len([p for p in model.parameters() if p.dim() > 1])
                 # the last layer's units are the network's outputs, and no maxout makes them
-                outputs = cell.recipe.shape.counts != "weights"
-                inputs = getattr(cell.recipe.shape, "inputs", False)
+                outputs = cell.recipe.granularity.counts != "weights"
+                inputs = getattr(cell.recipe.granularity, "inputs", False)
                 assert len(plan.targets) == layers - outputs + inputs - LEFT_OUT.get(study.dataset.name, 0)
 
     def test_it_has_its_controls_and_a_word_on_every_method(self, name):

@@ -69,7 +69,7 @@ def dead_units(
         found: its plan with its graphs; with the group `input` unread input features are found, too.
         masks: of single weights; without them the zeros in the weights count.
         over_units: whether groups count in whose norms the statistics run over the units, zeros included: the
-            network without such units has those of the kept ones, as with the shape `group`.
+            network without such units has those of the kept ones, as with the granularity `group`.
         constants: whether constants other than zero are looked for.
 
     Raises:

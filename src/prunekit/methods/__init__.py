@@ -38,7 +38,7 @@ class MethodInfo:
         name: as in Python, YAML and on the command line.
         summary: one sentence.
         paper: the source; empty for controls.
-        shape: what goes together.
+        granularity: what goes together.
         needs: what the method needs besides the weights: calibration data, retraining, initial values.
         settings: its settings with their defaults.
     """
@@ -46,7 +46,7 @@ class MethodInfo:
     name: str
     summary: str
     paper: str
-    shape: str
+    granularity: str
     needs: tuple[str, ...]
     settings: Mapping[str, Any]
 
@@ -84,4 +84,4 @@ def describe(name: str) -> MethodInfo:
         if needed
     ]
     defaults = {key: value.default for key, value in inspect.signature(METHODS[name]).parameters.items()}
-    return MethodInfo(name, text.split("\n\n")[0], paper, chosen.shape.name, tuple(needs), defaults)
+    return MethodInfo(name, text.split("\n\n")[0], paper, chosen.granularity.name, tuple(needs), defaults)

@@ -56,7 +56,9 @@ def oracle_units(sparsity: float = 0.5, steps: int = 10, error: Error = "squared
 
     Paper: Wolfe, Sharma, Raj 2017, arXiv 1701.04465
     """
-    return Recipe(score=Oracle(error=error), shape=Unit(), schedule=Linear(sparsity=sparsity, steps=steps))
+    return Recipe(
+        score=Oracle(error=error), granularity=Unit(), schedule=Linear(sparsity=sparsity, steps=steps)
+    )
 
 
 @method
@@ -69,7 +71,7 @@ def taylor_units(
     """
     return Recipe(
         score=UnitTaylor(order=order, error=error),
-        shape=Unit(),
+        granularity=Unit(),
         schedule=Linear(sparsity=sparsity, steps=steps),
     )
 
@@ -90,7 +92,7 @@ def skeletonization(
     """
     return Recipe(
         score=Skeletonization(),
-        shape=Unit(),
+        granularity=Unit(),
         schedule=Linear(sparsity=sparsity, steps=steps),
         retrain=FineTune(training=training_of(epochs, training)),
         stop=Never() if limit is None else ErrorLimit(limit=limit, roll_back=False),
@@ -109,7 +111,7 @@ def n2ps_units(
     """
     return Recipe(
         score=N2PS(),
-        shape=Unit(inputs=True),
+        granularity=Unit(inputs=True),
         schedule=Linear(sparsity=sparsity, steps=steps),
         retrain=FineTune(training=training_of(epochs, training)),
     )
@@ -132,7 +134,7 @@ def n2ps(
     """
     return Recipe(
         score=N2PS(),
-        shape=Unit(inputs=True),
+        granularity=Unit(inputs=True),
         allocation=BelowMean(tau=tau),
         schedule=Rounds(steps=rounds),
         retrain=FineTune(training=training_of(epochs, training)),
@@ -151,7 +153,7 @@ def apoz(rounds: int = 3, epochs: float = 5, training: TrainingLike = None) -> R
     """
     return Recipe(
         score=Activation(what="nonzeros"),
-        shape=Unit(),
+        granularity=Unit(),
         allocation=BelowMean(deviations=1.0),
         schedule=Rounds(steps=rounds),
         order="forward",
@@ -169,7 +171,7 @@ def apoz_units(
     """
     return Recipe(
         score=Activation(what="nonzeros"),
-        shape=Unit(),
+        granularity=Unit(),
         schedule=Linear(sparsity=sparsity, steps=steps),
         retrain=FineTune(training=training_of(epochs, training)),
     )
@@ -183,7 +185,7 @@ def filter_norm(sparsity: float = 0.5, epochs: float = 20, training: TrainingLik
     """
     return Recipe(
         score=Magnitude(),
-        shape=Unit(),
+        granularity=Unit(),
         allocation=PerLayer(),
         schedule=OneShot(sparsity=sparsity),
         retrain=FineTune(training=training_of(epochs, training)),
@@ -222,7 +224,7 @@ def structured_mlp(
     share = training_of(epochs, training, shares=shares)
     return Recipe(
         score=Magnitude(),
-        shape=Unit(),
+        granularity=Unit(),
         allocation=PerLayer(),
         schedule=Linear(sparsity=sparsity, steps=shares) if gradual else OneShot(sparsity=sparsity),
         order="forward",
@@ -234,7 +236,7 @@ def structured_mlp(
 @method
 def random_units(sparsity: float = 0.5) -> Recipe:
     """Units drawn at random, in one step: the control of every comparison of units."""
-    return Recipe(score=Random(), shape=Unit(), schedule=OneShot(sparsity=sparsity))
+    return Recipe(score=Random(), granularity=Unit(), schedule=OneShot(sparsity=sparsity))
 
 
 @method
@@ -245,7 +247,7 @@ def thinet(sparsity: float = 0.5, epochs: float = 1, training: TrainingLike = No
     """
     return Recipe(
         score=ThiNet(),
-        shape=Unit(),
+        granularity=Unit(),
         allocation=PerLayer(),
         schedule=OneShot(sparsity=sparsity),
         order="forward",
@@ -268,7 +270,7 @@ def taylor_filters(
     """
     return Recipe(
         score=FeatureTaylor(macs=macs),
-        shape=Unit(),
+        granularity=Unit(),
         schedule=Linear(sparsity=sparsity, steps=steps),
         retrain=FineTune(training=training_of(epochs, training)),
     )
@@ -282,7 +284,7 @@ def network_slimming(sparsity: float = 0.5, epochs: float = 20, training: Traini
     """
     return Recipe(
         score=NormScale(),
-        shape=Unit(),
+        granularity=Unit(),
         schedule=OneShot(sparsity=sparsity),
         retrain=FineTune(training=training_of(epochs, training)),
     )
@@ -296,7 +298,7 @@ def geometric_median(sparsity: float = 0.5, epochs: float = 20, training: Traini
     """
     return Recipe(
         score=GeometricMedian(),
-        shape=Unit(),
+        granularity=Unit(),
         allocation=PerLayer(),
         schedule=OneShot(sparsity=sparsity),
         retrain=FineTune(training=training_of(epochs, training)),
@@ -315,7 +317,7 @@ def maxout_pruning(
     rounds = pieces - whole("left", left, 1, pieces - 1)
     return Recipe(
         score=MaxoutWins(),
-        shape=MaxoutPiece(),
+        granularity=MaxoutPiece(),
         allocation=PerLayer(),
         schedule=Linear(sparsity=rounds / pieces, steps=rounds),
         retrain=FineTune(training=training_of(epochs, training)),

@@ -128,12 +128,12 @@ def n_m(n: int = 2, m: int = 4) -> Recipe:
 
     Paper: Mishra et al. 2021, arXiv 2104.08378
     """
-    shape = NM(n=n, m=m)
+    granularity = NM(n=n, m=m)
     return Recipe(
         score=Magnitude(),
-        shape=shape,
+        granularity=granularity,
         allocation=PerLayer(),
-        schedule=OneShot(sparsity=1 - shape.n / shape.m),
+        schedule=OneShot(sparsity=1 - granularity.n / granularity.m),
     )
 
 

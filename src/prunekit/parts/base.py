@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prunekit.training import Training
 
 Level = Literal["weights", "patterns", "units", "pieces"]
-"""What a recipe removes, as its shape says."""
+"""What a recipe removes, as its granularity says."""
 
 LEVELS: Mapping[Level, str] = {
     "weights": "single weights",
@@ -65,7 +65,7 @@ class Part(Settings):
     Attributes:
         name: the short name, unique in its family.
         paper: the source, with its arXiv number or DOI.
-        works_on: what the recipe may remove, by its shape; anything by default.
+        works_on: what the recipe may remove, by its granularity; anything by default.
         requires: what the recipe must have chosen elsewhere.
         needs: the statistics of the data that the part is computed from, collected before each step.
         warm_up: how the network is trained before the first removal; None for not at all. In a training loop
@@ -179,26 +179,26 @@ class Part(Settings):
         return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def level_refusal(key: str, part: Part, shapes: Mapping[str, Any], chosen: Any) -> str:
+def level_refusal(key: str, part: Part, granularities: Mapping[str, Any], chosen: Any) -> str:
     """What is said of a part that does not work on what a recipe removes.
 
     Args:
         key: the recipe's key of the part.
         part: the part.
-        shapes: the shapes that there are, by name.
-        chosen: the shape of the recipe.
+        granularities: those that there are, by name.
+        chosen: the granularity of the recipe.
     """
     levels = " or ".join(LEVELS[level] for level in LEVELS if level in part.works_on)
     instead = " or ".join(
         repr(name)
         for level in LEVELS
-        for name, shape in shapes.items()
-        if shape.level == level and level in part.works_on
+        for name, each in granularities.items()
+        if each.level == level and level in part.works_on
     )
     others = _others(part, chosen.level)
     return (
-        f"the {key} {part.name!r} works on {levels}, the shape {chosen.name!r} removes "
-        f"{LEVELS[chosen.level]}: use the shape {instead}"
+        f"the {key} {part.name!r} works on {levels}, the granularity {chosen.name!r} removes "
+        f"{LEVELS[chosen.level]}: use the granularity {instead}"
         + (f", or the {key} {', '.join(map(repr, others))}" if 0 < len(others) <= FEW else "")
     )
 

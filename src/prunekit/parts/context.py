@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.graph import Chain, Coupled
 from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
-from prunekit.parts.granularity import Shape, Weight
+from prunekit.parts.granularity import Granularity, Weight
 from prunekit.statistics import Found
 from prunekit.targets import owner_of
 
@@ -44,7 +44,7 @@ class CostModel:
     Attributes:
         whole: flags that keep every unit, as there were in the beginning.
         chosen: from the units that layers have lost to the flags that a step would choose, rounded as its
-            shape says.
+            granularity says.
         smaller: from flags to a network without these units.
         example_inputs: what it can be run on.
     """
@@ -94,7 +94,7 @@ class StepContext:
     generator: torch.Generator = field(default_factory=torch.Generator)
     chain: Chain | None = None
     coupled: Coupled | None = None
-    granularity: Shape = field(default_factory=Weight)
+    granularity: Granularity = field(default_factory=Weight)
     states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
     scores: Mapping[str, Tensor] = field(default_factory=dict)

@@ -39,7 +39,7 @@ Counted = Literal["weights", "units", "pieces"]
 """What a recipe counts: single weights, whole units, or the pieces of maxout units."""
 
 
-class Shape(Part):
+class Granularity(Part):
     """How the weights of one layer are chosen, once it is known how many of them go.
 
     Attributes:
@@ -58,7 +58,7 @@ class Shape(Part):
 
     @abstractmethod
     def select(self, scores: Tensor, count: int) -> Tensor:
-        """A mask (True = kept) that removes exactly `count` of the lowest scores that the shape allows."""
+        """A mask (True = kept) that removes exactly `count` of the lowest scores that are allowed to go."""
 
     def elements(
         self,
@@ -75,13 +75,13 @@ class Shape(Part):
         return Weights(find_targets(model, targets, ignore))
 
     def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
-        """Scores of what the shape counts: pooled if they come per weight, as they are if not."""
+        """Scores of what the granularity counts: pooled if they come per weight, as they are if not."""
         if set(elements.names) <= set(scores):
             return {name: scores[name] for name in elements.names}
         return self.pooled(scores, elements)
 
     def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
-        """From scores of weights to scores of what the shape counts."""
+        """From scores of weights to scores of what the granularity counts."""
         return dict(scores)
 
     def rounded(self, size: int, removed: int) -> int:
@@ -89,11 +89,11 @@ class Shape(Part):
         return removed
 
     def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
-        """Refuse a layer or a schedule that does not fit the shape, with an `InputError`."""
+        """Refuse a layer or a schedule that does not fit the granularity, with an `InputError`."""
         return
 
 
-class Weight(Shape):
+class Weight(Granularity):
     """Single weights, anywhere in the layer."""
 
     name = "weight"
@@ -175,7 +175,7 @@ class Unit(Weight):
         return size - min(size, math.ceil((size - removed) / self.round_to) * self.round_to)
 
 
-class MaxoutPiece(Shape):
+class MaxoutPiece(Granularity):
     """One piece of every unit of the maxout layers, in each step.
 
     The units stay, each with fewer pieces to take the maximum of, the same number in a layer and at least
@@ -223,7 +223,7 @@ class MaxoutPiece(Shape):
                 )
 
 
-class NM(Shape):
+class NM(Granularity):
     """N:M pattern: of every `m` consecutive inputs of an output, `n` are kept.
 
     For convolutions consecutive means neighbouring input channels at the same kernel position, as sparse
@@ -275,14 +275,17 @@ class NM(Shape):
         last = (self.m - self.n) / self.m
         for sparsity in sparsities:
             if sparsity is None:
-                raise InputError(f"the shape {self.n}:{self.m} needs a schedule that states its sparsity")
+                raise InputError(
+                    f"the granularity {self.n}:{self.m} needs a schedule that states its sparsity"
+                )
             removed = sparsity * self.m
             if abs(removed - round(removed)) > 1e-9 or round(removed) > self.m - self.n:
                 raise InputError(
-                    f"sparsity {sparsity:g} does not fit the shape {self.n}:{self.m}: "
+                    f"sparsity {sparsity:g} does not fit the granularity {self.n}:{self.m}: "
                     f"steps are multiples of 1/{self.m} up to {last:g}"
                 )
         if round((sparsities[-1] or 0.0) * self.m) != self.m - self.n:
             raise InputError(
-                f"the schedule ends at sparsity {sparsities[-1]:g}, the shape {self.n}:{self.m} at {last:g}"
+                f"the schedule ends at sparsity {sparsities[-1]:g}, the granularity {self.n}:{self.m} at "
+                f"{last:g}"
             )

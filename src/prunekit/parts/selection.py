@@ -41,12 +41,12 @@ class Selection(Part):
 
 
 class Lowest(Selection):
-    """The lowest scores that the shape allows."""
+    """The lowest scores that the granularity allows."""
 
     name = "lowest"
 
     def __call__(self, context: StepContext, name: str, count: int) -> Tensor:
-        """As the shape selects them; ties by position."""
+        """As the granularity selects them; ties by position."""
         return context.granularity.select(context.scores[name], count)
 
 

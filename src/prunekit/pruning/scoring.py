@@ -91,7 +91,7 @@ class Scorer:
 
     def _ranked(self, context: StepContext) -> Scores:
         with torch.no_grad():
-            scores = self._recipe.shape.gather(self._recipe.score(context), self._plan.elements)
+            scores = self._recipe.granularity.gather(self._recipe.score(context), self._plan.elements)
         # with an order, some scores see a part of the layers only
         wanted = context.weights if self._recipe.layer_by_layer else context.kept
         for name in wanted:
@@ -138,7 +138,7 @@ def select_masks(
 
     Args:
         context: of the step, with the scores of all elements.
-        recipe: with allocation, selection and shape.
+        recipe: with allocation, selection and granularity.
         plan: its steps, and what is removed.
         seed: of random selections.
         loss_with: the loss if only some elements were kept, where there are data.
@@ -162,7 +162,7 @@ def select_masks(
         for name in step.layers:
             random = generator(seed, "selection", step.number, name)
             told = context.told("selection", scores=shielded, generator=random)
-            count = max(recipe.shape.rounded(scores[name].numel(), amounts[name]), pruned[name])
+            count = max(recipe.granularity.rounded(scores[name].numel(), amounts[name]), pruned[name])
             masks[name] = recipe.selection(told, name, count)
         return kept.replace(masks)
 

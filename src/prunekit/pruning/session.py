@@ -314,7 +314,7 @@ class Session:
             kept=self.kept,
             chain=elements.chain,
             coupled=elements.coupled,
-            granularity=self.recipe.shape,
+            granularity=self.recipe.granularity,
             states=self._trainings.states,
             masks=self.masks,
         )

@@ -222,7 +222,7 @@ def _check_order(history: Sequence[Record], owner: Owner) -> None:
 
 def _check_counts(kept: Masks, place: str, history: Sequence[Record], owner: Owner) -> None:
     """What is kept is what the last step left."""
-    if not history and owner.recipe.shape.counts == "pieces":
+    if not history and owner.recipe.granularity.counts == "pieces":
         return  # some may be missing from the beginning
     for name, flags in kept.items():
         left = history[-1].layers[name] if history else flags.numel()

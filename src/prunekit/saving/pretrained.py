@@ -181,8 +181,8 @@ class SavedNetwork:
     @property
     def prunes_units(self) -> bool:
         """Whether it was pruned in coupled groups, whose norms run over the units that are kept."""
-        shape = (self.description.recipe or {}).get("shape")
-        return isinstance(shape, dict) and shape.get("name") == Unit.name
+        granularity = (self.description.recipe or {}).get("granularity")
+        return isinstance(granularity, dict) and granularity.get("name") == Unit.name
 
     def architecture(self) -> Architecture | None:
         """How the network is built, if the description says so.

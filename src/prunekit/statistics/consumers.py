@@ -61,7 +61,7 @@ def consumers(coupled: Coupled | None, names: Collection[str] = ()) -> dict[str,
         ModelError: naming a layer that reads units and is neither linear nor a convolution.
     """
     if coupled is None:
-        raise InputError("this looks at the layers that read units: give the recipe the shape 'unit'")
+        raise InputError("this looks at the layers that read units: give the recipe the granularity 'unit'")
     own = {name for name, _ in coupled.model.named_parameters()}
     reading = [
         (group.name, member)

@@ -30,7 +30,7 @@ class MaxoutMaxima(Statistic):
         layers = {name: subject.model.get_submodule(name) for name in subject.kept}
         found = {name: module for name, module in layers.items() if isinstance(module, Maxout)}
         if not found:
-            raise InputError("this score ranks maxout pieces: give the recipe the shape 'maxout_piece'")
+            raise InputError("this score ranks maxout pieces: give the recipe the granularity 'maxout_piece'")
         return _Counts(found)
 
 

@@ -30,12 +30,12 @@ class UnitStatistic(Statistic):
         """A collector that keeps the examples.
 
         Raises:
-            InputError: if the recipe's shape counts weights, not units.
+            InputError: if the recipe's granularity counts weights, not units.
         """
         if subject.chain is not None:  # on a path the same is found faster
             return _Examples(self, subject.chain, subject.kept)
         if subject.coupled is None:
-            raise InputError("this score ranks units: give the recipe the shape 'unit'")
+            raise InputError("this score ranks units: give the recipe the granularity 'unit'")
         return self.watch(subject, subject.coupled)
 
     def watch(self, subject: StatContext, coupled: Coupled) -> Collector:

@@ -99,7 +99,7 @@ class Method(Settings):
         recipe = self.recipes()[0]
         if isinstance(recipe.allocation, Nothing):
             return self.summary, ""
-        parts = (recipe.score, recipe.shape, recipe.allocation, recipe.schedule, recipe.retrain)
+        parts = (recipe.score, recipe.granularity, recipe.allocation, recipe.schedule, recipe.retrain)
         papers = [paper for part in parts for paper in part.paper.split("; ") if paper]
         return self.summary, "; ".join(dict.fromkeys(papers))
 

@@ -32,11 +32,17 @@ def sizes_of(*widths):
     return list(pairwise(widths))
 
 
-def budget(of="macs", sparsity=0.5, shape="unit", score="random", **settings):
+def budget(of="macs", sparsity=0.5, granularity="unit", score="random", **settings):
     allocation = {"name": "budget", "of": of, **settings.pop("allocation", {})}
     schedule = settings.pop("schedule", {"name": "one_shot", "sparsity": sparsity})
     return Recipe.parse(
-        {"score": score, "shape": shape, "allocation": allocation, "schedule": schedule, **settings}
+        {
+            "score": score,
+            "granularity": granularity,
+            "allocation": allocation,
+            "schedule": schedule,
+            **settings,
+        }
     )
 
 
@@ -49,11 +55,11 @@ class TestNoSmallerRemovalMeetsIt:
     @given(
         sparsity=st.floats(0.02, 0.85),
         of=st.sampled_from(sorted(FIGURES)),
-        shape=st.just("unit"),
+        granularity=st.just("unit"),
         round_to=st.sampled_from([1, 1, 4]),
         seed=st.integers(0, 99),
     )
-    def test_by_trying_every_number_of_the_lowest_scores(self, sparsity, of, shape, round_to, seed):
+    def test_by_trying_every_number_of_the_lowest_scores(self, sparsity, of, granularity, round_to, seed):
         hidden = (12, 9, 7)
         model = mlp(10, *hidden, 3, seed=seed)
         norms = [layer.weight.detach().abs().double().sum(1) for layer in (model[0], model[2], model[4])]
@@ -72,7 +78,7 @@ class TestNoSmallerRemovalMeetsIt:
                 break
             left[layer] -= 1
         reached = figure(sizes_of(10, *rounded(left), 3))
-        recipe = budget(of, sparsity, {"name": shape, "round_to": round_to}, "magnitude")
+        recipe = budget(of, sparsity, {"name": granularity, "round_to": round_to}, "magnitude")
         if reached > (1 - sparsity) * whole:
             with pytest.raises(InputError, match="cannot be reached"):
                 prune(model, recipe, examples())
@@ -94,13 +100,17 @@ class TestNoSmallerRemovalMeetsIt:
         }
         whole = figures[of](model)
         recipe = groups(
-            "random", 0.4, shape={"residual": True}, allocation={"name": "budget", "of": of}, rank="once"
+            "random",
+            0.4,
+            granularity={"residual": True},
+            allocation={"name": "budget", "of": of},
+            rank="once",
         )
         pruned = prune(copy.deepcopy(model), recipe, (inputs, targets), seed=2)
         # as many of the same order but one do not meet it
         removed = pruned.kept.total - pruned.kept.kept
         fewer = groups(
-            "random", (removed - 1) / pruned.kept.total, shape={"residual": True}, allocation="global"
+            "random", (removed - 1) / pruned.kept.total, granularity={"residual": True}, allocation="global"
         )
         rest = prune(copy.deepcopy(model), fewer, (inputs, targets), seed=2)
         assert rest.kept.kept == pruned.kept.kept + 1
@@ -114,7 +124,7 @@ class TestNoSmallerRemovalMeetsIt:
         model, inputs = Attention(), torch.randn(2, 5, 12)
         whole = count(model, inputs).macs
         recipe = groups(
-            "random", 0.3, shape={"kinds": ["heads"]}, allocation={"name": "budget", "of": "macs"}
+            "random", 0.3, granularity={"kinds": ["heads"]}, allocation={"name": "budget", "of": "macs"}
         )
         pruned = prune(model, recipe, example_inputs=inputs)
         # 4 projections of 5 tokens with 12 x 12 weights, 2 products of 5 x 5 x 12; the others stay
@@ -217,8 +227,8 @@ class TestRefusals:
         ("values", "message"),
         [
             (
-                {"shape": "weight"},
-                "budget' works on whole units, the shape 'weight'.*: use the shape 'unit'",
+                {"granularity": "weight"},
+                "budget' works on whole units, the granularity 'weight'.*: use the granularity 'unit'",
             ),
             ({"order": "forward"}, "use the order 'all'"),
             ({"schedule": "rounds"}, "states no sparsity, which the allocation 'budget' needs"),

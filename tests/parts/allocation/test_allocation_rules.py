@@ -325,7 +325,7 @@ def test_n2ps_takes_what_is_below_the_mean_of_inputs_and_units():
         wanted[name] = [each >= statistics.fmean(significance) for each in significance]
         values = torch.sigmoid(model[layer](values)).detach()
     chosen = Recipe.parse(
-        {"score": "n2ps", "shape": {"name": "unit", "inputs": True}, "allocation": "below_mean",
+        {"score": "n2ps", "granularity": {"name": "unit", "inputs": True}, "allocation": "below_mean",
          "schedule": "rounds"}
     )  # fmt: skip
     pruned = prune(model, chosen, (inputs, targets))

@@ -77,7 +77,7 @@ def test_convolutions_and_the_layer_behind_a_stream():
         "stage3.0.shortcut.0": ("stage2.0.conv2", lambda off: off),
         "fc": ("stage3.0.conv2", lambda off: off),
     }
-    recipe = groups("random", 0.4, shape={"residual": True}, repair=EXACT)
+    recipe = groups("random", 0.4, granularity={"residual": True}, repair=EXACT)
     data = (inputs.double(), targets)
     pruned = check(model, recipe, data, readers)
     masked = copy.deepcopy(model)(data[0])
@@ -92,7 +92,7 @@ def test_heads_and_hidden_layers():
         "out": ("query (heads)", lambda off: off.repeat_interleave(4)),
         "down": ("up", lambda off: off),
     }
-    recipe = groups("random", 0.4, shape={"kinds": ["heads", "MLP width"]}, repair=EXACT)
+    recipe = groups("random", 0.4, granularity={"kinds": ["heads", "MLP width"]}, repair=EXACT)
     check(model, recipe, data, readers)
 
 
@@ -102,7 +102,7 @@ def test_what_a_layer_gives_is_no_further_off_for_any_score(score):
     apart = {}
     for repair in ("none", "least_squares"):
         changed = copy.deepcopy(model)
-        recipe = groups(score, shape={"kinds": ["filters"]}, targets=["stage3.0.conv1"], repair=repair)
+        recipe = groups(score, granularity={"kinds": ["filters"]}, targets=["stage3.0.conv1"], repair=repair)
         prune(changed, recipe, (inputs, targets))
         given = model.stage3[0].act1(
             model.stage3[0].bn1(

@@ -17,7 +17,7 @@ NAMES = ["fold_mean", "sietsma_dow", "least_squares"]
 
 def recipe(repair, **more):
     schedule = {"name": "linear", "sparsity": 0.5, "steps": 3}
-    return Recipe.parse({"shape": "unit", "repair": repair, "schedule": schedule, **more})
+    return Recipe.parse({"granularity": "unit", "repair": repair, "schedule": schedule, **more})
 
 
 def data(*shape):
@@ -25,10 +25,10 @@ def data(*shape):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", ["weight", "n:m"])
-def test_single_weights_are_refused(name, shape):
-    with pytest.raises(InputError, match=f"'{name}'.*'{shape}'.*'unit'"):
-        recipe(name, shape=shape)
+@pytest.mark.parametrize("granularity", ["weight", "n:m"])
+def test_single_weights_are_refused(name, granularity):
+    with pytest.raises(InputError, match=f"'{name}'.*'{granularity}'.*'unit'"):
+        recipe(name, granularity=granularity)
 
 
 def test_names_are_known_and_settings_checked():

@@ -45,7 +45,7 @@ def scores_of(model, recipe, data):
     found = collect(subject, iter([data]), recipe.score.needs, loss=cross_entropy)
     weights = {name: model.get_parameter(name).detach() for name in elements.parameters}
     context = StepContext(weights, found, model, kept=kept, chain=elements.chain, coupled=elements.coupled)
-    return recipe.shape.gather(recipe.score(context), elements)
+    return recipe.granularity.gather(recipe.score(context), elements)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_chain_is_scored_as_any_other_network_is(chain, score, monkeypatch):
     inputs, targets = images(20)
     data = (inputs.double(), targets)
     recipe = Recipe.parse(
-        {"score": score, "shape": "unit", "schedule": {"name": "one_shot", "sparsity": 0.5}}
+        {"score": score, "granularity": "unit", "schedule": {"name": "one_shot", "sparsity": 0.5}}
     )
     by_unit = scores_of(copy.deepcopy(chain), recipe, data)
     monkeypatch.setattr(Units, "chain", None)
@@ -129,7 +129,7 @@ def stand_ins(rows):
 @pytest.mark.parametrize("what", BY_HAND)
 def test_behaviour_in_a_residual_network_is_that_seen_by_hooks(what):
     model, data = small_resnet(), images(16)
-    recipe = groups({"name": "activation", "what": what}, shape={"residual": True})
+    recipe = groups({"name": "activation", "what": what}, granularity={"residual": True})
     found = scores_of(model, recipe, data)
     recorded = Recorded(model, [name for names in READ.values() for name in names], data[0])
     for group, names in READ.items():
@@ -142,7 +142,7 @@ def test_the_change_of_features_is_that_of_gradients_one_example_at_a_time(froze
     model, (inputs, targets) = small_resnet().double(), images(9)
     inputs = inputs.double()
     model.requires_grad_(not frozen)
-    recipe = groups({"name": "feature_taylor", "normalize": False}, shape={"residual": True})
+    recipe = groups({"name": "feature_taylor", "normalize": False}, granularity={"residual": True})
     found = scores_of(model, recipe, (inputs, targets))
     assert all(parameter.requires_grad != frozen for parameter in model.parameters())
     model.requires_grad_(True)

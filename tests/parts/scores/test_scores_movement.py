@@ -99,7 +99,7 @@ def test_penalties_do_not_count():
 
 def test_units_score_the_sum_of_their_weights():
     model = mlp(10, 12, 3)
-    session = Session(model, recipe(shape="unit", steps=1, sparsity=0.5), data=blobs())
+    session = Session(model, recipe(granularity="unit", steps=1, sparsity=0.5), data=blobs())
     next(session.run())
     per_unit = saved(session)["0.weight"].double().sum(1)
     assert torch.equal(session.kept["0"], lowest_by_hand(per_unit, 6))

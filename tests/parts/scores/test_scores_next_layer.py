@@ -295,7 +295,7 @@ def test_n2ps_of_input_features_that_two_layers_read():
 def test_units_that_no_layer_reads_are_named(score):
     model, inputs = small("hf-bert")
     with pytest.raises(InputError, match=r"the units of 'bert\.encoder\.layer\.0.*query \(head width\)'"):
-        groups(score.name, shape={"kinds": ["head width"]}).plan(model, inputs)
+        groups(score.name, granularity={"kinds": ["head width"]}).plan(model, inputs)
 
 
 @pytest.mark.parametrize("score", [N2PS(), ThiNet()])

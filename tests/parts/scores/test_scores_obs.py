@@ -140,5 +140,5 @@ def test_large_networks_are_refused_before_anything_is_measured(part):
 
 def test_units_by_their_obd():
     model = mlp(6, 8, 3)
-    prune(model, recipe(score="obd", shape="unit"), blobs(40, 6))
+    prune(model, recipe(score="obd", granularity="unit"), blobs(40, 6))
     assert zeros(model, "0.weight") == 4 * 6

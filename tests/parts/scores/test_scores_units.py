@@ -175,8 +175,8 @@ def test_magnitude_is_a_norm_of_the_filter(pool, model, shape, sizes):
     norms = np.concatenate([POOLS[pool](w.reshape(len(w), -1)) for w in before.values()])
     count = len(norms) // 3
     whole = {"name": "global", "floor": 0}
-    shape = {"name": "unit", "pool": pool}
-    recipe = units("magnitude", sparsity=count / len(norms), shape=shape, allocation=whole)
+    granularity = {"name": "unit", "pool": pool}
+    recipe = units("magnitude", sparsity=count / len(norms), granularity=granularity, allocation=whole)
     kept = np.concatenate([flags.numpy() for flags in prune(copy.deepcopy(model), recipe).kept.values()])
     assert sorted(np.argsort(norms)[:count]) == np.flatnonzero(~kept).tolist()
 

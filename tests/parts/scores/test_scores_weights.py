@@ -137,7 +137,7 @@ def test_constant_inputs_go_first():
 
 def test_units_and_layers_without_rows():
     model = mlp(6, 8, 3)
-    prune(model, recipe(score="input_deviation", shape="unit"), blobs(40, 6))
+    prune(model, recipe(score="input_deviation", granularity="unit"), blobs(40, 6))
     assert zeros(model, "0.weight") == 4 * 6
     with pytest.raises(ModelError, match="ConvTranspose1d"):
         recipe(score="input_deviation").plan(nn.Sequential(nn.ConvTranspose1d(2, 2, 3)))

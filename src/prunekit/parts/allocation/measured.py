@@ -44,8 +44,8 @@ class Budget(Allocation):
     The schedule's sparsity is then the fraction of the **figure** that goes, not of the units: with
     `of: macs` and sparsity 0.5 at most half of the multiply-accumulate operations stay, and the steps of a
     schedule are budgets that get smaller. What would be left is built and counted, or timed, at each step of
-    a bisection over the number of units, so that no fewer of the lowest scores would do. The shape must be
-    `unit` or `group`.
+    a bisection over the number of units, so that no fewer of the lowest scores would do. The granularity must
+    be `unit`.
 
     Attributes:
         of: the figure: `parameters`; `macs` per example; `bytes` of the stored state, buffers included; or

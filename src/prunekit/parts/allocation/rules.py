@@ -20,7 +20,7 @@ from prunekit.parts.schedule import Sparsity
 from prunekit.targets import Target, matches
 
 if TYPE_CHECKING:
-    from prunekit.parts.granularity import Shape
+    from prunekit.parts.granularity import Granularity
 
 
 STATED = Requirement(
@@ -45,7 +45,7 @@ class Allocation(Part):
         floor: the fraction of every layer that is always kept, rounded up to whole weights, so that no
             layer is emptied by accident; 0 allows it.
         local: whether a layer's amount follows from its own scores and the sizes of the others.
-        even: whether every layer loses the same fraction, which some shapes need.
+        even: whether every layer loses the same fraction, which some granularities need.
         of_figure: whether the schedule's sparsity is a fraction of what the network costs, not of its units.
         by_example: whether the network is run on an example.
         needs_data: whether the allocation evaluates the network.
@@ -78,13 +78,13 @@ class Allocation(Part):
                 "lower the sparsity or the allocation's floor"
             )
 
-    def check_even(self, shape: Shape, targets: Sequence[Target]) -> None:
-        """Refuse a shape that takes the same fraction of every layer where this gives another, with an
+    def check_even(self, granularity: Granularity, targets: Sequence[Target]) -> None:
+        """Refuse a granularity that takes the same fraction of every layer where this gives another, with an
         `InputError`."""
-        if shape.even and not self.even and len(targets) > 1:
+        if granularity.even and not self.even and len(targets) > 1:
             raise InputError(
-                f"the shape {shape.name!r} takes the same fraction of every layer, which the allocation "
-                f"{self.name!r} does not give: use 'per_layer' (with output_rate 1)"
+                f"the granularity {granularity.name!r} takes the same fraction of every layer, which the "
+                f"allocation {self.name!r} does not give: use 'per_layer' (with output_rate 1)"
             )
 
     def check_network(self, targets: Sequence[Target], sparsity: float | None, cost_model: CostModel) -> None:

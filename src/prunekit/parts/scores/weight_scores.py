@@ -24,7 +24,7 @@ Scores = dict[str, Tensor]
 class Score(Part):
     """A pruning criterion: higher = keep. Its settings are its fields, its data are in the context.
 
-    Scores of weights work on everything: a shape pools them into those of units.
+    Scores of weights work on everything: a granularity pools them into those of units.
     """
 
     def check(self, context: StepContext) -> None:
