@@ -104,18 +104,23 @@ def silences(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple
 
 
 @contextmanager
-def watched(model: nn.Module, wanted: Sequence[Place]) -> Iterator[dict[Key, Tensor]]:
+def watched(model: nn.Module, wanted: Mapping[Place, Tensor | None]) -> Iterator[dict[Key, Tensor]]:
     """While the network runs once, what is at these places, by their keys.
 
     Args:
         model: the network.
-        wanted: the places.
+        wanted: the places, each with (units,) flags of the units that are left, as others are 0 there; None
+            where all are.
     """
     found: dict[Key, Tensor] = {}
     keys = {place.key for place in wanted}
+    masks = [(place, _mask(place, kept)) for place, kept in wanted.items() if kept is not None]
     count: dict[str, int] = {}
 
     def kept(key: Key, value: Tensor) -> Tensor:
+        for place, mask in masks:
+            if place.key == key:
+                value = (value.movedim(place.axis, -1) * mask.to(value)).movedim(-1, place.axis)
         found[key] = value
         return value.clone()  # what works in place from here on must not change what was seen
 
@@ -138,6 +143,12 @@ def watched(model: nn.Module, wanted: Sequence[Place]) -> Iterator[dict[Key, Ten
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _mask(place: Place, kept: Tensor) -> Tensor:
+    """(entries,): 0 for entries of units that are off."""
+    units = place.units.to(kept.device)
+    return kept[units.clamp(min=0)] | (units < 0)
 
 
 def _at(found: CouplingGraph, group: Group, call: Call, side: Side) -> list[Place]:

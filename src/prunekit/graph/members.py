@@ -148,13 +148,13 @@ def of_units(values: Tensor, member: Member, pool: Pool) -> Tensor:
 
 
 def over_entries(each: Tensor, unit: Tensor, units: int, pool: Pool) -> Tensor:
-    """(units,) from a figure per entry; for `l2` these are squares. NaN for units without entries."""
+    """(..., units) from (..., entries); for `l2` these are squares. NaN for units without entries."""
     count = torch.bincount(unit, minlength=units)
-    found = each.new_zeros(units)
+    found = each.new_zeros(*each.shape[:-1], units)
     if pool == "max":
-        found.scatter_reduce_(0, unit, each, "amax", include_self=False)
+        found.scatter_reduce_(-1, unit.expand_as(each), each, "amax", include_self=False)
     else:
-        found.index_add_(0, unit, each)
+        found.index_add_(-1, unit, each)
     if pool == "mean":
         found = found / count.clamp(min=1)
     elif pool == "l2":

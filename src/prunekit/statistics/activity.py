@@ -18,7 +18,7 @@ from prunekit.graph.chain import Chain
 from prunekit.modes import evaluating
 from prunekit.statistics.collect import Collector, StatContext
 from prunekit.statistics.moments import Moments
-from prunekit.statistics.unit_statistic import UnitStatistic, Values
+from prunekit.statistics.unit_statistic import ExampleStatistic, Values
 from prunekit.units.chain_runner import ChainRunner, Link, pieces
 from prunekit.units.layers import by_unit, leaves_rows, pointwise, unit_dim, with_gains
 from prunekit.units.means import checked_kept
@@ -28,13 +28,15 @@ What = Literal["mean", "variance", "zeros", "irreplaceable"]
 
 
 @dataclass(frozen=True)
-class ActivationStats(UnitStatistic):
+class ActivationStats(ExampleStatistic):
     """How a unit's output behaves: mean, variance, share of zeros, or how little others can replace it."""
 
     what: What
 
     def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
         """At the places where the units appear."""
+        if subject.chain is not None:
+            return super().watch(subject, coupled)
         return ActivationStatsCollector(subject, self.what)
 
     def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
@@ -177,7 +179,7 @@ class ActivationCollector(Collector):
     """Runs the network by itself and looks at every place of every group; figures of places are combined.
 
     Args:
-        subject: with coupled groups.
+        subject: with coupled groups; units of them that are off are constantly 0.
         places: of a group.
         differentiable: whether derivatives by what is at the places are taken.
 
@@ -197,15 +199,19 @@ class ActivationCollector(Collector):
         self._coupled = subject.coupled
         self._differentiable = differentiable
         self.places = {group.name: tuple(places(self._coupled, group)) for group in self._coupled.groups}
+        off = {name: kept for name, kept in subject.kept.items() if not bool(kept.all())}
+        self._wanted = {place: off.get(name) for name, places in self.places.items() for place in places}
 
     def batch(self, batch: Batch, loss: Tensor) -> None:
         """Run the network on the batch."""
-        wanted = [place for places in self.places.values() for place in places]
         with (
-            watched(self._model, wanted) as seen,
+            watched(self._model, self._wanted) as seen,
             torch.set_grad_enabled(self._differentiable),
         ):
-            outputs = self._model(batch[0])
+            inputs = batch[0].detach()
+            if self._differentiable and inputs.is_floating_point():
+                inputs = inputs.requires_grad_().clone()  # a copy, as a network may work on it in place
+            outputs = self._model(inputs)
         self.see(seen, outputs, batch[1])
 
     @abstractmethod

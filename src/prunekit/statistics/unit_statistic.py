@@ -19,28 +19,34 @@ Values = dict[str, Tensor]
 
 
 class UnitStatistic(Statistic):
-    """Measured by `prunekit.units` on all examples at once; its functions bound their memory themselves."""
+    """A request for one number per unit; its collector runs what it needs of the network by itself."""
 
     @property
     def needs_loss(self) -> bool:
-        """The functions run what they need of the network by themselves."""
+        """No pass through the whole network is looked at."""
         return False
 
     def start(self, subject: StatContext) -> Collector:
-        """A collector that keeps the examples.
+        """The collector for the subject's units.
 
         Raises:
             InputError: if the recipe's granularity counts weights, not units.
         """
-        if subject.chain is not None:  # on a path the same is found faster
-            return _Examples(self, subject.chain, subject.kept)
         if subject.coupled is None:
             raise InputError("this score ranks units: give the recipe the granularity 'unit'")
         return self.watch(subject, subject.coupled)
 
+    @abstractmethod
     def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
-        """The collector for coupled groups; it keeps the examples, too, unless it is another one."""
-        return _Examples(self, coupled, subject.kept)
+        """The collector for coupled groups."""
+
+
+class ExampleStatistic(UnitStatistic):
+    """Measured by `prunekit.units` on all examples at once; its functions bound their memory themselves."""
+
+    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
+        """A collector that keeps the examples; on a path the same is found faster."""
+        return _Examples(self, subject.chain or coupled, subject.kept)
 
     @abstractmethod
     def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
@@ -48,7 +54,7 @@ class UnitStatistic(Statistic):
 
 
 class _Examples(Collector):
-    def __init__(self, statistic: UnitStatistic, structure: Structure, kept: Mapping[str, Tensor]) -> None:
+    def __init__(self, statistic: ExampleStatistic, structure: Structure, kept: Mapping[str, Tensor]) -> None:
         self._statistic = statistic
         self._structure = structure
         self._kept = kept

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from prunekit import units
 from prunekit.batches import Batch
-from prunekit.graph import Chain, Coupled, Place, over_entries
+from prunekit.graph import Coupled, Place, over_entries
 from prunekit.graph.activation_taps import Key
 from prunekit.losses import Loss
 from prunekit.measure import count
 from prunekit.statistics.activity import ActivationCollector
 from prunekit.statistics.collect import Collector, StatContext, sum_over_processes
-from prunekit.statistics.unit_statistic import UnitStatistic, Values
+from prunekit.statistics.unit_statistic import ExampleStatistic, UnitStatistic, Values
 from prunekit.units.loss_delta import error_of
 from prunekit.units.runner import Structure
 
@@ -25,7 +25,7 @@ Error = Literal["squared_error", "cross_entropy", "absolute_error"]
 
 
 @dataclass(frozen=True)
-class OracleChange(UnitStatistic):
+class OracleChange(ExampleStatistic):
     """The exact change of the error when a unit is switched off: the oracle."""
 
     error: Error
@@ -36,7 +36,7 @@ class OracleChange(UnitStatistic):
 
 
 @dataclass(frozen=True)
-class TaylorChange(UnitStatistic):
+class TaylorChange(ExampleStatistic):
     """The change that a Taylor series in the unit's gain predicts, of first or second order."""
 
     error: Error
@@ -56,7 +56,7 @@ class TaylorChange(UnitStatistic):
 
 
 @dataclass(frozen=True)
-class Relevance(UnitStatistic):
+class Relevance(ExampleStatistic):
     """-dE/dgain of the linear error, as a running average over batches (skeletonization)."""
 
     batch_size: int
@@ -78,11 +78,6 @@ class FirstOrderTaylor(UnitStatistic):
         """At the places where the units appear."""
         return FirstOrderTaylorCollector(subject, error_of(self.error))
 
-    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
-        """One figure per unit."""
-        assert isinstance(structure, Chain)
-        return units.feature_taylor(structure, inputs, targets, self.error, kept=kept)
-
 
 @dataclass(frozen=True)
 class UnitMacs(UnitStatistic):
@@ -91,12 +86,6 @@ class UnitMacs(UnitStatistic):
     def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
         """By the layers that the units have a part in."""
         return MacsCollector(subject)
-
-    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
-        """The same for all units of a group."""
-        assert isinstance(structure, Chain)
-        found = units.unit_macs(structure, inputs[:1])
-        return {name: value.to(inputs.device) for name, value in found.items()}
 
 
 class FirstOrderTaylorCollector(ActivationCollector):
@@ -122,8 +111,9 @@ class FirstOrderTaylorCollector(ActivationCollector):
                 for place in places:
                     product = (seen[place.key] * by_key[place.key]).movedim(place.axis, -1)
                     each = product.double().flatten(1, -2).mean(1) if product.dim() > 2 else product.double()
-                    units = self._coupled.group(name).units
-                    change = torch.stack([_over(row, place, units) for row in each]).abs().sum(0)
+                    units, there = place.units.to(each.device), (place.units >= 0).to(each.device)
+                    size = self._coupled.group(name).units
+                    change = over_entries(each[:, there], units[there], size, "mean").abs().sum(0)
                     self._sums[place] = self._sums.get(place, 0) + change
         self._examples += len(targets)
 
@@ -168,8 +158,3 @@ class MacsCollector(Collector):
                     cost += layer * sizes / tensor.shape[member.dim]
             found[group.name] = cost
         return found
-
-
-def _over(row: Tensor, place: Place, units: int) -> Tensor:
-    there = (place.units >= 0).to(row.device)
-    return over_entries(row[there], place.units.to(row.device)[there], units, "mean")

@@ -5,7 +5,7 @@ Nothing here changes a network: it is looked at in evaluation mode.
 """
 
 from prunekit.units.elimination import Elimination, eliminate
-from prunekit.units.filters import distances, feature_taylor, unit_macs
+from prunekit.units.filters import distances
 from prunekit.units.gains import GainDerivatives, gain_derivatives, gain_sweep, relevance
 from prunekit.units.loss_delta import ERRORS, absolute_error
 from prunekit.units.oracle import oracle_changes
@@ -24,11 +24,9 @@ __all__ = [
     "diagonal_recursion",
     "distances",
     "eliminate",
-    "feature_taylor",
     "gain_derivatives",
     "gain_sweep",
     "greedy_order",
     "oracle_changes",
     "relevance",
-    "unit_macs",
 ]

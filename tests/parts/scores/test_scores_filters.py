@@ -8,14 +8,12 @@ from torch import nn
 
 from prunekit.elements import find_units
 from prunekit.errors import InputError
-from prunekit.graph import chain_of
 from prunekit.masks import Masks
 from prunekit.methods import network_slimming
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale
 from prunekit.pruning import prune
-from prunekit.statistics import StatContext, collect
-from prunekit.units import unit_macs
+from prunekit.statistics import StatContext, UnitMacs, collect
 from unit_recipes import conv_net, data, net
 
 
@@ -75,9 +73,11 @@ def test_feature_taylor_with_its_norm_and_its_price():
     }
     for name, value in raw.items():
         assert torch.allclose(priced[name], value / value.norm() - 10.0 * macs[name] / 1e6)
-    assert {
-        name: float(each[0]) for name, each in unit_macs(chain_of(model), examples[0][:1]).items()
-    } == macs
+    subject = StatContext(
+        model, (), coupled=find_units(model, None, (), example_inputs=examples[0][:2]).coupled
+    )
+    (found,) = collect(subject, [examples], [UnitMacs()], loss=F.cross_entropy).values()
+    assert {name: float(each[0]) for name, each in found.items()} == macs
 
 
 def test_units_that_are_off_have_the_least_taylor_score():
