@@ -15,10 +15,6 @@ DOUBLE_CLASSES = {
     "Plan",
 }
 DOUBLE_STEMS = {
-    "curvature",
-    "filters",
-    "layers",
-    "maxout",
     "units",
 }
 

@@ -29,7 +29,7 @@ from prunekit.parts.scores import (
 )
 from prunekit.parts.stopping import ErrorLimit, Never
 from prunekit.recipe import Recipe
-from prunekit.statistics.units import Error
+from prunekit.statistics.unit_statistics import Error
 
 __all__ = [
     "apoz",

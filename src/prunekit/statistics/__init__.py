@@ -1,6 +1,6 @@
 """What scores and repairs need from data, collected for all that ask in one pass."""
 
-from prunekit.statistics.activity import ActivationStats, Activity, activity
+from prunekit.statistics.activity import ActivationStats, Activity, FirstOrderTaylor, activity
 from prunekit.statistics.collect import (
     Collector,
     Found,
@@ -10,10 +10,7 @@ from prunekit.statistics.collect import (
     collect,
     sum_over_processes,
 )
-from prunekit.statistics.connections import ConnectionCorrelation
-from prunekit.statistics.cross import CrossMoments
 from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal
-from prunekit.statistics.gradients import MeanGradient
 from prunekit.statistics.inputs import (
     ChannelCovariance,
     ChannelMagnitude,
@@ -23,16 +20,16 @@ from prunekit.statistics.inputs import (
     LayerHessian,
     LayerInputMean,
 )
-from prunekit.statistics.maxout import MaxoutMaxima
-from prunekit.statistics.moments import Moments
-from prunekit.statistics.unit_statistic import UnitStatistic
-from prunekit.statistics.units import (
-    FirstOrderTaylor,
+from prunekit.statistics.moments import CrossMoments, Moments
+from prunekit.statistics.unit_statistics import (
+    MaxoutMaxima,
     OracleChange,
     Relevance,
     TaylorChange,
     UnitMacs,
+    UnitStatistic,
 )
+from prunekit.statistics.weight_statistics import ConnectionCorrelation, MeanGradient
 
 __all__ = [
     "ActivationStats",

@@ -1,4 +1,4 @@
-"""Statistics of units' activations: mean, variance, share of zeros, and how alike units are."""
+"""Statistics of units' activations: mean, variance, share of zeros, correlations, and first-order Taylor."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import Key
 from prunekit.graph.chain import Chain
+from prunekit.losses import Loss
 from prunekit.modes import evaluating
-from prunekit.statistics.collect import Collector, StatContext
+from prunekit.statistics.collect import Collector, StatContext, sum_over_processes
 from prunekit.statistics.moments import Moments
-from prunekit.statistics.unit_statistic import ExampleStatistic, Values
+from prunekit.statistics.unit_statistics import Error, ExampleStatistic, UnitStatistic, Values
+from prunekit.units.chain_layers import by_unit, leaves_rows, pointwise, unit_dim, with_gains
 from prunekit.units.chain_runner import ChainRunner, Link, pieces
-from prunekit.units.layers import by_unit, leaves_rows, pointwise, unit_dim, with_gains
-from prunekit.units.means import checked_kept
-from prunekit.units.runner import BUDGET_BYTES, Structure
+from prunekit.units.oracle import checked_kept
+from prunekit.units.runner import BUDGET_BYTES, Structure, error_of
 
 What = Literal["mean", "variance", "zeros", "irreplaceable"]
 
@@ -304,3 +305,56 @@ def _side_by_side(rows: Tensor, place: Place) -> Tensor:
     order = place.units.argsort(stable=True)[int((place.units < 0).sum()) :]
     apart = torch.unflatten(rows[:, order.to(rows.device)], 1, (len(_there(place)), -1))
     return apart.transpose(1, 2).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class FirstOrderTaylor(UnitStatistic):
+    """The mean over examples of |the mean over positions of output times its gradient| (Molchanov et al.)."""
+
+    error: Error
+
+    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
+        """At the places where the units appear."""
+        return FirstOrderTaylorCollector(subject, error_of(self.error))
+
+
+class FirstOrderTaylorCollector(ActivationCollector):
+    """The mean over examples of |the mean over positions and entries of output times its gradient|."""
+
+    def __init__(self, subject: StatContext, error: Loss) -> None:
+        super().__init__(subject, Coupled.places, differentiable=True)
+        self._error = error
+        # of a network that is frozen, too: autograd follows its weights for the length of the pass
+        self._frozen = [weight for weight in self._model.parameters() if not weight.requires_grad]
+        for weight in self._frozen:
+            weight.requires_grad_(weight.is_floating_point())
+        self._sums: dict[Place, Tensor] = {}
+        self._examples = torch.zeros((), dtype=torch.float64)
+
+    def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:
+        """Add up the changes of all examples."""
+        total = self._error(outputs, targets) * len(targets)
+        gradients = torch.autograd.grad(total, list(seen.values()), materialize_grads=True)
+        by_key = dict(zip(seen, gradients, strict=True))
+        with torch.no_grad():
+            for name, places in self.places.items():
+                for place in places:
+                    product = (seen[place.key] * by_key[place.key]).movedim(place.axis, -1)
+                    each = product.double().flatten(1, -2).mean(1) if product.dim() > 2 else product.double()
+                    units, there = place.units.to(each.device), (place.units >= 0).to(each.device)
+                    size = self._coupled.group(name).units
+                    change = over_entries(each[:, there], units[there], size, "mean").abs().sum(0)
+                    self._sums[place] = self._sums.get(place, 0) + change
+        self._examples += len(targets)
+
+    def figure(self, place: Place, units: int) -> Tensor:
+        """The mean over all examples."""
+        total, examples = self._sums[place], self._examples.to(self._sums[place].device)
+        examples = examples.clone()
+        sum_over_processes([total, examples])
+        return total / examples
+
+    def close(self) -> None:
+        """Freeze again what was frozen."""
+        for weight in self._frozen:
+            weight.requires_grad_(False)

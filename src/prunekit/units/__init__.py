@@ -4,13 +4,18 @@ What is read of a unit is multiplied by a gain: 1 = on, 0 = off. Every error is 
 Nothing here changes a network: it is looked at in evaluation mode.
 """
 
-from prunekit.units.elimination import Elimination, eliminate
-from prunekit.units.filters import distances
-from prunekit.units.gains import GainDerivatives, gain_derivatives, gain_sweep, relevance
-from prunekit.units.loss_delta import ERRORS, absolute_error
-from prunekit.units.oracle import oracle_changes
-from prunekit.units.recursion import RecursionDeviation, deviations, diagonal_recursion
-from prunekit.units.thinet import best_scales, contribution_products, greedy_order
+from prunekit.units.filter_criteria import best_scales, contribution_products, distances, greedy_order
+from prunekit.units.gains import (
+    GainDerivatives,
+    RecursionDeviation,
+    deviations,
+    diagonal_recursion,
+    gain_derivatives,
+    gain_sweep,
+    relevance,
+)
+from prunekit.units.oracle import Elimination, eliminate, oracle_changes
+from prunekit.units.runner import ERRORS, absolute_error
 
 __all__ = [
     "ERRORS",

@@ -14,10 +14,9 @@ from prunekit.errors import InputError
 from prunekit.graph.chain import Chain, UnitGroup
 from prunekit.graph.chain_stages import Stage
 from prunekit.modes import evaluating
-from prunekit.units.curvature import adjoints, by_gain, second_derivatives
-from prunekit.units.layers import contributions, leaves_rows, pointwise, unit_dim, weight_of, with_gains
-from prunekit.units.loss_delta import LossDelta
-from prunekit.units.runner import Run, Runner
+from prunekit.units.chain_derivatives import adjoints, by_gain, second_derivatives
+from prunekit.units.chain_layers import contributions, leaves_rows, pointwise, unit_dim, weight_of, with_gains
+from prunekit.units.runner import LossDelta, Run, Runner
 from prunekit.units.suffix import batched_suffix, mlp_suffix
 
 _CACHE_BYTES = 2**21  # a block of variants stays in the processor's caches
@@ -167,7 +166,7 @@ class ActivationCache(Run):
     def derivatives(
         self, names: Sequence[str], judge: LossDelta, budget_bytes: int, *, second: bool
     ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """See `Run.derivatives`: by the derivatives around each link, see `curvature`."""
+        """See `Run.derivatives`: by the derivatives around each link, see `chain_derivatives`."""
         places = {name: self.place(name) for name in names}
         around = adjoints(self, judge.error, judge.targets, min(places.values(), default=0))
         found: dict[str, tuple[Tensor, Tensor | None]] = {}

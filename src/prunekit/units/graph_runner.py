@@ -21,10 +21,9 @@ from prunekit.graph.captured import Captured
 from prunekit.graph.signature import signature_of
 from prunekit.modes import evaluating
 from prunekit.targets import unwrap
-from prunekit.units.curvature import along
-from prunekit.units.loss_delta import LossDelta
+from prunekit.units.chain_derivatives import along
 from prunekit.units.program import Program, Suffix, bytes_of, called, without_writes, writes_shared
-from prunekit.units.runner import Run, Runner
+from prunekit.units.runner import LossDelta, Run, Runner
 
 _BLOCK_BYTES = 2**23  # variants of a block on a processor: more do not stay in its caches
 

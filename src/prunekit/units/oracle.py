@@ -1,19 +1,121 @@
-"""The oracle: the exact change of the error when a unit is switched off, for every unit."""
+"""The oracle: the exact change of the error without each unit; elimination of one unit after the other."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError, PrunekitError
 from prunekit.graph.capture import Inputs
+from prunekit.graph.chain import Chain
+from prunekit.graph.surgery import check_flags
 from prunekit.losses import Loss
-from prunekit.units.means import check_examples, means, taken
-from prunekit.units.runner import BUDGET_BYTES, Structure
+from prunekit.units.chain_runner import ChainRunner
+from prunekit.units.graph_runner import GraphRunner
+from prunekit.units.runner import BUDGET_BYTES, LossDelta, Run, Runner, Structure, error_of, loss_delta
 from prunekit.worker import end_with_parent
+
+Measure = Callable[[Run, LossDelta], Mapping[str, Tensor]]
+"""By name what a chunk adds up to, in float64, from its run and the errors of its outputs."""
+
+
+def means(
+    structure: Structure,
+    inputs: Inputs,
+    targets: Tensor,
+    error: Loss | str,
+    measure: Measure,
+    *,
+    groups: Sequence[str] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
+    budget_bytes: int,
+) -> dict[str, Tensor]:
+    """The mean over the examples of what is measured on each chunk of them; in evaluation mode.
+
+    Args:
+        structure: the units.
+        inputs: (N, ...) examples.
+        targets: (N, ...) as the error takes them.
+        error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
+        measure: sums over the examples of a chunk.
+        groups: the groups that will be asked for, if not all.
+        kept: by group (units,) booleans, False for units that are off already.
+        budget_bytes: memory for activations.
+
+    Raises:
+        InputError: for data, groups or kept units that do not fit the network.
+    """
+    error, kept = error_of(error), checked_kept(structure, kept)
+    count = check_examples(inputs, targets)
+    runner = runner_of(structure, inputs, groups)
+    sums: dict[str, Tensor] = {}
+    with runner.evaluating(), torch.no_grad():
+        for chunk in runner.chunks(count, budget_bytes):
+            run = runner.run(taken(inputs, chunk), kept)
+            for name, each in measure(run, loss_delta(error, run.outputs, targets[chunk])).items():
+                sums[name] = sums[name] + each if name in sums else each
+    return {name: total / count for name, total in sums.items()}
+
+
+def runner_of(structure: Structure, inputs: Inputs, groups: Sequence[str] | None = None) -> Runner:
+    """What runs a network fastest: behind each unit only on a chain, from each change on in any other.
+
+    Args:
+        structure: the units.
+        inputs: examples, of which the first will be looked at.
+        groups: the groups that will be asked for, if not all.
+    """
+    if isinstance(structure, Chain):
+        return ChainRunner(structure, taken(inputs, slice(0, 1)), groups)
+    return GraphRunner(structure, groups)
+
+
+def checked_kept(structure: Structure, kept: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """By group (units,) booleans, copied.
+
+    Raises:
+        InputError: for a group that there is not, or a wrong length or type.
+    """
+    found = {}
+    for name, each in (kept or {}).items():
+        check_flags(name, each, structure.group(name).units, allow_empty=True)
+        found[name] = each.clone()
+    return found
+
+
+def check_examples(inputs: Inputs, targets: Tensor) -> int:
+    """How many examples there are.
+
+    Raises:
+        InputError: if there are not as many inputs as targets, or none.
+    """
+    shapes = [tuple(each.shape) for each in pytree.tree_leaves(inputs) if isinstance(each, Tensor)]
+    if not shapes or targets.dim() < 1 or any(not shape or shape[0] != len(targets) for shape in shapes):
+        found = ", ".join(map(str, shapes)) or "no tensor"
+        raise InputError(
+            "inputs (N, ...) and targets (N, ...) must have the same first dimension, "
+            f"got the shapes {found} and {tuple(targets.shape)}"
+        )
+    if len(targets) == 0:
+        raise InputError("there are no examples to judge units by")
+    return len(targets)
+
+
+def taken(inputs: Any, examples: slice) -> Any:
+    """Some of the examples: those of each tensor among a network's inputs."""
+    return pytree.tree_map(lambda each: each[examples] if isinstance(each, Tensor) else each, inputs)
+
+
+def empty(units: int, device: torch.device) -> Tensor:
+    """(units,) zeros in float64 to add to."""
+    return torch.zeros(units, dtype=torch.float64, device=device)
+
 
 Part = Callable[[slice], Mapping[str, Tensor]]
 """The means over a slice of the examples, by name."""
@@ -124,3 +226,179 @@ def parallel_map(part: Part, inputs: Tensor, processes: int) -> dict[str, Tensor
     means = (results * counts[:, None]).sum(0) / len(inputs)
     found = torch.split(means, list(sizes.values()))
     return dict(zip(sizes, found, strict=True))
+
+
+Rank = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+"""kept units by group (units,) -> predicted change of the error for each unit, by group (units,); values of
+units that are off already are not looked at, and groups that are left out lose no units."""
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """A course of removals.
+
+    Attributes:
+        order: (group, unit) of each removal.
+        before: the error before the first removal.
+        errors: (removals,) float64: the true error after each removal.
+        predicted: (removals,) float64: the change of the error that was predicted for each removal.
+        kept: by group (units,) booleans: what is left.
+    """
+
+    order: tuple[tuple[str, int], ...]
+    before: float
+    errors: Tensor
+    predicted: Tensor
+    kept: dict[str, Tensor]
+
+
+def eliminate(
+    structure: Structure,
+    inputs: Inputs,
+    targets: Tensor,
+    error: Loss | str,
+    *,
+    count: int | None = None,
+    rank: Rank | str = "oracle",
+    rerank: bool = True,
+    kept: Mapping[str, Tensor] | None = None,
+    floor: int = 0,
+    budget_bytes: int = BUDGET_BYTES,
+) -> Elimination:
+    """Remove units one after the other, always the one with the lowest **signed** predicted change.
+
+    Wolfe, Sharma and Raj (arXiv 1701.04465). Nothing is retrained and the network is not changed. After a
+    removal the activations are brought up to date from there on instead of computed again, as long as those
+    of all examples fit the budget.
+
+    Args:
+        structure: a chain, or coupled groups of any network.
+        inputs: (N, ...), on the network's device; of coupled groups a tuple or dict of arguments, too.
+        targets: (N, ...) as the error takes them.
+        error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
+        count: how many units to remove; by default all that `floor` allows.
+        rank: "oracle" for the true change, or a function of the kept units.
+        rerank: rank again after each removal; else once at the start.
+        kept: by group (units,) booleans, False for units that are off already.
+        floor: how many units each group keeps at least.
+        budget_bytes: memory for activations.
+
+    Returns:
+        The course; equal changes go by position: the group nearer to the input first, then the lower number.
+
+    Raises:
+        InputError: for data, kept units or a count that do not fit the network, an unknown rank, and
+            predictions of the wrong length or NaN.
+    """
+    if isinstance(rank, str) and rank != "oracle":
+        raise InputError(f"rank must be 'oracle' or a function, got {rank!r}")
+    course = _Course(structure, inputs, targets, error_of(error), kept, budget_bytes)
+    with course.runner.evaluating(), torch.no_grad():
+        possible = sum(max(0, int(each.sum()) - floor) for each in course.kept.values())
+        count = possible if count is None else count
+        if not 0 <= count <= possible:
+            raise InputError(
+                f"{count} units cannot be removed: there are {possible} beyond {floor} in each group"
+            )
+        before = course.error()
+        order: list[tuple[str, int]] = []
+        errors: list[float] = []
+        predicted: list[float] = []
+        queue: list[tuple[float, int, int]] = []
+        for _ in range(count):
+            if rerank or not order:
+                queue = _ranked(course, rank if callable(rank) else course.oracle)
+            chosen = next(
+                (each for each in queue if int(course.kept[course.names[each[1]]].sum()) > floor), None
+            )
+            if chosen is None:
+                raise InputError(f"the rank names units for only {len(order)} of the {count} removals")
+            queue.remove(chosen)
+            change, place, unit = chosen
+            course.remove(course.names[place], unit)
+            order.append((course.names[place], unit))
+            errors.append(course.error())
+            predicted.append(change)
+        return Elimination(
+            tuple(order),
+            before,
+            torch.tensor(errors, dtype=torch.float64),
+            torch.tensor(predicted, dtype=torch.float64),
+            course.kept,
+        )
+
+
+def _ranked(course: _Course, rank: Rank) -> list[tuple[float, int, int]]:
+    """(predicted change, place of the group, unit) of all kept units, the lowest first, then the first."""
+    found = rank({name: each.clone() for name, each in course.kept.items()})
+    ranked = []
+    for place, name in enumerate(course.names):
+        changes, units = found.get(name), course.runner.sizes[name]
+        if changes is None:
+            continue
+        if changes.shape != (units,):
+            raise InputError(
+                f"the rank of {name!r} has the shape {tuple(changes.shape)}, there are {units} units"
+            )
+        values = changes.tolist()
+        for unit in course.kept[name].nonzero().flatten().tolist():
+            if values[unit] != values[unit]:
+                raise InputError(f"the predicted change of unit {unit} of {name!r} is NaN")
+            ranked.append((values[unit], place, unit))
+    return sorted(ranked)
+
+
+class _Course:
+    """The present state of an elimination: which units are left, and the runs with them."""
+
+    def __init__(
+        self,
+        structure: Structure,
+        inputs: Inputs,
+        targets: Tensor,
+        error: Loss,
+        kept: Mapping[str, Tensor] | None,
+        budget_bytes: int,
+    ):
+        count, given = check_examples(inputs, targets), checked_kept(structure, kept)
+        self.runner = runner_of(structure, inputs)
+        self.names = self.runner.names
+        self.kept = {
+            name: given.get(name, torch.ones(units, dtype=torch.bool, device=targets.device))
+            for name, units in self.runner.sizes.items()
+        }
+        self._inputs, self._targets, self._error, self._budget = inputs, targets, error, budget_bytes
+        self._chunks = list(self.runner.chunks(count, budget_bytes))
+        self._fits = self.runner.bytes_per_example * count <= budget_bytes // 2
+        self._runs: list[Run] = []
+        self._judges: list[LossDelta] = []
+
+    def remove(self, name: str, unit: int) -> None:
+        self.kept[name][unit] = False
+        for each in self._runs:
+            each.remove(name, unit)
+        self._judges = []
+
+    def error(self) -> float:
+        """The mean error over all examples."""
+        return sum(judge.total for _, judge in self._all()) / len(self._targets)
+
+    def oracle(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The true change of the error for each unit."""
+        sums: dict[str, Tensor] = {}
+        for run, judge in self._all():
+            for name in self.names:
+                sums[name] = sums.get(name, 0) + run.changes(name, judge, self._budget)
+        return {name: total / len(self._targets) for name, total in sums.items()}
+
+    def _all(self) -> Iterator[tuple[Run, LossDelta]]:
+        """The present run of every chunk, with who judges its outputs."""
+        for number, chunk in enumerate(self._chunks):
+            if number < len(self._runs):
+                run = self._runs[number]
+            else:
+                run = self.runner.run(taken(self._inputs, chunk), self.kept)
+                self._runs += [run] if self._fits else []
+            if number == len(self._judges):
+                self._judges.append(loss_delta(self._error, run.outputs, self._targets[chunk]))
+            yield run, self._judges[number]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.units.layers import (
+from prunekit.units.chain_layers import (
     Function,
     contributions,
     leaves_rows,
@@ -28,7 +28,7 @@ from prunekit.units.layers import (
     weights_by_unit,
     with_gains,
 )
-from prunekit.units.loss_delta import CrossEntropyDelta, LossDelta
+from prunekit.units.runner import CrossEntropyDelta, LossDelta
 
 if TYPE_CHECKING:
     from prunekit.units.chain_runner import ActivationCache, Link

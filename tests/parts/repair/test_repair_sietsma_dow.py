@@ -9,7 +9,7 @@ from torch import nn
 
 from prunekit.parts.repair import FoldMean, NoRepair, SietsmaDow
 from prunekit.parts.repair.sietsma_dow import substitutes, unit_covariance, units_alike
-from prunekit.statistics.consumers import consumers
+from prunekit.statistics.inputs import consumers
 
 
 def by_trial(outputs, unit, alive):

@@ -20,7 +20,7 @@ from prunekit.parts.base import Level
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair.weight_repairs import Repair
 from prunekit.statistics import Found, LayerHessian, LayerInputMean
-from prunekit.statistics.consumers import Consumer, consumers
+from prunekit.statistics.inputs import Consumer, consumers
 from prunekit.units import best_scales, contribution_products
 
 

@@ -15,7 +15,7 @@ from prunekit.parts.context import StepContext
 from prunekit.parts.scores.units import UnitScore
 from prunekit.parts.scores.weight_scores import Scores
 from prunekit.statistics import FirstOrderTaylor, Statistic, UnitMacs
-from prunekit.statistics.units import Error
+from prunekit.statistics.unit_statistics import Error
 from prunekit.units import distances
 
 

@@ -10,7 +10,7 @@ from prunekit.parts.context import StepContext
 from prunekit.parts.scores.units import UnitScore
 from prunekit.parts.scores.weight_scores import Scores
 from prunekit.statistics import ChannelMagnitude, LayerHessian
-from prunekit.statistics.consumers import Consumer, consumers
+from prunekit.statistics.inputs import Consumer, consumers
 from prunekit.units import contribution_products, greedy_order
 
 

@@ -20,8 +20,8 @@ from prunekit.statistics import (
     Statistic,
     TaylorChange,
 )
-from prunekit.statistics.units import Error
-from prunekit.units.recursion import NO_RECURSION
+from prunekit.statistics.unit_statistics import Error
+from prunekit.units.gains import NO_RECURSION
 
 
 class UnitScore(Score):

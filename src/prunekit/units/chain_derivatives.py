@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prunekit.losses import Loss, squared_error
-from prunekit.units.layers import (
+from prunekit.units.chain_layers import (
     by_unit,
     contributions,
     leaves_rows,
@@ -26,7 +26,7 @@ from prunekit.units.layers import (
     weights_by_unit,
     with_gains,
 )
-from prunekit.units.loss_delta import CrossEntropyDelta, LossDelta, absolute_error
+from prunekit.units.runner import CrossEntropyDelta, LossDelta, absolute_error
 from prunekit.units.suffix import run_behind
 
 if TYPE_CHECKING:

@@ -1,0 +1,218 @@
+"""Statistics with one number per unit, or per piece of a maxout unit: true cost, estimates, operations."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from prunekit import units
+from prunekit.batches import Batch
+from prunekit.errors import InputError
+from prunekit.graph import Coupled
+from prunekit.maxout import Maxout
+from prunekit.measure import count
+from prunekit.statistics.collect import Collector, StatContext, Statistic, sum_over_processes
+from prunekit.units.runner import Structure
+
+Values = dict[str, Tensor]
+"""By group of units, (units,) float64; NaN for units that are off already."""
+
+
+class UnitStatistic(Statistic):
+    """A request for one number per unit; its collector runs what it needs of the network by itself."""
+
+    @property
+    def needs_loss(self) -> bool:
+        """No pass through the whole network is looked at."""
+        return False
+
+    def start(self, subject: StatContext) -> Collector:
+        """The collector for the subject's units.
+
+        Raises:
+            InputError: if the recipe's granularity counts weights, not units.
+        """
+        if subject.coupled is None:
+            raise InputError("this score ranks units: give the recipe the granularity 'unit'")
+        return self.watch(subject, subject.coupled)
+
+    @abstractmethod
+    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
+        """The collector for coupled groups."""
+
+
+class ExampleStatistic(UnitStatistic):
+    """Measured by `prunekit.units` on all examples at once; its functions bound their memory themselves."""
+
+    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
+        """A collector that keeps the examples; on a path the same is found faster."""
+        return _Examples(self, subject.chain or coupled, subject.kept)
+
+    @abstractmethod
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """The value of every unit, a mean over the examples."""
+
+
+class _Examples(Collector):
+    def __init__(self, statistic: ExampleStatistic, structure: Structure, kept: Mapping[str, Tensor]) -> None:
+        self._statistic = statistic
+        self._structure = structure
+        self._kept = kept
+        self._batches: list[Batch] = []
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        self._batches.append(batch)
+
+    def finish(self) -> Values:
+        inputs = torch.cat([inputs for inputs, _ in self._batches])
+        targets = torch.cat([targets for _, targets in self._batches])
+        values = self._statistic.of(self._structure, inputs, targets, self._kept)
+        examples = torch.tensor(float(len(inputs)), dtype=torch.float64, device=inputs.device)
+        sums = {name: value * examples for name, value in values.items()}
+        sum_over_processes([*sums.values(), examples])
+        return {name: total / examples for name, total in sums.items()}
+
+
+Error = Literal["squared_error", "cross_entropy", "absolute_error"]
+
+
+@dataclass(frozen=True)
+class OracleChange(ExampleStatistic):
+    """The exact change of the error when a unit is switched off: the oracle."""
+
+    error: Error
+
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """E(off) - E(now)."""
+        return units.oracle_changes(structure, inputs, targets, self.error, kept=kept)
+
+
+@dataclass(frozen=True)
+class TaylorChange(ExampleStatistic):
+    """The change that a Taylor series in the unit's gain predicts, of first or second order."""
+
+    error: Error
+    order: int
+    published: bool
+
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """-dE/dgain, plus half of d2E/dgain2: exact, or by the published diagonal recursion."""
+        if self.order == 1:
+            found = units.gain_derivatives(structure, inputs, targets, self.error, second=False, kept=kept)
+            return {name: derivatives.first_order for name, derivatives in found.items()}
+        if self.published:
+            found = units.diagonal_recursion(structure, inputs, targets, self.error, kept=kept)
+        else:
+            found = units.gain_derivatives(structure, inputs, targets, self.error, kept=kept)
+        return {name: derivatives.second_order for name, derivatives in found.items()}
+
+
+@dataclass(frozen=True)
+class Relevance(ExampleStatistic):
+    """-dE/dgain of the linear error, as a running average over batches (skeletonization)."""
+
+    batch_size: int
+
+    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+        """The average after the last batch."""
+        starts = range(0, len(inputs), self.batch_size)
+        batches = ((inputs[k : k + self.batch_size], targets[k : k + self.batch_size]) for k in starts)
+        return units.relevance(structure, batches, kept=kept)
+
+
+@dataclass(frozen=True)
+class UnitMacs(UnitStatistic):
+    """The multiply-accumulate operations that go with a unit."""
+
+    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
+        """By the layers that the units have a part in."""
+        return MacsCollector(subject)
+
+
+class MacsCollector(Collector):
+    """The multiply-accumulate operations of the layers that a unit has a part in, by its share of each."""
+
+    def __init__(self, subject: StatContext) -> None:
+        assert subject.coupled is not None
+        self._subject, self._coupled = subject, subject.coupled
+        self._example: Tensor | None = None
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        """Remember one example: only its shape counts."""
+        self._example = batch[0][:1] if self._example is None else self._example
+
+    def finish(self) -> dict[str, Tensor]:
+        """By group (units,) float64."""
+        assert self._example is not None
+        macs = {layer.name: layer.macs for layer in count(self._subject.model, self._example).layers}
+        tensors = dict(self._subject.model.named_parameters())
+        found = {}
+        for group in self._coupled.groups:
+            cost = torch.zeros(group.units, dtype=torch.float64, device=self._example.device)
+            for member in group.members:
+                tensor = tensors.get(member.tensor)
+                if tensor is not None and tensor.dim() > 1:
+                    sizes = torch.tensor([len(unit) for unit in member.indices], device=cost.device)
+                    layer = macs.get(member.tensor.rpartition(".")[0], 0)
+                    cost += layer * sizes / tensor.shape[member.dim]
+            found[group.name] = cost
+        return found
+
+
+@dataclass(frozen=True)
+class MaxoutMaxima(Statistic):
+    """By maxout layer: (units, pieces) float64, how often each piece was the maximum, over all positions."""
+
+    def start(self, subject: StatContext) -> Collector:
+        """A collector that counts while the network runs.
+
+        Raises:
+            InputError: if the recipe counts something else than maxout pieces.
+        """
+        layers = {name: subject.model.get_submodule(name) for name in subject.kept}
+        found = {name: module for name, module in layers.items() if isinstance(module, Maxout)}
+        if not found:
+            raise InputError("this score ranks maxout pieces: give the recipe the granularity 'maxout_piece'")
+        return _Counts(found)
+
+
+class _Counts(Collector):
+    def __init__(self, layers: Mapping[str, Maxout]) -> None:
+        self._counts = {
+            name: torch.zeros(
+                layer.units, layer.pieces, dtype=torch.float64, device=layer.layer.weight.device
+            )
+            for name, layer in layers.items()
+        }
+        self._hooks: list[RemovableHandle] = [
+            layer.layer.register_forward_hook(partial(self._count, name, layer))
+            for name, layer in layers.items()
+        ]
+
+    @torch.no_grad()
+    def _count(self, name: str, layer: Maxout, made_by: nn.Module, args: Any, outputs: Tensor) -> None:
+        split = layer.split(outputs)
+        dim = layer.dim % split.dim()
+        # ties go to the first piece, as the gradient of a maximum over indices does
+        winners = split.argmax(dim, keepdim=True)
+        places = torch.zeros_like(split, dtype=torch.bool).scatter_(dim, winners, True)
+        counts = places.movedim((dim - 1, dim), (0, 1)).flatten(2).sum(2, dtype=torch.float64)
+        self._counts[name] += counts
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        """All is done while the network runs."""
+
+    def finish(self) -> dict[str, Tensor]:
+        sum_over_processes(list(self._counts.values()))
+        return self._counts
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
