@@ -129,6 +129,8 @@ class Recipe(Settings):
     def _parts_fit(self) -> Recipe:
         check_increasing(self.schedule.sparsities())
         for key, part in self.parts.items():
+            if not hasattr(part, "name"):
+                raise ValueError(f"the {key} {type(part).__name__} has no `name`: give its class one")
             if self.granularity.level not in part.works_on:
                 raise ValueError(level_refusal(key, part, Granularity.own_members(), self.granularity))
             _check_required(self, f"the {key} {part.name!r}", part.requires)

@@ -122,3 +122,51 @@ def test_a_turned_plane_carries_its_channels_along(quarters: int, dims: tuple[in
     shrunk = shrink(model, x, {"0": kept}).model
     stay = np.flatnonzero(turned[0, :, 0, 0] != 2)
     assert torch.equal(shrunk.get_submodule("2").get_parameter("weight"), reads[:, stay])
+
+
+class _Unpooled(nn.Module):
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        conv = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+        self.first, self.last = conv(3, 6, 1), conv(6, 2, 1)
+        self.pool = {2: nn.MaxPool2d, 3: nn.MaxPool3d}[rank](2, return_indices=True)
+        self.back = {2: nn.MaxUnpool2d, 3: nn.MaxUnpool3d}[rank](2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maxima taken, and put back to where they were."""
+        values, places = self.pool(self.first(x).relu())
+        return self.last(self.back(values, places))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_maxima_go_back_to_their_places(rank: int) -> None:
+    """Cut by hand: the channels that stay compute what they did."""
+    model = _Unpooled(rank).eval()
+    x = torch.randn(2, 3, *[6] * rank, generator=torch.Generator().manual_seed(0))
+    by_hand = _Unpooled(rank).eval()
+    kept = torch.tensor([True, True, False, True, False, True])
+    for name, parameter in model.named_parameters():
+        axis = 1 if name == "last.weight" else 0
+        part = parameter.detach() if name == "last.bias" else parameter.detach().moveaxis(axis, 0)[kept]
+        by_hand.get_parameter(name).data = part if name == "last.bias" else part.moveaxis(0, axis)
+    shrunk = shrink(model, x, {"first": kept}).model
+    assert [tuple(each.shape) for each in shrunk.parameters()] == [
+        tuple(each.shape) for each in by_hand.parameters()
+    ]
+    assert torch.allclose(shrunk(x), by_hand(x), atol=1e-6)
+
+
+def test_where_maxima_were_is_no_zero() -> None:
+    """A channel of zeros has maxima at places that are none: a sum over channels of places keeps them all."""
+
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(1, 4, 3), nn.Linear(9, 2)
+            self.pool = nn.MaxPool2d(2, return_indices=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.pool(self.conv(x).relu())[1].float().sum(1).flatten(1))  # type: ignore[no-any-return]
+
+    (group, *_) = groups(Places(), torch.randn(2, 1, 8, 8)).groups
+    assert group.frozen is not None

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.parts.retrain import FineTune, NoRetraining, Reinitialize, Rewind
+from prunekit.parts.retrain import FineTune, NoRetraining, Reinitialize, Retrain, Rewind, TrainedOn
 from prunekit.pruning import prune
 from prunekit.training import Training
 from small_nets import blobs, convnet, copied, images, mlp, recipe, same
@@ -143,3 +143,35 @@ def test_plans():
     assert NoRetraining().plan is None
     assert FineTune(training=training).plan == Reinitialize(training=training).plan == training
     assert (Rewind(step=4).start, Rewind(step=4).checkpoint, FineTune().start) == (4, 4, 0)
+
+
+class TestPartsOfTheUsersOwn:
+    def test_a_training_that_nothing_uses_is_refused(self):
+        class Idle(Retrain):
+            name = "idle"
+            training: Training = Training()
+
+        with pytest.raises(
+            ValueError, match=r"'training', but no `plan` that uses it: derive it from .*TrainedOn"
+        ):
+            Idle()
+
+        class Busy(TrainedOn):
+            name = "busy"
+
+        assert Busy(training=Training(epochs=2)).plan == Training(epochs=2)
+
+    def test_the_name_of_one_that_comes_with_the_package_is_refused(self):
+        with pytest.raises(InputError, match="a retrain named 'fine_tune' comes with prunekit"):
+
+            class Mine(Retrain):
+                name = "fine_tune"
+
+        assert Retrain.build("fine_tune").training == Training()
+
+    def test_a_part_without_a_name_is_refused(self):
+        class Nameless(Retrain):
+            pass
+
+        with pytest.raises(InputError, match="the retrain Nameless has no `name`"):
+            recipe(retrain=Nameless())

@@ -79,6 +79,16 @@ class Part(Settings):
     needs: ClassVar[tuple[Statistic, ...]] = ()
     warm_up: ClassVar[Training | None] = None
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **settings: Any) -> None:
+        """Refuse a class of the user's own that takes the name of one that comes with the package."""
+        family: type[Part] = next((each for each in cls.__mro__ if Part in each.__bases__), cls)
+        name = vars(cls).get("name")
+        if name in family.own_members() and family.own_members()[name] is not cls:
+            raise InputError(
+                f"{cls._path()}: a {family._label()} named {name!r} comes with prunekit: choose another name"
+            )
+
     # ---- what a part may do beside the work of its family; by default nothing ----
 
     def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
@@ -129,12 +139,14 @@ class Part(Settings):
     @classmethod
     def members(cls) -> dict[str, type[Self]]:
         """Every named class of this family that has been imported."""
-        return {member.name: member for member in cls._descendants() if "name" in vars(member)}
+        named = {member.name: member for member in cls._descendants() if "name" in vars(member)}
+        return {**named, **cls.own_members()}  # a class that was refused is still a subclass
 
     @classmethod
     def own_members(cls) -> dict[str, type[Self]]:
         """Those that come with the package."""
-        return {name: each for name, each in cls.members().items() if each.__module__.startswith("prunekit.")}
+        own = (each for each in cls._descendants() if each.__module__.startswith("prunekit."))
+        return {member.name: member for member in own if "name" in vars(member)}
 
     @classmethod
     def _descendants(cls) -> Iterator[type[Self]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
@@ -39,6 +39,15 @@ class Retrain(Part):
     checkpoint: ClassVar[int | None] = None
     start: ClassVar[int] = 0
 
+    @model_validator(mode="after")
+    def _training_is_used(self) -> Self:
+        if "training" in type(self).model_fields and self.plan is None:
+            raise ValueError(
+                "it has the setting 'training', but no `plan` that uses it: derive it from "
+                "prunekit.parts.retrain.TrainedOn"
+            )
+        return self
+
     def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
         """Set the values from which the survivors are retrained; True if they are not the trained ones.
 
@@ -64,8 +73,8 @@ class NoRetraining(Retrain):
     changes = False
 
 
-class _Trained(Retrain):
-    """Trains the survivors, as `training` says."""
+class TrainedOn(Retrain):
+    """Survivors trained on, as the setting `training` says: the base of retrainings that train."""
 
     training: TrainingSettings = Field(default_factory=Training)
 
@@ -75,14 +84,14 @@ class _Trained(Retrain):
         return self.training
 
 
-class FineTune(_Trained):
+class FineTune(TrainedOn):
     """The survivors keep their trained values and are trained on."""
 
     name = "fine_tune"
     paper = "Han et al. 2015, arXiv 1506.02626"
 
 
-class Distill(_Trained):
+class Distill(TrainedOn):
     """The survivors are trained on the task and on the softened outputs of the network before pruning.
 
     The loss is (1 - share) L + share T^2 KL(softmax(v / T) || softmax(z / T)), with L the loss of `training`,
@@ -157,7 +166,7 @@ def divergence(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1).mean()
 
 
-class Rewind(_Trained):
+class Rewind(TrainedOn):
     """All parameters go back to their values at a step of the dense training; 0 = the initial ones.
 
     Retraining runs from that step to the end of `training`, with its learning rates; the order of the data
@@ -184,7 +193,7 @@ class Rewind(_Trained):
         return True
 
 
-class Reinitialize(_Trained):
+class Reinitialize(TrainedOn):
     """The survivors get new random values from the model's own initial distribution: the control of `rewind`.
 
     The model, or each of its layers, must have `reset_parameters()`.

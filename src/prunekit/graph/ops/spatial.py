@@ -20,16 +20,29 @@ def _places(propagator: Propagator, x: Value, places: int) -> list[Dim]:
 
 
 def pooled(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Any:
-    """The last axes pooled or widened, channels each by itself."""
+    """The last axes pooled or widened, channels each by itself; where the maxima were comes second."""
     val = propagator.val
     name = propagator.operator
     places = next(rank for rank in (1, 2, 3) if f"{rank}d" in name)
     lead = _places(propagator, x, places)
 
-    def shaped(item: Any) -> Value:
-        return (*lead, *(Dim(int(size)) for size in item.shape[len(lead) :]))
+    def shaped(item: Any, zero: bool = True) -> Value:
+        # places are not zero where all values are
+        kept = lead if zero else tuple(dim._replace(zero=False) for dim in lead)
+        return (*kept, *(Dim(int(size)) for size in item.shape[len(lead) :]))
 
-    return [shaped(item) for item in val] if isinstance(val, (tuple, list)) else shaped(val)
+    if isinstance(val, (tuple, list)):
+        return [shaped(item, zero=number == 0) for number, item in enumerate(val)]
+    return shaped(val)
+
+
+def unpooled(propagator: Propagator, x: Value, indices: Value, *_: Any, **__: Any) -> Any:
+    """Maxima put back to their places; a channel goes with the places of its maxima."""
+    lead = len(x) - (3 if propagator.operator.endswith("3d") else 2)
+    propagator.freeze(indices[lead:], "is pooled over")
+    pairs = zip(x[:lead], indices[:lead], strict=True)
+    met = [values._replace(labels=propagator.join(values, places)) for values, places in pairs]
+    return pooled(propagator, (*met, *x[lead:]))
 
 
 def im2col(propagator: Propagator, x: Value, kernel: Sequence[int], *_: Any, **__: Any) -> Value:
@@ -122,7 +135,9 @@ operators("im2col", labels=im2col, by_extent=lambda _: True, saved="default")
 operators("pixel_shuffle", labels=pixel_shuffle, saved="default")
 operators("pixel_unshuffle", labels=pixel_unshuffle, saved="default")
 operators("_adaptive_avg_pool1d _adaptive_avg_pool3d lp_pool2d", labels=pooled)
-operators("_adaptive_avg_pool2d max_pool2d_with_indices", labels=pooled, saved="default")
+operators(
+    "_adaptive_avg_pool2d max_pool2d_with_indices max_pool3d_with_indices", labels=pooled, saved="default"
+)
 operators(
     """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
@@ -139,6 +154,7 @@ operators(
     by_extent=counts_pad,
     saved="default",
 )
+operators("max_unpool2d max_unpool3d", labels=unpooled, saved="default")
 operators(
     """
     upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
