@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from prunekit.graph.captured import Captured
-from prunekit.graph.signature import Signature, signature_of
+from prunekit.graph.captured import Captured, Signature, signature_of
 
 Run = Callable[[int, fx.GraphModule, list[Any]], Any]
 

@@ -17,8 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
 from prunekit.graph.capture import arguments, captured_in
-from prunekit.graph.captured import Captured
-from prunekit.graph.signature import signature_of
+from prunekit.graph.captured import Captured, signature_of
 from prunekit.modes import evaluating
 from prunekit.targets import unwrap
 from prunekit.units.chain_derivatives import along

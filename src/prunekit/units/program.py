@@ -20,11 +20,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
-from prunekit.graph.captured import Captured, leading_to
+from prunekit.graph.captured import Captured, leading_to, signature_of
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import entries
 from prunekit.graph.ops import lookup, moves, op_name, operator_of
-from prunekit.graph.signature import signature_of
 
 _ONLY_MOVE = (lookup.__name__, moves.__name__)
 
