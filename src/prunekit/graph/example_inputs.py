@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError, brief
-from prunekit.graph.capture import canonical
+from prunekit.graph.capture import canonical, exported, place_of
 from prunekit.graph.captured import Captured
-from prunekit.graph.export import exported, place_of
 from prunekit.graph.record import MisfitError, NotRecordedError, recorded
 from prunekit.modes import evaluating
 
