@@ -9,8 +9,7 @@ from torch.nn.modules import module as hooks
 
 from prunekit.graph.capture import arguments, canonical, captured
 from prunekit.graph.graph_model import GraphModel, graphs_of
-from prunekit.graph.record import NotRecordedError, recorded
-from prunekit.graph.shapes import shapes
+from prunekit.graph.record import NotRecordedError, recorded, shapes
 from prunekit.modes import keeping_modes
 
 
