@@ -18,8 +18,7 @@ from prunekit.graph.ops.registry import (
     operators,
     set_argument,
 )
-from prunekit.graph.propagator import Propagator
-from prunekit.graph.reshape_labels import rows_joined
+from prunekit.graph.propagator import Propagator, rows_joined
 
 
 def conv(

@@ -11,8 +11,7 @@ from torch import Tensor, fx
 
 from prunekit.graph.labels import Dim, Value, position
 from prunekit.graph.ops.registry import Keeps, argument, kept_along, new_shape, operators, set_argument
-from prunekit.graph.propagator import Propagator
-from prunekit.graph.reshape_labels import reshaped, rows_joined
+from prunekit.graph.propagator import Propagator, reshaped, rows_joined
 
 MAX_DIFFERENCES = 64
 """The highest order of `diff` in a saved graph."""

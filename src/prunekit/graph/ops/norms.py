@@ -21,8 +21,7 @@ from prunekit.graph.ops.registry import (
     spread,
     taken,
 )
-from prunekit.graph.propagator import Propagator
-from prunekit.graph.reshape_labels import rows_joined
+from prunekit.graph.propagator import Propagator, rows_joined
 
 
 def batch_norm(

@@ -10,8 +10,7 @@ from torch import fx, nn
 
 from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.registry import Keeps, argument, groups_left, kept_along, operators, set_argument
-from prunekit.graph.propagator import Propagator
-from prunekit.graph.reshape_labels import rows_joined
+from prunekit.graph.propagator import Propagator, rows_joined
 
 
 def _places(propagator: Propagator, x: Value, places: int) -> list[Dim]:
