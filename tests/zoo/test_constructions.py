@@ -11,8 +11,7 @@ from constructions import CONSTRUCTIONS, WORDS, frozen_weights
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import prune_groups, shrink, traced
 from prunekit.graph.deviation import VerificationError
-from prunekit.graph.groups import Plan
-from prunekit.graph.traced import CouplingGraph
+from prunekit.graph.groups import CouplingGraph, Plan
 from zoo import stirred
 
 REFUSED = {

@@ -8,7 +8,7 @@ from prunekit.graph.chain_view import chain_of, is_chain
 from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead
 from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.graph_model import Graph, GraphModel
-from prunekit.graph.groups import INPUT, Group, Member, Plan
+from prunekit.graph.groups import INPUT, CouplingGraph, Group, KeepMasks, Member, Plan
 from prunekit.graph.members import (
     Combine,
     Coupled,
@@ -23,7 +23,6 @@ from prunekit.graph.proof import same_function
 from prunekit.graph.resize import restore_sizes
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink
 from prunekit.graph.surgery import alike, parameters_after, smaller, unit_masks
-from prunekit.graph.traced import CouplingGraph, KeepMasks
 from prunekit.graph.weight_stats import parameters_per_unit
 
 __all__ = [

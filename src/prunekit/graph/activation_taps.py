@@ -13,9 +13,8 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import ModelError
-from prunekit.graph.groups import Group
+from prunekit.graph.groups import CouplingGraph, Group
 from prunekit.graph.ops import operator_of
-from prunekit.graph.traced import CouplingGraph
 
 Side = Literal["input", "output"]
 Key = tuple[str, int, Side]

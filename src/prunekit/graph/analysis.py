@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from prunekit.graph.captured import Captured
-from prunekit.graph.features import Features
+from prunekit.graph.groups import Features
 from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
 from prunekit.graph.propagate import propagate
 from prunekit.graph.propagator import Propagator, SplitPolicy, SplitSite, frozen_rows

@@ -8,11 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.graph.captured import Captured, module_of
-from prunekit.graph.groups import Plan
+from prunekit.graph.groups import KeepMasks, Plan
 from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.registry import argument
 from prunekit.graph.resize_constants import Corrected
-from prunekit.graph.traced import KeepMasks
 
 # what attention in libraries and in users' code calls the number of heads, and the width of all or of one
 _HEADS = (

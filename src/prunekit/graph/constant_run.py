@@ -12,12 +12,12 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from prunekit.graph.captured import Captured
+from prunekit.graph.groups import CouplingGraph, KeepMasks, Layer
 from prunekit.graph.labels import Flags, Ints
 from prunekit.graph.ops import op_name, operator_of
 from prunekit.graph.ops.registry import argument
 from prunekit.graph.propagate import is_pointwise, is_view
 from prunekit.graph.reference_run import Interpreter, exact
-from prunekit.graph.traced import CouplingGraph, KeepMasks, Layer
 
 FOLDING = ("linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution")
 """Operators whose bias can take what they make of a constant."""

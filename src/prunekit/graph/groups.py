@@ -1,12 +1,19 @@
-"""What is coupled in a network, as data: members, groups of units, and the plan that holds them."""
+"""What is coupled in a network, as data: groups of units and their members, and what stays of its graphs without some."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from torch import Tensor, fx
+
 from prunekit.errors import InputError
+from prunekit.graph.captured import Captured, leading_to
+from prunekit.graph.labels import Dim, Flags, Ints, Value, fixed
+from prunekit.graph.ops import op_name
 
 INPUT = "input"
 """The name of the group of the network's own input features."""
@@ -133,3 +140,181 @@ def _remark(group: Group) -> str:
     if group.normalised:
         return "statistics over kept entries: " + ", ".join(group.normalised)
     return ""
+
+
+_SHAPING = frozenset({"flatten", "view", "reshape", "_unsafe_view"})
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one feature of the input is.
+
+    Attributes:
+        axis: of the input, along which features lie; None where the network lays out each example as one row
+            of numbers, which are the features then.
+        size: how many there are.
+    """
+
+    axis: int | None
+    size: int
+
+    def known(self, graph: Captured, labels: Ints) -> dict[fx.Node, Value]:
+        """Labels for the node of a graph that holds the features.
+
+        Args:
+            graph: of the network that these are the features of.
+            labels: (size,) one for each feature.
+        """
+        node = _input_of(graph)
+        assert node is not None
+        if self.axis is None:
+            node = _rows(node)
+            assert node is not None
+        dims = list(fixed(node.meta["val"].shape))
+        dims[1 if self.axis is None else self.axis] = Dim(self.size, labels)
+        return {node: tuple(dims)}
+
+    def narrowed(self, inputs: Tensor, kept: Tensor) -> Tensor:
+        """Inputs with some features only.
+
+        Args:
+            inputs: as the whole network takes them.
+            kept: (size,) flags, True = kept.
+        """
+        index = kept.nonzero().flatten().to(inputs.device)
+        if self.axis is None:
+            return inputs.flatten(1).index_select(1, index)
+        return inputs.index_select(self.axis, index)
+
+
+def features_of(graph: Captured) -> Iterator[Features]:
+    """What the features of a network's only input of real numbers may be, the likeliest first.
+
+    The numbers of a row, where the network lays its input out as rows; else what lies along the second axis,
+    as the channels of images do, or along the last.
+    """
+    node = _input_of(graph)
+    if node is None:
+        return
+    shape = node.meta["val"].shape
+    rows = _rows(node)
+    if rows is not None:
+        yield Features(None, int(rows.meta["val"].shape[1]))
+    for axis in dict.fromkeys((1, len(shape) - 1)):
+        if shape[axis] > 1:
+            yield Features(axis, int(shape[axis]))
+
+
+def _input_of(graph: Captured) -> fx.Node | None:
+    """The only input of real numbers with a batch that the output depends on."""
+    nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    live = leading_to(list(graph.graph.nodes)[-1])
+    found = [
+        node
+        for node, (kind, _) in zip(nodes, graph.inputs, strict=True)
+        if kind == "user" and node in live and isinstance(node.meta.get("val"), torch.Tensor)
+    ]
+    if len(found) != 1 or not found[0].meta["val"].is_floating_point() or found[0].meta["val"].dim() < 2:
+        return None
+    return found[0]
+
+
+def _rows(node: fx.Node) -> fx.Node | None:
+    """The input as rows of numbers, where the network lays it out so before it computes with it."""
+    whole = node.meta["val"].shape
+    while len(users := list(node.users)) == 1 and len(users[0].all_input_nodes) == 1:
+        (node,) = users
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.numel() != whole.numel():
+            return None
+        if op_name(node) in _SHAPING and tuple(value.shape) == (whole[0], whole[1:].numel()):
+            return node if len(whole) > 2 else None
+    return None
+
+
+Axes = tuple[Ints | None, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The labels of one analysis, and the group and unit that each stands for.
+
+    Attributes:
+        nodes: for each graph, by node, the labels of the axes of each of its values.
+        group: (labels,) number of the plan's group, -1 for none.
+        unit: (labels,) number of the unit within the group.
+    """
+
+    nodes: tuple[dict[str, tuple[Axes, ...]], ...]
+    group: Ints
+    unit: Ints
+
+
+@dataclass(frozen=True)
+class KeepMasks:
+    """What stays of every node's axes once some units are taken out.
+
+    Attributes:
+        layers: of the plan.
+        gone: for each of them (labels,) which are taken out.
+    """
+
+    layers: tuple[Layer, ...]
+    gone: tuple[Flags, ...]
+
+    def __call__(self, graph: int, node: str) -> tuple[tuple[Flags | None, ...], ...]:
+        """Which entries of each axis of each value of a node stay; None where all do.
+
+        Args:
+            graph: number of the graph.
+            node: name of the node; in a graph that a node calls, that node's name and "/" before it.
+        """
+        found: list[list[Flags | None]] = []
+        for layer, gone in zip(self.layers, self.gone, strict=True):
+            for number, axes in enumerate(layer.nodes[graph].get(node, ())):
+                if number == len(found):
+                    found.append([None] * len(axes))
+                for axis, labels in enumerate(axes):
+                    if labels is not None and gone[labels].any():
+                        stays, before = ~gone[labels], found[number][axis]
+                        found[number][axis] = stays if before is None else before & stays
+        return tuple(tuple(axes) for axes in found)
+
+
+@dataclass(frozen=True)
+class CouplingGraph:
+    """A plan with the graphs it was read from.
+
+    Attributes:
+        plan: the groups.
+        graphs: in evaluation mode, then in training mode.
+        layers: one for each analysis: an axis keeps what all of them keep.
+        features: what the units of the group `input` are; None where there is no such group.
+    """
+
+    plan: Plan
+    graphs: tuple[Captured, ...]
+    layers: tuple[Layer, ...]
+    features: Features | None = None
+
+    def keeping(self, removed: Mapping[str, Collection[int]]) -> KeepMasks:
+        """What stays of every node's axes without these units.
+
+        Args:
+            removed: for each group the units taken out.
+        """
+        sizes = [group.units for group in self.plan.groups]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        flags = np.zeros(int(starts[-1]) + 1, dtype=bool)  # the last is for labels of no group
+        for number, group in enumerate(self.plan.groups):
+            flags[starts[number] + np.array(sorted(removed.get(group.name, ())), dtype=np.int64)] = True
+        gone = tuple(
+            flags[np.where(layer.group >= 0, starts[layer.group] + layer.unit, -1)] for layer in self.layers
+        )
+        return KeepMasks(self.layers, gone)
+
+    def kept(
+        self, graph: int, node: str, removed: Mapping[str, Collection[int]]
+    ) -> tuple[tuple[Flags | None, ...], ...]:
+        """Which entries of each axis of each value of a node stay; see `KeepMasks`."""
+        return self.keeping(removed)(graph, node)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.graph.activation_taps import Call, Place, calls_of, places, silences
 from prunekit.graph.capture import Inputs
-from prunekit.graph.groups import Group, Member
-from prunekit.graph.traced import CouplingGraph
+from prunekit.graph.groups import CouplingGraph, Group, Member
 
 Pool = Literal["sum", "mean", "l2", "max"]
 """How the numbers of one unit within one member become one: `l2` is the root of the sum of squares."""

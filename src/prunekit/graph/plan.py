@@ -14,11 +14,9 @@ from prunekit.errors import InputError
 from prunekit.graph.analysis import PARAMETRIZED, Propagation, analysed
 from prunekit.graph.capture import Inputs, captured
 from prunekit.graph.captured import Captured
-from prunekit.graph.features import Features, features_of
 from prunekit.graph.grouping import Grouping, grouping_of
-from prunekit.graph.groups import INPUT, Group, Plan
+from prunekit.graph.groups import INPUT, CouplingGraph, Features, Group, Layer, Plan, features_of
 from prunekit.graph.propagator import SplitPolicy
-from prunekit.graph.traced import CouplingGraph, Layer
 from prunekit.targets import unwrap
 
 _OTHER_POLICIES: tuple[SplitPolicy, ...] = ("first", "last")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+from prunekit.graph.groups import KeepMasks
 from prunekit.graph.labels import Flags
 from prunekit.graph.ops import op_name, operator_of
-from prunekit.graph.traced import KeepMasks
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 

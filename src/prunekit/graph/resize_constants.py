@@ -13,10 +13,10 @@ from torch import fx, nn
 
 from prunekit.errors import InputError
 from prunekit.graph.captured import module_of
+from prunekit.graph.groups import KeepMasks
 from prunekit.graph.labels import Flags
 from prunekit.graph.ops import op_name, operator_of
 from prunekit.graph.ops.registry import Keeps
-from prunekit.graph.traced import KeepMasks
 
 
 @dataclass(frozen=True)

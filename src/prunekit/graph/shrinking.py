@@ -18,7 +18,7 @@ from prunekit.graph.capture import Inputs, arguments, takes
 from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.grouping import KINDS
-from prunekit.graph.groups import INPUT, Group
+from prunekit.graph.groups import INPUT, CouplingGraph, Group
 from prunekit.graph.members import entries
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
@@ -33,7 +33,6 @@ from prunekit.graph.surgery import (
     own_module,
     smaller_masks,
 )
-from prunekit.graph.traced import CouplingGraph
 from prunekit.masks import Masks
 from prunekit.targets import unwrap
 
