@@ -17,10 +17,9 @@ from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import Inputs, arguments, takes
 from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.graph_model import GraphModel, graphs_of
-from prunekit.graph.grouping import KINDS
 from prunekit.graph.groups import INPUT, CouplingGraph, Group
 from prunekit.graph.members import entries
-from prunekit.graph.plan import traced
+from prunekit.graph.plan import KINDS, traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
 from prunekit.graph.surgery import (
     Axes,
