@@ -1,7 +1,6 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
 from prunekit.graph.activation_taps import Place, watched
-from prunekit.graph.attributes import size_attributes
 from prunekit.graph.chain import Chain, UnitGroup
 from prunekit.graph.chain_stages import Stage
 from prunekit.graph.chain_view import chain_of, is_chain
@@ -22,6 +21,7 @@ from prunekit.graph.plan import groups, traced
 from prunekit.graph.proof import same_function
 from prunekit.graph.resize import restore_sizes
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink
+from prunekit.graph.sizes import size_attributes
 from prunekit.graph.surgery import alike, parameters_after, smaller, unit_masks
 from prunekit.graph.weight_stats import parameters_per_unit
 

@@ -1,4 +1,4 @@
-"""What is coupled in a network, as data: groups of units and their members, and what stays of its graphs without some."""
+"""What is coupled in a network, as data: groups, members and features, and the graphs they are read from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a propagation of labels through a graph, and what rules of operators do with it: reshape, merge, cut."""
+"""The state of a propagation of labels through a graph, and what rules of operators may do with it."""
 
 from __future__ import annotations
 

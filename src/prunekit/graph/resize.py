@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError, shown
-from prunekit.graph.attributes import size_attributes, sizes_of_module
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.propagate import is_pointwise
+from prunekit.graph.sizes import size_attributes, sizes_of_module
 from prunekit.graph.surgery import Cut, Surgery
 from prunekit.modes import evaluating, untouched
 from prunekit.targets import unwrap

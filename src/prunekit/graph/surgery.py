@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph.attributes import sizes
 from prunekit.graph.capture import Inputs, arguments, canonical
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.groups import CouplingGraph, Group, KeepMasks, Plan
-from prunekit.graph.resize_constants import Corrected, corrected
+from prunekit.graph.sizes import Corrected, corrected, sizes
 from prunekit.masks import Masks
 from prunekit.modes import evaluating
 from prunekit.targets import uncompiled, unwrap
