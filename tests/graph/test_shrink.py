@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import groups, proof, shrink, surgery, traced
-from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.groups import INPUT
+from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.masks import Masks
 from prunekit.models import lenet5, lenet_300_100, vgg_small
 

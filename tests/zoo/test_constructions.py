@@ -10,8 +10,8 @@ from constructions import CONSTRUCTIONS, WORDS, frozen_weights
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import prune_groups, shrink, traced
-from prunekit.graph.deviation import VerificationError
 from prunekit.graph.groups import CouplingGraph, Plan
+from prunekit.graph.reference_run import VerificationError
 from zoo import stirred
 
 REFUSED = {

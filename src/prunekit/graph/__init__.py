@@ -5,7 +5,6 @@ from prunekit.graph.chain import Chain, UnitGroup
 from prunekit.graph.chain_stages import Stage
 from prunekit.graph.chain_view import chain_of, is_chain
 from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead
-from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.graph_model import Graph, GraphModel
 from prunekit.graph.groups import INPUT, CouplingGraph, Group, KeepMasks, Member, Plan
 from prunekit.graph.members import (
@@ -19,6 +18,7 @@ from prunekit.graph.members import (
 )
 from prunekit.graph.plan import groups, traced
 from prunekit.graph.proof import same_function
+from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.graph.resize import restore_sizes
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink
 from prunekit.graph.sizes import size_attributes

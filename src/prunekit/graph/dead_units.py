@@ -12,13 +12,13 @@ from torch import Tensor, fx, nn
 from prunekit.graph.capture import Inputs, canonical
 from prunekit.graph.captured import leading_to
 from prunekit.graph.constant_run import FOLDING, ConstantReaders, depending_on_input, grouped, units_at
-from prunekit.graph.deviation import VerificationError, rounding
 from prunekit.graph.groups import CouplingGraph, Group, Member
 from prunekit.graph.members import of_units
 from prunekit.graph.ops import op_name, operator_of
 from prunekit.graph.ops.registry import argument
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both
+from prunekit.graph.reference_run import VerificationError, rounding
 from prunekit.graph.shrinking import ShrinkResult, shrink
 from prunekit.graph.surgery import alike, copy_of, masked_copy, own_module, unit_masks
 from prunekit.masks import Masks

@@ -13,10 +13,18 @@ from torch import Tensor, nn
 
 from prunekit.errors import ModelError
 from prunekit.graph.capture import Inputs, arguments
-from prunekit.graph.deviation import Deviation, VerificationError, largest, of_gradients, of_outputs, rounding
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.groups import CouplingGraph, KeepMasks
-from prunekit.graph.reference_run import Interpreter, exact
+from prunekit.graph.reference_run import (
+    Deviation,
+    Interpreter,
+    VerificationError,
+    exact,
+    largest,
+    of_gradients,
+    of_outputs,
+    rounding,
+)
 from prunekit.graph.surgery import Axes, copy_of
 from prunekit.modes import keeping_modes
 

@@ -1,18 +1,22 @@
-"""Running networks in double precision, without dropout, and with statistics over what is kept."""
+"""Runs in double precision, and how far apart two networks' outputs and gradients are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from prunekit.errors import ModelError
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.labels import Flags
 from prunekit.graph.ops import op_name, operator_of
+from prunekit.graph.surgery import Axes
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -106,3 +110,142 @@ class Interpreter(fx.Interpreter):
     def _keeps(self, node: fx.Node) -> tuple[tuple[Flags | None, ...], ...]:
         assert self._keeping is not None
         return self._keeping(self._number, f"{self._prefix}{node.name}")
+
+
+_ROUNDINGS = 1000  # units in the last place that a layer may be off by, for sums of up to about 10^6 terms
+_LARGE = 1e300  # larger magnitudes are no scale: they would overflow
+
+
+class VerificationError(ModelError):
+    """A smaller network that does not compute what the masked one does; the model was put back as it was."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The largest difference between two networks, over all that was compared.
+
+    Attributes:
+        largest: the absolute difference.
+        relative: the difference over the largest magnitude that occurs: among the outputs of all layers for
+            an output, among all gradients for a gradient.
+        tolerance: what `relative` may be at most.
+        where: which number differs most, such as `output 3 of example 0`.
+    """
+
+    largest: float
+    relative: float
+    tolerance: float
+    where: str
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the difference is that of rounding."""
+        return self.relative <= self.tolerance
+
+    def __str__(self) -> str:
+        sign = "<=" if self.accepted else ">"
+        relative = f"{self.relative:.2g} relative {sign} {self.tolerance:.2g}"
+        return f"{self.where} is off by {self.largest:.2g} ({relative})"
+
+
+def rounding(model: nn.Module, dtype: torch.dtype, roundings: int = _ROUNDINGS) -> float:
+    """The relative difference that so many units in the last place make for each layer with parameters."""
+    layers = sum(any(True for _ in module.parameters(recurse=False)) for module in model.modules())
+    return roundings * torch.finfo(dtype).eps * max(1, layers)
+
+
+def of_outputs(
+    expected: Sequence[Tensor], found: Sequence[Tensor], magnitude: float, tolerance: float, what: str
+) -> list[Deviation]:
+    """Of each output, relative to the largest number in it or `magnitude`; `what` was run stands behind it.
+
+    Raises:
+        VerificationError: where shapes differ.
+    """
+    shapes, others = ([tuple(tensor.shape) for tensor in each] for each in (expected, found))
+    if shapes != others:
+        several = len(shapes) > 1 or len(others) > 1
+        one, other = (shapes, others) if several else (shapes[0], others[0])
+        raise VerificationError(f"outputs have shape{'s' if several else ''} {other} in place of {one}")
+    deviations = []
+    for number, (right, given) in enumerate(zip(expected, found, strict=True)):
+        scale = max(largest(right), magnitude)
+        name = f" of output {number}" if len(expected) > 1 else ""
+        where = partial(_output, name=name, what=what)
+        deviations.append(_difference(right.detach(), given.detach(), scale, tolerance, where))
+    return deviations
+
+
+def _output(index: list[int], name: str, what: str) -> str:
+    if name:
+        return f"number {index}{name}{what}"
+    return f"output {', '.join(map(str, index[1:])) or '0'} of example {(index or [0])[0]}{what}"
+
+
+def of_gradients(
+    models: tuple[nn.Module, nn.Module],
+    outputs: tuple[Sequence[Tensor], Sequence[Tensor]],
+    kept: Mapping[str, Axes],
+    tolerance: float,
+    what: str,
+) -> list[Deviation]:
+    """Of the gradients of all parameters, for a random weighting of the outputs.
+
+    Args:
+        models: the reference and the candidate.
+        outputs: of both, with their graphs.
+        kept: what the candidate kept of the reference's parameters.
+        tolerance: relative to the largest gradient.
+        what: was run.
+
+    Raises:
+        VerificationError: where shapes differ.
+    """
+    gradients = []
+    for model, each in zip(models, outputs, strict=True):
+        for parameter in model.parameters():
+            parameter.grad = None
+        generator = torch.Generator().manual_seed(0)  # not the user's
+        for output in each:
+            weighting = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+            if output.requires_grad:
+                output.backward(weighting, retain_graph=True)  # type: ignore[no-untyped-call]
+        gradients.append({name: _gradient(parameter) for name, parameter in model.named_parameters()})
+    wanted, got = gradients
+    scale = max(map(largest, wanted.values()), default=0.0)
+    found = []
+    for name, gradient in got.items():
+        survivors = wanted[name]
+        for axis, flags in kept.get(name, {}).items():
+            survivors = survivors.index_select(axis, flags.nonzero().flatten().to(survivors.device))
+        where = f"gradient of {name} at {{}}{what}"
+        found.append(_difference(survivors, gradient, scale, tolerance, where.format))
+    return found
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _difference(
+    expected: Tensor, found: Tensor, scale: float, tolerance: float, where: Callable[[list[int]], str]
+) -> Deviation:
+    if expected.shape != found.shape:
+        raise VerificationError(
+            f"{where([])} has shape {tuple(found.shape)} in place of {tuple(expected.shape)}"
+        )
+    if not expected.numel():
+        return Deviation(0.0, 0.0, tolerance, where([]))
+    same = (expected == found) | (expected.isnan() & found.isnan())
+    apart = torch.where(same, 0.0, (expected - found).abs()).nan_to_num(nan=torch.inf).flatten()
+    place = int(apart.argmax())
+    largest = float(apart[place])
+    relative = 0.0 if largest == 0 else largest / scale if scale > 0 else float("inf")
+    index = [int(step) for step in torch.unravel_index(torch.tensor(place), expected.shape)]
+    return Deviation(largest, relative, tolerance, where(index))
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest finite magnitude."""
+    tensor = tensor.detach()
+    return float(tensor.abs().nan_to_num(posinf=0).clamp(max=_LARGE).max()) if tensor.numel() else 0.0

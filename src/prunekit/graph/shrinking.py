@@ -15,12 +15,12 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import Inputs, arguments, takes
-from prunekit.graph.deviation import Deviation, VerificationError
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.groups import INPUT, CouplingGraph, Group
 from prunekit.graph.members import entries
 from prunekit.graph.plan import KINDS, traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
+from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.graph.surgery import (
     Axes,
     alike,
