@@ -15,6 +15,7 @@ from prunekit.graph.members import (
     makers,
     of_units,
     over_entries,
+    parameters_per_unit,
 )
 from prunekit.graph.plan import groups, traced
 from prunekit.graph.proof import same_function
@@ -23,7 +24,6 @@ from prunekit.graph.resize import restore_sizes
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink
 from prunekit.graph.sizes import size_attributes
 from prunekit.graph.surgery import alike, parameters_after, smaller, unit_masks
-from prunekit.graph.weight_stats import parameters_per_unit
 
 __all__ = [
     "INPUT",

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.graph import Coupled
-from prunekit.graph.weight_stats import group_norm_scales, unit_rows
+from prunekit.graph.members import group_norm_scales, unit_rows
 from prunekit.limits import LARGE
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores.units import UnitScore

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from prunekit.errors import InputError
-from prunekit.graph.weight_stats import group_outgoing_norms
+from prunekit.graph.members import group_outgoing_norms
 from prunekit.limits import WHOLE
 from prunekit.parts.base import Level
 from prunekit.parts.context import StepContext
