@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import Chain, Stage, chain_of
-from prunekit.graph.chain_stages import NORMS
+from prunekit.graph.chain import NORMS
 from prunekit.graph.rows import LAYERS, Layer
 from prunekit.measure.forward_pass import device_of
 from prunekit.modes import evaluating

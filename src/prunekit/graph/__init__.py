@@ -1,8 +1,7 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
 from prunekit.graph.activation_taps import Place, watched
-from prunekit.graph.chain import Chain, UnitGroup
-from prunekit.graph.chain_stages import Stage
+from prunekit.graph.chain import Chain, Stage, UnitGroup
 from prunekit.graph.chain_view import chain_of, is_chain
 from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead
 from prunekit.graph.graph_model import Graph, GraphModel

@@ -18,8 +18,7 @@ from torch import Tensor, fx, nn
 from prunekit.errors import ModelError
 from prunekit.graph.capture import Inputs, captured_in
 from prunekit.graph.captured import Captured, leading_to
-from prunekit.graph.chain import Chain, link
-from prunekit.graph.chain_stages import NORMS, Function, Kind, Stage, oddity, sees_entries, stage_of
+from prunekit.graph.chain import NORMS, Chain, Function, Kind, Stage, link, oddity, sees_entries, stage_of
 from prunekit.graph.example_inputs import captured_on_its_own
 from prunekit.graph.ops import op_name
 from prunekit.graph.rows import LAYERS

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError
-from prunekit.graph.chain_stages import Function
+from prunekit.graph.chain import Function
 from prunekit.graph.chain_view import activations
 from prunekit.graph.rows import from_rows, groups_of, row_layers, rows_of, windows
 from prunekit.statistics.collect import Collector, StatContext, Statistic, sum_over_processes

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.graph.chain import UnitGroup
-from prunekit.graph.chain_stages import Kind, Stage
+from prunekit.graph.chain import Kind, Stage, UnitGroup
 
 Function = Callable[[Tensor], Tensor]
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph.chain import Chain, UnitGroup
-from prunekit.graph.chain_stages import Stage
+from prunekit.graph.chain import Chain, Stage, UnitGroup
 from prunekit.modes import evaluating
 from prunekit.units.chain_derivatives import adjoints, by_gain, second_derivatives
 from prunekit.units.chain_layers import contributions, leaves_rows, pointwise, unit_dim, weight_of, with_gains
