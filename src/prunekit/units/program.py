@@ -23,9 +23,7 @@ from prunekit.graph import Coupled
 from prunekit.graph.captured import Captured, leading_to, signature_of
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import entries
-from prunekit.graph.ops import lookup, moves, op_name, operator_of
-
-_ONLY_MOVE = (lookup.__name__, moves.__name__)
+from prunekit.graph.ops import moves, op_name, operator_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +114,7 @@ class Program:
         for member in members:
             node = self._named.get(member.tensor)
             if node is not None:
-                looked_up = {user for user in node.users if operator_of(user).labels is lookup.embedding}
+                looked_up = {user for user in node.users if operator_of(user).labels is moves.embedding}
                 users = set(node.users) - (set() if lookups else looked_up)
                 index, unit = entries(member)
                 units = torch.full((node.meta["val"].shape[member.dim],), -1)
@@ -133,8 +131,8 @@ class Program:
         found = []
         for node in self._of_data:
             record = operator_of(node)
-            moves = getattr(record.labels, "__module__", "") in _ONLY_MOVE or is_view(node)
-            if node.op != "call_function" or moves or record.over_kept is not None:
+            only_moves = getattr(record.labels, "__module__", "") == moves.__name__ or is_view(node)
+            if node.op != "call_function" or only_moves or record.over_kept is not None:
                 continue
             operands = [(before, self._axes(before, group)) for before in node.all_input_nodes]
             if any(axes and before not in self._of_data for before, axes in operands):
