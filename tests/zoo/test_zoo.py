@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import GraphModel, ShrinkResult, prune_groups
+from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink
 from prunekit.graph.capture import arguments
 from prunekit.graph.proof import tensors_in
 from zoo import OWN, ZOO, made
@@ -36,6 +36,19 @@ def test_half_of_everything(name: str) -> None:
     assert type(result.model) is type(before) or result.form == "graph"
     if name in AS_GRAPHS:
         assert result.reason
+    _trains(result, inputs)
+
+
+@pytest.mark.parametrize("width", ["q_lin (head width)", "v_lin"])
+def test_narrower_keys_or_values_are_laid_out_in_another_order(width: str) -> None:
+    """Attention whose keys and values have the same width gives what no `contiguous` has to copy."""
+    pytest.importorskip("transformers")
+    model, inputs = made("hf-distilbert")
+    name = f"distilbert.transformer.layer.0.attention.{width}"
+    result = shrink(model, inputs, {name: torch.arange(4) > 0})
+    assert result.form == "graph"
+    assert [(each.name, each.after) for each in result.groups] == [(name, 3)]
+    assert result.deviation.accepted
     _trains(result, inputs)
 
 

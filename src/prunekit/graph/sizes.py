@@ -16,6 +16,7 @@ from prunekit.graph.captured import Captured, module_of
 from prunekit.graph.groups import KeepMasks, Plan
 from prunekit.graph.labels import Flags
 from prunekit.graph.ops import OPERATORS, op_name, operator_of
+from prunekit.graph.ops.moves import RESHAPED
 from prunekit.graph.ops.registry import Keeps, argument
 
 
@@ -77,6 +78,7 @@ def corrected(
         resize = operator_of(node).resize
         if resize is not None:
             resize(node, keeps)
+        node.target = RESHAPED.get(node.target, node.target)
     return Corrected(smaller, named)
 
 

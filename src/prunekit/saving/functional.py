@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from prunekit.errors import ModelError
 from prunekit.graph.captured import module_of
 from prunekit.graph.graph_model import Graph
+from prunekit.graph.ops.moves import RESHAPED
 from prunekit.saving.graph_calls import called_without_data, inputs_without_data
 from prunekit.saving.graph_values import batch_norm_training, bernoulli_like
 
@@ -45,13 +46,6 @@ _ZEROS: dict[Any, Any] = {
 _DRAWN: dict[Any, Any] = {
     aten.rand.default: aten.rand_like.default,
     aten.randn.default: aten.randn_like.default,
-}
-# views that ask for a layout of memory, which tensors without data do not have as those with data: the same
-# without asking
-_RESHAPED: dict[Any, Any] = {
-    aten.view.default: aten.reshape.default,
-    aten._unsafe_view.default: aten.reshape.default,
-    aten.view_as.default: aten.reshape_as.default,
 }
 _SAME = {"alias", "contiguous", "to", "_to_copy", "lift_fresh", "dropout", "feature_dropout", "alpha_dropout"}
 _SHAPED = {"reshape", "reshape_as", "flatten", "unflatten", "unsqueeze", "squeeze"}
@@ -173,7 +167,7 @@ class _Builder:
         return node
 
     def _call(self, node: fx.Node, env: Mapping[fx.Node, Any], no_grad: bool) -> Any:
-        self._at, target = node, _RESHAPED.get(node.target, node.target)
+        self._at, target = node, RESHAPED.get(node.target, node.target)
         if isinstance(target, torch._ops.HigherOrderOperator):
             return self._inlined(node, env, no_grad)
         name = _name(target)

@@ -249,9 +249,7 @@ def called(node: fx.Node, value: Callable[[fx.Node], Any], *, in_place: bool = F
         target = getattr(getattr(torch.ops.aten, op_name(node)), target._overloadname)
     if target is torch.ops.aten.hardsigmoid.default:  # PyTorch has no second derivative of it
         return F.hardtanh(args[0] + 3, 0.0, 6.0) / 6
-    if target is torch.ops.aten.view.default:
-        target = torch.ops.aten.reshape.default  # variants may lie in memory in another order
-    return target(*args, **kwargs)
+    return moves.RESHAPED.get(target, target)(*args, **kwargs)
 
 
 def is_written(node: fx.Node) -> bool:

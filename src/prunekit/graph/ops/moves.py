@@ -15,6 +15,16 @@ from prunekit.graph.propagator import Propagator, reshaped, rows_joined
 
 MAX_DIFFERENCES = 64
 """The highest order of `diff` in a saved graph."""
+RESHAPED: Mapping[Any, Any] = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten.view_as.default: torch.ops.aten.reshape_as.default,
+}
+"""Views that ask for a layout of memory, and the same without asking.
+
+A graph holds no `contiguous` that had nothing to do when it was captured. Tensors of other sizes or without
+data may be laid out in another order: attention gives another where its keys and values differ in width.
+"""
 
 
 def _shape(propagator: Propagator) -> list[int]:
