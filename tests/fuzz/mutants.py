@@ -148,7 +148,7 @@ MUTANTS = (
         "the running statistics of a batch norm go with its channels",
         "x[1], *(value[0] for value in along if value is not None)",
         "x[1], *(value[0] for value in along[:2] if value is not None)",
-        ("test_coupling_by_hand.py", "test_coupling_groups.py"),
+        ("test_coupling_by_hand.py", "test_groups.py"),
     ),
     Mutant(
         "entries that a view lays out as one row go together",

@@ -1,8 +1,9 @@
-"""Features of a network's input as a group of the plan: without one, it computes what it did for a zero."""
+"""The plan as data, the sizes of nodes after units are taken out, and features of the input as a group."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 
 import pytest
@@ -10,8 +11,134 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph import shrink, traced
+from prunekit.graph import Group, Member, Plan, groups, shrink, traced
 from prunekit.graph.groups import INPUT
+
+
+@pytest.fixture
+def plan() -> Plan:
+    first = Member("a.weight", 0, ((0, 2), (1, 3)), "producer")
+    return Plan(
+        (
+            Group("a", "heads", 2, (first, Member("b.weight", 1, ((0,), ()), "consumer")), None, ("norm",)),
+            Group("c", "neurons", 3, (), "is the network's output"),
+        )
+    )
+
+
+def test_a_plan_goes_through_json_and_back(plan):
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_what_is_no_plan_is_refused(plan):
+    data = plan.to_dict()
+    data["groups"][0]["colour"] = "red"
+    with pytest.raises(InputError, match=r"no plan.*colour"):
+        Plan.from_dict(data)
+    with pytest.raises(InputError, match=r"no plan.*groups"):
+        Plan.from_dict({})
+
+
+def test_groups_by_name_and_the_frozen_ones(plan):
+    assert plan.group("a").units == 2
+    assert [group.name for group in plan.prunable] == ["a"]
+    assert plan.frozen == {"c": "is the network's output"}
+    with pytest.raises(InputError, match="no group is named 'z'; there are 'a', 'c'"):
+        plan.group("z")
+
+
+def test_the_table_tells_why(plan):
+    assert plan.table().splitlines() == [
+        "group  kind     units  members  remark",
+        "a      heads    2      2        statistics over kept entries: norm",
+        "c      neurons  3      0        stays: is the network's output",
+    ]
+
+
+class Fused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(6, 24)
+        self.o = nn.Linear(8, 6)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(2, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(y.transpose(1, 2).reshape(2, 5, 8))
+
+
+def test_heads_and_head_width_cut_a_fused_projection_both_ways():
+    found = traced(Fused(), torch.randn(2, 5, 6))
+    heads, width = found.plan.prunable
+    assert (heads.name, heads.units) == ("qkv (heads)", 2)
+    assert (width.name, width.units) == ("qkv (head width)", 4)
+    rows = {member.tensor: member.indices for member in heads.members}
+    assert rows["qkv.weight"][1] == (4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23)
+    columns = {member.tensor: member.indices for member in width.members}
+    assert columns["o.weight"] == ((0, 4), (1, 5), (2, 6), (3, 7))
+
+
+def test_every_node_knows_what_it_keeps():
+    found = traced(Fused(), torch.randn(2, 5, 6))
+    removed = {"qkv (heads)": [0], "qkv (head width)": [1, 2]}
+    (axes,) = found.kept(0, "view", removed)
+    assert [None if kept is None else kept.tolist() for kept in axes] == [
+        None,
+        None,
+        None,
+        [False, True],
+        [True, False, False, True],
+    ]
+    (flat,) = found.kept(0, "reshape", removed)
+    assert flat[2].tolist() == [False] * 4 + [True, False, False, True]
+    assert found.kept(0, "view", {}) == ((None,) * 5,)
+
+
+def test_inputs_of_another_kind_are_refused():
+    with pytest.raises(InputError, match="must be a tensor, a tuple or a dict"):
+        groups(nn.Linear(2, 2), "hello")  # type: ignore[arg-type]
+
+
+def test_inputs_that_do_not_fit_name_the_line():
+    from prunekit.errors import ModelError
+
+    with pytest.raises(ModelError, match="cannot be exported in eval mode"):
+        groups(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), torch.randn(4, 5))
+
+
+def test_named_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x, *, y):
+            return self.c(self.a(x) * self.b(y))
+
+    (group,) = groups(Two(), {"x": torch.randn(2, 3), "y": torch.randn(2, 3)}).prunable
+    assert {member.tensor for member in group.members} == {
+        "a.weight",
+        "a.bias",
+        "b.weight",
+        "b.bias",
+        "c.weight",
+    }
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="do not fit the network's forward: too many positional"):
+        groups(nn.Linear(3, 2), (torch.randn(4, 3), torch.randn(4, 3)))
+
+
+def test_sizes_that_depend_on_data_are_refused_with_the_line():
+    from prunekit.errors import ModelError
+
+    class Selecting(nn.Linear):
+        def forward(self, x):
+            return super().forward(x[x[:, 0] > 0])
+
+    with pytest.raises(ModelError, match=r"(?s)sizes depend on its data.*line \d+.*x\[:, 0\] > 0"):
+        groups(Selecting(3, 2), torch.randn(4, 3))
 
 
 class Sum(nn.Module):
