@@ -18,8 +18,8 @@ from prunekit.graph import (
     Group,
     Scored,
     alike,
-    makers,
     of_units,
+    producers,
     smaller,
     traced,
     unit_masks,
@@ -164,7 +164,7 @@ class Units(Elements):
         members = [member for member in group.members if member.role == "consumer" and member.tensor in own]
         read = [
             of_units(own[member.tensor].detach().abs(), member, "max")
-            for member in members or makers(group)
+            for member in members or producers(group)
             if member.tensor in own
         ]
         return ~kept[name] | (torch.stack(read).nan_to_num(0.0).amax(0) == 0)
@@ -258,7 +258,7 @@ def _names(model: nn.Module, group: Group) -> tuple[set[str], set[str]]:
     """The names that a group is known by, and the types of the layers that make its units."""
     names: set[str] = {group.name}
     types: set[str] = set()
-    for member in makers(group):
+    for member in producers(group):
         layer = member.tensor.rpartition(".")[0]
         names.update((member.tensor, layer))
         types.update(kind.__name__ for kind in type(owner_of(model, member.tensor)).__mro__)

@@ -57,7 +57,7 @@ def assert_same(
 
 
 def stirred(model: nn.Module) -> nn.Module:
-    """Figures of their own in all norms and buffers, so that nothing is right by chance."""
+    """Values of their own in all norms and buffers, so that nothing is right by chance."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point():
             tensor.data = torch.rand_like(tensor) + 0.2 if "var" in name else torch.randn_like(tensor) * 0.4

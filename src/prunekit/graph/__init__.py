@@ -11,10 +11,10 @@ from prunekit.graph.members import (
     Coupled,
     Pool,
     Scored,
-    makers,
     of_units,
     over_entries,
     parameters_per_unit,
+    producers,
 )
 from prunekit.graph.plan import groups, traced
 from prunekit.graph.proof import same_function
@@ -51,11 +51,11 @@ __all__ = [
     "dead_units",
     "groups",
     "is_chain",
-    "makers",
     "of_units",
     "over_entries",
     "parameters_after",
     "parameters_per_unit",
+    "producers",
     "prune_groups",
     "restore_sizes",
     "same_function",

@@ -69,16 +69,16 @@ def places(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple[P
         ModelError: where no layer of its own takes or gives the units, as within one module for all of
             attention.
     """
-    readers = {member.tensor.rpartition(".")[0] for member in group.members if member.role == "consumer"}
-    makers = {member.tensor.rpartition(".")[0] for member in group.members if member.role == "producer"}
-    read = {call.takes: _at(found, group, call, "input") for call in calls if call.module in readers}
+    consumers = {member.tensor.rpartition(".")[0] for member in group.members if member.role == "consumer"}
+    producers = {member.tensor.rpartition(".")[0] for member in group.members if member.role == "producer"}
+    read = {call.takes: _at(found, group, call, "input") for call in calls if call.module in consumers}
     chosen = [place for each in read.values() for place in each]
     if not chosen:
         chosen = [
-            place for call in calls if call.module in makers for place in _at(found, group, call, "output")
+            place for call in calls if call.module in producers for place in _at(found, group, call, "output")
         ]
     if not chosen:
-        layers = ", ".join(repr(name) for name in sorted(readers | makers)) or "no layer"
+        layers = ", ".join(repr(name) for name in sorted(consumers | producers)) or "no layer"
         raise ModelError(
             f"the outputs of the units of {group.name!r} cannot be watched: {layers} takes or gives them in "
             "no call of its own in evaluation mode; use a score of weights, or name the group in `ignore`"

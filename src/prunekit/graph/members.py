@@ -20,7 +20,7 @@ Pool = Literal["sum", "mean", "l2", "max"]
 """How the numbers of one unit within one member become one: `l2` is the root of the sum of squares."""
 
 Combine = Literal["sum", "mean", "max", "first"]
-"""How the figures of several members become one of the unit."""
+"""How the values of several members become one of the unit."""
 
 Scored = Literal["producers", "all"]
 """Which members are looked at: those that make the unit, or all that go with it."""
@@ -64,7 +64,7 @@ class Coupled:
 
     def members(self, group: Group) -> tuple[Member, ...]:
         """The members that are looked at."""
-        return makers(group) if self.scored == "producers" else group.members
+        return producers(group) if self.scored == "producers" else group.members
 
     def places(self, group: Group) -> tuple[Place, ...]:
         """Where the units' outputs appear; see `places`."""
@@ -83,12 +83,12 @@ class Coupled:
     def _calls(self) -> list[Call]:
         return calls_of(self.model, self.traced)
 
-    def together(self, figures: Sequence[Tensor]) -> Tensor:
-        """(units,) float64 from the figures of all members, NaN where a member has nothing of a unit.
+    def together(self, values: Sequence[Tensor]) -> Tensor:
+        """(units,) float64 from the values of all members, NaN where a member has nothing of a unit.
 
         Units that no member has anything of count as 0.
         """
-        stacked = torch.stack(list(figures))
+        stacked = torch.stack(list(values))
         there = ~stacked.isnan()
         if self.combine == "max":
             found = stacked.masked_fill(~there, -torch.inf).amax(0)
@@ -121,7 +121,7 @@ class Coupled:
         return self.together([of_units(values[member.tensor], member, pool) for member in members])
 
 
-def makers(group: Group) -> tuple[Member, ...]:
+def producers(group: Group) -> tuple[Member, ...]:
     """The members that make the units; all of them where none is known to."""
     found = tuple(member for member in group.members if member.role == "producer")
     return found or group.members
@@ -169,14 +169,14 @@ def group_outgoing_norms(found: Coupled, name: str, order: int) -> Tensor:
         InputError: where no layer reads them.
     """
     own, group = dict(found.model.named_parameters()), found.group(name)
-    readers = [member for member in group.members if member.role == "consumer" and member.tensor in own]
-    if not readers:
+    consumers = [member for member in group.members if member.role == "consumer" and member.tensor in own]
+    if not consumers:
         raise InputError(
             f"no layer of its own reads the units of {name!r}, so they have no outgoing weights: name the "
             "group in `ignore`"
         )
     pool: Pool = "sum" if order == 1 else "l2"
-    return found.together([of_units(own[each.tensor].detach().abs(), each, pool) for each in readers])
+    return found.together([of_units(own[each.tensor].detach().abs(), each, pool) for each in consumers])
 
 
 def group_norm_scales(found: Coupled, name: str) -> Tensor:
