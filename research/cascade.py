@@ -47,7 +47,7 @@ def curves(seed: int) -> Iterator[tuple[str, dict[int, float]]]:
             {
                 "score": "oracle",
                 "granularity": "unit",
-                "schedule": {"name": "counts", "every": 1, "sparsity": 1 - 1 / START},
+                "schedule": {"name": "fixed_count", "every": 1, "sparsity": 1 - 1 / START},
                 **parts,
             }
         )

@@ -241,8 +241,8 @@ class TestCounts:
         recipe = groups(
             granularity={"round_to": round_to, "residual": True},
             targets=names,
-            allocation={"name": "given", "sparsities": sparsities},
-            schedule="rounds",
+            allocation={"name": "manual", "sparsities": sparsities},
+            schedule="allocation_decides",
         )
         pruned = prune(small_resnet(), recipe, images())
         assert [int(pruned.kept[name].sum()) for name in names] == left

@@ -169,7 +169,7 @@ def test_a_curve_is_resumed_to_the_same_result():
             {"repair": "masked_least_squares", "granularity": "unit"},
             "the granularity 'unit' removes whole units: use the granularity 'weight'",
         ),
-        ({"schedule": {"name": "counts", "every": 0, "sparsity": 0.5}}, "every = 0"),
+        ({"schedule": {"name": "fixed_count", "every": 0, "sparsity": 0.5}}, "every = 0"),
         ({"score": {"name": "layer_obs", "damp": -1}}, "damp = -1"),
     ],
 )
@@ -212,7 +212,9 @@ def test_exact_is_better_than_shared_is_better_than_magnitude_and_steps_help():
         "magnitude": {"schedule": schedule},
         "at once": {"score": shared, "repair": update, "schedule": schedule},
         "renewed": {
-            "score": shared, "repair": update, "schedule": {"name": "counts", "every": 5, "sparsity": 0.7}
+            "score": shared,
+            "repair": update,
+            "schedule": {"name": "fixed_count", "every": 5, "sparsity": 0.7},
         },
         "exact": {"score": OBS, "repair": LSQ, "schedule": schedule},
     }.items():  # fmt: skip
@@ -226,7 +228,9 @@ def test_exact_is_better_than_shared_is_better_than_magnitude_and_steps_help():
 
 def test_renewed_after_each_so_many_removals():
     model = mlp(10, 16, 3)
-    chosen = recipe(score="layer_obs", repair=LSQ, schedule={"name": "counts", "every": 50, "sparsity": 0.8})
+    chosen = recipe(
+        score="layer_obs", repair=LSQ, schedule={"name": "fixed_count", "every": 50, "sparsity": 0.8}
+    )
     history = prune(model, chosen, blobs(64, 10)).history
     assert [record.total - record.kept for record in history] == [50, 100, 150, round(0.8 * 208)]
 

@@ -140,8 +140,8 @@ def test_layers_lose_pieces_by_themselves_where_the_allocation_says_so():
         {
             "score": "magnitude",
             "granularity": "maxout_piece",
-            "allocation": {"name": "given", "sparsities": {"conv*": 0.25, "fc1": 0.75}},
-            "schedule": {"name": "rounds", "steps": 3},
+            "allocation": {"name": "manual", "sparsities": {"conv*": 0.25, "fc1": 0.75}},
+            "schedule": {"name": "allocation_decides", "steps": 3},
         }
     )
     pruned = prune(model, recipe)

@@ -135,7 +135,7 @@ class TestNesting:
     def test_threshold_rounds_nest(self):
         chosen = recipe(
             allocation={"name": "threshold", "q": 0.6},
-            schedule={"name": "rounds", "steps": 3},
+            schedule={"name": "allocation_decides", "steps": 3},
             retrain=fine_tune(),
         )
         kept = [record.kept for record in prune(mlp(10, 16, 3), chosen, blobs()).history]
@@ -169,7 +169,7 @@ class TestAnAllocationThatAsksForLessThanIsRemoved:
             **{
                 "score": "random",
                 "allocation": Receding(),
-                "schedule": {"name": "rounds", "steps": 3},
+                "schedule": {"name": "allocation_decides", "steps": 3},
                 "retrain": fine_tune(optimizer="adam"),
                 **changes,
             }
@@ -419,8 +419,8 @@ class TestRefusals:
 
     def test_patterns(self):
         self.refused(InputError, "'fc1' matches no layer.*layers are: 0, 2", recipe(targets=["fc1"]))
-        given_ = {"name": "given", "sparsities": {"fc1": 0.5}}
-        chosen = recipe(allocation=given_, schedule="rounds")
+        given_ = {"name": "manual", "sparsities": {"fc1": 0.5}}
+        chosen = recipe(allocation=given_, schedule="allocation_decides")
         self.refused(InputError, "'fc1' matches no pruned layer; layers are: 0, 2", chosen)
 
     def test_nan_weights(self):
@@ -440,8 +440,8 @@ class TestRefusals:
         self.refused(InputError, "floor of 0.1", chosen, blobs())
 
     def test_allocation_against_schedule(self):
-        self.refused(InputError, "use the schedule 'rounds'", lambda: recipe(allocation="none"))
-        self.refused(InputError, "states no sparsity", lambda: recipe(schedule="rounds"))
+        self.refused(InputError, "use the schedule 'allocation_decides'", lambda: recipe(allocation="none"))
+        self.refused(InputError, "states no sparsity", lambda: recipe(schedule="allocation_decides"))
 
     @pytest.mark.parametrize(
         ("changes", "who"),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from prunekit.errors import InputError, ModelError
 from prunekit.parts.retrain import FineTune, Rewind
-from prunekit.parts.schedule import Geometric, Linear, OneShot, Rounds
+from prunekit.parts.schedule import AllocationDecides, Geometric, Linear, OneShot
 from prunekit.parts.scores import Gradient, Magnitude
 from prunekit.recipe import Recipe, read_yaml
 from prunekit.training import Training
@@ -30,10 +30,10 @@ STATED = st.tuples(
 DECIDED = st.tuples(
     st.one_of(
         st.builds(lambda q: {"name": "threshold", "q": q}, RATE),
-        st.builds(lambda s: {"name": "given", "sparsities": {"2": s, "re:.*": 0.1}}, RATE),
+        st.builds(lambda s: {"name": "manual", "sparsities": {"2": s, "re:.*": 0.1}}, RATE),
         st.just("none"),
     ),
-    st.builds(lambda n: {"name": "rounds", "steps": n}, st.integers(1, 5)),
+    st.builds(lambda n: {"name": "allocation_decides", "steps": n}, st.integers(1, 5)),
 )
 TRAINING = st.builds(
     lambda epochs, optimizer, lr, regularize: {
@@ -133,9 +133,12 @@ def test_parts_that_differ_make_another_hash():
         ({"score": None}, "expected the name of a score"),
         (
             {"allocation": {"name": "threshold", "q": 1}},
-            "'threshold' decides the amount itself: use.*'rounds'",
+            "'threshold' decides the amount itself: use.*'allocation_decides'",
         ),
-        ({"schedule": "rounds"}, "'rounds' states no sparsity, which the allocation 'global' needs"),
+        (
+            {"schedule": "allocation_decides"},
+            "'allocation_decides' states no sparsity, which the allocation 'global' needs",
+        ),
         ({"order": "sideways"}, "recipe: order = 'sideways': .*'all', 'forward' or 'backward'"),
         ({"calibration": 0}, "recipe: calibration = 0"),
         ({"retrain": {"name": "fine_tune", "training": {"lr": 0}}}, "training: lr = 0"),
@@ -205,7 +208,9 @@ class TestPlan:
         assert [(step.previous, step.sparsity) for step in plan.steps] == [(0, 0.25)] * 2 + [(0.25, 0.5)] * 2
 
     def test_all_at_once(self):
-        plan = recipe(schedule={"name": "rounds", "steps": 3}, allocation="none").plan(mlp(4, 4, 4))
+        plan = recipe(schedule={"name": "allocation_decides", "steps": 3}, allocation="none").plan(
+            mlp(4, 4, 4)
+        )
         assert [step.layers for step in plan.steps] == [("0.weight", "2.weight")] * 3
         assert {step.rounds for step in plan.steps} == {3}
 
@@ -239,4 +244,4 @@ def test_needs():
     assert Recipe(schedule=OneShot(sparsity=0.5)).score == Magnitude()
     assert FineTune().training == Training()
     assert Linear(sparsity=0.5, steps=1).sparsities() == (0.5,)
-    assert Rounds().steps == 1
+    assert AllocationDecides().steps == 1

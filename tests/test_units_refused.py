@@ -41,7 +41,11 @@ def test_a_residual_sum(score):
         ),
         ({"score": "n2ps"}, "the score 'n2ps' works on whole units, .*: use the granularity 'unit'"),
         (
-            {"granularity": "unit", "allocation": {"name": "threshold", "q": 1.0}, "schedule": "rounds"},
+            {
+                "granularity": "unit",
+                "allocation": {"name": "threshold", "q": 1.0},
+                "schedule": "allocation_decides",
+            },
             "the allocation 'threshold' works on single weights .* 'unit' .*: use the granularity 'weight'",
         ),
         ({"granularity": {"name": "unit", "pool": "median"}}, "pool"),

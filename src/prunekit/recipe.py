@@ -28,7 +28,7 @@ from prunekit.parts.retrain import NoRetraining, Retrain
 from prunekit.parts.schedule import Schedule, check_increasing
 from prunekit.parts.scores import Magnitude, Score
 from prunekit.parts.selection import Lowest, Selection
-from prunekit.parts.stopping import Never, Stop
+from prunekit.parts.stopping import NoStop, Stop
 from prunekit.settings import Settings
 from prunekit.statistics import Statistic
 from prunekit.strict_yaml import MAX_BYTES, load_yaml
@@ -116,7 +116,7 @@ class Recipe(Settings):
     order: Literal["all", "forward", "backward"] = "all"
     repair: Annotated[SerializeAsAny[Repair], BeforeValidator(Repair.build)] = NoRepair()
     retrain: Annotated[SerializeAsAny[Retrain], BeforeValidator(Retrain.build)] = NoRetraining()
-    stop: Annotated[SerializeAsAny[Stop], BeforeValidator(Stop.build)] = Never()
+    stop: Annotated[SerializeAsAny[Stop], BeforeValidator(Stop.build)] = NoStop()
     targets: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     rank: Literal["every_step", "once"] = "every_step"

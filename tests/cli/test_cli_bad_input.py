@@ -117,7 +117,10 @@ def test_an_unknown_key_in_a_recipe_is_named_with_its_place(command, tmp_path):
 
 
 def test_an_unknown_key_in_a_study_is_named_with_its_place(command, tmp_path):
-    write_study(tmp_path / "s.yaml", methods={"a": {"recipe": {"schedule": {"name": "rounds", "colour": 1}}}})
+    write_study(
+        tmp_path / "s.yaml",
+        methods={"a": {"recipe": {"schedule": {"name": "allocation_decides", "colour": 1}}}},
+    )
     complaint = command("compare s.yaml").complaint()
     assert "methods.a: " in complaint
     assert "unknown key 'colour'; allowed keys are: steps" in complaint

@@ -69,7 +69,7 @@ BASES: tuple[dict[str, Any], ...] = (
     {"schedule": {"name": "one_shot", "sparsity": 0.5}},
     {"schedule": {"name": "one_shot", "sparsity": 0.5}, "allocation": "per_layer"},
     {"schedule": {"name": "one_shot", "sparsity": 0.5}, "granularity": "unit"},
-    {"schedule": "rounds", "allocation": "none"},
+    {"schedule": "allocation_decides", "allocation": "none"},
     {
         "schedule": {"name": "one_shot", "sparsity": 0.5},
         "granularity": "maxout_piece",

@@ -86,9 +86,9 @@ def test_sparsities_that_do_not_fit(schedule, message):
 
 
 def test_rounds_state_no_sparsity():
-    given_ = {"name": "given", "sparsities": {"0": 0.5}}
+    given_ = {"name": "manual", "sparsities": {"0": 0.5}}
     with pytest.raises(InputError, match="2:4 needs a schedule that states its sparsity"):
-        recipe(granularity="n:m", allocation=given_, schedule="rounds").plan(mlp(8, 4, 4))
+        recipe(granularity="n:m", allocation=given_, schedule="allocation_decides").plan(mlp(8, 4, 4))
 
 
 @pytest.mark.parametrize("allocation", ["global", "erk", {"name": "per_layer", "output_rate": 0.5}])

@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from prunekit.errors import InputError
 from prunekit.parts.schedule import (
+    AllocationDecides,
     Cubic,
     Explicit,
     FixedCount,
     Geometric,
     Linear,
     OneShot,
-    Rounds,
     Schedule,
     check_increasing,
 )
@@ -59,7 +59,7 @@ def test_cubic_follows_zhu_and_gupta(sparsity, steps, initial):
 def test_explicit_and_one_shot_are_what_they_say():
     assert Explicit(values=(0.1, 0.5)).sparsities() == (0.1, 0.5)
     assert OneShot(sparsity=0.3).sparsities() == (0.3,)
-    assert Rounds(steps=3).sparsities() == (None, None, None)
+    assert AllocationDecides(steps=3).sparsities() == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_counts_remove_the_same_number_every_time_and_the_rest_at_the_end(sparsi
 
 
 def test_the_levels_of_other_schedules_do_not_depend_on_the_network():
-    for schedule in (Linear(sparsity=0.9, steps=3), Rounds(steps=2), OneShot(sparsity=0.5)):
+    for schedule in (Linear(sparsity=0.9, steps=3), AllocationDecides(steps=2), OneShot(sparsity=0.5)):
         assert schedule.levels(10) == schedule.levels(10**6) == schedule.sparsities()
 
 
@@ -128,14 +128,14 @@ def test_at_most_100_000_steps(steps):
         {"name": "linear", "sparsity": 0.5},
         {"name": "geometric", "sparsity": 0.5},
         {"name": "cubic", "sparsity": 0.5},
-        {"name": "rounds"},
+        {"name": "allocation_decides"},
     ):
         with pytest.raises(InputError, match=f"steps = {steps}: .*less than or equal to 100000"):
             Schedule.build({**settings, "steps": steps})
 
 
 def test_counts_that_would_be_too_many_steps():
-    counts = Schedule.build({"name": "counts", "every": 3, "sparsity": 0.5})
+    counts = Schedule.build({"name": "fixed_count", "every": 3, "sparsity": 0.5})
     assert len(counts.levels(600_000)) == 100_000
     with pytest.raises(
         InputError, match="would take 100,001 steps, at most 100,000 are allowed: remove 4 or more"

@@ -58,7 +58,7 @@ def walk(retrain=RETRAIN, measure=loss_of, **more):
     """What each step of the same recipe without a stop leads to: states and errors, the dense ones first."""
     model = network()
     states, errors = [copied(model)], [measure(model)]
-    session = Session(model, recipe("never", retrain=retrain, **more), data=examples())
+    session = Session(model, recipe("none", retrain=retrain, **more), data=examples())
     for _ in session.run():
         states.append(copied(model))
         errors.append(measure(model))
@@ -263,5 +263,5 @@ def test_what_is_refused_before_anything_is_changed(stop, data, error, message):
 def test_recipes_without_a_stop_keep_their_names():
     plain = Recipe.parse({"schedule": {"name": "one_shot", "sparsity": 0.5}})
     assert "stop" not in plain.identity()
-    assert plain.digest() == Recipe.parse({**plain.to_dict(), "stop": "never"}).digest()
+    assert plain.digest() == Recipe.parse({**plain.to_dict(), "stop": "none"}).digest()
     assert Recipe.from_yaml(recipe(limit(limit=0.5)).to_yaml()).stop == ErrorLimit(limit=0.5)

@@ -12,7 +12,7 @@ from prunekit.parts.allocation import BelowMean, PerLayer
 from prunekit.parts.granularity import MaxoutPiece, Unit
 from prunekit.parts.repair import ChannelScale
 from prunekit.parts.retrain import FineTune, Reinitialize, Retrain, Rewind
-from prunekit.parts.schedule import Linear, OneShot, Rounds
+from prunekit.parts.schedule import AllocationDecides, Linear, OneShot
 from prunekit.parts.scores import (
     N2PS,
     Activation,
@@ -27,7 +27,7 @@ from prunekit.parts.scores import (
     ThiNet,
     UnitTaylor,
 )
-from prunekit.parts.stopping import ErrorLimit, Never
+from prunekit.parts.stopping import ErrorLimit, NoStop
 from prunekit.recipe import Recipe
 from prunekit.statistics.unit_statistics import Error
 
@@ -95,7 +95,7 @@ def skeletonization(
         granularity=Unit(),
         schedule=Linear(sparsity=sparsity, steps=steps),
         retrain=FineTune(training=training_of(epochs, training)),
-        stop=Never() if limit is None else ErrorLimit(limit=limit, roll_back=False),
+        stop=NoStop() if limit is None else ErrorLimit(limit=limit, roll_back=False),
     )
 
 
@@ -136,7 +136,7 @@ def n2ps(
         score=N2PS(),
         granularity=Unit(inputs=True),
         allocation=BelowMean(tau=tau),
-        schedule=Rounds(steps=rounds),
+        schedule=AllocationDecides(steps=rounds),
         retrain=FineTune(training=training_of(epochs, training)),
         stop=ErrorLimit(of="error_rate", increase=increase),
     )
@@ -155,7 +155,7 @@ def apoz(rounds: int = 3, epochs: float = 5, training: TrainingLike = None) -> R
         score=Activation(what="nonzeros"),
         granularity=Unit(),
         allocation=BelowMean(deviations=1.0),
-        schedule=Rounds(steps=rounds),
+        schedule=AllocationDecides(steps=rounds),
         order="forward",
         retrain=FineTune(training=training_of(epochs, training)),
     )

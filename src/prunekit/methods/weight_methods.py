@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from prunekit.methods._method import TrainingLike, method, training_of
-from prunekit.parts.allocation import ERK, Nothing, PerLayer, Sensitivity, Threshold
+from prunekit.parts.allocation import ERK, NoPruning, PerLayer, Sensitivity, Threshold
 from prunekit.parts.granularity import NM
 from prunekit.parts.retrain import Distill, FineTune, Reinitialize, Rewind
-from prunekit.parts.schedule import Cubic, Geometric, Linear, OneShot, Rounds
+from prunekit.parts.schedule import AllocationDecides, Cubic, Geometric, Linear, OneShot
 from prunekit.parts.scores import Correlation, Gradient, Magnitude, Movement, Random, WeightGradient
 from prunekit.parts.selection import CorrelatedHalves
 from prunekit.recipe import Recipe
@@ -68,7 +68,7 @@ def threshold_magnitude(
     return Recipe(
         score=Magnitude(),
         allocation=Threshold(q=q),
-        schedule=Rounds(steps=rounds),
+        schedule=AllocationDecides(steps=rounds),
         retrain=FineTune(training=training_of(epochs, training)),
     )
 
@@ -249,8 +249,8 @@ def random_ticket(
 def unpruned(rounds: int = 10, epochs: float = 5, training: TrainingLike = None) -> Recipe:
     """Nothing is removed, but the network is trained as long as the others: the second control."""
     return Recipe(
-        allocation=Nothing(),
-        schedule=Rounds(steps=rounds),
+        allocation=NoPruning(),
+        schedule=AllocationDecides(steps=rounds),
         retrain=FineTune(training=training_of(epochs, training)),
     )
 

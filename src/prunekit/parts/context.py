@@ -23,7 +23,7 @@ class Step:
 
     Attributes:
         number: from 1.
-        sparsity: the fraction of the original count to be removed after it; None in `rounds`.
+        sparsity: the fraction of the original count to be removed after it; None if the allocation decides.
         previous: the same of the level before; 0 at the first.
         round: the level of the schedule, from 1, and `rounds` how many there are.
         layers: the parameters that it may change; all, or one with an order.

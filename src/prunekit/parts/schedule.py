@@ -136,7 +136,7 @@ class FixedCount(Schedule):
         sparsity: at the end.
     """
 
-    name = "counts"
+    name = "fixed_count"
     of_count = True
     every: int = Field(ge=1, le=WHOLE)
     sparsity: Sparsity
@@ -161,10 +161,10 @@ class FixedCount(Schedule):
         return (*(count / total for count in range(self.every, last, self.every)), self.sparsity)
 
 
-class Rounds(Schedule):
-    """A number of rounds whose amounts the allocation itself decides (`threshold`, `given`, `none`)."""
+class AllocationDecides(Schedule):
+    """A number of rounds whose amounts the allocation itself decides (`threshold`, `manual`, `none`)."""
 
-    name = "rounds"
+    name = "allocation_decides"
     steps: int = Field(default=1, ge=1, le=STEPS)
 
     def sparsities(self) -> tuple[float | None, ...]:

@@ -40,10 +40,10 @@ class Stop(Part):
         """
 
 
-class Never(Stop):
+class NoStop(Stop):
     """All steps of the schedule are taken."""
 
-    name = "never"
+    name = "none"
     needs_data = False
 
     def error(self, outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:

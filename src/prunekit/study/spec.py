@@ -16,7 +16,7 @@ from prunekit.data import DataSettings
 from prunekit.errors import InputError
 from prunekit.limits import check_folder_name, check_label
 from prunekit.models import ModelSettings
-from prunekit.parts.allocation import Nothing
+from prunekit.parts.allocation import NoPruning
 from prunekit.parts.base import modules_of
 from prunekit.parts.retrain import TrainingSettings
 from prunekit.permission import Named, current
@@ -97,7 +97,7 @@ class Method(Settings):
             info = methods.describe(self.method)
             return self.summary or info.summary, info.paper
         recipe = self.recipes()[0]
-        if isinstance(recipe.allocation, Nothing):
+        if isinstance(recipe.allocation, NoPruning):
             return self.summary, ""
         parts = (recipe.score, recipe.granularity, recipe.allocation, recipe.schedule, recipe.retrain)
         papers = [paper for part in parts for paper in part.paper.split("; ") if paper]

@@ -231,8 +231,11 @@ class TestRefusals:
                 "budget' works on whole units, the granularity 'weight'.*: use the granularity 'unit'",
             ),
             ({"order": "forward"}, "use the order 'all'"),
-            ({"schedule": "rounds"}, "states no sparsity, which the allocation 'budget' needs"),
-            ({"schedule": {"name": "counts", "every": 2, "sparsity": 0.5}}, "the schedule 'counts' states"),
+            ({"schedule": "allocation_decides"}, "states no sparsity, which the allocation 'budget' needs"),
+            (
+                {"schedule": {"name": "fixed_count", "every": 2, "sparsity": 0.5}},
+                "the schedule 'fixed_count' states",
+            ),
             ({"allocation": {"of": "watts"}}, "of"),
         ],
     )

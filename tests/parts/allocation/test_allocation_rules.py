@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from prunekit.errors import InputError
 from prunekit.masks import Masks, lowest
 from prunekit.methods import recipe as method
-from prunekit.parts.allocation import ERK, BelowMean, Given, Global, Nothing, PerLayer, Threshold
+from prunekit.parts.allocation import ERK, BelowMean, Global, Manual, NoPruning, PerLayer, Threshold
 from prunekit.parts.allocation.rules import share_out
 from prunekit.pruning import prune
 from prunekit.recipe import Recipe
@@ -228,7 +228,7 @@ class TestGiven:
             "fc2.weight": torch.rand(10, 10),
             "out": torch.rand(10, 10),
         }
-        allocation = Given(sparsities={"fc1": 0.9, "re:fc[2-9]": 0.5})
+        allocation = Manual(sparsities={"fc1": 0.9, "re:fc[2-9]": 0.5})
         assert allocation.amounts(context_of(scores, None)) == {"fc1.weight": 90, "fc2.weight": 50, "out": 0}
         halfway = allocation.amounts(context_of(scores, None, round_=1, rounds=2))
         assert halfway == {"fc1.weight": 45, "fc2.weight": 25, "out": 0}
@@ -242,30 +242,32 @@ class TestGiven:
         ],
     )
     def test_refusals(self, sparsities, message):
-        chosen = recipe(allocation={"name": "given", "sparsities": sparsities}, schedule="rounds")
+        chosen = recipe(
+            allocation={"name": "manual", "sparsities": sparsities}, schedule="allocation_decides"
+        )
         with pytest.raises(InputError, match=message):
             chosen.plan(mlp(4, 4, 4))
 
     @pytest.mark.parametrize(("value", "message"), [({}, "at least 1"), ({"0": 40}, "40 is no sparsity")])
     def test_what_is_no_dictionary_of_sparsities(self, value, message):
         with pytest.raises(InputError, match=message):
-            Given(sparsities=value)
+            Manual(sparsities=value)
 
 
 def test_nothing_removes_nothing():
-    assert Nothing().amounts(context_of(layers([(3, 3), (2, 2)]), None)) == {"0": 0, "1": 0}
+    assert NoPruning().amounts(context_of(layers([(3, 3), (2, 2)]), None)) == {"0": 0, "1": 0}
 
 
 def test_given_refuses_two_sparsities_for_one_layer():
     """Equal dictionaries have equal hashes in any order, so that no key can be the first."""
     for order in ({"0": 0.5, "*": 0.25}, {"*": 0.25, "0": 0.5}):
-        chosen = recipe(allocation={"name": "given", "sparsities": order}, schedule="rounds")
+        chosen = recipe(allocation={"name": "manual", "sparsities": order}, schedule="allocation_decides")
         first, second = order
         message = f"'{first}' and '{second}' both match 0, with {order[first]:g} and {order[second]:g}"
         with pytest.raises(InputError, match=re.escape(message)):
             chosen.plan(mlp(4, 8, 2))
-    same = {"name": "given", "sparsities": {"0": 0.5, "0.weight": 0.5}}
-    recipe(allocation=same, schedule="rounds").plan(mlp(4, 8, 2))
+    same = {"name": "manual", "sparsities": {"0": 0.5, "0.weight": 0.5}}
+    recipe(allocation=same, schedule="allocation_decides").plan(mlp(4, 8, 2))
 
 
 units = st.lists(st.tuples(st.floats(0, 10), st.booleans()), min_size=2, max_size=30)
@@ -305,7 +307,7 @@ def test_a_threshold_below_zero_is_refused():
 
 
 def test_a_sparsity_that_nobody_asked_for():
-    with pytest.raises(InputError, match="use the schedule 'rounds'"):
+    with pytest.raises(InputError, match="use the schedule 'allocation_decides'"):
         Recipe.parse({"allocation": "below_mean", "schedule": {"name": "one_shot", "sparsity": 0.5}})
 
 
@@ -326,7 +328,7 @@ def test_n2ps_takes_what_is_below_the_mean_of_inputs_and_units():
         values = torch.sigmoid(model[layer](values)).detach()
     chosen = Recipe.parse(
         {"score": "n2ps", "granularity": {"name": "unit", "inputs": True}, "allocation": "below_mean",
-         "schedule": "rounds"}
+         "schedule": "allocation_decides"}
     )  # fmt: skip
     pruned = prune(model, chosen, (inputs, targets))
     assert [flags.tolist() for flags in pruned.kept.values()] == list(wanted.values())

@@ -63,7 +63,7 @@ def test_obs_removes_in_the_order_of_a_plain_loop_and_ends_at_its_values():
     model = net()
     H, values, removable, names = problem(model, data)
     gone, expected = surgeon(H, values, removable, 8)
-    schedule = {"name": "counts", "every": 1, "sparsity": 8 / 21}
+    schedule = {"name": "fixed_count", "every": 1, "sparsity": 8 / 21}
     curve = Session(
         model, recipe(score=OBS, repair=OBS, rank="once", statistics="once", schedule=schedule), data=data
     )
@@ -96,7 +96,7 @@ def test_a_removal_at_a_time_renewed():
                 parameter.copy_(torch.from_numpy(part).view_as(parameter))
     prune(
         model,
-        recipe(score=OBS, repair=OBS, schedule={"name": "counts", "every": 1, "sparsity": 3 / 21}),
+        recipe(score=OBS, repair=OBS, schedule={"name": "fixed_count", "every": 1, "sparsity": 3 / 21}),
         data,
     )
     for key, value in copied(other).items():

@@ -33,7 +33,7 @@ STATED = Requirement(
 DECIDED = Requirement(
     "schedule",
     lambda schedule: not schedule.stated,
-    "{part} decides the amount itself: use the schedule 'rounds', not {value}",
+    "{part} decides the amount itself: use the schedule 'allocation_decides', not {value}",
 )
 """The allocation states the amount by itself."""
 
@@ -167,8 +167,8 @@ class BelowMean(Allocation):
     """Whatever scores below tau * mean - deviations * standard deviation of its layer's scores.
 
     Both are taken over what is left of the layer, so that every further round removes some more; the schedule
-    is `rounds`. N2PS takes what is below the mean (tau 1); APoZ what has more zeros than mean + 1 standard
-    deviation, which is a share of non-zeros below mean - 1 standard deviation.
+    is `allocation_decides`. N2PS takes what is below the mean (tau 1); APoZ what has more zeros than
+    mean + 1 standard deviation, which is a share of non-zeros below mean - 1 standard deviation.
 
     Attributes:
         tau: the multiple of the mean.
@@ -304,14 +304,14 @@ class ERK(Allocation):
             dense |= over
 
 
-class Given(Allocation):
+class Manual(Allocation):
     """A dictionary from layers to sparsities; layers that it does not name are left whole.
 
     Keys are names, globs or `re:` patterns, which may not give a layer two sparsities; the schedule is
-    `rounds`, which reaches the sparsities in equal steps.
+    `allocation_decides`, which reaches the sparsities in equal steps.
     """
 
-    name = "given"
+    name = "manual"
     local = True
     requires = (DECIDED,)
     sparsities: dict[str, Sparsity] = Field(min_length=1)
@@ -360,7 +360,7 @@ class Threshold(Allocation):
     """Whatever scores below q times the standard deviation of its layer's weights.
 
     Meant for the magnitude score. The deviation is taken over the weights that are left, so every further
-    round removes some more; the schedule is `rounds`.
+    round removes some more; the schedule is `allocation_decides`.
     """
 
     name = "threshold"
@@ -380,8 +380,11 @@ class Threshold(Allocation):
         return amounts
 
 
-class Nothing(Allocation):
-    """Removes nothing: the control that is retrained as long as the others. The schedule is `rounds`."""
+class NoPruning(Allocation):
+    """Removes nothing: the control that is retrained as long as the others.
+
+    The schedule is `allocation_decides`.
+    """
 
     name = "none"
     local = True

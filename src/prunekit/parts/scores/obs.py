@@ -109,7 +109,7 @@ class LayerOBS(RowScore):
 
     Attributes:
         form: `exact`, or `shared`: the published saliency w^2 / (2 [H^-1]_qq), one inverse for all rows,
-            which is right for one removal per row and to be renewed often (schedule `counts`).
+            which is right for one removal per row and to be renewed often (schedule `fixed_count`).
         damp: added to the Hessian's diagonal, relative to its mean over the live inputs.
         relative_to: what the losses of a layer are divided by, which matters where layers compete: by the
             variance of its outputs, added up over them, a loss is a share of what the layer says.
