@@ -196,6 +196,7 @@ class _Search:
         shared = self._shared()
         candidates = {
             group.name: self.kept[group.name]
+            & ~self._last(group)
             & (silent[group.name] if group.normalised or group.name in shared else True)
             for group in self._groups
         }
@@ -294,6 +295,14 @@ class _Search:
     def _members(self, group: Group, *roles: str) -> list[Member]:
         """The parameters of these roles."""
         return [each for each in group.members if each.role in roles and each.tensor in self._parameters]
+
+    def _last(self, group: Group) -> Tensor:
+        """(units,) flags: those that must stay, the last of the units that reach into the same tensors."""
+        found = torch.zeros(group.units, dtype=torch.bool)
+        for units in alike(group):
+            left = [unit for unit in units if bool(self.kept[group.name][unit])]
+            found[left] = len(left) == 1
+        return found
 
     def _shared(self) -> set[str]:
         """The groups whose units meet parameters that are not their own between producers and readers."""
