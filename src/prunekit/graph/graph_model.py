@@ -71,7 +71,8 @@ class GraphModel(nn.Module):
             [self._source(number, *entry) for entry in graph.signature.inputs]
             for number, graph in enumerate(graphs)
         ]
-        _set_training(self, model.training)
+        for module in self.modules():
+            module.training = model.training
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
@@ -137,8 +138,3 @@ def holder_of(root: nn.Module, name: str) -> nn.Module:
 def constant_name(number: int, name: str) -> str:
     """The name of the buffer that holds a constant of a graph."""
     return f"_constant{number}_" + name.replace(".", "_")
-
-
-def _set_training(model: nn.Module, training: bool) -> None:
-    for module in model.modules():
-        module.training = training

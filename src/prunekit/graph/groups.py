@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -126,12 +126,11 @@ class Plan:
 
 
 def _group(item: dict[str, Any]) -> Group:
-    members = tuple(Member(**{**member, "indices": _tuples(member["indices"])}) for member in item["members"])
+    members = tuple(
+        Member(**{**member, "indices": tuple(tuple(unit) for unit in member["indices"])})
+        for member in item["members"]
+    )
     return Group(**{**item, "members": members, "normalised": tuple(item["normalised"])})
-
-
-def _tuples(indices: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(unit) for unit in indices)
 
 
 def _remark(group: Group) -> str:

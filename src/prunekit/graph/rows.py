@@ -23,11 +23,6 @@ def inputs_first(layer: nn.Module) -> bool:
     return any(kind.__name__ == "Conv1D" for kind in type(layer).__mro__)
 
 
-def has_rows(layer: nn.Module) -> bool:
-    """Whether each output is a row of weights times the layer's inputs, or patches of them."""
-    return isinstance(layer, LAYERS) or inputs_first(layer)
-
-
 def row_layers(model: nn.Module, names: Iterable[str], *, transposed: bool = False) -> dict[str, nn.Module]:
     """The layer that owns each weight, by the weight's full name.
 
@@ -40,6 +35,7 @@ def row_layers(model: nn.Module, names: Iterable[str], *, transposed: bool = Fal
         ModelError: naming a weight that is not that of a linear or convolution layer, or is an embedding's
             as well: its inputs say nothing of what such a weight does.
     """
+    kinds = LAYERS + TRANSPOSED if transposed else LAYERS
     inner = unwrap(model)
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for place, module in inner.named_modules():
@@ -49,8 +45,7 @@ def row_layers(model: nn.Module, names: Iterable[str], *, transposed: bool = Fal
     for name in names:
         layers = owners[id(inner.get_parameter(name))]
         for place, module in layers:
-            fits = has_rows(module) or (transposed and isinstance(module, TRANSPOSED))
-            if not fits or not name.endswith("weight"):
+            if not (isinstance(module, kinds) or inputs_first(module)) or not name.endswith("weight"):
                 raise ModelError(
                     f"{name} is a parameter of {place!r}, a {type(module).__name__}: only weights of linear "
                     "and convolution layers can be judged by their inputs; name it in `ignore`"
