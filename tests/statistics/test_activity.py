@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from prunekit.elements import find_units
 from prunekit.errors import InputError
-from prunekit.graph import chain_of
 from prunekit.statistics import Moments, activity
 from unit_nets import made
+
+
+def groups_of(model, example_inputs, **asked):
+    return find_units(model, None, (), example_inputs=example_inputs, **asked).found
 
 
 def check(found, read, silent):
@@ -25,7 +30,7 @@ def check(found, read, silent):
 @pytest.mark.parametrize("batch", [4, 13, 30])
 def test_linear_layers(batch):
     model, inputs, _ = made("2 hidden")
-    found = activity(chain_of(model, inputs=True), inputs.split(batch))
+    found = activity(groups_of(model, inputs[:2], inputs=True), inputs.split(batch))
     check(found["input"], inputs.numpy(), inputs.numpy())
     check(found["0"], *(model[:2](inputs).numpy(),) * 2)
     check(found["2"], *(model[:4](inputs).numpy(),) * 2)
@@ -34,7 +39,7 @@ def test_linear_layers(batch):
 @pytest.mark.parametrize("budget", [1, 50_000, 10**8])
 def test_filters_are_observed_at_every_position(budget):
     model, inputs, _ = made("conv")
-    found = activity(chain_of(model), inputs, budget_bytes=budget)
+    found = activity(groups_of(model, inputs[:2]), inputs, budget_bytes=budget)
 
     def rows(x):
         return np.moveaxis(x.numpy(), 1, -1).reshape(-1, x.shape[1])
@@ -51,7 +56,7 @@ def test_an_activation_behind_the_flatten():
     model.requires_grad_(False)
     inputs = torch.randn(20, 1, 6, 6, dtype=torch.float64)
     rows = np.moveaxis(model[:3](inputs).numpy().reshape(20, 3, 16), 1, -1).reshape(-1, 3)
-    check(activity(chain_of(model), inputs)["0"], rows, rows)
+    check(activity(groups_of(model, inputs[:2]), inputs)["0"], rows, rows)
 
 
 def test_dead_constant_and_twin_units():
@@ -59,7 +64,7 @@ def test_dead_constant_and_twin_units():
     model[0].weight.copy_(torch.tensor([[0.0, 0], [0, 0], [1, 0], [-3, 0], [0, 1]]))
     model[0].bias.copy_(torch.tensor([-1.0, 0.3, 10, 50, 10]))
     inputs = torch.randn(100, 2)
-    found = activity(chain_of(model), inputs.split(17))["0"]
+    found = activity(groups_of(model, inputs[:2]), inputs.split(17))["0"]
     assert found.zeros.tolist() == [1, 0, 0, 0, 0]
     assert found.variance[:2].tolist() == [0, 0]
     assert (found.correlation[:2] == 0).all()
@@ -73,7 +78,7 @@ def test_dead_constant_and_twin_units():
 
 def test_what_is_left_when_the_best_other_unit_stands_in():
     model, inputs, _ = made("2 hidden")
-    found = activity(chain_of(model), inputs)["0"]
+    found = activity(groups_of(model, inputs[:2]), inputs)["0"]
     values = model[:2](inputs).numpy()
     for unit in range(8):
         left = []
@@ -88,7 +93,7 @@ def test_what_is_left_when_the_best_other_unit_stands_in():
 def test_units_that_are_off_are_constantly_zero():
     model, inputs, _ = made("2 hidden")
     kept = {"0": torch.tensor([False, *[True] * 7])}
-    found = activity(chain_of(model), inputs, kept=kept, pairs=False)
+    found = activity(groups_of(model, inputs[:2]), inputs, kept=kept, pairs=False)
     assert found["0"].zeros[0] == 1
     assert found["0"].mean[0] == found["0"].variance[0] == 0
     assert found["0"].correlation.shape == (0, 0)
@@ -107,10 +112,41 @@ def test_large_means_cost_no_digits():
 
 
 def test_what_cannot_be_accepted():
-    chain = chain_of(made("2 hidden")[0])
+    model, inputs, _ = made("2 hidden")
+    coupled = groups_of(model, inputs[:2])
     with pytest.raises(InputError, match="no examples"):
-        activity(chain, [])
+        activity(coupled, [])
     with pytest.raises(InputError, match="no examples"):
-        activity(chain, torch.zeros(0, 9))
+        activity(coupled, torch.zeros(0, 9))
     with pytest.raises(InputError, match="batches of such tensors"):
-        activity(chain, [(torch.zeros(3, 9), torch.zeros(3))])
+        activity(coupled, [(torch.zeros(3, 9), torch.zeros(3))])
+
+
+class Functions(nn.Module):
+    """Activation, pooling and flatten as functions; the norm behind the activation makes zeros others."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.hidden, self.last = nn.Linear(36, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.norm(F.relu(self.conv(x))), 2).flatten(1)
+        return self.last(F.dropout(torch.relu_(self.hidden(x)), training=self.training))
+
+
+def test_zeros_are_counted_behind_activations_that_are_functions_before_norms_and_pooling():
+    torch.manual_seed(0)
+    model, inputs = Functions().double().eval().requires_grad_(False), torch.randn(20, 1, 8, 8).double()
+    model.norm.bias.fill_(0.5)
+    found = activity(groups_of(model, inputs[:2]), inputs.split(9))
+    active = F.relu(model.conv(inputs))
+    pooled = F.max_pool2d(model.norm(active), 2)
+    hidden = F.relu(model.hidden(pooled.flatten(1)))
+
+    def rows(x):
+        return np.moveaxis(x.numpy(), 1, -1).reshape(-1, x.shape[1])
+
+    check(found["conv"], rows(pooled), rows(active))
+    check(found["hidden"], hidden.numpy(), hidden.numpy())
+    assert found["conv"].zeros.min() > 0

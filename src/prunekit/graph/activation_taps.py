@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import ModelError
+from prunekit.graph.chain import Applied, sees_entries
 from prunekit.graph.groups import CouplingGraph, Group
-from prunekit.graph.ops import operator_of
+from prunekit.graph.ops import norms, operator_of
 
 Side = Literal["input", "output"]
 Key = tuple[str, int, Side]
@@ -31,6 +32,7 @@ class Place:
         side: what it takes, or what it gives.
         axis: the dimension.
         units: (entries,) int64, the unit that each entry belongs to; -1 for none of the group.
+        then: what is called as a function on it, whose result is meant; None for nothing.
     """
 
     module: str
@@ -38,6 +40,7 @@ class Place:
     side: Side
     axis: int
     units: Tensor
+    then: Applied | None = None
 
     @property
     def key(self) -> Key:
@@ -87,19 +90,41 @@ def places(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple[P
 
 
 def silences(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple[Place, ...]:
-    """The same behind the activation, before any pooling, where the activation is a layer of its own."""
-    activations = {call.gives: call for call in calls if operator_of(call.gives).activation}
+    """The same behind the last activation, or other function of single numbers, before pooling and norms."""
     inputs = {(call.module, call.number): call.takes for call in calls}
-    chosen: dict[tuple[str, int, Side, int], Place] = {}
+    chosen: dict[object, Place] = {}
     for place in places(calls, found, group):
         node = inputs[place.module, place.call] if place.side == "input" else None
-        while node is not None and node not in activations:
-            before = node.args[0] if operator_of(node).passes_units else None
-            node = before if isinstance(before, fx.Node) else None
-        behind = () if node is None else _at(found, group, activations[node], "output")
-        for each in behind or (place,):
-            chosen[(*each.key, each.axis)] = each
+        while node is not None and not _acts(node):
+            record = operator_of(node)
+            passes = record.passes_units or record.labels is norms.batch_norm
+            node = node.args[0] if passes and isinstance(node.args[0], fx.Node) else None
+        behind = [] if node is None else _behind(calls, found, group, node)
+        for each in behind or [place]:
+            chosen[(*each.key, each.axis, each.then and each.then.nodes)] = each
     return tuple(chosen.values())
+
+
+def _acts(node: fx.Node) -> bool:
+    """Whether an operator is an activation, or another function of single numbers."""
+    if node.op != "call_function" or operator_of(node).drops:
+        return False
+    return operator_of(node).activation or (len(node.all_input_nodes) == 1 and sees_entries(node))
+
+
+def _behind(calls: Sequence[Call], found: CouplingGraph, group: Group, node: fx.Node) -> list[Place]:
+    """What an activation gives: as layers see it, or from what a layer gives by the functions between."""
+    taps: dict[fx.Node | None, tuple[Call, Side]] = {call.takes: (call, "input") for call in calls}
+    taps |= {call.gives: (call, "output") for call in calls}
+    between: list[fx.Node] = []
+    before = node
+    while before not in taps:
+        if not _acts(before) or before.all_input_nodes != [before.args[0]]:
+            return []
+        between.insert(0, before)
+        before = before.all_input_nodes[0]
+    then = Applied(tuple(between), before) if between else None
+    return [replace(place, then=then) for place in _at(found, group, *taps[before], node)]
 
 
 @contextmanager
@@ -150,9 +175,11 @@ def _mask(place: Place, kept: Tensor) -> Tensor:
     return kept[units.clamp(min=0)] | (units < 0)
 
 
-def _at(found: CouplingGraph, group: Group, call: Call, side: Side) -> list[Place]:
-    """The axes of what a call takes or gives that have units of the group."""
-    node = call.takes if side == "input" else call.gives
+def _at(
+    found: CouplingGraph, group: Group, call: Call, side: Side, node: fx.Node | None = None
+) -> list[Place]:
+    """The axes of what a call takes or gives, or of a node computed from it, that have units of the group."""
+    node = node or (call.takes if side == "input" else call.gives)
     if node is None:
         return []
     number = found.plan.groups.index(group)

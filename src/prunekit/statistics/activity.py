@@ -3,48 +3,38 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import Key
-from prunekit.graph.chain import Chain
 from prunekit.losses import Loss
-from prunekit.modes import evaluating
 from prunekit.statistics.collect import Collector, StatContext, sum_over_processes
 from prunekit.statistics.moments import Moments
-from prunekit.statistics.unit_statistics import Error, ExampleStatistic, UnitStatistic, Values
-from prunekit.units.chain_layers import by_unit, leaves_rows, pointwise, unit_dim, with_gains
-from prunekit.units.chain_runner import ChainRunner, Link, pieces
+from prunekit.statistics.unit_statistics import Error, UnitStatistic
+from prunekit.targets import unwrap
+from prunekit.units.graph_runner import GraphRunner
 from prunekit.units.oracle import checked_kept
-from prunekit.units.runner import BUDGET_BYTES, Structure, error_of
+from prunekit.units.runner import BUDGET_BYTES, error_of
 
 What = Literal["mean", "variance", "zeros", "irreplaceable"]
 
 
 @dataclass(frozen=True)
-class ActivationStats(ExampleStatistic):
+class ActivationStats(UnitStatistic):
     """How a unit's output behaves: mean, variance, share of zeros, or how little others can replace it."""
 
     what: What
 
     def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
         """At the places where the units appear."""
-        if subject.chain is not None:
-            return super().watch(subject, coupled)
         return ActivationStatsCollector(subject, self.what)
-
-    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
-        """One figure per unit, see `Activity`."""
-        assert isinstance(structure, Chain)
-        found = activity(structure, inputs, pairs=self.what == "irreplaceable", kept=kept)
-        return {name: getattr(activity, self.what) for name, activity in found.items()}
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,8 @@ class Activity:
         zeros: (units,) float64: the fraction of outputs that are exactly 0 behind the group's last activation
             (before any pooling): the average percentage of zeros, APoZ, of Hu et al. (arXiv 1607.03250).
         correlation: (units, units) float64: Pearson's r; 0 in the rows and columns of constant units, those
-            that are off included. Empty (0, 0) where pairs were not asked for.
+            that are off included. The mean over the places where the units appear. Empty (0, 0) where pairs
+            were not asked for.
     """
 
     observations: int
@@ -90,123 +81,65 @@ def irreplaceable(correlation: Tensor) -> Tensor:
 
 
 def activity(
-    chain: Chain,
+    coupled: Coupled,
     inputs: Tensor | Iterable[Tensor],
     *,
     pairs: bool = True,
     kept: Mapping[str, Tensor] | None = None,
     budget_bytes: int = BUDGET_BYTES,
 ) -> dict[str, Activity]:
-    """The activity of every unit, in one pass over the data, added up in float64.
+    """The activity of every unit of any network, in one pass over the data, added up in float64.
 
     Args:
-        chain: the network, seen in evaluation mode.
+        coupled: the groups; their network is seen in evaluation mode.
         inputs: (N, ...), or batches of them, on the network's device.
         pairs: whether the correlations are wanted.
         kept: by group (units,) booleans, False for units that are off: they are constantly 0.
         budget_bytes: memory for activations.
 
     Raises:
-        InputError: for no examples, or such as do not fit the network.
+        InputError: for no examples, or such as do not fit the network; with `pairs` for units of different
+            sizes.
     """
-    kept = checked_kept(chain, kept)
-    moments: dict[str, Moments] = {}
-    zeros: dict[str, Tensor] = {}
-    seen: dict[str, int] = {}
-    with evaluating(*chain.modules), torch.no_grad():
-        for flow, piece in pieces(chain, inputs, budget_bytes // 2):  # half, since sums are taken in float64
-            readers = {link.position: link for link in flow.links}
-            silent = {_activation(flow, link): link for link in flow.links}
-            x = piece
-            for place in range(flow.links[-1].position + 1):
-                if place in readers:
-                    link = readers[place]
-                    x = _masked(x, link, kept)
-                    name, rows = link.group.name, _observations(x, link).double()
-                    if name not in moments:
-                        moments[name] = Moments(1, link.group.units, pairs=pairs, device=x.device)
-                    moments[name].add(rows.unsqueeze(0))
-                if place in silent:  # the place before a stage is that behind the last one
-                    name = silent[place].group.name
-                    each = _by_producer(flow, silent[place], x)
-                    zeros[name] = zeros.get(name, 0) + (each == 0).sum(1)
-                    seen[name] = seen.get(name, 0) + each.shape[1]
-                x = chain.stages[place].run(x)
-    found = {}
-    for name, moment in moments.items():
-        silence = zeros[name].double() / seen[name]
-        if name in kept:
-            silence[~kept[name]] = 1.0
-        r = moment.correlation[0] if pairs else silence.new_empty(0, 0)
-        found[name] = Activity(moment.count, moment.mean[0], moment.variance[0], silence, r)
-    return found
-
-
-def _masked(x: Tensor, link: Link, kept: Mapping[str, Tensor]) -> Tensor:
-    if link.group.name not in kept:
-        return x
-    return with_gains(x, link.group, unit_dim(link.consumer, x), kept[link.group.name])
-
-
-def _observations(x: Tensor, link: Link) -> Tensor:
-    """(observations, units) of a consumer's input."""
-    dim = unit_dim(link.consumer, x)
-    return by_unit(x, link.group, dim).movedim(dim, -1).flatten(0, -2)
-
-
-def _activation(flow: ChainRunner, link: Link) -> int:
-    """The stage behind the last activation between the units' producer and their consumer; the consumer if
-    there is none."""
-    place = link.position
-    while place:
-        stage = flow.chain.stages[place - 1]
-        if stage.name == link.group.producer or (link.group.producer is None and place == 1):
-            return link.position
-        if pointwise(stage) is not None and not leaves_rows(stage):
-            return place
-        place -= 1
-    return link.position
-
-
-def _by_producer(flow: ChainRunner, link: Link, x: Tensor) -> Tensor:
-    """(units, observations) of what lies somewhere between the units' producer and their consumer."""
-    names = {stage.name: stage.module for stage in flow.chain.stages if stage.module is not None}
-    producer = names.get(link.group.producer or link.group.consumer)
-    dim = x.dim() - 1 if isinstance(producer, nn.Linear) else 1
-    return torch.unflatten(x, dim, (link.group.units, -1)).movedim(dim, 0).flatten(1)
+    model = unwrap(coupled.model)
+    subject = StatContext(model, (), coupled=coupled, kept=checked_kept(coupled, kept))
+    what: tuple[What, ...] = ("mean", "variance", "zeros")
+    collector = ActivationStatsCollector(subject, *what, *(("irreplaceable",) if pairs else ()))
+    runner = GraphRunner(coupled)
+    with runner.evaluating():
+        for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
+            if not isinstance(batch, Tensor) or batch.dim() < 2:
+                raise InputError("inputs must be a tensor (N, ...) or batches of such tensors")
+            # half, since sums are taken in float64
+            for chunk in runner.chunks(len(batch), budget_bytes // 2) if len(batch) else ():
+                collector.batch((batch[chunk], batch[chunk]), torch.tensor(torch.nan))
+    return {group.name: collector.activity(group) for group in coupled.groups}
 
 
 class ActivationCollector(Collector):
-    """Runs the network by itself and looks at every place of every group; figures of places are combined.
+    """Runs the network by itself and looks at every place of every group; values of places are combined.
 
     Args:
         subject: with coupled groups; units of them that are off are constantly 0.
-        places: of a group.
         differentiable: whether derivatives by what is at the places are taken.
 
     Raises:
         ModelError: where the units of a group appear at no place.
     """
 
-    def __init__(
-        self,
-        subject: StatContext,
-        places: Callable[[Coupled, Group], Sequence[Place]],
-        *,
-        differentiable: bool = False,
-    ) -> None:
+    def __init__(self, subject: StatContext, *, differentiable: bool = False) -> None:
         assert subject.coupled is not None
         self._model = subject.model
         self._coupled = subject.coupled
         self._differentiable = differentiable
-        self.places = {group.name: tuple(places(self._coupled, group)) for group in self._coupled.groups}
-        off = {name: kept for name, kept in subject.kept.items() if not bool(kept.all())}
-        self._wanted = {place: off.get(name) for name, places in self.places.items() for place in places}
+        self.places = {group.name: self._coupled.places(group) for group in self._coupled.groups}
+        self.off = {name: kept for name, kept in subject.kept.items() if not bool(kept.all())}
+        self.wanted = {place: self.off.get(name) for name, places in self.places.items() for place in places}
 
     def batch(self, batch: Batch, loss: Tensor) -> None:
         """Run the network on the batch."""
         with (
-            watched(self._model, self._wanted) as seen,
+            watched(self._model, self.wanted) as seen,
             torch.set_grad_enabled(self._differentiable),
         ):
             inputs = batch[0].detach()
@@ -219,80 +152,135 @@ class ActivationCollector(Collector):
     def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:
         """Take in what was at the places, by their keys, in one run of the network."""
 
-    @abstractmethod
-    def figure(self, place: Place, units: int) -> Tensor:
-        """(units,) float64, reduced over all processes; NaN for units that do not appear there."""
-
-    def finish(self) -> dict[str, Tensor]:
-        """By group (units,) float64."""
-        return {
-            name: self._coupled.together(
-                [self.figure(place, self._coupled.group(name).units) for place in places]
-            )
-            for name, places in self.places.items()
-        }
+    def together(self, group: Group, value: Callable[[Place, int], Tensor]) -> Tensor:
+        """(units,) float64: the values of all places of a group, NaN for units that do not appear there."""
+        return self._coupled.together([value(place, group.units) for place in self.places[group.name]])
 
 
 class ActivationStatsCollector(ActivationCollector):
     """The mean, variance or share of zeros of units, or how little other units can replace them.
 
     Every example and position is an observation, and so is each of a unit's entries. Zeros are counted behind
-    the activation before any pooling, if the activation is a layer of its own, else where the units are read.
+    the activation, before any pooling or norm.
 
     Raises:
         InputError: where units are to be compared whose numbers of entries differ.
     """
 
-    def __init__(self, subject: StatContext, what: What) -> None:
-        super().__init__(subject, Coupled.silences if what == "zeros" else Coupled.places)
+    def __init__(self, subject: StatContext, *what: What) -> None:
+        super().__init__(subject)
         self._what = what
         self._moments: dict[Place, Moments] = {}
+        self._zeros: dict[Place, Tensor] = {}  # (entries + 1,): how many of each entry, and of how many
+        self._silences = {
+            group.name: self._coupled.silences(group) for group in self._coupled.groups if "zeros" in what
+        }
+        if what == ("zeros",):  # nothing else is looked at, but units that are off are so everywhere
+            self.wanted = {place: kept for place, kept in self.wanted.items() if kept is not None}
+        self.wanted |= {place: None for places in self._silences.values() for place in places}
         for name, places in self.places.items():
-            for place in places:
-                if what == "irreplaceable" and len(set(_sizes(place))) != 1:
-                    raise InputError(
-                        f"the units of {name!r} are of different sizes, so they cannot stand in for each "
-                        "other: name the group in `ignore`"
-                    )
+            if "irreplaceable" in what and not all(map(_is_even, places)):
+                raise InputError(
+                    f"the units of {name!r} are of different sizes, so they cannot stand in for each "
+                    "other: name the group in `ignore`"
+                )
 
     @torch.no_grad()
     def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:
-        """Add up first and second moments."""
-        for place in self._places():
+        """Add up first and second moments, and zeros."""
+        for place in (place for places in self._silences.values() for place in places):
+            x = seen[place.key] if place.then is None else place.then(seen[place.key])
+            axis = place.axis % x.dim()
+            zeros = (x == 0).sum([dim for dim in range(x.dim()) if dim != axis])
+            counts = torch.cat([zeros, zeros.new_tensor([x.numel() // len(zeros)])]).double()
+            self._zeros[place] = self._zeros.get(place, 0) + counts
+        if self._what == ("zeros",):
+            return
+        pairs = "irreplaceable" in self._what
+        for place in (place for places in self.places.values() for place in places):
             rows = seen[place.key].movedim(place.axis, -1).flatten(0, -2)
-            pairs = self._what == "irreplaceable"
-            if pairs:
+            if _is_even(place):
                 rows = _side_by_side(rows, place)
-            elif self._what == "zeros":
-                rows = (rows == 0).double()
             if place not in self._moments:
                 self._moments[place] = Moments(1, rows.shape[1], pairs=pairs, device=rows.device)
             self._moments[place].add(rows.unsqueeze(0))
 
-    def figure(self, place: Place, units: int) -> Tensor:
-        """What was asked for."""
+    def finish(self) -> dict[str, Tensor]:
+        """By group (units,) float64: what was asked for, reduced over all processes."""
+        for moments in self._moments.values():
+            moments.reduce()
+        sum_over_processes(list(self._zeros.values()))
+        values = {
+            "mean": self._means,
+            "variance": self._variances,
+            "zeros": self._shares,
+            "irreplaceable": self._irreplaceables,
+        }
+        (what,) = self._what
+        return {group.name: values[what](group) for group in self._coupled.groups}
+
+    def activity(self, group: Group) -> Activity:
+        """All of it, of this process alone.
+
+        Raises:
+            InputError: if no example was seen.
+        """
+        moments = [self._moments[place] for place in self.places[group.name] if place in self._moments]
+        if not moments:
+            raise InputError("there are no examples to watch the units on")
+        correlation = moments[0].mean.new_empty(0, 0)
+        if "irreplaceable" in self._what:
+            each = torch.stack([self._correlation(place, group.units) for place in self.places[group.name]])
+            correlation = each.nanmean(0).nan_to_num(0.0)
+        return Activity(
+            moments[0].count, self._means(group), self._variances(group), self._shares(group), correlation
+        )
+
+    def _means(self, group: Group) -> Tensor:
+        return self.together(group, lambda place, units: self._mean(place, units)[0])
+
+    def _variances(self, group: Group) -> Tensor:
+        return self.together(group, lambda place, units: self._mean(place, units)[1])
+
+    def _irreplaceables(self, group: Group) -> Tensor:
+        def value(place: Place, units: int) -> Tensor:
+            found = self._correlation(place, units)
+            there = ~found.diagonal().isnan()
+            return irreplaceable(found.nan_to_num(0.0)).masked_fill(~there, torch.nan)
+
+        return self.together(group, value)
+
+    def _shares(self, group: Group) -> Tensor:
+        found = []
+        for place in self._silences[group.name]:
+            counts = self._zeros[place]
+            unit, there = place.units.to(counts.device), (place.units >= 0).to(counts.device)
+            found.append(over_entries(counts[:-1][there] / counts[-1], unit[there], group.units, "mean"))
+        shares = self._coupled.together(found)
+        return shares.masked_fill(~self.off[group.name], 1.0) if group.name in self.off else shares
+
+    def _mean(self, place: Place, units: int) -> tuple[Tensor, Tensor]:
+        """(units,) means and variances at a place."""
         moments = self._moments[place]
-        moments.reduce()
-        if self._what == "irreplaceable":
-            found = moments.mean.new_full((units,), torch.nan)
-            found[_there(place).to(found.device)] = irreplaceable(moments.correlation[0])
-            return found
-        there = (place.units >= 0).to(moments.mean.device)
-        unit, mean = place.units.to(there.device)[there], moments.mean[0][there]
+        mean, variance = moments.mean[0], moments.variance[0]
+        unit = _there(place) if _is_even(place) else place.units
+        there, unit = (unit >= 0).to(mean.device), unit.to(mean.device)
+        unit, mean, variance = unit[there], mean[there], variance[there]
         means = over_entries(mean, unit, units, "mean")
-        if self._what != "variance":
-            return means
-        apart = (mean - means[unit]).square()
-        return over_entries(moments.variance[0][there] + apart, unit, units, "mean")
+        return means, over_entries(variance + (mean - means[unit]).square(), unit, units, "mean")
 
-    def _places(self) -> list[Place]:
-        return [place for places in self.places.values() for place in places]
+    def _correlation(self, place: Place, units: int) -> Tensor:
+        """(units, units) at a place; NaN for units that do not appear there."""
+        correlation = self._moments[place].correlation[0]
+        there = _there(place).to(correlation.device)
+        found = correlation.new_full((units, units), torch.nan)
+        found[there.unsqueeze(1), there] = correlation
+        return found
 
 
-def _sizes(place: Place) -> list[int]:
-    """How many entries each unit has that appears at a place."""
-    sizes: list[int] = torch.bincount(place.units[place.units >= 0])[_there(place)].tolist()
-    return sizes
+def _is_even(place: Place) -> bool:
+    """Whether all units that appear at a place have as many entries."""
+    return len(set(torch.bincount(place.units[place.units >= 0])[_there(place)].tolist())) == 1
 
 
 def _there(place: Place) -> Tensor:
@@ -322,7 +310,7 @@ class FirstOrderTaylorCollector(ActivationCollector):
     """The mean over examples of |the mean over positions and entries of output times its gradient|."""
 
     def __init__(self, subject: StatContext, error: Loss) -> None:
-        super().__init__(subject, Coupled.places, differentiable=True)
+        super().__init__(subject, differentiable=True)
         self._error = error
         # of a network that is frozen, too: autograd follows its weights for the length of the pass
         self._frozen = [weight for weight in self._model.parameters() if not weight.requires_grad]
@@ -347,12 +335,14 @@ class FirstOrderTaylorCollector(ActivationCollector):
                     self._sums[place] = self._sums.get(place, 0) + change
         self._examples += len(targets)
 
-    def figure(self, place: Place, units: int) -> Tensor:
-        """The mean over all examples."""
-        total, examples = self._sums[place], self._examples.to(self._sums[place].device)
-        examples = examples.clone()
-        sum_over_processes([total, examples])
-        return total / examples
+    def finish(self) -> dict[str, Tensor]:
+        """By group (units,) float64: the mean over all examples of all processes."""
+        examples = self._examples.to(next(iter(self._sums.values())).device, copy=True)
+        sum_over_processes([*self._sums.values(), examples])
+        return {
+            group.name: self.together(group, lambda place, _: self._sums[place] / examples)
+            for group in self._coupled.groups
+        }
 
     def close(self) -> None:
         """Freeze again what was frozen."""

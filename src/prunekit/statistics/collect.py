@@ -155,22 +155,22 @@ def _check_seen(model: nn.Module, seen: int, *, additive: bool) -> None:
 def average(
     model: nn.Module,
     batches: Iterable[Batch],
-    figure: Callable[[Tensor, Tensor], Tensor],
+    measure: Callable[[Tensor, Tensor], Tensor],
     device: torch.device,
 ) -> float:
-    """The mean of a figure over all examples of all processes; NaN if there are none.
+    """The mean of a measurement over all examples of all processes; NaN if there are none.
 
     Args:
         model: run in evaluation mode; its training flags are put back.
         batches: (inputs, targets), on the network's device.
-        figure: (outputs, targets) -> a scalar, the mean over the batch.
+        measure: (outputs, targets) -> a scalar, the mean over the batch.
         device: where processes exchange their sums.
     """
-    sums = torch.zeros(2, dtype=torch.float64)  # of the figure, and of the examples
+    sums = torch.zeros(2, dtype=torch.float64)  # of the measurement, and of the examples
     with keeping_modes(model):
         model.eval()
         for inputs, targets in batches:
-            value = float(figure(model(inputs), targets))
+            value = float(measure(model(inputs), targets))
             sums += torch.tensor([value * len(inputs), len(inputs)], dtype=torch.float64)
     sums = sums.to(device)
     sum_over_processes([sums])

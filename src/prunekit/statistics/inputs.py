@@ -74,7 +74,7 @@ class InputStatistic(Statistic):
 
     @abstractmethod
     def of(self, moments: Moments, layer: nn.Module) -> Tensor:
-        """The figures of one layer."""
+        """The values of one layer."""
 
     def start(self, subject: StatContext) -> Collector:
         """A collector for the layers of the subject's parameters.

@@ -35,8 +35,8 @@ class ConnectionCorrelation(Statistic):
 
     The lower end is what the layer is given, the upper one its neuron's activation, batch norm and activation
     function included where they follow directly (see `activations`). A convolution's weight serves a
-    connection at every position: its figure is the mean of |r| over those where it reads a neuron, and no
-    padding of zeros. A linear layer's weight has one connection and its figure a sign; further dimensions of
+    connection at every position: its value is the mean of |r| over those where it reads a neuron, and no
+    padding of zeros. A linear layer's weight has one connection and its value a sign; further dimensions of
     its inputs count as examples. What is constant has a correlation of 0.
 
     The sums of a convolution are one for each connection, kept by position. Where they need more memory than
@@ -236,7 +236,7 @@ class _Layer:
         self._under_way = []
 
     def result(self) -> Tensor:
-        """The figures in the shape of the weight."""
+        """The values in the shape of the weight."""
         return from_rows(self._sums / self._served.clamp(min=1), self._layer)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prunekit.batches import as_batches
 from prunekit.data import Dataset, DataSettings, Split, load
 from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
+from prunekit.elements import find_units
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json
 from prunekit.graph import chain_of
@@ -376,7 +377,8 @@ def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: P
         kept[layer][unit] = False
     if not sweeps:
         raise ModelError("every layer has one unit only, and none could be removed")
-    found = activity(chain, inputs)
+    coupled = find_units(model, None, (), example_inputs=inputs[:2]).found
+    found = activity(coupled, inputs)
     write_json_with_digest(
         layout.root / UNITS_JSON,
         {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -91,32 +91,6 @@ class ChainRunner(Runner):
     def evaluating(self) -> AbstractContextManager[None]:
         """Evaluation mode for the chain's modules."""
         return evaluating(*self.chain.modules)
-
-
-def pieces(
-    chain: Chain, inputs: Tensor | Iterable[Tensor], budget_bytes: int
-) -> Iterator[tuple[ChainRunner, Tensor]]:
-    """The inputs in pieces (n, ...) whose activations fit the budget, each with the chain's flow.
-
-    Args:
-        chain: the network.
-        inputs: (N, ...), or batches of them.
-        budget_bytes: memory for activations.
-
-    Raises:
-        InputError: if there are no examples.
-    """
-    flow: ChainRunner | None = None
-    for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
-        if not isinstance(batch, Tensor) or batch.dim() < 2:
-            raise InputError("inputs must be a tensor (N, ...) or batches of such tensors")
-        if len(batch) == 0:
-            continue
-        flow = flow or ChainRunner(chain, batch[:1])
-        for chunk in flow.chunks(len(batch), budget_bytes):
-            yield flow, batch[chunk]
-    if flow is None:
-        raise InputError("there are no examples to watch the units on")
 
 
 class ActivationCache(Run):

@@ -77,8 +77,8 @@ def gain_derivatives(
 
     With a the unit's output, dE/dgain is the sum of a dE/da and d2E/dgain2 that of a^2 d2E/da2 and of all the
     products between different examples' positions, none of which is dropped (Wolfe, Sharma and Raj, arXiv
-    1701.04465, drop those between units behind: see `recursion`). Where an activation has a kink, such as
-    ReLU at 0, its second derivative counts as 0.
+    1701.04465, drop those between units behind: see `diagonal_recursion`). Where an activation has a kink,
+    such as ReLU at 0, its second derivative counts as 0.
 
     Args:
         structure: a chain, or coupled groups of any network, seen in evaluation mode.

@@ -118,7 +118,7 @@ class Activation(UnitScore):
         return ActivationStats("zeros" if self.what == "nonzeros" else self.what)
 
     def __call__(self, context: StepContext) -> Scores:
-        """The figure, as a score: higher = keep."""
+        """The value, as a score: higher = keep."""
         found = super().__call__(context)
         return {name: 1 - zeros for name, zeros in found.items()} if self.what == "nonzeros" else found
 
