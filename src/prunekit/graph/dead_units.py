@@ -204,9 +204,10 @@ class _Search:
         shifts: dict[str, Tensor] = {}
         while candidates:
             constant, spared = self._narrowed(readers, candidates)
-            if _count(constant) <= _count(found):
+            if _count(constant) > _count(found):
+                found, shifts = constant, dict(readers.shifts)
+            elif _count(found):
                 break
-            found, shifts = constant, dict(readers.shifts)
             candidates = self._with_spared(found, spared)
         for group in self._groups:
             steady = silent[group.name] | self._unread(group) | ~found[group.name]
