@@ -65,6 +65,20 @@ class Spread(nn.Module):
         return self.c(x - x.mean(1, keepdim=True))
 
 
+class Recurrent(nn.Module):
+    """Units before an LSTM, and behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.into = nn.Linear(6, 5), nn.Linear(5, 5)
+        self.lstm = nn.LSTM(5, 4, batch_first=True)
+        self.hidden, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        hidden, _ = self.lstm(self.into(torch.tanh(self.first(x))))
+        return self.out(torch.tanh(self.hidden(hidden[:, -1])))
+
+
 def doubles(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -75,6 +89,7 @@ NETS = {
     "halves": (Halves, lambda n: (doubles(n, 6),)),
     "written": (Written, lambda n: (doubles(n, 3, 8, 8),)),
     "by itself": (ByItself, lambda n: (doubles(n, 6),)),
+    "recurrent": (Recurrent, lambda n: (doubles(n, 4, 6),)),
     "spread": (Spread, lambda n: (doubles(n, 6), doubles(n, 1))),
 }
 
@@ -154,6 +169,23 @@ def test_what_an_operator_reads_by_itself_counts_once():
     found = gain_derivatives(coupled, inputs, targets, squared_error)["a"]
     changes = oracle_changes(coupled, inputs, targets, squared_error)["a"]
     torch.testing.assert_close(found.second_order, changes, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+def test_derivatives_through_a_recurrent_layer():
+    coupled, (inputs,), targets = network("recurrent")
+    found = gain_derivatives(coupled, (inputs,), targets, squared_error)["first"]
+    weight, step = coupled.model.into.weight, 1e-3
+    for unit in range(5):
+        errors = []
+        for gain in (1 - step, 1, 1 + step):
+            scaled = weight.detach().clone()
+            scaled[:, unit] *= gain
+            outputs = torch.func.functional_call(coupled.model, {"into.weight": scaled}, inputs)
+            errors.append(squared_error(outputs, targets).item())
+        assert found.first[unit] == pytest.approx((errors[2] - errors[0]) / (2 * step), rel=1e-4, abs=1e-7)
+        curved = (errors[2] - 2 * errors[1] + errors[0]) / step**2
+        assert found.second[unit] == pytest.approx(curved, rel=1e-3, abs=1e-7)
 
 
 def test_elimination_removes_the_least_and_goes_on_from_there():

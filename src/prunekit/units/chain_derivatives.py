@@ -262,10 +262,16 @@ class _Total:
         return self._error(outputs, self._targets) * len(outputs)
 
 
-def along(function: Callable[[Tensor], Tensor], at: Tensor, directions: Tensor) -> Tensor:
+def along(
+    function: Callable[[Tensor], Tensor],
+    at: Tensor,
+    directions: Tensor,
+    batched: Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]] = torch.func.vmap,
+) -> Tensor:
     """(C,) float64: the second derivative of a function along each of the directions (C, ...).
 
-    Forward over reverse: what depends on the point alone is computed once for all directions.
+    Forward over reverse: what depends on the point alone is computed once for all directions, where `batched`
+    runs them at once.
     """
     gradient = torch.func.grad(function)
 
@@ -274,7 +280,7 @@ def along(function: Callable[[Tensor], Tensor], at: Tensor, directions: Tensor) 
         return (change * direction).double().sum()
 
     # torch.func differentiates under no_grad as well, and then follows no parameters
-    return torch.func.vmap(of_one)(directions)
+    return batched(of_one)(directions)
 
 
 def _of_any(now: ActivationCache, place: int, units: Tensor, judge: LossDelta, block_bytes: int) -> Tensor:

@@ -5,8 +5,8 @@ What does not depend on a unit is computed once for all of its variants, and man
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain as joined
 from typing import Any
 
@@ -18,12 +18,14 @@ from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
 from prunekit.graph.capture import arguments, captured_in
 from prunekit.graph.captured import Captured, signature_of
+from prunekit.graph.ops import op_name
 from prunekit.modes import evaluating
 from prunekit.targets import unwrap
 from prunekit.units.chain_derivatives import along
 from prunekit.units.program import Program, Suffix, bytes_of, called, without_writes, writes_shared
 from prunekit.units.runner import LossDelta, Run, Runner
 
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})  # `vmap` knows none of them
 _BLOCK_BYTES = 2**23  # variants of a block on a processor: more do not stay in its caches
 
 
@@ -177,7 +179,7 @@ class GraphRun(Run):
             )
             gains.scatter_(1, units[which, None], 1 - strength[which, None].to(gains.dtype))
             with sdpa_kernel(SDPBackend.MATH):  # the faster ones run one variant after the other
-                outputs = torch.func.vmap(variant)(gains).flatten(2)  # (C, n, K)
+                outputs = self._batched(variant)(gains).flatten(2)  # (C, n, K)
             found[which] = judge.changes(outputs.transpose(1, 2).contiguous(), 0, n)
         return found
 
@@ -209,9 +211,20 @@ class GraphRun(Run):
             return judge.error(outputs, judge.targets) * len(like)
 
         together = max(1, budget_bytes // (4 * suffix.total))
-        with sdpa_kernel(SDPBackend.MATH):
-            found = [along(function, at, some) for some in torch.split(torch.diag(at), together)]
+        own = torch.backends.mkldnn.flags(enabled=False) if self._recurrent() else nullcontext()
+        pieces = torch.split(torch.diag(at), together)
+        with sdpa_kernel(SDPBackend.MATH), own:  # the library's recurrent layers have no forward derivatives
+            found = [along(function, at, some, self._batched) for some in pieces]
         return torch.cat(found)
+
+    def _recurrent(self) -> bool:
+        return any(op_name(node) in _RECURRENT for node in self._program.varying)
+
+    def _batched(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The function for many arguments, stacked: at once, or one after the other."""
+        if not self._recurrent():
+            return torch.func.vmap(function)
+        return lambda rows: torch.stack([function(row) for row in rows])
 
     def remove(self, name: str, unit: int) -> None:
         """See `Run.remove`: the network is run again."""
