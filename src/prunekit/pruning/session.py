@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from prunekit.batches import Batches, as_batches
 from prunekit.digests import KEY
-from prunekit.errors import DataError, InputError
+from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned, Record
 from prunekit.limits import WHOLE, checked_seed, whole
@@ -31,11 +31,10 @@ from prunekit.pruning.state import Owner, digest_of, read_state
 from prunekit.pruning.trainings import Trainings
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
-from prunekit.statistics.collect import several_processes
 from prunekit.training import Report, copy_state
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-"""Measures a network after a step, for the history: names and figures."""
+"""Measures a network after a step, for the history: names and values."""
 
 
 def prune(
@@ -118,12 +117,7 @@ class Session:
         self._undo_held = False
         self._tried: set[bool] = set()
         if recipe.by_example and example_inputs is None and self._data is not None:
-            try:
-                example_inputs = two_examples(model, self._data)
-            except DataError:
-                # a process that has no data says so together with the others, before the first step
-                if not several_processes():
-                    raise
+            example_inputs = two_examples(model, self._data)
         self._example_inputs = example_inputs
         self.plan: Plan = recipe.plan(model, example_inputs)
         self._inner = self.plan.model

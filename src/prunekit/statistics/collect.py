@@ -177,14 +177,9 @@ def average(
     return float(sums[0] / sums[1])
 
 
-def several_processes() -> bool:
-    """Whether the program is one of several processes of torch.distributed."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
     """Add up tensors in place over all processes of torch.distributed, if there are several."""
-    if several_processes():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
 
