@@ -10,67 +10,11 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.graph.proof import Reference, proven
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
-from prunekit.graph.surgery import Cut, Surgery, masked_copy, own_module, smaller_masks
+from prunekit.graph.surgery import Cut, count_parameters, masked_copy, operate, own_module, smaller_masks
 from prunekit.masks import Masks
 from prunekit.maxout import Maxout
 
 _EXAMPLES, _RANDOM = 32, 8  # more make the proof slower (float64 is), not stronger
-
-
-def carry_out(
-    model: nn.Module,
-    cut: Cut,
-    reference: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
-    *,
-    groups: Sequence[GroupSize],
-    masks: Masks,
-    tolerance: float | None = None,
-) -> ShrinkResult:
-    """Carry out a cut in place if what is left computes the reference's function, else change nothing.
-
-    Args:
-        model: the network.
-        cut: what stays of it.
-        reference: what the smaller network must agree with; it takes the inputs of the model as it is.
-        example_inputs: (N, ...) inputs.
-        groups: what there was and is, for the result.
-        masks: masks of single weights, for the model as it is.
-        tolerance: as in `same_function`.
-
-    Raises:
-        InputError, ModelError, VerificationError: as `shrink`; the model is then exactly as it was.
-    """
-    before = _count(model)
-    surgery = Surgery(model)
-    with torch.inference_mode(False):  # parameters made in it could not be trained
-        inputs = checked_examples(example_inputs)
-        try:
-            for name, mask in masks.items():
-                surgery.zero(name, ~mask)
-            surgery.cut(cut)
-            deviation = proven(
-                Reference(reference, inputs),
-                model,
-                cut.tensors,
-                inputs,
-                training=False,
-                tolerance=tolerance,
-                drawn=_RANDOM,
-            )
-        except BaseException:  # an interrupt, too, must not leave half a network
-            surgery.undo()
-            raise
-    return ShrinkResult(
-        model,
-        "modules",
-        tuple(groups),
-        before,
-        _count(model),
-        deviation,
-        smaller_masks(masks, cut),
-        axes=cut.tensors,
-    )
 
 
 def checked_examples(example_inputs: Tensor | Sequence[Tensor]) -> Tensor:
@@ -90,10 +34,7 @@ def checked_examples(example_inputs: Tensor | Sequence[Tensor]) -> Tensor:
     return example_inputs.detach()[:_EXAMPLES].clone()
 
 
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
+@torch.inference_mode(False)  # parameters made in it could not be trained
 def shrink_pieces(
     model: nn.Module,
     kept: Mapping[str, Tensor],
@@ -116,6 +57,7 @@ def shrink_pieces(
         VerificationError: if the smaller network computes something else; the model is untouched then.
     """
     model = own_module(model)
+    inputs = checked_examples(example_inputs)
     masks = masks if masks is not None else Masks({})
     groups = []
     for name, flags in kept.items():
@@ -130,8 +72,29 @@ def shrink_pieces(
         parameter = model.get_parameter(name)
         rows = axes[0].view(-1, *[1] * (parameter.dim() - 1)).to(parameter.device).expand_as(parameter)
         on[name] = on[name] & rows if name in on else rows
-    reference = masked_copy(model, Masks(on))
-    return carry_out(model, cut, reference, example_inputs, groups=groups, masks=masks, tolerance=tolerance)
+    candidate = masked_copy(model, masks)
+    operate(candidate, cut)
+    deviation = proven(
+        Reference(masked_copy(model, Masks(on)), inputs),
+        candidate,
+        cut.tensors,
+        inputs,
+        training=False,
+        tolerance=tolerance,
+        drawn=_RANDOM,
+    )
+    before = count_parameters(model)
+    operate(model, cut, masks)
+    return ShrinkResult(
+        model,
+        "modules",
+        tuple(groups),
+        before,
+        count_parameters(model),
+        deviation,
+        smaller_masks(masks, cut),
+        axes=cut.tensors,
+    )
 
 
 def cut_of_pieces(model: nn.Module, kept: Mapping[str, Tensor]) -> Cut:

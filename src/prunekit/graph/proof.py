@@ -25,7 +25,7 @@ from prunekit.graph.reference_run import (
     of_outputs,
     rounding,
 )
-from prunekit.graph.surgery import Axes, copy_of
+from prunekit.graph.surgery import Axes, copy_of, count_parameters
 from prunekit.modes import keeping_modes
 
 UNTOUCHED = "; the model is as it was"
@@ -235,8 +235,7 @@ def _precision(model: nn.Module, inputs: Inputs, affordable: int | None) -> torc
     """float64, or None for the network's own precision where copies would not fit or cannot be made."""
     devices = {tensor.device.type for tensor in model.parameters()}
     _mapped(inputs, lambda given: devices.add(given.device.type))
-    count = sum(parameter.numel() for parameter in model.parameters())
-    too_many = affordable is not None and count > affordable
+    too_many = affordable is not None and count_parameters(model) > affordable
     return None if too_many or "mps" in devices else torch.float64
 
 

@@ -26,6 +26,7 @@ from prunekit.graph.surgery import (
     alike,
     checked,
     copy_of,
+    count_parameters,
     masked_copy,
     operate,
     operation,
@@ -202,7 +203,7 @@ def shrink(
         tolerance=tolerance,
         narrow=narrow,
     )
-    before = _count(model)
+    before = count_parameters(model)
     reason, form = "", "modules"
     try:
         deviation = prove(candidate)
@@ -221,7 +222,7 @@ def shrink(
         "graph" if form == "graph" else "modules",
         tuple(GroupSize(name, found.plan.group(name).units, int(each.sum())) for name, each in flags.items()),
         before,
-        _count(result),
+        count_parameters(result),
         deviation,
         smaller_masks(masks, work.cut),
         flags[INPUT].nonzero().flatten() if INPUT in flags else None,
@@ -309,7 +310,3 @@ def prune_groups(
     kept = {group.name: smallest(tensors, group, sparsity, round_to) for group in chosen}
     result = shrink(model, example_inputs, kept, masks=masks, found=found)
     return replace(result, seconds=(analysis, *result.seconds[1:]))
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

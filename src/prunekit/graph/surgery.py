@@ -277,6 +277,11 @@ def alike(group: Group) -> list[list[int]]:
     return list(found.values())
 
 
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers all parameters of a network hold together."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy.
 
