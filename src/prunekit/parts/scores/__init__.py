@@ -13,6 +13,8 @@ from prunekit.parts.scores.units import (
     UnitTaylor,
 )
 from prunekit.parts.scores.weight_scores import (
+    LAMP,
+    RIA,
     Correlation,
     Gradient,
     InputDeviation,
@@ -27,9 +29,11 @@ from prunekit.parts.scores.weight_scores import (
 )
 
 __all__ = [
+    "LAMP",
     "N2PS",
     "OBD",
     "OBS",
+    "RIA",
     "Activation",
     "Correlation",
     "FeatureTaylor",

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.graph.rows import from_rows, row_layers, rows_of
+from prunekit.limits import LARGE
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import TrainingSettings
@@ -86,6 +87,29 @@ class Magnitude(Score):
             tiny = torch.finfo(torch.float32).tiny
             return {name: s / s.square().mean().sqrt().clamp(min=tiny) for name, s in scores.items()}
         return scores
+
+
+class LAMP(Score):
+    """w^2 over the sum of all w^2 of the layer that are at least as large, the weight's own included.
+
+    The layer-adaptive score: ranked over all layers, it gives each the sparsity at which its share of what is
+    left of the layer weighs the same. A layer's last weight scores 1, the most there is. Of equal weights the
+    first by position counts as the smaller one.
+    """
+
+    name = "lamp"
+    paper = "Lee, Park, Mo, Ahn, Shin 2021, arXiv 2010.07611"
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The shares, in float64."""
+        return {name: self._layer(weight) for name, weight in context.weights.items()}
+
+    @staticmethod
+    def _layer(weight: Tensor) -> Tensor:
+        squares, order = weight.flatten().double().square().sort(stable=True)
+        at_least_as_large = squares.flip(0).cumsum(0).flip(0)
+        shares = squares / at_least_as_large.clamp(min=torch.finfo(torch.float64).tiny)
+        return torch.empty_like(shares).scatter_(0, order, shares).view(weight.shape)
 
 
 class Gradient(Score):
@@ -170,12 +194,16 @@ class InputScore(RowScore):
     def _layer(self, context: StepContext, name: str) -> Tensor:
         layer = context.layer(name)
         squares = context.statistics[self.squares(layer)][name]
-        rows = rows_of(context.weights[name], layer).double().abs() * squares.sqrt().unsqueeze(1)
-        return from_rows(self.compared(rows), layer)
+        rows = rows_of(context.weights[name], layer).double().abs()
+        return from_rows(self.compared(self.product(rows, squares.sqrt().unsqueeze(1))), layer)
 
     @abstractmethod
     def squares(self, layer: nn.Module) -> InputSquares:
         """The statistic whose root is the figure."""
+
+    def product(self, rows: Tensor, inputs: Tensor) -> Tensor:
+        """The scores of |weights| (groups, rows, columns) and figures of inputs (groups, 1, columns)."""
+        return rows * inputs
 
     def compared(self, rows: Tensor) -> Tensor:
         """The scores (groups, rows, columns) as the weights of a layer are compared by them."""
@@ -223,6 +251,33 @@ class Wanda(InputScore):
         order = rows.argsort(dim=2, stable=True)
         places = torch.arange(rows.shape[2], dtype=rows.dtype, device=rows.device).expand_as(rows)
         return torch.empty_like(rows).scatter_(2, order, places)
+
+
+class RIA(InputScore):
+    """Relative importance and activations: the weight's share of its input and of its output, times ||x||^a.
+
+    |w| over the sum of |w| of all weights that read the same input, plus |w| over that of all weights of the
+    same output, times a power of the root mean square of the input. No input or output is lost as a whole
+    because its weights are small.
+
+    Attributes:
+        power: a, the power of the input's root mean square.
+    """
+
+    name = "ria"
+    paper = "Zhang, Bai, Lin, Zhao, Hou, Cannistraci 2024, ICLR, openreview Tr0lPx9woF"
+    needs = (InputSquares(centred=False),)
+    power: float = Field(default=0.5, ge=0, le=LARGE)
+
+    def squares(self, layer: nn.Module) -> InputSquares:
+        """About zero."""
+        return InputSquares(centred=False)
+
+    def product(self, rows: Tensor, inputs: Tensor) -> Tensor:
+        """The sum of both shares, times the power."""
+        tiny = torch.finfo(rows.dtype).tiny
+        of_input, of_output = (rows.sum(axis, keepdim=True).clamp(min=tiny) for axis in (1, 2))
+        return (rows / of_input + rows / of_output) * inputs**self.power
 
 
 class Correlation(RowScore):
