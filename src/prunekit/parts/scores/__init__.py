@@ -1,6 +1,7 @@
 """Scores: one number per weight or unit; the lowest go first. One family per file."""
 
 from prunekit.parts.scores.filters import FeatureTaylor, GeometricMedian, NormScale
+from prunekit.parts.scores.gradient_flow import GraSP, SynFlow
 from prunekit.parts.scores.next_layer import N2PS, ThiNet
 from prunekit.parts.scores.obs import OBD, OBS, LayerOBS
 from prunekit.parts.scores.units import (
@@ -38,6 +39,7 @@ __all__ = [
     "Correlation",
     "FeatureTaylor",
     "GeometricMedian",
+    "GraSP",
     "Gradient",
     "InputDeviation",
     "InputScore",
@@ -52,6 +54,7 @@ __all__ = [
     "Score",
     "Scores",
     "Skeletonization",
+    "SynFlow",
     "ThiNet",
     "UnitScore",
     "UnitTaylor",

@@ -1,0 +1,203 @@
+"""Scores for networks before training: what a removal does to the flow of gradients, or of signals."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from prunekit.batches import Batch
+from prunekit.errors import DataError, InputError
+from prunekit.limits import LARGE
+from prunekit.parts.context import StepContext
+from prunekit.parts.scores.weight_scores import Score, Scores
+from prunekit.statistics import Collector, StatContext, Statistic, sum_over_processes
+
+
+class GraSP(Score):
+    """w (H g): what is lost of the squared norm of the gradient, to first order, when the weight is removed.
+
+    g is the gradient of the mean loss by all weights that may be pruned, H its Hessian by them. The gradient
+    flow g'g changes by -2 w (H g) where the weight is set to zero: weights whose removal raises it go first.
+    Signs count. Meant for one step before training.
+
+    Attributes:
+        temperature: what the outputs are divided by, as in the authors' code.
+    """
+
+    name = "grasp"
+    paper = "Wang, Zhang, Grosse 2020, arXiv 2002.07376"
+    temperature: float = Field(default=200.0, gt=0, le=LARGE)
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
+        """H g."""
+        return (HessianGradient(self.temperature),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The products, in float64."""
+        found = context.statistics[HessianGradient(self.temperature)]
+        return {name: weight.double() * found[name].double() for name, weight in context.weights.items()}
+
+
+class SynFlow(Score):
+    """|w dR/dw|: the part of the network's synaptic flow R that goes through the weight.
+
+    R is the sum of the outputs for an input of ones, when all weights, biases and statistics of norms have
+    their absolute values: for ReLU networks, the sum over all paths of the product of their weights. What is
+    removed is always the least of what is left, so many small steps never cut a layer through. It looks at
+    no example; of the data it takes the shape. Meant for networks before training.
+    """
+
+    name = "synflow"
+    paper = "Tanaka, Kunin, Yamins, Ganguli 2020, arXiv 2006.05467"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
+        """dR/dw."""
+        return (SynapticFlow(),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The products, in float64."""
+        found = context.statistics[SynapticFlow()]
+        return {name: weight.double().abs() * found[name] for name, weight in context.weights.items()}
+
+
+class _FlowStatistic(Statistic):
+    """A derivative that the collector takes by itself, when it has seen the data."""
+
+    @property
+    def needs_loss(self) -> bool:
+        """The collector runs the network by itself."""
+        return False
+
+
+@dataclass(frozen=True)
+class HessianGradient(_FlowStatistic):
+    """By weight: H g for the mean loss over all examples, with g and H by the weights of interest alone.
+
+    Attributes:
+        temperature: what the outputs are divided by.
+    """
+
+    temperature: float = 1.0
+
+    @property
+    def additive(self) -> bool:
+        """A process without examples adds nothing."""
+        return True
+
+    def start(self, subject: StatContext) -> Collector:
+        """A collector that keeps the batches and differentiates twice at the end."""
+        return _HessianGradient(subject, self.temperature)
+
+
+class _Flow(Collector):
+    """Differentiates by copies of the weights of interest, so that frozen ones count as well."""
+
+    def __init__(self, subject: StatContext) -> None:
+        self._subject = subject
+        self._weights = {
+            name: subject.model.get_parameter(name).detach().requires_grad_() for name in subject.names
+        }
+
+    def finish(self) -> dict[str, Tensor]:
+        # the fused kernels of attention cannot be differentiated twice
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            found = self._derivatives()
+        for name, each in found.items():
+            if not bool(each.isfinite().all()):
+                raise DataError(f"{self._what} by {name!r} is not finite on the calibration data")
+        return found
+
+    _what: str
+
+    @abstractmethod
+    def _derivatives(self) -> dict[str, Tensor]: ...
+
+
+class _HessianGradient(_Flow):
+    _what = "the product of Hessian and gradient"
+
+    def __init__(self, subject: StatContext, temperature: float) -> None:
+        super().__init__(subject)
+        self._temperature = temperature
+        self._batches: list[Batch] = []
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        self._batches.append(batch)
+
+    def _derivatives(self) -> dict[str, Tensor]:
+        gradient = self._mean_derivative(None)
+        return self._mean_derivative(gradient)
+
+    def _mean_derivative(self, along: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Over all examples, of the loss, or of the product of its gradient with a direction."""
+        sums = {
+            name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+            for name, weight in self._weights.items()
+        }
+        examples = torch.zeros((), dtype=torch.float64, device=next(iter(sums.values())).device)
+        weights = list(self._weights.values())
+        for inputs, targets in self._batches:
+            value = self._loss(inputs, targets)
+            if along is not None:
+                gradients = torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True)
+                products = zip(gradients, along.values(), strict=True)
+                value = torch.stack([(each * other).sum() for each, other in products]).sum()
+            examples += len(inputs)
+            if not value.requires_grad:  # a gradient that is the same everywhere
+                continue
+            found = torch.autograd.grad(value, weights, materialize_grads=True)
+            for total, each in zip(sums.values(), found, strict=True):
+                total.add_(each, alpha=len(inputs))
+        sum_over_processes([*sums.values(), examples])
+        return {name: total / examples.to(total.dtype) for name, total in sums.items()}
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        assert self._subject.loss is not None
+        outputs: Tensor = functional_call(self._subject.model, self._weights, (inputs,))
+        return self._subject.loss(outputs / self._temperature, targets)
+
+
+@dataclass(frozen=True)
+class SynapticFlow(_FlowStatistic):
+    """By weight: the derivative of the synaptic flow by its absolute value, in float64; see `SynFlow`."""
+
+    def start(self, subject: StatContext) -> Collector:
+        """A collector that keeps the shape of an example."""
+        return _SynapticFlow(subject)
+
+
+class _SynapticFlow(_Flow):
+    _what = "the derivative of the synaptic flow"
+    _ones: Tensor | None = None
+
+    def batch(self, batch: Batch, loss: Tensor) -> None:
+        if self._ones is None:
+            if not batch[0].is_floating_point():
+                raise InputError(
+                    "the synaptic flow is that of an input of ones; the network reads whole numbers, such as "
+                    "the indices of an embedding: use another score"
+                )
+            self._ones = torch.ones_like(batch[0][:1], dtype=torch.float64)
+
+    def _derivatives(self) -> dict[str, Tensor]:
+        assert self._ones is not None
+        # sums over all paths leave the range of single precision
+        absolute = {name: value.double().abs() for name, value in _state(self._subject.model).items()}
+        weights = {name: absolute[name].detach().requires_grad_() for name in self._weights}
+        outputs: Tensor = functional_call(self._subject.model, {**absolute, **weights}, (self._ones,))
+        found = torch.autograd.grad(outputs.sum(), list(weights.values()), materialize_grads=True)
+        return dict(zip(weights, found, strict=True))
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: value.detach() for name, value in tensors.items() if value.is_floating_point()}
