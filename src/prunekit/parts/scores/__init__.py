@@ -1,5 +1,6 @@
 """Scores: one number per weight or unit; the lowest go first. One family per file."""
 
+from prunekit.parts.scores.block_fisher import BlockFisher
 from prunekit.parts.scores.filters import FeatureTaylor, GeometricMedian, NormScale
 from prunekit.parts.scores.gradient_flow import GraSP, SynFlow
 from prunekit.parts.scores.next_layer import N2PS, ThiNet
@@ -36,6 +37,7 @@ __all__ = [
     "OBS",
     "RIA",
     "Activation",
+    "BlockFisher",
     "Correlation",
     "FeatureTaylor",
     "GeometricMedian",
