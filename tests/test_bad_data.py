@@ -78,7 +78,8 @@ BAD: dict[str, Callable[[], Data]] = {
 }
 OF_TARGETS = {"a class too large", "a negative class", "far too large", "targets in a column", "real targets"}
 WITHOUT_TARGETS = {
-    "layer_obs", "exact_layer_obs", "masked_least_squares", "wanda", "owl_wanda", "sparsegpt", "alps"
+    "layer_obs", "exact_layer_obs", "masked_least_squares", "wanda", "owl_wanda", "ria", "sparsegpt", "alps",
+    "synflow",
 }  # fmt: skip
 """Methods that look at what layers are given, and at no target."""
 
@@ -102,7 +103,8 @@ def refused(model: nn.Module, chosen: Recipe, data: object, **more: object) -> s
 def test_every_method_refuses_it_before_a_weight_changes(name: str, kind: str) -> None:
     chosen = short(name)
     model = fitting(name)
-    if name in WITHOUT_TARGETS and kind in OF_TARGETS:
+    unseen = kind in OF_TARGETS or (name == "synflow" and kind == "NaN")  # it takes the shape of one example
+    if name in WITHOUT_TARGETS and unseen:
         prune(model, chosen, BAD[kind](), seed=1)
         assert all(bool(value.isfinite().all()) for value in model.parameters())
     else:

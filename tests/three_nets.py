@@ -1,4 +1,4 @@
-"""Three networks in float64 with data: a perceptron, convolutions, a shortcut; and a score of their weights."""
+"""Three networks in float64 with data: perceptron, convolutions, shortcut; and a score of their weights."""
 
 import pytest
 import torch

@@ -7,13 +7,14 @@ from prunekit.parts.allocation import OWL, PerLayer
 from prunekit.parts.repair import MaskedLeastSquares, OBSRefit, OBSUpdate, SparseGPTUpdate
 from prunekit.parts.retrain import FineTune
 from prunekit.parts.schedule import FixedCount, Geometric, OneShot
-from prunekit.parts.scores import OBD, OBS, InputDeviation, LayerOBS, Wanda
+from prunekit.parts.scores import OBD, OBS, RIA, BlockFisher, InputDeviation, LayerOBS, Wanda
 from prunekit.parts.selection import ADMM, SparseGPT
 from prunekit.recipe import Recipe
 from prunekit.training import Training
 
 __all__ = [
     "alps",
+    "block_fisher",
     "exact_layer_obs",
     "iterative_obd",
     "layer_obs",
@@ -22,6 +23,7 @@ __all__ = [
     "obd",
     "obs",
     "owl_wanda",
+    "ria",
     "sparsegpt",
     "wanda",
 ]
@@ -58,6 +60,15 @@ def obs(sparsity: float = 0.5, damp: float = 1e-4) -> Recipe:
     Paper: Hassibi, Stork 1993, NIPS 5
     """
     return Recipe(score=OBS(damp=damp), repair=OBSRefit(damp=damp), schedule=OneShot(sparsity=sparsity))
+
+
+@method
+def block_fisher(sparsity: float = 0.9, block: int = 50) -> Recipe:
+    """The least w^2 / (2 [F^-1]_qq) by the empirical Fisher matrix in blocks, in one step, without an update.
+
+    Paper: Singh, Alistarh 2020, arXiv 2004.14340
+    """
+    return Recipe(score=BlockFisher(block=block), schedule=OneShot(sparsity=sparsity))
 
 
 @method
@@ -127,6 +138,15 @@ def wanda(sparsity: float = 0.5) -> Recipe:
     Paper: Sun et al. 2023, arXiv 2306.11695
     """
     return Recipe(score=Wanda(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
+
+
+@method
+def ria(sparsity: float = 0.5) -> Recipe:
+    """The least share of its input's and its output's weights, times ||x||^0.5; the same share of all layers.
+
+    Paper: Zhang, Bai, Lin, Zhao, Hou, Cannistraci 2024, ICLR, openreview Tr0lPx9woF
+    """
+    return Recipe(score=RIA(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
 
 
 @method

@@ -7,7 +7,17 @@ from prunekit.parts.allocation import ERK, NoPruning, PerLayer, Sensitivity, Thr
 from prunekit.parts.granularity import NM
 from prunekit.parts.retrain import Distill, FineTune, Reinitialize, Rewind
 from prunekit.parts.schedule import AllocationDecides, Cubic, Geometric, Linear, OneShot
-from prunekit.parts.scores import Correlation, Gradient, Magnitude, Movement, Random, WeightGradient
+from prunekit.parts.scores import (
+    LAMP,
+    Correlation,
+    Gradient,
+    GraSP,
+    Magnitude,
+    Movement,
+    Random,
+    SynFlow,
+    WeightGradient,
+)
 from prunekit.parts.selection import CorrelatedHalves
 from prunekit.recipe import Recipe
 
@@ -17,7 +27,9 @@ __all__ = [
     "erk_magnitude",
     "gradient",
     "gradual_magnitude",
+    "grasp",
     "iterative_magnitude",
+    "lamp",
     "layer_magnitude",
     "lottery_ticket",
     "lottery_ticket_linear",
@@ -28,6 +40,7 @@ __all__ = [
     "random_ticket",
     "sensitivity_magnitude",
     "snip",
+    "synflow",
     "threshold_magnitude",
     "unpruned",
 ]
@@ -55,6 +68,15 @@ def layer_magnitude(sparsity: float = 0.9) -> Recipe:
     Paper: Han et al. 2015, arXiv 1506.02626
     """
     return Recipe(score=Magnitude(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
+
+
+@method
+def lamp(sparsity: float = 0.9) -> Recipe:
+    """The smallest w^2 relative to all larger ones of its layer, in one ranking of all layers, in one step.
+
+    Paper: Lee, Park, Mo, Ahn, Shin 2021, arXiv 2010.07611
+    """
+    return Recipe(score=LAMP(), schedule=OneShot(sparsity=sparsity))
 
 
 @method
@@ -153,6 +175,24 @@ def snip(sparsity: float = 0.9) -> Recipe:
     Paper: Lee, Ajanthan, Torr 2019, arXiv 1810.02340
     """
     return Recipe(score=WeightGradient(), schedule=OneShot(sparsity=sparsity))
+
+
+@method
+def grasp(sparsity: float = 0.9) -> Recipe:
+    """The weights whose removal lowers the gradient flow least, or raises it; for a network before training.
+
+    Paper: Wang, Zhang, Grosse 2020, arXiv 2002.07376
+    """
+    return Recipe(score=GraSP(), schedule=OneShot(sparsity=sparsity))
+
+
+@method
+def synflow(sparsity: float = 0.9, steps: int = 100) -> Recipe:
+    """The least |w dR/dw| of the sum R over all paths, in many small steps; for a network before training.
+
+    Paper: Tanaka, Kunin, Yamins, Ganguli 2020, arXiv 2006.05467
+    """
+    return Recipe(score=SynFlow(), schedule=Geometric(sparsity=sparsity, steps=steps), calibration=1)
 
 
 @method
