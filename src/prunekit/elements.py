@@ -19,7 +19,6 @@ from prunekit.graph import (
     Scored,
     alike,
     of_units,
-    producers,
     smaller,
     traced,
     unit_masks,
@@ -161,10 +160,10 @@ class Units(Elements):
     def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
         """Those that nothing reads, or that nothing makes where no layer reads them, count as removed."""
         own, group = dict(self.found.model.named_parameters()), self.found.group(name)
-        members = [member for member in group.members if member.role == "consumer" and member.tensor in own]
+        members = [member for member in group.consumers if member.tensor in own]
         read = [
             of_units(own[member.tensor].detach().abs(), member, "max")
-            for member in members or producers(group)
+            for member in members or group.producers
             if member.tensor in own
         ]
         return ~kept[name] | (torch.stack(read).nan_to_num(0.0).amax(0) == 0)
@@ -258,7 +257,7 @@ def _names(model: nn.Module, group: Group) -> tuple[set[str], set[str]]:
     """The names that a group is known by, and the types of the layers that make its units."""
     names: set[str] = {group.name}
     types: set[str] = set()
-    for member in producers(group):
+    for member in group.producers:
         layer = member.tensor.rpartition(".")[0]
         names.update((member.tensor, layer))
         types.update(kind.__name__ for kind in type(owner_of(model, member.tensor)).__mro__)

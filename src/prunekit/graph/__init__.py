@@ -2,7 +2,7 @@
 
 from prunekit.graph.activation_taps import Place, watched
 from prunekit.graph.chain import Chain, Stage, UnitGroup
-from prunekit.graph.chain_view import chain_of, is_chain
+from prunekit.graph.chain_view import chain_of
 from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead
 from prunekit.graph.graph_model import Graph, GraphModel
 from prunekit.graph.groups import INPUT, CouplingGraph, Group, KeepMasks, Member, Plan
@@ -14,7 +14,6 @@ from prunekit.graph.members import (
     of_units,
     over_entries,
     parameters_per_unit,
-    producers,
 )
 from prunekit.graph.plan import groups, traced
 from prunekit.graph.proof import same_function
@@ -50,12 +49,10 @@ __all__ = [
     "chain_of",
     "dead_units",
     "groups",
-    "is_chain",
     "of_units",
     "over_entries",
     "parameters_after",
     "parameters_per_unit",
-    "producers",
     "prune_groups",
     "restore_sizes",
     "same_function",

@@ -72,7 +72,7 @@ def places(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple[P
         ModelError: where no layer of its own takes or gives the units, as within one module for all of
             attention.
     """
-    consumers = {member.tensor.rpartition(".")[0] for member in group.members if member.role == "consumer"}
+    consumers = {member.tensor.rpartition(".")[0] for member in group.consumers}
     producers = {member.tensor.rpartition(".")[0] for member in group.members if member.role == "producer"}
     read = {call.takes: _at(found, group, call, "input") for call in calls if call.module in consumers}
     chosen = [place for each in read.values() for place in each]

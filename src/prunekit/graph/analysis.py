@@ -126,8 +126,7 @@ def _propagated(
     for part, graph in enumerate(graphs):
         propagator.part, propagator.env = part, {}
         propagator.known = {} if features is None or given is None else features.known(graph, given)
-        placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-        propagator.constants.update(node for node in placeholders if node.name in graph.tensors)
+        propagator.constants.update(node for node in graph.placeholders if node.name in graph.tensors)
         outputs = propagate(propagator, graph.graph, graph.root, _entry(graph, values))
         propagator.node = None
         for (kind, _), value in zip(graph.outputs, outputs, strict=True):
@@ -150,8 +149,8 @@ def _used(graphs: Sequence[Captured]) -> list[str]:
     """Names of the parameters and buffers that some graph reads, in the order of the graphs."""
     found: dict[str, None] = {}
     for graph in graphs:
-        for node in graph.graph.nodes:
-            if node.op == "placeholder" and node.users and node.name in graph.tensors:
+        for node in graph.placeholders:
+            if node.users and node.name in graph.tensors:
                 found[graph.tensors[node.name]] = None
     return list(found)
 

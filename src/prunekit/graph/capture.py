@@ -66,8 +66,7 @@ def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -
         # nothing may depend on the mode
         return (evaluation,) if evaluation.same_as(training) else (evaluation, training)
     except ModelError:
-        placeholders = [node for node in evaluation.graph.nodes if node.op == "placeholder" and node.users]
-        read = {evaluation.tensors.get(node.name) for node in placeholders}
+        read = {evaluation.tensors.get(node.name) for node in evaluation.placeholders if node.users}
         names = canonical(model)
         if {names[name] for name, _ in model.named_parameters()} <= read:
             return (evaluation,)
@@ -76,9 +75,7 @@ def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -
 
 def takes(graph: Captured, example_inputs: Inputs) -> bool:
     """Whether a graph was made for inputs of these shapes."""
-    nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    kinds = [kind for kind, _ in graph.inputs]
-    made = [node.meta.get("val") for node, kind in zip(nodes, kinds, strict=True) if kind == "user"]
+    made = [node.meta.get("val") for node in graph.given]
     leaves = pytree.tree_leaves(arguments(example_inputs))
     given, asked = ([getattr(each, "shape", None) for each in values] for values in (leaves, made))
     return given == asked

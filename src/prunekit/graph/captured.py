@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -49,6 +49,17 @@ class Captured:
         """The graph, to be run with its placeholders as inputs."""
         return fx.GraphModule(self.root, self.graph)
 
+    @property
+    def placeholders(self) -> dict[fx.Node, tuple[InputKind, str]]:
+        """For each placeholder its kind and name, as in `inputs`."""
+        nodes = [node for node in self.graph.nodes if node.op == "placeholder"]
+        return dict(zip(nodes, self.inputs, strict=True))
+
+    @property
+    def given(self) -> list[fx.Node]:
+        """The placeholders of what the user gives."""
+        return [node for node, (kind, _) in self.placeholders.items() if kind == "user"]
+
     def same_as(self, other: Captured) -> bool:
         """Whether the two compute the same of the same."""
         first, second = (
@@ -78,6 +89,20 @@ def leading_to(node: fx.Node) -> set[fx.Node]:
                 found.add(source)
                 waiting.append(source)
     return found
+
+
+def behind(first: Collection[fx.Node], nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """The first ones and everything that is computed from them, in order."""
+    found: dict[fx.Node, None] = {}
+    for node in nodes:
+        if node in first or any(before in found for before in node.all_input_nodes):
+            found[node] = None
+    return list(found)
+
+
+def is_written(node: fx.Node) -> bool:
+    """Whether a node writes into its first argument."""
+    return bool(node.args) and bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
 
 
 @dataclass(frozen=True)
@@ -138,10 +163,7 @@ class Signature:
 
 def signature_of(graph: Captured) -> Signature:
     """The signature of a graph."""
-    nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    values = [
-        node.meta.get("val") for node, (kind, _) in zip(nodes, graph.inputs, strict=True) if kind == "user"
-    ]
+    values = [node.meta.get("val") for node in graph.given]
     shapes = tuple(tuple(map(int, v.shape)) if isinstance(v, torch.Tensor) else None for v in values)
     dtypes = tuple(v.dtype if isinstance(v, torch.Tensor) else None for v in values)
     return Signature(graph.inputs, graph.outputs, shapes, dtypes, graph.takes, graph.gives)

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from prunekit.errors import InputError, ModelError
+from prunekit.graph.captured import is_written
 from prunekit.graph.groups import INPUT
 from prunekit.graph.ops import moves, norms, op_name, operator_of, pointwise, reductions, spatial
 from prunekit.graph.ops.registry import argument
@@ -88,7 +89,7 @@ class Applied:
         for node in self.nodes:
             args: Any = fx.node.map_arg(node.args, values.__getitem__)
             kwargs: Any = fx.node.map_arg(node.kwargs, values.__getitem__)
-            if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            if is_written(node):
                 args = (args[0].clone(), *args[1:])
             values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
         found: Tensor = values[self.nodes[-1]]

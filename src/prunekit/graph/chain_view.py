@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError
 from prunekit.graph.capture import Inputs, captured_in
-from prunekit.graph.captured import Captured, leading_to
+from prunekit.graph.captured import Captured, behind, leading_to
 from prunekit.graph.chain import NORMS, Chain, Function, Kind, Stage, link, oddity, sees_entries, stage_of
 from prunekit.graph.example_inputs import captured_on_its_own
 from prunekit.graph.ops import op_name
@@ -56,15 +56,6 @@ def chain_of(model: nn.Module, example_inputs: Inputs | None = None, *, inputs: 
     if isinstance(example_inputs, Tensor) and example_inputs.is_floating_point() and len(precision) == 1:
         example_inputs = torch.empty_like(example_inputs, dtype=precision.pop())  # no values are looked at
     return chain_view(model, captured_in(model, example_inputs, "eval"), inputs=inputs)
-
-
-def is_chain(model: nn.Module, example_inputs: Inputs | None = None) -> bool:
-    """Whether a network can be read as a chain of layers."""
-    try:
-        chain_of(model, example_inputs)
-    except ModelError:
-        return False
-    return True
 
 
 def chain_view(model: nn.Module, graph: Captured, *, inputs: bool = False) -> Chain:
@@ -132,7 +123,8 @@ class _PathReader:
         self._visited: set[str] = set()
         self._output = list(graph.graph.nodes)[-1]
         self._entries = entries
-        self._flowing = _behind(entries, leading_to(self._output))
+        live = leading_to(self._output)
+        self._flowing = set(behind(entries, [node for node in graph.graph.nodes if node in live]))
         self._steps = self._found()
         self._at = {node: place for place, step in enumerate(self._steps) for node in step.nodes}
 
@@ -330,18 +322,15 @@ def _input(model: nn.Module, graph: Captured) -> fx.Node:
     live = leading_to(list(graph.graph.nodes)[-1])
     given = [node for node in _given(graph) if node in live]
     if len(given) != 1:
-        taken = _given(graph, tensors=False)
-        called = dict(zip(taken, inspect.signature(model.forward).parameters, strict=False))
+        called = dict(zip(graph.given, inspect.signature(model.forward).parameters, strict=False))
         names = ", ".join(called.get(node, node.name) for node in given) or "none"
         raise ModelError(f"a chain has one input, the model's output is computed from {names}")
     return given[0]
 
 
-def _given(graph: Captured, *, tensors: bool = True) -> list[fx.Node]:
-    """The user's inputs; all, or those that are tensors."""
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    own = [node for node, (kind, _) in zip(placeholders, graph.inputs, strict=True) if kind == "user"]
-    return [node for node in own if not tensors or isinstance(node.meta.get("val"), Tensor)]
+def _given(graph: Captured) -> list[fx.Node]:
+    """The user's inputs that are tensors."""
+    return [node for node in graph.given if isinstance(node.meta.get("val"), Tensor)]
 
 
 def _is_whole(module: nn.Module) -> bool:
@@ -365,14 +354,3 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
         if len(same) > 1
         for name in same
     }
-
-
-def _behind(entries: Iterable[fx.Node], live: set[fx.Node]) -> set[fx.Node]:
-    """Everything live that is computed from these nodes, and the nodes themselves."""
-    found, waiting = set(entries), list(entries)
-    while waiting:
-        for user in waiting.pop().users:
-            if user in live and user not in found:
-                found.add(user)
-                waiting.append(user)
-    return found

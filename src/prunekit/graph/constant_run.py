@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from prunekit.graph.captured import Captured
+from prunekit.graph.captured import Captured, behind, is_written
 from prunekit.graph.groups import CouplingGraph, KeepMasks, Layer
 from prunekit.graph.labels import Flags, Ints
 from prunekit.graph.ops import op_name, operator_of
@@ -42,9 +42,8 @@ def run_on_unknown(graph: Captured, tensors: Mapping[str, Tensor], removed: Keep
         visit: `(node, values)`, is called before each operator with the values of the nodes that it reads.
     """
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     given: list[Any] = []
-    for node, (kind, name) in zip(placeholders, graph.inputs, strict=True):
+    for node, (kind, name) in graph.placeholders.items():
         if kind == "user":
             given.append(_lost(node.meta.get("val"), device))
         else:
@@ -56,12 +55,7 @@ def run_on_unknown(graph: Captured, tensors: Mapping[str, Tensor], removed: Keep
 
 def depending_on_input(graph: Captured) -> set[fx.Node]:
     """The nodes that are computed from what the user gives."""
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    found = {node for node, (kind, _) in zip(placeholders, graph.inputs, strict=True) if kind == "user"}
-    for node in graph.graph.nodes:
-        if not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
+    return set(behind(graph.given, list(graph.graph.nodes)))
 
 
 class _Run(Interpreter):
@@ -85,7 +79,7 @@ class _Run(Interpreter):
         elif isinstance(found, (list, tuple)):
             each = [*axes, *[()] * len(found)]
             found = type(found)([_of_removed(value, each[place]) for place, value in enumerate(found)])
-        if _writes(node):
+        if is_written(node) and isinstance(node.args[0], fx.Node):
             self._written(node, found)
         return found
 
@@ -94,7 +88,7 @@ class _Run(Interpreter):
         node = self._node
         assert node is not None
         record = operator_of(node)
-        if _writes(node) and isinstance(args[0], Tensor):
+        if is_written(node) and isinstance(args[0], Tensor):
             args = (args[0].clone(), *args[1:])
         computed = node in self._computed and args and isinstance(args[0], Tensor)
         if computed and record.by_extent and record.by_extent(node) and args[0].is_floating_point():
@@ -164,11 +158,6 @@ class _Run(Interpreter):
         for other in [each for each in self.env if each is not written and _memory(each) is memory]:
             self.env[other] = _lost(other.meta.get("val"), self._device)
         self.env[written] = found
-
-
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable and bool(node.args) and isinstance(node.args[0], fx.Node)
 
 
 def _memory(node: fx.Node) -> fx.Node:

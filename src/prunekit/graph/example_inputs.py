@@ -37,9 +37,7 @@ def made_up_inputs(model: nn.Module) -> tuple[Tensor, ...]:
         ModelError: as `captured_on_its_own`.
     """
     graph = captured_on_its_own(model)
-    nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    given = [node.meta["val"] for node, (kind, _) in zip(nodes, graph.inputs, strict=True) if kind == "user"]
-    like = next(model.parameters())
+    given, like = [node.meta["val"] for node in graph.given], next(model.parameters())
     return tuple(torch.zeros(each.shape, dtype=each.dtype, device=like.device) for each in given)
 
 

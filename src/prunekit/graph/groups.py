@@ -61,6 +61,16 @@ class Group:
     frozen: str | None = None
     normalised: tuple[str, ...] = ()
 
+    @property
+    def producers(self) -> tuple[Member, ...]:
+        """The members that make the units; all of them where none is known to."""
+        return tuple(member for member in self.members if member.role == "producer") or self.members
+
+    @property
+    def consumers(self) -> tuple[Member, ...]:
+        """The members that read the units."""
+        return tuple(member for member in self.members if member.role == "consumer")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -206,13 +216,8 @@ def features_of(graph: Captured) -> Iterator[Features]:
 
 def _input_of(graph: Captured) -> fx.Node | None:
     """The only input of real numbers with a batch that the output depends on."""
-    nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
     live = leading_to(list(graph.graph.nodes)[-1])
-    found = [
-        node
-        for node, (kind, _) in zip(nodes, graph.inputs, strict=True)
-        if kind == "user" and node in live and isinstance(node.meta.get("val"), torch.Tensor)
-    ]
+    found = [node for node in graph.given if node in live and isinstance(node.meta.get("val"), torch.Tensor)]
     if len(found) != 1 or not found[0].meta["val"].is_floating_point() or found[0].meta["val"].dim() < 2:
         return None
     return found[0]
@@ -311,9 +316,3 @@ class CouplingGraph:
             flags[np.where(layer.group >= 0, starts[layer.group] + layer.unit, -1)] for layer in self.layers
         )
         return KeepMasks(self.layers, gone)
-
-    def kept(
-        self, graph: int, node: str, removed: Mapping[str, Collection[int]]
-    ) -> tuple[tuple[Flags | None, ...], ...]:
-        """Which entries of each axis of each value of a node stay; see `KeepMasks`."""
-        return self.keeping(removed)(graph, node)

@@ -64,7 +64,7 @@ class Coupled:
 
     def members(self, group: Group) -> tuple[Member, ...]:
         """The members that are looked at."""
-        return producers(group) if self.scored == "producers" else group.members
+        return group.producers if self.scored == "producers" else group.members
 
     def places(self, group: Group) -> tuple[Place, ...]:
         """Where the units' outputs appear; see `places`."""
@@ -121,12 +121,6 @@ class Coupled:
         return self.together([of_units(values[member.tensor], member, pool) for member in members])
 
 
-def producers(group: Group) -> tuple[Member, ...]:
-    """The members that make the units; all of them where none is known to."""
-    found = tuple(member for member in group.members if member.role == "producer")
-    return found or group.members
-
-
 def entries(member: Member) -> tuple[Tensor, Tensor]:
     """The entries along the member's dimension, unit by unit, and the unit that each belongs to."""
     index = torch.tensor([entry for unit in member.indices for entry in unit], dtype=torch.int64)
@@ -169,7 +163,7 @@ def group_outgoing_norms(found: Coupled, name: str, order: int) -> Tensor:
         InputError: where no layer reads them.
     """
     own, group = dict(found.model.named_parameters()), found.group(name)
-    consumers = [member for member in group.members if member.role == "consumer" and member.tensor in own]
+    consumers = [member for member in group.consumers if member.tensor in own]
     if not consumers:
         raise InputError(
             f"no layer of its own reads the units of {name!r}, so they have no outgoing weights: name the "

@@ -306,10 +306,9 @@ def _take(group: Group, taken: Taken) -> None:
 
 def _made(group: Group) -> dict[tuple[str, int], set[int]]:
     """The entries that compute the units; those of all members where none is known to."""
-    producers = [member for member in group.members if member.role == "producer"]
     return {
         (member.tensor, member.dim): {index for unit in member.indices for index in unit}
-        for member in producers or group.members
+        for member in group.producers
     }
 
 

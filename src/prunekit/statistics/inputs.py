@@ -388,8 +388,8 @@ def consumers(coupled: Coupled | None, names: Collection[str] = ()) -> dict[str,
         (group.name, member)
         for group in coupled.groups
         if not names or group.name in names
-        for member in group.members
-        if member.role == "consumer" and member.tensor in own
+        for member in group.consumers
+        if member.tensor in own
     ]
     layers = row_layers(coupled.model, [member.tensor for _, member in reading], transposed=True)
     found: dict[str, Consumer] = {}

@@ -77,14 +77,13 @@ class GraphRunner(Runner):
     def _program(self, graph: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         if writes_shared(graph):
             given, tensors = iter(signature_of(graph).flattened(args, kwargs)), self.tensors({})
-            nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
             values = [
                 next(given)
                 if kind == "user"
                 else graph.constants[name]
                 if kind == "constant"
                 else tensors[graph.tensors[node.name]]
-                for node, (kind, name) in zip(nodes, graph.inputs, strict=True)
+                for node, (kind, name) in graph.placeholders.items()
             ]
             graph = without_writes(graph, values)
         return Program(self._coupled, graph)

@@ -8,7 +8,7 @@ one factor of the unit's term. With the gain 0 the network is then the one with 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
-from prunekit.graph.captured import Captured, leading_to, signature_of
+from prunekit.graph.captured import Captured, behind, is_written, leading_to, signature_of
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import entries
 from prunekit.graph.ops import moves, op_name, operator_of
@@ -70,9 +70,7 @@ class Program:
         self._named: dict[str, fx.Node] = {
             name: node for node in self.nodes if (name := graph.tensors.get(node.name)) is not None
         }
-        given = [node for node in graph.graph.nodes if node.op == "placeholder"]
-        self.given = dict(zip(given, graph.inputs, strict=True))
-        users = {node for node, (kind, _) in self.given.items() if kind == "user"}
+        self.given, users = graph.placeholders, set(graph.given)
         self._of_data = dict.fromkeys(node for node in behind(users, self.nodes) if node not in users)
         self.fixed = self._fixed()
         self._suffixes: dict[tuple[str, bool], Suffix] = {}
@@ -102,8 +100,7 @@ class Program:
         """
         group = self._coupled.group(name)
         if not masked:
-            members = [member for member in group.members if member.role == "consumer"]
-            found = [*self._of_members(members), *self._of_operators(group)]
+            found = [*self._of_members(group.consumers), *self._of_operators(group)]
             if found:
                 return found
         parameters = dict(self._coupled.model.named_parameters())
@@ -252,17 +249,10 @@ def called(node: fx.Node, value: Callable[[fx.Node], Any], *, in_place: bool = F
     return moves.RESHAPED.get(target, target)(*args, **kwargs)
 
 
-def is_written(node: fx.Node) -> bool:
-    """Whether a node writes into its first argument."""
-    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
-
-
 def varying_of(graph: Captured) -> list[fx.Node]:
     """The nodes that depend on an input or a parameter, in order."""
-    nodes = list(graph.graph.nodes)
-    given = [node for node in nodes if node.op == "placeholder"]
-    first = {node for node, (kind, _) in zip(given, graph.inputs, strict=True) if kind != "constant"}
-    return [node for node in behind(first, nodes) if node.op != "output"]
+    first = {node for node, (kind, _) in graph.placeholders.items() if kind != "constant"}
+    return [node for node in behind(first, list(graph.graph.nodes)) if node.op != "output"]
 
 
 def writes_shared(graph: Captured) -> bool:
@@ -289,15 +279,6 @@ def without_writes(graph: Captured, given: Sequence[Any]) -> Captured:
     names = {new.name: graph.tensors.get(old.name) for old, new in zip(before, after, strict=True)}
     tensors = {name: tensor for name, tensor in names.items() if tensor is not None}
     return replace(graph, graph=made.graph, root=made, tensors=tensors)
-
-
-def behind(first: Collection[fx.Node], nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """The first ones and everything that is computed from them, in order."""
-    found: dict[fx.Node, None] = {}
-    for node in nodes:
-        if node in first or any(before in found for before in node.all_input_nodes):
-            found[node] = None
-    return list(found)
 
 
 def is_view(node: fx.Node) -> bool:
