@@ -25,7 +25,7 @@ def left_to_right(
 
     Frantar and Alistarh (2023, arXiv 2301.00774). One Cholesky factor U of the inverse, `U^T U = H^-1`,
     serves all rows, because column j is made up for by the columns behind it alone. Dead inputs have nothing
-    to make up for.
+    to make up for: their weights are the first to be cut off, and stay as they are where they are kept.
 
     Args:
         matrix: (n, n), from `damped`.
@@ -47,7 +47,8 @@ def left_to_right(
     inverse = torch.cholesky_inverse(factor(filled))
     upper = torch.linalg.cholesky(inverse, upper=True)
     diagonal = upper.diagonal()
-    weights = weights.double() * live
+    original = weights.double()
+    weights = original * live
     mask = torch.zeros_like(weights, dtype=torch.bool)
     together = together or block
     for start in range(0, columns, block):
@@ -62,7 +63,7 @@ def left_to_right(
             weights[:, j] *= mask[:, j]
             errors[:, j - start] = lost
         weights[:, end:] -= errors @ upper[start:end, end:]
-    return weights, mask
+    return torch.where(live, weights, original * mask), mask
 
 
 def choose_count(gone: Tensor, count: int, block: int = BLOCK) -> Choose:
