@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError, ModelError
+from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import FineTune, NoRetraining, Reinitialize, Retrain, Rewind, TrainedOn
 from prunekit.pruning import prune
 from prunekit.training import Training
@@ -12,8 +13,8 @@ from small_nets import blobs, convnet, copied, images, mlp, recipe, same
 def test_what_keeps_the_values():
     model = mlp(4, 3)
     before = copied(model)
-    assert not NoRetraining().restart(model, {}, seed=0)
-    assert not FineTune().restart(model, {}, seed=0)
+    assert not NoRetraining().restart(StepContext(model=model), {}, seed=0)
+    assert not FineTune().restart(StepContext(model=model), {}, seed=0)
     assert same(before, copied(model))
 
 
@@ -25,7 +26,7 @@ def test_rewinding_puts_everything_back():
         for parameter in model.parameters():
             parameter.add_(1)
     parameters = list(model.parameters())
-    assert Rewind(step=3).restart(model, {3: saved}, seed=0)
+    assert Rewind(step=3).restart(StepContext(model=model), {3: saved}, seed=0)
     assert same(saved, copied(model))  # running statistics as well
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
 
@@ -69,7 +70,7 @@ class TestReinitialize:
     def test_values_are_new_and_from_the_seed(self):
         def drawn(seed):
             model = mlp(10, 16, 3)
-            assert Reinitialize().restart(model, {}, seed=seed)
+            assert Reinitialize().restart(StepContext(model=model), {}, seed=seed)
             return copied(model)
 
         assert same(drawn(1), drawn(1))
@@ -80,7 +81,7 @@ class TestReinitialize:
         model = nn.Sequential(nn.Linear(100, 400))
         with torch.no_grad():
             model[0].weight.fill_(7)
-        Reinitialize().restart(model, {}, seed=0)
+        Reinitialize().restart(StepContext(model=model), {}, seed=0)
         weight = model[0].weight.detach()
         assert float(weight.abs().max()) <= 0.1  # U(-1/sqrt(100), 1/sqrt(100))
         assert float(weight.std()) == pytest.approx(0.1 / 3**0.5, rel=0.02)
@@ -88,7 +89,7 @@ class TestReinitialize:
     def test_the_global_generator_is_left_alone(self):
         model = mlp(4, 3)
         before = torch.get_rng_state()
-        Reinitialize().restart(model, {}, seed=0)
+        Reinitialize().restart(StepContext(model=model), {}, seed=0)
         assert torch.equal(before, torch.get_rng_state())
 
     def test_a_models_own_way_is_taken(self):
@@ -101,14 +102,14 @@ class TestReinitialize:
                 nn.init.constant_(self.raw, 5)
 
         model = Own()
-        Reinitialize().restart(model, {}, seed=0)
+        Reinitialize().restart(StepContext(model=model), {}, seed=0)
         assert bool((model.raw == 5).all())
 
     @pytest.mark.parametrize("affine", [True, False])
     def test_running_statistics_start_anew(self, affine):
         model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, affine=affine))
         model(torch.randn(20, 4) + 3)
-        Reinitialize().restart(model, {}, seed=0)
+        Reinitialize().restart(StepContext(model=model), {}, seed=0)
         assert bool((model[1].running_mean == 0).all())
         assert bool((model[1].running_var == 1).all())
 
@@ -124,9 +125,7 @@ class TestReinitialize:
 
         model = Raw()
         before = copied(model)
-        with pytest.raises(
-            ModelError, match=r"retrain reinitialize: the model \(Raw\) has no reset_parameters"
-        ):
+        with pytest.raises(ModelError, match=r"new random values: the model \(Raw\) has no reset_parameters"):
             prune(model, recipe(retrain="reinitialize"), blobs())
         assert same(before, copied(model))
 

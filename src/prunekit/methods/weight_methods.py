@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunekit.methods._method import TrainingLike, method, training_of
 from prunekit.parts.allocation import ERK, NoPruning, PerLayer, Sensitivity, Threshold
 from prunekit.parts.granularity import NM
-from prunekit.parts.retrain import Distill, FineTune, Reinitialize, Rewind
+from prunekit.parts.retrain import Distill, FineTune, RedrawTicket, Reinitialize, Rewind
 from prunekit.parts.schedule import AllocationDecides, Cubic, Geometric, Linear, OneShot
 from prunekit.parts.scores import (
     LAMP,
@@ -38,6 +38,7 @@ __all__ = [
     "n_m",
     "random",
     "random_ticket",
+    "reinitialized_magnitude",
     "sensitivity_magnitude",
     "snip",
     "synflow",
@@ -271,11 +272,29 @@ def lottery_ticket_linear(
 
 @method
 def random_ticket(
-    rate: float = 0.2, rounds: int = 10, epochs: float = 10, training: TrainingLike = None
+    rate: float = 0.2, rounds: int = 10, draw: int = 0, epochs: float = 10, training: TrainingLike = None
 ) -> Recipe:
-    """The control of the lottery ticket: the same masks by magnitude, but survivors get new random values.
+    """The control of the lottery ticket: exactly the ticket's masks, and new random values after the last.
+
+    The paper takes three draws for each ticket.
 
     Paper: Frankle, Carbin 2019, arXiv 1803.03635
+    """
+    return Recipe(
+        score=Magnitude(),
+        allocation=PerLayer(output_rate=0.5),
+        schedule=Geometric(rate=rate, steps=rounds),
+        retrain=RedrawTicket(draw=draw, training=training_of(epochs, training)),
+    )
+
+
+@method
+def reinitialized_magnitude(
+    rate: float = 0.2, rounds: int = 10, epochs: float = 10, training: TrainingLike = None
+) -> Recipe:
+    """The rounds of the lottery ticket with new random values after each, from which the next mask follows.
+
+    Paper: Frankle, Carbin 2019, arXiv 1803.03635, in a variant whose masks are not the ticket's
     """
     return Recipe(
         score=Magnitude(),

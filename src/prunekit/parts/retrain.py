@@ -48,11 +48,15 @@ class Retrain(Part):
             )
         return self
 
-    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
+    def restart(self, context: StepContext, checkpoints: Checkpoints, seed: int) -> bool:
         """Set the values from which the survivors are retrained; True if they are not the trained ones.
 
-        By default the trained values are left. The network comes without wrappers; the masks are applied by
-        the caller afterwards.
+        By default the trained values are left. The masks are applied by the caller afterwards.
+
+        Args:
+            context: of the step, with the network.
+            checkpoints: states of the dense training.
+            seed: of what is random at this step.
         """
         return False
 
@@ -187,14 +191,17 @@ class Rewind(TrainedOn):
         """Training goes on from that step."""
         return self.step
 
-    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
+    def restart(self, context: StepContext, checkpoints: Checkpoints, seed: int) -> bool:
         """Load the values of that step."""
-        model.load_state_dict(checkpoints[self.step])
+        context.model.load_state_dict(checkpoints[self.step])
         return True
 
 
 class Reinitialize(TrainedOn):
-    """The survivors get new random values from the model's own initial distribution: the control of `rewind`.
+    """The survivors get new random values from the model's own initial distribution, after every step.
+
+    The next step ranks the values that were trained from these, so its mask is another one than that of
+    `rewind`, whose published control is `redraw_ticket`.
 
     The model, or each of its layers, must have `reset_parameters()`.
     """
@@ -206,12 +213,51 @@ class Reinitialize(TrainedOn):
         """Every module with parameters of its own must know how to reset them."""
         _resettable(model)
 
-    def restart(self, model: nn.Module, checkpoints: Checkpoints, seed: int) -> bool:
+    def restart(self, context: StepContext, checkpoints: Checkpoints, seed: int) -> bool:
         """Draw new values from the seed; torch's global generator is left as it was."""
-        with seeded(derive(seed, "reinitialize")):
-            for module in _resettable(model):
-                module.reset_parameters()  # type: ignore[operator]
+        redraw(context.model, derive(seed, "reinitialize"))
         return True
+
+
+class RedrawTicket(TrainedOn):
+    """The initial values in every round but the last, after which the survivors get new random values.
+
+    The control of the lottery ticket as published: all masks are those of `rewind` to the initial values, to
+    the bit, and the network that is left differs from the ticket in nothing but its values. A ticket of fewer
+    rounds is a pruning of its own.
+
+    Attributes:
+        draw: the number of the draw; the paper takes three.
+    """
+
+    name = "redraw_ticket"
+    paper = "Frankle, Carbin 2019, arXiv 1803.03635, section 2"
+    checkpoint = 0
+    draw: int = Field(default=0, ge=0, le=WHOLE)
+
+    def check(self, model: nn.Module, checkpoints: Checkpoints) -> None:
+        """The initial values must be there, and a way to draw new ones."""
+        super().check(model, checkpoints)
+        _resettable(model)
+
+    def restart(self, context: StepContext, checkpoints: Checkpoints, seed: int) -> bool:
+        """Load the initial values, or draw new ones after the last round."""
+        if context.step.round < context.step.rounds:
+            context.model.load_state_dict(checkpoints[0])
+        else:
+            redraw(context.model, derive(seed, "redraw", self.draw))
+        return True
+
+
+def redraw(model: nn.Module, seed: int) -> None:
+    """Draw all values of a network anew; torch's global generator is left as it was.
+
+    Raises:
+        ModelError: naming a module that has parameters and no `reset_parameters()`.
+    """
+    with seeded(seed):
+        for module in _resettable(model):
+            module.reset_parameters()  # type: ignore[operator]
 
 
 def _resettable(model: nn.Module) -> list[nn.Module]:
@@ -226,7 +272,7 @@ def _resettable(model: nn.Module) -> list[nn.Module]:
                 found.append(module)
         elif parameters:
             raise ModelError(
-                f"retrain reinitialize: {name or 'the model'} ({type(module).__name__}) has no "
+                f"new random values: {name or 'the model'} ({type(module).__name__}) has no "
                 "reset_parameters(), so its initial distribution is not known"
             )
     return found

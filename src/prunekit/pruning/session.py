@@ -335,7 +335,7 @@ class Session:
         if self.recipe.retrain.changes and self._retrains(step):
             # until then the trained values go on being ranked by
             restarted = self.recipe.retrain.restart(
-                self._inner, self._checkpoints, derive(self._seed, "step", step.number)
+                context, self._checkpoints, derive(self._seed, "step", step.number)
             )
             self.masks.apply(self._inner)
         if self._masked is not None:
