@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -154,8 +154,3 @@ class Held:
     steps: int
     kept: Masks
     state: Mapping[str, Tensor] | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values and tensors, for a checkpoint."""
-        state = None if self.state is None else dict(self.state)
-        return {"steps": self.steps, "kept": dict(self.kept), "state": state}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +13,10 @@ from prunekit.elements import Elements
 from prunekit.errors import DataError, PrunekitError
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masks import Masks
-from prunekit.parts.stopping import Held, Stop, Stopped
+from prunekit.parts.stopping import Stop
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.statistics.collect import average, count_processes
-from prunekit.training import copy_state
 from prunekit.trial import Use, check_examples, check_finite
 
 BATCH = 256
@@ -51,7 +48,7 @@ class Calibration:
         loss: Loss | None,
     ) -> None:
         self._model, self._elements = model, elements
-        self._data, self._validation = data, validation
+        self.data, self._validation = data, validation
         self._examples, self._seed, self._loss = examples, seed, loss
 
     @property
@@ -87,7 +84,7 @@ class Calibration:
             raise DataError("the examples of another process cannot be taken: see what it says")
 
     def _check(self, recipe: Recipe, retraining: bool) -> None:
-        data, training = self._data, recipe.retrain.plan if retraining else None
+        data, training = self.data, recipe.retrain.plan if retraining else None
         builtin = default_loss if self._loss is None else None
 
         def stopping(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -118,9 +115,9 @@ class Calibration:
 
     def batches(self) -> Iterator[Batch]:
         """The sample; nothing without data."""
-        if self._data is None:
+        if self.data is None:
             return iter(())
-        return self._placed(self._data.sample(self._examples, BATCH, derive(self._seed, "calibration")))
+        return self._placed(self.data.sample(self._examples, BATCH, derive(self._seed, "calibration")))
 
     def watched(self, wrong: list[DataError]) -> Iterator[Batch]:
         """The same, for statistics without a loss in which NaN would be seen.
@@ -185,63 +182,3 @@ def two_examples(model: nn.Module, data: Batches) -> Tensor:
         raise DataError(f"the data is empty{where}: there is no example to run the network on")
     inputs, _ = batch
     return inputs[:2].to(device)
-
-
-class EarlyStopping:
-    """Measures the error of a network between steps.
-
-    Attributes:
-        stopped: why the pruning has ended, once it has.
-    """
-
-    def __init__(self, stop: Stop, error: Callable[[Stop], float]) -> None:
-        self.stopped: Stopped | None = None
-        self._stop, self._error = stop, error
-        self._allowed: float | None = None
-        self._held: Held | None = None
-
-    def hold(self, model: nn.Module, steps: int, kept: Masks) -> None:
-        """Keep what the network is, unless an earlier one is kept that was the last to be measured.
-
-        Args:
-            model: the network, without wrappers.
-            steps: that were taken.
-            kept: what of it is kept.
-        """
-        if not self._stop.needs_data:
-            return
-        if self._allowed is None:
-            before = self._error(self._stop)
-            if not math.isfinite(before):
-                raise DataError(
-                    f"stop {self._stop.name}: the error of the network before pruning is {before}"
-                )
-            self._allowed = self._stop.allowed(before)
-        if self._held is None:
-            state = copy_state(model) if self._stop.rolls_back else None
-            self._held = Held(steps, kept, state)
-
-    def broken(self, step: int) -> Held | None:
-        """The network that was held, if the limit is broken since; it is let go otherwise."""
-        held = self._held
-        if held is None or self.stopped is not None:
-            return None
-        assert self._allowed is not None
-        error = self._error(self._stop)
-        self._held = None
-        if error <= self._allowed:
-            return None
-        self.stopped = Stopped(step, error, self._allowed, self._stop.rolls_back)
-        return held
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, as plain values and tensors."""
-        return {
-            "allowed": self._allowed,
-            "held": None if self._held is None else self._held.to_dict(),
-            "stopped": None if self.stopped is None else asdict(self.stopped),
-        }
-
-    def resume(self, allowed: float | None, held: Held | None, stopped: Stopped | None) -> None:
-        """Go on from there."""
-        self._allowed, self._held, self.stopped = allowed, held, stopped

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,19 +15,19 @@ from torch.optim import Optimizer
 
 from prunekit.batches import Batches, as_batches
 from prunekit.digests import KEY
-from prunekit.errors import InputError
+from prunekit.errors import DataError, InputError
 from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned, Record
 from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
-from prunekit.masks import MaskedOptimizer, check_attachable
+from prunekit.masks import MaskedOptimizer, Masks, check_attachable
 from prunekit.modes import Snapshot
 from prunekit.parts.context import Step, StepContext
 from prunekit.parts.retrain import Checkpoints
-from prunekit.parts.stopping import Stopped
-from prunekit.pruning.calibration import Calibration, EarlyStopping, two_examples
-from prunekit.pruning.scoring import Scorer, select_masks
-from prunekit.pruning.state import Owner, digest_of, read_state
+from prunekit.parts.stopping import Held, Stopped
+from prunekit.pruning.calibration import Calibration, two_examples
+from prunekit.pruning.scoring import Scorer
+from prunekit.pruning.state import Owner, State, digest_of, read_state
 from prunekit.pruning.trainings import Trainings
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
@@ -118,31 +118,32 @@ class Session:
         self._tried: set[bool] = set()
         if recipe.by_example and example_inputs is None and self._data is not None:
             example_inputs = two_examples(model, self._data)
-        self._example_inputs = example_inputs
         self.plan: Plan = recipe.plan(model, example_inputs)
-        self._inner = self.plan.model
-        self.kept = self.plan.elements.all_kept(self._inner)
-        self.masks = self.plan.elements.masks(self._inner, self.kept)
-        self.history: list[Record] = []
+        self._inner, elements = self.plan.model, self.plan.elements
         self._seed = checked_seed(seed)
-        self._checkpoints: dict[int, Mapping[str, Tensor]] = dict(checkpoints or {})
+        kept = elements.all_kept(self._inner)
+        found = {
+            key: part.initial_state(self._inner, elements.parameters) for key, part in recipe.parts.items()
+        }
+        self._state = State(
+            kept,
+            elements.masks(self._inner, kept),
+            {key: own for key, own in found.items() if own},
+            checkpoints=dict(checkpoints or {}),
+        )
         self._masked: MaskedOptimizer | None = None
         self._every: int | None = None
-        self._optimizer_steps = 0
         self._calibration = Calibration(
             self._inner,
-            self.plan.elements,
+            elements,
             self._data,
             None if validation is None else as_batches(validation),
             examples=recipe.calibration,
             seed=self._seed,
             loss=loss,
         )
-        self._trainings = Trainings(
-            model, recipe, self._data, self._seed, self.plan.elements.parameters, self._inner
-        )
-        self._scorer = Scorer(recipe, self.plan, self._calibration, self._seed)
-        self._early_stopping = EarlyStopping(recipe.stop, self._calibration.error)
+        self._trainings = Trainings(model, recipe, self._data, self._seed, self._inner)
+        self._scorer = Scorer(recipe, self.plan, self._calibration, self._seed, example_inputs, self._state)
         if recipe.stop.needs_data and self._data is None and validation is None:
             raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
         if recipe.needs_data and self._data is None:
@@ -151,9 +152,24 @@ class Session:
     # ---- where it is -------------------------------------------------------------------------------------
 
     @property
+    def kept(self) -> Masks:
+        """What is chosen from, True = kept: the masks themselves, or flags of units or maxout pieces."""
+        return self._state.kept
+
+    @property
+    def masks(self) -> Masks:
+        """The same over the parameters."""
+        return self._state.masks
+
+    @property
+    def history(self) -> list[Record]:
+        """What each step achieved."""
+        return self._state.history
+
+    @property
     def stopped(self) -> Stopped | None:
         """Why the recipe's `stop` has ended the pruning, once it has."""
-        return self._early_stopping.stopped
+        return self._state.stopped
 
     @property
     def done(self) -> bool:
@@ -162,10 +178,14 @@ class Session:
 
     def result(self) -> Pruned:
         """The pruned network as it is now."""
-        history = tuple(self.history)
-        coupled = self.plan.elements.coupled
         return Pruned(
-            self.model, self.masks, history, self.recipe, self.kept, stopped=self.stopped, coupled=coupled
+            self.model,
+            self.masks,
+            tuple(self.history),
+            self.recipe,
+            self.kept,
+            stopped=self.stopped,
+            coupled=self.plan.elements.coupled,
         )
 
     # ---- the loop ----------------------------------------------------------------------------------------
@@ -176,7 +196,7 @@ class Session:
         A step that the recipe's `stop` rolls back is neither yielded nor in the history. Where a step fails,
         network and session are what they were before it.
         """
-        self._trainings.check(self._checkpoints, warm_up=not self._warmed_up)
+        self._trainings.check(self._state.checkpoints, warm_up=not self._warmed_up)
         if not self.done:
             self._try_data(retraining=True)
         while not self.done:
@@ -192,7 +212,7 @@ class Session:
         step = self.plan.steps[len(self.history)]
         if not self._warmed_up:
             self._trainings.warm_up(self._context(step), report)
-        self._early_stopping.hold(self._inner, len(self.history), self.kept)
+        self._hold()
         self._prune_step(step)
         retrains = self._retrains(step)
         train_loss = self._trainings.retrain(self._context(step), report) if retrains else None
@@ -217,18 +237,14 @@ class Session:
         recipe = self.recipe
         may_fail = steps > 1 or evaluated or recipe.trains or recipe.stop.needs_data or recipe.repair.changes
         values = Snapshot(self._inner) if may_fail else None
-        kept, masks, history = self.kept, self.masks, list(self.history)
-        scorer, early_stopping = copy(self._scorer), copy(self._early_stopping)
-        states = self._trainings.copy_states()
+        before = self._state.copy()
         self._undo_held = True
         try:
             yield
         except BaseException:
             if values is not None:
                 values.restore()
-            self.kept, self.masks, self.history = kept, masks, history
-            self._scorer, self._early_stopping = scorer, early_stopping
-            self._trainings.resume(states)
+            self._go_on_from(before)
             raise
         finally:
             self._undo_held = False
@@ -258,7 +274,7 @@ class Session:
         if self.check() is not None:
             return None
         started = time.perf_counter()
-        self._trainings.check_restart(self._checkpoints)
+        self._trainings.check_restart(self._state.checkpoints)
         for key in self.recipe.warm_ups:
             if not self._warmed_up:
                 raise InputError(
@@ -267,7 +283,7 @@ class Session:
                 )
         step = self.plan.steps[len(self.history)]
         with self.undoing(steps=1):
-            self._early_stopping.hold(self._inner, len(self.history), self.kept)
+            self._hold()
             restarted = self._prune_step(step)
         if self._masked is not None and restarted:
             self._masked.forget()
@@ -287,16 +303,45 @@ class Session:
 
     def _check(self, step: int) -> bool:
         """Whether the limit is broken, now or before; the network goes back then if the recipe says so."""
-        held = self._early_stopping.broken(step)
-        if held is not None and held.state is not None:
+        state, stop = self._state, self.recipe.stop
+        held = state.held
+        if held is None or state.stopped is not None:
+            return state.stopped is not None
+        assert state.allowed is not None
+        error = self._calibration.error(stop)
+        state.held = None
+        if error <= state.allowed:
+            return False
+        state.stopped = Stopped(step, error, state.allowed, stop.rolls_back)
+        if held.state is not None:
             self._inner.load_state_dict(held.state)
-            del self.history[held.steps :]
-            self.kept = held.kept
-            self.masks = self.plan.elements.masks(self._inner, held.kept)
+            del state.history[held.steps :]
+            self._keep(held.kept)
             if self._masked is not None:
                 self._masked.update(self.masks)
                 self._masked.forget()
-        return self.stopped is not None
+        return True
+
+    def _hold(self) -> None:
+        """Keep what the network is, unless an earlier one is kept that was the last to be measured."""
+        state, stop = self._state, self.recipe.stop
+        if not stop.needs_data:
+            return
+        if state.allowed is None:
+            before = self._calibration.error(stop)
+            if not math.isfinite(before):
+                raise DataError(f"stop {stop.name}: the error of the network before pruning is {before}")
+            state.allowed = stop.allowed(before)
+        if state.held is None:
+            values = copy_state(self._inner) if stop.rolls_back else None
+            state.held = Held(len(state.history), state.kept, values)
+
+    def _keep(self, kept: Masks) -> None:
+        self._state.kept, self._state.masks = kept, self.plan.elements.masks(self._inner, kept)
+
+    def _go_on_from(self, state: State) -> None:
+        self._state.take_over(state)
+        self._trainings.forget_batch_loss()
 
     def _context(self, step: Step) -> StepContext:
         """What the parts are told at a step, before anything is measured."""
@@ -309,7 +354,7 @@ class Session:
             chain=elements.chain,
             coupled=elements.coupled,
             granularity=self.recipe.granularity,
-            states=self._trainings.states,
+            states=self._state.parts,
             masks=self.masks,
         )
 
@@ -318,15 +363,7 @@ class Session:
         self._trainings.before_step(context)
         context = replace(context, statistics=self._scorer.measure(context))
         context = replace(context, scores=self._scorer.scores(context))
-        self.kept = select_masks(
-            context,
-            self.recipe,
-            self.plan,
-            seed=self._seed,
-            loss_with=None if self._data is None else self._calibration.loss_with,
-            example_inputs=self._example_inputs,
-        )
-        self.masks = self.plan.elements.masks(self._inner, self.kept)
+        self._keep(self._scorer.select(context))
         # before the masks act: a repair looks at the values that go
         if self.recipe.repair.changes:
             self.recipe.repair(context.told("repair", kept_after=self.kept, masks=self.masks))
@@ -335,7 +372,7 @@ class Session:
         if self.recipe.retrain.changes and self._retrains(step):
             # until then the trained values go on being ranked by
             restarted = self.recipe.retrain.restart(
-                context, self._checkpoints, derive(self._seed, "step", step.number)
+                context, self._state.checkpoints, derive(self._seed, "step", step.number)
             )
             self.masks.apply(self._inner)
         if self._masked is not None:
@@ -345,7 +382,7 @@ class Session:
     @property
     def _warmed_up(self) -> bool:
         """Whether the network was trained before the first removal, here or by a loop of the user's."""
-        return bool(self.history) or self._optimizer_steps > 0
+        return bool(self.history) or self._state.optimizer_steps > 0
 
     def _retrains(self, step: Step) -> bool:
         """Whether a step ends with what follows it, rather than with the next one."""
@@ -388,8 +425,7 @@ class Session:
         self._check_attachable(every)
         if not self.done:
             self._try_data(retraining=False)
-        if self.recipe.retrain.checkpoint == 0 and 0 not in self._checkpoints:
-            self._checkpoints[0] = copy_state(self._inner)
+        self._keep_checkpoint()
         self._every = every
         before = self._before_user_step if self._trainings.acting else None
         self._masked = MaskedOptimizer(
@@ -400,8 +436,9 @@ class Session:
         wanted = self.recipe.retrain.checkpoint
         own = self._inner.state_dict()
         to_come = {} if wanted is None else {wanted: own}  # kept when the loop gets there
-        self._trainings.check_restart({**to_come, **self._checkpoints})
-        if wanted is not None and wanted not in self._checkpoints and every is not None and every < wanted:
+        checkpoints = self._state.checkpoints
+        self._trainings.check_restart({**to_come, **checkpoints})
+        if wanted is not None and wanted not in checkpoints and every is not None and every < wanted:
             raise InputError(
                 f"every = {every}: the first step would go back to the values at step {wanted} of the "
                 "training, which are still to come"
@@ -437,12 +474,16 @@ class Session:
     def _before_user_step(self) -> None:
         self._trainings.before_optimizer_step(self._context(self._last_step))
 
+    def _keep_checkpoint(self) -> None:
+        """Keep the values that the recipe rewinds to, when the loop is at that step of its training."""
+        steps, checkpoints = self._state.optimizer_steps, self._state.checkpoints
+        if self.recipe.retrain.checkpoint == steps and steps not in checkpoints:
+            checkpoints[steps] = copy_state(self._inner)
+
     def _after_step(self) -> None:
-        self._optimizer_steps += 1
-        wanted = self.recipe.retrain.checkpoint
-        if wanted == self._optimizer_steps and wanted not in self._checkpoints:
-            self._checkpoints[wanted] = copy_state(self._inner)
-        if self._every is not None and self._optimizer_steps % self._every == 0:
+        self._state.optimizer_steps += 1
+        self._keep_checkpoint()
+        if self._every is not None and self._state.optimizer_steps % self._every == 0:
             if self.done:
                 self.check()
             else:
@@ -456,18 +497,7 @@ class Session:
         Save it beside the state dicts of the model and of the optimizer; `torch.load(weights_only=True)`
         reads it. It carries a digest of its content, by which damage is noticed.
         """
-        values = {
-            "recipe": self.recipe.to_dict(),
-            "seed": self._seed,
-            "masks": {name: kept.clone() for name, kept in self.kept.items()},
-            **self._scorer.state_dict(),
-            "optimizer_steps": self._optimizer_steps,
-            "checkpoints": {step: dict(state) for step, state in self._checkpoints.items()},
-            "history": [asdict(record) for record in self.history],
-            "stop": self._early_stopping.state_dict(),
-        }
-        if self._trainings.states:
-            values["parts"] = self._trainings.copy_states()
+        values = {"recipe": self.recipe.to_dict(), "seed": self._seed, **self._state.to_dict()}
         return {**values, KEY: digest_of(values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -477,22 +507,7 @@ class Session:
             InputError: if the state is damaged, or belongs to another recipe, seed or model; nothing is
                 changed then.
         """
-        owner = Owner(
-            self._inner,
-            self.recipe,
-            self.plan,
-            self._seed,
-            self.kept,
-            self._scorer.keys,
-            self._trainings.states,
-        )
-        read = read_state(state, owner)
-        self._checkpoints = read.checkpoints
-        self.kept, self.masks, self.history = read.kept, read.masks, read.history
-        self._optimizer_steps = read.optimizer_steps
-        self._scorer.resume(read.ranking, read.measured)
-        self._early_stopping.resume(read.allowed, read.held, read.stopped)
-        self._trainings.resume(read.states)
+        self._go_on_from(read_state(state, Owner(self.recipe, self.plan, self._seed, self._state)))
         self.masks.apply(self._inner)
         if self._masked is not None:
             self._masked.resume(self.masks)

@@ -1,15 +1,15 @@
-"""The saved state of a session, read strictly: all of it is checked before anything is taken over."""
+"""The state of a session, and how a saved one is read: all is checked before anything is taken over."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunekit.digests import KEY, bytes_of
 from prunekit.errors import InputError, PrunekitError, said, shown
@@ -18,49 +18,89 @@ from prunekit.limits import whole
 from prunekit.masks import Masks
 from prunekit.parts.stopping import Held, Stopped
 from prunekit.recipe import Plan, Recipe
+from prunekit.statistics import Found, Statistic
 
 NEEDED = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
 OPTIONAL = ("measured", "stop", "parts", KEY)
 
 
-@dataclass(frozen=True)
-class Owner:
-    """The session that a state is read for.
+@dataclass
+class State:
+    """All that changes in a session from step to step.
 
     Attributes:
-        model: its network, without wrappers.
-        recipe: what is done to it.
-        plan: the recipe's steps on it.
-        seed: of everything random.
-        kept: what it has kept so far; of it the shapes and devices count.
-        again: the keys of the statistics that are measured once, if they are.
-        states: what its parts carry; of it the names, shapes, types and devices count.
+        kept: what was chosen from, True = kept.
+        masks: the same over the parameters.
+        parts: the tensors that the recipe's parts carry, by the parts' keys; they change them in place.
+        history: what each step achieved.
+        optimizer_steps: of a training loop of the user's.
+        checkpoints: the values that the recipe rewinds to, by the step of the training.
+        ranking: the scores, where elements are ranked once.
+        measured: the statistics that are asked for however elements are ranked, where they are taken once.
+        allowed: the greatest error that the recipe's `stop` allows, once the network was measured.
+        held: the last network known to be within it, until the next is measured.
+        stopped: why the pruning has ended, once the `stop` says so.
     """
-
-    model: nn.Module
-    recipe: Recipe
-    plan: Plan
-    seed: int
-    kept: Masks
-    again: Collection[str]
-    states: Mapping[str, Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class State:
-    """What a session goes on from; the fields are those of a session and of its parts."""
 
     kept: Masks
     masks: Masks
-    history: list[Record]
-    optimizer_steps: int
-    checkpoints: dict[int, Mapping[str, Tensor]]
-    ranking: dict[str, Tensor] | None
-    measured: dict[str, dict[str, Tensor]] | None
-    allowed: float | None
-    held: Held | None
-    stopped: Stopped | None
-    states: dict[str, dict[str, Tensor]]
+    parts: dict[str, dict[str, Tensor]]
+    history: list[Record] = field(default_factory=list)
+    optimizer_steps: int = 0
+    checkpoints: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    ranking: Mapping[str, Tensor] | None = None
+    measured: Found | None = None
+    allowed: float | None = None
+    held: Held | None = None
+    stopped: Stopped | None = None
+
+    def copy(self) -> State:
+        """The same, which later steps do not change."""
+        parts = {key: {name: each.clone() for name, each in own.items()} for key, own in self.parts.items()}
+        return replace(self, parts=parts, history=list(self.history), checkpoints=dict(self.checkpoints))
+
+    def take_over(self, other: State) -> None:
+        """Become what another one is, for all that hold this one."""
+        vars(self).update(vars(other))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, as `read_state` reads them."""
+        held = None
+        if self.held is not None:
+            values = None if self.held.state is None else dict(self.held.state)
+            held = {"steps": self.held.steps, "kept": dict(self.held.kept), "state": values}
+        measured = None
+        if self.measured is not None:
+            measured = {str(statistic): dict(values) for statistic, values in self.measured.items()}
+        return {
+            "masks": {name: kept.clone() for name, kept in self.kept.items()},
+            "ranking": None if self.ranking is None else dict(self.ranking),
+            "measured": measured,
+            "optimizer_steps": self.optimizer_steps,
+            "checkpoints": {step: dict(state) for step, state in self.checkpoints.items()},
+            "history": [asdict(record) for record in self.history],
+            "stop": {
+                "allowed": self.allowed,
+                "held": held,
+                "stopped": None if self.stopped is None else asdict(self.stopped),
+            },
+            **({"parts": self.copy().parts} if self.parts else {}),
+        }
+
+
+def asked_again(recipe: Recipe) -> tuple[Statistic, ...]:
+    """What is asked of the data however elements are ranked: all that the recipe needs beside its score."""
+    return tuple(need for key, part in recipe.parts.items() if key != "score" for need in part.needs)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The session that a state is read for: what it does, and how its own state looks."""
+
+    recipe: Recipe
+    plan: Plan
+    seed: int
+    state: State
 
 
 def read_state(values: Any, owner: Owner) -> State:
@@ -105,27 +145,25 @@ def _feed(found: Any, value: Any) -> None:
 
 def _read(values: Any, owner: Owner) -> State:
     _keys(values, "", NEEDED, OPTIONAL)
-    if not _same(values["recipe"], owner.recipe.to_dict()):
+    if digest_of(values["recipe"]) != digest_of(owner.recipe.to_dict()):
         raise InputError("the saved session followed another recipe: build the session from the same one")
     if type(values["seed"]) is not int or values["seed"] != owner.seed:
         raise InputError(f"the saved session has seed {shown(values['seed'])}, this one {owner.seed}")
-    if not isinstance(values["masks"], Mapping) or set(values["masks"]) != set(owner.kept):
-        raise InputError("the saved session pruned other layers: it belongs to another model")
     kept = _flags(values["masks"], "masks", owner)
     history = _history(values["history"], owner)
     _check_counts(kept, "masks", history, owner)
     state = State(
         kept=kept,
-        masks=owner.plan.elements.masks(owner.model, kept),
+        masks=owner.plan.elements.masks(owner.plan.model, kept),
         history=history,
         optimizer_steps=whole("state: optimizer_steps", values["optimizer_steps"], 0, 2**63 - 1),
         checkpoints=_checkpoints(values["checkpoints"], bool(history), owner),
         ranking=_ranking(values["ranking"], bool(history), owner),
         measured=_measured(values.get("measured"), bool(history), owner),
-        states=_states(values.get("parts", {}), owner),
+        parts=_parts(values.get("parts", {}), owner),
         **_stop(values.get("stop"), kept, history, owner),
     )
-    state.masks.parameters(owner.model)
+    state.masks.parameters(owner.plan.model)
     if KEY in values and values[KEY] != digest_of({key: each for key, each in values.items() if key != KEY}):
         raise InputError(f"the state of the session is damaged or was changed: it is not what {KEY!r} says")
     return state
@@ -136,9 +174,10 @@ def _read(values: Any, owner: Owner) -> State:
 
 def _flags(values: Any, place: str, owner: Owner) -> Masks:
     """In the session's own order, which decides between equal scores."""
-    _keys(values, place, tuple(owner.kept))
+    if not isinstance(values, Mapping) or set(values) != set(owner.state.kept):
+        raise InputError("the saved session pruned other layers: it belongs to another model")
     found = {}
-    for name, own in owner.kept.items():
+    for name, own in owner.state.kept.items():
         flags = values[name]
         if not isinstance(flags, Tensor) or flags.dtype != torch.bool:
             raise _wrong(place, f"the mask of {name} must be a boolean tensor (True = kept)")
@@ -167,13 +206,13 @@ def _history(values: Any, owner: Owner) -> list[Record]:
 
 def _record(values: Any, number: int, owner: Owner) -> Record:
     place = f"history: step {number}"
-    _keys(values, place, tuple(field.name for field in fields(Record)))
-    _keys(values["layers"], f"{place}: layers", tuple(owner.kept))
+    _keys(values, place, tuple(each.name for each in fields(Record)))
+    _keys(values["layers"], f"{place}: layers", tuple(owner.state.kept))
     layers = {
         name: whole(f"state: {place}: layers: {name}", values["layers"][name], 0, own.numel())
-        for name, own in owner.kept.items()
+        for name, own in owner.state.kept.items()
     }
-    kept, total = sum(layers.values()), owner.kept.total
+    kept, total = sum(layers.values()), owner.state.kept.total
     counted = {"step": number, "kept": kept, "total": total, "sparsity": 1 - kept / total if total else 0.0}
     for name, right in counted.items():
         if type(values[name]) is not type(right) or values[name] != right:
@@ -193,11 +232,11 @@ def _record(values: Any, number: int, owner: Owner) -> Record:
         layers=layers,
         train_loss=train_loss,
         seconds=values["seconds"],
-        measured=_figures(values["measured"], f"{place}: measured"),
+        measured=_evaluated(values["measured"], f"{place}: measured"),
     )
 
 
-def _figures(values: Any, place: str) -> dict[str, Any]:
+def _evaluated(values: Any, place: str) -> dict[str, Any]:
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise _wrong(place, f"names and figures are needed, not {shown(values)}")
     for key, value in values.items():
@@ -252,7 +291,7 @@ def _checkpoints(values: Any, begun: bool, owner: Owner) -> dict[int, Mapping[st
 
 def _values(values: Any, place: str, owner: Owner) -> dict[str, Tensor]:
     """The state of a network like the session's."""
-    own = owner.model.state_dict()
+    own = owner.plan.model.state_dict()
     _keys(values, place, tuple(own))
     return {
         name: _tensor(values[name], f"{place}: {name}", tuple(value.shape), value.dtype)
@@ -264,9 +303,9 @@ def _ranking(values: Any, begun: bool, owner: Owner) -> dict[str, Tensor] | None
     if owner.recipe.rank != "once" or (values is None and not begun):
         _none(values, "ranking", "the recipe ranks anew at every step")
         return None
-    _keys(values, "ranking", tuple(owner.kept))
+    _keys(values, "ranking", tuple(owner.state.kept))
     found = {}
-    for name, own in owner.kept.items():
+    for name, own in owner.state.kept.items():
         scores = _tensor(values[name], f"ranking: {name}", tuple(own.shape))
         if scores.dtype == torch.bool or scores.is_complex():
             raise _wrong(f"ranking: {name}", f"scores are real numbers, not {scores.dtype}")
@@ -274,26 +313,27 @@ def _ranking(values: Any, begun: bool, owner: Owner) -> dict[str, Tensor] | None
     return found
 
 
-def _measured(values: Any, begun: bool, owner: Owner) -> dict[str, dict[str, Tensor]] | None:
+def _measured(values: Any, begun: bool, owner: Owner) -> Found | None:
     if owner.recipe.statistics != "once" or (values is None and not begun):
         _none(values, "measured", "the recipe measures anew at every step")
         return None
-    _keys(values, "measured", tuple(owner.again))
-    device = next(iter(owner.kept.values())).device
+    again = {str(statistic): statistic for statistic in asked_again(owner.recipe)}
+    _keys(values, "measured", tuple(again))
+    device = next(iter(owner.state.kept.values())).device
     return {
-        key: {
+        statistic: {
             name: _tensor(each, f"measured: {key}: {name}").to(device)
             for name, each in _named(values[key], f"measured: {key}")
         }
-        for key in owner.again
+        for key, statistic in again.items()
     }
 
 
-def _states(values: Any, owner: Owner) -> dict[str, dict[str, Tensor]]:
+def _parts(values: Any, owner: Owner) -> dict[str, dict[str, Tensor]]:
     """What the parts carry, in tensors of the session's own, as parts change them in place."""
-    _keys(values, "parts", tuple(owner.states))
+    _keys(values, "parts", tuple(owner.state.parts))
     found: dict[str, dict[str, Tensor]] = {}
-    for key, own in owner.states.items():
+    for key, own in owner.state.parts.items():
         _keys(values[key], f"parts: {key}", tuple(own))
         found[key] = {}
         for name, tensor in own.items():
@@ -345,7 +385,7 @@ def _held(values: Any, kept: Masks, history: Sequence[Record], owner: Owner) -> 
 
 
 def _stopped(values: Any, allowed: float, history: Sequence[Record], owner: Owner) -> Stopped:
-    _keys(values, "stop: stopped", tuple(field.name for field in fields(Stopped)))
+    _keys(values, "stop: stopped", tuple(each.name for each in fields(Stopped)))
     step = whole("state: stop: stopped: step", values["step"], 1, len(owner.plan.steps))
     error = values["error"]
     if isinstance(error, bool) or not isinstance(error, int | float):
@@ -416,20 +456,3 @@ def _tensor(
     if value.is_floating_point() and bool(torch.isnan(value).any()):
         raise _wrong(place, "it holds NaN")
     return value
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether plain values are equal in kind, too: 1 is not True, and no tensor is compared."""
-    if isinstance(other, Mapping):
-        return (
-            isinstance(one, Mapping)
-            and set(one) == set(other)
-            and all(_same(one[key], other[key]) for key in other)
-        )
-    if isinstance(other, list | tuple):
-        return (
-            isinstance(one, list | tuple)
-            and len(one) == len(other)
-            and all(_same(*pair) for pair in zip(one, other, strict=True))
-        )
-    return type(one) is type(other) and bool(one == other)

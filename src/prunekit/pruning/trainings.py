@@ -1,4 +1,4 @@
-"""The trainings of a pruning, what its parts carry from step to step, and what they do in a training."""
+"""The trainings of a pruning, and what its parts do in them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ from prunekit.recipe import Recipe
 from prunekit.targets import uncompiled
 from prunekit.training import Report, train, training_seed
 
-States = dict[str, dict[str, Tensor]]
-"""By the recipe's key of a part, the tensors that it carries."""
-
 
 class Trainings:
     """Trains the network before the first removal and after steps, as the parts of a recipe ask.
@@ -29,11 +26,9 @@ class Trainings:
         recipe: with the parts.
         data: training examples.
         seed: of the order of the data.
-        names: the parameters that may be pruned, by full name.
         inner: the network without wrappers.
 
     Attributes:
-        states: what the parts carry; they change it in place.
         acting: whether a part does anything at the steps of an optimizer.
     """
 
@@ -43,12 +38,9 @@ class Trainings:
         recipe: Recipe,
         data: Batches | None,
         seed: int,
-        names: Sequence[str],
         inner: nn.Module,
     ) -> None:
         self._model, self._inner, self._recipe, self._data, self._seed = model, inner, recipe, data, seed
-        found = {key: part.initial_state(inner, names) for key, part in self._parts_with("initial_state")}
-        self.states: States = {key: state for key, state in found.items() if state}
         self.acting = bool(self._parts_with("before_optimizer_step"))
         self._batch_loss: BatchLoss | None = None
 
@@ -99,20 +91,14 @@ class Trainings:
         """A copy makes the loss of batches anew, from the states that it has for itself."""
         return {**vars(self), "_batch_loss": None}
 
-    def copy_states(self) -> States:
-        """The same values in tensors of their own."""
-        return {
-            key: {name: each.clone() for name, each in state.items()} for key, state in self.states.items()
-        }
-
-    def resume(self, states: States) -> None:
-        """Go on from there."""
-        self.states, self._batch_loss = states, None
+    def forget_batch_loss(self) -> None:
+        """Let the parts make the loss of batches anew: what it was made from has changed."""
+        self._batch_loss = None
 
     @torch.no_grad()
     def before_step(self, context: StepContext) -> None:
         """Let each part do what it does at the beginning of a step of the pruning."""
-        self._batch_loss = None
+        self.forget_batch_loss()
         for key, part in self._parts_with("before_step"):
             part.before_step(context.told(key))
 

@@ -261,7 +261,7 @@ def test_a_loaded_state_is_not_shared():
     state = session.state_dict()
     kept = state["parts"]["score"]["0.weight"].clone()
     session.load_state_dict(state)
-    session._trainings.states["score"]["0.weight"].add_(1)
+    session._state.parts["score"]["0.weight"].add_(1)
     assert torch.equal(state["parts"]["score"]["0.weight"], kept)
 
 
