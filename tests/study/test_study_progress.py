@@ -4,8 +4,10 @@ import logging
 import pytest
 from rich.console import Console
 
-from prunekit.study.progress import ETA, Bars, Lines, _shortened, format_clock, format_duration, watch
+from prunekit.study.progress import ETA, Display, _shortened, format_clock, format_duration
 from prunekit.study.tasks import Failure, Task
+
+NO_TERMINAL = Console(file=io.StringIO(), force_terminal=False)
 
 
 class Clock:
@@ -28,31 +30,30 @@ def task(name, cost=100.0):
 def test_time_left_is_what_is_left_of_the_work_at_the_pace_so_far(clock):
     a, b = task("a"), task("b", 300.0)
     eta = ETA([a, b], 1, clock)
-    eta.begin(a)
+    eta.started(a)
     clock.now += 50  # a process starts and loads: no pace
-    eta.hear(a, 0.0)
+    eta.progressed(a, 0.0)
     assert eta.left() is None
     clock.now += 10
-    eta.hear(a, 0.5)
-    assert eta.fraction(a) == 0.5
+    eta.progressed(a, 0.5)
     assert eta.fraction() == 0.125
     assert eta.left() == pytest.approx(70)  # 10 s for 50 units, 350 units to go
     clock.now += 5
     assert eta.left() == pytest.approx(65)
     clock.now += 5
-    eta.end(a, failed=False)
+    eta.finished(a, 1.0, None)
     assert eta.left() == pytest.approx(60)
-    assert (eta.finished, eta.failed, eta.tasks) == (1, 0, 2)
+    assert (eta.ended, eta.failed, eta.tasks) == (1, 0, 2)
     assert eta.elapsed == 70
 
 
 def test_work_of_an_earlier_run_says_nothing_of_the_pace(clock):
     a = task("a")
     eta = ETA([a], 1, clock)
-    eta.begin(a)
-    eta.hear(a, 0.8)
+    eta.started(a)
+    eta.progressed(a, 0.8)
     clock.now += 10
-    eta.hear(a, 0.9)
+    eta.progressed(a, 0.9)
     assert eta.left() == pytest.approx(10)
 
 
@@ -60,22 +61,22 @@ def test_workers_share_the_tasks_but_not_a_task(clock):
     tasks = [task("a"), task("b"), task("c"), task("d", 1000.0)]
     eta = ETA(tasks, 2, clock)
     for each in tasks[:2]:
-        eta.begin(each)
-        eta.hear(each, 0.0)
+        eta.started(each)
+        eta.progressed(each, 0.0)
     clock.now += 10
     for each in tasks[:2]:
-        eta.end(each, failed=False)
+        eta.finished(each, 1.0, None)
     assert eta.left() == pytest.approx(100)  # the long one alone, not (10 + 100) / 2
 
 
 def test_a_failed_task_counts_as_over_but_not_for_the_pace(clock):
     a, b = task("a"), task("b")
     eta = ETA([a, b], 1, clock)
-    eta.begin(a)
-    eta.hear(a, 0.0)
+    eta.started(a)
+    eta.progressed(a, 0.0)
     clock.now += 100
-    eta.end(a, failed=True)
-    eta.end(b, failed=True)
+    eta.finished(a, 1.0, Failure(a.name, "no good"))
+    eta.finished(b, 1.0, Failure(b.name, "no good"))
     assert eta.fraction() == 1.0
     assert eta.left() == 0
     assert eta.failed == 2
@@ -100,7 +101,7 @@ def test_durations(seconds, words, digits):
 
 def test_without_a_terminal_there_is_a_line_now_and_then(clock, caplog):
     tasks = [task(name) for name in "abcd"]
-    with caplog.at_level(logging.INFO, "prunekit"), Lines(ETA(tasks, 1, clock), clock) as lines:
+    with caplog.at_level(logging.INFO, "prunekit"), Display(tasks, 1, NO_TERMINAL, clock) as lines:
         for each in tasks:
             lines.started(each)
             lines.progressed(each, 0.0)
@@ -120,13 +121,13 @@ def test_without_a_terminal_there_is_a_line_now_and_then(clock, caplog):
 
 def test_what_was_skipped_makes_no_noise(clock, caplog):
     tasks = [task("a")]
-    with caplog.at_level(logging.INFO, "prunekit"), Lines(ETA(tasks, 1, clock), clock) as lines:
+    with caplog.at_level(logging.INFO, "prunekit"), Display(tasks, 1, NO_TERMINAL, clock) as lines:
         lines.finished(tasks[0], 0.0, Failure("a", "not run, because b failed", skipped=True))
     assert "not run" not in caplog.text
 
 
 def test_a_finished_study_says_nothing(caplog):
-    with caplog.at_level(logging.INFO, "prunekit"), Lines(ETA([], 1)):
+    with caplog.at_level(logging.INFO, "prunekit"), Display([], 1, NO_TERMINAL):
         pass
     assert caplog.text == ""
 
@@ -135,17 +136,16 @@ def test_on_a_terminal_there_are_nested_bars_of_80_columns():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, height=24, color_system=None)
     tasks = [task("short, seed 0"), task("a label that is far too long for a bar (sparsity=0.95), seed 1")]
-    with watch(tasks, 2, console) as bars:
-        assert isinstance(bars, Bars)
+    with Display(tasks, 2, console) as bars:
         for each in tasks:
             bars.started(each)
             bars.progressed(each, 0.0)
             bars.progressed(each, 0.25)
-        bars._progress.refresh()
+        bars._bars.refresh()
         shown = screen.getvalue().rpartition("0 of 2 runs done")[2]
         bars.finished(tasks[0], 1.0, None)
         bars.finished(tasks[1], 1.0, Failure("x", "no good"))
-        bars._progress.refresh()
+        bars._bars.refresh()
     assert "25%" in shown
     assert "short, seed 0" in shown
     assert "a label that is …ity=0.95), seed 1" in shown
@@ -156,11 +156,10 @@ def test_on_a_terminal_there_are_nested_bars_of_80_columns():
 
 def test_without_a_terminal_the_bars_are_not_drawn():
     screen = io.StringIO()
-    with watch([task("a")], 1, Console(file=screen, force_terminal=False)) as lines:
+    with Display([task("a")], 1, Console(file=screen, force_terminal=False)) as lines:
         lines.started(task("a"))
         lines.progressed(task("a"), 0.5)
         lines.finished(task("a"), 1.0, None)
-    assert isinstance(lines, Lines)
     assert screen.getvalue() == ""
 
 

@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from logging.handlers import QueueHandler
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
@@ -130,15 +131,6 @@ def _dismiss(workers: list[_Worker]) -> None:
         worker.connection.close()
 
 
-@dataclass(frozen=True)
-class LogLine:
-    """From a worker: a line of the log of prunekit."""
-
-    logger: str
-    level: int
-    text: str
-
-
 class _Worker:
     """A process, the pipe to it and the task that it is at.
 
@@ -191,8 +183,10 @@ class _Worker:
         if isinstance(message, float):
             self._hear_first()
             watcher.progressed(task, message)
-        elif isinstance(message, LogLine):
-            logging.getLogger(message.logger).log(message.level, "%s", message.text)
+        elif isinstance(message, logging.LogRecord):
+            logger = logging.getLogger(message.name)
+            if logger.isEnabledFor(message.levelno):
+                logger.handle(message)
         elif message is None or isinstance(message, Failure):
             self.task = self.due = None
             failure = message and replace(message, name=task.name)  # it knows none if it cannot be read
@@ -299,18 +293,19 @@ def _outcome(content: bytes, channel: _ParentChannel) -> Failure | None:
         return Failure.of(task, error)
 
 
-class _ParentChannel(logging.Handler):
+class _ParentChannel(QueueHandler):
     """The messages of a worker, of any thread, one at a time; a handler that takes the log to the parent."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(connection)  # type: ignore[arg-type]  # no queue, but enqueue() knows
+        self.setLevel(logging.WARNING)
         self._connection = connection
         self._one_at_a_time = threading.Lock()
 
-    def send(self, message: float | LogLine | Failure | None) -> None:
+    def send(self, message: float | logging.LogRecord | Failure | None) -> None:
         with self._one_at_a_time:
             self._connection.send(message)
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def enqueue(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
-            self.send(LogLine(record.name, record.levelno, record.getMessage()))
+            self.send(record)

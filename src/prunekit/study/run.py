@@ -21,7 +21,7 @@ from prunekit.limits import check_out, whole
 from prunekit.recipe import Plan
 from prunekit.study.layout import Layout, Results, discard, is_finished, only_run, remove
 from prunekit.study.pool import run_tasks
-from prunekit.study.progress import watch
+from prunekit.study.progress import Display
 from prunekit.study.spec import Cell, Study
 from prunekit.study.stages import (
     build,
@@ -245,7 +245,7 @@ def run_study(
         )
         processes = min(most, max(len(tasks), 1))
         try:
-            with watch(tasks, processes, console or Console(stderr=True)) as watcher:
+            with Display(tasks, processes, console or Console(stderr=True)) as watcher:
                 failures = run_tasks(tasks, processes, watcher, cell_timeout)
         except KeyboardInterrupt:
             write_tables(study, layout, read)  # so that `prunekit report` shows what there is so far
