@@ -130,6 +130,43 @@ class TestDropout:
         found = self.share(model, Dropout(p=0.5, scale_with_density=scale), masks)
         assert found == pytest.approx(expected, abs=0.02)
 
+    def test_each_layer_has_the_density_of_the_connections_that_lead_into_it(self):
+        """Han et al. 2015, equation 2: D_r = D_o sqrt(C_ir / C_io), with C_i the connections of layer i."""
+        model = mlp(10, 400, 400, 3).train()
+        masks = Masks(
+            {
+                "0.weight": (torch.arange(4000) < 400).view(400, 10),
+                "2.weight": (torch.arange(160_000) < 78_400).view(400, 400),
+                "4.weight": torch.zeros(3, 400, dtype=torch.bool),
+            }
+        )
+        handles = Dropout(p=0.8).attach(model, SGD(model.parameters(), 0.1), masks)
+        seen: dict[int, torch.Tensor] = {}
+        for place in (1, 3):
+            model[place].register_forward_hook(
+                lambda _, args, output, place=place: seen.__setitem__(
+                    place, (output == 0)[args[0] > 0].float().mean()
+                )
+            )
+        for _ in range(2):  # the last layer of a pass does not count for the first of the next
+            model(torch.randn(300, 10))
+            assert float(seen[1]) == pytest.approx(0.8 * math.sqrt(0.1), abs=0.02)
+            assert float(seen[3]) == pytest.approx(0.8 * math.sqrt(0.49), abs=0.02)
+        for handle in handles:
+            handle.remove()
+        model(torch.randn(300, 10))
+        assert float(seen[1]) == float(seen[3]) == 0
+
+    def test_what_comes_before_any_pruned_layer_is_dropped_as_on_the_whole_network(self):
+        model = nn.Sequential(nn.ReLU(), nn.Linear(400, 3)).train()
+        masks = Masks({"1.weight": torch.zeros(3, 400, dtype=torch.bool)})
+        Dropout(p=0.5).attach(model, SGD(model.parameters(), 0.1), masks)
+        seen: list[float] = []
+        model[0].register_forward_hook(lambda *call: seen.append(float((call[2] == 0).float().mean())))
+        for _ in range(2):
+            model(torch.ones(50, 400))
+        assert seen == pytest.approx([0.5, 0.5], abs=0.03)
+
     @pytest.mark.parametrize(
         ("on", "hooked"),
         [(("ReLU",), [1, 3]), (("1",), [1]), (("re:[34]",), [3, 4]), (("Linear", "1"), [0, 1, 2, 4])],

@@ -211,3 +211,18 @@ def test_the_score_serves_units_and_patterns():
         mlp(12, 8, 4), recipe(score="correlation", granularity={"name": "n:m", "n": 2, "m": 4}), data
     )
     assert all(bool((kept.view(len(kept), -1, 4).sum(2) == 2).all()) for kept in pruned.kept.values())
+
+
+@pytest.mark.parametrize("within", ["row", "layer"])
+@pytest.mark.parametrize(("sparsity", "left"), [(0.3, 0), (0.2, 8), (0.1, 16)])
+def test_inputs_that_never_change_go_first(within, sparsity, left):
+    """3 of 10 inputs of 8 neurons: at 20 % removed 8 of their 24 connections are left, at 30 % none."""
+    inputs, targets = blobs(64, 10, 3)
+    inputs[:, [1, 4]] = 0.5
+    inputs[:, 7] = 0
+    chosen = halves({"name": "one_shot", "sparsity": sparsity}, within=within)
+    kept = prune(mlp(10, 8, 3), chosen, (inputs, targets)).kept["0.weight"]
+    assert int((~kept).sum()) == round(sparsity * 80)
+    assert int(kept[:, [1, 4, 7]].sum()) == left
+    if left:
+        assert bool(kept[:, [0, 2, 3, 5, 6, 8, 9]].all())

@@ -13,7 +13,7 @@ DEAD = 1e-12
 """Inputs whose own second moment is below this fraction of the mean one are dead: it is rounding."""
 
 
-def damped(hessian: Tensor, damp: float) -> tuple[Tensor, Tensor]:
+def damped(hessian: Tensor, damp: float, *, of: str = "inputs") -> tuple[Tensor, Tensor]:
     """The layer's Hessian with `damp` times the mean of its live diagonal added to the live diagonal.
 
     Inputs that are always zero (constant, for moments about the mean) have a zero on the diagonal. They are
@@ -23,6 +23,7 @@ def damped(hessian: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     Args:
         hessian: (n, n), the mean over the samples of x x^T.
         damp: relative to the mean diagonal; 1e-2 is a good value, 1e-5 to 1e-1 hardly matter.
+        of: what its rows and columns are, for the message about a singular one.
 
     Returns:
         The damped matrix (n, n) in float64, and which inputs are live, (n,) booleans.
@@ -43,7 +44,7 @@ def damped(hessian: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     matrix = matrix * live.outer(live)
     added = damp * diagonal[live].mean() if bool(live.any()) else 0.0
     matrix = matrix + torch.diag(live * added)
-    factor(matrix[live][:, live])
+    factor(matrix[live][:, live], of=of)
     return matrix, live
 
 
@@ -64,8 +65,8 @@ def live_inputs(matrix: Tensor) -> Tensor:
     return _checked(matrix).diagonal() > 0
 
 
-def factor(matrix: Tensor) -> Tensor:
-    """The Cholesky factors of (..., k, k) positive definite matrices in float64.
+def factor(matrix: Tensor, *, of: str = "inputs") -> Tensor:
+    """The Cholesky factors of (..., k, k) positive definite matrices in float64, of inputs or weights.
 
     Raises:
         DataError: if one of them is singular to working precision; it says to damp.
@@ -76,8 +77,8 @@ def factor(matrix: Tensor) -> Tensor:
     left = lower.diagonal(dim1=-2, dim2=-1).square() / matrix.diagonal(dim1=-2, dim2=-1)
     if bool(failed.any()) or not bool((left > 4 * size * torch.finfo(torch.float64).eps).all()):
         raise DataError(
-            f"the Hessian of {size} inputs is singular: some inputs are combinations of others, or there are "
-            "fewer samples than inputs; give a damp > 0 (1e-2 is a good value)"
+            f"the Hessian of {size} {of} is singular: some {of} are combinations of others, or there are "
+            f"fewer samples than {of}; give a damp > 0 (1e-2 is a good value)"
         )
     return lower
 

@@ -16,7 +16,7 @@ from prunekit.errors import InputError
 from prunekit.limits import LARGE
 from prunekit.masks import Masks
 from prunekit.parts.base import Part
-from prunekit.targets import matches, unwrap
+from prunekit.targets import matches, owner_of, unwrap
 
 
 class Regularizer(Part):
@@ -81,8 +81,9 @@ class Dropout(Regularizer):
     Attributes:
         p: the probability on the unpruned network.
         on: the modules whose output is dropped: type names, full names, globs or `re:` patterns.
-        scale_with_density: while masks are on, p shrinks by sqrt(kept / original), because a sparse layer
-            overfits less (Han et al. 2015, section 3.2). The density is that of all pruned layers.
+        scale_with_density: while masks are on, p shrinks by sqrt(kept / original) of the connections that
+            lead into what is dropped, because a sparse layer overfits less (Han et al. 2015, equation 2):
+            those of the pruned layer that ran last before it.
     """
 
     name = "dropout"
@@ -94,14 +95,27 @@ class Dropout(Regularizer):
     def attach(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> list[Any]:
         """Hooks on the outputs of the chosen modules; they act in train mode only."""
         self.check(model)
-        p = self.p
-        if masks is not None and self.scale_with_density:
-            p *= math.sqrt(masks.kept / masks.total)
+        rate = self.p
+        handles: list[Any] = []
+
+        def entering(density: float) -> Any:
+            def hook(*_: Any) -> None:
+                nonlocal rate
+                rate = self.p * math.sqrt(density)
+
+            return hook
 
         def drop(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return F.dropout(output, p, training=module.training)
+            return F.dropout(output, rate, training=module.training)
 
-        return [module.register_forward_hook(drop) for module in self._modules(model)]
+        if masks is not None and self.scale_with_density:
+            inner = unwrap(model)
+            handles = [
+                owner.register_forward_hook(entering(density))
+                for owner, density in _densities(inner, masks).items()
+            ]
+            handles.append(inner.register_forward_pre_hook(entering(1.0)))
+        return handles + [module.register_forward_hook(drop) for module in self._modules(model)]
 
     def check(self, model: nn.Module) -> None:
         """At least one module must be chosen."""
@@ -117,3 +131,13 @@ class Dropout(Regularizer):
     def _chosen(self, name: str, module: nn.Module) -> bool:
         types = {kind.__name__ for kind in type(module).__mro__}
         return any(pattern in types or (name and matches(pattern, name)) for pattern in self.on)
+
+
+def _densities(model: nn.Module, masks: Masks) -> dict[nn.Module, float]:
+    """What share of its masked weights each layer has left."""
+    counts: dict[nn.Module, list[int]] = {}
+    for name, mask in masks.items():
+        left = counts.setdefault(owner_of(model, name), [0, 0])
+        left[0] += int(mask.sum())
+        left[1] += mask.numel()
+    return {owner: kept / total for owner, (kept, total) in counts.items()}

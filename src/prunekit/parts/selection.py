@@ -57,7 +57,8 @@ class CorrelatedHalves(Selection):
     by |r|; of K that are still there, at the density S that is to be left of them, strong S K stay of the
     stronger half and (1 - strong) S K of the weaker one, drawn at the same odds. Where a half is too small
     for its share, the other one gives the rest, so that the number of weights is exact; where shares are not
-    whole numbers, they are met over the layer. A convolution's weights have a mean of |r| and thus one sign.
+    whole numbers, they are met over the layer. Connections from inputs that never change, which correlate
+    with nothing, go before all others. A convolution's weights have a mean of |r| and thus one sign.
     As published it goes with `order: backward` and fine-tuning.
 
     Attributes:
@@ -82,11 +83,17 @@ class CorrelatedHalves(Selection):
             return context.granularity.select(context.scores[name], count)
         values = context.statistics[ConnectionCorrelation()][name]
         values, rows = rows_of(values, layer), rows_of(there, layer)
+        # r of an input that never changes is 0 for every output
+        changing = rows & (values != 0).any(1, keepdim=True)
         width = rows.shape[2] if self.within == "row" else rows.numel()
-        drawn = stratified_sample(
-            values.reshape(-1, width), rows.reshape(-1, width), kept, self.strong, context.generator
-        )
-        return from_rows(drawn.view(rows.shape), layer)
+
+        def draw(available: Tensor, count: int) -> Tensor:
+            flat = values.reshape(-1, width), available.reshape(-1, width)
+            return stratified_sample(*flat, count, self.strong, context.generator).view(rows.shape)
+
+        most = int(changing.sum())
+        drawn = draw(changing, kept) if kept <= most else changing | draw(rows & ~changing, kept - most)
+        return from_rows(drawn, layer)
 
 
 class LayerSelection(Selection):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from prunekit.batches import TensorBatches
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import DataError, InputError, ModelError
 from prunekit.losses import squared_error
 from prunekit.pruning import Session, prune
 from prunekit.statistics import GaussNewton, GaussNewtonDiagonal, StatContext, collect
@@ -142,3 +142,10 @@ def test_units_by_their_obd():
     model = mlp(6, 8, 3)
     prune(model, recipe(score="obd", granularity="unit"), blobs(40, 6))
     assert zeros(model, "0.weight") == 4 * 6
+
+
+def test_a_singular_hessian_of_a_whole_network_names_weights():
+    model, data = net(), blobs(6, 4, 3, dtype=torch.float64)
+    chosen = recipe(score={"name": "obs", "damp": 0})
+    with pytest.raises(DataError, match=r"the Hessian of \d+ weights is singular: some weights are combin"):
+        prune(model, chosen, data)

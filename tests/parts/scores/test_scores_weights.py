@@ -185,6 +185,7 @@ def test_outliers_keep_a_layer_dense(sparsity, spread, seed):
     amounts = OWL(spread=spread, floor=0).amounts(context)
     assert sum(amounts.values()) == round(sparsity * 600)
     assert amounts["b"] <= min(amounts["a"], amounts["c"]) + 1
+    assert max(amounts.values()) - min(amounts.values()) <= 200 * 2 * spread + 2
     if 0.1 < sparsity < 0.6 and spread < 0.05:
         # by hand: two layers without outliers lie 2λ/3 above, the one with them 4λ/3 below
         assert amounts["b"] == pytest.approx(200 * (sparsity - 4 * spread / 3), abs=1.5)

@@ -206,11 +206,13 @@ class OWL(Allocation):
 
     Made for the scores |w| ||x|| (`wanda` with `within: layer`). With D the share of a layer's scores above
     `outlier` times their mean, its sparsity is that of the network plus `spread` times what D, scaled to
-    [0, 2] over the layers, lies below its mean over the weights.
+    [0, 2] over the layers, lies below its mean over the weights. The layers' sparsities thus lie within 2λ
+    of each other, as in the authors' code; within [S - λ, S + λ], as the paper has it, they need not lie,
+    where their mean is to be S.
 
     Attributes:
         outlier: M, how many times the mean a score must reach to count as an outlier.
-        spread: λ, how far layers may differ from the sparsity of the network.
+        spread: λ, half of how far the sparsities of layers may differ.
     """
 
     name = "owl"

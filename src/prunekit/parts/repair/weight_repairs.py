@@ -201,7 +201,7 @@ class OBSRefit(Repair):
                 for name, parameter in parameters.items()
             ]
         )
-        matrix, _ = damped(torch.cat(list(rows.values())), self.damp)
+        matrix, _ = damped(torch.cat(list(rows.values())), self.damp, of="weights")
         found = refit(matrix, values.unsqueeze(0), kept.unsqueeze(0))[0]
         for parameter, new in zip(
             parameters.values(), torch.split(found, [len(each) for each in rows.values()]), strict=True

@@ -87,7 +87,7 @@ class OBS(RowScore):
 
     def _free_biases(self, rows: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
         """The Hessian by the weights where the biases are always at their best: a Schur complement."""
-        matrix, live = damped(torch.cat(list(rows.values())), self.damp)
+        matrix, live = damped(torch.cat(list(rows.values())), self.damp, of="weights")
         weights = torch.cat(
             [torch.full((len(each),), name in names, device=matrix.device) for name, each in rows.items()]
         )
