@@ -128,7 +128,7 @@ class Units(Elements):
     def chain(self) -> Chain | None:
         """The network as a path of layers, on which some things are faster; None where it is none."""
         try:
-            chain = chain_view(self.found.model, self.found.traced.graphs[0], inputs=INPUT in self.names)
+            chain = chain_view(self.found.model, self.found.traced, inputs=INPUT in self.names)
         except ModelError:
             return None
         units = {group.name: group.units for group in chain.groups}

@@ -20,9 +20,9 @@ from prunekit.models import lenet5, lenet_300_100, vgg_small
 def test_lenet5() -> None:
     chain = chain_of(lenet5((1, 28, 28), 10))
     assert chain.groups == (
-        UnitGroup("conv1", 20, "conv1", (), "conv2", 1),
-        UnitGroup("conv2", 50, "conv2", (), "fc1", 16),
-        UnitGroup("fc1", 500, "fc1", (), "fc2", 1),
+        UnitGroup("conv1", 20, "conv2", 1),
+        UnitGroup("conv2", 50, "fc1", 16),
+        UnitGroup("fc1", 500, "fc2", 1),
     )
     assert [stage.name for stage in chain.stages] == [
         "conv1", "pool1", "conv2", "pool2", "flatten", "fc1", "act1", "fc2",
@@ -31,9 +31,9 @@ def test_lenet5() -> None:
 
 def test_batch_norms_follow_their_units() -> None:
     chain = chain_of(vgg_small((3, 32, 32), 10, widths=((4,), (6,))))
-    assert [(group.name, group.norms, group.repeat) for group in chain.groups] == [
-        ("conv1", ("bn1",), 1),
-        ("conv2", ("bn2",), 1),
+    assert [(group.name, group.consumer, group.repeat) for group in chain.groups] == [
+        ("conv1", "conv2", 1),
+        ("conv2", "fc", 1),
     ]
 
 
@@ -41,13 +41,13 @@ def test_input_features() -> None:
     assert chain_of(lenet_300_100((1, 28, 28), 10), inputs=True).group(INPUT).units == 784
     assert chain_of(lenet5((3, 32, 32), 10), inputs=True).group(INPUT).units == 3
     images = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 4))
-    assert chain_of(images, inputs=True).group(INPUT) == UnitGroup(INPUT, 2, None, ("0",), "2", 9)
+    assert chain_of(images, inputs=True).group(INPUT) == UnitGroup(INPUT, 2, "2", 9)
 
 
 def test_input_features_that_cannot_be_told_matter_only_if_asked_for() -> None:
     pooled = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
     assert [group.name for group in chain_of(pooled).groups] == ["2"]
-    with pytest.raises(ModelError, match="the model's input is no link of a chain: its channels cannot be"):
+    with pytest.raises(ModelError, match="the model's input is no link of a chain: '2' does not read"):
         chain_of(pooled, inputs=True)
 
 
@@ -171,7 +171,7 @@ def test_subclasses_of_layers_are_layers() -> None:
 
 def test_batch_norm_behind_a_flatten_has_entries_for_each_position() -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 2))
-    assert chain_of(model).group("0") == UnitGroup("0", 3, "0", ("2",), "3", 4)
+    assert chain_of(model).group("0") == UnitGroup("0", 3, "3", 4)
 
 
 def test_number_written_into_forward_fixes_the_units() -> None:
@@ -185,14 +185,10 @@ def test_number_written_into_forward_fixes_the_units() -> None:
 
     group = chain_of(Tutorial()).group("conv")
     assert group.repeat == 4
-    assert "with 16 numbers written into it" in group.fixed
 
 
-def test_groups_and_split_by_name() -> None:
+def test_groups_by_name() -> None:
     chain: Chain = chain_of(lenet_300_100((4,), 3))
-    before, consumer, after = chain.split(chain.group("fc1"))
-    assert [stage.name for stage in before] == ["flatten", "fc1", "act1"]
-    assert consumer.name == "fc2"
-    assert [stage.name for stage in after] == ["act2", "fc3"]
+    assert chain.group("fc1") == UnitGroup("fc1", 300, "fc2", 1)
     with pytest.raises(InputError, match=r"no group of units 'fc3'; groups are: fc1, fc2"):
         chain.group("fc3")

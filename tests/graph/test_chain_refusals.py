@@ -79,10 +79,13 @@ def test_weights_on_the_same_memory() -> None:
         (nn.LayerNorm(3), "feeds '1', which has statistics that mix units"),
         (nn.GroupNorm(3, 3), "feeds '1', which has statistics that mix units"),
         (nn.Softmax(dim=1), "feeds '1', which mixes units"),
-        (nn.MaxPool1d(3, 1, 1), "the pooling '1', which would mix its units"),
+        (
+            nn.MaxPool1d(3, 1, 1),
+            "'2' does not read its units one by one, and it is pooled over at 'max_pool1d' in '1'",
+        ),
         (nn.PReLU(3), "its slopes differ between units"),
         (nn.Softmin(dim=1), "its output feeds '1', which is none of the operations that a chain can hold"),
-        (nn.BatchNorm1d(6), "it has 3 units, the batch norm '1' has 6 channels"),
+        (nn.BatchNorm1d(6), "'2' does not read its units one by one, .* at 'batch_norm' in '1'"),
         (nn.Flatten(-1), "does not flatten all but the first dimension"),
         (parametrizations.weight_norm(nn.Linear(3, 3)), "it is parametrized"),
         (prune.identity(nn.Linear(3, 3), "weight"), "its weight is no plain parameter"),
@@ -108,7 +111,7 @@ def test_norms_and_softmax_at_the_ends_touch_no_group() -> None:
 
 
 def test_positions_that_are_read_in_place_of_units() -> None:
-    with pytest.raises(ModelError, match="'1' reads its positions, not its units: flatten its output first"):
+    with pytest.raises(ModelError, match=r"layer '0' .* '1' does not read its units one by one"):
         chain_of(sequential(nn.Conv1d(1, 3, 1), nn.Linear(3, 3)))
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from chain_nets import ChainPlan, build, chain_plans, switched_off
 from examples import number_of_examples
 from prunekit.graph import INPUT, chain_of, parameters_after, shrink, traced, unit_masks
-from prunekit.graph.capture import captured
 from prunekit.graph.chain_view import chain_view
 from prunekit.models import lenet5, lenet_300_100, mlp, vgg_small
 from prunekit.units import oracle_changes
@@ -33,7 +32,7 @@ PAPERS = {
 def assert_same(model: nn.Module, inputs: Tensor, targets: Tensor, *, seed: int = 0) -> None:
     """What the stages compute, the masks of units, and the oracle beside each unit masked by the plan."""
     found = traced(model, inputs[:3])
-    chain = chain_view(model, found.graphs[0])
+    chain = chain_view(model, found)
     on_its_own = chain_of(model)
     assert on_its_own.groups == chain.groups
     assert dict(on_its_own.refused) == dict(chain.refused)
@@ -105,7 +104,7 @@ def test_an_activation_of_several_operators_is_one_pointwise_stage() -> None:
             return self.b(x * torch.sigmoid(1.7 * x) + 0.1 * x**3)
 
     model, x, targets = Cubed().eval(), torch.randn(9, 4), torch.arange(9) % 4
-    chain = chain_view(model, captured(model, x)[0])
+    chain = chain_view(model, traced(model, x))
     assert [group.name for group in chain.groups] == ["a"]
     found = oracle_changes(chain, x, targets, "cross_entropy")["a"]
     with torch.no_grad():

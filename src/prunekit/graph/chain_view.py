@@ -18,9 +18,11 @@ from torch import Tensor, fx, nn
 from prunekit.errors import ModelError
 from prunekit.graph.capture import Inputs, captured_in
 from prunekit.graph.captured import Captured, behind, leading_to
-from prunekit.graph.chain import NORMS, Chain, Function, Kind, Stage, link, oddity, sees_entries, stage_of
-from prunekit.graph.example_inputs import captured_on_its_own
+from prunekit.graph.chain import NORMS, Chain, Function, Kind, Stage, linked, oddity, sees_entries, stage_of
+from prunekit.graph.example_inputs import made_up_inputs
+from prunekit.graph.groups import CouplingGraph
 from prunekit.graph.ops import op_name
+from prunekit.graph.plan import traced
 from prunekit.graph.rows import LAYERS
 from prunekit.targets import unwrap
 
@@ -51,26 +53,27 @@ def chain_of(model: nn.Module, example_inputs: Inputs | None = None, *, inputs: 
     if not any(isinstance(module, LAYERS) for module in model.modules()):
         raise ModelError("the model has no linear or convolution layer")
     if example_inputs is None:
-        return chain_view(model, captured_on_its_own(model), inputs=inputs)
+        example_inputs = made_up_inputs(model)
     precision = {parameter.dtype for parameter in model.parameters()}
     if isinstance(example_inputs, Tensor) and example_inputs.is_floating_point() and len(precision) == 1:
         example_inputs = torch.empty_like(example_inputs, dtype=precision.pop())  # no values are looked at
-    return chain_view(model, captured_in(model, example_inputs, "eval"), inputs=inputs)
+    return chain_view(model, traced(model, example_inputs, residual=True, inputs=inputs), inputs=inputs)
 
 
-def chain_view(model: nn.Module, graph: Captured, *, inputs: bool = False) -> Chain:
+def chain_view(model: nn.Module, found: CouplingGraph, *, inputs: bool = False) -> Chain:
     """The chain that a captured graph is.
 
     Args:
         model: the network.
-        graph: as it computes in evaluation mode.
+        found: its plan with its graphs.
         inputs: whether the network's input features are a group, too.
 
     Raises:
         ModelError: naming the first layer that is no link of a chain, with the reason.
     """
     model = unwrap(model)
-    return link(_PathReader(model, graph, [_input(model, graph)]).stages(), inputs=inputs)
+    graph = found.graphs[0]
+    return linked(_PathReader(model, graph, [_input(model, graph)]).stages(), found.plan, inputs=inputs)
 
 
 def activations(
