@@ -11,7 +11,7 @@ import operator
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,19 +188,10 @@ def to_json(
     Raises:
         ModelError: where it holds something that a file may not name.
     """
-    graph = functional(graph, tensors, trained)
-    found = folded(graph)
+    graph = folded(functional(graph, tensors, trained))
     signature = graph.signature
-    holders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
-    given = {
-        node: entry for node, entry in zip(holders, signature.inputs, strict=True) if node not in found.gone
-    }
-    constants = {name: graph.constants[name] for kind, name in given.values() if kind == "constant"}
-    for number, (node, value) in enumerate(found.values.items()):
-        given[node] = ("constant", f"folded_{number}_{len(holders)}")
-        constants[given[node][1]] = value
     return {
-        "inputs": [list(entry) for entry in given.values()],
+        "inputs": [list(entry) for entry in signature.inputs],
         "outputs": [list(output) for output in signature.outputs],
         "shapes": [None if shape is None else list(shape) for shape in signature.shapes],
         "dtypes": [
@@ -208,8 +199,8 @@ def to_json(
         ],
         "takes": layout_to_json(signature.takes),
         "gives": layout_to_json(signature.gives),
-        **_nodes_to_json(graph.module, found, list(given)),
-    }, constants
+        **_nodes_to_json(graph.module.graph),
+    }, dict(graph.constants)
 
 
 def from_json(saved: Mapping[str, Any], constants: Mapping[str, Tensor]) -> Graph:
@@ -259,20 +250,18 @@ def _shape(saved: Any) -> tuple[int, ...]:
     return tuple(saved)
 
 
-def _nodes_to_json(module: fx.GraphModule, found: Folded, inputs: Sequence[fx.Node]) -> dict[str, Any]:
-    """Nodes by their places: first the inputs, among them what was worked out, then the calls."""
-    places = {node: number for number, node in enumerate(inputs)}
-    nodes: list[dict[str, Any]] = [{"input": True} for _ in inputs]
-    returns: Any = None
-    for node in module.graph.nodes:
-        if node.op == "output":
-            returns = value_to_json(node.args[0], places)
-        elif node not in places and node not in found.gone and node.op == "call_function":
-            places[node] = len(nodes)
+def _nodes_to_json(graph: fx.Graph) -> dict[str, Any]:
+    """Nodes by their places: first the inputs, then the calls."""
+    places = {node: number for number, node in enumerate(graph.nodes)}
+    nodes: list[dict[str, Any]] = []
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            nodes.append({"input": True})
+        elif node.op == "call_function":
             kwargs = {key: value_to_json(value, places) for key, value in node.kwargs.items()}
             args = [value_to_json(arg, places) for arg in node.args]
             nodes.append({"call": operator_name(node.target), "args": args, "kwargs": kwargs})
-    return {"nodes": nodes, "returns": returns}
+    return {"nodes": nodes, "returns": value_to_json(graph.output_node().args[0], places)}
 
 
 def _module(saved: Mapping[str, Any]) -> fx.GraphModule:
@@ -301,93 +290,63 @@ def _module(saved: Mapping[str, Any]) -> fx.GraphModule:
 # ---- what reads no input -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Folded:
-    """Nodes that are left out of a saved graph.
+def folded(graph: Graph) -> Graph:
+    """The graph with constants in the place of operators that a file may not name, and of all before them.
 
-    Attributes:
-        gone: the nodes.
-        values: of those that others read.
-    """
-
-    gone: frozenset[fx.Node]
-    values: dict[fx.Node, Tensor]
-
-
-def folded(graph: Graph) -> Folded:
-    """Work out the nodes with operators that a saved graph may not hold, with all that leads to them.
-
-    Left out, too, is what nothing reads. Masks of attention are made so in transformers, by functions of
-    PyTorch's own machinery, from nothing but the shapes.
+    What nothing reads is left out. Masks of attention are made so in transformers, by functions of PyTorch's
+    own machinery, from nothing but the shapes.
 
     Args:
-        graph: without writes.
+        graph: without writes; its nodes are changed.
 
     Raises:
-        ModelError: where such a node depends on the inputs or on chance.
+        ModelError: where such an operator depends on the inputs or on chance.
     """
-    nodes = list(graph.module.graph.nodes)
-    fixed = _fixed(graph, nodes)
-    idle = _idle(nodes)
-    gone = set(idle)
-    for node in nodes:
-        if _forbidden(node) and node not in gone:
-            if node not in fixed:
-                raise ModelError(_refusal(node))
-            gone |= leading_to(node)
-    values = _worked_out(graph, [node for node in nodes if node in gone - idle])
-    read = {node: values[node] for node in nodes if node in gone and not gone.issuperset(node.users)}
-    for node, value in read.items():
-        if not isinstance(value, Tensor):
+    nodes, constants = graph.module.graph, dict(graph.constants)
+    inputs = dict(zip(nodes.find_nodes(op="placeholder"), graph.signature.inputs, strict=True))
+
+    def fixed(node: fx.Node) -> bool:
+        return inputs[node][0] == "constant" if node in inputs else not _random(node)
+
+    nodes.eliminate_dead_code(lambda node: node.op != "call_function" or _forbidden(node))
+    before: set[fx.Node] = set()
+    for node in filter(_forbidden, nodes.nodes):
+        before |= leading_to(node)
+        if not all(map(fixed, before)):
             raise ModelError(_refusal(node))
-    return Folded(frozenset(gone), {node: value.detach().clone() for node, value in read.items()})
+    values: dict[fx.Node, Any] = {}
+    for node in [node for node in nodes.nodes if node in before]:
+        if node in inputs:
+            values[node] = constants[inputs[node][1]]
+            continue
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        with torch.no_grad():
+            values[node] = node.target(*args, **kwargs)
+    for node in values:
+        if before.issuperset(node.users) or node in inputs:
+            continue
+        if not isinstance(values[node], Tensor):
+            raise ModelError(_refusal(node))
+        name = f"folded_{len(inputs)}"
+        with nodes.inserting_before(next(iter(nodes.nodes))):
+            constant = nodes.placeholder(name)
+        inputs[constant], constants[name] = ("constant", name), values[node].detach().clone()
+        node.replace_all_uses_with(constant)
+    nodes.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    for node in nodes.find_nodes(op="placeholder"):
+        if inputs[node][0] == "constant" and not node.users:
+            nodes.erase_node(node)
+    kept = tuple(inputs[node] for node in nodes.find_nodes(op="placeholder"))
+    read = {name: constants[name] for kind, name in kept if kind == "constant"}
+    return Graph(replace(graph.signature, inputs=kept), graph.module, read)
 
 
 def _forbidden(node: fx.Node) -> bool:
     return node.op == "call_function" and operator_name(node.target) is None
 
 
-def _idle(nodes: list[fx.Node]) -> set[fx.Node]:
-    """Nodes that nothing reads in the end."""
-    found: set[fx.Node] = set()
-    for node in reversed(nodes):
-        read = node.op != "call_function" or not found.issuperset(node.users)
-        if not (read or _forbidden(node)):
-            found.add(node)
-    return found
-
-
-def _fixed(graph: Graph, nodes: list[fx.Node]) -> set[fx.Node]:
-    """Nodes whose value is the same for all inputs, parameters and buffers."""
-    placeholders = [node for node in nodes if node.op == "placeholder"]
-    found = {
-        node
-        for node, (kind, _) in zip(placeholders, graph.signature.inputs, strict=True)
-        if kind == "constant"
-    }
-    for node in nodes:
-        computed = node.op == "call_function" and found.issuperset(node.all_input_nodes)
-        if computed and not _random(node):
-            found.add(node)
-    return found
-
-
 def _random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def _worked_out(graph: Graph, nodes: list[fx.Node]) -> dict[fx.Node, Any]:
-    names = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
-    given = dict(zip(names, graph.signature.inputs, strict=True))
-    values: dict[fx.Node, Any] = {}
-    with torch.no_grad():
-        for node in nodes:
-            if node.op == "placeholder":
-                values[node] = graph.constants[given[node][1]]
-            else:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-    return values
 
 
 def _refusal(node: fx.Node) -> str:
