@@ -1,20 +1,22 @@
-"""The files of a saved network: which there are, their masked tensors without zeros, and whether they fit."""
+"""The files of a saved network: what they say of it, checked, and its masked tensors without zeros."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.digests import checked_json, read_json_with_digest, read_tensors, validated
 from prunekit.errors import DataError, InputError, escaped, shown
 from prunekit.files import read_json
+from prunekit.models import ModelSettings, create
 from prunekit.saving.graph_values import DTYPES
 
 FORMAT = 2
@@ -51,6 +53,29 @@ class BuiltAs(_Strict):
     def name(self) -> str:
         """The model's name, which may name code of the user's."""
         return str(self.model.get("name", "?"))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a network is built, so that it can be loaded without its code being named again.
+
+    Attributes:
+        model: the settings of a model of `prunekit.models`.
+        input_shape: of one example.
+        outputs: the number of classes, or of regression targets.
+    """
+
+    model: ModelSettings
+    input_shape: tuple[int, ...]
+    outputs: int
+
+    def build(self) -> nn.Module:
+        """A network of this architecture; its initial values are of no importance."""
+        return create(self.model, self.input_shape, self.outputs, seed=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"model": self.model.to_dict(), "input_shape": list(self.input_shape), "outputs": self.outputs}
 
 
 class Files(_Strict):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,11 @@ from prunekit import __version__
 from prunekit.digests import write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, escaped, shown
 from prunekit.files import replacing_folder
-from prunekit.graph import GraphModel, ShrinkResult, size_attributes
+from prunekit.graph import GraphModel, ShrinkResult, restore_sizes, size_attributes
 from prunekit.masks import Masks
-from prunekit.models import ModelSettings, create
+from prunekit.models import ModelSettings
 from prunekit.parts.granularity import Unit
 from prunekit.pruning import Pruned
-from prunekit.saving.fitting import check_state, fitted, tie, unnamed
 from prunekit.saving.folder import (
     BITS,
     BUFFER,
@@ -29,6 +29,8 @@ from prunekit.saving.folder import (
     GRAPH,
     VALUES,
     WEIGHTS,
+    Architecture,
+    Description,
     check_free,
     consistent,
     describe,
@@ -47,29 +49,6 @@ from prunekit.targets import unwrap
 BUILT_MIN, BUILT_RATIO = 25_000_000, 1000
 """How many numbers a network may be built with before it is made as small as it was saved: the first, and the
 second for each number in its file."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How a network is built, so that it can be loaded without its code being named again.
-
-    Attributes:
-        model: the settings of a model of `prunekit.models`.
-        input_shape: of one example.
-        outputs: the number of classes, or of regression targets.
-    """
-
-    model: ModelSettings
-    input_shape: tuple[int, ...]
-    outputs: int
-
-    def build(self) -> nn.Module:
-        """A network of this architecture; its initial values are of no importance."""
-        return create(self.model, self.input_shape, self.outputs, seed=0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"model": self.model.to_dict(), "input_shape": list(self.input_shape), "outputs": self.outputs}
 
 
 def save_pretrained(
@@ -100,7 +79,7 @@ def save_pretrained(
     masks.parameters(model)
     tensors, tied = _tensors(model.state_dict(), masks)
     graph, constants = graph_to_files(model) if isinstance(model, GraphModel) else (None, {})
-    tensors = {**tensors, **unnamed(model), **constants}
+    tensors = {**tensors, **_unnamed(model), **constants}
     _check_loadable(tensors, (*tensors, *tied, *(name for name, _ in model.named_modules())))
     description = {
         "format": FORMAT,
@@ -247,8 +226,8 @@ class SavedNetwork:
 
     def _fill(self, model: nn.Module, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Copy what was saved into a network of the user's, made as small as it was."""
-        check_state(model, state, self.folder)
-        with fitted(model, state, self.description, tensors, self.folder) as buffers:
+        _check_state(model, state, self.folder)
+        with _fitted(model, state, self.description, tensors, self.folder) as buffers:
             try:
                 model.load_state_dict(state)
                 for name, value in buffers.items():
@@ -257,7 +236,7 @@ class SavedNetwork:
                 raise ModelError(
                     f"the weights in {self.folder} cannot be copied into the model: {one_line(error)}"
                 ) from None
-            tie(model, self.description.tied)
+            _tie(model, self.description.tied)
 
     def _built(self, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network that the save describes, which takes no more memory than its files.
@@ -282,10 +261,10 @@ class SavedNetwork:
                 f"{self.folder / DESCRIPTION} describes a network of {described:,} numbers, "
                 f"but {WEIGHTS} holds {stored:,}"
             )
-        check_state(model, state, self.folder)
-        with fitted(model, state, self.description, tensors, self.folder), consistent(self.folder):
+        _check_state(model, state, self.folder)
+        with _fitted(model, state, self.description, tensors, self.folder), consistent(self.folder):
             model.load_state_dict(state, assign=True)
-        tie(model, self.description.tied)
+        _tie(model, self.description.tied)
         return model
 
 
@@ -314,6 +293,19 @@ def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tenso
     return tensors, tied
 
 
+def _unnamed(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that the state leaves out: of real numbers, which may have lost entries; of a graph all."""
+    every = isinstance(model, GraphModel)
+    named = set(model.state_dict(keep_vars=True))
+    return {
+        name + BUFFER: buffer.detach().cpu().contiguous().clone()
+        for name, buffer in model.named_buffers(remove_duplicate=not every)
+        if name not in named
+        and not (every and name.startswith("_constant"))
+        and (every or buffer.is_floating_point())
+    }
+
+
 def _check_loadable(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
     """Refuse, with a `ModelError`, to write what would be refused when it is read."""
     name = wrong_name(names)
@@ -336,3 +328,92 @@ def _check_numbers(folder: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"{name.partition('#')[0]} in {folder / WEIGHTS} has values that are NaN: "
                 "give allow_nan=True to load it all the same"
             )
+
+
+# ---- whether what was saved fits a network, and making the network fit -------------------------------------
+
+
+def _check_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse, with a `ModelError`, a state with other names than the model's, or another kind of numbers."""
+    own = model.state_dict()
+    missing = sorted(set(own) - set(state))
+    extra = sorted(set(state) - set(own))
+    if missing or extra:
+        raise ModelError(
+            f"the network in {folder} is another one: "
+            + "; ".join(
+                f"{what} {', '.join(map(shown, names[:3]))}"
+                for what, names in (("the file lacks", missing), ("the model lacks", extra))
+                if names
+            )
+        )
+    _check_kinds(own, state, folder)
+
+
+def _check_kinds(own: Mapping[str, Tensor], state: Mapping[str, Tensor], folder: Path) -> None:
+    """Copying would drop imaginary parts and what is behind the point, without a word."""
+    for name, value in state.items():
+        if not isinstance(own[name], Tensor):
+            raise ModelError(f"{shown(name)} of the model's state is no tensor: only tensors are loaded")
+        if not torch.can_cast(value.dtype, own[name].dtype):
+            kinds = [str(each.dtype).removeprefix("torch.") for each in (own[name], value)]
+            raise ModelError(
+                f"{shown(name)} is of {kinds[0]} in the model, of {kinds[1]} in {folder}: it would "
+                "lose values"
+            )
+
+
+@contextmanager
+def _fitted(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    description: Description,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+) -> Iterator[dict[str, Tensor]]:
+    """The model with layers as small as the saved ones, if units were taken out before it was saved.
+
+    Yields the values of buffers that the state leaves out, where sizes changed. The layers get their sizes,
+    and the objects that they held, back if what is done inside fails.
+
+    Args:
+        model: a freshly built network.
+        state: all its parameters and buffers that are saved.
+        description: what `prunekit.json` says.
+        tensors: everything that the file of the weights holds.
+        folder: of the files.
+
+    Raises:
+        ModelError: if what was saved does not come from this network; it is left as it was.
+    """
+    own = model.state_dict()
+    name = next((name for name, value in own.items() if value.shape != state[name].shape), None)
+    buffers: dict[str, Tensor] = {}
+    undo: Callable[[], None] = lambda: None  # noqa: E731
+    if name is not None:
+        beside = {name: value for name, value in model.named_buffers() if name + BUFFER in tensors}
+        buffers = {name: tensors[name + BUFFER] for name in beside}
+        _check_kinds(beside, buffers, folder)
+        shapes = {name: value.shape for name, value in {**state, **buffers}.items()}
+        try:
+            with consistent(folder):
+                undo = restore_sizes(model, shapes, description.sizes)
+        except ModelError as error:
+            raise ModelError(
+                f"{name} has shape {tuple(own[name].shape)} in the model, {tuple(state[name].shape)} in "
+                f"{folder}, and taking units out of the model does not give it: {error}"
+            ) from None
+    try:
+        yield buffers
+    except BaseException:
+        undo()
+        raise
+
+
+def _tie(model: nn.Module, sources: Mapping[str, str]) -> None:
+    """Put parameters in the places of others, given by name, as they were when they were saved."""
+    for name, source in sources.items():
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        if name in parameters and source in parameters and parameters[name] is not parameters[source]:
+            layer, _, short = name.rpartition(".")
+            setattr(model.get_submodule(layer), short, parameters[source])
