@@ -105,13 +105,12 @@ def activity(
     subject = StatContext(model, (), coupled=coupled, kept=checked_kept(coupled, kept))
     what: tuple[What, ...] = ("mean", "variance", "zeros")
     collector = ActivationStatsCollector(subject, *what, *(("irreplaceable",) if pairs else ()))
-    runner = GraphRunner(coupled)
+    runner = GraphRunner(coupled, budget_bytes=budget_bytes // 2)  # half, since sums are taken in float64
     with runner.evaluating():
         for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
             if not isinstance(batch, Tensor) or batch.dim() < 2:
                 raise InputError("inputs must be a tensor (N, ...) or batches of such tensors")
-            # half, since sums are taken in float64
-            for chunk in runner.chunks(len(batch), budget_bytes // 2) if len(batch) else ():
+            for chunk in runner.chunks(len(batch)) if len(batch) else ():
                 collector.batch((batch[chunk], batch[chunk]), torch.tensor(torch.nan))
     return {group.name: collector.activity(group) for group in coupled.groups}
 

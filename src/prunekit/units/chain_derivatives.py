@@ -10,24 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from prunekit.losses import Loss, squared_error
-from prunekit.units.chain_layers import (
-    by_unit,
+from prunekit.units.chain_suffix import (
     contributions,
-    leaves_rows,
-    pointwise,
+    in_place,
+    run_behind,
     unit_dim,
     weight_of,
     weights_by_unit,
     with_gains,
 )
-from prunekit.units.runner import CrossEntropyDelta, LossDelta, absolute_error
-from prunekit.units.suffix import run_behind
+from prunekit.units.runner import CrossEntropyDelta, LossDelta
 
 if TYPE_CHECKING:
     from prunekit.units.chain_runner import ActivationCache
@@ -37,128 +35,95 @@ if TYPE_CHECKING:
 class Adjoint:
     """Derivatives of the error, summed over a pass's examples, around one link.
 
-    Shapes are those of the pass: (n, ...), or (features, n) for flat links.
-
     Attributes:
-        a: by what comes out of the stages between the link's consumer and the next one.
-        z: by the consumer's output.
-        x: by the consumer's input.
+        first: (units,) float64: by the gains of its units.
+        a: by what comes out of the stages between the link's consumer and the next one, of the shape that
+            the pass has there: (n, ...), or (features, n) for flat links.
         slope: flat links: the derivative of what follows z, number by number; None where nothing follows.
         bend: flat links: its second derivative; None where it is 0 everywhere.
     """
 
+    first: Tensor
     a: Tensor
-    z: Tensor
-    x: Tensor
     slope: Tensor | None
     bend: Tensor | None
 
 
-def adjoints(now: ActivationCache, error: Loss, targets: Tensor, first: int = 0) -> dict[int, Adjoint]:
-    """One backward pass, segment by segment, to the link at place `first`.
-
-    Args:
-        now: the activations; n examples.
-        error: the mean over the examples.
-        targets: (n, ...).
-        first: the links before this place are left out.
-    """
+def adjoints(now: ActivationCache, first: int = 0) -> dict[int, Adjoint]:
+    """One backward pass of n examples, segment by segment, to the link at place `first`."""
     with torch.enable_grad():
         outputs = now.outputs.detach().requires_grad_()
-        total = error(outputs, targets) * len(outputs)
+        total = now.error(outputs, now.targets) * len(outputs)
         (gradient,) = torch.autograd.grad(total, outputs)
     by_a = gradient.T if now.links[-1].flat else gradient
     found: dict[int, Adjoint] = {}
     for place in range(len(now.links) - 1, first - 1, -1):
-        link = now.links[place]
+        link, x = now.links[place], now.x[place]
         slope = bend = None
         if link.flat:
             slope, bend = _bends(now, place)
-            by_z = by_a if slope is None else by_a * slope
-            by_x = weight_of(link.consumer).T @ by_z
+            by_x = weight_of(link.consumer).T @ (by_a if slope is None else by_a * slope)
         else:
-            by_z = _pull_back(now.between(place), now.z[place], by_a)
-            by_x = _pull_back(link.consumer.run, now.x[place], by_z)
-        found[place] = Adjoint(by_a, by_z, by_x, slope, bend)
+            by_x = _pull_back(now, place, by_a)
+        dim = 0 if link.flat else unit_dim(link.consumer, x)
+        by_gain = torch.unflatten(x * by_x, dim, (link.group.units, link.group.repeat)).movedim(dim, 0)
+        found[place] = Adjoint(by_gain.flatten(1).sum(1, dtype=torch.float64), by_a, slope, bend)
         gains = now.kept.get(link.group.name)
         if gains is not None:
-            by_x = with_gains(by_x, link.group, 0 if link.flat else unit_dim(link.consumer, by_x), gains)
+            by_x = with_gains(by_x, link.group, dim, gains)
         by_a = by_x.T if link.flat and place and not now.links[place - 1].flat else by_x
     return found
 
 
-def _pull_back(run: Callable[[Tensor], Tensor], x: Tensor, by_y: Tensor) -> Tensor:
-    """The derivative by x, from that by y = run(x)."""
+def _pull_back(now: ActivationCache, place: int, by_a: Tensor) -> Tensor:
+    """The derivative by a consumer's input, from that by what comes before the next one."""
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        (by_x,) = torch.autograd.grad(run(x), x, by_y)
+        x = now.x[place].detach().requires_grad_()
+        (by_x,) = torch.autograd.grad(now.between(place, now.links[place].consumer.run(x)), x, by_a)
     return by_x
 
 
 def _bends(now: ActivationCache, place: int) -> tuple[Tensor | None, Tensor | None]:
     """First and second derivative of the pointwise functions behind a flat link, at z."""
-    stages = [stage for stage in now.links[place].between if not leaves_rows(stage)]
-    z = now.z[place].detach()
+    stages, z = now.links[place].between, now.z[place].detach()
     if not stages:
         return None, None
-    if len(stages) == 1 and pointwise(stages[0]) is torch.sigmoid_:
+    if len(stages) == 1 and in_place(stages[0]) is torch.sigmoid_:
         a = torch.sigmoid(z)
         slope = a * (1 - a)
         return slope, slope * a.mul_(-2).add_(1)
     with torch.enable_grad():
-        z.requires_grad_()
-        a = z
-        for stage in stages:
-            a = stage.run(a)
+        a = now.between(place, z.requires_grad_())
         (slope,) = torch.autograd.grad(a.sum(), z, create_graph=True)
         bend = torch.autograd.grad(slope.sum(), z, allow_unused=True)[0] if slope.requires_grad else None
     return slope.detach(), bend
 
 
-def by_gain(now: ActivationCache, place: int, by_x: Tensor) -> Tensor:
-    """(units,) float64: the sum over examples and positions of the unit's values times `by_x`."""
-    link, x = now.links[place], now.x[place]
-    dim = 0 if link.flat else unit_dim(link.consumer, x)
-    product = by_unit(x * by_x, link.group, dim).movedim(dim, 0)
-    return product.flatten(1).sum(1, dtype=torch.float64)
-
-
-def second_derivatives(
-    now: ActivationCache,
-    place: int,
-    units: Tensor,
-    around: Mapping[int, Adjoint],
-    judge: LossDelta,
-    block_bytes: int,
-) -> Tensor:
-    """(C,) float64: d2E/dgain2 at gain 1, summed over the pass's examples.
+def second_derivatives(now: ActivationCache, place: int, around: Mapping[int, Adjoint]) -> Tensor:
+    """(units,) float64: d2E/dgain2 at gain 1, summed over the pass's examples.
 
     Args:
         now: the activations.
         place: which link the units belong to.
-        units: (C,) the units wanted.
         around: the derivatives around the links from `place` on.
-        judge: judges the pass's outputs.
-        block_bytes: memory for the directions of one block of units.
     """
-    link = now.links[place]
-    if not link.flat:
-        return _of_any(now, place, units, judge, block_bytes)
-    if place == len(now.links) - 1 and link.group.repeat == 1 and _has_diagonal(judge):
-        return _of_last(now, units, around[place], judge)
-    found = torch.zeros(len(units), dtype=torch.float64, device=units.device)
-    n = now.z[place].shape[1]
-    widest = max(len(z) for z in now.z[place:]) * 2
-    together = max(1, block_bytes // (now.z[place].element_size() * widest * n))
-    for start in range(0, len(units), together):
-        which = slice(start, start + together)
-        found[which] = _of_flat(now, place, units[which], around, judge)
-    return found
+    link, z = now.links[place], now.z[place].detach()
+    if link.flat and place == len(now.links) - 1 and link.group.repeat == 1:
+        diagonal = now.judge.diagonal
+        if diagonal is not None:
+            return _of_last(now, around[place], diagonal)
+    if link.flat:
+        numbers = 2 * max(len(each) for each in now.z[place:]) * z.shape[1]
+        of_some = partial(_of_flat, now, place, around)
+    else:
+        numbers = 8 * z.numel()  # a dual number each way through the layers, for every direction
+        of_some = partial(_of_any, now, place)
+    together = max(1, now.budget_bytes // 4 // (numbers * z.element_size()))
+    units = torch.arange(link.group.units, device=z.device)
+    return torch.cat([of_some(some) for some in torch.split(units, together)])
 
 
-def _of_flat(
-    now: ActivationCache, place: int, units: Tensor, around: Mapping[int, Adjoint], judge: LossDelta
-) -> Tensor:
+def _of_flat(now: ActivationCache, place: int, around: Mapping[int, Adjoint], units: Tensor) -> Tensor:
     """The sum over the layers, with directions (C, features, n)."""
     link = now.links[place]
     weights = weights_by_unit(link.consumer, link.group)[units]  # (C, features, repeat)
@@ -184,7 +149,7 @@ def _of_flat(
             direction = direction * at.slope
         if number + 1 < len(now.links):
             direction = torch.matmul(_kept_weight(now, number + 1), direction)
-    return found + _of_error(judge, direction)
+    return found + _of_error(now.judge, direction)
 
 
 def _kept_weight(now: ActivationCache, place: int) -> Tensor:
@@ -205,29 +170,13 @@ def _dots(variants: Tensor, by: Tensor) -> Tensor:
     return torch.mv(variants.flatten(1), by.reshape(-1)).double()
 
 
-def _has_diagonal(judge: LossDelta) -> bool:
-    return judge.error in (squared_error, absolute_error) or isinstance(judge, CrossEntropyDelta)
-
-
-def error_diagonal(judge: LossDelta) -> Tensor:
-    """(K, n): the second derivative of each example's error by each output, for the errors of `ERRORS`.
-
-    For cross-entropy that is p (1 - p), the diagonal of the softmax's Hessian diag(p) - p p^T.
-    """
-    outputs = judge.outputs.flatten(1).T
-    if isinstance(judge, CrossEntropyDelta):
-        p = torch.softmax(outputs, 0)
-        return p * (1 - p)
-    return torch.full_like(outputs, 2.0 if judge.error is squared_error else 0.0)
-
-
-def _of_last(now: ActivationCache, units: Tensor, at: Adjoint, judge: LossDelta) -> Tensor:
+def _of_last(now: ActivationCache, at: Adjoint, diagonal: Tensor) -> Tensor:
     """Closed form on the last link: products of matrices and nothing written out per unit."""
-    link, x = now.links[-1], now.x[-1][units]
-    weights = weights_by_unit(link.consumer, link.group)[units, :, 0]
-    p = torch.softmax(judge.outputs.T, 0) if isinstance(judge, CrossEntropyDelta) else None
+    link, x, judge = now.links[-1], now.x[-1], now.judge
+    weights = weights_by_unit(link.consumer, link.group)[:, :, 0]
+    p = judge.probabilities if isinstance(judge, CrossEntropyDelta) else None
     # of the softmax's Hessian, diag(p) is part of the diagonal here and p p^T is subtracted below
-    diagonal = p if p is not None else error_diagonal(judge)
+    diagonal = diagonal if p is None else p
     if at.slope is not None:
         diagonal = diagonal * at.slope.square()
     if at.bend is not None:
@@ -242,24 +191,18 @@ def _of_last(now: ActivationCache, units: Tensor, at: Adjoint, judge: LossDelta)
 def _of_error(judge: LossDelta, direction: Tensor) -> Tensor:
     """(C,) float64: the error's second derivative along directions (C, K, n) of the outputs."""
     if isinstance(judge, CrossEntropyDelta):
-        p = torch.softmax(judge.outputs.T, 0)
+        p = judge.probabilities
         mean = (p * direction).sum(1, keepdim=True)
         return _dots((direction - mean).square_(), p)
-    if _has_diagonal(judge):
-        return _dots(direction.square(), error_diagonal(judge))
+    if judge.diagonal is not None:
+        return _dots(direction.square(), judge.diagonal)
     directions = torch.unflatten(direction.transpose(1, 2), 2, judge.outputs.shape[1:])
-    return along(_Total(judge.error, judge.targets), judge.outputs, directions)
+    return along(partial(_total, judge), judge.outputs, directions)
 
 
-class _Total:
-    """The error summed over the examples, behind whatever lies before it."""
-
-    def __init__(self, error: Loss, targets: Tensor, now: ActivationCache | None = None, place: int = 0):
-        self._error, self._targets, self._now, self._place = error, targets, now, place
-
-    def __call__(self, y: Tensor) -> Tensor:
-        outputs = y if self._now is None else run_behind(self._now, self._place, y, in_place=False)
-        return self._error(outputs, self._targets) * len(outputs)
+def _total(judge: LossDelta, outputs: Tensor) -> Tensor:
+    """The error summed over the examples."""
+    return judge.error(outputs, judge.targets) * len(outputs)
 
 
 def along(
@@ -283,14 +226,12 @@ def along(
     return batched(of_one)(directions)
 
 
-def _of_any(now: ActivationCache, place: int, units: Tensor, judge: LossDelta, block_bytes: int) -> Tensor:
+def _of_any(now: ActivationCache, place: int, units: Tensor) -> Tensor:
     """By automatic differentiation of what lies behind the consumer."""
-    link, x, z = now.links[place], now.x[place], now.z[place].detach()
-    function = _Total(judge.error, judge.targets, now, place)
-    # a dual number each way through the layers, for every direction
-    together = max(1, block_bytes // (8 * z.element_size() * z.numel()))
-    found = [
-        along(function, z, contributions(link.consumer, link.group, x, some))
-        for some in torch.split(units, together)
-    ]
-    return torch.cat(found)
+    link = now.links[place]
+
+    def total(z: Tensor) -> Tensor:
+        return _total(now.judge, run_behind(now, place, z, overwrite=False))
+
+    directions = contributions(link.consumer, link.group, now.x[place], units)
+    return along(total, now.z[place].detach(), directions)

@@ -12,22 +12,11 @@ from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
 from prunekit.graph.chain import Chain
 from prunekit.losses import Loss
-from prunekit.modes import evaluating
-from prunekit.units.chain_derivatives import adjoints, by_gain, error_diagonal
-from prunekit.units.chain_layers import weight_of, with_gains
-from prunekit.units.chain_runner import ActivationCache, ChainRunner
-from prunekit.units.oracle import check_examples, checked_kept, empty, means
-from prunekit.units.runner import (
-    BUDGET_BYTES,
-    ERRORS,
-    AnyErrorDelta,
-    LossDelta,
-    Run,
-    Structure,
-    absolute_error,
-    error_of,
-    loss_delta,
-)
+from prunekit.units.chain_derivatives import adjoints
+from prunekit.units.chain_runner import ActivationCache
+from prunekit.units.chain_suffix import weight_of, with_gains
+from prunekit.units.oracle import means
+from prunekit.units.runner import BUDGET_BYTES, ERRORS, Run, Structure, absolute_error
 
 DECAY = 0.8
 """What remains of the running relevance at each batch."""
@@ -94,8 +83,8 @@ def gain_derivatives(
         InputError: for data, groups or kept units that do not fit the network.
     """
 
-    def measure(run: Run, judge: LossDelta) -> dict[str, Tensor]:
-        found = run.derivatives(run.names, judge, budget_bytes, second=second)
+    def measure(run: Run) -> dict[str, Tensor]:
+        found = run.derivatives(run.names, second=second)
         return {
             name: torch.stack([each for each in both if each is not None]) for name, both in found.items()
         }
@@ -103,9 +92,16 @@ def gain_derivatives(
     sums = means(
         structure, inputs, targets, error, measure, groups=groups, kept=kept, budget_bytes=budget_bytes
     )
-    for name in (kept or {}).keys() & sums.keys():
-        sums[name][:, ~(kept or {})[name]] = torch.nan
-    return {name: GainDerivatives(each[0], each[1] if second else None) for name, each in sums.items()}
+    return _of_units_on(sums, kept or {})
+
+
+def _of_units_on(found: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, GainDerivatives]:
+    """By group, from (1 or 2, units): the first derivative, and the second."""
+    for name in kept.keys() & found.keys():
+        found[name][:, ~kept[name]] = torch.nan
+    return {
+        name: GainDerivatives(each[0], each[1] if len(each) > 1 else None) for name, each in found.items()
+    }
 
 
 def relevance(
@@ -202,19 +198,13 @@ def gain_sweep(
         if name in (kept or {}) and not (kept or {})[name][unit]:
             raise InputError(f"unit {unit} of {name!r} is off already")
 
-    def measure(run: Run, judge: LossDelta) -> dict[str, Tensor]:
+    def measure(run: Run) -> dict[str, Tensor]:
         errors = grid.new_empty(len(units), len(grid))
         for group in dict.fromkeys(name for name, _ in units):
             rows = [row for row, (name, _) in enumerate(units) if name == group]
             which = torch.tensor([units[row][1] for row in rows], device=grid.device)
-            changes = run.weighted(
-                group,
-                which.repeat_interleave(len(grid)),
-                (1 - grid).repeat(len(rows)),
-                judge,
-                budget_bytes,
-            )
-            errors[rows] = changes.view(len(rows), len(grid)) + judge.total
+            changes = run.weighted(group, which.repeat_interleave(len(grid)), (1 - grid).repeat(len(rows)))
+            errors[rows] = changes.view(len(rows), len(grid)) + run.judge.total
         return {"errors": errors}
 
     groups = [name for name, _ in units]
@@ -268,43 +258,35 @@ def diagonal_recursion(
     """
     if not isinstance(chain, Chain):
         raise InputError(NO_RECURSION)
-    error = error_of(error)
-    kept = checked_kept(chain, kept)
-    check_examples(inputs, targets)
-    with evaluating(*chain.modules), torch.no_grad():
-        flow = ChainRunner(chain, inputs[:1])
-        for link in flow.links:
+
+    def measure(run: Run) -> dict[str, Tensor]:
+        assert isinstance(run, ActivationCache)
+        for link in run.links:
             if not link.flat or link.group.repeat > 1:
                 raise InputError(
                     f"the recursion is for linear layers with activations between; the units of "
                     f"{link.group.name!r} are followed by something else"
                 )
-        firsts = [empty(link.group.units, inputs.device) for link in flow.links]
-        seconds = [empty(link.group.units, inputs.device) for link in flow.links]
-        for chunk in flow.chunks(len(inputs), budget_bytes):
-            now = ActivationCache(flow, inputs[chunk], kept)
-            judged = loss_delta(error, now.outputs, targets[chunk])
-            if isinstance(judged, AnyErrorDelta):
-                raise InputError(f"the recursion is for the errors {', '.join(ERRORS)} and class numbers")
-            around = adjoints(now, error, targets[chunk])
-            curved = error_diagonal(judged)  # d2E/do2
-            for place in reversed(range(len(flow.links))):
-                at, link = around[place], flow.links[place]
-                if at.slope is not None:
-                    curved = curved * at.slope.square()
-                if at.bend is not None:
-                    curved = curved + at.a * at.bend
-                curved = weight_of(link.consumer).square().T @ curved
-                firsts[place] += by_gain(now, place, at.x)
-                seconds[place] += (now.x[place].square() * curved).sum(1, dtype=torch.float64)
-                if link.group.name in kept:
-                    curved = with_gains(curved, link.group, 0, kept[link.group.name])
-    found = {}
-    for link, first, second in zip(flow.links, firsts, seconds, strict=True):
-        if link.group.name in kept:
-            first[~kept[link.group.name]] = second[~kept[link.group.name]] = torch.nan
-        found[link.group.name] = GainDerivatives(first / len(inputs), second / len(inputs))
-    return found
+        curved = run.judge.diagonal  # d2E/do2
+        if curved is None:
+            raise InputError(f"the recursion is for the errors {', '.join(ERRORS)} and class numbers")
+        around = adjoints(run)
+        found: dict[str, Tensor] = {}
+        for place, link in reversed(list(enumerate(run.links))):
+            at, name = around[place], link.group.name
+            if at.slope is not None:
+                curved = curved * at.slope.square()
+            if at.bend is not None:
+                curved = curved + at.a * at.bend
+            curved = weight_of(link.consumer).square().T @ curved
+            second = (run.x[place].square() * curved).sum(1, dtype=torch.float64)
+            found[name] = torch.stack([at.first, second])
+            if name in run.kept:
+                curved = with_gains(curved, link.group, 0, run.kept[name])
+        return dict(reversed(found.items()))
+
+    sums = means(chain, inputs, targets, error, measure, kept=kept, budget_bytes=budget_bytes)
+    return _of_units_on(sums, kept or {})
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from prunekit.graph import Coupled, unit_masks
 from prunekit.graph.capture import arguments, captured_in
 from prunekit.graph.captured import Captured, signature_of
 from prunekit.graph.ops import op_name
+from prunekit.losses import Loss
 from prunekit.modes import evaluating
 from prunekit.targets import unwrap
 from prunekit.units.chain_derivatives import along
 from prunekit.units.program import Program, Suffix, bytes_of, called, without_writes, writes_shared
-from prunekit.units.runner import LossDelta, Run, Runner
+from prunekit.units.runner import BUDGET_BYTES, Run, Runner
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})  # `vmap` knows none of them
 _BLOCK_BYTES = 2**23  # variants of a block on a processor: more do not stay in its caches
@@ -35,14 +36,15 @@ class GraphRunner(Runner):
     Args:
         coupled: the groups.
         groups: the names of those that will be asked for, if not all.
+        budget_bytes: memory for activations.
     """
 
-    def __init__(self, coupled: Coupled, groups: Sequence[str] | None = None):
+    def __init__(
+        self, coupled: Coupled, groups: Sequence[str] | None = None, budget_bytes: int = BUDGET_BYTES
+    ):
+        super().__init__(coupled, groups, budget_bytes)
         self._coupled = coupled
         self._model = unwrap(coupled.model)
-        self.sizes = {group.name: group.units for group in coupled.groups}
-        wanted = self.sizes if groups is None else {coupled.group(name).name for name in groups}
-        self.names = tuple(name for name in self.sizes if name in wanted)
         traced = coupled.traced.graphs[0]
         self._programs: dict[object, Program] = coupled.prepared.setdefault(GraphRunner, {})
         shapes = signature_of(traced).shapes
@@ -57,7 +59,7 @@ class GraphRunner(Runner):
         """Evaluation mode for the network."""
         return evaluating(self._model)
 
-    def run(self, inputs: Any, kept: Mapping[str, Tensor]) -> GraphRun:
+    def run(self, inputs: Any, targets: Tensor, error: Loss, kept: Mapping[str, Tensor]) -> GraphRun:
         """The values of the nodes on n examples."""
         args, kwargs = arguments(inputs)
         flat = [each.shape if isinstance(each, Tensor) else None for each in joined(args, kwargs.values())]
@@ -72,7 +74,8 @@ class GraphRunner(Runner):
                 )
             self._programs[shapes] = self._program(graph, args, kwargs)
         program = self._programs[shapes]
-        return GraphRun(self, program, program.signature.flattened(args, kwargs), kept)
+        given = program.signature.flattened(args, kwargs)
+        return GraphRun(self, program, given, targets, error, kept)
 
     def _program(self, graph: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         if writes_shared(graph):
@@ -105,11 +108,21 @@ class GraphRun(Run):
         runner: of the network.
         program: the graph on n examples.
         given: the user's inputs in a row.
+        targets: (n, ...).
+        error: the mean over the examples.
         kept: by group (units,) booleans.
     """
 
-    def __init__(self, runner: GraphRunner, program: Program, given: list[Any], kept: Mapping[str, Tensor]):
-        self.sizes, self.names, self.kept = runner.sizes, runner.names, kept
+    def __init__(
+        self,
+        runner: GraphRunner,
+        program: Program,
+        given: list[Any],
+        targets: Tensor,
+        error: Loss,
+        kept: Mapping[str, Tensor],
+    ):
+        super().__init__(runner, targets, error, kept)
         self._runner, self._program, self._given = runner, program, given
         self._coupled = runner._coupled
         needed = set().union(
@@ -141,30 +154,15 @@ class GraphRun(Run):
             raise InputError("units are judged by one output, a tensor")
         self.outputs = self.outputs.detach()
 
-    def off(self, name: str, units: Tensor, judge: LossDelta, budget_bytes: int) -> Tensor:
-        """See `Run.off`: the gain 0; where statistics run over the units, the masks."""
-        masked = bool(self._coupled.group(name).normalised)
-        return self._changes(
-            self._program.suffix(name, masked=masked),
-            name,
-            units,
-            torch.ones_like(units),
-            judge,
-            budget_bytes,
-        )
-
-    def weighted(
-        self, name: str, units: Tensor, strength: Tensor, judge: LossDelta, budget_bytes: int
-    ) -> Tensor:
-        """See `Run.weighted`: gains where the units are read."""
-        return self._changes(self._program.suffix(name), name, units, strength, judge, budget_bytes)
-
-    def _changes(
-        self, suffix: Suffix, name: str, units: Tensor, strength: Tensor, judge: LossDelta, budget_bytes: int
-    ) -> Tensor:
+    def weighted(self, name: str, units: Tensor, strength: Tensor | None = None) -> Tensor:
+        """See `Run.weighted`: gains where the units are read; where statistics run over units that are off,
+        the masks."""
+        masked = strength is None and bool(self._coupled.group(name).normalised)
+        suffix = self._program.suffix(name, masked=masked)
+        strength = torch.ones_like(units) if strength is None else strength
         n = len(self.outputs)
         on_cpu = self.outputs.device.type == "cpu"
-        block_bytes = min(budget_bytes // 2, _BLOCK_BYTES) if on_cpu else budget_bytes // 2
+        block_bytes = min(self.budget_bytes // 2, _BLOCK_BYTES) if on_cpu else self.budget_bytes // 2
         together = max(1, block_bytes // suffix.peak)
         found = torch.zeros(len(units), dtype=torch.float64, device=units.device)
 
@@ -179,12 +177,10 @@ class GraphRun(Run):
             gains.scatter_(1, units[which, None], 1 - strength[which, None].to(gains.dtype))
             with sdpa_kernel(SDPBackend.MATH):  # the faster ones run one variant after the other
                 outputs = self._batched(variant)(gains).flatten(2)  # (C, n, K)
-            found[which] = judge.changes(outputs.transpose(1, 2).contiguous(), 0, n)
+            found[which] = self.judge.changes(outputs.transpose(1, 2).contiguous(), 0, n)
         return found
 
-    def derivatives(
-        self, names: Sequence[str], judge: LossDelta, budget_bytes: int, *, second: bool
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def derivatives(self, names: Sequence[str], *, second: bool) -> dict[str, tuple[Tensor, Tensor | None]]:
         """See `Run.derivatives`: one backward pass for all groups, then each unit's own."""
         n, like = len(self.outputs), self.outputs
         gains = {name: torch.ones(self.sizes[name], dtype=like.dtype, device=like.device) for name in names}
@@ -193,23 +189,23 @@ class GraphRun(Run):
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             leaves = {name: each.requires_grad_() for name, each in gains.items()}
             outputs = every(self.values, [leaves[name] for name in names for _ in sites[name]])
-            total = judge.error(outputs, judge.targets) * n
+            total = self.error(outputs, self.targets) * n
             firsts = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-        seconds = [self._second(name, judge, budget_bytes) if second else None for name in names]
+        seconds = [self._second(name) if second else None for name in names]
         return {
             name: (first.double(), curved) for name, first, curved in zip(names, firsts, seconds, strict=True)
         }
 
-    def _second(self, name: str, judge: LossDelta, budget_bytes: int) -> Tensor:
+    def _second(self, name: str) -> Tensor:
         """(units,) float64: d2E/dgain2 of each unit, the others at gain 1."""
         suffix, like = self._program.suffix(name), self.outputs
         at = torch.ones(self.sizes[name], dtype=like.dtype, device=like.device)
 
         def function(gains: Tensor) -> Tensor:
             outputs = suffix(self.values, [gains] * len(suffix.sites))
-            return judge.error(outputs, judge.targets) * len(like)
+            return self.error(outputs, self.targets) * len(like)
 
-        together = max(1, budget_bytes // (4 * suffix.total))
+        together = max(1, self.budget_bytes // (4 * suffix.total))
         own = torch.backends.mkldnn.flags(enabled=False) if self._recurrent() else nullcontext()
         pieces = torch.split(torch.diag(at), together)
         with sdpa_kernel(SDPBackend.MATH), own:  # the library's recurrent layers have no forward derivatives

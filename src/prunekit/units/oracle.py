@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,11 +18,11 @@ from prunekit.graph.surgery import check_flags
 from prunekit.losses import Loss
 from prunekit.units.chain_runner import ChainRunner
 from prunekit.units.graph_runner import GraphRunner
-from prunekit.units.runner import BUDGET_BYTES, LossDelta, Run, Runner, Structure, error_of, loss_delta
+from prunekit.units.runner import BUDGET_BYTES, Run, Runner, Structure, error_of, taken
 from prunekit.worker import end_with_parent
 
-Measure = Callable[[Run, LossDelta], Mapping[str, Tensor]]
-"""By name what a chunk adds up to, in float64, from its run and the errors of its outputs."""
+Measure = Callable[[Run], Mapping[str, Tensor]]
+"""By name what a chunk adds up to, in float64, from its run."""
 
 
 def means(
@@ -53,27 +53,29 @@ def means(
     """
     error, kept = error_of(error), checked_kept(structure, kept)
     count = check_examples(inputs, targets)
-    runner = runner_of(structure, inputs, groups)
+    runner = runner_of(structure, inputs, groups, budget_bytes)
     sums: dict[str, Tensor] = {}
     with runner.evaluating(), torch.no_grad():
-        for chunk in runner.chunks(count, budget_bytes):
-            run = runner.run(taken(inputs, chunk), kept)
-            for name, each in measure(run, loss_delta(error, run.outputs, targets[chunk])).items():
+        for run in runner.runs(inputs, targets, error, kept):
+            for name, each in measure(run).items():
                 sums[name] = sums[name] + each if name in sums else each
     return {name: total / count for name, total in sums.items()}
 
 
-def runner_of(structure: Structure, inputs: Inputs, groups: Sequence[str] | None = None) -> Runner:
+def runner_of(
+    structure: Structure, inputs: Inputs, groups: Sequence[str] | None, budget_bytes: int
+) -> Runner:
     """What runs a network fastest: behind each unit only on a chain, from each change on in any other.
 
     Args:
         structure: the units.
         inputs: examples, of which the first will be looked at.
         groups: the groups that will be asked for, if not all.
+        budget_bytes: memory for activations.
     """
     if isinstance(structure, Chain):
-        return ChainRunner(structure, taken(inputs, slice(0, 1)), groups)
-    return GraphRunner(structure, groups)
+        return ChainRunner(structure, taken(inputs, slice(0, 1)), groups, budget_bytes)
+    return GraphRunner(structure, groups, budget_bytes)
 
 
 def checked_kept(structure: Structure, kept: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -105,16 +107,6 @@ def check_examples(inputs: Inputs, targets: Tensor) -> int:
     if len(targets) == 0:
         raise InputError("there are no examples to judge units by")
     return len(targets)
-
-
-def taken(inputs: Any, examples: slice) -> Any:
-    """Some of the examples: those of each tensor among a network's inputs."""
-    return pytree.tree_map(lambda each: each[examples] if isinstance(each, Tensor) else each, inputs)
-
-
-def empty(units: int, device: torch.device) -> Tensor:
-    """(units,) zeros in float64 to add to."""
-    return torch.zeros(units, dtype=torch.float64, device=device)
 
 
 Part = Callable[[slice], Mapping[str, Tensor]]
@@ -166,7 +158,7 @@ def oracle_changes(
             inputs,
             targets,
             error,
-            lambda run, judge: {name: run.changes(name, judge, budget_bytes) for name in run.names},
+            lambda run: {name: run.changes(name) for name in run.names},
             groups=groups,
             kept=kept,
             budget_bytes=budget_bytes,
@@ -292,14 +284,21 @@ def eliminate(
     """
     if isinstance(rank, str) and rank != "oracle":
         raise InputError(f"rank must be 'oracle' or a function, got {rank!r}")
-    course = _Course(structure, inputs, targets, error_of(error), kept, budget_bytes)
-    with course.runner.evaluating(), torch.no_grad():
-        possible = sum(max(0, int(each.sum()) - floor) for each in course.kept.values())
+    error = error_of(error)
+    check_examples(inputs, targets)
+    given, runner = checked_kept(structure, kept), runner_of(structure, inputs, None, budget_bytes)
+    left = {
+        name: given.get(name, torch.ones(units, dtype=torch.bool, device=targets.device))
+        for name, units in runner.sizes.items()
+    }
+    with runner.evaluating(), torch.no_grad():
+        possible = sum(max(0, int(each.sum()) - floor) for each in left.values())
         count = possible if count is None else count
         if not 0 <= count <= possible:
             raise InputError(
                 f"{count} units cannot be removed: there are {possible} beyond {floor} in each group"
             )
+        course = _Course(runner, inputs, targets, error, left)
         before = course.error()
         order: list[tuple[str, int]] = []
         errors: list[float] = []
@@ -307,16 +306,14 @@ def eliminate(
         queue: list[tuple[float, int, int]] = []
         for _ in range(count):
             if rerank or not order:
-                queue = _ranked(course, rank if callable(rank) else course.oracle)
-            chosen = next(
-                (each for each in queue if int(course.kept[course.names[each[1]]].sum()) > floor), None
-            )
+                queue = _ranked(runner, left, rank if callable(rank) else course.oracle)
+            chosen = next((each for each in queue if int(left[runner.names[each[1]]].sum()) > floor), None)
             if chosen is None:
                 raise InputError(f"the rank names units for only {len(order)} of the {count} removals")
             queue.remove(chosen)
             change, place, unit = chosen
-            course.remove(course.names[place], unit)
-            order.append((course.names[place], unit))
+            course.remove(runner.names[place], unit)
+            order.append((runner.names[place], unit))
             errors.append(course.error())
             predicted.append(change)
         return Elimination(
@@ -324,16 +321,16 @@ def eliminate(
             before,
             torch.tensor(errors, dtype=torch.float64),
             torch.tensor(predicted, dtype=torch.float64),
-            course.kept,
+            left,
         )
 
 
-def _ranked(course: _Course, rank: Rank) -> list[tuple[float, int, int]]:
+def _ranked(runner: Runner, kept: Mapping[str, Tensor], rank: Rank) -> list[tuple[float, int, int]]:
     """(predicted change, place of the group, unit) of all kept units, the lowest first, then the first."""
-    found = rank({name: each.clone() for name, each in course.kept.items()})
+    found = rank({name: each.clone() for name, each in kept.items()})
     ranked = []
-    for place, name in enumerate(course.names):
-        changes, units = found.get(name), course.runner.sizes[name]
+    for place, (name, units) in enumerate(runner.sizes.items()):
+        changes = found.get(name)
         if changes is None:
             continue
         if changes.shape != (units,):
@@ -341,7 +338,7 @@ def _ranked(course: _Course, rank: Rank) -> list[tuple[float, int, int]]:
                 f"the rank of {name!r} has the shape {tuple(changes.shape)}, there are {units} units"
             )
         values = changes.tolist()
-        for unit in course.kept[name].nonzero().flatten().tolist():
+        for unit in kept[name].nonzero().flatten().tolist():
             if values[unit] != values[unit]:
                 raise InputError(f"the predicted change of unit {unit} of {name!r} is NaN")
             ranked.append((values[unit], place, unit))
@@ -349,56 +346,27 @@ def _ranked(course: _Course, rank: Rank) -> list[tuple[float, int, int]]:
 
 
 class _Course:
-    """The present state of an elimination: which units are left, and the runs with them."""
+    """The present state of an elimination: the runs with the units that are left."""
 
-    def __init__(
-        self,
-        structure: Structure,
-        inputs: Inputs,
-        targets: Tensor,
-        error: Loss,
-        kept: Mapping[str, Tensor] | None,
-        budget_bytes: int,
-    ):
-        count, given = check_examples(inputs, targets), checked_kept(structure, kept)
-        self.runner = runner_of(structure, inputs)
-        self.names = self.runner.names
-        self.kept = {
-            name: given.get(name, torch.ones(units, dtype=torch.bool, device=targets.device))
-            for name, units in self.runner.sizes.items()
-        }
-        self._inputs, self._targets, self._error, self._budget = inputs, targets, error, budget_bytes
-        self._chunks = list(self.runner.chunks(count, budget_bytes))
-        self._fits = self.runner.bytes_per_example * count <= budget_bytes // 2
-        self._runs: list[Run] = []
-        self._judges: list[LossDelta] = []
+    def __init__(self, runner: Runner, inputs: Inputs, targets: Tensor, error: Loss, kept: dict[str, Tensor]):
+        self._kept, self._examples = kept, len(targets)
+        self._anew = partial(runner.runs, inputs, targets, error, kept)
+        fits = runner.bytes_per_example * len(targets) <= runner.budget_bytes // 2
+        self._runs = list(self._anew()) if fits else []
 
     def remove(self, name: str, unit: int) -> None:
-        self.kept[name][unit] = False
-        for each in self._runs:
-            each.remove(name, unit)
-        self._judges = []
+        self._kept[name][unit] = False
+        for run in self._runs:
+            run.remove(name, unit)
 
     def error(self) -> float:
         """The mean error over all examples."""
-        return sum(judge.total for _, judge in self._all()) / len(self._targets)
+        return sum(run.judge.total for run in self._runs or self._anew()) / self._examples
 
     def oracle(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
         """The true change of the error for each unit."""
         sums: dict[str, Tensor] = {}
-        for run, judge in self._all():
-            for name in self.names:
-                sums[name] = sums.get(name, 0) + run.changes(name, judge, self._budget)
-        return {name: total / len(self._targets) for name, total in sums.items()}
-
-    def _all(self) -> Iterator[tuple[Run, LossDelta]]:
-        """The present run of every chunk, with who judges its outputs."""
-        for number, chunk in enumerate(self._chunks):
-            if number < len(self._runs):
-                run = self._runs[number]
-            else:
-                run = self.runner.run(taken(self._inputs, chunk), self.kept)
-                self._runs += [run] if self._fits else []
-            if number == len(self._judges):
-                self._judges.append(loss_delta(self._error, run.outputs, self._targets[chunk]))
-            yield run, self._judges[number]
+        for run in self._runs or self._anew():
+            for name in run.names:
+                sums[name] = sums.get(name, 0) + run.changes(name)
+        return {name: total / self._examples for name, total in sums.items()}

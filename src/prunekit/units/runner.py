@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
@@ -85,6 +86,11 @@ class LossDelta(ABC):
         self.targets = targets
         self.total = float(error(outputs, targets)) * len(outputs)
 
+    @property
+    def diagonal(self) -> Tensor | None:
+        """(K, n): the second derivative of each example's error by each output; None if it is not known."""
+        return None
+
     @abstractmethod
     def changes(self, variants: Tensor, start: int, stop: int) -> Tensor:
         """(C,): error of each variant less the present one, on the examples from `start` to `stop`.
@@ -125,6 +131,11 @@ class SquaredErrorDelta(LossDelta):
         self._twice_off = (outputs - real_targets(outputs, targets)).flatten(1).T.mul(2).contiguous()
         self._block = (0, 0, self._now)
 
+    @property
+    def diagonal(self) -> Tensor:
+        """See `LossDelta.diagonal`: the whole Hessian."""
+        return torch.full_like(self._now, 2.0)
+
     def changes(self, variants: Tensor, start: int, stop: int) -> Tensor:
         """See `LossDelta.changes`.
 
@@ -146,6 +157,11 @@ class AbsoluteErrorDelta(LossDelta):
         self._wanted = real_targets(outputs, targets).flatten(1).T.contiguous()
         self._off = (outputs.flatten(1).T - self._wanted).abs_()
 
+    @property
+    def diagonal(self) -> Tensor:
+        """See `LossDelta.diagonal`: the whole Hessian."""
+        return torch.zeros_like(self._off)
+
     def changes(self, variants: Tensor, start: int, stop: int) -> Tensor:
         """See `LossDelta.changes`."""
         off = variants.sub_(self._wanted[:, start:stop]).abs_().sub_(self._off[:, start:stop])
@@ -158,6 +174,17 @@ class CrossEntropyDelta(LossDelta):
     def __init__(self, error: Loss, outputs: Tensor, targets: Tensor):
         super().__init__(error, outputs, targets)
         self._now = F.cross_entropy(outputs, targets, reduction="none")
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(K, n): those of the classes. The softmax's Hessian is diag(p) - p p^T."""
+        return torch.softmax(self.outputs.T, 0)
+
+    @property
+    def diagonal(self) -> Tensor:
+        """See `LossDelta.diagonal`: p (1 - p)."""
+        p = self.probabilities
+        return p * (1 - p)
 
     def changes(self, variants: Tensor, start: int, stop: int) -> Tensor:
         """See `LossDelta.changes`."""
@@ -196,18 +223,26 @@ class Runner(ABC):
         sizes: the number of units of each group, by name, front to back.
         names: the groups that will be asked for, front to back.
         bytes_per_example: what a run needs for one example.
+        budget_bytes: memory for activations.
     """
 
-    sizes: Mapping[str, int]
-    names: tuple[str, ...]
     bytes_per_example: int
 
+    def __init__(self, structure: Structure, groups: Sequence[str] | None, budget_bytes: int):
+        """Take the units, and the names of the groups that will be asked for, if not all."""
+        self.sizes: Mapping[str, int] = {group.name: group.units for group in structure.groups}
+        wanted = self.sizes if groups is None else {structure.group(name).name for name in groups}
+        self.names = tuple(name for name in self.sizes if name in wanted)
+        self.budget_bytes = budget_bytes
+
     @abstractmethod
-    def run(self, inputs: Any, kept: Mapping[str, Tensor]) -> Run:
+    def run(self, inputs: Any, targets: Tensor, error: Loss, kept: Mapping[str, Tensor]) -> Run:
         """The network on a chunk of examples.
 
         Args:
             inputs: n examples.
+            targets: (n, ...).
+            error: the mean over the examples.
             kept: by group (units,) booleans, False for units that are off; True where there are none.
         """
 
@@ -215,13 +250,18 @@ class Runner(ABC):
     def evaluating(self) -> AbstractContextManager[None]:
         """Evaluation mode for as long as the network is run."""
 
-    def chunks(self, examples: int, budget_bytes: int) -> Iterator[slice]:
+    def chunks(self, examples: int) -> Iterator[slice]:
         """Slices of the examples whose runs fit the budget, of equal sizes but for the last."""
-        at_once = max(1, min(budget_bytes // 2, _CHUNK_BYTES) // self.bytes_per_example)
+        at_once = max(1, min(self.budget_bytes // 2, _CHUNK_BYTES) // self.bytes_per_example)
         parts = -(-examples // at_once)
         at_once = -(-examples // parts)  # even parts
         for start in range(0, examples, at_once):
             yield slice(start, min(start + at_once, examples))
+
+    def runs(self, inputs: Any, targets: Tensor, error: Loss, kept: Mapping[str, Tensor]) -> Iterator[Run]:
+        """The network on one chunk of the examples after the other; see `run`."""
+        for chunk in self.chunks(len(targets)):
+            yield self.run(taken(inputs, chunk), targets[chunk], error, kept)
 
 
 class Run(ABC):
@@ -229,37 +269,46 @@ class Run(ABC):
 
     Attributes:
         outputs: (n, ...) the network's outputs.
+        targets: (n, ...).
+        error: the mean over the examples.
         kept: by group (units,) booleans, the caller's to change together with `remove`.
-        sizes: the number of units of each group.
         names: the groups that will be asked for.
     """
 
     outputs: Tensor
-    kept: Mapping[str, Tensor]
-    sizes: Mapping[str, int]
-    names: tuple[str, ...]
+
+    def __init__(self, runner: Runner, targets: Tensor, error: Loss, kept: Mapping[str, Tensor]):
+        """Take what is known before the network runs."""
+        self.targets, self.error, self.kept = targets, error, kept
+        self.names, self.sizes, self.budget_bytes = runner.names, runner.sizes, runner.budget_bytes
+        self._judge: LossDelta | None = None
+
+    @property
+    def judge(self) -> LossDelta:
+        """The errors of variants of the present outputs."""
+        if self._judge is None or self._judge.outputs is not self.outputs:
+            self._judge = loss_delta(self.error, self.outputs, self.targets)
+        return self._judge
 
     @abstractmethod
-    def off(self, name: str, units: Tensor, judge: LossDelta, budget_bytes: int) -> Tensor:
-        """(C,) float64: the change of the error, summed over the examples, without each of the units (C,)."""
+    def weighted(self, name: str, units: Tensor, strength: Tensor | None = None) -> Tensor:
+        """(C,) float64: the change of the error, summed over the examples, for each of the units (C,).
+
+        Args:
+            name: of their group.
+            units: (C,) which.
+            strength: (C,) the unit has the gain 1 - strength; by default it is off.
+        """
 
     @abstractmethod
-    def weighted(
-        self, name: str, units: Tensor, strength: Tensor, judge: LossDelta, budget_bytes: int
-    ) -> Tensor:
-        """(C,) float64: the same where each unit has the gain 1 - strength; strength: (C,)."""
-
-    @abstractmethod
-    def derivatives(
-        self, names: Sequence[str], judge: LossDelta, budget_bytes: int, *, second: bool
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def derivatives(self, names: Sequence[str], *, second: bool) -> dict[str, tuple[Tensor, Tensor | None]]:
         """By group (units,) float64: dE/dgain and, if `second`, d2E/dgain2, summed over the examples."""
 
     @abstractmethod
     def remove(self, name: str, unit: int) -> None:
         """Bring the run up to date after a unit was switched off in `kept`."""
 
-    def changes(self, name: str, judge: LossDelta, budget_bytes: int) -> Tensor:
+    def changes(self, name: str) -> Tensor:
         """(units,) float64: the change of the error, summed over the examples, without each unit that is
         still kept; NaN for the others."""
         units = torch.arange(self.sizes[name], device=self.outputs.device)
@@ -267,5 +316,10 @@ class Run(ABC):
         if name in self.kept:
             units = units[self.kept[name].to(units.device)]
         if len(units):
-            found[units] = self.off(name, units, judge, budget_bytes)
+            found[units] = self.weighted(name, units)
         return found
+
+
+def taken(inputs: Any, examples: slice) -> Any:
+    """Some of the examples: those of each tensor among a network's inputs."""
+    return pytree.tree_map(lambda each: each[examples] if isinstance(each, Tensor) else each, inputs)

@@ -1,4 +1,4 @@
-"""Changes of the error for many variants of a network at once, computed from the changed layer on.
+"""Changes of the error for many variants of a chain at once, computed from the changed layer on.
 
 Where only linear layers and activations follow, variants are products of matrices; else they are stacked
 along the batch and run.
@@ -12,37 +12,100 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.units.chain_layers import (
-    Function,
-    contributions,
-    leaves_rows,
-    pointwise,
-    unit_dim,
-    weight_of,
-    weights_by_unit,
-    with_gains,
-)
-from prunekit.units.runner import CrossEntropyDelta, LossDelta
+from prunekit.graph.chain import Function, Stage, UnitGroup
+from prunekit.graph.rows import windows
+from prunekit.units.runner import CrossEntropyDelta
 
 if TYPE_CHECKING:
-    from prunekit.units.chain_runner import ActivationCache, Link
+    from prunekit.units.chain_runner import ActivationCache
 
 _EXAMPLES = 1000  # in a block: long rows keep the cost per row small
 _LIMITS = {
     torch.float32: 80.0,
     torch.float64: 600.0,
 }  # exp() of these and of their negatives is finite and > 0
+# these overwrite their input: they are only run on buffers that belong to this package
+_IN_PLACE: dict[object, Function] = {
+    kind: function
+    for kinds, function in (
+        ((nn.Sigmoid, "sigmoid"), torch.sigmoid_),
+        ((nn.Tanh, "tanh"), torch.tanh_),
+        ((nn.ReLU, "relu"), torch.relu_),
+    )
+    for kind in kinds
+}
 
 
-def mlp_suffix(
-    now: ActivationCache, place: int, units: Tensor, strength: Tensor, judge: LossDelta, block_bytes: int
+def in_place(stage: Stage) -> Function:
+    """A function that does what a stage does, and may overwrite its input."""
+    kind = type(stage.module) if stage.module is not None else getattr(stage.run, "target", "")
+    return _IN_PLACE.get(kind, stage.run)
+
+
+def unit_dim(consumer: Stage, x: Tensor) -> int:
+    """The dimension of a consumer's input that units lie along: the last one for a linear layer, else 1."""
+    return x.dim() - 1 if isinstance(consumer.module, nn.Linear) else 1
+
+
+def with_gains(x: Tensor, group: UnitGroup, dim: int, gains: Tensor) -> Tensor:
+    """A consumer's input, each unit multiplied by its gain; gains: (units,)."""
+    gains = gains.to(x.dtype).repeat_interleave(group.repeat)
+    return x * gains.view(-1, *[1] * (x.dim() - dim - 1))
+
+
+def weight_of(consumer: Stage) -> Tensor:
+    """A layer's weights (outputs, inputs, ...)."""
+    return cast(Tensor, getattr(consumer.module, "weight")).detach()  # noqa: B009
+
+
+def weights_by_unit(consumer: Stage, group: UnitGroup) -> Tensor:
+    """The consumer's weights as (units, outputs, repeat, ...), the kernel's sizes at the end."""
+    return torch.unflatten(weight_of(consumer), 1, (group.units, group.repeat)).transpose(0, 1)
+
+
+def contributions(
+    consumer: Stage, group: UnitGroup, x: Tensor, units: Tensor, factor: Tensor | None = None
 ) -> Tensor:
+    """What units add to the consumer's pre-activation, each multiplied by a factor.
+
+    One product of matrices per unit, with the outputs side by side in memory (channels last): a grouped
+    convolution is no faster, and the pooling behind it is several times slower in the other layout.
+
+    Args:
+        consumer: a linear layer or a convolution.
+        group: the units that it reads.
+        x: (n, ...) its input.
+        units: (C,) which units.
+        factor: (C,); 1 by default.
+
+    Returns:
+        (C, n, ...) of the shape of its output.
+    """
+    module = consumer.module
+    weights = weights_by_unit(consumer, group)[units]
+    if factor is not None:
+        weights = weights * factor.to(weights.dtype).view(-1, *[1] * (weights.dim() - 1))
+    if isinstance(module, nn.Linear):
+        inputs = torch.unflatten(x, -1, (group.units, group.repeat))[..., units, :].movedim(-2, 0)
+        rows = torch.bmm(inputs.flatten(1, -2), weights.transpose(1, 2))
+        return torch.unflatten(rows, 1, x.shape[:-1])
+    dims = weights.dim() - 3
+    # (n, positions..., C, kernel...) -> (C, n, positions..., kernel...)
+    read = windows(cast(nn.modules.conv._ConvNd, module), x[:, units])[0].movedim(1 + dims, 0)
+    rows = torch.bmm(
+        read.reshape(len(units), -1, weights.shape[2:].numel()), weights.flatten(2).transpose(1, 2)
+    )
+    return rows.view(*read.shape[: 2 + dims], -1).movedim(-1, 2)
+
+
+def mlp_suffix(now: ActivationCache, place: int, units: Tensor, strength: Tensor, block_bytes: int) -> Tensor:
     """(C,) float64: change of the error, summed over the examples of the pass, for each variant.
 
     Args:
@@ -50,10 +113,9 @@ def mlp_suffix(
         place: which link the units belong to; it is flat.
         units: (C,) the unit that a variant changes.
         strength: (C,) 1 less the unit's gain in the variant: 1 = off.
-        judge: judges the pass's outputs.
         block_bytes: memory for the variants of one block.
     """
-    link = now.links[place]
+    link, judge = now.links[place], now.judge
     alive = _alive(now, place + 1)
     weights = weights_by_unit(link.consumer, link.group)[units]  # (C, features, repeat)
     z = now.z[place]
@@ -61,10 +123,10 @@ def mlp_suffix(
         weights, z = weights[:, alive], z[alive]
     weights = weights * -strength.to(z.dtype).view(-1, 1, 1)
     x = _rows(now.x[place], units, link.group.units, link.group.repeat)
-    if place == len(now.links) - 1 and link.group.repeat == 1 and isinstance(judge, CrossEntropyDelta):
-        nothing_follows = all(leaves_rows(stage) for stage in link.between)
+    is_last = place == len(now.links) - 1 and not link.between
+    if is_last and link.group.repeat == 1 and isinstance(judge, CrossEntropyDelta):
         bound = float((x.abs().amax((1, 2)) * weights.abs().amax((1, 2))).max())
-        if nothing_follows and bound <= _LIMITS.get(z.dtype, 0.0):
+        if bound <= _LIMITS.get(z.dtype, 0.0):
             return _cross_entropy(x[:, 0], weights[:, :, 0], z, judge.targets, bound, block_bytes)
     functions, widest = _behind(now, place, len(z))
     changes = torch.zeros(len(units), dtype=torch.float64, device=z.device)
@@ -117,22 +179,18 @@ def _behind(now: ActivationCache, place: int, width: int) -> tuple[list[Function
     functions: list[Function] = []
     widest = width
     for number in range(place, len(now.links)):
-        stages = [stage for stage in now.links[number].between if not leaves_rows(stage)]
-        functions += [pointwise(stage) or stage.run for stage in stages]
+        functions += map(in_place, now.links[number].between)
         if number + 1 < len(now.links):
             weight, bias = _restricted(now, number + 1)
             widest = max(widest, width + len(weight))
             width = len(weight)
-            functions.append(_Linear(weight, bias))
+            functions.append(partial(linear, weight, bias))
     return functions, widest
 
 
 def _restricted(now: ActivationCache, place: int) -> tuple[Tensor, Tensor | None]:
     """A consumer's weight and bias between the units that are left on both sides."""
-    link: Link = now.links[place]
-    assert isinstance(link.consumer.module, nn.Linear)
-    weight = weight_of(link.consumer)
-    bias: Tensor | None = link.consumer.module.bias
+    weight, bias = weight_of(now.links[place].consumer), bias_of(now.links[place].consumer)
     before, after = _alive(now, place), _alive(now, place + 1)
     if before is not None:
         weight = weight[:, before]
@@ -141,16 +199,18 @@ def _restricted(now: ActivationCache, place: int) -> tuple[Tensor, Tensor | None
     return weight, bias
 
 
-class _Linear:
-    """A linear layer on (C, features, n)."""
+def bias_of(consumer: Stage) -> Tensor | None:
+    """A layer's biases (outputs,), if it has any."""
+    bias: Tensor | None = getattr(consumer.module, "bias")  # noqa: B009
+    return None if bias is None else bias.detach()
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self._weight = weight
-        self._bias = None if bias is None else bias.detach().unsqueeze(1)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        y = torch.matmul(self._weight, x)
-        return y if self._bias is None else y.add_(self._bias)
+def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """A linear layer on (..., features, n)."""
+    if bias is not None and x.dim() == 2:
+        return torch.addmm(bias.unsqueeze(1), weight, x)
+    y = torch.matmul(weight, x)
+    return y if bias is None else y.add_(bias.unsqueeze(1))
 
 
 def _cross_entropy(
@@ -189,32 +249,14 @@ def _cross_entropy(
 
 
 def batched_suffix(
-    now: ActivationCache,
-    place: int,
-    units: Tensor,
-    strength: Tensor,
-    judge: LossDelta,
-    block_bytes: int,
-    bytes_each: int,
+    now: ActivationCache, place: int, units: Tensor, strength: Tensor, block_bytes: int
 ) -> Tensor:
-    """(C,) float64: change of the error, summed over the examples of the pass, for each variant.
-
-    Args:
-        now: the activations of the present network.
-        place: which link the units belong to.
-        units: (C,) the unit that a variant changes.
-        strength: (C,) 1 less the unit's gain in the variant: 1 = off.
-        judge: judges the pass's outputs.
-        block_bytes: memory for the variants of one block.
-        bytes_each: what one variant of one example needs.
-    """
+    """As `mlp_suffix`, of a link that is not flat."""
     link = now.links[place]
     x, z = now.x[place], now.z[place]
-    if link.flat:
-        x, z = x.T, z.T
     if z.dim() == 4:  # the layout in which the contributions come
         z = z.contiguous(memory_format=torch.channels_last)
-    pairs = max(1, block_bytes // bytes_each)
+    pairs = max(1, block_bytes // link.bytes_behind)
     together = min(len(units), max(1, pairs // 16))
     at_once = min(len(z), max(1, pairs // together))
     changes = torch.zeros(len(units), dtype=torch.float64, device=z.device)
@@ -224,17 +266,17 @@ def batched_suffix(
             which = slice(variant, variant + together)
             changed = contributions(link.consumer, link.group, x[some], units[which], -strength[which])
             changed.add_(z[some])
-            outputs = run_behind(now, place, changed.flatten(0, 1))
+            outputs = run_behind(now, place, changed.flatten(0, 1), overwrite=True)
             outputs = torch.unflatten(outputs, 0, changed.shape[:2]).flatten(2)
-            changes[which] += judge.changes(outputs.transpose(1, 2).contiguous(), some.start, some.stop)
+            changes[which] += now.judge.changes(outputs.transpose(1, 2).contiguous(), some.start, some.stop)
     return changes
 
 
-def run_behind(now: ActivationCache, place: int, y: Tensor, *, in_place: bool = True) -> Tensor:
-    """From outputs (n, ...) of the consumer at `place`, overwritten if `in_place`, to the network's."""
+def run_behind(now: ActivationCache, place: int, y: Tensor, *, overwrite: bool) -> Tensor:
+    """From outputs (n, ...) of the consumer at `place`, which may be overwritten, to the network's."""
     for number in range(place, len(now.links)):
         for stage in now.links[number].between:
-            y = ((in_place and pointwise(stage)) or stage.run)(y)
+            y = (in_place(stage) if overwrite else stage.run)(y)
         if number + 1 < len(now.links):
             link = now.links[number + 1]
             gains = now.kept.get(link.group.name)
