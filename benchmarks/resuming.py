@@ -41,7 +41,7 @@ def _serve(folder: Path, report: bool) -> None:
 
     logging.disable()
     if not report:
-        run._report = lambda layout: layout.results
+        run._report = lambda layout: layout.root
 
     def resume() -> None:
         run_study(Study.parse(STUDY), folder, workers=1)

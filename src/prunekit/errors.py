@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -19,6 +21,15 @@ class DataError(PrunekitError):
 
 class ModelError(PrunekitError):
     """A model that cannot be imported, pruned, saved or loaded as asked."""
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Let an error of prunekit that is raised inside begin with what it is about."""
+    try:
+        yield
+    except PrunekitError as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 # ---- texts of messages: one line, of a bounded length ------------------------------------------------------

@@ -77,7 +77,7 @@ class TestEach:
     def test_it_has_its_controls_and_a_word_on_every_method(self, name):
         for study in studies_of(name):
             assert study.controls.random is not None
-            assert all(method.describe()[0] for method in study.methods.values())
+            assert all(method.note()["summary"] for method in study.methods.values())
             assert study.seeds >= 3
 
     def test_cells_have_names_and_folders_of_their_own(self, name):

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from glob import glob
 from pathlib import Path, PureWindowsPath
 from typing import IO, Annotated, Any, Literal
 
@@ -71,8 +72,13 @@ class Layout:
         refuse_links(self.root)
         if (self.root / STUDY_JSON).exists():
             self._check_format(self.root / STUDY_JSON)
-        elif self.root.is_dir() and not self._holds_results() and any(_visible(self.root)):
-            raise DataError(f"{self.root} is not empty and holds no study: choose another folder with --out")
+        elif self.root.is_dir():
+            lost_its_description = any((self.root / name).is_dir() for name in ("networks", "cells"))
+            others = any(not path.name.startswith(".") for path in self.root.iterdir())
+            if others and not lost_its_description:
+                raise DataError(
+                    f"{self.root} is not empty and holds no study: choose another folder with --out"
+                )
 
     def _check_format(self, path: Path) -> None:
         try:
@@ -88,46 +94,27 @@ class Layout:
                 f"{FORMAT}: choose another folder with --out"
             )
 
-    def _holds_results(self) -> bool:
-        """Whether it is a study's folder that has lost its study.json."""
-        return (self.root / "networks").is_dir() or (self.root / "cells").is_dir()
-
     def tidy(self) -> None:
         """Remove what killed runs have left behind; for the holder of the folder's lock."""
         for name in FILES:
             for path in self.root.glob(f".{name}.*"):
                 path.unlink(missing_ok=True)
-        # names as text, not as paths: there may be thousands
-        tops = [os.path.join(self.root, name) for name in ("networks", "cells")]
-        groups = [group for top in tops for group in _folders(top)]
-        stages = [stage for group in groups for stage in _folders(group, "seed-")]
-        for folder in [*stages, os.path.join(self.root, "figures")]:
-            names = os.listdir(folder) if os.path.isdir(folder) and not os.path.islink(folder) else []
-            if any(name.startswith(".") for name in names):
-                remove_leftovers(Path(folder))
-            if RESULT in names and STATE in names:
-                remove(Path(folder) / STATE)
+        root = os.path.realpath(self.root)
+        for pattern in ("networks/*/seed-*/", "cells/*/seed-*/", "figures/"):
+            for found in glob(pattern, root_dir=root):  # texts, not paths: there may be thousands
+                folder = os.path.normpath(os.path.join(root, found))
+                if os.path.realpath(folder) != folder:
+                    continue  # what a link leads to belongs to somebody else
+                names = os.listdir(folder)
+                if any(name.startswith(".") for name in names):
+                    remove_leftovers(Path(folder))
+                if RESULT in names and STATE in names:
+                    remove(Path(folder) / STATE)
 
 
 @lru_cache(maxsize=1024)
 def _plain(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40] or "method"
-
-
-def _folders(top: str, prefix: str = "") -> list[str]:
-    """The folders in a folder whose names begin so; links and a link's content are not looked at."""
-    if os.path.islink(top) or not os.path.isdir(top):
-        return []
-    with os.scandir(top) as entries:
-        return [
-            entry.path
-            for entry in entries
-            if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)
-        ]
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def is_finished(folder: Path) -> bool:
@@ -209,44 +196,51 @@ class _CellResult(_StageResult):
 
 
 class Results:
-    """What stages have measured, each read once."""
+    """What finished stages have measured, each read once, with all its files as they were written.
+
+    Raises:
+        DataError: naming the file, if the result or one of the files is missing or damaged.
+        OSError: if a file cannot be read for another reason.
+    """
 
     def __init__(self) -> None:
-        self._networks: dict[Path, dict[str, Any]] = {}
-        self._cells: dict[Path, tuple[Rows, Rows]] = {}
+        self._found: dict[Path, dict[str, Any]] = {}
 
-    def knows(self, folder: Path) -> bool:
-        """Whether the stage of a folder has been read."""
-        return folder in self._networks or folder in self._cells
+    def has(self, folder: Path) -> bool:
+        """Whether a stage is finished."""
+        return folder in self._found or is_finished(folder)
 
-    def network(self, folder: Path, files: Collection[str] = ()) -> dict[str, Any]:
-        """What was measured of a trained network.
-
-        Args:
-            folder: of the network.
-            files: names of those that are to be there as they were written.
-
-        Raises:
-            DataError: naming the file, if the result or one of the files is missing or damaged.
-            OSError: if a file cannot be read for another reason.
-        """
-        if folder not in self._networks:
-            found = _read(folder, _NetworkResult)
-            _check_files(folder, {name: found["files"].get(name) for name in files})
-            self._networks[folder] = found["row"]
-        return self._networks[folder]
+    def network(self, folder: Path) -> dict[str, Any]:
+        """The row of a trained network."""
+        row: dict[str, Any] = self._read(folder, _NetworkResult)["row"]
+        return row
 
     def cell(self, folder: Path) -> tuple[Rows, Rows]:
-        """(rows, layers) of a cell of which all files are as they were written.
+        """(rows, layers) of a cell."""
+        found = self._read(folder, _CellResult)
+        return found["rows"], found["layers"]
 
-        Raises:
-            DataError, OSError: as `network`.
-        """
-        if folder not in self._cells:
-            found = _read(folder, _CellResult)
-            _check_files(folder, found["files"])
-            self._cells[folder] = found["rows"], found["layers"]
-        return self._cells[folder]
+    def _read(self, folder: Path, kind: type[_StageResult]) -> dict[str, Any]:
+        """A result as it was written, so that its numbers are the same to the digit in the tables."""
+        if folder not in self._found:
+            path = folder / RESULT
+            found = read_json_with_digest(path)
+            said = validated(kind, found, f"{path} is damaged").stage
+            if said != stage_of(folder):
+                raise DataError(f"{path} is damaged: it is the result of {said[:200]!r}")
+            for name, digest in found["files"].items():
+                _check_file(folder / name, digest)
+            self._found[folder] = found
+        return self._found[folder]
+
+
+def _check_file(path: Path, digest: Any) -> None:
+    try:
+        found = digest_of_file(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+        raise DataError(f"{path} is missing") from None
+    if found != digest:
+        raise DataError(f"{path} is damaged or was changed: its digest is not that in {RESULT}")
 
 
 def discard(folder: Path, keep: Collection[str] = ()) -> None:
@@ -275,26 +269,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read(folder: Path, kind: type[_StageResult]) -> dict[str, Any]:
-    """A result as it was written, so that its numbers are the same to the digit in the tables."""
-    path = folder / RESULT
-    found = read_json_with_digest(path)
-    said = validated(kind, found, f"{path} is damaged").stage
-    if said != stage_of(folder):
-        raise DataError(f"{path} is damaged: it is the result of {said[:200]!r}")
-    return found
-
-
-def _check_files(folder: Path, digests: Mapping[str, Any]) -> None:
-    for name, digest in digests.items():
-        try:
-            found = digest_of_file(folder / name)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
-            raise DataError(f"{folder / name} is missing") from None
-        if found != digest:
-            raise DataError(f"{folder / name} is damaged or was changed: its digest is not that in {RESULT}")
-
-
 # ---- one run at a time -------------------------------------------------------------------------------------
 
 
@@ -318,8 +292,10 @@ def only_run(folder: Path) -> Iterator[None]:
             if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 log.warning("%s cannot be locked (%s): start no second run there", folder, error.strerror)
             else:
+                file.seek(0)
+                holder = file.read(20).strip() or "unknown"
                 raise InputError(
-                    f"another run is at work in {folder} ({_owner(file)}): wait until it ends, or stop it, "
+                    f"another run is at work in {folder} (process {holder}): wait until it ends, or stop it, "
                     "or choose another folder with --out"
                 ) from None
         else:
@@ -345,11 +321,6 @@ def _opened(path: Path) -> IO[str]:
         os.close(handle)
         raise DataError(f"{path} is no regular file: remove it")
     return os.fdopen(handle, "a+", encoding="utf-8")
-
-
-def _owner(file: IO[str]) -> str:
-    file.seek(0)
-    return f"process {file.read(20).strip() or 'unknown'}"
 
 
 if sys.platform == "win32":

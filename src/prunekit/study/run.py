@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batches, as_batches
 from prunekit.digests import read_json_with_digest, write_json_unless_same, write_json_with_digest
-from prunekit.errors import DataError, InputError, ModelError, PrunekitError
+from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming
 from prunekit.graph import chain_of
 from prunekit.limits import check_out, whole
 from prunekit.recipe import Plan
@@ -26,7 +27,6 @@ from prunekit.study.spec import Cell, Study
 from prunekit.study.stages import (
     build,
     dataset,
-    files_of_network,
     run_cell,
     train_network,
     write_units,
@@ -60,19 +60,15 @@ def plan(study: Study, data_dir: Path | None) -> Plans:
     model = build(study, data, seed=0)
     check_takes(model, study.model.name, data.test.inputs[:2])
     if study.unit_figures is not None:
-        try:
+        with naming("unit_figures"):
             chain = chain_of(model, data.test.inputs[:2])
-        except PrunekitError as error:
-            raise type(error)(f"unit_figures: {error}") from error
         if not chain.groups:
             raise ModelError("unit_figures: the network has no units that could be removed")
     batches = as_batches(data)
     plans = {}
     for cell in study.cells:
-        try:
+        with naming(f"method {cell.name!r}"):
             plans[cell.key] = _plan_cell(cell, study, model, batches, data.test.inputs[:2])
-        except PrunekitError as error:
-            raise type(error)(f"method {cell.name!r}: {error}") from error
     return plans
 
 
@@ -108,43 +104,41 @@ def make_tasks(
         OSError: if something cannot be read that may be whole, or a damaged file cannot be removed.
     """
     data = as_batches(dataset(study, data_dir))
-    files = files_of_network(study)
-    networks: dict[int, Task] = {}
-    for seed in range(study.seeds):
-        folder = layout.network(study, seed)
-        name = f"training of seed {seed}"
-        if not _is_done(folder, name, lambda folder: read.network(folder, files)):
-            networks[seed] = Task(
-                name,
-                train_network,
-                (study, seed, layout, data_dir),
-                cost=float(OVERHEAD + study.training.length(data)),
-            )
+    networks = {
+        layout.network(study, seed): Task(
+            f"training of seed {seed}",
+            train_network,
+            (study, seed, layout, data_dir),
+            cost=float(OVERHEAD + study.training.length(data)),
+        )
+        for seed in range(study.seeds)
+    }
     cells: dict[Path, Task] = {}
-    done: set[Path] = set()
     for seed in range(study.seeds):
         for cell in study.cells:
-            folder = layout.cell(cell, seed)
-            name = f"{cell.name}, seed {seed}"
-            if folder in cells or folder in done:
-                continue  # labels that differ in punctuation share the folder of an equal recipe
-            if _is_done(folder, name, read.cell):
-                done.add(folder)
-                continue
-            cells[folder] = Task(
-                name,
+            task = Task(
+                f"{cell.name}, seed {seed}",
                 run_cell,
                 (study, cell.label, cell.key, seed, layout, data_dir),
-                after=(networks[seed].name,) if seed in networks else (),
+                after=(networks[layout.network(study, seed)].name,),
                 cost=_cost(cell, plans[cell.key], data),
             )
-    tasks = [*networks.values(), *cells.values()]
+            # labels that differ in punctuation share the folder of an equal recipe
+            cells.setdefault(layout.cell(cell, seed), task)
+    tasks = [task for folder, task in networks.items() if not _is_done(folder, task.name, read.network)]
+    tasks += [task for folder, task in cells.items() if not _is_done(folder, task.name, read.cell)]
     if not _has_units(study, layout):
-        after = (networks[0].name,) if 0 in networks else ()
         tasks.append(
-            Task("figures of units", write_units, (study, layout, data_dir), after, cost=float(10 * OVERHEAD))
+            Task(
+                "figures of units",
+                write_units,
+                (study, layout, data_dir),
+                after=(networks[layout.network(study, 0)].name,),
+                cost=float(10 * OVERHEAD),
+            )
         )
-    return tasks
+    to_do = {task.name for task in tasks}
+    return [replace(task, after=tuple(to_do.intersection(task.after))) for task in tasks]
 
 
 def _has_units(study: Study, layout: Layout) -> bool:
@@ -264,10 +258,8 @@ def _run_suite(
     refuse_links(out, suite.studies)
     for label, study in suite.studies.items():  # so that the last is not refused when the first has been run
         Layout(out / label).check()
-        try:
+        with naming(label):
             plan(study, None if data_dir is None else Path(data_dir))
-        except PrunekitError as error:
-            raise type(error)(f"{label}: {error}") from error
     about = describe_suite(suite, command)
     write_json_with_digest(out / SUITE_JSON, about)
     failures: list[str] = []

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 
 from prunekit import methods
 from prunekit.data import DataSettings
-from prunekit.errors import InputError
+from prunekit.errors import InputError, naming
 from prunekit.limits import check_folder_name, check_label
 from prunekit.models import ModelSettings
 from prunekit.parts.allocation import NoPruning
@@ -91,17 +91,16 @@ class Method(Settings):
             values = with_value(values, key, value)
         return Recipe.parse(values) if self.method is None else methods.recipe(self.method, **values)
 
-    def describe(self) -> tuple[str, str]:
-        """(summary, paper)."""
+    def note(self) -> dict[str, str]:
+        """What a report says of it: `summary` and `paper`."""
         if self.method is not None:
             info = methods.describe(self.method)
-            return self.summary or info.summary, info.paper
+            return {"summary": self.summary or info.summary, "paper": info.paper}
         recipe = self.recipes()[0]
-        if isinstance(recipe.allocation, NoPruning):
-            return self.summary, ""
         parts = (recipe.score, recipe.granularity, recipe.allocation, recipe.schedule, recipe.retrain)
-        papers = [paper for part in parts for paper in part.paper.split("; ") if paper]
-        return self.summary, "; ".join(dict.fromkeys(papers))
+        prunes = not isinstance(recipe.allocation, NoPruning)
+        papers = [paper for part in parts if prunes for paper in part.paper.split("; ") if paper]
+        return {"summary": self.summary, "paper": "; ".join(dict.fromkeys(papers))}
 
 
 class Controls(Settings):
@@ -171,10 +170,8 @@ class Study(Settings):
         if "dense" in self.methods:
             raise ValueError("methods: the label 'dense' is taken by the unpruned network")
         for label in self.methods:
-            try:
+            with naming("methods"):
                 check_label(label)
-            except InputError as error:
-                raise InputError(f"methods: {error}") from None
         for control, label in self.controls:
             if label is not None and label not in self.methods:
                 known = ", ".join(self.methods)

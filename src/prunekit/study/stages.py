@@ -1,11 +1,11 @@
-"""The stages of a study: each returns at once when its output exists, and writes it as a whole."""
+"""The stages of a study: each writes its files as a whole, and last the result that says it is finished."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from prunekit.elements import find_units
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json
 from prunekit.graph import chain_of
+from prunekit.history import Record
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.pruning import Session
@@ -32,7 +33,6 @@ from prunekit.study.layout import (
     TRAINED,
     Layout,
     discard,
-    is_finished,
     remove,
     stage_of,
     write_result,
@@ -54,8 +54,6 @@ def train_network(study: Study, seed: int, layout: Layout, data_dir: Path | None
         OSError: if the folder cannot be written to.
     """
     folder = layout.network(study, seed)
-    if is_finished(folder):
-        return folder
     discard(folder)
     data = dataset(study, data_dir, seed)
     model = build(study, data, seed)
@@ -80,13 +78,9 @@ def train_network(study: Study, seed: int, layout: Layout, data_dir: Path | None
         "train_loss": trained.loss if trained.iterations else None,
         "seconds": time.perf_counter() - started,
     }
-    write_result(folder, {"row": row}, files_of_network(study))
+    files = (TRAINED, *(checkpoint(step) for step in study.checkpoints))
+    write_result(folder, {"row": row}, files)
     return folder
-
-
-def files_of_network(study: Study) -> tuple[str, ...]:
-    """The names of the files that a trained network consists of."""
-    return (TRAINED, *(checkpoint(step) for step in study.checkpoints))
 
 
 def checkpoint(step: int) -> str:
@@ -120,8 +114,6 @@ def run_cell(
             "the script that is run"
         )
     folder = layout.cell(cell, seed)
-    if is_finished(folder):
-        return folder
     discard(folder, keep=(STATE,))
     data = dataset(study, data_dir, seed)
     state = folder / STATE
@@ -142,9 +134,10 @@ def run_cell(
         folder / MODEL,
         architecture=Architecture(study.model, data.input_shape, data.outputs),
     )
-    rows = rows_of(session) or [_unchanged(session, measured(session.model, data))]
+    # where its `stop` has rolled back the first step, the network is as it was
+    history = session.history or [_unchanged(session, measured(session.model, data))]
     files = [f"{MODEL}/{path.name}" for path in sorted((folder / MODEL).iterdir())]
-    write_result(folder, {"rows": rows, "layers": layers_of(session)}, files)
+    write_result(folder, {"rows": rows_of(history), "layers": layers_of(session)}, files)
     state.unlink(missing_ok=True)
     return folder
 
@@ -185,21 +178,20 @@ def _values(path: Path) -> State:
 
 
 def _fill(model: nn.Module, values: State, path: Path) -> None:
-    own = model.state_dict()
-    shapes = {name: (value.shape, value.dtype) for name, value in values.items()}
-    if shapes != {name: (value.shape, value.dtype) for name, value in own.items()}:
-        raise DataError(f"{path} holds the values of another network")
-    model.load_state_dict(values)
+    try:
+        model.load_state_dict(values)
+    except RuntimeError:
+        raise DataError(f"{path} holds the values of another network") from None
 
 
 def dataset(study: Study, data_dir: Path | None, seed: int = 0) -> Dataset:
     """The data of a replicate; a process keeps the last one that it loaded."""
-    return _dataset(json.dumps(study.dataset_of(seed).to_dict(), sort_keys=True), data_dir)
+    return _dataset(study.dataset_of(seed), data_dir)
 
 
 @lru_cache(maxsize=1)
-def _dataset(settings: str, data_dir: Path | None) -> Dataset:
-    return load(DataSettings.parse(json.loads(settings)), data_dir)
+def _dataset(settings: DataSettings, data_dir: Path | None) -> Dataset:
+    return load(settings, data_dir)
 
 
 def build(study: Study, data: Dataset, seed: int) -> nn.Module:
@@ -239,11 +231,25 @@ def _counts(session: Session, number: int) -> bool:
     return last or session.recipe.stop.needs_data
 
 
-def rows_of(session: Session) -> list[dict[str, Any]]:
+def _unchanged(session: Session, measurements: dict[str, Any]) -> Record:
+    kept = session.kept
+    return Record(
+        step=0,
+        sparsity=kept.sparsity,
+        kept=kept.kept,
+        total=kept.total,
+        layers={},
+        train_loss=None,
+        seconds=0.0,
+        measured=measurements,
+    )
+
+
+def rows_of(history: Sequence[Record]) -> list[dict[str, Any]]:
     """One row per step that was measured, with the seconds since the one before."""
     rows = []
     seconds = 0.0
-    for record in session.history:
+    for record in history:
         seconds += record.seconds
         if record.measured:
             rows.append(
@@ -260,21 +266,6 @@ def rows_of(session: Session) -> list[dict[str, Any]]:
             )
             seconds = 0.0
     return rows
-
-
-def _unchanged(session: Session, measurements: dict[str, Any]) -> dict[str, Any]:
-    """The row of a network that no step could be taken of: its `stop` rolled back the first."""
-    kept = session.kept
-    return {
-        "step": 0,
-        "sparsity": kept.sparsity,
-        "compression_ratio": kept.compression_ratio,
-        "prunable": kept.total,
-        "kept": kept.kept,
-        **measurements,
-        "train_loss": None,
-        "seconds": 0.0,
-    }
 
 
 def layers_of(session: Session) -> list[dict[str, Any]]:
@@ -298,8 +289,15 @@ def _save_session(session: Session, path: Path) -> None:
     """The network and the session in one file, so that they cannot disagree."""
     tensors = {f"model/{name}": value for name, value in copy_state(session.model).items()}
     state = {key: value for key, value in session.state_dict().items() if key != "checkpoints"}
-    rest = _without_tensors(state, "session", tensors)
-    write_tensors(path, tensors, {"session": json.dumps(rest), "stage": stage_of(path.parent)})
+
+    def beside(value: Tensor) -> dict[str, str]:
+        """Put a tensor into the file; in the JSON stands a reference to it."""
+        place = f"session/{len(tensors)}"
+        tensors[place] = value.clone()  # a file holds no two views of the same memory
+        return {"tensor": place}
+
+    text = json.dumps(state, default=beside)
+    write_tensors(path, tensors, {"session": text, "stage": stage_of(path.parent)})
 
 
 def _resume(session: Session, path: Path) -> None:
@@ -322,17 +320,8 @@ def _resume(session: Session, path: Path) -> None:
         raise DataError(f"{path} holds no state of this session: {error}") from None
 
 
-def _without_tensors(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """Nested values with a reference `{"tensor": place}` for each tensor, which goes into `tensors`."""
-    if isinstance(value, Tensor):
-        tensors[place] = value.clone()  # a file holds no two views of the same memory
-        return {"tensor": place}
-    if isinstance(value, Mapping):
-        return {key: _without_tensors(each, f"{place}/{key}", tensors) for key, each in value.items()}
-    return value
-
-
 def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Nested values with the tensors that `_save_session` has put beside them."""
     if not isinstance(value, Mapping):
         return value
     if set(value) == {"tensor"}:

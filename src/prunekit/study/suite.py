@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import InputError, shown
+from prunekit.errors import InputError, naming, shown
 from prunekit.limits import check_folder_name
 from prunekit.permission import allowing
 from prunekit.recipe import read_yaml
@@ -79,10 +79,8 @@ def _studies(common: Mapping[str, Any], variants: Mapping[Any, Any]) -> dict[str
 
 
 def _study(common: Mapping[str, Any], label: str, own: Any) -> Study:
-    try:
+    with naming("variants"):
         check_folder_name(label)
-    except InputError as error:
-        raise InputError(f"variants: {error}") from None
     if not isinstance(own, Mapping):
         raise InputError(f"variants: {label}: expected a mapping of settings, got {shown(own)}")
     twice = [key for key in own if key in common]
@@ -93,12 +91,10 @@ def _study(common: Mapping[str, Any], label: str, own: Any) -> Study:
         "name": f"{common.get('name')}-{label}",
         "title": f"{common.get('title', common.get('name'))}: {label}",
     }
-    try:
+    with naming(f"variants: {label}"):
         for key, value in own.items():
             values = with_value(values, key, value)
         return Study.parse(values)
-    except InputError as error:
-        raise InputError(f"variants: {label}: {error}") from error
 
 
 def names() -> list[str]:

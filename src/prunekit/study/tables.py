@@ -13,7 +13,7 @@ import torch
 from prunekit import __version__
 from prunekit.digests import write_sums
 from prunekit.files import write_text
-from prunekit.study.layout import Layout, Results, is_finished
+from prunekit.study.layout import Layout, Results
 from prunekit.study.spec import Study
 from prunekit.study.suite import StudySuite
 from prunekit.study_files import DENSE, FORMAT, LAYER_COLUMNS, LAYERS_CSV, RESULT_COLUMNS, RESULTS_CSV
@@ -41,8 +41,7 @@ def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
         "methods": {
             label: {
                 "recipe": [cell.recipe.to_dict() for cell in study.cells if cell.label == label],
-                "summary": method.describe()[0],
-                "paper": method.describe()[1],
+                **method.note(),
             }
             for label, method in study.methods.items()
         },
@@ -94,7 +93,7 @@ def write_tables(study: Study, layout: Layout, read: Results) -> int:
     for cell in study.cells:
         for seed in range(study.seeds):
             folder = layout.cell(cell, seed)
-            if not (read.knows(folder) or is_finished(folder)):
+            if not read.has(folder):
                 continue
             finished += 1
             cell_rows, cell_layers = read.cell(folder)
@@ -114,7 +113,7 @@ def _dense_rows(
 ) -> Iterable[dict[str, Any]]:
     for seed in range(study.seeds):
         folder = layout.network(study, seed)
-        if is_finished(folder):
+        if read.has(folder):
             yield {
                 "method": DENSE,
                 "cell": study.network_key,
