@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from prunekit.statistics import Moments
 
 
-def of(rows, *, pairs, pooled=False):
-    moments = Moments(rows.shape[0], rows.shape[2], pairs=pairs, pooled=pooled)
+def of(rows, *, pairs):
+    moments = Moments(rows.shape[0], rows.shape[2], pairs=pairs)
     moments.add(rows)
     return moments
 
@@ -19,14 +19,13 @@ def of(rows, *, pairs, pooled=False):
     pieces=st.lists(st.integers(0, 9), min_size=1, max_size=6),
     shards=st.integers(1, 3),
     pairs=st.booleans(),
-    pooled=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_pieces_and_shards(pieces, shards, pairs, pooled, seed):
+def test_pieces_and_shards(pieces, shards, pairs, seed):
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(2, sum(pieces) or 1, 3, generator=generator, dtype=torch.float64).cumsum(1)
     parts = list(rows.split(pieces, 1)) if sum(pieces) else [rows]
-    merged = [Moments(2, 3, pairs=pairs, pooled=pooled) for _ in range(shards)]
+    merged = [Moments(2, 3, pairs=pairs) for _ in range(shards)]
     for number, part in enumerate(parts):
         merged[number % shards].add(part)
     for other in merged[1:]:
@@ -34,7 +33,6 @@ def test_pieces_and_shards(pieces, shards, pairs, pooled, seed):
     array = rows.numpy()
     apart = array - array.mean(1, keepdims=True)
     products = np.einsum("grc,grd->gcd", apart, apart) / array.shape[1]
-    products = products.mean(0, keepdims=True) if pooled else products
     assert merged[0].count == array.shape[1]
     assert np.allclose(merged[0].mean, array.mean(1))
     assert np.allclose(merged[0].variance, np.einsum("gcc->gc", products), atol=1e-9)

@@ -1,5 +1,7 @@
 """Correlations of connections against `numpy.corrcoef`, and mean gradients against loops and autograd."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -367,8 +369,12 @@ class _CallsCollector(Collector):
     def finish(self):
         return {}
 
-    def close(self):
-        self.log.append("closed")
+    @contextmanager
+    def watching(self):
+        try:
+            yield
+        finally:
+            self.log.append("watched")
 
 
 def test_one_pass_serves_all_and_equal_requests_are_one():
@@ -379,7 +385,7 @@ def test_one_pass_serves_all_and_equal_requests_are_one():
     batches = TensorBatches(*blobs(10, 4)).sample(10, 4, 0)
     found = collect(StatContext(model, ["0.weight"]), batches, needs, loss=cross_entropy)
     assert len(passes) == 3
-    assert log == [4, 4, 2, "closed"]
+    assert log == ["watched", 4, "watched", 4, "watched", 2]
     assert set(found) == {MeanGradient(), request}
 
 
@@ -397,7 +403,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_all_is_put_back():
     bad = [(torch.full((2, 4), float("nan")), torch.zeros(2, dtype=torch.long))]
     with pytest.raises(DataError, match="the loss on calibration batch 0 is nan"):
         collect(StatContext(model, ["0.weight"]), bad, [MeanGradient(), Calls(log)], loss=cross_entropy)
-    assert log == ["closed"]
+    assert log == ["watched"]
     assert model.training
     assert not model[0].weight.requires_grad
 

@@ -8,6 +8,7 @@ from prunekit.statistics.collect import (
     Statistic,
     average,
     collect,
+    means_over_processes,
     sum_over_processes,
 )
 from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal
@@ -61,5 +62,6 @@ __all__ = [
     "activity",
     "average",
     "collect",
+    "means_over_processes",
     "sum_over_processes",
 ]

@@ -15,7 +15,13 @@ from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import Key
 from prunekit.losses import Loss
-from prunekit.statistics.collect import Collector, StatContext, sum_over_processes
+from prunekit.statistics.collect import (
+    Collector,
+    StatContext,
+    following,
+    means_over_processes,
+    sum_over_processes,
+)
 from prunekit.statistics.moments import Moments
 from prunekit.statistics.unit_statistics import Error, UnitStatistic
 from prunekit.targets import unwrap
@@ -139,6 +145,7 @@ class ActivationCollector(Collector):
         """Run the network on the batch."""
         with (
             watched(self._model, self.wanted) as seen,
+            following(self._model.parameters() if self._differentiable else ()),
             torch.set_grad_enabled(self._differentiable),
         ):
             inputs = batch[0].detach()
@@ -311,12 +318,8 @@ class FirstOrderTaylorCollector(ActivationCollector):
     def __init__(self, subject: StatContext, error: Loss) -> None:
         super().__init__(subject, differentiable=True)
         self._error = error
-        # of a network that is frozen, too: autograd follows its weights for the length of the pass
-        self._frozen = [weight for weight in self._model.parameters() if not weight.requires_grad]
-        for weight in self._frozen:
-            weight.requires_grad_(weight.is_floating_point())
         self._sums: dict[Place, Tensor] = {}
-        self._examples = torch.zeros((), dtype=torch.float64)
+        self._examples = 0
 
     def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:
         """Add up the changes of all examples."""
@@ -336,14 +339,7 @@ class FirstOrderTaylorCollector(ActivationCollector):
 
     def finish(self) -> dict[str, Tensor]:
         """By group (units,) float64: the mean over all examples of all processes."""
-        examples = self._examples.to(next(iter(self._sums.values())).device, copy=True)
-        sum_over_processes([*self._sums.values(), examples])
+        means = means_over_processes(self._sums, self._examples)
         return {
-            group.name: self.together(group, lambda place, _: self._sums[place] / examples)
-            for group in self._coupled.groups
+            group.name: self.together(group, lambda place, _: means[place]) for group in self._coupled.groups
         }
-
-    def close(self) -> None:
-        """Freeze again what was frozen."""
-        for weight in self._frozen:
-            weight.requires_grad_(False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from prunekit.graph import Chain, Coupled
 from prunekit.losses import Loss
 from prunekit.modes import keeping_modes
 from prunekit.targets import unwrap
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,16 @@ class Statistic(ABC):
     """A request for something measured on data; equal requests are served by one collector.
 
     Subclasses are frozen dataclasses, so that they can be the keys of what was found.
+
+    Attributes:
+        needs_loss: whether the collector looks at the loss of a pass through the whole network.
+        needs_forward: whether it watches such a pass, with or without its loss.
+        additive: whether a process without examples simply adds nothing; otherwise it is an error on all.
     """
 
-    @property
-    def needs_loss(self) -> bool:
-        """Whether the collector looks at the loss of a pass through the whole network."""
-        return True
-
-    @property
-    def needs_forward(self) -> bool:
-        """Whether the collector watches a pass through the whole network, with or without its loss."""
-        return self.needs_loss
-
-    @property
-    def additive(self) -> bool:
-        """Whether a process without examples simply adds nothing; otherwise it is an error on all."""
-        return False
+    needs_loss: ClassVar[bool] = True
+    needs_forward: ClassVar[bool] = False
+    additive: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, subject: StatContext) -> Collector:
@@ -71,12 +68,12 @@ class Statistic(ABC):
 class Collector(ABC):
     """Gathers one statistic while the batches of a pass go by. Sums are additive over processes."""
 
-    @abstractmethod
     def batch(self, batch: Batch, loss: Tensor) -> None:
         """Take in a batch (inputs, targets) and its mean loss, with the graph behind it.
 
         The loss is NaN, without a graph, if no statistic of the pass needs it.
         """
+        return
 
     def watching(self) -> AbstractContextManager[Any]:
         """What the collector puts around each pass through the network, such as hooks."""
@@ -86,9 +83,42 @@ class Collector(ABC):
     def finish(self) -> dict[str, Tensor]:
         """One tensor per parameter or group of units, reduced over all processes."""
 
-    def close(self) -> None:
-        """Remove whatever the collector put on the model; called even if the pass breaks off."""
-        return
+
+@contextmanager
+def watched_calls(
+    layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Every call of a layer is shown with the layer's name, its input and its output.
+
+    Args:
+        layers: by names of the caller's.
+        see: (name, input, output) -> what goes on in place of the output, or None.
+    """
+
+    def hook(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return see(name, args[0] if args else next(iter(kwargs.values())), output)
+
+    hooks = [
+        layer.register_forward_hook(partial(hook, name), with_kwargs=True) for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+@contextmanager
+def following(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Autograd follows these parameters, frozen ones as well."""
+    frozen = [each for each in parameters if each.is_floating_point() and not each.requires_grad]
+    for each in frozen:
+        each.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for each in frozen:
+            each.requires_grad_(False)
 
 
 Found = Mapping[Statistic, Mapping[str, Tensor]]
@@ -112,35 +142,30 @@ def collect(
     subject = replace(subject, model=inner, loss=loss, shared={})
     needs_loss = any(request.needs_loss for request in requests)
     needs_forward = needs_loss or any(request.needs_forward for request in requests)
-    collectors: list[Collector] = []
-    with keeping_modes(inner):
-        try:
-            for request in requests:
-                collectors.append(request.start(subject))
-            inner.eval()
-            seen = 0
-            for inputs, targets in batches:
-                value = torch.tensor(torch.nan)
-                if needs_forward:
-                    with ExitStack() as stack:
-                        for collector in collectors:
-                            stack.enter_context(collector.watching())
-                        stack.enter_context(torch.set_grad_enabled(needs_loss))
-                        outputs = inner(inputs)
-                        if needs_loss:
-                            value = loss(outputs, targets)
-                if needs_loss and not bool(torch.isfinite(value)):
-                    raise DataError(
-                        f"the loss on calibration batch {seen} is {value.item()}: scores would be NaN"
-                    )
-                for collector in collectors:
-                    collector.batch((inputs, targets), value)
-                seen += 1
-            _check_seen(inner, seen, additive=all(request.additive for request in requests))
-            return {request: one.finish() for request, one in zip(requests, collectors, strict=True)}
-        finally:
+    followed = map(inner.get_parameter, subject.names) if needs_loss else ()
+    with keeping_modes(inner), following(followed):
+        collectors = [request.start(subject) for request in requests]
+        inner.eval()
+        seen = 0
+        for inputs, targets in batches:
+            value = torch.tensor(torch.nan)
+            if needs_forward:
+                with ExitStack() as stack:
+                    for collector in collectors:
+                        stack.enter_context(collector.watching())
+                    stack.enter_context(torch.set_grad_enabled(needs_loss))
+                    outputs = inner(inputs)
+                    if needs_loss:
+                        value = loss(outputs, targets)
+            if needs_loss and not bool(torch.isfinite(value)):
+                raise DataError(
+                    f"the loss on calibration batch {seen} is {value.item()}: scores would be NaN"
+                )
             for collector in collectors:
-                collector.close()
+                collector.batch((inputs, targets), value)
+            seen += 1
+        _check_seen(inner, seen, additive=all(request.additive for request in requests))
+        return {request: one.finish() for request, one in zip(requests, collectors, strict=True)}
 
 
 def _check_seen(model: nn.Module, seen: int, *, additive: bool) -> None:
@@ -166,15 +191,22 @@ def average(
         measure: (outputs, targets) -> a scalar, the mean over the batch.
         device: where processes exchange their sums.
     """
-    sums = torch.zeros(2, dtype=torch.float64)  # of the measurement, and of the examples
+    total, examples = 0.0, 0
     with keeping_modes(model):
         model.eval()
         for inputs, targets in batches:
-            value = float(measure(model(inputs), targets))
-            sums += torch.tensor([value * len(inputs), len(inputs)], dtype=torch.float64)
-    sums = sums.to(device)
-    sum_over_processes([sums])
-    return float(sums[0] / sums[1])
+            total += float(measure(model(inputs), targets)) * len(inputs)
+            examples += len(inputs)
+    sums = {"": torch.tensor(total, dtype=torch.float64, device=device)}
+    return float(means_over_processes(sums, examples)[""])
+
+
+def means_over_processes(sums: Mapping[Key, Tensor], examples: int) -> dict[Key, Tensor]:
+    """Sums over the examples of this process as means over those of all."""
+    device = next(iter(sums.values())).device
+    count = torch.tensor(float(examples), dtype=torch.float64, device=device)
+    sum_over_processes([*sums.values(), count])
+    return {key: total / count.to(total.dtype) for key, total in sums.items()}
 
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
@@ -192,3 +224,22 @@ def count_processes(holds: bool, device: torch.device) -> tuple[int, int]:
     counted = torch.tensor([float(holds), 1.0], device=device)
     sum_over_processes([counted])
     return int(counted[0]), int(counted[1])
+
+
+def layer_label(name: str) -> str:
+    """What a weight's layer is called in messages."""
+    return name.rpartition(".")[0] or "the model"
+
+
+def never_ran(name: str, of_it: str, where: str = "") -> DataError:
+    """Nothing is known of a layer.
+
+    Args:
+        name: of its weight.
+        of_it: what is not known.
+        where: on which processes, if not on all.
+    """
+    return DataError(
+        f"the layer {layer_label(name)!r} never ran on the calibration data{where}, so nothing is known of "
+        f"its {of_it}: name it in `ignore`, or give data that reaches it"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,14 @@ from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
 from prunekit.graph.rows import from_rows, groups_of, patches, row_layers, rows_of
 from prunekit.losses import Loss
-from prunekit.statistics.collect import Collector, StatContext, Statistic, sum_over_processes
-from prunekit.statistics.inputs import layer_label
+from prunekit.statistics.collect import (
+    Collector,
+    StatContext,
+    Statistic,
+    means_over_processes,
+    never_ran,
+    watched_calls,
+)
 from prunekit.statistics.moments import add_product, mirrored
 
 LIMIT = 5000
@@ -37,15 +42,8 @@ class CurvatureStatistic(Statistic):
     The loss must be a mean over examples. Outputs count all their numbers: positions, too.
     """
 
-    @property
-    def needs_loss(self) -> bool:
-        """The collectors run the network by themselves."""
-        return False
-
-    @property
-    def additive(self) -> bool:
-        """A process without examples adds nothing."""
-        return True
+    needs_loss = False
+    additive = True
 
 
 @dataclass(frozen=True)
@@ -143,41 +141,19 @@ class _Curvature(Collector):
 
     def _watched(self, inputs: Tensor) -> Tensor:
         """The network's outputs; its layers report their calls."""
-        hooks = [
-            layer.register_forward_hook(self._hook(name), with_kwargs=True)
-            for name, layer in self._layers.items()
-        ]
-        try:
+        with watched_calls(self._layers, self._on_call):
             outputs: Tensor = self._model(inputs)
-            return outputs
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return outputs
 
-    def _hook(self, name: str) -> Any:
-        def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            self._ran.add(name)
-            return self._on_call(name, args[0] if args else next(iter(kwargs.values())), output)
-
-        return record
-
-    def _on_call(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+    def _on_call(self, name: str, x: Tensor, output: Tensor) -> Tensor | None:
         """A layer's input and output; what is returned goes on in its place."""
-        return output
+        self._ran.add(name)
+        return None
 
     def _check_ran(self) -> None:
         for name in self._layers:
             if name not in self._ran and self._examples:
-                raise DataError(
-                    f"the layer {layer_label(name)!r} never ran on the calibration data, so nothing is known "
-                    "of its weights: name it in `ignore`, or give data that reaches it"
-                )
-
-    def _means(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        device = next(iter(sums.values())).device
-        examples = torch.tensor(float(self._examples), dtype=torch.float64, device=device)
-        sum_over_processes([*sums.values(), examples])
-        return {name: total / examples for name, total in sums.items()}
+                raise never_ran(name, "weights")
 
     @abstractmethod
     def _take(self, inputs: Tensor, targets: Tensor) -> None: ...
@@ -218,6 +194,7 @@ class _Diagonal(_Curvature):
             self._add(seen, back, len(inputs))
 
     def _on_call(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        self._ran.add(name)
         output = output if output.requires_grad else output.requires_grad_()
         self._calls.setdefault(name, []).append((x.detach(), output))
         return output.clone()  # what follows may change it in place
@@ -239,7 +216,7 @@ class _Diagonal(_Curvature):
             self._sums[name] += squared_derivatives(x, slopes)
 
     def finish(self) -> dict[str, Tensor]:
-        found = self._means(self._sums)
+        found = means_over_processes(self._sums, self._examples)
         self._check_ran()
         for name, value in found.items():
             if not bool(value.isfinite().all()):
@@ -300,7 +277,7 @@ class _Whole(_Curvature):
         add_product(self._sum, (roots.mT @ jacobian).flatten(0, 1).unsqueeze(0))
 
     def finish(self) -> dict[str, Tensor]:
-        matrix = mirrored(self._means({"": self._sum})[""])[0]
+        matrix = mirrored(means_over_processes({"": self._sum}, self._examples)[""])[0]
         self._check_ran()
         if not bool(matrix.isfinite().all()):
             raise DataError("the derivatives of the outputs by the weights are not finite")

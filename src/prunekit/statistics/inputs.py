@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import Coupled, Member
 from prunekit.graph.members import entries
 from prunekit.graph.rows import TRANSPOSED, channels, groups_of, inputs_first, patches, row_layers, rows_of
-from prunekit.statistics.collect import Collector, StatContext, Statistic
+from prunekit.statistics.collect import (
+    Collector,
+    StatContext,
+    Statistic,
+    layer_label,
+    never_ran,
+    watched_calls,
+)
 from prunekit.statistics.moments import Moments
 
 _BUFFER_BYTES = 8 * 2**20
@@ -53,20 +59,9 @@ class InputStatistic(Statistic):
     form: ClassVar[Form] = "patches"
     sums: ClassVar[int] = MEANS
 
-    @property
-    def needs_loss(self) -> bool:
-        """The inputs of the layers are looked at while the network runs."""
-        return False
-
-    @property
-    def needs_forward(self) -> bool:
-        """The network runs once."""
-        return True
-
-    @property
-    def additive(self) -> bool:
-        """A process without examples adds nothing."""
-        return True
+    needs_loss = False
+    needs_forward = True
+    additive = True
 
     def about_means(self, layer: nn.Module) -> bool:
         """Whether it is taken about the means of the layer's inputs, of which one row says nothing."""
@@ -181,11 +176,6 @@ class ChannelMagnitude(ChannelMean):
     form: ClassVar[Form] = "magnitudes"
 
 
-def layer_label(name: str) -> str:
-    """What a weight's layer is called in messages."""
-    return name.rpartition(".")[0] or "the model"
-
-
 def _has_bias(layer: nn.Module) -> bool:
     return getattr(layer, "bias", None) is not None
 
@@ -199,26 +189,13 @@ class _Sums:
         self._watched: dict[str, _Watched] = {}
         self._finished = False
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Hooks on the layers, for as long as the pass lasts that counts."""
-        hooks = [
-            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True)
-            for name, layer in self._layers.items()
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return watched_calls(self._layers, self._see)
 
-    def _hook(self, name: str) -> Any:
-        @torch.no_grad()
-        def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else next(iter(kwargs.values()))
-            self._watch(name).take(x.detach())
-
-        return watch
+    @torch.no_grad()
+    def _see(self, name: str, x: Tensor, output: Tensor) -> None:
+        self._watch(name).take(x.detach())
 
     def _watch(self, name: str) -> _Watched:
         if name not in self._watched:
@@ -235,16 +212,12 @@ class _Sums:
             self._watch(name).moments.reduce()
         for name in self._layers:
             moments = self._watch(name).moments
-            layer = layer_label(name)
             if not moments.count:
-                raise DataError(
-                    f"the layer {layer!r} never ran on the calibration data, so nothing is known of its "
-                    "inputs: name it in `ignore`, or give data that reaches it"
-                )
+                raise never_ran(name, "inputs")
             if not bool(torch.isfinite(moments.mean).all() & torch.isfinite(moments.variance).all()):
                 raise DataError(
-                    f"the inputs of the layer {layer!r} are not finite on the calibration data, or too large "
-                    "to be squared"
+                    f"the inputs of the layer {layer_label(name)!r} are not finite on the calibration data, "
+                    "or too large to be squared"
                 )
 
     def read(self, statistic: InputStatistic) -> dict[str, Tensor]:
@@ -327,9 +300,6 @@ class _Reader(Collector):
 
     def watching(self) -> AbstractContextManager[Any]:
         return self._sums.watching() if self._first else nullcontext()
-
-    def batch(self, batch: Batch, loss: Tensor) -> None:
-        return
 
     def finish(self) -> dict[str, Tensor]:
         self._sums.finish()

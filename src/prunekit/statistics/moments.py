@@ -33,7 +33,6 @@ class Moments:
         columns: int,
         *,
         pairs: bool,
-        pooled: bool = False,
         device: torch.device | None = None,
     ) -> None:
         """Nothing seen yet.
@@ -42,14 +41,12 @@ class Moments:
             blocks: how many populations are looked at side by side.
             columns: numbers in a row.
             pairs: products of all pairs of columns; else the squares alone.
-            pooled: whether products and squares are added up over the blocks.
             device: where the sums are kept.
         """
         self.count = 0
         self.mean = torch.zeros(blocks, columns, dtype=torch.float64, device=device)
         self._pairs = pairs
-        self._pooled = pooled
-        shape = (1 if pooled else blocks, columns, *([columns] if pairs else []))
+        shape = (blocks, columns, *([columns] if pairs else []))
         # with pairs, what lies on and above the diagonal counts
         self._second = torch.zeros(shape, dtype=torch.float64, device=device)
 
@@ -63,9 +60,9 @@ class Moments:
         apart = block - shift.unsqueeze(1)
         rest = apart.sum(1).double()
         if self._pairs:
-            add_product(self._second, self._together(apart))
+            add_product(self._second, apart)
         else:
-            self._second += self._together(apart).square().sum(1)
+            self._second += apart.square().sum(1)
         self._correct(rest, -1 / rows)
         self.join(rows, shift.double() + rest / rows)
 
@@ -95,20 +92,20 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """(blocks or 1, columns): mean squares of deviations."""
+        """(blocks, columns): mean squares of deviations."""
         squares = self._second.diagonal(dim1=1, dim2=2) if self._pairs else self._second
         return squares.clamp(min=0) / self._rows
 
     @property
     def covariance(self) -> Tensor:
-        """(blocks or 1, columns, columns): mean products of deviations; with `pairs` only."""
+        """(blocks, columns, columns): mean products of deviations; with `pairs` only."""
         found = mirrored(self._second).div_(self._rows)
         found.diagonal(dim1=1, dim2=2).clamp_(min=0)
         return found
 
     @property
     def correlation(self) -> Tensor:
-        """(blocks or 1, columns, columns): Pearson's r, 0 where a column is constant; with `pairs` only."""
+        """(blocks, columns, columns): Pearson's r, 0 where a column is constant; with `pairs` only."""
         covariance = self.covariance
         variance = covariance.diagonal(dim1=1, dim2=2)
         alive = variance > 0
@@ -119,14 +116,11 @@ class Moments:
 
     @property
     def _rows(self) -> int:
-        return max(self.count, 1) * (len(self.mean) if self._pooled else 1)
-
-    def _together(self, block: Tensor) -> Tensor:
-        return block.flatten(0, 1).unsqueeze(0) if self._pooled else block
+        return max(self.count, 1)
 
     def _correct(self, step: Tensor, times: float) -> None:
         """Add `times` the products of (blocks, columns) to the sums."""
-        step = self._together(step.unsqueeze(1))
+        step = step.unsqueeze(1)
         if self._pairs:
             self._second.baddbmm_(step.mT, step, alpha=times)
         else:

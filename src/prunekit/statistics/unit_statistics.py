@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from prunekit import units
 from prunekit.batches import Batch
@@ -18,7 +17,14 @@ from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.maxout import Maxout
 from prunekit.measure import count
-from prunekit.statistics.collect import Collector, StatContext, Statistic, sum_over_processes
+from prunekit.statistics.collect import (
+    Collector,
+    StatContext,
+    Statistic,
+    means_over_processes,
+    sum_over_processes,
+    watched_calls,
+)
 from prunekit.units.runner import Structure
 
 Values = dict[str, Tensor]
@@ -28,10 +34,7 @@ Values = dict[str, Tensor]
 class UnitStatistic(Statistic):
     """A request for one number per unit; its collector runs what it needs of the network by itself."""
 
-    @property
-    def needs_loss(self) -> bool:
-        """No pass through the whole network is looked at."""
-        return False
+    needs_loss = False
 
     def start(self, subject: StatContext) -> Collector:
         """The collector for the subject's units.
@@ -74,10 +77,8 @@ class _Examples(Collector):
         inputs = torch.cat([inputs for inputs, _ in self._batches])
         targets = torch.cat([targets for _, targets in self._batches])
         values = self._statistic.of(self._structure, inputs, targets, self._kept)
-        examples = torch.tensor(float(len(inputs)), dtype=torch.float64, device=inputs.device)
-        sums = {name: value * examples for name, value in values.items()}
-        sum_over_processes([*sums.values(), examples])
-        return {name: total / examples for name, total in sums.items()}
+        sums = {name: value * len(inputs) for name, value in values.items()}
+        return means_over_processes(sums, len(inputs))
 
 
 Error = Literal["squared_error", "cross_entropy", "absolute_error"]
@@ -185,19 +186,20 @@ class MaxoutMaxima(Statistic):
 
 class _Counts(Collector):
     def __init__(self, layers: Mapping[str, Maxout]) -> None:
+        self._layers = layers
         self._counts = {
             name: torch.zeros(
                 layer.units, layer.pieces, dtype=torch.float64, device=layer.layer.weight.device
             )
             for name, layer in layers.items()
         }
-        self._hooks: list[RemovableHandle] = [
-            layer.layer.register_forward_hook(partial(self._count, name, layer))
-            for name, layer in layers.items()
-        ]
+
+    def watching(self) -> AbstractContextManager[None]:
+        return watched_calls({name: layer.layer for name, layer in self._layers.items()}, self._count)
 
     @torch.no_grad()
-    def _count(self, name: str, layer: Maxout, made_by: nn.Module, args: Any, outputs: Tensor) -> None:
+    def _count(self, name: str, x: Tensor, outputs: Tensor) -> None:
+        layer = self._layers[name]
         split = layer.split(outputs)
         dim = layer.dim % split.dim()
         # ties go to the first piece, as the gradient of a maximum over indices does
@@ -206,13 +208,6 @@ class _Counts(Collector):
         counts = places.movedim((dim - 1, dim), (0, 1)).flatten(2).sum(2, dtype=torch.float64)
         self._counts[name] += counts
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
-        """All is done while the network runs."""
-
     def finish(self) -> dict[str, Tensor]:
         sum_over_processes(list(self._counts.values()))
         return self._counts
-
-    def close(self) -> None:
-        for hook in self._hooks:
-            hook.remove()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,17 @@ from prunekit.errors import DataError
 from prunekit.graph.chain import Function
 from prunekit.graph.chain_view import activations
 from prunekit.graph.rows import from_rows, groups_of, row_layers, rows_of, windows
-from prunekit.statistics.collect import Collector, StatContext, Statistic, sum_over_processes
-from prunekit.statistics.inputs import layer_label
+from prunekit.statistics.collect import (
+    Collector,
+    StatContext,
+    Statistic,
+    count_processes,
+    layer_label,
+    means_over_processes,
+    never_ran,
+    sum_over_processes,
+    watched_calls,
+)
 from prunekit.statistics.moments import CrossMoments
 
 SUMS_BYTES = 512 * 2**20
@@ -48,10 +56,7 @@ class ConnectionCorrelation(Statistic):
 
     budget_bytes: int = SUMS_BYTES
 
-    @property
-    def needs_loss(self) -> bool:
-        """The collector runs the network by itself, once or several times."""
-        return False
+    needs_loss = False
 
     def start(self, subject: StatContext) -> Collector:
         """A collector that keeps the examples' inputs.
@@ -81,7 +86,8 @@ class _Correlations(Collector):
         first = True
         while not all(layer.done for layer in self._layers.values()):
             budget = _Budget(self._budget)
-            with self._watching(budget):
+            left = {name: self._modules[name] for name, layer in self._layers.items() if not layer.done}
+            with watched_calls(left, partial(self._see, budget)):
                 for inputs in self._inputs:
                     self._model(inputs)
             if first:
@@ -91,24 +97,8 @@ class _Correlations(Collector):
                 layer.close(layer_label(name))
         return {name: layer.result() for name, layer in self._layers.items()}
 
-    @contextmanager
-    def _watching(self, budget: _Budget) -> Iterator[None]:
-        hooks = [
-            self._modules[name].register_forward_hook(self._hook(layer, budget), with_kwargs=True)
-            for name, layer in self._layers.items()
-            if not layer.done
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _hook(self, layer: _Layer, budget: _Budget) -> Any:
-        def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            layer.take(args[0] if args else next(iter(kwargs.values())), output, budget)
-
-        return watch
+    def _see(self, budget: _Budget, name: str, x: Tensor, output: Tensor) -> None:
+        self._layers[name].take(x, output, budget)
 
     def _check(self) -> None:
         """All processes find the same: one that stopped alone would leave the others waiting."""
@@ -116,26 +106,16 @@ class _Correlations(Collector):
         facts = torch.tensor([layer.facts for layer in self._layers.values()], dtype=torch.float64)
         facts = facts.to(device)
         sum_over_processes([facts])
+        processes = count_processes(True, device)[1]
         for name, (ran, several, places, squares) in zip(self._layers, facts.tolist(), strict=True):
-            label = layer_label(name)
-            processes = _processes()
             if ran < processes:
                 where = "" if processes == 1 else f" on {processes - ran:.0f} of {processes} processes"
-                raise DataError(
-                    f"the layer {label!r} never ran on the calibration data{where}, so nothing is known of "
-                    "its connections: name it in `ignore`, or give data that reaches it"
-                )
+                raise never_ran(name, "connections", where)
             if several or squares * processes != places**2:
                 raise DataError(
-                    f"the layer {label!r} reads inputs of several sizes, whose positions cannot be compared: "
-                    "give calibration data of one size, or name the layer in `ignore`"
+                    f"the layer {layer_label(name)!r} reads inputs of several sizes, whose positions cannot "
+                    "be compared: give calibration data of one size, or name the layer in `ignore`"
                 )
-
-
-def _processes() -> int:
-    one = torch.ones(())
-    sum_over_processes([one])
-    return int(one)
 
 
 class _Budget:
@@ -266,10 +246,7 @@ def _blocks(numbers: Tensor, dims: int) -> Tensor:
 class MeanGradient(Statistic):
     """dL/dw of the mean loss L over all examples, one tensor of the weight's shape per parameter."""
 
-    @property
-    def additive(self) -> bool:
-        """A process without examples adds nothing."""
-        return True
+    additive = True
 
     def start(self, subject: StatContext) -> Collector:
         """A collector that sums gradients; `.grad` of the parameters is not touched."""
@@ -279,32 +256,20 @@ class MeanGradient(Statistic):
 class _GradientSum(Collector):
     def __init__(self, weights: dict[str, nn.Parameter]) -> None:
         self._weights = weights
-        # frozen weights are scored as well: autograd follows them for the length of the pass
-        self._frozen = [weight for weight in weights.values() if not weight.requires_grad]
-        for weight in self._frozen:
-            weight.requires_grad_(True)
         # sums over many examples leave the range of half precision
         self._sums = {
             name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
             for name, weight in weights.items()
         }
-        self._examples = torch.zeros((), dtype=torch.float64)
+        self._examples = 0
 
     def batch(self, batch: Batch, loss: Tensor) -> None:
-        examples = len(batch[0])
         gradients = torch.autograd.grad(
             loss, list(self._weights.values()), retain_graph=True, materialize_grads=True
         )
         for total, gradient in zip(self._sums.values(), gradients, strict=True):
-            total.add_(gradient, alpha=examples)
-        self._examples += examples
+            total.add_(gradient, alpha=len(batch[0]))
+        self._examples += len(batch[0])
 
     def finish(self) -> dict[str, Tensor]:
-        device = next(iter(self._sums.values())).device
-        examples = self._examples.to(device)
-        sum_over_processes([*self._sums.values(), examples])
-        return {name: total / examples.to(total.dtype) for name, total in self._sums.items()}
-
-    def close(self) -> None:
-        for weight in self._frozen:
-            weight.requires_grad_(False)
+        return means_over_processes(self._sums, self._examples)

@@ -15,7 +15,7 @@ from prunekit.errors import DataError
 from prunekit.limits import LARGE, WHOLE
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores.weight_scores import Score, Scores
-from prunekit.statistics import Collector, StatContext, Statistic, sum_over_processes
+from prunekit.statistics import Collector, StatContext, Statistic, means_over_processes
 
 
 class BlockFisher(Score):
@@ -70,15 +70,8 @@ class FisherBlocks(Statistic):
 
     size: int = 50
 
-    @property
-    def needs_loss(self) -> bool:
-        """The collector runs the network by itself, one example at a time."""
-        return False
-
-    @property
-    def additive(self) -> bool:
-        """A process without examples adds nothing."""
-        return True
+    needs_loss = False
+    additive = True
 
     def start(self, subject: StatContext) -> Collector:
         """A collector of the gradients of examples; `.grad` of the parameters is not touched."""
@@ -117,10 +110,8 @@ class _FisherBlocks(Collector):
         return torch.autograd.grad(loss, list(self._weights.values()), materialize_grads=True)
 
     def finish(self) -> dict[str, Tensor]:
-        device = next(iter(self._sums.values())).device
-        examples = torch.tensor(float(self._examples), dtype=torch.float64, device=device)
-        sum_over_processes([*self._sums.values(), examples])
-        for name, total in self._sums.items():
+        found = means_over_processes(self._sums, self._examples)
+        for name, total in found.items():
             if not bool(total.isfinite().all()):
                 raise DataError(f"the gradients of the loss by {name} are not finite on the calibration data")
-        return {name: total / examples for name, total in self._sums.items()}
+        return found

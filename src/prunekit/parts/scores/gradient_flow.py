@@ -17,7 +17,7 @@ from prunekit.errors import DataError, InputError
 from prunekit.limits import LARGE
 from prunekit.parts.context import StepContext
 from prunekit.parts.scores.weight_scores import Score, Scores
-from prunekit.statistics import Collector, StatContext, Statistic, sum_over_processes
+from prunekit.statistics import Collector, StatContext, Statistic, means_over_processes
 
 
 class GraSP(Score):
@@ -72,10 +72,7 @@ class SynFlow(Score):
 class _FlowStatistic(Statistic):
     """A derivative that the collector takes by itself, when it has seen the data."""
 
-    @property
-    def needs_loss(self) -> bool:
-        """The collector runs the network by itself."""
-        return False
+    needs_loss = False
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,7 @@ class HessianGradient(_FlowStatistic):
 
     temperature: float = 1.0
 
-    @property
-    def additive(self) -> bool:
-        """A process without examples adds nothing."""
-        return True
+    additive = True
 
     def start(self, subject: StatContext) -> Collector:
         """A collector that keeps the batches and differentiates twice at the end."""
@@ -143,7 +137,7 @@ class _HessianGradient(_Flow):
             name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
             for name, weight in self._weights.items()
         }
-        examples = torch.zeros((), dtype=torch.float64, device=next(iter(sums.values())).device)
+        examples = 0
         weights = list(self._weights.values())
         for inputs, targets in self._batches:
             value = self._loss(inputs, targets)
@@ -157,8 +151,7 @@ class _HessianGradient(_Flow):
             found = torch.autograd.grad(value, weights, materialize_grads=True)
             for total, each in zip(sums.values(), found, strict=True):
                 total.add_(each, alpha=len(inputs))
-        sum_over_processes([*sums.values(), examples])
-        return {name: total / examples.to(total.dtype) for name, total in sums.items()}
+        return means_over_processes(sums, examples)
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         assert self._subject.loss is not None
