@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.graph.maxout_pieces import shrink_pieces
+from prunekit.graph.shrinking import shrink_pieces
 from prunekit.maxout import Maxout
 from prunekit.methods import maxout_pruning
 from prunekit.models import ModelSettings, create
@@ -163,6 +163,6 @@ def test_what_is_refused():
     flags = torch.ones(4, 3, dtype=torch.bool)
     flags[0, 0] = False
     with pytest.raises(InputError, match="all units must keep the same number"):
-        shrink_pieces(conv_net(), {"0": flags}, examples()[0])
+        shrink_pieces(conv_net(), examples()[0], {"0": flags})
     with pytest.raises(InputError, match="no maxout layer, it is a Linear"):
-        shrink_pieces(conv_net(), {"4": flags}, examples()[0])
+        shrink_pieces(conv_net(), examples()[0], {"4": flags})

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, ShrinkResult, shrink
-from prunekit.graph.maxout_pieces import shrink_pieces
+from prunekit.graph.shrinking import shrink_pieces
 from prunekit.masks import Masks
 from prunekit.parts.stopping import Stopped
 from prunekit.recipe import Recipe
@@ -100,7 +100,7 @@ class Pruned:
                 residual=getattr(self.recipe.granularity, "residual", False),
             )
         else:
-            result = shrink_pieces(self.model, self.kept, example_inputs, masks=self.masks)
+            result = shrink_pieces(self.model, example_inputs, self.kept, masks=self.masks)
         if result.form == "graph":
             self.model = result.model
         self.shrunk = result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
@@ -10,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
 from prunekit.graph.capture import Inputs, arguments
-from prunekit.graph.graph_model import GraphModel, graphs_of
-from prunekit.graph.groups import CouplingGraph, KeepMasks
+from prunekit.graph.graph_model import GraphModel
+from prunekit.graph.groups import KeepMasks
 from prunekit.graph.reference_run import (
     Deviation,
     Interpreter,
@@ -26,9 +26,10 @@ from prunekit.graph.reference_run import (
     rounding,
 )
 from prunekit.graph.surgery import Axes, copy_of, count_parameters
-from prunekit.modes import keeping_modes
+from prunekit.modes import Snapshot, keeping_modes
 
 UNTOUCHED = "; the model is as it was"
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 AFFORDABLE = 2**28  # parameters of which two copies in float64 are made: 4 GiB
 
 
@@ -60,18 +61,19 @@ def same_function(
         ModelError: if a network cannot be copied or run, or gives no tensor of real numbers.
         VerificationError: if it is the candidate that cannot be run, or its outputs have other shapes.
     """
-    first = Reference(reference, inputs)
+    call = arguments(inputs)
+    first = Reference(reference, call, affordable=AFFORDABLE)
     second = _prepared(candidate, first.dtype)
-    other = inputs if candidate_inputs is None else candidate_inputs
-    return _deviation(first, second, (inputs, other), tolerance=tolerance, gradients=gradients)
+    other = call if candidate_inputs is None else arguments(candidate_inputs)
+    return _deviation(first, second, (call, other), tolerance=tolerance, gradients=gradients)
 
 
 class Reference:
-    """A copy of the network to agree with, in float64 where that is affordable.
+    """A copy of the network to agree with, in float64 where the device has it and that is affordable.
 
     Args:
         model: the network.
-        inputs: what it will be run on.
+        call: the arguments that it will be run on.
         keeping: what stays of each node of its graphs, where statistics run over what stays.
         affordable: up to how many parameters copies in float64 are made; None for any number.
     """
@@ -79,37 +81,45 @@ class Reference:
     def __init__(
         self,
         model: nn.Module,
-        inputs: Inputs,
+        call: Arguments,
         keeping: KeepMasks | None = None,
         *,
-        affordable: int | None = AFFORDABLE,
+        affordable: int | None = None,
     ) -> None:
-        self.dtype = _precision(model, inputs, affordable)
+        given = [each for each in pytree.tree_leaves(call) if isinstance(each, Tensor)]
+        too_many = affordable is not None and count_parameters(model) > affordable
+        without = any(tensor.device.type == "mps" for tensor in [*model.parameters(), *given])
+        self.dtype = None if too_many or without else torch.float64
         self.model = _prepared(model, self.dtype)
         self.keeping = keeping
 
+    def outputs(self, call: Arguments, *, training: bool) -> list[Tensor]:
+        """What it gives; its buffers are put back.
+
+        Raises:
+            ModelError: where it cannot be run.
+        """
+        before = Snapshot(self.model, parameters=False)
+        try:
+            return _ran(self.model, call, self, training, "masked", ModelError)
+        finally:
+            before.restore()
+
 
 def masked_reference(
-    model: nn.Module,
-    traced: CouplingGraph,
-    tensors: Mapping[str, Axes],
-    keeping: KeepMasks | None,
-    inputs: Inputs,
+    model: nn.Module, tensors: Mapping[str, Axes], inputs: Inputs, keeping: KeepMasks | None = None
 ) -> Reference:
     """The masked network: zeros in all slices of the units, statistics over what is kept.
 
     Args:
-        model: the network as it is.
-        traced: its plan and graphs.
+        model: the network as it is; its graphs, where statistics run over units.
         tensors: what stays of each tensor.
-        keeping: what stays of each node, where statistics run over units; else the network itself is run.
         inputs: on which it must give numbers: where it divides by a buffer that would be zero, as by a
             spread for each channel, buffers keep their values.
+        keeping: what stays of each node of the graphs.
     """
-    if keeping is not None:
-        graphs = {number: graph.module for number, graph in enumerate(traced.graphs)}
-        model = GraphModel(copy_of(model), graphs_of(traced.graphs, graphs))
-    reference = Reference(model, inputs, keeping, affordable=None)
+    call = arguments(inputs)
+    reference = Reference(model, call, keeping)
     masked = reference.model
     buffers = {name: buffer.clone() for name, buffer in masked.named_buffers() if name in tensors}
     found = dict([*masked.named_parameters(), *masked.named_buffers()])
@@ -117,8 +127,9 @@ def masked_reference(
         for axis, flags in axes.items():
             gone = (~flags).nonzero().flatten()
             found[name].data.index_fill_(axis, gone.to(found[name].device), 0)
-    if buffers and not _finite(reference, inputs):
-        _put_back(masked, {**_state(masked), **buffers})
+    if buffers and not all(bool(each.isfinite().all()) for each in reference.outputs(call, training=False)):
+        for name, buffer in buffers.items():
+            found[name].data.copy_(buffer)
     return reference
 
 
@@ -131,7 +142,6 @@ def proven(
     training: bool = True,
     tolerance: float | None = None,
     narrow: Callable[[Tensor], Tensor] | None = None,
-    drawn: int | None = None,
 ) -> Deviation:
     """Compare on given and on random inputs, with the gradients of the random ones.
 
@@ -145,23 +155,27 @@ def proven(
         training: whether in training mode, too.
         tolerance: as in `same_function`.
         narrow: from a tensor of the reference's inputs to the candidate's, if they are others.
-        drawn: how many random examples at most; as many as are given by default.
 
     Raises:
         ModelError: where the reference cannot be run.
         VerificationError: where the smaller network cannot be run or computes something else.
     """
     small = _prepared(candidate, reference.dtype)
-    random = _drawn(inputs, drawn)
+    call = arguments(inputs)
+    random = _drawn(call)
     worst = None
-    training = training and _runs(reference, inputs, training=True)
+    if training:
+        try:
+            reference.outputs(call, training=True)
+        except ModelError:
+            training = False
     for mode in (False, True) if training else (False,):
-        for given in (inputs, random):
+        for given in (call, random):
             what = f" in {'training' if mode else 'evaluation'}{', random inputs' if given is random else ''}"
             found = _deviation(
                 reference,
                 small,
-                (given, given if narrow is None else _mapped(given, narrow)),
+                (given, given if narrow is None else pytree.tree_map_only(Tensor, narrow, given)),
                 tolerance=tolerance,
                 # at a kink (a ReLU at 0, a tie in a maximum) rounding decides: random inputs hit none
                 gradients=tensors if given is random else None,
@@ -180,13 +194,14 @@ def proven(
 
 def run_both(model: nn.Module, other: nn.Module, inputs: Inputs) -> Deviation:
     """How far exported graphs, or a masked copy, are from the network itself, in both modes."""
-    reference = Reference(model, inputs, affordable=None)
+    call = arguments(inputs)
+    reference = Reference(model, call)
     second = _prepared(other, reference.dtype)
     found = (
         _deviation(
             reference,
             second,
-            (inputs, inputs),
+            (call, call),
             training=training,
             names=("given", "exported"),
             what=f" in {'training' if training else 'evaluation'}",
@@ -199,7 +214,7 @@ def run_both(model: nn.Module, other: nn.Module, inputs: Inputs) -> Deviation:
 def _deviation(
     reference: Reference,
     candidate: nn.Module,
-    inputs: tuple[Inputs, Inputs],
+    calls: tuple[Arguments, Arguments],
     *,
     tolerance: float | None = None,
     gradients: Mapping[str, Axes] | None = None,
@@ -208,19 +223,19 @@ def _deviation(
     what: str = "",
 ) -> Deviation:
     """The largest difference of two prepared networks, whose buffers are put back."""
-    states = _state(reference.model), _state(candidate)
+    before = Snapshot(reference.model, parameters=False), Snapshot(candidate, parameters=False)
     try:
         with _magnitudes(reference.model) as magnitudes:
-            expected = _ran(reference.model, inputs[0], reference, training, names[0], ModelError)
-        found = _ran(candidate, inputs[1], reference, training, names[1], VerificationError)
+            expected = _ran(reference.model, calls[0], reference, training, names[0], ModelError)
+        found = _ran(candidate, calls[1], reference, training, names[1], VerificationError)
         tolerance = rounding(candidate, expected[0].dtype) if tolerance is None else tolerance
         deviations = of_outputs(expected, found, max(magnitudes, default=0.0), tolerance, what)
         if gradients is not None:
             models = reference.model, candidate
             deviations += of_gradients(models, (expected, found), gradients, tolerance, what)
     finally:
-        _put_back(reference.model, states[0])
-        _put_back(candidate, states[1])
+        for each in before:
+            each.restore()
     return max(deviations, key=_relative)
 
 
@@ -229,14 +244,6 @@ def _relative(deviation: Deviation) -> float:
 
 
 # ---- copies ------------------------------------------------------------------------------------------------
-
-
-def _precision(model: nn.Module, inputs: Inputs, affordable: int | None) -> torch.dtype | None:
-    """float64, or None for the network's own precision where copies would not fit or cannot be made."""
-    devices = {tensor.device.type for tensor in model.parameters()}
-    _mapped(inputs, lambda given: devices.add(given.device.type))
-    too_many = affordable is not None and count_parameters(model) > affordable
-    return None if too_many or "mps" in devices else torch.float64
 
 
 def _prepared(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -249,47 +256,16 @@ def _prepared(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     return copied
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: copy.deepcopy(buffer) for name, buffer in model.named_buffers()}
-
-
-def _put_back(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    for name, buffer in model.named_buffers():
-        buffer.data.copy_(state[name])
-
-
-# ---- running -----------------------------------------------------------------------------------------------
-
-
-def _runs(reference: Reference, inputs: Inputs, *, training: bool) -> bool:
-    before = _state(reference.model)
-    try:
-        with torch.no_grad():
-            _ran(reference.model, inputs, reference, training, "masked", ModelError)
-    except ModelError:
-        return False
-    finally:
-        _put_back(reference.model, before)
-    return True
-
-
-def _finite(reference: Reference, inputs: Inputs) -> bool:
-    before = _state(reference.model)
-    outputs = _ran(reference.model, inputs, reference, False, "masked", ModelError)
-    _put_back(reference.model, before)
-    return all(bool(output.isfinite().all()) for output in outputs)
-
-
 def _ran(
     model: nn.Module,
-    inputs: Inputs,
+    call: Arguments,
     reference: Reference,
     training: bool,
     what: str,
     refused: type[ModelError],
 ) -> list[Tensor]:
     """All tensors of real numbers that a prepared network gives."""
-    args, kwargs = arguments(_converted(inputs, model, reference.dtype))
+    args, kwargs = _converted(call, model, reference.dtype)
     exactly = nullcontext() if reference.dtype is None else exact()
     keeping = reference.keeping if model is reference.model else None
     with keeping_modes(model), torch.enable_grad(), exactly:
@@ -330,8 +306,8 @@ def tensors_in(output: Any) -> list[Tensor]:
     return []
 
 
-def _converted(inputs: Inputs, model: nn.Module, dtype: torch.dtype | None) -> Any:
-    """The inputs in the precision of the proof, where the network is, if it is at one place."""
+def _converted(call: Arguments, model: nn.Module, dtype: torch.dtype | None) -> Arguments:
+    """The arguments in the precision of the proof, where the network is, if it is at one place."""
     parameter = next(model.parameters(), None)
     places = {each.device for each in model.parameters()}
 
@@ -344,37 +320,25 @@ def _converted(inputs: Inputs, model: nn.Module, dtype: torch.dtype | None) -> A
         own = value.dtype if parameter is None else parameter.dtype
         return value.to(dtype or own)
 
-    return _mapped(inputs, converted)
+    return pytree.tree_map_only(Tensor, converted, call)
 
 
-def _drawn(inputs: Inputs, most: int | None) -> Any:
-    """Random inputs of the same shapes: numbers of the same mean and spread, integers of the same range."""
+def _drawn(call: Arguments) -> Arguments:
+    """Random arguments of the same shapes: numbers of the same mean and spread, integers of one range."""
     generator = torch.Generator().manual_seed(0)  # not the user's
 
     def drawn(value: Tensor) -> Tensor:
         if not value.numel() or value.dtype == torch.bool:
             return value
-        shape = value.shape if most is None else (min(most, len(value)), *value.shape[1:])
         if not value.is_floating_point():
             low, high = int(value.min()), int(value.max())
-            return torch.randint(low, high + 1, shape, generator=generator).to(value.device, value.dtype)
+            return torch.randint(low, high + 1, value.shape, generator=generator).to(value)
         exactly = value.double().cpu().nan_to_num(posinf=0, neginf=0)
         spread = float(exactly.std(correction=0)) or 1.0
-        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
         return (exactly.mean() + spread * noise).to(value)
 
-    return _mapped(inputs, drawn)
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Inputs with something else in the place of each tensor."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(_mapped(item, change) for item in value)
-    return value
+    return pytree.tree_map_only(Tensor, drawn, call)
 
 
 @contextmanager

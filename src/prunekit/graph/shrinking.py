@@ -1,4 +1,4 @@
-"""Taking units out of any network, with the proof that the rest computes what the masked network does."""
+"""Taking units, or pieces of maxout layers, out of a network, proven to compute what the masked one does."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
 from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.graph.surgery import (
     Axes,
+    Cut,
     alike,
     checked,
     copy_of,
@@ -34,7 +35,10 @@ from prunekit.graph.surgery import (
     smaller_masks,
 )
 from prunekit.masks import Masks
+from prunekit.maxout import Maxout
 from prunekit.targets import unwrap
+
+_EXAMPLES = 32  # more make the proof slower (float64 is), not stronger
 
 
 @dataclass(frozen=True)
@@ -155,10 +159,7 @@ def shrink(
         VerificationError: if the networks differ. In every case the model is exactly as it was.
     """
     model = own_module(model)
-    if not all(
-        each.numel() for each in pytree.tree_leaves(arguments(example_inputs)) if isinstance(each, Tensor)
-    ):
-        raise InputError("example_inputs must have at least one example")
+    _check_examples(example_inputs)
     masks = masks or Masks({})
     times = [time.process_time()]
 
@@ -177,19 +178,14 @@ def shrink(
     operate(candidate, work.cut, values=values)
     times.append(time.process_time())
     tensors = work.cut.tensors
-    reference = masked_reference(
-        whole,
-        found,
-        tensors if values is None else {},
-        work.keeping if over_units else None,
-        example_inputs,
-    )
+    masked, keeping = whole, None
     if over_units:
         modules = {number: graph.module for number, graph in enumerate(found.graphs)}
-        graph = GraphModel(copy_of(whole), graphs_of(found.graphs, modules))
-        exported = run_both(whole, graph, example_inputs)
+        masked, keeping = GraphModel(copy_of(whole), graphs_of(found.graphs, modules)), work.keeping
+        exported = run_both(whole, masked, example_inputs)
         if not exported.accepted:
             raise VerificationError(f"what was exported is not what the network computes: {exported}")
+    reference = masked_reference(masked, tensors if values is None else {}, example_inputs, keeping)
     narrow = None
     if INPUT in flags:
         assert found.features is not None
@@ -230,6 +226,78 @@ def shrink(
         (times[1] - times[0], times[2] - times[1], times[3] - times[2]),
         work.cut.tensors,
     )
+
+
+def _check_examples(example_inputs: Inputs) -> None:
+    tensors = [each for each in pytree.tree_leaves(arguments(example_inputs)) if isinstance(each, Tensor)]
+    if not all(each.numel() for each in tensors):
+        raise InputError("example_inputs must have at least one example")
+
+
+@torch.inference_mode(False)  # parameters made in it could not be trained
+def shrink_pieces(
+    model: nn.Module,
+    example_inputs: Inputs,
+    kept: Mapping[str, Tensor],
+    *,
+    masks: Masks | None = None,
+) -> ShrinkResult:
+    """Take pieces out of maxout layers, in place, if what is left computes what the masked network does.
+
+    Args:
+        model: the network.
+        example_inputs: as of `shrink`; the first 32 are looked at.
+        kept: by maxout layer, (units, pieces) flags; every unit keeps the same number.
+        masks: of single weights; removed ones are set to zero.
+
+    Raises:
+        InputError: for flags of another shape, or units that keep different numbers of pieces, or none.
+        VerificationError: if the smaller network computes something else; the model is untouched then.
+    """
+    model = own_module(model)
+    _check_examples(example_inputs)
+    inputs = pytree.tree_map_only(Tensor, lambda given: given[:_EXAMPLES], example_inputs)
+    masks = masks or Masks({})
+    groups = tuple(GroupSize(name, flags.numel(), int(flags.sum())) for name, flags in kept.items())
+    cut = _cut_of_pieces(model, kept)
+    whole = masked_copy(model, masks)
+    candidate = copy_of(whole)
+    operate(candidate, cut)
+    reference = masked_reference(whole, cut.tensors, inputs)
+    deviation = proven(reference, candidate, cut.tensors, inputs, training=False)
+    before = count_parameters(model)
+    operate(model, cut, masks)
+    after, left = count_parameters(model), smaller_masks(masks, cut)
+    return ShrinkResult(model, "modules", groups, before, after, deviation, left, axes=cut.tensors)
+
+
+def _cut_of_pieces(model: nn.Module, kept: Mapping[str, Tensor]) -> Cut:
+    """What stays of the network when flags of pieces, (units, pieces) by maxout layer, are carried out."""
+    tensors: dict[str, dict[int, Tensor]] = {}
+    sizes: dict[tuple[str, str], int] = {}
+    for name, flags in kept.items():
+        maxout = model.get_submodule(name)
+        if not isinstance(maxout, Maxout):
+            raise InputError(f"{name!r} is no maxout layer, it is a {type(maxout).__name__}")
+        _check_pieces(name, maxout, flags)
+        rows = flags.detach().cpu().flatten()
+        for short, _ in maxout.layer.named_parameters():
+            tensors[f"{name}.layer.{short}"] = {0: rows}
+        counter = "out_features" if isinstance(maxout.layer, nn.Linear) else "out_channels"
+        sizes[f"{name}.layer", counter] = int(rows.sum())
+    return Cut(tensors, sizes)
+
+
+def _check_pieces(name: str, layer: Maxout, flags: Tensor) -> None:
+    shape = (layer.units, layer.pieces)
+    if flags.dtype != torch.bool or tuple(flags.shape) != shape:
+        raise InputError(f"kept[{name!r}] must be {shape} booleans, got {flags.dtype} {tuple(flags.shape)}")
+    counts = flags.sum(1)
+    if int(counts.min()) < 1 or int(counts.min()) != int(counts.max()):
+        raise InputError(
+            f"kept[{name!r}] leaves units between {int(counts.min())} and {int(counts.max())} pieces: "
+            "all units must keep the same number, at least 1"
+        )
 
 
 def smallest(tensors: Mapping[str, Tensor], group: Group, share: float, round_to: int = 1) -> Tensor:
