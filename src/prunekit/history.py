@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,11 @@ from prunekit.errors import InputError
 from prunekit.graph import Coupled, ShrinkResult, shrink
 from prunekit.graph.shrinking import shrink_pieces
 from prunekit.masks import Masks
-from prunekit.parts.stopping import Stopped
+from prunekit.parts.allocation import Recorded
+from prunekit.parts.schedule import AllocationDecides
+from prunekit.parts.scores import Random
+from prunekit.parts.selection import Lowest
+from prunekit.parts.stopping import NoStop, Stopped
 from prunekit.recipe import Recipe
 
 
@@ -107,6 +112,18 @@ class Pruned:
         self.masks = result.masks  # those of the larger layers would be refused by all that takes masks
         return result
 
+    def random_control(self) -> Recipe:
+        """The recipe of the control at this pruning's own densities: random elements, as many of each layer.
+
+        See `random_control`. To be run on a copy of the network from before the pruning.
+        """
+        layers = 1 if self.recipe.order == "all" else len(self.kept)
+        rounds = [record.layers for record in self.history][layers - 1 :: layers]
+        sizes = {name: mask.numel() for name, mask in self.kept.items()}
+        return random_control(
+            self.recipe, [{name: sizes[name] - left for name, left in each.items()} for each in rounds]
+        )
+
     def __repr__(self) -> str:
         return f"<Pruned {type(self.model).__name__}: {self._achieved()}>"
 
@@ -127,3 +144,28 @@ class Pruned:
             f"{self._achieved()}. Zeros alone make nothing smaller or faster: "
             "next, save_pretrained(pruned, folder) writes a file without them."
         )
+
+
+def random_control(recipe: Recipe, removed: Sequence[Mapping[str, int]] | None = None) -> Recipe:
+    """A recipe with another one's granularity, order, repair and retraining that chooses at random.
+
+    A random choice over the whole network takes the same share of every layer; a method that spares small
+    layers beats it by that alone. This one takes of every layer what the method takes, so that what is left
+    between them is the choice within layers. A training that the method's score asks for before the first
+    removal is not done, and it stops nowhere.
+
+    Args:
+        recipe: of the method.
+        removed: by round, how many of each layer (or group of units) are gone; None for the same allocation
+            and schedule.
+    """
+    changed: dict[str, Any] = {
+        "score": Random(),
+        "selection": Lowest(),
+        "stop": NoStop(),
+        "rank": "every_step",
+    }
+    if removed is not None and not recipe.granularity.even:  # a pattern takes the same of every layer
+        changed["allocation"] = Recorded(removed=tuple(dict(each) for each in removed))
+        changed["schedule"] = AllocationDecides(steps=len(removed))
+    return Recipe(**{**vars(recipe), **changed})

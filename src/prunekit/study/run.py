@@ -125,6 +125,10 @@ def make_tasks(
             )
             # labels that differ in punctuation share the folder of an equal recipe
             cells.setdefault(layout.cell(cell, seed), task)
+        for cell in study.cells:
+            if cell.random_of is not None:
+                folder, other = layout.cell(cell, seed), layout.cell(cell.random_of, seed)
+                cells[folder] = replace(cells[folder], after=(*cells[folder].after, cells[other].name))
     tasks = [task for folder, task in networks.items() if not _is_done(folder, task.name, read.network)]
     tasks += [task for folder, task in cells.items() if not _is_done(folder, task.name, read.cell)]
     if not _has_units(study, layout):

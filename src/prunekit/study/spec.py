@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 from prunekit import methods
 from prunekit.data import DataSettings
 from prunekit.errors import InputError, naming
+from prunekit.history import random_control
 from prunekit.limits import check_folder_name, check_label
 from prunekit.models import ModelSettings
 from prunekit.parts.allocation import NoPruning
@@ -42,6 +43,8 @@ class Method(Settings):
     Attributes:
         method: the name of a known method, and `settings` its settings; exclusive with `recipe`.
         recipe: the composition of parts, written out.
+        random_of: the label of another method, of which this is the control: for each recipe of its, random
+            elements, as many of each layer after each round as it has taken with the same seed.
         sweep: dotted keys into `settings` or `recipe`, each with a list of values, of which every combination
             is a cell of its own; or a list of mappings from dotted keys to values, each of which is one.
         summary: one sentence for the report; by default the method's own.
@@ -50,14 +53,23 @@ class Method(Settings):
     method: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, Any] | None = None
+    random_of: str | None = None
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = Field(default_factory=dict)
     summary: str = ""
     _swept: tuple[tuple[str, Recipe], ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Method:
-        if (self.method is None) == (self.recipe is None):
-            raise ValueError("give either 'method' (a name, with 'settings') or 'recipe' (written out)")
+        given = [each for each in (self.method, self.recipe, self.random_of) if each is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give either 'method' (a name, with 'settings'), or 'recipe' (written out), or 'random_of' "
+                "(the label of another method)"
+            )
+        if self.random_of is not None:
+            if self.settings or self.sweep:
+                raise ValueError("'random_of' takes the settings and the sweep of the other method")
+            return self
         if self.recipe is not None and self.settings:
             raise ValueError("'settings' belong to 'method'; write them into 'recipe'")
         # made once, while the user's own code that they name is allowed
@@ -93,6 +105,9 @@ class Method(Settings):
 
     def note(self) -> dict[str, str]:
         """What a report says of it: `summary` and `paper`."""
+        if self.random_of is not None:
+            default = f"Control: random elements, as many of each layer as '{self.random_of}' takes."
+            return {"summary": self.summary or default, "paper": ""}
         if self.method is not None:
             info = methods.describe(self.method)
             return {"summary": self.summary or info.summary, "paper": info.paper}
@@ -172,6 +187,14 @@ class Study(Settings):
         for label in self.methods:
             with naming("methods"):
                 check_label(label)
+        for label, method in self.methods.items():
+            other = method.random_of
+            if other is not None and (other not in self.methods or self.methods[other].random_of is not None):
+                known = ", ".join(each for each in self.methods if self.methods[each].random_of is None)
+                raise ValueError(
+                    f"methods: {label}: random_of: there is no method {other!r} to be compared with; "
+                    f"labels are: {known}"
+                )
         for control, label in self.controls:
             if label is not None and label not in self.methods:
                 known = ", ".join(self.methods)
@@ -199,12 +222,27 @@ class Study(Settings):
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every recipe of every method; an equal recipe under the same label counts once."""
+        return tuple(cell for label in self.methods for cell in self._cells_of(label))
+
+    def _cells_of(self, label: str) -> Iterable[Cell]:
+        method = self.methods[label]
+        if method.random_of is not None:
+            others = self._cells_of(method.random_of)
+            return [
+                Cell(
+                    label,
+                    random_control(each.recipe),
+                    self._cell_key(each.recipe, control=True),
+                    each.swept,
+                    each,
+                )
+                for each in others
+            ]
         found = {
-            (label, recipe.digest()): Cell(label, recipe, self._cell_key(recipe), swept)
-            for label, method in self.methods.items()
+            recipe.digest(): Cell(label, recipe, self._cell_key(recipe), swept)
             for swept, recipe in method.swept()
         }
-        return tuple(found.values())
+        return found.values()
 
     @cached_property
     def checkpoints(self) -> tuple[int, ...]:
@@ -223,8 +261,9 @@ class Study(Settings):
         asked = None if self.unit_figures is None else self.unit_figures.to_dict()
         return digest({**self._network(), "unit_figures": asked})
 
-    def _cell_key(self, recipe: Recipe) -> str:
-        return digest({**self._network(), "recipe": recipe.identity()})
+    def _cell_key(self, recipe: Recipe, *, control: bool = False) -> str:
+        of_control = {"control": "random"} if control else {}
+        return digest({**self._network(), "recipe": recipe.identity(), **of_control})
 
     def _network(self) -> dict[str, Any]:
         return {
@@ -248,12 +287,15 @@ class Cell:
         recipe: what is done.
         key: the content hash of the recipe and all that comes before it; names the cell's folder.
         swept: the settings that set it apart from the others of its method, such as `sparsity=0.9`.
+        random_of: the cell whose numbers per layer it takes, if it is a control; they are not in its recipe
+            before that cell has been run.
     """
 
     label: str
     recipe: Recipe
     key: str
     swept: str = ""
+    random_of: Cell | None = None
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from prunekit.elements import find_units
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json
 from prunekit.graph import chain_of
-from prunekit.history import Record
+from prunekit.history import Record, random_control
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.pruning import Session
+from prunekit.recipe import Plan, Recipe
 from prunekit.saving import Architecture, save_pretrained
 from prunekit.seeds import derive
 from prunekit.statistics import activity
@@ -32,6 +34,7 @@ from prunekit.study.layout import (
     STATE,
     TRAINED,
     Layout,
+    Results,
     discard,
     remove,
     stage_of,
@@ -117,7 +120,7 @@ def run_cell(
     discard(folder, keep=(STATE,))
     data = dataset(study, data_dir, seed)
     state = folder / STATE
-    session = _begun(study, cell, seed, data, layout.network(study, seed), state)
+    session = _begun(study, cell, seed, data, layout, state)
 
     def tell(done: int, total: int) -> None:
         progress((len(session.history) + done / max(total, 1)) / len(session.plan.steps))
@@ -142,9 +145,9 @@ def run_cell(
     return folder
 
 
-def _begun(study: Study, cell: Cell, seed: int, data: Dataset, network: Path, state: Path) -> Session:
+def _begun(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout, state: Path) -> Session:
     """The session of a cell where it was interrupted, or at its beginning, also if its state is damaged."""
-    session = _fresh(study, cell, seed, data, network)
+    session = _fresh(study, cell, seed, data, layout)
     if not state.exists():
         return session
     try:
@@ -152,22 +155,37 @@ def _begun(study: Study, cell: Cell, seed: int, data: Dataset, network: Path, st
     except PrunekitError as error:
         log.warning("%s; %s, seed %d, begins afresh", error, cell.name, seed)
         remove(state)
-        return _fresh(study, cell, seed, data, network)  # what was there may be half of another state
+        return _fresh(study, cell, seed, data, layout)  # what was there may be half of another state
     return session
 
 
-def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, network: Path) -> Session:
+def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -> Session:
+    network = layout.network(study, seed)
     model = build(study, data, seed)
     _fill(model, _values(network / TRAINED), network / TRAINED)
     wanted = cell.recipe.retrain.checkpoint
+    recipe = cell.recipe
+    if cell.random_of is not None:
+        recipe = _control(cell.random_of, recipe.plan(model, data.test.inputs[:2]), layout, seed)
     return Session(
         model,
-        cell.recipe,
+        recipe,
         data=data.train,
         validation=data.validation,
         seed=derive(seed, "cell"),
         checkpoints={} if wanted is None else {wanted: _values(network / checkpoint(wanted))},
     )
+
+
+def _control(cell: Cell, plan: Plan, layout: Layout, seed: int) -> Recipe:
+    """The random control of a cell that has been run: it takes of each layer what that has taken."""
+    layers = 1 if cell.recipe.order == "all" else len(plan.targets)
+    removed = []
+    for step, rows in groupby(Results().cell(layout.cell(cell, seed))[1], lambda row: row["step"]):
+        if step % layers == 0:  # where all layers of a round have had their turn
+            lost = [row["parameters"] - row["kept"] for row in rows]
+            removed.append(dict(zip(plan.names, lost, strict=True)))
+    return random_control(cell.recipe, removed or [dict.fromkeys(plan.names, 0)])
 
 
 def _values(path: Path) -> State:

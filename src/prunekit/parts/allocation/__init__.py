@@ -10,6 +10,7 @@ from prunekit.parts.allocation.rules import (
     Manual,
     NoPruning,
     PerLayer,
+    Recorded,
     Threshold,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "Manual",
     "NoPruning",
     "PerLayer",
+    "Recorded",
     "Sensitivity",
     "Threshold",
 ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.limits import LARGE
+from prunekit.limits import LARGE, WHOLE
 from prunekit.masks import lowest
 from prunekit.parts.base import Part, Requirement
 from prunekit.parts.context import CostModel, StepContext
@@ -395,3 +395,42 @@ class NoPruning(Allocation):
     def amounts(self, context: StepContext) -> dict[str, int]:
         """Zero everywhere."""
         return dict.fromkeys(context.scores, 0)
+
+
+class Recorded(Allocation):
+    """The numbers that each layer has lost after each round, as they are given: those of another pruning.
+
+    What a random control needs to take as much of every layer as the method that it is compared with.
+
+    Attributes:
+        removed: by round, from the names of all layers (or groups of units) to how many are gone.
+    """
+
+    name = "recorded"
+    local = True
+    requires = (DECIDED,)
+    removed: tuple[dict[str, Annotated[int, Field(ge=0, le=WHOLE)]], ...] = Field(min_length=1)
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """What is given for the round, or for the last; what cannot go there does not."""
+        return dict(self.removed[min(context.step.round, len(self.removed)) - 1])
+
+    def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
+        """Every layer must be given, and be large enough."""
+        sizes = {target.name: target.size for target in targets}
+        for number, amounts in enumerate(self.removed, 1):
+            odd = sorted(sizes.keys() ^ amounts.keys())
+            if odd:
+                raise InputError(
+                    f"recorded: round {number} "
+                    + (
+                        f"says nothing of {odd[0]}"
+                        if odd[0] in sizes
+                        else f"names {odd[0]}, which is not pruned"
+                    )
+                )
+            for name, lost in amounts.items():
+                if lost > sizes[name]:
+                    raise InputError(
+                        f"recorded: round {number} takes {lost:,} of {name}, which has {sizes[name]:,}"
+                    )
