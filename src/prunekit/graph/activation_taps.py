@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit.errors import ModelError
 from prunekit.graph.chain import Applied, sees_entries
 from prunekit.graph.groups import CouplingGraph, Group
-from prunekit.graph.ops import norms, operator_of
+from prunekit.graph.ops import operator_of
 
 Side = Literal["input", "output"]
 Key = tuple[str, int, Side]
@@ -97,8 +97,7 @@ def silences(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple
         node = inputs[place.module, place.call] if place.side == "input" else None
         while node is not None and not _acts(node):
             record = operator_of(node)
-            passes = record.passes_units or record.labels is norms.batch_norm
-            node = node.args[0] if passes and isinstance(node.args[0], fx.Node) else None
+            node = node.args[0] if record.passes_units and isinstance(node.args[0], fx.Node) else None
         behind = [] if node is None else _behind(calls, found, group, node)
         for each in behind or [place]:
             chosen[(*each.key, each.axis, each.then and each.then.nodes)] = each

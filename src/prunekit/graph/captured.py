@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -72,37 +72,6 @@ class Captured:
             and self.constants.keys() == other.constants.keys()
             and all(torch.equal(value, other.constants[name]) for name, value in self.constants.items())
         )
-
-
-def module_of(node: fx.Node) -> str:
-    """Full name of the module whose forward calls a node; empty for the network itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
-
-
-def leading_to(node: fx.Node) -> set[fx.Node]:
-    """Everything that a node is computed from, and the node itself."""
-    found, waiting = {node}, [node]
-    while waiting:
-        for source in waiting.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                waiting.append(source)
-    return found
-
-
-def behind(first: Collection[fx.Node], nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """The first ones and everything that is computed from them, in order."""
-    found: dict[fx.Node, None] = {}
-    for node in nodes:
-        if node in first or any(before in found for before in node.all_input_nodes):
-            found[node] = None
-    return list(found)
-
-
-def is_written(node: fx.Node) -> bool:
-    """Whether a node writes into its first argument."""
-    return bool(node.args) and bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
 
 
 @dataclass(frozen=True)

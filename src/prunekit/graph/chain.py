@@ -17,10 +17,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph.captured import is_written
 from prunekit.graph.groups import INPUT, Member, Plan
-from prunekit.graph.ops import moves, norms, op_name, operator_of, pointwise, reductions, spatial
-from prunekit.graph.ops.registry import argument
+from prunekit.graph.nodes import argument, is_written, op_name
+from prunekit.graph.ops import moves, norms, operator_of, pointwise, reductions, spatial
 from prunekit.graph.propagate import is_pointwise
 from prunekit.graph.rows import LAYERS
 
@@ -199,7 +198,7 @@ def sees_entries(node: fx.Node) -> bool:
     """Whether an operator looks at each number alone."""
     record = operator_of(node)
     if record.drops:
-        return not argument(node, 2, "train")
+        return not argument(node, "train")
     return record.labels is pointwise.same or (record.labels is None and is_pointwise(record))
 
 
@@ -212,8 +211,8 @@ def _asked(node: fx.Node) -> tuple[int, ...]:
     """The shape that an operator was asked for, a flatten of all but the first dimension as (-1, -1)."""
     name, before, after = op_name(node), node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
     if name == "flatten":
-        first, last = (argument(node, place, key) for place, key in ((1, "start_dim"), (2, "end_dim")))
-        whole = first == 1 and (-1 if last is None else last) in (-1, before.dim() - 1)
+        first, last = (argument(node, name) for name in ("start_dim", "end_dim"))
+        whole = first == 1 and last in (-1, before.dim() - 1)
         return (-1, -1) if whole else tuple(after.shape)
     if name in ("view", "reshape", "_unsafe_view"):
         return tuple(int(size) for size in node.args[1])  # type: ignore[union-attr, arg-type]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from prunekit.graph.captured import Captured, behind, is_written
+from prunekit.graph.captured import Captured
 from prunekit.graph.groups import CouplingGraph, KeepMasks, Layer
 from prunekit.graph.labels import Flags, Ints
-from prunekit.graph.ops import op_name, operator_of
-from prunekit.graph.ops.registry import argument
-from prunekit.graph.propagate import is_pointwise, is_view
+from prunekit.graph.nodes import argument, behind, is_view, is_written, op_name
+from prunekit.graph.ops import operator_of
+from prunekit.graph.propagate import is_pointwise
 from prunekit.graph.reference_run import Interpreter, exact
 
 FOLDING = ("linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution")
@@ -162,8 +162,8 @@ class _Run(Interpreter):
 
 def _memory(node: fx.Node) -> fx.Node:
     """The node whose memory a node's value lies in."""
-    while node.op == "call_function" and is_view(node) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
+    while is_view(node) or is_written(node):
+        (node, *_) = node.all_input_nodes
     return node
 
 
@@ -256,7 +256,7 @@ class ConstantReaders:
         if not isinstance(weight, fx.Node) or weight in self._computed or grouped(node):
             return None
         spatial = int(weight.meta["val"].dim()) - 2
-        fits = spatial > 0 if record.groups is not None else spatial == 0
+        fits = spatial > 0 if record.convolves else spatial == 0
         return int(source.meta["val"].dim()) - spatial - 1 if fits else None
 
     def _check(self, node: fx.Node, source: fx.Node, value: Any, axis: int, weight: Tensor | None) -> None:
@@ -303,14 +303,13 @@ def _weight(node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
     assert factors is not None
     weight: Tensor = values[node.args[factors[1]]]  # type: ignore[index]
     forward = op_name(node) in FOLDING and op_name(node) != "addmm"
-    backward = op_name(node) == "convolution" and bool(argument(node, 6, "transposed"))
+    backward = op_name(node) == "convolution" and bool(argument(node, "transposed"))
     return weight if forward and not backward else weight.transpose(0, 1)
 
 
 def grouped(node: fx.Node) -> bool:
     """Whether a node is a convolution in several groups."""
-    place = operator_of(node).groups
-    return place is not None and argument(node, place, "groups", 1) != 1
+    return operator_of(node).convolves and argument(node, "groups") != 1
 
 
 def _units_of(layer: Layer, labels: Ints) -> Ints:

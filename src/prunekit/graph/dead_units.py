@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from prunekit.graph.capture import Inputs, canonical
-from prunekit.graph.captured import leading_to
 from prunekit.graph.constant_run import FOLDING, ConstantReaders, depending_on_input, grouped, units_at
 from prunekit.graph.groups import CouplingGraph, Group, Member
 from prunekit.graph.members import of_units
-from prunekit.graph.ops import op_name, operator_of
-from prunekit.graph.ops.registry import argument
+from prunekit.graph.nodes import leading_to, op_name
+from prunekit.graph.ops import operator_of
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both
 from prunekit.graph.reference_run import VerificationError, rounding
@@ -329,7 +329,7 @@ class _Search:
             record = operator_of(node)
             if op_name(node) not in FOLDING or node.kwargs or record.addend is None or grouped(node):
                 continue
-            bias = argument(node, record.addend, "bias")
+            bias: Any = node.args[record.addend] if record.addend < len(node.args) else None
             name = graph.tensors.get(bias.name) if isinstance(bias, fx.Node) else None
             padded = record.by_extent is not None and record.by_extent(node)
             if name is None or padded or bias.meta["val"].dim() != 1:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from prunekit.errors import InputError
-from prunekit.graph.captured import Captured, leading_to
+from prunekit.graph.captured import Captured
 from prunekit.graph.labels import Dim, Flags, Ints, Value, fixed
-from prunekit.graph.ops import op_name
+from prunekit.graph.nodes import leading_to, op_name
 
 INPUT = "input"
 """The name of the group of the network's own input features."""

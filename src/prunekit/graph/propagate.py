@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from prunekit.graph.labels import Value, fixed
+from prunekit.graph.nodes import is_view, is_written, op_name
 from prunekit.graph.ops import Operator, operator_of
 from prunekit.graph.ops.pointwise import pointwise
 from prunekit.graph.propagator import Propagator
@@ -151,11 +152,8 @@ def _fits(result: Any, val: Any) -> bool:
 
 def _written_in_place(propagator: Propagator, node: fx.Node, result: Any) -> None:
     """What an operator writes into its first argument is seen by all that read it or its base later."""
-    target = node.target
-    if not (isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable) or not node.args:
-        return
-    written = node.args[0]
-    if target.overloadpacket.__name__ == "batch_norm" or not isinstance(written, fx.Node):
+    written = node.args[0] if is_written(node) else None
+    if not isinstance(written, fx.Node):
         return
     known = propagator.env.get(written)
     if isinstance(known, tuple) and isinstance(result, tuple) and len(known) == len(result):
@@ -175,17 +173,8 @@ def _written_in_place(propagator: Propagator, node: fx.Node, result: Any) -> Non
             propagator.env[base] = [
                 _not_zero(value) if isinstance(value, tuple) else value for value in below
             ]
-        if not is_view(base):
+        if not (is_view(base) or is_written(base)):
             break
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether a node's value may lie in the memory of what it reads."""
-    if node.target is operator.getitem:
-        return True
-    return isinstance(node.target, torch._ops.OpOverload) and any(
-        argument.alias_info is not None for argument in node.target._schema.arguments
-    )
 
 
 def _not_zero(value: Value) -> Value:
@@ -197,8 +186,7 @@ def is_residual_sum(node: fx.Node) -> bool:
 
     Sums that are only part of a function, such as x + x^3, and sums of branches are none.
     """
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.overloadpacket.__name__ not in {"add", "add_"}:
+    if op_name(node) != "add":
         return False
     first, second = [*node.args[:2], None, None][:2]
     if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from torch import fx
 
-from prunekit.graph.captured import module_of
 from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
+from prunekit.graph.nodes import argument, module_of, op_name
 
 SplitSite = tuple[object, ...]
 SplitPolicy = Literal["most", "first", "last"]
+GROUPS = "groups"
+"""The tag of an axis that is cut into groups: whole groups go, or the same offset within each group."""
 
 
 @dataclass
@@ -75,7 +77,11 @@ class Propagator:
     @property
     def operator(self) -> str:
         """The operator's name, without library and overload."""
-        return str(getattr(self.node, "target", None)).removeprefix("aten.").split(".")[0]
+        return "" if self.node is None else op_name(self.node)
+
+    def argument(self, name: str) -> Any:
+        """An argument of the operator by its name in the schema, or its default; None where there is none."""
+        return None if self.node is None else argument(self.node, name)
 
     @property
     def val(self) -> Any:
@@ -126,21 +132,26 @@ class Propagator:
         if dim.labels is not None:
             self.norms.append((self.module or str(self.node), dim.labels))
 
-    def choose(self, tag: object, candidates: Sequence[int]) -> int | None:
-        """The first of the ways to cut an axis that is not known to be rejected; None where all are."""
+    def choose(self, tag: object, axes: Sequence[int], sizes: Sequence[int]) -> int | None:
+        """The axis to cut along: by the policy the first that is not rejected; None where all are.
+
+        Args:
+            tag: tells this cut from others at the same node; `GROUPS` leave most units in any case.
+            axes: by number.
+            sizes: of all axes.
+        """
+        if self.policy == "most" or tag == GROUPS:
+            axes = sorted(axes, key=lambda axis: -sizes[axis])
+        elif self.policy == "last":
+            axes = axes[::-1]
         site = self._site(tag)
-        alive = [candidate for candidate in candidates if (site, candidate) not in self.rejected]
-        return alive[0] if alive else None
+        return next((axis for axis in axes if (site, axis) not in self.rejected), None)
 
-    def sorted(self, axes: Sequence[int], sizes: Sequence[int]) -> list[int]:
-        """Axes, by number, the one to be cut along before all others first."""
-        if self.policy == "most":
-            return sorted(axes, key=lambda axis: -sizes[axis])
-        return list(axes) if self.policy == "first" else list(axes)[::-1]
-
-    def chosen(self, tag: object, candidate: int, labels: Ints) -> None:
-        """Record the way taken, to see afterwards whether it leaves anything to take out."""
-        self.choices.append(TakenSplit(self._site(tag), candidate, labels))
+    def chosen(self, tag: object, axis: int, *labels: Ints | None) -> None:
+        """Record the way taken, to see afterwards whether it leaves anything to take out of these labels."""
+        known = [each for each in labels if each is not None]
+        if known:
+            self.choices.append(TakenSplit(self._site(tag), axis, np.concatenate(known)))
 
     def _site(self, tag: object) -> SplitSite:
         return (self.part, f"{self.prefix}{self.node}", tag)
@@ -235,7 +246,7 @@ def merged(propagator: Propagator, dims: Sequence[Dim], *, tag: object) -> Dim:
         return Dim(size)
     axis = alive[0]
     if len(alive) > 1:
-        found = propagator.choose(tag, propagator.sorted(alive, [dim.size for dim in dims]))
+        found = propagator.choose(tag, alive, [dim.size for dim in dims])
         axis = alive[0] if found is None else found
         propagator.freeze([dims[other] for other in alive if other != axis], "is merged with another axis")
     labels = dims[axis].labels
@@ -262,17 +273,30 @@ def split(propagator: Propagator, dim: Dim, sizes: Sequence[int], *, tag: object
     result = [Dim(size) for size in sizes]
     if dim.labels is None:
         return result
-    grid = dim.labels.reshape(sizes)
-    possible = [axis for axis in range(len(sizes)) if _distinct(grid, axis) > 1]
-    axis = propagator.choose(tag, propagator.sorted(possible, sizes))
+    possible = [axis for axis in range(len(sizes)) if _distinct(dim.labels.reshape(sizes), axis) > 1]
+    axis = propagator.choose(tag, possible, sizes)
     if axis is None:
         propagator.freeze([dim], f"is cut into {tuple(sizes)}, of which nothing can be taken out,")
         return result
-    labels = rows_joined(propagator, np.moveaxis(grid, axis, 0).reshape(sizes[axis], -1))
+    result[axis] = along(propagator, dim, sizes, axis)
     if len(possible) > 1:
-        propagator.chosen(tag, axis, labels)
-    result[axis] = Dim(sizes[axis], labels, dim.zero)
+        propagator.chosen(tag, axis, result[axis].labels)
     return result
+
+
+def along(propagator: Propagator, dim: Dim, sizes: Sequence[int], axis: int) -> Dim:
+    """The one of the axes that an axis is cut into that can change: its entries go as whole rows or columns.
+
+    Args:
+        propagator: the state of the propagation.
+        dim: the axis.
+        sizes: of the axes it becomes.
+        axis: which of them.
+    """
+    if dim.labels is None:
+        return Dim(sizes[axis])
+    grid = np.moveaxis(dim.labels.reshape(sizes), axis, 0)
+    return Dim(len(grid), rows_joined(propagator, grid.reshape(len(grid), -1)), dim.zero)
 
 
 def rows_joined(propagator: Propagator, rows: Ints) -> Ints:

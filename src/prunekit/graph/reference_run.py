@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from prunekit.errors import ModelError
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.labels import Flags
-from prunekit.graph.ops import op_name, operator_of
+from prunekit.graph.nodes import op_name
+from prunekit.graph.ops import operator_of
 from prunekit.graph.surgery import Axes
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)

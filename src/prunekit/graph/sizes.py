@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from prunekit.errors import InputError
-from prunekit.graph.captured import Captured, module_of
+from prunekit.graph.captured import Captured
 from prunekit.graph.groups import KeepMasks, Plan
 from prunekit.graph.labels import Flags
-from prunekit.graph.ops import OPERATORS, op_name, operator_of
+from prunekit.graph.nodes import argument, module_of, op_name
+from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.moves import RESHAPED
-from prunekit.graph.ops.registry import Keeps, argument
+from prunekit.graph.ops.registry import Keeps
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,7 @@ def sizes(
     found: dict[tuple[str, str], Any] = {}
     for (place, attribute), value in [
         *_attention(model, plan, kept),
-        *_in_graphs(model, graphs),
-        *_channels(model, graphs, keeping),
+        *_in_graphs(model, graphs, keeping),
         *_by_shape(model, shapes, graphs),
     ]:
         before = getattr(model.get_submodule(place), attribute, None)
@@ -163,10 +163,10 @@ def _by_shape(
     graphs: Sequence[tuple[Captured, Corrected]],
 ) -> list[tuple[tuple[str, str], Any]]:
     groups = {
-        captured.tensors.get(str(node.args[1])): argument(node, position, "groups", 1)
+        captured.tensors.get(str(node.args[1])): argument(node, "groups")
         for captured, smaller in graphs
         for node in smaller.graph.nodes
-        if (position := operator_of(node).groups) is not None and len(node.args) > 1
+        if operator_of(node).convolves
     }
     found: list[tuple[tuple[str, str], Any]] = []
     for name, shape in shapes.items():
@@ -179,40 +179,27 @@ def _by_shape(
 
 def sizes_of_module(module: nn.Module, short: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
     """Attributes of a module that follow from the shape of one of its tensors; see `Operator`."""
-    for record in OPERATORS.values():
-        found = record.module_sizes(module, short, shape, groups) if record.module_sizes else {}
-        if found:
-            return found
-    return {}
+    known = (record.module_sizes for record in OPERATORS.values() if record.module_sizes)
+    return next((found for each in known if (found := each.of(module, short, shape, groups))), {})
 
 
 def _in_graphs(
-    model: nn.Module, graphs: Sequence[tuple[Captured, Corrected]]
+    model: nn.Module, graphs: Sequence[tuple[Captured, Corrected]], keeping: KeepMasks
 ) -> list[tuple[tuple[str, str], Any]]:
-    """Norms without parameters and groups that are only named in the graph."""
+    """Of modules whose sizes may only stand in the graph, such as norms without parameters."""
     found: list[tuple[tuple[str, str], Any]] = []
-    for _, smaller in graphs:
+    for number, (_, smaller) in enumerate(graphs):
         for node in smaller.graph.nodes:
             place, repeated = module_of(node), operator_of(node).attributes
             owner = _submodule(model, place) if place and repeated else None
             if owner is not None and repeated is not None:
-                found.extend(((place, name), value) for name, value in repeated(owner, node).items())
+                new = repeated(owner, node, partial(_kept_of, keeping, number))
+                found.extend(((place, name), value) for name, value in new.items())
     return found
 
 
-def _channels(
-    model: nn.Module, graphs: Sequence[tuple[Captured, Corrected]], keeping: KeepMasks
-) -> list[tuple[tuple[str, str], Any]]:
-    """Of batch norms, also of those that have neither parameters nor buffers."""
-    found: list[tuple[tuple[str, str], Any]] = []
-    for number, (captured, _) in enumerate(graphs):
-        for node in captured.graph.nodes:
-            place = module_of(node)
-            if isinstance(_submodule(model, place), nn.modules.batchnorm._BatchNorm):
-                axes = keeping(number, node.name)
-                if axes and len(axes[0]) > 1 and axes[0][1] is not None:
-                    found.append(((place, "num_features"), int(axes[0][1].sum())))
-    return found
+def _kept_of(keeping: KeepMasks, number: int, node: fx.Node) -> tuple[tuple[Flags | None, ...], ...]:
+    return keeping(number, node.name)
 
 
 def _submodule(model: nn.Module, place: str) -> nn.Module | None:

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError
-from prunekit.graph.captured import module_of
 from prunekit.graph.graph_model import Graph
+from prunekit.graph.nodes import module_of
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.saving.graph_calls import called_without_data, inputs_without_data
 from prunekit.saving.graph_values import batch_norm_training, bernoulli_like

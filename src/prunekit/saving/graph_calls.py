@@ -129,12 +129,7 @@ def _inside(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], found: An
         return 0
     width = max(each.element_size() for each in [*given, *made])
     copies = max(math.prod(each.shape) for each in given) * width
-    if (
-        _record(name)[0].groups is not None
-        and len(given) > 1
-        and given[0].dtype not in _FAST_CONVOLUTIONS
-        and made
-    ):
+    if _record(name)[0].convolves and len(given) > 1 and given[0].dtype not in _FAST_CONVOLUTIONS and made:
         image, kernel = given[0], given[1]
         places = max(math.prod(image.shape[2:]), math.prod(made[0].shape[2:]))
         copies = max(copies, image.shape[0] * math.prod(kernel.shape[1:]) * places * width)

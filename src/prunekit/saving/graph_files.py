@@ -20,8 +20,9 @@ from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError, shown
 from prunekit.graph import Graph, GraphModel
-from prunekit.graph.captured import Signature, leading_to, module_of
+from prunekit.graph.captured import Signature
 from prunekit.graph.graph_model import constant_name, holder_of
+from prunekit.graph.nodes import leading_to, module_of
 from prunekit.saving.folder import CONSTANT, GRAPH, Description, consistent, read_graph
 from prunekit.saving.functional import functional
 from prunekit.saving.graph_calls import MAX_BYTES, MAX_INT, MAX_NODES, check_calls

@@ -18,7 +18,7 @@ from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
 from prunekit.graph.capture import arguments, captured_in
 from prunekit.graph.captured import Captured, signature_of
-from prunekit.graph.ops import op_name
+from prunekit.graph.nodes import op_name
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
 from prunekit.targets import unwrap

@@ -20,10 +20,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
-from prunekit.graph.captured import Captured, behind, is_written, leading_to, signature_of
+from prunekit.graph.captured import Captured, signature_of
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import entries
-from prunekit.graph.ops import moves, op_name, operator_of
+from prunekit.graph.nodes import behind, is_view, is_written, leading_to, op_name
+from prunekit.graph.ops import moves, operator_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +129,7 @@ class Program:
         found = []
         for node in self._of_data:
             record = operator_of(node)
-            only_moves = getattr(record.labels, "__module__", "") == moves.__name__ or is_view(node)
-            if node.op != "call_function" or only_moves or record.over_kept is not None:
+            if node.op != "call_function" or record.moves or is_view(node) or record.over_kept is not None:
                 continue
             operands = [(before, self._axes(before, group)) for before in node.all_input_nodes]
             if any(axes and before not in self._of_data for before, axes in operands):
@@ -279,13 +279,6 @@ def without_writes(graph: Captured, given: Sequence[Any]) -> Captured:
     names = {new.name: graph.tensors.get(old.name) for old, new in zip(before, after, strict=True)}
     tensors = {name: tensor for name, tensor in names.items() if tensor is not None}
     return replace(graph, graph=made.graph, root=made, tensors=tensors)
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether a node's value lies in the memory of another one's."""
-    returns = getattr(getattr(node.target, "_schema", None), "returns", ())
-    aliases = [each.alias_info for each in returns if each.alias_info is not None]
-    return node.target is operator.getitem or any(not each.is_write for each in aliases)
 
 
 def bytes_of(node: fx.Node) -> int:

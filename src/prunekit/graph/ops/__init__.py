@@ -10,7 +10,7 @@ from prunekit.graph.ops import (
     reductions,
     spatial,
 )
-from prunekit.graph.ops.registry import OPERATORS, Operator, op_name, operator_of
+from prunekit.graph.ops.registry import OPERATORS, Operator, operator_of
 
 __all__ = [
     "OPERATORS",
@@ -20,7 +20,6 @@ __all__ = [
     "creation",
     "moves",
     "norms",
-    "op_name",
     "operator_of",
     "pointwise",
     "reductions",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.graph.labels import Dim, Value
 from prunekit.graph.ops.pointwise import added
-from prunekit.graph.ops.registry import MAX_PARTS, operators, tensors_among
+from prunekit.graph.ops.registry import MAX_PARTS, ModuleSizes, operators, tensors_among
 from prunekit.graph.propagator import Propagator
 
 
@@ -108,35 +108,20 @@ def einsum(propagator: Propagator, equation: str, operands: Sequence[Value], **_
     return contracted(propagator, operands, letters, out)
 
 
-def sizes_of_linear(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
-    """The widths of `nn.Linear`, whose weight is (out, in)."""
-    if isinstance(module, nn.Linear) and name == "weight":
-        return {"out_features": shape[0], "in_features": shape[1]}
-    return {"out_features": shape[0]} if isinstance(module, nn.Linear) and name == "bias" else {}
-
-
-def sizes_of_conv1d(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
-    """Of the linear layer that the library transformers calls Conv1D."""
-    if type(module).__name__ == "Conv1D" and name == "weight":
-        return {"nx": shape[0], "nf": shape[1]}
-    return {"nf": shape[0]} if type(module).__name__ == "Conv1D" and name == "bias" else {}
-
-
-operators("addbmm addmv baddbmm", labels=addmm, factors=(1, 2), addend=0, saved="default")
-operators(
+_sums = partial(operators, labels=addmm, factors=(1, 2), addend=0, saved="default")
+_sums("addbmm addmv baddbmm")
+_sums(
     "addmm",
-    labels=addmm,
-    module_sizes=sizes_of_conv1d,
     mixes=True,
-    factors=(1, 2),
-    addend=0,
-    saved="default",
+    # as the library transformers calls its linear layer
+    module_sizes=ModuleSizes("Conv1D", {"weight": ("nx", "nf"), "bias": ("nf",)}),
 )
-operators("einsum", labels=einsum, mixes=True, saved="default")
 operators(
     "linear",
     labels=linear,
-    module_sizes=sizes_of_linear,
+    module_sizes=ModuleSizes(
+        (nn.Linear,), {"weight": ("out_features", "in_features"), "bias": ("out_features",)}
+    ),
     mixes=True,
     factors=(0, 1),
     addend=2,
@@ -145,6 +130,7 @@ operators(
 operators("bmm matmul mm", labels=matmul, mixes=True, factors=(0, 1), saved="default")
 operators("dot mv", labels=matmul, factors=(0, 1), saved="default")
 operators("ger outer", labels=outer, factors=(0, 1), saved="default")
+operators("einsum", labels=einsum, mixes=True, saved="default")
 operators("linalg_cross vdot", saved="default")
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import fx
 
 from prunekit.graph.labels import Dim, Value
+from prunekit.graph.nodes import argument, set_argument, shape_of
 from prunekit.graph.ops.moves import laid, resize_shape
-from prunekit.graph.ops.registry import Keeps, argument, kept_along, operators, set_argument
+from prunekit.graph.ops.registry import Keeps, kept_along, operators
 from prunekit.graph.propagator import Propagator, result_shape
 
 
@@ -92,15 +93,14 @@ def mirrored(propagator: Propagator, x: Value, pads: Sequence[int]) -> Value:
 
 def resize_pads(node: fx.Node, keeps: Keeps) -> None:
     """Edges that meet units which are taken out go with them."""
-    pads = list(argument(node, 1, "pad"))
-    rank = len(node.meta["val"].shape)
+    pads, rank = list(argument(node, "pad")), len(shape_of(node))
     for index in range(len(pads) // 2):
         flags = kept_along(node, keeps, rank - 1 - index)
         before, after = pads[2 * index : 2 * index + 2]
         if flags is not None and min(before, after) >= 0:
             pads[2 * index] = int(flags[:before].sum())
             pads[2 * index + 1] = int(flags[flags.size - after :].sum())
-    set_argument(node, 1, "pad", pads)
+    set_argument(node, "pad", pads)
 
 
 operators(
@@ -114,7 +114,7 @@ operators(
     "constant_pad_nd pad",
     labels=pad,
     resize=resize_pads,
-    by_extent=lambda node: argument(node, 2, "mode", "constant") not in ("reflect", "replicate", "circular"),
+    by_extent=lambda node: argument(node, "mode") not in ("reflect", "replicate", "circular"),
     saved="default",
 )
 operators("replication_pad3d", saved="default")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from prunekit.graph.labels import Dim, Value, position
-from prunekit.graph.ops.registry import Keeps, argument, kept_along, new_shape, operators, set_argument
+from prunekit.graph.nodes import argument, set_argument, shape_of
+from prunekit.graph.ops.registry import Keeps, ModuleSizes, kept_along, new_shape, operators
 from prunekit.graph.propagator import Propagator, reshaped, rows_joined
 
 MAX_DIFFERENCES = 64
@@ -27,13 +29,9 @@ data may be laid out in another order: attention gives another where its keys an
 """
 
 
-def _shape(propagator: Propagator) -> list[int]:
-    return [int(size) for size in propagator.val.shape]
-
-
 def view(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
     """Another shape, the same order of entries."""
-    return reshaped(propagator, x, _shape(propagator))
+    return reshaped(propagator, x, [int(size) for size in propagator.val.shape])
 
 
 def permute(propagator: Propagator, x: Value, dims: Sequence[int]) -> Value:
@@ -114,7 +112,8 @@ def unbind(propagator: Propagator, x: Value, dim: int = 0) -> list[Value]:
     return [select(propagator, x, dim, index) for index in range(x[position(dim, len(x))].size)]
 
 
-def _pieces(propagator: Propagator, x: Value, dim: int) -> list[Value]:
+def pieces(propagator: Propagator, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
+    """Stretches of one axis."""
     axis = position(dim, len(x))
     pieces, start = [], 0
     for val in propagator.val:
@@ -122,16 +121,6 @@ def _pieces(propagator: Propagator, x: Value, dim: int) -> list[Value]:
         pieces.append(_with(x, axis, _picked(x[axis], slice(start, start + size))))
         start += size
     return pieces
-
-
-def pieces(propagator: Propagator, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
-    """Stretches of one axis."""
-    return _pieces(propagator, x, dim)
-
-
-def not_followed(propagator: Propagator, *_: Any, **__: Any) -> Any:
-    """Seldom met."""
-    return propagator.unknown("is cut")
 
 
 def cat(propagator: Propagator, tensors: Sequence[Value], dim: int = 0) -> Value:
@@ -197,7 +186,7 @@ def roll(propagator: Propagator, x: Value, shifts: Any, dims: Any = ()) -> Value
 
 def expand(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
     """Axes of size 1 made wide: all their entries are alike, so that any can be taken out."""
-    shape = _shape(propagator)
+    shape = [int(size) for size in propagator.val.shape]
     lead = len(shape) - len(x)
     result = []
     for axis, size in enumerate(shape):
@@ -231,9 +220,12 @@ def repeat_interleave(
     if not isinstance(repeats, int) or dim is None:
         return propagator.unknown("is repeated")
     axis = position(dim, len(x))
-    labels = x[axis].labels
-    wide = None if labels is None else labels.repeat(repeats)
-    return _with(x, axis, Dim(x[axis].size * repeats, wide, x[axis].zero))
+    return _with(x, axis, widened(x[axis], repeats))
+
+
+def widened(dim: Dim, times: int) -> Dim:
+    """An axis each of whose entries stands several times in a row."""
+    return Dim(dim.size * times, None if dim.labels is None else dim.labels.repeat(times), dim.zero)
 
 
 def resize_shape(node: fx.Node, keeps: Keeps) -> None:
@@ -250,28 +242,25 @@ def resize_shape(node: fx.Node, keeps: Keeps) -> None:
 
 def resize_unflatten(node: fx.Node, keeps: Keeps) -> None:
     """The sizes that an axis is cut into."""
-    x, dim, sizes = node.args[0], argument(node, 1, "dim"), argument(node, 2, "sizes")
-    axis = position(dim, len(x.meta["val"].shape))  # type: ignore[union-attr]
+    axis, sizes = position(argument(node, "dim"), len(shape_of(node.args[0]))), argument(node, "sizes")
     new = new_shape(node, keeps)[axis : axis + len(sizes)]
-    set_argument(node, 2, "sizes", [old if old == -1 else size for old, size in zip(sizes, new, strict=True)])
+    set_argument(node, "sizes", [old if old == -1 else size for old, size in zip(sizes, new, strict=True)])
 
 
 def resize_repeats(node: fx.Node, keeps: Keeps) -> None:
     """How often an axis of size 1 is repeated is its new size."""
-    x, repeats = node.args[0], list(argument(node, 1, "repeats"))
-    shape = list(x.meta["val"].shape)  # type: ignore[union-attr]
-    lead, new = len(repeats) - len(shape), new_shape(node, keeps)
+    repeats, shape, new = list(argument(node, "repeats")), shape_of(node.args[0]), new_shape(node, keeps)
+    lead = len(repeats) - len(shape)
     for axis, times in enumerate(repeats):
         if times > 1 and (axis < lead or shape[axis - lead] == 1):
             repeats[axis] = new[axis]
-    set_argument(node, 1, "repeats", repeats)
+    set_argument(node, "repeats", repeats)
 
 
 def resize_pieces(node: fx.Node, keeps: Keeps) -> None:
     """Pieces of sizes that may differ, whatever was asked for before."""
-    x = node.args[0]
-    dim = argument(node, 2, "dim", 0)
-    axis = position(dim, len(x.meta["val"].shape))  # type: ignore[union-attr]
+    x, dim = node.args[0], argument(node, "dim")
+    axis = position(dim, len(shape_of(x)))
     if kept_along(x, keeps, axis) is None:
         return
     sizes = []
@@ -284,60 +273,37 @@ def resize_pieces(node: fx.Node, keeps: Keeps) -> None:
 
 def resize_slice(node: fx.Node, keeps: Keeps) -> None:
     """Start and end, counted among what stays."""
-    x = node.args[0]
-    shape = x.meta["val"].shape  # type: ignore[union-attr]
-    axis = position(argument(node, 1, "dim", 0), len(shape))
-    flags = kept_along(x, keeps, axis)
+    axis = position(argument(node, "dim"), len(shape_of(node.args[0])))
+    flags, step = kept_along(node.args[0], keeps, axis), argument(node, "step")
     if flags is None:
         return
-    step = argument(node, 4, "step", 1)
-    start, end, _ = slice(argument(node, 2, "start"), argument(node, 3, "end"), step).indices(
-        int(shape[axis])
-    )
+    start, end, _ = slice(argument(node, "start"), argument(node, "end"), step).indices(flags.size)
     offset = start % step  # entries go in whole stretches of a step
-    set_argument(node, 2, "start", int(flags[: start - offset].sum()) + offset)
-    set_argument(node, 3, "end", int(flags[:end].sum()))
+    set_argument(node, "start", int(flags[: start - offset].sum()) + offset)
+    set_argument(node, "end", int(flags[:end].sum()))
 
 
 def resize_narrow(node: fx.Node, keeps: Keeps) -> None:
     """Start and length, counted among what stays."""
     x, dim, start, length = node.args
-    flags = kept_along(x, keeps, position(dim, len(x.meta["val"].shape)))  # type: ignore[union-attr, arg-type]
+    flags = kept_along(x, keeps, position(dim, len(shape_of(x))))  # type: ignore[arg-type]
     if flags is not None and isinstance(start, int) and isinstance(length, int):
         node.args = (x, dim, int(flags[:start].sum()), int(flags[start : start + length].sum()))
 
 
 def resize_shifts(node: fx.Node, keeps: Keeps) -> None:
     """As many entries go round as stay of those that went round."""
-    x, shifts, dims = node.args[0], argument(node, 1, "shifts"), argument(node, 2, "dims", [])
-    shape = x.meta["val"].shape  # type: ignore[union-attr]
+    x, shape = node.args[0], shape_of(node.args[0])
+    shifts, dims = (np.atleast_1d(argument(node, name)).tolist() for name in ("shifts", "dims"))
+    if not dims:
+        return  # of what is rolled as a whole nothing can be taken out
     new = []
-    for shift, dim in zip(np.atleast_1d(shifts).tolist(), np.atleast_1d(dims).tolist(), strict=True):
+    for shift, dim in zip(shifts, dims, strict=True):
         axis = position(dim, len(shape))
-        flags, size = kept_along(x, keeps, axis), int(shape[axis])
+        flags, size = kept_along(x, keeps, axis), shape[axis]
         new.append(shift if flags is None else int(flags[size - shift % size :].sum()) if shift % size else 0)
-    set_argument(node, 1, "shifts", new)
-    set_argument(node, 2, "dims", np.atleast_1d(dims).tolist())
-
-
-def entries_of_axis(x: Tensor, dim: int = 0) -> int:
-    """How many tensors `unbind` gives."""
-    return x.shape[dim]
-
-
-def chunks_of_axis(x: Tensor, chunks: int, dim: int = 0) -> int:
-    """The most tensors that `chunk` gives."""
-    return min(chunks, x.shape[dim])
-
-
-def pieces_of_size(x: Tensor, size: int, dim: int = 0) -> int:
-    """How many tensors `split` gives, but for the last piece."""
-    return x.shape[dim] // max(size, 1)
-
-
-def sections_of_axis(x: Tensor, sections: int, dim: int = 0) -> int:
-    """How many tensors there are, as asked for."""
-    return sections
+    set_argument(node, "shifts", new)
+    set_argument(node, "dims", dims)
 
 
 def check_diff(arguments: Mapping[str, Any]) -> None:
@@ -346,62 +312,53 @@ def check_diff(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"n = {arguments['n']} is not in [0, {MAX_DIFFERENCES}]")
 
 
-operators("cat concat concatenate", labels=cat, saved="default")
-operators("broadcast_to expand_as", labels=expand, saved="default")
-operators("expand", labels=expand, resize=resize_shape, saved="default")
-operators("expand_copy", labels=expand)
-operators("flip", labels=flip, saved="default")
-operators("moveaxis movedim", labels=movedim, saved="int intlist")
-operators("narrow", labels=narrow, resize=resize_narrow, saved="default")
-operators("hsplit vsplit", labels=not_followed, saved="array int", results={"int": sections_of_axis})
-operators("permute", labels=permute, passes_units=True, saved="default")
-operators("permute_copy", labels=permute)
-operators(
+_moving = partial(operators, moves=True)
+_moving("cat concat concatenate", labels=cat, saved="default")
+_moving("broadcast_to expand_as", labels=expand, saved="default")
+_moving("expand", labels=expand, resize=resize_shape, saved="default")
+_moving("expand_copy", labels=expand)
+_moving("flip", labels=flip, saved="default")
+_moving("moveaxis movedim", labels=movedim, saved="int intlist")
+_moving("narrow", labels=narrow, resize=resize_narrow, saved="default")
+_moving("permute", labels=permute, passes_units=True, saved="default")
+_moving("permute_copy", labels=permute)
+_moving("repeat", labels=repeat, resize=resize_repeats, saved="default")
+_moving("tile", labels=repeat, saved="default")
+_moving("repeat_interleave", labels=repeat_interleave, saved="self_int")
+_moving("rot90", labels=rot90, saved="default")
+_moving("roll", labels=roll, resize=resize_shifts, saved="default")
+_moving("select", labels=select, saved="int")
+_moving("select_copy", labels=select)
+_moving("slice", labels=sliced, resize=resize_slice, saved="Tensor")
+_moving("slice_copy", labels=sliced)
+_moving("stack", labels=stack, saved="default")
+_moving("swapaxes swapdims", labels=transpose, saved="default")
+_moving("transpose", labels=transpose, passes_units=True, saved="int")
+_moving("adjoint mH mT matrix_H numpy_T t", labels=turned, saved="default")
+_moving("_unsafe_view", labels=view, resize=resize_shape)
+_moving("flatten", labels=view, passes_units=True, saved="using_ints")
+_moving("reshape", labels=view, resize=resize_shape, passes_units=True, saved="default")
+_moving("reshape_as unsqueeze", labels=view, saved="default")
+_moving("squeeze", labels=view, saved="default dim dims")
+_moving("unflatten", labels=view, resize=resize_unflatten, saved="int")
+_moving("view", labels=view, resize=resize_shape, passes_units=True)
+_moving("view_as _reshape_alias _reshape_copy unsafe_view view_copy", labels=view)
+_moving("atleast_1d atleast_2d", labels=view, saved="default")
+
+_cutting = partial(_moving, labels=pieces, resize=resize_pieces)
+_cutting(
     "chunk unsafe_chunk",
-    labels=pieces,
-    resize=resize_pieces,
     saved="default",
-    results={"default": chunks_of_axis},
+    results={"default": lambda x, chunks, dim=0: min(chunks, x.shape[dim])},
 )
-operators(
-    "split", labels=pieces, resize=resize_pieces, saved="Tensor sizes", results={"Tensor": pieces_of_size}
-)
-operators("split_copy", labels=pieces, resize=resize_pieces)
-operators("split_with_sizes", labels=pieces, resize=resize_pieces, saved="default")
-operators(
-    "tensor_split",
-    labels=pieces,
-    resize=resize_pieces,
-    saved="indices sections",
-    results={"sections": sections_of_axis},
-)
-operators(
-    "unsafe_split", labels=pieces, resize=resize_pieces, saved="Tensor", results={"Tensor": pieces_of_size}
-)
-operators("repeat", labels=repeat, resize=resize_repeats, saved="default")
-operators("tile", labels=repeat, saved="default")
-operators("repeat_interleave", labels=repeat_interleave, saved="self_int")
-operators("rot90", labels=rot90, saved="default")
-operators("roll", labels=roll, resize=resize_shifts, saved="default")
-operators("select", labels=select, saved="int")
-operators("select_copy", labels=select)
-operators("slice", labels=sliced, resize=resize_slice, saved="Tensor")
-operators("slice_copy", labels=sliced)
-operators("stack", labels=stack, saved="default")
-operators("swapaxes swapdims", labels=transpose, saved="default")
-operators("transpose", labels=transpose, passes_units=True, saved="int")
-operators("adjoint mH mT matrix_H numpy_T t", labels=turned, saved="default")
-operators("unbind", labels=unbind, saved="int", results={"int": entries_of_axis})
-operators("_unsafe_view", labels=view, resize=resize_shape)
-operators("flatten", labels=view, passes_units=True, saved="using_ints")
-operators("reshape", labels=view, resize=resize_shape, passes_units=True, saved="default")
-operators("reshape_as unsqueeze", labels=view, saved="default")
-operators("squeeze", labels=view, saved="default dim dims")
-operators("unflatten", labels=view, resize=resize_unflatten, saved="int")
-operators("view", labels=view, resize=resize_shape, passes_units=True)
-operators("view_as", labels=view)
-operators("_reshape_alias _reshape_copy unsafe_view view_copy", labels=view)
-operators("atleast_1d atleast_2d", labels=view, saved="default")
+_by_size = {"Tensor": lambda x, size, dim=0: x.shape[dim] // max(size, 1)}  # but for the last piece
+_cutting("split", saved="Tensor sizes", results=_by_size)
+_cutting("unsafe_split", saved="Tensor", results=_by_size)
+_cutting("split_with_sizes", saved="default")
+_cutting("split_copy")
+_cutting("tensor_split", saved="indices sections", results={"sections": lambda x, sections, dim=0: sections})
+_moving("unbind", labels=unbind, saved="int", results={"int": lambda x, dim=0: x.shape[dim]})
+operators("hsplit vsplit", saved="array int", results={"int": lambda x, sections: sections})
 operators(
     """
     atleast_3d broadcast_tensors diag diag_embed diagonal diagonal_scatter dstack hstack lift_fresh_copy
@@ -444,13 +401,6 @@ def index_select(propagator: Propagator, x: Value, dim: int, index: Value) -> Va
     return (*x[:axis], Dim(index[0].size if index else 1), *x[axis + 1 :])
 
 
-def sizes_of_embedding(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
-    """The extent of `nn.Embedding`, whose weight is (entries, width)."""
-    if isinstance(module, nn.Embedding) and name == "weight":
-        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
-    return {}
-
-
 def check_indices(arguments: Mapping[str, Any]) -> None:
     """Refuse masks: how many entries they pick depends on their values."""
     for index in arguments["indices"]:
@@ -458,9 +408,14 @@ def check_indices(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"an index is of {index.dtype}, whose result's shape depends on values")
 
 
-operators("embedding", labels=embedding, module_sizes=sizes_of_embedding, saved="default")
-operators("index", labels=index, saved="Tensor", check=check_indices)
-operators("index_select", labels=index_select, saved="default")
+_moving(
+    "embedding",
+    labels=embedding,
+    module_sizes=ModuleSizes((nn.Embedding,), {"weight": ("num_embeddings", "embedding_dim")}),
+    saved="default",
+)
+_moving("index", labels=index, saved="Tensor", check=check_indices)
+_moving("index_select", labels=index_select, saved="default")
 operators("gather index_add index_copy masked_scatter scatter_add take take_along_dim", saved="default")
 operators("index_fill", saved="int_Scalar int_Tensor")
 operators("index_put", saved="default", check=check_indices)

@@ -6,56 +6,30 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.graph.labels import Dim, Value
+from prunekit.graph.nodes import argument, set_argument
 from prunekit.graph.ops.registry import (
     Keeps,
-    argument,
+    ModuleSizes,
     groups_left,
     kept_along,
     new_shape,
     operators,
-    set_argument,
+    resize_groups,
     spread,
     taken,
 )
-from prunekit.graph.propagator import Propagator, rows_joined
+from prunekit.graph.propagator import GROUPS, Propagator, merged, split
 
 
-def batch_norm(
-    propagator: Propagator,
-    x: Value,
-    weight: Value | None = None,
-    bias: Value | None = None,
-    mean: Value | None = None,
-    var: Value | None = None,
-    *_: Any,
-    **__: Any,
-) -> Value:
-    """x (N, C, ...), statistics for each channel."""
-    return _per_channel(propagator, x, [weight, bias, mean, var])
-
-
-def instance_norm(
-    propagator: Propagator,
-    x: Value,
-    weight: Value | None = None,
-    bias: Value | None = None,
-    mean: Value | None = None,
-    var: Value | None = None,
-    *_: Any,
-    **__: Any,
-) -> Value:
-    """x (N, C, ...), statistics for each channel of each example."""
-    return _per_channel(propagator, x, [weight, bias, mean, var])
-
-
-def _per_channel(propagator: Propagator, x: Value, along: Sequence[Value | None]) -> Value:
+def per_channel(propagator: Propagator, x: Value, *args: Any, **_: Any) -> Value:
+    """x (N, C, ...), statistics for each channel; weight, bias, mean and variance are along the channels."""
     propagator.freeze(x[2:], "is normalised over")
-    labels = propagator.join_all([x[1], *(value[0] for value in along if value is not None)])
-    zero = along[0] is not None or x[1].zero
+    labels = propagator.join_all([x[1], *(value[0] for value in args[:4] if value is not None)])
+    zero = args[0] is not None or x[1].zero
     return (x[0], Dim(x[1].size, labels, zero), *(Dim(dim.size) for dim in x[2:]))
 
 
@@ -103,43 +77,16 @@ def group_norm(
     """x (N, C, ...): whole groups go, or the same offset within each group."""
     propagator.freeze(x[2:], "is normalised over")
     labels = propagator.join_all([x[1], *(value[0] for value in (weight, bias) if value is not None)])
-    size = x[1].size
-    if labels is not None:
-        labels = _cut(propagator, labels, groups)
-    return (x[0], Dim(size, labels, weight is not None), *(Dim(dim.size) for dim in x[2:]))
-
-
-def _cut(propagator: Propagator, labels: Any, groups: int) -> Any:
-    size = labels.size
-    each = size // groups
-    if each == 1:
-        return labels
-    ways = [0, 1] if groups > 1 else [1]
-    way = propagator.choose("groups", ways if groups >= each else ways[::-1])
-    if way is None:
-        propagator.freeze([Dim(size, labels)], "leaves nothing that every group could go without")
-        return None
-    if way == 0:
-        rows = rows_joined(propagator, labels.reshape(groups, each))
-        propagator.chosen("groups", 0, rows)
-        return rows.repeat(each)
-    rows = rows_joined(propagator, labels.reshape(groups, each).T)
-    propagator.normalised(Dim(each, rows))
-    if groups > 1:
-        propagator.chosen("groups", 1, rows)
-    return np.tile(rows, groups)
-
-
-def resize_groups(node: fx.Node, keeps: Keeps) -> None:
-    """The number of groups that have something left."""
-    groups = argument(node, 1, "num_groups")
-    set_argument(node, 1, "num_groups", groups_left(kept_along(node.args[0], keeps, 1), groups))
+    whole, offsets = split(propagator, Dim(x[1].size, labels), [groups, x[1].size // groups], tag=GROUPS)
+    propagator.normalised(offsets)
+    channels = merged(propagator, [whole, offsets], tag=GROUPS)
+    return (x[0], channels._replace(zero=weight is not None), *(Dim(dim.size) for dim in x[2:]))
 
 
 def resize_normalized_shape(node: fx.Node, keeps: Keeps) -> None:
     """The last axes that stay."""
-    shape = argument(node, 1, "normalized_shape")
-    set_argument(node, 1, "normalized_shape", new_shape(node, keeps)[-len(shape) :])
+    shape = argument(node, "normalized_shape")
+    set_argument(node, "normalized_shape", new_shape(node, keeps)[-len(shape) :])
 
 
 def layer_norm_over_kept(
@@ -173,26 +120,22 @@ def group_norm_over_kept(
     return spread(found, 1, flags)
 
 
-def normalized_shape_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
+def features_of(module: nn.Module, node: fx.Node, keeps: Keeps) -> dict[str, Any]:
+    """The channels of a batch or instance norm, which need not have parameters."""
+    return {"num_features": new_shape(node, keeps)[1]} if isinstance(module, _NormBase) else {}
+
+
+def normalized_shape_of(module: nn.Module, node: fx.Node, keeps: Keeps) -> dict[str, Any]:
     """Of a layer norm, which need not have parameters."""
-    if not hasattr(module, "normalized_shape"):
-        return {}
-    shape: Any = tuple(node.args[1])  # type: ignore[arg-type]
-    kind: Any = type(module.normalized_shape)
-    return {"normalized_shape": kind(shape) if kind is not tuple else shape}
+    kind: Any = type(getattr(module, "normalized_shape", None))
+    return {"normalized_shape": kind(argument(node, "normalized_shape"))} if kind is not type(None) else {}
 
 
-def groups_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
+def groups_of(module: nn.Module, node: fx.Node, keeps: Keeps) -> dict[str, Any]:
     """Of a group norm, which need not have parameters."""
     if not isinstance(module, nn.GroupNorm):
         return {}
-    groups: int = node.args[1]  # type: ignore[assignment]
-    return {"num_groups": groups, "num_channels": module.num_channels * groups // module.num_groups}
-
-
-def sizes_of_norm(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
-    """The channels of a batch or instance norm, which all of its tensors are along."""
-    return {"num_features": shape[0]} if isinstance(module, _NORMS) and shape else {}
+    return {"num_groups": argument(node, "num_groups"), "num_channels": new_shape(node, keeps)[1]}
 
 
 def check_running_statistics(arguments: Mapping[str, Any], *, flag: str) -> None:
@@ -211,50 +154,32 @@ def check_weight_norm(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"norms of shape {shapes}, dim = {dim}")
 
 
-_NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
-
-operators("_native_batch_norm_legit_no_training cudnn_batch_norm native_batch_norm", labels=batch_norm)
-operators(
-    "batch_norm",
-    labels=batch_norm,
-    module_sizes=sizes_of_norm,
+_channels = partial(
+    operators,
+    labels=per_channel,
+    attributes=features_of,
+    module_sizes=ModuleSizes(
+        (_NormBase,), dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("num_features",))
+    ),
     saved="default",
-    check=partial(check_running_statistics, flag="training"),
 )
+_channels("batch_norm", passes_units=True, check=partial(check_running_statistics, flag="training"))
+_channels("instance_norm", check=partial(check_running_statistics, flag="use_input_stats"))
 operators(
     "group_norm",
     labels=group_norm,
-    resize=resize_groups,
+    resize=partial(resize_groups, name="num_groups"),
     attributes=groups_of,
     over_kept=group_norm_over_kept,
     saved="default",
 )
-operators("native_group_norm", labels=group_norm)
-operators(
-    "instance_norm",
-    labels=instance_norm,
-    module_sizes=sizes_of_norm,
-    saved="default",
-    check=partial(check_running_statistics, flag="use_input_stats"),
-)
-operators(
-    "layer_norm",
-    labels=layer_norm,
+_last_axes = partial(
+    operators,
     resize=resize_normalized_shape,
     attributes=normalized_shape_of,
     over_kept=layer_norm_over_kept,
     saved="default",
 )
-operators("native_layer_norm", labels=layer_norm)
-operators("_fused_rms_norm", labels=rms_norm)
-operators(
-    "rms_norm",
-    labels=rms_norm,
-    resize=resize_normalized_shape,
-    attributes=normalized_shape_of,
-    over_kept=layer_norm_over_kept,
-    saved="default",
-)
+_last_axes("layer_norm", labels=layer_norm)
+_last_axes("rms_norm", labels=rms_norm)
 operators("_weight_norm", saved="default", check=check_weight_norm)

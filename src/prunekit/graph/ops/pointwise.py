@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from prunekit.graph.labels import Dim, Value
-from prunekit.graph.ops.registry import Operator, Zero, operators, tensors_among
+from prunekit.graph.ops.registry import ModuleSizes, Operator, operators, tensors_among
 from prunekit.graph.propagator import Propagator
 
 
-def aligned(propagator: Propagator, values: Sequence[Value], zero: Zero) -> Value:
+def aligned(propagator: Propagator, values: Sequence[Value], zero: Callable[[list[bool]], bool]) -> Value:
     """Axes of tensors broadcast together; `zero` says from the operands' zeros whether the result is zero."""
     rank = max((len(value) for value in values), default=0)
     result = []
@@ -34,77 +34,73 @@ def added(propagator: Propagator, values: Sequence[Value]) -> Value:
 
 def pointwise(propagator: Propagator, record: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Value:
     """Any operator that works entry by entry: the axes of all operands go together."""
-    operands = [arg for arg in [*args, *kwargs.values()] if isinstance(arg, tuple) and _is_value(arg)]
-    zero = record.zero or zero_lost
-    return aligned(propagator, operands, zero(args, kwargs, len(operands)))
+    operands = [arg for arg in [*args, *kwargs.values()] if _is_value(arg)]
+    zero = record.zero or _lost
+    return aligned(propagator, operands, lambda zeros: zero(zeros, args, kwargs))
 
 
 def _is_value(arg: Any) -> bool:
-    return all(isinstance(dim, Dim) for dim in arg)
-
-
-def _is_value_first(args: Sequence[Any]) -> bool:
-    return bool(args) and isinstance(args[0], tuple)
+    return isinstance(arg, tuple) and all(isinstance(dim, Dim) for dim in arg)
 
 
 def _numbers(args: Sequence[Any]) -> list[float]:
     return [arg for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
 
 
-def zero_lost(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+def _lost(zeros: list[bool], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Anything may come of zero, as with f(0) = 1."""
-    return lambda zeros: False
+    return False
 
 
-def zero_stays(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+def zero_stays(zeros: list[bool], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """f(0) = 0, or f(0, 0) = 0: what is zero at the entries taken out stays so."""
-    return all
+    return all(zeros)
 
 
-def zero_of_product(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+def zero_of_product(zeros: list[bool], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """One factor is enough."""
-    return any
+    return any(zeros)
 
 
-def zero_of_quotient(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+def zero_of_quotient(zeros: list[bool], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Zero divided by anything."""
-    return lambda zeros: zeros[0] and _is_value_first(args)
+    return zeros[0] and _is_value(args[0])
 
 
-def zero_of_sum(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+def zero_of_sum(zeros: list[bool], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Of two tensors, or of one and the number 0."""
-    scalar = count == 1 and any(number != 0 for number in _numbers(args)[:1])
-    return lambda zeros: all(zeros) and not scalar
+    return all(zeros) and (len(zeros) > 1 or _numbers(args)[:1] in ([], [0]))
 
 
-def zero_of_where(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+def zero_of_where(zeros: list[bool], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whichever of two tensors is picked."""
-    return lambda zeros: count == 3 and all(zeros[1:])
+    return len(zeros) == 3 and all(zeros[1:])
 
 
-def zero_of_masked_fill(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+def zero_of_masked_fill(zeros: list[bool], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Where it is filled with the number 0."""
-    return lambda zeros: zeros[0] and _numbers(args)[-1:] == [0]
+    return zeros[0] and _numbers(args)[-1:] == [0]
 
 
-def zero_of_power(args: Sequence[Any], kwargs: dict[str, Any], count: int) -> Zero:
+def zero_of_power(zeros: list[bool], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Zero to a positive power."""
-    numbers = _numbers(args)
-    positive = bool(numbers) and numbers[0] > 0 and _is_value_first(args)
-    return lambda zeros: positive and zeros[0]
+    return zeros[0] and _is_value(args[0]) and any(number > 0 for number in _numbers(args)[:1])
 
 
 def zero_of_clamp(
-    args: Sequence[Any], kwargs: dict[str, Any], count: int, *, names: Sequence[str] = ("min", "max")
-) -> Zero:
+    zeros: list[bool],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    names: Sequence[str] = ("min", "max"),
+) -> bool:
     """Where zero lies within the bounds, which the arguments of these names give; what is not given does."""
     given = {**dict(zip(names, args[1:], strict=False)), **kwargs}
-    bounds = [(name, bound) for name, bound in given.items() if bound is not None]
-    fits = all(
+    return all(zeros) and all(
         isinstance(bound, (int, float)) and (bound <= 0 if name.startswith("min") else bound >= 0)
-        for name, bound in bounds
+        for name, bound in given.items()
+        if bound is not None
     )
-    return lambda zeros: fits and all(zeros)
 
 
 def check_division(arguments: Mapping[str, Any]) -> None:
@@ -114,18 +110,8 @@ def check_division(arguments: Mapping[str, Any]) -> None:
         raise ValueError("whole numbers may not be divided with rounding_mode = 'trunc'")
 
 
-def sizes_of_prelu(module: nn.Module, name: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:
-    """The slopes of `nn.PReLU`."""
-    return {"num_parameters": shape[0]} if isinstance(module, nn.PReLU) and name == "weight" else {}
-
-
-def dropped(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
-    """Entries are zero at random, others are scaled."""
-    return x
-
-
 def same(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
-    """The tensor itself, in another format or place."""
+    """The tensor itself, in another format or place, or with entries at zero that are drawn at random."""
     return x
 
 
@@ -137,9 +123,15 @@ def prelu(propagator: Propagator, x: Value, weight: Value) -> Value:
     return (*x[:1], joined, *x[2:])
 
 
-operators("alpha_dropout", labels=dropped, drops=True, saved="default")
-operators("dropout feature_dropout", labels=dropped, drops=True, passes_units=True, saved="default")
-operators("prelu", labels=prelu, module_sizes=sizes_of_prelu, activation=True, saved="default")
+operators("alpha_dropout", labels=same, drops=True, saved="default")
+operators("dropout feature_dropout", labels=same, drops=True, passes_units=True, saved="default")
+operators(
+    "prelu",
+    labels=prelu,
+    module_sizes=ModuleSizes((nn.PReLU,), {"weight": ("num_parameters",)}),
+    activation=True,
+    saved="default",
+)
 operators("_to_copy alias clone contiguous detach type_as", labels=same, saved="default")
 operators("double float half lift_fresh", labels=same)
 operators("to", labels=same, saved="device dtype dtype_layout other")

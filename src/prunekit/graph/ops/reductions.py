@@ -6,23 +6,22 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from torch import fx
 
 from prunekit.graph.labels import Dim, Value, position
+from prunekit.graph.nodes import argument, shape_of
 from prunekit.graph.ops.pointwise import aligned
-from prunekit.graph.ops.registry import Keeps, kept_along, operators, taken
+from prunekit.graph.ops.registry import Keeps, always, kept_along, operators, taken
 from prunekit.graph.propagator import Propagator, result_shape
 
 _STATISTICS = {"mean", "var", "std", "var_mean", "std_mean"}
 _SUMS = {"sum", "linalg_vector_norm", "norm", "frobenius_norm"}
 
 
-def reduced(propagator: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
+def reduced(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Any:
     """One number for all entries along the axes that go."""
     name = propagator.operator
-    keep = kwargs.get("keepdim", any(arg is True for arg in args[-2:]))
-    axes = _axes(x, args, kwargs, vector="norm" in name)
+    axes = axes_of(propagator.argument("dim"), len(x))
     for axis in axes:
         if x[axis].labels is None:
             continue
@@ -31,52 +30,36 @@ def reduced(propagator: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
         elif not (name in _SUMS and x[axis].zero):
             propagator.freeze([x[axis]], "is taken over")
     still = name not in {"prod", "logsumexp"}
-    rest = [
+    rest = tuple(
         Dim(1) if axis in axes else dim._replace(zero=dim.zero and still, origin=None)
         for axis, dim in enumerate(x)
-        if keep or axis not in axes
-    ]
-    both = isinstance(propagator.val, (tuple, list))
-    return [tuple(rest), tuple(rest)] if both else tuple(rest)
+        if propagator.argument("keepdim") or axis not in axes
+    )
+    return [rest, rest] if isinstance(propagator.val, (tuple, list)) else rest
 
 
-def _axes(x: Value, args: Sequence[Any], kwargs: dict[str, Any], *, vector: bool) -> set[int]:
-    dims = kwargs.get("dim")
-    if dims is None:
-        found = [arg for arg in args if isinstance(arg, (list, int)) and not isinstance(arg, bool)]
-        if vector:
-            found = [arg for arg in args[1:] if isinstance(arg, list)]
-        dims = found[0] if found else None
-    if dims is None or dims == []:
-        return set(range(len(x)))
-    return {position(dim, len(x)) for dim in ([dims] if isinstance(dims, int) else dims)}
+def axes_of(dim: int | Sequence[int] | None, rank: int) -> list[int]:
+    """The axes that an argument `dim` names: all where there is none."""
+    named = [dim] if isinstance(dim, int) else dim
+    return [position(each, rank) for each in named] if named else list(range(rank))
 
 
-def picked(propagator: Propagator, x: Value, *args: Any, **kwargs: Any) -> Any:
-    """One axis is searched, the others stay."""
-    others = [arg for arg in args if isinstance(arg, tuple)]
-    if others:
-        return aligned(propagator, [x, *others], all)
-    name = propagator.operator
-    numbers = [arg for arg in args if isinstance(arg, int) and not isinstance(arg, bool)]
-    dim = kwargs.get("dim", numbers[1] if name == "topk" and len(numbers) > 1 else None)
-    if dim is None and name != "topk" and numbers:
-        dim = numbers[0]
-    if dim is None and name in {"topk", "sort", "argsort"}:
-        dim = -1
-    if dim is None:
+def searched(propagator: Propagator, x: Value, other: Any = None, *_: Any, **__: Any) -> Any:
+    """One axis is searched, the others stay; or the larger of two tensors is picked entry by entry."""
+    if isinstance(other, tuple):
+        return aligned(propagator, [x, other], all)
+    val, dim = propagator.val, propagator.argument("dim")
+    if not isinstance(dim, int):
         propagator.freeze(x, "is searched")
-        return result_shape(propagator.val)
+        return result_shape(val)
     axis = position(dim, len(x))
     propagator.freeze([x[axis]], "is searched")
     rest = [each._replace(zero=False, origin=None) for each in x]
 
     def shaped(val: Any) -> Value:
-        if len(val.shape) < len(x):
-            return tuple(each for index, each in enumerate(rest) if index != axis)
-        return tuple(Dim(int(val.shape[axis])) if index == axis else each for index, each in enumerate(rest))
+        left = [Dim(int(val.shape[axis]))] if len(val.shape) == len(x) else []
+        return (*rest[:axis], *left, *rest[axis + 1 :])
 
-    val = propagator.val
     return [shaped(item) for item in val] if isinstance(val, (tuple, list)) else shaped(val)
 
 
@@ -151,7 +134,7 @@ def _heads(propagator: Propagator, query: Value, key: Value, value: Value, group
 
 def set_scale(node: fx.Node, keeps: Keeps) -> None:
     """The temperature stays that of the full width."""
-    width = int(node.args[0].meta["val"].shape[-1])  # type: ignore[union-attr]
+    width = shape_of(node.args[0])[-1]
     if node.kwargs.get("scale") is None:
         node.update_kwarg("scale", 1 / math.sqrt(width))
 
@@ -159,10 +142,8 @@ def set_scale(node: fx.Node, keeps: Keeps) -> None:
 def mean_over_kept(call: Callable[..., Any], node: fx.Node, args: Any, kwargs: Any, keeps: Keeps) -> Any:
     """A mean or variance over what stays along its axes."""
     x = args[0]
-    dims = kwargs.get("dim", next((arg for arg in args[1:] if isinstance(arg, (list, int))), None))
-    axes = range(x.dim()) if dims is None else np.atleast_1d(dims).tolist()
-    for axis in axes:
-        flags = kept_along(node.args[0], keeps, position(axis, x.dim()))
+    for axis in axes_of(argument(node, "dim"), x.dim()):
+        flags = kept_along(node.args[0], keeps, axis)
         if flags is not None:
             x = taken(x, axis, flags)
     return call(x, *args[1:], **kwargs)
@@ -170,23 +151,23 @@ def mean_over_kept(call: Callable[..., Any], node: fx.Node, args: Any, kwargs: A
 
 operators("scaled_dot_product_attention", labels=attention, resize=set_scale, saved="default")
 operators("glu", labels=glu, saved="default")
-operators("all any", labels=picked, saved="default dim dims")
-operators("argmax argmin cumprod cumsum topk", labels=picked, saved="default")
-operators("argsort sort", labels=picked, saved="default stable")
-operators("max min", labels=picked, saved="default dim other")
-operators("median", labels=picked, saved="default dim")
+operators("all any", labels=searched, saved="default dim dims")
+operators("argmax argmin cumprod cumsum topk", labels=searched, saved="default")
+operators("argsort sort", labels=searched, saved="default stable")
+operators("max min", labels=searched, saved="default dim other")
+operators("median", labels=searched, saved="default dim")
 operators("amax amin", labels=reduced, saved="default")
-operators("linalg_vector_norm logsumexp", labels=reduced, by_extent=lambda _: True, saved="default")
+operators("linalg_vector_norm logsumexp", labels=reduced, by_extent=always, saved="default")
 operators("mean", labels=reduced, over_kept=mean_over_kept, saved="default dim")
 operators(
     "norm",
     labels=reduced,
-    by_extent=lambda _: True,
+    by_extent=always,
     saved="Scalar ScalarOpt_dim ScalarOpt_dim_dtype ScalarOpt_dtype",
 )
-operators("prod", labels=reduced, by_extent=lambda _: True, saved="default dim_int")
+operators("prod", labels=reduced, by_extent=always, saved="default dim_int")
 operators("std var var_mean", labels=reduced, over_kept=mean_over_kept, saved="correction default dim")
-operators("sum", labels=reduced, by_extent=lambda _: True, saved="default dim_IntList")
+operators("sum", labels=reduced, by_extent=always, saved="default dim_IntList")
 operators("_log_softmax _safe_softmax _softmax", labels=softmax, saved="default")
 operators("log_softmax softmax", labels=softmax, saved="int")
 operators("bucketize", saved="Tensor")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +11,41 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.graph.labels import Flags, position
+from prunekit.graph.nodes import argument, op_name, set_argument, shape_of
 
 Keeps = Callable[[fx.Node], tuple[tuple[Flags | None, ...], ...]]
 """What stays of each axis of each value of a node; None where all does."""
-Zero = Callable[[list[bool]], bool]
-"""Whether the result is zero, from whether each of the tensors that meet is."""
+Zero = Callable[[list[bool], Sequence[Any], Mapping[str, Any]], bool]
+"""`(zeros, args, kwargs)`, whether the result is zero, from whether each of the tensors that meet is."""
 
 MAX_PARTS = 10_000
 """The most tensors that one call of a saved graph may return, and the longest list that it may take."""
+
+
+@dataclass(frozen=True)
+class ModuleSizes:
+    """The attributes of a PyTorch module that repeat the shapes of its parameters and buffers.
+
+    Attributes:
+        kind: the module's classes, or the name of one that is not PyTorch's.
+        axes: for each tensor by its short name the attributes that are the sizes of its first axes.
+        grouped: whether the second axis of the weight lies within one of the module's `groups`.
+    """
+
+    kind: tuple[type, ...] | str
+    axes: Mapping[str, tuple[str, ...]]
+    grouped: bool = False
+
+    def of(self, module: nn.Module, name: str, shape: Sequence[int], groups: int) -> dict[str, int]:
+        """The attributes that follow from the shape of a tensor; none for other modules and tensors."""
+        kind = self.kind
+        if not (type(module).__name__ == kind if isinstance(kind, str) else isinstance(module, kind)):
+            return {}
+        attributes = self.axes.get(name, ())
+        found = dict(zip(attributes, shape, strict=False))
+        if self.grouped and name == "weight":
+            found |= {attributes[1]: shape[1] * groups, "groups": groups}
+        return found
 
 
 @dataclass(frozen=True)
@@ -31,16 +58,18 @@ class Operator:
             come as values (tuples of axes) where they stand by themselves. None: entry by entry if PyTorch
             tags it so, and otherwise everything that goes in is frozen.
         pointwise: whether it works entry by entry, though PyTorch does not tag it so.
-        zero: of one that works entry by entry, `(args, kwargs, number of tensors)`, what it does to zero.
+        zero: of one that works entry by entry, what it does to zero; None: anything may come of it.
         resize: `(node, keeps)`, sets the constants among a node's arguments that are sizes to what stays.
-        groups: the place of its argument `groups`, if it is a convolution.
-        attributes: `(module, node)`, new values of a module's attributes that repeat the node's constants.
-        module_sizes: `(module, parameter, shape, groups)`, attributes of its PyTorch module that follow from
-            the shape of one of the module's parameters; empty for other modules.
+        convolves: whether it is a convolution, with or without an argument `groups` given.
+        attributes: `(module, node, keeps)`, new values of a module's attributes that repeat the node's
+            constants, or a size of its value.
+        module_sizes: the attributes of its PyTorch module that follow from the shapes of its parameters.
         over_kept: `(call, node, args, kwargs, keeps)`, its value with statistics over what stays only.
         drops: whether it sets entries to zero at random: it is left out where networks are compared.
         activation: whether it is an activation, behind which units are looked at.
-        passes_units: whether units come through it unchanged but for their place or extent, as in pooling.
+        moves: whether it only moves, picks or repeats entries, and computes none.
+        passes_units: whether units come through it unchanged but for their place, extent or scale, as in
+            pooling and batch norms.
         mixes: whether it sums over products with weights, as a layer does.
         factors: the places of the two tensors whose products it sums, or is, the weights second.
         addend: the place of what it adds to such sums, a bias.
@@ -57,14 +86,15 @@ class Operator:
     name: str
     labels: Callable[..., Any] | None = None
     pointwise: bool = False
-    zero: Callable[[Any, Any, int], Zero] | None = None
+    zero: Zero | None = None
     resize: Callable[[fx.Node, Keeps], None] | None = None
-    groups: int | None = None
-    attributes: Callable[[nn.Module, fx.Node], dict[str, Any]] | None = None
-    module_sizes: Callable[[nn.Module, str, tuple[int, ...], int], dict[str, Any]] | None = None
+    convolves: bool = False
+    attributes: Callable[[nn.Module, fx.Node, Keeps], dict[str, Any]] | None = None
+    module_sizes: ModuleSizes | None = None
     over_kept: Callable[[Callable[..., Any], fx.Node, Any, Any, Keeps], Any] | None = None
     drops: bool = False
     activation: bool = False
+    moves: bool = False
     passes_units: bool = False
     mixes: bool = False
     factors: tuple[int, int] | None = None
@@ -93,22 +123,15 @@ def operators(names: str, saved: str = "", **facts: Any) -> None:
         OPERATORS[name] = Operator(name, saved=tuple(saved.split()), **facts)
 
 
-def op_name(node: fx.Node) -> str:
-    """The name of an ATen operator without overload and the "_" of one that writes in place.
-
-    Of any other target it is its text.
-    """
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    name = target.overloadpacket.__name__
-    return name.removesuffix("_") if target._schema.is_mutable else name
-
-
 def operator_of(node: fx.Node) -> Operator:
     """The record of what a node calls; an empty one for an operator of which nothing is known."""
     name = op_name(node)
     return OPERATORS.get(name) or Operator(name)
+
+
+def always(node: fx.Node) -> bool:
+    """For `by_extent`: whatever the arguments are."""
+    return True
 
 
 def kept_along(node: Any, keeps: Keeps, axis: int) -> Flags | None:
@@ -119,27 +142,21 @@ def kept_along(node: Any, keeps: Keeps, axis: int) -> Flags | None:
 
 def new_shape(node: fx.Node, keeps: Keeps) -> list[int]:
     """The shape of a node's value once units are taken out."""
-    shape = [int(size) for size in node.meta["val"].shape]
+    shape = shape_of(node)
     stays = [kept_along(node, keeps, axis) for axis in range(len(shape))]
     return [size if flags is None else int(flags.sum()) for size, flags in zip(shape, stays, strict=True)]
 
 
-def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
-    """An argument of a node's call, given by its place or by its name."""
-    return node.args[place] if place < len(node.args) else node.kwargs.get(name, default)
+def resize_groups(node: fx.Node, keeps: Keeps, *, name: str = "groups", axis: int = 1) -> None:
+    """Give a node the number of groups along an axis of its input that have something left."""
+    groups, flags = argument(node, name), kept_along(node.args[0], keeps, axis)
+    if flags is not None:
+        set_argument(node, name, groups_left(flags, groups))
 
 
-def set_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
-    """Give an argument of a node's call another value."""
-    if name in node.kwargs or place >= len(node.args):
-        node.update_kwarg(name, value)
-    else:
-        node.update_arg(place, value)
-
-
-def groups_left(flags: Flags | None, groups: int) -> int:
+def groups_left(flags: Flags, groups: int) -> int:
     """How many of an axis' groups have something left."""
-    return groups if flags is None else int(flags.reshape(groups, -1).any(axis=1).sum())
+    return int(flags.reshape(groups, -1).any(axis=1).sum())
 
 
 def tensors_among(value: Any) -> list[Tensor]:

@@ -9,8 +9,10 @@ import numpy as np
 from torch import fx, nn
 
 from prunekit.graph.labels import Dim, Value
-from prunekit.graph.ops.registry import Keeps, argument, groups_left, kept_along, operators, set_argument
-from prunekit.graph.propagator import Propagator, rows_joined
+from prunekit.graph.nodes import argument
+from prunekit.graph.ops.moves import widened
+from prunekit.graph.ops.registry import Keeps, always, operators, resize_groups
+from prunekit.graph.propagator import GROUPS, Propagator, along, merged, split
 
 
 def _places(propagator: Propagator, x: Value, places: int) -> list[Dim]:
@@ -49,7 +51,7 @@ def im2col(propagator: Propagator, x: Value, kernel: Sequence[int], *_: Any, **_
     lead = _places(propagator, x, 2)
     times = int(np.prod(kernel))
     last = Dim(int(propagator.val.shape[-1]))
-    return (*lead[:-1], _repeated(lead[-1], times), last)
+    return (*lead[:-1], widened(lead[-1], times), last)
 
 
 def col2im(
@@ -57,69 +59,43 @@ def col2im(
 ) -> Value:
     """x (N, C * kernel, places) as (N, C, H, W)."""
     lead = _places(propagator, x, 1)
-    return (*lead[:-1], _blocks(propagator, lead[-1], int(np.prod(kernel))), *(Dim(each) for each in size))
+    return (*lead[:-1], blocks(propagator, lead[-1], int(np.prod(kernel))), *(Dim(each) for each in size))
 
 
 def pixel_shuffle(propagator: Propagator, x: Value, factor: int) -> Value:
     """x (..., C * factor^2, H, W) as (..., C, H * factor, W * factor)."""
     lead = _places(propagator, x, 2)
     high, wide = (Dim(dim.size * factor) for dim in x[-2:])
-    return (*lead[:-1], _blocks(propagator, lead[-1], factor * factor), high, wide)
+    return (*lead[:-1], blocks(propagator, lead[-1], factor * factor), high, wide)
 
 
 def pixel_unshuffle(propagator: Propagator, x: Value, factor: int) -> Value:
     """x (..., C, H, W) as (..., C * factor^2, H / factor, W / factor)."""
     lead = _places(propagator, x, 2)
     high, wide = (Dim(dim.size // factor) for dim in x[-2:])
-    return (*lead[:-1], _repeated(lead[-1], factor * factor), high, wide)
+    return (*lead[:-1], widened(lead[-1], factor * factor), high, wide)
 
 
 def channel_shuffle(propagator: Propagator, x: Value, groups: int) -> Value:
     """x (N, C, ...): channel (group, offset) goes to (offset, group); either goes in whole."""
-    labels = x[1].labels
-    if labels is None:
-        return x
-    grid = labels.reshape(groups, -1)
-    way = propagator.choose("groups", [0, 1] if grid.shape[0] >= grid.shape[1] else [1, 0])
-    if way is None:
-        return (x[0], propagator.fix(x[1], "is shuffled"), *x[2:])
-    if way == 0:
-        rows = rows_joined(propagator, grid)
-        labels = np.tile(rows, grid.shape[1])
-    else:
-        rows = rows_joined(propagator, grid.T)
-        labels = rows.repeat(groups)
-    propagator.chosen("groups", way, rows)
-    return (x[0], Dim(x[1].size, labels, x[1].zero), *x[2:])
+    cut = split(propagator, x[1], [groups, x[1].size // groups], tag=GROUPS)
+    return (x[0], merged(propagator, cut[::-1], tag=GROUPS), *x[2:])
 
 
-def _repeated(dim: Dim, times: int) -> Dim:
-    return Dim(dim.size * times, None if dim.labels is None else dim.labels.repeat(times), dim.zero)
+def blocks(propagator: Propagator, dim: Dim, size: int) -> Dim:
+    """An axis of which several entries in a row become one."""
+    return along(propagator, dim, [dim.size // size, size], 0)
 
 
-def _blocks(propagator: Propagator, dim: Dim, size: int) -> Dim:
-    count = dim.size // size
-    if dim.labels is None:
-        return Dim(count)
-    return Dim(count, rows_joined(propagator, dim.labels.reshape(count, size)), dim.zero)
-
-
-def resize_groups(node: fx.Node, keeps: Keeps) -> None:
-    """The number of groups that have something left."""
-    groups = argument(node, 1, "groups")
-    set_argument(node, 1, "groups", groups_left(kept_along(node.args[0], keeps, 1), groups))
-
-
-def groups_of(module: nn.Module, node: fx.Node) -> dict[str, Any]:
+def groups_of(module: nn.Module, node: fx.Node, keeps: Keeps) -> dict[str, Any]:
     """Of a shuffle of channels."""
-    return {"groups": node.args[1]} if hasattr(module, "groups") else {}
+    return {"groups": argument(node, "groups")} if hasattr(module, "groups") else {}
 
 
 def counts_pad(node: fx.Node) -> bool:
     """Of averages: whether zeros at the edges count; with a divisor of its own it is no average."""
-    padded = bool(np.any(argument(node, 3, "padding", 0)))
-    counted = padded and bool(argument(node, 5, "count_include_pad", True))
-    return counted or argument(node, 6, "divisor_override") is not None
+    counted = bool(np.any(argument(node, "padding"))) and bool(argument(node, "count_include_pad"))
+    return counted or argument(node, "divisor_override") is not None
 
 
 operators(
@@ -129,8 +105,8 @@ operators(
     attributes=groups_of,
     saved="default",
 )
-operators("col2im", labels=col2im, by_extent=lambda _: True, saved="default")
-operators("im2col", labels=im2col, by_extent=lambda _: True, saved="default")
+operators("col2im", labels=col2im, by_extent=always, saved="default")
+operators("im2col", labels=im2col, by_extent=always, saved="default")
 operators("pixel_shuffle", labels=pixel_shuffle, saved="default")
 operators("pixel_unshuffle", labels=pixel_unshuffle, saved="default")
 operators("_adaptive_avg_pool1d _adaptive_avg_pool3d lp_pool2d", labels=pooled)
