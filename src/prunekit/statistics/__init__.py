@@ -1,6 +1,6 @@
 """What scores and repairs need from data, collected for all that ask in one pass."""
 
-from prunekit.statistics.activity import ActivationStats, Activity, FirstOrderTaylor, activity
+from prunekit.statistics.activity import ActivationStats, FirstOrderTaylor
 from prunekit.statistics.collect import (
     Collector,
     Found,
@@ -34,7 +34,6 @@ from prunekit.statistics.weight_statistics import ConnectionCorrelation, MeanGra
 
 __all__ = [
     "ActivationStats",
-    "Activity",
     "ChannelCovariance",
     "ChannelMagnitude",
     "ChannelMean",
@@ -59,7 +58,6 @@ __all__ = [
     "TaylorChange",
     "UnitMacs",
     "UnitStatistic",
-    "activity",
     "average",
     "collect",
     "means_over_processes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,101 +24,37 @@ from prunekit.statistics.collect import (
 )
 from prunekit.statistics.moments import Moments
 from prunekit.statistics.unit_statistics import Error, UnitStatistic
-from prunekit.targets import unwrap
-from prunekit.units.graph_runner import GraphRunner
-from prunekit.units.oracle import checked_kept
-from prunekit.units.runner import BUDGET_BYTES, error_of
+from prunekit.units.runner import error_of
 
-What = Literal["mean", "variance", "zeros", "irreplaceable"]
+What = Literal["mean", "variance", "zeros", "irreplaceable", "correlation"]
 
 
 @dataclass(frozen=True)
 class ActivationStats(UnitStatistic):
-    """How a unit's output behaves: mean, variance, share of zeros, or how little others can replace it."""
+    """How the outputs of units behave: by group (units,) float64, or (units, units) of the correlations.
+
+    Every example and position is an observation, and so is each of a unit's entries. Units that are off are
+    constantly 0.
+
+    Attributes:
+        what: "mean" and "variance" (divided by the number of observations) of what the next layer reads;
+            "zeros", the fraction of outputs that are exactly 0 behind the group's last activation, before any
+            pooling or norm: the average percentage of zeros, APoZ, of Hu et al. (arXiv 1607.03250);
+            "correlation", Pearson's r, 0 in the rows and columns of constant units, the mean over the places
+            where the units appear; "irreplaceable", 1 - max r^2 over the other units: the part of the unit's
+            variance that is left when the best other unit, scaled and shifted, stands in for it, 0 for
+            constant units, which a bias can replace.
+    """
 
     what: What
 
     def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
-        """At the places where the units appear."""
-        return ActivationStatsCollector(subject, self.what)
+        """At the places where the units appear.
 
-
-@dataclass(frozen=True)
-class Activity:
-    """What the units of one group did.
-
-    Each example, and each position of a filter's map, is one observation of what the next layer reads.
-
-    Attributes:
-        observations: how many there were.
-        mean: (units,) float64.
-        variance: (units,) float64, divided by the number of observations.
-        zeros: (units,) float64: the fraction of outputs that are exactly 0 behind the group's last activation
-            (before any pooling): the average percentage of zeros, APoZ, of Hu et al. (arXiv 1607.03250).
-        correlation: (units, units) float64: Pearson's r; 0 in the rows and columns of constant units, those
-            that are off included. The mean over the places where the units appear. Empty (0, 0) where pairs
-            were not asked for.
-    """
-
-    observations: int
-    mean: Tensor
-    variance: Tensor
-    zeros: Tensor
-    correlation: Tensor
-
-    @property
-    def partner(self) -> Tensor:
-        """(units,) int64: which other unit can stand in best; -1 for constant units and where all r are 0."""
-        best, partner = self.correlation.abs().fill_diagonal_(0.0).max(1)
-        return partner.masked_fill(best == 0, -1)
-
-    @property
-    def irreplaceable(self) -> Tensor:
-        """(units,) float64: 1 - max r^2 over the other units: the part of the unit's variance that is left
-        when the best other unit, scaled and shifted, stands in for it. Constant units, which a bias can
-        replace, count as 0."""
-        return irreplaceable(self.correlation)
-
-
-def irreplaceable(correlation: Tensor) -> Tensor:
-    """(units,) from (units, units) correlations: 1 - max r^2 over the other units; 0 for constant units."""
-    best = correlation.abs().fill_diagonal_(0.0).amax(1)
-    return (1 - best.square()).masked_fill(correlation.diagonal() == 0, 0.0)
-
-
-def activity(
-    coupled: Coupled,
-    inputs: Tensor | Iterable[Tensor],
-    *,
-    pairs: bool = True,
-    kept: Mapping[str, Tensor] | None = None,
-    budget_bytes: int = BUDGET_BYTES,
-) -> dict[str, Activity]:
-    """The activity of every unit of any network, in one pass over the data, added up in float64.
-
-    Args:
-        coupled: the groups; their network is seen in evaluation mode.
-        inputs: (N, ...), or batches of them, on the network's device.
-        pairs: whether the correlations are wanted.
-        kept: by group (units,) booleans, False for units that are off: they are constantly 0.
-        budget_bytes: memory for activations.
-
-    Raises:
-        InputError: for no examples, or such as do not fit the network; with `pairs` for units of different
-            sizes.
-    """
-    model = unwrap(coupled.model)
-    subject = StatContext(model, (), coupled=coupled, kept=checked_kept(coupled, kept))
-    what: tuple[What, ...] = ("mean", "variance", "zeros")
-    collector = ActivationStatsCollector(subject, *what, *(("irreplaceable",) if pairs else ()))
-    runner = GraphRunner(coupled, budget_bytes=budget_bytes // 2)  # half, since sums are taken in float64
-    with runner.evaluating():
-        for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
-            if not isinstance(batch, Tensor) or batch.dim() < 2:
-                raise InputError("inputs must be a tensor (N, ...) or batches of such tensors")
-            for chunk in runner.chunks(len(batch)) if len(batch) else ():
-                collector.batch((batch[chunk], batch[chunk]), torch.tensor(torch.nan))
-    return {group.name: collector.activity(group) for group in coupled.groups}
+        Raises:
+            InputError: where units are to be compared whose numbers of entries differ.
+        """
+        return ZerosCollector(subject) if self.what == "zeros" else MomentsCollector(subject, self.what)
 
 
 class ActivationCollector(Collector):
@@ -163,98 +99,31 @@ class ActivationCollector(Collector):
         return self._coupled.together([value(place, group.units) for place in self.places[group.name]])
 
 
-class ActivationStatsCollector(ActivationCollector):
-    """The mean, variance or share of zeros of units, or how little other units can replace them.
+class ZerosCollector(ActivationCollector):
+    """The share of zeros of units, behind the activation."""
 
-    Every example and position is an observation, and so is each of a unit's entries. Zeros are counted behind
-    the activation, before any pooling or norm.
-
-    Raises:
-        InputError: where units are to be compared whose numbers of entries differ.
-    """
-
-    def __init__(self, subject: StatContext, *what: What) -> None:
+    def __init__(self, subject: StatContext) -> None:
         super().__init__(subject)
-        self._what = what
-        self._moments: dict[Place, Moments] = {}
         self._zeros: dict[Place, Tensor] = {}  # (entries + 1,): how many of each entry, and of how many
-        self._silences = {
-            group.name: self._coupled.silences(group) for group in self._coupled.groups if "zeros" in what
-        }
-        if what == ("zeros",):  # nothing else is looked at, but units that are off are so everywhere
-            self.wanted = {place: kept for place, kept in self.wanted.items() if kept is not None}
+        self._silences = {group.name: self._coupled.silences(group) for group in self._coupled.groups}
+        # nothing else is looked at, but units that are off are so everywhere
+        self.wanted = {place: kept for place, kept in self.wanted.items() if kept is not None}
         self.wanted |= {place: None for places in self._silences.values() for place in places}
-        for name, places in self.places.items():
-            if "irreplaceable" in what and not all(map(_is_even, places)):
-                raise InputError(
-                    f"the units of {name!r} are of different sizes, so they cannot stand in for each "
-                    "other: name the group in `ignore`"
-                )
 
     @torch.no_grad()
     def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:
-        """Add up first and second moments, and zeros."""
+        """Count zeros."""
         for place in (place for places in self._silences.values() for place in places):
             x = seen[place.key] if place.then is None else place.then(seen[place.key])
             axis = place.axis % x.dim()
             zeros = (x == 0).sum([dim for dim in range(x.dim()) if dim != axis])
             counts = torch.cat([zeros, zeros.new_tensor([x.numel() // len(zeros)])]).double()
             self._zeros[place] = self._zeros.get(place, 0) + counts
-        if self._what == ("zeros",):
-            return
-        pairs = "irreplaceable" in self._what
-        for place in (place for places in self.places.values() for place in places):
-            rows = seen[place.key].movedim(place.axis, -1).flatten(0, -2)
-            if _is_even(place):
-                rows = _side_by_side(rows, place)
-            if place not in self._moments:
-                self._moments[place] = Moments(1, rows.shape[1], pairs=pairs, device=rows.device)
-            self._moments[place].add(rows.unsqueeze(0))
 
     def finish(self) -> dict[str, Tensor]:
-        """By group (units,) float64: what was asked for, reduced over all processes."""
-        for moments in self._moments.values():
-            moments.reduce()
+        """By group (units,) float64."""
         sum_over_processes(list(self._zeros.values()))
-        values = {
-            "mean": self._means,
-            "variance": self._variances,
-            "zeros": self._shares,
-            "irreplaceable": self._irreplaceables,
-        }
-        (what,) = self._what
-        return {group.name: values[what](group) for group in self._coupled.groups}
-
-    def activity(self, group: Group) -> Activity:
-        """All of it, of this process alone.
-
-        Raises:
-            InputError: if no example was seen.
-        """
-        moments = [self._moments[place] for place in self.places[group.name] if place in self._moments]
-        if not moments:
-            raise InputError("there are no examples to watch the units on")
-        correlation = moments[0].mean.new_empty(0, 0)
-        if "irreplaceable" in self._what:
-            each = torch.stack([self._correlation(place, group.units) for place in self.places[group.name]])
-            correlation = each.nanmean(0).nan_to_num(0.0)
-        return Activity(
-            moments[0].count, self._means(group), self._variances(group), self._shares(group), correlation
-        )
-
-    def _means(self, group: Group) -> Tensor:
-        return self.together(group, lambda place, units: self._mean(place, units)[0])
-
-    def _variances(self, group: Group) -> Tensor:
-        return self.together(group, lambda place, units: self._mean(place, units)[1])
-
-    def _irreplaceables(self, group: Group) -> Tensor:
-        def value(place: Place, units: int) -> Tensor:
-            found = self._correlation(place, units)
-            there = ~found.diagonal().isnan()
-            return irreplaceable(found.nan_to_num(0.0)).masked_fill(~there, torch.nan)
-
-        return self.together(group, value)
+        return {group.name: self._shares(group) for group in self._coupled.groups}
 
     def _shares(self, group: Group) -> Tensor:
         found = []
@@ -265,15 +134,70 @@ class ActivationStatsCollector(ActivationCollector):
         shares = self._coupled.together(found)
         return shares.masked_fill(~self.off[group.name], 1.0) if group.name in self.off else shares
 
-    def _mean(self, place: Place, units: int) -> tuple[Tensor, Tensor]:
-        """(units,) means and variances at a place."""
+
+class MomentsCollector(ActivationCollector):
+    """The mean or variance of units, their correlations, or how little other units can replace them.
+
+    Raises:
+        InputError: where units are to be compared whose numbers of entries differ.
+    """
+
+    def __init__(self, subject: StatContext, what: What) -> None:
+        super().__init__(subject)
+        self._what = what
+        self._pairs = what in ("correlation", "irreplaceable")
+        self._moments: dict[Place, Moments] = {}
+        for name, places in self.places.items():
+            if self._pairs and not all(map(_is_even, places)):
+                raise InputError(
+                    f"the units of {name!r} are of different sizes, so they cannot stand in for each "
+                    "other: name the group in `ignore`"
+                )
+
+    @torch.no_grad()
+    def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:
+        """Add up first and second moments."""
+        for place in (place for places in self.places.values() for place in places):
+            rows = seen[place.key].movedim(place.axis, -1).flatten(0, -2)
+            if _is_even(place):
+                rows = _side_by_side(rows, place)
+            if place not in self._moments:
+                self._moments[place] = Moments(1, rows.shape[1], pairs=self._pairs, device=rows.device)
+            self._moments[place].add(rows.unsqueeze(0))
+
+    def finish(self) -> dict[str, Tensor]:
+        """By group (units,) float64, or (units, units): what was asked for, reduced over all processes."""
+        for moments in self._moments.values():
+            moments.reduce()
+        groups = self._coupled.groups
+        if self._what == "correlation":
+            found = {}
+            for group in groups:
+                each = [self._correlation(place, group.units) for place in self.places[group.name]]
+                found[group.name] = torch.stack(each).nanmean(0).nan_to_num(0.0)
+            return found
+        value = self._irreplaceable if self._pairs else self._mean_or_variance
+        return {group.name: self.together(group, value) for group in groups}
+
+    def _irreplaceable(self, place: Place, units: int) -> Tensor:
+        found = self._correlation(place, units)
+        there = ~found.diagonal().isnan()
+        correlation = found.nan_to_num(0.0)
+        best = correlation.abs().fill_diagonal_(0.0).amax(1)
+        left = (1 - best.square()).masked_fill(correlation.diagonal() == 0, 0.0)
+        return left.masked_fill(~there, torch.nan)
+
+    def _mean_or_variance(self, place: Place, units: int) -> Tensor:
+        """(units,) at a place."""
         moments = self._moments[place]
         mean, variance = moments.mean[0], moments.variance[0]
         unit = _there(place) if _is_even(place) else place.units
         there, unit = (unit >= 0).to(mean.device), unit.to(mean.device)
         unit, mean, variance = unit[there], mean[there], variance[there]
         means = over_entries(mean, unit, units, "mean")
-        return means, over_entries(variance + (mean - means[unit]).square(), unit, units, "mean")
+        if self._what == "mean":
+            return means
+        return over_entries(variance + (mean - means[unit]).square(), unit, units, "mean")
 
     def _correlation(self, place: Place, units: int) -> Tensor:
         """(units, units) at a place; NaN for units that do not appear there."""

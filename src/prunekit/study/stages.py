@@ -22,13 +22,14 @@ from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json
 from prunekit.graph import chain_of
 from prunekit.history import Record, random_control
+from prunekit.losses import squared_error
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.pruning import Session
 from prunekit.recipe import Plan, Recipe
 from prunekit.saving import Architecture, save_pretrained
 from prunekit.seeds import derive
-from prunekit.statistics import activity
+from prunekit.statistics import ActivationStats, StatContext, collect
 from prunekit.study.layout import (
     MODEL,
     STATE,
@@ -350,6 +351,7 @@ def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 # ---- figures of units --------------------------------------------------------------------------------------
 
 GAINS = torch.linspace(0, 10, 101, dtype=torch.float64)
+_TOGETHER = 250  # examples whose activations are held at once
 
 
 def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: Progress) -> Path:
@@ -385,7 +387,9 @@ def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: P
     if not sweeps:
         raise ModelError("every layer has one unit only, and none could be removed")
     coupled = find_units(model, None, (), example_inputs=inputs[:2]).found
-    found = activity(coupled, inputs)
+    need, subject = ActivationStats("correlation"), StatContext(model, (), coupled=coupled)
+    batches = zip(torch.split(inputs, _TOGETHER), torch.split(targets, _TOGETHER), strict=True)
+    found = collect(subject, batches, [need], loss=squared_error)[need]
     write_json_with_digest(
         layout.root / UNITS_JSON,
         {
@@ -393,9 +397,7 @@ def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: P
             "error": "squared error",
             "gains": _short(GAINS),
             "sweeps": sweeps,
-            "correlations": {
-                layer: [_short(row) for row in each.correlation] for layer, each in found.items()
-            },
+            "correlations": {layer: [_short(row) for row in each] for layer, each in found.items()},
         },
     )
     return layout.root / UNITS_JSON
