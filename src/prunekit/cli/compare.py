@@ -10,8 +10,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prunekit.cli.own_code import Allow, as_options, own_code
-from prunekit.cli.terminal import DataDir, Json, SetOption, StoppedError, only_results, print_json
+from prunekit.cli.terminal import (
+    Allow,
+    DataDir,
+    Json,
+    SetOption,
+    StoppedError,
+    only_results,
+    own_code,
+    print_json,
+)
 from prunekit.errors import InputError, plain_line
 from prunekit.study import load_study, names, run_study
 from prunekit.study_files import STUDY_JSON
@@ -50,13 +58,8 @@ def compare(
     with own_code(allow):
         chosen = load_study(study, changes)
     folder = out or Path("runs") / chosen.name
-    command = " ".join(
-        [
-            *("prunekit", "compare", shlex.quote(study)),
-            *as_options(allow),
-            *(f"--set {shlex.quote(change)}" for change in changes),
-        ]
-    )
+    options = [word for module in allow or () for word in ("--allow", module)]
+    options += [word for change in changes for word in ("--set", change)]
     try:
         with only_results():
             page = run_study(
@@ -65,7 +68,7 @@ def compare(
                 data_dir=data_dir,
                 workers=workers,
                 cell_timeout=cell_timeout,
-                command=command,
+                command=shlex.join(["prunekit", "compare", study, *options]),
             )
     except KeyboardInterrupt:
         raise StoppedError("stopped; the same command goes on from here") from None

@@ -12,24 +12,22 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from prunekit.cli.networks import (
-    TRACED,
+from prunekit.cli.networks import TRACED, open_network
+from prunekit.cli.terminal import (
     Data,
+    DataDir,
     Ignore,
     InputShape,
+    Json,
     Model,
     Outputs,
     Residual,
     Tokens,
     Weights,
-    batch_of,
-    examples,
-    open_network,
-    quality,
-    sizes_of,
+    as_options,
+    only_results,
+    print_json,
 )
-from prunekit.cli.terminal import DataDir, Json, only_results, print_json
-from prunekit.data import load
 from prunekit.errors import InputError, escaped
 from prunekit.graph import Group, Plan, parameters_per_unit
 from prunekit.graph import groups as coupled
@@ -77,11 +75,11 @@ def inspect(
     if not groups and (ignore or residual):
         raise InputError("--ignore and --residual say what can be taken out: add --groups")
     with only_results():
-        found = None if data is None else load(data, data_dir)
-        sizes = sizes_of(input_shape, outputs)
-        network = open_network(model, data=found, sizes=sizes, weights=weights)
-        batch = batch_of(network, batch, TRACED if groups else 1)
-        example = examples(network, model, found, sizes, batch=batch, tokens=tokens)
+        network = open_network(
+            model, data=data, data_dir=data_dir, weights=weights, input_shape=input_shape, outputs=outputs
+        )
+        batch = network.batch(batch, TRACED if groups else 1)
+        example = network.examples(batch, tokens)
         plan = coupled(network.model, example, ignore=ignore or (), residual=residual) if groups else None
     if plan is not None:
         _show_plan(plan, parameters_per_unit(network.model, plan), as_json)
@@ -90,7 +88,7 @@ def inspect(
         counts = count(network.model, example)
         timing = latency(network.model, example)
         memory = peak_memory(network.model, example)
-        tested = quality(network.model, found)
+        tested = network.quality()
     if as_json:
         times = {"median": timing.median, "p10": timing.p10, "p90": timing.p90, "batch": batch}
         print_json({**counts.to_dict(), "latency": times, "peak_memory": memory, **tested})
@@ -165,8 +163,3 @@ def _prunable(plan: Plan, each: Mapping[str, float]) -> Table:
 def _name(group: Group) -> str:
     """Without the kind, which has a column of its own."""
     return escaped(group.name.replace(f" ({group.kind})", ""))
-
-
-def as_options(reason: str) -> str:
-    """As one asks for it on the command line."""
-    return reason.replace("(residual=True)", "(--residual)").replace("(ignore)", "(--ignore)")

@@ -11,14 +11,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, TaskID
-from torch import nn
+from rich.progress import Progress
 
 from prunekit.batches import as_batches
-from prunekit.cli.networks import Model, Network, folder_bytes, is_saved, open_network, quality
-from prunekit.cli.own_code import Allow, own_code
-from prunekit.cli.terminal import DataDir, Json, SetOption, only_results, print_json
-from prunekit.data import Dataset, load
+from prunekit.cli.networks import Network, folder_bytes, is_saved, open_network
+from prunekit.cli.terminal import (
+    Allow,
+    DataDir,
+    Json,
+    Model,
+    SetOption,
+    only_results,
+    own_code,
+    print_json,
+)
 from prunekit.errors import InputError
 from prunekit.measure import count, human_bytes, layer_table
 from prunekit.methods import recipe as named_recipe
@@ -27,7 +33,7 @@ from prunekit.pruning import prune as prune_model
 from prunekit.recipe import Recipe, read_yaml
 from prunekit.saving import check_free, save_pretrained
 from prunekit.study import with_assignments
-from prunekit.training import State, Training, copy_state, train
+from prunekit.training import Report, State, Training, copy_state, train
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +66,18 @@ def prune(
     console = Console(stderr=True)
     bars = Progress(console=console, transient=True, disable=not console.is_terminal)
     with only_results(), bars as progress:
-        found = None if data is None else load(data, data_dir)
-        network = open_network(model, data=found, weights=weights, seed=seed)
+        network = open_network(model, data=data, data_dir=data_dir, weights=weights, seed=seed)
+        found = network.data
         chosen.plan(network.model, None if found is None else found.train.inputs[:2])
         bar = progress.add_task("training", total=None)
-        checkpoints = _train(network.model, chosen, found, train_epochs, seed, progress, bar)
+
+        def report(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        checkpoints = _train(network, chosen, train_epochs, seed, report)
         if not is_saved(model) and weights is None and train_epochs is None and ":" not in model:
             log.warning("the network is not trained: its initial values are pruned; see --train, --weights")
-        before = quality(network.model, found)
+        before = network.quality()
         progress.update(bar, description="pruning", total=None)
         pruned = prune_model(
             network.model,
@@ -76,14 +86,14 @@ def prune(
             validation=None if found is None else found.validation,
             seed=seed,
             checkpoints=checkpoints,
-            evaluate=lambda model: quality(model, found),
-            report=lambda done, total: progress.update(bar, completed=done, total=total),
+            evaluate=network.quality,
+            report=report,
         )
         save_pretrained(pruned, out, architecture=network.architecture)
     if as_json:
         print_json(_described(pruned, before, out))
     else:
-        _show(pruned, before, found, out, network)
+        _show(pruned, before, out, network)
 
 
 def _recipe(method: str | None, path: Path | None, assignments: list[str]) -> Recipe:
@@ -96,13 +106,7 @@ def _recipe(method: str | None, path: Path | None, assignments: list[str]) -> Re
 
 
 def _train(
-    model: nn.Module,
-    chosen: Recipe,
-    data: Dataset | None,
-    epochs: float | None,
-    seed: int,
-    progress: Progress,
-    bar: TaskID,
+    network: Network, chosen: Recipe, epochs: float | None, seed: int, report: Report
 ) -> dict[int, State]:
     """Train if asked to, and keep the values that the recipe goes back to."""
     wanted = chosen.retrain.checkpoint
@@ -114,19 +118,19 @@ def _train(
                 "add --train EPOCHS, so that prunekit trains the network and knows them"
             )
         return kept
-    if data is None:
+    if network.data is None:
         raise InputError("--train needs data: add --data")
     train(
-        model,
-        as_batches(data),
+        network.model,
+        as_batches(network.data),
         Training(epochs=epochs),
         seed=seed,
         checkpoints=() if wanted is None else (wanted,),
-        on_checkpoint=lambda step, state: kept.update({step: state}),
-        report=lambda done, total: progress.update(bar, completed=done, total=total),
+        on_checkpoint=kept.__setitem__,
+        report=report,
     )
     if wanted is not None and wanted not in kept:
-        kept[wanted] = copy_state(model)
+        kept[wanted] = copy_state(network.model)
     return kept
 
 
@@ -139,11 +143,9 @@ def _described(pruned: Pruned, before: Mapping[str, float], out: Path) -> dict[s
     return {"folder": str(out), "bytes": folder_bytes(out), "before": dict(before), "steps": steps, **stopped}
 
 
-def _show(
-    pruned: Pruned, before: Mapping[str, float], data: Dataset | None, out: Path, network: Network
-) -> None:
+def _show(pruned: Pruned, before: Mapping[str, float], out: Path, network: Network) -> None:
     console = Console(highlight=False)
-    counts = None if data is None else count(pruned.model, data.test.inputs[:1])
+    counts = None if network.data is None else count(pruned.model, network.data.test.inputs[:1])
     if counts is not None:
         console.print(layer_table(counts))
     console.print(
@@ -158,10 +160,8 @@ def _show(
     dense = f", {human_bytes(counts.bytes)} dense" if counts is not None else ""
     console.print(f"saved: {human_bytes(folder_bytes(out))} on disk{dense}, in")
     typer.echo(str(out))
-    architecture = network.architecture
-    builds_itself = architecture is not None and ":" not in architecture.model.name
     console.print(
         "[dim]Zeros make the file smaller, not the network faster. Load it with\n"
-        f'prunekit.load_pretrained("{escape(str(out))}"{"" if builds_itself else ", model"}).[/dim]',
+        f"{escape(network.loading(out))}.[/dim]",
         soft_wrap=True,
     )

@@ -14,27 +14,22 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from prunekit.cli.inspect import as_options
-from prunekit.cli.networks import (
-    TRACED,
+from prunekit.cli.networks import TRACED, Network, folder_bytes, open_network
+from prunekit.cli.terminal import (
     Data,
+    DataDir,
     Ignore,
     InputShape,
+    Json,
     Model,
-    Network,
     Outputs,
     Residual,
     Tokens,
     Weights,
-    batch_of,
-    examples,
-    folder_bytes,
-    open_network,
-    quality,
-    sizes_of,
+    as_options,
+    only_results,
+    print_json,
 )
-from prunekit.cli.terminal import DataDir, Json, only_results, print_json
-from prunekit.data import Dataset, load
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_dead
 from prunekit.masks import Masks
@@ -76,13 +71,20 @@ def shrink(
             raise InputError("--kinds, --ignore, --residual and --round-to say what --sparsity takes: add it")
     elif not 0 < sparsity < 1:
         raise InputError(f"--sparsity {sparsity:g}: write a share between 0 and 1, such as 0.4 for 40 %")
-    _check_out(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty: choose another folder with --out")
+    check_free(out)
     with only_results():
-        found = None if data is None else load(data, data_dir)
-        sizes = sizes_of(input_shape, outputs)
-        network = open_network(model, data=found, sizes=sizes, weights=weights)
-        batch = batch_of(network, batch, TRACED)
-        inputs = examples(network, model, found, sizes, batch=batch, tokens=tokens)
+        network = open_network(
+            model,
+            data=data,
+            data_dir=data_dir,
+            weights=weights,
+            input_shape=input_shape,
+            outputs=outputs,
+        )
+        batch = network.batch(batch, TRACED)
+        inputs = network.examples(batch, tokens)
         masks = Masks({}) if network.saved is None else network.saved.masks()
         dense = copy.deepcopy(network.model)
         if sparsity is None:
@@ -102,23 +104,15 @@ def shrink(
             except ModelError as error:
                 raise ModelError(as_options(str(error))) from error
         architecture = None if done.form == "graph" else network.architecture
-        save_pretrained(done, out, masks=_useful(done.masks), architecture=architecture)
-        stored = folder_bytes(network.saved.folder) if network.saved else _stored(dense, network)
-        # an exported graph takes batches of one size only, which those of the dataset are not
-        test = None if isinstance(done.model, GraphModel) else found
-        before, after = _costs((dense, done.model), (stored, folder_bytes(out)), inputs, test)
+        useful = Masks({name: mask for name, mask in done.masks.items() if not bool(mask.all())})
+        save_pretrained(done, out, masks=useful, architecture=architecture)
+        before, after = _costs(network, dense, done.model, inputs, out)
     if as_json:
         shrunk = {key: value for key, value in done.to_dict().items() if "parameters" not in key}
         print_json({"folder": str(out), "batch": batch, "before": before, "after": after, **shrunk})
     else:
         Console(highlight=False).print(_table(before, after))
         _show(done, batch, out, network)
-
-
-def _check_out(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: choose another folder with --out")
-    check_free(out)
 
 
 def _without_dead(network: Network, inputs: Tensor, masks: Masks) -> ShrinkResult:
@@ -130,41 +124,39 @@ def _without_dead(network: Network, inputs: Tensor, masks: Masks) -> ShrinkResul
     return done
 
 
-def _useful(masks: Masks) -> Masks:
-    """Without those that keep everything, which would only make the file longer."""
-    return Masks({name: mask for name, mask in masks.items() if not bool(mask.all())})
-
-
-def _stored(model: nn.Module, network: Network) -> int:
-    """The bytes that the network as it was takes when it is saved."""
-    with tempfile.TemporaryDirectory() as place:
-        return folder_bytes(save_pretrained(model, Path(place) / "net", architecture=network.architecture))
-
-
 _TURNS, _RUNS = 4, 15
 
 
 def _costs(
-    models: tuple[nn.Module, nn.Module], sizes: tuple[int, int], inputs: Tensor, data: Dataset | None
+    network: Network, dense: nn.Module, small: nn.Module, inputs: Tensor, out: Path
 ) -> list[dict[str, Any]]:
-    """Costs and quality of two networks, timed in turns, so that a busy moment of the machine meets both.
+    """Costs and quality before and after, timed in turns, so that a busy moment of the machine meets both.
 
     Args:
-        models: the networks.
-        sizes: the bytes of their folders.
+        network: what was shrunk.
+        dense: as it was before.
+        small: what became of it.
         inputs: (N, ...) of a pass.
-        data: to test both on, if there is any.
+        out: the folder of the smaller one.
 
     Returns:
-        For each its parameters, MACs per example, bytes, latency in seconds, the least median of some turns,
-        and its quality.
+        For each its parameters, MACs per example, bytes on disk, latency in seconds, the least median of some
+        turns, and its quality, where both can be tested.
     """
+    if network.saved is not None:
+        stored = folder_bytes(network.saved.folder)
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            saved = save_pretrained(dense, Path(place) / "net", architecture=network.architecture)
+            stored = folder_bytes(saved)
+    models = (dense, small)
     turns = [[latency(model, inputs, runs=_RUNS).median for model in models] for _ in range(_TURNS)]
+    tested = not isinstance(small, GraphModel)  # which takes batches of one size only
     found = []
-    for model, size, seconds in zip(models, sizes, zip(*turns, strict=True), strict=True):
+    for model, size, *seconds in zip(models, (stored, folder_bytes(out)), *turns, strict=True):
         counts = count(model, inputs)
         costs = {"parameters": counts.parameters, "macs": counts.macs, "bytes": size, "latency": min(seconds)}
-        found.append({**costs, **quality(model, data)})
+        found.append({**costs, **(network.quality(model) if tested else {})})
     return found
 
 
@@ -204,9 +196,5 @@ def _show(done: ShrinkResult, batch: int, out: Path, network: Network) -> None:
         console.print("form: modules of its own classes")
     console.print("saved in")
     typer.echo(str(out))
-    console.print(f"[dim]Load it with {escape(_load(done, out, network))}.[/dim]", soft_wrap=True)
-
-
-def _load(done: ShrinkResult, out: Path, network: Network) -> str:
-    known = network.architecture is not None and ":" not in network.architecture.model.name
-    return f'prunekit.load_pretrained("{out}"{"" if known or done.form == "graph" else ", model"})'
+    loading = network.loading(out, as_graph=done.form == "graph")
+    console.print(f"[dim]Load it with {escape(loading)}.[/dim]", soft_wrap=True)
