@@ -17,8 +17,15 @@ import torch
 from error_bound import layer_errors
 from prunekit import Recipe, Session
 from prunekit.digests import read_tensors
-from prunekit.report.axes import log_limits
-from prunekit.report.style import Drawing, clean, drawing_style, new_figure, set_log_y, svg_of
+from prunekit.report.style import (
+    Drawing,
+    clean,
+    drawing_style,
+    log_limits,
+    new_figure,
+    set_log_y,
+    svg_of,
+)
 from prunekit.study import load_study
 from prunekit.study.layout import Layout
 from prunekit.study.stages import build, dataset

@@ -11,7 +11,6 @@ APART = {"__init__", "__main__", "base"}
 
 # Names that are still used for more than one thing. Take a name out once it is used once; put none in.
 DOUBLE_CLASSES = {
-    "Layer",
     "Plan",
 }
 DOUBLE_STEMS = {

@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 from report_fixture import MANY, RESULTS, Method, make_study, write_csv
 
-from prunekit.report.axes import linear_limits, log_limits
 from prunekit.report.curves import PlotData, curve_drawings
-from prunekit.report.format import ACCURACY
-from prunekit.report.points import methods_of, points_of, removes_nothing
+from prunekit.report.points import ACCURACY, points_of
 from prunekit.report.read_tables import read_results
 from prunekit.report.style import (
     Drawing,
     inline,
+    linear_limits,
+    log_limits,
     log_ticks,
-    looks_of,
     ratio_ticks,
     spread_out,
     svg_of,
@@ -26,11 +25,7 @@ from prunekit.report.style import (
 
 def drawings(folder: Path) -> list[Drawing]:
     points = points_of(read_results(folder / "results.csv"))
-    methods = methods_of(points)
-    flat = [m for m in methods if removes_nothing(points, m)]
-    return curve_drawings(
-        PlotData(tuple(points), tuple(methods), looks_of(methods, "random", flat), "random"), ACCURACY
-    )
+    return curve_drawings(PlotData(tuple(points), "random"), ACCURACY)
 
 
 def test_same_numbers_same_bytes(tmp_path: Path) -> None:

@@ -13,10 +13,9 @@ from report_fixture import RESULTS, UNITS, Method, make_study, write_csv
 from prunekit.digests import write_json_with_digest
 from prunekit.report import write_report
 from prunekit.report.curves import PlotData
-from prunekit.report.format import ACCURACY
-from prunekit.report.points import points_of
+from prunekit.report.points import ACCURACY, Point, points_of, spread_of
 from prunekit.report.read_tables import read_results
-from prunekit.report.style import looks_of, svg_of
+from prunekit.report.style import svg_of
 from prunekit.report.unit_figures import (
     clustered,
     correlation_drawing,
@@ -73,13 +72,33 @@ def test_gain_sweeps_have_a_line_on_both_scales_and_marks_at_on_and_off() -> Non
 
 
 def test_regret_is_what_the_yardstick_has_more() -> None:
-    curves = {"oracle": {1: 99.0, 2: 98.0}, "first": {1: 98.5, 2: 90.0}, "random": {1: 80.0, 2: 70.0}}
-    drawing = regret_drawing(
-        curves, "oracle", looks_of(["first", "random"], "random", ()), "random", "test accuracy"
+    qualities = {"oracle": (0.99, 0.98, 0.97), "first": (0.985, 0.9, 0.9), "random": (0.8, 0.7, 0.1)}
+    points = [
+        Point("dense", "d", 0, 1, 0.0, 1.0, {"kept": spread_of([4]), "test_accuracy": spread_of([1.0])})
+    ]
+    points += [
+        Point(
+            method,
+            "c",
+            n,
+            1,
+            n / 4,
+            4 / (4 - n),
+            {"kept": spread_of([4 - n]), "test_accuracy": spread_of([q])},
+        )
+        for method, found in qualities.items()
+        for n, q in enumerate(found, start=1)
+    ]
+    data = PlotData(tuple(points), "random")
+    drawing = regret_drawing(regret_curves(data, ACCURACY, "oracle"), data, ACCURACY, "oracle")
+    lines = [tuple(np.round(line.get_ydata(), 9)) for line in drawing.figure.axes[0].get_lines()]
+    assert (0.5, 8.0, 7.0) in lines
+    assert (19.0, 28.0, 87.0) in lines
+    low, high = drawing.figure.axes[0].get_ylim()
+    assert low < 0.5 < 8.0 < high < 19.0  # random does not set the scale
+    assert drawing.tips["point-1-0"] == (
+        "first\n1.3x, 25.0% removed\ntest accuracy below that of oracle 0.500 (1 seed)"
     )
-    lines = [tuple(line.get_ydata()) for line in drawing.figure.axes[0].get_lines()]
-    assert (0.5, 8.0) in lines
-    assert (19.0, 28.0) in lines
 
 
 def recipe(score: str, **parts: object) -> dict[str, object]:
@@ -117,14 +136,16 @@ def test_the_yardstick_is_the_oracle_that_measures_anew_and_only_removes(folder:
 
 def test_regret_is_taken_where_as_much_is_removed(folder: Path) -> None:
     rows = read_results(folder / "results.csv")
-    data = PlotData(tuple(points_of(rows)), ("the oracle", "elsewhere", "random"), {}, "random")
-    curves = regret_curves(data, ACCURACY, "the oracle")
-    assert set(curves) == {"the oracle", "random"}
+    curves = regret_curves(PlotData(tuple(points_of(rows)), "random"), ACCURACY, "the oracle")
+    assert set(curves) == {"oracle, single pass", "oracle, retrained", "random"}
     for method, curve in curves.items():
-        for removed, value in curve.items():
-            assert removed in range(5, 36, 5)
-            same = [row for row in rows if row.method == method and row.kept == 50 - removed]
-            assert value == pytest.approx(100 * np.mean([row.test_accuracy for row in same]))
+        for item in curve:
+            assert item.x in range(5, 36, 5)
+            same, best = (
+                [row.test_accuracy for row in rows if row.method == name and row.kept == 50 - item.x]
+                for name in (method, "the oracle")
+            )
+            assert item.y.mean == pytest.approx(100 * (np.mean(best) - np.mean(same)))
             assert len(same) == read_study(folder / "study.json").seeds
 
 

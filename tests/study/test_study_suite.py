@@ -103,7 +103,7 @@ class TestRunning:
     def test_the_findings_name_the_variant(self, done):
         found = overview(done)
         assert found.title == "Two sizes"
-        assert {text.partition(":")[0] for text in (*found.findings, *found.cautions)} == set(VARIANTS)
+        assert {str(text).partition(":")[0] for text in (*found.findings, *found.cautions)} == set(VARIANTS)
 
     def test_nothing_is_repeated(self, done):
         before = [stages(done / label) for label in VARIANTS]

@@ -102,7 +102,7 @@ def _show(page: Path, as_json: bool) -> None:
     console = Console(highlight=False)
     console.print(f"\n[bold]{escape(plain_line(found.title))}[/bold]")
     for finding in found.findings:
-        console.print(f"- {escape(plain_line(finding))}")
+        console.print(f"- {escape(plain_line(str(finding)))}")
     console.print("\nThe report:")
     typer.echo(str(page))
 

@@ -1,143 +1,152 @@
 """Curves: a quality against sparsity, compression or speed-up, one line per method, named where it ends."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from prunekit.report.axes import (
-    LOSS,
-    RATIO,
-    SPARSITY,
-    SPEEDUP,
-    Across,
-    Measured,
-    format_point,
-    linear_limits,
-    log_limits,
-    quality_of,
+from prunekit.report.points import (
+    Point,
+    Primary,
+    Spread,
+    curve_of,
+    dense_of,
+    even,
+    format_number,
+    methods_of,
+    removes_nothing,
+    times,
+    with_spread,
 )
-from prunekit.report.format import Primary
-from prunekit.report.points import Curve, Point, curves_of, dense_of, even, removes_nothing
 from prunekit.report.style import (
     DENSE_LOOK,
+    WIDTH,
     Drawing,
+    End,
     Look,
-    clean,
     drawing_style,
-    new_figure,
+    linear_limits,
+    log_limits,
+    looks_of,
+    new_labelled,
+    set_labels,
     set_log_y,
     set_ratio_x,
-    spread_out,
 )
-
-#: Longer names are cut: the tables have them in full.
-LONGEST = 34
-#: A line that ends further from the right edge than this (of the width) is named without a leader, which
-#: would cross the picture like one more curve.
-NEAR = 0.15
-#: Height of a line of text, in inches.
-LINE = 0.19
-
 
 #: With more methods than this, shaded bands cover each other: error bars are drawn instead.
 MOST_BANDS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """The end of a line to be named: data coordinates; ``x`` is None for a line over the whole width.
+class Across:
+    """A horizontal axis; ``of(point, dense)`` is the place of a point, None where it has none."""
 
-    ``leaves`` is where a line that ends outside the frame leaves it; ``series`` is negative for dense.
-    """
+    key: Literal["sparsity", "ratio", "speedup"]
+    label: str
+    words: str
+    of: Callable[[Point, Point], float | None]
 
-    series: int
-    text: str
-    look: Look
-    x: float | None
-    y: float
-    leaves: float
-
-
-def short(name: str) -> str:
-    """The name, cut to LONGEST characters."""
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-
-
-def new_labelled(names: Sequence[str]) -> tuple[Figure, Axes]:
-    """A figure and axes that leave room at the right for these names, and for that of dense."""
-    figure = new_figure(10.0, max(4.6, 1.3 + 0.2 * (len(names) + 1)))
-    right = 1 - (0.55 + 0.073 * max(16, *(len(short(name)) for name in names))) / 10.0
-    axes = figure.add_axes((0.062, 0.108, right - 0.062, 0.872))
-    clean(axes)
-    return figure, axes
-
-
-def set_labels(figure: Figure, axes: Axes, ends: Sequence[End]) -> None:
-    """Write the names at the right of the axes, moved apart where they would touch, each with a swatch."""
-    height = figure.get_figheight() * axes.get_position().height
-    inch = 1 / (figure.get_figwidth() * axes.get_position().width)
-    wanted = [_height(axes, end) for end in ends]
-    for end, want, y in zip(ends, wanted, spread_out(wanted, LINE / height, 0.01, 0.99), strict=True):
-        gid = None if end.series < 0 else f"series-{end.series}-label"
-        start = 1.0 if end.x is None else _in_axes(axes, end.x, end.y)[0]
-        moved = abs(want - y) > 0.2 * LINE / height
-        inside = axes.get_ylim()[0] <= end.y <= axes.get_ylim()[1]
-        if inside and start > 1 - NEAR and (moved or end.x is not None):
-            leader = _added_line(
-                axes, end.look, gid, [start + 0.06 * inch, max(start, 1) + 0.02 * inch, 1 + 0.12 * inch]
-            )
-            leader.set(ydata=[want, want, y], linewidth=0.7, alpha=0.45, linestyle="-")
-        swatch = _added_line(axes, end.look, gid, [1 + 0.14 * inch, 1 + 0.27 * inch, 1 + 0.40 * inch])
-        swatch.set(ydata=[y, y, y], marker=end.look.marker or "None", markersize=4.5, markevery=[1])
-        place = (1 + 0.46 * inch, y)
-        axes.text(
-            *place, short(end.text), transform=axes.transAxes, va="center_baseline", fontsize=8.5, gid=gid
-        )
-
-
-def _in_axes(axes: Axes, x: float, y: float) -> tuple[float, float]:
-    found = (axes.transData + axes.transAxes.inverted()).transform((x, y))
-    return float(found[0]), float(found[1])
-
-
-def _height(axes: Axes, end: End) -> float:
-    """Where the name would like to be, in axes coordinates."""
-    low, high = axes.get_ylim()
-    if low <= end.y <= high:
-        return _in_axes(axes, axes.get_xlim()[0], end.y)[1]
-    # The further a line gets before it leaves, the nearer its name is to the middle.
-    place = 0.001 * _in_axes(axes, end.leaves, low)[0]
-    return place if end.y < low else 1 - place
-
-
-def _added_line(axes: Axes, look: Look, gid: str | None, x: list[float]) -> Line2D:
-    line = Line2D(
-        x,
-        [0.0] * len(x),
-        transform=axes.transAxes,
-        color=look.color,
-        linestyle=look.dash,
-        linewidth=look.width,
-        clip_on=False,
-        gid=gid,
-    )
-    axes.add_artist(line)
-    return line
+    @property
+    def log(self) -> bool:
+        """True for the ratios, which are read in factors."""
+        return self.key != "sparsity"
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """A vertical axis: a column, its unit and how it is shown. ``complement`` shows 1 - value (an error)."""
+
+    key: str
+    column: str
+    label: str
+    log: bool
+    higher_is_better: bool
+    percent: bool = False
+    complement: bool = False
+
+    @property
+    def name(self) -> str:
+        """The label without its unit."""
+        return self.label.split(" (")[0]
+
+    def of(self, point: Point) -> Spread | None:
+        """The value in the axis's unit; None if the column is empty or a run diverged."""
+        spread = point.values.get(self.column)
+        if spread is None or not spread.finite:
+            return None
+        factor = 100.0 if self.percent else 1.0
+        mean = 1 - spread.mean if self.complement else spread.mean
+        return Spread(factor * mean, None if spread.sd is None else factor * spread.sd)
+
+    def show(self, value: Spread) -> str:
+        """'97.21 ± 0.31%'."""
+        if self.percent:
+            return with_spread(value, lambda number: f"{number:.2f}", "%")
+        return with_spread(value, format_number, "")
+
+
+def _speedup(point: Point, dense: Point) -> float | None:
+    there, here = dense.values.get("macs"), point.values.get("macs_nonzero")
+    return there.mean / here.mean if there is not None and here is not None and here.mean > 0 else None
+
+
+SPARSITY = Across(
+    "sparsity", "removed of the original count (%)", "the share removed", lambda p, _: 100 * p.sparsity
+)
+RATIO = Across("ratio", "compression (original count / kept)", "compression", lambda p, _: p.ratio)
+SPEEDUP = Across(
+    "speedup",
+    "theoretical speed-up (MACs of dense / MACs with nonzero weights)",
+    "theoretical speed-up",
+    _speedup,
+)
+
+LOSS = Measured("loss", "test_loss", "test loss (log scale)", log=True, higher_is_better=False)
+
+
+def quality_of(primary: Primary) -> tuple[Measured, Measured]:
+    """The primary measure as such, and as an error on a logarithmic axis."""
+    if primary.higher_is_better:
+        return (
+            Measured("accuracy", primary.test, "test accuracy (%)", False, True, percent=True),
+            Measured(
+                "error", primary.test, "test error (%, log scale)", True, False, percent=True, complement=True
+            ),
+        )
+    return (
+        Measured("mse", primary.test, "test mean squared error", False, False),
+        Measured("mse-log", primary.test, "test mean squared error (log scale)", True, False),
+    )
+
+
+@dataclass(frozen=True)
 class PlotData:
-    """What the plots are drawn from: points, the order and look of methods, the label of random."""
+    """What the plots are drawn from: points, and the label of random."""
 
     points: tuple[Point, ...]
-    methods: tuple[str, ...]
-    looks: Mapping[str, Look]
     random: str | None
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """The methods in their order, without dense."""
+        return methods_of(self.points)
+
+    @cached_property
+    def unpruned(self) -> list[str]:
+        """The controls from which nothing was removed."""
+        return [method for method in self.methods if removes_nothing(self.points, method)]
+
+    @cached_property
+    def looks(self) -> Mapping[str, Look]:
+        """The look of each method."""
+        return looks_of(self.methods, self.random, self.unpruned)
 
     @property
     def dense(self) -> Point:
@@ -154,11 +163,12 @@ class PlotData:
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
+class Placed:
+    """A point in a figure."""
+
     point: Point
     x: float
-    y: float
-    sd: float | None
+    y: Spread
 
 
 def curve_drawings(data: PlotData, primary: Primary) -> list[Drawing]:
@@ -182,28 +192,23 @@ def curve_drawing(data: PlotData, measured: Measured, across: Across) -> Drawing
     None where the study has nothing to show in it: no value of that column, or no pruned point.
     """
     base = measured.of(data.dense)
-    flat = [m for m in data.methods if removes_nothing(data.points, m)]
-    placed = {
-        method: [
-            found
-            for curve in curves_of(data.points, method)
-            if (found := _place(curve, data, measured, across))
-        ]
+    curves = {
+        method: _place(curve_of(data.points, method), data, measured, across)
         for method in data.methods
-        if method not in flat
+        if method not in data.unpruned
     }
-    if base is None or not any(placed.values()):
+    if base is None or not any(curves.values()):
         return None
     with drawing_style():
-        return _draw(data, measured, across, base, placed, flat)
+        return _draw(data, measured, across, base, curves)
 
 
-def _place(curve: Curve, data: PlotData, measured: Measured, across: Across) -> list[_Placed]:
+def _place(curve: Sequence[Point], data: PlotData, measured: Measured, across: Across) -> list[Placed]:
     found = []
-    for point in curve.points:
+    for point in curve:
         x, y = across.of(point, data.dense), measured.of(point)
-        if x is not None and y is not None and not (measured.log and y[0] <= 0):
-            found.append(_Placed(point, x, *y))
+        if x is not None and y is not None and not (measured.log and y.mean <= 0):
+            found.append(Placed(point, x, y))
     return found
 
 
@@ -211,67 +216,79 @@ def _draw(
     data: PlotData,
     measured: Measured,
     across: Across,
-    base: tuple[float, float | None],
-    placed: Mapping[str, Sequence[Sequence[_Placed]]],
-    flat: Sequence[str],
+    base: Spread,
+    curves: Mapping[str, Sequence[Placed]],
 ) -> Drawing:
     figure, axes = new_labelled(data.methods)
-    everything = [item for curves in placed.values() for curve in curves for item in curve]
+    everything = [item for curve in curves.values() for item in curve]
     _limits(axes, measured, across, base, everything, data.random)
     low, high = axes.get_ylim()
-
-    ends = [_level(axes, "dense", -1, DENSE_LOOK, base, band=True)]
-    for method in flat:
+    ends = [_level(axes, data, "dense", base)]
+    for method in data.unpruned:
         value = measured.of([p for p in data.points if p.method == method][-1])
-        if value is not None and low < value[0] < high:
-            ends.append(
-                _level(axes, method, data.methods.index(method), data.looks[method], value, band=False)
-            )
-    tips: dict[str, str] = {}
-    outside = 0
-    bands = sum(bool(curves) and method != data.random for method, curves in placed.items()) <= MOST_BANDS
-    for method, curves in placed.items():
-        series, look = data.methods.index(method), data.looks[method]
-        markers = 0
-        for curve in curves:
-            outside += _line(axes, curve, series, look, bands and len(curve) > 1)
-            for item in even(curve):
-                tips[f"point-{series}-{markers}"] = _tip(item, measured)
-                _marker(axes, item, f"point-{series}-{markers}", look)
-                markers += 1
-        if curves:
-            longest_curve = max(curves, key=lambda curve: curve[-1].x)
-            last = longest_curve[-1]
-            # Lines that leave the frame are named in the order in which they leave, not by last values.
-            leaves = next((item.x for item in longest_curve if not low <= item.y <= high), last.x)
-            ends.append(End(series, method, look, last.x, last.y, leaves))
-    set_labels(figure, axes, ends)
+        if value is not None and low < value.mean < high:
+            ends.append(_level(axes, data, method, value))
+    tips = draw_lines(axes, data, curves, measured, ends)
     axes.set_xlabel(across.label)
-    axes.set_ylabel(measured.label)
-    if outside:
-        # Under the names, where no curve can run through it.
-        place = (1 + 0.14 / (10.0 * axes.get_position().width), -0.086)
-        text = f"{'▽' if measured.higher_is_better else '△'} beyond the axis"
-        axes.text(*place, text, transform=axes.transAxes, fontsize=8, color="#555b66")
-    first = measured is not LOSS and across is not SPEEDUP
     scale = ", log scale" if measured.log else ""
-    title = f"{measured.label.split(' (')[0].capitalize()} against {across.words}{scale}"
     return Drawing(
         f"{measured.key}-{across.key}",
-        title,
-        _caption(measured, outside, _zeros(data, measured)),
+        f"{measured.name.capitalize()} against {across.words}{scale}",
+        _caption(measured, len(_beyond(axes, everything)), _zeros(data, measured)),
         figure,
         tips,
-        first,
+        first=measured is not LOSS and across is not SPEEDUP,
     )
+
+
+def draw_lines(
+    axes: Axes,
+    data: PlotData,
+    curves: Mapping[str, Sequence[Placed]],
+    measured: Measured,
+    levels: Sequence[End],
+) -> dict[str, str]:
+    """Draw the curves of methods within the limits, and name them beside what is level.
+
+    Returns:
+        The tooltips of the markers.
+    """
+    ends = list(levels)
+    tips: dict[str, str] = {}
+    bands = sum(bool(curve) and method != data.random for method, curve in curves.items()) <= MOST_BANDS
+    for method, curve in curves.items():
+        if not curve:
+            continue
+        series, look, last = data.series(method), data.look(method), curve[-1]
+        _line(axes, curve, series, look, bands and len(curve) > 1)
+        for number, item in enumerate(even(curve)):
+            tips[f"point-{series}-{number}"] = _tip(item, measured)
+            _marker(axes, item, f"point-{series}-{number}", look)
+        # Lines that leave the frame are named in the order in which they leave, not by last values.
+        leaves = (_beyond(axes, curve) or [last])[0].x
+        ends.append(End(series, method, look, last.x, last.y.mean, leaves))
+    set_labels(axes, ends)
+    axes.set_ylabel(measured.label)
+    if any(_beyond(axes, curve) for curve in curves.values()):
+        # Under the names, where no curve can run through it.
+        place = (1 + 0.14 / (WIDTH * axes.get_position().width), -0.086)
+        text = f"{'▽' if measured.higher_is_better else '△'} beyond the axis"
+        axes.text(*place, text, transform=axes.transAxes, fontsize=8, color="#555b66")
+    return tips
+
+
+def _beyond(axes: Axes, curve: Sequence[Placed]) -> list[Placed]:
+    """The points outside the limits."""
+    low, high = axes.get_ylim()
+    return [item for item in curve if not low <= item.y.mean <= high]
 
 
 def _limits(
     axes: Axes,
     measured: Measured,
     across: Across,
-    base: tuple[float, float | None],
-    everything: Sequence[_Placed],
+    base: Spread,
+    everything: Sequence[Placed],
     random: str | None,
 ) -> None:
     if across.log:
@@ -280,90 +297,80 @@ def _limits(
         axes.set_xlim(min(item.x for item in everything) - 3, 101.5)
         axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 2.5, 5, 10]))
     if measured.log:
-        set_log_y(axes, *log_limits([base[0], *(item.y for item in everything)]))
+        set_log_y(axes, *log_limits([base.mean, *(item.y.mean for item in everything)]))
         return
     # The random control may fall as far as it likes: it does not set the scale, unless it is alone.
     shown = [item for item in everything if item.point.method != random] or everything
-    values = [(item.y, item.sd or 0.0) for item in shown]
-    low, high = linear_limits((base[0], base[1] or 0.0), values, measured.higher_is_better, measured.percent)
+    values = [(item.y.mean, item.y.sd or 0.0) for item in shown]
+    dense = base.mean, base.sd or 0.0
+    low, high = linear_limits(dense, values, measured.higher_is_better, measured.percent)
     axes.set_ylim(max(low, 0.0), min(high, 100.0 + 0.01 * (high - low)) if measured.percent else high)
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _level(
-    axes: Axes, name: str, series: int, look: Look, value: tuple[float, float | None], band: bool
-) -> End:
-    """A horizontal line for a network from which nothing was removed."""
-    mean, sd = value
-    if band and sd:
-        axes.axhspan(mean - sd, mean + sd, color=look.color, alpha=0.08, linewidth=0)
-    gid = None if series < 0 else f"series-{series}-level"
-    axes.axhline(mean, color=look.color, linestyle=look.dash, linewidth=look.width, gid=gid)
-    return End(series, name, look, None, mean, 0.0)
+def _level(axes: Axes, data: PlotData, method: str, value: Spread) -> End:
+    """A horizontal line for a network from which nothing was removed, for dense with its spread."""
+    series, look = data.series(method), data.look(method)
+    if series < 0 and value.sd:
+        axes.axhspan(value.mean - value.sd, value.mean + value.sd, color=look.color, alpha=0.08, linewidth=0)
+    axes.axhline(value.mean, gid=None if series < 0 else f"series-{series}-level", **look.line)
+    return End(series, method, look, None, value.mean, 0.0)
 
 
-def _line(axes: Axes, curve: Sequence[_Placed], series: int, look: Look, band: bool) -> int:
-    """Line and spread of one curve; the number of its points outside the limits."""
+def _line(axes: Axes, curve: Sequence[Placed], series: int, look: Look, band: bool) -> None:
+    """Line and spread of one curve."""
     x = np.array([item.x for item in curve])
-    y = np.array([item.y for item in curve])
-    sd = np.array([item.sd or 0.0 for item in curve])
-    low, high = axes.get_ylim()
-    floor = y - sd if axes.get_yscale() == "linear" else np.maximum(y - sd, low * 0.5)
-    some = even(range(len(curve)))
-    axes.plot(x, y, color=look.color, linestyle=look.dash, linewidth=look.width, gid=f"series-{series}-line")
+    y = np.array([item.y.mean for item in curve])
+    sd = np.array([item.y.sd or 0.0 for item in curve])
+    floor = y - sd if axes.get_yscale() == "linear" else np.maximum(y - sd, axes.get_ylim()[0] * 0.5)
+    axes.plot(x, y, gid=f"series-{series}-line", **look.line)
     if band:
-        axes.fill_between(
-            x, floor, y + sd, color=look.color, alpha=0.13, linewidth=0, gid=f"series-{series}-band"
-        )
+        gid = f"series-{series}-band"
+        axes.fill_between(x, floor, y + sd, color=look.color, alpha=0.13, linewidth=0, gid=gid)
     else:
+        some = even(range(len(curve)))
         bars = (x[some], floor[some], (y + sd)[some])
         axes.vlines(*bars, color=look.color, linewidth=1.0, alpha=0.7, gid=f"series-{series}-bars")
-    return int(np.sum((y < low) | (y > high)))
 
 
-def _marker(axes: Axes, item: _Placed, gid: str, look: Look) -> None:
-    """One marker, an artist of its own, so that it can carry its own tooltip."""
+def _marker(axes: Axes, item: Placed, gid: str, look: Look) -> None:
+    """One marker, an artist of its own, so that it can carry its own tooltip; a hollow one at the edge."""
     low, high = axes.get_ylim()
-    if low <= item.y <= high:
+    common: dict[str, Any] = {"linestyle": "", "markersize": 5.0, "gid": gid, "zorder": 3}
+    if low <= item.y.mean <= high:
         crossed = look.marker == "x"  # has no face: its edge is all of it
         axes.plot(
-            *([item.x], [item.y]),
-            linestyle="",
+            *([item.x], [item.y.mean]),
             color=look.color,
             marker=look.marker,
-            markersize=5.0,
             markeredgecolor=look.color if crossed else "white",
             markeredgewidth=1.3 if crossed else 0.6,
-            gid=gid,
-            zorder=3,
+            **common,
         )
         return
-    edge, marker = (0.016, "v") if item.y < low else (0.984, "^")
+    edge, marker = (0.016, "v") if item.y.mean < low else (0.984, "^")
     axes.plot(
         *([item.x], [edge]),
         transform=axes.get_xaxis_transform(),
-        linestyle="",
         marker=marker,
-        markersize=5.0,
         markerfacecolor="white",
         markeredgecolor=look.color,
-        gid=gid,
-        zorder=3,
+        **common,
     )
 
 
-def _tip(item: _Placed, measured: Measured) -> str:
-    unit = measured.label.split(" (")[0]
-    seeds = "1 seed" if item.point.seeds == 1 else f"{item.point.seeds} seeds"
+def _tip(item: Placed, measured: Measured) -> str:
+    point = item.point
     return (
-        f"{item.point.method}\n{format_point(item.point)}\n{unit} {measured.show(item.y, item.sd)} ({seeds})"
+        f"{point.method}\n{times(point.ratio)}, {100 * point.sparsity:.1f}% removed\n"
+        f"{measured.name} {measured.show(item.y)} ({point.seeds_text})"
     )
 
 
 def _zeros(data: PlotData, measured: Measured) -> int:
     """The points that a logarithmic axis cannot show, since their value is zero."""
     values = [measured.of(point) for point in data.points if point.sparsity > 0]
-    return sum(value is not None and value[0] <= 0 for value in values) if measured.log else 0
+    return sum(value is not None and value.mean <= 0 for value in values) if measured.log else 0
 
 
 def _caption(measured: Measured, outside: int, zeros: int) -> str:

@@ -1,27 +1,180 @@
-"""Findings of a study: sentences from its numbers, which claim nothing that the spreads do not carry."""
+"""Findings of a study: the best method at each compression, and sentences that its spreads carry.
+
+A method is chosen on validation data and reported on test data.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from markupsafe import Markup, escape
+from markupsafe import escape
 
-from prunekit.report.best import (
-    SAME_RATIO,
-    Best,
-    best_table,
-    max_compression_within_tolerance,
-    point_at,
+from prunekit.report.points import (
+    Point,
+    Primary,
+    Spread,
+    dense_of,
+    methods_of,
+    names,
+    points_of,
+    primary_of,
+    removes_nothing,
+    times,
 )
-from prunekit.report.format import Primary, names, overlap, primary_of, times
-from prunekit.report.points import Point, dense_of, methods_of, points_of, removes_nothing
 from prunekit.report.read_tables import check_tables, read_results
 from prunekit.study_files import RESULTS_CSV, STUDY_JSON, StudyFile, read_study
+
+# ---- the best at each compression ----------------------------------------------------------------------
+
+ASKED = (2.0, 4.0, 8.0, 12.0, 20.0, 50.0, 100.0)
+
+#: A point answers for an asked ratio if its own is from 1% below it (weights are whole) to 25% above.
+BELOW, ABOVE = 0.99, 1.25
+
+#: Points of one method whose ratios differ by less are one place: there, validation chooses.
+SAME_RATIO = 1.01
+
+Verdict = Literal["ahead", "within the spread", "behind on test", "spread unknown", "only method here"]
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The method chosen at one compression.
+
+    ``point`` has the best validation mean of the ``candidates`` methods that have a point there and
+    ``runner_up`` the second best. ``verdict`` is about test metrics: 'ahead' only where the spread of the
+    chosen method touches that of no other method, there or at a higher ratio; ``rivals`` are the methods
+    whose spreads it does touch, or, for 'behind on test', those that lie clear of it on the better side.
+    """
+
+    asked: float
+    point: Point
+    runner_up: Point | None
+    candidates: int
+    verdict: Verdict
+    rivals: tuple[str, ...]
+
+    def test(self, primary: Primary) -> Spread:
+        """The test metric of the chosen method."""
+        return self.point.values[primary.test]
+
+
+def point_at(points: Sequence[Point], method: str, asked: float, primary: Primary) -> Point | None:
+    """The method's point for an asked ratio, or None.
+
+    It is the point of the smallest ratio in [0.99, 1.25] x asked; of several within 1% of that one (a sweep),
+    the one with the best validation mean. Points that diverged do not count.
+    """
+    inside = [
+        point
+        for point in points
+        if point.method == method
+        and BELOW * asked <= point.ratio <= ABOVE * asked
+        and point.sparsity > 0
+        and _finished(point, primary)
+    ]
+    if not inside:
+        return None
+    least = min(point.ratio for point in inside)
+    same = [point for point in inside if point.ratio <= SAME_RATIO * least]
+    return max(same, key=lambda point: _rank(point, primary))
+
+
+def _finished(point: Point, primary: Primary) -> bool:
+    return point.values[primary.validation].finite and point.values[primary.test].finite
+
+
+def _rank(point: Point, primary: Primary) -> float:
+    mean = point.values[primary.validation].mean
+    return mean if primary.higher_is_better else -mean
+
+
+def _verdict(chosen: Point, others: Sequence[Point], primary: Primary) -> tuple[Verdict, tuple[str, ...]]:
+    """What the test metrics allow to be said of the chosen point against all the others."""
+    if not others:
+        return "only method here", ()
+    mine = chosen.values[primary.test]
+    touching: list[str] = []
+    higher: list[str] = []
+    for other in others:
+        theirs = other.values[primary.test]
+        touches = mine.overlaps(theirs)
+        if touches is None:
+            return "spread unknown", ()
+        if touches:
+            touching.append(other.method)
+        elif primary.better(theirs.mean, mine.mean) > 0:
+            higher.append(other.method)
+    if higher:
+        return "behind on test", tuple(dict.fromkeys(higher))
+    return ("within the spread", tuple(dict.fromkeys(touching))) if touching else ("ahead", ())
+
+
+def _further(points: Sequence[Point], chosen: Point, primary: Primary) -> list[Point]:
+    """Each other method's best point, by validation, among those compressed at least as much as the chosen.
+
+    A method without a point at the asked ratio, or with a worse one there than further on, still refutes a
+    lead if it does as well with fewer weights.
+    """
+    found = []
+    for method in methods_of(points):
+        further = [
+            point
+            for point in points
+            if method == point.method != chosen.method
+            and point.ratio >= BELOW * chosen.ratio
+            and _finished(point, primary)
+        ]
+        if further:
+            found.append(max(further, key=lambda point: _rank(point, primary)))
+    return found
+
+
+def asked_ratios(points: Sequence[Point], primary: Primary) -> list[float]:
+    """The ratios of ASKED that some method reaches; failing that, the ratios reached (at most seven)."""
+    methods = methods_of(points)
+    reached = [r for r in ASKED if any(point_at(points, m, r, primary) for m in methods)]
+    if reached:
+        return reached
+    own = sorted({float(f"{point.ratio:.2g}") for point in points if point.sparsity > 0})
+    own = [r for r in own if any(point_at(points, m, r, primary) for m in methods)]
+    return own[:: max(1, -(-len(own) // 7))]
+
+
+def best_at(points: Sequence[Point], asked: float, primary: Primary) -> Best | None:
+    """The best method at one ratio, or None where no method has a point; controls compete like all others."""
+    found = [point_at(points, method, asked, primary) for method in methods_of(points)]
+    ranked = sorted((p for p in found if p is not None), key=lambda p: -_rank(p, primary))
+    if not ranked:
+        return None
+    chosen, *others = ranked
+    further = [*others, *_further(points, chosen, primary)] if others else []
+    verdict, rivals = _verdict(chosen, further, primary)
+    return Best(asked, chosen, others[0] if others else None, len(ranked), verdict, rivals)
+
+
+def best_table(points: Sequence[Point], primary: Primary) -> list[Best]:
+    """A Best for each ratio of ``asked_ratios``."""
+    found = (best_at(points, asked, primary) for asked in asked_ratios(points, primary))
+    return [best for best in found if best is not None]
+
+
+def max_compression_within_tolerance(points: Sequence[Point], method: str, primary: Primary) -> Point | None:
+    """The method's most compressed point whose test mean loses no more than the tolerance against dense.
+
+    None where it has no such point, and for a control that removes nothing.
+    """
+    dense = dense_of(points)
+    held = [p for p in points if p.method == method and p.sparsity > 0 and primary.holds(p, dense)]
+    return max(held, key=lambda point: (point.ratio, _rank(point, primary)), default=None)
+
+
+# ---- sentences -----------------------------------------------------------------------------------------
 
 # Control characters that no name can hold once it is cleaned, so that a name is always found whole.
 _OPEN, _CLOSE = "\x02", "\x03"
@@ -35,24 +188,47 @@ def named(method: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One sentence; a 'caution' limits what the others mean. ``marked`` holds names marked by ``named``."""
+    """One sentence. ``marked`` holds names marked by ``named``, which a page shows in bold."""
 
-    kind: Literal["result", "caution"]
     marked: str
 
-    @property
-    def text(self) -> str:
-        """The plain sentence."""
+    def __str__(self) -> str:
         return _NAME.sub(r"\1", self.marked)
 
-    @property
-    def markup(self) -> Markup:
-        """The sentence for a page, its names in bold."""
-        return Markup(_NAME.sub(r"<b>\1</b>", str(escape(self.marked))))
+    def __html__(self) -> str:
+        return _NAME.sub(r"<b>\1</b>", str(escape(self.marked)))
 
 
-def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> list[Finding]:
-    """All findings, results first; plain text that a template must escape."""
+@dataclass(frozen=True)
+class Overview:
+    """A study's title, its findings, and the cautions that limit what they mean."""
+
+    title: str
+    findings: tuple[Finding, ...]
+    cautions: tuple[Finding, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "title": self.title,
+            "findings": [str(finding) for finding in self.findings],
+            "cautions": [str(finding) for finding in self.cautions],
+        }
+
+
+def study_overview(folder: Path) -> Overview:
+    """What the report of a study's folder finds.
+
+    Raises:
+        DataError: as `write_report`.
+    """
+    study = read_study(folder / STUDY_JSON)
+    check_tables(folder)
+    return findings(study, points_of(read_results(folder / RESULTS_CSV)), primary_of(study.primary))
+
+
+def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> Overview:
+    """All that can be said of a study's points."""
     bests = best_table(points, primary)
     results = [
         _dense(study, points, primary),
@@ -66,7 +242,7 @@ def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> lis
         *_diverged(points, primary),
         *_absent(study, points),
     ]
-    return [*(Finding("result", text) for text in results), *(Finding("caution", text) for text in cautions)]
+    return Overview(study.title, tuple(map(Finding, results)), tuple(map(Finding, cautions)))
 
 
 def compared(study: StudyFile, points: Sequence[Point]) -> list[str]:
@@ -75,22 +251,21 @@ def compared(study: StudyFile, points: Sequence[Point]) -> list[str]:
     return [m for m in methods_of(points) if m != random and not removes_nothing(points, m)]
 
 
-def _list(methods: Sequence[str]) -> str:
+def _list(methods: Iterable[str]) -> str:
     return names([named(method) for method in methods])
 
 
 def _dense(study: StudyFile, points: Sequence[Point], primary: Primary) -> str:
     dense = dense_of(points)
     metric = dense.values[primary.test]
-    seeds = "1 seed" if dense.seeds == 1 else f"{dense.seeds} seeds"
-    text = f"The dense network has a {primary.name} of {primary.show_spread(metric)} ({seeds})"
+    text = f"The dense network has a {primary.name} of {primary.show_spread(metric)} ({dense.seeds_text})"
     label = study.controls.dense_trained_as_long
     longer = [point for point in points if point.method == label]
     if not longer:
         return text + "."
     trained = longer[-1].values[primary.test]
     text += f"; trained for as long as the pruned ones, with nothing removed, {primary.show_spread(trained)}"
-    if overlap(trained, metric) is False:
+    if trained.overlaps(metric) is False:
         better = primary.better(trained.mean, metric.mean) > 0
         return text + f", so longer training alone {'helps' if better else 'hurts'}."
     return text + "."
@@ -202,7 +377,7 @@ def _retraining(study: StudyFile, method: str) -> list[str]:
 
 def _beats(point: Point, control: Point, primary: Primary) -> bool:
     mine, theirs = point.values[primary.test], control.values[primary.test]
-    return overlap(mine, theirs) is False and primary.better(mine.mean, theirs.mean) > 0
+    return mine.overlaps(theirs) is False and primary.better(mine.mean, theirs.mean) > 0
 
 
 def _few_seeds(points: Sequence[Point]) -> list[str]:
@@ -216,7 +391,7 @@ def _few_seeds(points: Sequence[Point]) -> list[str]:
 
 def _uneven(points: Sequence[Point]) -> list[str]:
     most = max(point.seeds for point in points)
-    short = list(dict.fromkeys(point.method for point in points if point.seeds < most))
+    short = dict.fromkeys(point.method for point in points if point.seeds < most)
     if not short:
         return []
     return [f"Not every seed is in for {_list(short)}: those means are over fewer than {most}."]
@@ -227,40 +402,10 @@ def _diverged(points: Sequence[Point], primary: Primary) -> list[str]:
     lost = [p.method for p in points if any(c in p.values and not p.values[c].finite for c in columns)]
     if not lost:
         return []
-    return [f"Some runs of {_list(list(dict.fromkeys(lost)))} diverged; the figures leave those points out."]
+    return [f"Some runs of {_list(dict.fromkeys(lost))} diverged; the figures leave those points out."]
 
 
 def _absent(study: StudyFile, points: Sequence[Point]) -> list[str]:
     there = {point.method for point in points}
     gone = [label for label in study.methods if label not in there]
     return [f"There are no results yet for {_list(gone)}."] if gone else []
-
-
-@dataclass(frozen=True)
-class Overview:
-    """A study's title, and its findings and cautions as plain sentences."""
-
-    title: str
-    findings: tuple[str, ...]
-    cautions: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"title": self.title, "findings": list(self.findings), "cautions": list(self.cautions)}
-
-
-def study_overview(folder: Path) -> Overview:
-    """What the report of a study's folder finds.
-
-    Raises:
-        DataError: as `write_report`.
-    """
-    study = read_study(folder / STUDY_JSON)
-    check_tables(folder)
-    points = points_of(read_results(folder / RESULTS_CSV))
-    found = findings(study, points, primary_of(study.primary))
-    return Overview(
-        study.title,
-        tuple(finding.text for finding in found if finding.kind == "result"),
-        tuple(finding.text for finding in found if finding.kind == "caution"),
-    )

@@ -9,18 +9,19 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.lines import Line2D
 
-from prunekit.report.best import asked_ratios, point_at
-from prunekit.report.format import Primary, times
+from prunekit.report.findings import asked_ratios, point_at
 from prunekit.report.points import (
     MOST_POINTS,
     LayerPoint,
     Point,
-    curves_of,
+    Primary,
+    curve_of,
     dense_of,
     methods_of,
     removes_nothing,
+    times,
 )
-from prunekit.report.style import GREY, INK, PALE, Drawing, clean, drawing_style, new_figure
+from prunekit.report.style import GREY, INK, PALE, WIDTH, Drawing, clean, cut, drawing_style, new_figure
 
 #: From light to dark blue: legible in grey print too, and text on it can be black or white.
 BLUES = LinearSegmentedColormap.from_list("prunekit", ["#f4f8fc", "#9ecae8", "#2b7cb8", "#08335f"])
@@ -34,32 +35,24 @@ MOST_NUMBERED = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """A target layer as the study found it: name, shape of its weight, number of weights."""
-
-    name: str
-    shape: str
-    parameters: int
-
-
-@dataclass(frozen=True, slots=True)
 class LayerTable:
     """Per-layer sparsity of several methods at about the same compression.
 
-    ``sparsity[layer][method]`` is a fraction in [0, 1], or missing; ``at`` gives each method's own point.
+    ``layers`` has a point of each layer, for its name and size. ``sparsity[layer][method]`` is a fraction in
+    [0, 1], or missing; ``at`` gives each method's own point.
     """
 
     asked: float
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerPoint, ...]
     at: dict[str, Point]
     sparsity: dict[str, dict[str, float]]
 
 
-def layers_of(found: Sequence[LayerPoint]) -> tuple[Layer, ...]:
-    """The layers in order of first appearance, which is their order in the network."""
-    layers: dict[str, Layer] = {}
+def layers_of(found: Sequence[LayerPoint]) -> tuple[LayerPoint, ...]:
+    """The first point of each layer, in their order in the network."""
+    layers: dict[str, LayerPoint] = {}
     for p in found:
-        layers.setdefault(p.layer, Layer(p.layer, p.shape, p.parameters))
+        layers.setdefault(p.layer, p)
     return tuple(layers.values())
 
 
@@ -71,14 +64,11 @@ def layer_table(points: Sequence[Point], found: Sequence[LayerPoint], primary: P
     """
     known = {p.method for p in found}
     methods = [m for m in methods_of(points) if m in known]
-    dense = dense_of(points).values[primary.test]
+    dense = dense_of(points)
     best: tuple[tuple[int, bool, float], float, dict[str, Point]] | None = None
     for asked in asked_ratios(points, primary):
         at = {m: point for m in methods if (point := point_at(points, m, asked, primary))}
-        held = any(
-            primary.better(dense.mean, p.values[primary.test].mean) <= primary.tolerance(dense)
-            for p in at.values()
-        )
+        held = any(primary.holds(p, dense) for p in at.values())
         rank = (len(at), held, asked if held else -asked)
         if at and (best is None or rank > best[0]):
             best = rank, asked, at
@@ -91,7 +81,7 @@ def layer_table(points: Sequence[Point], found: Sequence[LayerPoint], primary: P
         method = places.get((p.method, p.cell, p.step))
         if method is not None:
             sparsity.setdefault(p.layer, {})[method] = p.sparsity
-    there = tuple(layer for layer in layers_of(found) if layer.name in sparsity)
+    there = tuple(p for p in layers_of(found) if p.layer in sparsity)
     return LayerTable(asked, there, at, sparsity) if there else None
 
 
@@ -108,15 +98,15 @@ def multiples_drawing(
 
 
 def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Sequence[str]) -> Drawing:
-    layers = [layer.name for layer in layers_of(found)]
+    layers = [p.layer for p in layers_of(found)]
     shade = {name: DEPTH(0.85 * i / max(1, len(layers) - 1)) for i, name in enumerate(layers)}
     sparsity = {(p.method, p.cell, p.step, p.layer): 100 * p.sparsity for p in found}
     columns = min(4, max(2, len(methods)))
     lines = -(-len(methods) // columns)
     named = len(layers) <= MOST_NAMED
-    per_line = max(2, 40 // (3 + max(len(_fit(name, NAME)) for name in layers)) + 2)
+    per_line = max(2, 40 // (3 + max(len(cut(name, NAME)) for name in layers)) + 2)
     legend = 0.2 * -(-len(layers) // per_line) if named else 0.4
-    figure = new_figure(10.0, 0.65 + ROW * lines + legend)
+    figure = new_figure(WIDTH, 0.65 + ROW * lines + legend)
     figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.04)
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     low = 100 * min(p.sparsity for p in points if p.method in methods)
@@ -130,21 +120,19 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
         clean(axes)
         axes.grid(axis="x", color=PALE, linewidth=0.8)
         axes.tick_params(labelsize=7.5, labelbottom=True)
-        axes.set_title(_fit(method, NAME), fontsize=9, loc="left", pad=4, color=INK)
-        for curve in curves_of(points, method):
-            x = [100 * p.sparsity for p in curve.points]
-            for name in layers:
-                y = [sparsity.get((p.method, p.cell, p.step, name), np.nan) for p in curve.points]
-                few = len(x) <= MOST_POINTS
-                axes.plot(x, y, color=shade[name], linewidth=1.3, marker="o" if few else "", markersize=2.4)
+        axes.set_title(cut(method, NAME), fontsize=9, loc="left", pad=4, color=INK)
+        curve = curve_of(points, method)
+        marker = "o" if len(curve) <= MOST_POINTS else ""
+        x = [100 * p.sparsity for p in curve]
+        for name in layers:
+            y = [sparsity.get((p.method, p.cell, p.step, name), np.nan) for p in curve]
+            axes.plot(x, y, color=shade[name], linewidth=1.3, marker=marker, markersize=2.4)
     for axes in panels[:, 0]:
         axes.set_ylabel("removed in layer (%)", fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("removed in the whole (%)", fontsize=8)
     if named:
-        handles = [
-            Line2D([], [], color=shade[name], linewidth=2.2, label=_fit(name, NAME)) for name in layers
-        ]
+        handles = [Line2D([], [], color=shade[name], linewidth=2.2, label=cut(name, NAME)) for name in layers]
         figure.legend(handles=handles, loc="outside lower left", ncols=per_line, fontsize=8, frameon=False)
     else:
         few_shades = DEPTH.resampled(48)  # a bar of more would be a picture inside of the SVG
@@ -152,7 +140,7 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
         bar = figure.colorbar(mappable, ax=panels, location="bottom", fraction=0.03, shrink=0.4, aspect=40)
         bar.ax.set_xlim(0, len(layers))
         bar.set_ticks(
-            [0, len(layers)], labels=[f"first: {_fit(layers[0], NAME)}", f"last: {_fit(layers[-1], NAME)}"]
+            [0, len(layers)], labels=[f"first: {cut(layers[0], NAME)}", f"last: {cut(layers[-1], NAME)}"]
         )
     return Drawing(
         "layers-sparsity",
@@ -173,15 +161,15 @@ def heat_drawing(table: LayerTable) -> Drawing:
 def _heat(table: LayerTable) -> Drawing:
     methods = list(table.at)
     values = np.array(
-        [[100 * table.sparsity[layer.name].get(m, np.nan) for m in methods] for layer in table.layers]
+        [[100 * table.sparsity[layer.layer].get(m, np.nan) for m in methods] for layer in table.layers]
     )
     rows, columns = values.shape
-    names = [f"{_fit(layer.name, 30)}  {layer.shape}" for layer in table.layers]
+    names = [f"{cut(layer.layer, 30)}  {layer.shape}" for layer in table.layers]
     margin = 0.3 + 0.07 * max(len(name) for name in names)
     cell = min(1.1, (9.8 - margin - 0.9) / columns)
     line = 0.3 if rows <= MOST_NUMBERED else 0.14
-    top = 0.2 + 0.04 * max(len(_fit(m, 30)) + 5 for m in methods)
-    width, height = 10.0, top + line * rows + 0.2
+    top = 0.2 + 0.04 * max(len(cut(m, 30)) + 5 for m in methods)
+    width, height = WIDTH, top + line * rows + 0.2
     figure = new_figure(width, height)
     axes = figure.add_axes((margin / width, 0.12 / height, cell * columns / width, line * rows / height))
     # From the lowest value, and over at least 20 points: small differences must not look large.
@@ -194,7 +182,7 @@ def _heat(table: LayerTable) -> Drawing:
     axes.tick_params(length=0)
     axes.set_yticks(np.arange(rows) + 0.5, names, fontsize=8 if rows <= MOST_NUMBERED else 5.5)
     axes.xaxis.tick_top()
-    labels = [f"{_fit(m, 30)} ({times(table.at[m].ratio)})" for m in methods]
+    labels = [f"{cut(m, 30)} ({times(table.at[m].ratio)})" for m in methods]
     axes.set_xticks(
         np.arange(columns) + 0.5, labels, fontsize=8, rotation=35, ha="left", rotation_mode="anchor"
     )
@@ -211,7 +199,3 @@ def _heat(table: LayerTable) -> Drawing:
         figure,
         {},
     )
-
-
-def _fit(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -15,31 +15,34 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prunekit.digests import SUMS
-from prunekit.report.best import ABOVE, Best, best_table, max_compression_within_tolerance
 from prunekit.report.curves import PlotData, curve_drawings
-from prunekit.report.findings import Overview, findings, study_overview
-from prunekit.report.format import (
-    Primary,
-    count,
-    names,
-    overlap,
-    percent_spread,
-    plain_spread,
-    primary_of,
-    times,
+from prunekit.report.findings import (
+    ABOVE,
+    Best,
+    Finding,
+    Overview,
+    best_table,
+    findings,
+    max_compression_within_tolerance,
+    study_overview,
 )
 from prunekit.report.layers import heat_drawing, layer_table, multiples_drawing
 from prunekit.report.points import (
     Point,
+    Primary,
     Spread,
+    count,
     fewer,
     layer_points_of,
-    methods_of,
+    names,
+    percent_spread,
+    plain_spread,
     points_of,
-    removes_nothing,
+    primary_of,
+    times,
 )
 from prunekit.report.read_tables import check_tables, read_layers, read_results, require_filled
-from prunekit.report.style import INK, inline, looks_of, save, write_atomically
+from prunekit.report.style import INK, inline, save, write_atomically
 from prunekit.report.unit_figures import unit_drawings
 from prunekit.study_files import (
     DENSE,
@@ -127,13 +130,10 @@ def write_report(folder: Path) -> Path:
         log.warning("%s has no %s: whether its tables are as they were written is not known", folder, SUMS)
 
     points, layer_points = points_of(rows), layer_points_of(layer_rows)
-    methods = methods_of(points)
-    flat = [method for method in methods if removes_nothing(points, method)]
-    looks = looks_of(methods, study.controls.random, flat)
-    data = PlotData(tuple(points), tuple(methods), looks, study.controls.random)
+    data = PlotData(tuple(points), study.controls.random)
     table = layer_table(points, layer_points, primary)
     curves = curve_drawings(data, primary)
-    found = multiples_drawing(points, layer_points, methods), heat_drawing(table) if table else None
+    found = multiples_drawing(points, layer_points, data.methods), heat_drawing(table) if table else None
     layers = [drawing for drawing in found if drawing is not None]
     units = unit_drawings(folder, study, data, primary)
     # trusted markup: matplotlib escapes the texts in it
@@ -141,7 +141,7 @@ def write_report(folder: Path) -> Path:
         drawing.name: Markup(inline(save(drawing, folder / "figures"), drawing))
         for drawing in (*curves, *layers, *units)
     }
-    held = {m: max_compression_within_tolerance(points, m, primary) for m in methods}
+    held = {m: max_compression_within_tolerance(points, m, primary) for m in data.methods}
     script = _part("report.js")
     page = render(
         "report.html.j2",
@@ -151,9 +151,9 @@ def write_report(folder: Path) -> Path:
         primary=primary,
         dense=data.dense.values[primary.test],
         dense_label=DENSE,
-        labels=(DENSE, *methods),
-        pruning=[method for method in methods if method not in flat],
-        findings=findings(study, points, primary),
+        labels=(DENSE, *data.methods),
+        pruning=[method for method in data.methods if method not in data.unpruned],
+        found=findings(study, points, primary),
         held=held,
         furthest=max((point.ratio for point in held.values() if point), default=1.0),
         bests=best_table(points, primary),
@@ -172,7 +172,6 @@ def write_report(folder: Path) -> Path:
         above=ABOVE,
         count=count,
         times=times,
-        overlap=overlap,
         explain=explain,
         yaml=_yaml,
     )
@@ -207,8 +206,7 @@ def write_suite_reports(folder: Path) -> Path:
 
 def write_suite_page(folder: Path) -> Path:
     """The page that leads to the reports of the studies. Returns its path. Raises DataError."""
-    suite = read_suite(folder)
-    found = [(label, study_overview(folder / label)) for label in suite.variants]
+    suite, found = _read_overviews(folder)
     target = folder / REPORT_HTML
     write_atomically(target, render("suite.html.j2", suite=suite, found=found).encode())
     return target
@@ -222,10 +220,14 @@ def overview(folder: Path) -> Overview:
     """
     if not is_suite(folder):
         return study_overview(folder)
-    suite = read_suite(folder)
-    found = [(label, study_overview(folder / label)) for label in suite.variants]
+    suite, found = _read_overviews(folder)
     return Overview(
         suite.title,
-        tuple(f"{label}: {text}" for label, one in found for text in one.findings),
-        tuple(f"{label}: {text}" for label, one in found for text in one.cautions),
+        tuple(Finding(f"{label}: {each.marked}") for label, one in found.items() for each in one.findings),
+        tuple(Finding(f"{label}: {each.marked}") for label, one in found.items() for each in one.cautions),
     )
+
+
+def _read_overviews(folder: Path) -> tuple[SuiteFile, dict[str, Overview]]:
+    suite = read_suite(folder)
+    return suite, {label: study_overview(folder / label) for label in suite.variants}

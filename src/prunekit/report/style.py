@@ -1,8 +1,9 @@
-"""Look and files of plots: palette, ticks, SVG and PNG with the same bytes for the same numbers."""
+"""Look and files of plots: palette, limits, ticks, names beside lines, SVG and PNG with the same bytes."""
 
 import io
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,6 +46,17 @@ RC: Any = {
 
 PNG_DPI = 160
 
+#: Width in inches of a figure that fills the page; letters of others are as large.
+WIDTH = 10.0
+
+#: Longer names are cut: the tables have them in full.
+LONGEST = 34
+#: A line that ends further from the right edge than this (of the width) is named without a leader, which
+#: would cross the picture like one more curve.
+NEAR = 0.15
+#: Height of a line of text, in inches.
+LINE = 0.19
+
 
 def drawing_style() -> AbstractContextManager[None]:
     """The settings of RC for the time of drawing or saving; the caller's own come back afterwards.
@@ -66,6 +78,11 @@ class Look:
     marker: str
     dash: Any
     width: float = 1.7
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """What matplotlib draws a line of this look with."""
+        return {"color": self.color, "linestyle": self.dash, "linewidth": self.width}
 
     @property
     def dasharray(self) -> str:
@@ -92,31 +109,38 @@ def looks_of(methods: Sequence[str], random: str | None, unpruned: Sequence[str]
     return looks
 
 
-def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions nearest to the wanted ones, in the same order, at least ``gap`` apart within [low, high].
+def linear_limits(
+    dense: tuple[float, float], values: Sequence[tuple[float, float]], higher_is_better: bool, percent: bool
+) -> tuple[float, float]:
+    """Limits of a linear axis in which differences near dense can be read.
 
-    Where they cannot all fit they are set evenly. Least squares by pooling neighbours that violate the gap.
+    ``dense`` and ``values`` are (mean, spread). A few collapsed points must not squeeze all the others into
+    a line at the top: the axis ends at the worst point, or at three times the median loss (and at least 3
+    points, or half of the dense error) from dense if that is nearer.
     """
-    n = len(wanted)
-    if n == 0:
-        return []
-    gap = min(gap, (high - low) / (n - 1)) if n > 1 else gap
-    order = sorted(range(n), key=lambda i: (wanted[i], i))
-    blocks: list[list[float]] = []  # mean of (wanted - place x gap), count
-    for place, index in enumerate(order):
-        blocks.append([wanted[index] - place * gap, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            mean, size = blocks.pop()
-            blocks[-1] = [
-                (blocks[-1][0] * blocks[-1][1] + mean * size) / (blocks[-1][1] + size),
-                blocks[-1][1] + size,
-            ]
-    flat = [mean for mean, size in blocks for _ in range(int(size))]
-    top = high - (n - 1) * gap
-    found = [0.0] * n
-    for place, index in enumerate(order):
-        found[index] = min(max(flat[place], low), top) + place * gap
-    return found
+    flip = 1.0 if higher_is_better else -1.0
+    base = dense[0]
+    losses = [flip * (base - mean) for mean, _ in values]
+    floor = 3.0 if percent else 0.5 * abs(base) or 1.0
+    room = max(floor, 3 * statistics.median(losses or [0.0]))
+    worst = max([flip * (base - mean) + sd for mean, sd in values] + [dense[1], 0.0])
+    best = min([flip * (base - mean) - sd for mean, sd in values] + [-dense[1], 0.0])
+    down = min(worst, room)
+    # Nor must a tenth of a point fill the picture: the axis spans a point, or a tenth of the dense error.
+    down = max(down, best + (1.0 if percent else 0.1 * abs(base) or 0.1))
+    pad = 0.06 * (down - best)
+    low, high = sorted((base - flip * (down + pad), base - flip * (best - pad)))
+    return low, high
+
+
+def log_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of a logarithmic axis around all positive values, at least a factor of 1.5 apart."""
+    positive = [value for value in values if value > 0] or [1.0]
+    low, high = min(positive), max(positive)
+    pad = max((high / low) ** 0.06, 1.02)
+    if high / low < 1.5:
+        pad = max(pad, math.sqrt(1.5 * low / high))
+    return low / pad, high * pad
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -172,6 +196,106 @@ def set_ratio_x(axes: Axes, high: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{tick_text(value)}x"))
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, with an Agg canvas and no global state."""
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a line to be named: data coordinates; ``x`` is None for a line over the whole width.
+
+    ``leaves`` is where a line that ends outside the frame leaves it; ``series`` is negative for dense.
+    """
+
+    series: int
+    text: str
+    look: Look
+    x: float | None
+    y: float
+    leaves: float
+
+
+def cut(name: str, length: int) -> str:
+    """The name, cut to so many characters."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def new_labelled(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """A figure and axes that leave room at the right for these names, and for that of dense."""
+    figure = new_figure(WIDTH, max(4.6, 1.3 + 0.2 * (len(names) + 1)))
+    right = 1 - (0.55 + 0.073 * max(16, *(len(cut(name, LONGEST)) for name in names))) / WIDTH
+    axes = figure.add_axes((0.062, 0.108, right - 0.062, 0.872))
+    clean(axes)
+    return figure, axes
+
+
+def set_labels(axes: Axes, ends: Sequence[End]) -> None:
+    """Write the names at the right of the axes, moved apart where they would touch, each with a swatch."""
+    size = axes.get_window_extent()
+    height, inch = size.height / axes.figure.dpi, axes.figure.dpi / size.width
+    wanted = [_height(axes, end) for end in ends]
+    for end, want, y in zip(ends, wanted, spread_out(wanted, LINE / height, 0.01, 0.99), strict=True):
+        gid = None if end.series < 0 else f"series-{end.series}-label"
+        start = 1.0 if end.x is None else _in_axes(axes, end.x, end.y)[0]
+        moved = abs(want - y) > 0.2 * LINE / height
+        inside = axes.get_ylim()[0] <= end.y <= axes.get_ylim()[1]
+        around: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False, "gid": gid}
+        if inside and start > 1 - NEAR and (moved or end.x is not None):
+            x = [start + 0.06 * inch, max(start, 1) + 0.02 * inch, 1 + 0.12 * inch]
+            axes.plot(x, [want, want, y], color=end.look.color, linewidth=0.7, alpha=0.45, **around)
+        x = [1 + 0.14 * inch, 1 + 0.27 * inch, 1 + 0.40 * inch]
+        axes.plot(
+            *(x, [y, y, y]), marker=end.look.marker, markersize=4.5, markevery=[1], **end.look.line, **around
+        )
+        name = cut(end.text, LONGEST)
+        axes.text(1 + 0.46 * inch, y, name, va="center_baseline", fontsize=8.5, **around)
+
+
+def _in_axes(axes: Axes, x: float, y: float) -> tuple[float, float]:
+    found = (axes.transData + axes.transAxes.inverted()).transform((x, y))
+    return float(found[0]), float(found[1])
+
+
+def _height(axes: Axes, end: End) -> float:
+    """Where the name would like to be, in axes coordinates."""
+    low, high = axes.get_ylim()
+    if low <= end.y <= high:
+        return _in_axes(axes, axes.get_xlim()[0], end.y)[1]
+    # The further a line gets before it leaves, the nearer its name is to the middle.
+    place = 0.001 * _in_axes(axes, end.leaves, low)[0]
+    return place if end.y < low else 1 - place
+
+
+def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions nearest to the wanted ones, in the same order, at least ``gap`` apart within [low, high].
+
+    Where they cannot all fit they are set evenly. Least squares by pooling neighbours that violate the gap.
+    """
+    n = len(wanted)
+    if n == 0:
+        return []
+    gap = min(gap, (high - low) / (n - 1)) if n > 1 else gap
+    order = sorted(range(n), key=lambda i: (wanted[i], i))
+    blocks: list[list[float]] = []  # mean of (wanted - place x gap), count
+    for place, index in enumerate(order):
+        blocks.append([wanted[index] - place * gap, 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            mean, size = blocks.pop()
+            blocks[-1] = [
+                (blocks[-1][0] * blocks[-1][1] + mean * size) / (blocks[-1][1] + size),
+                blocks[-1][1] + size,
+            ]
+    flat = [mean for mean, size in blocks for _ in range(int(size))]
+    top = high - (n - 1) * gap
+    found = [0.0] * n
+    for place, index in enumerate(order):
+        found[index] = min(max(flat[place], low), top) + place * gap
+    return found
+
+
 _GROUP = re.compile(r'<g id="(series|point)-(\d+)-([\w-]+)">')
 
 
@@ -189,13 +313,6 @@ class Drawing:
     figure: Figure
     tips: Mapping[str, str]
     first: bool = True
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, with an Agg canvas and no global state."""
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -242,7 +359,8 @@ def inline(svg: str, drawing: Drawing) -> str:
     if box is None:  # every matplotlib SVG has one
         raise ValueError("SVG without a viewBox")
     label = escape(f"{drawing.title}. {drawing.caption}".strip())
-    style = "stroke-linejoin:round;stroke-linecap:butt"
+    share = drawing.figure.get_figwidth() / WIDTH
+    style = f"stroke-linejoin:round;stroke-linecap:butt;--share:{share:g}"
     return f'<svg {box.group()} role="img" aria-label="{label}" style="{style}">{body}'
 
 

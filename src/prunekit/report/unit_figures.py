@@ -6,22 +6,23 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 
-from prunekit.report.axes import log_limits
-from prunekit.report.curves import End, PlotData, new_labelled, set_labels
-from prunekit.report.format import Primary
+from prunekit.report.curves import Measured, Placed, PlotData, draw_lines
+from prunekit.report.points import Point, Primary, Spread
 from prunekit.report.style import (
+    DENSE_LOOK,
     GREY,
-    INK,
+    WIDTH,
     Drawing,
-    Look,
+    End,
     clean,
     drawing_style,
+    log_limits,
     new_figure,
+    new_labelled,
     set_log_y,
 )
 from prunekit.study_files import UNITS_JSON, StudyFile, UnitData, read_checked
@@ -44,8 +45,8 @@ def unit_drawings(folder: Path, study: StudyFile, data: PlotData, primary: Prima
     yardstick = oracle_of(study)
     if yardstick is not None and primary.higher_is_better:
         curves = regret_curves(data, primary, yardstick)
-        if len(curves) > 1:
-            drawings.append(regret_drawing(curves, yardstick, data.looks, data.random, primary.name))
+        if curves:
+            drawings.append(regret_drawing(curves, data, primary, yardstick))
     if (folder / UNITS_JSON).is_file():
         found = read_checked(folder / UNITS_JSON, UnitData)
         errors = np.array([sweep.errors for sweep in found.sweeps])
@@ -75,22 +76,61 @@ def _name(part: Any) -> Any:
     return part.get("name") if isinstance(part, Mapping) else part
 
 
-def regret_curves(data: PlotData, primary: Primary, yardstick: str) -> dict[str, dict[int, float]]:
-    """By method, the mean quality in percent by the number of units removed, where enough are shared.
+def regret_curves(data: PlotData, primary: Primary, yardstick: str) -> dict[str, list[Placed]]:
+    """By method, how many points more it loses with as many units removed, where enough numbers are shared.
 
     Args:
         data: the points of the study.
         primary: the quality, a fraction.
-        yardstick: the method whose numbers of units the others must share.
+        yardstick: the method that the others are measured against.
     """
-    curves: dict[str, dict[int, float]] = {method: {} for method in data.methods}
+    found: dict[str, dict[int, Point]] = {method: {} for method in data.methods}
     for point in data.points:
         quality = point.values.get(primary.test)
-        if point.method in curves and quality is not None and quality.finite:
-            removed = round(point.values["kept"].mean * (point.ratio - 1))
-            curves[point.method][removed] = 100 * quality.mean
-    best = set(curves[yardstick])
-    return {method: curve for method, curve in curves.items() if len(best & set(curve)) >= LEAST_SHARED}
+        if point.method in found and quality is not None and quality.finite:
+            found[point.method][round(point.values["kept"].mean * (point.ratio - 1))] = point
+    best = found.pop(yardstick)
+    curves: dict[str, list[Placed]] = {}
+    for method, points in found.items():
+        shared = sorted(set(best) & set(points))
+        if len(shared) >= LEAST_SHARED:
+            gaps = [best[n].values[primary.test].mean - points[n].values[primary.test].mean for n in shared]
+            curves[method] = [
+                Placed(points[n], n, Spread(100 * gap, None)) for n, gap in zip(shared, gaps, strict=True)
+            ]
+    return curves
+
+
+def regret_drawing(
+    curves: Mapping[str, Sequence[Placed]], data: PlotData, primary: Primary, yardstick: str
+) -> Drawing:
+    """How much more each method loses than the oracle with as many units removed; random sets no scale."""
+    label = f"{primary.name} below that of {yardstick} (points)"
+    measured = Measured("regret", primary.test, label, log=False, higher_is_better=False)
+    everything = [item for curve in curves.values() for item in curve]
+    shown = [item for item in everything if item.point.method != data.random] or everything
+    with drawing_style():
+        figure, axes = new_labelled(list(curves))
+        axes.set_xlim(*_around([item.x for item in everything], 0.05))
+        axes.set_ylim(*_around([item.y.mean for item in shown], 0.04))
+        axes.axhline(0.0, **DENSE_LOOK.line)
+        level = End(-1, yardstick, DENSE_LOOK, None, 0.0, 0.0)
+        tips = draw_lines(axes, data, curves, measured, [level])
+        axes.set_xlabel("units removed")
+    return Drawing(
+        "regret",
+        f"Regret against {yardstick}",
+        "Means over the seeds; above the line a method loses more with as many units removed.",
+        figure,
+        tips,
+    )
+
+
+def _around(values: Sequence[float], margin: float) -> tuple[float, float]:
+    """Limits of an axis, with a margin that is a part of what the values span."""
+    low, high = min(values), max(values)
+    pad = margin * (high - low) or 0.1
+    return low - pad, high + pad
 
 
 def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], error: str) -> Drawing:
@@ -105,7 +145,7 @@ def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], 
         error: what the error is called.
     """
     with drawing_style():
-        figure = new_figure(10.0, 4.4)
+        figure = new_figure(WIDTH, 4.4)
         figure.set_layout_engine("constrained")
         # of more shades than 48 the bar would be a picture inside of the SVG
         shades = ScalarMappable(Normalize(0, max(1, *removed) / 0.88), DEPTH.resampled(48))
@@ -131,59 +171,6 @@ def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], 
         figure,
         {},
     )
-
-
-def regret_drawing(
-    curves: Mapping[str, Mapping[int, float]],
-    yardstick: str,
-    looks: Mapping[str, Look],
-    random: str | None,
-    quality: str,
-) -> Drawing:
-    """How much more each method loses than the oracle with as many units removed.
-
-    Args:
-        curves: by method, the mean quality in percent by the number of units removed.
-        yardstick: the method that the others are measured against.
-        looks: of the lines of the others.
-        random: the control, which does not set the scale.
-        quality: what the quality is called.
-    """
-    best = curves[yardstick]
-    others = [method for method in curves if method != yardstick]
-    with drawing_style():
-        figure, axes = new_labelled(others)
-        axes.axhline(0.0, color=INK, linewidth=1.3)
-        lines = {}
-        for method in others:
-            shared = sorted(set(curves[method]) & set(best))
-            lines[method] = (shared, [best[count] - curves[method][count] for count in shared])
-        shown = [values for method, (_, values) in lines.items() if method != random]
-        _limit(axes, shown or [values for _, values in lines.values()])
-        ends = [End(-1, yardstick, Look(INK, "", "-", 1.3), None, 0.0, 0.0)]
-        for series, (method, (counts, values)) in enumerate(lines.items()):
-            look = looks[method]
-            axes.plot(counts, values, color=look.color, linestyle=look.dash, linewidth=look.width)
-            leaves = next(
-                (c for c, v in zip(counts, values, strict=True) if v > axes.get_ylim()[1]), counts[-1]
-            )
-            ends.append(End(series, method, look, counts[-1], values[-1], leaves))
-        set_labels(figure, axes, ends)
-        axes.set_xlabel("units removed")
-        axes.set_ylabel(f"{quality} below that of {yardstick} (points)")
-    return Drawing(
-        "regret",
-        f"Regret against {yardstick}",
-        "Means over the seeds; above the line a method loses more with as many units removed.",
-        figure,
-        {},
-    )
-
-
-def _limit(axes: Axes, values: Sequence[Sequence[float]]) -> None:
-    low, high = min(map(min, values)), max(map(max, values))
-    margin = 0.04 * (high - low) or 0.1
-    axes.set_ylim(low - margin, high + margin)
 
 
 def correlation_drawing(correlations: Mapping[str, Numbers]) -> Drawing:

@@ -7,11 +7,15 @@ import pytest
 from report_fixture import MANY, Method, make_study
 
 from prunekit.digests import read_json_with_digest, write_json_with_digest
-from prunekit.report.best import asked_ratios, best_at, best_table, max_compression_within_tolerance
-from prunekit.report.findings import findings
-from prunekit.report.format import ACCURACY, MSE
+from prunekit.report.findings import (
+    asked_ratios,
+    best_at,
+    best_table,
+    findings,
+    max_compression_within_tolerance,
+)
 from prunekit.report.layers import layer_table
-from prunekit.report.points import LayerPoint, Point, points_of, spread_of
+from prunekit.report.points import ACCURACY, MSE, LayerPoint, Point, points_of, spread_of
 from prunekit.report.read_tables import read_results
 from prunekit.study_files import read_study
 
@@ -151,14 +155,14 @@ def test_layers_are_compared_where_most_methods_have_a_point() -> None:
         point("b", 2.1, [0.9, 0.9], [0.9, 0.9]),
     ]
     layers = [
-        LayerPoint(p.method, p.cell, p.step, n, "4x4", 16, p.sparsity, 2)
+        LayerPoint(p.method, p.cell, p.step, n, "4x4", 16, p.sparsity)
         for p in points[1:]
         for n in ("in", "out")
     ]
     table = layer_table(points, layers, ACCURACY)
     assert table is not None
     assert table.asked == 2.0
-    assert [layer.name for layer in table.layers] == ["in", "out"]
+    assert [layer.layer for layer in table.layers] == ["in", "out"]
     assert table.sparsity["out"] == {"a": pytest.approx(0.5), "b": pytest.approx(1 - 1 / 2.1)}
     assert layer_table(points, [], ACCURACY) is None
 
@@ -167,7 +171,7 @@ def said(folder: Path) -> list[str]:
     found = findings(
         read_study(folder / "study.json"), points_of(read_results(folder / "results.csv")), ACCURACY
     )
-    return [finding.text for finding in found]
+    return [str(finding) for finding in (*found.findings, *found.cautions)]
 
 
 def test_findings_of_a_study(tmp_path: Path) -> None:
