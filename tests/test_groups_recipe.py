@@ -337,7 +337,7 @@ class TestChoice:
 
     def test_without_an_example_one_is_made_up(self):
         model = small_resnet()
-        assert groups().plan(model).targets == groups().plan(model, images(2)[0]).targets
+        assert groups().plan(model).elements.targets == groups().plan(model, images(2)[0]).elements.targets
         two = Two()
         with pytest.raises(ModelError, match="give example_inputs"):
             prune(two, groups())

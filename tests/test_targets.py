@@ -16,7 +16,7 @@ def names(model, targets=None, ignore=()):
 def test_linear_and_convolution_weights_by_default():
     found = find_targets(convnet())
     assert [target.name for target in found] == ["0.weight", "3.weight", "7.weight"]
-    assert (found[0].layer, found[0].kind, found[0].shape, found[0].size) == (
+    assert (found[0].layer, found[0].kind, found[0].shape, found[0].shape.numel()) == (
         "0",
         "Conv2d",
         (8, 4, 3, 3),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,25 +13,23 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from prunekit.elements import Elements
 from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
 from prunekit.limits import STEPS, WHOLE
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Allocation, Global
 from prunekit.parts.base import Part, Requirement, level_refusal
-from prunekit.parts.context import CostModel, Step, StepContext
-from prunekit.parts.granularity import Granularity, Weight
+from prunekit.parts.context import CostModel, StepContext
+from prunekit.parts.granularity import Elements, Granularity, Weight
 from prunekit.parts.repair import NoRepair, Repair
 from prunekit.parts.retrain import NoRetraining, Retrain
-from prunekit.parts.schedule import Schedule, check_increasing
+from prunekit.parts.schedule import Order, Schedule, Step, check_increasing
 from prunekit.parts.scores import Magnitude, Score
 from prunekit.parts.selection import Lowest, Selection
 from prunekit.parts.stopping import NoStop, Stop
 from prunekit.settings import Settings
 from prunekit.statistics import Statistic
 from prunekit.strict_yaml import MAX_BYTES, load_yaml
-from prunekit.targets import Target, unwrap
 from prunekit.training import Training
 
 if TYPE_CHECKING:
@@ -44,19 +41,12 @@ class Plan:
     """What a recipe will do to a model: its targets resolved, and every step.
 
     Attributes:
-        model: the network, without wrappers.
         elements: what is removed from it.
         steps: in order.
     """
 
-    model: nn.Module
     elements: Elements
     steps: tuple[Step, ...]
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """The pruned parameters, or the groups of units."""
-        return self.elements.targets
 
     @property
     def names(self) -> list[str]:
@@ -113,7 +103,7 @@ class Recipe(Settings):
     allocation: Annotated[SerializeAsAny[Allocation], BeforeValidator(Allocation.build)] = Global()
     schedule: Annotated[SerializeAsAny[Schedule], BeforeValidator(Schedule.build)]
     selection: Annotated[SerializeAsAny[Selection], BeforeValidator(Selection.build)] = Lowest()
-    order: Literal["all", "forward", "backward"] = "all"
+    order: Order = "all"
     repair: Annotated[SerializeAsAny[Repair], BeforeValidator(Repair.build)] = NoRepair()
     retrain: Annotated[SerializeAsAny[Retrain], BeforeValidator(Retrain.build)] = NoRetraining()
     stop: Annotated[SerializeAsAny[Stop], BeforeValidator(Stop.build)] = NoStop()
@@ -190,18 +180,18 @@ class Recipe(Settings):
             ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized), or
                 a layer that the repair cannot mend.
         """
-        model = unwrap(model)
         elements = self.granularity.elements(model, self.targets, self.ignore, example_inputs)
         targets = elements.targets
-        sparsities = self._levels(targets)
+        sparsities = self.schedule.levels(sum(target.shape.numel() for target in targets))
+        steps = self.schedule.plan_steps(sparsities, elements.names, self.order)
         self.allocation.check(targets, sparsities[-1])
         for target in targets:
             self.granularity.check(target, sparsities)
         self.allocation.check_even(self.granularity, targets)
         context = StepContext(
-            {name: model.get_parameter(name) for name in elements.parameters},
-            model=model,
-            kept=elements.all_kept(model),
+            {name: elements.model.get_parameter(name) for name in elements.parameters},
+            model=elements.model,
+            kept=elements.all_kept(),
             chain=elements.chain,
             coupled=elements.coupled,
             granularity=self.granularity,
@@ -209,44 +199,20 @@ class Recipe(Settings):
         for part in (self.score, self.repair) if self.repair.changes else (self.score,):
             part.check(context)
         if self.allocation.of_figure:
+
+            def choose(amounts: Mapping[str, int]) -> Masks:
+                """All units are as good as any others."""
+                chosen = {}
+                for name, lost in amounts.items():
+                    alike = torch.zeros_like(context.kept[name], dtype=torch.float64)
+                    count = self.granularity.rounded(alike.numel(), lost)
+                    chosen[name] = self.granularity.select(elements.shielded(name, alike), count)
+                return Masks(chosen)
+
             self.allocation.check_network(
-                targets, sparsities[-1], self._cost_model(model, elements, example_inputs)
+                targets, sparsities[-1], CostModel(elements, choose, example_inputs)
             )
-        return Plan(model, elements, tuple(self._steps(targets)))
-
-    def _cost_model(self, model: nn.Module, elements: Elements, example_inputs: Inputs | None) -> CostModel:
-        """The network without units that are as good as any others."""
-        whole = elements.all_kept(model)
-
-        def chosen(amounts: Mapping[str, int]) -> Masks:
-            found = {}
-            for name, lost in amounts.items():
-                scores = elements.shielded(name, torch.zeros_like(whole[name], dtype=torch.float64))
-                found[name] = self.granularity.select(scores, self.granularity.rounded(len(scores), lost))
-            return Masks(found)
-
-        return CostModel(whole, chosen, partial(elements.smaller, model), example_inputs)
-
-    def _levels(self, targets: Sequence[Target]) -> tuple[float | None, ...]:
-        return self.schedule.levels(sum(target.size for target in targets))
-
-    def _steps(self, targets: tuple[Target, ...]) -> Iterator[Step]:
-        names = tuple(target.name for target in targets)
-        groups = [names] if self.order == "all" else [(name,) for name in names]
-        if self.order == "backward":
-            groups.reverse()
-        sparsities = self._levels(targets)
-        if len(sparsities) * len(groups) > STEPS:
-            raise InputError(
-                f"the schedule {self.schedule.name!r} has {len(sparsities):,} levels, each of "
-                f"{len(groups)} layers in turn: a pruning may have at most {STEPS:,} steps"
-            )
-        number = 0
-        for level, sparsity in enumerate(sparsities):
-            previous = sparsities[level - 1] if level else 0.0
-            for layers in groups:
-                number += 1
-                yield Step(number, sparsity, previous or 0.0, level + 1, len(sparsities), layers)
+        return Plan(elements, steps)
 
     def attach(
         self,

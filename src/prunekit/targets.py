@@ -35,13 +35,8 @@ class Target:
     name: str
     layer: str
     kind: str
-    shape: tuple[int, ...]
+    shape: torch.Size
     least: int = 0
-
-    @property
-    def size(self) -> int:
-        """The number of weights."""
-        return int(torch.Size(self.shape).numel())
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -63,8 +58,8 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def owner_of(model: nn.Module, name: str) -> nn.Module:
-    """The module that a parameter, given by its full name, is an attribute of."""
-    return unwrap(model).get_submodule(name.rpartition(".")[0])
+    """The module of a network without wrappers that a parameter, by its full name, is an attribute of."""
+    return model.get_submodule(name.rpartition(".")[0])
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -142,8 +137,8 @@ def _candidates(model: nn.Module) -> list[_Candidate]:
     return list(found.values())
 
 
-def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    return () if isinstance(parameter, nn.parameter.UninitializedParameter) else tuple(parameter.shape)
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    return torch.Size() if isinstance(parameter, nn.parameter.UninitializedParameter) else parameter.shape
 
 
 def _check_patterns(patterns: Sequence[str], candidates: Sequence[_Candidate]) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunekit.elements import find_units
+from prunekit.parts.granularity import find_units
 from prunekit.statistics import ActivationStats, Moments, StatContext, collect
 from prunekit.statistics.activity import What
 from unit_nets import made

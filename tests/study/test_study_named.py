@@ -66,13 +66,14 @@ class TestEach:
                 plan = cell.recipe.plan(model, torch.rand(2, *SHAPES[study.dataset.name]))
                 assert plan.steps
                 if cell.recipe.granularity.counts == "units" and plan.elements.chain is None:
-                    assert all(target.kind == "units" for target in plan.targets)
+                    assert all(target.kind == "units" for target in plan.elements.targets)
                     continue
                 layers = len([p for p in model.parameters() if p.dim() > 1])
                 # the last layer's units are the network's outputs, and no maxout makes them
                 outputs = cell.recipe.granularity.counts != "weights"
                 inputs = getattr(cell.recipe.granularity, "inputs", False)
-                assert len(plan.targets) == layers - outputs + inputs - LEFT_OUT.get(study.dataset.name, 0)
+                targets = layers - outputs + inputs - LEFT_OUT.get(study.dataset.name, 0)
+                assert len(plan.elements.targets) == targets
 
     def test_it_has_its_controls_and_a_word_on_every_method(self, name):
         for study in studies_of(name):

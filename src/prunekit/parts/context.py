@@ -1,40 +1,26 @@
-"""The context of a step: all that a score, a selection, an allocation and a repair are told."""
+"""The context of a step, all that parts are told; and what every score and every allocation is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from prunekit.errors import InputError
 from prunekit.graph import Chain, Coupled
 from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
-from prunekit.parts.granularity import Granularity, Weight
+from prunekit.parts.base import Part, Requirement
+from prunekit.parts.granularity import Elements, Granularity, Weight
+from prunekit.parts.schedule import Step
 from prunekit.statistics import Found
-from prunekit.targets import owner_of
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a pruning.
-
-    Attributes:
-        number: from 1.
-        sparsity: the fraction of the original count to be removed after it; None if the allocation decides.
-        previous: the same of the level before; 0 at the first.
-        round: the level of the schedule, from 1, and `rounds` how many there are.
-        layers: the parameters that it may change; all, or one with an order.
-    """
-
-    number: int = 1
-    sparsity: float | None = None
-    previous: float = 0.0
-    round: int = 1
-    rounds: int = 1
-    layers: tuple[str, ...] = ()
+from prunekit.targets import Target, owner_of
 
 
 @dataclass(frozen=True)
@@ -42,16 +28,14 @@ class CostModel:
     """How to look at the network that would be left.
 
     Attributes:
-        whole: flags that keep every unit, as there were in the beginning.
+        elements: what is removed, which can be built without.
         chosen: from the units that layers have lost to the flags that a step would choose, rounded as its
             granularity says.
-        smaller: from flags to a network without these units.
         example_inputs: what it can be run on.
     """
 
-    whole: Masks
+    elements: Elements
     chosen: Callable[[Mapping[str, int]], Masks]
-    smaller: Callable[[Masks], nn.Module]
     example_inputs: Inputs | None
 
 
@@ -134,3 +118,99 @@ class StepContext:
     def layer(self, name: str) -> nn.Module:
         """The module that owns a parameter, by the parameter's full name."""
         return owner_of(self.model, name)
+
+
+Scores = dict[str, Tensor]
+"""One tensor of scores per parameter, of its shape; or (units,) per group of units."""
+
+
+class Score(Part):
+    """A pruning criterion: higher = keep. Its settings are its fields, its data are in the context.
+
+    Scores of weights work on everything: a granularity pools them into those of units.
+    """
+
+    def check(self, context: StepContext) -> None:
+        """Refuse a model that cannot be scored, before anything is done to it.
+
+        Args:
+            context: as it is before the first step, without statistics.
+
+        Raises:
+            InputError, ModelError: naming the layer.
+        """
+        return
+
+    @abstractmethod
+    def __call__(self, context: StepContext) -> Scores:
+        """The score of every weight, or of every unit."""
+
+
+STATED = Requirement(
+    "schedule",
+    lambda schedule: schedule.stated,
+    "the schedule {value} states no sparsity, which {part} needs: use a schedule that does, such as 'linear'",
+)
+"""The allocation shares out a sparsity."""
+
+
+class Allocation(Part):
+    """How the removals are shared over layers.
+
+    Attributes:
+        floor: the fraction of every layer that is always kept, rounded up to whole weights, so that no
+            layer is emptied by accident; 0 allows it.
+        local: whether a layer's amount follows from its own scores and the sizes of the others.
+        even: whether every layer loses the same fraction, which some granularities need.
+        of_figure: whether the schedule's sparsity is a fraction of what the network costs, not of its units.
+        by_example: whether the network is run on an example.
+        needs_data: whether the allocation evaluates the network.
+    """
+
+    requires: ClassVar[tuple[Requirement, ...]] = (STATED,)
+    local: ClassVar[bool] = False
+    even: ClassVar[bool] = False
+    of_figure: ClassVar[bool] = False
+    by_example: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = False
+
+    floor: float = Field(default=0.001, ge=0, lt=1)
+
+    @abstractmethod
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """The number of weights that each layer has lost after this step, those before it included."""
+
+    def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
+        """Refuse what cannot be reached on these layers, with an `InputError`."""
+        if sparsity is None:
+            return
+        total = sum(target.shape.numel() for target in targets)
+        reachable = sum(self.capacity(target.shape.numel(), target.least) for target in targets)
+        if round(sparsity * total) > reachable:
+            what = "units" if targets[0].kind == "units" else "weights"
+            raise InputError(
+                f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} {what}, but the "
+                f"floor of {self.floor:g} per layer allows {reachable:,}: "
+                "lower the sparsity or the allocation's floor"
+            )
+
+    def check_even(self, granularity: Granularity, targets: Sequence[Target]) -> None:
+        """Refuse a granularity that takes the same fraction of every layer where this gives another, with an
+        `InputError`."""
+        if granularity.even and not self.even and len(targets) > 1:
+            raise InputError(
+                f"the granularity {granularity.name!r} takes the same fraction of every layer, which the "
+                f"allocation {self.name!r} does not give: use 'per_layer' (with output_rate 1)"
+            )
+
+    def check_network(self, targets: Sequence[Target], sparsity: float | None, cost_model: CostModel) -> None:
+        """Refuse what cannot be reached on this network, with an `InputError`."""
+        return
+
+    def capacity(self, size: int, least: int = 0) -> int:
+        """The most weights that a layer of this size may lose, of which at least so many have to stay."""
+        return size - max(math.ceil(self.floor * size - 1e-9), least)
+
+    def max_removable(self, name: str, context: StepContext) -> int:
+        """The most weights that a layer may lose."""
+        return self.capacity(context.scores[name].numel(), context.min_kept.get(name, 0))

@@ -1,9 +1,11 @@
-"""Schedules: the sparsity at each step, as a fraction of the original count, strictly increasing."""
+"""Schedules: the steps of a pruning and the sparsity at each, a fraction of the original count."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -21,6 +23,30 @@ def _below_one(value: float) -> float:
 
 Sparsity = Annotated[float, AfterValidator(_below_one)]
 """A fraction removed of the original count, in [0, 1)."""
+
+
+Order = Literal["all", "forward", "backward"]
+"""Whether a level of the schedule takes all layers at once, or one after the other."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a pruning.
+
+    Attributes:
+        number: from 1.
+        sparsity: the fraction of the original count to be removed after it; None if the allocation decides.
+        previous: the same of the level before; 0 at the first.
+        round: the level of the schedule, from 1, and `rounds` how many there are.
+        layers: the parameters that it may change; all, or one with an order.
+    """
+
+    number: int = 1
+    sparsity: float | None = None
+    previous: float = 0.0
+    round: int = 1
+    rounds: int = 1
+    layers: tuple[str, ...] = ()
 
 
 class Schedule(Part):
@@ -44,6 +70,40 @@ class Schedule(Part):
     def levels(self, total: int) -> tuple[float | None, ...]:
         """The same for a network with this many weights (or units) to choose from."""
         return self.sparsities()
+
+    def plan_steps(
+        self, levels: Sequence[float | None], names: Sequence[str], order: Order = "all"
+    ) -> tuple[Step, ...]:
+        """The steps of a pruning: each level for all layers at once, or for one after the other.
+
+        Args:
+            levels: the sparsities.
+            names: of the pruned parameters or groups of units, in the network's order.
+            order: which layers a step touches.
+
+        Raises:
+            InputError: if these are too many steps.
+        """
+        groups = [tuple(names)] if order == "all" else [(name,) for name in names]
+        if order == "backward":
+            groups.reverse()
+        if len(levels) * len(groups) > STEPS:
+            raise InputError(
+                f"the schedule {self.name!r} has {len(levels):,} levels, each of "
+                f"{len(groups)} layers in turn: a pruning may have at most {STEPS:,} steps"
+            )
+        return tuple(
+            Step(
+                number=level * len(groups) + turn + 1,
+                sparsity=sparsity,
+                previous=(levels[level - 1] if level else 0.0) or 0.0,
+                round=level + 1,
+                rounds=len(levels),
+                layers=layers,
+            )
+            for level, sparsity in enumerate(levels)
+            for turn, layers in enumerate(groups)
+        )
 
 
 class OneShot(Schedule):

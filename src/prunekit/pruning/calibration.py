@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch, Batches
-from prunekit.elements import Elements
 from prunekit.errors import DataError, PrunekitError
 from prunekit.losses import LOSSES, Loss, default_loss
 from prunekit.masks import Masks
+from prunekit.parts.granularity import Elements
 from prunekit.parts.stopping import Stop
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
@@ -151,7 +151,7 @@ class Calibration:
     def loss_with(self, kept: Masks) -> float:
         """The loss on the sample if only this were kept; the weights are put back afterwards."""
         model = self._model
-        masks = self._elements.masks(model, kept)
+        masks = self._elements.masks(kept)
         saved = [(parameter, parameter.detach().clone()) for parameter, _ in masks.parameters(model)]
         try:
             masks.apply(model)

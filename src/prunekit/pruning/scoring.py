@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 
@@ -133,18 +132,14 @@ class Scorer:
                 masks[name] = recipe.selection(told, name, count)
             return kept.replace(masks)
 
-        cost_model = CostModel(
-            elements.all_kept(context.model),
-            keeping,
-            partial(elements.smaller, context.model),
-            self._example_inputs,
-        )
         told = context.told(
             "allocation",
             loss_with=None if self._calibration.data is None else self._calibration.loss_with,
             pruned=pruned,
             frozen=frozen,
-            min_kept={target.name: target.least for target in plan.targets},
-            cost_model=cost_model if recipe.allocation.of_figure else None,
+            min_kept={target.name: target.least for target in elements.targets},
+            cost_model=CostModel(elements, keeping, self._example_inputs)
+            if recipe.allocation.of_figure
+            else None,
         )
         return keeping(recipe.allocation.amounts(told))

@@ -22,8 +22,9 @@ from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable
 from prunekit.modes import Snapshot
-from prunekit.parts.context import Step, StepContext
+from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import Checkpoints
+from prunekit.parts.schedule import Step
 from prunekit.parts.stopping import Held, Stopped
 from prunekit.pruning.calibration import Calibration, two_examples
 from prunekit.pruning.scoring import Scorer
@@ -119,15 +120,16 @@ class Session:
         if recipe.by_example and example_inputs is None and self._data is not None:
             example_inputs = two_examples(model, self._data)
         self.plan: Plan = recipe.plan(model, example_inputs)
-        self._inner, elements = self.plan.model, self.plan.elements
+        elements = self.plan.elements
+        self._inner = elements.model
         self._seed = checked_seed(seed)
-        kept = elements.all_kept(self._inner)
+        kept = elements.all_kept()
         found = {
             key: part.initial_state(self._inner, elements.parameters) for key, part in recipe.parts.items()
         }
         self._state = State(
             kept,
-            elements.masks(self._inner, kept),
+            elements.masks(kept),
             {key: own for key, own in found.items() if own},
             checkpoints=dict(checkpoints or {}),
         )
@@ -337,7 +339,7 @@ class Session:
             state.held = Held(len(state.history), state.kept, values)
 
     def _keep(self, kept: Masks) -> None:
-        self._state.kept, self._state.masks = kept, self.plan.elements.masks(self._inner, kept)
+        self._state.kept, self._state.masks = kept, self.plan.elements.masks(kept)
 
     def _go_on_from(self, state: State) -> None:
         self._state.take_over(state)

@@ -154,7 +154,7 @@ def _read(values: Any, owner: Owner) -> State:
     _check_counts(kept, "masks", history, owner)
     state = State(
         kept=kept,
-        masks=owner.plan.elements.masks(owner.plan.model, kept),
+        masks=owner.plan.elements.masks(kept),
         history=history,
         optimizer_steps=whole("state: optimizer_steps", values["optimizer_steps"], 0, 2**63 - 1),
         checkpoints=_checkpoints(values["checkpoints"], bool(history), owner),
@@ -163,7 +163,7 @@ def _read(values: Any, owner: Owner) -> State:
         parts=_parts(values.get("parts", {}), owner),
         **_stop(values.get("stop"), kept, history, owner),
     )
-    state.masks.parameters(owner.plan.model)
+    state.masks.parameters(owner.plan.elements.model)
     if KEY in values and values[KEY] != digest_of({key: each for key, each in values.items() if key != KEY}):
         raise InputError(f"the state of the session is damaged or was changed: it is not what {KEY!r} says")
     return state
@@ -291,7 +291,7 @@ def _checkpoints(values: Any, begun: bool, owner: Owner) -> dict[int, Mapping[st
 
 def _values(values: Any, place: str, owner: Owner) -> dict[str, Tensor]:
     """The state of a network like the session's."""
-    own = owner.plan.model.state_dict()
+    own = owner.plan.elements.model.state_dict()
     _keys(values, place, tuple(own))
     return {
         name: _tensor(values[name], f"{place}: {name}", tuple(value.shape), value.dtype)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from prunekit.batches import as_batches
 from prunekit.data import Dataset, DataSettings, Split, load
 from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
-from prunekit.elements import find_units
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json
 from prunekit.graph import chain_of
@@ -25,6 +24,7 @@ from prunekit.history import Record, random_control
 from prunekit.losses import squared_error
 from prunekit.measure import count, evaluate
 from prunekit.models import create
+from prunekit.parts.granularity import find_units
 from prunekit.pruning import Session
 from prunekit.recipe import Plan, Recipe
 from prunekit.saving import Architecture, save_pretrained
@@ -180,7 +180,7 @@ def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -
 
 def _control(cell: Cell, plan: Plan, layout: Layout, seed: int) -> Recipe:
     """The random control of a cell that has been run: it takes of each layer what that has taken."""
-    layers = 1 if cell.recipe.order == "all" else len(plan.targets)
+    layers = 1 if cell.recipe.order == "all" else len(plan.elements.targets)
     removed = []
     for step, rows in groupby(Results().cell(layout.cell(cell, seed))[1], lambda row: row["step"]):
         if step % layers == 0:  # where all layers of a round have had their turn
@@ -294,13 +294,13 @@ def layers_of(session: Session) -> list[dict[str, Any]]:
             "step": record.step,
             "layer": target.layer or target.name,
             "shape": "x".join(str(length) for length in target.shape),
-            "parameters": target.size,
+            "parameters": target.shape.numel(),
             "kept": record.layers[target.name],
-            "sparsity": 1 - record.layers[target.name] / target.size,
+            "sparsity": 1 - record.layers[target.name] / target.shape.numel(),
         }
         for record in session.history
         if record.measured
-        for target in session.plan.targets
+        for target in session.plan.elements.targets
     ]
 
 

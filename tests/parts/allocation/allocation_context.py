@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from prunekit.masks import Masks
-from prunekit.parts.context import Step, StepContext
+from prunekit.parts.context import StepContext
+from prunekit.parts.schedule import Step
 
 
 def context_of(

@@ -7,10 +7,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from prunekit.elements import find_units
 from prunekit.graph import Coupled, unit_masks
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
+from prunekit.parts.granularity import find_units
 from prunekit.parts.repair import Repair
 from prunekit.statistics import StatContext, collect
 
@@ -18,14 +18,14 @@ from prunekit.statistics import StatContext, collect
 def context_of(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> StepContext:
     """What a step tells a repair that removes these units of these groups."""
     elements = find_units(net, None, (), example_inputs=inputs[:2])
-    before = {name: flags for name, flags in elements.all_kept(net).items() if name in removed}
+    before = {name: flags for name, flags in elements.all_kept().items() if name in removed}
     kept = {name: flags.clone() for name, flags in before.items()}
     for name, units in removed.items():
         kept[name][units] = False
     batches = [(part, torch.zeros(len(part))) for part in inputs.split(40)]  # the last one is smaller
     subject = StatContext(net, [], elements.chain, before, coupled=elements.coupled)
     found = collect(subject, batches, repair.needs, loss=lambda x, y: x.sum())
-    masks = elements.masks(net, Masks(kept))
+    masks = elements.masks(Masks(kept))
     return StepContext(
         model=net,
         masks=masks,

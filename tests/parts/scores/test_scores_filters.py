@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunekit.elements import find_units
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.methods import network_slimming
 from prunekit.parts.context import StepContext
+from prunekit.parts.granularity import find_units
 from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, UnitMacs, collect
@@ -19,7 +19,7 @@ from unit_recipes import conv_net, data, net
 
 def scores_of(score, model, examples, off=()):
     elements = find_units(model, None, (), example_inputs=examples[0][:2])
-    kept = dict(elements.all_kept(model))
+    kept = dict(elements.all_kept())
     for name, unit in off:
         kept[name][unit] = False
     weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in kept}

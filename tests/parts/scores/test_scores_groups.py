@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from group_nets import Attention, Halves, groups, images, small_resnet
-from prunekit.elements import Units
 from prunekit.errors import InputError, ModelError
 from prunekit.parts.context import StepContext
+from prunekit.parts.granularity import Units
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from prunekit.statistics import StatContext, collect

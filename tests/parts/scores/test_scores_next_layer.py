@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from group_nets import NETWORKS, coupled_of, given_to, groups, small
-from prunekit.elements import find_units
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, traced, unit_masks
 from prunekit.masks import Masks
 from prunekit.methods import thinet
 from prunekit.parts.context import StepContext
+from prunekit.parts.granularity import find_units
 from prunekit.parts.scores import N2PS, ThiNet
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
@@ -25,7 +25,7 @@ from unit_recipes import conv_net, data, net, units
 
 def scores_of(score, model, examples, off=(), *, inputs=False):
     elements = find_units(model, None, (), example_inputs=examples[0][:2], inputs=inputs)
-    kept = dict(elements.all_kept(model))
+    kept = dict(elements.all_kept())
     for name, unit in off:
         kept[name][unit] = False
     batches = zip(*(each.split(10) for each in examples), strict=True)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.elements import find_units
 from prunekit.losses import squared_error
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
+from prunekit.parts.granularity import find_units
 from prunekit.parts.scores import (
     Activation,
     Oracle,
@@ -30,7 +30,7 @@ BATCH = 10
 def scores_of(score, model, examples, off=()):
     """What the score gives on these examples, in batches of 10, with some units off."""
     elements = find_units(model, None, (), example_inputs=examples[0][:2])
-    kept = dict(elements.all_kept(model))
+    kept = dict(elements.all_kept())
     for name, unit in off:
         kept[name][unit] = False
     weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in kept}

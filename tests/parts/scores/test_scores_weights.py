@@ -11,7 +11,8 @@ from prunekit.errors import InputError, ModelError
 from prunekit.masks import Masks
 from prunekit.methods import wanda
 from prunekit.parts.allocation import OWL
-from prunekit.parts.context import Step, StepContext
+from prunekit.parts.context import StepContext
+from prunekit.parts.schedule import Step
 from prunekit.parts.scores import Gradient, Magnitude, Random, Wanda, WeightGradient
 from prunekit.pruning import prune
 from prunekit.seeds import generator

@@ -4,7 +4,6 @@ from prunekit.parts.allocation.measured import Budget, Figure, Sensitivity
 from prunekit.parts.allocation.rules import (
     ERK,
     OWL,
-    Allocation,
     BelowMean,
     Global,
     Manual,
@@ -13,6 +12,7 @@ from prunekit.parts.allocation.rules import (
     Recorded,
     Threshold,
 )
+from prunekit.parts.context import Allocation
 
 __all__ = [
     "ERK",

@@ -16,9 +16,9 @@ from prunekit.graph.capture import Inputs
 from prunekit.limits import STEPS
 from prunekit.masks import Masks, lowest
 from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, state_bytes
-from prunekit.parts.allocation.rules import STATED, Allocation
+from prunekit.parts.allocation.rules import shared_out
 from prunekit.parts.base import Requirement
-from prunekit.parts.context import CostModel, StepContext
+from prunekit.parts.context import STATED, Allocation, CostModel, StepContext
 from prunekit.parts.schedule import Sparsity
 from prunekit.targets import Target
 
@@ -99,15 +99,15 @@ class Budget(Allocation):
         assert sparsity is not None
         if self.of in ("macs", "latency") and cost_model.example_inputs is None:
             raise InputError(f"a budget of {self.of} runs the network: give data, or example_inputs")
-        most = {target.name: self.capacity(target.size, max(target.least, 1)) for target in targets}
-        whole = self._figure(cost_model, cost_model.whole)
+        most = {target.name: self.capacity(target.shape.numel(), max(target.least, 1)) for target in targets}
+        whole = self._figure(cost_model, cost_model.elements.all_kept())
         self._check_reached(self._figure(cost_model, cost_model.chosen(most)), whole, sparsity)
 
     def amounts(self, context: StepContext) -> dict[str, int]:
         """The smallest number of removals that meets the budget, by bisection."""
         assert context.cost_model is not None
         cost_model, names = context.cost_model, list(context.scores)
-        whole = self._figure(cost_model, cost_model.whole)
+        whole = self._figure(cost_model, cost_model.elements.all_kept())
         order = self._order(context, cost_model, whole)
 
         def after(removed: int) -> dict[str, int]:
@@ -147,12 +147,13 @@ class Budget(Allocation):
         return np.concatenate(layers)[torch.cat(scores).argsort(stable=True).numpy()]
 
     def _cost(self, name: str, context: StepContext, cost_model: CostModel, whole: float) -> float:
-        flags = cost_model.whole[name].clone()
+        kept = cost_model.elements.all_kept()
+        flags = kept[name].clone()
         flags[int(context.scores[name].argmin())] = False
-        return whole - self._figure(cost_model, cost_model.whole.replace({name: flags}))
+        return whole - self._figure(cost_model, kept.replace({name: flags}))
 
     def _figure(self, cost_model: CostModel, kept: Masks) -> float:
-        return float(_FIGURES[self.of](cost_model.smaller(kept), cost_model.example_inputs))
+        return float(_FIGURES[self.of](cost_model.elements.smaller(kept), cost_model.example_inputs))
 
     def _check_reached(self, least: float, whole: float, sparsity: float) -> None:
         goal = (1 - sparsity) * whole
@@ -204,7 +205,7 @@ class Sensitivity(Allocation):
         sizes = {name: scores.numel() for name, scores in context.scores.items()}
         total = round(context.sparsity * sum(sizes.values()))
         wanted = self._at_equal_increase(curves, sizes, total, context.pruned)
-        return self.share_out(total, wanted, context)
+        return shared_out(self, total, wanted, context)
 
     def _curve(self, name: str, context: StepContext, base: float) -> np.ndarray:
         """Loss increases at sparsity 0, at each point of the grid, and (as infinite) at 1."""

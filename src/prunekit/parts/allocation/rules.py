@@ -1,11 +1,10 @@
-"""Allocations that follow from scores, sizes and shapes: what one is, and how removals are shared out."""
+"""Allocations that follow from scores, sizes and shapes, and how whole numbers of removals are shared out."""
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -14,21 +13,10 @@ from torch import Tensor
 from prunekit.errors import InputError
 from prunekit.limits import LARGE, WHOLE
 from prunekit.masks import lowest
-from prunekit.parts.base import Part, Requirement
-from prunekit.parts.context import CostModel, StepContext
+from prunekit.parts.base import Requirement
+from prunekit.parts.context import Allocation, StepContext
 from prunekit.parts.schedule import Sparsity
 from prunekit.targets import Target, matches
-
-if TYPE_CHECKING:
-    from prunekit.parts.granularity import Granularity
-
-
-STATED = Requirement(
-    "schedule",
-    lambda schedule: schedule.stated,
-    "the schedule {value} states no sparsity, which {part} needs: use a schedule that does, such as 'linear'",
-)
-"""The allocation shares out a sparsity."""
 
 DECIDED = Requirement(
     "schedule",
@@ -36,77 +24,6 @@ DECIDED = Requirement(
     "{part} decides the amount itself: use the schedule 'allocation_decides', not {value}",
 )
 """The allocation states the amount by itself."""
-
-
-class Allocation(Part):
-    """How the removals are shared over layers.
-
-    Attributes:
-        floor: the fraction of every layer that is always kept, rounded up to whole weights, so that no
-            layer is emptied by accident; 0 allows it.
-        local: whether a layer's amount follows from its own scores and the sizes of the others.
-        even: whether every layer loses the same fraction, which some granularities need.
-        of_figure: whether the schedule's sparsity is a fraction of what the network costs, not of its units.
-        by_example: whether the network is run on an example.
-        needs_data: whether the allocation evaluates the network.
-    """
-
-    requires: ClassVar[tuple[Requirement, ...]] = (STATED,)
-    local: ClassVar[bool] = False
-    even: ClassVar[bool] = False
-    of_figure: ClassVar[bool] = False
-    by_example: ClassVar[bool] = False
-    needs_data: ClassVar[bool] = False
-
-    floor: float = Field(default=0.001, ge=0, lt=1)
-
-    @abstractmethod
-    def amounts(self, context: StepContext) -> dict[str, int]:
-        """The number of weights that each layer has lost after this step, those before it included."""
-
-    def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
-        """Refuse what cannot be reached on these layers, with an `InputError`."""
-        if sparsity is None:
-            return
-        total = sum(target.size for target in targets)
-        reachable = sum(self.capacity(target.size, target.least) for target in targets)
-        if round(sparsity * total) > reachable:
-            what = "units" if targets[0].kind == "units" else "weights"
-            raise InputError(
-                f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} {what}, but the "
-                f"floor of {self.floor:g} per layer allows {reachable:,}: "
-                "lower the sparsity or the allocation's floor"
-            )
-
-    def check_even(self, granularity: Granularity, targets: Sequence[Target]) -> None:
-        """Refuse a granularity that takes the same fraction of every layer where this gives another, with an
-        `InputError`."""
-        if granularity.even and not self.even and len(targets) > 1:
-            raise InputError(
-                f"the granularity {granularity.name!r} takes the same fraction of every layer, which the "
-                f"allocation {self.name!r} does not give: use 'per_layer' (with output_rate 1)"
-            )
-
-    def check_network(self, targets: Sequence[Target], sparsity: float | None, cost_model: CostModel) -> None:
-        """Refuse what cannot be reached on this network, with an `InputError`."""
-        return
-
-    def capacity(self, size: int, least: int = 0) -> int:
-        """The most weights that a layer of this size may lose, of which at least so many have to stay."""
-        return size - max(math.ceil(self.floor * size - 1e-9), least)
-
-    def max_removable(self, name: str, context: StepContext) -> int:
-        """The most weights that a layer may lose."""
-        return self.capacity(context.scores[name].numel(), context.min_kept.get(name, 0))
-
-    def share_out(self, total: int, wanted: Mapping[str, float], context: StepContext) -> dict[str, int]:
-        """`share_out` between what each layer has lost and what its floor allows."""
-        pruned = {name: context.pruned.get(name, 0) for name in wanted}
-        capacity = {
-            name: lost if name in context.frozen else max(self.max_removable(name, context), lost)
-            for name, lost in pruned.items()
-        }
-        return share_out(total, wanted, capacity, pruned)
 
 
 def share_out(
@@ -138,6 +55,18 @@ def share_out(
         if sum(whole.values()) < total and whole[name] < capacity[name]:
             whole[name] += 1
     return whole
+
+
+def shared_out(
+    allocation: Allocation, total: int, wanted: Mapping[str, float], context: StepContext
+) -> dict[str, int]:
+    """`share_out` between what each layer has lost and what its floor allows."""
+    pruned = {name: context.pruned.get(name, 0) for name in wanted}
+    capacity = {
+        name: lost if name in context.frozen else max(allocation.max_removable(name, context), lost)
+        for name, lost in pruned.items()
+    }
+    return share_out(total, wanted, capacity, pruned)
 
 
 class Global(Allocation):
@@ -233,7 +162,7 @@ class OWL(Allocation):
         total = sum(sizes.values())
         mean = sum(scaled[name] * size for name, size in sizes.items()) / total
         wanted = {name: (context.sparsity - scaled[name] + mean) * size for name, size in sizes.items()}
-        return self.share_out(round(context.sparsity * total), wanted, context)
+        return shared_out(self, round(context.sparsity * total), wanted, context)
 
 
 class PerLayer(Allocation):
@@ -266,12 +195,17 @@ class PerLayer(Allocation):
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
         """Every layer's floor must allow the fraction."""
         for target in targets:
-            most = self.capacity(target.size, target.least)
-            if sparsity is not None and round(sparsity * target.size) > most:
-                raise InputError(
-                    f"sparsity {sparsity:g} leaves {target.name} fewer than the floor of {self.floor:g}: "
-                    "lower the sparsity or the allocation's floor"
-                )
+            if sparsity is not None:
+                _check_floor(self, target, sparsity)
+
+
+def _check_floor(allocation: Allocation, target: Target, sparsity: float) -> None:
+    size = target.shape.numel()
+    if round(sparsity * size) > allocation.capacity(size, target.least):
+        raise InputError(
+            f"sparsity {sparsity:g} leaves {target.name} fewer than the floor of {allocation.floor:g}: "
+            "lower the sparsity or the allocation's floor"
+        )
 
 
 class ERK(Allocation):
@@ -290,7 +224,7 @@ class ERK(Allocation):
         total = round(context.sparsity * sum(sizes.values()))
         density = self._densities(context.scores, sum(sizes.values()) - total)
         wanted = {name: (1 - density[name]) * size for name, size in sizes.items()}
-        return self.share_out(total, wanted, context)
+        return shared_out(self, total, wanted, context)
 
     @staticmethod
     def _densities(layers: Mapping[str, Tensor], keep: int) -> dict[str, float]:
@@ -334,11 +268,7 @@ class Manual(Allocation):
                 raise InputError(f"sparsities: {pattern!r} matches no pruned layer; layers are: {known}")
         for target in targets:
             self._check_one(target)
-            if round(self._sparsity(target.name) * target.size) > self.capacity(target.size, target.least):
-                raise InputError(
-                    f"sparsity {self._sparsity(target.name):g} leaves {target.name} fewer than the floor of "
-                    f"{self.floor:g}: lower the sparsity or the allocation's floor"
-                )
+            _check_floor(self, target, self._sparsity(target.name))
 
     def _check_one(self, target: Target) -> None:
         """Keys have no order (equal recipes have equal hashes), so that none of them can come first."""
@@ -417,7 +347,7 @@ class Recorded(Allocation):
 
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
         """Every layer must be given, and be large enough."""
-        sizes = {target.name: target.size for target in targets}
+        sizes = {target.name: target.shape.numel() for target in targets}
         for number, amounts in enumerate(self.removed, 1):
             odd = sorted(sizes.keys() ^ amounts.keys())
             if odd:

@@ -1,5 +1,6 @@
 """Scores: one number per weight or unit; the lowest go first. One family per file."""
 
+from prunekit.parts.context import Score, Scores
 from prunekit.parts.scores.block_fisher import BlockFisher
 from prunekit.parts.scores.filters import FeatureTaylor, GeometricMedian, NormScale
 from prunekit.parts.scores.gradient_flow import GraSP, SynFlow
@@ -24,8 +25,6 @@ from prunekit.parts.scores.weight_scores import (
     Magnitude,
     Movement,
     Random,
-    Score,
-    Scores,
     Wanda,
     WeightGradient,
 )

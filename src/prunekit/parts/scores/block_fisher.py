@@ -13,8 +13,7 @@ from torch.func import functional_call
 from prunekit.batches import Batch
 from prunekit.errors import DataError
 from prunekit.limits import LARGE, WHOLE
-from prunekit.parts.context import StepContext
-from prunekit.parts.scores.weight_scores import Score, Scores
+from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.statistics import Collector, StatContext, Statistic, means_over_processes
 
 

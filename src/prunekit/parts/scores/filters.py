@@ -11,9 +11,8 @@ from torch import Tensor
 from prunekit.graph import Coupled
 from prunekit.graph.members import group_norm_scales, unit_rows
 from prunekit.limits import LARGE
-from prunekit.parts.context import StepContext
+from prunekit.parts.context import Scores, StepContext
 from prunekit.parts.scores.units import UnitScore
-from prunekit.parts.scores.weight_scores import Scores
 from prunekit.statistics import FirstOrderTaylor, Statistic, UnitMacs
 from prunekit.statistics.unit_statistics import Error
 from prunekit.units import distances

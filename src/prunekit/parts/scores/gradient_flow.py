@@ -15,8 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
 from prunekit.limits import LARGE
-from prunekit.parts.context import StepContext
-from prunekit.parts.scores.weight_scores import Score, Scores
+from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.statistics import Collector, StatContext, Statistic, means_over_processes
 
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.parts.context import StepContext
+from prunekit.parts.context import Scores, StepContext
 from prunekit.parts.scores.units import UnitScore
-from prunekit.parts.scores.weight_scores import Scores
 from prunekit.statistics import ChannelMagnitude, LayerHessian
 from prunekit.statistics.inputs import Consumer, consumers
 from prunekit.units import contribution_products, greedy_order

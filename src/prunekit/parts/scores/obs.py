@@ -13,8 +13,8 @@ from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.limits import LARGE
 from prunekit.obs import damped, damped_groups, eliminate, inverse_of, removal_scores, shared_saliency
-from prunekit.parts.context import StepContext
-from prunekit.parts.scores.weight_scores import RowScore, Scores
+from prunekit.parts.context import Scores, StepContext
+from prunekit.parts.scores.weight_scores import RowScore
 from prunekit.statistics import GaussNewton, GaussNewtonDiagonal, LayerHessian
 from prunekit.statistics.curvature import check_size
 

@@ -10,8 +10,7 @@ from prunekit.errors import InputError
 from prunekit.graph.members import group_outgoing_norms
 from prunekit.limits import WHOLE
 from prunekit.parts.base import Level
-from prunekit.parts.context import StepContext
-from prunekit.parts.scores.weight_scores import Score, Scores
+from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.statistics import (
     ActivationStats,
     MaxoutMaxima,

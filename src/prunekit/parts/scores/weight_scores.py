@@ -12,36 +12,10 @@ from torch import Tensor, nn
 
 from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.limits import LARGE
-from prunekit.parts.base import Part
-from prunekit.parts.context import StepContext
+from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.parts.retrain import TrainingSettings
 from prunekit.statistics import ConnectionCorrelation, InputSquares, MeanGradient
 from prunekit.training import Training
-
-Scores = dict[str, Tensor]
-"""One tensor of scores per parameter, of its shape; or (units,) per group of units."""
-
-
-class Score(Part):
-    """A pruning criterion: higher = keep. Its settings are its fields, its data are in the context.
-
-    Scores of weights work on everything: a granularity pools them into those of units.
-    """
-
-    def check(self, context: StepContext) -> None:
-        """Refuse a model that cannot be scored, before anything is done to it.
-
-        Args:
-            context: as it is before the first step, without statistics.
-
-        Raises:
-            InputError, ModelError: naming the layer.
-        """
-        return
-
-    @abstractmethod
-    def __call__(self, context: StepContext) -> Scores:
-        """The score of every weight, or of every unit."""
 
 
 class RowScore(Score):

@@ -1,13 +1,15 @@
-"""What a recipe counts and removes on a model: single weights, or whole units."""
+"""Granularities of whole units and of pieces of maxout units, and how these are found in a model."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
@@ -16,6 +18,7 @@ from prunekit.graph import (
     Combine,
     Coupled,
     Group,
+    Pool,
     Scored,
     alike,
     of_units,
@@ -27,86 +30,143 @@ from prunekit.graph.capture import Inputs
 from prunekit.graph.chain import Chain
 from prunekit.graph.chain_view import chain_view
 from prunekit.graph.example_inputs import made_up_inputs
-from prunekit.masks import Masks
+from prunekit.limits import WHOLE
+from prunekit.masks import Masks, lowest_per_row
 from prunekit.maxout import Maxout
+from prunekit.parts.granularity.of_weights import Elements, Granularity, Weight
 from prunekit.targets import Target, check_plain, find_targets, matches, owner_of, unwrap
 
+Kind = Literal[
+    "filters",
+    "neurons",
+    "heads",
+    "head width",
+    "MLP width",
+    "residual stream",
+    "embedding",
+    "input features",
+]
+"""What groups of units consist of."""
 
-@dataclass(frozen=True)
-class Elements(ABC):
-    """The elements that a recipe chooses from.
+
+class Unit(Weight):
+    """Whole units of any network: neurons, filters, heads, each with all that is coupled to it.
+
+    Filters, neurons, heads and their widths are found through residual sums, concatenations and reshapes
+    from a run on an example: the first of the data, or `example_inputs`, or one that is made up of the shape
+    that the first layer reads. A unit that is removed is off: all weights that make it, go along with it and
+    read it are zero. Where statistics run over the units, as in layer norms over a residual stream, zeros
+    still count in them until the units are taken out.
+
+    A score of weights is taken over the unit's incoming weights, so that `magnitude` becomes the L1 norm of
+    the filter (Li et al. 2016).
 
     Attributes:
-        targets: what they belong to: one parameter of weights, or one group of units each.
+        pool: how scores of weights become one of the unit, within each parameter that it has a part in.
+        combine: how several such parameters count, or several places where the unit's outputs are watched.
+        over: which parameters are scored: those that make the unit, or `all` that go with it.
+        kinds: of groups that are pruned; all by default.
+        residual: whether the widths of residual streams are pruned, too.
+        inputs: whether the network's input features are units, too.
+        round_to: what stays of a group is a multiple of it, where the group is not smaller: removals that an
+            allocation asks for beyond such a multiple are left out.
     """
 
-    targets: tuple[Target, ...]
+    name = "unit"
+    level = "units"
+    paper = (
+        "filters by their norm: Li et al. 2016, arXiv 1608.08710; groups: Fang et al. 2023 (DepGraph), arXiv "
+        "2301.12900"
+    )
+    counts = "units"
+    by_example = True
+    pool: Pool = "sum"
+    combine: Combine = "mean"
+    over: Scored = "producers"
+    kinds: tuple[Kind, ...] | None = Field(default=None, min_length=1)
+    residual: bool = False
+    inputs: bool = False
+    round_to: int = Field(default=1, ge=1, le=WHOLE)
 
-    @property
-    def names(self) -> list[str]:
-        """The targets' names."""
-        return [target.name for target in self.targets]
+    def elements(
+        self,
+        model: nn.Module,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        example_inputs: Inputs | None = None,
+    ) -> Elements:
+        """The units of the groups that fit the patterns, the network's outputs apart."""
+        return find_units(
+            model,
+            targets,
+            ignore,
+            example_inputs=example_inputs,
+            kinds=self.kinds,
+            residual=self.residual,
+            inputs=self.inputs,
+            combine=self.combine,
+            scored=self.over,
+        )
 
-    @property
-    def chain(self) -> Chain | None:
-        """The chain of layers whose units are counted; None where weights are."""
-        return None
+    def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """Over the parts that a unit has in each parameter, by `pool`, and over parameters, by `combine`."""
+        found = elements.coupled
+        assert found is not None
+        if INPUT in elements.names and self.over == "producers":
+            raise InputError("the network's input features have no incoming weights to be scored by")
+        return {name: found.pooled(scores, found.group(name), self.pool) for name in elements.names}
 
-    @property
-    def coupled(self) -> Coupled | None:
-        """The groups whose units are counted; None where something else is."""
-        return None
-
-    @property
-    @abstractmethod
-    def parameters(self) -> list[str]:
-        """The full names of the weights that a score may look at."""
-
-    @abstractmethod
-    def all_kept(self, model: nn.Module) -> Masks:
-        """Flags that keep every element."""
-
-    @abstractmethod
-    def masks(self, model: nn.Module, kept: Masks) -> Masks:
-        """The masks over parameters that remove what is not kept."""
-
-    @abstractmethod
-    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
-        """The elements of a target that go first: those removed already, and what is zero anyway."""
-
-    def smaller(self, model: nn.Module, kept: Masks) -> nn.Module:
-        """A copy of the model without what is not kept, to be counted or timed.
-
-        Raises:
-            InputError: where single elements cannot be taken out.
-        """
-        raise InputError("only whole units can be taken out of a network: use the granularity 'unit'")
-
-    def shielded(self, name: str, scores: Tensor) -> Tensor:
-        """The scores of a target, with infinity for elements that must stay whatever they score."""
-        return scores
+    def rounded(self, size: int, removed: int) -> int:
+        """The most that can go, up to `removed`, if a multiple has to stay, or everything."""
+        return size - min(size, math.ceil((size - removed) / self.round_to) * self.round_to)
 
 
-class Weights(Elements):
-    """Single weights: what is counted is what is masked."""
+class MaxoutPiece(Granularity):
+    """One piece of every unit of the maxout layers, in each step.
 
-    @property
-    def parameters(self) -> list[str]:
-        """The pruned parameters."""
-        return self.names
+    The units stay, each with fewer pieces to take the maximum of, the same number in a layer and at least
+    one; what an allocation asks for beyond a piece of every unit is left out. A score of weights is summed
+    over a piece's incoming weights.
+    """
 
-    def all_kept(self, model: nn.Module) -> Masks:
-        """One flag per weight, on its device."""
-        return Masks.ones(model, self.names)
+    name = "maxout_piece"
+    level = "pieces"
+    paper = "Rueda, Grzeszick, Fink 2017, arXiv 1707.06838"
+    counts = "pieces"
 
-    def masks(self, model: nn.Module, kept: Masks) -> Masks:
-        """The flags themselves."""
-        return kept
+    def elements(
+        self,
+        model: nn.Module,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        example_inputs: Inputs | None = None,
+    ) -> Elements:
+        """The pieces of the maxout layers that fit the patterns."""
+        return find_pieces(model, targets, ignore)
 
-    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
-        """Zeros count as removed, so that pruning twice removes no more than once."""
-        assert weight is not None
-        return ~kept[name] | (weight == 0)
+    def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """Sums over the incoming weights of each piece."""
+        return {
+            target.name: scores[f"{target.name}.layer.weight"].flatten(1).double().sum(1).view(target.shape)
+            for target in elements.targets
+        }
+
+    def select(self, scores: Tensor, count: int) -> Tensor:
+        """Remove the same number of pieces from each unit, as many as `count` has for every one of them."""
+        return ~lowest_per_row(scores, min(count // len(scores), scores.shape[1] - 1))
+
+    def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
+        """The sparsities that a schedule states must be whole numbers of a unit's pieces and leave one."""
+        pieces = target.shape[1]
+        for sparsity in sparsities:
+            if sparsity is None:  # the allocation states it
+                continue
+            removed = sparsity * pieces
+            if abs(removed - round(removed)) > 1e-9 or not 0 < round(removed) < pieces:
+                raise InputError(
+                    f"sparsity {sparsity} does not fit the {pieces} pieces of the units of {target.name!r}: "
+                    f"steps are multiples of 1/{pieces} up to {(pieces - 1) / pieces:g}"
+                )
 
 
 @dataclass(frozen=True)
@@ -114,7 +174,7 @@ class Units(Elements):
     """Neurons, filters, heads, head widths, streams and input features, each with all that is coupled to it.
 
     Attributes:
-        found: the groups, with the network whose weights say which units are off already.
+        found: the groups.
     """
 
     found: Coupled
@@ -128,38 +188,41 @@ class Units(Elements):
     def chain(self) -> Chain | None:
         """The network as a path of layers, on which some things are faster; None where it is none."""
         try:
-            chain = chain_view(self.found.model, self.found.traced, inputs=INPUT in self.names)
+            chain = chain_view(self.model, self.found.traced, inputs=INPUT in self.names)
         except ModelError:
             return None
-        units = {group.name: group.units for group in chain.groups}
-        return chain if all(units.get(target.name) == target.size for target in self.targets) else None
+        units = {group.name: (group.units,) for group in chain.groups}
+        return chain if all(units.get(target.name) == target.shape for target in self.targets) else None
 
     @property
     def parameters(self) -> list[str]:
         """The parameters that are scored; buffers are none."""
-        own = dict(self.found.model.named_parameters())
+        own = dict(self.model.named_parameters())
         members = (member for group in self.found.groups for member in self.found.members(group))
         return list(dict.fromkeys(member.tensor for member in members if member.tensor in own))
 
-    def all_kept(self, model: nn.Module) -> Masks:
+    def all_kept(self) -> Masks:
         """One flag per unit."""
-        device = next(unwrap(model).parameters()).device
+        device = next(self.model.parameters()).device
         return Masks(
-            {target.name: torch.ones(target.size, dtype=torch.bool, device=device) for target in self.targets}
+            {
+                target.name: torch.ones(target.shape, dtype=torch.bool, device=device)
+                for target in self.targets
+            }
         )
 
-    def masks(self, model: nn.Module, kept: Masks) -> Masks:
+    def masks(self, kept: Masks) -> Masks:
         """All slices of parameters that go with the units: what makes them, goes along and reads them."""
-        return unit_masks(model, self.found.traced.plan, kept, allow_empty=True)
+        return unit_masks(self.model, self.found.traced.plan, kept, allow_empty=True)
 
-    def smaller(self, model: nn.Module, kept: Masks) -> nn.Module:
+    def smaller(self, kept: Masks) -> nn.Module:
         """The units are taken out of a copy; input features are off, but stay."""
         flags = {name: each for name, each in kept.items() if name != INPUT}
-        return smaller(model, self.found.traced, flags, self.found.example_inputs)
+        return smaller(self.model, self.found.traced, flags, self.found.example_inputs)
 
     def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
         """Those that nothing reads, or that nothing makes where no layer reads them, count as removed."""
-        own, group = dict(self.found.model.named_parameters()), self.found.group(name)
+        own, group = dict(self.model.named_parameters()), self.found.group(name)
         members = [member for member in group.consumers if member.tensor in own]
         read = [
             of_units(own[member.tensor].detach().abs(), member, "max")
@@ -242,8 +305,9 @@ def find_units(
             f"kinds that can be pruned are: {there or 'none'}"
         )
     elements = Units(
+        model,
         tuple(
-            Target(group.name, group.name, "units", (group.units,), least=least if least > 1 else 0)
+            Target(group.name, group.name, "units", torch.Size([group.units]), least if least > 1 else 0)
             for group in left
             for least in [len(alike(group))]
         ),
@@ -271,7 +335,7 @@ def _fits(pattern: str, known: tuple[set[str], set[str]]) -> bool:
 
 def _target(model: nn.Module, name: str) -> Target:
     owner = owner_of(model, name)
-    return Target(name, name.rpartition(".")[0], type(owner).__name__, tuple(model.get_parameter(name).shape))
+    return Target(name, name.rpartition(".")[0], type(owner).__name__, model.get_parameter(name).shape)
 
 
 @dataclass(frozen=True)
@@ -283,16 +347,15 @@ class Pieces(Elements):
         """The weights that make the pieces."""
         return [f"{name}.layer.weight" for name in self.names]
 
-    def all_kept(self, model: nn.Module) -> Masks:
+    def all_kept(self) -> Masks:
         """One flag per piece; those that are all zero count as removed."""
-        model = unwrap(model)
-        return Masks({name: maxout(model, name).present() for name in self.names})
+        return Masks({name: maxout(self.model, name).present() for name in self.names})
 
-    def masks(self, model: nn.Module, kept: Masks) -> Masks:
+    def masks(self, kept: Masks) -> Masks:
         """Rows and biases of the layers that make the pieces."""
         masks = {}
         for name, flags in kept.items():
-            for short, parameter in maxout(unwrap(model), name).layer.named_parameters(recurse=False):
+            for short, parameter in maxout(self.model, name).layer.named_parameters(recurse=False):
                 shape = (-1, *[1] * (parameter.dim() - 1))
                 masks[f"{name}.layer.{short}"] = flags.flatten().view(shape).expand_as(parameter).clone()
         return Masks(masks)
@@ -316,12 +379,13 @@ def find_pieces(model: nn.Module, targets: Sequence[str] | None, ignore: Sequenc
         InputError: if a pattern matches nothing, or no maxout layer of several pieces is left.
         ModelError: as `find_targets`.
     """
+    model = unwrap(model)
     layers = {target.layer for target in find_targets(model, targets, ignore)}
     chosen = tuple(
-        Target(name, name, "pieces", (module.units, module.pieces))
-        for name, module in unwrap(model).named_modules()
+        Target(name, name, "pieces", torch.Size([module.units, module.pieces]))
+        for name, module in model.named_modules()
         if isinstance(module, Maxout) and f"{name}.layer" in layers and module.pieces > 1
     )
     if not chosen:
         raise InputError("the recipe chooses no maxout layer (prunekit.maxout.Maxout) with several pieces")
-    return Pieces(chosen)
+    return Pieces(model, chosen)

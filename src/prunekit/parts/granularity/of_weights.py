@@ -1,42 +1,109 @@
-"""Shapes: what goes together when weights are removed."""
+"""Granularities of single weights and of patterns of them; what a recipe counts and removes on a model."""
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prunekit.elements import Elements, Weights, find_pieces, find_units
 from prunekit.errors import InputError
-from prunekit.graph import INPUT, Combine, Pool, Scored
+from prunekit.graph import Coupled
 from prunekit.graph.capture import Inputs
+from prunekit.graph.chain import Chain
 from prunekit.limits import WHOLE
-from prunekit.masks import lowest, lowest_per_row
+from prunekit.masks import Masks, lowest, lowest_per_row
 from prunekit.parts.base import Level, Part
-from prunekit.targets import Target, find_targets
+from prunekit.targets import Target, find_targets, unwrap
 
 INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Conv1D")
 """The layer types whose weight has its inputs along the first dimension, and not along the second."""
 
 
-Kind = Literal[
-    "filters",
-    "neurons",
-    "heads",
-    "head width",
-    "MLP width",
-    "residual stream",
-    "embedding",
-    "input features",
-]
-"""What groups of units consist of."""
-
 Counted = Literal["weights", "units", "pieces"]
 """What a recipe counts: single weights, whole units, or the pieces of maxout units."""
+
+
+@dataclass(frozen=True)
+class Elements(ABC):
+    """The elements that a recipe chooses from.
+
+    Attributes:
+        model: the network, without wrappers.
+        targets: what they belong to: one parameter of weights, or one group of units each.
+    """
+
+    model: nn.Module = field(repr=False)
+    targets: tuple[Target, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The targets' names."""
+        return [target.name for target in self.targets]
+
+    @property
+    def chain(self) -> Chain | None:
+        """The chain of layers whose units are counted; None where weights are."""
+        return None
+
+    @property
+    def coupled(self) -> Coupled | None:
+        """The groups whose units are counted; None where something else is."""
+        return None
+
+    @property
+    @abstractmethod
+    def parameters(self) -> list[str]:
+        """The full names of the weights that a score may look at."""
+
+    @abstractmethod
+    def all_kept(self) -> Masks:
+        """Flags that keep every element."""
+
+    @abstractmethod
+    def masks(self, kept: Masks) -> Masks:
+        """The masks over parameters that remove what is not kept."""
+
+    @abstractmethod
+    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
+        """The elements of a target that go first: those removed already, and what is zero anyway."""
+
+    def smaller(self, kept: Masks) -> nn.Module:
+        """A copy of the model without what is not kept, to be counted or timed.
+
+        Raises:
+            InputError: where single elements cannot be taken out.
+        """
+        raise InputError("only whole units can be taken out of a network: use the granularity 'unit'")
+
+    def shielded(self, name: str, scores: Tensor) -> Tensor:
+        """The scores of a target, with infinity for elements that must stay whatever they score."""
+        return scores
+
+
+class Weights(Elements):
+    """Single weights: what is counted is what is masked."""
+
+    @property
+    def parameters(self) -> list[str]:
+        """The pruned parameters."""
+        return self.names
+
+    def all_kept(self) -> Masks:
+        """One flag per weight, on its device."""
+        return Masks.ones(self.model, self.names)
+
+    def masks(self, kept: Masks) -> Masks:
+        """The flags themselves."""
+        return kept
+
+    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
+        """Zeros count as removed, so that pruning twice removes no more than once."""
+        assert weight is not None
+        return ~kept[name] | (weight == 0)
 
 
 class Granularity(Part):
@@ -72,7 +139,8 @@ class Granularity(Part):
         Raises:
             InputError, ModelError: as `find_targets`.
         """
-        return Weights(find_targets(model, targets, ignore))
+        model = unwrap(model)
+        return Weights(model, find_targets(model, targets, ignore))
 
     def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
         """Scores of what the granularity counts: pooled if they come per weight, as they are if not."""
@@ -101,126 +169,6 @@ class Weight(Granularity):
     def select(self, scores: Tensor, count: int) -> Tensor:
         """Keep all but the `count` lowest, ties by position."""
         return ~lowest(scores, count)
-
-
-class Unit(Weight):
-    """Whole units of any network: neurons, filters, heads, each with all that is coupled to it.
-
-    Filters, neurons, heads and their widths are found through residual sums, concatenations and reshapes
-    from a run on an example: the first of the data, or `example_inputs`, or one that is made up of the shape
-    that the first layer reads. A unit that is removed is off: all weights that make it, go along with it and
-    read it are zero. Where statistics run over the units, as in layer norms over a residual stream, zeros
-    still count in them until the units are taken out.
-
-    A score of weights is taken over the unit's incoming weights, so that `magnitude` becomes the L1 norm of
-    the filter (Li et al. 2016).
-
-    Attributes:
-        pool: how scores of weights become one of the unit, within each parameter that it has a part in.
-        combine: how several such parameters count, or several places where the unit's outputs are watched.
-        over: which parameters are scored: those that make the unit, or `all` that go with it.
-        kinds: of groups that are pruned; all by default.
-        residual: whether the widths of residual streams are pruned, too.
-        inputs: whether the network's input features are units, too.
-        round_to: what stays of a group is a multiple of it, where the group is not smaller: removals that an
-            allocation asks for beyond such a multiple are left out.
-    """
-
-    name = "unit"
-    level = "units"
-    paper = (
-        "filters by their norm: Li et al. 2016, arXiv 1608.08710; groups: Fang et al. 2023 (DepGraph), arXiv "
-        "2301.12900"
-    )
-    counts = "units"
-    by_example = True
-    pool: Pool = "sum"
-    combine: Combine = "mean"
-    over: Scored = "producers"
-    kinds: tuple[Kind, ...] | None = Field(default=None, min_length=1)
-    residual: bool = False
-    inputs: bool = False
-    round_to: int = Field(default=1, ge=1, le=WHOLE)
-
-    def elements(
-        self,
-        model: nn.Module,
-        targets: Sequence[str] | None = None,
-        ignore: Sequence[str] = (),
-        example_inputs: Inputs | None = None,
-    ) -> Elements:
-        """The units of the groups that fit the patterns, the network's outputs apart."""
-        return find_units(
-            model,
-            targets,
-            ignore,
-            example_inputs=example_inputs,
-            kinds=self.kinds,
-            residual=self.residual,
-            inputs=self.inputs,
-            combine=self.combine,
-            scored=self.over,
-        )
-
-    def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
-        """Over the parts that a unit has in each parameter, by `pool`, and over parameters, by `combine`."""
-        found = elements.coupled
-        assert found is not None
-        if INPUT in elements.names and self.over == "producers":
-            raise InputError("the network's input features have no incoming weights to be scored by")
-        return {name: found.pooled(scores, found.group(name), self.pool) for name in elements.names}
-
-    def rounded(self, size: int, removed: int) -> int:
-        """The most that can go, up to `removed`, if a multiple has to stay, or everything."""
-        return size - min(size, math.ceil((size - removed) / self.round_to) * self.round_to)
-
-
-class MaxoutPiece(Granularity):
-    """One piece of every unit of the maxout layers, in each step.
-
-    The units stay, each with fewer pieces to take the maximum of, the same number in a layer and at least
-    one; what an allocation asks for beyond a piece of every unit is left out. A score of weights is summed
-    over a piece's incoming weights.
-    """
-
-    name = "maxout_piece"
-    level = "pieces"
-    paper = "Rueda, Grzeszick, Fink 2017, arXiv 1707.06838"
-    counts = "pieces"
-
-    def elements(
-        self,
-        model: nn.Module,
-        targets: Sequence[str] | None = None,
-        ignore: Sequence[str] = (),
-        example_inputs: Inputs | None = None,
-    ) -> Elements:
-        """The pieces of the maxout layers that fit the patterns."""
-        return find_pieces(model, targets, ignore)
-
-    def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
-        """Sums over the incoming weights of each piece."""
-        return {
-            target.name: scores[f"{target.name}.layer.weight"].flatten(1).double().sum(1).view(target.shape)
-            for target in elements.targets
-        }
-
-    def select(self, scores: Tensor, count: int) -> Tensor:
-        """Remove the same number of pieces from each unit, as many as `count` has for every one of them."""
-        return ~lowest_per_row(scores, min(count // len(scores), scores.shape[1] - 1))
-
-    def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
-        """The sparsities that a schedule states must be whole numbers of a unit's pieces and leave one."""
-        pieces = target.shape[1]
-        for sparsity in sparsities:
-            if sparsity is None:  # the allocation states it
-                continue
-            removed = sparsity * pieces
-            if abs(removed - round(removed)) > 1e-9 or not 0 < round(removed) < pieces:
-                raise InputError(
-                    f"sparsity {sparsity} does not fit the {pieces} pieces of the units of {target.name!r}: "
-                    f"steps are multiples of 1/{pieces} up to {(pieces - 1) / pieces:g}"
-                )
 
 
 class NM(Granularity):
