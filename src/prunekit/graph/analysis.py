@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from prunekit.graph.capture import tensors_of
 from prunekit.graph.captured import Captured
 from prunekit.graph.groups import Features
 from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
@@ -156,7 +157,7 @@ def _used(graphs: Sequence[Captured]) -> list[str]:
 
 
 def _labelled(model: nn.Module, names: Sequence[str], labels: Labels) -> tuple[dict[str, Value], list[Block]]:
-    tensors: dict[str, torch.Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = tensors_of(model)
     values: dict[str, Value] = {}
     blocks: list[Block] = []
     for name in names:

@@ -81,11 +81,18 @@ def takes(graph: Captured, example_inputs: Inputs) -> bool:
     return given == asked
 
 
+def tensors_of(model: nn.Module, *, every_name: bool = False) -> dict[str, torch.Tensor]:
+    """The parameters and buffers by full name: by the first name of what is tied, or by every one."""
+    once = not every_name
+    found = [*model.named_parameters(remove_duplicate=once), *model.named_buffers(remove_duplicate=once)]
+    return dict(found)
+
+
 def canonical(model: nn.Module) -> dict[str, str]:
     """For every name of a parameter or buffer the first name of the same tensor."""
     first: dict[int, str] = {}
-    found = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in found}
+    every = tensors_of(model, every_name=True)
+    return {name: first.setdefault(id(tensor), name) for name, tensor in every.items()}
 
 
 def captured_in(model: nn.Module, example_inputs: Inputs, mode: Mode, *, record: bool = True) -> Captured:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from prunekit.graph.capture import Inputs, canonical
+from prunekit.graph.capture import Inputs, canonical, tensors_of
 from prunekit.graph.constant_run import FOLDING, ConstantReaders, depending_on_input, grouped, units_at
 from prunekit.graph.groups import CouplingGraph, Group, Member
 from prunekit.graph.members import of_units
@@ -164,7 +164,7 @@ class _Search:
         self._masked = {first[name] for name in masks}
         self._tensors = {
             name: tensor.detach().double() if tensor.is_floating_point() else tensor
-            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+            for name, tensor in tensors_of(model).items()
         }
         for name, mask in masks.items():
             tensor = self._tensors[first[name]]

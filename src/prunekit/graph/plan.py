@@ -12,7 +12,7 @@ from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.graph.analysis import FEATURES, PARAMETRIZED, Block, Propagation, analysed, positions
-from prunekit.graph.capture import Inputs, captured
+from prunekit.graph.capture import Inputs, captured, tensors_of
 from prunekit.graph.captured import Captured
 from prunekit.graph.groups import (
     INPUT,
@@ -233,7 +233,7 @@ def _ways(propagation: Propagation) -> set[tuple[object, int]]:
 def _ignored(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
     if isinstance(patterns, str):
         raise InputError(f"ignore must be a list of names or patterns, not the text {patterns!r}")
-    names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
+    names = list(tensors_of(model))
     found = {name: PARAMETRIZED for name in names if ".parametrizations." in f".{name}"}
     for pattern in patterns:
         hit = [name for name in names if fnmatchcase(name, pattern) or _below(name, pattern)]

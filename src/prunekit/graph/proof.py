@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
-from prunekit.graph.capture import Inputs, arguments
+from prunekit.graph.capture import Inputs, arguments, tensors_of
 from prunekit.graph.graph_model import GraphModel
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.reference_run import (
@@ -122,7 +122,7 @@ def masked_reference(
     reference = Reference(model, call, keeping)
     masked = reference.model
     buffers = {name: buffer.clone() for name, buffer in masked.named_buffers() if name in tensors}
-    found = dict([*masked.named_parameters(), *masked.named_buffers()])
+    found = tensors_of(masked)
     for name, axes in tensors.items():
         for axis, flags in axes.items():
             gone = (~flags).nonzero().flatten()

@@ -17,7 +17,7 @@ from prunekit.graph.groups import KeepMasks
 from prunekit.graph.labels import Flags
 from prunekit.graph.nodes import op_name
 from prunekit.graph.ops import operator_of
-from prunekit.graph.surgery import Axes
+from prunekit.graph.surgery import Axes, taken
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -216,9 +216,7 @@ def of_gradients(
     scale = max(map(largest, wanted.values()), default=0.0)
     found = []
     for name, gradient in got.items():
-        survivors = wanted[name]
-        for axis, flags in kept.get(name, {}).items():
-            survivors = survivors.index_select(axis, flags.nonzero().flatten().to(survivors.device))
+        survivors = taken(wanted[name], kept.get(name, {}))
         where = f"gradient of {name} at {{}}{what}"
         found.append(_difference(survivors, gradient, scale, tolerance, where.format))
     return found

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError, shown
+from prunekit.graph.capture import tensors_of
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.propagate import is_pointwise
+from prunekit.graph.rows import CONVOLUTIONS
 from prunekit.graph.sizes import size_attributes, sizes_of_module
 from prunekit.graph.surgery import Cut, Surgery
 from prunekit.modes import evaluating, untouched
@@ -63,7 +65,7 @@ def restore_sizes(model: nn.Module, shapes: Shapes, attributes: Sizes | None = N
 
 
 def _smaller(model: nn.Module, shapes: Shapes) -> dict[str, dict[int, Tensor]]:
-    every = _tensors(model)
+    every = tensors_of(model, every_name=True)
     found: dict[str, dict[int, Tensor]] = {}
     seen: set[tuple[int, str]] = set()  # a module that has two names is cut once
     for name, wanted in shapes.items():
@@ -81,13 +83,6 @@ def _smaller(model: nn.Module, shapes: Shapes) -> dict[str, dict[int, Tensor]]:
                 axis: torch.arange(old) < new for axis, (old, new) in enumerate(zip(own, wanted, strict=True))
             }
     return found
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _changed(model: nn.Module, attributes: Sizes) -> dict[tuple[str, str], Any]:
@@ -127,7 +122,7 @@ def _as_list(size: Any) -> Sequence[int]:
 
 def _checked(model: nn.Module, shapes: Shapes, attributes: Sizes) -> Sizes:
     """The attributes that are given and those that follow from the shapes, which must agree."""
-    every = _tensors(model)
+    every = tensors_of(model, every_name=True)
     found = {place: dict(values) for place, values in attributes.items()}
     told: dict[tuple[str, str], str] = {}  # which tensor an attribute follows from
     for name, wanted in shapes.items():
@@ -215,7 +210,7 @@ def _traced(model: nn.Module) -> fx.Graph | None:
 def _of_layer(module: nn.Module, node: fx.Node, given: Sequence[_Width], shapes: Shapes) -> _Width | None:
     """What a layer hands on, once what it reads was checked."""
     weight, read = f"{node.target}.weight", given[0] if len(given) == 1 else None
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and read is not None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and read is not None:
         if weight not in shapes or not _fit(read, module.num_features):
             return None
         _check_read(read, module.num_features, shapes[weight][0], weight, shapes)
@@ -226,7 +221,7 @@ def _of_layer(module: nn.Module, node: fx.Node, given: Sequence[_Width], shapes:
         if read is not None and read.layout != "channels" and _fit(read, module.in_features):
             _check_read(read, module.in_features, shapes[weight][1], weight, shapes)
         return _Width(weight, module.out_features, shapes[weight][0], "features")
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(module, CONVOLUTIONS):
         if read is not None and read.layout == "channels" and _fit(read, module.in_channels):
             _check_read(read, module.in_channels, shapes[weight][1], weight, shapes)
         return _Width(weight, module.out_channels, shapes[weight][0], "channels")

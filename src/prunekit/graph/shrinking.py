@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph.capture import Inputs, arguments, takes
+from prunekit.graph.capture import Inputs, arguments, takes, tensors_of
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.groups import INPUT, CouplingGraph, Group
 from prunekit.graph.members import entries
@@ -374,7 +374,7 @@ def prune_groups(
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in found.plan.frozen.items())
         raise ModelError(f"nothing of this network can be pruned: {reasons or 'it has no layers'}")
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    tensors = tensors_of(model)
     kept = {group.name: smallest(tensors, group, sparsity, round_to) for group in chosen}
     result = shrink(model, example_inputs, kept, masks=masks, found=found)
     return replace(result, seconds=(analysis, *result.seconds[1:]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph.capture import Inputs, arguments, canonical
+from prunekit.graph.capture import Inputs, arguments, canonical, tensors_of
 from prunekit.graph.graph_model import GraphModel, graphs_of
 from prunekit.graph.groups import CouplingGraph, Group, KeepMasks, Plan
 from prunekit.graph.sizes import Corrected, corrected, sizes
@@ -129,7 +129,15 @@ def unit_masks(
         InputError: for an unknown group, or flags that are not boolean, of another length or all False.
     """
     model = unwrap(model)
-    return masks_of(model, axes_after(model, plan, _flags(plan, kept, allow_empty)))
+    parameters = dict(model.named_parameters())
+    masks = {}
+    for name, axes in axes_after(model, plan, _flags(plan, kept, allow_empty)).items():
+        if name in parameters:
+            mask = torch.ones(parameters[name].shape, dtype=torch.bool)
+            for axis, flags in axes.items():
+                mask &= flags.view([-1 if place == axis else 1 for place in range(mask.dim())])
+            masks[name] = mask.to(parameters[name].device)
+    return Masks(masks)
 
 
 def parameters_after(
@@ -146,31 +154,11 @@ def parameters_after(
     return sum(math.prod(shapes.get(name, each.shape)) for name, each in model.named_parameters())
 
 
-def _flags(plan: Plan, kept: Mapping[str, Tensor], allow_empty: bool) -> dict[str, Tensor]:
+def _flags(plan: Plan, kept: Mapping[str, Tensor], allow_empty: bool = False) -> dict[str, Tensor]:
     return {
         name: check_flags(name, flags, plan.group(name).units, allow_empty=allow_empty)
         for name, flags in kept.items()
     }
-
-
-def masks_of(model: nn.Module, tensors: Mapping[str, Axes]) -> Masks:
-    """One mask for each parameter that loses entries, on its device: False for all that goes."""
-    parameters = dict(model.named_parameters())
-    return Masks(
-        {
-            name: _outer(tuple(parameters[name].shape), axes).to(parameters[name].device)
-            for name, axes in tensors.items()
-            if name in parameters
-        }
-    )
-
-
-def _outer(shape: tuple[int, ...], axes: Axes) -> Tensor:
-    """A mask of this shape that keeps what stays along all axes."""
-    mask = torch.ones(shape, dtype=torch.bool)
-    for axis, flags in axes.items():
-        mask &= flags.view([-1 if place == axis else 1 for place in range(len(shape))])
-    return mask
 
 
 def check_flags(name: str, flags: Tensor, units: int, *, allow_empty: bool = False) -> Tensor:
@@ -195,20 +183,16 @@ def checked(plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         InputError: for an unknown group, or flags that are not boolean, of another length or all False.
         ModelError: for a group that is frozen.
     """
-    found = {}
-    for name, flags in kept.items():
-        group = plan.group(name)
-        flags = check_flags(name, flags, group.units)
-        if group.frozen is not None and not bool(flags.all()):
-            raise ModelError(f"the units of {name!r} cannot be taken out: {group.frozen}")
-        if not bool(flags.all()):
-            found[name] = flags
+    found = {name: flags for name, flags in _flags(plan, kept).items() if not bool(flags.all())}
+    for name in found:
+        if name in plan.frozen:
+            raise ModelError(f"the units of {name!r} cannot be taken out: {plan.frozen[name]}")
     return found
 
 
 def axes_after(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
     """For each parameter and buffer that these groups reach into, the axes and which entries stay."""
-    every = dict([*model.named_parameters(), *model.named_buffers()])
+    every = tensors_of(model)
     found: dict[str, dict[int, Tensor]] = {}
     for name, flags in kept.items():
         gone = (~flags).nonzero().flatten().tolist()
@@ -222,10 +206,7 @@ def axes_after(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> dict
 
 def _shapes(model: nn.Module, tensors: Mapping[str, Mapping[int, Tensor]]) -> dict[str, tuple[int, ...]]:
     """New shapes under all names of the tensors that change."""
-    every = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    every = tensors_of(model, every_name=True)
     shapes = {}
     for name, first in canonical(model).items():
         if first in tensors:
@@ -298,12 +279,7 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 def smaller_masks(masks: Masks, cut: Cut) -> Masks:
     """Masks of single weights, for the layers after a cut."""
-    smaller = {}
-    for name, mask in masks.items():
-        for axis, flags in cut.tensors.get(name, {}).items():
-            mask = mask.index_select(axis, flags.nonzero().flatten().to(mask.device))
-        smaller[name] = mask
-    return Masks(smaller)
+    return Masks({name: taken(mask, cut.tensors.get(name, {})) for name, mask in masks.items()})
 
 
 def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
@@ -381,7 +357,8 @@ class Surgery:
     def _replace(self, name: str, axes: Axes) -> None:
         holder, short = self._holder(name)
         before = holder[short]
-        smaller = _taken(before.detach(), axes)
+        whole = before.detach()
+        smaller = taken(whole, axes).clone(memory_format=_memory_format(whole))
         if isinstance(before, nn.Parameter):
             smaller = nn.Parameter(smaller, requires_grad=before.requires_grad)
             vars(smaller).update(vars(before))  # marks that users and optimizers hang on parameters
@@ -394,11 +371,11 @@ class Surgery:
         return (owner._parameters if short in owner._parameters else owner._buffers), short
 
 
-def _taken(tensor: Tensor, axes: Axes) -> Tensor:
-    smaller = tensor
+def taken(tensor: Tensor, axes: Axes) -> Tensor:
+    """What stays of a tensor."""
     for axis, flags in axes.items():
-        smaller = smaller.index_select(axis, flags.nonzero().flatten().to(tensor.device))
-    return smaller.clone(memory_format=_memory_format(tensor))
+        tensor = tensor.index_select(axis, flags.nonzero().flatten().to(tensor.device))
+    return tensor
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
-from prunekit.graph.capture import arguments, captured_in
+from prunekit.graph.capture import arguments, captured_in, tensors_of
 from prunekit.graph.captured import Captured, signature_of
 from prunekit.graph.nodes import op_name
 from prunekit.losses import Loss
@@ -94,7 +94,7 @@ class GraphRunner(Runner):
     def tensors(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters and buffers, with zeros for what goes with units that are off."""
         model = self._model
-        found = {name: each.detach() for name, each in [*model.named_parameters(), *model.named_buffers()]}
+        found = {name: each.detach() for name, each in tensors_of(model).items()}
         off = {name: flags.cpu() for name, flags in kept.items() if not bool(flags.all())}
         for name, mask in unit_masks(model, self._coupled.traced.plan, off).items():
             found[name] = found[name] * mask
