@@ -3,18 +3,18 @@ import os
 import pytest
 
 from prunekit.errors import DataError
-from prunekit.files import read_json, remove_leftovers, replacing, replacing_folder, write_json, write_text
+from prunekit.files import read_json, remove_leftovers, replacing, replacing_folder, to_json, write_text
 
 
 def test_json_round_trip(tmp_path):
     path = tmp_path / "deep" / "a.json"
-    write_json(path, {"ä": [1, 0.5, None]})
+    write_text(path, to_json({"ä": [1, 0.5, None]}))
     assert read_json(path) == {"ä": [1, 0.5, None]}
     assert os.listdir(path.parent) == ["a.json"]
 
 
 def test_a_diverged_loss_is_written_as_text(tmp_path):
-    write_json(tmp_path / "a.json", [float("nan"), float("-inf")])
+    write_text(tmp_path / "a.json", to_json([float("nan"), float("-inf")]))
     assert read_json(tmp_path / "a.json") == ["nan", "-inf"]
 
 

@@ -20,7 +20,6 @@ from prunekit.files import (
     finite,
     open_regular,
     read_bounded,
-    read_chunks,
     read_json,
     replacing,
     write_text,
@@ -190,10 +189,8 @@ def digest_of_file(path: Path) -> str:
         DataError: if it is no regular file.
         OSError: if it cannot be read.
     """
-    found = hashlib.sha256()
-    for chunk in read_chunks(path):
-        found.update(chunk)
-    return found.hexdigest()
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 SUMS = "SHA256SUMS"

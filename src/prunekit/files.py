@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -119,15 +118,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write plain values as indented JSON.
-
-    Raises:
-        OSError: as `write_text`.
-    """
-    write_text(path, to_json(values) + "\n")
-
-
 def to_json(values: Any) -> str:
     """Plain values as JSON that any program can read.
 
@@ -155,24 +145,13 @@ def open_regular(path: Path) -> IO[bytes]:
         DataError: naming it, if it is anything else.
         OSError: if it cannot be opened, or is a folder.
     """
-    handle, _ = _opened(path)
-    return os.fdopen(handle, "rb")
-
-
-def _opened(path: Path) -> tuple[int, int]:
-    """(handle, bytes) of a regular file, open for reading; raises as `open_regular`."""
-    # Without O_NONBLOCK the opening itself waits for the other end of a pipe. Neither flag is everywhere.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        found = os.fstat(handle)
-        if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(found.st_mode):
-            raise DataError(f"{path} is no regular file")
-        return handle, found.st_size
-    except BaseException:
-        os.close(handle)
-        raise
+    # Without O_NONBLOCK the opening itself waits for the other end of a pipe. The flag is not everywhere.
+    waiting = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | waiting))  # noqa: SIM115  the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(f"{path} is no regular file")
+    return file
 
 
 def read_bounded(path: Path, limit: int, kind: str) -> bytes:
@@ -187,38 +166,13 @@ def read_bounded(path: Path, limit: int, kind: str) -> bytes:
         DataError: naming the file, if it is larger or is no regular file.
         OSError: if it cannot be read.
     """
-    handle, size = _opened(path)
-    try:
-        content = _read_all(handle, size + 1) if size <= limit else b""  # the memory is taken at once
-        if len(content) > size:  # it grows, or does not know its size
-            content += _read_all(handle, limit + 1 - len(content))
-    finally:
-        os.close(handle)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size  # not true of files that the system makes up
+        content = b"" if size > limit else file.read(size + 1)
+        if len(content) > size:
+            content += file.read(limit + 1 - len(content))
     if max(size, len(content)) > limit:
         raise DataError(f"{path} is larger than the {limit >> 20} MiB that are read of {kind}")
-    return content
-
-
-def read_chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a regular file, a mebibyte at a time.
-
-    Raises:
-        DataError: if it is no regular file.
-        OSError: if it cannot be read.
-    """
-    handle, size = _opened(path)
-    try:
-        while chunk := os.read(handle, min(size + 1, 1 << 20)):  # the memory is taken before the reading
-            yield chunk
-    finally:
-        os.close(handle)
-
-
-def _read_all(handle: int, most: int) -> bytes:
-    """The bytes of a file up to its end; one call is enough for all but large files."""
-    content = os.read(handle, most)
-    while len(content) < most and (more := os.read(handle, most - len(content))):
-        content += more
     return content
 
 
