@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from prunekit.graph import Coupled, traced, unit_masks
 from prunekit.losses import squared_error
-from prunekit.models import resnet
+from prunekit.models import ResNet
 from prunekit.units import gain_derivatives, oracle_changes
 from side_by_side import arguments, finish, measure, ratio
 
@@ -51,7 +51,7 @@ def tokens(count: int) -> Tensor:
 
 
 def resnet20() -> nn.Module:
-    return resnet((3, 16, 16), 10, depth=20, width=8)
+    return ResNet((3, 16, 16), 10, depth=20, width=8)
 
 
 def bert() -> nn.Module:
@@ -85,7 +85,7 @@ def llama() -> nn.Module:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "ResNet-20, 8 to 32 filters, 3 x 16 x 16": (
-        lambda: resnet((3, 16, 16), 10, depth=20, width=8),
+        lambda: ResNet((3, 16, 16), 10, depth=20, width=8),
         images(16, 16),
     ),
     "U-Net, 8 to 32 filters, 3 x 32 x 32": (UNet, images(8, 32)),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.graph import Coupled, Group, traced, unit_masks
 from prunekit.graph.capture import Inputs, arguments
 from prunekit.losses import Loss
-from prunekit.models import resnet
+from prunekit.models import ResNet
 from prunekit.recipe import Recipe
 from zoo import made
 
@@ -35,7 +35,7 @@ def groups(
 def small_resnet(seed: int = 0, depth: int = 8) -> nn.Module:
     """ResNet-8 of 4, 8 and 16 channels for 3 x 8 x 8 images, with batch norms that do something."""
     torch.manual_seed(seed)
-    model = resnet((3, 8, 8), 5, depth=depth, width=4)
+    model = ResNet((3, 8, 8), 5, depth=depth, width=4)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

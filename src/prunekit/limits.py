@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,10 @@ LARGE = 1e30
 """The largest real number that a setting multiplies with: its square is still a number."""
 
 
+MAX_SIZE, MAX_LAYERS = 2**31 - 1, 1000
+"""The largest size, and the most sizes or layers, that a model is built with: a file may name any."""
+
+
 def whole(name: str, value: Any, least: int, most: int) -> int:
     """A whole number of Python, from one of Python's or NumPy's.
 
@@ -106,6 +111,19 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
             f"{name} = {shown(value)}: a whole number of at least {least:,} and at most {most:,} is needed"
         )
     return int(value)
+
+
+def size_of(what: str, size: int) -> int:
+    """A size, in [1, MAX_SIZE]; `what` names it in the error."""
+    return whole(what, size, 1, MAX_SIZE)
+
+
+def sizes_of(what: str, sizes: Iterable[int]) -> tuple[int, ...]:
+    """At most MAX_LAYERS sizes, each in [1, MAX_SIZE]; `what` names them in the error."""
+    checked = tuple(sizes)
+    if len(checked) > MAX_LAYERS:
+        raise InputError(f"{what}: there are {len(checked):,} of them; at most {MAX_LAYERS:,} are allowed")
+    return tuple(size_of(f"{what}[{place}]", size) for place, size in enumerate(checked))
 
 
 def checked_seed(seed: Any) -> int:

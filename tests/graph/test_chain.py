@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import INPUT, Chain, UnitGroup, chain_of
-from prunekit.models import lenet5, lenet_300_100, vgg_small
+from prunekit.models import LeNet5, LeNet300100, VGGSmall
 
 
 def test_lenet5() -> None:
-    chain = chain_of(lenet5((1, 28, 28), 10))
+    chain = chain_of(LeNet5((1, 28, 28), 10))
     assert chain.groups == (
         UnitGroup("conv1", 20, "conv2", 1),
         UnitGroup("conv2", 50, "fc1", 16),
@@ -30,7 +30,7 @@ def test_lenet5() -> None:
 
 
 def test_batch_norms_follow_their_units() -> None:
-    chain = chain_of(vgg_small((3, 32, 32), 10, widths=((4,), (6,))))
+    chain = chain_of(VGGSmall((3, 32, 32), 10, widths=((4,), (6,))))
     assert [(group.name, group.consumer, group.repeat) for group in chain.groups] == [
         ("conv1", "conv2", 1),
         ("conv2", "fc", 1),
@@ -38,8 +38,8 @@ def test_batch_norms_follow_their_units() -> None:
 
 
 def test_input_features() -> None:
-    assert chain_of(lenet_300_100((1, 28, 28), 10), inputs=True).group(INPUT).units == 784
-    assert chain_of(lenet5((3, 32, 32), 10), inputs=True).group(INPUT).units == 3
+    assert chain_of(LeNet300100((1, 28, 28), 10), inputs=True).group(INPUT).units == 784
+    assert chain_of(LeNet5((3, 32, 32), 10), inputs=True).group(INPUT).units == 3
     images = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 4))
     assert chain_of(images, inputs=True).group(INPUT) == UnitGroup(INPUT, 2, "2", 9)
 
@@ -188,7 +188,7 @@ def test_number_written_into_forward_fixes_the_units() -> None:
 
 
 def test_groups_by_name() -> None:
-    chain: Chain = chain_of(lenet_300_100((4,), 3))
+    chain: Chain = chain_of(LeNet300100((4,), 3))
     assert chain.group("fc1") == UnitGroup("fc1", 300, "fc2", 1)
     with pytest.raises(InputError, match=r"no group of units 'fc3'; groups are: fc1, fc2"):
         chain.group("fc3")

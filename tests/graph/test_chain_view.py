@@ -16,16 +16,16 @@ from chain_nets import ChainPlan, build, chain_plans, switched_off
 from examples import number_of_examples
 from prunekit.graph import INPUT, chain_of, parameters_after, shrink, traced, unit_masks
 from prunekit.graph.chain_view import chain_view
-from prunekit.models import lenet5, lenet_300_100, mlp, vgg_small
+from prunekit.models import MLP, LeNet5, LeNet300100, VGGSmall
 from prunekit.units import oracle_changes
 from refused_nets import Net
 from unit_nets import NETS, made
 
 PAPERS = {
-    "lenet_300_100": (lambda: lenet_300_100((1, 28, 28), 10), (1, 28, 28)),
-    "lenet5": (lambda: lenet5((1, 28, 28), 10), (1, 28, 28)),
-    "vgg_small": (lambda: vgg_small((3, 16, 16), 10, widths=((8, 8), (12,))), (3, 16, 16)),
-    "mlp": (lambda: mlp((7,), 3, hidden=(9, 5)), (7,)),
+    "lenet_300_100": (lambda: LeNet300100((1, 28, 28), 10), (1, 28, 28)),
+    "lenet5": (lambda: LeNet5((1, 28, 28), 10), (1, 28, 28)),
+    "vgg_small": (lambda: VGGSmall((3, 16, 16), 10, widths=((8, 8), (12,))), (3, 16, 16)),
+    "mlp": (lambda: MLP((7,), 3, hidden=(9, 5)), (7,)),
 }
 
 

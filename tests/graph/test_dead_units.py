@@ -26,7 +26,7 @@ from prunekit.graph import (
     traced,
 )
 from prunekit.masks import Masks
-from prunekit.models import lenet_300_100
+from prunekit.models import LeNet300100
 
 FOUR = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -193,7 +193,7 @@ def test_masked_bias_takes_no_constant() -> None:
 
 
 def test_very_sparse_network_shrinks_by_far() -> None:
-    model = lenet_300_100((1, 28, 28), 10)
+    model = LeNet300100((1, 28, 28), 10)
     masks = {}
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:

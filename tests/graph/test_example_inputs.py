@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.errors import ModelError
 from prunekit.graph import example_inputs, record
 from prunekit.graph.example_inputs import captured_on_its_own
-from prunekit.models import lenet5, lenet_300_100, resnet20, vgg_small
+from prunekit.models import LeNet5, LeNet300100, VGGSmall, resnet20
 
 
 class WrittenDown(nn.Module):
@@ -63,10 +63,10 @@ def audio() -> nn.Module:
 
 
 SHAPES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "lenet_300_100": (lambda: lenet_300_100((1, 28, 28), 10), (784,)),
-    "lenet5": (lambda: lenet5((1, 28, 28), 10), (1, 28, 28)),
-    "lenet5 for colours": (lambda: lenet5((3, 32, 32), 10), (3, 32, 32)),
-    "any side": (lambda: vgg_small((3, 16, 16), 10, widths=((8,), (12,))), (3, 28, 28)),
+    "lenet_300_100": (lambda: LeNet300100((1, 28, 28), 10), (784,)),
+    "lenet5": (lambda: LeNet5((1, 28, 28), 10), (1, 28, 28)),
+    "lenet5 for colours": (lambda: LeNet5((3, 32, 32), 10), (3, 32, 32)),
+    "any side": (lambda: VGGSmall((3, 16, 16), 10, widths=((8,), (12,))), (3, 28, 28)),
     "residual": (lambda: resnet20((3, 32, 32), 10), (3, 28, 28)),
     "one layer": (lambda: nn.Linear(3, 2), (3,)),
     "norm first": (lambda: nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 4)), (2, 3, 3)),
@@ -143,5 +143,5 @@ def test_the_network_is_recorded_once_where_the_first_attempt_fits(monkeypatch: 
         return record.recorded(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(example_inputs, "recorded", counted)
-    captured_on_its_own(lenet5((1, 28, 28), 10))
+    captured_on_its_own(LeNet5((1, 28, 28), 10))
     assert len(calls) == 1

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.errors import ModelError
 from prunekit.graph import INPUT, chain_of, restore_sizes, shrink
-from prunekit.models import lenet5, resnet20, vgg_small
+from prunekit.models import LeNet5, VGGSmall, resnet20
 from small_nets import mlp
 
 
@@ -22,7 +22,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("inputs", [False, True])
 def test_loads_what_was_shrunk(tmp_path: Path, inputs: bool) -> None:
     def build() -> nn.Module:
-        return vgg_small((4, 8, 8), 3, widths=((6,), (4, 5))).eval()
+        return VGGSmall((4, 8, 8), 3, widths=((6,), (4, 5))).eval()
 
     model = build()
     x = torch.randn(3, 4, 8, 8)
@@ -63,7 +63,7 @@ def test_same_shapes_need_no_chain() -> None:
     ],
 )
 def test_shapes_that_removal_does_not_give(change: dict[str, tuple[int, ...]], why: str) -> None:
-    model = lenet5((1, 28, 28), 10)
+    model = LeNet5((1, 28, 28), 10)
     before = dict(model.named_parameters())
     with pytest.raises(ModelError, match=why):
         restore_sizes(model, {**shapes(model), **change})
@@ -72,7 +72,7 @@ def test_shapes_that_removal_does_not_give(change: dict[str, tuple[int, ...]], w
 
 
 def test_missing_entry() -> None:
-    model = lenet5((1, 28, 28), 10)
+    model = LeNet5((1, 28, 28), 10)
     rest = shapes(model)
     del rest["fc1.bias"]
     with pytest.raises(ModelError, match=r"the shapes have no 'fc1.bias'"):

@@ -15,7 +15,7 @@ from prunekit.graph import groups, proof, prune_groups, shrink, surgery, traced
 from prunekit.graph.groups import INPUT
 from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.masks import Masks
-from prunekit.models import lenet5, lenet_300_100, vgg_small
+from prunekit.models import LeNet5, LeNet300100, VGGSmall
 
 
 def flags(units: int, *removed: int) -> Tensor:
@@ -107,10 +107,10 @@ def test_input_channels() -> None:
 @pytest.mark.parametrize(
     ("model", "shape", "hand"),
     [
-        (lenet5((1, 28, 28), 10), (1, 28, 28), 26 * 10 + 251 * 25 + (25 * 16 + 1) * 250 + 251 * 10),
-        (lenet_300_100((1, 28, 28), 10), (1, 28, 28), 785 * 150 + 151 * 50 + 51 * 10),
+        (LeNet5((1, 28, 28), 10), (1, 28, 28), 26 * 10 + 251 * 25 + (25 * 16 + 1) * 250 + 251 * 10),
+        (LeNet300100((1, 28, 28), 10), (1, 28, 28), 785 * 150 + 151 * 50 + 51 * 10),
         (
-            vgg_small((3, 16, 16), 10, widths=((8, 8), (12,))),
+            VGGSmall((3, 16, 16), 10, widths=((8, 8), (12,))),
             (3, 16, 16),
             27 * 4 + 8 + 36 * 4 + 8 + 36 * 6 + 12 + 7 * 10,
         ),

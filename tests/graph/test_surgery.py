@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.graph import Plan, parameters_after, traced, unit_masks
 from prunekit.graph.groups import INPUT
-from prunekit.models import lenet5, lenet_300_100
+from prunekit.models import LeNet5, LeNet300100
 
 
 def flags(units: int, *removed: int) -> Tensor:
@@ -48,14 +48,14 @@ def test_groups_that_are_not_named_are_not_masked() -> None:
 
 
 def test_counts_by_hand() -> None:
-    model = lenet_300_100((1, 28, 28), 10)
+    model = LeNet300100((1, 28, 28), 10)
     plan = plan_of(model, 1, 28, 28)
     assert parameters_after(model, plan, {}) == 266_610
     kept = {"fc1": flags(300, *range(100)), "fc2": flags(100, *range(90))}
     assert parameters_after(model, plan, kept) == 785 * 200 + 201 * 10 + 11 * 10
     kept[INPUT] = flags(784, *range(284))
     assert parameters_after(model, plan, kept) == 501 * 200 + 201 * 10 + 11 * 10
-    lenet = lenet5((1, 28, 28), 10)
+    lenet = LeNet5((1, 28, 28), 10)
     halves = {"conv1": flags(20, *range(10)), "conv2": flags(50, *range(25)), "fc1": flags(500, *range(250))}
     hand = (25 + 1) * 10 + (10 * 25 + 1) * 25 + (25 * 16 + 1) * 250 + (250 + 1) * 10
     assert parameters_after(lenet, plan_of(lenet, 1, 28, 28), halves) == hand

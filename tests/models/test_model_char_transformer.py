@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import fx
 
 from prunekit.errors import InputError
-from prunekit.models import TransformerBlock, char_transformer
+from prunekit.models import CharTransformer, TransformerBlock
 
 
 def test_shapes_counts_and_tracing():
-    model = char_transformer((64,), 65)
+    model = CharTransformer((64,), 65)
     tokens = torch.randint(65, (3, 64))
     assert model(tokens).shape == (3, 65, 64)
     assert model(tokens[:, :10]).shape == (3, 65, 10)
@@ -24,7 +24,7 @@ def test_shapes_counts_and_tracing():
 
 def test_no_position_sees_what_follows():
     torch.manual_seed(0)
-    model = char_transformer((12,), 7, width=8, heads=2)
+    model = CharTransformer((12,), 7, width=8, heads=2)
     tokens = torch.randint(7, (2, 12))
     changed = tokens.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % 7
@@ -54,6 +54,6 @@ def test_a_block_against_a_loop_over_heads():
 
 def test_refused():
     with pytest.raises(InputError, match="heads = 3 does not divide width = 8"):
-        char_transformer((4,), 5, width=8, heads=3)
+        CharTransformer((4,), 5, width=8, heads=3)
     with pytest.raises(InputError, match="texts of the shape"):
-        char_transformer((1, 28, 28), 5)
+        CharTransformer((1, 28, 28), 5)

@@ -39,15 +39,15 @@ def resnet_by_hand(n, width, inputs, outputs):
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (models.mlp((4,), 3), 4 * 100 + 100 + 100 * 3 + 3),
-        (models.mlp((4,), 3, hidden=()), 15),
-        (models.mlp((2, 3), 1, hidden=(5, 4)), 35 + 24 + 5),
-        (models.lenet_300_100((784,), 10), 266_200 + 410),
-        (models.lenet5(MNIST, 10), 430_500 + 20 + 50 + 500 + 10),
-        (models.vgg_small(CIFAR, 10), 1_148_874),
-        (models.vgg_small((1, 8, 8), 2, widths=((3,), (4,))), 27 + 6 + 108 + 8 + 10),
+        (models.MLP((4,), 3), 4 * 100 + 100 + 100 * 3 + 3),
+        (models.MLP((4,), 3, hidden=()), 15),
+        (models.MLP((2, 3), 1, hidden=(5, 4)), 35 + 24 + 5),
+        (models.LeNet300100((784,), 10), 266_200 + 410),
+        (models.LeNet5(MNIST, 10), 430_500 + 20 + 50 + 500 + 10),
+        (models.VGGSmall(CIFAR, 10), 1_148_874),
+        (models.VGGSmall((1, 8, 8), 2, widths=((3,), (4,))), 27 + 6 + 108 + 8 + 10),
         (models.resnet20(CIFAR, 10), resnet_by_hand(3, 16, 3, 10)),
-        (models.resnet(CIFAR, 7, depth=8, width=4), resnet_by_hand(1, 4, 3, 7)),
+        (models.ResNet(CIFAR, 7, depth=8, width=4), resnet_by_hand(1, 4, 3, 7)),
     ],
 )
 def test_parameter_counts(model, expected):
@@ -55,8 +55,8 @@ def test_parameter_counts(model, expected):
 
 
 def test_weight_counts_of_the_papers():
-    assert weights(models.lenet_300_100(MNIST, 10)) == 266_200
-    assert weights(models.lenet5(MNIST, 10)) == 430_500
+    assert weights(models.LeNet300100(MNIST, 10)) == 266_200
+    assert weights(models.LeNet5(MNIST, 10)) == 430_500
     assert parameters(models.resnet20(CIFAR, 10)) == 272_474
 
 
@@ -71,8 +71,8 @@ def test_output_shape_and_tracing(name):
 
 def test_mlp_squashes_its_outputs_when_asked():
     torch.manual_seed(0)
-    plain = models.mlp((6,), 2, hidden=(5,), activation="sigmoid")
-    squashed = models.mlp((6,), 2, hidden=(5,), activation="sigmoid", output_activation="sigmoid")
+    plain = models.MLP((6,), 2, hidden=(5,), activation="sigmoid")
+    squashed = models.MLP((6,), 2, hidden=(5,), activation="sigmoid", output_activation="sigmoid")
     squashed.load_state_dict(plain.state_dict())
     x = torch.randn(3, 6)
     expected = 1 / (1 + np.exp(-plain(x).detach().double().numpy()))
@@ -80,7 +80,7 @@ def test_mlp_squashes_its_outputs_when_asked():
 
 
 def test_mlp_names_its_layers_along_the_depth():
-    model = models.mlp((6,), 2, hidden=(5, 4), activation="tanh")
+    model = models.MLP((6,), 2, hidden=(5, 4), activation="tanh")
     assert [name for name, _ in model.named_children()] == ["flatten", "fc1", "act1", "fc2", "act2", "fc3"]
     assert isinstance(model.act2, nn.Tanh)
     x = torch.randn(3, 6)
@@ -91,7 +91,7 @@ def test_mlp_names_its_layers_along_the_depth():
 
 
 def test_lenet5_has_its_only_relu_after_fc1():
-    model = models.lenet5(MNIST, 10)
+    model = models.LeNet5(MNIST, 10)
     assert [name for name, layer in model.named_modules() if isinstance(layer, nn.ReLU)] == ["act1"]
     x = torch.randn(2, *MNIST)
     y = nn.functional.max_pool2d(nn.functional.conv2d(x, model.conv1.weight, model.conv1.bias), 2)
@@ -115,7 +115,7 @@ def test_reset_draws_every_weight_again_and_follows_the_rng(name):
 
 
 def test_reset_forgets_the_batch_norms_statistics():
-    model = models.resnet(CIFAR, 3, depth=8, width=4)
+    model = models.ResNet(CIFAR, 3, depth=8, width=4)
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
@@ -131,38 +131,38 @@ def test_reset_forgets_the_batch_norms_statistics():
 
 def test_distributions_of_the_papers():
     torch.manual_seed(0)
-    glorot = models.lenet_300_100((784,), 10)
+    glorot = models.LeNet300100((784,), 10)
     assert glorot.fc1.weight.std().item() == pytest.approx(math.sqrt(2 / (784 + 300)), rel=0.02)
     assert not glorot.fc1.bias.any()
     # Normal, not uniform: some value lies beyond three standard deviations.
     assert glorot.fc1.weight.abs().max() > 3 * math.sqrt(2 / (784 + 300))
 
-    caffe = models.lenet5(MNIST, 10)
+    caffe = models.LeNet5(MNIST, 10)
     assert caffe.conv2.weight.abs().max().item() == pytest.approx(math.sqrt(3 / 500), rel=0.01)
     assert caffe.fc1.weight.std().item() == pytest.approx(math.sqrt(1 / 800), rel=0.01)
     assert not caffe.conv1.bias.any()
 
-    he = models.vgg_small(CIFAR, 10)
+    he = models.VGGSmall(CIFAR, 10)
     assert he.conv6.weight.std().item() == pytest.approx(math.sqrt(2 / (256 * 9)), rel=0.01)
 
-    torch_own = models.mlp((400,), 3, hidden=(200,))
+    torch_own = models.MLP((400,), 3, hidden=(200,))
     assert torch_own.fc1.weight.abs().max().item() == pytest.approx(1 / 20, rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: models.mlp((), 3), "input_shape is empty"),
-        (lambda: models.mlp((4,), 0), "outputs"),
-        (lambda: models.mlp((4,), 3, hidden=(5, 0)), r"hidden\[1\] = 0: a whole number of at least 1"),
-        (lambda: models.mlp((4,), 3, hidden=(5, True)), "hidden"),
-        (lambda: models.mlp((4,), 3, activation="swish"), "'swish'.*relu"),
-        (lambda: models.lenet5((784,), 10), "channels, height, width"),
-        (lambda: models.lenet5((1, 8, 8), 10), "at least 16 x 16.*8 x 8"),
-        (lambda: models.vgg_small((3, 4, 4), 10), "at least 8 x 8"),
-        (lambda: models.vgg_small(CIFAR, 10, widths=((4,), ())), "at least one convolution"),
-        (lambda: models.resnet(CIFAR, 10, depth=18), "6n \\+ 2.*got 18"),
-        (lambda: models.resnet(CIFAR, 10, width=0), "width"),
+        (lambda: models.MLP((), 3), "input_shape is empty"),
+        (lambda: models.MLP((4,), 0), "outputs"),
+        (lambda: models.MLP((4,), 3, hidden=(5, 0)), r"hidden\[1\] = 0: a whole number of at least 1"),
+        (lambda: models.MLP((4,), 3, hidden=(5, True)), "hidden"),
+        (lambda: models.MLP((4,), 3, activation="swish"), "'swish'.*relu"),
+        (lambda: models.LeNet5((784,), 10), "channels, height, width"),
+        (lambda: models.LeNet5((1, 8, 8), 10), "at least 16 x 16.*8 x 8"),
+        (lambda: models.VGGSmall((3, 4, 4), 10), "at least 8 x 8"),
+        (lambda: models.VGGSmall(CIFAR, 10, widths=((4,), ())), "at least one convolution"),
+        (lambda: models.ResNet(CIFAR, 10, depth=18), "6n \\+ 2.*got 18"),
+        (lambda: models.ResNet(CIFAR, 10, width=0), "width"),
     ],
 )
 def test_refused_sizes(make, words):
@@ -171,5 +171,5 @@ def test_refused_sizes(make, words):
 
 
 def test_smallest_images_pass():
-    assert models.lenet5((2, 16, 16), 3)(torch.zeros(1, 2, 16, 16)).shape == (1, 3)
-    assert models.resnet((1, 4, 4), 3, depth=8).eval()(torch.zeros(1, 1, 4, 4)).shape == (1, 3)
+    assert models.LeNet5((2, 16, 16), 3)(torch.zeros(1, 2, 16, 16)).shape == (1, 3)
+    assert models.ResNet((1, 4, 4), 3, depth=8).eval()(torch.zeros(1, 1, 4, 4)).shape == (1, 3)

@@ -16,7 +16,7 @@ from prunekit.graph.capture import arguments
 from prunekit.graph.proof import tensors_in
 from prunekit.graph.reference_run import exact
 from prunekit.losses import squared_error
-from prunekit.models import resnet
+from prunekit.models import ResNet
 from prunekit.units import gain_derivatives, gain_sweep, oracle_changes
 from zoo import OWN, made, stirred
 
@@ -47,7 +47,7 @@ def network(name: str) -> tuple[Coupled, Any, Tensor]:
     """Its groups, traced on other examples than the inputs that are given, and targets; in float64."""
     if name == "resnet-20":
         torch.manual_seed(0)
-        model: nn.Module = stirred(resnet((3, 8, 8), 5, depth=20, width=4)).eval()
+        model: nn.Module = stirred(ResNet((3, 8, 8), 5, depth=20, width=4)).eval()
         example: Any = torch.randn(2, 3, 8, 8)
     else:
         if name not in OWN:

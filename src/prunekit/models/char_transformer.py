@@ -10,8 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.limits import whole
-from prunekit.models.common import MAX_LAYERS, size_of
+from prunekit.limits import MAX_LAYERS, size_of, whole
 
 
 class TransformerBlock(nn.Module):
@@ -44,14 +43,31 @@ class TransformerBlock(nn.Module):
 
 
 class CharTransformer(nn.Module):
-    """`embed`, `position`, blocks, `norm`, `output`: (N, T) numbers of characters to (N, characters, T).
+    """A decoder of the GPT kind (Radford et al. 2019), 110,000 parameters by default.
 
+    `embed`, `position`, blocks, `norm`, `output`: (N, T) numbers of characters to (N, characters, T).
     Position t of the output tells of the character that follows position t of the input, as
     `cross_entropy` takes it.
+
+    Args:
+        input_shape: (T,), the longest text.
+        outputs: how many characters there are.
+        width: of the residual stream.
+        heads: of the attention; they share the width.
+        layers: how many blocks.
+
+    Raises:
+        InputError: if the heads do not divide the width, or the input is no text.
     """
 
     def __init__(
-        self, input_shape: Sequence[int], outputs: int, width: int = 64, heads: int = 4, layers: int = 2
+        self,
+        input_shape: Sequence[int],
+        outputs: int,
+        *,
+        width: PositiveInt = 64,
+        heads: PositiveInt = 4,
+        layers: PositiveInt = 2,
     ) -> None:
         super().__init__()
         if len(input_shape) != 1:
@@ -82,26 +98,3 @@ class CharTransformer(nn.Module):
         """(N, characters, T) raw outputs for (N, T) numbers, T at most that of the input shape."""
         x = self.embed(tokens) + self.position[: tokens.shape[1]]
         return self.output(self.norm(self.blocks(x))).transpose(1, 2)
-
-
-def char_transformer(
-    input_shape: Sequence[int],
-    outputs: int,
-    *,
-    width: PositiveInt = 64,
-    heads: PositiveInt = 4,
-    layers: PositiveInt = 2,
-) -> CharTransformer:
-    """A decoder of the GPT kind (Radford et al. 2019), 110,000 parameters by default.
-
-    Args:
-        input_shape: (T,), the longest text.
-        outputs: how many characters there are.
-        width: of the residual stream.
-        heads: of the attention; they share the width.
-        layers: how many blocks.
-
-    Raises:
-        InputError: if the heads do not divide the width, or the input is no text.
-    """
-    return CharTransformer(input_shape, outputs, width, heads, layers)

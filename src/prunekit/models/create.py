@@ -13,13 +13,10 @@ from pydantic import ConfigDict, PrivateAttr, PydanticUserError, TypeAdapter, Va
 from torch import nn
 
 from prunekit.errors import InputError, ModelError, PrunekitError, shown
-from prunekit.limits import whole
-from prunekit.models.char_transformer import char_transformer
-from prunekit.models.common import feature_shape, size_of
-from prunekit.models.lenet import lenet5, lenet_300_100, maxout_lenet5
-from prunekit.models.mlp import mlp
-from prunekit.models.resnet import resnet, resnet20
-from prunekit.models.vgg_small import vgg_small
+from prunekit.limits import size_of, whole
+from prunekit.models.char_transformer import CharTransformer
+from prunekit.models.convnets import LeNet5, MaxoutLeNet5, ResNet, VGGSmall, resnet20
+from prunekit.models.mlp import MLP, LeNet300100, feature_shape
 from prunekit.permission import import_object
 from prunekit.seeds import seeded
 from prunekit.settings import Settings
@@ -28,14 +25,14 @@ Factory = Callable[..., nn.Module]
 
 _BUILT_IN: Mapping[str, Factory] = MappingProxyType(
     {
-        "char_transformer": char_transformer,
-        "lenet5": lenet5,
-        "lenet_300_100": lenet_300_100,
-        "maxout_lenet5": maxout_lenet5,
-        "mlp": mlp,
-        "resnet": resnet,
+        "char_transformer": CharTransformer,
+        "lenet5": LeNet5,
+        "lenet_300_100": LeNet300100,
+        "maxout_lenet5": MaxoutLeNet5,
+        "mlp": MLP,
+        "resnet": ResNet,
         "resnet20": resnet20,
-        "vgg_small": vgg_small,
+        "vgg_small": VGGSmall,
     }
 )
 
