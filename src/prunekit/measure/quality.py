@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -78,17 +79,20 @@ def evaluate(
     _check_sizes(inputs, targets, batch_size)
     targets = _class_numbers(targets) if task == "classification" else targets
     device = device_of(model)
-    parts = []
+    count = _count(task, targets)
+    sums: dict[str, float] = defaultdict(float)
     with evaluating(model), torch.inference_mode():
         for start in range(0, len(inputs), batch_size):
             outputs = model(inputs[start : start + batch_size].to(device))
             wanted = targets[start : start + batch_size].to(device)
             _check_outputs(outputs, len(wanted))
-            sums = measured(*_by_position(outputs, wanted))
+            found = measured(*_by_position(outputs, wanted))
             if loss is not None:
-                sums = sums._replace(loss=float(loss(outputs, wanted)) * _count(task, wanted))
-            parts.append(sums)
-    return _average(parts, _count(task, targets))
+                found["loss"] = float(loss(outputs, wanted)) * _count(task, wanted)
+            for name, each in found.items():
+                sums[name] += each
+    means = {name: total / count for name, total in sums.items()}
+    return Quality(count, means["loss"], means.get("accuracy"), means.get("top5"), means["mse"])
 
 
 def _count(task: Task, targets: Tensor) -> int:
@@ -102,16 +106,8 @@ def _by_position(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return outputs, targets
 
 
-class _BatchSums(NamedTuple):
+def _classification(outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """Sums over the examples of one batch."""
-
-    loss: float
-    mse: float
-    right: int | None = None
-    top5: int | None = None
-
-
-def _classification(outputs: Tensor, targets: Tensor) -> _BatchSums:
     if outputs.dim() != 2 or outputs.shape[1] < 2:
         raise ModelError(
             f"classification needs outputs of the shape (n, classes), 2 or more, got {tuple(outputs.shape)}"
@@ -130,12 +126,14 @@ def _classification(outputs: Tensor, targets: Tensor) -> _BatchSums:
     at_target = targets[:, None]
     one_hot_error = outputs.scatter_add(1, at_target, outputs.new_full(at_target.shape, -1.0))
     rank = _rank(outputs, at_target)
-    return _BatchSums(
-        loss=float(F.cross_entropy(outputs, targets, reduction="sum")),
-        mse=float(one_hot_error.square().sum()),
-        right=int((rank == 0).sum()),
-        top5=int((rank < 5).sum()) if classes > 5 else None,
-    )
+    sums = {
+        "loss": float(F.cross_entropy(outputs, targets, reduction="sum")),
+        "mse": float(one_hot_error.square().sum()),
+        "accuracy": int((rank == 0).sum()),
+    }
+    if classes > 5:
+        sums["top5"] = int((rank < 5).sum())
+    return sums
 
 
 def _rank(outputs: Tensor, at_target: Tensor) -> Tensor:
@@ -146,7 +144,8 @@ def _rank(outputs: Tensor, at_target: Tensor) -> Tensor:
     return before.sum(dim=1)
 
 
-def _regression(outputs: Tensor, targets: Tensor) -> _BatchSums:
+def _regression(outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """Sums over the examples of one batch."""
     if outputs.shape != targets.shape:
         raise InputError(
             f"the outputs have the shape {tuple(outputs.shape)} but the targets {tuple(targets.shape)}; "
@@ -154,21 +153,7 @@ def _regression(outputs: Tensor, targets: Tensor) -> _BatchSums:
         )
     error = outputs.double() - targets.double()
     squared = float(error.square().reshape(len(error), -1).mean(dim=1).sum())
-    return _BatchSums(loss=squared, mse=squared)
-
-
-def _average(parts: list[_BatchSums], examples: int) -> Quality:
-    def mean(sums: list[float | int | None]) -> float | None:
-        known = [value for value in sums if value is not None]
-        return sum(known) / examples if known else None
-
-    return Quality(
-        examples=examples,
-        loss=sum(part.loss for part in parts) / examples,
-        accuracy=mean([part.right for part in parts]),
-        top5=mean([part.top5 for part in parts]),
-        mse=sum(part.mse for part in parts) / examples,
-    )
+    return {"loss": squared, "mse": squared}
 
 
 def _check_sizes(inputs: Tensor, targets: Tensor, batch_size: int) -> None:

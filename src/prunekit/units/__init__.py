@@ -7,8 +7,6 @@ Nothing here changes a network: it is looked at in evaluation mode.
 from prunekit.units.filter_criteria import best_scales, contribution_products, distances, greedy_order
 from prunekit.units.gains import (
     GainDerivatives,
-    RecursionDeviation,
-    deviations,
     diagonal_recursion,
     gain_derivatives,
     gain_sweep,
@@ -21,11 +19,9 @@ __all__ = [
     "ERRORS",
     "Elimination",
     "GainDerivatives",
-    "RecursionDeviation",
     "absolute_error",
     "best_scales",
     "contribution_products",
-    "deviations",
     "diagonal_recursion",
     "distances",
     "eliminate",

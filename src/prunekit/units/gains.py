@@ -237,7 +237,7 @@ def diagonal_recursion(
     On the last hidden layer that is exact for errors that are a sum over the outputs (squared, linear), since
     their Hessian by x is diagonal. For cross-entropy the recursion starts from the softmax Hessian's diagonal
     p_k (1 - p_k); dropped are the products -p_k p_l, so that it is not exact on any layer. In earlier layers
-    it is off for every error; `deviations` says by how much.
+    it is off for every error; `benchmarks/recursion.py` shows by how much.
 
     It is for paths only: a layer's diagonal follows from that of the next layer's inputs, one by one. Where
     two branches of one unit meet again, the product of their slopes is a term of the unit's own second
@@ -287,50 +287,3 @@ def diagonal_recursion(
 
     sums = means(chain, inputs, targets, error, measure, kept=kept, budget_bytes=budget_bytes)
     return _of_units_on(sums, kept or {})
-
-
-@dataclass(frozen=True)
-class RecursionDeviation:
-    """How far the recursion's second derivatives of one group are from the exact ones.
-
-    Attributes:
-        overall: the sum of |recursion - exact| over the units, as a fraction of the sum of |exact|.
-        median: the median over the units of |recursion - exact| / |exact|.
-        worst: the greatest of these.
-    """
-
-    overall: float
-    median: float
-    worst: float
-
-
-def deviations(
-    chain: Structure,
-    inputs: Tensor,
-    targets: Tensor,
-    error: Loss | str,
-    *,
-    kept: Mapping[str, Tensor] | None = None,
-    budget_bytes: int = BUDGET_BYTES,
-) -> dict[str, RecursionDeviation]:
-    """By group, front to back: how far `diagonal_recursion` is from `gain_derivatives`.
-
-    The arguments and what is raised are those of `diagonal_recursion`.
-    """
-    published = diagonal_recursion(chain, inputs, targets, error, kept=kept, budget_bytes=budget_bytes)
-    exact = gain_derivatives(chain, inputs, targets, error, kept=kept, budget_bytes=budget_bytes)
-    found = {}
-    for name, each in published.items():
-        assert each.second is not None
-        true = exact[name].second
-        assert true is not None
-        on = ~true.isnan()
-        off_by, size = (each.second - true)[on].abs(), true[on].abs()
-        relative = off_by / size.clamp_min(torch.finfo(torch.float64).tiny)
-        relative[off_by == 0] = 0.0
-        if not len(relative):
-            found[name] = RecursionDeviation(0.0, 0.0, 0.0)
-            continue
-        overall = float(off_by.sum() / size.sum()) if float(size.sum()) else float(off_by.sum() > 0)
-        found[name] = RecursionDeviation(overall, float(relative.median()), float(relative.max()))
-    return found
