@@ -129,13 +129,13 @@ MUTANTS = (
         "damping is relative to the mean of the diagonal",
         "added = damp * diagonal[live].mean()",
         "added = damp * diagonal[live].sum()",
-        ("test_obs_inverse_hessian.py",),
+        ("test_obs_least_squares.py",),
     ),
     Mutant(
         "the published saliency has its half",
         "weights.double().square() / (2 * inverse.diagonal().double())",
         "weights.double().square() / inverse.diagonal().double()",
-        ("test_obs_refit.py",),
+        ("test_obs_least_squares.py",),
     ),
     # ---- units ----
     Mutant(

@@ -4,11 +4,18 @@ Everything here works on one matrix: the Hessian (1/2 of its quadratic form is t
 layer share, or that of a whole small network with its weights as the only row.
 """
 
-from prunekit.obs.admm import admm_support
-from prunekit.obs.inverse_hessian import damped, damped_groups, live_inputs, recursive_inverse
-from prunekit.obs.refit import inverse_of, refit, shared_saliency, shared_update
+from prunekit.obs.least_squares import (
+    damped,
+    damped_groups,
+    inverse_of,
+    live_inputs,
+    recursive_inverse,
+    refit,
+    shared_saliency,
+    shared_update,
+)
+from prunekit.obs.mask_search import admm_support, choose_count, choose_mask, choose_pattern, left_to_right
 from prunekit.obs.row_elimination import RowElimination, eliminate, output_variance, removal_scores
-from prunekit.obs.sparsegpt import choose_count, choose_mask, choose_pattern, left_to_right
 
 __all__ = [
     "RowElimination",

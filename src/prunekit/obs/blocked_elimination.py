@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prunekit.obs.inverse_hessian import factor
-from prunekit.obs.refit import padded_blocks, padded_supports
+from prunekit.obs.least_squares import factor, padded_blocks, padded_supports
 
 VECTORS = 128
 """Vectors of a row's length that are reckoned for each row beside its inverse."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunekit.errors import DataError, InputError
 from prunekit.obs.blocked_elimination import PANEL, BlockedElimination, row_batches
-from prunekit.obs.refit import check_rows
+from prunekit.obs.least_squares import check_rows
 
 BUDGET_BYTES = 256 * 2**20
 

@@ -16,8 +16,15 @@ from prunekit.graph.rows import from_rows, rows_of
 from prunekit.limits import LARGE, STEPS, WHOLE
 from prunekit.masks import lowest, lowest_per_row
 from prunekit.obs import damped_groups
-from prunekit.obs.admm import ITERATIONS, admm_support
-from prunekit.obs.sparsegpt import BLOCK, Choose, choose_count, choose_pattern, left_to_right
+from prunekit.obs.mask_search import (
+    BLOCK,
+    ITERATIONS,
+    Choose,
+    admm_support,
+    choose_count,
+    choose_pattern,
+    left_to_right,
+)
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
 from prunekit.statistics import ConnectionCorrelation, LayerHessian
