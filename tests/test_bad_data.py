@@ -15,8 +15,8 @@ from prunekit.errors import InputError, PrunekitError
 from prunekit.maxout import Maxout
 from prunekit.methods import METHODS
 from prunekit.pruning import Session, prune
+from prunekit.pruning.calibration import looking_only
 from prunekit.recipe import Recipe
-from prunekit.trial import looking_only
 from small_nets import blobs, convnet, copied, images, mlp, recipe, same
 
 SHORT = {"epochs": 2, "rounds": 2, "cycles": 2, "steps": 2, "every": 40}

@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prunekit.batches import LoaderBatches, TensorBatches
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.losses import LOSSES
 from prunekit.masks import Masks
 from prunekit.parts.regularize import Dropout
 from prunekit.training import Training, TrainingError, copy_state, make_optimizer, train
@@ -282,8 +281,8 @@ def test_a_loader_that_promises_too_much_ends_in_an_error():
 
 def test_regression_and_classification_losses():
     inputs, targets = blobs()
-    assert Training().loss_for(targets) is LOSSES["cross_entropy"]
-    assert Training(loss="squared_error").loss_for(targets) is LOSSES["squared_error"]
+    assert Training().loss_named(targets) == "cross_entropy"
+    assert Training(loss="squared_error").loss_named(targets) == "squared_error"
     model = mlp(10, 1)
     done = train(model, TensorBatches(inputs, inputs[:, :1]), Training(epochs=60, lr=0.05), seed=0)
     assert done.loss < 0.05

@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, ModelError, PrunekitError
 from prunekit.limits import EPOCHS, LARGE, WHOLE, checked_seed, whole
-from prunekit.losses import LOSSES, Loss, default_loss
+from prunekit.losses import LOSSES, default_loss
 from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.modes import keeping_modes
 from prunekit.parts.base import BatchLoss
@@ -67,17 +67,13 @@ class Training(Settings):
         epochs = 10.0 if self.epochs is None else self.epochs
         return round(epochs * data.length(self.batch_size))
 
-    def loss_for(self, targets: Tensor) -> Loss:
-        """The error that is minimised, for targets of this kind."""
-        return LOSSES[self.loss_named(targets)]
-
     def loss_named(self, targets: Tensor) -> str:
-        """Its key in `LOSSES`."""
+        """The key in `LOSSES` of the error that is minimised, for targets of this kind."""
         return default_loss(targets) if self.loss == "auto" else self.loss
 
     def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """What is minimised, of one batch."""
-        return self.loss_for(targets)(outputs, targets)
+        return LOSSES[self.loss_named(targets)](outputs, targets)
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def train(
     """
     seed, start = checked_seed(seed), whole("start", start, 0, WHOLE)
     data = as_batches(data)
-    total = training.length(data)
+    total, per_epoch = training.length(data), data.length(training.batch_size)
     optimizer = make_optimizer(model, training)
     wanted = set(checkpoints)
 
@@ -138,55 +134,42 @@ def train(
         if on_checkpoint is not None and step in wanted:
             on_checkpoint(step, copy_state(model))
 
-    with seeded(derive(seed, "noise")), _attached(model, optimizer, training, masks, before_step):
-        if start in wanted:
-            checkpoint(start)
-        return _run(model, data, training, optimizer, seed, start, total, checkpoint, report, loss)
-
-
-def _run(
-    model: nn.Module,
-    data: Batches,
-    training: Training,
-    optimizer: Optimizer,
-    seed: int,
-    start: int,
-    total: int,
-    checkpoint: Callable[[int], None],
-    report: Report | None,
-    batch_loss: BatchLoss | None,
-) -> Trained:
-    model.train()
-    per_epoch = data.length(training.batch_size)
-    device = next(model.parameters()).device
-    loss_of: Loss | None = None
     losses: list[Tensor] = []
     mean = math.nan
-    for step, (inputs, targets) in _stream(data, training.batch_size, seed, start, total):
-        inputs, targets = inputs.to(device), targets.to(device)
-        if loss_of is None:
-            loss_of = training.loss_for(targets)
-        if training.decay != "constant":
-            _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
-        outputs = model(inputs)
-        loss = loss_of(outputs, targets)
-        if batch_loss is not None:
-            loss = batch_loss(inputs, outputs, targets, loss)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(loss.detach())
-        checkpoint(step + 1)
-        if (step + 1) % per_epoch == 0 or step + 1 == total:
-            mean = float(torch.stack(losses).mean())
-            if not math.isfinite(mean):
-                raise TrainingError(f"the loss is {mean} at step {step + 1}: lower the learning rate")
-            losses = []
-            if report is not None:
-                report(step + 1, total)
-    if total > start and not _are_finite(model):  # the last step may be the one that was too long
-        raise TrainingError(f"weights are not finite after step {total}: lower the learning rate")
+    with seeded(derive(seed, "noise")), _attached(model, optimizer, training, masks, before_step):
+        checkpoint(start)
+        model.train()
+        for step, batch in _stream(data, training.batch_size, seed, start, total):
+            if training.decay != "constant":
+                _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
+            losses.append(_step(model, optimizer, training, batch, loss))
+            checkpoint(step + 1)
+            if (step + 1) % per_epoch == 0 or step + 1 == total:
+                mean = float(torch.stack(losses).mean())
+                if not math.isfinite(mean):
+                    raise TrainingError(f"the loss is {mean} at step {step + 1}: lower the learning rate")
+                losses = []
+                if report is not None:
+                    report(step + 1, total)
+        if total > start and not _are_finite(model):  # the last step may be the one that was too long
+            raise TrainingError(f"weights are not finite after step {total}: lower the learning rate")
     return Trained(max(total - start, 0), mean)
+
+
+def _step(
+    model: nn.Module, optimizer: Optimizer, training: Training, batch: Batch, batch_loss: BatchLoss | None
+) -> Tensor:
+    """One step of the optimizer; the loss before it."""
+    device = next(model.parameters()).device
+    inputs, targets = (part.to(device) for part in batch)
+    outputs = model(inputs)
+    loss = training.loss_of(outputs, targets)
+    if batch_loss is not None:
+        loss = batch_loss(inputs, outputs, targets, loss)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()
 
 
 def _are_finite(model: nn.Module) -> bool:
@@ -254,11 +237,6 @@ def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
 def copy_state(model: nn.Module) -> State:
     """A copy of the model's state dict that later training does not change."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def training_seed(seed: int, *purpose: str | int) -> int:
-    """The seed of the data order of one training run among the many of a pruning."""
-    return derive(seed, "training", *purpose)
 
 
 def _decay(kind: str, progress: float) -> float:

@@ -18,10 +18,10 @@ from prunekit.graph import GraphModel
 from prunekit.measure import evaluate
 from prunekit.models import ModelSettings, create, names
 from prunekit.models.create import data_arguments
+from prunekit.pruning.calibration import check_takes
 from prunekit.saving import Architecture, SavedNetwork
 from prunekit.saving.folder import DESCRIPTION, WEIGHTS
 from prunekit.strict_yaml import load_yaml
-from prunekit.trial import check_takes
 
 TRACED = 2
 """Examples that a network is traced with: of one, its axis could be taken for any other of one entry."""

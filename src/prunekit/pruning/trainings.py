@@ -14,8 +14,9 @@ from prunekit.parts.base import BatchLoss, Part
 from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import Checkpoints, Retrain
 from prunekit.recipe import Recipe
+from prunekit.seeds import derive
 from prunekit.targets import uncompiled
-from prunekit.training import Report, train, training_seed
+from prunekit.training import Report, Trained, Training, train
 
 
 class Trainings:
@@ -111,16 +112,7 @@ class Trainings:
     def warm_up(self, context: StepContext, report: Report | None) -> None:
         """The trainings before the first removal."""
         for key, training in self._recipe.warm_ups.items():
-            assert self._data is not None
-            train(
-                uncompiled(self._model),
-                self._data,
-                training,
-                seed=training_seed(self._seed, "warm_up", key),
-                masks=context.masks,
-                before_step=self._hook(context),
-                report=report,
-            )
+            self._train(training, context, derive(self._seed, "training", "warm_up", key), report=report)
 
     def retrain(self, context: StepContext, report: Report | None) -> float | None:
         """The training after a step, with what the parts make of its loss.
@@ -128,22 +120,21 @@ class Trainings:
         Returns:
             The mean loss of its last epoch; None without any step.
         """
-        training = self._recipe.retrain.plan
-        if training is None:
+        retrain = self._recipe.retrain
+        if retrain.plan is None:
             return None
-        assert self._data is not None
-        trained = train(
-            uncompiled(self._model),
-            self._data,
-            training,
-            seed=training_seed(self._seed, "retrain", context.step.number),
-            masks=context.masks,
-            loss=self._loss_of_batches(context),
-            before_step=self._hook(context),
-            start=self._recipe.retrain.start,
-            report=report,
+        seed, loss = (
+            derive(self._seed, "training", "retrain", context.step.number),
+            self._loss_of_batches(context),
         )
+        trained = self._train(retrain.plan, context, seed, loss=loss, start=retrain.start, report=report)
         return trained.loss if trained.iterations else None
+
+    def _train(self, training: Training, context: StepContext, seed: int, **more: Any) -> Trained:
+        assert self._data is not None
+        hook = (lambda: self.before_optimizer_step(context)) if self.acting else None
+        model = uncompiled(self._model)
+        return train(model, self._data, training, seed=seed, masks=context.masks, before_step=hook, **more)
 
     def batch_loss(
         self,
@@ -160,28 +151,24 @@ class Trainings:
         if self._batch_loss is None:
             for _, part in self._parts_with("check_batch"):
                 part.check_batch(outputs, targets)
-            self._batch_loss = self._loss_of_batches(context()) or _InTurn(())
+            self._batch_loss = self._loss_of_batches(context()) or _in_turn(())
         return self._batch_loss(inputs, outputs, targets, loss)
 
     def _loss_of_batches(self, context: StepContext) -> BatchLoss | None:
         found = [part.training_loss(context.told(key)) for key, part in self._parts_with("training_loss")]
         losses = [each for each in found if each is not None]
-        return _InTurn(losses) if losses else None
-
-    def _hook(self, context: StepContext) -> Callable[[], None] | None:
-        return (lambda: self.before_optimizer_step(context)) if self.acting else None
+        return _in_turn(losses) if losses else None
 
 
-class _InTurn:
+def _in_turn(losses: Sequence[BatchLoss]) -> BatchLoss:
     """Losses of a batch, each made of the one before it."""
 
-    def __init__(self, losses: Sequence[BatchLoss]) -> None:
-        self._losses = losses
-
-    def __call__(self, inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
-        for each in self._losses:
+    def loss_of(inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
+        for each in losses:
             loss = each(inputs, outputs, targets, loss)
         return loss
+
+    return loss_of
 
 
 def _check_fits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], retrain: Retrain) -> None:

@@ -19,6 +19,7 @@ from prunekit.digests import read_json_with_digest, write_json_unless_same, writ
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming
 from prunekit.graph import chain_of
 from prunekit.limits import check_out, whole
+from prunekit.pruning.calibration import check_takes
 from prunekit.recipe import Plan
 from prunekit.study.layout import Layout, Results, discard, is_finished, only_run, remove
 from prunekit.study.pool import run_tasks
@@ -35,7 +36,6 @@ from prunekit.study.suite import StudySuite
 from prunekit.study.tables import describe, describe_suite, write_tables
 from prunekit.study.tasks import Failure, Task
 from prunekit.study_files import RESULTS_CSV, STUDY_JSON, SUITE_JSON, UNITS_JSON, refuse_links
-from prunekit.trial import check_takes
 
 log = logging.getLogger(__name__)
 

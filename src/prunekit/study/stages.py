@@ -44,7 +44,7 @@ from prunekit.study.layout import (
 from prunekit.study.spec import Cell, Study
 from prunekit.study.tasks import Progress
 from prunekit.study_files import UNITS_JSON
-from prunekit.training import State, copy_state, train, training_seed
+from prunekit.training import State, copy_state, train
 from prunekit.units import eliminate, gain_sweep
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def train_network(study: Study, seed: int, layout: Layout, data_dir: Path | None
         model,
         as_batches(data),
         study.training,
-        seed=training_seed(seed, "dense"),
+        seed=derive(seed, "training", "dense"),
         checkpoints=study.checkpoints,
         on_checkpoint=keep,
         report=lambda done, total: progress(done / max(total, 1)),
