@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ModelError
 from prunekit.graph import example_inputs, record
-from prunekit.graph.example_inputs import captured_on_its_own
+from prunekit.graph.example_inputs import made_up_inputs
 from prunekit.models import LeNet5, LeNet300100, VGGSmall, resnet20
 
 
@@ -86,13 +86,9 @@ SHAPES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_the_shape_that_the_first_layer_reads(name: str) -> None:
     build, expected = SHAPES[name]
     model = build()
-    graph = captured_on_its_own(model)
-    given = next(
-        node.meta["val"] for node in graph.graph.nodes if node.name.startswith("input_") and node.users
-    )
+    (given,) = made_up_inputs(model)
     assert tuple(given.shape[1:]) == expected
     assert model(torch.randn(given.shape)).shape[0] == len(given) == 2
-    assert graph.mode == "eval"
     assert model.training
 
 
@@ -101,17 +97,13 @@ def test_sides_with_which_the_first_linear_layer_gets_as_many_numbers(
     build: Callable[[], nn.Module], inputs: tuple[int, ...]
 ) -> None:
     model = build()
-    given = next(
-        node.meta["val"]
-        for node in captured_on_its_own(model).graph.nodes
-        if node.name.startswith("input_") and node.users
-    )
+    (given,) = made_up_inputs(model)
     assert model(torch.randn(given.shape)).shape == model(torch.randn(2, *inputs)).shape == (2, 4)
 
 
 def test_the_type_is_that_of_the_weights() -> None:
-    graph = captured_on_its_own(nn.Sequential(nn.Linear(3, 2), nn.ReLU()).to(torch.bfloat16))
-    assert {node.meta["val"].dtype for node in graph.graph.nodes if "val" in node.meta} == {torch.bfloat16}
+    (given,) = made_up_inputs(nn.Sequential(nn.Linear(3, 2), nn.ReLU()).to(torch.bfloat16))
+    assert given.dtype == torch.bfloat16
 
 
 def test_what_nothing_fits_is_refused_with_what_was_tried_and_what_was_said() -> None:
@@ -126,7 +118,7 @@ def test_what_nothing_fits_is_refused_with_what_was_tried_and_what_was_said() ->
             return self.out(x[:, 1:])
 
     with pytest.raises(ModelError) as caught:
-        captured_on_its_own(Odd())
+        made_up_inputs(Odd())
     text = str(caught.value)
     assert text.startswith(
         "no inputs that the model takes could be made up, tried are (2, 4), (2, 1, 28, 28)"
@@ -143,5 +135,5 @@ def test_the_network_is_recorded_once_where_the_first_attempt_fits(monkeypatch: 
         return record.recorded(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(example_inputs, "recorded", counted)
-    captured_on_its_own(LeNet5((1, 28, 28), 10))
+    made_up_inputs(LeNet5((1, 28, 28), 10))
     assert len(calls) == 1

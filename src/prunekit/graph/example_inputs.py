@@ -1,7 +1,6 @@
 """Inputs made up for a network of which no example is given: two of the shape that its first layer reads.
 
-The network is recorded on tensors without data, so that an attempt takes milliseconds, and the one that
-succeeds gives the graph.
+The network is recorded on tensors without data, so that an attempt takes milliseconds.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError, brief
-from prunekit.graph.capture import canonical, exported, place_of
+from prunekit.graph.capture import canonical, place_of
 from prunekit.graph.captured import Captured
 from prunekit.graph.record import MisfitError, NotRecordedError, recorded
 from prunekit.modes import evaluating
@@ -31,35 +30,24 @@ _WIDE = 64
 
 
 def made_up_inputs(model: nn.Module) -> tuple[Tensor, ...]:
-    """Arguments that a network takes, all zeros, of shapes found as by `captured_on_its_own`.
-
-    Raises:
-        ModelError: as `captured_on_its_own`.
-    """
-    graph = captured_on_its_own(model)
-    given, like = [node.meta["val"] for node in graph.given], next(model.parameters())
-    return tuple(torch.zeros(each.shape, dtype=each.dtype, device=like.device) for each in given)
-
-
-def captured_on_its_own(model: nn.Module) -> Captured:
-    """The graph of a network in evaluation mode, on inputs made up for it.
+    """Arguments that a network takes in evaluation mode, all zeros, in the type of its first parameter.
 
     Tried are the shapes that its layers read, in the order in which it has them: (2, features) for linear
     layers, (2, channels, sides...) for others. The sides are common ones, and then those with which the first
     linear layer behind a flatten gets as many numbers as it reads.
 
     Raises:
-        ModelError: where it takes none of them, or what it does depends on its data.
+        ModelError: where it takes none of them.
     """
     attempts = _Attempts(model)
     with evaluating(model), torch.enable_grad():
         shapes = list(dict.fromkeys(_first_shapes(model)))
         for features, sides in shapes:
             if attempts.fits(features, sides):
-                return attempts.found
+                return attempts.inputs
         for features in attempts.misfits:
             if attempts.fits_oblong(features):
-                return attempts.found
+                return attempts.inputs
     tried = ", ".join(map(str, attempts.tried[:4])) + (", ..." if len(attempts.tried) > 4 else "")
     raise ModelError(
         f"no inputs that the model takes could be made up, tried are {tried}: give example_inputs "
@@ -94,21 +82,25 @@ class _Attempts:
         tried: the shapes of the inputs so far.
         why: what the first attempt failed with, with the line of the user's code.
         misfits: the channels with which a linear layer was given another number of features than it reads.
-        found: the graph, once an attempt succeeded.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.tried: list[tuple[int, ...]] = []
         self.why = ""
         self.misfits: list[tuple[int, ...]] = []
-        self.found: Captured
         self._model = model
         self._names = canonical(model)
         plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         taken = inspect.signature(model.forward).parameters.values()
-        self._inputs = max(1, sum(each.kind in plain and each.default is each.empty for each in taken))
-        self._like = next(iter(model.parameters()))
+        self._count = max(1, sum(each.kind in plain and each.default is each.empty for each in taken))
+        self._like = next(model.parameters())
         self._misfit = self._ran = False  # whether a linear layer, or any operator, was met
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Zeros of the shape that was tried last, one tensor for each input."""
+        shape, like = self.tried[-1], self._like
+        return tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(self._count))
 
     def fits(self, features: tuple[int, ...], sides: int) -> bool:
         """Whether the network takes so many features, or channels of images with equal sides."""
@@ -154,7 +146,7 @@ class _Attempts:
     def _attempt(self, shape: tuple[int, ...]) -> int | None:
         """0 if the network takes it, below if it is too small, above if it is too large; else None."""
         self.tried.append(shape)
-        args = (torch.empty(shape, dtype=self._like.dtype, device=self._like.device),) * self._inputs
+        args = (torch.empty(shape, dtype=self._like.dtype, device=self._like.device),) * self._count
         try:
             found = recorded(self._model, args, {}, self._names, "eval")
         except MisfitError as error:
@@ -163,16 +155,13 @@ class _Attempts:
             return error.given - error.read
         except NotRecordedError as error:
             if error.__cause__ is None or any(text in str(error) for text in _OF_VALUES):
-                # it came to what no recording can hold, so that the shape is all right
-                self.found = exported(self._model, args, {}, self._names, "eval")
-                return 0
+                return 0  # it came to what no recording can hold, so that the shape is all right
             self._ran |= error.operators > 0
             self._failed(error.__cause__)
             return None
         rows = _rows(found)
         if len(shape) > 2 and rows not in (0, BATCH):  # a view has all numbers but the first written into it
             return rows - BATCH
-        self.found = found
         return 0
 
     def _failed(self, error: BaseException) -> None:

@@ -100,16 +100,12 @@ class Plan:
         names = ", ".join(repr(group.name) for group in self.groups)
         raise InputError(f"no group is named {name!r}; there are {names or 'none'}")
 
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """Name, kind, units, members and a remark for each group, as text."""
-        return [
-            (group.name, group.kind, str(group.units), str(len(group.members)), _remark(group))
-            for group in self.groups
-        ]
-
     def table(self) -> str:
-        """The rows with a heading, in columns."""
-        lines = [("group", "kind", "units", "members", "remark"), *self.rows()]
+        """Name, kind, units, members and a remark for each group, in columns."""
+        lines = [("group", "kind", "units", "members", "remark")]
+        for group in self.groups:
+            counts = str(group.units), str(len(group.members))
+            lines.append((group.name, group.kind, *counts, _remark(group)))
         widths = [max(len(line[column]) for line in lines) for column in range(4)]
         return "\n".join(
             "  ".join(

@@ -39,7 +39,6 @@ def same_function(
     inputs: Inputs,
     *,
     tolerance: float | None = None,
-    candidate_inputs: Inputs | None = None,
     gradients: Mapping[str, Axes] | None = None,
 ) -> Deviation:
     """Compare two networks in evaluation mode, on copies: in float64 where that is affordable.
@@ -47,10 +46,9 @@ def same_function(
     Args:
         reference: the network to agree with.
         candidate: the other one.
-        inputs: of the reference: a tensor, a tuple of arguments, or a dict of named arguments.
+        inputs: a tensor, a tuple of arguments, or a dict of named arguments.
         tolerance: the relative difference that counts as rounding; by default 1000 units in the last place
             for each layer.
-        candidate_inputs: inputs of the candidate, if they are others.
         gradients: compare the gradients of all parameters of the candidate, too, for a random weighting of
             the outputs; here stands what the candidate kept of the reference's parameters, by full name.
 
@@ -64,8 +62,7 @@ def same_function(
     call = arguments(inputs)
     first = Reference(reference, call, affordable=AFFORDABLE)
     second = _prepared(candidate, first.dtype)
-    other = call if candidate_inputs is None else arguments(candidate_inputs)
-    return _deviation(first, second, (call, other), tolerance=tolerance, gradients=gradients)
+    return _deviation(first, second, (call, call), tolerance=tolerance, gradients=gradients)
 
 
 class Reference:
