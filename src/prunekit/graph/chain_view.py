@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,8 @@ def chain_view(model: nn.Module, found: CouplingGraph, *, inputs: bool = False) 
     """
     model = unwrap(model)
     graph = found.graphs[0]
-    return linked(_PathReader(model, graph, [_input(model, graph)]).stages(), found.plan, inputs=inputs)
+    stages = list(_PathReader(model, graph, [_input(model, graph)]).stages())
+    return linked(stages, found.plan, inputs=inputs)
 
 
 def activations(
@@ -120,7 +122,7 @@ class _PathReader:
 
     def __init__(self, model: nn.Module, graph: Captured, entries: Sequence[fx.Node]) -> None:
         self.layer = ""
-        self._graph = graph
+        self._model, self._graph = model, graph
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._shared = shared_parameters(model)
         self._visited: set[str] = set()
@@ -131,8 +133,8 @@ class _PathReader:
         self._steps = self._found()
         self._at = {node: place for place, step in enumerate(self._steps) for node in step.nodes}
 
-    def stages(self) -> tuple[Stage, ...]:
-        """The operations in order.
+    def stages(self) -> Iterator[Stage]:
+        """The operations in order, each as soon as it is read.
 
         Raises:
             ModelError: naming the first layer whose output goes elsewhere than to one operation, is used by
@@ -145,41 +147,30 @@ class _PathReader:
             users = (user for node in nodes for user in self._users(node))
             return max((self._at.get(user, len(steps)) for user in users), default=0)
 
-        found: list[Stage] = []
         start, reach = 0, reach_of([before])
         for place, step in enumerate(steps):
             if reach > place:  # something from before is used behind this step, too
                 reach = max(reach, reach_of(step.nodes))
                 continue
-            found.append(self._own(self._read(before, steps[start : place + 1])))
+            yield self._own(self._read(before, steps[start : place + 1]))
             before, start, reach = self._left(step, place), place + 1, reach_of(step.nodes)
         if start < len(steps):
             raise self._refused(self._branch(before))
         if not self._graph.gives.is_leaf():
             raise self._refused("the model returns something other than one tensor")
-        return tuple(found)
 
     def behind(self, layer: nn.Module) -> list[Stage]:
         """The batch norms and pointwise operations in a row directly behind the one call of a layer."""
         calls = [step for step in self._steps if step.layer and self._modules[step.layer] is layer]
         found: list[Stage] = []
-        while len(calls) == 1:
-            (step,) = calls
-            users = [user for node in step.nodes for user in self._users(node) if user not in step.nodes]
-            if not users or self._output in users:
-                break
-            calls = [self._steps[place] for place in {self._at[user] for user in users}]
-            taken = {
-                each for node in calls[0].nodes for each in node.all_input_nodes if each in self._flowing
-            }
-            if len(calls) > 1 or len(taken - set(calls[0].nodes)) > 1:
-                break
-            try:
-                found.append(self._read(self._left(step, self._at[step.nodes[0]]), calls))
-            except ModelError:
-                break
-            if found[-1].kind not in (Kind.NORM, Kind.POINTWISE):
-                return found[:-1]
+        if len(calls) != 1:
+            return found
+        left = self._left(calls[0], self._at[calls[0].nodes[0]])
+        with suppress(ModelError):
+            for stage in _PathReader(self._model, self._graph, [left]).stages():
+                if stage.kind not in (Kind.NORM, Kind.POINTWISE):
+                    break
+                found.append(stage)
         return found
 
     def _found(self) -> list[_Stretch]:
