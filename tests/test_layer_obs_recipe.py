@@ -256,7 +256,7 @@ def test_forward_each_layer_is_measured_behind_the_pruned_ones():
     model = mlp(8, 9, 3, dtype=torch.float64)
     before = copied(model)
     chosen = recipe(score=OBS, repair=LSQ, allocation="per_layer", order="forward")
-    assert chosen.layer_by_layer
+    assert chosen.plan(model).layer_by_layer
     masks = prune(model, chosen, data).masks
     hidden = torch.relu(data[0] @ model[0].weight.detach().T + model[0].bias.detach()).numpy()
     new, bias = refitted(

@@ -43,10 +43,13 @@ class Plan:
     Attributes:
         elements: what is removed from it.
         steps: in order.
+        layer_by_layer: whether only the layers of a step are measured and scored at it, not those that come
+            later.
     """
 
     elements: Elements
     steps: tuple[Step, ...]
+    layer_by_layer: bool
 
     @property
     def names(self) -> list[str]:
@@ -133,6 +136,11 @@ class Recipe(Settings):
         """The parts by their keys."""
         return {key: value for key, value in vars(self).items() if isinstance(value, Part)}
 
+    def parts_with(self, method: str) -> list[tuple[str, Part]]:
+        """The parts, with their keys, that have a method of their own of this name, where `Part` has one."""
+        default = getattr(Part, method)
+        return [(key, part) for key, part in self.parts.items() if getattr(type(part), method) is not default]
+
     @property
     def warm_ups(self) -> dict[str, Training]:
         """The trainings that parts ask for before the first removal, by the parts' keys."""
@@ -142,16 +150,6 @@ class Recipe(Settings):
     def trains(self) -> bool:
         """Whether the network is trained, after the steps or before the first."""
         return self.retrain.plan is not None or bool(self.warm_ups)
-
-    @property
-    def layer_by_layer(self) -> bool:
-        """Whether only the layers of a step are measured and scored at it, not those that come later."""
-        return (
-            self.order != "all"
-            and self.rank == "every_step"
-            and self.allocation.local
-            and self.granularity.counts == "weights"
-        )
 
     @property
     def by_example(self) -> bool:
@@ -182,8 +180,9 @@ class Recipe(Settings):
         """
         elements = self.granularity.elements(model, self.targets, self.ignore, example_inputs)
         targets = elements.targets
+        names = elements.names
         sparsities = self.schedule.levels(sum(target.shape.numel() for target in targets))
-        steps = self.schedule.plan_steps(sparsities, elements.names, self.order)
+        steps = self.schedule.plan_steps(sparsities, names, self.order)
         self.allocation.check(targets, sparsities[-1])
         for target in targets:
             self.granularity.check(target, sparsities)
@@ -212,7 +211,8 @@ class Recipe(Settings):
             self.allocation.check_network(
                 targets, sparsities[-1], CostModel(elements, choose, example_inputs)
             )
-        return Plan(elements, steps)
+        local = self.allocation.local and self.granularity.counts == "weights"
+        return Plan(elements, steps, self.order != "all" and self.rank == "every_step" and local)
 
     def attach(
         self,

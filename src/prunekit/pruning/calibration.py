@@ -30,38 +30,32 @@ FEW = 32
 """Examples that a network is tried on."""
 
 
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """The same sample of the training data in every step, on the network's device.
 
-    Args:
+    Attributes:
         model: the network, without wrappers.
         elements: what is removed from it.
         data: training examples, if any are given.
         validation: on which the error is measured that a `stop` looks at; the sample, by default.
         examples: how many of the training data.
         seed: of the sample.
-        loss: (outputs, targets) -> mean loss; by default cross-entropy or squared error, by the targets.
+        own_loss: (outputs, targets) -> mean loss; by default cross-entropy or squared error, by the targets.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        elements: Elements,
-        data: Batches | None,
-        validation: Batches | None,
-        *,
-        examples: int,
-        seed: int,
-        loss: Loss | None,
-    ) -> None:
-        self._model, self._elements = model, elements
-        self.data, self._validation = data, validation
-        self._examples, self._seed, self._loss = examples, seed, loss
+    model: nn.Module
+    elements: Elements
+    data: Batches | None
+    validation: Batches | None
+    examples: int
+    seed: int
+    own_loss: Loss | None
 
     @property
     def device(self) -> torch.device:
         """Where the network is now."""
-        return self._model.get_parameter(next(iter(self._elements.parameters))).device
+        return self.model.get_parameter(next(iter(self.elements.parameters))).device
 
     def check(self, recipe: Recipe, *, retraining: bool) -> None:
         """Refuse examples that the network or a loss cannot take; neither a weight nor a generator changes.
@@ -77,8 +71,6 @@ class Calibration:
             InputError: if a loss cannot be taken of its outputs and the targets.
             DataError: if values are NaN or infinite, or there are no examples.
         """
-        if not (recipe.needs_data or recipe.stop.needs_data or (retraining and recipe.trains)):
-            return
         wrong = None
         try:
             self._check(recipe, retraining)
@@ -92,7 +84,7 @@ class Calibration:
 
     def _check(self, recipe: Recipe, retraining: bool) -> None:
         data, training = self.data, recipe.retrain.plan if retraining else None
-        builtin = default_loss if self._loss is None else None
+        builtin = default_loss if self.own_loss is None else None
 
         def stopping(outputs: Tensor, targets: Tensor) -> Tensor:
             return recipe.stop.error(outputs, targets, self.loss)
@@ -114,17 +106,17 @@ class Calibration:
             if data is not None and each.length(data):
                 uses.append(Use(each.loss_of, each.loss_named, each.batch_size, train=True))
         if recipe.stop.needs_data:
-            (uses if self._validation is None else measured).append(Use(stopping, builtin, BATCH))
+            (uses if self.validation is None else measured).append(Use(stopping, builtin, BATCH))
         if data is not None:
-            check_examples(self._model, "the data", data, uses)
-        if self._validation is not None:
-            check_examples(self._model, "the validation data", self._validation, measured)
+            check_examples(self.model, "the data", data, uses)
+        if self.validation is not None:
+            check_examples(self.model, "the validation data", self.validation, measured)
 
     def batches(self) -> Iterator[Batch]:
         """The sample; nothing without data."""
         if self.data is None:
             return iter(())
-        return self._placed(self.data.sample(self._examples, BATCH, derive(self._seed, "calibration")))
+        return self._placed(self.data.sample(self.examples, BATCH, derive(self.seed, "calibration")))
 
     def watched(self, wrong: list[DataError]) -> Iterator[Batch]:
         """The same, for statistics without a loss in which NaN would be seen.
@@ -136,20 +128,20 @@ class Calibration:
         """
         for number, batch in enumerate(self.batches()):
             try:
-                check_finite(self._model, f"batch {number} of the calibration data", *batch)
+                check_finite(self.model, f"batch {number} of the calibration data", *batch)
             except DataError as error:
                 wrong.append(error)
             yield batch
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch."""
-        return (self._loss or LOSSES[default_loss(targets)])(outputs, targets)
+        return (self.own_loss or LOSSES[default_loss(targets)])(outputs, targets)
 
     def error(self, stop: Stop) -> float:
         """What a rule measures of the network as it is."""
         return average(
-            self._model,
-            self.batches() if self._validation is None else self._placed(self._validation.epoch(0, BATCH, 0)),
+            self.model,
+            self.batches() if self.validation is None else self._placed(self.validation.epoch(0, BATCH, 0)),
             lambda outputs, targets: stop.error(outputs, targets, self.loss),
             self.device,
         )
@@ -157,8 +149,8 @@ class Calibration:
     @torch.no_grad()
     def loss_with(self, kept: Masks) -> float:
         """The loss on the sample if only this were kept; the weights are put back afterwards."""
-        model = self._model
-        masks = self._elements.masks(kept)
+        model = self.model
+        masks = self.elements.masks(kept)
         saved = [(parameter, parameter.detach().clone()) for parameter, _ in masks.parameters(model)]
         try:
             masks.apply(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -18,10 +19,11 @@ from prunekit.seeds import generator
 from prunekit.statistics import Found, StatContext, collect
 
 
+@dataclass(frozen=True, eq=False)
 class Scorer:
     """Ranks what is left at every step, or once and for all if the recipe says so, and chooses what stays.
 
-    Args:
+    Attributes:
         recipe: whose score ranks.
         plan: its steps, and what is removed.
         calibration: the data that is looked at.
@@ -30,27 +32,22 @@ class Scorer:
         state: of the session; what is taken once stays there.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        plan: Plan,
-        calibration: Calibration,
-        seed: int,
-        example_inputs: Inputs | None,
-        state: State,
-    ) -> None:
-        self._recipe, self._plan, self._calibration = recipe, plan, calibration
-        self._seed, self._example_inputs, self._state = seed, example_inputs, state
+    recipe: Recipe
+    plan: Plan
+    calibration: Calibration
+    seed: int
+    example_inputs: Inputs | None
+    state: State
 
     def measure(self, context: StepContext) -> Found:
         """The statistics that score, selection and repair ask for at a step."""
-        state, recipe, sample = self._state, self._recipe, self._calibration
+        state, recipe, sample = self.state, self.recipe, self.calibration
         if state.measured is not None:
             return state.measured
-        names = context.step.layers if recipe.layer_by_layer else list(context.weights)
+        names = context.step.layers if self.plan.layer_by_layer else list(context.weights)
         subject = StatContext(context.model, names, context.chain, context.kept, coupled=context.coupled)
-        again = asked_again(recipe)
-        needs = recipe.needs if state.ranking is None else again  # what is ranked needs no second look
+        # what is ranked needs no second look
+        needs = recipe.needs if state.ranking is None else asked_again(recipe)
         wrong: list[DataError] = []
         found: Found = {}
         if needs:
@@ -59,7 +56,7 @@ class Scorer:
         if wrong:
             raise wrong[0]
         if recipe.statistics == "once":
-            state.measured = {statistic: found[statistic] for statistic in again}
+            state.measured = {statistic: found[statistic] for statistic in asked_again(recipe)}
         return found
 
     def scores(self, context: StepContext) -> Scores:
@@ -70,17 +67,17 @@ class Scorer:
             ModelError: where one is NaN.
         """
         weights, kept = context.weights, context.kept
-        if self._recipe.layer_by_layer and self._recipe.score.needs:
+        if self.plan.layer_by_layer and self.recipe.score.needs:
             weights = {name: weights[name] for name in context.step.layers}
-        scores = self._state.ranking
+        scores = self.state.ranking
         if scores is None:
-            random = generator(self._seed, "score", context.step.number)
+            random = generator(self.seed, "score", context.step.number)
             scores = self._ranked(context.told("score", weights=weights, generator=random))
-        if self._recipe.rank == "once":
-            self._state.ranking = scores
-        if not self._recipe.regrow:
+        if self.recipe.rank == "once":
+            self.state.ranking = scores
+        if not self.recipe.regrow:
             # what is zero goes first: what was removed stays removed, and pruning twice removes no more
-            gone = {name: self._plan.elements.gone(name, weights.get(name), kept) for name in scores}
+            gone = {name: self.plan.elements.gone(name, weights.get(name), kept) for name in scores}
             scores = {name: score.masked_fill(gone[name], float("-inf")) for name, score in scores.items()}
         # layers whose turn is another time only count by their size, which takes no memory
         return {
@@ -90,16 +87,16 @@ class Scorer:
 
     def _ranked(self, context: StepContext) -> Scores:
         with torch.no_grad():
-            scores = self._recipe.granularity.gather(self._recipe.score(context), self._plan.elements)
+            scores = self.recipe.granularity.gather(self.recipe.score(context), self.plan.elements)
         # with an order, some scores see a part of the layers only
-        wanted = context.weights if self._recipe.layer_by_layer else context.kept
+        wanted = context.weights if self.plan.layer_by_layer else context.kept
         for name in wanted:
             if name not in scores or scores[name].shape != context.kept[name].shape:
                 raise InputError(
-                    f"the score {self._recipe.score.name!r} gave no scores of the shape of {name}"
+                    f"the score {self.recipe.score.name!r} gave no scores of the shape of {name}"
                 )
             if bool(torch.isnan(scores[name]).any()):
-                raise ModelError(f"the score {self._recipe.score.name!r} of {name} is NaN")
+                raise ModelError(f"the score {self.recipe.score.name!r} of {name} is NaN")
         return {name: scores[name] for name in wanted}
 
     def select(self, context: StepContext) -> Masks:
@@ -108,7 +105,7 @@ class Scorer:
         Args:
             context: of the step, with the scores of all elements.
         """
-        recipe, plan, elements = self._recipe, self._plan, self._plan.elements
+        recipe, plan, elements = self.recipe, self.plan, self.plan.elements
         step, kept, scores = context.step, context.kept, context.scores
         frozen = frozenset(
             name
@@ -126,7 +123,7 @@ class Scorer:
         def keeping(amounts: Mapping[str, int]) -> Masks:
             masks = {}
             for name in step.layers:
-                random = generator(self._seed, "selection", step.number, name)
+                random = generator(self.seed, "selection", step.number, name)
                 told = context.told("selection", scores=shielded, generator=random)
                 count = max(recipe.granularity.rounded(scores[name].numel(), amounts[name]), pruned[name])
                 masks[name] = recipe.selection(told, name, count)
@@ -134,11 +131,11 @@ class Scorer:
 
         told = context.told(
             "allocation",
-            loss_with=None if self._calibration.data is None else self._calibration.loss_with,
+            loss_with=None if self.calibration.data is None else self.calibration.loss_with,
             pruned=pruned,
             frozen=frozen,
             min_kept={target.name: target.least for target in elements.targets},
-            cost_model=CostModel(elements, keeping, self._example_inputs)
+            cost_model=CostModel(elements, keeping, self.example_inputs)
             if recipe.allocation.of_figure
             else None,
         )

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -117,6 +117,13 @@ class Session:
         self._data: Batches | None = None if data is None else as_batches(data)
         self._undo_held = False
         self._tried: set[bool] = set()
+        if recipe.stop.needs_data and self._data is None and validation is None:
+            raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
+        if recipe.needs_data and self._data is None:
+            raise InputError(f"the recipe's {self._who_needs_data()} needs data, but no data is given")
+        # what can fail after the first weight has changed
+        self._may_fail = recipe.trains or recipe.stop.needs_data or recipe.repair.changes
+        stateful = recipe.parts_with("initial_state")
         if recipe.by_example and example_inputs is None and self._data is not None:
             example_inputs = two_examples(model, self._data)
         self.plan: Plan = recipe.plan(model, example_inputs)
@@ -124,9 +131,7 @@ class Session:
         self._inner = elements.model
         self._seed = checked_seed(seed)
         kept = elements.all_kept()
-        found = {
-            key: part.initial_state(self._inner, elements.parameters) for key, part in recipe.parts.items()
-        }
+        found = {key: part.initial_state(self._inner, elements.parameters) for key, part in stateful}
         self._state = State(
             kept,
             elements.masks(kept),
@@ -140,16 +145,12 @@ class Session:
             elements,
             self._data,
             None if validation is None else as_batches(validation),
-            examples=recipe.calibration,
-            seed=self._seed,
-            loss=loss,
+            recipe.calibration,
+            self._seed,
+            loss,
         )
-        self._trainings = Trainings(model, recipe, self._data, self._seed, self._inner)
+        self._trainings = Trainings(model, self._inner, recipe, self._data, self._seed)
         self._scorer = Scorer(recipe, self.plan, self._calibration, self._seed, example_inputs, self._state)
-        if recipe.stop.needs_data and self._data is None and validation is None:
-            raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
-        if recipe.needs_data and self._data is None:
-            raise InputError(f"the recipe's {self._who_needs_data()} needs data, but no data is given")
 
     # ---- where it is -------------------------------------------------------------------------------------
 
@@ -198,7 +199,8 @@ class Session:
         A step that the recipe's `stop` rolls back is neither yielded nor in the history. Where a step fails,
         network and session are what they were before it.
         """
-        self._trainings.check(self._state.checkpoints, warm_up=not self._warmed_up)
+        if self.recipe.trains or self.recipe.retrain.changes:
+            self._trainings.check(self._state.checkpoints, warm_up=not self._warmed_up)
         if not self.done:
             self._try_data(retraining=True)
         while not self.done:
@@ -212,12 +214,14 @@ class Session:
         """The next step with its retraining; None where it was rolled back."""
         started = time.perf_counter()
         step = self.plan.steps[len(self.history)]
-        if not self._warmed_up:
+        if self.recipe.warm_ups and not self._warmed_up:
             self._trainings.warm_up(self._context(step), report)
         self._hold()
         self._prune_step(step)
         retrains = self._retrains(step)
-        train_loss = self._trainings.retrain(self._context(step), report) if retrains else None
+        train_loss = None
+        if retrains and self.recipe.retrain.plan is not None:
+            train_loss = self._trainings.retrain(self._context(step), report)
         if retrains and self._check(step.number) and self.recipe.stop.rolls_back:
             return None
         measured = evaluate(self.model) if evaluate is not None else {}
@@ -236,9 +240,7 @@ class Session:
         if self._undo_held:
             yield
             return
-        recipe = self.recipe
-        may_fail = steps > 1 or evaluated or recipe.trains or recipe.stop.needs_data or recipe.repair.changes
-        values = Snapshot(self._inner) if may_fail else None
+        values = Snapshot(self._inner) if steps > 1 or evaluated or self._may_fail else None
         before = self._state.copy()
         self._undo_held = True
         try:
@@ -253,9 +255,12 @@ class Session:
 
     def _try_data(self, *, retraining: bool) -> None:
         """Refuse data that network or loss cannot take, once, before a weight changes."""
-        if retraining not in self._tried:
-            self._calibration.check(self.recipe, retraining=retraining)
-            self._tried |= {retraining, False}
+        recipe = self.recipe
+        if retraining in self._tried:
+            return
+        if recipe.needs_data or recipe.stop.needs_data or (retraining and recipe.trains):
+            self._calibration.check(recipe, retraining=retraining)
+        self._tried |= {retraining, False}
 
     def advance(self) -> Record | None:
         """Take the next step of the schedule, for a training loop of one's own; no retraining is done here.
@@ -362,7 +367,9 @@ class Session:
 
     def _prune_step(self, step: Step) -> bool:
         context = self._context(step)
-        self._trainings.before_step(context)
+        with torch.no_grad():
+            for key, part in self.recipe.parts_with("before_step"):
+                part.before_step(context.told(key))
         context = replace(context, statistics=self._scorer.measure(context))
         context = replace(context, scores=self._scorer.scores(context))
         self._keep(self._scorer.select(context))
@@ -466,8 +473,7 @@ class Session:
         loss = self._calibration.loss(outputs, targets)
         if not self.history:
             return loss
-        context = partial(self._context, self._last_step)
-        return self._trainings.batch_loss(context, inputs, outputs, targets, loss)
+        return self._trainings.batch_loss(self._last_step, self._context, inputs, outputs, targets, loss)
 
     @property
     def _last_step(self) -> Step:

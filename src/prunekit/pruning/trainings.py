@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,45 +11,34 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batches
 from prunekit.errors import InputError, ModelError
-from prunekit.parts.base import BatchLoss, Part
+from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import Checkpoints, Retrain
+from prunekit.parts.schedule import Step
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.targets import uncompiled
 from prunekit.training import Report, Trained, Training, train
 
 
+@dataclass(eq=False)
 class Trainings:
     """Trains the network before the first removal and after steps, as the parts of a recipe ask.
 
-    Args:
+    Attributes:
         model: the network, also one that is compiled.
+        inner: the network without wrappers.
         recipe: with the parts.
         data: training examples.
         seed: of the order of the data.
-        inner: the network without wrappers.
-
-    Attributes:
-        acting: whether a part does anything at the steps of an optimizer.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        recipe: Recipe,
-        data: Batches | None,
-        seed: int,
-        inner: nn.Module,
-    ) -> None:
-        self._model, self._inner, self._recipe, self._data, self._seed = model, inner, recipe, data, seed
-        self.acting = bool(self._parts_with("before_optimizer_step"))
-        self._batch_loss: BatchLoss | None = None
-
-    def _parts_with(self, method: str) -> list[tuple[str, Part]]:
-        """The parts, with their keys, that have a method of their own of this name."""
-        parts, default = self._recipe.parts.items(), getattr(Part, method)
-        return [(key, part) for key, part in parts if getattr(type(part), method) is not default]
+    model: nn.Module
+    inner: nn.Module
+    recipe: Recipe
+    data: Batches | None
+    seed: int
+    _batch_loss: tuple[Step, BatchLoss] | None = field(default=None, init=False)
 
     def check(self, checkpoints: Checkpoints, *, warm_up: bool) -> None:
         """Refuse a retraining, or a warm-up that is still to come, that could not start.
@@ -58,22 +48,22 @@ class Trainings:
             ModelError: if all parameters are frozen, or cannot be drawn again.
             DataError: if the data is empty.
         """
-        retrain = self._recipe.retrain
+        retrain = self.recipe.retrain
         self.check_restart(checkpoints)
-        trainings = {**(self._recipe.warm_ups if warm_up else {}), "retrain": retrain.plan}
+        trainings = {**(self.recipe.warm_ups if warm_up else {}), "retrain": retrain.plan}
         for key, training in trainings.items():
             if training is None:
                 continue
-            part = f"the recipe's {key} {self._recipe.parts[key].name!r}"
-            if self._data is None:
+            part = f"the recipe's {key} {self.recipe.parts[key].name!r}"
+            if self.data is None:
                 raise InputError(f"{part} needs data, but none is given")
-            if not any(parameter.requires_grad for parameter in self._inner.parameters()):
+            if not any(parameter.requires_grad for parameter in self.inner.parameters()):
                 raise ModelError(f"{part} cannot train the model: all its parameters are frozen")
             for regularizer in training.regularize:
-                regularizer.check(self._inner)
-        if retrain.plan is None or self._data is None:
+                regularizer.check(self.inner)
+        if retrain.plan is None or self.data is None:
             return
-        steps = retrain.plan.length(self._data)
+        steps = retrain.plan.length(self.data)
         if retrain.start > steps:
             raise InputError(
                 f"retrain {retrain.name}: goes on from step {retrain.start}, "
@@ -82,11 +72,11 @@ class Trainings:
 
     def check_restart(self, checkpoints: Checkpoints) -> None:
         """Refuse values to go back to that are missing or another model's."""
-        retrain = self._recipe.retrain
+        retrain = self.recipe.retrain
         if retrain.changes:
-            retrain.check(self._inner, checkpoints)
+            retrain.check(self.inner, checkpoints)
         if retrain.checkpoint is not None:
-            _check_fits(self._inner.state_dict(), checkpoints[retrain.checkpoint], retrain)
+            _check_fits(self.inner.state_dict(), checkpoints[retrain.checkpoint], retrain)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes the loss of batches anew, from the states that it has for itself."""
@@ -96,23 +86,21 @@ class Trainings:
         """Let the parts make the loss of batches anew: what it was made from has changed."""
         self._batch_loss = None
 
-    @torch.no_grad()
-    def before_step(self, context: StepContext) -> None:
-        """Let each part do what it does at the beginning of a step of the pruning."""
-        self.forget_batch_loss()
-        for key, part in self._parts_with("before_step"):
-            part.before_step(context.told(key))
+    @property
+    def acting(self) -> bool:
+        """Whether a part does anything at the steps of an optimizer."""
+        return bool(self.recipe.parts_with("before_optimizer_step"))
 
     @torch.no_grad()
     def before_optimizer_step(self, context: StepContext) -> None:
         """Let each part do what it does before a step of an optimizer."""
-        for key, part in self._parts_with("before_optimizer_step"):
+        for key, part in self.recipe.parts_with("before_optimizer_step"):
             part.before_optimizer_step(context.told(key))
 
     def warm_up(self, context: StepContext, report: Report | None) -> None:
         """The trainings before the first removal."""
-        for key, training in self._recipe.warm_ups.items():
-            self._train(training, context, derive(self._seed, "training", "warm_up", key), report=report)
+        for key, training in self.recipe.warm_ups.items():
+            self._train(training, context, derive(self.seed, "training", "warm_up", key), report=report)
 
     def retrain(self, context: StepContext, report: Report | None) -> float | None:
         """The training after a step, with what the parts make of its loss.
@@ -120,25 +108,23 @@ class Trainings:
         Returns:
             The mean loss of its last epoch; None without any step.
         """
-        retrain = self._recipe.retrain
-        if retrain.plan is None:
-            return None
-        seed, loss = (
-            derive(self._seed, "training", "retrain", context.step.number),
-            self._loss_of_batches(context),
-        )
+        retrain = self.recipe.retrain
+        assert retrain.plan is not None
+        seed = derive(self.seed, "training", "retrain", context.step.number)
+        loss = self._loss_of_batches(context)
         trained = self._train(retrain.plan, context, seed, loss=loss, start=retrain.start, report=report)
         return trained.loss if trained.iterations else None
 
     def _train(self, training: Training, context: StepContext, seed: int, **more: Any) -> Trained:
-        assert self._data is not None
+        assert self.data is not None
         hook = (lambda: self.before_optimizer_step(context)) if self.acting else None
-        model = uncompiled(self._model)
-        return train(model, self._data, training, seed=seed, masks=context.masks, before_step=hook, **more)
+        model = uncompiled(self.model)
+        return train(model, self.data, training, seed=seed, masks=context.masks, before_step=hook, **more)
 
     def batch_loss(
         self,
-        context: Callable[[], StepContext],
+        step: Step,
+        context: Callable[[Step], StepContext],
         inputs: Tensor,
         outputs: Tensor,
         targets: Tensor,
@@ -148,14 +134,15 @@ class Trainings:
 
         The context is asked for at the first batch after a step only.
         """
-        if self._batch_loss is None:
-            for _, part in self._parts_with("check_batch"):
+        if self._batch_loss is None or self._batch_loss[0] != step:
+            for _, part in self.recipe.parts_with("check_batch"):
                 part.check_batch(outputs, targets)
-            self._batch_loss = self._loss_of_batches(context()) or _in_turn(())
-        return self._batch_loss(inputs, outputs, targets, loss)
+            self._batch_loss = step, self._loss_of_batches(context(step)) or _in_turn(())
+        return self._batch_loss[1](inputs, outputs, targets, loss)
 
     def _loss_of_batches(self, context: StepContext) -> BatchLoss | None:
-        found = [part.training_loss(context.told(key)) for key, part in self._parts_with("training_loss")]
+        parts = self.recipe.parts_with("training_loss")
+        found = [part.training_loss(context.told(key)) for key, part in parts]
         losses = [each for each in found if each is not None]
         return _in_turn(losses) if losses else None
 
