@@ -49,6 +49,11 @@ _DRAWN: dict[Any, Any] = {
 }
 _SAME = {"alias", "contiguous", "to", "_to_copy", "lift_fresh", "dropout", "feature_dropout", "alpha_dropout"}
 _SHAPED = {"reshape", "reshape_as", "flatten", "unflatten", "unsqueeze", "squeeze"}
+_SCATTERED: dict[str, Any] = {
+    "slice": aten.slice_scatter.default,
+    "select": aten.select_scatter.default,
+    "diagonal": aten.diagonal_scatter.default,
+}
 _SPLIT = {"split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"}
 
 
@@ -99,6 +104,7 @@ def functional(graph: Graph, tensors: Mapping[str, Tensor], trained: Iterable[st
 class _Builder:
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], trained: frozenset[str]) -> None:
         self._old = graph
+        self._tensors = tensors
         self._trained = trained
         self._graph = fx.Graph()
         self._inputs: list[tuple[str, str]] = []
@@ -107,28 +113,32 @@ class _Builder:
         self._buffers: list[_Base] = []
         self._plain: set[fx.Node] = set()  # what has no gradient in any case
         self._at: fx.Node | None = None
-        self._given = inputs_without_data(graph, tensors)
 
     def built(self) -> Graph:
-        env: dict[fx.Node, Any] = {}
-        nodes = list(self._old.module.graph.nodes)
-        holders = [node for node in nodes if node.op == "placeholder"]
-        for node, entry, value in zip(holders, self._old.signature.inputs, self._given, strict=True):
-            env[node] = self._placeholder(*entry, value)
-        for node in nodes:  # placeholders come first in a graph
-            if node.op == "get_attr" and node not in env:
-                env[node] = self._attribute(node)
-        returned: Any = ()
-        for node in nodes:
-            if node.op == "call_function":
-                env[node] = self._call(node, env, no_grad=False)
-            elif node.op == "output":
-                returned = tuple(self._now(_mapped(each, env)) for each in node.args[0])
+        given = inputs_without_data(self._old, self._tensors)
+        arguments = [
+            self._placeholder(kind, name, value, self._old.constants[name] if kind == "constant" else None)
+            for (kind, name), value in zip(self._old.signature.inputs, given, strict=True)
+        ]
+        returned = self._now(self._run(self._old.module, arguments, no_grad=False))
         written = [base for base in self._buffers if base.version]
         self._graph.output((*returned, *(base.node for base in written)))
         outputs = (*self._old.signature.outputs, *(("buffer", base.name) for base in written))
         signature = replace(self._old.signature, inputs=tuple(self._inputs), outputs=outputs)
         return Graph(signature, fx.GraphModule(nn.Module(), self._graph), self._constants)
+
+    def _run(self, module: fx.GraphModule, arguments: Sequence[Any], no_grad: bool) -> Any:
+        """What a graph returns for these arguments, in aliases."""
+        env: dict[fx.Node, Any] = {}
+        given = iter(arguments)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(given)
+            elif node.op == "get_attr":
+                env[node] = self._attribute(attrgetter(str(node.target))(module))
+            elif node.op == "call_function":
+                env[node] = self._call(node, env, no_grad)
+        return fx.node.map_arg(module.graph.output_node().args[0], env.__getitem__)
 
     # ---- nodes -------------------------------------------------------------------------------------------
 
@@ -138,20 +148,22 @@ class _Builder:
         self._meta[node] = value
         if kind in ("tensor", "constant") and name not in self._trained:
             self._plain.add(node)
-        if kind == "constant":
-            self._constants[name] = self._old.constants[name] if constant is None else constant
+        if constant is not None:
+            self._constants[name] = constant
         base = _Base(node, "parameter" if name in self._trained else kind, name)
         if base.kind == "tensor":
             self._buffers.append(base)
         return _Alias(base, (), node, 0)
 
-    def _attribute(self, node: fx.Node) -> Any:
+    def _attribute(self, value: Any) -> Any:
         """A tensor that the graph's module holds becomes a constant; a graph stays what it is."""
-        value = attrgetter(str(node.target))(self._old.module)
         if not isinstance(value, Tensor):
             return value
-        name = f"attribute_{len(self._constants)}"
-        return self._placeholder("constant", name, value.detach().to("meta"), value)
+        last = self._graph.find_nodes(op="placeholder")[-1:]
+        with self._graph.inserting_after(last[0]) if last else self._graph.inserting_before():
+            return self._placeholder(
+                "constant", f"attribute_{len(self._constants)}", value.detach().to("meta"), value
+            )
 
     def _emit(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> fx.Node:
         node = self._graph.call_function(target, tuple(args), dict(kwargs))
@@ -173,7 +185,8 @@ class _Builder:
         name = _name(target)
         if name.startswith("_assert"):
             return None
-        args, kwargs = _mapped(node.args, env), _mapped(node.kwargs, env)
+        mapped: Any = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+        args, kwargs = mapped
         if target is operator.getitem and isinstance(args[0], list | tuple):
             return args[0][args[1]]
         if name == "lift_fresh":
@@ -281,18 +294,14 @@ class _Builder:
             return self._emit(
                 aten.permute.default, (value, [axes.index(axis) for axis in range(len(axes))]), {}
             )
-        if name == "slice":
-            return self._emit(aten.slice_scatter.default, (parent, value, *args), kwargs)
+        if name in _SCATTERED:
+            return self._emit(_SCATTERED[name], (parent, value, *args), kwargs)
         if step.target is aten.narrow.default:
             piece = dict(zip(("dim", "start", "length"), args, strict=False)) | kwargs
             size = shape[piece["dim"]]
             start = piece["start"] + (size if piece["start"] < 0 else 0)
             place = (piece["dim"], start, start + piece["length"])
             return self._emit(aten.slice_scatter.default, (parent, value, *place), {})
-        if name == "select":
-            return self._emit(aten.select_scatter.default, (parent, value, *args), kwargs)
-        if name == "diagonal":
-            return self._emit(aten.diagonal_scatter.default, (parent, value, *args), kwargs)
         if name == "unbind" and step.place is not None:
             dim = args[0] if args else kwargs.get("dim", 0)
             return self._emit(aten.select_scatter.default, (parent, value, dim, step.place), {})
@@ -313,16 +322,15 @@ class _Builder:
 
     def _now(self, value: Any) -> Any:
         """Nested arguments with the nodes of their values as they are now."""
-        if isinstance(value, _Alias):
-            if value.version != value.base.version:
-                value.node = self._looked_at(value.base.node, value.steps)
-                value.version = value.base.version
-            return value.node
-        if isinstance(value, dict):
-            return {key: self._now(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._now(each) for each in value)
-        return value
+        return fx.node.map_aggregate(value, self._node_of)
+
+    def _node_of(self, value: Any) -> Any:
+        if not isinstance(value, _Alias):
+            return value
+        if value.version != value.base.version:
+            value.node = self._looked_at(value.base.node, value.steps)
+            value.version = value.base.version
+        return value.node
 
     def _looked_at(self, node: fx.Node, steps: Sequence[_Step]) -> fx.Node:
         for step in steps:
@@ -349,7 +357,7 @@ class _Builder:
         else:
             raise ModelError(_refusal(node, f"calls {name}"))
         module: Any = env[inner] if isinstance(inner, fx.Node) else inner
-        arguments = [_mapped(each, env) for each in given]
+        arguments = fx.node.map_arg(given, env.__getitem__)
         if without and not no_grad:
             arguments = [self._detached(each) for each in arguments]
         return self._run(module, arguments, without)
@@ -359,30 +367,6 @@ class _Builder:
         if not isinstance(value, _Alias) or value.base.kind in ("tensor", "constant"):
             return value
         return self._made(self._emit(aten.detach.default, (self._now(value),), {}))
-
-    def _run(self, module: fx.GraphModule, arguments: Sequence[Any], no_grad: bool) -> Any:
-        env: dict[fx.Node, Any] = {}
-        given = iter(arguments)
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                env[node] = next(given)
-            elif node.op == "get_attr":
-                env[node] = attrgetter(str(node.target))(module)
-            elif node.op == "call_function":
-                env[node] = self._call(node, env, no_grad)
-            else:
-                return _mapped(node.args[0], env)
-        raise AssertionError("a graph ends with its outputs")
-
-
-def _mapped(value: Any, env: Mapping[fx.Node, Any]) -> Any:
-    if isinstance(value, fx.Node):
-        return env[value]
-    if isinstance(value, dict):
-        return {key: _mapped(each, env) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(each, env) for each in value)
-    return value
 
 
 def _out_of_place(target: Any) -> Any:
