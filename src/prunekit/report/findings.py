@@ -19,6 +19,7 @@ from prunekit.report.points import (
     Primary,
     Spread,
     dense_of,
+    grouped,
     methods_of,
     names,
     points_of,
@@ -355,9 +356,7 @@ def _against_random(
         "every method" if len(alike) == len(compared(study, points)) else "every method retrained as it is"
     )
     parts = [f"beaten beyond the spread by {every} at {names(everywhere)}"] if everywhere else []
-    together: dict[tuple[str, ...], list[str]] = {}
-    for method, ratios in lost.items():
-        together.setdefault(tuple(ratios), []).append(method)
+    together = grouped(lost, lambda method: tuple(lost[method]))
     parts += [f"not beaten by {_list(those)} at {names(list(ratios))}" for ratios, those in together.items()]
     return [f"Removal at random is {'; '.join(parts)}."]
 

@@ -12,6 +12,7 @@ from prunekit.report.read_tables import MEASURES, LayerRow, Row
 from prunekit.study_files import DENSE
 
 Item = TypeVar("Item")
+Key = TypeVar("Key")
 
 #: A curve of more points shows the markers and the numbers of an even choice of them; its line has them all.
 MOST_POINTS = 32
@@ -98,16 +99,21 @@ def _point(rows: Sequence[Row]) -> Point:
     )
 
 
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items by their keys, both in order of first appearance."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
 def points_of(rows: Iterable[Row]) -> list[Point]:
     """Join the rows of all seeds by (method, cell, step); in order of first appearance, steps ascending."""
-    groups: dict[tuple[str, str, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.method, row.cell, row.step), []).append(row)
-    first: dict[tuple[str, str], int] = {}
-    for method, cell, _ in groups:
-        first.setdefault((method, cell), len(first))
-    order = sorted(groups, key=lambda key: (first[key[:2]], key[2]))
-    return [_point(sorted(groups[key], key=lambda row: row.seed)) for key in order]
+    return [
+        _point(sorted(found, key=lambda row: row.seed))
+        for course in grouped(rows, lambda row: (row.method, row.cell)).values()
+        for _, found in sorted(grouped(course, lambda row: row.step).items())
+    ]
 
 
 def methods_of(points: Iterable[Point]) -> list[str]:
@@ -131,10 +137,7 @@ def curve_of(points: Sequence[Point], method: str) -> list[Point]:
     A single cell is a line through its steps. Several cells are a sweep: a line by sparsity through the
     steps at which they end, since what lies between is on the way to another end each.
     """
-    cells: dict[str, list[Point]] = {}
-    for point in points:
-        if point.method == method:
-            cells.setdefault(point.cell, []).append(point)
+    cells = grouped((point for point in points if point.method == method), lambda point: point.cell)
     courses = [sorted(found, key=lambda p: p.step) for found in cells.values()]
     if len(courses) == 1:
         return courses[0]
@@ -143,9 +146,7 @@ def curve_of(points: Sequence[Point], method: str) -> list[Point]:
 
 def layer_points_of(rows: Iterable[LayerRow]) -> list[LayerPoint]:
     """Join the layer rows of all seeds by (method, cell, step, layer), in order of first appearance."""
-    groups: dict[tuple[str, str, int, str], list[LayerRow]] = {}
-    for row in rows:
-        groups.setdefault((row.method, row.cell, row.step, row.layer), []).append(row)
+    groups = grouped(rows, lambda row: (row.method, row.cell, row.step, row.layer))
     return [
         LayerPoint(
             *key,
@@ -167,9 +168,7 @@ def even(items: Sequence[Item]) -> list[Item]:
 
 def fewer(points: Sequence[Point]) -> list[Point]:
     """Points in their order, of every cell with very many steps an even choice."""
-    cells: dict[tuple[str, str], list[Point]] = {}
-    for point in points:
-        cells.setdefault((point.method, point.cell), []).append(point)
+    cells = grouped(points, lambda point: (point.method, point.cell))
     return [point for each in cells.values() for point in even(each)]
 
 

@@ -290,10 +290,8 @@ def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> 
             ]
     flat = [mean for mean, size in blocks for _ in range(int(size))]
     top = high - (n - 1) * gap
-    found = [0.0] * n
-    for place, index in enumerate(order):
-        found[index] = min(max(flat[place], low), top) + place * gap
-    return found
+    found = {index: min(max(flat[at], low), top) + at * gap for at, index in enumerate(order)}
+    return [found[index] for index in range(n)]
 
 
 _GROUP = re.compile(r'<g id="(series|point)-(\d+)-([\w-]+)">')
