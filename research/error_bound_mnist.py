@@ -13,6 +13,7 @@ import csv
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from error_bound import layer_errors
 from prunekit import Recipe, Session
@@ -22,7 +23,6 @@ from prunekit.report.style import (
     clean,
     drawing_style,
     log_limits,
-    new_figure,
     set_log_y,
     svg_of,
 )
@@ -71,7 +71,7 @@ def course(name: str, study, folder: Path, seed: int, data_dir: Path | None) -> 
 def drawing(rows: list[dict[str, object]]) -> Drawing:
     """Bound and measured distance of the whole network against the sparsity, the mean over seeds."""
     with drawing_style():
-        figure = new_figure(7.0, 4.0)
+        figure = Figure(figsize=(7.0, 4.0))
         axes = figure.add_axes((0.1, 0.13, 0.66, 0.83))
         clean(axes)
         values: list[float] = []

@@ -186,6 +186,7 @@ def curve_drawings(data: PlotData, primary: Primary) -> list[Drawing]:
     return [drawing for drawing in found if drawing is not None]
 
 
+@drawing_style()
 def curve_drawing(data: PlotData, measured: Measured, across: Across) -> Drawing | None:
     """One figure: mean lines with markers, the spread over seeds as bands or bars, labels at the right.
 
@@ -193,32 +194,12 @@ def curve_drawing(data: PlotData, measured: Measured, across: Across) -> Drawing
     """
     base = measured.of(data.dense)
     curves = {
-        method: _place(curve_of(data.points, method), data, measured, across)
+        method: _place(data, method, measured, across)
         for method in data.methods
         if method not in data.unpruned
     }
     if base is None or not any(curves.values()):
         return None
-    with drawing_style():
-        return _draw(data, measured, across, base, curves)
-
-
-def _place(curve: Sequence[Point], data: PlotData, measured: Measured, across: Across) -> list[Placed]:
-    found = []
-    for point in curve:
-        x, y = across.of(point, data.dense), measured.of(point)
-        if x is not None and y is not None and not (measured.log and y.mean <= 0):
-            found.append(Placed(point, x, y))
-    return found
-
-
-def _draw(
-    data: PlotData,
-    measured: Measured,
-    across: Across,
-    base: Spread,
-    curves: Mapping[str, Sequence[Placed]],
-) -> Drawing:
     figure, axes = new_labelled(data.methods)
     everything = [item for curve in curves.values() for item in curve]
     _limits(axes, measured, across, base, everything, data.random)
@@ -239,6 +220,15 @@ def _draw(
         tips,
         first=measured is not LOSS and across is not SPEEDUP,
     )
+
+
+def _place(data: PlotData, method: str, measured: Measured, across: Across) -> list[Placed]:
+    found = []
+    for point in curve_of(data.points, method):
+        x, y = across.of(point, data.dense), measured.of(point)
+        if x is not None and y is not None and not (measured.log and y.mean <= 0):
+            found.append(Placed(point, x, y))
+    return found
 
 
 def draw_lines(

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunekit.report.findings import asked_ratios, point_at
@@ -21,7 +22,7 @@ from prunekit.report.points import (
     removes_nothing,
     times,
 )
-from prunekit.report.style import GREY, INK, PALE, WIDTH, Drawing, clean, cut, drawing_style, new_figure
+from prunekit.report.style import GREY, INK, PALE, WIDTH, Drawing, clean, cut, drawing_style
 
 #: From light to dark blue: legible in grey print too, and text on it can be black or white.
 BLUES = LinearSegmentedColormap.from_list("prunekit", ["#f4f8fc", "#9ecae8", "#2b7cb8", "#08335f"])
@@ -85,19 +86,15 @@ def layer_table(points: Sequence[Point], found: Sequence[LayerPoint], primary: P
     return LayerTable(asked, there, at, sparsity) if there else None
 
 
+@drawing_style()
 def multiples_drawing(
     points: Sequence[Point], found: Sequence[LayerPoint], methods: Sequence[str]
 ) -> Drawing | None:
     """A panel per method: the sparsity of each layer (y) against that of the whole (x), in percent."""
     known = {p.method for p in found}
-    shown = [m for m in methods if m in known and not removes_nothing(points, m)]
-    if not shown:
+    methods = [m for m in methods if m in known and not removes_nothing(points, m)]
+    if not methods:
         return None
-    with drawing_style():
-        return _multiples(points, found, shown)
-
-
-def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Sequence[str]) -> Drawing:
     layers = [p.layer for p in layers_of(found)]
     shade = {name: DEPTH(0.85 * i / max(1, len(layers) - 1)) for i, name in enumerate(layers)}
     sparsity = {(p.method, p.cell, p.step, p.layer): 100 * p.sparsity for p in found}
@@ -106,7 +103,7 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
     named = len(layers) <= MOST_NAMED
     per_line = max(2, 40 // (3 + max(len(cut(name, NAME)) for name in layers)) + 2)
     legend = 0.2 * -(-len(layers) // per_line) if named else 0.4
-    figure = new_figure(WIDTH, 0.65 + ROW * lines + legend)
+    figure = Figure(figsize=(WIDTH, 0.65 + ROW * lines + legend))
     figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.04)
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     low = 100 * min(p.sparsity for p in points if p.method in methods)
@@ -152,13 +149,9 @@ def _multiples(points: Sequence[Point], found: Sequence[LayerPoint], methods: Se
     )
 
 
+@drawing_style()
 def heat_drawing(table: LayerTable) -> Drawing:
     """Layers (rows) by methods (columns) at about one compression; a cell is the percent removed."""
-    with drawing_style():
-        return _heat(table)
-
-
-def _heat(table: LayerTable) -> Drawing:
     methods = list(table.at)
     values = np.array(
         [[100 * table.sparsity[layer.layer].get(m, np.nan) for m in methods] for layer in table.layers]
@@ -170,7 +163,7 @@ def _heat(table: LayerTable) -> Drawing:
     line = 0.3 if rows <= MOST_NUMBERED else 0.14
     top = 0.2 + 0.04 * max(len(cut(m, 30)) + 5 for m in methods)
     width, height = WIDTH, top + line * rows + 0.2
-    figure = new_figure(width, height)
+    figure = Figure(figsize=(width, height))
     axes = figure.add_axes((margin / width, 0.12 / height, cell * columns / width, line * rows / height))
     # From the lowest value, and over at least 20 points: small differences must not look large.
     lowest = min(80.0, 10 * np.floor(np.nanmin(values) / 10))

@@ -4,8 +4,8 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -58,7 +57,8 @@ NEAR = 0.15
 LINE = 0.19
 
 
-def drawing_style() -> AbstractContextManager[None]:
+@contextmanager
+def drawing_style() -> Iterator[None]:
     """The settings of RC for the time of drawing or saving; the caller's own come back afterwards.
 
     matplotlib reads a `matplotlibrc` of the current folder, which could have LaTeX run: its defaults hold.
@@ -66,8 +66,8 @@ def drawing_style() -> AbstractContextManager[None]:
     defaults: dict[Any, Any] = {
         key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"
     }
-    context: AbstractContextManager[None] = matplotlib.rc_context({**defaults, **RC})
-    return context
+    with matplotlib.rc_context({**defaults, **RC}):
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +196,6 @@ def set_ratio_x(axes: Axes, high: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{tick_text(value)}x"))
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, with an Agg canvas and no global state."""
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 @dataclass(frozen=True, slots=True)
 class End:
     """The end of a line to be named: data coordinates; ``x`` is None for a line over the whole width.
@@ -225,7 +218,7 @@ def cut(name: str, length: int) -> str:
 
 def new_labelled(names: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure and axes that leave room at the right for these names, and for that of dense."""
-    figure = new_figure(WIDTH, max(4.6, 1.3 + 0.2 * (len(names) + 1)))
+    figure = Figure(figsize=(WIDTH, max(4.6, 1.3 + 0.2 * (len(names) + 1))))
     right = 1 - (0.55 + 0.073 * max(16, *(len(cut(name, LONGEST)) for name in names))) / WIDTH
     axes = figure.add_axes((0.062, 0.108, right - 0.062, 0.872))
     clean(axes)
@@ -322,13 +315,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+@drawing_style()
 def svg_of(drawing: Drawing) -> str:
     """The figure as SVG text: text as text, no date, a tooltip at every marker."""
     buffer = io.BytesIO()
-    with drawing_style():
-        drawing.figure.savefig(
-            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+    unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    drawing.figure.savefig(buffer, format="svg", metadata=unsaid)
     return _GROUP.sub(lambda found: _open_group(found, drawing.tips), buffer.getvalue().decode())
 
 
@@ -362,12 +354,12 @@ def inline(svg: str, drawing: Drawing) -> str:
     return f'<svg {box.group()} role="img" aria-label="{label}" style="{style}">{body}'
 
 
+@drawing_style()
 def save(drawing: Drawing, folder: Path) -> str:
     """Write folder/<name>.svg and .png; return the SVG text."""
     svg = svg_of(drawing)
     write_atomically(folder / f"{drawing.name}.svg", svg.encode())
     buffer = io.BytesIO()
-    with drawing_style():
-        drawing.figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    drawing.figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     write_atomically(folder / f"{drawing.name}.png", buffer.getvalue())
     return svg

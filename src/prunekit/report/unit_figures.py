@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from prunekit.report.curves import Measured, Placed, PlotData, draw_lines
@@ -21,7 +22,6 @@ from prunekit.report.style import (
     clean,
     drawing_style,
     log_limits,
-    new_figure,
     new_labelled,
     set_log_y,
 )
@@ -101,6 +101,7 @@ def regret_curves(data: PlotData, primary: Primary, yardstick: str) -> dict[str,
     return curves
 
 
+@drawing_style()
 def regret_drawing(
     curves: Mapping[str, Sequence[Placed]], data: PlotData, primary: Primary, yardstick: str
 ) -> Drawing:
@@ -109,14 +110,13 @@ def regret_drawing(
     measured = Measured("regret", primary.test, label, log=False, higher_is_better=False)
     everything = [item for curve in curves.values() for item in curve]
     shown = [item for item in everything if item.point.method != data.random] or everything
-    with drawing_style():
-        figure, axes = new_labelled(list(curves))
-        axes.set_xlim(*_around([item.x for item in everything], 0.05))
-        axes.set_ylim(*_around([item.y.mean for item in shown], 0.04))
-        axes.axhline(0.0, **DENSE_LOOK.line)
-        level = End(-1, yardstick, DENSE_LOOK, None, 0.0, 0.0)
-        tips = draw_lines(axes, data, curves, measured, [level])
-        axes.set_xlabel("units removed")
+    figure, axes = new_labelled(list(curves))
+    axes.set_xlim(*_around([item.x for item in everything], 0.05))
+    axes.set_ylim(*_around([item.y.mean for item in shown], 0.04))
+    axes.axhline(0.0, **DENSE_LOOK.line)
+    level = End(-1, yardstick, DENSE_LOOK, None, 0.0, 0.0)
+    tips = draw_lines(axes, data, curves, measured, [level])
+    axes.set_xlabel("units removed")
     return Drawing(
         "regret",
         f"Regret against {yardstick}",
@@ -133,6 +133,7 @@ def _around(values: Sequence[float], margin: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
+@drawing_style()
 def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], error: str) -> Drawing:
     """The error against the gain of some units, each just before it is removed, linear and logarithmic.
 
@@ -144,26 +145,25 @@ def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], 
         removed: how many units were off already, for each.
         error: what the error is called.
     """
-    with drawing_style():
-        figure = new_figure(WIDTH, 4.4)
-        figure.set_layout_engine("constrained")
-        # of more shades than 48 the bar would be a picture inside of the SVG
-        shades = ScalarMappable(Normalize(0, max(1, *removed) / 0.88), DEPTH.resampled(48))
-        on, off = (int(np.argmin(np.abs(gains - gain))) for gain in (1.0, 0.0))
-        panels = figure.subplots(1, 2)
-        for axes in panels:
-            clean(axes)
-            for row, shade in zip(errors, shades.to_rgba(np.array(removed)), strict=True):
-                axes.plot(gains, row, color=shade, linewidth=1.4)
-                axes.plot(gains[on], row[on], "o", markersize=5.5, color=shade, zorder=3)
-                axes.plot(gains[off], row[off], "o", markersize=5.5, color=shade, mfc="white", zorder=3)
-            axes.set_xlabel("gain of the unit (1 = on, 0 = off)")
-        panels[0].set_ylabel(error)
-        panels[1].set_ylabel(f"{error}, log scale")
-        set_log_y(panels[1], *log_limits([float(value) for value in errors.flatten()]))
-        bar = figure.colorbar(shades, ax=panels, shrink=0.9)
-        bar.ax.set_ylim(0, max(1, *removed))
-        bar.set_label("units removed before")
+    figure = Figure(figsize=(WIDTH, 4.4))
+    figure.set_layout_engine("constrained")
+    # of more shades than 48 the bar would be a picture inside of the SVG
+    shades = ScalarMappable(Normalize(0, max(1, *removed) / 0.88), DEPTH.resampled(48))
+    on, off = (int(np.argmin(np.abs(gains - gain))) for gain in (1.0, 0.0))
+    panels = figure.subplots(1, 2)
+    for axes in panels:
+        clean(axes)
+        for row, shade in zip(errors, shades.to_rgba(np.array(removed)), strict=True):
+            axes.plot(gains, row, color=shade, linewidth=1.4)
+            axes.plot(gains[on], row[on], "o", markersize=5.5, color=shade, zorder=3)
+            axes.plot(gains[off], row[off], "o", markersize=5.5, color=shade, mfc="white", zorder=3)
+        axes.set_xlabel("gain of the unit (1 = on, 0 = off)")
+    panels[0].set_ylabel(error)
+    panels[1].set_ylabel(f"{error}, log scale")
+    set_log_y(panels[1], *log_limits([float(value) for value in errors.flatten()]))
+    bar = figure.colorbar(shades, ax=panels, shrink=0.9)
+    bar.ax.set_ylim(0, max(1, *removed))
+    bar.set_label("units removed before")
     return Drawing(
         "gain-sweep",
         "Error against the gain of a unit",
@@ -173,6 +173,7 @@ def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], 
     )
 
 
+@drawing_style()
 def correlation_drawing(correlations: Mapping[str, Numbers]) -> Drawing:
     """Heat maps of Pearson's r between the units of each layer, similar units side by side.
 
@@ -182,18 +183,17 @@ def correlation_drawing(correlations: Mapping[str, Numbers]) -> Drawing:
     Args:
         correlations: by layer (units, units).
     """
-    with drawing_style():
-        figure = new_figure(max(5.6, 4.9 * len(correlations) + 0.6), 4.6)
-        figure.set_layout_engine("constrained")
-        panels = figure.subplots(1, len(correlations), squeeze=False)[0]
-        for axes, (name, found) in zip(panels, correlations.items(), strict=True):
-            order = clustered(found)
-            image = axes.imshow(
-                found[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest"
-            )
-            axes.set(title=name, xlabel="units, similar ones side by side", xticks=[], yticks=[])
-            axes.spines[["top", "right"]].set_color(GREY)
-        figure.colorbar(image, ax=panels, shrink=0.8).set_label("Pearson's r")
+    figure = Figure(figsize=(max(5.6, 4.9 * len(correlations) + 0.6), 4.6))
+    figure.set_layout_engine("constrained")
+    panels = figure.subplots(1, len(correlations), squeeze=False)[0]
+    for axes, (name, found) in zip(panels, correlations.items(), strict=True):
+        order = clustered(found)
+        image = axes.imshow(
+            found[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest"
+        )
+        axes.set(title=name, xlabel="units, similar ones side by side", xticks=[], yticks=[])
+        axes.spines[["top", "right"]].set_color(GREY)
+    figure.colorbar(image, ax=panels, shrink=0.8).set_label("Pearson's r")
     return Drawing(
         "correlation",
         "Correlation between units",
