@@ -51,9 +51,10 @@ class Adjoint:
 
 def adjoints(now: ActivationCache, first: int = 0) -> dict[int, Adjoint]:
     """One backward pass of n examples, segment by segment, to the link at place `first`."""
+    judge = now.judge  # which refuses what the error cannot be taken of
     with torch.enable_grad():
         outputs = now.outputs.detach().requires_grad_()
-        total = now.error(outputs, now.targets) * len(outputs)
+        total = _total(judge, outputs)
         (gradient,) = torch.autograd.grad(total, outputs)
     by_a = gradient.T if now.links[-1].flat else gradient
     found: dict[int, Adjoint] = {}

@@ -182,14 +182,14 @@ class GraphRun(Run):
 
     def derivatives(self, names: Sequence[str], *, second: bool) -> dict[str, tuple[Tensor, Tensor | None]]:
         """See `Run.derivatives`: one backward pass for all groups, then each unit's own."""
-        n, like = len(self.outputs), self.outputs
+        n, like, judge = len(self.outputs), self.outputs, self.judge
         gains = {name: torch.ones(self.sizes[name], dtype=like.dtype, device=like.device) for name in names}
         sites = {name: self._program.suffix(name).sites for name in names}
         every = Suffix(self._program, [site for name in names for site in sites[name]])
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             leaves = {name: each.requires_grad_() for name, each in gains.items()}
             outputs = every(self.values, [leaves[name] for name in names for _ in sites[name]])
-            total = self.error(outputs, self.targets) * n
+            total = judge.error(outputs, judge.targets) * n
             firsts = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
         seconds = [self._second(name) if second else None for name in names]
         return {
@@ -198,12 +198,12 @@ class GraphRun(Run):
 
     def _second(self, name: str) -> Tensor:
         """(units,) float64: d2E/dgain2 of each unit, the others at gain 1."""
-        suffix, like = self._program.suffix(name), self.outputs
+        suffix, like, judge = self._program.suffix(name), self.outputs, self.judge
         at = torch.ones(self.sizes[name], dtype=like.dtype, device=like.device)
 
         def function(gains: Tensor) -> Tensor:
             outputs = suffix(self.values, [gains] * len(suffix.sites))
-            return self.error(outputs, self.targets) * len(like)
+            return judge.error(outputs, judge.targets) * len(like)
 
         together = max(1, self.budget_bytes // (4 * suffix.total))
         own = torch.backends.mkldnn.flags(enabled=False) if self._recurrent() else nullcontext()
