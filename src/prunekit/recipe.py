@@ -191,7 +191,6 @@ class Recipe(Settings):
             {name: elements.model.get_parameter(name) for name in elements.parameters},
             model=elements.model,
             kept=elements.all_kept(),
-            chain=elements.chain,
             coupled=elements.coupled,
             granularity=self.granularity,
         )

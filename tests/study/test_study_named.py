@@ -65,7 +65,7 @@ class TestEach:
                     seen.append(chosen)
                 plan = cell.recipe.plan(model, torch.rand(2, *SHAPES[study.dataset.name]))
                 assert plan.steps
-                if cell.recipe.granularity.counts == "units" and plan.elements.chain is None:
+                if cell.recipe.granularity.counts == "units" and plan.elements.coupled.chain is None:
                     assert all(target.kind == "units" for target in plan.elements.targets)
                     continue
                 layers = len([p for p in model.parameters() if p.dim() > 1])

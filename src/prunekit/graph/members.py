@@ -10,10 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, ModelError
 from prunekit.graph.activation_taps import Call, Place, calls_of, places, silences
 from prunekit.graph.capture import Inputs
-from prunekit.graph.groups import CouplingGraph, Group, Member, Plan
+from prunekit.graph.chain import Chain
+from prunekit.graph.chain_view import chain_view
+from prunekit.graph.groups import INPUT, CouplingGraph, Group, Member, Plan
 from prunekit.targets import unwrap
 
 Pool = Literal["sum", "mean", "l2", "max"]
@@ -73,6 +75,16 @@ class Coupled:
     def silences(self, group: Group) -> tuple[Place, ...]:
         """Where the units' outputs may be zero; see `silences`."""
         return silences(self._calls, self.traced, group)
+
+    @cached_property
+    def chain(self) -> Chain | None:
+        """The network as a path of layers, on which some things are faster; None where it is none."""
+        try:
+            chain = chain_view(self.model, self.traced, inputs=INPUT in self.names)
+        except ModelError:
+            return None
+        units = {group.name: group.units for group in chain.groups}
+        return chain if all(units.get(group.name) == group.units for group in self.groups) else None
 
     @cached_property
     def prepared(self) -> Prepared:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph import Chain, Coupled
+from prunekit.graph import Coupled
 from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
 from prunekit.parts.base import Part, Requirement
@@ -54,8 +54,6 @@ class StepContext:
         kept: flags of the elements that are kept before the step: by group (units,), or masks of weights.
         generator: the source of random numbers, seeded for the part and the step (and layer, in a selection).
         coupled: the groups whose units are counted.
-        chain: the network as a chain of layers, where it is one and units are counted: some things are faster
-            on it.
         granularity: what goes together.
         states: what the recipe's parts carry from step to step, by their keys and names of their own.
         state: that of the part that is asked.
@@ -76,7 +74,6 @@ class StepContext:
     step: Step = field(default_factory=Step)
     kept: Masks = field(default_factory=lambda: Masks({}))
     generator: torch.Generator = field(default_factory=torch.Generator)
-    chain: Chain | None = None
     coupled: Coupled | None = None
     granularity: Granularity = field(default_factory=Weight)
     states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)

@@ -45,7 +45,7 @@ class Scorer:
         if state.measured is not None:
             return state.measured
         names = context.step.layers if self.plan.layer_by_layer else list(context.weights)
-        subject = StatContext(context.model, names, context.chain, context.kept, coupled=context.coupled)
+        subject = StatContext(context.model, names, kept=context.kept, coupled=context.coupled)
         # what is ranked needs no second look
         needs = recipe.needs if state.ranking is None else asked_again(recipe)
         wrong: list[DataError] = []

@@ -358,7 +358,6 @@ class Session:
             model=self._inner,
             step=step,
             kept=self.kept,
-            chain=elements.chain,
             coupled=elements.coupled,
             granularity=self.recipe.granularity,
             states=self._state.parts,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError
-from prunekit.graph import Chain, Coupled
+from prunekit.graph import Coupled
 from prunekit.losses import Loss
 from prunekit.modes import keeping_modes
 from prunekit.targets import unwrap
@@ -29,7 +29,6 @@ class StatContext:
     Attributes:
         model: the network.
         names: the parameters that are of interest, by full name.
-        chain: the network as a chain of layers, where units are counted.
         coupled: coupled groups of any network, where their units are counted.
         kept: by group of units, (units,) booleans: False for those that are off already.
         loss: (outputs, targets) -> mean loss, as the pass is asked for.
@@ -38,7 +37,6 @@ class StatContext:
 
     model: nn.Module
     names: Sequence[str]
-    chain: Chain | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     loss: Loss | None = None
     shared: dict[object, Any] = field(default_factory=dict)

@@ -56,7 +56,7 @@ class ExampleStatistic(UnitStatistic):
 
     def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
         """A collector that keeps the examples; on a path the same is found faster."""
-        return _Examples(self, subject.chain or coupled, subject.kept)
+        return _Examples(self, coupled.chain or coupled, subject.kept)
 
     @abstractmethod
     def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:

@@ -23,14 +23,13 @@ def context_of(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str
     for name, units in removed.items():
         kept[name][units] = False
     batches = [(part, torch.zeros(len(part))) for part in inputs.split(40)]  # the last one is smaller
-    subject = StatContext(net, [], elements.chain, before, coupled=elements.coupled)
+    subject = StatContext(net, [], kept=before, coupled=elements.coupled)
     found = collect(subject, batches, repair.needs, loss=lambda x, y: x.sum())
     masks = elements.masks(Masks(kept))
     return StepContext(
         model=net,
         masks=masks,
         statistics=found,
-        chain=elements.chain,
         coupled=elements.coupled,
         kept=Masks(before),
         kept_after=Masks(kept),

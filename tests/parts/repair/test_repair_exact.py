@@ -25,8 +25,8 @@ def check(net, x, case, repair, layer, unit=1):
         told = mend(net, repair, x, {layer: [unit]})
         assert torch.allclose(net(x), expected, rtol=0, atol=1e-10)
         assert torch.allclose(net(fresh), elsewhere, rtol=0, atol=1e-10)
-    consumer = told.chain.group(layer).consumer
-    repeat = told.chain.group(layer).repeat
+    consumer = told.coupled.chain.group(layer).consumer
+    repeat = told.coupled.chain.group(layer).repeat
     columns = net.get_submodule(consumer).weight[:, unit * repeat : (unit + 1) * repeat]
     assert bool((columns == 0).all())
 

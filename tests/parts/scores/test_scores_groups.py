@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from group_nets import Attention, Halves, groups, images, small_resnet
 from prunekit.errors import InputError, ModelError
+from prunekit.graph import Coupled
 from prunekit.parts.context import StepContext
-from prunekit.parts.granularity import Units
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from prunekit.statistics import StatContext, collect
@@ -41,10 +41,10 @@ def scores_of(model, recipe, data):
     """What the recipe's score gives, before anything is chosen."""
     session = Session(model, recipe, data=data)
     elements, kept = session.plan.elements, session.kept
-    subject = StatContext(model, elements.parameters, elements.chain, kept, coupled=elements.coupled)
+    subject = StatContext(model, elements.parameters, kept=kept, coupled=elements.coupled)
     found = collect(subject, iter([data]), recipe.score.needs, loss=cross_entropy)
     weights = {name: model.get_parameter(name).detach() for name in elements.parameters}
-    context = StepContext(weights, found, model, kept=kept, chain=elements.chain, coupled=elements.coupled)
+    context = StepContext(weights, found, model, kept=kept, coupled=elements.coupled)
     return recipe.granularity.gather(recipe.score(context), elements)
 
 
@@ -82,7 +82,7 @@ def test_a_chain_is_scored_as_any_other_network_is(chain, score, monkeypatch):
         {"score": score, "granularity": "unit", "schedule": {"name": "one_shot", "sparsity": 0.5}}
     )
     by_unit = scores_of(copy.deepcopy(chain), recipe, data)
-    monkeypatch.setattr(Units, "chain", None)
+    monkeypatch.setattr(Coupled, "chain", None)
     by_group = scores_of(copy.deepcopy(chain), recipe, data)
     assert set(by_group) == set(by_unit) == {"0", "4", "9"}
     for name, expected in by_unit.items():

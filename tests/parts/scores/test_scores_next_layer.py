@@ -30,7 +30,7 @@ def scores_of(score, model, examples, off=(), *, inputs=False):
         kept[name][unit] = False
     batches = zip(*(each.split(10) for each in examples), strict=True)
     found = collect(
-        StatContext(model, [], elements.chain, kept, coupled=elements.coupled),
+        StatContext(model, [], kept=kept, coupled=elements.coupled),
         batches,
         score.needs,
         loss=F.cross_entropy,

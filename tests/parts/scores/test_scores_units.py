@@ -36,15 +36,13 @@ def scores_of(score, model, examples, off=()):
     weights = {f"{name}.weight": model.get_parameter(f"{name}.weight") for name in kept}
     batches = zip(*(each.split(BATCH) for each in examples), strict=True)
     found = collect(
-        StatContext(model, list(weights), elements.chain, kept, coupled=elements.coupled),
+        StatContext(model, list(weights), kept=kept, coupled=elements.coupled),
         batches,
         score.needs,
         loss=squared_error,
     )
     with torch.no_grad():
-        return score(
-            StepContext(weights, found, chain=elements.chain, coupled=elements.coupled, kept=Masks(kept))
-        )
+        return score(StepContext(weights, found, coupled=elements.coupled, kept=Masks(kept)))
 
 
 def one_hot(targets):

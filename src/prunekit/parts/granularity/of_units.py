@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -27,8 +26,6 @@ from prunekit.graph import (
     unit_masks,
 )
 from prunekit.graph.capture import Inputs
-from prunekit.graph.chain import Chain
-from prunekit.graph.chain_view import chain_view
 from prunekit.graph.example_inputs import made_up_inputs
 from prunekit.limits import WHOLE
 from prunekit.masks import Masks, lowest_per_row
@@ -183,16 +180,6 @@ class Units(Elements):
     def coupled(self) -> Coupled:
         """The groups."""
         return self.found
-
-    @cached_property
-    def chain(self) -> Chain | None:
-        """The network as a path of layers, on which some things are faster; None where it is none."""
-        try:
-            chain = chain_view(self.model, self.found.traced, inputs=INPUT in self.names)
-        except ModelError:
-            return None
-        units = {group.name: (group.units,) for group in chain.groups}
-        return chain if all(units.get(target.name) == target.shape for target in self.targets) else None
 
     @property
     def parameters(self) -> list[str]:

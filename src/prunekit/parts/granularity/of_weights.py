@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.graph.capture import Inputs
-from prunekit.graph.chain import Chain
 from prunekit.limits import WHOLE
 from prunekit.masks import Masks, lowest, lowest_per_row
 from prunekit.parts.base import Level, Part
@@ -43,11 +42,6 @@ class Elements(ABC):
     def names(self) -> list[str]:
         """The targets' names."""
         return [target.name for target in self.targets]
-
-    @property
-    def chain(self) -> Chain | None:
-        """The chain of layers whose units are counted; None where weights are."""
-        return None
 
     @property
     def coupled(self) -> Coupled | None:

@@ -76,7 +76,8 @@ class UnitTaylor(UnitScore):
         Raises:
             InputError: for it on another network, with the reason.
         """
-        if context.chain is None and self.order == 2 and self.form == "published":
+        is_path = context.coupled is not None and context.coupled.chain is not None
+        if self.order == 2 and self.form == "published" and not is_path:
             raise InputError(NO_RECURSION)
 
     @property
