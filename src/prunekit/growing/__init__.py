@@ -4,8 +4,7 @@ Source: Fahlman & Lebiere (1990), The Cascade-Correlation Learning Architecture,
 """
 
 from prunekit.growing.cascade import CascadeRow, Grown, grow, smallest_units
-from prunekit.growing.network import CascadeNetwork
-from prunekit.growing.phases import CascadeSettings, correlation
+from prunekit.growing.network import CascadeNetwork, CascadeSettings, correlation
 
 __all__ = [
     "CascadeNetwork",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunekit.errors import DataError, InputError
-from prunekit.growing.network import CascadeNetwork
-from prunekit.growing.phases import CascadeSettings, best_candidate, train_outputs
+from prunekit.growing.network import CascadeNetwork, CascadeSettings, best_candidate, train_outputs
 from prunekit.losses import LOSSES
 from prunekit.seeds import generator
 from prunekit.training import TrainingError
@@ -112,27 +111,22 @@ def _rows(
 ) -> list[CascadeRow]:
     began = time.perf_counter()
     rows: list[CascadeRow] = []
-    # installed units never change, so their values on the examples are computed once and kept
-    features = train.inputs
-    judged_features = None if judged is None else judged.inputs
     newest: float | None = None
     while True:
-        error = train_outputs(network, features, train.targets, settings)
+        error = train_outputs(network, train.inputs, train.targets, settings)
         if not math.isfinite(error):
             raise TrainingError(
                 f"the error is not finite with {len(rows)} units: standardise the inputs and the targets"
             )
         with torch.no_grad():
-            out = network.output(features)
-            seen: tuple[float | None, float | None] = (None, None)
-            if judged is not None and judged_features is not None:
-                seen = _judge(network.output(judged_features), judged, settings)
+            out = network.output(train.inputs)
+            validation_error, validation_accuracy = _judge(network, judged, settings)
         row = CascadeRow(
             units=len(rows),
             train_error=error,
-            validation_error=seen[0],
+            validation_error=validation_error,
             train_accuracy=train.accuracy(out),
-            validation_accuracy=seen[1],
+            validation_accuracy=validation_accuracy,
             correlation=newest,
             seconds=time.perf_counter() - began,
         )
@@ -141,31 +135,29 @@ def _rows(
             report(row)
         if error <= settings.target_error or len(network.units) >= settings.max_units:
             return rows
+        if settings.loss == "cross_entropy":
+            out = out.softmax(1)
         candidate = best_candidate(
-            features, _errors(out, train, settings), settings, generator(seed, "cascade", len(network.units))
+            train.inputs, out - train.targets, settings, generator(seed, "cascade", len(network.units))
         )
         if not candidate.correlation > 0:
             return rows
         network.install(candidate.weight, candidate.bias)
         newest = candidate.correlation
-        with torch.no_grad():
-            features = network.extend(features, len(rows) - 1)
-            if judged_features is not None:
-                judged_features = network.extend(judged_features, len(rows) - 1)
+        # installed units never change, so their values on the examples are computed once and kept
+        train = train.extended(network)
+        judged = judged and judged.extended(network)
 
 
 def _judge(
-    outputs: Tensor, examples: CascadeExamples, settings: CascadeSettings
-) -> tuple[float, float | None]:
+    network: CascadeNetwork, examples: CascadeExamples | None, settings: CascadeSettings
+) -> tuple[float | None, float | None]:
+    """The error and the accuracy."""
+    if examples is None:
+        return None, None
+    outputs = network.output(examples.inputs)
     error = float(LOSSES[settings.loss](outputs, examples.targets))
     return error + 0.0, examples.accuracy(outputs)  # cross-entropy can be -0.0
-
-
-def _errors(outputs: Tensor, examples: CascadeExamples, settings: CascadeSettings) -> Tensor:
-    """E, (N, outputs): what comes out minus what should; for cross-entropy, of the probabilities."""
-    if settings.loss == "cross_entropy":
-        outputs = outputs.softmax(1)
-    return outputs - examples.targets
 
 
 def smallest_units(
@@ -200,7 +192,7 @@ class CascadeExamples:
     """Examples as both phases want them.
 
     Attributes:
-        inputs: (N, features).
+        inputs: (N, features), behind which come the values of the units.
         targets: (N, outputs) in the type of the inputs: real values, or 1 for the class and 0 elsewhere.
         classes: (N,) class numbers; None for a regression.
     """
@@ -213,6 +205,11 @@ class CascadeExamples:
         """The same examples in the type and on the device of a tensor."""
         classes = None if self.classes is None else self.classes.to(like.device)
         return CascadeExamples(self.inputs.to(like), self.targets.to(like), classes)
+
+    @torch.no_grad()
+    def extended(self, network: CascadeNetwork) -> CascadeExamples:
+        """The same examples with the value of the network's newest unit behind their inputs."""
+        return replace(self, inputs=network.extend(self.inputs, len(network.units) - 1))
 
     def accuracy(self, outputs: Tensor) -> float | None:
         """The fraction of examples whose largest output is their class; None for a regression."""
