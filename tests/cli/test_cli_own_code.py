@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from prunekit.cli.terminal import file_in
+from prunekit.cli.options import file_in
 from prunekit.digests import write_json_with_digest
 from prunekit.errors import plain_line
 from tiny_study import one_shot, settings, write_study

@@ -13,9 +13,9 @@ from prunekit import __version__
 from prunekit.cli.compare import compare, report
 from prunekit.cli.inspect import inspect
 from prunekit.cli.methods import methods
+from prunekit.cli.options import StoppedError, interruptible, log_to_stderr
 from prunekit.cli.prune import prune
 from prunekit.cli.shrink import shrink
-from prunekit.cli.terminal import StoppedError, interruptible, log_to_stderr
 from prunekit.errors import PrunekitError, plain_line
 from prunekit.study import StudyError
 

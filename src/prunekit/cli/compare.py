@@ -10,16 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prunekit.cli.terminal import (
-    Allow,
-    DataDir,
-    Json,
-    SetOption,
-    StoppedError,
-    only_results,
-    own_code,
-    print_json,
-)
+from prunekit.cli import options
+from prunekit.cli.options import StoppedError, only_results, own_code, print_json
 from prunekit.errors import InputError, plain_line
 from prunekit.study import load_study, names, run_study
 from prunekit.study_files import STUDY_JSON
@@ -31,7 +23,7 @@ def compare(
         Path | None,
         typer.Option(help="Folder of the results, runs/NAME by default; an earlier run there goes on."),
     ] = None,
-    data_dir: DataDir = None,
+    data_dir: options.DataDir = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one per core by default.")] = None,
     cell_timeout: Annotated[
@@ -40,10 +32,10 @@ def compare(
             metavar="SECONDS", help="End a cell or training that takes longer; it counts as failed."
         ),
     ] = None,
-    assignments: SetOption = None,
-    allow: Allow = None,
+    assignments: options.SetOption = None,
+    allow: options.Allow = None,
     list_studies: Annotated[bool, typer.Option("--list", help="List the named studies.")] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compare pruning methods: several recipes, several seeds, one report.
 
@@ -58,8 +50,9 @@ def compare(
     with own_code(allow):
         chosen = load_study(study, changes)
     folder = out or Path("runs") / chosen.name
-    options = [word for module in allow or () for word in ("--allow", module)]
-    options += [word for change in changes for word in ("--set", change)]
+    words = ["prunekit", "compare", study]
+    words += [word for module in allow or () for word in ("--allow", module)]
+    words += [word for change in changes for word in ("--set", change)]
     try:
         with only_results():
             page = run_study(
@@ -68,7 +61,7 @@ def compare(
                 data_dir=data_dir,
                 workers=workers,
                 cell_timeout=cell_timeout,
-                command=shlex.join(["prunekit", "compare", study, *options]),
+                command=shlex.join(words),
             )
     except KeyboardInterrupt:
         raise StoppedError("stopped; the same command goes on from here") from None
@@ -76,7 +69,8 @@ def compare(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a study's results.")], as_json: Json = False
+    folder: Annotated[Path, typer.Argument(help="The folder of a study's results.")],
+    as_json: options.Json = False,
 ) -> None:
     """Make the figures and the page of a study anew from its tables.
 

@@ -12,22 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from prunekit.cli import options
 from prunekit.cli.networks import TRACED, open_network
-from prunekit.cli.terminal import (
-    Data,
-    DataDir,
-    Ignore,
-    InputShape,
-    Json,
-    Model,
-    Outputs,
-    Residual,
-    Tokens,
-    Weights,
-    as_options,
-    only_results,
-    print_json,
-)
+from prunekit.cli.options import as_options, only_results, print_json
 from prunekit.errors import InputError, escaped
 from prunekit.graph import Group, Plan, parameters_per_unit
 from prunekit.graph import groups as coupled
@@ -45,13 +32,13 @@ from prunekit.measure import (
 
 
 def inspect(
-    model: Model,
-    data: Data = None,
-    data_dir: DataDir = None,
-    weights: Weights = None,
-    input_shape: InputShape = None,
-    outputs: Outputs = 10,
-    tokens: Tokens = None,
+    model: options.Model,
+    data: options.Data = None,
+    data_dir: options.DataDir = None,
+    weights: options.Weights = None,
+    input_shape: options.InputShape = None,
+    outputs: options.Outputs = 10,
+    tokens: options.Tokens = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Examples per pass of latency and memory; else one.")
     ] = None,
@@ -61,9 +48,9 @@ def inspect(
             "--groups", help="Show what is coupled and can be taken out, instead; with --ignore, --residual."
         ),
     ] = False,
-    ignore: Ignore = None,
-    residual: Residual = False,
-    as_json: Json = False,
+    ignore: options.Ignore = None,
+    residual: options.Residual = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show a network layer by layer: parameters, zeros, MACs, and its latency and memory.
 

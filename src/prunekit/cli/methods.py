@@ -10,14 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prunekit.cli.terminal import Json, print_json
+from prunekit.cli import options
+from prunekit.cli.options import print_json
 from prunekit.measure import plain_table
 from prunekit.methods import METHODS, MethodInfo, describe, recipe
 
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, to see its recipe and settings.")] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the methods with their papers, or show one as a recipe.
 
@@ -26,19 +27,15 @@ def methods(
     if name is not None:
         chosen = recipe(name)
         if as_json:
-            print_json({**_plain(describe(name)), "recipe": chosen.to_dict()})
+            print_json({**asdict(describe(name)), "recipe": chosen.to_dict()})
         else:
             _show(describe(name), chosen.to_yaml())
         return
     rows = [describe(method) for method in METHODS]
     if as_json:
-        print_json([_plain(row) for row in rows])
+        print_json([asdict(row) for row in rows])
         return
     Console().print(_table(rows))
-
-
-def _plain(row: MethodInfo) -> dict[str, object]:
-    return {**asdict(row), "needs": list(row.needs), "settings": dict(row.settings)}
 
 
 def _show(info: MethodInfo, text: str) -> None:

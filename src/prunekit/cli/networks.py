@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from prunekit.cli.terminal import typed
+from prunekit.cli.options import typed
 from prunekit.data import Dataset, load
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import GraphModel

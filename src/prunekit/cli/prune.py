@@ -14,17 +14,9 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from prunekit.batches import as_batches
+from prunekit.cli import options
 from prunekit.cli.networks import Network, folder_bytes, is_saved, open_network
-from prunekit.cli.terminal import (
-    Allow,
-    DataDir,
-    Json,
-    Model,
-    SetOption,
-    only_results,
-    own_code,
-    print_json,
-)
+from prunekit.cli.options import only_results, own_code, print_json
 from prunekit.errors import InputError
 from prunekit.measure import count, human_bytes, layer_table
 from prunekit.methods import recipe as named_recipe
@@ -39,14 +31,14 @@ log = logging.getLogger(__name__)
 
 
 def prune(
-    model: Model,
+    model: options.Model,
     out: Annotated[Path, typer.Option(help="Folder for the pruned network.")],
     method: Annotated[str | None, typer.Option(help="A method of `prunekit methods`.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe in YAML, instead of a method.")] = None,
-    assignments: SetOption = None,
-    allow: Allow = None,
+    assignments: options.SetOption = None,
+    allow: options.Allow = None,
     data: Annotated[str | None, typer.Option(help="Dataset to retrain, score and test on.")] = None,
-    data_dir: DataDir = None,
+    data_dir: options.DataDir = None,
     weights: Annotated[
         Path | None, typer.Option(help="The trained weights: safetensors, or a folder.")
     ] = None,
@@ -54,7 +46,7 @@ def prune(
         float | None, typer.Option("--train", help="Train the network first, for so many epochs.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Prune one network and save it.
 

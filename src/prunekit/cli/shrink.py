@@ -14,22 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+from prunekit.cli import options
 from prunekit.cli.networks import TRACED, Network, folder_bytes, open_network
-from prunekit.cli.terminal import (
-    Data,
-    DataDir,
-    Ignore,
-    InputShape,
-    Json,
-    Model,
-    Outputs,
-    Residual,
-    Tokens,
-    Weights,
-    as_options,
-    only_results,
-    print_json,
-)
+from prunekit.cli.options import as_options, only_results, print_json
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_dead
 from prunekit.masks import Masks
@@ -38,7 +25,7 @@ from prunekit.saving import check_free, save_pretrained
 
 
 def shrink(
-    model: Model,
+    model: options.Model,
     out: Annotated[Path, typer.Option(help="Folder for the smaller network; new or empty.")],
     sparsity: Annotated[
         float | None, typer.Option(help="Share of the units of every group to take out, the least first.")
@@ -46,17 +33,17 @@ def shrink(
     kinds: Annotated[
         str | None, typer.Option(help="Only these kinds of groups, such as filters,heads.")
     ] = None,
-    ignore: Ignore = None,
-    residual: Residual = False,
+    ignore: options.Ignore = None,
+    residual: options.Residual = False,
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of so many units.")] = 1,
-    data: Data = None,
-    data_dir: DataDir = None,
-    weights: Weights = None,
-    input_shape: InputShape = None,
-    outputs: Outputs = 10,
-    tokens: Tokens = None,
+    data: options.Data = None,
+    data_dir: options.DataDir = None,
+    weights: options.Weights = None,
+    input_shape: options.InputShape = None,
+    outputs: options.Outputs = 10,
+    tokens: options.Tokens = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Examples per pass; else two.")] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Make a network physically smaller, prove it, and save it.
 
@@ -88,7 +75,10 @@ def shrink(
         masks = Masks({}) if network.saved is None else network.saved.masks()
         dense = copy.deepcopy(network.model)
         if sparsity is None:
-            done = _without_dead(network, inputs, masks)
+            over_units = network.saved is not None and network.saved.prunes_units
+            done = shrink_dead(network.model, inputs, over_units=over_units, masks=masks)
+            if not done.lost:
+                raise InputError("no unit of this network is dead: say what is to go with --sparsity")
         else:
             try:
                 done = prune_groups(
@@ -113,15 +103,6 @@ def shrink(
     else:
         Console(highlight=False).print(_table(before, after))
         _show(done, batch, out, network)
-
-
-def _without_dead(network: Network, inputs: Tensor, masks: Masks) -> ShrinkResult:
-    """The network without its dead units."""
-    over_units = network.saved is not None and network.saved.prunes_units
-    done = shrink_dead(network.model, inputs, over_units=over_units, masks=masks)
-    if not done.lost:
-        raise InputError("no unit of this network is dead: say what is to go with --sparsity")
-    return done
 
 
 _TURNS, _RUNS = 4, 15

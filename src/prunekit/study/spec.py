@@ -76,10 +76,6 @@ class Method(Settings):
         self._swept = tuple((_brief(point), self._recipe(point)) for point in self._points())
         return self
 
-    def recipes(self) -> list[Recipe]:
-        """One recipe per combination of the sweep."""
-        return [recipe for _, recipe in self.swept()]
-
     def swept(self) -> list[tuple[str, Recipe]]:
         """The recipes with the swept settings of each, such as `sparsity=0.9`; empty without a sweep."""
         return list(self._swept)
@@ -111,7 +107,7 @@ class Method(Settings):
         if self.method is not None:
             info = methods.describe(self.method)
             return {"summary": self.summary or info.summary, "paper": info.paper}
-        recipe = self.recipes()[0]
+        _, recipe = self._swept[0]
         parts = (recipe.score, recipe.granularity, recipe.allocation, recipe.schedule, recipe.retrain)
         prunes = not isinstance(recipe.allocation, NoPruning)
         papers = [paper for part in parts if prunes for paper in part.paper.split("; ") if paper]

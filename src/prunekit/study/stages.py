@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -50,7 +51,7 @@ from prunekit.units import eliminate, gain_sweep
 log = logging.getLogger(__name__)
 
 
-def train_network(study: Study, seed: int, layout: Layout, data_dir: Path | None, progress: Progress) -> Path:
+def train_network(study: Study, seed: int, layout: Layout, data_dir: Path | None, progress: Progress) -> None:
     """The dense network of a seed, trained once for all methods, with the checkpoints that they go back to.
 
     Raises:
@@ -84,7 +85,6 @@ def train_network(study: Study, seed: int, layout: Layout, data_dir: Path | None
     }
     files = (TRAINED, *(checkpoint(step) for step in study.checkpoints))
     write_result(folder, {"row": row}, files)
-    return folder
 
 
 def checkpoint(step: int) -> str:
@@ -100,7 +100,7 @@ def run_cell(
     layout: Layout,
     data_dir: Path | None,
     progress: Progress,
-) -> Path:
+) -> None:
     """One recipe on the trained network of a seed; every step of it is a stage of its own.
 
     With an order of layers the results are those at the end of each round, when all have had their turn.
@@ -143,7 +143,6 @@ def run_cell(
     files = [f"{MODEL}/{path.name}" for path in sorted((folder / MODEL).iterdir())]
     write_result(folder, {"rows": rows_of(history), "layers": layers_of(session)}, files)
     state.unlink(missing_ok=True)
-    return folder
 
 
 def _begun(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout, state: Path) -> Session:
@@ -234,12 +233,7 @@ def measured(model: nn.Module, data: Dataset) -> dict[str, Any]:
     for part in ("validation", "test"):
         split: Split = getattr(data, part)
         quality = evaluate(model, split.inputs, split.targets, task=data.task)
-        row |= {
-            f"{part}_accuracy": quality.accuracy,
-            f"{part}_top5": quality.top5,
-            f"{part}_loss": quality.loss,
-            f"{part}_mse": quality.mse,
-        }
+        row |= {f"{part}_{name}": value for name, value in asdict(quality).items() if name != "examples"}
     return row
 
 
@@ -354,7 +348,7 @@ GAINS = torch.linspace(0, 10, 101, dtype=torch.float64)
 _TOGETHER = 250  # examples whose activations are held at once
 
 
-def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: Progress) -> Path:
+def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: Progress) -> None:
     """Write the gain sweeps and correlations of the trained network of seed 0.
 
     The oracle removes all units but one of each layer, one after the other, by the squared error; a unit is
@@ -400,7 +394,6 @@ def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: P
             "correlations": {layer: [_short(row) for row in each] for layer, each in found.items()},
         },
     )
-    return layout.root / UNITS_JSON
 
 
 def _short(values: Tensor) -> list[float]:

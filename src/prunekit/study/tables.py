@@ -27,17 +27,12 @@ def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
         task: `classification` or `regression`.
         command: how a person repeats it.
     """
+    settings = study.to_dict()
+    common = ("name", "question", "expected", "dataset", "model", "training", "seeds", "splits", "controls")
     return {
         "format": FORMAT,
-        "name": study.name,
         "title": study.title or study.name,
-        "question": study.question,
-        "expected": study.expected,
-        "dataset": study.dataset.to_dict(),
-        "model": study.model.to_dict(),
-        "training": study.training.to_dict(),
-        "seeds": study.seeds,
-        "splits": study.splits,
+        **{key: settings[key] for key in common},
         "methods": {
             label: {
                 "recipe": [cell.recipe.to_dict() for cell in study.cells if cell.label == label],
@@ -45,8 +40,7 @@ def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
             }
             for label, method in study.methods.items()
         },
-        "controls": study.controls.to_dict(),
-        "study": study.to_dict(),
+        "study": settings,
         "environment": {
             "prunekit": __version__,
             "torch": torch.__version__,
@@ -71,7 +65,7 @@ def describe_suite(suite: StudySuite, command: str | None) -> dict[str, Any]:
     }
 
 
-def write_tables(study: Study, layout: Layout, read: Results) -> int:
+def write_tables(study: Study, layout: Layout, read: Results) -> None:
     """Write both tables from what is finished, dense network first, and their digests.
 
     Args:
@@ -79,23 +73,18 @@ def write_tables(study: Study, layout: Layout, read: Results) -> int:
         layout: of its folder.
         read: what has been read of the folder so far; the rest is read now.
 
-    Returns:
-        The number of finished cells.
-
     Raises:
         DataError: naming the file, if a result is damaged.
     """
     common = {"study": study.name, "dataset": study.dataset.name, "model": study.model.name}
     results: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []
-    finished = 0
     prunable: int | None = None
     for cell in study.cells:
         for seed in range(study.seeds):
             folder = layout.cell(cell, seed)
             if not read.has(folder):
                 continue
-            finished += 1
             cell_rows, cell_layers = read.cell(folder)
             where = {"method": cell.label, "cell": cell.key, "seed": seed}
             results += [{**common, **where, **row} for row in cell_rows]
@@ -105,7 +94,6 @@ def write_tables(study: Study, layout: Layout, read: Results) -> int:
     write_text(layout.root / RESULTS_CSV, _csv(RESULT_COLUMNS, [*dense, *results]))
     write_text(layout.root / LAYERS_CSV, _csv(LAYER_COLUMNS, layers))
     write_sums(layout.root, (RESULTS_CSV, LAYERS_CSV))
-    return finished
 
 
 def _dense_rows(

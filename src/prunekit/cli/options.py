@@ -1,4 +1,4 @@
-"""What the commands share: options, output, and the word of a person for code of their own.
+"""Options that several commands share, and what is behind them: output, and leave for the user's own code.
 
 Results go to stdout, everything else to stderr. The user's own code runs if it is allowed by `--allow`, by
 being typed as the model, or when asked.
