@@ -98,6 +98,9 @@ class Recipe(Settings):
         statistics: when what a repair needs is measured: anew before every step, or once before the first.
         retrain_every: retraining follows each so many steps, and the last.
         calibration: how many training examples scores, allocations and repairs may see.
+        recalibrate: whether the running statistics of batch norms are measured anew on these examples, before
+            the first scores and after every removal; by default after the removal of units that no training
+            follows, where there are data.
         regrow: whether removed weights compete again at the next step; otherwise they never come back.
     """
 
@@ -116,6 +119,7 @@ class Recipe(Settings):
     statistics: Literal["every_step", "once"] = "every_step"
     retrain_every: int = Field(default=1, ge=1, le=STEPS)
     calibration: int = Field(default=1024, ge=1, le=WHOLE)
+    recalibrate: bool | None = None
     regrow: bool = False
 
     @model_validator(mode="after")
@@ -163,8 +167,8 @@ class Recipe(Settings):
 
     @property
     def needs_data(self) -> bool:
-        """Whether choosing the weights, or repairing the rest, looks at data."""
-        return bool(self.needs) or self.allocation.needs_data
+        """Whether choosing the weights, or repairing the rest, cannot be done without data."""
+        return bool(self.needs) or self.allocation.needs_data or bool(self.recalibrate)
 
     def plan(self, model: nn.Module, example_inputs: Inputs | None = None) -> Plan:
         """Resolve the targets and the steps; everything that can be refused for a model is refused here.

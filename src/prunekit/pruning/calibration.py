@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.batches import Batch, Batches, TensorBatches
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, said
@@ -21,7 +22,7 @@ from prunekit.parts.granularity import Elements
 from prunekit.parts.stopping import Stop
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive, keeping_generators
-from prunekit.statistics.collect import average, count_processes
+from prunekit.statistics.collect import average, count_processes, sum_over_processes
 
 BATCH = 256
 """Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
@@ -42,6 +43,7 @@ class Calibration:
         examples: how many of the training data.
         seed: of the sample.
         own_loss: (outputs, targets) -> mean loss; by default cross-entropy or squared error, by the targets.
+        norms: those whose running statistics are measured anew.
     """
 
     model: nn.Module
@@ -51,6 +53,7 @@ class Calibration:
     examples: int
     seed: int
     own_loss: Loss | None
+    norms: Sequence[_NormBase]
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +100,7 @@ class Calibration:
 
         uses: list[Use] = []
         measured: list[Use] = []
-        if recipe.needs_data:
+        if recipe.needs_data or self.norms:
             with_loss = recipe.allocation.needs_data or any(need.needs_loss for need in recipe.needs)
             uses.append(Use(self.loss, builtin, BATCH) if with_loss else Use(None, None, BATCH))
         if data is not None and training is not None and training.length(data) > recipe.retrain.start:
@@ -111,6 +114,10 @@ class Calibration:
             check_examples(self.model, "the data", data, uses)
         if self.validation is not None:
             check_examples(self.model, "the validation data", self.validation, measured)
+
+    def recalibrate(self) -> None:
+        """Measure the running statistics of the norms anew, on the sample."""
+        recalibrate(self.model, self.norms, self.batches())
 
     def batches(self) -> Iterator[Batch]:
         """The sample; nothing without data."""
@@ -165,6 +172,46 @@ class Calibration:
     def _placed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         device = self.device
         return ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
+
+
+def norms_with_statistics(model: nn.Module) -> list[_NormBase]:
+    """The norms of a network that keep running statistics."""
+    return [each for each in model.modules() if isinstance(each, _NormBase) and each.running_mean is not None]
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, norms: Sequence[_NormBase], batches: Iterable[Batch]) -> None:
+    """Put the running statistics of norms to their means over batches, of all processes.
+
+    The rest of the network runs in evaluation mode, each norm by the statistics of its batch, as in training.
+    A removal shifts what a norm is given; with the statistics of the unpruned network even a good choice of
+    units looks like a bad one (Li et al. 2020, EagleEye, arXiv 2007.02491). A batch of less than half of the
+    largest so far is left out: its statistics are too rough.
+    """
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(model):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True  # the plain mean over batches
+            largest = 0
+            for inputs, _ in batches:
+                largest = max(largest, len(inputs))
+                if 2 * len(inputs) >= largest:
+                    model(inputs)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        own = [norm.running_mean, norm.running_var]
+        for each in own:
+            each.mul_(norm.num_batches_tracked)
+        sum_over_processes([*own, norm.num_batches_tracked])
+        for each in own:
+            each.div_(norm.num_batches_tracked)
 
 
 def two_examples(model: nn.Module, data: Batches) -> Tensor:

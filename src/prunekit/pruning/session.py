@@ -26,7 +26,7 @@ from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.schedule import Step
 from prunekit.parts.stopping import Held, Stopped
-from prunekit.pruning.calibration import Calibration, two_examples
+from prunekit.pruning.calibration import Calibration, norms_with_statistics, two_examples
 from prunekit.pruning.scoring import Scorer
 from prunekit.pruning.state import Owner, State, digest_of, read_state
 from prunekit.pruning.trainings import Trainings
@@ -121,8 +121,6 @@ class Session:
             raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
         if recipe.needs_data and self._data is None:
             raise InputError(f"the recipe's {self._who_needs_data()} needs data, but no data is given")
-        # what can fail after the first weight has changed
-        self._may_fail = recipe.trains or recipe.stop.needs_data or recipe.repair.changes
         stateful = recipe.parts_with("initial_state")
         if recipe.by_example and example_inputs is None and self._data is not None:
             example_inputs = two_examples(model, self._data)
@@ -130,6 +128,9 @@ class Session:
         elements = self.plan.elements
         self._inner = elements.model
         self._seed = checked_seed(seed)
+        norms = norms_with_statistics(self._inner) if self._recalibrates else []
+        # what can fail after the first weight has changed
+        self._may_fail = recipe.trains or recipe.stop.needs_data or recipe.repair.changes or bool(norms)
         kept = elements.all_kept()
         found = {key: part.initial_state(self._inner, elements.parameters) for key, part in stateful}
         self._state = State(
@@ -148,6 +149,7 @@ class Session:
             recipe.calibration,
             self._seed,
             loss,
+            norms,
         )
         self._trainings = Trainings(model, self._inner, recipe, self._data, self._seed)
         self._scorer = Scorer(recipe, self.plan, self._calibration, self._seed, example_inputs, self._state)
@@ -258,7 +260,8 @@ class Session:
         recipe = self.recipe
         if retraining in self._tried:
             return
-        if recipe.needs_data or recipe.stop.needs_data or (retraining and recipe.trains):
+        looked_at = recipe.needs_data or recipe.stop.needs_data or bool(self._calibration.norms)
+        if looked_at or (retraining and recipe.trains):
             self._calibration.check(recipe, retraining=retraining)
         self._tried |= {retraining, False}
 
@@ -365,6 +368,8 @@ class Session:
         )
 
     def _prune_step(self, step: Step) -> bool:
+        if self.recipe.recalibrate and not self.history:
+            self._calibration.recalibrate()
         context = self._context(step)
         with torch.no_grad():
             for key, part in self.recipe.parts_with("before_step"):
@@ -385,6 +390,9 @@ class Session:
             self.masks.apply(self._inner)
         if self._masked is not None:
             self._masked.update(self.masks)
+        # the loop of a user who attached trains
+        if self._calibration.norms and (self._masked is None or self.recipe.recalibrate):
+            self._calibration.recalibrate()
         return restarted
 
     @property
@@ -524,8 +532,17 @@ class Session:
         return {**vars(self), "_masked": None}
 
     def _who_needs_data(self) -> str:
-        key = next((key for key, part in self.recipe.parts.items() if part.needs), "allocation")
-        return f"{key} {self.recipe.parts[key].name!r}"
+        parts = self.recipe.parts.items()
+        keys = [key for key, part in parts if part.needs or getattr(part, "needs_data", False)]
+        return f"{keys[0]} {self.recipe.parts[keys[0]].name!r}" if keys else "recalibrate"
+
+    @property
+    def _recalibrates(self) -> bool:
+        """Whether running statistics are measured anew: by default where units go and nothing is trained."""
+        if self.recipe.recalibrate is not None:
+            return self.recipe.recalibrate
+        of_units = self.recipe.granularity.counts != "weights"
+        return of_units and self.recipe.retrain.plan is None and self._data is not None
 
 
 def _plain(value: Any) -> Any:
