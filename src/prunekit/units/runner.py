@@ -60,12 +60,12 @@ def real_targets(outputs: Tensor, targets: Tensor) -> Tensor:
     """Targets of the outputs' shape; class numbers become one-hot.
 
     Raises:
-        ValueError: if the shapes differ; nothing is broadcast.
+        InputError: if the shapes differ; nothing is broadcast.
     """
     if not targets.is_floating_point():
         targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
     if targets.shape != outputs.shape:
-        raise ValueError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in shape")
+        raise InputError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in shape")
     return targets.to(outputs.dtype)
 
 
