@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from prunekit.graph.capture import tensors_of
 from prunekit.graph.captured import Captured
-from prunekit.graph.groups import Features
+from prunekit.graph.groups import Features, Role
 from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
 from prunekit.graph.propagate import propagate
 from prunekit.graph.propagator import Propagator, SplitPolicy, SplitSite, frozen_rows
@@ -51,6 +51,10 @@ class Propagation:
     propagator: Propagator
     classes: Classes
     nodes: tuple[dict[str, tuple[tuple[Ints | None, ...], ...]], ...]
+
+    def role(self, block: Block) -> Role:
+        """What an axis is used for."""
+        return self.propagator.roles.get((block.tensor, block.dim), "along")
 
 
 def analysed(
@@ -189,9 +193,6 @@ def _entry(graph: Captured, values: dict[str, Value]) -> Callable[[fx.Node, int]
 def positions(found: Propagation) -> tuple[Ints, Ints, Ints]:
     """For all labels of the blocks, in order: the label, the number of its block and its index there."""
     sizes = np.array([block.size for block in found.blocks], dtype=np.int64)
-    if not sizes.size:
-        empty = np.zeros(0, dtype=np.int64)
-        return empty, empty, empty
     starts = np.array([block.start for block in found.blocks], dtype=np.int64)
     number = np.repeat(np.arange(sizes.size), sizes)
     offset = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)

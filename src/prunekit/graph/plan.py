@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.graph.analysis import FEATURES, PARAMETRIZED, Block, Propagation, analysed, positions
+from prunekit.graph.analysis import FEATURES, PARAMETRIZED, Propagation, analysed, positions
 from prunekit.graph.capture import Inputs, captured, tensors_of
 from prunekit.graph.captured import Captured
 from prunekit.graph.groups import (
@@ -22,7 +22,6 @@ from prunekit.graph.groups import (
     Layer,
     Member,
     Plan,
-    Role,
     features_of,
 )
 from prunekit.graph.labels import Ints
@@ -51,18 +50,15 @@ class Grouping:
 def grouping_of(propagation: Propagation) -> Grouping:
     """Classes whose producers are the same axes make a group; each class is a unit of it."""
     label, block, index = positions(propagation)
-    roots = propagation.classes.root[label] if label.size else label
+    roots = propagation.classes.root[label]
     keys = _keys(propagation, roots, block)
     group_of = np.full(propagation.classes.root.size, -1, dtype=np.int64)
     unit_of = np.full(propagation.classes.root.size, -1, dtype=np.int64)
-    order = np.lexsort((label, keys[roots])) if label.size else label
+    order = np.lexsort((label, keys[roots]))
+    stretches = np.split(order, np.flatnonzero(np.diff(keys[roots][order])) + 1)
     groups: list[Group] = []
-    starts = (
-        np.flatnonzero(np.r_[True, np.diff(keys[roots][order].view(np.int64)) != 0]) if order.size else order
-    )
-    stretches = sorted(np.split(order, starts[1:]), key=lambda part: int(part[0])) if order.size else []
     kinds = _kinds(propagation)
-    for part in stretches:
+    for part in sorted((part for part in stretches if part.size), key=lambda part: int(part[0])):
         units, first = np.unique(roots[part], return_index=True)
         units = units[np.argsort(first)]
         unit_of[units] = np.arange(units.size)
@@ -79,12 +75,12 @@ def _keys(propagation: Propagation, roots: Ints, block: Ints) -> Ints:
     wide = max(len(propagation.blocks), 1)
     pairs = np.sort(roots * wide + block)  # np.unique would hash them, which takes ten times as long
     root, number = np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], wide)
-    producer = np.array([_role(propagation, each) == "producer" for each in propagation.blocks], dtype=bool)
+    producer = np.array([propagation.role(each) == "producer" for each in propagation.blocks], dtype=bool)
     hashes = np.random.default_rng(0).integers(1, 2**62, size=wide, dtype=np.int64)
     count = propagation.classes.root.size
     every, producing = np.zeros(count, np.int64), np.zeros(count, np.int64)
     np.add.at(every, root, hashes[number])
-    makes = producer[number] if number.size else np.zeros(0, bool)
+    makes = producer[number]
     np.add.at(producing, root[makes], hashes[number[makes]])
     keys = np.where(producing != 0, producing, every)
     found = sorted(set(propagation.classes.reason.values()))
@@ -93,11 +89,6 @@ def _keys(propagation: Propagation, roots: Ints, block: Ints) -> Ints:
     for root_label, reason in propagation.classes.reason.items():
         frozen[root_label] = reasons[reason]
     return keys + frozen * 1_000_003
-
-
-def _role(propagation: Propagation, block: Block) -> Role:
-    found = propagation.propagator.roles.get((block.tensor, block.dim), "along")
-    return "producer" if found == "producer" else "consumer" if found == "consumer" else "along"
 
 
 def _kinds(propagation: Propagation) -> Ints:
@@ -119,7 +110,7 @@ def _group(
     for number, here in zip(numbers.tolist(), np.split(np.arange(part.size), starts[1:]), strict=True):
         found = propagation.blocks[number]
         indices = _by_unit(unit[here], index[part[here]], units.size)
-        members.append(Member(found.tensor, found.dim, indices, _role(propagation, found)))
+        members.append(Member(found.tensor, found.dim, indices, propagation.role(found)))
     producers = [member for member in members if member.role == "producer"]
     reason = propagation.classes.reason.get(int(units[0]))
     if not producers and (reason is not None or len(members) < 2):
@@ -154,10 +145,7 @@ def _with_norms(propagation: Propagation, groups: list[Group], group_of: Ints) -
         numbers = np.unique(group_of[propagation.classes.root[labels[labels > 0]]])
         for number in numbers[numbers >= 0].tolist():
             found.setdefault(number, {})[norm] = None
-    return [
-        Group(group.name, group.kind, group.units, group.members, group.frozen, tuple(found.get(number, ())))
-        for number, group in enumerate(groups)
-    ]
+    return [replace(group, normalised=tuple(found.get(number, ()))) for number, group in enumerate(groups)]
 
 
 _OTHER_POLICIES: tuple[SplitPolicy, ...] = ("first", "last")
@@ -236,57 +224,50 @@ def _ignored(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
     names = list(tensors_of(model))
     found = {name: PARAMETRIZED for name in names if ".parametrizations." in f".{name}"}
     for pattern in patterns:
-        hit = [name for name in names if fnmatchcase(name, pattern) or _below(name, pattern)]
+        hit = [name for name in names if _names(pattern, name)]
         if not hit:
             raise InputError(f"ignore: {pattern!r} matches no module and no parameter of the network")
         found.update(dict.fromkeys(hit, "it is to be left as it is (ignore)"))
     return found
 
 
-def _below(name: str, pattern: str) -> bool:
+def _names(pattern: str, name: str) -> bool:
+    """Whether a pattern fits the full name of a parameter, or of a module that it is in."""
     parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts)))
+    return any(fnmatchcase(".".join(parts[: end + 1]), pattern) for end in range(len(parts)))
 
 
 def _joined(
     graphs: Sequence[Captured], found: Sequence[tuple[Propagation, Grouping]], residual: bool
 ) -> CouplingGraph:
     """The groups of all analyses; of those that share entries the first stays, but heads go with widths."""
-    groups: list[Group] = []
-    numbers: dict[tuple[int, int], int] = {}
+    chosen: list[tuple[Group, int, int]] = []  # with the number of its analysis and its own there
     taken: Taken = {}
     for analysis, (_, part) in enumerate(found):
         for number, group in enumerate(part.groups):
             if group.frozen is None and not (analysis and _clashes(group, taken)):
-                numbers[analysis, number] = len(groups)
-                groups.append(group)
+                chosen.append((group, analysis, number))
                 _take(group, taken)
     for number, group in enumerate(found[0][1].groups):
         if group.frozen is not None and not _clashes(group, taken):
-            numbers[0, number] = len(groups)
-            groups.append(group)
-    order = _in_order(groups, [block.tensor for block in found[0][0].blocks])
-    place = {number: position for position, number in enumerate(order)}
-    groups = _named(_told_apart([_asked(groups[number], residual) for number in order]))
+            chosen.append((group, 0, number))
+    at = {block.tensor: place for place, block in reversed(list(enumerate(found[0][0].blocks)))}
+    chosen.sort(key=lambda each: _place(each[0], at))
+    groups = _named(_told_apart([_asked(group, residual) for group, *_ in chosen]))
+    final = [np.full(len(part.groups) + 1, -1, dtype=np.int64) for _, part in found]
+    for place, (_, analysis, number) in enumerate(chosen):
+        final[analysis][number] = place
     layers = []
-    for analysis, (propagation, part) in enumerate(found):
-        final = np.full(len(part.groups) + 1, -1, dtype=np.int64)
-        for number in range(len(part.groups)):
-            final[number] = place.get(numbers.get((analysis, number), -1), -1)
+    for (propagation, part), places in zip(found, final, strict=True):
         root = propagation.classes.root
-        layers.append(Layer(propagation.nodes, final[part.group_of][root], part.unit_of[root]))
+        layers.append(Layer(propagation.nodes, places[part.group_of][root], part.unit_of[root]))
     return CouplingGraph(Plan(tuple(groups)), tuple(graphs), tuple(layers))
 
 
-def _in_order(groups: Sequence[Group], tensors: Sequence[str]) -> list[int]:
-    """Numbers of the groups by the first tensor that computes them, heads before their widths."""
-    at = {tensor: position for position, tensor in reversed(list(enumerate(tensors)))}
-
-    def place(number: int) -> tuple[int, int, bool]:
-        key, entries = min(_made(groups[number]).items(), key=lambda item: at[item[0][0]])
-        return at[key[0]], min(entries), groups[number].kind != "heads"
-
-    return sorted(range(len(groups)), key=place)
+def _place(group: Group, at: Mapping[str, int]) -> tuple[int, int, bool]:
+    """The place of the first tensor that computes a group, and the entry there; heads before widths."""
+    (tensor, _), entries = min(_made(group).items(), key=lambda item: at[item[0][0]])
+    return at[tensor], min(entries), group.kind != "heads"
 
 
 def _clashes(group: Group, taken: Taken) -> bool:

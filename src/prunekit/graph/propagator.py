@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import fx
 
+from prunekit.graph.groups import Role
 from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
 from prunekit.graph.nodes import argument, module_of, op_name
 
@@ -53,7 +54,7 @@ class Propagator:
     policy: SplitPolicy
     rejected: set[tuple[SplitSite, int]]
     env: dict[fx.Node, Any] = field(default_factory=dict)
-    roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    roles: dict[tuple[str, int], Role] = field(default_factory=dict)
     hints: list[tuple[str, Ints]] = field(default_factory=list)
     norms: list[tuple[str, Ints]] = field(default_factory=list)
     choices: list[TakenSplit] = field(default_factory=list)
@@ -117,7 +118,7 @@ class Propagator:
         self.freeze([dim], why)
         return Dim(dim.size)
 
-    def role(self, dim: Dim, role: str) -> None:
+    def role(self, dim: Dim, role: Role) -> None:
         """A parameter's axis produces or reads units."""
         if dim.origin is not None and self.roles.get(dim.origin) != "producer":
             self.roles[dim.origin] = role
