@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules import module as hooks
 
 from prunekit.graph.capture import arguments, canonical, captured
-from prunekit.graph.graph_model import GraphModel, graphs_of
+from prunekit.graph.captured import GraphModel
 from prunekit.graph.record import NotRecordedError, recorded, shapes
 from prunekit.modes import keeping_modes
 
@@ -41,13 +41,13 @@ def taken(model, *args, mode="eval", **kwargs):
     with keeping_modes(model):
         for module in model.modules():
             module.training = mode == "train"
-        return recorded(model, args, kwargs, canonical(model), mode)
+        return recorded(model, args, kwargs, canonical(model))
 
 
 def as_graphs(model, inputs):
     graphs = captured(model, inputs)
     copied = copy.deepcopy(model)
-    return GraphModel(copied, graphs_of(graphs, {number: each.module for number, each in enumerate(graphs)}))
+    return GraphModel(copied, graphs)
 
 
 @pytest.mark.parametrize("training", [False, True])

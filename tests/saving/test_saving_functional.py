@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from prunekit.errors import ModelError
 from prunekit.graph.capture import arguments, captured
-from prunekit.graph.graph_model import GraphModel, graphs_of
+from prunekit.graph.captured import GraphModel
 from prunekit.graph.proof import tensors_in
 from prunekit.saving import load_pretrained, save_pretrained
 from prunekit.saving.graph_values import OVERLOADS
@@ -22,8 +22,7 @@ from zoo import OWN, ZOO, made, stirred
 
 def graph_of(model, inputs):
     found = captured(model, inputs)
-    modules = {number: graph.module for number, graph in enumerate(found)}
-    return GraphModel(model, graphs_of(found, modules))
+    return GraphModel(model, found)
 
 
 def calls_in(folder):

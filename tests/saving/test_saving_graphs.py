@@ -176,12 +176,10 @@ def test_an_operator_of_another_library_is_not_saved(tmp_path):
     library.impl("twice", lambda x: 2 * x, "CompositeExplicitAutograd")
     library.impl("twice", lambda x: torch.empty_like(x), "Meta")
     from prunekit.graph.capture import captured
-    from prunekit.graph.graph_model import graphs_of
 
     model = Custom()
     found = captured(model, torch.randn(3, 6))
-    modules = {number: graph.module for number, graph in enumerate(found)}
-    whole = GraphModel(model, graphs_of(found, modules))
+    whole = GraphModel(model, found)
     with pytest.raises(ModelError, match=r"it holds 'prunekit_test\.twice.*', which a file"):
         save_pretrained(whole, tmp_path / "net")
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,10 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
 from prunekit.graph.activation_taps import Place, watched
+from prunekit.graph.captured import GraphModel
 from prunekit.graph.chain import Chain, Stage, UnitGroup
 from prunekit.graph.chain_view import chain_of
 from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead
-from prunekit.graph.graph_model import Graph, GraphModel
 from prunekit.graph.groups import INPUT, CouplingGraph, Group, KeepMasks, Member, Plan
 from prunekit.graph.members import (
     Combine,
@@ -31,7 +31,6 @@ __all__ = [
     "CouplingGraph",
     "DeadUnits",
     "Deviation",
-    "Graph",
     "GraphModel",
     "Group",
     "GroupSize",

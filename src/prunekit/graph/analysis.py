@@ -132,12 +132,12 @@ def _propagated(
         propagator.part, propagator.env = part, {}
         propagator.known = {} if features is None or given is None else features.known(graph, given)
         propagator.constants.update(node for node in graph.placeholders if node.name in graph.tensors)
-        outputs = propagate(propagator, graph.graph, graph.root, _entry(graph, values))
+        outputs = propagate(propagator, graph.graph, graph.named, _entry(graph, values))
         propagator.node = None
         for (kind, _), value in zip(graph.outputs, outputs, strict=True):
             for dim in value if isinstance(value, tuple) else ():
                 what = "the network's output" if kind != "buffer" else "written to a buffer"
-                labels.freeze(dim.labels, f"is {what}" if graph.mode == "eval" else f"is {what} in training")
+                labels.freeze(dim.labels, f"is {what} in training" if part else f"is {what}")
         nodes.append({propagator.names[node]: _axes(value) for node, value in propagator.env.items()})
     return Propagation(tuple(blocks), propagator, labels.classes(), tuple(nodes))
 

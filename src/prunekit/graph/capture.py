@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph.captured import Captured
+from prunekit.graph.captured import Captured, attributes_of
 from prunekit.graph.record import NotRecordedError, recorded
 from prunekit.modes import keeping_modes, untouched
 
@@ -75,10 +75,9 @@ def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -
 
 def takes(graph: Captured, example_inputs: Inputs) -> bool:
     """Whether a graph was made for inputs of these shapes."""
-    made = [node.meta.get("val") for node in graph.given]
-    leaves = pytree.tree_leaves(arguments(example_inputs))
-    given, asked = ([getattr(each, "shape", None) for each in values] for values in (leaves, made))
-    return given == asked
+    given = pytree.tree_leaves(arguments(example_inputs))
+    shapes = [tuple(each.shape) if isinstance(each, torch.Tensor) else None for each in given]
+    return graph.shapes == tuple(shapes)
 
 
 def tensors_of(model: nn.Module, *, every_name: bool = False) -> dict[str, torch.Tensor]:
@@ -108,14 +107,21 @@ def captured_in(model: nn.Module, example_inputs: Inputs, mode: Mode, *, record:
             module.training = mode == "train"
         if record:
             try:
-                return recorded(model, args, kwargs, names, mode)
+                return recorded(model, args, kwargs, names)
             except NotRecordedError as error:
                 _LOG.debug("exported in %s mode, since it cannot be recorded: %s", mode, error)
         return exported(model, args, kwargs, names, mode)
 
 
-_INPUTS = {InputKind.PARAMETER: "tensor", InputKind.BUFFER: "tensor", InputKind.USER_INPUT: "user"}
-_OUTPUTS = {OutputKind.USER_OUTPUT: "user", OutputKind.BUFFER_MUTATION: "buffer"}
+_INPUTS = {
+    InputKind.PARAMETER: "tensor",
+    InputKind.BUFFER: "tensor",
+    InputKind.USER_INPUT: "user",
+}
+_OUTPUTS = {
+    OutputKind.USER_OUTPUT: "user",
+    OutputKind.BUFFER_MUTATION: "buffer",
+}
 
 
 def exported(
@@ -142,17 +148,14 @@ def exported(
     signature, call = program.graph_signature, program.call_spec
     assert call.in_spec is not None
     assert call.out_spec is not None
-    targets = {
-        spec.arg.name: spec.target for spec in signature.input_specs if _INPUTS.get(spec.kind) == "tensor"
-    }
     constants = [spec.target for spec in signature.input_specs if spec.kind == InputKind.CONSTANT_TENSOR]
+    inputs = [(_INPUTS.get(spec.kind, "constant"), spec.target or "") for spec in signature.input_specs]
+    outputs = [(_OUTPUTS.get(spec.kind, "other"), spec.target or "") for spec in signature.output_specs]
     return Captured(
-        mode,
         program.graph,
-        program.graph_module,
-        {name: names[target] for name, target in targets.items() if target in names},
-        tuple((_INPUTS.get(spec.kind, "constant"), spec.target or "") for spec in signature.input_specs),  # type: ignore[misc]
-        tuple((_OUTPUTS.get(spec.kind, "other"), spec.target or "") for spec in signature.output_specs),  # type: ignore[misc]
+        attributes_of(program.graph, program.graph_module),
+        tuple((kind, names.get(target, target)) for kind, target in inputs),  # type: ignore[misc]
+        tuple(outputs),  # type: ignore[arg-type]
         {
             name: value
             for name in constants

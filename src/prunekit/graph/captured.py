@@ -1,10 +1,11 @@
-"""One graph of a network, and what goes in and out of it."""
+"""A network's graphs of operators: as data, and as a module with the network's own parameters and buffers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from prunekit.errors import InputError
 
 InputKind = Literal["tensor", "constant", "user"]
 OutputKind = Literal["user", "buffer", "other"]
+Run = Callable[[int, fx.GraphModule, list[Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -22,43 +24,55 @@ class Captured:
     """A graph of ATen operators whose placeholders are parameters, buffers, constants and the user's inputs.
 
     Attributes:
-        mode: "eval" or "train".
         graph: its nodes have in `meta` their value without data ("val") and the modules that they belong to
-            ("nn_module_stack": for each call of a module that is under way its name and class).
-        root: what its `get_attr` nodes name.
-        tensors: for each placeholder of a parameter or buffer its full name, the first one if it is tied.
-        inputs: for each placeholder its kind, and the full name of what it stands for.
+            ("nn_module_stack": for each call of a module that is under way its name and class). One that was
+            read from a file has the values of the user's inputs only.
+        named: what its `get_attr` nodes name.
+        inputs: for each placeholder its kind, "tensor" for parameters and buffers, and the full name of what
+            it stands for, the first one if that is tied.
         outputs: for each output its kind, "buffer" for what is written to one, and the buffer's name.
         constants: tensors that the graph reads besides, by name.
         takes: how the user's inputs are nested in the arguments.
         gives: how the user's outputs are nested in what the network returns.
     """
 
-    mode: str
     graph: fx.Graph
-    root: nn.Module
-    tensors: Mapping[str, str]
+    named: Mapping[str, Any]
     inputs: tuple[tuple[InputKind, str], ...]
     outputs: tuple[tuple[OutputKind, str], ...]
     constants: Mapping[str, Tensor]
     takes: pytree.TreeSpec
     gives: pytree.TreeSpec
 
+    def __deepcopy__(self, memo: Any) -> Captured:
+        """Itself, since nothing of it changes."""
+        return self
+
     @cached_property
     def module(self) -> fx.GraphModule:
         """The graph, to be run with its placeholders as inputs."""
-        return fx.GraphModule(self.root, self.graph)
+        return fx.GraphModule(dict(self.named), self.graph)
 
-    @property
+    @cached_property
     def placeholders(self) -> dict[fx.Node, tuple[InputKind, str]]:
         """For each placeholder its kind and name, as in `inputs`."""
-        nodes = [node for node in self.graph.nodes if node.op == "placeholder"]
-        return dict(zip(nodes, self.inputs, strict=True))
+        return dict(zip(self.graph.find_nodes(op="placeholder"), self.inputs, strict=True))
 
-    @property
+    @cached_property
     def given(self) -> list[fx.Node]:
         """The placeholders of what the user gives."""
         return [node for node, (kind, _) in self.placeholders.items() if kind == "user"]
+
+    @cached_property
+    def tensors(self) -> dict[str, str]:
+        """For each placeholder of a parameter or buffer, by its name, the full name of that."""
+        return {node.name: name for node, (kind, name) in self.placeholders.items() if kind == "tensor"}
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Of the user's inputs in a row, the batch included; None for what is no tensor."""
+        values = [node.meta.get("val") for node in self.given]
+        return tuple(tuple(map(int, each.shape)) if isinstance(each, Tensor) else None for each in values)
 
     def same_as(self, other: Captured) -> bool:
         """Whether the two compute the same of the same."""
@@ -72,33 +86,6 @@ class Captured:
             and self.constants.keys() == other.constants.keys()
             and all(torch.equal(value, other.constants[name]) for name, value in self.constants.items())
         )
-
-
-@dataclass(frozen=True)
-class Signature:
-    """The order and the kinds of a graph's inputs and outputs.
-
-    Attributes:
-        inputs: for each input of the graph its kind, "tensor" for parameters and buffers, "constant" or
-            "user", and the name of what it reads.
-        outputs: for each output its kind, "buffer" for what is written to one, "user" or "other", and the
-            buffer's name.
-        shapes: of the user's inputs, in the graph's order; None for what is no tensor.
-        dtypes: likewise.
-        takes: how the user's inputs are nested in the arguments.
-        gives: how the user's outputs are nested in what the network returns.
-    """
-
-    inputs: tuple[tuple[str, str], ...]
-    outputs: tuple[tuple[str, str], ...]
-    shapes: tuple[tuple[int, ...] | None, ...]
-    dtypes: tuple[torch.dtype | None, ...]
-    takes: pytree.TreeSpec
-    gives: pytree.TreeSpec
-
-    def __deepcopy__(self, memo: Any) -> Signature:
-        """Itself, since nothing of it changes."""
-        return self
 
     def flattened(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The arguments in a row, as the graph takes them.
@@ -117,22 +104,108 @@ class Signature:
                 f"{positional.num_children} positional ones and {names}"
             )
         for value, shape in zip(flat, self.shapes, strict=True):
-            if shape is not None and (not isinstance(value, torch.Tensor) or tuple(value.shape) != shape):
-                found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            if shape is not None and (not isinstance(value, Tensor) or tuple(value.shape) != shape):
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise InputError(
                     f"an exported network takes inputs of the shape that it was exported with, {shape}, "
                     f"the batch included; got {found}"
                 )
         return list(flat)
 
-    def returned(self, values: list[Any]) -> Any:
-        """The user's outputs, nested as the network returns them."""
-        return pytree.tree_unflatten(values, self.gives)
+
+def attributes_of(graph: fx.Graph, root: nn.Module) -> dict[str, Any]:
+    """What the `get_attr` nodes of a graph name in a module."""
+    names = [str(node.target) for node in graph.find_nodes(op="get_attr")]
+    return {name: attrgetter(name)(root) for name in names}
 
 
-def signature_of(graph: Captured) -> Signature:
-    """The signature of a graph."""
-    values = [node.meta.get("val") for node in graph.given]
-    shapes = tuple(tuple(map(int, v.shape)) if isinstance(v, torch.Tensor) else None for v in values)
-    dtypes = tuple(v.dtype if isinstance(v, torch.Tensor) else None for v in values)
-    return Signature(graph.inputs, graph.outputs, shapes, dtypes, graph.takes, graph.gives)
+class GraphModel(nn.Module):
+    """A network that runs its exported graphs, in evaluation and in training mode.
+
+    It takes inputs of the shapes that it was exported with, the batch included. Names of parameters and
+    buffers are those of the network that was exported.
+
+    Args:
+        model: whose parameters and buffers it gets: the same objects.
+        graphs: for evaluation and for training; one for both if there is only one.
+    """
+
+    def __init__(self, model: nn.Module, graphs: Sequence[Captured]) -> None:
+        super().__init__()
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            holder_of(self, name).register_parameter(name.rpartition(".")[2], parameter)
+        persistent = set(model.state_dict(keep_vars=True))
+        for name, buffer in model.named_buffers(remove_duplicate=False):
+            holder_of(self, name).register_buffer(
+                name.rpartition(".")[2], buffer, persistent=name in persistent
+            )
+        self._captured = list(graphs)
+        for number, graph in enumerate(graphs):
+            self.add_module(f"_graph{number}", graph.module)
+            for name, value in graph.constants.items():
+                self.register_buffer(constant_name(number, name), value, persistent=False)
+        # looking modules up by name in every pass would take as long as a small network's layers
+        self._sources = [
+            [self._source(number, *entry) for entry in graph.inputs] for number, graph in enumerate(graphs)
+        ]
+        for module in self.modules():
+            module.training = model.training
+
+    @property
+    def graphs(self) -> tuple[Captured, ...]:
+        """The graphs with their constants as they are now."""
+        found = []
+        for number, graph in enumerate(self._captured):
+            module: fx.GraphModule = getattr(self, f"_graph{number}")
+            constants = {name: getattr(self, constant_name(number, name)) for name in graph.constants}
+            named = attributes_of(module.graph, module)
+            found.append(replace(graph, graph=module.graph, named=named, constants=constants))
+        return tuple(found)
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Of the arguments in a row, the batch included; None for what is no tensor."""
+        return self._captured[0].shapes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's outputs."""
+        return self.run(args, kwargs, lambda _, module, given: module(*given))
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Run) -> Any:
+        """The outputs, where `call` runs the graph: given its number, itself and its inputs."""
+        number = min(int(self.training), len(self._captured) - 1)
+        graph = self._captured[number]
+        user = iter(graph.flattened(args, kwargs))
+        given = [
+            next(user) if owner is None else getattr(owner, name) for owner, name in self._sources[number]
+        ]
+        found = call(number, getattr(self, f"_graph{number}"), given)
+        for (kind, target), value in zip(graph.outputs, found, strict=True):
+            if kind == "buffer":
+                with torch.no_grad():
+                    self.get_buffer(target).copy_(value)
+        results = [value for (kind, _), value in zip(graph.outputs, found, strict=True) if kind == "user"]
+        return pytree.tree_unflatten(results, graph.gives)
+
+    def _source(self, number: int, kind: str, name: str) -> tuple[nn.Module | None, str]:
+        """The module that holds an input, and its name there; None for what the user gives."""
+        if kind == "user":
+            return None, name
+        place, _, short = (constant_name(number, name) if kind == "constant" else name).rpartition(".")
+        return self.get_submodule(place), short
+
+
+def holder_of(root: nn.Module, name: str) -> nn.Module:
+    """The module, made if need be, that holds the parameter or buffer of that full name."""
+    for part in name.split(".")[:-1]:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        below = root._modules[part]
+        assert below is not None
+        root = below
+    return root
+
+
+def constant_name(number: int, name: str) -> str:
+    """The name of the buffer that holds a constant of a graph."""
+    return f"_constant{number}_" + name.replace(".", "_")

@@ -148,7 +148,7 @@ class _Attempts:
         self.tried.append(shape)
         args = (torch.empty(shape, dtype=self._like.dtype, device=self._like.device),) * self._count
         try:
-            found = recorded(self._model, args, {}, self._names, "eval")
+            found = recorded(self._model, args, {}, self._names)
         except MisfitError as error:
             self._misfit = self._ran = True
             self._failed(error)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
 from prunekit.graph.capture import Inputs, arguments, tensors_of
-from prunekit.graph.graph_model import GraphModel
+from prunekit.graph.captured import GraphModel
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.reference_run import (
     Deviation,

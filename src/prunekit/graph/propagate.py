@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
+from prunekit.graph.captured import attributes_of
 from prunekit.graph.labels import Value, fixed
 from prunekit.graph.nodes import is_view, is_written, op_name
 from prunekit.graph.ops import Operator, operator_of
@@ -19,14 +20,14 @@ _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper")
 
 
 def propagate(
-    propagator: Propagator, graph: fx.Graph, module: torch.nn.Module, entry: Callable[[fx.Node, int], Any]
+    propagator: Propagator, graph: fx.Graph, named: Mapping[str, Any], entry: Callable[[fx.Node, int], Any]
 ) -> Any:
     """Take every node of a graph in turn; gives what is known of the outputs.
 
     Args:
         propagator: the state, which is changed.
         graph: the graph.
-        module: what its `get_attr` nodes name.
+        named: what its `get_attr` nodes name.
         entry: what is known of a placeholder, by the node and its number.
     """
     number = 0
@@ -37,7 +38,8 @@ def propagate(
             propagator.env[node] = propagator.known.get(node) or entry(node, number)
             number += 1
         elif node.op == "get_attr":
-            propagator.env[node] = _attribute(module, str(node.target))
+            value = named[str(node.target)]
+            propagator.env[node] = fixed(value.shape) if isinstance(value, torch.Tensor) else value
         elif node.op == "output":
             return _known(propagator, node.args[0])
         else:
@@ -45,11 +47,6 @@ def propagate(
             if propagator.constants.issuperset(node.all_input_nodes):
                 propagator.constants.add(node)
     return None
-
-
-def _attribute(module: torch.nn.Module, name: str) -> Any:
-    found = operator.attrgetter(name)(module)
-    return fixed(found.shape) if isinstance(found, torch.Tensor) else found
 
 
 def _known(propagator: Propagator, arg: Any) -> Any:
@@ -127,7 +124,8 @@ def _inlined(propagator: Propagator, node: fx.Node) -> Any:
         if not isinstance(arg, fx.Node) or arg in propagator.constants:
             propagator.constants.add(each)
     outer, propagator.prefix = propagator.prefix, f"{propagator.prefix}{node}/"
-    result = propagate(propagator, module.graph, module, lambda _, number: given[number])
+    named = attributes_of(module.graph, module)
+    result = propagate(propagator, module.graph, named, lambda _, number: given[number])
     propagator.prefix, propagator.node = outer, node
     return result
 

@@ -87,7 +87,7 @@ class MisfitError(NotRecordedError):
 
 
 def recorded(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Mapping[str, str], mode: str
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Mapping[str, str]
 ) -> Captured:
     """The graph of a network as it is now; the network is left as it was.
 
@@ -96,20 +96,19 @@ def recorded(
         args: of its forward.
         kwargs: of its forward.
         names: the first name of each parameter and buffer.
-        mode: what to call the mode that it is in.
 
     Raises:
         NotRecordedError: where a value is asked for, or something is done that a graph might not show.
     """
     with untouched(model) as before:
-        found = _run(model, args, kwargs, names, mode)
-        if before.changed and not found.same_as(_run(model, args, kwargs, names, mode)):
+        found = _run(model, args, kwargs, names)
+        if before.changed and not found.same_as(_run(model, args, kwargs, names)):
             raise NotRecordedError(f"the forward of {before.changed} changes what its next call gives")
     return found
 
 
 def _run(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Mapping[str, str], mode: str
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Mapping[str, str]
 ) -> Captured:
     recorder = _Recorder(model, names)
     flat, takes = pytree.tree_flatten((args, kwargs))
@@ -127,10 +126,8 @@ def _run(
     values, gives = pytree.tree_flatten(output)
     recorder.graph.output(tuple(recorder.output(value) for value in values))
     return Captured(
-        mode,
         recorder.graph,
-        nn.Module(),
-        recorder.tensors,
+        {},
         tuple(recorder.inputs),
         tuple(("user", "") for _ in values),
         recorder.constants,
@@ -145,7 +142,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
-        self.tensors: dict[str, str] = {}
         self.inputs: list[tuple[InputKind, str]] = []
         self.constants: dict[str, Tensor] = {}
         # tensors are kept with what is known of them: an object that is gone may pass on its identity
@@ -160,8 +156,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise NotRecordedError(f"{name} is a {type(tensor).__name__}")
         self._storages = {tensor.untyped_storage().data_ptr() for _, tensor in every if tensor.numel()}
         for name, tensor in every:
-            node = self._placeholder(f"p_{name.replace('.', '_')}", "tensor", name, meta_of(tensor))
-            self.tensors[node.name] = names[name]
+            node = self._placeholder(f"p_{name.replace('.', '_')}", "tensor", names[name], meta_of(tensor))
             self._known[id(tensor)] = tensor, node
 
     @classmethod

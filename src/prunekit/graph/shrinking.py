@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import Inputs, arguments, takes, tensors_of
-from prunekit.graph.graph_model import GraphModel, graphs_of
+from prunekit.graph.captured import GraphModel
 from prunekit.graph.groups import INPUT, CouplingGraph, Group
 from prunekit.graph.members import entries
 from prunekit.graph.plan import KINDS, traced
@@ -180,8 +180,7 @@ def shrink(
     tensors = work.cut.tensors
     masked, keeping = whole, None
     if over_units:
-        modules = {number: graph.module for number, graph in enumerate(found.graphs)}
-        masked, keeping = GraphModel(copy_of(whole), graphs_of(found.graphs, modules)), work.keeping
+        masked, keeping = GraphModel(copy_of(whole), found.graphs), work.keeping
         exported = run_both(whole, masked, example_inputs)
         if not exported.accepted:
             raise VerificationError(f"what was exported is not what the network computes: {exported}")
@@ -210,7 +209,7 @@ def shrink(
             found = analysed()
             work = operation(model, found, flags)
         reason, form = str(error).splitlines()[0].removesuffix(UNTOUCHED), "graph"
-        result = GraphModel(candidate, graphs_of(found.graphs, work.modules))
+        result = GraphModel(candidate, work.graphs)
         deviation = prove(result)
     times.append(time.process_time())
     return ShrinkResult(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from prunekit.errors import InputError
-from prunekit.graph.captured import Captured
+from prunekit.graph.captured import Captured, attributes_of
 from prunekit.graph.groups import KeepMasks, Plan
 from prunekit.graph.labels import Flags
 from prunekit.graph.nodes import argument, module_of, op_name
@@ -21,66 +20,52 @@ from prunekit.graph.ops.moves import RESHAPED
 from prunekit.graph.ops.registry import Keeps
 
 
-@dataclass(frozen=True)
-class Corrected:
-    """A graph whose constants fit what stays.
-
-    Attributes:
-        graph: the graph.
-        named: what its `get_attr` nodes name.
-    """
-
-    graph: fx.Graph
-    named: Mapping[str, Any]
-
-    @cached_property
-    def module(self) -> fx.GraphModule:
-        """The graph, to be run."""
-        self.graph.lint()
-        return fx.GraphModule(dict(self.named), self.graph)
-
-
-def corrected(
-    graph: fx.Graph, root: nn.Module, keeping: KeepMasks, number: int, prefix: str = ""
-) -> Corrected:
+def corrected(graph: Captured, keeping: KeepMasks, number: int) -> Captured:
     """A copy of a graph with its constants made to fit; checks of dtypes and sizes are left out.
 
     Args:
-        graph: with parameters as inputs.
-        root: what its `get_attr` nodes name.
+        graph: as captured.
         keeping: what stays of every node.
         number: of the graph.
-        prefix: of the names of its nodes.
 
     Raises:
         InputError: where nothing would be left of a tensor.
     """
-    smaller, named = copy.deepcopy(graph), dict[str, Any]()
+    smaller, named = _corrected(graph.graph, graph.named, partial(keeping, number), "")
+    return replace(graph, graph=smaller, named=named)
+
+
+def _corrected(
+    graph: fx.Graph,
+    named: Mapping[str, Any],
+    keeping: Callable[[str], tuple[tuple[Flags | None, ...], ...]],
+    prefix: str,
+) -> tuple[fx.Graph, dict[str, Any]]:
+    """Likewise, of a graph whose nodes' names begin with a prefix, with what its `get_attr` nodes name."""
+    smaller, named = copy.deepcopy(graph), dict(named)
 
     def keeps(node: fx.Node) -> tuple[tuple[Flags | None, ...], ...]:
-        return keeping(number, f"{prefix}{node.name}")
+        return keeping(f"{prefix}{node.name}")
 
     for node in list(smaller.nodes):
         _not_empty(node, keeps)
-        if node.op == "get_attr":
-            named[str(node.target)] = attrgetter(str(node.target))(root)
         if node.op != "call_function":
             continue
-        name = op_name(node)
-        if name.startswith(("_assert", "_assert_tensor_metadata", "sym_constrain")):
+        if op_name(node).startswith(("_assert", "sym_constrain")):
             smaller.erase_node(node)
             continue
         for arg in node.args:
             if isinstance(arg, fx.Node) and arg.op == "get_attr":
                 inner = named[str(arg.target)]
                 if isinstance(inner, fx.GraphModule):
-                    below = corrected(inner.graph, inner, keeping, number, f"{prefix}{node}/")
-                    named[str(arg.target)] = below.module
+                    inside = attributes_of(inner.graph, inner)
+                    below, inside = _corrected(inner.graph, inside, keeping, f"{prefix}{node}/")
+                    named[str(arg.target)] = fx.GraphModule(inside, below)
         resize = operator_of(node).resize
         if resize is not None:
             resize(node, keeps)
         node.target = RESHAPED.get(node.target, node.target)
-    return Corrected(smaller, named)
+    return smaller, named
 
 
 def _not_empty(node: fx.Node, keeps: Keeps) -> None:
@@ -132,7 +117,7 @@ def sizes(
     plan: Plan,
     kept: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
-    graphs: Sequence[tuple[Captured, Corrected]],
+    graphs: Sequence[Captured],
     keeping: KeepMasks,
 ) -> dict[tuple[str, str], Any]:
     """New values by (module, attribute); those that stay are not named.
@@ -142,7 +127,7 @@ def sizes(
         plan: its groups.
         kept: for each group that loses units which stay.
         shapes: new shapes of the parameters and buffers that change.
-        graphs: the exported graphs, and the same with corrected constants.
+        graphs: the captured graphs with corrected constants.
         keeping: what stays of every node.
     """
     found: dict[tuple[str, str], Any] = {}
@@ -160,12 +145,12 @@ def sizes(
 def _by_shape(
     model: nn.Module,
     shapes: Mapping[str, tuple[int, ...]],
-    graphs: Sequence[tuple[Captured, Corrected]],
+    graphs: Sequence[Captured],
 ) -> list[tuple[tuple[str, str], Any]]:
     groups = {
-        captured.tensors.get(str(node.args[1])): argument(node, "groups")
-        for captured, smaller in graphs
-        for node in smaller.graph.nodes
+        graph.tensors.get(str(node.args[1])): argument(node, "groups")
+        for graph in graphs
+        for node in graph.graph.nodes
         if operator_of(node).convolves
     }
     found: list[tuple[tuple[str, str], Any]] = []
@@ -184,12 +169,12 @@ def sizes_of_module(module: nn.Module, short: str, shape: tuple[int, ...], group
 
 
 def _in_graphs(
-    model: nn.Module, graphs: Sequence[tuple[Captured, Corrected]], keeping: KeepMasks
+    model: nn.Module, graphs: Sequence[Captured], keeping: KeepMasks
 ) -> list[tuple[tuple[str, str], Any]]:
     """Of modules whose sizes may only stand in the graph, such as norms without parameters."""
     found: list[tuple[tuple[str, str], Any]] = []
-    for number, (_, smaller) in enumerate(graphs):
-        for node in smaller.graph.nodes:
+    for number, graph in enumerate(graphs):
+        for node in graph.graph.nodes:
             place, repeated = module_of(node), operator_of(node).attributes
             owner = _submodule(model, place) if place and repeated else None
             if owner is not None and repeated is not None:

@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import Inputs, arguments, canonical, tensors_of
-from prunekit.graph.graph_model import GraphModel, graphs_of
+from prunekit.graph.captured import Captured, GraphModel
 from prunekit.graph.groups import CouplingGraph, Group, KeepMasks, Plan
-from prunekit.graph.sizes import Corrected, corrected, sizes
+from prunekit.graph.sizes import corrected, sizes
 from prunekit.masks import Masks
 from prunekit.modes import evaluating
 from prunekit.targets import uncompiled, unwrap
@@ -45,17 +45,12 @@ class Operation:
     Attributes:
         cut: of tensors and attributes.
         keeping: what stays of every node.
-        graphs: the captured graphs with sizes that fit, by number.
+        graphs: the captured graphs with sizes that fit.
     """
 
     cut: Cut
     keeping: KeepMasks
-    graphs: dict[int, Corrected]
-
-    @property
-    def modules(self) -> dict[int, fx.GraphModule]:
-        """The same graphs, to be run."""
-        return {number: graph.module for number, graph in self.graphs.items()}
+    graphs: tuple[Captured, ...]
 
 
 def operation(model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor]) -> Operation:
@@ -71,12 +66,8 @@ def operation(model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor]
     """
     keeping = found.keeping({name: (~each).nonzero().flatten().tolist() for name, each in kept.items()})
     tensors = axes_after(model, found.plan, kept)
-    graphs = {
-        number: corrected(graph.graph, graph.root, keeping, number)
-        for number, graph in enumerate(found.graphs)
-    }
-    pairs = [(graph, graphs[number]) for number, graph in enumerate(found.graphs)]
-    attributes = sizes(model, found.plan, kept, _shapes(model, tensors), pairs, keeping)
+    graphs = tuple(corrected(graph, keeping, number) for number, graph in enumerate(found.graphs))
+    attributes = sizes(model, found.plan, kept, _shapes(model, tensors), graphs, keeping)
     return Operation(Cut(tensors, attributes), keeping, graphs)
 
 
@@ -104,7 +95,7 @@ def smaller(
         with evaluating(copied), torch.no_grad():
             copied(*args, **kwargs)
     except Exception:  # whatever a forward raises that has sizes written in its code
-        return GraphModel(copied, graphs_of(found.graphs, work.modules))
+        return GraphModel(copied, work.graphs)
     return copied
 
 

@@ -16,14 +16,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from prunekit.errors import ModelError
-from prunekit.graph.graph_model import Graph
+from prunekit.graph.captured import Captured, InputKind, OutputKind, attributes_of
 from prunekit.graph.nodes import module_of
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.saving.graph_calls import called_without_data, inputs_without_data
@@ -87,7 +86,7 @@ class _Alias:
     version: int
 
 
-def functional(graph: Graph, tensors: Mapping[str, Tensor], trained: Iterable[str]) -> Graph:
+def functional(graph: Captured, tensors: Mapping[str, Tensor], trained: Iterable[str]) -> Captured:
     """The graph that computes the same without writing anything.
 
     Args:
@@ -102,50 +101,56 @@ def functional(graph: Graph, tensors: Mapping[str, Tensor], trained: Iterable[st
 
 
 class _Builder:
-    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], trained: frozenset[str]) -> None:
+    def __init__(self, graph: Captured, tensors: Mapping[str, Tensor], trained: frozenset[str]) -> None:
         self._old = graph
         self._tensors = tensors
         self._trained = trained
         self._graph = fx.Graph()
-        self._inputs: list[tuple[str, str]] = []
+        self._inputs: list[tuple[InputKind, str]] = []
         self._constants: dict[str, Tensor] = {}
         self._meta: dict[fx.Node, Any] = {}
         self._buffers: list[_Base] = []
         self._plain: set[fx.Node] = set()  # what has no gradient in any case
         self._at: fx.Node | None = None
 
-    def built(self) -> Graph:
+    def built(self) -> Captured:
         given = inputs_without_data(self._old, self._tensors)
         arguments = [
             self._placeholder(kind, name, value, self._old.constants[name] if kind == "constant" else None)
-            for (kind, name), value in zip(self._old.signature.inputs, given, strict=True)
+            for (kind, name), value in zip(self._old.inputs, given, strict=True)
         ]
-        returned = self._now(self._run(self._old.module, arguments, no_grad=False))
+        returned = self._now(self._run(self._old.graph, self._old.named, arguments, no_grad=False))
         written = [base for base in self._buffers if base.version]
         self._graph.output((*returned, *(base.node for base in written)))
-        outputs = (*self._old.signature.outputs, *(("buffer", base.name) for base in written))
-        signature = replace(self._old.signature, inputs=tuple(self._inputs), outputs=outputs)
-        return Graph(signature, fx.GraphModule(nn.Module(), self._graph), self._constants)
+        outputs: list[tuple[OutputKind, str]] = [("buffer", base.name) for base in written]
+        return replace(
+            self._old,
+            graph=self._graph,
+            named={},
+            inputs=tuple(self._inputs),
+            outputs=(*self._old.outputs, *outputs),
+            constants=self._constants,
+        )
 
-    def _run(self, module: fx.GraphModule, arguments: Sequence[Any], no_grad: bool) -> Any:
+    def _run(self, graph: fx.Graph, named: Mapping[str, Any], arguments: Sequence[Any], no_grad: bool) -> Any:
         """What a graph returns for these arguments, in aliases."""
         env: dict[fx.Node, Any] = {}
         given = iter(arguments)
-        for node in module.graph.nodes:
+        for node in graph.nodes:
             if node.op == "placeholder":
                 env[node] = next(given)
             elif node.op == "get_attr":
-                env[node] = self._attribute(attrgetter(str(node.target))(module))
+                env[node] = self._attribute(named[str(node.target)])
             elif node.op == "call_function":
                 env[node] = self._call(node, env, no_grad)
-        return fx.node.map_arg(module.graph.output_node().args[0], env.__getitem__)
+        return fx.node.map_arg(graph.output_node().args[0], env.__getitem__)
 
     # ---- nodes -------------------------------------------------------------------------------------------
 
-    def _placeholder(self, kind: str, name: str, value: Any, constant: Tensor | None = None) -> _Alias:
+    def _placeholder(self, kind: InputKind, name: str, value: Any, constant: Tensor | None = None) -> _Alias:
         node = self._graph.placeholder(f"input_{len(self._inputs)}")
         self._inputs.append((kind, name))
-        self._meta[node] = value
+        self._meta[node] = node.meta["val"] = value
         if kind in ("tensor", "constant") and name not in self._trained:
             self._plain.add(node)
         if constant is not None:
@@ -360,7 +365,7 @@ class _Builder:
         arguments = fx.node.map_arg(given, env.__getitem__)
         if without and not no_grad:
             arguments = [self._detached(each) for each in arguments]
-        return self._run(module, arguments, without)
+        return self._run(module.graph, attributes_of(module.graph, module), arguments, without)
 
     def _detached(self, value: Any) -> Any:
         """Without a gradient; what has none in any case stays what it is, so that it can be written to."""

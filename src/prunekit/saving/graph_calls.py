@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.errors import first_line, shown
-from prunekit.graph.graph_model import Graph
+from prunekit.graph.captured import Captured
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.ops.registry import MAX_PARTS, tensors_among
 from prunekit.saving.graph_values import (
@@ -150,7 +150,7 @@ def called_without_data(target: Callable[..., Any], args: Sequence[Any], kwargs:
         return target(*args, **kwargs)
 
 
-def check_calls(graph: Graph, tensors: Mapping[str, Tensor], max_bytes: int = MAX_BYTES) -> None:
+def check_calls(graph: Captured, tensors: Mapping[str, Tensor], max_bytes: int = MAX_BYTES) -> None:
     """Refuse a graph that calls something that fails, or that takes more memory than allowed.
 
     Args:
@@ -161,7 +161,7 @@ def check_calls(graph: Graph, tensors: Mapping[str, Tensor], max_bytes: int = MA
     Raises:
         ValueError: naming the node and the operator, for what is not allowed.
     """
-    nodes = list(graph.module.graph.nodes)
+    nodes = list(graph.graph.nodes)
     if len(nodes) > MAX_NODES:
         raise ValueError(f"it has {len(nodes):,} nodes; at most {MAX_NODES:,} are allowed")
     run = NoDataRun(max_bytes)
@@ -186,16 +186,14 @@ def check_calls(graph: Graph, tensors: Mapping[str, Tensor], max_bytes: int = MA
         raise ValueError(f"its tensors take {peak:,} bytes at one time, allowed are {max_bytes:,}")
 
 
-def inputs_without_data(graph: Graph, tensors: Mapping[str, Tensor]) -> list[Any]:
+def inputs_without_data(graph: Captured, tensors: Mapping[str, Tensor]) -> list[Any]:
     """A tensor on the meta device for each placeholder of a graph; None for what is no tensor."""
-    signature = graph.signature
-    users = iter(zip(signature.shapes, signature.dtypes, strict=True))
     found: list[Any] = []
-    for kind, name in signature.inputs:
+    for node, (kind, name) in graph.placeholders.items():
         if kind == "user":
-            shape, dtype = next(users)
+            val = node.meta.get("val")
             found.append(
-                None if shape is None or dtype is None else torch.empty(shape, dtype=dtype, device="meta")
+                torch.empty(val.shape, dtype=val.dtype, device="meta") if isinstance(val, Tensor) else None
             )
         else:
             value = graph.constants[name] if kind == "constant" else tensors[name]
@@ -279,10 +277,10 @@ def _is_of(kind: str, value: Any) -> bool:
 
 
 def _check_outputs(
-    graph: Graph, output: fx.Node, values: Mapping[fx.Node, Any], tensors: Mapping[str, Tensor]
+    graph: Captured, output: fx.Node, values: Mapping[fx.Node, Any], tensors: Mapping[str, Tensor]
 ) -> None:
     """Refuse outputs that are no single tensors, and new values of buffers that do not fit them."""
-    for (kind, name), node in zip(graph.signature.outputs, output.args[0], strict=True):  # type: ignore[arg-type]
+    for (kind, name), node in zip(graph.outputs, output.args[0], strict=True):  # type: ignore[arg-type]
         value = values[node] if isinstance(node, fx.Node) else node
         if isinstance(value, tuple | list):
             raise ValueError("one of its outputs is a list of tensors")

@@ -13,15 +13,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError, shown
-from prunekit.graph import Graph, GraphModel
-from prunekit.graph.captured import Signature
-from prunekit.graph.graph_model import constant_name, holder_of
+from prunekit.graph.captured import Captured, GraphModel, InputKind, OutputKind, constant_name, holder_of
 from prunekit.graph.nodes import leading_to, module_of
 from prunekit.saving.folder import CONSTANT, GRAPH, Description, consistent, read_graph
 from prunekit.saving.functional import functional
@@ -111,7 +109,7 @@ def graph_from_files(
                 name.rpartition(".")[2], value, persistent=bool(persistent)
             )
         every = _tensors_of(holder)
-        graphs: list[Graph] = []
+        graphs: list[Captured] = []
         if len(saved["graphs"]) > 2:
             raise ValueError("there is one graph for evaluation, and one for training")
         for number, graph in enumerate(saved["graphs"]):
@@ -131,15 +129,15 @@ def graph_from_files(
         return model
 
 
-def _reads(graphs: Sequence[Graph]) -> set[str]:
-    inputs = [entry for graph in graphs for entry in graph.signature.inputs]
-    outputs = [entry for graph in graphs for entry in graph.signature.outputs]
+def _reads(graphs: Sequence[Captured]) -> set[str]:
+    inputs = [entry for graph in graphs for entry in graph.inputs]
+    outputs = [entry for graph in graphs for entry in graph.outputs]
     return {name for kind, name in inputs if kind == "tensor"} | {
         name for kind, name in outputs if kind == "buffer"
     }
 
 
-def _check_own_names(names: Iterable[str], graphs: Sequence[Graph]) -> None:
+def _check_own_names(names: Iterable[str], graphs: Sequence[Captured]) -> None:
     """Refuse names that would take the place of something else in the network."""
     for name in names:
         if hasattr(GraphModel, name.partition(".")[0]) or _RESERVED.match(name):
@@ -149,7 +147,7 @@ def _check_own_names(names: Iterable[str], graphs: Sequence[Graph]) -> None:
         raise ValueError("two of its constants have the same name")
 
 
-def _check_same(model: GraphModel, graphs: Sequence[Graph], every: Mapping[str, Tensor]) -> None:
+def _check_same(model: GraphModel, graphs: Sequence[Captured], every: Mapping[str, Tensor]) -> None:
     """What the network runs on is what its calls were checked with."""
     held = _tensors_of(model)
     wanted = {
@@ -173,11 +171,12 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
 # ---- one graph ---------------------------------------------------------------------------------------------
 
 
-_INPUTS, _OUTPUTS = ("tensor", "constant", "user"), ("user", "buffer", "other")
+_INPUTS: tuple[InputKind, ...] = ("tensor", "constant", "user")
+_OUTPUTS: tuple[OutputKind, ...] = ("user", "buffer", "other")
 
 
 def to_json(
-    graph: Graph, tensors: Mapping[str, Tensor], trained: Iterable[str]
+    graph: Captured, tensors: Mapping[str, Tensor], trained: Iterable[str]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The graph, and the constants that it reads by name.
 
@@ -190,55 +189,54 @@ def to_json(
         ModelError: where it holds something that a file may not name.
     """
     graph = folded(functional(graph, tensors, trained))
-    signature = graph.signature
+    values = [node.meta.get("val") for node in graph.given]
+    dtypes = [each.dtype if isinstance(each, Tensor) else None for each in values]
     return {
-        "inputs": [list(entry) for entry in signature.inputs],
-        "outputs": [list(output) for output in signature.outputs],
-        "shapes": [None if shape is None else list(shape) for shape in signature.shapes],
-        "dtypes": [
-            None if dtype is None else value_to_json(dtype, {})["dtype"] for dtype in signature.dtypes
-        ],
-        "takes": layout_to_json(signature.takes),
-        "gives": layout_to_json(signature.gives),
-        **_nodes_to_json(graph.module.graph),
+        "inputs": [list(entry) for entry in graph.inputs],
+        "outputs": [list(output) for output in graph.outputs],
+        "shapes": [None if shape is None else list(shape) for shape in graph.shapes],
+        "dtypes": [None if dtype is None else value_to_json(dtype, {})["dtype"] for dtype in dtypes],
+        "takes": layout_to_json(graph.takes),
+        "gives": layout_to_json(graph.gives),
+        **_nodes_to_json(graph.graph),
     }, dict(graph.constants)
 
 
-def from_json(saved: Mapping[str, Any], constants: Mapping[str, Tensor]) -> Graph:
+def from_json(saved: Mapping[str, Any], constants: Mapping[str, Tensor]) -> Captured:
     """The inverse: nothing of the file is run or imported, and names in it never become code.
 
     Raises:
         KeyError, TypeError, ValueError: where it is damaged or was written by something else.
     """
     inputs = tuple(_pair(item, _INPUTS) for item in saved["inputs"])
-    shapes = tuple(None if shape is None else _shape(shape) for shape in saved["shapes"])
-    dtypes = tuple(
-        None if dtype is None else value_from_json({"dtype": dtype}, []) for dtype in saved["dtypes"]
-    )
-    signature = Signature(
-        inputs,
-        tuple(_pair(item, _OUTPUTS) for item in saved["outputs"]),
-        shapes,
-        dtypes,
-        layout_from_json(saved["takes"]),
-        layout_from_json(saved["gives"]),
-    )
-    module = _module(saved)
-    placeholders = sum(node.op == "placeholder" for node in module.graph.nodes)
+    outputs = tuple(_pair(item, _OUTPUTS) for item in saved["outputs"])
+    shapes = [None if shape is None else _shape(shape) for shape in saved["shapes"]]
+    dtypes = [None if dtype is None else value_from_json({"dtype": dtype}, []) for dtype in saved["dtypes"]]
+    takes, gives = layout_from_json(saved["takes"]), layout_from_json(saved["gives"])
+    graph = _graph(saved)
+    placeholders = graph.find_nodes(op="placeholder")
     users = sum(kind == "user" for kind, _ in inputs)
-    if placeholders != len(inputs) or not users == len(shapes) == len(dtypes) == signature.takes.num_leaves:
-        raise ValueError(f"{placeholders} inputs of the graph, {len(inputs)} of its signature")
-    if signature.takes.type is not tuple or [c.type for c in signature.takes.children()] != [tuple, dict]:
+    if len(placeholders) != len(inputs) or not users == len(shapes) == len(dtypes) == takes.num_leaves:
+        raise ValueError(f"{len(placeholders)} inputs of the graph, {len(inputs)} of its signature")
+    if takes.type is not tuple or [each.type for each in takes.children()] != [tuple, dict]:
         raise ValueError("its arguments are not positional and named ones")
-    if signature.gives.num_leaves != sum(kind == "user" for kind, _ in signature.outputs):
+    if gives.num_leaves != sum(kind == "user" for kind, _ in outputs):
         raise ValueError("its outputs are not nested as its signature says")
-    returned = list(module.graph.nodes)[-1].args[0]
-    if not isinstance(returned, tuple) or len(returned) != len(signature.outputs):
-        raise ValueError(f"the graph's outputs are not the {len(signature.outputs)} of its signature")
-    return Graph(signature, module, {name: constants[name] for kind, name in inputs if kind == "constant"})
+    returned = graph.output_node().args[0]
+    if not isinstance(returned, tuple) or len(returned) != len(outputs):
+        raise ValueError(f"the graph's outputs are not the {len(outputs)} of its signature")
+    read = {name: constants[name] for kind, name in inputs if kind == "constant"}
+    found = Captured(graph, {}, inputs, outputs, read, takes, gives)
+    for node, shape, dtype in zip(found.given, shapes, dtypes, strict=True):
+        if shape is not None and dtype is not None:
+            node.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
+    return found
 
 
-def _pair(item: Any, kinds: Sequence[str]) -> tuple[str, str]:
+Kind = TypeVar("Kind", bound=str)
+
+
+def _pair(item: Any, kinds: Sequence[Kind]) -> tuple[Kind, str]:
     kind, name = item
     if kind not in kinds or not isinstance(name, str):
         raise ValueError(f"{str(item)[:60]!r} is neither of {', '.join(kinds)}")
@@ -265,7 +263,7 @@ def _nodes_to_json(graph: fx.Graph) -> dict[str, Any]:
     return {"nodes": nodes, "returns": value_to_json(graph.output_node().args[0], places)}
 
 
-def _module(saved: Mapping[str, Any]) -> fx.GraphModule:
+def _graph(saved: Mapping[str, Any]) -> fx.Graph:
     graph = fx.Graph()
     nodes: list[fx.Node] = []
     if len(saved["nodes"]) > MAX_NODES:
@@ -285,13 +283,13 @@ def _module(saved: Mapping[str, Any]) -> fx.GraphModule:
             nodes.append(graph.call_function(target, args, kwargs))
     graph.output(value_from_json(saved["returns"], nodes))
     graph.lint()
-    return fx.GraphModule(nn.Module(), graph)
+    return graph
 
 
 # ---- what reads no input -----------------------------------------------------------------------------------
 
 
-def folded(graph: Graph) -> Graph:
+def folded(graph: Captured) -> Captured:
     """The graph with constants in the place of operators that a file may not name, and of all before them.
 
     What nothing reads is left out. Masks of attention are made so in transformers, by functions of PyTorch's
@@ -303,8 +301,7 @@ def folded(graph: Graph) -> Graph:
     Raises:
         ModelError: where such an operator depends on the inputs or on chance.
     """
-    nodes, constants = graph.module.graph, dict(graph.constants)
-    inputs = dict(zip(nodes.find_nodes(op="placeholder"), graph.signature.inputs, strict=True))
+    nodes, constants, inputs = graph.graph, dict(graph.constants), dict(graph.placeholders)
 
     def fixed(node: fx.Node) -> bool:
         return inputs[node][0] == "constant" if node in inputs else not _random(node)
@@ -339,7 +336,7 @@ def folded(graph: Graph) -> Graph:
             nodes.erase_node(node)
     kept = tuple(inputs[node] for node in nodes.find_nodes(op="placeholder"))
     read = {name: constants[name] for kind, name in kept if kind == "constant"}
-    return Graph(replace(graph.signature, inputs=kept), graph.module, read)
+    return replace(graph, inputs=kept, constants=read)
 
 
 def _forbidden(node: fx.Node) -> bool:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
 from prunekit.graph.capture import arguments, captured_in, tensors_of
-from prunekit.graph.captured import Captured, signature_of
+from prunekit.graph.captured import Captured
 from prunekit.graph.nodes import op_name
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
@@ -47,11 +47,11 @@ class GraphRunner(Runner):
         self._model = unwrap(coupled.model)
         traced = coupled.traced.graphs[0]
         self._programs: dict[object, Program] = coupled.prepared.setdefault(GraphRunner, {})
-        shapes = signature_of(traced).shapes
+        shapes = traced.shapes
         if shapes not in self._programs:
             self._programs[shapes] = self._program(traced, *arguments(coupled.example_inputs))
         program = self._programs[shapes]
-        examples = max([shape[0] for shape in program.signature.shapes if shape] or [1])
+        examples = max([shape[0] for shape in program.graph.shapes if shape] or [1])
         total = sum(bytes_of(node) for node in program.nodes if node.op != "placeholder")
         self.bytes_per_example = max(1, total // examples)
 
@@ -74,12 +74,12 @@ class GraphRunner(Runner):
                 )
             self._programs[shapes] = self._program(graph, args, kwargs)
         program = self._programs[shapes]
-        given = program.signature.flattened(args, kwargs)
+        given = program.graph.flattened(args, kwargs)
         return GraphRun(self, program, given, targets, error, kept)
 
     def _program(self, graph: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         if writes_shared(graph):
-            given, tensors = iter(signature_of(graph).flattened(args, kwargs)), self.tensors({})
+            given, tensors = iter(graph.flattened(args, kwargs)), self.tensors({})
             values = [
                 next(given)
                 if kind == "user"

@@ -7,7 +7,6 @@ one factor of the unit's term. With the gain 0 the network is then the one with 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
-from prunekit.graph.captured import Captured, signature_of
+from prunekit.graph.captured import Captured, attributes_of
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import entries
 from prunekit.graph.nodes import behind, is_view, is_written, leading_to, op_name
@@ -66,7 +65,6 @@ class Program:
         live = leading_to(self.result)
         self.nodes = [node for node in graph.graph.nodes if node in live]
         self.graph = graph
-        self.signature = signature_of(graph)
         self._coupled = coupled
         self._named: dict[str, fx.Node] = {
             name: node for node in self.nodes if (name := graph.tensors.get(node.name)) is not None
@@ -87,7 +85,7 @@ class Program:
             if node.op == "placeholder":
                 found[node] = self.graph.constants[self.given[node][1]].clone()
             elif node.op == "get_attr":
-                found[node] = operator.attrgetter(str(node.target))(self.graph.root)
+                found[node] = self.graph.named[str(node.target)]
             else:
                 found[node] = called(node, found.__getitem__, in_place=True)
         return found
@@ -273,12 +271,7 @@ def without_writes(graph: Captured, given: Sequence[Any]) -> Captured:
         given: values of all of its inputs, for their shapes.
     """
     made = make_fx(torch.func.functionalize(graph.module), tracing_mode="fake")(*given)
-    before, after = (
-        [node for node in each.nodes if node.op == "placeholder"] for each in (graph.graph, made.graph)
-    )
-    names = {new.name: graph.tensors.get(old.name) for old, new in zip(before, after, strict=True)}
-    tensors = {name: tensor for name, tensor in names.items() if tensor is not None}
-    return replace(graph, graph=made.graph, root=made, tensors=tensors)
+    return replace(graph, graph=made.graph, named=attributes_of(made.graph, made))
 
 
 def bytes_of(node: fx.Node) -> int:
