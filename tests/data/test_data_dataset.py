@@ -109,35 +109,33 @@ def rows(split):
 
 
 def test_the_same_settings_give_the_same_tensors():
-    first, second = (assemble("some", raw(), settings(seed=3), classes=4) for _ in range(2))
+    first, second = (assemble(raw(), settings(seed=3), classes=4) for _ in range(2))
     for part in ("train", "validation", "test"):
         assert torch.equal(getattr(first, part).inputs, getattr(second, part).inputs)
         assert torch.equal(getattr(first, part).targets, getattr(second, part).targets)
 
 
 def test_different_seeds_give_different_splits():
-    first, second = (assemble("some", raw(), settings(seed=seed), classes=4) for seed in (0, 1))
+    first, second = (assemble(raw(), settings(seed=seed), classes=4) for seed in (0, 1))
     assert not torch.equal(first.train.targets, second.train.targets)
     assert not torch.equal(first.test.targets, second.test.targets)
 
 
 def test_the_parts_do_not_overlap_and_lose_nothing():
-    dataset = assemble("some", raw(), settings(), classes=4)
+    dataset = assemble(raw(), settings(), classes=4)
     every = rows(dataset.train) + rows(dataset.validation) + rows(dataset.test)
     assert len(every) == len(set(every)) == 200
     assert (len(dataset.test), len(dataset.validation)) == (40, 16)
 
 
 def test_the_test_part_does_not_depend_on_the_validation_fraction():
-    first, second = (
-        assemble("some", raw(), settings(validation=fraction), classes=4) for fraction in (0.1, 0.5)
-    )
+    first, second = (assemble(raw(), settings(validation=fraction), classes=4) for fraction in (0.1, 0.5))
     assert torch.equal(first.test.targets, second.test.targets)
 
 
 def test_an_official_test_part_is_kept_whole_and_in_order():
     official = raw(50, seed=1)
-    dataset = assemble("some", raw(), settings(test=0.9), classes=4, test=official)
+    dataset = assemble(raw(), settings(test=0.9), classes=4, test=official)
     assert torch.equal(dataset.test.targets, torch.from_numpy(official.targets))
     assert len(dataset.train) + len(dataset.validation) == 200
 
@@ -145,7 +143,7 @@ def test_an_official_test_part_is_kept_whole_and_in_order():
 def test_tables_are_scaled_feature_by_feature_with_the_training_part_alone():
     source = raw()
     source.inputs[:, 2] = 0.1  # a constant, whose mean in floating point is not quite 0.1
-    dataset = assemble("some", source, settings(seed=5), classes=4)
+    dataset = assemble(source, settings(seed=5), classes=4)
     # The first feature numbers the rows, and scaling keeps order, so that it tells which row is which.
     whole = torch.cat([dataset.train.inputs, dataset.validation.inputs, dataset.test.inputs])[:, 0]
     numbers = whole.argsort().argsort().numpy()
@@ -165,7 +163,7 @@ def test_images_are_scaled_channel_by_channel_with_the_training_part_alone():
     targets = np.arange(40) % 2
     official = Raw(random.integers(0, 256, (9, 3, 5, 5), dtype=np.uint8), np.arange(9) % 2)
     before = official.inputs.copy()
-    dataset = assemble("some", Raw(images, targets), settings(), classes=2, test=official)
+    dataset = assemble(Raw(images, targets), settings(), classes=2, test=official)
     rest, _ = hold_out(targets, 0.1, seed=0)
     assert len(rest) == len(dataset.train)
     # Which images are in the training part is told by undoing the scaling that the test part went through.
@@ -183,23 +181,23 @@ def test_images_are_scaled_channel_by_channel_with_the_training_part_alone():
 
 
 def test_inputs_are_single_precision_and_targets_are_of_the_task():
-    dataset = assemble("some", raw(), settings(), classes=4)
+    dataset = assemble(raw(), settings(), classes=4)
     assert (dataset.train.inputs.dtype, dataset.train.targets.dtype) == (torch.float32, torch.int64)
     values = Raw(raw().inputs, np.linspace(0, 1, 400).reshape(200, 2))
-    regression = assemble("some", values, settings(), classes=None)
+    regression = assemble(values, settings(), classes=None)
     assert (regression.task, regression.outputs) == ("regression", 2)
     assert regression.test.targets.dtype == torch.float32
     assert regression.test.targets.shape == (40, 2)
 
 
 def test_a_limit_keeps_the_first_training_examples_of_the_shuffled_order():
-    whole = assemble("some", raw(), settings(), classes=4)
-    limited = assemble("some", raw(), settings(limit=10), classes=4)
+    whole = assemble(raw(), settings(), classes=4)
+    limited = assemble(raw(), settings(limit=10), classes=4)
     assert torch.equal(limited.train.targets, whole.train.targets[:10])
     assert torch.equal(limited.validation.targets, whole.validation.targets)
     torch.testing.assert_close(limited.train.inputs.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
-    assert len(assemble("some", raw(), settings(limit=10_000), classes=4).train) == len(whole.train)
-    assert len(assemble("some", raw(), settings(limit=1), classes=4).train) == 1
+    assert len(assemble(raw(), settings(limit=10_000), classes=4).train) == len(whole.train)
+    assert len(assemble(raw(), settings(limit=1), classes=4).train) == 1
 
 
 @given(

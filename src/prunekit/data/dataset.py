@@ -189,9 +189,7 @@ class Raw(NamedTuple):
         return Raw(self.inputs[which], self.targets[which])
 
 
-def assemble(
-    name: str, raw: Raw, settings: DataSettings, *, classes: int | None, test: Raw | None = None
-) -> Dataset:
+def assemble(raw: Raw, settings: DataSettings, *, classes: int | None, test: Raw | None = None) -> Dataset:
     """The dataset that the settings make of a source's examples.
 
     The test part is the official one, or drawn first, so that it depends on `seed` and `test` alone; then the
@@ -199,9 +197,8 @@ def assemble(
     deviation of the training examples that are used.
 
     Args:
-        name: of the dataset.
         raw: the examples to split; without the test part if that is given.
-        settings: the fractions, the seed and the limit.
+        settings: the name, the fractions, the seed and the limit.
         classes: how many there are; None for a regression.
         test: the official test part, where there is one.
 
@@ -222,7 +219,7 @@ def assemble(
 
     validation = raw.take(held_out)
     return Dataset(
-        name=name,
+        name=settings.name,
         task="regression" if classes is None else "classification",
         train=split(train, train_inputs),
         validation=split(validation, _floating(validation.inputs)),

@@ -31,7 +31,7 @@ def load_mnist(settings: DataSettings, store: Store, source: Source = SOURCES["m
     train_images, train_labels, test_images, test_labels = store.fetch(source)
     train = _read_mnist(train_images, train_labels)
     test = _read_mnist(test_images, test_labels)
-    return assemble(source.dataset, train, settings, classes=10, test=test)
+    return assemble(train, settings, classes=10, test=test)
 
 
 def _read_mnist(image_file: Path, label_file: Path) -> Raw:
@@ -101,7 +101,7 @@ def load_cifar10(settings: DataSettings, store: Store, source: Source = SOURCES[
     read = [_read_cifar10(path) for path in batches]
     train = Raw(np.concatenate([batch.inputs for batch in read]), np.concatenate([b.targets for b in read]))
     del read  # 150 MB that are not needed beside the floating-point copy
-    return assemble("cifar10", train, settings, classes=10, test=_read_cifar10(test))
+    return assemble(train, settings, classes=10, test=_read_cifar10(test))
 
 
 def _read_cifar10(path: Path) -> Raw:
@@ -131,4 +131,4 @@ def load_digits(settings: DataSettings, store: Store) -> Dataset:
 
     found = bundled()
     images = found.images[:, None].astype(np.uint8)
-    return assemble("digits", Raw(images, found.target.astype(np.int64)), settings, classes=10)
+    return assemble(Raw(images, found.target.astype(np.int64)), settings, classes=10)

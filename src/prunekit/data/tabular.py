@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunekit.data.dataset import Dataset, DataSettings, Raw, assemble
-from prunekit.data.store import SOURCES, Source, Store, damaged, read_bytes
+from prunekit.data.store import SOURCES, Store, damaged, read_bytes
 from prunekit.seeds import derive
 
 Rows = list[list[str]]
@@ -90,9 +90,7 @@ def _is_number(cell: str) -> bool:
 TUMOURS = {"2": 0, "4": 1}
 
 
-def load_breast_cancer(
-    settings: DataSettings, store: Store, source: Source = SOURCES["breast_cancer"]
-) -> Dataset:
+def load_breast_cancer(settings: DataSettings, store: Store) -> Dataset:
     """683 tumours, benign (0) or malignant (1): 9 cytological grades from 1 to 10.
 
     Source: Wolberg & Mangasarian 1990, Breast cancer Wisconsin, the original set of 1992, UCI.
@@ -103,12 +101,12 @@ def load_breast_cancer(
     Raises:
         DataError: if the file cannot be had, or is not this table.
     """
-    (path,) = store.fetch(source)
+    (path,) = store.fetch(SOURCES["breast_cancer"])
     with_code = path.suffix == ".data"
     rows = read_rows(path, rows=699, columns=11 if with_code else 10)
     complete = [row[with_code:] for row in rows if "?" not in row]
     raw = classified(path, complete, 1, 10, TUMOURS)
-    return assemble("breast_cancer", raw, settings, classes=2)
+    return assemble(raw, settings, classes=2)
 
 
 HOUSING_COLUMNS = (
@@ -124,9 +122,7 @@ HOUSING_COLUMNS = (
 )
 
 
-def load_california_housing(
-    settings: DataSettings, store: Store, source: Source = SOURCES["california_housing"]
-) -> Dataset:
+def load_california_housing(settings: DataSettings, store: Store) -> Dataset:
     """20,640 districts of the census of 1990: predict the median house value, in units of 100,000 dollars.
 
     Source: Pace & Barry 1997, StatLib; downloaded from the archive that scikit-learn uses.
@@ -138,7 +134,7 @@ def load_california_housing(
     Raises:
         DataError: if the file cannot be had, or is not this table.
     """
-    (path,) = store.fetch(source)
+    (path,) = store.fetch(SOURCES["california_housing"])
     table = numbers(
         path,
         read_rows(path, rows=20640, columns=len(HOUSING_COLUMNS), header=HOUSING_COLUMNS),
@@ -157,10 +153,10 @@ def load_california_housing(
         longitude,
     )
     raw = Raw(np.stack(features, axis=1), value[:, None] / 100_000)
-    return assemble("california_housing", raw, settings, classes=None)
+    return assemble(raw, settings, classes=None)
 
 
-def load_diabetes(settings: DataSettings, store: Store, source: Source = SOURCES["diabetes"]) -> Dataset:
+def load_diabetes(settings: DataSettings, store: Store) -> Dataset:
     """768 women, without (0) or with (1) diabetes within five years: 8 clinical measurements.
 
     Source: Smith et al. 1988, Pima Indians diabetes, once at UCI.
@@ -171,13 +167,13 @@ def load_diabetes(settings: DataSettings, store: Store, source: Source = SOURCES
     Raises:
         DataError: if the file cannot be had, or is not this table.
     """
-    (path,) = store.fetch(source)
+    (path,) = store.fetch(SOURCES["diabetes"])
     rows = read_rows(path, rows=768, columns=9)
     raw = classified(path, rows, 0, 1000, {"0": 0, "1": 1})
-    return assemble("diabetes", raw, settings, classes=2)
+    return assemble(raw, settings, classes=2)
 
 
-def load_ionosphere(settings: DataSettings, store: Store, source: Source = SOURCES["ionosphere"]) -> Dataset:
+def load_ionosphere(settings: DataSettings, store: Store) -> Dataset:
     """351 radar returns, bad (0) or good (1): 17 complex values in [-1, 1] as 34 features.
 
     Source: Sigillito et al. 1989, Johns Hopkins University ionosphere database, UCI.
@@ -187,16 +183,16 @@ def load_ionosphere(settings: DataSettings, store: Store, source: Source = SOURC
     Raises:
         DataError: if the file cannot be had, or is not this table.
     """
-    (path,) = store.fetch(source)
+    (path,) = store.fetch(SOURCES["ionosphere"])
     rows = read_rows(path, rows=351, columns=35)
     raw = classified(path, rows, -1, 1, {"b": 0, "g": 1})
-    return assemble("ionosphere", raw, settings, classes=2)
+    return assemble(raw, settings, classes=2)
 
 
 SPECIES = {"Iris-setosa": 0, "Iris-versicolor": 1, "Iris-virginica": 2}
 
 
-def load_iris(settings: DataSettings, store: Store, source: Source = SOURCES["iris"]) -> Dataset:
+def load_iris(settings: DataSettings, store: Store) -> Dataset:
     """150 flowers of 3 species: length and width of sepal and petal, in cm.
 
     Source: Fisher 1936, UCI.
@@ -207,7 +203,7 @@ def load_iris(settings: DataSettings, store: Store, source: Source = SOURCES["ir
     Raises:
         DataError: if a file is there but is not UCI's table.
     """
-    found = store.find(source)
+    found = store.find(SOURCES["iris"])
     if found is None:
         from sklearn.datasets import load_iris as bundled  # slow to import, and few need it
 
@@ -217,7 +213,7 @@ def load_iris(settings: DataSettings, store: Store, source: Source = SOURCES["ir
         (path,) = found
         rows = read_rows(path, rows=150, columns=5)
         raw = classified(path, rows, 0, 10, SPECIES)
-    return assemble("iris", raw, settings, classes=3)
+    return assemble(raw, settings, classes=3)
 
 
 EXAMPLES = 5000
@@ -235,7 +231,7 @@ def load_waveform(settings: DataSettings, store: Store) -> Dataset:
 
     The seed of the settings draws the examples as well as their split. Nothing is read or downloaded.
     """
-    return assemble("waveform", generate(EXAMPLES, settings.seed), settings, classes=3)
+    return assemble(generate(EXAMPLES, settings.seed), settings, classes=3)
 
 
 def generate(count: int, seed: int) -> Raw:

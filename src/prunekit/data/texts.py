@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from prunekit.data.dataset import Dataset, DataSettings, Split
-from prunekit.data.store import SOURCES, Source, Store, damaged, read_bytes
+from prunekit.data.store import SOURCES, Store, damaged, read_bytes
 from prunekit.errors import InputError
 from prunekit.seeds import derive
 
@@ -15,9 +15,7 @@ CONTEXT = 64
 """Characters of one example."""
 
 
-def load_tiny_shakespeare(
-    settings: DataSettings, store: Store, source: Source = SOURCES["tiny_shakespeare"]
-) -> Dataset:
+def load_tiny_shakespeare(settings: DataSettings, store: Store) -> Dataset:
     """Pieces of 64 characters, and for each character the one that follows it.
 
     Source: Karpathy 2015; one megabyte of plays.
@@ -31,7 +29,7 @@ def load_tiny_shakespeare(
         DataError: if the file cannot be had, or is no text.
         InputError: if a part would hold no piece.
     """
-    (path,) = store.fetch(source)
+    (path,) = store.fetch(SOURCES["tiny_shakespeare"])
     try:
         text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
