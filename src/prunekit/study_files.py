@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from prunekit.digests import SUMS, Model, read_json_with_digest, validated
+from prunekit.digests import SUMS, Model, checked_json, read_json_with_digest, validated
 from prunekit.errors import DataError
 from prunekit.files import read_json
 from prunekit.limits import check_folder_name
@@ -180,7 +180,7 @@ def read_description(path: Path, kind: type[Model]) -> Model:
             f"{path}: format is {str(found.get('format'))[:40]}, but this version of prunekit reads format "
             f"{FORMAT}: run compare again, in another folder"
         )
-    return read_checked(path, kind)
+    return validated(kind, checked_json(path, found), str(path))
 
 
 def read_checked(path: Path, kind: type[Model]) -> Model:
