@@ -13,9 +13,7 @@ APART = {"__init__", "__main__", "base"}
 DOUBLE_CLASSES = {
     "Plan",
 }
-DOUBLE_STEMS = {
-    "units",
-}
+DOUBLE_STEMS: set[str] = set()
 
 
 def double(names):

@@ -8,7 +8,7 @@ from repair_nets import context_of, convnet, inputs, mend, mlp
 from torch import nn
 
 from prunekit.parts.repair import FoldMean, NoRepair, SietsmaDow
-from prunekit.parts.repair.sietsma_dow import substitutes, unit_covariance, units_alike
+from prunekit.parts.repair.unit_repairs import substitutes, unit_covariance, units_alike
 from prunekit.statistics.inputs import consumers
 
 

@@ -1,7 +1,6 @@
 """Repair: what is done to the survivors at once, with no gradient step."""
 
-from prunekit.parts.repair.sietsma_dow import SietsmaDow
-from prunekit.parts.repair.units import ChannelScale, FoldMean, LeastSquares, UnitRepair
+from prunekit.parts.repair.unit_repairs import ChannelScale, FoldMean, LeastSquares, SietsmaDow, UnitRepair
 from prunekit.parts.repair.weight_repairs import (
     MaskedLeastSquares,
     NoRepair,

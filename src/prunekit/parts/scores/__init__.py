@@ -1,17 +1,19 @@
 """Scores: one number per weight or unit; the lowest go first. One family per file."""
 
 from prunekit.parts.context import Score, Scores
-from prunekit.parts.scores.block_fisher import BlockFisher
-from prunekit.parts.scores.filters import FeatureTaylor, GeometricMedian, NormScale
 from prunekit.parts.scores.gradient_flow import GraSP, SynFlow
-from prunekit.parts.scores.next_layer import N2PS, ThiNet
-from prunekit.parts.scores.obs import OBD, OBS, LayerOBS
-from prunekit.parts.scores.units import (
+from prunekit.parts.scores.hessian_scores import OBD, OBS, BlockFisher, LayerOBS
+from prunekit.parts.scores.unit_scores import (
+    N2PS,
     Activation,
+    FeatureTaylor,
+    GeometricMedian,
     MaxoutWins,
+    NormScale,
     Oracle,
     OutgoingNorm,
     Skeletonization,
+    ThiNet,
     UnitScore,
     UnitTaylor,
 )

@@ -1,0 +1,311 @@
+"""Scores of whole units: neurons, filters and pieces of maxout units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prunekit.errors import InputError
+from prunekit.graph import Coupled
+from prunekit.graph.members import group_norm_scales, group_outgoing_norms, unit_rows
+from prunekit.limits import LARGE, WHOLE
+from prunekit.parts.base import Level
+from prunekit.parts.context import Score, Scores, StepContext
+from prunekit.statistics import (
+    ActivationStats,
+    ChannelMagnitude,
+    FirstOrderTaylor,
+    LayerHessian,
+    MaxoutMaxima,
+    OracleChange,
+    Relevance,
+    Statistic,
+    TaylorChange,
+    UnitMacs,
+)
+from prunekit.statistics.inputs import Consumer, consumers
+from prunekit.statistics.unit_statistics import Error
+from prunekit.units import contribution_products, distances, greedy_order
+from prunekit.units.gains import NO_RECURSION
+
+
+class UnitScore(Score):
+    """A score with one number per unit, of a chain or of coupled groups."""
+
+    works_on: ClassVar[tuple[Level, ...]] = ("units",)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The first statistic's values; units that are off, which have none, count as zero."""
+        return {name: value.nan_to_num(0.0) for name, value in context.statistics[self.needs[0]].items()}
+
+
+class Oracle(UnitScore):
+    """The exact change of the error when the unit is switched off; the lowest signed change goes first."""
+
+    name = "oracle"
+    paper = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
+    error: Error = "squared_error"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
+        """E(off) - E(now)."""
+        return (OracleChange(self.error),)
+
+
+class UnitTaylor(UnitScore):
+    """The change that a Taylor series in the unit's gain predicts for switching it off.
+
+    Attributes:
+        order: 1, or 2 with half of the second derivative.
+        form: of the second derivative: exact, or as published, with the diagonal terms only.
+    """
+
+    name = "unit_taylor"
+    paper = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
+    order: Literal[1, 2] = 2
+    form: Literal["exact", "published"] = "exact"
+    error: Error = "squared_error"
+
+    def check(self, context: StepContext) -> None:
+        """The published form is for chains.
+
+        Raises:
+            InputError: for it on another network, with the reason.
+        """
+        is_path = context.coupled is not None and context.coupled.chain is not None
+        if self.order == 2 and self.form == "published" and not is_path:
+            raise InputError(NO_RECURSION)
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
+        """The predicted E(off) - E(now)."""
+        return (TaylorChange(self.error, self.order, self.form == "published"),)
+
+
+class Skeletonization(UnitScore):
+    """Relevance: -dE/dgain of the linear error sum |t - o|, as a running average over batches."""
+
+    name = "skeletonization"
+    paper = "Mozer, Smolensky 1989, NIPS 1"
+    batch_size: int = Field(default=100, ge=1, le=WHOLE)
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
+        """The running average."""
+        return (Relevance(self.batch_size),)
+
+
+class Activation(UnitScore):
+    """How the unit's output behaves on data: units that are silent, constant or replaceable go first.
+
+    Attributes:
+        what: `nonzeros` is 1 - APoZ, the share of outputs behind the activation that are not zero; `mean`
+            the mean output; `variance` its variance; `irreplaceable` 1 - max r^2 over the other units of the
+            layer, the part of its variance that the best stand-in misses.
+    """
+
+    name = "activation"
+    paper = "Hu et al. 2016 (APoZ), arXiv 1607.03250; correlation: Sietsma, Dow 1988"
+    what: Literal["nonzeros", "mean", "variance", "irreplaceable"] = "nonzeros"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
+        """The behaviour."""
+        return (ActivationStats("zeros" if self.what == "nonzeros" else self.what),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The value, as a score: higher = keep."""
+        found = super().__call__(context)
+        return {name: 1 - zeros for name, zeros in found.items()} if self.what == "nonzeros" else found
+
+
+class OutgoingNorm(Score):
+    """The L1 or L2 norm of the weights that read the unit; for incoming weights use `magnitude`."""
+
+    name = "outgoing_norm"
+    works_on = ("units",)
+    order: Literal[1, 2] = 1
+
+    def __call__(self, context: StepContext) -> Scores:
+        """One norm per unit."""
+        assert context.coupled is not None
+        return {name: group_outgoing_norms(context.coupled, name, self.order) for name in context.kept}
+
+
+class MaxoutWins(Score):
+    """How often the piece is its unit's maximum: the least used goes first."""
+
+    name = "maxout_wins"
+    paper = "Rueda, Grzeszick, Fink 2017, arXiv 1707.06838"
+    works_on = ("pieces",)
+    needs = (MaxoutMaxima(),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The counts, (units, pieces) each."""
+        return dict(context.statistics[MaxoutMaxima()])
+
+
+class FeatureTaylor(UnitScore):
+    """The mean over examples of |the mean over positions of output times gradient| of the unit.
+
+    Attributes:
+        error: what is differentiated.
+        normalize: each layer is divided by its L2 norm, which makes layers comparable.
+        macs: what is taken off per million multiply-accumulate operations that go with the unit, its own and
+            those of the next layer: the paper's regularisation by FLOPs, with 1e-3 as its choice.
+    """
+
+    name = "feature_taylor"
+    paper = "Molchanov et al. 2017, arXiv 1611.06440"
+    error: Error = "cross_entropy"
+    normalize: bool = True
+    macs: float = Field(default=0.0, ge=0, le=LARGE)
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
+        """The unnormalised criterion, and the cost of units if it counts."""
+        return (FirstOrderTaylor(self.error), *((UnitMacs(),) if self.macs else ()))
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The criterion over the norm of its layer, less the price of the unit."""
+        found = super().__call__(context)
+        if self.normalize:
+            found = {name: value / _divisor(torch.linalg.vector_norm(value)) for name, value in found.items()}
+        if self.macs:
+            macs = context.statistics[UnitMacs()]
+            found = {name: value - self.macs * macs[name] / 1e6 for name, value in found.items()}
+        return found
+
+
+def _divisor(value: Tensor) -> Tensor:
+    """A norm or mean of a layer to divide by; 1 where it is 0."""
+    return value if value > 0 else value.new_ones(())
+
+
+class NormScale(UnitScore):
+    """|γ| of the batch norm behind the unit (network slimming); made for nets trained with an L1 on γ."""
+
+    name = "norm_scale"
+    paper = "Liu et al. 2017 (network slimming), arXiv 1708.06519"
+
+    def __call__(self, context: StepContext) -> Scores:
+        """One scale per unit."""
+        assert context.coupled is not None
+        return {name: group_norm_scales(context.coupled, name) for name in context.kept}
+
+
+class GeometricMedian(UnitScore):
+    """The sum of distances to the layer's other filters: those near the geometric median go first (FPGM)."""
+
+    name = "geometric_median"
+    paper = "He et al. 2019 (FPGM), arXiv 1811.00250"
+
+    def __call__(self, context: StepContext) -> Scores:
+        """One sum per unit, in float64."""
+        assert context.coupled is not None
+        return {
+            name: _coupled_distances(context.coupled, name, context.weights, kept)
+            for name, kept in context.kept.items()
+        }
+
+
+def _coupled_distances(coupled: Coupled, name: str, weights: Mapping[str, Tensor], kept: Tensor) -> Tensor:
+    """Over each parameter that makes the units, combined."""
+    found = []
+    for member in coupled.members(coupled.group(name)):
+        if member.tensor in weights:
+            rows, there = unit_rows(name, weights[member.tensor], member)
+            sums = torch.full((len(kept),), torch.nan, dtype=torch.float64, device=kept.device)
+            sums[there] = distances(rows, kept[there])
+            found.append(sums)
+    return coupled.together(found)
+
+
+class ConsumerScore(UnitScore):
+    """What is computed from the layers that read units, all of them together; each must be in rows."""
+
+    def check(self, context: StepContext) -> None:
+        """A layer must read the units of each group.
+
+        Raises:
+            InputError: naming a group that no layer reads.
+            ModelError: naming a layer that reads units and is neither linear nor a convolution.
+        """
+        _by_group(context)
+
+
+def _by_group(context: StepContext) -> dict[str, list[Consumer]]:
+    """The layers that read the units of each group."""
+    found = list(consumers(context.coupled, context.kept).values())
+    by_group = {name: [each for each in found if name in each.units] for name in context.kept}
+    for name, each in by_group.items():
+        if not each:
+            raise InputError(
+                f"no layer of its own reads the units of {name!r}, so nothing is known of what it makes of "
+                "them: name the group in `ignore`, or use a score of weights"
+            )
+    return by_group
+
+
+class N2PS(ConsumerScore):
+    """Significance: the mean of sum_j |output w_j|, relative to the mean of the unit's layer.
+
+    After Augasta and Kathirvalavakumar, "A novel pruning algorithm for optimizing feedforward neural network
+    of classification problems". **The paper's formula was not available to us**: its abstract says that the
+    significance is computed from the sigmoidal activation of the node and all the weights of its outgoing
+    connections, and the formula here is our reading of it. For input features the output is their value; for
+    the positions of a filter it is the mean magnitude of what is read, and where several layers read a unit,
+    the sum goes over the connections to all of them.
+    """
+
+    name = "n2ps"
+    paper = "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7"
+    needs = (ChannelMagnitude(consumers=True),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """Each group divided by its mean over the units that are left."""
+        found = {}
+        for name, each in _by_group(context).items():
+            kept = context.kept[name]
+            value = torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
+            for consumer in each:
+                units = consumer.units[name]
+                outgoing = torch.unflatten(consumer.rows().abs().sum(1), 1, (units.shape[1], -1)).sum(2)
+                magnitude = context.statistics[self.needs[0]][consumer.weight].view_as(units)
+                read = units >= 0
+                value.index_add_(0, units[read], (magnitude * outgoing)[read])
+            found[name] = value / _divisor(value[kept].mean())
+        return found
+
+
+class ThiNet(ConsumerScore):
+    """The place in the order in which units go, if each time the next layer's output is disturbed least.
+
+    Where several layers read the units, the disturbances of all are added up. Places of different groups
+    cannot be compared: use it with the allocation `per_layer`, and with the order `forward` to see what
+    earlier removals did.
+    """
+
+    name = "thinet"
+    paper = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
+    needs = (LayerHessian(centred=False, consumers=True),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """Places from 0; -1 for units that are off."""
+        scores = {}
+        for name, each in _by_group(context).items():
+            kept = context.kept[name]
+            products = torch.zeros(len(kept), len(kept), dtype=torch.float64, device=kept.device)
+            for consumer in each:
+                products += contribution_products(
+                    consumer.rows(),
+                    context.statistics[self.needs[0]][consumer.weight],
+                    consumer.columns(consumer.units[name]),
+                    len(kept),
+                )
+            scores[name] = greedy_order(products, kept).to(kept.device, torch.float64)
+        return scores
