@@ -140,9 +140,8 @@ class LoaderBatches:
             DataError: if it is no pair of tensors with as many inputs as targets.
         """
         owners = (self.loader, getattr(self.loader, "sampler", None))
-        own = [
-            generator for owner in owners if isinstance(generator := _generator_of(owner), torch.Generator)
-        ]
+        generators = (getattr(owner, "generator", None) for owner in owners)
+        own = [generator for generator in generators if isinstance(generator, torch.Generator)]
         states = [generator.get_state() for generator in own]
         try:
             with keeping_generators():
@@ -159,10 +158,6 @@ class LoaderBatches:
             return len(self.loader)  # type: ignore[arg-type]
         except TypeError:  # so says a loader over a stream
             return None
-
-
-def _generator_of(owner: Any) -> Any:
-    return getattr(owner, "generator", None)
 
 
 def as_targets(targets: Tensor) -> Tensor:

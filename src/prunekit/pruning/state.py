@@ -281,22 +281,9 @@ def _checkpoints(values: Any, begun: bool, owner: Owner) -> dict[int, Mapping[st
     found: dict[int, Mapping[str, Tensor]] = {}
     for step, state in values.items():
         number = whole("state: checkpoints: step", step, 0, 2**63 - 1)
-        place = f"checkpoints: step {number}"
-        if number == wanted:
-            found[number] = _values(state, place, owner)
-        else:
-            found[number] = {name: _tensor(each, f"{place}: {name}") for name, each in _named(state, place)}
+        own = owner.plan.elements.model.state_dict() if number == wanted else None
+        found[number] = _tensors(state, f"checkpoints: step {number}", own)
     return found
-
-
-def _values(values: Any, place: str, owner: Owner) -> dict[str, Tensor]:
-    """The state of a network like the session's."""
-    own = owner.plan.elements.model.state_dict()
-    _keys(values, place, tuple(own))
-    return {
-        name: _tensor(values[name], f"{place}: {name}", tuple(value.shape), value.dtype)
-        for name, value in own.items()
-    }
 
 
 def _ranking(values: Any, begun: bool, owner: Owner) -> dict[str, Tensor] | None:
@@ -320,12 +307,10 @@ def _measured(values: Any, begun: bool, owner: Owner) -> Found | None:
     again = {str(statistic): statistic for statistic in asked_again(owner.recipe)}
     _keys(values, "measured", tuple(again))
     device = next(iter(owner.state.kept.values())).device
+    read = {statistic: _tensors(values[key], f"measured: {key}") for key, statistic in again.items()}
     return {
-        statistic: {
-            name: _tensor(each, f"measured: {key}: {name}").to(device)
-            for name, each in _named(values[key], f"measured: {key}")
-        }
-        for key, statistic in again.items()
+        statistic: {name: each.to(device) for name, each in found.items()}
+        for statistic, found in read.items()
     }
 
 
@@ -334,14 +319,12 @@ def _parts(values: Any, owner: Owner) -> dict[str, dict[str, Tensor]]:
     _keys(values, "parts", tuple(owner.state.parts))
     found: dict[str, dict[str, Tensor]] = {}
     for key, own in owner.state.parts.items():
-        _keys(values[key], f"parts: {key}", tuple(own))
-        found[key] = {}
+        read = _tensors(values[key], f"parts: {key}", own)
         for name, tensor in own.items():
-            place = f"parts: {key}: {name}"
-            read = _tensor(values[key][name], place, tuple(tensor.shape), tensor.dtype)
-            if read.dtype != tensor.dtype:  # what is added up goes on with the same bits
-                raise _wrong(place, f"the type is {read.dtype}, not {tensor.dtype}")
-            found[key][name] = read.detach().to(tensor.device, copy=True)
+            if read[name].dtype != tensor.dtype:  # what is added up goes on with the same bits
+                place = f"parts: {key}: {name}"
+                raise _wrong(place, f"the type is {read[name].dtype}, not {tensor.dtype}")
+        found[key] = {name: each.detach().to(own[name].device, copy=True) for name, each in read.items()}
     return found
 
 
@@ -380,7 +363,9 @@ def _held(values: Any, kept: Masks, history: Sequence[Record], owner: Owner) -> 
                 raise _wrong(f"masks: {name}", "something is kept that was removed before")
     if (values["state"] is not None) != owner.recipe.stop.rolls_back:
         raise _wrong("stop: held: state", "it is there if the recipe's stop rolls back, and only then")
-    state = None if values["state"] is None else _values(values["state"], "stop: held: state", owner)
+    state = None
+    if values["state"] is not None:
+        state = _tensors(values["state"], "stop: held: state", owner.plan.elements.model.state_dict())
     return Held(steps, flags, state)
 
 
@@ -421,12 +406,6 @@ def _keys(values: Any, place: str, needed: Sequence[str], optional: Sequence[str
             raise _wrong(place, f"{shown(key)} is no key of it")
 
 
-def _named(values: Any, place: str) -> list[tuple[str, Any]]:
-    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-        raise _wrong(place, f"tensors by their names are needed, not a {type(values).__name__}")
-    return list(values.items())
-
-
 def _none(value: Any, place: str, why: str) -> None:
     if value is not None:
         raise _wrong(place, f"there should be none: {why}")
@@ -438,6 +417,19 @@ def _number(value: Any, place: str, *, infinite: bool = False) -> float:
     if math.isnan(value) or (math.isinf(value) and not infinite):
         raise _wrong(place, f"it is {value}")
     return float(value)
+
+
+def _tensors(values: Any, place: str, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Tensors by their names; those of one's own, of the same shapes and kinds, where they are given."""
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise _wrong(place, f"tensors by their names are needed, not a {type(values).__name__}")
+    if own is None:
+        return {name: _tensor(each, f"{place}: {name}") for name, each in values.items()}
+    _keys(values, place, tuple(own))
+    return {
+        name: _tensor(values[name], f"{place}: {name}", tuple(each.shape), each.dtype)
+        for name, each in own.items()
+    }
 
 
 def _tensor(
