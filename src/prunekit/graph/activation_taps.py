@@ -179,16 +179,21 @@ def _at(
 ) -> list[Place]:
     """The axes of what a call takes or gives, or of a node computed from it, that have units of the group."""
     node = node or (call.takes if side == "input" else call.gives)
-    if node is None:
-        return []
+    axes = {} if node is None else axes_of(found, group, node)
+    return [Place(call.module, call.number, side, axis, units) for axis, units in axes.items()]
+
+
+def axes_of(found: CouplingGraph, group: Group, node: fx.Node) -> dict[int, Tensor]:
+    """By axis of a node's values that has units of a group: (entries,) the units, -1 for none of it."""
     number = found.plan.groups.index(group)
     axes: dict[int, Tensor] = {}
     for layer in found.layers:
-        for axis, labels in enumerate((layer.nodes[0].get(node.name) or ((),))[0]):
-            if labels is not None and axis not in axes and bool((layer.group[labels] == number).any()):
-                units = torch.from_numpy(layer.unit[labels])
-                axes[axis] = units.masked_fill(torch.from_numpy(layer.group[labels] != number), -1)
-    return [Place(call.module, call.number, side, axis, units) for axis, units in axes.items()]
+        for value in layer.nodes[0].get(node.name, ()):
+            for axis, labels in enumerate(value):
+                if labels is not None and axis not in axes and bool((layer.group[labels] == number).any()):
+                    units = torch.from_numpy(layer.unit[labels])
+                    axes[axis] = units.masked_fill(torch.from_numpy(layer.group[labels] != number), -1)
+    return axes
 
 
 def calls_of(model: nn.Module, found: CouplingGraph) -> list[Call]:

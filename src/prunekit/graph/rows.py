@@ -143,6 +143,22 @@ def windows(layer: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
     return torch.unflatten(x, 1, (layer.groups, -1)).movedim(1, 0).movedim(2, 2 + dims)
 
 
+def output_rows(layer: nn.Module, outputs: Tensor) -> Tensor:
+    """(groups, n, positions..., rows): what each row of weights makes; (1, n, rows) for a linear layer.
+
+    The outputs of a convolution are in the order of `windows`.
+
+    Args:
+        layer: a linear or convolution layer, or the `Conv1D` of transformers.
+        outputs: its outputs; those of one example without the dimension n are taken, too.
+    """
+    if not isinstance(layer, CONVOLUTIONS):
+        return outputs.reshape(1, -1, outputs.shape[-1])
+    if outputs.dim() == len(layer.kernel_size) + 1:
+        outputs = outputs.unsqueeze(0)
+    return torch.unflatten(outputs, 1, (layer.groups, -1)).movedim(1, 0).movedim(2, -1)
+
+
 def _apart(layer: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
     """The inputs of a transposed convolution with `stride - 1` zeros between neighbours, and its padding."""
     sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], layer.stride, strict=True)]

@@ -12,7 +12,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
-from prunekit.graph.rows import from_rows, groups_of, patches, row_layers, rows_of
+from prunekit.graph.rows import from_rows, output_rows, patches, row_layers, rows_of
 from prunekit.losses import Loss
 from prunekit.statistics.collect import (
     Collector,
@@ -206,7 +206,7 @@ class _Diagonal(_Curvature):
     def _add(self, seen: Sequence[tuple[str, Tensor, Tensor]], back: Sequence[Tensor], examples: int) -> None:
         for name, layer in self._layers.items():
             calls = [
-                (x, self._by_example(_output_rows(layer, each), examples))
+                (x, self._by_example(output_rows(layer, each).flatten(1, -2), examples))
                 for (owner, x, _), each in zip(seen, back, strict=True)
                 if owner == name
             ]
@@ -239,14 +239,6 @@ def squared_derivatives(x: Tensor, slopes: Tensor) -> Tensor:
     for some, more in zip(torch.split(x, size, 1), torch.split(slopes, size, 1), strict=True):
         total += (more.mT @ some).square().sum(1)
     return total
-
-
-def _output_rows(layer: nn.Module, outputs: Tensor) -> Tensor:
-    """(groups, rows, outputs of a group), in the order of `patches`."""
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return outputs.reshape(1, -1, outputs.shape[-1])
-    rows = outputs.movedim(1, -1).flatten(0, -2)
-    return torch.unflatten(rows, 1, (groups_of(layer), -1)).movedim(1, 0)
 
 
 class _Whole(_Curvature):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -67,9 +66,9 @@ class InputStatistic(Statistic):
         """Whether it is taken about the means of the layer's inputs, of which one row says nothing."""
         return False
 
-    @abstractmethod
     def of(self, moments: Moments, layer: nn.Module) -> Tensor:
-        """The values of one layer."""
+        """The values of one layer, by default the means."""
+        return moments.mean
 
     def start(self, subject: StatContext) -> Collector:
         """A collector for the layers of the subject's parameters.
@@ -122,10 +121,6 @@ class LayerHessian(InputStatistic):
 class LayerInputMean(InputStatistic):
     """By weight: (groups, columns) float64, the means of the layer's inputs."""
 
-    def of(self, moments: Moments, layer: nn.Module) -> Tensor:
-        """The means."""
-        return moments.mean
-
 
 @dataclass(frozen=True)
 class InputSquares(InputStatistic):
@@ -152,10 +147,6 @@ class ChannelMean(InputStatistic):
     """By weight: (1, inputs) float64, the means of a layer's input channels or features."""
 
     form: ClassVar[Form] = "channels"
-
-    def of(self, moments: Moments, layer: nn.Module) -> Tensor:
-        """The means."""
-        return moments.mean
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from prunekit.batches import Batch
 from prunekit.errors import DataError
 from prunekit.graph.chain import Function
 from prunekit.graph.chain_view import activations
-from prunekit.graph.rows import from_rows, groups_of, row_layers, rows_of, windows
+from prunekit.graph.rows import CONVOLUTIONS, from_rows, output_rows, row_layers, rows_of, windows
 from prunekit.statistics.collect import (
     Collector,
     StatContext,
@@ -33,8 +33,6 @@ SUMS_BYTES = 512 * 2**20
 
 _COPY_BYTES = 8 * 2**20
 """Memory for what convolutions are given, laid out for products of matrices."""
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class _Layer:
         places = tuple(upper.shape[1:-2])
         if not self._places:
             self._places = places
-            if isinstance(self._layer, _CONVOLUTIONS):  # ones, but where the padding is zeros
+            if isinstance(self._layer, CONVOLUTIONS):  # ones, but where the padding is zeros
                 one = _lower(self._layer, torch.ones_like(x)).narrow(1 + len(places), 0, 1)
                 inside = _blocks(one, len(places))
                 self._served = inside.view(len(self._sums), -1, inside.shape[2]).sum(1, True).double()
@@ -209,7 +207,7 @@ class _Layer:
                     "two at least"
                 )
             found = moments.correlations
-            if isinstance(self._layer, _CONVOLUTIONS):
+            if isinstance(self._layer, CONVOLUTIONS):
                 found = found.abs()
             self._sums += found.view(len(self._sums), -1, *found.shape[1:]).sum(1)
             self._next = lines.stop
@@ -222,19 +220,15 @@ class _Layer:
 
 def _lower(layer: nn.Module, x: Tensor) -> Tensor:
     """(groups, lines, positions..., n, channels, kernel...): what each output is computed from."""
-    if not isinstance(layer, _CONVOLUTIONS):
+    if not isinstance(layer, CONVOLUTIONS):
         return x.reshape(1, 1, -1, x.shape[-1])
     return windows(layer, x).movedim(1, 1 + len(layer.kernel_size))
 
 
 def _upper(layer: nn.Module, outputs: Tensor) -> Tensor:
     """(groups, lines, positions..., n, rows): what each row of weights makes."""
-    if not isinstance(layer, _CONVOLUTIONS):
-        return outputs.reshape(1, 1, -1, outputs.shape[-1])
-    dims = len(layer.kernel_size)
-    if outputs.dim() == dims + 1:
-        outputs = outputs.unsqueeze(0)
-    return torch.unflatten(outputs, 1, (groups_of(layer), -1)).movedim((0, 2), (-2, -1))
+    rows = output_rows(layer, outputs)
+    return rows.movedim(1, -2) if isinstance(layer, CONVOLUTIONS) else rows.unsqueeze(1)
 
 
 def _blocks(numbers: Tensor, dims: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
+from prunekit.graph.activation_taps import axes_of
 from prunekit.graph.captured import Captured, attributes_of
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import entries
@@ -124,15 +125,15 @@ class Program:
         Of a product one factor is multiplied, so that the unit's term is. Statistics over the units, which
         norms and means take, are no part of a gain.
         """
-        found = []
+        found, traced = [], self._coupled.traced
         for node in self._of_data:
             record = operator_of(node)
             if node.op != "call_function" or record.moves or is_view(node) or record.over_kept is not None:
                 continue
-            operands = [(before, self._axes(before, group)) for before in node.all_input_nodes]
+            operands = [(before, axes_of(traced, group, before)) for before in node.all_input_nodes]
             if any(axes and before not in self._of_data for before, axes in operands):
                 continue  # by weights
-            seen = {unit for units in self._axes(node, group).values() for unit in units.tolist()}
+            seen = {unit for units in axes_of(traced, group, node).values() for unit in units.tolist()}
             for before, axes in operands:
                 for axis, units in axes.items():
                     own = set(units.tolist()) - seen - {-1}
@@ -140,20 +141,6 @@ class Program:
                         alone = torch.tensor([unit if unit in own else -1 for unit in units.tolist()])
                         found.append(Site(before, frozenset([node]), axis, alone))
                         seen |= own
-        return found
-
-    def _axes(self, node: fx.Node, group: Group) -> dict[int, Tensor]:
-        """The axes of a node's values that have units of the group."""
-        traced = self._coupled.traced
-        number = traced.plan.groups.index(group)
-        found: dict[int, Tensor] = {}
-        for layer in traced.layers:
-            for axes in layer.nodes[0].get(node.name, ()):
-                for axis, labels in enumerate(axes):
-                    own = None if labels is None else layer.group[labels] == number
-                    if own is not None and axis not in found and own.any():
-                        units = torch.from_numpy(layer.unit[labels])
-                        found[axis] = units.masked_fill(torch.from_numpy(~own), -1)
         return found
 
     def suffix(self, name: str, *, masked: bool = False) -> Suffix:
