@@ -184,6 +184,13 @@ def test_variants_of_a_suite_are_counted_together(monkeypatch):
     assert Study.parse({key: value for key, value in values.items() if key != "variants"})
 
 
+def test_a_control_counts_as_many_recipes_as_its_method(monkeypatch):
+    monkeypatch.setattr("prunekit.study.spec.MAX_RECIPES", 5)
+    methods = {"a": {**sweep(), "sweep": {"schedule.sparsity": [0.1, 0.2, 0.3]}}, "b": {"random_of": "a"}}
+    with pytest.raises(InputError, match="more recipes than the 5"):
+        Study.parse(settings(methods=methods, controls={}))
+
+
 @pytest.mark.parametrize("seeds", [0, -1, 1_001, 2**63, 10**400, 1.5, math.inf])
 def test_absurd_numbers_of_seeds(seeds):
     with pytest.raises(InputError, match="seeds"):

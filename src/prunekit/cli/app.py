@@ -10,9 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from prunekit import __version__
-from prunekit.cli.compare import compare, report
+from prunekit.cli.compare import compare, methods, report
 from prunekit.cli.inspect import inspect
-from prunekit.cli.methods import methods
 from prunekit.cli.options import StoppedError, interruptible, log_to_stderr
 from prunekit.cli.prune import prune
 from prunekit.cli.shrink import shrink

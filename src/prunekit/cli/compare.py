@@ -1,20 +1,67 @@
-"""`prunekit compare` and `prunekit report`: run a study, and look at one."""
+"""`prunekit methods`, `compare` and `report`: what can be compared, a study of it, and a look at one."""
 
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from prunekit.cli import options
 from prunekit.cli.options import StoppedError, only_results, own_code, print_json
 from prunekit.errors import InputError, plain_line
+from prunekit.measure import plain_table
+from prunekit.methods import METHODS, MethodInfo, describe, recipe
 from prunekit.study import load_study, names, run_study
 from prunekit.study_files import STUDY_JSON
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, to see its recipe and settings.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the methods with their papers, or show one as a recipe.
+
+    Example: prunekit methods lottery_ticket
+    """
+    if name is not None:
+        chosen = recipe(name)
+        if as_json:
+            print_json({**asdict(describe(name)), "recipe": chosen.to_dict()})
+        else:
+            _show_method(describe(name), chosen.to_yaml())
+        return
+    rows = [describe(method) for method in METHODS]
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    Console().print(_methods_table(rows))
+
+
+def _show_method(info: MethodInfo, text: str) -> None:
+    console = Console(highlight=False)
+    console.print(f"[bold]{info.name}[/bold]  {escape(info.summary)}")
+    if info.paper:
+        console.print(f"[dim]{escape(info.paper)}[/dim]")
+    settings = ", ".join(f"{key}={value}" for key, value in info.settings.items())
+    console.print(f"\nSettings: {settings}\nIts recipe, as YAML:\n", soft_wrap=True)
+    typer.echo(text, nl=False)
+
+
+def _methods_table(rows: list[MethodInfo]) -> Table:
+    table = plain_table()
+    table.add_column("method", style="bold", no_wrap=True)
+    table.add_column("what it does", ratio=1)
+    table.add_column("needs", style="dim", max_width=12)
+    for row in rows:
+        paper = f"\n[dim]{escape(row.paper)}[/dim]" if row.paper else ""
+        table.add_row(row.name, escape(row.summary) + paper, ", ".join(row.needs) or "-")
+    return table
 
 
 def compare(
@@ -42,7 +89,7 @@ def compare(
     Example: prunekit compare digits-quick --seeds 5 --set training.epochs=20
     """
     if list_studies:
-        _list(as_json)
+        _list_studies(as_json)
         return
     if study is None:
         raise InputError(f"name a study: {', '.join(names())}, or a path ending in .yaml")
@@ -65,7 +112,7 @@ def compare(
             )
     except KeyboardInterrupt:
         raise StoppedError("stopped; the same command goes on from here") from None
-    _show(page, as_json)
+    _show_findings(page, as_json)
 
 
 def report(
@@ -79,14 +126,14 @@ def report(
     from prunekit.report import is_suite, write_report, write_suite_reports  # matplotlib takes long
 
     if is_suite(folder):
-        _show(write_suite_reports(folder), as_json)
+        _show_findings(write_suite_reports(folder), as_json)
         return
     if not (folder / STUDY_JSON).is_file():
         raise InputError(f"{folder} holds no study: there is no {STUDY_JSON}")
-    _show(write_report(folder), as_json)
+    _show_findings(write_report(folder), as_json)
 
 
-def _show(page: Path, as_json: bool) -> None:
+def _show_findings(page: Path, as_json: bool) -> None:
     from prunekit.report import overview
 
     found = overview(page.parent)
@@ -101,7 +148,7 @@ def _show(page: Path, as_json: bool) -> None:
     typer.echo(str(page))
 
 
-def _list(as_json: bool) -> None:
+def _list_studies(as_json: bool) -> None:
     studies = [load_study(name) for name in names()]
     if as_json:
         print_json(

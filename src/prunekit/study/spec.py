@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
@@ -191,6 +191,8 @@ class Study(Settings):
                     f"methods: {label}: random_of: there is no method {other!r} to be compared with; "
                     f"labels are: {known}"
                 )
+        recipes = (self.methods[method.random_of or label] for label, method in self.methods.items())
+        check_recipes(sum(len(method.swept()) for method in recipes))
         for control, label in self.controls:
             if label is not None and label not in self.methods:
                 known = ", ".join(self.methods)
@@ -200,7 +202,7 @@ class Study(Settings):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its settings, so that another process imports what they name, and nothing else."""
-        return _restored, (self.to_dict(), self.allow)
+        return partial(Study.parse, allow=self.allow), (self.to_dict(),)
 
     @property
     def allow(self) -> tuple[str, ...]:
@@ -223,16 +225,15 @@ class Study(Settings):
     def _cells_of(self, label: str) -> Iterable[Cell]:
         method = self.methods[label]
         if method.random_of is not None:
-            others = self._cells_of(method.random_of)
             return [
                 Cell(
                     label,
                     random_control(each.recipe),
-                    self._cell_key(each.recipe, control=True),
+                    self._cell_key(each.recipe, "random"),
                     each.swept,
                     each,
                 )
-                for each in others
+                for each in self._cells_of(method.random_of)
             ]
         found = {
             recipe.digest(): Cell(label, recipe, self._cell_key(recipe), swept)
@@ -257,8 +258,8 @@ class Study(Settings):
         asked = None if self.unit_figures is None else self.unit_figures.to_dict()
         return digest({**self._network(), "unit_figures": asked})
 
-    def _cell_key(self, recipe: Recipe, *, control: bool = False) -> str:
-        of_control = {"control": "random"} if control else {}
+    def _cell_key(self, recipe: Recipe, control: str | None = None) -> str:
+        of_control = {} if control is None else {"control": control}
         return digest({**self._network(), "recipe": recipe.identity(), **of_control})
 
     def _network(self) -> dict[str, Any]:
@@ -268,10 +269,6 @@ class Study(Settings):
             "training": self.training.identity(),
             **({} if self.splits == "one" else {"splits": self.splits}),
         }
-
-
-def _restored(values: dict[str, Any], allow: tuple[str, ...]) -> Study:
-    return Study.parse(values, allow=allow)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _studies(common: Mapping[str, Any], variants: Mapping[Any, Any]) -> dict[str
     recipes = 0
     for label, own in variants.items():
         studies[str(label)] = study = _study(common, str(label), own)
-        recipes += sum(len(method.swept()) for method in study.methods.values())
+        recipes += len(study.cells)
         check_recipes(recipes)
     return studies
 
