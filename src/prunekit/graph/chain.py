@@ -99,16 +99,6 @@ class Applied:
 
 
 @dataclass(frozen=True)
-class Copied:
-    """A module that works in place, on a copy."""
-
-    module: nn.Module
-
-    def __call__(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.module(x.clone())
-
-
-@dataclass(frozen=True)
 class Reshaped:
     """`x.view(x.size(0), ...)` in any of its spellings."""
 
@@ -130,7 +120,7 @@ def stage_of(
         module: that module.
     """
     if module is not None and name is not None:
-        run: Function = Copied(module) if getattr(module, "inplace", False) else module
+        run: Function = Applied(tuple(nodes), before) if getattr(module, "inplace", False) else module
         if isinstance(module, LAYERS + NORMS):
             return Stage(name, run, module, Kind.LAYER if isinstance(module, LAYERS) else Kind.NORM)
         found = _kind(nodes, module)

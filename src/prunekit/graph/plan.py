@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -32,23 +32,11 @@ from prunekit.targets import unwrap
 KINDS = ("heads", "head width", "residual stream", "filters", "MLP width", "neurons", "embedding")
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """Groups of one analysis and where each class of labels went.
+def grouping_of(propagation: Propagation) -> tuple[list[Group], Layer]:
+    """Groups of one analysis, in the order of their first producers, and the unit that each label stands for.
 
-    Attributes:
-        groups: in the order of their first producer.
-        group_of: (labels,) number of the group that a class, named by its root, belongs to; -1 for none.
-        unit_of: (labels,) number of the unit within the group.
+    Classes of labels whose producers are the same axes make a group; each class is a unit of it.
     """
-
-    groups: tuple[Group, ...]
-    group_of: Ints
-    unit_of: Ints
-
-
-def grouping_of(propagation: Propagation) -> Grouping:
-    """Classes whose producers are the same axes make a group; each class is a unit of it."""
     label, block, index = positions(propagation)
     roots = propagation.classes.root[label]
     keys = _keys(propagation, roots, block)
@@ -67,7 +55,8 @@ def grouping_of(propagation: Propagation) -> Grouping:
             group_of[units] = len(groups)
             groups.append(group)
     groups = _with_norms(propagation, groups, group_of)
-    return Grouping(tuple(groups), group_of, unit_of)
+    root = propagation.classes.root
+    return groups, Layer(propagation.nodes, group_of[root], unit_of[root])
 
 
 def _keys(propagation: Propagation, roots: Ints, block: Ints) -> Ints:
@@ -203,7 +192,7 @@ def _analyses(
     graphs: Sequence[Captured],
     ignored: dict[str, str],
     features: Features | None = None,
-) -> list[tuple[Propagation, Grouping]]:
+) -> list[Propagation]:
     """One analysis for each way to cut axes that makes a difference, the one with most units first."""
     found = [analysed(model, graphs, ignored, policy="most", features=features)]
     if any(choice.site[-1] != "groups" for choice in found[0].propagator.choices):
@@ -211,7 +200,7 @@ def _analyses(
             other = analysed(model, graphs, ignored, policy=policy, features=features)
             if all(_ways(other) != _ways(before) for before in found):
                 found.append(other)
-    return [(propagation, grouping_of(propagation)) for propagation in found]
+    return found
 
 
 def _ways(propagation: Propagation) -> set[tuple[object, int]]:
@@ -237,31 +226,29 @@ def _names(pattern: str, name: str) -> bool:
     return any(fnmatchcase(".".join(parts[: end + 1]), pattern) for end in range(len(parts)))
 
 
-def _joined(
-    graphs: Sequence[Captured], found: Sequence[tuple[Propagation, Grouping]], residual: bool
-) -> CouplingGraph:
+def _joined(graphs: Sequence[Captured], analyses: Sequence[Propagation], residual: bool) -> CouplingGraph:
     """The groups of all analyses; of those that share entries the first stays, but heads go with widths."""
     chosen: list[tuple[Group, int, int]] = []  # with the number of its analysis and its own there
     taken: Taken = {}
-    for analysis, (_, part) in enumerate(found):
-        for number, group in enumerate(part.groups):
+    found = [grouping_of(propagation) for propagation in analyses]
+    for analysis, (groups, _) in enumerate(found):
+        for number, group in enumerate(groups):
             if group.frozen is None and not (analysis and _clashes(group, taken)):
                 chosen.append((group, analysis, number))
                 _take(group, taken)
-    for number, group in enumerate(found[0][1].groups):
+    for number, group in enumerate(found[0][0]):
         if group.frozen is not None and not _clashes(group, taken):
             chosen.append((group, 0, number))
-    at = {block.tensor: place for place, block in reversed(list(enumerate(found[0][0].blocks)))}
+    at = {block.tensor: place for place, block in reversed(list(enumerate(analyses[0].blocks)))}
     chosen.sort(key=lambda each: _place(each[0], at))
-    groups = _named(_told_apart([_asked(group, residual) for group, *_ in chosen]))
-    final = [np.full(len(part.groups) + 1, -1, dtype=np.int64) for _, part in found]
+    final = [np.full(len(groups) + 1, -1, dtype=np.int64) for groups, _ in found]  # the last is for -1
     for place, (_, analysis, number) in enumerate(chosen):
         final[analysis][number] = place
-    layers = []
-    for (propagation, part), places in zip(found, final, strict=True):
-        root = propagation.classes.root
-        layers.append(Layer(propagation.nodes, places[part.group_of][root], part.unit_of[root]))
-    return CouplingGraph(Plan(tuple(groups)), tuple(graphs), tuple(layers))
+    layers = [
+        replace(layer, group=places[layer.group]) for (_, layer), places in zip(found, final, strict=True)
+    ]
+    plan = Plan(tuple(_named(_told_apart([_asked(group, residual) for group, *_ in chosen]))))
+    return CouplingGraph(plan, tuple(graphs), tuple(layers))
 
 
 def _place(group: Group, at: Mapping[str, int]) -> tuple[int, int, bool]:
