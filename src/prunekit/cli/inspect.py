@@ -16,7 +16,7 @@ from prunekit.cli import options
 from prunekit.cli.networks import TRACED, open_network
 from prunekit.cli.options import as_options, only_results, print_json
 from prunekit.errors import InputError, escaped
-from prunekit.graph import Group, Plan, parameters_per_unit
+from prunekit.graph import Plan, parameters_per_unit
 from prunekit.graph import groups as coupled
 from prunekit.measure import (
     Counts,
@@ -137,16 +137,12 @@ def _prunable(plan: Plan, each: Mapping[str, float]) -> Table:
     for heading in ("units", "members", "per unit"):
         table.add_column(heading, justify="right", no_wrap=True)
     for group in plan.prunable:
+        name = escaped(group.name.replace(f" ({group.kind})", ""))  # the kind has a column of its own
         table.add_row(
-            Text(_name(group) + (" *" if group.normalised else "")),  # a string would be read as markup
+            Text(name + (" *" if group.normalised else "")),  # a string would be read as markup
             group.kind,
             f"{group.units:,}",
             f"{len(group.members):,}",
             f"{each[group.name]:,.0f}",
         )
     return table
-
-
-def _name(group: Group) -> str:
-    """Without the kind, which has a column of its own."""
-    return escaped(group.name.replace(f" ({group.kind})", ""))

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import re
-import shutil
 import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prunekit.digests import digest_of_file, read_json_with_digest, validated, write_json_with_digest
 from prunekit.errors import DataError, InputError
-from prunekit.files import read_json, remove_leftovers
+from prunekit.files import read_json, remove, remove_leftovers
 from prunekit.study.spec import Cell, Study
 from prunekit.study_files import FILES, FORMAT, LOCK, STUDY_JSON, refuse_links
 
@@ -255,18 +254,6 @@ def discard(folder: Path, keep: Collection[str] = ()) -> None:
     for path in sorted(folder.iterdir(), key=lambda path: path.name != RESULT):
         if path.name not in keep:
             remove(path)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder; nothing, if nothing is there.
-
-    Raises:
-        OSError: if it cannot be removed.
-    """
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 # ---- one run at a time -------------------------------------------------------------------------------------

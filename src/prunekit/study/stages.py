@@ -19,7 +19,7 @@ from prunekit.batches import as_batches
 from prunekit.data import Dataset, DataSettings, Split, load
 from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
-from prunekit.files import parse_json
+from prunekit.files import parse_json, remove
 from prunekit.graph import chain_of
 from prunekit.history import Record, random_control
 from prunekit.losses import squared_error
@@ -38,7 +38,6 @@ from prunekit.study.layout import (
     Layout,
     Results,
     discard,
-    remove,
     stage_of,
     write_result,
 )
