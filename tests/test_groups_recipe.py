@@ -315,6 +315,7 @@ class TestChoice:
         ("values", "kind", "message"),
         [
             ({"targets": ["nowhere"]}, InputError, "'nowhere' matches no group; groups are: conv1, stage1"),
+            ({"ignore": ["re:("]}, InputError, "'re:\\(' is not a regular expression"),
             (
                 {"targets": ["conv1"]},
                 ModelError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
@@ -62,6 +62,11 @@ def owner_of(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name.rpartition(".")[0])
 
 
+def types_of(module: nn.Module) -> set[str]:
+    """The names of a module's class and of all that it is derived from."""
+    return {kind.__name__ for kind in type(module).__mro__}
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether a full name fits a pattern: `re:` and a regular expression for all of it, or a glob."""
     if pattern.startswith("re:"):
@@ -85,95 +90,100 @@ def find_targets(
         ModelError: if nothing is left to prune, or a chosen weight is not a plain parameter.
     """
     candidates = _candidates(model)
-    _check_patterns([*(targets or ()), *ignore], candidates)
+    listed = [(target.layer or target.name, known) for target, known in candidates]
+    check_patterns([*(targets or ()), *ignore], listed, "layer of the model; layers")
     chosen = [
-        candidate.target
-        for candidate in candidates
-        if candidate.fits(targets or DEFAULT_TYPES, by_name=targets is not None)
-        and not candidate.fits(ignore, by_name=True)
+        target
+        for target, known in candidates
+        if (known.fits(targets) if targets else not known.types.isdisjoint(DEFAULT_TYPES))
+        and not known.fits(ignore)
     ]
     if not chosen:
         raise ModelError(
             "the model has nothing to prune: no linear or convolution layer is left; "
-            "parameters of two or more dimensions are: "
-            + _listing(candidate.target.name for candidate in candidates)
+            "parameters of two or more dimensions are: " + _listing(target.name for target, _ in candidates)
         )
-    check_plain(model, chosen)
+    check_plain(model, [target.name for target in chosen])
     return tuple(chosen)
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """A parameter that could be pruned, with every name and type that it is known by."""
+class Known:
+    """The names and the types that something which may be pruned is known by."""
 
-    target: Target
-    names: set[str]
-    types: set[str]
+    names: set[str] = field(default_factory=set)
+    types: set[str] = field(default_factory=set)
 
-    def fits(self, patterns: Sequence[str], *, by_name: bool) -> bool:
-        named = by_name and any(matches(pattern, name) for pattern in patterns for name in self.names)
-        return named or any(pattern in self.types for pattern in patterns)
-
-
-def _candidates(model: nn.Module) -> list[_Candidate]:
-    """All parameters of two or more dimensions; a tied one stands under its first name and fits by all."""
-    found: dict[int, _Candidate] = {}
-    for place, module in model.named_modules(remove_duplicate=False):
-        layer = place
-        if isinstance(module, ParametrizationList):  # the user knows it as the layer's
-            layer, _, _ = place.rpartition(".parametrizations.")
-        owner = model.get_submodule(layer)
-        types = {kind.__name__ for kind in type(owner).__mro__}
-        for short, parameter in module.named_parameters(recurse=False):
-            if not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.dim() < 2:
-                continue
-            name = f"{place}.{short}" if place else short
-            if id(parameter) not in found:
-                found[id(parameter)] = _Candidate(
-                    Target(name, layer, type(owner).__name__, _shape(parameter)), set(), set()
-                )
-            found[id(parameter)].names.update((name, layer))
-            found[id(parameter)].types.update(types)
-    return list(found.values())
+    def fits(self, patterns: Iterable[str]) -> bool:
+        """Whether one of the patterns is a type of it, or fits a name of it."""
+        return any(
+            pattern in self.types or any(pattern == name or matches(pattern, name) for name in self.names)
+            for pattern in patterns
+        )
 
 
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    return torch.Size() if isinstance(parameter, nn.parameter.UninitializedParameter) else parameter.shape
+def check_patterns(patterns: Iterable[str], candidates: Sequence[tuple[str, Known]], kind: str) -> None:
+    """Refuse patterns that are no regular expression, or that no candidate fits.
 
+    Args:
+        patterns: as of `find_targets`.
+        candidates: with the names that the error lists.
+        kind: what they are called, in the singular and the plural.
 
-def _check_patterns(patterns: Sequence[str], candidates: Sequence[_Candidate]) -> None:
+    Raises:
+        InputError: naming the first such pattern.
+    """
     for pattern in patterns:
         if pattern.startswith("re:"):
             try:
                 re.compile(pattern[3:])
             except re.error as error:
                 raise InputError(f"{pattern!r} is not a regular expression: {error}") from None
-        if not any(candidate.fits([pattern], by_name=True) for candidate in candidates):
-            known = (candidate.target.layer or candidate.target.name for candidate in candidates)
-            raise InputError(f"{pattern!r} matches no layer of the model; layers are: {_listing(known)}")
+        if not any(known.fits([pattern]) for _, known in candidates):
+            listed = _listing(name for name, _ in candidates)
+            raise InputError(f"{pattern!r} matches no {kind} are: {listed}")
 
 
-def check_plain(model: nn.Module, chosen: Sequence[Target]) -> None:
+def _candidates(model: nn.Module) -> list[tuple[Target, Known]]:
+    """All parameters of two or more dimensions; a tied one stands under its first name and fits by all."""
+    found: dict[int, tuple[Target, Known]] = {}
+    for place, module in model.named_modules(remove_duplicate=False):
+        layer = place
+        if isinstance(module, ParametrizationList):  # the user knows it as the layer's
+            layer, _, _ = place.rpartition(".parametrizations.")
+        owner = model.get_submodule(layer)
+        for short, parameter in module.named_parameters(recurse=False):
+            unknown = isinstance(parameter, nn.parameter.UninitializedParameter)
+            if not unknown and parameter.dim() < 2:
+                continue
+            name = f"{place}.{short}" if place else short
+            shape = torch.Size() if unknown else parameter.shape
+            target = Target(name, layer, type(owner).__name__, shape)
+            _, known = found.setdefault(id(parameter), (target, Known()))
+            known.names.update((name, layer))
+            known.types.update(types_of(owner))
+    return list(found.values())
+
+
+def check_plain(model: nn.Module, names: Iterable[str]) -> None:
     """Refuse parameters that have no shape or no finite real values, or are part of a parametrization.
 
     Raises:
         ModelError: naming the first one.
     """
-    for target in chosen:
-        parameter = model.get_parameter(target.name)
+    for name in names:
+        parameter = model.get_parameter(name)
         if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ModelError(f"{target.name} has no shape yet: run the model once on an example first")
-        if ".parametrizations." in f".{target.name}" or target.name.endswith(
-            ("weight_g", "weight_v", "weight_orig")
-        ):
+            raise ModelError(f"{name} has no shape yet: run the model once on an example first")
+        if ".parametrizations." in f".{name}" or name.endswith(("weight_g", "weight_v", "weight_orig")):
             raise ModelError(
-                f"{target.name} is part of a parametrization, so its zeros are not zeros of the weight: "
+                f"{name} is part of a parametrization, so its zeros are not zeros of the weight: "
                 "remove the parametrization first, or name the layer in `ignore`"
             )
         if not parameter.is_floating_point():
-            raise ModelError(f"{target.name} holds {parameter.dtype}, only floating-point weights are pruned")
+            raise ModelError(f"{name} holds {parameter.dtype}, only floating-point weights are pruned")
         if not bool(torch.isfinite(parameter).all()):
-            raise ModelError(f"{target.name} holds NaN or infinite values: such a network cannot be pruned")
+            raise ModelError(f"{name} holds NaN or infinite values: such a network cannot be pruned")
 
 
 def _listing(names: Iterable[str], limit: int = 20) -> str:

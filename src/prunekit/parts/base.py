@@ -82,8 +82,7 @@ class Part(Settings):
     @classmethod
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:
         """Refuse a class of the user's own that takes the name of one that comes with the package."""
-        family: type[Part] = next((each for each in cls.__mro__ if Part in each.__bases__), cls)
-        name = vars(cls).get("name")
+        family, name = cls._family(), vars(cls).get("name")
         if name in family.own_members() and family.own_members()[name] is not cls:
             raise InputError(
                 f"{cls._path()}: a {family._label()} named {name!r} comes with prunekit: choose another name"
@@ -147,6 +146,10 @@ class Part(Settings):
         """Those that come with the package."""
         own = (each for each in cls._descendants() if each.__module__.startswith("prunekit."))
         return {member.name: member for member in own if "name" in vars(member)}
+
+    @classmethod
+    def _family(cls) -> type[Part]:
+        return next((each for each in cls.__mro__ if Part in each.__bases__), cls)
 
     @classmethod
     def _descendants(cls) -> Iterator[type[Self]]:
@@ -221,7 +224,7 @@ FEW = 4
 
 def _others(part: Part, level: Level) -> list[str]:
     """The parts of the same family that were made for a level, and require nothing else."""
-    family: type[Part] = next(cls for cls in type(part).__mro__ if Part in cls.__bases__)
+    family = part._family()
     return [
         name
         for name, each in sorted(family.own_members().items())

@@ -16,7 +16,7 @@ from prunekit.errors import InputError
 from prunekit.limits import LARGE
 from prunekit.masks import Masks
 from prunekit.parts.base import Part
-from prunekit.targets import matches, owner_of, unwrap
+from prunekit.targets import Known, owner_of, types_of, unwrap
 
 
 class Regularizer(Part):
@@ -126,11 +126,8 @@ class Dropout(Regularizer):
             )
 
     def _modules(self, model: nn.Module) -> list[nn.Module]:
-        return [module for name, module in unwrap(model).named_modules() if self._chosen(name, module)]
-
-    def _chosen(self, name: str, module: nn.Module) -> bool:
-        types = {kind.__name__ for kind in type(module).__mro__}
-        return any(pattern in types or (name and matches(pattern, name)) for pattern in self.on)
+        named = unwrap(model).named_modules()
+        return [module for name, module in named if Known({name} - {""}, types_of(module)).fits(self.on)]
 
 
 def _densities(model: nn.Module, masks: Masks) -> dict[nn.Module, float]:

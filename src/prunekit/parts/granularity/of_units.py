@@ -31,7 +31,7 @@ from prunekit.limits import WHOLE
 from prunekit.masks import Masks, lowest_per_row
 from prunekit.maxout import Maxout
 from prunekit.parts.granularity.of_weights import Elements, Granularity, Weight
-from prunekit.targets import Target, check_plain, find_targets, matches, owner_of, unwrap
+from prunekit.targets import Known, Target, check_patterns, check_plain, find_targets, types_of, unwrap
 
 Kind = Literal[
     "filters",
@@ -268,19 +268,13 @@ def find_units(
     if example_inputs is None:
         example_inputs = made_up_inputs(model)
     found = traced(model, example_inputs, residual=residual, inputs=inputs)
-    names = {group.name: _names(model, group) for group in found.plan.groups}
-    for pattern in (*(targets or ()), *ignore):
-        if not any(_fits(pattern, each) for each in names.values()):
-            raise InputError(f"{pattern!r} matches no group; groups are: {', '.join(names) or 'none'}")
+    known = {group.name: _known(model, group) for group in found.plan.groups}
+    check_patterns([*(targets or ()), *ignore], list(known.items()), "group; groups")
     chosen = [
         group
         for group in found.plan.groups
-        if (
-            targets is None
-            or group.name == INPUT
-            or any(_fits(pattern, names[group.name]) for pattern in targets)
-        )
-        and not any(_fits(pattern, names[group.name]) for pattern in ignore)
+        if (targets is None or group.name == INPUT or known[group.name].fits(targets))
+        and not known[group.name].fits(ignore)
         and (kinds is None or group.kind in kinds)
     ]
     left = [group for group in chosen if group.frozen is None]
@@ -300,29 +294,18 @@ def find_units(
         ),
         Coupled(model, found, tuple(group.name for group in left), example_inputs, combine, scored),
     )
-    check_plain(model, [_target(model, name) for name in elements.parameters])
+    check_plain(model, elements.parameters)
     return elements
 
 
-def _names(model: nn.Module, group: Group) -> tuple[set[str], set[str]]:
-    """The names that a group is known by, and the types of the layers that make its units."""
-    names: set[str] = {group.name}
-    types: set[str] = set()
+def _known(model: nn.Module, group: Group) -> Known:
+    """By its own name, and by the layers that make its units."""
+    known = Known({group.name})
     for member in group.producers:
         layer = member.tensor.rpartition(".")[0]
-        names.update((member.tensor, layer))
-        types.update(kind.__name__ for kind in type(owner_of(model, member.tensor)).__mro__)
-    return names, types
-
-
-def _fits(pattern: str, known: tuple[set[str], set[str]]) -> bool:
-    names, types = known
-    return pattern in types or any(pattern == name or matches(pattern, name) for name in names)
-
-
-def _target(model: nn.Module, name: str) -> Target:
-    owner = owner_of(model, name)
-    return Target(name, name.rpartition(".")[0], type(owner).__name__, model.get_parameter(name).shape)
+        known.names.update((member.tensor, layer))
+        known.types.update(types_of(model.get_submodule(layer)))
+    return known
 
 
 @dataclass(frozen=True)
