@@ -215,23 +215,12 @@ def test_relevance_is_the_running_average_of_central_differences():
             assert float(values[unit]) == pytest.approx(running, rel=1e-5, abs=1e-7)
 
 
-def test_relevance_goes_on_from_an_earlier_call():
-    model, inputs, targets = made("1 hidden")
-    chain = chain_of(model)
-    first, *rest = batches(inputs, targets)
-    whole = relevance(chain, [first, *rest], decay=0.5)
-    parts = relevance(chain, rest, decay=0.5, start=relevance(chain, [first]))
-    torch.testing.assert_close(parts["0"], whole["0"], rtol=0, atol=0)
-
-
 def test_relevance_of_what_cannot_be_accepted():
     model, inputs, targets = made("1 hidden")
     with pytest.raises(InputError, match="no batches"):
         relevance(chain_of(model), [])
     with pytest.raises(InputError, match="decay"):
         relevance(chain_of(model), batches(inputs, targets), decay=1.0)
-    with pytest.raises(InputError, match="no relevance for the group '0'"):
-        relevance(chain_of(model), batches(inputs, targets), start={})
 
 
 @pytest.mark.parametrize("error", ["squared", "xent"])

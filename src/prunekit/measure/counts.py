@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from prunekit.errors import ModelError
@@ -179,9 +178,6 @@ class Macs(NamedTuple):
     nonzero: int
 
 
-Rule = Callable[[Any, tuple[Any, ...], Mapping[str, Any], Any], Iterator[Macs]]
-
-
 def nonzeros(tensor: Tensor) -> int:
     """Entries that are not zero, of a dense or a sparse tensor."""
     if tensor.layout == torch.sparse_coo:
@@ -190,9 +186,35 @@ def nonzeros(tensor: Tensor) -> int:
     return int(torch.count_nonzero(stored))
 
 
-def rule_for(module: nn.Module) -> Rule | None:
-    """The rule for a kind of layer and its subclasses, or None where there is none."""
-    return next((rule for kind, rule in _RULES if isinstance(module, kind)), None)
+# How often a layer multiplies each of its weights, from its input and its output. A convolution does so once
+# at each output position, at the border too: a product with the padding counts like any other. A transposed
+# one does so at each input position; what falls outside and is cropped by the padding counts too. It is a
+# convolution by class, too, so it comes first.
+_TIMES: tuple[tuple[type[nn.Module], Callable[[Any, Any, Any], int]], ...] = (
+    (_ConvTransposeNd, lambda layer, x, y: x.numel() // layer.in_channels),
+    (_ConvNd, lambda layer, x, y: y.numel() // layer.out_channels),
+    (nn.Linear, lambda layer, x, y: y.numel() // layer.out_features),
+    (nn.Bilinear, lambda layer, x, y: y.numel() // layer.out_features),
+    (nn.RNNBase, lambda layer, x, y: x.data.numel() // layer.input_size),
+    (nn.RNNCellBase, lambda layer, x, y: x.numel() // layer.input_size),
+)
+
+
+def _counted(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> list[Macs] | None:
+    """The MACs of one call of a layer, or None where its kind is not known."""
+    if isinstance(module, nn.MultiheadAttention):
+        return list(_attention(module, args, kwargs))
+    times = next((times for kind, times in _TIMES if isinstance(module, kind)), None)
+    if times is None:
+        return None
+    often = times(module, args[0] if args else kwargs.get("input"), output)
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        weights = [each for each in module.parameters(recurse=False) if each.dim() == 2]  # others are biases
+    else:
+        weights = [cast(nn.Parameter, module.weight)]
+    return [_used(module, weight, often) for weight in weights]
 
 
 def _used(owner: nn.Module, weight: Tensor, times: int) -> Macs:
@@ -200,41 +222,12 @@ def _used(owner: nn.Module, weight: Tensor, times: int) -> Macs:
     return Macs(owner, times * weight.numel(), times * nonzeros(weight))
 
 
-def _linear(
-    layer: nn.Linear | nn.Bilinear, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
-) -> Iterator[Macs]:
-    yield _used(layer, layer.weight, output.numel() // layer.out_features)
-
-
-def _convolution(
-    layer: _ConvNd, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
-) -> Iterator[Macs]:
-    # Once at each output position, at the border too: a product with the padding counts like any other.
-    yield _used(layer, layer.weight, output.numel() // layer.out_channels)
-
-
-def _transposed_convolution(
-    layer: _ConvTransposeNd, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
-) -> Iterator[Macs]:
-    # Once at each input position; what falls outside and is cropped by the padding counts too.
-    yield _used(layer, layer.weight, _argument(args, kwargs, 0, "input").numel() // layer.in_channels)
-
-
-def _recurrent(
-    layer: nn.RNNBase | nn.RNNCellBase, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-) -> Iterator[Macs]:
-    steps = _argument(args, kwargs, 0, "input")
-    data = steps.data if isinstance(steps, PackedSequence) else steps
-    for weight in layer.parameters(recurse=False):
-        if weight.dim() == 2:  # the others are biases
-            yield _used(layer, weight, data.numel() // layer.input_size)
-
-
 def _attention(
-    layer: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    layer: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Iterator[Macs]:
     query, key, value = (
-        _argument(args, kwargs, place, name) for place, name in enumerate(("query", "key", "value"))
+        args[place] if place < len(args) else kwargs[name]
+        for place, name in enumerate(("query", "key", "value"))
     )
     positions = (
         query.numel() // layer.embed_dim,
@@ -254,22 +247,6 @@ def _attention(
     yield Macs(layer, between, between)
     # The layer reads this child's weight without calling it.
     yield _used(layer.out_proj, layer.out_proj.weight, positions[0])
-
-
-def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Any:
-    return args[place] if place < len(args) else kwargs[name]
-
-
-# Transposed convolutions are convolutions by class too, so they come first.
-_RULES: tuple[tuple[type[nn.Module], Rule], ...] = (
-    (_ConvTransposeNd, _transposed_convolution),
-    (_ConvNd, _convolution),
-    (nn.Linear, _linear),
-    (nn.Bilinear, _linear),
-    (nn.RNNBase, _recurrent),
-    (nn.RNNCellBase, _recurrent),
-    (nn.MultiheadAttention, _attention),
-)
 
 
 def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[nn.Module, Macs]:
@@ -308,13 +285,12 @@ class _Walk:
         running = self._running.pop()
         if self._running:
             self._running[-1].by_children += now - running.start
-        rule = rule_for(module)
-        if rule is None:
+        found = _counted(module, args, kwargs, output)
+        if found is None:
             own = (now - running.start - running.by_children) // 2
-            self._add(Macs(module, own, own))
-        else:
-            for macs in rule(module, args, kwargs, output):
-                self._add(macs)
+            found = [Macs(module, own, own)]
+        for macs in found:
+            self._add(macs)
 
     def _add(self, macs: Macs) -> None:
         before = self.found.get(macs.owner, Macs(macs.owner, 0, 0))

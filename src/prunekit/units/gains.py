@@ -110,7 +110,6 @@ def relevance(
     *,
     error: Loss | str = absolute_error,
     decay: float = DECAY,
-    start: Mapping[str, Tensor] | None = None,
     kept: Mapping[str, Tensor] | None = None,
     budget_bytes: int = BUDGET_BYTES,
 ) -> dict[str, Tensor]:
@@ -126,7 +125,6 @@ def relevance(
         batches: (inputs, targets), on the network's device; class numbers become one-hot.
         error: the mean over the examples of a batch.
         decay: what remains of ρ^ at each batch, in [0, 1).
-        start: ρ^ before the first batch, to go on from an earlier call; by default ρ of the first batch.
         kept: by group (units,) booleans, False for units that are off already.
         budget_bytes: memory for activations.
 
@@ -138,19 +136,16 @@ def relevance(
     """
     if not 0 <= decay < 1:
         raise InputError(f"decay must be in [0, 1), got {decay}")
-    running = None if start is None else dict(start)
+    running: dict[str, Tensor] | None = None
     for inputs, targets in batches:
         found = gain_derivatives(
             structure, inputs, targets, error, second=False, kept=kept, budget_bytes=budget_bytes
         )
-        new = {name: -each.first for name, each in found.items()}
+        new = {name: each.first_order for name, each in found.items()}
         if running is None:
             running = new
-            continue
-        missing = [name for name in new if name not in running]
-        if missing:
-            raise InputError(f"start has no relevance for the group {missing[0]!r}")
-        running = {name: decay * running[name] + (1 - decay) * new[name] for name in new}
+        else:
+            running = {name: decay * running[name] + (1 - decay) * new[name] for name in new}
     if running is None:
         raise InputError("there are no batches to take the relevance on")
     return running
