@@ -12,10 +12,21 @@ from torch import fx, nn
 
 from prunekit.graph.capture import tensors_of
 from prunekit.graph.captured import Captured
-from prunekit.graph.groups import Features, Role
-from prunekit.graph.labels import Classes, Dim, Ints, Labels, Value, fixed
+from prunekit.graph.groups import Features
+from prunekit.graph.labels import (
+    Classes,
+    Dim,
+    Ints,
+    Labels,
+    Propagator,
+    Role,
+    SplitPolicy,
+    SplitSite,
+    Value,
+    fixed,
+    frozen_rows,
+)
 from prunekit.graph.propagate import propagate
-from prunekit.graph.propagator import Propagator, SplitPolicy, SplitSite, frozen_rows
 
 # each round drops at least one way to cut an axis; more rounds than this mean that something is wrong
 _ROUNDS = 200

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from prunekit.errors import InputError, ModelError
+from prunekit.graph.captured import argument, is_written, op_name
 from prunekit.graph.groups import INPUT, Member, Plan
-from prunekit.graph.nodes import argument, is_written, op_name
 from prunekit.graph.ops import moves, norms, operator_of, pointwise, reductions, spatial
 from prunekit.graph.propagate import is_pointwise
 from prunekit.graph.rows import LAYERS

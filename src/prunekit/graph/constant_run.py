@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from prunekit.graph.captured import Captured
+from prunekit.graph.captured import Captured, argument, behind, is_view, is_written, op_name
 from prunekit.graph.groups import CouplingGraph, KeepMasks, Layer
 from prunekit.graph.labels import Flags, Ints
-from prunekit.graph.nodes import argument, behind, is_view, is_written, op_name
 from prunekit.graph.ops import operator_of
 from prunekit.graph.propagate import is_pointwise
 from prunekit.graph.reference_run import Interpreter, exact

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.graph.capture import Inputs, canonical, tensors_of
+from prunekit.graph.captured import leading_to, op_name
 from prunekit.graph.constant_run import FOLDING, ConstantReaders, depending_on_input, grouped, units_at
 from prunekit.graph.groups import CouplingGraph, Group, Member
 from prunekit.graph.members import of_units
-from prunekit.graph.nodes import leading_to, op_name
 from prunekit.graph.ops import operator_of
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from prunekit.errors import InputError
-from prunekit.graph.captured import Captured
-from prunekit.graph.labels import Dim, Flags, Ints, Value, fixed
-from prunekit.graph.nodes import leading_to, op_name
+from prunekit.graph.captured import Captured, leading_to, op_name
+from prunekit.graph.labels import Dim, Flags, Ints, Role, Value, fixed
 
 INPUT = "input"
 """The name of the group of the network's own input features."""
-
-Role = Literal["producer", "consumer", "along"]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from prunekit.graph.groups import (
     Plan,
     features_of,
 )
-from prunekit.graph.labels import Ints
-from prunekit.graph.propagator import SplitPolicy
+from prunekit.graph.labels import Ints, SplitPolicy
 from prunekit.targets import unwrap
 
 # the first of these that was seen names the group

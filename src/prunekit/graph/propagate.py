@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from prunekit.graph.captured import attributes_of
-from prunekit.graph.labels import Value, fixed
-from prunekit.graph.nodes import is_view, is_written, op_name
+from prunekit.graph.captured import attributes_of, is_view, is_written, op_name
+from prunekit.graph.labels import Propagator, Value, fixed
 from prunekit.graph.ops import Operator, operator_of
 from prunekit.graph.ops.pointwise import pointwise
-from prunekit.graph.propagator import Propagator
 
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper")
 
@@ -41,23 +39,13 @@ def propagate(
             value = named[str(node.target)]
             propagator.env[node] = fixed(value.shape) if isinstance(value, torch.Tensor) else value
         elif node.op == "output":
-            return _known(propagator, node.args[0])
+            found = fx.node.map_arg(node.args[0], propagator.env.get)
+            return list(found) if isinstance(node.args[0], (list, tuple)) else found
         else:
             propagator.env[node] = propagator.known.get(node) or _called(propagator, node)
             if propagator.constants.issuperset(node.all_input_nodes):
                 propagator.constants.add(node)
     return None
-
-
-def _known(propagator: Propagator, arg: Any) -> Any:
-    """The argument with what is known in the place of each node."""
-    if isinstance(arg, fx.Node):
-        return propagator.env.get(arg)
-    if isinstance(arg, (list, tuple)):
-        return [_known(propagator, item) for item in arg]
-    if isinstance(arg, dict):
-        return {key: _known(propagator, item) for key, item in arg.items()}
-    return arg
 
 
 def _called(propagator: Propagator, node: fx.Node) -> Any:
@@ -87,8 +75,7 @@ def _ruled(propagator: Propagator, node: fx.Node) -> Any:
     if not isinstance(target, torch._ops.OpOverload):
         return propagator.unknown("goes through an operator without a rule")
     record = operator_of(node)
-    args = [_known(propagator, arg) for arg in node.args]
-    kwargs = {key: _known(propagator, arg) for key, arg in node.kwargs.items()}
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), propagator.env.get)
     try:
         if record.labels is not None:
             return record.labels(propagator, *args, **kwargs)
@@ -118,7 +105,7 @@ def _inlined(propagator: Propagator, node: fx.Node) -> Any:
     if inner is None:
         return propagator.unknown("goes through an operator without a rule")
     module = propagator.env[node.args[inner]]  # type: ignore[index]
-    given = [_known(propagator, arg) for arg in node.args[inner + 1 :]]
+    given = fx.node.map_arg(node.args[inner + 1 :], propagator.env.get)
     inside = [each for each in module.graph.nodes if each.op == "placeholder"]
     for each, arg in zip(inside, node.args[inner + 1 :], strict=True):
         if not isinstance(arg, fx.Node) or arg in propagator.constants:

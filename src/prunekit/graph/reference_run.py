@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from prunekit.errors import ModelError
+from prunekit.graph.captured import op_name
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.labels import Flags
-from prunekit.graph.nodes import op_name
 from prunekit.graph.ops import operator_of
 from prunekit.graph.surgery import Axes, taken
 

@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from prunekit.errors import InputError
-from prunekit.graph.captured import Captured, attributes_of
+from prunekit.graph.captured import Captured, argument, attributes_of, module_of, op_name
 from prunekit.graph.groups import KeepMasks, Plan
 from prunekit.graph.labels import Flags
-from prunekit.graph.nodes import argument, module_of, op_name
 from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.graph.ops.registry import Keeps

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from prunekit.errors import ModelError
-from prunekit.graph.captured import Captured, InputKind, OutputKind, attributes_of
-from prunekit.graph.nodes import module_of
+from prunekit.graph.captured import Captured, InputKind, OutputKind, attributes_of, module_of
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.saving.graph_calls import called_without_data, inputs_without_data
 from prunekit.saving.graph_values import batch_norm_training, bernoulli_like

@@ -19,8 +19,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError, shown
-from prunekit.graph.captured import Captured, GraphModel, InputKind, OutputKind, constant_name, holder_of
-from prunekit.graph.nodes import leading_to, module_of
+from prunekit.graph.captured import (
+    Captured,
+    GraphModel,
+    InputKind,
+    OutputKind,
+    constant_name,
+    holder_of,
+    leading_to,
+    module_of,
+)
 from prunekit.saving.folder import CONSTANT, GRAPH, Description, consistent, read_graph
 from prunekit.saving.functional import functional
 from prunekit.saving.graph_calls import MAX_BYTES, MAX_INT, MAX_NODES, check_calls

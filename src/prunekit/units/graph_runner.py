@@ -17,8 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
 from prunekit.graph.capture import arguments, captured_in, tensors_of
-from prunekit.graph.captured import Captured
-from prunekit.graph.nodes import op_name
+from prunekit.graph.captured import Captured, op_name
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
 from prunekit.targets import unwrap

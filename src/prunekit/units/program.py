@@ -20,10 +20,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.graph.activation_taps import axes_of
-from prunekit.graph.captured import Captured, attributes_of
+from prunekit.graph.captured import Captured, attributes_of, behind, is_view, is_written, leading_to, op_name
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import entries
-from prunekit.graph.nodes import behind, is_view, is_written, leading_to, op_name
 from prunekit.graph.ops import moves, operator_of
 
 

@@ -1,12 +1,11 @@
 """What is known of each operator: one record for each, in files by kind."""
 
 from prunekit.graph.ops import (
-    contraction,
-    convolution,
     creation,
     moves,
     norms,
     pointwise,
+    products,
     reductions,
     spatial,
 )
@@ -15,13 +14,12 @@ from prunekit.graph.ops.registry import OPERATORS, Operator, operator_of
 __all__ = [
     "OPERATORS",
     "Operator",
-    "contraction",
-    "convolution",
     "creation",
     "moves",
     "norms",
     "operator_of",
     "pointwise",
+    "products",
     "reductions",
     "spatial",
 ]

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import fx
 
-from prunekit.graph.labels import Dim, Value
-from prunekit.graph.nodes import argument, set_argument, shape_of
+from prunekit.graph.captured import argument, set_argument, shape_of
+from prunekit.graph.labels import Dim, Propagator, Value, result_shape
 from prunekit.graph.ops.moves import laid, resize_shape
 from prunekit.graph.ops.registry import Keeps, kept_along, operators
-from prunekit.graph.propagator import Propagator, result_shape
 
 
 def like(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:

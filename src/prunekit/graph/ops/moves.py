@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from prunekit.graph.labels import Dim, Value, position
-from prunekit.graph.nodes import argument, set_argument, shape_of
+from prunekit.graph.captured import argument, set_argument, shape_of
+from prunekit.graph.labels import Dim, Propagator, Value, position, reshaped, rows_joined
 from prunekit.graph.ops.registry import Keeps, ModuleSizes, kept_along, new_shape, operators
-from prunekit.graph.propagator import Propagator, reshaped, rows_joined
 
 MAX_DIFFERENCES = 64
 """The highest order of `diff` in a saved graph."""

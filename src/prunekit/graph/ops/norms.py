@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from prunekit.graph.labels import Dim, Value
-from prunekit.graph.nodes import argument, set_argument
+from prunekit.graph.captured import argument, set_argument
+from prunekit.graph.labels import GROUPS, Dim, Propagator, Value, merged, split
 from prunekit.graph.ops.registry import (
     Keeps,
     ModuleSizes,
@@ -22,7 +22,6 @@ from prunekit.graph.ops.registry import (
     spread,
     taken,
 )
-from prunekit.graph.propagator import GROUPS, Propagator, merged, split
 
 
 def per_channel(propagator: Propagator, x: Value, *args: Any, **_: Any) -> Value:

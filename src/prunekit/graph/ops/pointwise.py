@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.graph.labels import Dim, Value
+from prunekit.graph.labels import Dim, Propagator, Value
 from prunekit.graph.ops.registry import ModuleSizes, Operator, operators, tensors_among
-from prunekit.graph.propagator import Propagator
 
 
 def aligned(propagator: Propagator, values: Sequence[Value], zero: Callable[[list[bool]], bool]) -> Value:

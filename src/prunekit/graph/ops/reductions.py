@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import fx
 
-from prunekit.graph.labels import Dim, Value, position
-from prunekit.graph.nodes import argument, shape_of
+from prunekit.graph.captured import argument, shape_of
+from prunekit.graph.labels import Dim, Propagator, Value, position, result_shape
 from prunekit.graph.ops.pointwise import aligned
 from prunekit.graph.ops.registry import Keeps, always, kept_along, operators, taken
-from prunekit.graph.propagator import Propagator, result_shape
 
 _STATISTICS = {"mean", "var", "std", "var_mean", "std_mean"}
 _SUMS = {"sum", "linalg_vector_norm", "norm", "frobenius_norm"}

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from prunekit.graph.captured import argument, op_name, set_argument, shape_of
 from prunekit.graph.labels import Flags, position
-from prunekit.graph.nodes import argument, op_name, set_argument, shape_of
 
 Keeps = Callable[[fx.Node], tuple[tuple[Flags | None, ...], ...]]
 """What stays of each axis of each value of a node; None where all does."""

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from prunekit.graph.labels import Dim, Value
-from prunekit.graph.nodes import argument
+from prunekit.graph.captured import argument
+from prunekit.graph.labels import GROUPS, Dim, Propagator, Value, along, merged, split
 from prunekit.graph.ops.moves import widened
 from prunekit.graph.ops.registry import Keeps, always, operators, resize_groups
-from prunekit.graph.propagator import GROUPS, Propagator, along, merged, split
 
 
 def _places(propagator: Propagator, x: Value, places: int) -> list[Dim]:
