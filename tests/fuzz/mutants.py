@@ -195,8 +195,8 @@ MUTANTS = (
     ),
     Mutant(
         "a session that goes on counts the optimizer's steps from where it was",
-        "self._optimizer_steps = read.optimizer_steps",
-        "self._optimizer_steps = 0",
+        'optimizer_steps=whole("state: optimizer_steps", values["optimizer_steps"], 0, 2**63 - 1),',
+        "optimizer_steps=0,",
         ("test_attach.py",),
     ),
     Mutant(
