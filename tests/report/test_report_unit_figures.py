@@ -149,6 +149,15 @@ def test_regret_is_taken_where_as_much_is_removed(folder: Path) -> None:
             assert len(same) == read_study(folder / "study.json").seeds
 
 
+def test_there_is_no_regret_while_the_oracle_has_no_results(folder: Path) -> None:
+    with (folder / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] != "the oracle"]
+    write_csv(folder / "results.csv", RESULTS, rows)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "There are no results yet for <b>the oracle</b>" in page
+    assert not (folder / "figures" / "regret.svg").exists()
+
+
 def test_a_report_shows_the_units_that_a_study_wrote_down(folder: Path) -> None:
     page = write_report(folder).read_text(encoding="utf-8")
     assert 'id="units"' in page

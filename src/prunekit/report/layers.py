@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -22,11 +21,21 @@ from prunekit.report.points import (
     removes_nothing,
     times,
 )
-from prunekit.report.style import GREY, INK, PALE, WIDTH, Drawing, clean, cut, drawing_style
+from prunekit.report.style import (
+    DEPTH,
+    DEPTH_OF_BAR,
+    GREY,
+    INK,
+    PALE,
+    WIDTH,
+    Drawing,
+    clean,
+    cut,
+    drawing_style,
+)
 
 #: From light to dark blue: legible in grey print too, and text on it can be black or white.
 BLUES = LinearSegmentedColormap.from_list("prunekit", ["#f4f8fc", "#9ecae8", "#2b7cb8", "#08335f"])
-DEPTH = matplotlib.colormaps["viridis"]
 #: More layers than this are not named one by one beside the small multiples, but shown on a colour bar.
 MOST_NAMED = 10
 #: Height of a line of panels, in inches, and length to which names are cut.
@@ -132,8 +141,7 @@ def multiples_drawing(
         handles = [Line2D([], [], color=shade[name], linewidth=2.2, label=cut(name, NAME)) for name in layers]
         figure.legend(handles=handles, loc="outside lower left", ncols=per_line, fontsize=8, frameon=False)
     else:
-        few_shades = DEPTH.resampled(48)  # a bar of more would be a picture inside of the SVG
-        mappable = ScalarMappable(Normalize(0, len(layers) / 0.85), few_shades)
+        mappable = ScalarMappable(Normalize(0, len(layers) / 0.85), DEPTH_OF_BAR)
         bar = figure.colorbar(mappable, ax=panels, location="bottom", fraction=0.03, shrink=0.4, aspect=40)
         bar.ax.set_xlim(0, len(layers))
         bar.set_ticks(

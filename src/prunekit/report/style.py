@@ -24,6 +24,9 @@ from prunekit.files import replacing
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)), (0, (7, 2)))
+#: From first to last; of more shades a colour bar would be a picture inside of its SVG.
+DEPTH = matplotlib.colormaps["viridis"]
+DEPTH_OF_BAR = DEPTH.resampled(48)
 GREY, INK, PALE = "#7a7a7a", "#1d2129", "#dfe2e8"
 
 #: Settings for drawing and saving. DejaVu Sans comes with matplotlib, so that measures are the same

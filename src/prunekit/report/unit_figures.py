@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -15,6 +14,7 @@ from prunekit.report.curves import Measured, Placed, PlotData, draw_lines
 from prunekit.report.points import Point, Primary, Spread
 from prunekit.report.style import (
     DENSE_LOOK,
+    DEPTH_OF_BAR,
     GREY,
     WIDTH,
     Drawing,
@@ -29,8 +29,6 @@ from prunekit.study_files import UNITS_JSON, StudyFile, UnitData, read_checked
 
 Numbers = NDArray[np.float64]
 
-DEPTH = colormaps["viridis"]
-
 LEAST_SHARED = 3
 """A line of fewer points than this says nothing of a course of removals."""
 
@@ -43,7 +41,7 @@ def unit_drawings(folder: Path, study: StudyFile, data: PlotData, primary: Prima
     """
     drawings = []
     yardstick = oracle_of(study)
-    if yardstick is not None and primary.higher_is_better:
+    if yardstick in data.methods and primary.higher_is_better:
         curves = regret_curves(data, primary, yardstick)
         if curves:
             drawings.append(regret_drawing(curves, data, primary, yardstick))
@@ -147,8 +145,7 @@ def gain_sweep_drawing(gains: Numbers, errors: Numbers, removed: Sequence[int], 
     """
     figure = Figure(figsize=(WIDTH, 4.4))
     figure.set_layout_engine("constrained")
-    # of more shades than 48 the bar would be a picture inside of the SVG
-    shades = ScalarMappable(Normalize(0, max(1, *removed) / 0.88), DEPTH.resampled(48))
+    shades = ScalarMappable(Normalize(0, max(1, *removed) / 0.88), DEPTH_OF_BAR)
     on, off = (int(np.argmin(np.abs(gains - gain))) for gain in (1.0, 0.0))
     panels = figure.subplots(1, 2)
     for axes in panels:
