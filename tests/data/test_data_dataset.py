@@ -190,6 +190,23 @@ def test_inputs_are_single_precision_and_targets_are_of_the_task():
     assert regression.test.targets.shape == (40, 2)
 
 
+def test_more_test_examples_come_from_the_training_part_behind_the_official_ones():
+    official = raw(50, seed=1)
+    whole = raw()
+    dataset = assemble(whole, settings(more_test=20), classes=4, test=official)
+    plain = assemble(whole, settings(), classes=4, test=official)
+    assert torch.equal(dataset.test.targets[:50], plain.test.targets)
+    assert len(dataset.test) == 70
+    parts = [dataset.train, dataset.validation]
+    assert sum(map(len, parts)) == len(whole.targets) - 20
+    counts = torch.bincount(torch.cat([part.targets for part in [*parts, dataset.test]]), minlength=4)
+    given = np.concatenate([whole.targets, official.targets])
+    assert counts.tolist() == np.bincount(given, minlength=4).tolist()
+    assert settings(more_test=0).digest() == settings().digest()
+    with pytest.raises(InputError, match="more_test = "):
+        assemble(whole, settings(more_test=len(whole.targets)), classes=4, test=official)
+
+
 def test_a_limit_keeps_the_first_training_examples_of_the_shuffled_order():
     whole = assemble(raw(), settings(), classes=4)
     limited = assemble(raw(), settings(limit=10), classes=4)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.errors import DataError, InputError
+from prunekit.limits import WHOLE
 from prunekit.seeds import derive
 from prunekit.settings import Settings
 
@@ -162,6 +163,8 @@ class DataSettings(Settings):
         validation: the fraction of the training part that becomes the validation part, in (0, 1).
         test: the fraction of all examples that becomes the test part, in (0, 1); ignored by the sets that
             come with an official test part.
+        more_test: how many training examples become test examples, too, behind an official test part, whose
+            figures are more accurate for it; ignored where there is none.
         seed: what the split is drawn from (and the examples, for a set that is generated).
         limit: use only the first so many training examples of the shuffled training part, for quick runs.
     """
@@ -169,6 +172,7 @@ class DataSettings(Settings):
     name: str
     validation: float = Field(default=0.1, gt=0, lt=1)
     test: float = Field(default=0.2, gt=0, lt=1)
+    more_test: int = Field(default=0, ge=0, le=WHOLE)
     seed: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, gt=0)
 
@@ -208,6 +212,15 @@ def assemble(raw: Raw, settings: DataSettings, *, classes: int | None, test: Raw
     if test is None:
         rest, held_out = hold_out(raw.targets, settings.test, derive(settings.seed, "test split"))
         raw, test = raw.take(rest), raw.take(held_out)
+    elif settings.more_test:
+        if settings.more_test >= len(raw.targets):
+            have = f"{settings.name} has {len(raw.targets):,} training examples"
+            raise InputError(f"more_test = {settings.more_test:,}: {have}")
+        share = settings.more_test / len(raw.targets)
+        rest, held_out = hold_out(raw.targets, share, derive(settings.seed, "test split"))
+        more = raw.take(held_out)
+        raw = raw.take(rest)
+        test = Raw(np.concatenate([test.inputs, more.inputs]), np.concatenate([test.targets, more.targets]))
     rest, held_out = hold_out(raw.targets, settings.validation, derive(settings.seed, "validation split"))
     train = raw.take(rest[: settings.limit])
     train_inputs = _floating(train.inputs)
