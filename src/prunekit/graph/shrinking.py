@@ -199,7 +199,8 @@ def shrink(
         narrow=narrow,
     )
     before = count_parameters(model)
-    reason, form = "", "modules"
+    reason: str = ""
+    form: Literal["modules", "graph"] = "modules"
     try:
         deviation = prove(candidate)
         operate(model, work.cut, masks, values)
@@ -214,7 +215,7 @@ def shrink(
     times.append(time.process_time())
     return ShrinkResult(
         result,
-        "graph" if form == "graph" else "modules",
+        form,
         tuple(GroupSize(name, found.plan.group(name).units, int(each.sum())) for name, each in flags.items()),
         before,
         count_parameters(result),
