@@ -11,7 +11,6 @@ import numpy as np
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.graph.analysis import FEATURES, PARAMETRIZED, Propagation, analysed, positions
 from prunekit.graph.capture import Inputs, captured, tensors_of
 from prunekit.graph.captured import Captured
 from prunekit.graph.groups import (
@@ -25,6 +24,7 @@ from prunekit.graph.groups import (
     features_of,
 )
 from prunekit.graph.labels import Ints, SplitPolicy
+from prunekit.graph.propagate import FEATURES, PARAMETRIZED, Propagation, analysed, positions
 from prunekit.targets import unwrap
 
 # the first of these that was seen names the group
