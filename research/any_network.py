@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "tests" / "zoo"))
 import torch  # noqa: E402
 
 from prunekit.errors import PrunekitError  # noqa: E402
-from prunekit.graph import Plan, prune_groups, traced  # noqa: E402
+from prunekit.graph import GroupPlan, prune_groups, traced  # noqa: E402
 from zoo import ZOO, made  # noqa: E402
 
 COLUMNS = [
@@ -33,7 +33,7 @@ def _first(text: str) -> str:
 def row(name: str) -> list[object]:
     """One line of the table."""
     model, inputs = made(name)
-    plan: Plan = traced(model, inputs).plan
+    plan: GroupPlan = traced(model, inputs).plan
     reasons = "; ".join(sorted(set(plan.frozen.values())))
     kinds = ", ".join(sorted({group.kind for group in plan.prunable}))
     start = time.process_time()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.graph import Plan, groups, parameters_per_unit, shrink
+from prunekit.graph import GroupPlan, groups, parameters_per_unit, shrink
 
 CODE = """
 import torch
@@ -85,7 +85,7 @@ def test_the_json_is_the_plan(command):
     found = json.loads(command(f"{INSPECT} --residual --json").out)
     for group in found["groups"]:
         del group["parameters_per_unit"]
-    stream = Plan.from_dict(found).group("the_layers_of_the_encoder.0.back")
+    stream = GroupPlan.from_dict(found).group("the_layers_of_the_encoder.0.back")
     assert (stream.kind, stream.units, stream.frozen) == ("residual stream", 8, None)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from prunekit.graph import Plan
+from prunekit.graph import GroupPlan
 
 
-def gone(plan: Plan, removed: Mapping[str, Collection[int]]) -> dict[tuple[str, int], list[int]]:
+def gone(plan: GroupPlan, removed: Mapping[str, Collection[int]]) -> dict[tuple[str, int], list[int]]:
     """For each axis of each tensor the entries that go."""
     found: dict[tuple[str, int], set[int]] = {}
     for name, units in removed.items():
@@ -20,7 +20,9 @@ def gone(plan: Plan, removed: Mapping[str, Collection[int]]) -> dict[tuple[str, 
     return {key: sorted(entries) for key, entries in found.items()}
 
 
-def masked(model: nn.Module, plan: Plan, removed: Mapping[str, Collection[int]]) -> dict[str, torch.Tensor]:
+def masked(
+    model: nn.Module, plan: GroupPlan, removed: Mapping[str, Collection[int]]
+) -> dict[str, torch.Tensor]:
     """The network's state with zeros in all slices of the units."""
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for (name, dim), entries in gone(plan, removed).items():
@@ -29,7 +31,9 @@ def masked(model: nn.Module, plan: Plan, removed: Mapping[str, Collection[int]])
     return state
 
 
-def shorter(model: nn.Module, plan: Plan, removed: Mapping[str, Collection[int]]) -> dict[str, torch.Tensor]:
+def shorter(
+    model: nn.Module, plan: GroupPlan, removed: Mapping[str, Collection[int]]
+) -> dict[str, torch.Tensor]:
     """The network's state without the slices of the units."""
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for (name, dim), entries in gone(plan, removed).items():
@@ -42,7 +46,7 @@ def shorter(model: nn.Module, plan: Plan, removed: Mapping[str, Collection[int]]
 def assert_same(
     model: nn.Module,
     small: nn.Module,
-    plan: Plan,
+    plan: GroupPlan,
     removed: Mapping[str, Collection[int]],
     inputs: tuple[torch.Tensor, ...],
 ) -> None:

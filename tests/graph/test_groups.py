@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph import Group, Member, Plan, groups, shrink, traced
+from prunekit.graph import Group, GroupPlan, Member, groups, shrink, traced
 from prunekit.graph.groups import INPUT
 
 
 @pytest.fixture
-def plan() -> Plan:
+def plan() -> GroupPlan:
     first = Member("a.weight", 0, ((0, 2), (1, 3)), "producer")
-    return Plan(
+    return GroupPlan(
         (
             Group("a", "heads", 2, (first, Member("b.weight", 1, ((0,), ()), "consumer")), None, ("norm",)),
             Group("c", "neurons", 3, (), "is the network's output"),
@@ -27,16 +27,16 @@ def plan() -> Plan:
 
 
 def test_a_plan_goes_through_json_and_back(plan):
-    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert GroupPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 def test_what_is_no_plan_is_refused(plan):
     data = plan.to_dict()
     data["groups"][0]["colour"] = "red"
     with pytest.raises(InputError, match=r"no plan.*colour"):
-        Plan.from_dict(data)
+        GroupPlan.from_dict(data)
     with pytest.raises(InputError, match=r"no plan.*groups"):
-        Plan.from_dict({})
+        GroupPlan.from_dict({})
 
 
 def test_groups_by_name_and_the_frozen_ones(plan):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph import Plan, parameters_after, traced, unit_masks
+from prunekit.graph import GroupPlan, parameters_after, traced, unit_masks
 from prunekit.graph.groups import INPUT
 from prunekit.models import LeNet5, LeNet300100
 
@@ -24,7 +24,7 @@ def conv_model() -> nn.Sequential:
     )
 
 
-def plan_of(model: nn.Module, *shape: int) -> Plan:
+def plan_of(model: nn.Module, *shape: int) -> GroupPlan:
     return traced(model, torch.randn(2, *(shape or (1, 3, 3))), inputs=True).plan
 
 

@@ -10,7 +10,7 @@ from constructions import CONSTRUCTIONS, WORDS, frozen_weights
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import prune_groups, shrink, traced
-from prunekit.graph.groups import CouplingGraph, Plan
+from prunekit.graph.groups import CouplingGraph, GroupPlan
 from prunekit.graph.reference_run import VerificationError
 from zoo import stirred
 
@@ -57,7 +57,7 @@ def _wrong(found: CouplingGraph) -> CouplingGraph:
         for member in first.members
     )  # fmt: skip
     changed = type(first)(first.name, first.kind, first.units, members, first.frozen, first.normalised)
-    return CouplingGraph(Plan((changed, *rest)), found.graphs, found.layers)
+    return CouplingGraph(GroupPlan((changed, *rest)), found.graphs, found.labellings)
 
 
 def test_a_wrong_plan_is_found_out_and_nothing_is_changed() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from prunekit.graph import plan as plans
 from prunekit.graph.capture import captured
-from prunekit.graph.groups import Plan
+from prunekit.graph.groups import GroupPlan
 from zoo import OWN, ZOO, made
 
 
@@ -25,7 +25,7 @@ def test_the_plan_is_that_of_an_export(name: str, monkeypatch: pytest.MonkeyPatc
     assert _by_name(found) == _by_name(expected)
 
 
-def _by_name(plan: Plan) -> dict[str, object]:
+def _by_name(plan: GroupPlan) -> dict[str, object]:
     """The groups without what an export sees otherwise: their order, and the names of shared modules."""
     return {
         group.name: (replace(group, members=(), frozen=None), group.frozen is None, set(group.members))

@@ -16,7 +16,7 @@ from prunekit.cli import options
 from prunekit.cli.networks import TRACED, open_network
 from prunekit.cli.options import as_options, only_results, print_json
 from prunekit.errors import InputError, escaped
-from prunekit.graph import Plan, parameters_per_unit
+from prunekit.graph import GroupPlan, parameters_per_unit
 from prunekit.graph import groups as coupled
 from prunekit.measure import (
     Counts,
@@ -83,7 +83,7 @@ def inspect(
         _show(counts, timing, memory, tested, batch)
 
 
-def _show_plan(plan: Plan, each: dict[str, float], as_json: bool) -> None:
+def _show_plan(plan: GroupPlan, each: dict[str, float], as_json: bool) -> None:
     if as_json:
         found = plan.to_dict()["groups"]
         print_json({"groups": [{**group, "parameters_per_unit": each[group["name"]]} for group in found]})
@@ -106,7 +106,7 @@ def _show(counts: Counts, timing: Latency, memory: int, tested: dict[str, float]
 _NAMES = 3  # of the norms below the table
 
 
-def groups_table(plan: Plan, each: Mapping[str, float]) -> RenderableType:
+def groups_table(plan: GroupPlan, each: Mapping[str, float]) -> RenderableType:
     """The groups that can lose units, and below them those that stay, by their reasons.
 
     Args:
@@ -129,7 +129,7 @@ def groups_table(plan: Plan, each: Mapping[str, float]) -> RenderableType:
     return Lines(*shown)
 
 
-def _prunable(plan: Plan, each: Mapping[str, float]) -> Table:
+def _prunable(plan: GroupPlan, each: Mapping[str, float]) -> Table:
     caption = None if plan.prunable else "no group can lose units"
     table = plain_table(caption=caption, caption_justify="left")
     table.add_column("group", overflow="fold")

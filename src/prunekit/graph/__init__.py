@@ -5,7 +5,7 @@ from prunekit.graph.captured import GraphModel
 from prunekit.graph.chain import Chain, Stage, UnitGroup
 from prunekit.graph.chain_view import chain_of
 from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead
-from prunekit.graph.groups import INPUT, CouplingGraph, Group, KeepMasks, Member, Plan
+from prunekit.graph.groups import INPUT, CouplingGraph, Group, GroupPlan, KeepMasks, Member
 from prunekit.graph.members import (
     Combine,
     Coupled,
@@ -33,11 +33,11 @@ __all__ = [
     "Deviation",
     "GraphModel",
     "Group",
+    "GroupPlan",
     "GroupSize",
     "KeepMasks",
     "Member",
     "Place",
-    "Plan",
     "Pool",
     "Scored",
     "ShrinkResult",

@@ -187,12 +187,16 @@ def axes_of(found: CouplingGraph, group: Group, node: fx.Node) -> dict[int, Tens
     """By axis of a node's values that has units of a group: (entries,) the units, -1 for none of it."""
     number = found.plan.groups.index(group)
     axes: dict[int, Tensor] = {}
-    for layer in found.layers:
-        for value in layer.nodes[0].get(node.name, ()):
+    for labelling in found.labellings:
+        for value in labelling.nodes[0].get(node.name, ()):
             for axis, labels in enumerate(value):
-                if labels is not None and axis not in axes and bool((layer.group[labels] == number).any()):
-                    units = torch.from_numpy(layer.unit[labels])
-                    axes[axis] = units.masked_fill(torch.from_numpy(layer.group[labels] != number), -1)
+                if (
+                    labels is not None
+                    and axis not in axes
+                    and bool((labelling.group[labels] == number).any())
+                ):
+                    units = torch.from_numpy(labelling.unit[labels])
+                    axes[axis] = units.masked_fill(torch.from_numpy(labelling.group[labels] != number), -1)
     return axes
 
 

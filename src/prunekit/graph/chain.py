@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.captured import argument, is_written, op_name
-from prunekit.graph.groups import INPUT, Member, Plan
+from prunekit.graph.groups import INPUT, GroupPlan, Member
 from prunekit.graph.ops import moves, norms, operator_of, pointwise, reductions, spatial
 from prunekit.graph.propagate import is_pointwise
 from prunekit.graph.rows import LAYERS
@@ -263,7 +263,7 @@ class Chain:
         raise InputError(f"there is no group of units {name!r}; groups are: {known}")
 
 
-def linked(stages: Sequence[Stage], plan: Plan, *, inputs: bool) -> Chain:
+def linked(stages: Sequence[Stage], plan: GroupPlan, *, inputs: bool) -> Chain:
     """The chain that operations in a row make, with the units that the plan has between their layers.
 
     Raises:
@@ -303,7 +303,7 @@ def _grouped(producer: Stage | None, consumer: Stage) -> str:
     return f"{consumer.name!r} reads them in {read} groups" if read > 1 else ""
 
 
-def _units_between(producer: Stage | None, consumer: Stage, plan: Plan) -> UnitGroup | str:
+def _units_between(producer: Stage | None, consumer: Stage, plan: GroupPlan) -> UnitGroup | str:
     """The units that a layer, or the model's input, hands to the next one, or why they cannot be told."""
     assert isinstance(consumer.module, LAYERS)
     name, entries = INPUT, consumer.module.weight.shape[1]

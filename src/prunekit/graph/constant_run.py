@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from prunekit.graph.captured import Captured, argument, behind, is_view, is_written, op_name
-from prunekit.graph.groups import CouplingGraph, KeepMasks, Layer
+from prunekit.graph.groups import CouplingGraph, KeepMasks, Labelling
 from prunekit.graph.labels import Flags, Ints
 from prunekit.graph.ops import operator_of
 from prunekit.graph.propagate import is_pointwise
@@ -273,17 +273,17 @@ class ConstantReaders:
         if weight is not None:
             fits |= ~(weight.transpose(0, 1).flatten(1) != 0).any(1).cpu().numpy()  # it does not read them
             fits |= same & (node in self._biases)
-        for layer, gone in zip(self._found.layers, self._removed.gone, strict=True):
-            labels = layer.nodes[0][source.name][0][axis] if source.name in layer.nodes[0] else None
+        for labelling, gone in zip(self._found.labellings, self._removed.gone, strict=True):
+            labels = labelling.nodes[0][source.name][0][axis] if source.name in labelling.nodes[0] else None
             if labels is None:
                 continue
             read = gone[labels] & ~fits
             if weight is None:
-                read &= ~np.isin(_units_of(layer, labels), units_at(layer, node.name))
-            for number in np.unique(layer.group[labels[read]]).tolist():
+                read &= ~np.isin(_units_of(labelling, labels), units_at(labelling, node.name))
+            for number in np.unique(labelling.group[labels[read]]).tolist():
                 name = self._found.plan.groups[number].name
-                units = torch.from_numpy(layer.unit[labels])
-                bad = torch.from_numpy(read & (layer.group[labels] == number))
+                units = torch.from_numpy(labelling.unit[labels])
+                bad = torch.from_numpy(read & (labelling.group[labels] == number))
                 bad &= torch.from_numpy(same) | ~self._nothing_makes[name][units.where(bad, 0)]
                 self.fine[name][units[bad]] = False
 
@@ -311,16 +311,16 @@ def grouped(node: fx.Node) -> bool:
     return operator_of(node).convolves and argument(node, "groups") != 1
 
 
-def _units_of(layer: Layer, labels: Ints) -> Ints:
+def _units_of(labelling: Labelling, labels: Ints) -> Ints:
     """One number for the group and the unit that each label stands for."""
-    units: Ints = layer.group[labels] << 32 | layer.unit[labels]
+    units: Ints = labelling.group[labels] << 32 | labelling.unit[labels]
     return units
 
 
-def units_at(layer: Layer, node: str) -> Ints:
+def units_at(labelling: Labelling, node: str) -> Ints:
     """The units that lie along some axis of a node's values, as numbers."""
-    every = [labels for axes in layer.nodes[0].get(node, ()) for labels in axes if labels is not None]
-    return _units_of(layer, np.concatenate([*every, np.zeros(0, dtype=np.int64)]))
+    every = [labels for axes in labelling.nodes[0].get(node, ()) for labels in axes if labels is not None]
+    return _units_of(labelling, np.concatenate([*every, np.zeros(0, dtype=np.int64)]))
 
 
 def _entries(value: Any, axis: int, size: int) -> tuple[Flags, Flags]:

@@ -314,7 +314,7 @@ class _Search:
             given = [source for source in node.all_input_nodes if source not in computed]
             names = {graph.tensors.get(each.name) for source in given for each in leading_to(source)}
             if node in computed and names & self._parameters:
-                at = np.concatenate([units_at(layer, node.name) >> 32 for layer in self._found.layers])
+                at = np.concatenate([units_at(each, node.name) >> 32 for each in self._found.labellings])
                 for number in set(at.tolist()) - {-1}:
                     own = {member.tensor for member in groups[number].members}
                     if not (names & self._parameters) <= own:

@@ -70,7 +70,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GroupPlan:
     """All groups of a network, those that cannot be pruned with their reason."""
 
     groups: tuple[Group, ...]
@@ -116,7 +116,7 @@ class Plan:
         return {"groups": [asdict(group) for group in self.groups]}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Plan:
+    def from_dict(cls, data: dict[str, Any]) -> GroupPlan:
         """The plan that `to_dict` wrote, also after it went through JSON.
 
         Raises:
@@ -229,11 +229,8 @@ def _rows(node: fx.Node) -> fx.Node | None:
     return None
 
 
-Axes = tuple[Ints | None, ...]
-
-
 @dataclass(frozen=True)
-class Layer:
+class Labelling:
     """The labels of one analysis, and the group and unit that each stands for.
 
     Attributes:
@@ -242,7 +239,7 @@ class Layer:
         unit: (labels,) number of the unit within the group.
     """
 
-    nodes: tuple[dict[str, tuple[Axes, ...]], ...]
+    nodes: tuple[dict[str, tuple[tuple[Ints | None, ...], ...]], ...]
     group: Ints
     unit: Ints
 
@@ -252,11 +249,11 @@ class KeepMasks:
     """What stays of every node's axes once some units are taken out.
 
     Attributes:
-        layers: of the plan.
+        labellings: of the plan.
         gone: for each of them (labels,) which are taken out.
     """
 
-    layers: tuple[Layer, ...]
+    labellings: tuple[Labelling, ...]
     gone: tuple[Flags, ...]
 
     def __call__(self, graph: int, node: str) -> tuple[tuple[Flags | None, ...], ...]:
@@ -267,8 +264,8 @@ class KeepMasks:
             node: name of the node; in a graph that a node calls, that node's name and "/" before it.
         """
         found: list[list[Flags | None]] = []
-        for layer, gone in zip(self.layers, self.gone, strict=True):
-            for number, axes in enumerate(layer.nodes[graph].get(node, ())):
+        for labelling, gone in zip(self.labellings, self.gone, strict=True):
+            for number, axes in enumerate(labelling.nodes[graph].get(node, ())):
                 if number == len(found):
                     found.append([None] * len(axes))
                 for axis, labels in enumerate(axes):
@@ -285,13 +282,13 @@ class CouplingGraph:
     Attributes:
         plan: the groups.
         graphs: in evaluation mode, then in training mode.
-        layers: one for each analysis: an axis keeps what all of them keep.
+        labellings: one for each analysis: an axis keeps what all of them keep.
         features: what the units of the group `input` are; None where there is no such group.
     """
 
-    plan: Plan
+    plan: GroupPlan
     graphs: tuple[Captured, ...]
-    layers: tuple[Layer, ...]
+    labellings: tuple[Labelling, ...]
     features: Features | None = None
 
     def keeping(self, removed: Mapping[str, Collection[int]]) -> KeepMasks:
@@ -306,6 +303,7 @@ class CouplingGraph:
         for number, group in enumerate(self.plan.groups):
             flags[starts[number] + np.array(sorted(removed.get(group.name, ())), dtype=np.int64)] = True
         gone = tuple(
-            flags[np.where(layer.group >= 0, starts[layer.group] + layer.unit, -1)] for layer in self.layers
+            flags[np.where(labelling.group >= 0, starts[labelling.group] + labelling.unit, -1)]
+            for labelling in self.labellings
         )
-        return KeepMasks(self.layers, gone)
+        return KeepMasks(self.labellings, gone)

@@ -15,7 +15,7 @@ from prunekit.graph.activation_taps import Call, Place, calls_of, places, silenc
 from prunekit.graph.capture import Inputs
 from prunekit.graph.chain import Chain
 from prunekit.graph.chain_view import chain_view
-from prunekit.graph.groups import INPUT, CouplingGraph, Group, Member, Plan
+from prunekit.graph.groups import INPUT, CouplingGraph, Group, GroupPlan, Member
 from prunekit.targets import unwrap
 
 Pool = Literal["sum", "mean", "l2", "max"]
@@ -227,7 +227,7 @@ def _is_scale(model: nn.Module, member: Member) -> bool:
     return short == "weight" and isinstance(model.get_submodule(place), nn.modules.batchnorm._BatchNorm)
 
 
-def parameters_per_unit(model: nn.Module, plan: Plan) -> dict[str, float]:
+def parameters_per_unit(model: nn.Module, plan: GroupPlan) -> dict[str, float]:
     """For each group how many parameters go with one of its units, on average, nothing else being taken out.
 
     Buffers do not count. Where a unit lies on two axes of one parameter, what they share counts once.

@@ -18,9 +18,9 @@ from prunekit.graph.groups import (
     CouplingGraph,
     Features,
     Group,
-    Layer,
+    GroupPlan,
+    Labelling,
     Member,
-    Plan,
     features_of,
 )
 from prunekit.graph.labels import Ints, SplitPolicy
@@ -31,7 +31,7 @@ from prunekit.targets import unwrap
 KINDS = ("heads", "head width", "residual stream", "filters", "MLP width", "neurons", "embedding")
 
 
-def grouping_of(propagation: Propagation) -> tuple[list[Group], Layer]:
+def grouping_of(propagation: Propagation) -> tuple[list[Group], Labelling]:
     """Groups of one analysis, in the order of their first producers, and the unit that each label stands for.
 
     Classes of labels whose producers are the same axes make a group; each class is a unit of it.
@@ -55,7 +55,7 @@ def grouping_of(propagation: Propagation) -> tuple[list[Group], Layer]:
             groups.append(group)
     groups = _with_norms(propagation, groups, group_of)
     root = propagation.classes.root
-    return groups, Layer(propagation.nodes, group_of[root], unit_of[root])
+    return groups, Labelling(propagation.nodes, group_of[root], unit_of[root])
 
 
 def _keys(propagation: Propagation, roots: Ints, block: Ints) -> Ints:
@@ -144,7 +144,7 @@ _STREAM = "the residual stream stays unless it is asked for (residual=True)"
 
 def groups(
     model: nn.Module, example_inputs: Inputs, *, ignore: Sequence[str] = (), residual: bool = False
-) -> Plan:
+) -> GroupPlan:
     """Which slices of which parameters and buffers go together, for any network that PyTorch can export.
 
     The operators that it calls on tensors without data are recorded in evaluation and in training mode; where
@@ -243,11 +243,12 @@ def _joined(graphs: Sequence[Captured], analyses: Sequence[Propagation], residua
     final = [np.full(len(groups) + 1, -1, dtype=np.int64) for groups, _ in found]  # the last is for -1
     for place, (_, analysis, number) in enumerate(chosen):
         final[analysis][number] = place
-    layers = [
-        replace(layer, group=places[layer.group]) for (_, layer), places in zip(found, final, strict=True)
+    labellings = [
+        replace(labelling, group=places[labelling.group])
+        for (_, labelling), places in zip(found, final, strict=True)
     ]
-    plan = Plan(tuple(_named(_told_apart([_asked(group, residual) for group, *_ in chosen]))))
-    return CouplingGraph(plan, tuple(graphs), tuple(layers))
+    plan = GroupPlan(tuple(_named(_told_apart([_asked(group, residual) for group, *_ in chosen]))))
+    return CouplingGraph(plan, tuple(graphs), tuple(labellings))
 
 
 def _place(group: Group, at: Mapping[str, int]) -> tuple[int, int, bool]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from prunekit.errors import InputError
 from prunekit.graph.captured import Captured, argument, attributes_of, module_of, op_name
-from prunekit.graph.groups import KeepMasks, Plan
+from prunekit.graph.groups import GroupPlan, KeepMasks
 from prunekit.graph.labels import Flags
 from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.moves import RESHAPED
@@ -113,7 +113,7 @@ def size_attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 def sizes(
     model: nn.Module,
-    plan: Plan,
+    plan: GroupPlan,
     kept: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     graphs: Sequence[Captured],
@@ -193,7 +193,9 @@ def _submodule(model: nn.Module, place: str) -> nn.Module | None:
         return None
 
 
-def _attention(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> list[tuple[tuple[str, str], Any]]:
+def _attention(
+    model: nn.Module, plan: GroupPlan, kept: Mapping[str, Tensor]
+) -> list[tuple[tuple[str, str], Any]]:
     """Numbers and widths of heads in the modules around the projections that make them."""
     # for each module: kind, units and those left, with the widths they are met with; queries and values
     # whose width shrinks alike count once

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import Inputs, arguments, canonical, tensors_of
 from prunekit.graph.captured import Captured, GraphModel
-from prunekit.graph.groups import CouplingGraph, Group, KeepMasks, Plan
+from prunekit.graph.groups import CouplingGraph, Group, GroupPlan, KeepMasks
 from prunekit.graph.sizes import corrected, sizes
 from prunekit.masks import Masks
 from prunekit.modes import evaluating
@@ -100,7 +100,7 @@ def smaller(
 
 
 def unit_masks(
-    model: nn.Module, plan: Plan, kept: Mapping[str, Tensor], *, allow_empty: bool = False
+    model: nn.Module, plan: GroupPlan, kept: Mapping[str, Tensor], *, allow_empty: bool = False
 ) -> Masks:
     """Masks with which every removed unit is off: zero in all slices of parameters that go with it.
 
@@ -132,7 +132,7 @@ def unit_masks(
 
 
 def parameters_after(
-    model: nn.Module, plan: Plan, kept: Mapping[str, Tensor], *, allow_empty: bool = False
+    model: nn.Module, plan: GroupPlan, kept: Mapping[str, Tensor], *, allow_empty: bool = False
 ) -> int:
     """How many parameters the network has once the units are taken out; nothing is changed for it.
 
@@ -145,7 +145,7 @@ def parameters_after(
     return sum(math.prod(shapes.get(name, each.shape)) for name, each in model.named_parameters())
 
 
-def _flags(plan: Plan, kept: Mapping[str, Tensor], allow_empty: bool = False) -> dict[str, Tensor]:
+def _flags(plan: GroupPlan, kept: Mapping[str, Tensor], allow_empty: bool = False) -> dict[str, Tensor]:
     return {
         name: check_flags(name, flags, plan.group(name).units, allow_empty=allow_empty)
         for name, flags in kept.items()
@@ -167,7 +167,7 @@ def check_flags(name: str, flags: Tensor, units: int, *, allow_empty: bool = Fal
     return flags.detach().cpu()
 
 
-def checked(plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def checked(plan: GroupPlan, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The flags of the groups that lose units, on the CPU.
 
     Raises:
@@ -181,7 +181,7 @@ def checked(plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def axes_after(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+def axes_after(model: nn.Module, plan: GroupPlan, kept: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
     """For each parameter and buffer that these groups reach into, the axes and which entries stay."""
     every = tensors_of(model)
     found: dict[str, dict[int, Tensor]] = {}
