@@ -102,12 +102,14 @@ class Layout:
         for pattern in ("networks/*/seed-*/", "cells/*/seed-*/", "figures/"):
             for found in glob(pattern, root_dir=root):  # texts, not paths: there may be thousands
                 folder = os.path.normpath(os.path.join(root, found))
-                if os.path.realpath(folder) != folder:
-                    continue  # what a link leads to belongs to somebody else
                 names = os.listdir(folder)
-                if any(name.startswith(".") for name in names):
+                leftovers = any(name.startswith(".") for name in names)
+                stale_state = RESULT in names and STATE in names
+                if not (leftovers or stale_state) or os.path.realpath(folder) != folder:
+                    continue  # what a link leads to belongs to somebody else
+                if leftovers:
                     remove_leftovers(Path(folder))
-                if RESULT in names and STATE in names:
+                if stale_state:
                     remove(Path(folder) / STATE)
 
 
