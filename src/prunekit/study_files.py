@@ -20,6 +20,7 @@ from prunekit.digests import SUMS, Model, checked_json, read_json_with_digest, v
 from prunekit.errors import DataError
 from prunekit.files import read_json
 from prunekit.limits import check_folder_name
+from prunekit.settings import Settings
 
 FORMAT = 2
 """The version of all of them; a folder of another version is refused, not guessed at."""
@@ -92,8 +93,13 @@ class MethodNote(_Frozen):
     summary: str = ""
 
 
-class ControlLabels(_Frozen):
-    """The labels of the methods that serve as controls; None where the study has none."""
+class Controls(Settings):
+    """Which methods the others are measured against.
+
+    Attributes:
+        random: the label of the method that removes at random.
+        dense_trained_as_long: the label of the unpruned network with the same training budget.
+    """
 
     random: str | None = None
     dense_trained_as_long: str | None = None
@@ -108,7 +114,7 @@ class StudyFile(_Description):
     seeds: int = Field(ge=1)
     splits: Literal["one", "per_seed"] = "one"
     methods: dict[str, MethodNote]
-    controls: ControlLabels
+    controls: Controls
     environment: dict[str, Any]
     primary: Literal["test_accuracy", "test_mse"]
 

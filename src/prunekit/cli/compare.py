@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prunekit.cli import options
+import prunekit.cli.options as options
 from prunekit.cli.options import StoppedError, only_results, own_code, print_json
 from prunekit.errors import InputError, plain_line
 from prunekit.measure import plain_table

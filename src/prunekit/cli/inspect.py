@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from prunekit.cli import options
+import prunekit.cli.options as options
 from prunekit.cli.networks import TRACED, open_network
 from prunekit.cli.options import as_options, only_results, print_json
 from prunekit.errors import InputError, escaped

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+import prunekit.cli.options as options
 from prunekit.batches import as_batches
-from prunekit.cli import options
 from prunekit.cli.networks import Network, folder_bytes, is_saved, open_network
 from prunekit.cli.options import only_results, own_code, print_json
 from prunekit.errors import InputError

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from prunekit.cli import options
+import prunekit.cli.options as options
 from prunekit.cli.networks import TRACED, Network, folder_bytes, open_network
 from prunekit.cli.options import as_options, only_results, print_json
 from prunekit.errors import InputError, ModelError

@@ -24,6 +24,7 @@ from prunekit.permission import Named, current
 from prunekit.recipe import Recipe
 from prunekit.settings import Settings, digest
 from prunekit.strict_yaml import load_yaml
+from prunekit.study_files import Controls
 from prunekit.training import Training
 
 MAX_RECIPES = 10_000
@@ -112,18 +113,6 @@ class Method(Settings):
         prunes = not isinstance(recipe.allocation, NoPruning)
         papers = [paper for part in parts if prunes for paper in part.paper.split("; ") if paper]
         return {"summary": self.summary, "paper": "; ".join(dict.fromkeys(papers))}
-
-
-class Controls(Settings):
-    """Which methods the others are measured against.
-
-    Attributes:
-        random: the label of the method that removes at random.
-        dense_trained_as_long: the label of the unpruned network with the same training budget.
-    """
-
-    random: str | None = None
-    dense_trained_as_long: str | None = None
 
 
 class UnitFigures(Settings):
