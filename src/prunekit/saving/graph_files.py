@@ -31,7 +31,7 @@ from prunekit.graph.captured import (
 )
 from prunekit.saving.folder import CONSTANT, GRAPH, Description, consistent, read_graph
 from prunekit.saving.functional import functional
-from prunekit.saving.graph_calls import MAX_BYTES, MAX_INT, MAX_NODES, check_calls
+from prunekit.saving.graph_calls import MAX_BYTES, MAX_INT, check_calls
 from prunekit.saving.graph_values import (
     argument_types,
     layout_from_json,
@@ -41,6 +41,9 @@ from prunekit.saving.graph_values import (
     value_from_json,
     value_to_json,
 )
+
+MAX_NODES = 200_000
+"""The most nodes that a graph may have."""
 
 _RESERVED = re.compile(r"(_constant|_graph)[0-9]|__")
 """How names begin that a network of graphs gives to its own."""
