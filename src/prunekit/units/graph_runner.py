@@ -22,7 +22,7 @@ from prunekit.losses import Loss
 from prunekit.modes import evaluating
 from prunekit.targets import unwrap
 from prunekit.units.chain_derivatives import along
-from prunekit.units.program import Program, Suffix, bytes_of, called, without_writes, writes_shared
+from prunekit.units.program import Program, Suffix, bytes_of, called, read_last, without_writes, writes_shared
 from prunekit.units.runner import BUDGET_BYTES, Run, Runner
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})  # `vmap` knows none of them
@@ -127,7 +127,7 @@ class GraphRun(Run):
         needed = set().union(
             *(program.suffix(name, masked=masked).reads for name in self.names for masked in self._ways(name))
         )
-        self._needed = needed | {program.result}
+        self._done = read_last(program.varying, needed | {program.result})
         self._start()
 
     def _ways(self, name: str) -> tuple[bool, ...]:
@@ -140,14 +140,11 @@ class GraphRun(Run):
         for node, (kind, _) in self._program.given.items():
             if kind != "constant":
                 self.values[node] = next(user) if kind == "user" else tensors[graph.tensors[node.name]]
-        uses = {node: len(node.users) for node in self._program.nodes}
         for node in self._program.varying:
             if node.op != "placeholder":
                 self.values[node] = called(node, self.values.__getitem__)
-            for before in node.all_input_nodes:
-                uses[before] -= 1
-                if not uses[before] and before not in self._needed:
-                    del self.values[before]
+            for before in self._done.get(node, ()):
+                del self.values[before]
         self.outputs = self.values[self._program.result]
         if not isinstance(self.outputs, Tensor):
             raise InputError("units are judged by one output, a tensor")

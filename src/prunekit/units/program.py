@@ -7,7 +7,7 @@ one factor of the unit's term. With the gain 0 the network is then the one with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -169,11 +169,7 @@ class Suffix:
         self.nodes = behind(set().union(*(site.users for site in sites)), program.nodes)
         changed = set(self.nodes)
         self.reads = {before for node in self.nodes for before in node.all_input_nodes} - changed
-        last = {before: node for node in self.nodes for before in node.all_input_nodes if before in changed}
-        self._dies: dict[fx.Node, list[fx.Node]] = {}
-        for before, node in last.items():
-            if before is not self._result:
-                self._dies.setdefault(node, []).append(before)
+        self._done = read_last(self.nodes, self.reads | {self._result})
         self.peak, self.total = self._peak(), max(1, sum(map(bytes_of, self.nodes)))
 
     def _peak(self) -> int:
@@ -181,7 +177,7 @@ class Suffix:
         for node in self.nodes:
             alive += bytes_of(node)
             most = max(most, alive)
-            alive -= sum(bytes_of(before) for before in self._dies.get(node, ()))
+            alive -= sum(bytes_of(before) for before in self._done.get(node, ()))
         return max(most, 1)
 
     def __call__(self, values: Mapping[fx.Node, Any], gains: Sequence[Tensor]) -> Tensor:
@@ -206,10 +202,20 @@ class Suffix:
 
         for node in self.nodes:
             own[node] = called(node, partial(value, node))
-            for before in self._dies.get(node, ()):
+            for before in self._done.get(node, ()):
                 del own[before]
         result: Tensor = own[self._result] if self._result in own else values[self._result]
         return result
+
+
+def read_last(nodes: Sequence[fx.Node], needed: Collection[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """By node, in order: what nothing reads behind it, and is not needed then either."""
+    last = {before: node for node in nodes for before in node.all_input_nodes}
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for before, node in last.items():
+        if before not in needed:
+            found.setdefault(node, []).append(before)
+    return found
 
 
 def called(node: fx.Node, value: Callable[[fx.Node], Any], *, in_place: bool = False) -> Any:
