@@ -191,13 +191,7 @@ class Recipe(Settings):
         for target in targets:
             self.granularity.check(target, sparsities)
         self.allocation.check_even(self.granularity, targets)
-        context = StepContext(
-            {name: elements.model.get_parameter(name) for name in elements.parameters},
-            model=elements.model,
-            kept=elements.all_kept(),
-            coupled=elements.coupled,
-            granularity=self.granularity,
-        )
+        context = StepContext.of(elements, self.granularity, elements.all_kept())
         for part in (self.score, self.repair) if self.repair.changes else (self.score,):
             part.check(context)
         if self.allocation.of_figure:

@@ -87,6 +87,18 @@ class StepContext:
     kept_after: Masks = field(default_factory=lambda: Masks({}))
     masks: Masks = field(default_factory=lambda: Masks({}))
 
+    @classmethod
+    def of(cls, elements: Elements, granularity: Granularity, kept: Masks, **more: Any) -> StepContext:
+        """What is known of a network as it is, and what else is."""
+        return cls(
+            elements.weights,
+            model=elements.model,
+            kept=kept,
+            coupled=elements.coupled,
+            granularity=granularity,
+            **more,
+        )
+
     def told(self, key: str, **more: Any) -> StepContext:
         """The context for the part of this key, which it sees its own state in, and what else is known."""
         return replace(self, state=self.states.get(key, {}), **more)

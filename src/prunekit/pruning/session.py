@@ -355,14 +355,11 @@ class Session:
 
     def _context(self, step: Step) -> StepContext:
         """What the parts are told at a step, before anything is measured."""
-        elements = self.plan.elements
-        return StepContext(
-            weights={name: self._inner.get_parameter(name).detach() for name in elements.parameters},
-            model=self._inner,
+        return StepContext.of(
+            self.plan.elements,
+            self.recipe.granularity,
+            self.kept,
             step=step,
-            kept=self.kept,
-            coupled=elements.coupled,
-            granularity=self.recipe.granularity,
             states=self._state.parts,
             masks=self.masks,
         )

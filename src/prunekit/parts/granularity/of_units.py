@@ -207,7 +207,7 @@ class Units(Elements):
         flags = {name: each for name, each in kept.items() if name != INPUT}
         return smaller(self.model, self.found.traced, flags, self.found.example_inputs)
 
-    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
+    def gone(self, name: str, kept: Masks) -> Tensor:
         """Those that nothing reads, or that nothing makes where no layer reads them, count as removed."""
         own, group = dict(self.model.named_parameters()), self.found.group(name)
         members = [member for member in group.consumers if member.tensor in own]
@@ -330,7 +330,7 @@ class Pieces(Elements):
                 masks[f"{name}.layer.{short}"] = flags.flatten().view(shape).expand_as(parameter).clone()
         return Masks(masks)
 
-    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
+    def gone(self, name: str, kept: Masks) -> Tensor:
         """Those removed already."""
         return ~kept[name]
 

@@ -53,6 +53,11 @@ class Elements(ABC):
     def parameters(self) -> list[str]:
         """The full names of the weights that a score may look at."""
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """These weights by name."""
+        return {name: self.model.get_parameter(name).detach() for name in self.parameters}
+
     @abstractmethod
     def all_kept(self) -> Masks:
         """Flags that keep every element."""
@@ -62,7 +67,7 @@ class Elements(ABC):
         """The masks over parameters that remove what is not kept."""
 
     @abstractmethod
-    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
+    def gone(self, name: str, kept: Masks) -> Tensor:
         """The elements of a target that go first: those removed already, and what is zero anyway."""
 
     def smaller(self, kept: Masks) -> nn.Module:
@@ -94,9 +99,9 @@ class Weights(Elements):
         """The flags themselves."""
         return kept
 
-    def gone(self, name: str, weight: Tensor | None, kept: Masks) -> Tensor:
+    def gone(self, name: str, kept: Masks) -> Tensor:
         """Zeros count as removed, so that pruning twice removes no more than once."""
-        assert weight is not None
+        weight = self.model.get_parameter(name).detach()
         return ~kept[name] | (weight == 0)
 
 
