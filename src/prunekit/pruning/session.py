@@ -121,6 +121,8 @@ class Session:
             raise InputError(f"the recipe's stop {recipe.stop.name!r} needs data, but no data is given")
         if recipe.needs_data and self._data is None:
             raise InputError(f"the recipe's {self._who_needs_data()} needs data, but no data is given")
+        # what can fail after the first weight has changed
+        self._may_fail = recipe.trains or recipe.stop.needs_data or recipe.repair.changes
         stateful = recipe.parts_with("initial_state")
         if recipe.by_example and example_inputs is None and self._data is not None:
             example_inputs = two_examples(model, self._data)
@@ -129,8 +131,7 @@ class Session:
         self._inner = elements.model
         self._seed = checked_seed(seed)
         norms = norms_with_statistics(self._inner) if self._recalibrates else []
-        # what can fail after the first weight has changed
-        self._may_fail = recipe.trains or recipe.stop.needs_data or recipe.repair.changes or bool(norms)
+        self._may_fail |= bool(norms)
         kept = elements.all_kept()
         found = {key: part.initial_state(self._inner, elements.parameters) for key, part in stateful}
         self._state = State(

@@ -1,0 +1,21 @@
+"""How far a call travels through the package, as `benchmarks/walks.py` counts it."""
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "walks.py"
+spec = importlib.util.spec_from_file_location("walks", PATH)
+walks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(walks)
+
+
+def test_prune_by_magnitude_passes_through_few_files_and_comes_back_to_few():
+    with torch.random.fork_rng(devices=[]):
+        entered = walks.magnitude()
+    stays = Counter(file for file, _ in walks.stations(entered))
+    assert 10 < len(stays) <= walks.BARS["magnitude"]
+    assert sum(times > 1 for times in stays.values()) <= 5
+    assert sum(function == "unwrap" for _, function in entered) == 1
