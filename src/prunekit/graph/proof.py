@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -273,7 +274,9 @@ def _ran(
                 output = model.run(
                     args,
                     kwargs,
-                    lambda number, graph, given: Interpreter(graph, keeping, number).run(*given),
+                    lambda number, graph, given: Interpreter(
+                        graph, None if keeping is None else partial(keeping, number)
+                    ).run(*given),
                 )
             else:
                 output = model(*args, **kwargs)

@@ -14,9 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from prunekit.errors import ModelError
 from prunekit.graph.captured import op_name
-from prunekit.graph.groups import KeepMasks
-from prunekit.graph.labels import Flags
 from prunekit.graph.ops import operator_of
+from prunekit.graph.ops.registry import Kept
 from prunekit.graph.surgery import Axes, taken
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,13 +27,13 @@ def doubled(value: Any) -> Any:
 
 
 class Exactly(TorchFunctionMode):
-    """Functions of torch called in it do not drop anything and compute in double precision."""
+    """Functions and operators of torch called in it do not drop anything and compute in double precision."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Call it with other types, or leave it out."""
-        name = getattr(func, "__name__", "")
+        name = getattr(getattr(func, "overloadpacket", func), "__name__", "")
         kwargs = {key: doubled(value) for key, value in (kwargs or {}).items()}
         if "dropout" in name and args and isinstance(args[0], Tensor):
             return args[0]
@@ -63,20 +62,19 @@ def exact() -> Iterator[None]:
 
 
 class Interpreter(fx.Interpreter):
-    """Runs an exported graph in double precision and without dropout.
+    """Runs a captured graph, without its checks of dtypes and sizes; within `exact()`, exactly.
 
     Args:
         module: the graph.
-        keeping: statistics run over what stays of each node by this; None for all.
-        number: of the graph.
+        keeping: `(name of a node)`, what stays of it: statistics run over that only; None for all.
         prefix: of the names of its nodes.
     """
 
     def __init__(
-        self, module: fx.GraphModule, keeping: KeepMasks | None = None, number: int = 0, prefix: str = ""
+        self, module: fx.GraphModule, keeping: Callable[[str], Kept] | None = None, prefix: str = ""
     ) -> None:
         super().__init__(module)
-        self._keeping, self._number, self._prefix = keeping, number, prefix
+        self._keeping, self._prefix = keeping, prefix
         self._node: fx.Node | None = None
 
     def run_node(self, node: fx.Node) -> Any:
@@ -85,32 +83,24 @@ class Interpreter(fx.Interpreter):
         return super().run_node(node)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call what the node calls, with other types."""
+        """What the node calls, also within a graph that it runs, such as what is under no_grad."""
         assert self._node is not None
-        node, name, record = self._node, op_name(self._node), operator_of(self._node)
-        if name.startswith("_assert"):
+        node, record = self._node, operator_of(self._node)
+        if op_name(node).startswith("_assert"):
             return None
-        if record.drops:
-            return args[0]
         inner = next((place for place, arg in enumerate(args) if isinstance(arg, fx.GraphModule)), None)
         if inner is not None:
-            below = Interpreter(args[inner], self._keeping, self._number, f"{self._prefix}{node}/")
+            below = Interpreter(args[inner], self._keeping, f"{self._prefix}{node}/")
             grad = args[0] if isinstance(args[0], bool) else torch.is_grad_enabled()
             with torch.set_grad_enabled(grad):
                 return below.run(*args[inner + 1 :])
-        args = tuple(map(doubled, args))
-        kwargs = {key: doubled(value) for key, value in kwargs.items()}
-        if name in ("float", "half", "bfloat16"):
-            return args[0].double()
-        if name == "scaled_dot_product_attention" and len(args) > 4:
-            args = (*args[:4], 0.0, *args[5:])
         if self._keeping is not None and record.over_kept is not None:
             return record.over_kept(target, node, args, kwargs, self._keeps)
         return super().call_function(target, args, kwargs)
 
-    def _keeps(self, node: fx.Node) -> tuple[tuple[Flags | None, ...], ...]:
+    def _keeps(self, node: fx.Node) -> Kept:
         assert self._keeping is not None
-        return self._keeping(self._number, f"{self._prefix}{node.name}")
+        return self._keeping(f"{self._prefix}{node.name}")
 
 
 _ROUNDINGS = 1000  # units in the last place that a layer may be off by, for sums of up to about 10^6 terms

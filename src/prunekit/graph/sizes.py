@@ -13,10 +13,9 @@ from torch import Tensor, fx, nn
 from prunekit.errors import InputError
 from prunekit.graph.captured import Captured, argument, attributes_of, module_of, op_name
 from prunekit.graph.groups import GroupPlan, KeepMasks
-from prunekit.graph.labels import Flags
 from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.moves import RESHAPED
-from prunekit.graph.ops.registry import Keeps
+from prunekit.graph.ops.registry import Keeps, Kept
 
 
 def corrected(graph: Captured, keeping: KeepMasks, number: int) -> Captured:
@@ -37,13 +36,13 @@ def corrected(graph: Captured, keeping: KeepMasks, number: int) -> Captured:
 def _corrected(
     graph: fx.Graph,
     named: Mapping[str, Any],
-    keeping: Callable[[str], tuple[tuple[Flags | None, ...], ...]],
+    keeping: Callable[[str], Kept],
     prefix: str,
 ) -> tuple[fx.Graph, dict[str, Any]]:
     """Likewise, of a graph whose nodes' names begin with a prefix, with what its `get_attr` nodes name."""
     smaller, named = copy.deepcopy(graph), dict(named)
 
-    def keeps(node: fx.Node) -> tuple[tuple[Flags | None, ...], ...]:
+    def keeps(node: fx.Node) -> Kept:
         return keeping(f"{prefix}{node.name}")
 
     for node in list(smaller.nodes):
@@ -172,25 +171,19 @@ def _in_graphs(
 ) -> list[tuple[tuple[str, str], Any]]:
     """Of modules whose sizes may only stand in the graph, such as norms without parameters."""
     found: list[tuple[tuple[str, str], Any]] = []
+    modules = dict(model.named_modules(remove_duplicate=False))
     for number, graph in enumerate(graphs):
         for node in graph.graph.nodes:
             place, repeated = module_of(node), operator_of(node).attributes
-            owner = _submodule(model, place) if place and repeated else None
+            owner = modules.get(place)
             if owner is not None and repeated is not None:
                 new = repeated(owner, node, partial(_kept_of, keeping, number))
                 found.extend(((place, name), value) for name, value in new.items())
     return found
 
 
-def _kept_of(keeping: KeepMasks, number: int, node: fx.Node) -> tuple[tuple[Flags | None, ...], ...]:
+def _kept_of(keeping: KeepMasks, number: int, node: fx.Node) -> Kept:
     return keeping(number, node.name)
-
-
-def _submodule(model: nn.Module, place: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(place)
-    except AttributeError:
-        return None
 
 
 def _attention(

@@ -20,7 +20,7 @@ _SUMS = {"sum", "linalg_vector_norm", "norm", "frobenius_norm"}
 def reduced(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Any:
     """One number for all entries along the axes that go."""
     name = propagator.operator
-    axes = axes_of(propagator.argument("dim"), len(x))
+    axes = named_axes(propagator.argument("dim"), len(x))
     for axis in axes:
         if x[axis].labels is None:
             continue
@@ -37,7 +37,7 @@ def reduced(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Any:
     return [rest, rest] if isinstance(propagator.val, (tuple, list)) else rest
 
 
-def axes_of(dim: int | Sequence[int] | None, rank: int) -> list[int]:
+def named_axes(dim: int | Sequence[int] | None, rank: int) -> list[int]:
     """The axes that an argument `dim` names: all where there is none."""
     named = [dim] if isinstance(dim, int) else dim
     return [position(each, rank) for each in named] if named else list(range(rank))
@@ -141,7 +141,7 @@ def set_scale(node: fx.Node, keeps: Keeps) -> None:
 def mean_over_kept(call: Callable[..., Any], node: fx.Node, args: Any, kwargs: Any, keeps: Keeps) -> Any:
     """A mean or variance over what stays along its axes."""
     x = args[0]
-    for axis in axes_of(argument(node, "dim"), x.dim()):
+    for axis in named_axes(argument(node, "dim"), x.dim()):
         flags = kept_along(node.args[0], keeps, axis)
         if flags is not None:
             x = taken(x, axis, flags)

@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from prunekit.graph.captured import argument, op_name, set_argument, shape_of
 from prunekit.graph.labels import Flags, position
 
-Keeps = Callable[[fx.Node], tuple[tuple[Flags | None, ...], ...]]
+Kept = tuple[tuple[Flags | None, ...], ...]
 """What stays of each axis of each value of a node; None where all does."""
+Keeps = Callable[[fx.Node], Kept]
 Zero = Callable[[list[bool], Sequence[Any], Mapping[str, Any]], bool]
 """`(zeros, args, kwargs)`, whether the result is zero, from whether each of the tensors that meet is."""
 
