@@ -105,11 +105,11 @@ class StepContext:
 
     @property
     def of_units(self) -> bool:
-        """Whether units are counted, of a chain or of coupled groups."""
+        """Whether units are counted."""
         return self.coupled is not None
 
     @property
-    def elements(self) -> Mapping[str, Tensor]:
+    def counted(self) -> Mapping[str, Tensor]:
         """What is counted, one tensor each: the weights, or the flags of the units."""
         return self.kept if self.of_units else self.weights
 

@@ -52,7 +52,7 @@ Update = tuple[Tensor, Tensor | None]
 
 
 class UnitRepair(Repair):
-    """A repair of the layers that read removed units, of a chain or of coupled groups.
+    """A repair of the layers that read removed units.
 
     Every layer is repaired for what its inputs were before the step, also where several layers lose units
     in one step: use the order `forward` or small steps for repairs that see the repaired inputs.

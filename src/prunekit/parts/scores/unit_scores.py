@@ -34,7 +34,7 @@ from prunekit.units.gains import NO_RECURSION
 
 
 class UnitScore(Score):
-    """A score with one number per unit, of a chain or of coupled groups."""
+    """A score with one number per unit."""
 
     works_on: ClassVar[tuple[Level, ...]] = ("units",)
 

@@ -39,7 +39,7 @@ class Random(Score):
         """Uniform numbers in [0, 1), drawn on the CPU so that every device and process sees the same."""
         return {
             name: torch.rand(each.shape, generator=context.generator).to(each.device)
-            for name, each in context.elements.items()
+            for name, each in context.counted.items()
         }
 
 
