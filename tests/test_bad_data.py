@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prunekit.batches import LoaderBatches, TensorBatches
 from prunekit.errors import InputError, PrunekitError
-from prunekit.maxout import Maxout
 from prunekit.methods import METHODS
+from prunekit.models import Maxout
 from prunekit.pruning import Session, prune
 from prunekit.pruning.calibration import looking_only
 from prunekit.recipe import Recipe

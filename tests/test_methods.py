@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.maxout import Maxout
 from prunekit.methods import METHODS, describe, recipe
+from prunekit.models import Maxout
 from prunekit.pruning import prune
 from prunekit.recipe import Recipe
 from small_nets import blobs, copied, mlp

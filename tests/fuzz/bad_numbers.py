@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, shown
-from prunekit.maxout import Maxout
 from prunekit.methods import METHODS
+from prunekit.models import Maxout
 from prunekit.parts.allocation import Allocation
 from prunekit.parts.base import Part
 from prunekit.parts.granularity import Granularity

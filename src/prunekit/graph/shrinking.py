@@ -35,7 +35,7 @@ from prunekit.graph.surgery import (
     smaller_masks,
 )
 from prunekit.masks import Masks
-from prunekit.maxout import Maxout
+from prunekit.models import Maxout
 from prunekit.targets import unwrap
 
 _EXAMPLES = 32  # more make the proof slower (float64 is), not stronger

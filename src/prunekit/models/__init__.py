@@ -1,7 +1,7 @@
 """The papers' networks, and a user's own, made from settings and a seed."""
 
 from prunekit.models.char_transformer import CharTransformer, TransformerBlock
-from prunekit.models.convnets import LeNet5, MaxoutLeNet5, ResidualBlock, ResNet, VGGSmall, resnet20
+from prunekit.models.convnets import LeNet5, Maxout, MaxoutLeNet5, ResidualBlock, ResNet, VGGSmall, resnet20
 from prunekit.models.create import ModelSettings, create, names
 from prunekit.models.mlp import MLP, Activation, LeNet300100, make_activation
 
@@ -11,6 +11,7 @@ __all__ = [
     "CharTransformer",
     "LeNet5",
     "LeNet300100",
+    "Maxout",
     "MaxoutLeNet5",
     "ModelSettings",
     "ResNet",

@@ -15,8 +15,8 @@ from prunekit import units
 from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
-from prunekit.maxout import Maxout
 from prunekit.measure import count
+from prunekit.models import Maxout
 from prunekit.statistics.collect import (
     Collector,
     StatContext,

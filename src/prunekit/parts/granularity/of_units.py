@@ -29,7 +29,7 @@ from prunekit.graph.capture import Inputs
 from prunekit.graph.example_inputs import made_up_inputs
 from prunekit.limits import WHOLE
 from prunekit.masks import Masks, lowest_per_row
-from prunekit.maxout import Maxout
+from prunekit.models import Maxout
 from prunekit.parts.granularity.of_weights import Elements, Granularity, Weight
 from prunekit.targets import Known, Target, check_patterns, check_plain, find_targets, types_of, unwrap
 
@@ -357,5 +357,5 @@ def find_pieces(model: nn.Module, targets: Sequence[str] | None, ignore: Sequenc
         if isinstance(module, Maxout) and f"{name}.layer" in layers and module.pieces > 1
     )
     if not chosen:
-        raise InputError("the recipe chooses no maxout layer (prunekit.maxout.Maxout) with several pieces")
+        raise InputError("the recipe chooses no maxout layer (prunekit.models.Maxout) with several pieces")
     return Pieces(model, chosen)

@@ -10,9 +10,8 @@ from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.graph.shrinking import shrink_pieces
-from prunekit.maxout import Maxout
 from prunekit.methods import maxout_pruning
-from prunekit.models import ModelSettings, create
+from prunekit.models import Maxout, ModelSettings, create
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from prunekit.saving import load_pretrained, save_pretrained
