@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -84,6 +84,61 @@ class Trained:
     loss: float
 
 
+@dataclass(frozen=True)
+class TrainingPart:
+    """One of several parts of equal length that make up one training: one optimizer, one order of the data.
+
+    The learning rate falls over all parts together.
+
+    Attributes:
+        number: of the part, from 0.
+        parts: how many there are.
+        state: what the optimizer carries over from part to part, from `initial_optimizer_state`; changed in
+            place.
+    """
+
+    number: int
+    parts: int
+    state: Mapping[str, Tensor]
+
+    def resume(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Let the optimizer go on from the state."""
+        for name, parameter in _trainable(model):
+            own = {key: self.state[f"{name}/{key}"].clone() for key in _carried(optimizer)}
+            if own:
+                optimizer.state[parameter] = own
+
+    def keep(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Take the state from the optimizer."""
+        for name, parameter in _trainable(model):
+            for key, value in optimizer.state[parameter].items():
+                if value is not None:
+                    self.state[f"{name}/{key}"].copy_(value)
+
+
+def initial_optimizer_state(model: nn.Module, training: Training) -> State:
+    """What an optimizer carries before its first step, by parameter and what it is called there."""
+    optimizer = make_optimizer(model, training)
+    return {
+        f"{name}/{key}": parameter.new_zeros((), dtype=torch.float32)
+        if key == "step"
+        else torch.zeros_like(parameter.detach())
+        for name, parameter in _trainable(model)
+        for key in _carried(optimizer)
+    }
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, each) for name, each in model.named_parameters() if each.requires_grad)
+
+
+def _carried(optimizer: Optimizer) -> tuple[str, ...]:
+    """The tensors that an optimizer keeps for a parameter."""
+    if isinstance(optimizer, SGD):
+        return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
+    return "step", "exp_avg", "exp_avg_sq"
+
+
 Report = Callable[[int, int], None]
 """(optimizer steps done, steps in all): called once per epoch, for progress bars."""
 
@@ -98,6 +153,7 @@ def train(
     loss: BatchLoss | None = None,
     before_step: Callable[[], None] | None = None,
     start: int = 0,
+    part: TrainingPart | None = None,
     checkpoints: Collection[int] = (),
     on_checkpoint: Callable[[int, State], object] | None = None,
     report: Report | None = None,
@@ -114,6 +170,7 @@ def train(
         loss: what is minimised instead of the loss of `training`, from the batch and that loss.
         before_step: called before each step of the optimizer, when the gradients are those of the loss alone.
         start: the first step's number; a run that is rewound to step k trains from k to the end.
+        part: which part of a longer training this is; all of it by default.
         checkpoints: numbers of steps after which `on_checkpoint` gets a copy of the state; 0 is before any.
         report: told after every epoch how far the run is.
 
@@ -127,7 +184,14 @@ def train(
     seed, start = checked_seed(seed), whole("start", start, 0, WHOLE)
     data = as_batches(data)
     total, per_epoch = training.length(data), data.length(training.batch_size)
+    end, first = total, 0
     optimizer = make_optimizer(model, training)
+    noise = derive(seed, "noise")
+    if part is not None:
+        start = first = part.number * total
+        end, total = start + total, part.parts * total
+        noise = derive(seed, "noise", part.number)
+        part.resume(model, optimizer)
     wanted = set(checkpoints)
 
     def checkpoint(step: int) -> None:
@@ -136,24 +200,26 @@ def train(
 
     losses: list[Tensor] = []
     mean = math.nan
-    with seeded(derive(seed, "noise")), _attached(model, optimizer, training, masks, before_step):
+    with seeded(noise), _attached(model, optimizer, training, masks, before_step):
         checkpoint(start)
         model.train()
-        for step, batch in _stream(data, training.batch_size, seed, start, total):
+        for step, batch in _stream(data, training.batch_size, seed, start, end):
             if training.decay != "constant":
                 _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
             losses.append(_step(model, optimizer, training, batch, loss))
             checkpoint(step + 1)
-            if (step + 1) % per_epoch == 0 or step + 1 == total:
+            if (step + 1) % per_epoch == 0 or step + 1 == end:
                 mean = float(torch.stack(losses).mean())
                 if not math.isfinite(mean):
                     raise TrainingError(f"the loss is {mean} at step {step + 1}: lower the learning rate")
                 losses = []
                 if report is not None:
-                    report(step + 1, total)
-        if total > start and not _are_finite(model):  # the last step may be the one that was too long
-            raise TrainingError(f"weights are not finite after step {total}: lower the learning rate")
-    return Trained(max(total - start, 0), mean)
+                    report(step + 1 - first, end - first)
+        if end > start and not _are_finite(model):  # the last step may be the one that was too long
+            raise TrainingError(f"weights are not finite after step {end}: lower the learning rate")
+    if part is not None:
+        part.keep(model, optimizer)
+    return Trained(max(end - start, 0), mean)
 
 
 def _step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunekit.methods._method import TrainingLike, given_of, method, training_of
 from prunekit.parts.allocation import OWL, PerLayer
 from prunekit.parts.repair import MaskedLeastSquares, OBSRefit, OBSUpdate, SparseGPTUpdate
-from prunekit.parts.retrain import FineTune
+from prunekit.parts.retrain import Continued, FineTune
 from prunekit.parts.schedule import FixedCount, Geometric, OneShot
 from prunekit.parts.scores import OBD, OBS, RIA, BlockFisher, InputDeviation, LayerOBS, Wanda
 from prunekit.parts.selection import ADMM, SparseGPT
@@ -92,7 +92,7 @@ def layer_obs_retrained(
     damp: float = 0.01,
     training: TrainingLike = None,
 ) -> Recipe:
-    """Layer-wise OBS as published, with 3 iterations of retraining after every 2,000 removed weights.
+    """Layer-wise OBS as published, with 3 iterations of one training after every 2,000 removed weights.
 
     Paper: Dong, Chen, Pan 2017, arXiv 1705.07565
     """
@@ -101,7 +101,7 @@ def layer_obs_retrained(
         score=LayerOBS(form="shared", damp=damp),
         repair=OBSUpdate(damp=damp),
         schedule=FixedCount(every=every, sparsity=sparsity),
-        retrain=FineTune(training=Training.parse(given)),
+        retrain=Continued(training=Training.parse(given)),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prunekit.methods._method import TrainingLike, method, training_of
 from prunekit.parts.allocation import ERK, NoPruning, PerLayer, Sensitivity, Threshold
 from prunekit.parts.granularity import NM
-from prunekit.parts.retrain import Distill, FineTune, RedrawTicket, Reinitialize, Rewind
+from prunekit.parts.retrain import Continued, Distill, FineTune, RedrawTicket, Reinitialize, Rewind
 from prunekit.parts.schedule import AllocationDecides, Cubic, Geometric, Linear, OneShot
 from prunekit.parts.scores import (
     LAMP,
@@ -115,7 +115,7 @@ def iterative_magnitude(
 def gradual_magnitude(
     sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
-    """Automated gradual pruning: the smallest |w| by a cubic schedule while training goes on.
+    """Automated gradual pruning: the smallest |w| by a cubic schedule while one training goes on.
 
     Paper: Zhu, Gupta 2017, arXiv 1710.01878
     """
@@ -123,7 +123,7 @@ def gradual_magnitude(
         score=Magnitude(),
         allocation=PerLayer(),
         schedule=Cubic(sparsity=sparsity, steps=steps),
-        retrain=FineTune(training=training_of(epochs, training)),
+        retrain=Continued(training=training_of(epochs, training)),
     )
 
 

@@ -16,7 +16,7 @@ from prunekit.limits import LARGE, WHOLE
 from prunekit.parts.base import BatchLoss, Part
 from prunekit.parts.context import StepContext
 from prunekit.seeds import derive, seeded
-from prunekit.training import Training, copy_state
+from prunekit.training import Training, copy_state, initial_optimizer_state
 
 TrainingSettings = Annotated[Training, BeforeValidator(Training.parse)]
 
@@ -32,12 +32,15 @@ class Retrain(Part):
         plan: how the survivors are trained after a step; None for not at all.
         checkpoint: the step of the dense training whose values are needed; None for none.
         start: the number of the optimizer step from which retraining counts.
+        continues: whether the trainings after all steps are parts of one; the state of the part is then that
+            of the optimizer.
     """
 
     changes: ClassVar[bool] = True
     plan: ClassVar[Training | None] = None
     checkpoint: ClassVar[int | None] = None
     start: ClassVar[int] = 0
+    continues: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _training_is_used(self) -> Self:
@@ -93,6 +96,23 @@ class FineTune(TrainedOn):
 
     name = "fine_tune"
     paper = "Han et al. 2015, arXiv 1506.02626"
+
+
+class Continued(TrainedOn):
+    """The survivors are trained on in one training that the steps of the pruning interrupt.
+
+    Its length is that of `training` after each step, all together; one optimizer serves all of it, its
+    learning rate falls over all of it, and the order of the data goes on. With `fine_tune` each step is
+    followed by a training of its own, with a new optimizer, whose first steps are full ones.
+    """
+
+    name = "continued"
+    paper = "Zhu, Gupta 2017, arXiv 1710.01878"
+    continues = True
+
+    def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+        """The optimizer's, before its first step."""
+        return initial_optimizer_state(model, self.training)
 
 
 class Distill(TrainedOn):

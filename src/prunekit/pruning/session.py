@@ -224,7 +224,7 @@ class Session:
         retrains = self._retrains(step)
         train_loss = None
         if retrains and self.recipe.retrain.plan is not None:
-            train_loss = self._trainings.retrain(self._context(step), report)
+            train_loss = self._trainings.retrain(self._context(step), len(self.plan.steps), report)
         if retrains and self._check(step.number) and self.recipe.stop.rolls_back:
             return None
         measured = evaluate(self.model) if evaluate is not None else {}

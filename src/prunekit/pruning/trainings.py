@@ -18,7 +18,7 @@ from prunekit.parts.schedule import Step
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.targets import uncompiled
-from prunekit.training import Report, Trained, Training, train
+from prunekit.training import Report, Trained, Training, TrainingPart, train
 
 
 @dataclass(eq=False)
@@ -102,17 +102,29 @@ class Trainings:
         for key, training in self.recipe.warm_ups.items():
             self._train(training, context, derive(self.seed, "training", "warm_up", key), report=report)
 
-    def retrain(self, context: StepContext, report: Report | None) -> float | None:
+    def retrain(self, context: StepContext, steps: int, report: Report | None) -> float | None:
         """The training after a step, with what the parts make of its loss.
+
+        Args:
+            context: of the step.
+            steps: how many the pruning has in all.
+            report: told how far it is.
 
         Returns:
             The mean loss of its last epoch; None without any step.
         """
-        retrain = self.recipe.retrain
+        retrain, every = self.recipe.retrain, self.recipe.retrain_every
         assert retrain.plan is not None
+        part = None
         seed = derive(self.seed, "training", "retrain", context.step.number)
+        if retrain.continues:
+            number, parts = -(-context.step.number // every) - 1, -(-steps // every)
+            part = TrainingPart(number, parts, context.told("retrain").state)
+            seed = derive(self.seed, "training", "retrain")  # one order of the data for all parts
         loss = self._loss_of_batches(context)
-        trained = self._train(retrain.plan, context, seed, loss=loss, start=retrain.start, report=report)
+        trained = self._train(
+            retrain.plan, context, seed, loss=loss, start=retrain.start, part=part, report=report
+        )
         return trained.loss if trained.iterations else None
 
     def _train(self, training: Training, context: StepContext, seed: int, **more: Any) -> Trained:
