@@ -170,3 +170,43 @@ def test_where_maxima_were_is_no_zero() -> None:
 
     (group, *_) = groups(Places(), torch.randn(2, 1, 8, 8)).groups
     assert group.frozen is not None
+
+
+class _Spread(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Divided by one variance of all numbers, whose correction is given by its place."""
+        y = self.first(x)
+        return self.last(y / (1 + torch.var(y, False)))  # type: ignore[no-any-return]
+
+
+def test_a_variance_of_all_numbers_runs_over_what_is_kept() -> None:
+    """What stands in the place of the axes is no axis."""
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    result = shrink(_Spread(), x, {"first": torch.arange(12) > 2})
+    assert result.deviation.accepted
+    assert result.parameters_after < result.parameters_before
+
+
+class _Rolled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """All numbers in a row go round."""
+        return torch.roll(x, 3)
+
+
+def test_a_roll_of_all_numbers_stays_as_it_is() -> None:
+    """It has no axes whose shifts could change; what lies before it is taken out all the same."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4), _Rolled())
+    small = shrink(model, torch.randn(3, 8), {"0": torch.arange(6) > 0}).model
+    assert small.get_submodule("0").out_features == small.get_submodule("2").in_features == 5
+
+
+def test_a_group_norm_knows_how_many_channels_it_has() -> None:
+    """Where the same offset goes within each group, their number stays."""
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.GroupNorm(3, 12), nn.ReLU(), nn.Conv2d(12, 2, 1))
+    small = shrink(model, torch.randn(2, 3, 6, 6), {"0": torch.tensor([True, False, True, True])}).model
+    norm = small.get_submodule("1")
+    assert (norm.num_groups, norm.num_channels, len(norm.weight)) == (3, 9, 9)  # type: ignore[arg-type]
