@@ -213,7 +213,7 @@ class TestCounts:
         assert record.total - record.kept == round(sparsity * 13)
         assert record.sparsity == pytest.approx(round(sparsity * 13) / 13)
         assert record.layers == {name: int(kept.sum()) for name, kept in pruned.kept.items()}
-        assert f"of 13 units removed ({13 / record.kept:.4g}x)" in str(pruned)
+        assert f"of 13 units removed ({record.compression_ratio:.4g}x)" in str(pruned)
         assert "shrink" in str(pruned)
 
     def test_a_layer_keeps_a_unit_unless_the_floor_is_lifted(self):
@@ -309,3 +309,16 @@ class TestShrinking:
         pruned.shrink(x)
         assert (model[2].in_channels, model[2].groups) == (2 * left, 2)
         torch.testing.assert_close(model(x), masked)
+
+
+def test_the_compression_ratio_counts_parameters_as_everywhere():
+    """Half of the units on both sides of a layer are a quarter of its weights."""
+    model = mlp(20, 30, 10, 4)
+    pruned = prune(model, units("magnitude", sparsity=0.5, allocation="per_layer"))
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    (record,) = pruned.history
+    pruned.shrink(torch.randn(3, 20))
+    left = sum(parameter.numel() for parameter in pruned.model.parameters())
+    assert record.compression_ratio == pytest.approx(whole / left)
+    assert record.compression_ratio > record.total / record.kept
+    assert f"({record.compression_ratio:.4g}x)" in str(pruned)

@@ -29,6 +29,8 @@ class Record:
         sparsity: the fraction of the prunable weights (or units) that is removed, as counted.
         kept: the prunable weights (or units) that are left, of `total`.
         layers: what is kept per parameter (or group of units).
+        compression_ratio: original over remaining prunable weights; where units go, all parameters of the
+            network over those that do not go with them.
         train_loss: the mean loss of the last epoch of retraining; None without retraining.
         seconds: wall time of the step.
         measured: what `evaluate` returned.
@@ -39,14 +41,10 @@ class Record:
     kept: int
     total: int
     layers: Mapping[str, int]
+    compression_ratio: float
     train_loss: float | None
     seconds: float
     measured: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def compression_ratio(self) -> float:
-        """Original over remaining prunable weights (or units)."""
-        return self.total / self.kept if self.kept else float("inf")
 
 
 @dataclass
@@ -128,7 +126,7 @@ class Pruned:
         return f"<Pruned {type(self.model).__name__}: {self._achieved()}>"
 
     def _achieved(self) -> str:
-        ratio = f"{self.kept.compression_ratio:.4g}x"
+        ratio = f"{self.history[-1].compression_ratio if self.history else 1.0:.4g}x"
         counts = self.recipe.granularity.counts
         return f"{self.kept.sparsity:.1%} of {self.kept.total:,} {counts} removed ({ratio})"
 

@@ -413,12 +413,20 @@ class Session:
             kept=sum(layers.values()),
             total=self.kept.total,
             layers=layers,
+            compression_ratio=self._compression_ratio(),
             train_loss=train_loss,
             seconds=time.perf_counter() - started,
             measured={name: _plain(value) for name, value in measured.items()},
         )
         self.history.append(record)
         return record
+
+    def _compression_ratio(self) -> float:
+        if self.recipe.granularity.counts == "weights":
+            return self.kept.compression_ratio
+        whole = sum(parameter.numel() for parameter in self._inner.parameters())
+        left = whole - (self.masks.total - self.masks.kept)
+        return whole / left if left else math.inf
 
     # ---- inside a training loop of the user's --------------------------------------------------------------
 

@@ -217,6 +217,11 @@ def _record(values: Any, number: int, owner: Owner) -> Record:
     for name, right in counted.items():
         if type(values[name]) is not type(right) or values[name] != right:
             raise _wrong(f"{place}: {name}", f"{shown(values[name])} where {right!r} is right")
+    ratio = values["compression_ratio"]
+    if not isinstance(ratio, float) or not ratio >= 1:
+        raise _wrong(f"{place}: compression_ratio", f"{shown(ratio)} where a number of at least 1 is needed")
+    if owner.recipe.granularity.counts == "weights" and kept and ratio != total / kept:
+        raise _wrong(f"{place}: compression_ratio", f"{shown(ratio)} where {total / kept!r} is right")
     train_loss = values["train_loss"]
     if train_loss is not None:
         _number(train_loss, f"{place}: train_loss")
@@ -230,6 +235,7 @@ def _record(values: Any, number: int, owner: Owner) -> Record:
         kept=kept,
         total=total,
         layers=layers,
+        compression_ratio=ratio,
         train_loss=train_loss,
         seconds=values["seconds"],
         measured=_evaluated(values["measured"], f"{place}: measured"),

@@ -251,6 +251,7 @@ def _unchanged(session: Session, measurements: dict[str, Any]) -> Record:
         kept=kept.kept,
         total=kept.total,
         layers={},
+        compression_ratio=1.0,
         train_loss=None,
         seconds=0.0,
         measured=measurements,
