@@ -179,7 +179,8 @@ def _cost(cell: Cell, plan: Plan, data: Batches) -> float:
     retrain = cell.recipe.retrain
     length = 0 if retrain.plan is None else max(retrain.plan.length(data) - retrain.start, 0)
     warm_up = sum(training.length(data) for training in cell.recipe.warm_ups.values())
-    return float((OVERHEAD + length) * len(plan.steps) + warm_up)
+    steps, every = len(plan.steps), cell.recipe.retrain_every
+    return float(OVERHEAD * steps + length * -(-steps // every) + warm_up)
 
 
 class StudyError(PrunekitError):
