@@ -42,7 +42,9 @@ def obd(sparsity: float = 0.9) -> Recipe:
 def iterative_obd(
     sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
 ) -> Recipe:
-    """Optimal brain damage as published: remove the same share of what is left, retrain, repeat.
+    """Optimal brain damage in rounds: remove the same share of what is left, retrain, repeat.
+
+    The curvature is the exact Gauss-Newton diagonal, see the score `obd`, in place of the paper's recursion.
 
     Paper: LeCun, Denker, Solla 1990, NIPS 2
     """
@@ -135,6 +137,9 @@ def masked_least_squares(sparsity: float = 0.9, damp: float = 0.01) -> Recipe:
 def wanda(sparsity: float = 0.5) -> Recipe:
     """The least |w| ||x|| of every output row, the same share of all rows.
 
+    x is measured on the network before pruning; in the paper behind the blocks pruned so far, for which the
+    recipe has `order: forward`.
+
     Paper: Sun et al. 2023, arXiv 2306.11695
     """
     return Recipe(score=Wanda(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
@@ -144,6 +149,8 @@ def wanda(sparsity: float = 0.5) -> Recipe:
 def ria(sparsity: float = 0.5) -> Recipe:
     """The least share of its input's and its output's weights, times ||x||^0.5; the same share of all layers.
 
+    x is measured as by `wanda`.
+
     Paper: Zhang, Bai, Lin, Zhao, Hou, Cannistraci 2024, ICLR, openreview Tr0lPx9woF
     """
     return Recipe(score=RIA(), allocation=PerLayer(), schedule=OneShot(sparsity=sparsity))
@@ -152,6 +159,8 @@ def ria(sparsity: float = 0.5) -> Recipe:
 @method
 def owl_wanda(sparsity: float = 0.5) -> Recipe:
     """The least |w| ||x|| of every layer, layers with many outliers kept denser.
+
+    x is measured as by `wanda`. A layer is a weight tensor, in the paper a block of a transformer.
 
     Paper: Yin et al. 2024, arXiv 2310.05175
     """

@@ -164,7 +164,7 @@ def n_m(n: int = 2, m: int = 4) -> Recipe:
 def gradient(sparsity: float = 0.9) -> Recipe:
     """The smallest |dL/dw|, in one step.
 
-    Paper: Blalock et al. 2020, arXiv 2003.03033, as a baseline
+    Paper: Blalock et al. 2020, arXiv 2003.03033, without their factor |w|
     """
     return Recipe(score=Gradient(), schedule=OneShot(sparsity=sparsity))
 

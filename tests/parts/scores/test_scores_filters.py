@@ -78,6 +78,25 @@ def test_feature_taylor_with_its_norm_and_its_price():
     assert {name: float(each[0]) for name, each in found.items()} == macs
 
 
+def test_feature_taylor_relative_to_its_layer_does_not_depend_on_which_side_of_pooling_it_is_taken():
+    """Behind pooling a map has fewer positions, a factor of its whole layer: the sums over them are equal."""
+    torch.manual_seed(5)
+    for pool in (nn.MaxPool2d(2), nn.AvgPool2d(2)):
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), pool, nn.Conv2d(4, 2, 2), nn.Flatten(), nn.Linear(8, 3)
+        ).double()
+        inputs, targets = torch.randn(20, 1, 8, 8, dtype=torch.float64), torch.randint(3, (20,))
+        before = torch.zeros(4, dtype=torch.float64)
+        for x, t in zip(inputs.split(1), targets.split(1), strict=True):
+            z = model[:1](x).relu().detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model[2:](z), t), z)
+            before += (z * gradient).detach().mean((0, 2, 3)).abs()
+        raw = scores_of(FeatureTaylor(normalize=False), model, (inputs, targets))["0"]
+        found = scores_of(FeatureTaylor(), model, (inputs, targets))["0"]
+        assert torch.allclose(found, before / before.norm(), rtol=1e-9)
+        assert torch.allclose(raw, before / len(inputs) * 4, rtol=1e-9)  # 36 positions before, 9 behind
+
+
 def test_units_that_are_off_have_the_least_taylor_score():
     found = scores_of(FeatureTaylor(), conv_net(), data(1, 8, 8), off=[("3", 2)])
     assert found["3"][2] == 0

@@ -152,6 +152,9 @@ class MaxoutWins(Score):
 class FeatureTaylor(UnitScore):
     """The mean over examples of |the mean over positions of output times gradient| of the unit.
 
+    Positions are those that the next layer reads. Before pooling there are more of them, with the same sum,
+    so that without `normalize` the scores of a layer differ from those before it by one factor.
+
     Attributes:
         error: what is differentiated.
         normalize: each layer is divided by its L2 norm, which makes layers comparable.

@@ -87,10 +87,13 @@ class LAMP(Score):
 
 
 class Gradient(Score):
-    """|dL/dw|: weights that the loss does not pull at go first."""
+    """|dL/dw|: weights that the loss does not pull at go first.
+
+    The baseline that is published under this name has the factor |w| as well, which is `weight_gradient`.
+    """
 
     name = "gradient"
-    paper = "Blalock et al. 2020, arXiv 2003.03033, as a baseline"
+    paper = "Blalock et al. 2020, arXiv 2003.03033, without their factor |w|"
     needs = (MeanGradient(),)
 
     def __call__(self, context: StepContext) -> Scores:
@@ -101,7 +104,8 @@ class Gradient(Score):
 class WeightGradient(Score):
     """|w dL/dw|: the first-order change of the loss when the weight is set to zero (SNIP).
 
-    SNIP takes it before training; on a trained network it is the first-order Taylor criterion.
+    SNIP takes it before training; on a trained network it is the first-order Taylor criterion, and the
+    gradient baseline of Blalock et al. 2020 (arXiv 2003.03033).
     """
 
     name = "weight_gradient"
