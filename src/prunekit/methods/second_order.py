@@ -75,7 +75,7 @@ def block_fisher(sparsity: float = 0.9, block: int = 50) -> Recipe:
 
 @method
 def layer_obs(sparsity: float = 0.9, every: int = 2000, damp: float = 0.01) -> Recipe:
-    """Layer-wise OBS as published, its Hessians renewed after every 2,000 removed weights.
+    """Layer-wise OBS by its published score and update, both renewed after every 2,000 removed weights.
 
     Paper: Dong, Chen, Pan 2017, arXiv 1705.07565
     """
@@ -94,7 +94,7 @@ def layer_obs_retrained(
     damp: float = 0.01,
     training: TrainingLike = None,
 ) -> Recipe:
-    """Layer-wise OBS as published, with 3 iterations of one training after every 2,000 removed weights.
+    """`layer_obs`, with 3 iterations of one training after every 2,000 removed weights.
 
     Paper: Dong, Chen, Pan 2017, arXiv 1705.07565
     """

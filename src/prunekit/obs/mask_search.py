@@ -117,7 +117,8 @@ def admm_support(
     Meng et al. (2024, ALPS, arXiv 2406.07831): minimise 1/2 tr((W - W0) H (W - W0)^T) over W = D with D in
     the set of allowed supports, by the alternating direction method of multipliers, on inputs that are scaled
     to unit second moments. The penalty ρ grows with the share of the support that still changes, until it
-    does not; one eigendecomposition serves every ρ.
+    does not: a weight that leaves and one that enters are one change, in the authors' code two. One
+    eigendecomposition serves every ρ.
 
     Args:
         matrix: (n, n), from `damped`.

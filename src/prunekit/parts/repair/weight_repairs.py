@@ -134,8 +134,9 @@ class OBSUpdate(WeightRepair):
     """The published update of layer-wise OBS: each removed weight is made up for by itself.
 
     -(w_q / [H^-1]_qq) H^-1 e_q for each removed q, with one inverse for all rows, and all updates of a step
-    added. Exact for one removal per row and step; for many, take small steps (schedule `fixed_count`), or
-    `masked_least_squares`, which is the joint solution. The bias is put to its best value.
+    added. The authors' code takes a row's removals one after the other, each from the value that the updates
+    before it have left. Exact for one removal per row and step; for many, take small steps (schedule
+    `fixed_count`), or `masked_least_squares`, the joint solution. The bias is put to its best value.
     """
 
     name = "obs_update"
