@@ -12,6 +12,11 @@ def test_squared_error_sums_over_outputs_and_averages_over_examples():
     assert float(squared_error(outputs, targets)) == pytest.approx(expected)
 
 
+def test_squared_error_of_networks_with_one_number_for_an_example():
+    outputs, targets = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 2.0, 1.0])
+    assert float(squared_error(outputs, targets)) == pytest.approx((1 + 0 + 9) / 3)
+
+
 def test_class_numbers_become_one_hot():
     outputs, targets = torch.rand(6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
     assert torch.equal(squared_error(outputs, targets), squared_error(outputs, torch.eye(3)[targets]))

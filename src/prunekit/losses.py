@@ -39,7 +39,8 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
         if not targets.is_floating_point():
             targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
         if targets.shape == outputs.shape:
-            return (outputs - targets).square().flatten(1).sum(1).mean()
+            squares = (outputs - targets).square()
+            return (squares.flatten(1).sum(1) if squares.dim() > 1 else squares).mean()
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise _explained("squared_error", outputs, targets, error) from None
     raise InputError(misfit("squared_error", outputs, targets) or "outputs and targets differ in shape")
@@ -53,10 +54,28 @@ def default_loss(targets: Tensor) -> str:
     return "squared_error" if targets.is_floating_point() else "cross_entropy"
 
 
+def one_tensor(outputs: Any, what: str) -> Tensor:
+    """The outputs of a network, where what is taken of them needs a single tensor.
+
+    Args:
+        outputs: of the network.
+        what: what is taken of them, for the message.
+
+    Raises:
+        InputError: if they are several, or a mapping.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    raise InputError(f"{what}: {_NO_TENSOR.format(type(outputs).__name__)}")
+
+
+_NO_TENSOR = "the network gives a {}, where one tensor is needed"
+
+
 def misfit(name: str, outputs: Any, targets: Tensor) -> str | None:
     """Why a loss cannot be taken of a batch, in a few words; None if it can."""
     if not isinstance(outputs, Tensor):
-        return f"the network gives a {type(outputs).__name__}, where one tensor is needed"
+        return _NO_TENSOR.format(type(outputs).__name__)
     given = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in shape"
     if targets.is_floating_point():
         if targets.shape == outputs.shape:

@@ -101,7 +101,8 @@ class Calibration:
         uses: list[Use] = []
         measured: list[Use] = []
         if recipe.needs_data or self.norms:
-            with_loss = recipe.allocation.needs_data or any(need.needs_loss for need in recipe.needs)
+            judged = any(need.needs_loss or need.takes_loss for need in recipe.needs)
+            with_loss = recipe.allocation.needs_data or judged
             uses.append(Use(self.loss, builtin, BATCH) if with_loss else Use(None, None, BATCH))
         if data is not None and training is not None and training.length(data) > recipe.retrain.start:
             uses.append(Use(retrained, training.loss_named, training.batch_size, train=True))

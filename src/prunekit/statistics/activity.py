@@ -14,7 +14,7 @@ from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import Key
-from prunekit.losses import Loss
+from prunekit.losses import Loss, one_tensor
 from prunekit.statistics.collect import (
     Collector,
     StatContext,
@@ -247,7 +247,7 @@ class FirstOrderTaylorCollector(ActivationCollector):
 
     def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:
         """Add up the changes of all examples."""
-        total = self._error(outputs, targets) * len(targets)
+        total = self._error(one_tensor(outputs, "the gradient of the error"), targets) * len(targets)
         gradients = torch.autograd.grad(total, list(seen.values()), materialize_grads=True)
         by_key = dict(zip(seen, gradients, strict=True))
         with torch.no_grad():

@@ -50,11 +50,13 @@ class Statistic(ABC):
 
     Attributes:
         needs_loss: whether the collector looks at the loss of a pass through the whole network.
+        takes_loss: whether it takes the loss of outputs by itself, in passes of its own.
         needs_forward: whether it watches such a pass, with or without its loss.
         additive: whether a process without examples simply adds nothing; otherwise it is an error on all.
     """
 
     needs_loss: ClassVar[bool] = True
+    takes_loss: ClassVar[bool] = False
     needs_forward: ClassVar[bool] = False
     additive: ClassVar[bool] = False
 

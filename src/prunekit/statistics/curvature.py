@@ -13,7 +13,7 @@ from torch.func import functional_call, jacrev, vmap
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError
 from prunekit.graph.rows import from_rows, output_rows, patches, row_layers, rows_of
-from prunekit.losses import Loss
+from prunekit.losses import Loss, one_tensor
 from prunekit.statistics.collect import (
     Collector,
     StatContext,
@@ -43,6 +43,7 @@ class CurvatureStatistic(Statistic):
     """
 
     needs_loss = False
+    takes_loss = True
     additive = True
 
 
@@ -92,7 +93,7 @@ def output_roots(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
 
     Directions in which the loss is not convex count as flat.
     """
-    flat = outputs.detach().double().flatten(1).requires_grad_()
+    flat = outputs.detach().double().reshape(len(outputs), -1).requires_grad_()
     with torch.enable_grad():
         value = loss(flat.view(outputs.shape), _as_double(targets)) * len(outputs)
         (first,) = torch.autograd.grad(value, flat, create_graph=True)
@@ -142,8 +143,7 @@ class _Curvature(Collector):
     def _watched(self, inputs: Tensor) -> Tensor:
         """The network's outputs; its layers report their calls."""
         with watched_calls(self._layers, self._on_call):
-            outputs: Tensor = self._model(inputs)
-        return outputs
+            return one_tensor(self._model(inputs), "curvature by the outputs")
 
     def _on_call(self, name: str, x: Tensor, output: Tensor) -> Tensor | None:
         """A layer's input and output; what is returned goes on in its place."""
@@ -182,7 +182,7 @@ class _Diagonal(_Curvature):
             for name, calls in self._calls.items()
             for x, output in calls
         ]
-        flat = outputs.flatten(1)
+        flat = outputs.reshape(len(outputs), -1)
         for direction in range(roots.shape[2]):
             back = torch.autograd.grad(
                 flat,

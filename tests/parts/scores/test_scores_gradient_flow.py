@@ -9,10 +9,11 @@ from torch import nn
 
 from prunekit import Recipe, prune
 from prunekit.batches import TensorBatches
-from prunekit.errors import DataError, InputError
-from prunekit.parts.scores import GraSP, SynFlow
+from prunekit.errors import DataError, InputError, ModelError
+from prunekit.parts.schedule import OneShot
+from prunekit.parts.scores import OBD, OBS, FeatureTaylor, GraSP, SynFlow
 from prunekit.statistics import StatContext, collect
-from small_nets import Tied, mlp
+from small_nets import Tied, blobs, mlp
 from three_nets import NETWORKS, assert_same, convolutions, names_of, perceptron, scored
 
 
@@ -67,6 +68,66 @@ def test_grasp_knows_frozen_weights_and_leaves_them_frozen():
     assert_same(scored(GraSP(), model, data), expected)
     assert not model[0].weight.requires_grad
     assert model[2].weight.grad is None
+
+
+@pytest.mark.parametrize(("half", "close"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+def test_grasp_of_a_network_in_half_precision_is_that_in_double(half, close):
+    """Derivatives by the square of the temperature, 40,000, leave the range of float16: all were zero."""
+    model = mlp(10, 12, 3).to(half)
+    inputs, targets = blobs(64, 10, 3)
+    data = (inputs.to(half), targets)
+    wanted = scored(GraSP(), copy.deepcopy(model).double(), (data[0].double(), targets))
+    for name, each in scored(GraSP(), model, data).items():
+        assert float((each - wanted[name]).norm()) < close * float(wanted[name].norm())
+
+
+@pytest.mark.parametrize("score", [GraSP(), SynFlow()])
+def test_weights_that_are_not_differentiated_score_nothing(score):
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp(4, 6, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                return self.inner(x)
+
+    inputs, targets = blobs(8, 4, 3)
+    assert all(not bool(each.any()) for each in scored(score, Cut(), (inputs, targets)).values())
+
+
+@pytest.mark.parametrize("score", [GraSP(), SynFlow(), OBD(), OBS(), FeatureTaylor()])
+@pytest.mark.parametrize("several", [lambda x: {"out": x}, lambda x: (x, x)])
+def test_a_network_of_several_outputs_is_refused_in_one_line(score, several):
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp(4, 6, 3)
+
+        def forward(self, x):
+            return several(self.inner(x))
+
+    def own(outputs, targets):
+        first = outputs["out"] if isinstance(outputs, dict) else outputs[0]
+        return nn.functional.cross_entropy(first, targets)
+
+    granularity = "unit" if isinstance(score, FeatureTaylor) else "weight"
+    recipe = Recipe(score=score, granularity=granularity, schedule=OneShot(sparsity=0.5))
+    with pytest.raises(InputError, match=r"the network gives a (dict|tuple), where one tensor is needed"):
+        prune(Several(), recipe, blobs(8, 4, 3), loss=own)
+
+
+def test_synflow_of_a_network_that_cannot_be_run_in_double_says_so():
+    class Casts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x.float())
+
+    with pytest.raises(ModelError, match=r"synaptic flow .* in torch.float64 the network fails with Runtime"):
+        scored(SynFlow(), Casts(), blobs(8, 4, 3))
 
 
 def test_grasp_of_a_loss_without_curvature_is_zero():

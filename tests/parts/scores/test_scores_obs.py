@@ -1,5 +1,7 @@
 """OBD and OBS on whole networks, against plain loops that invert anew after every removal."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.losses import squared_error
 from prunekit.pruning import Session, prune
 from prunekit.statistics import GaussNewton, GaussNewtonDiagonal, StatContext, collect
-from small_nets import blobs, copied, mlp, recipe, zeros
+from small_nets import blobs, copied, mlp, recipe, same, zeros
 
 DAMP = 1e-3
 OBS = {"name": "obs", "damp": DAMP}
@@ -149,3 +151,23 @@ def test_a_singular_hessian_of_a_whole_network_names_weights():
     chosen = recipe(score={"name": "obs", "damp": 0})
     with pytest.raises(DataError, match=r"the Hessian of \d+ weights is singular: some weights are combin"):
         prune(model, chosen, data)
+
+
+@pytest.mark.parametrize("score", ["obd", "obs", "block_fisher", "grasp", "gradient"])
+def test_one_number_for_an_example_may_be_a_vector_or_a_column(score) -> None:
+    """The same regression, with outputs and targets (n,) and (n, 1)."""
+    model = mlp(5, 4, 1)
+    inputs, _ = blobs(40, 5, 2)
+    targets = inputs[:, :1] * 2
+    column = prune(copy.deepcopy(model), recipe(score=score), (inputs, targets))
+    vector = prune(
+        nn.Sequential(*copy.deepcopy(model), nn.Flatten(0)), recipe(score=score), (inputs, targets[:, 0])
+    )
+    assert same(dict(column.masks), dict(vector.masks))
+
+
+@pytest.mark.parametrize("score", ["obd", "block_fisher", "grasp"])
+def test_targets_that_do_not_fit_are_refused_before_anything_is_measured(score) -> None:
+    inputs, _ = blobs(40, 5, 2)
+    with pytest.raises(InputError, match=r"^the data: .* differ in shape"):
+        prune(mlp(5, 4, 1), recipe(score=score), (inputs, inputs[:, :2]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -13,8 +14,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunekit.batches import Batch
-from prunekit.errors import DataError, InputError
+from prunekit.errors import DataError, InputError, ModelError, PrunekitError, said
 from prunekit.limits import LARGE
+from prunekit.losses import one_tensor
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.statistics import Collector, StatContext, Statistic, means_over_processes
 
@@ -84,6 +86,7 @@ class HessianGradient(_FlowStatistic):
 
     temperature: float = 1.0
 
+    takes_loss = True
     additive = True
 
     def start(self, subject: StatContext) -> Collector:
@@ -92,12 +95,19 @@ class HessianGradient(_FlowStatistic):
 
 
 class _Flow(Collector):
-    """Differentiates by copies of the weights of interest, so that frozen ones count as well."""
+    """Differentiates by copies of the weights of interest, so that frozen ones count as well.
+
+    Attributes:
+        precision: at least that in which the network is run.
+    """
+
+    precision: ClassVar[torch.dtype]
 
     def __init__(self, subject: StatContext) -> None:
         self._subject = subject
-        self._weights = {
-            name: subject.model.get_parameter(name).detach().requires_grad_() for name in subject.names
+        self._values = {
+            name: value.to(torch.promote_types(value.dtype, self.precision))
+            for name, value in _state(subject.model).items()
         }
 
     def finish(self) -> dict[str, Tensor]:
@@ -111,12 +121,32 @@ class _Flow(Collector):
 
     _what: str
 
+    def _outputs(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """The network's, with these values in place of its own.
+
+        Raises:
+            ModelError: if it cannot be run in this precision, with what it says.
+            InputError: if it has several.
+        """
+        if inputs.is_floating_point():
+            inputs = inputs.to(torch.promote_types(inputs.dtype, self.precision))
+        try:
+            outputs = functional_call(self._subject.model, {**self._values, **values}, (inputs,))
+        except PrunekitError:
+            raise
+        except Exception as error:  # the model may be the user's
+            raise ModelError(
+                f"{self._what} cannot be taken: in {self.precision} the network fails with {said(error)}"
+            ) from error
+        return one_tensor(outputs, self._what)
+
     @abstractmethod
     def _derivatives(self) -> dict[str, Tensor]: ...
 
 
 class _HessianGradient(_Flow):
     _what = "the product of Hessian and gradient"
+    precision = torch.float32  # the temperature takes its square from derivatives: out of half's range
 
     def __init__(self, subject: StatContext, temperature: float) -> None:
         super().__init__(subject)
@@ -132,29 +162,29 @@ class _HessianGradient(_Flow):
 
     def _mean_derivative(self, along: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Over all examples, of the loss, or of the product of its gradient with a direction."""
-        sums = {
-            name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-            for name, weight in self._weights.items()
-        }
+        leaves = {name: self._values[name].detach().requires_grad_() for name in self._subject.names}
+        sums = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
         examples = 0
-        weights = list(self._weights.values())
+        weights = list(leaves.values())
         for inputs, targets in self._batches:
-            value = self._loss(inputs, targets)
-            if along is not None:
+            value = self._loss(leaves, inputs, targets)
+            if along is not None and value.requires_grad:
                 gradients = torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True)
                 products = zip(gradients, along.values(), strict=True)
                 value = torch.stack([(each * other).sum() for each, other in products]).sum()
             examples += len(inputs)
-            if not value.requires_grad:  # a gradient that is the same everywhere
+            if not value.requires_grad:  # a gradient that is the same everywhere, or none
                 continue
             found = torch.autograd.grad(value, weights, materialize_grads=True)
             for total, each in zip(sums.values(), found, strict=True):
                 total.add_(each, alpha=len(inputs))
         return means_over_processes(sums, examples)
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         assert self._subject.loss is not None
-        outputs: Tensor = functional_call(self._subject.model, self._weights, (inputs,))
+        outputs = self._outputs(weights, inputs)
+        if targets.is_floating_point():
+            targets = targets.to(torch.promote_types(targets.dtype, self.precision))
         return self._subject.loss(outputs / self._temperature, targets)
 
 
@@ -169,6 +199,7 @@ class SynapticFlow(_FlowStatistic):
 
 class _SynapticFlow(_Flow):
     _what = "the derivative of the synaptic flow"
+    precision = torch.float64  # sums over all paths leave the range of single precision
     _ones: Tensor | None = None
 
     def batch(self, batch: Batch, loss: Tensor) -> None:
@@ -182,11 +213,12 @@ class _SynapticFlow(_Flow):
 
     def _derivatives(self) -> dict[str, Tensor]:
         assert self._ones is not None
-        # sums over all paths leave the range of single precision
-        absolute = {name: value.double().abs() for name, value in _state(self._subject.model).items()}
-        weights = {name: absolute[name].detach().requires_grad_() for name in self._weights}
-        outputs: Tensor = functional_call(self._subject.model, {**absolute, **weights}, (self._ones,))
-        found = torch.autograd.grad(outputs.sum(), list(weights.values()), materialize_grads=True)
+        absolute = {name: value.abs() for name, value in self._values.items()}
+        weights = {name: absolute[name].detach().requires_grad_() for name in self._subject.names}
+        flow = self._outputs({**absolute, **weights}, self._ones).sum()
+        if not flow.requires_grad:  # none of these weights is on a path that is differentiated
+            return {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        found = torch.autograd.grad(flow, list(weights.values()), materialize_grads=True)
         return dict(zip(weights, found, strict=True))
 
 

@@ -231,6 +231,7 @@ class FisherBlocks(Statistic):
     size: int = 50
 
     needs_loss = False
+    takes_loss = True
     additive = True
 
     def start(self, subject: StatContext) -> Collector:
