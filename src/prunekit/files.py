@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, then renamed; no links among them."""
+"""Files that are whole or absent, written under a temporary name, then renamed; and names for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from prunekit.errors import DataError
+from prunekit.errors import DataError, InputError, shown
 
 MAX_BYTES = 64 << 20
 """The largest JSON file that is read."""
@@ -233,3 +233,77 @@ def deeper_than(values: Any, limit: int) -> bool:
             return False
         level = inside
     return True
+
+
+# ---- names that every system takes -------------------------------------------------------------------------
+
+LONGEST = 100
+"""Characters of a name; what a file system takes is little more."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def check_folder_name(name: str) -> str:
+    """A name that every system takes for the name of one folder, as it is.
+
+    Raises:
+        InputError: in one line, for any other.
+    """
+    fault = None if _PLAIN.fullmatch(name) else "write letters, digits, '.', '_' and '-' only"
+    fault = _fault_of_any(name) or fault
+    if fault is not None:
+        raise InputError(f"{shown(name)} cannot name a folder: {fault}")
+    return name
+
+
+def check_label(label: str) -> str:
+    """A label in words, of which the name of a folder is made, as it is.
+
+    Raises:
+        InputError: in one line, if it is empty, too long, or holds line ends or other control characters.
+    """
+    if not label.strip():
+        raise InputError(f"a label is empty: {shown(label)}")
+    if _CONTROL.search(label):
+        raise InputError(f"{shown(label)} cannot be a label: it holds a line end or a control character")
+    if len(label) > LONGEST:
+        raise InputError(f"{shown(label)} cannot be a label: it has more than {LONGEST} characters")
+    return label
+
+
+def check_out(path: Path) -> Path:
+    """A path at which results can be written, as it is; folders that exist may have any name.
+
+    Raises:
+        InputError: in one line, if a folder that would be made has a name that some system does not take.
+    """
+    for folder in (path, *path.parents):
+        if folder.name in ("", "..") or _exists(folder):
+            continue
+        fault = _fault_of_any(folder.name)
+        if fault is not None:
+            raise InputError(f"{shown(str(path))}: {shown(folder.name)} cannot name a folder: {fault}")
+    return path
+
+
+def _fault_of_any(name: str) -> str | None:
+    if not name:
+        return "it is empty"
+    if len(name) > LONGEST:
+        return f"it has more than {LONGEST} characters"
+    if _CONTROL.search(name):
+        return "it holds a line end or a control character"
+    if name.endswith((".", " ")) or name.startswith(" "):
+        return "it begins with a space or ends with a space or a dot"
+    if _DEVICE.fullmatch(name.partition(".")[0].rstrip(" ")):
+        return "Windows takes it for a device"
+    return None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False

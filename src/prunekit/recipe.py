@@ -13,9 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
-from prunekit.limits import STEPS, WHOLE
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Allocation, Global
 from prunekit.parts.base import Part, Requirement, level_refusal
@@ -27,9 +25,8 @@ from prunekit.parts.schedule import Order, Schedule, Step, check_increasing
 from prunekit.parts.scores import Magnitude, Score
 from prunekit.parts.selection import Lowest, Selection
 from prunekit.parts.stopping import NoStop, Stop
-from prunekit.settings import Settings
+from prunekit.settings import STEPS, WHOLE, Settings, read_yaml
 from prunekit.statistics import Statistic
-from prunekit.strict_yaml import MAX_BYTES, load_yaml
 from prunekit.training import Training
 
 if TYPE_CHECKING:
@@ -266,24 +263,3 @@ def _check_required(recipe: Recipe, part: str, requirements: Iterable[Requiremen
         value = getattr(recipe, requirement.of)
         if not requirement.holds(value):
             raise ValueError(requirement.refusal(part, value))
-
-
-def read_yaml(source: str | Path) -> Mapping[str, Any]:
-    """The mapping in a YAML text, or in the file that a `Path` names."""
-    place = str(source) if isinstance(source, Path) else "the text"
-    try:
-        found = load_yaml(_text_of(source) if isinstance(source, Path) else source)
-    except OSError as error:
-        raise InputError(f"cannot read {place}: {error.strerror or error}") from error
-    except ValueError as error:  # of load_yaml, or bytes that are no text
-        raise InputError(f"{place} is not valid YAML: {error}") from None
-    if not isinstance(found, Mapping):
-        raise InputError(f"{place}: expected a mapping of settings, got {type(found).__name__}")
-    return found
-
-
-def _text_of(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    cut = len(content) > MAX_BYTES  # perhaps within a character; a text of this length is refused anyway
-    return content.decode("utf-8", errors="replace" if cut else "strict")

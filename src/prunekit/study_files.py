@@ -18,8 +18,7 @@ from pydantic import (
 
 from prunekit.digests import SUMS, Model, checked_json, read_json_with_digest, validated
 from prunekit.errors import DataError
-from prunekit.files import read_json
-from prunekit.limits import check_folder_name
+from prunekit.files import check_folder_name, read_json
 from prunekit.settings import Settings
 
 FORMAT = 2

@@ -15,14 +15,13 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, ModelError, PrunekitError
-from prunekit.limits import EPOCHS, LARGE, WHOLE, checked_seed, whole
 from prunekit.losses import LOSSES, default_loss
 from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.modes import keeping_modes
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.regularize import Regularizer
 from prunekit.seeds import derive, seeded
-from prunekit.settings import Settings
+from prunekit.settings import EPOCHS, LARGE, WHOLE, Settings, checked_seed, whole
 
 State = dict[str, Tensor]
 """A model's state dict, copied."""

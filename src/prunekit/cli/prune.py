@@ -22,8 +22,9 @@ from prunekit.measure import count, human_bytes, layer_table
 from prunekit.methods import recipe as named_recipe
 from prunekit.pruning import Pruned
 from prunekit.pruning import prune as prune_model
-from prunekit.recipe import Recipe, read_yaml
+from prunekit.recipe import Recipe
 from prunekit.saving import check_free, save_pretrained
+from prunekit.settings import read_yaml
 from prunekit.study import with_assignments
 from prunekit.training import Report, State, Training, copy_state, train
 

@@ -12,9 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.errors import DataError, InputError
-from prunekit.limits import WHOLE
 from prunekit.seeds import derive
-from prunekit.settings import Settings
+from prunekit.settings import WHOLE, Settings
 
 Task = Literal["classification", "regression"]
 

@@ -17,7 +17,7 @@ import pooch
 from pydantic import TypeAdapter
 
 from prunekit.errors import DataError
-from prunekit.strict_yaml import load_yaml
+from prunekit.settings import load_yaml
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from torch.nn.utils import skip_init
 from torch.optim import LBFGS, Adam, Rprop
 
 from prunekit.errors import InputError
-from prunekit.limits import WHOLE, whole
 from prunekit.losses import LOSSES
-from prunekit.settings import Settings
+from prunekit.settings import WHOLE, Settings, whole
 
 UnitActivation = Literal["logistic", "tanh", "gaussian"]
 

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunekit.errors import InputError
-from prunekit.limits import WHOLE, whole
 from prunekit.modes import evaluating
+from prunekit.settings import WHOLE, whole
 
 ExampleInputs = Tensor | tuple[Tensor, ...]
 

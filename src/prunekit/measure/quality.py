@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.errors import InputError, ModelError
-from prunekit.limits import WHOLE, whole
 from prunekit.measure.forward_pass import device_of
 from prunekit.modes import evaluating
+from prunekit.settings import WHOLE, whole
 
 Task = Literal["classification", "regression"]
 Loss = Callable[[Tensor, Tensor], Tensor]

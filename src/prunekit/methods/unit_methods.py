@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Literal
 
 from prunekit.errors import InputError, shown
-from prunekit.limits import STEPS, WHOLE, whole
 from prunekit.methods._method import TrainingLike, method, training_of
 from prunekit.parts.allocation import BelowMean, PerLayer
 from prunekit.parts.granularity import MaxoutPiece, Unit
@@ -29,6 +28,7 @@ from prunekit.parts.scores import (
 )
 from prunekit.parts.stopping import ErrorLimit, NoStop
 from prunekit.recipe import Recipe
+from prunekit.settings import STEPS, WHOLE, whole
 from prunekit.statistics.unit_statistics import Error
 
 __all__ = [

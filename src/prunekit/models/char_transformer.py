@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.limits import MAX_LAYERS, size_of, whole
+from prunekit.settings import MAX_LAYERS, size_of, whole
 
 
 class TransformerBlock(nn.Module):

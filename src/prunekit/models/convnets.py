@@ -11,8 +11,8 @@ from pydantic import AfterValidator, Field, PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, shown
-from prunekit.limits import MAX_LAYERS, size_of, sizes_of, whole
 from prunekit.models.mlp import feature_shape
+from prunekit.settings import MAX_LAYERS, size_of, sizes_of, whole
 
 
 def image_shape(input_shape: Sequence[int], *, smallest: int) -> tuple[int, int, int]:

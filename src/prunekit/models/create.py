@@ -13,13 +13,12 @@ from pydantic import ConfigDict, PrivateAttr, PydanticUserError, TypeAdapter, Va
 from torch import nn
 
 from prunekit.errors import InputError, ModelError, PrunekitError, shown
-from prunekit.limits import size_of, whole
 from prunekit.models.char_transformer import CharTransformer
 from prunekit.models.convnets import LeNet5, MaxoutLeNet5, ResNet, VGGSmall, resnet20
 from prunekit.models.mlp import MLP, LeNet300100, feature_shape
 from prunekit.permission import import_object
 from prunekit.seeds import seeded
-from prunekit.settings import Settings
+from prunekit.settings import Settings, size_of, whole
 
 Factory = Callable[..., nn.Module]
 

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.limits import size_of, sizes_of
+from prunekit.settings import size_of, sizes_of
 
 
 def feature_shape(input_shape: Sequence[int]) -> tuple[int, ...]:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.errors import InputError
-from prunekit.limits import LARGE
 from prunekit.masks import Masks
 from prunekit.parts.base import Part
+from prunekit.settings import LARGE
 from prunekit.targets import Known, owner_of, types_of, unwrap
 
 

@@ -12,10 +12,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.limits import LARGE, WHOLE
 from prunekit.parts.base import BatchLoss, Part
 from prunekit.parts.context import StepContext
 from prunekit.seeds import derive, seeded
+from prunekit.settings import LARGE, WHOLE
 from prunekit.training import Training, copy_state, initial_optimizer_state
 
 TrainingSettings = Annotated[Training, BeforeValidator(Training.parse)]

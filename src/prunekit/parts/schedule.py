@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from prunekit.errors import InputError
-from prunekit.limits import STEPS, WHOLE
 from prunekit.parts.base import Part
+from prunekit.settings import STEPS, WHOLE
 
 
 def _below_one(value: float) -> float:

@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.graph.rows import from_rows, rows_of
-from prunekit.limits import LARGE, STEPS, WHOLE
 from prunekit.masks import lowest, lowest_per_row
 from prunekit.obs import damped_groups
 from prunekit.obs.mask_search import (
@@ -27,6 +26,7 @@ from prunekit.obs.mask_search import (
 )
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
+from prunekit.settings import LARGE, STEPS, WHOLE
 from prunekit.statistics import ConnectionCorrelation, LayerHessian
 
 

@@ -18,7 +18,6 @@ from prunekit.digests import KEY
 from prunekit.errors import DataError, InputError
 from prunekit.graph.capture import Inputs
 from prunekit.history import Pruned, Record
-from prunekit.limits import WHOLE, checked_seed, whole
 from prunekit.losses import Loss
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable
 from prunekit.modes import Snapshot
@@ -32,6 +31,7 @@ from prunekit.pruning.state import Owner, State, digest_of, read_state
 from prunekit.pruning.trainings import Trainings
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
+from prunekit.settings import WHOLE, checked_seed, whole
 from prunekit.training import Report, copy_state
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]

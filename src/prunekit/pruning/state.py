@@ -14,10 +14,10 @@ from torch import Tensor
 from prunekit.digests import KEY, bytes_of
 from prunekit.errors import InputError, PrunekitError, said, shown
 from prunekit.history import Record
-from prunekit.limits import whole
 from prunekit.masks import Masks
 from prunekit.parts.stopping import Held, Stopped
 from prunekit.recipe import Plan, Recipe
+from prunekit.settings import whole
 from prunekit.statistics import Found, Statistic
 
 NEEDED = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from prunekit.batches import Batches, as_batches
 from prunekit.digests import read_json_with_digest, write_json_unless_same, write_json_with_digest
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming
-from prunekit.files import remove
+from prunekit.files import check_out, remove
 from prunekit.graph import chain_of
-from prunekit.limits import check_out, whole
 from prunekit.pruning.calibration import check_takes
 from prunekit.recipe import Plan
+from prunekit.settings import whole
 from prunekit.study.layout import Layout, Results, discard, is_finished, only_run
 from prunekit.study.pool import run_tasks
 from prunekit.study.progress import Display

@@ -14,16 +14,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 from prunekit import methods
 from prunekit.data import DataSettings
 from prunekit.errors import InputError, naming
+from prunekit.files import check_folder_name, check_label
 from prunekit.history import random_control
-from prunekit.limits import check_folder_name, check_label
 from prunekit.models import ModelSettings
 from prunekit.parts.allocation import NoPruning
 from prunekit.parts.base import modules_of
 from prunekit.parts.retrain import TrainingSettings
 from prunekit.permission import Named, current
 from prunekit.recipe import Recipe
-from prunekit.settings import Settings, digest
-from prunekit.strict_yaml import load_yaml
+from prunekit.settings import Settings, digest, load_yaml
 from prunekit.study_files import Controls
 from prunekit.training import Training
 

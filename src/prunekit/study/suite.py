@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import InputError, naming, shown
-from prunekit.limits import check_folder_name
+from prunekit.files import check_folder_name
 from prunekit.permission import allowing
-from prunekit.recipe import read_yaml
+from prunekit.settings import read_yaml
 from prunekit.study.spec import Cell, Study, check_recipes, with_assignments, with_value
 
 

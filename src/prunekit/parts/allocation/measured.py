@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
-from prunekit.limits import STEPS
 from prunekit.masks import Masks, lowest
 from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, state_bytes
 from prunekit.parts.allocation.rules import shared_out
 from prunekit.parts.base import Requirement
 from prunekit.parts.context import STATED, Allocation, CostModel, StepContext
 from prunekit.parts.schedule import Sparsity
+from prunekit.settings import STEPS
 from prunekit.targets import Target
 
 Figure = Literal["parameters", "macs", "bytes", "latency"]

@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.limits import LARGE, WHOLE
 from prunekit.masks import lowest
 from prunekit.parts.base import Requirement
 from prunekit.parts.context import Allocation, StepContext
 from prunekit.parts.schedule import Sparsity
+from prunekit.settings import LARGE, WHOLE
 from prunekit.targets import Target, matches
 
 DECIDED = Requirement(

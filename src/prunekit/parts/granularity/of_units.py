@@ -27,10 +27,10 @@ from prunekit.graph import (
 )
 from prunekit.graph.capture import Inputs
 from prunekit.graph.example_inputs import made_up_inputs
-from prunekit.limits import WHOLE
 from prunekit.masks import Masks, lowest_per_row
 from prunekit.models import Maxout
 from prunekit.parts.granularity.of_weights import Elements, Granularity, Weight
+from prunekit.settings import WHOLE
 from prunekit.targets import Known, Target, check_patterns, check_plain, find_targets, types_of, unwrap
 
 Kind = Literal[

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.graph.capture import Inputs
-from prunekit.limits import WHOLE
 from prunekit.masks import Masks, lowest, lowest_per_row
 from prunekit.parts.base import Level, Part
+from prunekit.settings import WHOLE
 from prunekit.targets import Target, find_targets, unwrap
 
 INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Conv1D")

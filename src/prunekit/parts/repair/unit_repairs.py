@@ -14,11 +14,11 @@ from torch import Tensor
 
 from prunekit.errors import ModelError
 from prunekit.graph.rows import from_rows, rows_of
-from prunekit.limits import LARGE
 from prunekit.masks import Masks
 from prunekit.parts.base import Level
 from prunekit.parts.context import StepContext
 from prunekit.parts.repair.weight_repairs import Repair
+from prunekit.settings import LARGE
 from prunekit.statistics import ChannelCovariance, ChannelMean, Found, LayerHessian, LayerInputMean
 from prunekit.statistics.inputs import Consumer, consumers
 from prunekit.units import best_scales, contribution_products

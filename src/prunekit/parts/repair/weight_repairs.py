@@ -11,11 +11,11 @@ from torch import Tensor
 
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, row_layers, rows_of
-from prunekit.limits import LARGE
 from prunekit.obs import damped, damped_groups, inverse_of, refit, shared_update
 from prunekit.obs.mask_search import choose_mask, left_to_right
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
+from prunekit.settings import LARGE
 from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean
 from prunekit.statistics.curvature import check_size
 

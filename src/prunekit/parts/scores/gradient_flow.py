@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunekit.batches import Batch
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, said
-from prunekit.limits import LARGE
 from prunekit.losses import one_tensor
 from prunekit.parts.context import Score, Scores, StepContext
+from prunekit.settings import LARGE
 from prunekit.statistics import Collector, StatContext, Statistic, means_over_processes
 
 

@@ -15,10 +15,10 @@ from torch.func import functional_call
 from prunekit.batches import Batch
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, rows_of
-from prunekit.limits import LARGE, WHOLE
 from prunekit.obs import damped, damped_groups, eliminate, inverse_of, removal_scores, shared_saliency
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.parts.scores.weight_scores import RowScore
+from prunekit.settings import LARGE, WHOLE
 from prunekit.statistics import (
     Collector,
     GaussNewton,

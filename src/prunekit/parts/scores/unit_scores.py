@@ -12,9 +12,9 @@ from torch import Tensor
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.graph.members import group_norm_scales, group_outgoing_norms, unit_rows
-from prunekit.limits import LARGE, WHOLE
 from prunekit.parts.base import Level
 from prunekit.parts.context import Score, Scores, StepContext
+from prunekit.settings import LARGE, WHOLE
 from prunekit.statistics import (
     ActivationStats,
     ChannelMagnitude,

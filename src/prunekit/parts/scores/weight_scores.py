@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.graph.rows import from_rows, row_layers, rows_of
-from prunekit.limits import LARGE
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.parts.retrain import TrainingSettings
+from prunekit.settings import LARGE
 from prunekit.statistics import ConnectionCorrelation, InputSquares, MeanGradient
 from prunekit.training import Training
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import InputError
-from prunekit.recipe import Recipe, read_yaml
-from prunekit.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, load_yaml
+from prunekit.recipe import Recipe
+from prunekit.settings import MAX_BYTES, MAX_DEPTH, MAX_VALUES, load_yaml, read_yaml
 from prunekit.study import Study, StudySuite
 from prunekit.study.spec import MAX_RECIPES
 from tiny_study import one_shot, settings

@@ -3,7 +3,7 @@
 import pytest
 
 from prunekit.errors import InputError
-from prunekit.limits import LONGEST, check_folder_name, check_label, check_out
+from prunekit.files import LONGEST, check_folder_name, check_label, check_out
 
 DEVICES = ["con", "NUL.txt", "Aux", "COM1", "lpt9.tar.gz", "prn .x"]
 BAD_ANYWHERE = [
