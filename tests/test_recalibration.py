@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from prunekit import methods, prune
-from prunekit.errors import InputError
+from prunekit.errors import DataError, InputError
 from prunekit.pruning.calibration import norms_with_statistics, recalibrate
 from small_nets import copied, recipe, same
 
@@ -147,3 +147,66 @@ def test_what_fails_in_it_leaves_the_network_as_it_was() -> None:
     with pytest.raises(RuntimeError, match="stop"):
         prune(model, methods.random_units(0.5), DATA)
     assert same(before, copied(model))
+
+
+class Branches(nn.Module):
+    """A norm that runs in training mode only, one that counts its entries, and one that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(4, 6, 3)
+        self.twice = nn.BatchNorm2d(6)
+        self.aside = nn.BatchNorm2d(6)
+        self.own = nn.InstanceNorm2d(6, track_running_stats=True)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if self.training:
+            x = self.aside(x)
+        x = self.twice(torch.relu(self.twice(x)))
+        return self.last(self.own(x).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_norms_that_do_not_run_keep_their_statistics_and_others_have_the_mean_of_all_calls() -> None:
+    model = Branches()
+    model(DATA[0] + 1)
+    model.eval()
+    aside = copied(model.aside)
+    batches = [(DATA[0][:48], DATA[1][:48]), (DATA[0][48:], DATA[1][48:])]
+    recalibrate(model, norms_with_statistics(model), batches)
+    assert same(copied(model.aside), aside)
+    means, instances = [], []
+    for x, _ in batches:
+        x = model.first(x)
+        for _ in range(2):
+            means.append((x.mean((0, 2, 3)), x.movedim(1, 0).flatten(1).var(1)))
+            x = torch.nn.functional.batch_norm(x, None, None, model.twice.weight, model.twice.bias, True)
+            x = torch.relu(x) if len(means) % 2 else x
+        instances.append((x.mean((2, 3)).mean(0), x.flatten(2).var(2).mean(0)))
+    for norm, found in ((model.twice, means), (model.own, instances)):
+        for buffer, wanted in zip(
+            (norm.running_mean, norm.running_var), zip(*found, strict=True), strict=True
+        ):
+            torch.testing.assert_close(buffer, torch.stack(wanted).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ((torch.randn(1, 4), torch.zeros(1, dtype=torch.int64)), "recalibrate: norms .* on a single example"),
+        ((torch.full((9, 4), torch.nan), torch.arange(9) % 3), "recalibrate: the statistics .* not finite"),
+        ((torch.full((9, 4), 1e30), torch.arange(9) % 3), "recalibrate: the statistics .* not finite"),
+    ],
+)
+def test_data_that_gives_no_statistics_is_refused_and_the_network_as_it_was(data, said) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    before = copied(model)
+    with pytest.raises(DataError, match=said):
+        prune(model, recipe(granularity="unit"), data)
+    assert same(copied(model), before)
+    assert model[1].momentum == 0.1
+    assert not model[1]._forward_pre_hooks

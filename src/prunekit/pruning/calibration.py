@@ -23,6 +23,7 @@ from prunekit.parts.stopping import Stop
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive, keeping_generators
 from prunekit.statistics.collect import average, count_processes, sum_over_processes
+from prunekit.training import copy_state
 
 BATCH = 256
 """Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
@@ -187,32 +188,85 @@ def recalibrate(model: nn.Module, norms: Sequence[_NormBase], batches: Iterable[
     The rest of the network runs in evaluation mode, each norm by the statistics of its batch, as in training.
     A removal shifts what a norm is given; with the statistics of the unpruned network even a good choice of
     units looks like a bad one (Li et al. 2020, EagleEye, arXiv 2007.02491). A batch of less than half of the
-    largest so far is left out: its statistics are too rough.
+    largest so far is left out: its statistics are too rough. A norm that does not run keeps what it has.
+
+    Raises:
+        DataError: if a norm has nothing to take statistics over, or they are not finite.
     """
-    momenta = [norm.momentum for norm in norms]
+    if not norms:
+        return
+    calls, wrong = _measure_norms(model, norms, batches)
+    counts = torch.tensor([*calls, wrong is not None], dtype=torch.float64, device=device_of(model))
+    sum_over_processes([counts])
+    if wrong is not None:
+        raise wrong
+    *totals, refusing = counts.tolist()
+    if refusing:
+        raise DataError("recalibrate: the examples of another process cannot be taken: see what it says")
+    for norm, here, total in zip(norms, calls, totals, strict=True):
+        if total:
+            _share(norm, here, total)
+
+
+def _measure_norms(
+    model: nn.Module, norms: Sequence[_NormBase], batches: Iterable[Batch]
+) -> tuple[list[int], DataError | None]:
+    """How often each norm ran, with the mean of all its calls in it then; and why it cannot be done."""
+    before = [(copy_state(norm), norm.momentum) for norm in norms]
+    calls = dict.fromkeys(norms, 0)
+
+    def count(norm: Any, _: Any) -> None:
+        calls[norm] += 1
+        norm.momentum = 1 / calls[norm]  # the plain mean over calls
+
+    wrong = None
+    hooks = [norm.register_forward_pre_hook(count) for norm in norms]
     with evaluating(model):
         try:
             for norm in norms:
                 norm.reset_running_stats()
-                norm.momentum, norm.training = None, True  # the plain mean over batches
+                norm.training = True
             largest = 0
             for inputs, _ in batches:
                 largest = max(largest, len(inputs))
                 if 2 * len(inputs) >= largest:
                     model(inputs)
+        except ValueError as error:
+            if largest > 1:
+                raise
+            wrong = DataError(
+                f"recalibrate: norms cannot be measured on a single example ({said(error)}): give more, or "
+                "set 'recalibrate' to false"
+            )
         finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
+            for hook in hooks:
+                hook.remove()
+            for norm, (_, momentum) in zip(norms, before, strict=True):
                 norm.momentum = momentum
-    for norm in norms:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert norm.num_batches_tracked is not None
-        own = [norm.running_mean, norm.running_var]
-        for each in own:
-            each.mul_(norm.num_batches_tracked)
-        sum_over_processes([*own, norm.num_batches_tracked])
-        for each in own:
-            each.div_(norm.num_batches_tracked)
+    for norm, (state, _) in zip(norms, before, strict=True):
+        if not calls[norm]:
+            norm.load_state_dict(state)
+    return list(calls.values()), wrong
+
+
+def _share(norm: _NormBase, here: int, total: float) -> None:
+    """Make the means over this process's calls those over the calls of all."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    own = [norm.running_mean, norm.running_var]
+    if not here:
+        norm.reset_running_stats()
+    for each in own:
+        each.mul_(here)
+    sum_over_processes([*own, norm.num_batches_tracked])
+    for each in own:
+        each.div_(total)
+    if not all(bool(each.isfinite().all()) for each in own):
+        raise DataError(
+            "recalibrate: the statistics of a norm are not finite on the calibration data: it has values "
+            "that are NaN, infinite or too large"
+        )
 
 
 def two_examples(model: nn.Module, data: Batches) -> Tensor:
