@@ -1,11 +1,10 @@
 """The tables in the documentation are those of the code, and nothing that users can choose is left out."""
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from test_docs_code import load_tool
 
 from prunekit import data, methods
 from prunekit.models import names as model_names
@@ -16,15 +15,6 @@ from prunekit.study_files import LAYER_COLUMNS, RESULT_COLUMNS
 from prunekit.training import Training
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 tool = load_tool("make_tables")
