@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import ModelError
+from prunekit.graph.captured import op_name
 from prunekit.graph.chain import Applied, sees_entries
 from prunekit.graph.groups import CouplingGraph, Group
-from prunekit.graph.ops import operator_of
+from prunekit.graph.ops import moves, operator_of, spatial
 
 Side = Literal["input", "output"]
 Key = tuple[str, int, Side]
@@ -46,6 +48,20 @@ class Place:
     def key(self) -> Key:
         """The tensor that it is an axis of."""
         return self.module, self.call, self.side
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """Units' values at all their positions, before any pooling, and where derivatives by them come from.
+
+    Attributes:
+        place: of the values.
+        readers: where `place.then` is needed, what the layers take that is pooled from the values, each with
+            the pooling; empty otherwise, as the derivative can be taken at the place itself.
+    """
+
+    place: Place
+    readers: tuple[tuple[Place, Applied], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,45 @@ def silences(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple
         for each in behind or [place]:
             chosen[(*each.key, each.axis, each.then and each.then.nodes)] = each
     return tuple(chosen.values())
+
+
+def feature_maps(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple[FeatureMap, ...]:
+    """The same as `places`, before the pooling that may stand between the units and the layer.
+
+    In relu -> max pool -> flatten -> linear it is the tensor between relu and pool. Norms are not looked
+    behind: a unit that is off is 0 behind its norm.
+    """
+    inputs = {(call.module, call.number): call.takes for call in calls}
+    chosen: dict[object, FeatureMap] = {}
+    for place in places(calls, found, group):
+        pools = _pools(inputs[place.module, place.call]) if place.side == "input" else ()
+        entry = pools[0].all_input_nodes[0] if pools else None
+        for each in (_behind(calls, found, group, entry) if entry else ()) or [place]:
+            key = (*each.key, each.axis, each.then and each.then.nodes)
+            readers = chosen[key].readers if key in chosen else ()
+            if entry and each.then and all(place.key != other.key for other, _ in readers):
+                readers = (*readers, (place, Applied(pools, entry)))
+            chosen[key] = FeatureMap(each, readers)
+    return tuple(chosen.values())
+
+
+def _pools(node: fx.Node | None) -> tuple[fx.Node, ...]:
+    """The pooling operators in a row that a value is made by, but for its shape, if there are any."""
+    while node is not None and (operator_of(node).labels is moves.view or operator_of(node).drops):
+        node = node.all_input_nodes[0]
+    pools: list[fx.Node] = []
+    while node is not None and (_is_pool(node) or (pools and operator_of(node).drops)):
+        pools.insert(0, node)
+        node = node.all_input_nodes[0]
+    return tuple(pools)
+
+
+def _is_pool(node: fx.Node) -> bool:
+    """Whether an operator joins positions to their maximum or mean."""
+    if node.target is operator.getitem:  # the maximum of a pair with where it was
+        return bool(node.args[1] == 0) and _is_pool(node.all_input_nodes[0])
+    record = operator_of(node)
+    return op_name(node) == "mean" or (record.labels is spatial.pooled and "pool" in record.name)
 
 
 def _acts(node: fx.Node) -> bool:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
-from prunekit.graph.activation_taps import Call, Place, calls_of, places, silences
+from prunekit.graph.activation_taps import (
+    Call,
+    FeatureMap,
+    Place,
+    calls_of,
+    feature_maps,
+    places,
+    silences,
+)
 from prunekit.graph.capture import Inputs
 from prunekit.graph.chain import Chain
 from prunekit.graph.chain_view import chain_view
@@ -75,6 +83,10 @@ class Coupled:
     def silences(self, group: Group) -> tuple[Place, ...]:
         """Where the units' outputs may be zero; see `silences`."""
         return silences(self._calls, self.traced, group)
+
+    def feature_maps(self, group: Group) -> tuple[FeatureMap, ...]:
+        """Where the units' outputs appear before any pooling; see `feature_maps`."""
+        return feature_maps(self._calls, self.traced, group)
 
     @cached_property
     def chain(self) -> Chain | None:

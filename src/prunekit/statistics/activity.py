@@ -13,8 +13,8 @@ from torch import Tensor
 from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
-from prunekit.graph.activation_taps import Key
-from prunekit.losses import Loss, one_tensor
+from prunekit.graph.activation_taps import FeatureMap, Key
+from prunekit.losses import one_tensor
 from prunekit.statistics.collect import (
     Collector,
     StatContext,
@@ -225,45 +225,101 @@ def _side_by_side(rows: Tensor, place: Place) -> Tensor:
     return apart.transpose(1, 2).flatten(0, 1)
 
 
+class FeatureMapStatistic(UnitStatistic):
+    """The mean over examples of |the mean over positions of numbers made of a feature map and derivatives|.
+
+    The feature map is the unit's output at all its positions, before any pooling.
+    """
+
+    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
+        """At the places where the units appear."""
+        return FeatureMapCollector(subject, self)
+
+    @abstractmethod
+    def differentiated(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """A scalar, the sum over the examples (n, ...) of what is differentiated."""
+
+    @abstractmethod
+    def numbers(self, values: Tensor, derivatives: Tensor) -> Tensor:
+        """The numbers whose means are taken, from the values of a map and the derivatives by them."""
+
+
 @dataclass(frozen=True)
-class FirstOrderTaylor(UnitStatistic):
+class FirstOrderTaylor(FeatureMapStatistic):
     """The mean over examples of |the mean over positions of output times its gradient| (Molchanov et al.)."""
 
     error: Error
 
-    def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
-        """At the places where the units appear."""
-        return FirstOrderTaylorCollector(subject, error_of(self.error))
+    def differentiated(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The error."""
+        return error_of(self.error)(outputs, targets) * len(targets)
+
+    def numbers(self, values: Tensor, derivatives: Tensor) -> Tensor:
+        """The products."""
+        return values * derivatives
 
 
-class FirstOrderTaylorCollector(ActivationCollector):
-    """The mean over examples of |the mean over positions and entries of output times its gradient|."""
+class FeatureMapCollector(ActivationCollector):
+    """Differentiates by all feature maps, and adds up what the statistic makes of each example."""
 
-    def __init__(self, subject: StatContext, error: Loss) -> None:
+    def __init__(self, subject: StatContext, statistic: FeatureMapStatistic) -> None:
         super().__init__(subject, differentiable=True)
-        self._error = error
+        self._statistic = statistic
         self._sums: dict[Place, Tensor] = {}
         self._examples = 0
+        self._maps = {group.name: self._coupled.feature_maps(group) for group in self._coupled.groups}
+        self.wanted = {}
+        for name, maps in self._maps.items():
+            for each in maps:
+                for place in [reader for reader, _ in each.readers] or [each.place]:
+                    self.wanted[place] = self.off.get(name)
+                self.wanted.setdefault(each.place, None)
 
     def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:
-        """Add up the changes of all examples."""
-        total = self._error(one_tensor(outputs, "the gradient of the error"), targets) * len(targets)
+        """Add up over the examples."""
+        outputs = one_tensor(outputs, "the gradient of the error")
+        total = self._statistic.differentiated(outputs, targets)
         gradients = torch.autograd.grad(total, list(seen.values()), materialize_grads=True)
         by_key = dict(zip(seen, gradients, strict=True))
-        with torch.no_grad():
-            for name, places in self.places.items():
-                for place in places:
-                    product = (seen[place.key] * by_key[place.key]).movedim(place.axis, -1)
-                    each = product.double().flatten(1, -2).mean(1) if product.dim() > 2 else product.double()
-                    units, there = place.units.to(each.device), (place.units >= 0).to(each.device)
-                    size = self._coupled.group(name).units
-                    change = over_entries(each[:, there], units[there], size, "mean").abs().sum(0)
-                    self._sums[place] = self._sums.get(place, 0) + change
+        for name, maps in self._maps.items():
+            size = self._coupled.group(name).units
+            for each in maps:
+                place = each.place
+                values, derivatives = _at_map(each, seen, by_key)
+                numbers = self._statistic.numbers(values, derivatives).movedim(place.axis, -1).double()
+                means = numbers.flatten(1, -2).mean(1) if numbers.dim() > 2 else numbers
+                units, there = place.units.to(means.device), (place.units >= 0).to(means.device)
+                found = over_entries(means[:, there], units[there], size, "mean").abs().sum(0)
+                self._sums[place] = self._sums.get(place, 0) + found
         self._examples += len(targets)
 
     def finish(self) -> dict[str, Tensor]:
-        """By group (units,) float64: the mean over all examples of all processes."""
+        """By group (units,) float64: means over the examples of all processes; 0 for units that are off."""
         means = means_over_processes(self._sums, self._examples)
-        return {
-            group.name: self.together(group, lambda place, _: means[place]) for group in self._coupled.groups
+        found = {
+            name: self._coupled.together([means[each.place] for each in maps])
+            for name, maps in self._maps.items()
         }
+        return {
+            name: value.masked_fill(~self.off[name], 0.0) if name in self.off else value
+            for name, value in found.items()
+        }
+
+
+def _at_map(
+    found: FeatureMap, seen: Mapping[Key, Tensor], by_key: Mapping[Key, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The values of a feature map and the derivatives by them.
+
+    Derivatives by values that no layer takes or gives come back from what is pooled from them.
+    """
+    key, then = found.place.key, found.place.then
+    if then is None:
+        return seen[key].detach(), by_key[key]
+    values = then(seen[key].detach()).requires_grad_()
+    derivatives = torch.zeros_like(values)
+    for reader, pooling in found.readers:
+        with torch.enable_grad():
+            pooled = pooling(values)
+        derivatives += torch.autograd.grad(pooled, values, by_key[reader.key].view_as(pooled))[0]
+    return values.detach(), derivatives

@@ -43,9 +43,10 @@ def read_by(model, inputs, layer):
 
 @pytest.mark.parametrize(
     ("model", "shape", "readers"),
-    [(net(6, 7, 5, 4), (6,), {"0": "2", "2": "4"}), (conv_net(), (1, 8, 8), {"0": "3", "3": "6", "6": "8"})],
+    [(net(6, 7, 5, 4), (6,), {"0": "2", "2": "4"}), (conv_net(), (1, 8, 8), {"0": "2", "3": "6", "6": "8"})],
 )
 def test_feature_taylor(model, shape, readers):
+    """What reads the feature map, be it a pool: behind it there would be fewer positions."""
     inputs, targets = data(*shape)
     found = scores_of(FeatureTaylor(normalize=False), model, (inputs, targets))
     for name, reader in readers.items():

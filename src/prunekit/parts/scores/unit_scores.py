@@ -152,8 +152,8 @@ class MaxoutWins(Score):
 class FeatureTaylor(UnitScore):
     """The mean over examples of |the mean over positions of output times gradient| of the unit.
 
-    Positions are those that the next layer reads. Before pooling there are more of them, with the same sum,
-    so that without `normalize` the scores of a layer differ from those before it by one factor.
+    The positions are those of the feature map behind the activation, before any pooling (the paper's equation
+    8). A pool hands back as much as it is given, so that over the norm of a layer they do not matter.
 
     Attributes:
         error: what is differentiated.
