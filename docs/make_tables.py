@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import data, methods
-from prunekit.data.loading import LOADERS
+from prunekit.data import LOADERS
 from prunekit.models import names as model_names
 from prunekit.models.create import find_factory
 from prunekit.parts.allocation import Allocation

@@ -34,7 +34,7 @@ from unittest import mock
 
 import torch
 
-from prunekit.cli.app import run as run_prunekit
+from prunekit.cli import run as run_prunekit
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from prunekit.cli.app import run
+from prunekit.cli import run
 from prunekit.study import run_study
 from tiny_study import tiny
 

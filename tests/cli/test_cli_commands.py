@@ -50,7 +50,7 @@ def test_the_help_of_all(command):
 
 def test_help_does_not_wait_for_what_it_does_not_need():
     code = (
-        "import sys; from prunekit.cli.app import run; run(['--help']);"
+        "import sys; from prunekit.cli import run; run(['--help']);"
         "print([name for name in ('matplotlib', 'sklearn', 'jinja2') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

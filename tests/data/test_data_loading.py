@@ -1,7 +1,6 @@
 import pytest
 
-from prunekit.data import Dataset, DataSettings, load, names
-from prunekit.data.loading import LOADERS
+from prunekit.data import LOADERS, Dataset, DataSettings, load, names
 from prunekit.errors import DataError, InputError
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from prunekit.cli.app import run as command
+from prunekit.cli import run as command
 from prunekit.digests import write_json_with_digest
 from prunekit.errors import DataError
 from prunekit.report import write_report, write_suite_reports

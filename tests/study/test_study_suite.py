@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from prunekit.cli.app import run
+from prunekit.cli import run
 from prunekit.digests import write_json_with_digest
 from prunekit.errors import DataError, InputError
 from prunekit.report import overview

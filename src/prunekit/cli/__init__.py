@@ -1,5 +1,87 @@
-"""The command line: a thin face, every command is one call into the package."""
+"""The command line: commands that are each one call into the package, and what a person sees of errors."""
 
-from prunekit.cli.app import main
+from __future__ import annotations
 
-__all__ = ["main"]
+import logging
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from prunekit import __version__
+from prunekit.cli.compare import compare, methods, report
+from prunekit.cli.inspect import inspect
+from prunekit.cli.options import StoppedError, interruptible, log_to_stderr
+from prunekit.cli.prune import prune
+from prunekit.cli.shrink import shrink
+from prunekit.errors import PrunekitError, plain_line
+from prunekit.study import StudyError
+
+# typer depends on click or, lately, carries it inside itself: its own exception leads to the base in both
+UsageProblem: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="prunekit",
+    help="Make trained neural networks smaller, and compare the ways to do it.",
+    epilog="Try: [bold]prunekit compare digits-quick[/bold]  (a minute, no download)",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (methods, compare, prune, shrink, inspect, report):
+    app.command(no_args_is_help=command is not methods)(interruptible(command))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"prunekit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Log only what goes wrong.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log in detail.")] = False,
+) -> None:
+    log_to_stderr(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one line and exit code 2, a failed cell with 1."""
+    # Python puts the current folder first on the path of workers, whatever lies there; they get ours instead
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of a command line."""
+    try:
+        result = app(args=arguments, prog_name="prunekit", standalone_mode=False)
+        sys.stdout.flush()
+    except UsageProblem as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
+            error.show()
+            return 2
+        return _complain(error.format_message(), 2)
+    except StudyError as error:
+        return _complain(str(error), 1)
+    except PrunekitError as error:
+        return _complain(str(error), 2)
+    except BrokenPipeError:  # who reads our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+    except StoppedError as error:
+        return _complain(str(error), 130)
+    return int(result or 0)
+
+
+def _complain(message: str, code: int) -> int:
+    typer.echo(f"prunekit: error: {plain_line(message)}", err=True)
+    return code
