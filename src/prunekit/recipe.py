@@ -1,11 +1,16 @@
-"""The recipe: a pruning method as a frozen composition of parts, the same in Python and in YAML."""
+"""The recipe: a pruning method as a frozen composition of parts, the same in Python and in YAML.
+
+Named methods are functions that give one; `method` makes their errors name their own settings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
 
 import torch
 import yaml
@@ -13,6 +18,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
+from prunekit.errors import InputError, shown
 from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Allocation, Global
@@ -263,3 +269,37 @@ def _check_required(recipe: Recipe, part: str, requirements: Iterable[Requiremen
         value = getattr(recipe, requirement.of)
         if not requirement.holds(value):
             raise ValueError(requirement.refusal(part, value))
+
+
+# ---- functions that give a recipe --------------------------------------------------------------------------
+
+Taken = ParamSpec("Taken")
+
+
+def method(function: Callable[Taken, Recipe]) -> Callable[Taken, Recipe]:
+    """A method whose errors name its own setting, and not only that of the part that refused the value."""
+
+    @wraps(function)
+    def explained(*args: Taken.args, **kwargs: Taken.kwargs) -> Recipe:
+        try:
+            return function(*args, **kwargs)
+        except (InputError, TypeError, ArithmeticError) as error:
+            try:
+                given = inspect.signature(function).bind(*args, **kwargs).arguments
+            except TypeError:
+                raise error from None  # a call that Python itself refuses
+            blamed = "".join(f"{name} = {shown(given[name])}: " for name in _blamed(function, given))
+            raise InputError(f"method {function.__name__}: {blamed}{error}") from None
+
+    return explained
+
+
+def _blamed(function: Callable[..., Recipe], given: Mapping[str, Any]) -> list[str]:
+    """The setting without which there is no error, as far as it is one alone."""
+    for name in given:
+        try:
+            function(**{key: value for key, value in given.items() if key != name})
+        except (InputError, TypeError, ArithmeticError):
+            continue
+        return [name]
+    return []

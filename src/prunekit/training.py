@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from prunekit.batches import Batch, Batches, as_batches
-from prunekit.errors import DataError, ModelError, PrunekitError
+from prunekit.errors import DataError, InputError, ModelError, PrunekitError, shown
 from prunekit.losses import LOSSES, default_loss
 from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.modes import keeping_modes
@@ -73,6 +73,43 @@ class Training(Settings):
     def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """What is minimised, of one batch."""
         return LOSSES[self.loss_named(targets)](outputs, targets)
+
+
+TrainingLike = Training | Mapping[str, Any] | None
+"""Settings of the retraining beside its epochs: a mapping, or a whole `Training` instead of them."""
+
+
+def training_of(epochs: float, training: TrainingLike, *, shares: int = 1) -> Training:
+    """The settings, with this number of epochs unless they say otherwise.
+
+    Args:
+        epochs: of all of it.
+        training: the settings.
+        shares: the number of trainings among which the epochs are shared out.
+
+    Raises:
+        InputError: where one of them is no such number.
+    """
+    if isinstance(training, Training):
+        return training
+    given = given_of(training)
+    total = Training(epochs=epochs).epochs
+    if total is None:
+        raise InputError("epochs: a number is needed, not None")
+    if "iterations" in given:
+        return Training.parse(given)
+    return Training.parse({"epochs": total / shares, **given})
+
+
+def given_of(training: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is said of a training.
+
+    Raises:
+        InputError: if it is no mapping.
+    """
+    if training is not None and not isinstance(training, Mapping):
+        raise InputError(f"training: a mapping of settings, or a Training, is needed, not {shown(training)}")
+    return dict(training or {})
 
 
 @dataclass(frozen=True)

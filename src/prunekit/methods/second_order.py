@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from prunekit.methods._method import TrainingLike, given_of, method, training_of
 from prunekit.parts.allocation import OWL, PerLayer
 from prunekit.parts.repair import MaskedLeastSquares, OBSRefit, OBSUpdate, SparseGPTUpdate
 from prunekit.parts.retrain import Continued, FineTune
 from prunekit.parts.schedule import FixedCount, Geometric, OneShot
 from prunekit.parts.scores import OBD, OBS, RIA, BlockFisher, InputDeviation, LayerOBS, Wanda
 from prunekit.parts.selection import ADMM, SparseGPT
-from prunekit.recipe import Recipe
-from prunekit.training import Training
+from prunekit.recipe import Recipe, method
+from prunekit.training import Training, TrainingLike, given_of, training_of
 
 __all__ = [
     "alps",

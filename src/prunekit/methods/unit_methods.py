@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Literal
 
 from prunekit.errors import InputError, shown
-from prunekit.methods._method import TrainingLike, method, training_of
 from prunekit.parts.allocation import BelowMean, PerLayer
 from prunekit.parts.granularity import MaxoutPiece, Unit
 from prunekit.parts.repair import ChannelScale
@@ -27,9 +26,10 @@ from prunekit.parts.scores import (
     UnitTaylor,
 )
 from prunekit.parts.stopping import ErrorLimit, NoStop
-from prunekit.recipe import Recipe
+from prunekit.recipe import Recipe, method
 from prunekit.settings import STEPS, WHOLE, whole
 from prunekit.statistics.unit_statistics import Error
+from prunekit.training import TrainingLike, training_of
 
 __all__ = [
     "apoz",

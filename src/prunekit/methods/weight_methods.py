@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from prunekit.methods._method import TrainingLike, method, training_of
 from prunekit.parts.allocation import ERK, NoPruning, PerLayer, Sensitivity, Threshold
 from prunekit.parts.granularity import NM
 from prunekit.parts.retrain import Continued, Distill, FineTune, RedrawTicket, Reinitialize, Rewind
@@ -19,7 +18,8 @@ from prunekit.parts.scores import (
     WeightGradient,
 )
 from prunekit.parts.selection import CorrelatedHalves
-from prunekit.recipe import Recipe
+from prunekit.recipe import Recipe, method
+from prunekit.training import TrainingLike, training_of
 
 __all__ = [
     "correlation",
