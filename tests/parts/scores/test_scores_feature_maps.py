@@ -1,15 +1,18 @@
-"""First-order Taylor by feature maps, against hooks in float64 on three networks."""
+"""First-order Taylor and Grad-CAM by feature maps, against hooks in float64 on three networks."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prunekit.errors import InputError
 from prunekit.models import LeNet5, ResNet, VGGSmall
 from prunekit.parts.context import StepContext
 from prunekit.parts.granularity import find_units
-from prunekit.parts.scores import FeatureTaylor
+from prunekit.parts.scores import FeatureTaylor, GradCAM
+from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
+from unit_recipes import units
 
 TIGHT = {"rtol": 1e-10, "atol": 0}
 
@@ -135,6 +138,46 @@ def test_taylor_takes_its_mean_over_positions_before_the_pool(network, size):
     assert_equal(found, expected)
 
 
+@ON_ALL
+@pytest.mark.parametrize("size", [4, 11])
+def test_grad_cam_is_the_mean_derivative_of_the_logit_of_the_class(network, size):
+    model, data = made(network)
+    found = scores_of(GradCAM(), model, data, size, residual=True)
+    expected = by_hooks(network, model, data, lambda o, t: o[t], lambda z, d: d)
+    assert_equal(found, expected)
+    over = scores_of(GradCAM(normalize=True), model, data, size, residual=True)
+    assert_equal(over, {name: value / value.square().sum().sqrt() for name, value in expected.items()})
+
+
+def test_grad_cam_of_a_linear_network_is_its_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3)).double()
+    data = torch.randn(8, 5, dtype=torch.float64), torch.tensor([0, 0, 2, 1, 2, 2, 0, 2])
+    found = scores_of(GradCAM(), model, data)
+    assert torch.allclose(found["0"], model[1].weight.detach()[data[1]].abs().mean(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (torch.randn(11, 4), "targets are real values: give class numbers"),
+        (torch.full((11,), 7), "class number 7 of example 0 is none of the network's 4 outputs"),
+        (torch.full((11,), -100), "class number -100 of example 0 is none"),
+        (torch.zeros(11, 2, dtype=torch.int64), r"outputs \(11, 4\) and targets \(11, 2\) differ in shape"),
+    ],
+    ids=["regression", "class", "left out", "positions"],
+)
+def test_grad_cam_is_for_one_class_of_each_example(targets, said):
+    model, (inputs, _) = made(perceptron)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(InputError, match=said) as raised:
+        prune(
+            model, units("grad_cam"), (inputs, targets.double() if targets.is_floating_point() else targets)
+        )
+    assert "\n" not in str(raised.value)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
 class Functions(nn.Module):
     """The same network of convolutions, where activations and pooling are functions."""
 
@@ -149,7 +192,7 @@ class Functions(nn.Module):
         return self.layer12(F.relu(self.layer10(F.dropout(x, training=self.training).view(len(x), -1))))
 
 
-@pytest.mark.parametrize("score", [FeatureTaylor(normalize=False)], ids=str)
+@pytest.mark.parametrize("score", [FeatureTaylor(normalize=False), GradCAM()], ids=str)
 def test_activations_and_pools_that_are_functions(score):
     model, data = made(convolutions)
     expected = scores_of(score, model, data)
@@ -193,10 +236,11 @@ def test_over_the_norm_of_a_layer_it_is_the_same_behind_the_pool(model, shape):
 
 
 @ON_ALL
-def test_units_that_are_off_count_as_nothing(network):
+@pytest.mark.parametrize("score", [FeatureTaylor(normalize=False), GradCAM()], ids=str)
+def test_units_that_are_off_count_as_nothing(network, score):
     model, data = made(network)
     group = next(iter(NETWORKS[network]))
     kept = torch.tensor([False, *[True] * (len(model.get_parameter(f"{group}.weight")) - 1)])
-    found = scores_of(FeatureTaylor(normalize=False), model, data, kept={group: kept}, residual=True)
+    found = scores_of(score, model, data, kept={group: kept}, residual=True)
     assert found[group][0] == 0
     assert bool((found[group][1:] > 0).any())

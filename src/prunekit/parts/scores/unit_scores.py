@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.graph.members import group_norm_scales, group_outgoing_norms, unit_rows
+from prunekit.losses import misfit, out_of_range
 from prunekit.parts.base import Level
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.settings import LARGE, WHOLE
@@ -27,6 +29,7 @@ from prunekit.statistics import (
     TaylorChange,
     UnitMacs,
 )
+from prunekit.statistics.activity import FeatureMapStatistic
 from prunekit.statistics.inputs import Consumer, consumers
 from prunekit.statistics.unit_statistics import Error
 from prunekit.units import contribution_products, distances, greedy_order
@@ -177,11 +180,69 @@ class FeatureTaylor(UnitScore):
         """The criterion over the norm of its layer, less the price of the unit."""
         found = super().__call__(context)
         if self.normalize:
-            found = {name: value / _divisor(torch.linalg.vector_norm(value)) for name, value in found.items()}
+            found = _over_norms(found)
         if self.macs:
             macs = context.statistics[UnitMacs()]
             found = {name: value - self.macs * macs[name] / 1e6 for name, value in found.items()}
         return found
+
+
+class GradCAM(UnitScore):
+    """The mean over examples of |the mean over positions of dy/dA|: the weight of a filter in Grad-CAM.
+
+    By these weights Grad-CAM sums feature maps. y is the network's output for the class that the target
+    names, before the softmax, and A the map behind the activation, before any pooling. For a neuron it is the
+    derivative itself. A network that ends in a softmax of its own is differentiated behind it.
+
+    Attributes:
+        normalize: each layer is divided by its L2 norm, which makes layers comparable; the weights themselves
+            are smaller the more positions a map has.
+    """
+
+    name = "grad_cam"
+    paper = "Selvaraju et al. 2017 (Grad-CAM), arXiv 1610.02391"
+    normalize: bool = False
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
+        """The weights."""
+        return (ClassWeights(),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The mean magnitudes, of a layer over their norm if asked for."""
+        found = super().__call__(context)
+        return _over_norms(found) if self.normalize else found
+
+
+@dataclass(frozen=True)
+class ClassWeights(FeatureMapStatistic):
+    """The mean over examples of |the mean over positions of dy/dA|, y the output of the example's class."""
+
+    def differentiated(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The outputs of the targets' classes.
+
+        Raises:
+            InputError: for targets other than one class number for each example.
+        """
+        if targets.is_floating_point():
+            raise InputError(
+                "the score 'grad_cam' differentiates the output of each example's class, and the targets are "
+                "real values: give class numbers (int64), or use 'feature_taylor'"
+            )
+        wrong = misfit("squared_error", outputs, targets)  # which knows of no positions
+        wrong = wrong or out_of_range("squared_error", targets, outputs.shape[1])
+        if wrong:
+            raise InputError(f"the score 'grad_cam': {wrong}")
+        return outputs.gather(1, targets.unsqueeze(1)).sum()
+
+    def numbers(self, values: Tensor, derivatives: Tensor) -> Tensor:
+        """The derivatives."""
+        return derivatives
+
+
+def _over_norms(found: Scores) -> Scores:
+    """Each layer divided by its L2 norm."""
+    return {name: value / _divisor(torch.linalg.vector_norm(value)) for name, value in found.items()}
 
 
 def _divisor(value: Tensor) -> Tensor:
