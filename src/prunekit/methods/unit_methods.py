@@ -16,6 +16,7 @@ from prunekit.parts.scores import (
     Activation,
     FeatureTaylor,
     GeometricMedian,
+    GradCAM,
     Magnitude,
     MaxoutWins,
     NormScale,
@@ -36,6 +37,7 @@ __all__ = [
     "apoz_units",
     "filter_norm",
     "geometric_median",
+    "grad_cam_filters",
     "maxout_pruning",
     "n2ps",
     "n2ps_units",
@@ -270,6 +272,22 @@ def taylor_filters(
     """
     return Recipe(
         score=FeatureTaylor(macs=macs),
+        granularity=Unit(),
+        schedule=Linear(sparsity=sparsity, steps=steps),
+        retrain=FineTune(training=training_of(epochs, training)),
+    )
+
+
+@method
+def grad_cam_filters(
+    sparsity: float = 0.5, steps: int = 10, epochs: float = 1, training: TrainingLike = None
+) -> Recipe:
+    """The units of the least Grad-CAM weight over the norm of their layer, a few at a time, with fine-tuning.
+
+    Paper: the weights of Selvaraju et al. 2017, arXiv 1610.02391, in the steps of Molchanov et al. 2017
+    """
+    return Recipe(
+        score=GradCAM(normalize=True),
         granularity=Unit(),
         schedule=Linear(sparsity=sparsity, steps=steps),
         retrain=FineTune(training=training_of(epochs, training)),
