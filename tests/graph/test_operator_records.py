@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from prunekit.graph import groups, shrink
 from prunekit.graph.ops import OPERATORS
 from prunekit.graph.ops.pointwise import zero_of_clamp, zero_stays
 from prunekit.graph.ops.registry import operators
+from prunekit.graph.reference_run import exact
 from prunekit.saving.graph_values import OVERLOADS, named_operator
 
 ALLOWED = Path(__file__).parents[1] / "saving" / "allowed_overloads.json"
@@ -210,3 +212,33 @@ def test_a_group_norm_knows_how_many_channels_it_has() -> None:
     small = shrink(model, torch.randn(2, 3, 6, 6), {"0": torch.tensor([True, False, True, True])}).model
     norm = small.get_submodule("1")
     assert (norm.num_groups, norm.num_channels, len(norm.weight)) == (3, 9, 9)  # type: ignore[arg-type]
+
+
+class DroppedByOperator(nn.Module):
+    """Dropout by the operator that gives its mask, too, which scales what is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, mask = torch.native_dropout(self.first(x).relu(), 0.5, self.training)
+        return self.last(hidden * mask)
+
+
+def test_units_go_through_dropout_that_gives_its_mask() -> None:
+    """The proof, in both modes, drops nothing, and all examples are in it."""
+    torch.manual_seed(0)
+    model, x = DroppedByOperator().eval(), torch.randn(4, 3)
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in (expected.first.weight, expected.first.bias):
+            parameter[[1, 4]] = 0
+    result = shrink(model, x, {"first": torch.tensor([True, False, True, True, False, True])})
+    assert result.form == "modules"
+    assert model.last.in_features == 4
+    torch.testing.assert_close(model(x), expected(x))
+    with exact():
+        model.train()
+        assert model(x).shape == (4, 2)
+        torch.testing.assert_close(model.double()(x.double()), expected.double().eval()(x.double()))

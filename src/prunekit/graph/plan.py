@@ -108,6 +108,8 @@ def _group(
     kind = int(kinds[units].min())
     first = (producers or members)[0].tensor
     if first == FEATURES:
+        if len(members) == 1:  # what reads them, such as a weight that is computed, has no axis of theirs
+            return None
         return Group(INPUT, "input features", int(units.size), tuple(members[1:]), reason)
     if members[0].tensor == FEATURES:  # features that meet units, as in x + f(x)
         members, reason = members[1:], reason or "is the network's input, too"

@@ -114,6 +114,11 @@ def same(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
     return x
 
 
+def with_mask(propagator: Propagator, x: Value, *_: Any, **__: Any) -> list[Value]:
+    """The tensor with entries at zero that are drawn at random, and which these are not."""
+    return [x, tuple(Dim(dim.size, dim.labels) for dim in x)]
+
+
 def prelu(propagator: Propagator, x: Value, weight: Value) -> Value:
     """x (N, C, ...), one slope for each channel or for all."""
     if len(weight) == 0 or weight[0].size == 1 or len(x) < 2:
@@ -167,7 +172,8 @@ operators("clip", pointwise=True, zero=zero_of_clamp, saved="Tensor default")
 operators("copy", pointwise=True, zero=zero_of_sum, saved="default")
 operators("div", zero=zero_of_quotient, saved="Scalar Scalar_mode Tensor Tensor_mode", check=check_division)
 operators("divide", zero=zero_of_quotient)
-operators("feature_alpha_dropout native_dropout", drops=True, saved="default")
+operators("feature_alpha_dropout", drops=True, saved="default")
+operators("native_dropout", labels=with_mask, saved="default")
 operators("float_power", saved="Scalar Tensor_Scalar Tensor_Tensor")
 operators("floor_divide", zero=zero_of_quotient, saved="Scalar default")
 operators("hardsigmoid log_sigmoid", pointwise=True, activation=True, saved="default")
