@@ -244,7 +244,7 @@ def test_without_a_feature_the_network_computes_what_it_did_for_a_zero(name: str
         (nn.Sequential(nn.LSTM(1, 4, batch_first=True)), torch.randn(3, 1, 1)),
         (nn.Sequential(weight_norm(nn.Linear(6, 5)), nn.ReLU()), torch.randn(2, 6)),
         (
-            nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5)), nn.ReLU()),
+            nn.Sequential(spectral_norm(nn.Linear(6, 5)), nn.ReLU()),
             torch.randn(2, 6),
         ),
         (nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 5)), nn.ReLU()), torch.randn(2, 6)),
