@@ -26,6 +26,7 @@ RECIPES = {
     "correlation": {"score": "correlation", "allocation": "per_layer"},
     "stand-ins": {"granularity": "unit", "repair": "sietsma_dow"},
     "sensitivity": {"allocation": "sensitivity"},
+    "continued": {"score": "gradient", "schedule": LINEAR, "retrain": FINE_TUNE | {"name": "continued"}},
     "fine tune": {"score": "gradient", "schedule": LINEAR, "retrain": FINE_TUNE},
 }
 

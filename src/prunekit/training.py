@@ -22,6 +22,7 @@ from prunekit.parts.base import BatchLoss
 from prunekit.parts.regularize import Regularizer
 from prunekit.seeds import derive, seeded
 from prunekit.settings import EPOCHS, LARGE, WHOLE, Settings, checked_seed, whole
+from prunekit.targets import unwrap
 
 State = dict[str, Tensor]
 """A model's state dict, copied."""
@@ -138,8 +139,17 @@ class TrainingPart:
     state: Mapping[str, Tensor]
 
     def resume(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Let the optimizer go on from the state."""
+        """Let the optimizer go on from the state.
+
+        Raises:
+            ModelError: naming a parameter that was frozen when the state was made.
+        """
         for name, parameter in _trainable(model):
+            for key in _carried(optimizer):
+                if f"{name}/{key}" not in self.state:
+                    raise ModelError(
+                        f"the training cannot go on: {name} is trained now, but was frozen when it began"
+                    )
             own = {key: self.state[f"{name}/{key}"].clone() for key in _carried(optimizer)}
             if own:
                 optimizer.state[parameter] = own
@@ -165,7 +175,7 @@ def initial_optimizer_state(model: nn.Module, training: Training) -> State:
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, each) for name, each in model.named_parameters() if each.requires_grad)
+    return ((name, each) for name, each in unwrap(model).named_parameters() if each.requires_grad)
 
 
 def _carried(optimizer: Optimizer) -> tuple[str, ...]:

@@ -3,8 +3,10 @@
 import copy
 
 import pytest
+from torch import nn
 
 from prunekit import Recipe, methods, prune
+from prunekit.errors import ModelError
 from prunekit.pruning import Session
 from prunekit.seeds import derive
 from prunekit.training import Training, train
@@ -85,3 +87,25 @@ def test_a_pruning_does_not_change_the_state_of_another() -> None:
 def test_methods_of_one_training() -> None:
     for name in ("gradual_magnitude", "layer_obs_retrained"):
         assert methods.recipe(name).retrain.name == "continued"
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}])
+def test_a_wrapped_network_is_trained_as_it_is_by_itself(settings) -> None:
+    """The names of a wrapper's parameters have a prefix, those of the state have none."""
+    chosen = continued(3, **settings)
+    plain, wrapped = mlp(10, 8, 3), nn.DataParallel(mlp(10, 8, 3))
+    prune(plain, chosen, DATA)
+    prune(wrapped, chosen, DATA)
+    assert same(copied(plain), copied(wrapped.module))
+
+
+def test_a_weight_that_is_set_free_between_the_steps_is_named() -> None:
+    model = mlp(10, 8, 3)
+    model[2].requires_grad_(False)
+    run = Session(model, continued(2), data=DATA).run()
+    next(run)
+    model[2].requires_grad_(True)
+    before = copied(model)
+    with pytest.raises(ModelError, match=r"2.weight is trained now, but was frozen when it began"):
+        next(run)
+    assert same(copied(model), before)
