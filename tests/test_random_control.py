@@ -47,6 +47,38 @@ def test_it_takes_as_many_of_each_layer_after_each_round(name: str) -> None:
     assert Recipe.from_yaml(control.recipe.to_yaml()) == control.recipe
 
 
+LINEAR = {"name": "linear", "sparsity": 0.9, "steps": 6}
+
+
+@pytest.mark.parametrize(
+    ("rolls_back", "limit", "steps"), [(True, 0.0, 0), (True, 0.02, 5), (False, 0.0, 1), (False, 0.05, 7)]
+)
+def test_what_a_stop_has_ended_within_a_round_counts_as_well(
+    rolls_back: bool, limit: float, steps: int
+) -> None:
+    """Layer by layer, a stop may come after the first layer of a round, or before anything is gone."""
+    stop = {"name": "error_limit", "of": "loss", "increase": limit, "roll_back": rolls_back}
+    model, (inputs, _) = mlp(12, 16, 8, 4), blobs(64, 12, 4)
+    data = inputs, model(inputs).argmax(1)
+    chosen = recipe(granularity="unit", order="forward", allocation="per_layer", schedule=LINEAR, stop=stop)
+    method = prune(copy.deepcopy(model), chosen, data)
+    assert len(method.history) == steps
+    control = prune(copy.deepcopy(model), method.random_control(), data)
+    assert {name: int(kept.sum()) for name, kept in control.kept.items()} == {
+        name: int(kept.sum()) for name, kept in method.kept.items()
+    }
+
+
+def test_statistics_that_are_taken_once_are_so_in_the_control() -> None:
+    chosen = recipe(
+        score="layer_obs", repair="masked_least_squares", rank="once", statistics="once", schedule=LINEAR
+    )
+    model, data = mlp(12, 16, 8, 4), blobs(64, 12, 4)
+    method = prune(copy.deepcopy(model), chosen, data)
+    control = prune(copy.deepcopy(model), method.random_control(), data)
+    assert [record.layers for record in control.history] == [record.layers for record in method.history]
+
+
 def test_where_small_layers_are_spared_the_uniform_control_is_another_one() -> None:
     """99 % of a perceptron: magnitude leaves the output layer many more weights than the same share does."""
     torch.manual_seed(0)
@@ -113,6 +145,28 @@ class TestInAStudy:
         run_study(study, tmp_path, workers=1)
         assert (tmp_path / "results.csv").read_text() == before
         assert "as many of each layer as 'tickets' takes" in (tmp_path / "study.json").read_text()
+
+    def test_it_follows_what_a_stop_has_ended_within_a_round(self, tmp_path) -> None:
+        stopped = {
+            "recipe": {
+                "score": "random",
+                "granularity": "unit",
+                "order": "forward",
+                "allocation": "per_layer",
+                "schedule": {"name": "explicit", "values": [0.3, 0.9]},
+                "stop": {"name": "error_limit", "of": "loss", "increase": 0.5, "roll_back": False},
+            }
+        }
+        settings = {"methods": {"stopped": stopped, "random": {"random_of": "stopped"}}, "controls": {}}
+        study = tiny(**settings, model={"name": "mlp", "hidden": [12, 10]})
+        run_study(study, tmp_path, workers=1)
+        rows = table(tmp_path / "layers.csv")
+        left: dict[str, dict[tuple[str, str], str]] = {"stopped": {}, "random": {}}
+        for row in rows:
+            if row["method"] in left:
+                left[row["method"]][row["seed"], row["layer"]] = row["kept"]
+        assert left["stopped"] == left["random"]
+        assert any(int(row["step"]) % 2 for row in rows if row["method"] == "stopped" and row["step"] > "2")
 
     @pytest.mark.parametrize(
         ("method", "said"),

@@ -115,12 +115,12 @@ class Pruned:
 
         See `random_control`. To be run on a copy of the network from before the pruning.
         """
-        layers = 1 if self.recipe.order == "all" else len(self.kept)
-        rounds = [record.layers for record in self.history][layers - 1 :: layers]
         sizes = {name: mask.numel() for name, mask in self.kept.items()}
-        return random_control(
-            self.recipe, [{name: sizes[name] - left for name, left in each.items()} for each in rounds]
-        )
+        removed = {
+            record.step: {name: sizes[name] - left for name, left in record.layers.items()}
+            for record in self.history
+        }
+        return random_control(self.recipe, rounds_of(removed, self.recipe, list(sizes)))
 
     def __repr__(self) -> str:
         return f"<Pruned {type(self.model).__name__}: {self._achieved()}>"
@@ -144,6 +144,23 @@ class Pruned:
         )
 
 
+def rounds_of(
+    removed: Mapping[int, Mapping[str, int]], recipe: Recipe, names: Sequence[str]
+) -> list[Mapping[str, int]]:
+    """What is gone after each round, in which all layers have their turn, and after the last step of all.
+
+    Args:
+        removed: by the numbers of steps, in order, how many of each layer (or group of units) are gone; of
+            others than the last of their round only the very last matters.
+        recipe: whose steps they are.
+        names: of the layers; without any step nothing of them is gone.
+    """
+    layers = 1 if recipe.order == "all" else len(names)
+    last = max(removed, default=0)
+    rounds = [each for step, each in removed.items() if step % layers == 0 or step == last]
+    return rounds or [dict.fromkeys(names, 0)]
+
+
 def random_control(recipe: Recipe, removed: Sequence[Mapping[str, int]] | None = None) -> Recipe:
     """A recipe with another one's granularity, order, repair and retraining that chooses at random.
 
@@ -161,7 +178,8 @@ def random_control(recipe: Recipe, removed: Sequence[Mapping[str, int]] | None =
         "score": Random(),
         "selection": Lowest(),
         "stop": NoStop(),
-        "rank": "every_step",
+        # statistics that are taken once serve one ranking
+        "rank": recipe.rank if recipe.statistics == "once" else "every_step",
     }
     if removed is not None and not recipe.granularity.even:  # a pattern takes the same of every layer
         changed["allocation"] = Recorded(removed=tuple(dict(each) for each in removed))

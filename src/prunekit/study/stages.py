@@ -21,7 +21,7 @@ from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json, remove
 from prunekit.graph import chain_of
-from prunekit.history import Record, random_control
+from prunekit.history import Record, random_control, rounds_of
 from prunekit.losses import squared_error
 from prunekit.measure import count, evaluate
 from prunekit.models import create
@@ -178,13 +178,12 @@ def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -
 
 def _control(cell: Cell, plan: Plan, layout: Layout, seed: int) -> Recipe:
     """The random control of a cell that has been run: it takes of each layer what that has taken."""
-    layers = 1 if cell.recipe.order == "all" else len(plan.elements.targets)
-    removed = []
-    for step, rows in groupby(Results().cell(layout.cell(cell, seed))[1], lambda row: row["step"]):
-        if step % layers == 0:  # where all layers of a round have had their turn
-            lost = [row["parameters"] - row["kept"] for row in rows]
-            removed.append(dict(zip(plan.names, lost, strict=True)))
-    return random_control(cell.recipe, removed or [dict.fromkeys(plan.names, 0)])
+    rows = groupby(Results().cell(layout.cell(cell, seed))[1], lambda row: row["step"])
+    removed = {
+        step: dict(zip(plan.names, (row["parameters"] - row["kept"] for row in layers), strict=True))
+        for step, layers in rows
+    }
+    return random_control(cell.recipe, rounds_of(removed, cell.recipe, plan.names))
 
 
 def _values(path: Path) -> State:
