@@ -1,4 +1,4 @@
-"""Running first and second moments of columns of one set or two, in few passes and without losing digits."""
+"""Running first and second moments of columns of one set or two, and what units add to an output by them."""
 
 from __future__ import annotations
 
@@ -236,3 +236,30 @@ class CrossMoments:
     def _move(self, count: int, dx: Tensor, dy: Tensor) -> None:
         """Account for so many rows whose means lie (dx, dy) from the point of their products."""
         self._products.baddbmm_(dy.double().unsqueeze(2), dx.double().unsqueeze(1), alpha=count)
+
+
+def contribution_products(weight: Tensor, moments: Tensor, unit_of: Tensor, units: int) -> Tensor:
+    """What pairs of units add to the square of a layer's output.
+
+    The output is a sum of one contribution per unit that the layer reads, `c_i = W_i x_i`. Luo et al. 2017
+    (arXiv 1707.06342) sample outputs and hold their contributions in a matrix X, of which only `X^T X` is
+    needed. That product is a sum over the second moments of the layer's inputs, so every output at every
+    position counts here, and nothing has to be sampled.
+
+    Args:
+        weight: (groups, outputs, columns) the layer's weights, see `rows_of`.
+        moments: (groups, columns, columns) second moments E[x x'] of its inputs.
+        unit_of: (groups, columns) int64, the unit that each column belongs to; -1 for none.
+        units: how many there are.
+
+    Returns:
+        (units, units): `G_ij = E[c_i . c_j]`, summed over the outputs.
+    """
+    found = weight.new_zeros(units, units)
+    for rows, second, unit in zip(weight, moments, unit_of, strict=True):
+        at = (unit >= 0).nonzero().flatten()
+        chosen = rows[:, at]
+        blocks = (chosen.T @ chosen) * second[at][:, at]
+        half = weight.new_zeros(units, len(at)).index_add_(0, unit[at], blocks)
+        found.index_add_(1, unit[at], half)
+    return found

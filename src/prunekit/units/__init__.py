@@ -4,7 +4,6 @@ What is read of a unit is multiplied by a gain: 1 = on, 0 = off. Every error is 
 Nothing here changes a network: it is looked at in evaluation mode.
 """
 
-from prunekit.units.filter_criteria import best_scales, contribution_products, distances, greedy_order
 from prunekit.units.gains import (
     GainDerivatives,
     diagonal_recursion,
@@ -20,14 +19,10 @@ __all__ = [
     "Elimination",
     "GainDerivatives",
     "absolute_error",
-    "best_scales",
-    "contribution_products",
     "diagonal_recursion",
-    "distances",
     "eliminate",
     "gain_derivatives",
     "gain_sweep",
-    "greedy_order",
     "oracle_changes",
     "relevance",
 ]

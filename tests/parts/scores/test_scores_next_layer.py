@@ -15,10 +15,12 @@ from prunekit.masks import Masks
 from prunekit.methods import thinet
 from prunekit.parts.context import StepContext
 from prunekit.parts.granularity import find_units
+from prunekit.parts.repair.unit_repairs import best_scales
 from prunekit.parts.scores import N2PS, ThiNet
+from prunekit.parts.scores.unit_scores import greedy_order
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
-from prunekit.units import best_scales, contribution_products, greedy_order
+from prunekit.statistics.moments import contribution_products
 from unit_nets import made as chain_made
 from unit_recipes import conv_net, data, net, units
 

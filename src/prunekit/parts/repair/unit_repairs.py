@@ -21,7 +21,7 @@ from prunekit.parts.repair.weight_repairs import Repair
 from prunekit.settings import LARGE
 from prunekit.statistics import ChannelCovariance, ChannelMean, Found, LayerHessian, LayerInputMean
 from prunekit.statistics.inputs import Consumer, consumers
-from prunekit.units import best_scales, contribution_products
+from prunekit.statistics.moments import contribution_products
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,33 @@ class ChannelScale(UnitRepair):
         products = contribution_products(removal.rows, moments, columns, len(removal.alive))
         scales = F.pad(best_scales(products, removal.alive), (0, 1), value=1.0)  # -1: of no unit
         return removal.rows * scales[columns].unsqueeze(1), None
+
+
+def best_scales(products: Tensor, kept: Tensor) -> Tensor:
+    """The factor for each kept unit with which the next layer's output is nearest to what it was.
+
+    Least squares on the contributions, `G_KK s = G_K. 1`; the smallest change where the data leave a choice.
+
+    Args:
+        products: (units, units), see `contribution_products`.
+        kept: (units,) flags.
+
+    Returns:
+        (units,) factors, 1 for units that are not kept.
+    """
+    places = kept.nonzero().flatten()
+    scales = torch.ones(len(products), dtype=products.dtype, device=products.device)
+    if not len(places):
+        return scales
+    square = products[places][:, places]
+    # solved for the change from 1, so that units that never act keep their factor
+    missing = products[places].sum(1) - square.sum(1)
+    limit = len(places) * torch.finfo(products.dtype).eps
+    change = torch.linalg.lstsq(
+        square.cpu(), missing.cpu().unsqueeze(1), rcond=limit, driver="gelsd"
+    ).solution
+    scales[places] += change.flatten().to(scales.device)
+    return scales
 
 
 class LeastSquares(UnitRepair):
