@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.captured import argument, is_written, op_name
 from prunekit.graph.groups import INPUT, GroupPlan, Member
-from prunekit.graph.ops import moves, norms, operator_of, pointwise, reductions, spatial
+from prunekit.graph.ops import moves, operator_of, pointwise, reductions, spatial
 from prunekit.graph.propagate import is_pointwise
 from prunekit.graph.rows import LAYERS
 
@@ -142,7 +142,10 @@ def _kind(nodes: Sequence[fx.Node], module: nn.Module | None = None) -> tuple[Ki
         return Kind.POINTWISE, ""
     if record.labels is spatial.pooled and "pool" in record.name and _is_one(nodes):
         return Kind.POOL, ""
-    if isinstance(module, nn.LocalResponseNorm) or record.labels in (norms.layer_norm, norms.group_norm):
+    if isinstance(module, nn.LocalResponseNorm) or record.labels in (
+        reductions.layer_norm,
+        reductions.group_norm,
+    ):
         return Kind.SIDE, _STATISTICS
     if record.labels is reductions.softmax and len(nodes) == 1:
         return Kind.SIDE, "mixes units"

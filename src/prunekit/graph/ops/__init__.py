@@ -3,7 +3,6 @@
 from prunekit.graph.ops import (
     creation,
     moves,
-    norms,
     pointwise,
     products,
     reductions,
@@ -16,7 +15,6 @@ __all__ = [
     "Operator",
     "creation",
     "moves",
-    "norms",
     "operator_of",
     "pointwise",
     "products",

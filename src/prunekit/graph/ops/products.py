@@ -1,7 +1,8 @@
-"""Sums of products with weights: matrix products, linear and recurrent layers, convolutions."""
+"""Sums of products: matrix products, linear and recurrent layers, convolutions, attention."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from string import ascii_letters
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from prunekit.graph.captured import argument, shape_of
 from prunekit.graph.labels import GROUPS, Dim, Propagator, Value, along, merged
-from prunekit.graph.ops.pointwise import added
+from prunekit.graph.ops.pointwise import added, aligned
 from prunekit.graph.ops.registry import (
     MAX_PARTS,
     Keeps,
@@ -258,6 +259,61 @@ def pads(node: fx.Node) -> bool:
     return padding != "valid" if isinstance(padding, str) else bool(np.any(padding))
 
 
+def attention(
+    propagator: Propagator,
+    query: Value,
+    key: Value,
+    value: Value,
+    mask: Value | None = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **_: Any,
+) -> Value:
+    """query (..., heads, T, d), key and value (..., heads, S, d): heads go together, so do widths."""
+    propagator.freeze([key[-2], value[-2]], "is shared out")
+    propagator.join(key[-2], value[-2])
+    width = Dim(query[-1].size, propagator.join(query[-1], key[-1]), query[-1].zero or key[-1].zero)
+    if width.labels is not None:
+        propagator.hint("head width", width.labels)
+        if not width.zero:
+            propagator.freeze([width], "is summed over where it need not be zero")
+    propagator.hint("head width", value[-1].labels)
+    lead = [dim._replace(zero=False) for dim in _heads(propagator, query, key, value, enable_gqa)]
+    if lead:
+        propagator.hint("heads", lead[-1].labels)
+    out = (*lead, query[-2]._replace(zero=False), value[-1])
+    if mask is not None:
+        shares = (*lead, query[-2], Dim(key[-2].size))
+        aligned(propagator, [shares, mask], all)
+    zero = value[-3].zero if len(value) > 2 else False
+    return tuple(
+        dim._replace(zero=zero if index == len(out) - 3 else dim.zero, origin=None)
+        for index, dim in enumerate(out)
+    )
+
+
+def _heads(propagator: Propagator, query: Value, key: Value, value: Value, grouped: bool) -> list[Dim]:
+    lead = []
+    for index, dims in enumerate(zip(query[:-2], key[:-2], value[:-2], strict=True)):
+        q, k, v = dims
+        if grouped and index == len(query) - 3 and q.size != k.size:
+            times = q.size // k.size
+            shared = propagator.join(k, v)
+            k = v = Dim(q.size, None if shared is None else shared.repeat(times), v.zero)
+        wide = [dim for dim in (q, k, v) if dim.size == max(q.size, k.size, v.size)]
+        lead.append(Dim(wide[0].size, propagator.join_all(wide), v.zero))
+    return lead
+
+
+def set_scale(node: fx.Node, keeps: Keeps) -> None:
+    """The temperature stays that of the full width."""
+    width = shape_of(node.args[0])[-1]
+    if node.kwargs.get("scale") is None:
+        node.update_kwarg("scale", 1 / math.sqrt(width))
+
+
 _convolutions = partial(
     operators, labels=conv, resize=resize_convolution, convolves=True, mixes=True, factors=(0, 1), addend=2
 )
@@ -282,3 +338,4 @@ _convolutions("conv_transpose2d conv_transpose3d", module_sizes=_TRANSPOSED, by_
 _convolutions(
     "convolution", by_extent=lambda node: pads(node) or bool(argument(node, "transposed")), saved="default"
 )
+operators("scaled_dot_product_attention", labels=attention, resize=set_scale, saved="default")

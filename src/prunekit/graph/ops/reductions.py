@@ -1,17 +1,29 @@
-"""Sums, means and the like along axes; softmax and attention."""
+"""What runs along axes: sums, means and the like, searches, softmax, and normalisations."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from prunekit.graph.captured import argument, shape_of
-from prunekit.graph.labels import Dim, Propagator, Value, position, result_shape
+from prunekit.graph.captured import argument, set_argument
+from prunekit.graph.labels import GROUPS, Dim, Propagator, Value, merged, position, result_shape, split
 from prunekit.graph.ops.pointwise import aligned
-from prunekit.graph.ops.registry import Keeps, always, kept_along, operators, taken
+from prunekit.graph.ops.registry import (
+    Keeps,
+    ModuleSizes,
+    always,
+    groups_left,
+    kept_along,
+    new_shape,
+    operators,
+    resize_groups,
+    spread,
+    taken,
+)
 
 _STATISTICS = {"mean", "var", "std", "var_mean", "std_mean"}
 _SUMS = {"sum", "linalg_vector_norm", "norm", "frobenius_norm"}
@@ -83,61 +95,6 @@ def glu(propagator: Propagator, x: Value, dim: int = -1) -> Value:
     return (*x[:axis], Dim(half, joined, x[axis].zero), *x[axis + 1 :])
 
 
-def attention(
-    propagator: Propagator,
-    query: Value,
-    key: Value,
-    value: Value,
-    mask: Value | None = None,
-    dropout: float = 0.0,
-    causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-    **_: Any,
-) -> Value:
-    """query (..., heads, T, d), key and value (..., heads, S, d): heads go together, so do widths."""
-    propagator.freeze([key[-2], value[-2]], "is shared out")
-    propagator.join(key[-2], value[-2])
-    width = Dim(query[-1].size, propagator.join(query[-1], key[-1]), query[-1].zero or key[-1].zero)
-    if width.labels is not None:
-        propagator.hint("head width", width.labels)
-        if not width.zero:
-            propagator.freeze([width], "is summed over where it need not be zero")
-    propagator.hint("head width", value[-1].labels)
-    lead = [dim._replace(zero=False) for dim in _heads(propagator, query, key, value, enable_gqa)]
-    if lead:
-        propagator.hint("heads", lead[-1].labels)
-    out = (*lead, query[-2]._replace(zero=False), value[-1])
-    if mask is not None:
-        shares = (*lead, query[-2], Dim(key[-2].size))
-        aligned(propagator, [shares, mask], all)
-    zero = value[-3].zero if len(value) > 2 else False
-    return tuple(
-        dim._replace(zero=zero if index == len(out) - 3 else dim.zero, origin=None)
-        for index, dim in enumerate(out)
-    )
-
-
-def _heads(propagator: Propagator, query: Value, key: Value, value: Value, grouped: bool) -> list[Dim]:
-    lead = []
-    for index, dims in enumerate(zip(query[:-2], key[:-2], value[:-2], strict=True)):
-        q, k, v = dims
-        if grouped and index == len(query) - 3 and q.size != k.size:
-            times = q.size // k.size
-            shared = propagator.join(k, v)
-            k = v = Dim(q.size, None if shared is None else shared.repeat(times), v.zero)
-        wide = [dim for dim in (q, k, v) if dim.size == max(q.size, k.size, v.size)]
-        lead.append(Dim(wide[0].size, propagator.join_all(wide), v.zero))
-    return lead
-
-
-def set_scale(node: fx.Node, keeps: Keeps) -> None:
-    """The temperature stays that of the full width."""
-    width = shape_of(node.args[0])[-1]
-    if node.kwargs.get("scale") is None:
-        node.update_kwarg("scale", 1 / math.sqrt(width))
-
-
 def mean_over_kept(call: Callable[..., Any], node: fx.Node, args: Any, kwargs: Any, keeps: Keeps) -> Any:
     """A mean or variance over what stays along its axes."""
     x = args[0]
@@ -148,7 +105,6 @@ def mean_over_kept(call: Callable[..., Any], node: fx.Node, args: Any, kwargs: A
     return call(x, *args[1:], **kwargs)
 
 
-operators("scaled_dot_product_attention", labels=attention, resize=set_scale, saved="default")
 operators("glu", labels=glu, saved="default")
 operators("all any", labels=searched, saved="default dim dims")
 operators("argmax argmin cumprod cumsum topk", labels=searched, saved="default")
@@ -173,3 +129,166 @@ operators("bucketize", saved="Tensor")
 operators("cosine_similarity cummax cummin logcumsumexp pairwise_distance trace", saved="default")
 operators("linalg_norm", saved="default ord_str")
 operators("std_mean", over_kept=mean_over_kept, saved="correction default dim")
+
+
+# ---- normalisations ----------------------------------------------------------------------------------------
+
+
+def per_channel(propagator: Propagator, x: Value, *args: Any, **_: Any) -> Value:
+    """x (N, C, ...), statistics for each channel; weight, bias, mean and variance are along the channels."""
+    propagator.freeze(x[2:], "is normalised over")
+    labels = propagator.join_all([x[1], *(value[0] for value in args[:4] if value is not None)])
+    zero = args[0] is not None or x[1].zero
+    return (x[0], Dim(x[1].size, labels, zero), *(Dim(dim.size) for dim in x[2:]))
+
+
+def layer_norm(
+    propagator: Propagator,
+    x: Value,
+    shape: Sequence[int],
+    weight: Value | None = None,
+    bias: Value | None = None,
+    *_: Any,
+    **__: Any,
+) -> Value:
+    """Statistics over the last axes, together."""
+    return _over_last(propagator, x, len(shape), [weight, bias])
+
+
+def rms_norm(
+    propagator: Propagator, x: Value, shape: Sequence[int], weight: Value | None = None, *_: Any, **__: Any
+) -> Value:
+    """The mean square over the last axes, together."""
+    return _over_last(propagator, x, len(shape), [weight, None])
+
+
+def _over_last(propagator: Propagator, x: Value, count: int, along: Sequence[Value | None]) -> Value:
+    result = list(x)
+    for offset in range(1, count + 1):
+        dim = x[-offset]
+        propagator.normalised(dim)
+        labels = propagator.join_all([dim, *(value[-offset] for value in along if value is not None)])
+        # without a scale the mean is taken off, and what was zero is no longer
+        zero = along[0] is not None or ("rms" in propagator.operator and dim.zero)
+        result[-offset] = Dim(dim.size, labels, zero)
+    return tuple(dim._replace(origin=None) for dim in result)
+
+
+def group_norm(
+    propagator: Propagator,
+    x: Value,
+    groups: int,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    *_: Any,
+    **__: Any,
+) -> Value:
+    """x (N, C, ...): whole groups go, or the same offset within each group."""
+    propagator.freeze(x[2:], "is normalised over")
+    labels = propagator.join_all([x[1], *(value[0] for value in (weight, bias) if value is not None)])
+    whole, offsets = split(propagator, Dim(x[1].size, labels), [groups, x[1].size // groups], tag=GROUPS)
+    propagator.normalised(offsets)
+    channels = merged(propagator, [whole, offsets], tag=GROUPS)
+    return (x[0], channels._replace(zero=weight is not None), *(Dim(dim.size) for dim in x[2:]))
+
+
+def resize_normalized_shape(node: fx.Node, keeps: Keeps) -> None:
+    """The last axes that stay."""
+    shape = argument(node, "normalized_shape")
+    set_argument(node, "normalized_shape", new_shape(node, keeps)[-len(shape) :])
+
+
+def layer_norm_over_kept(
+    call: Callable[..., Any], node: fx.Node, args: Any, kwargs: Any, keeps: Keeps
+) -> Any:
+    """Statistics over what stays of the last axes; zeros elsewhere."""
+    x, shape, rest = args[0], list(args[1]), list(args[2:])
+    for offset in range(1, len(shape) + 1):
+        flags = kept_along(node, keeps, x.dim() - offset)
+        if flags is not None:
+            x = taken(x, -offset, flags)
+            shape[-offset] = x.shape[-offset]
+            rest = [taken(r, -offset, flags) if isinstance(r, Tensor) else r for r in rest]
+    found = call(x, shape, *rest, **kwargs)
+    for offset in range(1, len(shape) + 1):
+        flags = kept_along(node, keeps, x.dim() - offset)
+        if flags is not None:
+            found = spread(found, -offset, flags)
+    return found
+
+
+def group_norm_over_kept(
+    call: Callable[..., Any], node: fx.Node, args: Any, kwargs: Any, keeps: Keeps
+) -> Any:
+    """Statistics over what stays of each group; zeros elsewhere."""
+    flags = kept_along(node, keeps, 1)
+    if flags is None:
+        return call(*args, **kwargs)
+    rest = [taken(r, 0, flags) if isinstance(r, Tensor) else r for r in args[2:]]
+    found = call(taken(args[0], 1, flags), groups_left(flags, args[1]), *rest, **kwargs)
+    return spread(found, 1, flags)
+
+
+def features_of(module: nn.Module, node: fx.Node, keeps: Keeps) -> dict[str, Any]:
+    """The channels of a batch or instance norm, which need not have parameters."""
+    return {"num_features": new_shape(node, keeps)[1]} if isinstance(module, _NormBase) else {}
+
+
+def normalized_shape_of(module: nn.Module, node: fx.Node, keeps: Keeps) -> dict[str, Any]:
+    """Of a layer norm, which need not have parameters."""
+    kind: Any = type(getattr(module, "normalized_shape", None))
+    return {"normalized_shape": kind(argument(node, "normalized_shape"))} if kind is not type(None) else {}
+
+
+def groups_of(module: nn.Module, node: fx.Node, keeps: Keeps) -> dict[str, Any]:
+    """Of a group norm, which need not have parameters."""
+    if not isinstance(module, nn.GroupNorm):
+        return {}
+    return {"num_groups": argument(node, "num_groups"), "num_channels": new_shape(node, keeps)[1]}
+
+
+def check_running_statistics(arguments: Mapping[str, Any], *, flag: str) -> None:
+    """Refuse statistics that the kernel would write into its arguments, which it does where `flag` is set."""
+    if arguments.get(flag) and arguments.get("running_mean") is not None:
+        raise ValueError("it would write into its arguments")
+
+
+def check_weight_norm(arguments: Mapping[str, Any]) -> None:
+    """Refuse norms of another shape than one for each slice, or one for all: the kernel does not look."""
+    v, g, dim = arguments["v"], arguments["g"], arguments.get("dim", 0)
+    each = tuple(v.shape[axis] if axis == dim else 1 for axis in range(v.dim()))
+    one = dim == -1 and g.numel() == 1
+    if v.dtype != g.dtype or not -1 <= dim < v.dim() or not (one or tuple(g.shape) == each):
+        shapes = f"{tuple(g.shape)} for weights of shape {tuple(v.shape)}"
+        raise ValueError(f"norms of shape {shapes}, dim = {dim}")
+
+
+_channels = partial(
+    operators,
+    labels=per_channel,
+    attributes=features_of,
+    module_sizes=ModuleSizes(
+        (_NormBase,), dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("num_features",))
+    ),
+    saved="default",
+)
+_channels("batch_norm", passes_units=True, check=partial(check_running_statistics, flag="training"))
+_channels("instance_norm", check=partial(check_running_statistics, flag="use_input_stats"))
+operators(
+    "group_norm",
+    labels=group_norm,
+    resize=partial(resize_groups, name="num_groups"),
+    attributes=groups_of,
+    over_kept=group_norm_over_kept,
+    saved="default",
+)
+_last_axes = partial(
+    operators,
+    resize=resize_normalized_shape,
+    attributes=normalized_shape_of,
+    over_kept=layer_norm_over_kept,
+    saved="default",
+)
+_last_axes("layer_norm", labels=layer_norm)
+_last_axes("rms_norm", labels=rms_norm)
+operators("_weight_norm", saved="default", check=check_weight_norm)
