@@ -1,14 +1,16 @@
-"""The folder of a study: where its files lie, whether a stage is whole, and one run in it at a time."""
+"""The folder of a study: where its files lie, its results and their tables, and one run in it at a time."""
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import logging
 import os
 import re
 import stat
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,11 +20,28 @@ from typing import IO, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from prunekit.digests import digest_of_file, read_json_with_digest, validated, write_json_with_digest
+from prunekit.digests import (
+    digest_of_file,
+    read_json_with_digest,
+    validated,
+    write_json_with_digest,
+    write_sums,
+)
 from prunekit.errors import DataError, InputError
-from prunekit.files import read_json, remove, remove_leftovers
+from prunekit.files import read_json, remove, remove_leftovers, write_text
 from prunekit.study.spec import Cell, Study
-from prunekit.study_files import FILES, FORMAT, LOCK, STUDY_JSON, refuse_links
+from prunekit.study_files import (
+    DENSE,
+    FILES,
+    FORMAT,
+    LAYER_COLUMNS,
+    LAYERS_CSV,
+    LOCK,
+    RESULT_COLUMNS,
+    RESULTS_CSV,
+    STUDY_JSON,
+    refuse_links,
+)
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +261,64 @@ def _check_file(path: Path, digest: Any) -> None:
         raise DataError(f"{path} is missing") from None
     if found != digest:
         raise DataError(f"{path} is damaged or was changed: its digest is not that in {RESULT}")
+
+
+def write_tables(study: Study, layout: Layout, read: Results) -> None:
+    """Write both tables from what is finished, dense network first, and their digests.
+
+    Args:
+        study: the study.
+        layout: of its folder.
+        read: what has been read of the folder so far; the rest is read now.
+
+    Raises:
+        DataError: naming the file, if a result is damaged.
+    """
+    common = {"study": study.name, "dataset": study.dataset.name, "model": study.model.name}
+    results: list[dict[str, Any]] = []
+    layers: list[dict[str, Any]] = []
+    prunable: int | None = None
+    for cell in study.cells:
+        for seed in range(study.seeds):
+            folder = layout.cell(cell, seed)
+            if not read.has(folder):
+                continue
+            cell_rows, cell_layers = read.cell(folder)
+            where = {"method": cell.label, "cell": cell.key, "seed": seed}
+            results += [{**common, **where, **row} for row in cell_rows]
+            layers += [{**where, **row} for row in cell_layers]
+            prunable = prunable or cell_rows[0]["prunable"]
+    dense = [{**common, **row} for row in _dense_rows(study, layout, read, prunable)]
+    write_text(layout.root / RESULTS_CSV, _csv(RESULT_COLUMNS, [*dense, *results]))
+    write_text(layout.root / LAYERS_CSV, _csv(LAYER_COLUMNS, layers))
+    write_sums(layout.root, (RESULTS_CSV, LAYERS_CSV))
+
+
+def _dense_rows(
+    study: Study, layout: Layout, read: Results, prunable: int | None
+) -> Iterable[dict[str, Any]]:
+    for seed in range(study.seeds):
+        folder = layout.network(study, seed)
+        if read.has(folder):
+            yield {
+                "method": DENSE,
+                "cell": study.network_key,
+                "seed": seed,
+                "step": 0,
+                "sparsity": 0.0,
+                "compression_ratio": 1.0,
+                "prunable": prunable,
+                "kept": prunable,
+                **read.network(folder),
+            }
+
+
+def _csv(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def discard(folder: Path, keep: Collection[str] = ()) -> None:

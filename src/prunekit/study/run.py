@@ -6,14 +6,18 @@ import errno
 import logging
 import math
 import os
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from prunekit import __version__
 from prunekit.batches import Batches, as_batches
 from prunekit.digests import read_json_with_digest, write_json_unless_same, write_json_with_digest
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming
@@ -22,7 +26,7 @@ from prunekit.graph import chain_of
 from prunekit.pruning.calibration import check_takes
 from prunekit.recipe import Plan
 from prunekit.settings import whole
-from prunekit.study.layout import Layout, Results, discard, is_finished, only_run
+from prunekit.study.layout import Layout, Results, discard, is_finished, only_run, write_tables
 from prunekit.study.pool import run_tasks
 from prunekit.study.progress import Display
 from prunekit.study.spec import Cell, Study
@@ -34,9 +38,8 @@ from prunekit.study.stages import (
     write_units,
 )
 from prunekit.study.suite import StudySuite
-from prunekit.study.tables import describe, describe_suite, write_tables
 from prunekit.study.tasks import Failure, Task
-from prunekit.study_files import RESULTS_CSV, STUDY_JSON, SUITE_JSON, UNITS_JSON, refuse_links
+from prunekit.study_files import FORMAT, RESULTS_CSV, STUDY_JSON, SUITE_JSON, UNITS_JSON, refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -279,6 +282,52 @@ def _run_suite(
     from prunekit.report import write_suite_page  # as in _report
 
     return write_suite_page(out)
+
+
+def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
+    """The content of study.json.
+
+    Args:
+        study: the study.
+        task: `classification` or `regression`.
+        command: how a person repeats it.
+    """
+    settings = study.to_dict()
+    common = ("name", "question", "expected", "dataset", "model", "training", "seeds", "splits", "controls")
+    return {
+        "format": FORMAT,
+        "title": study.title or study.name,
+        **{key: settings[key] for key in common},
+        "methods": {
+            label: {
+                "recipe": [cell.recipe.to_dict() for cell in study.cells if cell.label == label],
+                **method.note(),
+            }
+            for label, method in study.methods.items()
+        },
+        "study": settings,
+        "environment": {
+            "prunekit": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+        },
+        "command": command or f"prunekit compare {study.name} --seeds {study.seeds}",
+        "primary": "test_accuracy" if task == "classification" else "test_mse",
+    }
+
+
+def describe_suite(suite: StudySuite, command: str | None) -> dict[str, Any]:
+    """The content of suite.json."""
+    return {
+        "format": FORMAT,
+        "name": suite.name,
+        "title": suite.title,
+        "question": suite.question,
+        "expected": suite.expected,
+        "variants": list(suite.studies),
+        "command": command or f"prunekit compare {suite.name}",
+    }
 
 
 def _check_timeout(seconds: float | None) -> None:
