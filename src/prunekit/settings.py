@@ -1,6 +1,6 @@
 """Strict, frozen settings, the same in Python and YAML: an unknown key is an error that names its place.
 
-Also the bounds of the numbers in them, and the reading of YAML.
+Also the bounds of the numbers in them, the reading of YAML, and changes by dotted keys.
 """
 
 from __future__ import annotations
@@ -348,3 +348,52 @@ def _text_of(path: Path) -> str:
 
 def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+# ---- changes of single settings ----------------------------------------------------------------------------
+
+
+def with_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of nested mappings in which a dotted key has another value.
+
+    Raises:
+        InputError: if the key is not words joined by dots, or runs through something that is no mapping.
+    """
+    first, dot, rest = _first(values, key)
+    if not first or (dot and not rest):
+        raise InputError(f"{key!r} is not a key: write words joined by dots, such as schedule.sparsity")
+    if not rest:
+        return {**values, first: value}
+    inner = values.get(first, {})
+    if isinstance(inner, str):
+        inner = {"name": inner}
+    if not isinstance(inner, Mapping):
+        raise InputError(f"the key {key!r} leads through {first!r}, which holds {inner!r} and no settings")
+    return {**values, first: with_value(inner, rest, value)}
+
+
+def _first(values: Mapping[str, Any], key: str) -> tuple[str, str, str]:
+    """The first word of a dotted key; a label with dots of its own counts as one where it is there."""
+    for known in sorted(values, key=lambda known: -len(str(known))):
+        if "." in str(known) and key.startswith(f"{known}."):
+            return known, ".", key[len(known) + 1 :]
+    return key.partition(".")
+
+
+def with_assignments(values: Mapping[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Settings with some changed by texts of the form `training.epochs=3`.
+
+    Raises:
+        InputError: if a text has another form.
+    """
+    changed = dict(values)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {assignment!r}: write key=value, such as training.epochs=3")
+        try:
+            value = load_yaml(text)
+        except InputError as error:
+            raise InputError(f"--set {assignment!r}: the value is not valid YAML: {error}") from None
+        changed = with_value(changed, key, value)
+    return changed

@@ -6,8 +6,8 @@ import own_parts
 import pytest
 
 from prunekit.errors import InputError, ModelError
+from prunekit.settings import with_value
 from prunekit.study import Study, StudyError, run_study
-from prunekit.study.spec import with_value
 from tiny_study import one_shot, settings, stages, tables, tiny
 
 

@@ -4,8 +4,7 @@ import yaml
 
 from prunekit.errors import InputError
 from prunekit.models import create
-from prunekit.study import Study, StudySuite, load_study, names
-from prunekit.study.suite import _folder
+from prunekit.study import Study, StudySuite, _folder, load_study, names
 
 SHAPES = {
     "digits": (1, 8, 8),

@@ -1,16 +1,13 @@
 import json
-import re
 import subprocess
 import sys
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from prunekit.errors import InputError
-from prunekit.study import Study, load_study, with_assignments
-from prunekit.study.spec import with_value
+from prunekit.settings import with_value
+from prunekit.study import Study, load_study
 from tiny_study import one_shot, settings, tickets, tiny
 
 
@@ -196,71 +193,3 @@ def test_a_new_point_to_rewind_to_is_a_new_training_but_no_new_cell():
     assert late.checkpoints == (2, 3)
     assert late.network_key != study.network_key
     assert {cell.key for cell in study.cells} < {cell.key for cell in late.cells}
-
-
-# ---- assignments ---------------------------------------------------------------------------------
-
-
-def test_assignments_change_nested_values_and_leave_the_original():
-    values = settings()
-    found = with_assignments(
-        values,
-        [
-            "training.epochs=3",
-            "training.regularize=[{name: l2, strength: 0.1}]",
-            "methods.tickets.recipe.schedule.steps=5",
-            "title=a = b",
-            "model=lenet5",
-        ],
-    )
-    assert found["training"] == {
-        **values["training"],
-        "epochs": 3,
-        "regularize": [{"name": "l2", "strength": 0.1}],
-    }
-    assert found["methods"]["tickets"]["recipe"]["schedule"]["steps"] == 5
-    assert found["title"] == "a = b"
-    assert found["model"] == "lenet5"
-    assert values == settings()
-
-
-def test_an_assignment_below_a_name_keeps_the_name():
-    assert with_assignments(settings(), ["dataset.seed=3"])["dataset"] == {"name": "iris", "seed": 3}
-
-
-def test_an_assignment_reaches_a_label_with_dots():
-    values = settings(methods={"9.5 %": tickets()})
-    found = with_assignments(values, ["methods.9.5 %.recipe.schedule.steps=7"])
-    assert found["methods"]["9.5 %"]["recipe"]["schedule"]["steps"] == 7
-
-
-@pytest.mark.parametrize(
-    ("assignment", "message"),
-    [
-        ("training", "write key=value"),
-        ("=3", "write key=value"),
-        ("", "write key=value"),
-        ("training.=3", "'training.' is not a key"),
-        (".epochs=3", "'.epochs' is not a key"),
-        ("training..epochs=3", "'.epochs' is not a key"),
-        ("seeds.x=3", "leads through 'seeds', which holds 2"),
-        ("training.epochs=[1", "not valid YAML"),
-        ("training.epochs={a: 1, a: 2}", "not valid YAML"),
-    ],
-)
-def test_an_assignment_of_another_form_is_refused(assignment, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        with_assignments(settings(), [assignment])
-
-
-@given(st.dictionaries(st.sampled_from("abcd"), st.integers()), st.lists(st.sampled_from("abcd"), min_size=1))
-def test_with_value_is_found_where_it_was_put(inner, path):
-    values = {"a": {"b": inner}}
-    try:
-        found = with_value(values, ".".join(path), "new")
-    except InputError:  # the path leads through a number
-        return
-    for step in path:
-        found = found[step]
-    assert found == "new"
-    assert values == {"a": {"b": inner}}

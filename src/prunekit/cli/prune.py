@@ -24,8 +24,7 @@ from prunekit.pruning import Pruned
 from prunekit.pruning import prune as prune_model
 from prunekit.recipe import Recipe
 from prunekit.saving import check_free, save_pretrained
-from prunekit.settings import read_yaml
-from prunekit.study import with_assignments
+from prunekit.settings import read_yaml, with_assignments
 from prunekit.training import Report, State, Training, copy_state, train
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from prunekit.settings import whole
 from prunekit.study.layout import Layout, Results, discard, is_finished, only_run, write_tables
 from prunekit.study.pool import run_tasks
 from prunekit.study.progress import Display
-from prunekit.study.spec import Cell, Study
+from prunekit.study.spec import Cell, Study, StudySuite
 from prunekit.study.stages import (
     build,
     dataset,
@@ -37,7 +37,6 @@ from prunekit.study.stages import (
     train_network,
     write_units,
 )
-from prunekit.study.suite import StudySuite
 from prunekit.study.tasks import Failure, Task
 from prunekit.study_files import FORMAT, RESULTS_CSV, STUDY_JSON, SUITE_JSON, UNITS_JSON, refuse_links
 

@@ -1,4 +1,4 @@
-"""What a study is: recipes x seeds on one dataset and model, written in YAML, expanded to cells."""
+"""Studies: recipes x seeds on a dataset and a model, expanded to cells; suites of one study in variants."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 
 from prunekit import methods
 from prunekit.data import DataSettings
-from prunekit.errors import InputError, naming
+from prunekit.errors import InputError, naming, shown
 from prunekit.files import check_folder_name, check_label
 from prunekit.history import random_control
 from prunekit.models import ModelSettings
 from prunekit.parts.allocation import NoPruning
 from prunekit.parts.base import modules_of
 from prunekit.parts.retrain import TrainingSettings
-from prunekit.permission import Named, current
+from prunekit.permission import Named, allowing, current
 from prunekit.recipe import Recipe
-from prunekit.settings import Settings, digest, load_yaml
+from prunekit.settings import Settings, digest, with_value
 from prunekit.study_files import Controls
 from prunekit.training import Training
 
@@ -305,47 +305,83 @@ def _brief(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
 
 
-def with_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of nested mappings in which a dotted key has another value.
+@dataclass(frozen=True)
+class StudySuite:
+    """The same methods on several datasets or models.
 
-    Raises:
-        InputError: if the key is not words joined by dots, or runs through something that is no mapping.
+    In YAML it is a study with the key `variants`: labels, each with the keys of a study that are its own,
+    such as `dataset`, `model` and `training`; keys may be dotted. Everything else is common to all.
+
+    Attributes:
+        name, title, question, expected: as those of a study.
+        studies: an ordinary study for each variant, by label, named NAME-LABEL.
     """
-    first, dot, rest = _first(values, key)
-    if not first or (dot and not rest):
-        raise InputError(f"{key!r} is not a key: write words joined by dots, such as schedule.sparsity")
-    if not rest:
-        return {**values, first: value}
-    inner = values.get(first, {})
-    if isinstance(inner, str):
-        inner = {"name": inner}
-    if not isinstance(inner, Mapping):
-        raise InputError(f"the key {key!r} leads through {first!r}, which holds {inner!r} and no settings")
-    return {**values, first: with_value(inner, rest, value)}
+
+    name: str
+    title: str
+    question: str
+    expected: str
+    studies: Mapping[str, Study]
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, allow: Iterable[str] = ()) -> StudySuite:
+        """The suite that a mapping with the key `variants` describes.
+
+        Args:
+            values: the mapping.
+            allow: modules of the user's own whose code its studies may name.
+
+        Raises:
+            InputError: if there are no variants, a variant is no mapping or has a label that cannot name a
+                folder, a key is given both for all and for one, or a study is not valid, naming the variant.
+        """
+        common = {key: value for key, value in values.items() if key != "variants"}
+        variants = values["variants"]
+        if not isinstance(variants, Mapping) or not variants:
+            raise InputError(
+                f"variants: expected labels, each with settings of a study, got {shown(variants)}"
+            )
+        with allowing(allow):
+            studies = _studies(common, variants)
+        first = next(iter(studies.values()))
+        name = str(common.get("name"))
+        return cls(name, str(common.get("title", name)), first.question, first.expected, studies)
+
+    @property
+    def seeds(self) -> int:
+        """The most replicates that a study of it has."""
+        return max(study.seeds for study in self.studies.values())
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells of all its studies."""
+        return tuple(cell for study in self.studies.values() for cell in study.cells)
 
 
-def _first(values: Mapping[str, Any], key: str) -> tuple[str, str, str]:
-    """The first word of a dotted key; a label with dots of its own counts as one where it is there."""
-    for known in sorted(values, key=lambda known: -len(str(known))):
-        if "." in str(known) and key.startswith(f"{known}."):
-            return known, ".", key[len(known) + 1 :]
-    return key.partition(".")
+def _studies(common: Mapping[str, Any], variants: Mapping[Any, Any]) -> dict[str, Study]:
+    studies: dict[str, Study] = {}
+    recipes = 0
+    for label, own in variants.items():
+        studies[str(label)] = study = _study(common, str(label), own)
+        recipes += len(study.cells)
+        check_recipes(recipes)
+    return studies
 
 
-def with_assignments(values: Mapping[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """The settings of a study with some changed by texts of the form `training.epochs=3`.
-
-    Raises:
-        InputError: if a text has another form.
-    """
-    changed = dict(values)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set {assignment!r}: write key=value, such as training.epochs=3")
-        try:
-            value = load_yaml(text)
-        except InputError as error:
-            raise InputError(f"--set {assignment!r}: the value is not valid YAML: {error}") from None
-        changed = with_value(changed, key, value)
-    return changed
+def _study(common: Mapping[str, Any], label: str, own: Any) -> Study:
+    with naming("variants"):
+        check_folder_name(label)
+    if not isinstance(own, Mapping):
+        raise InputError(f"variants: {label}: expected a mapping of settings, got {shown(own)}")
+    twice = [key for key in own if key in common]
+    if twice:
+        raise InputError(f"variants: {label}: {twice[0]!r} is given for all variants and for this one")
+    values = {
+        **common,
+        "name": f"{common.get('name')}-{label}",
+        "title": f"{common.get('title', common.get('name'))}: {label}",
+    }
+    with naming(f"variants: {label}"):
+        for key, value in own.items():
+            values = with_value(values, key, value)
+        return Study.parse(values)
