@@ -1,9 +1,11 @@
 """The block Fisher score against the recursion of WoodFisher, and against its diagonal."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from prunekit.errors import DataError
 from prunekit.parts.scores import BlockFisher
 from three_nets import NETWORKS, perceptron, scored
 
@@ -46,3 +48,10 @@ def test_block_fisher_of_one_weight_is_the_diagonal():
         squares += torch.autograd.grad(value, weight)[0].square() / len(data[0])
     expected = weight.detach().square() * squares / 2
     torch.testing.assert_close(found["0.weight"], expected, rtol=1e-6, atol=1e-15)
+
+
+def test_a_matrix_that_so_little_damping_leaves_singular_is_named():
+    """Three examples have gradients in three directions, of fifty weights."""
+    model, (inputs, targets) = perceptron()
+    with pytest.raises(DataError, match=r"Fisher matrix of \d.weight is singular with damp = 1e-300: give a"):
+        scored(BlockFisher(damp=1e-300), model, (inputs[:3], targets[:3]))

@@ -145,12 +145,12 @@ class _Flow(Collector):
 
 
 class _HessianGradient(_Flow):
-    _what = "the product of Hessian and gradient"
     precision = torch.float32  # the temperature takes its square from derivatives: out of half's range
 
     def __init__(self, subject: StatContext, temperature: float) -> None:
         super().__init__(subject)
         self._temperature = temperature
+        self._what = f"the product of Hessian and gradient at temperature {temperature:g}"
         self._batches: list[Batch] = []
 
     def batch(self, batch: Batch, loss: Tensor) -> None:

@@ -212,7 +212,13 @@ class BlockFisher(Score):
         if mean == 0:  # nothing moves the loss
             return torch.zeros_like(weight, dtype=torch.float64)
         damped_blocks = blocks + torch.diag_embed(self.damp * mean.expand_as(diagonal))
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped_blocks)).diagonal(dim1=1, dim2=2)
+        lower, failed = torch.linalg.cholesky_ex(damped_blocks)
+        if bool(failed.any()):
+            raise DataError(
+                f"the Fisher matrix of {name} is singular with damp = {self.damp:g}: give a larger damp "
+                "(1e-4 is a good value)"
+            )
+        inverse = torch.cholesky_inverse(lower).diagonal(dim1=1, dim2=2)
         squares = weight.double().flatten().square()
         return (squares / (2 * inverse.flatten()[: len(squares)])).view(weight.shape)
 
