@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError
-from prunekit.graph import example_inputs, record
-from prunekit.graph.example_inputs import made_up_inputs
+from prunekit.graph import capture, record
+from prunekit.graph.capture import made_up_inputs
 from prunekit.models import LeNet5, LeNet300100, VGGSmall, resnet20
 
 
@@ -134,6 +134,6 @@ def test_the_network_is_recorded_once_where_the_first_attempt_fits(monkeypatch: 
         calls.append(args)
         return record.recorded(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(example_inputs, "recorded", counted)
+    monkeypatch.setattr(capture, "recorded", counted)
     made_up_inputs(LeNet5((1, 28, 28), 10))
     assert len(calls) == 1

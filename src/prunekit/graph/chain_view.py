@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError
-from prunekit.graph.capture import Inputs, captured_in
+from prunekit.graph.capture import Inputs, captured_in, made_up_inputs
 from prunekit.graph.captured import Captured, behind, leading_to, op_name
 from prunekit.graph.chain import NORMS, Chain, Function, Kind, Stage, linked, oddity, sees_entries, stage_of
-from prunekit.graph.example_inputs import made_up_inputs
 from prunekit.graph.groups import CouplingGraph
 from prunekit.graph.plan import traced
 from prunekit.graph.rows import LAYERS

@@ -25,8 +25,7 @@ from prunekit.graph import (
     traced,
     unit_masks,
 )
-from prunekit.graph.capture import Inputs
-from prunekit.graph.example_inputs import made_up_inputs
+from prunekit.graph.capture import Inputs, made_up_inputs
 from prunekit.masks import Masks, lowest_per_row
 from prunekit.models import Maxout
 from prunekit.parts.granularity.of_weights import Elements, Granularity, Weight
