@@ -13,10 +13,7 @@ from report_fixture import RESULTS, UNITS, Method, make_study, write_csv
 from prunekit.digests import write_json_with_digest
 from prunekit.report import write_report
 from prunekit.report.curves import PlotData
-from prunekit.report.points import ACCURACY, Point, points_of, spread_of
-from prunekit.report.read_tables import read_results
-from prunekit.report.style import svg_of
-from prunekit.report.unit_figures import (
+from prunekit.report.layers import (
     clustered,
     correlation_drawing,
     gain_sweep_drawing,
@@ -24,6 +21,9 @@ from prunekit.report.unit_figures import (
     regret_curves,
     regret_drawing,
 )
+from prunekit.report.points import ACCURACY, Point, points_of, spread_of
+from prunekit.report.read_tables import read_results
+from prunekit.report.style import svg_of
 from prunekit.study_files import read_study
 
 

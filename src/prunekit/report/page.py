@@ -26,7 +26,7 @@ from prunekit.report.findings import (
     max_compression_within_tolerance,
     study_overview,
 )
-from prunekit.report.layers import heat_drawing, layer_table, multiples_drawing
+from prunekit.report.layers import heat_drawing, layer_table, multiples_drawing, unit_drawings
 from prunekit.report.points import (
     Point,
     Primary,
@@ -43,7 +43,6 @@ from prunekit.report.points import (
 )
 from prunekit.report.read_tables import check_tables, read_layers, read_results, require_filled
 from prunekit.report.style import INK, inline, save, write_atomically
-from prunekit.report.unit_figures import unit_drawings
 from prunekit.study_files import (
     DENSE,
     LAYERS_CSV,
