@@ -1,7 +1,6 @@
 """What is known of each operator: one record for each, in files by kind."""
 
 from prunekit.graph.ops import (
-    creation,
     moves,
     pointwise,
     products,
@@ -13,7 +12,6 @@ from prunekit.graph.ops.registry import OPERATORS, Operator, operator_of
 __all__ = [
     "OPERATORS",
     "Operator",
-    "creation",
     "moves",
     "operator_of",
     "pointwise",

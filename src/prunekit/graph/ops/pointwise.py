@@ -1,4 +1,4 @@
-"""Arithmetic entry by entry, with broadcasting."""
+"""Arithmetic entry by entry, with broadcasting, and tensors made of numbers alone, such as zeros."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.graph.labels import Dim, Propagator, Value
+from prunekit.graph.labels import Dim, Propagator, Value, result_shape
+from prunekit.graph.ops.moves import resize_shape
 from prunekit.graph.ops.registry import ModuleSizes, Operator, operators, tensors_among
 
 
@@ -195,3 +196,50 @@ operators("tanhshrink", zero=zero_stays)
 operators("true_divide", zero=zero_of_quotient, saved="Scalar Tensor")
 operators("where", zero=zero_of_where, saved="ScalarOther ScalarSelf self")
 operators("xlogy", saved="Scalar_Other Scalar_Self Tensor")
+
+
+# ---- tensors made of sizes and numbers ---------------------------------------------------------------------
+
+
+def like(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
+    """Entries that are all alike, as many as x has."""
+    zero = "zeros" in propagator.operator
+    return tuple(dim._replace(zero=zero, origin=None) for dim in x)
+
+
+def new_like(propagator: Propagator, x: Value, size: Sequence[int], *_: Any, **__: Any) -> Value:
+    """Entries that are all alike, as many as the size says."""
+    return made(propagator, size)
+
+
+def made(propagator: Propagator, size: Sequence[int], *_: Any, **__: Any) -> Value:
+    """Entries that are all alike: any of them can be taken out."""
+    zero = "zeros" in propagator.operator
+    return tuple(Dim(count, propagator.labels.new(count) if count > 1 else None, zero) for count in size)
+
+
+def numbers(propagator: Propagator, *_: Any, **__: Any) -> Any:
+    """Entries with a meaning of their own, which cannot be taken out."""
+    return result_shape(propagator.val)
+
+
+def check_one_hot(arguments: Mapping[str, Any]) -> None:
+    """Refuse classes that are counted from the values."""
+    if not arguments.get("num_classes", -1) >= 1:
+        raise ValueError("the number of classes must be given")
+
+
+operators("bernoulli full_like ones_like rand_like randn_like zeros_like", labels=like, saved="default")
+operators("empty_like", labels=like)
+operators("empty", labels=made, resize=resize_shape)
+operators("full ones zeros", labels=made, resize=resize_shape, saved="default")
+operators("new_full new_ones new_zeros", labels=new_like, resize=resize_shape, saved="default")
+operators("_tensor_constant randperm tensor", labels=numbers)
+operators("arange", labels=numbers, saved="default start start_step")
+operators("eye", labels=numbers, saved="default m")
+operators("linspace scalar_tensor", labels=numbers, saved="default")
+operators("rand randn", labels=numbers, resize=resize_shape)
+operators("exponential normal_functional tril_indices triu_indices uniform zero", saved="default")
+operators("fill", saved="Scalar Tensor")
+operators("new_empty", resize=resize_shape)
+operators("one_hot", saved="default", check=check_one_hot)

@@ -1,4 +1,4 @@
-"""Pooling, interpolation and the reordering of channels and places."""
+"""Pooling, padding, interpolation and the reordering of channels and places."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from prunekit.graph.captured import argument
+from prunekit.graph.captured import argument, set_argument, shape_of
 from prunekit.graph.labels import GROUPS, Dim, Propagator, Value, along, merged, split
-from prunekit.graph.ops.moves import widened
-from prunekit.graph.ops.registry import Keeps, always, operators, resize_groups
+from prunekit.graph.ops.moves import laid, widened
+from prunekit.graph.ops.registry import Keeps, always, kept_along, operators, resize_groups
 
 
 def _places(propagator: Propagator, x: Value, places: int) -> list[Dim]:
@@ -138,3 +138,65 @@ operators(
     saved="default vec",
 )
 operators("grid_sampler", saved="default")
+
+
+def pad(
+    propagator: Propagator, x: Value, pads: Sequence[int], mode: Any = "constant", value: float | None = None
+) -> Value:
+    """Entries before and after each axis, from the last axis on."""
+    if not isinstance(mode, str):
+        mode, value = "constant", mode
+    result = list(x)
+    for index in range(len(pads) // 2):
+        before, after = pads[2 * index : 2 * index + 2]
+        axis = len(x) - 1 - index
+        if before == after == 0:
+            continue
+        dim = x[axis]
+        if mode != "constant" or min(before, after) < 0:
+            size = dim.size + before + after
+            propagator.freeze([dim], "is padded")
+            result[axis] = Dim(size)
+            continue
+        zero = not value
+        edges = [Dim(count, propagator.labels.new(count), zero) for count in (before, after)]
+        known = dim.labels is not None
+        result[axis] = (
+            laid([edges[0], dim, edges[1]]) if known or axis == 1 else Dim(dim.size + before + after)
+        )
+        result[axis] = result[axis]._replace(zero=result[axis].zero and zero)
+    return tuple(result)
+
+
+def mirrored(propagator: Propagator, x: Value, pads: Sequence[int]) -> Value:
+    """Edges filled from the inside."""
+    return pad(propagator, x, pads, "reflect")
+
+
+def resize_pads(node: fx.Node, keeps: Keeps) -> None:
+    """Edges that meet units which are taken out go with them."""
+    pads, rank = list(argument(node, "pad")), len(shape_of(node))
+    for index in range(len(pads) // 2):
+        flags = kept_along(node, keeps, rank - 1 - index)
+        before, after = pads[2 * index : 2 * index + 2]
+        if flags is not None and min(before, after) >= 0:
+            pads[2 * index] = int(flags[:before].sum())
+            pads[2 * index + 1] = int(flags[flags.size - after :].sum())
+    set_argument(node, "pad", pads)
+
+
+operators(
+    """
+    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    """,
+    labels=mirrored,
+    saved="default",
+)
+operators(
+    "constant_pad_nd pad",
+    labels=pad,
+    resize=resize_pads,
+    by_extent=lambda node: argument(node, "mode") not in ("reflect", "replicate", "circular"),
+    saved="default",
+)
+operators("replication_pad3d", saved="default")
