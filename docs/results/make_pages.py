@@ -310,7 +310,7 @@ def filled(page: Path) -> str:
 
 
 WITHOUT = re.compile(r"<!-- no CSV: ([^\n]+) -->\n.*?<!-- end -->", re.DOTALL)
-SPREAD = re.compile(r"(-?\d[\d,]*(?:\.\d+)?) ± (\d+(?:\.\d+)?)")
+SPREAD = re.compile(r"(-?\d[\d,]*(?:\.\d+)?)\s+±\s+(\d+(?:\.\d+)?)")
 MEASURES = re.compile(r"(train|validation|test)_\w+|sparsity")
 
 

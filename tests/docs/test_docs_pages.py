@@ -144,6 +144,6 @@ def test_a_table_without_its_file_and_an_unknown_key_are_refused(folder: Path) -
 def test_a_changed_cell_and_a_figure_in_the_text_are_found(folder: Path) -> None:
     page = folder / "README.md"
     spec = "<!-- figures\nas: '%'\ncolumns: {it: 0.2}\nrows: {A: odd}\n-->\n"
-    page.write_text(f"{spec}| old |\n<!-- end -->\nDense 96.0 ± 1.4, and 95.3 ± 1.0 at 40 %.\n")
+    page.write_text(f"{spec}| old |\n<!-- end -->\nDense 96.0 ±\n1.4, and 95.3 ± 1.0 at 40 %.\n")
     assert "| A | 52.50 ± 3.54 |" in tool.filled(page)
     assert tool.unknown_spreads(page) == ["95.3 ± 1.0"]
