@@ -32,6 +32,17 @@ its own, and say what is shown of the seeds' values:
 
 A cell is empty where the CSV has no such method, sparsity or step. What a page shows without a CSV stands
 between `<!-- no CSV: why -->` and `<!-- end -->`.
+
+A number with a decimal point in the text from "What was seen" on must stand in a table of the page, or be one
+of those rounded; else a comment must say where it is from:
+
+    <!-- also said
+    as: error in %
+    figures:                   of the CSV: one, or the difference of two
+      "0.6": [{method: ticket, sparsity: 0.79}, {method: random, sparsity: 0.79}]
+    others:                    what no CSV has
+      "0.5": the rate of dropout
+    -->
 """
 
 from __future__ import annotations
@@ -310,6 +321,8 @@ def filled(page: Path) -> str:
 
 
 WITHOUT = re.compile(r"<!-- no CSV: ([^\n]+) -->\n.*?<!-- end -->", re.DOTALL)
+ALSO_SAID = re.compile(r"<!-- also said\n(.*?)-->\n", re.DOTALL)
+NUMBER = re.compile(r"(?<![\w.,-])(?<!arXiv )\d[\d,]*\.\d+(?![\w.])")
 SPREAD = re.compile(r"(-?\d[\d,]*(?:\.\d+)?)\s+±\s+(\d+(?:\.\d+)?)")
 MEASURES = re.compile(r"(train|validation|test)_\w+|sparsity")
 
@@ -325,10 +338,47 @@ def unknown_spreads(page: Path) -> list[str]:
     unknown = []
     for match in SPREAD.finditer(unmarked(page)):
         error = 0.5 * 10.0 ** -len(match[1].partition(".")[2]) + 1e-9
-        mean, spread = (float(number.replace(",", "")) for number in match.groups())
+        mean, spread = (_as_number(number) for number in match.groups())
         if not any(abs(mean - one) <= error and abs(spread - other) <= error for one, other in known):
             unknown.append(match[0])
     return unknown
+
+
+def unknown_figures(page: Path) -> list[str]:
+    """Every number with a decimal point in what a page says of its results that is from nowhere.
+
+    A number that stands in a table by chance is not found, nor are whole numbers.
+    """
+    whole = page.read_text(encoding="utf-8")
+    tables = "".join(match[0][len(match[1]) :] for match in MARKED.finditer(whole))
+    known = [_as_number(number) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", tables)]
+    comment = ALSO_SAID.search(whole)
+    also = load_yaml(comment[1]) if comment else {}
+    unmarked_text = unmarked(page)
+    results = unmarked_text[max(0, unmarked_text.find("## What was seen")) :]
+    said = NUMBER.findall(SPREAD.sub("", ALSO_SAID.sub("", results)))
+    common = {name: value for name, value in also.items() if name in SETTINGS}
+    figures, others = also.get("figures", {}), also.get("others", {})
+    unknown = [f"{number} is not in the text" for number in {**figures, **others} if number not in said]
+    for number in dict.fromkeys(said):
+        error = 0.5 * 10.0 ** -len(number.partition(".")[2]) + 1e-9
+        if number in figures:
+            value = _difference(page.parent, [{**common, **asked} for asked in figures[number]])
+            if not abs(value - _as_number(number)) <= error:
+                unknown.append(f"{number} is {value:.4g}")
+        elif number not in others and not any(abs(_as_number(number) - each) <= error for each in known):
+            unknown.append(number)
+    return unknown
+
+
+def _difference(folder: Path, asked: list[dict[str, Any]]) -> float:
+    """The mean of one figure, or how far those of two are apart; NaN where the CSV has not one of them."""
+    means = [found.mean if (found := figure(folder, each)) else math.nan for each in asked]
+    return means[0] if len(means) == 1 else abs(means[0] - means[1])
+
+
+def _as_number(text: str) -> float:
+    return float(text.replace(",", ""))
 
 
 def _spreads(folder: Path) -> Iterable[tuple[float, float]]:

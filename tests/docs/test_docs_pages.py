@@ -31,6 +31,13 @@ def test_a_mean_with_its_spread_in_the_text_is_one_of_the_csv_files(page: Path) 
     assert tool.unknown_spreads(page) == []
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent.name not in TABLES_OF_THEIR_OWN], ids=name_of
+)
+def test_a_figure_in_the_text_stands_in_a_table_or_says_where_it_is_from(page: Path) -> None:
+    assert tool.unknown_figures(page) == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_other_table_stands_in_a_page(page: Path) -> None:
     other = re.findall(r"^\|.*$", tool.unmarked(page), re.MULTILINE)
@@ -147,3 +154,24 @@ def test_a_changed_cell_and_a_figure_in_the_text_are_found(folder: Path) -> None
     page.write_text(f"{spec}| old |\n<!-- end -->\nDense 96.0 ±\n1.4, and 95.3 ± 1.0 at 40 %.\n")
     assert "| A | 52.50 ± 3.54 |" in tool.filled(page)
     assert tool.unknown_spreads(page) == ["95.3 ± 1.0"]
+
+
+def test_a_number_in_the_text_that_no_table_has_is_found(folder: Path) -> None:
+    """B loses 95.0 - 52.5 = 42.5 points against A, which 42.4 would not say."""
+    page = folder / "README.md"
+    table = "<!-- figures\nas: '%'\ncolumns: {it: 0.2}\nrows: {A: even, B: odd}\n-->\n<!-- end -->\n"
+    said = "7.7\n## What was seen\n{}A has 95.0, B 52.5; 0.25 is set, arXiv 1701.04465.\nThat is {}.\n"
+    also = (
+        "<!-- also said\nas: '%'\nfigures:\n  '{}': [{{method: even, step: 1}}, {{method: odd}}]\n"
+        "others:\n  '0.25': a setting\n-->\n"
+    )
+    page.write_text(table)
+    page.write_text(tool.filled(page) + said.format("", "42.5 less"))
+    assert tool.unknown_figures(page) == ["0.25", "42.5"]
+    page.write_text(table)
+    page.write_text(tool.filled(page) + said.format(also.format("42.5"), "42.5 less"))
+    assert tool.unknown_figures(page) == []
+    page.write_text(page.read_text().replace("42.5", "42.4"))
+    assert tool.unknown_figures(page) == ["42.4 is 42.5"]
+    page.write_text(page.read_text().replace("That is 42.4", "That is much"))
+    assert tool.unknown_figures(page) == ["42.4 is not in the text"]
