@@ -28,6 +28,7 @@ its own, and say what is shown of the seeds' values:
     show: mean ± sd, each
     show: zeros                how many of them are 0
     show: removed at loss      by seed, how many elements go before more than `loss` of the metric is lost
+    show: least                by seed, the least `of` (a column) with the metric `at_most` so much, or -
     minus: dense               the difference from this method, seed by seed
 
 A cell is empty where the CSV has no such method, sparsity or step. What a page shows without a CSV stands
@@ -72,10 +73,10 @@ SCALES: Mapping[str, tuple[float, float]] = {
 }
 """What is added to a value of the CSV and by what it is multiplied before."""
 
-SHOWN = ("mean ± sd", "mean", "each", "mean ± sd, each", "zeros", "removed at loss")
+SHOWN = ("mean ± sd", "mean", "each", "mean ± sd, each", "zeros", "removed at loss", "least")
 SETTINGS: Mapping[str, Any] = {
     **{"table": "results.csv", "metric": "test_accuracy", "as": "value", "digits": 2, "significant": None},
-    **{"show": "mean ± sd", "minus": None, "loss": None},
+    **{"show": "mean ± sd", "minus": None, "loss": None, "of": None, "at_most": None},
 }
 KEYS = {"corner", "bold", "rows", "columns", *SETTINGS}
 Line = Mapping[str, str]
@@ -114,8 +115,8 @@ class Figure:
 
     def __str__(self) -> str:
         each = ", ".join(self._number(value, self._places(value)) for value in self.values)
-        if self.show == "removed at loss":
-            return ", ".join(f"{value:.0f}" for value in self.values)
+        if self.unit == "elements":
+            return ", ".join("-" if math.isnan(value) else f"{value:.0f}" for value in self.values)
         if self.show == "zeros":
             return str(sum(value == 0 for value in self.values))
         if self.show == "each":
@@ -194,6 +195,9 @@ def figure(folder: Path, asked: Mapping[str, Any]) -> Figure | None:
     if settings["show"] == "removed at loss":
         values = _removed_at_loss(lines, conditions, metric, settings["loss"])
         return Figure(values, 0, None, settings["show"], metric, "elements")
+    if settings["show"] == "least":
+        values = _least(lines, conditions, metric, settings["at_most"], settings["of"])
+        return Figure(values, 0, None, settings["show"], metric, "elements")
     found = chosen(lines, conditions)
     if not found:
         return None
@@ -231,6 +235,22 @@ def _removed_at_loss(
             so_far = int(line["prunable"]) - int(line["kept"])
         removed.append(so_far)
     return tuple(removed)
+
+
+def _least(
+    lines: tuple[Line, ...], conditions: Mapping[str, Any], metric: str, at_most: float, of: str
+) -> tuple[float, ...]:
+    """By seed, the least value of a column where the metric is at most so much; NaN if it never is."""
+    found: dict[str, float] = {}
+    for line in lines:
+        if all(_holds(line, *each, {}) for each in conditions.items()):
+            reached = float(line[of]) if _number_in(line, metric) <= at_most else math.nan
+            found[line["seed"]] = min(reached, found.get(line["seed"], math.nan), key=_nan_last)
+    return tuple(found[seed] for seed in sorted(found, key=int))
+
+
+def _nan_last(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def table(folder: Path, text: str) -> str:

@@ -1,5 +1,6 @@
 """The figures in the pages of docs/results are those of the CSV files beside them."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -11,8 +12,7 @@ from prunekit.errors import DataError, InputError
 tool = load_tool("results/make_pages")
 PAGES = sorted(tool.RESULTS.glob("*/README.md"))
 TABLES_OF_THEIR_OWN = {
-    "any-network": "structures and times of single networks, which have no seeds",
-    "cascade": "units needed by seed, which research/cascade.py prints",
+    "any-network": "structures and times of single networks, which have no seeds; see the last test",
     "filters-cifar": "a new run is under way",
 }
 
@@ -108,6 +108,8 @@ def test_a_lead_within_the_spreads_is_not_bold(folder: Path) -> None:
         ("{method: dense, metric: sparsity, show: zeros}", "2"),
         ("{method: even, show: removed at loss, loss: 0.01}", "2, 4"),
         ("{method: odd, show: removed at loss, loss: 0.01}", "0, 0"),
+        ("{method: even, metric: test_loss, show: least, of: kept, at_most: 0.5}", "6, 8"),
+        ("{method: even, metric: test_loss, show: least, of: kept, at_most: 0.2}", "8, -"),
     ],
 )
 def test_every_form_of_a_figure_by_hand(folder: Path, asked: str, shown: str) -> None:
@@ -175,3 +177,23 @@ def test_a_number_in_the_text_that_no_table_has_is_found(folder: Path) -> None:
     assert tool.unknown_figures(page) == ["42.4 is 42.5"]
     page.write_text(page.read_text().replace("That is 42.4", "That is much"))
     assert tool.unknown_figures(page) == ["42.4 is not in the text"]
+
+
+def test_the_table_of_any_network_is_its_csv_file() -> None:
+    folder = tool.RESULTS / "any-network"
+    with (folder / "results.csv").open(newline="") as file:
+        networks = [
+            [
+                *(line[name] for name in ("network", "prunable groups", "frozen groups")),
+                *(f"{int(line[name]):,}" for name in ("parameters", "parameters after")),
+                *(line[name] for name in ("form", "largest relative difference", "seconds")),
+            ]
+            for line in csv.DictReader(file)
+        ]
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"^\| network \| groups.*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    assert rows_of(shown[0])[2:] == networks
+    proven = sum(line[5] == "modules" for line in networks)
+    assert f"All {len(networks)} networks" in page
+    assert f"{proven} as smaller modules" in page
