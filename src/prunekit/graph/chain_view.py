@@ -63,14 +63,13 @@ def chain_view(model: nn.Module, found: CouplingGraph, *, inputs: bool = False) 
     """The chain that a captured graph is.
 
     Args:
-        model: the network.
+        model: the network, without wrappers.
         found: its plan with its graphs.
         inputs: whether the network's input features are a group, too.
 
     Raises:
         ModelError: naming the first layer that is no link of a chain, with the reason.
     """
-    model = unwrap(model)
     graph = found.graphs[0]
     stages = list(_PathReader(model, graph, [_input(model, graph)]).stages())
     return linked(stages, found.plan, inputs=inputs)

@@ -48,7 +48,7 @@ class Coupled:
     """Coupled groups whose units are counted, and how what their members say is put together.
 
     Attributes:
-        model: the network.
+        model: the network, without wrappers.
         traced: its plan with its graphs.
         names: of the groups.
         example_inputs: on which the network was traced.

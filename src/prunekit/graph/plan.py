@@ -162,7 +162,7 @@ def groups(
         InputError: where `ignore` matches nothing or the inputs are of no usable kind.
         ModelError: where the network cannot be exported, with the line at which it fails.
     """
-    return traced(model, example_inputs, ignore=ignore, residual=residual).plan
+    return traced(unwrap(model), example_inputs, ignore=ignore, residual=residual).plan
 
 
 def traced(
@@ -173,12 +173,11 @@ def traced(
     residual: bool = False,
     inputs: bool = False,
 ) -> CouplingGraph:
-    """The same plan, with the graphs and the labels of all their nodes; raises as `groups` does.
+    """The same plan of a network without wrappers, with the graphs and the labels of all their nodes.
 
     With `inputs` the features that the network reads are a group, too, where it has one input of real numbers
-    and single features can be left out.
+    and single features can be left out. Raises as `groups` does.
     """
-    model = unwrap(model)
     ignored = _ignored(model, ignore)
     graphs = captured(model, example_inputs)
     for features in features_of(graphs[0]) if inputs else ():

@@ -108,7 +108,7 @@ def unit_masks(
     and, which is what counts, its columns in the layers that read it.
 
     Args:
-        model: the network.
+        model: the network, without wrappers.
         plan: its groups.
         kept: for some of them (units,) boolean flags, True = kept.
         allow_empty: whether a group may lose all its units.
@@ -119,7 +119,6 @@ def unit_masks(
     Raises:
         InputError: for an unknown group, or flags that are not boolean, of another length or all False.
     """
-    model = unwrap(model)
     parameters = dict(model.named_parameters())
     masks = {}
     for name, axes in axes_after(model, plan, _flags(plan, kept, allow_empty)).items():

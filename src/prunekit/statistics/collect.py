@@ -17,7 +17,6 @@ from prunekit.errors import DataError
 from prunekit.graph import Coupled
 from prunekit.losses import Loss
 from prunekit.modes import keeping_modes
-from prunekit.targets import unwrap
 
 Key = TypeVar("Key")
 
@@ -138,14 +137,14 @@ def collect(
     requests = list(dict.fromkeys(needs))
     if not requests:
         return {}
-    inner = unwrap(subject.model)
-    subject = replace(subject, model=inner, loss=loss, shared={})
+    model = subject.model
+    subject = replace(subject, loss=loss, shared={})
     needs_loss = any(request.needs_loss for request in requests)
     needs_forward = needs_loss or any(request.needs_forward for request in requests)
-    followed = map(inner.get_parameter, subject.names) if needs_loss else ()
-    with keeping_modes(inner), following(followed):
+    followed = map(model.get_parameter, subject.names) if needs_loss else ()
+    with keeping_modes(model), following(followed):
         collectors = [request.start(subject) for request in requests]
-        inner.eval()
+        model.eval()
         seen = 0
         for inputs, targets in batches:
             value = torch.tensor(torch.nan)
@@ -154,7 +153,7 @@ def collect(
                     for collector in collectors:
                         stack.enter_context(collector.watching())
                     stack.enter_context(torch.set_grad_enabled(needs_loss))
-                    outputs = inner(inputs)
+                    outputs = model(inputs)
                     if needs_loss:
                         value = loss(outputs, targets)
             if needs_loss and not bool(torch.isfinite(value)):
@@ -164,7 +163,7 @@ def collect(
             for collector in collectors:
                 collector.batch((inputs, targets), value)
             seen += 1
-        _check_seen(inner, seen, additive=all(request.additive for request in requests))
+        _check_seen(model, seen, additive=all(request.additive for request in requests))
         return {request: one.finish() for request, one in zip(requests, collectors, strict=True)}
 
 

@@ -20,7 +20,6 @@ from prunekit.graph.capture import arguments, captured_in, tensors_of
 from prunekit.graph.captured import Captured, op_name
 from prunekit.losses import Loss
 from prunekit.modes import evaluating
-from prunekit.targets import unwrap
 from prunekit.units.chain_derivatives import along
 from prunekit.units.program import Program, Suffix, bytes_of, called, read_last, without_writes, writes_shared
 from prunekit.units.runner import BUDGET_BYTES, Run, Runner
@@ -43,7 +42,7 @@ class GraphRunner(Runner):
     ):
         super().__init__(coupled, groups, budget_bytes)
         self._coupled = coupled
-        self._model = unwrap(coupled.model)
+        self._model = coupled.model
         traced = coupled.traced.graphs[0]
         self._programs: dict[object, Program] = coupled.prepared.setdefault(GraphRunner, {})
         shapes = traced.shapes
