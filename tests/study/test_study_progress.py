@@ -57,6 +57,21 @@ def test_work_of_an_earlier_run_says_nothing_of_the_pace(clock):
     assert eta.left() == pytest.approx(10)
 
 
+def test_the_slow_first_steps_of_a_process_are_no_pace(clock):
+    """A first epoch of 10 s, in which the machine reads its libraries, and others of 0.1 s."""
+    tasks = [task(str(number)) for number in range(40)]
+    eta = ETA(tasks, 1, clock)
+    eta.started(tasks[0])
+    eta.progressed(tasks[0], 0.0)
+    clock.now += 10
+    eta.progressed(tasks[0], 0.1)
+    assert eta.left() is None
+    for epoch in range(2, 6):
+        clock.now += 0.1
+        eta.progressed(tasks[0], epoch / 10)
+    assert eta.left() == pytest.approx(10.4 / 50 * (4000 - 50))
+
+
 def test_workers_share_the_tasks_but_not_a_task(clock):
     tasks = [task("a"), task("b"), task("c"), task("d", 1000.0)]
     eta = ETA(tasks, 2, clock)

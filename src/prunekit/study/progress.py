@@ -18,6 +18,10 @@ from prunekit.study.tasks import Failure, Task, Watcher
 FIRST_GUESS = 3.0
 """Seconds of work to have seen before a guess of the time left is worth telling."""
 
+FIRST_WORDS = 5
+"""Words of tasks to have heard before, unless they said that a hundredth of the work is done: the first steps
+of a process are many times as slow as all others."""
+
 log = logging.getLogger("prunekit.study")
 
 EVERY = 15.0
@@ -53,6 +57,7 @@ class ETA(Watcher):
         self._clock = clock
         self._work = 0.0
         self._seconds = 0.0
+        self._words = 0
         self._began = clock()
         self.tasks = len(tasks)
         self.ended = 0
@@ -78,6 +83,7 @@ class ETA(Watcher):
         else:
             self._work += record.cost * max(fraction - record.fraction, 0.0)
             self._seconds += now - record.heard
+            self._words += 1
         record.fraction, record.heard = fraction, now
 
     def finished(self, task: Task, seconds: float, failure: Failure | None) -> None:
@@ -102,7 +108,9 @@ class ETA(Watcher):
         """
         if self.ended == self.tasks:
             return 0.0
-        if self._seconds < FIRST_GUESS or not self._work:
+        whole = sum(record.cost for record in self._progress_of.values())
+        few = self._words < FIRST_WORDS and self._work < 0.01 * whole
+        if self._seconds < FIRST_GUESS or few or not self._work:
             return None
         rate = self._work / self._seconds
         lengths = [self._length(record, rate) for record in self._progress_of.values()]
