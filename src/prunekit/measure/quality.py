@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.errors import InputError, ModelError
+from prunekit.losses import Loss
 from prunekit.measure.forward_pass import device_of
 from prunekit.modes import evaluating
 from prunekit.settings import WHOLE, whole
 
 Task = Literal["classification", "regression"]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
