@@ -194,10 +194,10 @@ def figure(folder: Path, asked: Mapping[str, Any]) -> Figure | None:
         raise InputError(f"metric: {metric!r} is no column of the table; it has {', '.join(lines[0])}")
     if settings["show"] == "removed at loss":
         values = _removed_at_loss(lines, conditions, metric, settings["loss"])
-        return Figure(values, 0, None, settings["show"], metric, "elements")
+        return Figure(values, 0, None, settings["show"], metric, "elements") if values else None
     if settings["show"] == "least":
         values = _least(lines, conditions, metric, settings["at_most"], settings["of"])
-        return Figure(values, 0, None, settings["show"], metric, "elements")
+        return Figure(values, 0, None, settings["show"], metric, "elements") if values else None
     found = chosen(lines, conditions)
     if not found:
         return None
@@ -228,6 +228,8 @@ def _removed_at_loss(
     for seed, whole in dense.items():
         steps = [line for line in lines if line["seed"] == seed]
         steps = [line for line in steps if all(_holds(line, *each, {}) for each in conditions.items())]
+        if not steps:
+            return ()
         so_far = 0
         for line in sorted(steps, key=lambda line: int(line["step"])):
             if whole - _number_in(line, metric) > loss + 1e-9:

@@ -123,6 +123,8 @@ def test_every_form_of_a_figure_by_hand(folder: Path, asked: str, shown: str) ->
     [
         ("evn", "{step: 1}", "the row 'A' is empty"),
         ("even", "0.3", "the row 'A' is empty"),
+        ("evn", "{show: removed at loss, loss: 0.01}", "the row 'A' is empty"),
+        ("evn", "{show: least, of: kept, at_most: 1}", "the row 'A' is empty"),
         ("even", "{layer: fc1}", "'layer' is no column of the table; it has method, cell, seed"),
         ("even", "{metric: test_top5}", "metric: 'test_top5' is no column"),
         ("even", "{}", "more than one line of seed 0"),
