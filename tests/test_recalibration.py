@@ -196,7 +196,10 @@ def test_norms_that_do_not_run_keep_their_statistics_and_others_have_the_mean_of
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ((torch.randn(1, 4), torch.zeros(1, dtype=torch.int64)), "recalibrate: norms .* on a single example"),
+        (
+            (torch.randn(1, 4), torch.zeros(1, dtype=torch.int64)),
+            "recalibrate: norms .* on batches of a single example",
+        ),
         ((torch.full((9, 4), torch.nan), torch.arange(9) % 3), "recalibrate: the statistics .* not finite"),
         ((torch.full((9, 4), 1e30), torch.arange(9) % 3), "recalibrate: the statistics .* not finite"),
     ],

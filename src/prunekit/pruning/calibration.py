@@ -235,8 +235,8 @@ def _measure_norms(
             if largest > 1:
                 raise
             wrong = DataError(
-                f"recalibrate: norms cannot be measured on a single example ({said(error)}): give more, or "
-                "set 'recalibrate' to false"
+                f"recalibrate: norms cannot be measured on batches of a single example ({said(error)}): give "
+                "larger ones, or set 'recalibrate' to false"
             )
         finally:
             for hook in hooks:

@@ -55,3 +55,11 @@ def test_a_matrix_that_so_little_damping_leaves_singular_is_named():
     model, (inputs, targets) = perceptron()
     with pytest.raises(DataError, match=r"Fisher matrix of \d.weight is singular with damp = 1e-300: give a"):
         scored(BlockFisher(damp=1e-300), model, (inputs[:3], targets[:3]))
+
+
+def test_a_block_is_at_most_all_of_a_tensor():
+    """So many numbers of so large a block would fill no memory there is."""
+    model, data = perceptron()
+    whole = scored(BlockFisher(block=max(each.numel() for each in model.parameters())), model, data)
+    for name, each in scored(BlockFisher(block=10**9), model, data).items():
+        torch.testing.assert_close(each, whole[name])

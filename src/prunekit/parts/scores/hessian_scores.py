@@ -185,7 +185,8 @@ class BlockFisher(Score):
     weight's memory; what lies outside of the blocks is left out.
 
     Attributes:
-        block: weights in a block; memory grows with it: so many float64 numbers for each weight.
+        block: weights in a block, at most all of a tensor; memory grows with it: so many float64 numbers for
+            each weight.
         damp: added to the diagonal, relative to its mean over the weight tensor.
     """
 
@@ -228,7 +229,7 @@ class FisherBlocks(Statistic):
     """By weight: (blocks, size, size) float64, the diagonal blocks of the loss's empirical Fisher matrix.
 
     The mean over examples of g g', with g the gradient of an example's loss, flattened and cut into blocks of
-    consecutive weights; the last block is filled up with zeros.
+    consecutive weights; the last block is filled up with zeros. A smaller tensor is one block.
 
     Attributes:
         size: weights in a block.
@@ -249,23 +250,27 @@ class _FisherBlocks(Collector):
     _TOGETHER = 32  # examples whose gradients are held at once
 
     def __init__(self, subject: StatContext, size: int) -> None:
-        self._subject, self._size = subject, size
+        self._subject = subject
         self._weights = {
             name: subject.model.get_parameter(name).detach().requires_grad_() for name in subject.names
         }
         self._sums = {
-            name: torch.zeros(-(-len(flat) // size), size, size, dtype=torch.float64, device=flat.device)
-            for name, flat in ((name, weight.flatten()) for name, weight in self._weights.items())
+            name: self._blocks(weight.numel(), min(size, weight.numel()), weight.device)
+            for name, weight in self._weights.items()
         }
         self._examples = 0
+
+    @staticmethod
+    def _blocks(weights: int, size: int, device: torch.device) -> Tensor:
+        return torch.zeros(-(-weights // size), size, size, dtype=torch.float64, device=device)
 
     def batch(self, batch: Batch, loss: Tensor) -> None:
         for inputs, targets in zip(*(torch.split(each, self._TOGETHER) for each in batch), strict=True):
             gradients = [self._gradients(*example) for example in zip(inputs, targets, strict=True)]
             for total, each in zip(self._sums.values(), zip(*gradients, strict=True), strict=True):
                 flat = torch.stack([gradient.flatten() for gradient in each]).double()
-                missing = len(total) * self._size - flat.shape[1]
-                rows = F.pad(flat, (0, missing)).view(len(flat), -1, self._size).movedim(0, 1)
+                missing = len(total) * total.shape[1] - flat.shape[1]
+                rows = F.pad(flat, (0, missing)).view(len(flat), -1, total.shape[1]).movedim(0, 1)
                 total.baddbmm_(rows.mT, rows)
             self._examples += len(inputs)
 
