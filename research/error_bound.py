@@ -14,8 +14,8 @@ from prunekit.errors import InputError, ModelError
 from prunekit.graph import Chain, Stage, chain_of
 from prunekit.graph.chain import NORMS
 from prunekit.graph.rows import LAYERS, Layer
-from prunekit.measure.forward_pass import device_of
 from prunekit.modes import evaluating
+from prunekit.targets import device_of
 
 
 def error_bound(layer_errors: Sequence[float] | Tensor, norms: Sequence[float] | Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 
 import torch
 from torch import nn
@@ -55,6 +56,12 @@ def uncompiled(model: nn.Module) -> nn.Module:
     while hasattr(model, "_orig_mod"):
         model = model._orig_mod  # type: ignore[assignment]
     return model
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU if it has none."""
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def owner_of(model: nn.Module, name: str) -> nn.Module:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -326,3 +327,58 @@ def _units_between(producer: Stage | None, consumer: Stage, plan: GroupPlan) -> 
                 return UnitGroup(name, group.units, consumer.name, repeat)
             frozen = frozen or group.frozen
     return f"{consumer.name!r} does not read its units one by one" + (f", and it {frozen}" if frozen else "")
+
+
+# ---- layers that read units ----
+
+# these overwrite their input: they are only run on buffers that belong to this package
+_IN_PLACE: dict[object, Function] = {
+    kind: function
+    for kinds, function in (
+        ((nn.Sigmoid, "sigmoid"), torch.sigmoid_),
+        ((nn.Tanh, "tanh"), torch.tanh_),
+        ((nn.ReLU, "relu"), torch.relu_),
+    )
+    for kind in kinds
+}
+
+
+def in_place(stage: Stage) -> Function:
+    """A function that does what a stage does, and may overwrite its input."""
+    kind = type(stage.module) if stage.module is not None else getattr(stage.run, "target", "")
+    return _IN_PLACE.get(kind, stage.run)
+
+
+def unit_dim(consumer: Stage, x: Tensor) -> int:
+    """The dimension of a consumer's input that units lie along: the last one for a linear layer, else 1."""
+    return x.dim() - 1 if isinstance(consumer.module, nn.Linear) else 1
+
+
+def with_gains(x: Tensor, group: UnitGroup, dim: int, gains: Tensor) -> Tensor:
+    """A consumer's input, each unit multiplied by its gain; gains: (units,)."""
+    gains = gains.to(x.dtype).repeat_interleave(group.repeat)
+    return x * gains.view(-1, *[1] * (x.dim() - dim - 1))
+
+
+def weight_of(consumer: Stage) -> Tensor:
+    """A layer's weights (outputs, inputs, ...)."""
+    return cast(Tensor, getattr(consumer.module, "weight")).detach()  # noqa: B009
+
+
+def weights_by_unit(consumer: Stage, group: UnitGroup) -> Tensor:
+    """The consumer's weights as (units, outputs, repeat, ...), the kernel's sizes at the end."""
+    return torch.unflatten(weight_of(consumer), 1, (group.units, group.repeat)).transpose(0, 1)
+
+
+def bias_of(consumer: Stage) -> Tensor | None:
+    """A layer's biases (outputs,), if it has any."""
+    bias: Tensor | None = getattr(consumer.module, "bias")  # noqa: B009
+    return None if bias is None else bias.detach()
+
+
+def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """A linear layer on (..., features, n)."""
+    if bias is not None and x.dim() == 2:
+        return torch.addmm(bias.unsqueeze(1), weight, x)
+    y = torch.matmul(weight, x)
+    return y if bias is None else y.add_(bias.unsqueeze(1))

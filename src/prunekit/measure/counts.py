@@ -20,8 +20,9 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from prunekit.errors import ModelError
-from prunekit.measure.forward_pass import ExampleInputs, arguments, device_of
+from prunekit.measure.forward_pass import ExampleInputs, arguments
 from prunekit.modes import evaluating
+from prunekit.targets import device_of
 
 
 @dataclass(frozen=True)

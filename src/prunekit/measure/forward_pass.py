@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -20,14 +19,9 @@ from torch.utils._pytree import tree_leaves
 from prunekit.errors import InputError
 from prunekit.modes import evaluating
 from prunekit.settings import WHOLE, whole
+from prunekit.targets import device_of
 
 ExampleInputs = Tensor | tuple[Tensor, ...]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU if it has none."""
-    first = next(chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def arguments(example_inputs: ExampleInputs, device: torch.device) -> tuple[Tensor, ...]:

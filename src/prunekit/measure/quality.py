@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from prunekit.errors import InputError, ModelError
 from prunekit.losses import Loss
-from prunekit.measure.forward_pass import device_of
 from prunekit.modes import evaluating
 from prunekit.settings import WHOLE, whole
+from prunekit.targets import device_of
 
 Task = Literal["classification", "regression"]
 

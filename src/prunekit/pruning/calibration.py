@@ -16,13 +16,13 @@ from prunekit.batches import Batch, Batches, TensorBatches
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, said
 from prunekit.losses import LOSSES, Loss, default_loss, out_of_range
 from prunekit.masks import Masks
-from prunekit.measure.forward_pass import device_of
 from prunekit.modes import Snapshot, evaluating, keeping_modes
 from prunekit.parts.granularity import Elements
 from prunekit.parts.stopping import Stop
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive, keeping_generators
 from prunekit.statistics.collect import average, count_processes, sum_over_processes
+from prunekit.targets import device_of
 from prunekit.training import copy_state
 
 BATCH = 256

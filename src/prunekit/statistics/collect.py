@@ -26,7 +26,7 @@ class StatContext:
     """What a statistic is collected of, and what the collectors of one pass share.
 
     Attributes:
-        model: the network.
+        model: the network, without wrappers.
         names: the parameters that are of interest, by full name.
         coupled: coupled groups of any network, where their units are counted.
         kept: by group of units, (units,) booleans: False for those that are off already.

@@ -16,15 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prunekit.units.chain_suffix import (
-    contributions,
-    in_place,
-    run_behind,
-    unit_dim,
-    weight_of,
-    weights_by_unit,
-    with_gains,
-)
+from prunekit.graph.chain import in_place, unit_dim, weight_of, weights_by_unit, with_gains
+from prunekit.units.chain_suffix import contributions, run_behind
 from prunekit.units.runner import CrossEntropyDelta, LossDelta
 
 if TYPE_CHECKING:

@@ -11,20 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph.chain import Chain, Kind, Stage, UnitGroup
-from prunekit.losses import Loss
-from prunekit.modes import evaluating
-from prunekit.units.chain_derivatives import adjoints, second_derivatives
-from prunekit.units.chain_suffix import (
-    batched_suffix,
+from prunekit.graph.chain import (
+    Chain,
+    Kind,
+    Stage,
+    UnitGroup,
     bias_of,
-    contributions,
     linear,
-    mlp_suffix,
     unit_dim,
     weight_of,
     with_gains,
 )
+from prunekit.losses import Loss
+from prunekit.modes import evaluating
+from prunekit.units.chain_derivatives import adjoints, second_derivatives
+from prunekit.units.chain_suffix import batched_suffix, contributions, mlp_suffix
 from prunekit.units.runner import BUDGET_BYTES, Run, Runner
 
 _IDLE = (

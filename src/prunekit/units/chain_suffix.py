@@ -19,7 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.graph.chain import Function, Stage, UnitGroup
+from prunekit.graph.chain import (
+    Function,
+    Stage,
+    UnitGroup,
+    bias_of,
+    in_place,
+    linear,
+    unit_dim,
+    weight_of,
+    weights_by_unit,
+    with_gains,
+)
 from prunekit.graph.rows import windows
 from prunekit.units.runner import CrossEntropyDelta
 
@@ -31,43 +42,6 @@ _LIMITS = {
     torch.float32: 80.0,
     torch.float64: 600.0,
 }  # exp() of these and of their negatives is finite and > 0
-# these overwrite their input: they are only run on buffers that belong to this package
-_IN_PLACE: dict[object, Function] = {
-    kind: function
-    for kinds, function in (
-        ((nn.Sigmoid, "sigmoid"), torch.sigmoid_),
-        ((nn.Tanh, "tanh"), torch.tanh_),
-        ((nn.ReLU, "relu"), torch.relu_),
-    )
-    for kind in kinds
-}
-
-
-def in_place(stage: Stage) -> Function:
-    """A function that does what a stage does, and may overwrite its input."""
-    kind = type(stage.module) if stage.module is not None else getattr(stage.run, "target", "")
-    return _IN_PLACE.get(kind, stage.run)
-
-
-def unit_dim(consumer: Stage, x: Tensor) -> int:
-    """The dimension of a consumer's input that units lie along: the last one for a linear layer, else 1."""
-    return x.dim() - 1 if isinstance(consumer.module, nn.Linear) else 1
-
-
-def with_gains(x: Tensor, group: UnitGroup, dim: int, gains: Tensor) -> Tensor:
-    """A consumer's input, each unit multiplied by its gain; gains: (units,)."""
-    gains = gains.to(x.dtype).repeat_interleave(group.repeat)
-    return x * gains.view(-1, *[1] * (x.dim() - dim - 1))
-
-
-def weight_of(consumer: Stage) -> Tensor:
-    """A layer's weights (outputs, inputs, ...)."""
-    return cast(Tensor, getattr(consumer.module, "weight")).detach()  # noqa: B009
-
-
-def weights_by_unit(consumer: Stage, group: UnitGroup) -> Tensor:
-    """The consumer's weights as (units, outputs, repeat, ...), the kernel's sizes at the end."""
-    return torch.unflatten(weight_of(consumer), 1, (group.units, group.repeat)).transpose(0, 1)
 
 
 def contributions(
@@ -197,20 +171,6 @@ def _restricted(now: ActivationCache, place: int) -> tuple[Tensor, Tensor | None
     if after is not None:
         weight, bias = weight[after], None if bias is None else bias[after]
     return weight, bias
-
-
-def bias_of(consumer: Stage) -> Tensor | None:
-    """A layer's biases (outputs,), if it has any."""
-    bias: Tensor | None = getattr(consumer.module, "bias")  # noqa: B009
-    return None if bias is None else bias.detach()
-
-
-def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """A linear layer on (..., features, n)."""
-    if bias is not None and x.dim() == 2:
-        return torch.addmm(bias.unsqueeze(1), weight, x)
-    y = torch.matmul(weight, x)
-    return y if bias is None else y.add_(bias.unsqueeze(1))
 
 
 def _cross_entropy(
