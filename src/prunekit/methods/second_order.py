@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prunekit.parts.allocation import OWL, PerLayer
 from prunekit.parts.repair import MaskedLeastSquares, OBSRefit, OBSUpdate, SparseGPTUpdate
 from prunekit.parts.retrain import Continued, FineTune
@@ -28,27 +30,35 @@ __all__ = [
 ]
 
 
+Form = Literal["exact", "published"]
+
+
 @method
-def obd(sparsity: float = 0.9) -> Recipe:
+def obd(sparsity: float = 0.9, form: Form = "exact") -> Recipe:
     """Optimal brain damage: the least w^2 h / 2 by the diagonal of the loss's Hessian, in one step.
 
     Paper: LeCun, Denker, Solla 1990, NIPS 2
     """
-    return Recipe(score=OBD(), schedule=OneShot(sparsity=sparsity))
+    return Recipe(score=OBD(form=form), schedule=OneShot(sparsity=sparsity))
 
 
 @method
 def iterative_obd(
-    sparsity: float = 0.9, steps: int = 10, epochs: float = 5, training: TrainingLike = None
+    sparsity: float = 0.9,
+    steps: int = 10,
+    epochs: float = 5,
+    training: TrainingLike = None,
+    form: Form = "exact",
 ) -> Recipe:
     """Optimal brain damage in rounds: remove the same share of what is left, retrain, repeat.
 
-    The curvature is the exact Gauss-Newton diagonal, see the score `obd`, in place of the paper's recursion.
+    The curvature is the exact Gauss-Newton diagonal, see the score `obd`, or with `form="published"` that of
+    the paper's recursion, for chains of layers.
 
     Paper: LeCun, Denker, Solla 1990, NIPS 2
     """
     return Recipe(
-        score=OBD(),
+        score=OBD(form=form),
         schedule=Geometric(sparsity=sparsity, steps=steps),
         retrain=FineTune(training=training_of(epochs, training)),
     )

@@ -11,7 +11,7 @@ from prunekit.statistics.collect import (
     means_over_processes,
     sum_over_processes,
 )
-from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal
+from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal, RecursiveDiagonal
 from prunekit.statistics.inputs import (
     ChannelCovariance,
     ChannelMagnitude,
@@ -52,6 +52,7 @@ __all__ = [
     "MeanGradient",
     "Moments",
     "OracleChange",
+    "RecursiveDiagonal",
     "Relevance",
     "StatContext",
     "Statistic",

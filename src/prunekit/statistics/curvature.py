@@ -1,4 +1,4 @@
-"""The Gauss-Newton Hessian of the loss by the weights: whole for small networks, its diagonal for any."""
+"""The Gauss-Newton Hessian of the loss by the weights, whole or its diagonal; the diagonal by recursion."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from prunekit.batches import Batch
-from prunekit.errors import DataError, InputError
-from prunekit.graph.rows import from_rows, output_rows, patches, row_layers, rows_of
+from prunekit.errors import DataError, InputError, ModelError
+from prunekit.graph import Stage, chain_of
+from prunekit.graph.chain import Function, Kind
+from prunekit.graph.rows import LAYERS, from_rows, output_rows, patches, row_layers, rows_of
 from prunekit.losses import Loss, one_tensor
 from prunekit.statistics.collect import (
     Collector,
@@ -58,6 +60,27 @@ class GaussNewtonDiagonal(CurvatureStatistic):
             ModelError: naming a weight that is not a linear or convolution layer's alone.
         """
         return _Diagonal(subject)
+
+
+@dataclass(frozen=True)
+class RecursiveDiagonal(CurvatureStatistic):
+    """By weight: the diagonal of the loss's Hessian by the recursion of LeCun, Denker, Solla (NIPS 2, 1990).
+
+    In float64, in the weight's shape. With a_i a layer's outputs before the activation f and x_j its inputs,
+    h_ij is the mean over examples of the sum over positions of x_j^2 d2E/da_i^2, and for the layer below
+    d2E/da_j^2 = f'(a_j)^2 sum_i w_ij^2 d2E/da_i^2, from the diagonal of the loss's Hessian by the outputs on.
+    Pools count as layers of fixed weights. The term f''(a_j) dE/dx_j is left out (the paper's
+    Levenberg-Marquardt form), so that nothing is negative. Second derivatives by two units of a layer, or by
+    one at two positions, are left out as well.
+    """
+
+    def start(self, subject: StatContext) -> Collector:
+        """A collector for the layers of the subject's parameters.
+
+        Raises:
+            ModelError: naming a weight that is not a linear or convolution layer's alone.
+        """
+        return _Recursion(subject)
 
 
 @dataclass(frozen=True)
@@ -159,8 +182,8 @@ class _Curvature(Collector):
     def _take(self, inputs: Tensor, targets: Tensor) -> None: ...
 
 
-class _Diagonal(_Curvature):
-    """Squares of each example's derivatives, from the inputs of the layers and what comes back to them."""
+class _ByWeight(_Curvature):
+    """Sums by weight over the examples, as rows."""
 
     def __init__(self, subject: StatContext) -> None:
         super().__init__(subject)
@@ -170,6 +193,21 @@ class _Diagonal(_Curvature):
             )
             for name, layer in self._layers.items()
         }
+
+    def finish(self) -> dict[str, Tensor]:
+        found = means_over_processes(self._sums, self._examples)
+        self._check_ran()
+        for name, value in found.items():
+            if not bool(value.isfinite().all()):
+                raise DataError(f"the derivatives of the outputs by {name} are not finite")
+        return {name: from_rows(value, self._layers[name]) for name, value in found.items()}
+
+
+class _Diagonal(_ByWeight):
+    """Squares of each example's derivatives, from the inputs of the layers and what comes back to them."""
+
+    def __init__(self, subject: StatContext) -> None:
+        super().__init__(subject)
         self._calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def _take(self, inputs: Tensor, targets: Tensor) -> None:
@@ -215,14 +253,6 @@ class _Diagonal(_Curvature):
             x, slopes = (torch.cat(parts, 2) for parts in zip(*calls, strict=True))
             self._sums[name] += squared_derivatives(x, slopes)
 
-    def finish(self) -> dict[str, Tensor]:
-        found = means_over_processes(self._sums, self._examples)
-        self._check_ran()
-        for name, value in found.items():
-            if not bool(value.isfinite().all()):
-                raise DataError(f"the derivatives of the outputs by {name} are not finite")
-        return {name: from_rows(value, self._layers[name]) for name, value in found.items()}
-
 
 def squared_derivatives(x: Tensor, slopes: Tensor) -> Tensor:
     """(groups, outputs, columns) float64: the sum over examples of (sum over positions of slope x)^2.
@@ -239,6 +269,93 @@ def squared_derivatives(x: Tensor, slopes: Tensor) -> Tensor:
     for some, more in zip(torch.split(x, size, 1), torch.split(slopes, size, 1), strict=True):
         total += (more.mT @ some).square().sum(1)
     return total
+
+
+class _Recursion(_ByWeight):
+    """Runs a chain operation by operation, and hands the diagonal back through them."""
+
+    def __init__(self, subject: StatContext) -> None:
+        super().__init__(subject)
+        self._names = {layer: name for name, layer in self._layers.items()}
+        self._stages: tuple[Stage, ...] = ()
+
+    @torch.no_grad()
+    def _take(self, inputs: Tensor, targets: Tensor) -> None:
+        self._stages = self._stages or _stages_of(self._model, inputs[:2])
+        first = next(place for place, stage in enumerate(self._stages) if stage.kind is Kind.LAYER)
+        given, x = [], inputs
+        for stage in self._stages:
+            given.append(x)
+            x = stage.run(x)
+        curved = self._roots(x, targets).square().sum(2).view_as(x).to(x.dtype)
+        for place in range(len(given) - 1, first - 1, -1):
+            stage, x = self._stages[place], given[place]
+            if stage.module in self._names:
+                self._add(self._names[stage.module], x, curved)
+            if place > first:
+                curved = _handed_back(stage, x, curved)
+
+    def _add(self, name: str, x: Tensor, curved: Tensor) -> None:
+        layer = self._layers[name]
+        self._ran.add(name)
+        by_row = output_rows(layer, curved).flatten(1, -2)
+        self._sums[name] += (by_row.mT @ patches(layer, x).square()).double()
+
+
+def _stages_of(model: nn.Module, inputs: Tensor) -> tuple[Stage, ...]:
+    """The operations of a network that is a chain.
+
+    Raises:
+        InputError: for a network that is none, or whose outputs are mixed behind its last layer.
+    """
+    refused = "the published recursion of curvature goes back along a chain of layers: {}; use form='exact'"
+    try:
+        stages = chain_of(model, inputs).stages
+    except ModelError as error:
+        raise InputError(refused.format(error)) from error
+    for stage in reversed(stages):
+        if stage.kind is Kind.LAYER:
+            break
+        if stage.kind is Kind.SIDE:
+            raise InputError(refused.format(f"{stage.name!r} behind the last layer {stage.note}"))
+    return stages
+
+
+def _handed_back(stage: Stage, x: Tensor, curved: Tensor) -> Tensor:
+    """The diagonal by what an operation is given, from that by what it gives: with squared derivatives."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        if isinstance(stage.module, LAYERS):
+            found = functional_call(stage.module, {"weight": stage.module.weight.square()}, (x,))
+        else:
+            found = stage.run(x)
+    if stage.kind in (Kind.POINTWISE, Kind.NORM):
+        (slope,) = torch.autograd.grad(found, x, torch.ones_like(found))
+        return curved * slope.square()
+    if stage.kind is Kind.POOL:
+        curved = curved * _shares(stage.run, x)
+    (back,) = torch.autograd.grad(found, x, curved)
+    return back
+
+
+def _shares(pool: Function, x: Tensor) -> Tensor:
+    """What one of the numbers that a mean pool joins counts for, by its outputs; 1 for maxima.
+
+    A mean is told from a maximum by its sign. The numbers that it joins are a box of n along each axis:
+    their coordinates have the variance (n^2 - 1) / 12, and their shares add up to what it makes of ones.
+    """
+    ones = torch.ones_like(x[:1], dtype=torch.float64)
+    ramp = torch.arange(ones.numel(), dtype=torch.float64, device=x.device).view_as(ones)
+    if not torch.equal(pool(-ramp), -pool(ramp)):
+        return torch.ones((), dtype=x.dtype, device=x.device)
+    share = total = pool(ones)
+    for axis in range(1, x.dim()):
+        shape = [-1 if each == axis else 1 for each in range(x.dim())]
+        at = torch.arange(x.shape[axis], dtype=torch.float64, device=x.device).view(shape) * ones
+        at = at - (x.shape[axis] - 1) / 2
+        variance = pool(at.square()) / total - (pool(at) / total).square()
+        share = share / (1 + 12 * variance).sqrt().round()
+    return share.to(x.dtype)
 
 
 class _Whole(_Curvature):

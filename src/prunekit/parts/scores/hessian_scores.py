@@ -24,6 +24,7 @@ from prunekit.statistics import (
     GaussNewton,
     GaussNewtonDiagonal,
     LayerHessian,
+    RecursiveDiagonal,
     StatContext,
     Statistic,
     means_over_processes,
@@ -36,16 +37,25 @@ class OBD(RowScore):
 
     h is the diagonal of the Hessian in its Gauss-Newton form, exact for each weight: the square of every
     example's derivatives, in all directions of the outputs. The paper goes back through the layers with
-    squares instead, which leaves out how units of a layer act together.
+    squares instead, which leaves out how units of a layer act together, and positions that share weights.
+
+    Attributes:
+        form: of the curvature: exact, or as published, without second derivatives of the activations; the
+            published one is for chains of layers.
     """
 
     name = "obd"
     paper = "LeCun, Denker, Solla 1990, NIPS 2"
-    needs = (GaussNewtonDiagonal(),)
+    form: Literal["exact", "published"] = "exact"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
+        """The curvature."""
+        return (GaussNewtonDiagonal() if self.form == "exact" else RecursiveDiagonal(),)
 
     def __call__(self, context: StepContext) -> Scores:
         """The saliencies, in float64."""
-        diagonal = context.statistics[GaussNewtonDiagonal()]
+        diagonal = context.statistics[self.needs[0]]
         return {
             name: diagonal[name] * weight.double().square() / 2 for name, weight in context.weights.items()
         }
