@@ -21,8 +21,8 @@ def test_prune_by_magnitude_passes_through_few_files_and_comes_back_to_few():
     assert sum(function == "unwrap" for _, function in entered) == 1
 
 
-def test_a_unit_method_unwraps_at_the_plan_and_at_the_shrinking_and_passes_through_no_more_files_than_it_did():
-    """The bar of `benchmarks/walks.py` is 35 files: what is held here is what has been reached."""
+def test_a_unit_method_passes_through_no_more_files_than_it_did_and_unwraps_twice():
+    """At the plan and at the shrinking. The bar is 35 files: what is held here is what has been reached."""
     with torch.random.fork_rng(devices=[]):
         entered = walks.units()
     files = {file for file, _ in entered}
