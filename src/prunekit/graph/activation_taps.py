@@ -182,13 +182,17 @@ def _behind(calls: Sequence[Call], found: CouplingGraph, group: Group, node: fx.
 
 
 @contextmanager
-def watched(model: nn.Module, wanted: Mapping[Place, Tensor | None]) -> Iterator[dict[Key, Tensor]]:
+def watched(
+    model: nn.Module, wanted: Mapping[Place, Tensor | None], *, unmasked: bool = False
+) -> Iterator[dict[Key, Tensor]]:
     """While the network runs once, what is at these places, by their keys.
 
     Args:
         model: the network.
         wanted: the places, each with (units,) flags of the units that are left, as others are 0 there; None
             where all are.
+        unmasked: whether it is shown as the network has it, before units that are off become 0 for the layer,
+            so that derivatives by it count everything that reads it, such as a shortcut beside the layer.
     """
     found: dict[Key, Tensor] = {}
     keys = {place.key for place in wanted}
@@ -196,10 +200,12 @@ def watched(model: nn.Module, wanted: Mapping[Place, Tensor | None]) -> Iterator
     count: dict[str, int] = {}
 
     def kept(key: Key, value: Tensor) -> Tensor:
+        found[key] = value
         for place, mask in masks:
             if place.key == key:
                 value = (value.movedim(place.axis, -1) * mask.to(value)).movedim(-1, place.axis)
-        found[key] = value
+        if not unmasked:
+            found[key] = value
         return value.clone()  # what works in place from here on must not change what was seen
 
     def before(name: str, module: nn.Module, args: tuple[Any, ...]) -> Any:

@@ -80,7 +80,7 @@ class ActivationCollector(Collector):
     def batch(self, batch: Batch, loss: Tensor) -> None:
         """Run the network on the batch."""
         with (
-            watched(self._model, self.wanted) as seen,
+            watched(self._model, self.wanted, unmasked=self._differentiable) as seen,
             following(self._model.parameters() if self._differentiable else ()),
             torch.set_grad_enabled(self._differentiable),
         ):

@@ -12,6 +12,7 @@ from prunekit.parts.granularity import find_units
 from prunekit.parts.scores import FeatureTaylor, GradCAM
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
+from three_nets import residual as shortcut
 from unit_recipes import units
 
 TIGHT = {"rtol": 1e-10, "atol": 0}
@@ -233,6 +234,21 @@ def test_over_the_norm_of_a_layer_it_is_the_same_behind_the_pool(model, shape):
         products = (seen[name] * seen[name].grad).detach()
         each = products.reshape(9, len(value), -1).sum(2).abs().mean(0)
         torch.testing.assert_close(value, each / each.norm(), **TIGHT)
+
+
+@pytest.mark.parametrize("score", [FeatureTaylor(normalize=False), GradCAM()], ids=str)
+def test_a_shortcut_counts_for_the_other_units_when_one_is_off(score):
+    """A network without the unit is scored the same, whether or not it is said that the unit is off."""
+    model, data = shortcut()
+    model.eval()
+    with torch.no_grad():
+        for name in ("stem.weight", "norm.weight", "norm.bias", "two.weight", "two.bias"):
+            model.get_parameter(name)[1] = 0
+    expected = scores_of(score, model, data, 12, residual=True)
+    kept = {"stem": torch.tensor([True, False, True, True])}
+    found = scores_of(score, model, data, 12, kept=kept, residual=True)
+    assert found["stem"][1] == 0
+    torch.testing.assert_close(found["stem"][kept["stem"]], expected["stem"][kept["stem"]], **TIGHT)
 
 
 @ON_ALL
