@@ -149,6 +149,25 @@ def test_regret_is_taken_where_as_much_is_removed(folder: Path) -> None:
             assert len(same) == read_study(folder / "study.json").seeds
 
 
+def test_regret_counts_units_where_the_compression_counts_parameters(folder: Path) -> None:
+    """A unit of one method has 10 parameters of 1,000, one of another 19: the regret is at as many units."""
+
+    def curves() -> dict[str, list[tuple[float, float]]]:
+        data = PlotData(tuple(points_of(read_results(folder / "results.csv"))), "random")
+        found = regret_curves(data, ACCURACY, "the oracle")
+        return {method: [(item.x, item.y.mean) for item in curve] for method, curve in found.items()}
+
+    by_units = curves()
+    with (folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        size = 10 if row["method"] == "the oracle" else 19
+        left = 1000 - size * (50 - int(row["kept"]))
+        row |= {"parameters": "1000", "nonzeros": str(left), "compression_ratio": str(1000 / left)}
+    write_csv(folder / "results.csv", RESULTS, rows)
+    assert curves() == by_units
+
+
 def test_there_is_no_regret_while_the_oracle_has_no_results(folder: Path) -> None:
     with (folder / "results.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["method"] != "the oracle"]

@@ -100,7 +100,7 @@ def _speedup(point: Point, dense: Point) -> float | None:
 SPARSITY = Across(
     "sparsity", "removed of the original count (%)", "the share removed", lambda p, _: 100 * p.sparsity
 )
-RATIO = Across("ratio", "compression (original count / kept)", "compression", lambda p, _: p.ratio)
+RATIO = Across("ratio", "compression (original / kept)", "compression", lambda p, _: p.ratio)
 SPEEDUP = Across(
     "speedup",
     "theoretical speed-up (MACs of dense / MACs with nonzero weights)",

@@ -276,7 +276,8 @@ def regret_curves(data: PlotData, primary: Primary, yardstick: str) -> dict[str,
     for point in data.points:
         quality = point.values.get(primary.test)
         if point.method in found and quality is not None and quality.finite:
-            found[point.method][round(point.values["kept"].mean * (point.ratio - 1))] = point
+            removed = point.values["kept"].mean * point.sparsity / (1 - point.sparsity)
+            found[point.method][round(removed)] = point
     best = found.pop(yardstick)
     curves: dict[str, list[Placed]] = {}
     for method, points in found.items():
