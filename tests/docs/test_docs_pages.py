@@ -13,7 +13,6 @@ tool = load_tool("results/make_pages")
 PAGES = sorted(tool.RESULTS.glob("*/README.md"))
 TABLES_OF_THEIR_OWN = {
     "any-network": "structures and times of single networks, which have no seeds; see the last test",
-    "filters-cifar": "a new run is under way",
 }
 
 
