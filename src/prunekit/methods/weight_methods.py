@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prunekit.parts.allocation import ERK, NoPruning, PerLayer, Sensitivity, Threshold
 from prunekit.parts.granularity import NM
-from prunekit.parts.retrain import Continued, Distill, FineTune, RedrawTicket, Reinitialize, Rewind
+from prunekit.parts.retrain import Continued, Distill, FineTune, RedrawTicket, Reinitialize, Retrain, Rewind
 from prunekit.parts.schedule import AllocationDecides, Cubic, Geometric, Linear, OneShot
 from prunekit.parts.scores import (
     LAMP,
@@ -235,6 +235,16 @@ def distilled_magnitude(
     )
 
 
+def _ticket(rate: float, rounds: int, retrain: Retrain) -> Recipe:
+    """The rounds of the lottery ticket and its controls; the output layer is pruned at half the rate."""
+    return Recipe(
+        score=Magnitude(),
+        allocation=PerLayer(output_rate=0.5),
+        schedule=Geometric(rate=rate, steps=rounds),
+        retrain=retrain,
+    )
+
+
 @method
 def lottery_ticket(
     rate: float = 0.2, rounds: int = 10, step: int = 0, epochs: float = 10, training: TrainingLike = None
@@ -246,12 +256,7 @@ def lottery_ticket(
 
     Paper: Frankle, Carbin 2019, arXiv 1803.03635
     """
-    return Recipe(
-        score=Magnitude(),
-        allocation=PerLayer(output_rate=0.5),
-        schedule=Geometric(rate=rate, steps=rounds),
-        retrain=Rewind(step=step, training=training_of(epochs, training)),
-    )
+    return _ticket(rate, rounds, Rewind(step=step, training=training_of(epochs, training)))
 
 
 @method
@@ -280,12 +285,7 @@ def random_ticket(
 
     Paper: Frankle, Carbin 2019, arXiv 1803.03635
     """
-    return Recipe(
-        score=Magnitude(),
-        allocation=PerLayer(output_rate=0.5),
-        schedule=Geometric(rate=rate, steps=rounds),
-        retrain=RedrawTicket(draw=draw, training=training_of(epochs, training)),
-    )
+    return _ticket(rate, rounds, RedrawTicket(draw=draw, training=training_of(epochs, training)))
 
 
 @method
@@ -296,12 +296,7 @@ def reinitialized_magnitude(
 
     Paper: Frankle, Carbin 2019, arXiv 1803.03635, in a variant whose masks are not the ticket's
     """
-    return Recipe(
-        score=Magnitude(),
-        allocation=PerLayer(output_rate=0.5),
-        schedule=Geometric(rate=rate, steps=rounds),
-        retrain=Reinitialize(training=training_of(epochs, training)),
-    )
+    return _ticket(rate, rounds, Reinitialize(training=training_of(epochs, training)))
 
 
 @method
