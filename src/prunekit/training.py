@@ -22,7 +22,7 @@ from prunekit.parts.base import BatchLoss
 from prunekit.parts.regularize import Regularizer
 from prunekit.seeds import derive, seeded
 from prunekit.settings import EPOCHS, LARGE, WHOLE, Settings, checked_seed, whole
-from prunekit.targets import unwrap
+from prunekit.targets import device_of, unwrap
 
 State = dict[str, Tensor]
 """A model's state dict, copied."""
@@ -272,7 +272,7 @@ def _step(
     model: nn.Module, optimizer: Optimizer, training: Training, batch: Batch, batch_loss: BatchLoss | None
 ) -> Tensor:
     """One step of the optimizer; the loss before it."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     inputs, targets = (part.to(device) for part in batch)
     outputs = model(inputs)
     loss = training.loss_of(outputs, targets)

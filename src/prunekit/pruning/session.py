@@ -17,6 +17,7 @@ from prunekit.batches import Batches, as_batches
 from prunekit.digests import KEY
 from prunekit.errors import DataError, InputError
 from prunekit.graph.capture import Inputs
+from prunekit.graph.surgery import count_parameters
 from prunekit.history import Pruned, Record
 from prunekit.losses import Loss
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable
@@ -424,7 +425,7 @@ class Session:
     def _compression_ratio(self) -> float:
         if self.recipe.granularity.counts == "weights":
             return self.kept.compression_ratio
-        whole = sum(parameter.numel() for parameter in self._inner.parameters())
+        whole = count_parameters(self._inner)
         left = whole - (self.masks.total - self.masks.kept)
         return whole / left if left else math.inf
 

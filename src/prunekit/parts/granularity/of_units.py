@@ -30,7 +30,16 @@ from prunekit.masks import Masks, lowest_per_row
 from prunekit.models import Maxout
 from prunekit.parts.granularity.of_weights import Elements, Granularity, Weight
 from prunekit.settings import WHOLE
-from prunekit.targets import Known, Target, check_patterns, check_plain, find_targets, types_of, unwrap
+from prunekit.targets import (
+    Known,
+    Target,
+    check_patterns,
+    check_plain,
+    device_of,
+    find_targets,
+    types_of,
+    unwrap,
+)
 
 Kind = Literal[
     "filters",
@@ -189,7 +198,7 @@ class Units(Elements):
 
     def all_kept(self) -> Masks:
         """One flag per unit."""
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         return Masks(
             {
                 target.name: torch.ones(target.shape, dtype=torch.bool, device=device)
