@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from prunekit.batches import Batch, Batches, TensorBatches
-from prunekit.errors import DataError, InputError, ModelError, PrunekitError, said
+from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming, said
 from prunekit.losses import LOSSES, Loss, default_loss, out_of_range
 from prunekit.masks import Masks
 from prunekit.modes import Snapshot, evaluating, keeping_modes
@@ -21,7 +21,13 @@ from prunekit.parts.granularity import Elements
 from prunekit.parts.stopping import Stop
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive, keeping_generators
-from prunekit.statistics.collect import average, count_processes, sum_over_processes
+from prunekit.statistics.collect import (
+    average,
+    count_processes,
+    on_processes,
+    refuse_together,
+    sum_over_processes,
+)
 from prunekit.targets import device_of
 from prunekit.training import copy_state
 
@@ -80,11 +86,7 @@ class Calibration:
             self._check(recipe, retraining)
         except PrunekitError as error:
             wrong = error
-        refusing, _ = count_processes(wrong is not None, self.device)
-        if wrong is not None:
-            raise wrong
-        if refusing:
-            raise DataError("the examples of another process cannot be taken: see what it says")
+        refuse_together(wrong, self.device)
 
     def _check(self, recipe: Recipe, retraining: bool) -> None:
         data, training = self.data, recipe.retrain.plan if retraining else None
@@ -196,16 +198,14 @@ def recalibrate(model: nn.Module, norms: Sequence[_NormBase], batches: Iterable[
     if not norms:
         return
     calls, wrong = _measure_norms(model, norms, batches)
-    counts = torch.tensor([*calls, wrong is not None], dtype=torch.float64, device=device_of(model))
-    sum_over_processes([counts])
-    if wrong is not None:
-        raise wrong
-    *totals, refusing = counts.tolist()
-    if refusing:
-        raise DataError("recalibrate: the examples of another process cannot be taken: see what it says")
-    for norm, here, total in zip(norms, calls, totals, strict=True):
-        if total:
-            _share(norm, here, total)
+    device = device_of(model)
+    with naming("recalibrate"):
+        refuse_together(wrong, device)
+        totals = torch.tensor(calls, dtype=torch.float64, device=device)
+        sum_over_processes([totals])
+        for norm, here, total in zip(norms, calls, totals.tolist(), strict=True):
+            if total:
+                _share(norm, here, total)
 
 
 def _measure_norms(
@@ -235,7 +235,7 @@ def _measure_norms(
             if largest > 1:
                 raise
             wrong = DataError(
-                f"recalibrate: norms cannot be measured on batches of a single example ({said(error)}): give "
+                f"norms cannot be measured on batches of a single example ({said(error)}): give "
                 "larger ones, or set 'recalibrate' to false"
             )
         finally:
@@ -264,7 +264,7 @@ def _share(norm: _NormBase, here: int, total: float) -> None:
         each.div_(total)
     if not all(bool(each.isfinite().all()) for each in own):
         raise DataError(
-            "recalibrate: the statistics of a norm are not finite on the calibration data: it has values "
+            "the statistics of a norm are not finite on the calibration data: it has values "
             "that are NaN, infinite or too large"
         )
 
@@ -275,11 +275,11 @@ def two_examples(model: nn.Module, data: Batches) -> Tensor:
     Raises:
         DataError: if there are none, on one of the processes.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     batch = next(iter(data.sample(2, 2, 0)), None)
     without, processes = count_processes(batch is None, device)
     if batch is None or without:
-        where = "" if processes == 1 else f" on {without} of {processes} processes"
+        where = on_processes(without, processes)
         raise DataError(f"the data is empty{where}: there is no example to run the network on")
     inputs, _ = batch
     return inputs[:2].to(device)

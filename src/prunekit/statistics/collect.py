@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch
-from prunekit.errors import DataError
+from prunekit.errors import DataError, PrunekitError
 from prunekit.graph import Coupled
 from prunekit.losses import Loss
 from prunekit.modes import keeping_modes
+from prunekit.targets import device_of
 
 Key = TypeVar("Key")
 
@@ -169,9 +170,9 @@ def collect(
 
 def _check_seen(model: nn.Module, seen: int, *, additive: bool) -> None:
     """All processes find the same."""
-    without, processes = count_processes(seen == 0, next(model.parameters()).device)
+    without, processes = count_processes(seen == 0, device_of(model))
     if without and (without == processes or not additive):
-        where = "" if processes == 1 else f" on {without} of {processes} processes"
+        where = on_processes(without, processes)
         raise DataError(f"the calibration data is empty{where}: there is no batch to collect statistics from")
 
 
@@ -223,6 +224,25 @@ def count_processes(holds: bool, device: torch.device) -> tuple[int, int]:
     counted = torch.tensor([float(holds), 1.0], device=device)
     sum_over_processes([counted])
     return int(counted[0]), int(counted[1])
+
+
+def refuse_together(wrong: PrunekitError | None, device: torch.device) -> None:
+    """Refuse what this process cannot take, or another one; all of them must ask, as of `count_processes`.
+
+    Raises:
+        PrunekitError: what is wrong here.
+        DataError: if that is nothing, but something is with another process.
+    """
+    refusing, _ = count_processes(wrong is not None, device)
+    if wrong is not None:
+        raise wrong
+    if refusing:
+        raise DataError("the examples of another process cannot be taken: see what it says")
+
+
+def on_processes(some: int, processes: int) -> str:
+    """Where something holds, for messages, such as " on 1 of 2 processes"; empty where there is only one."""
+    return "" if processes == 1 else f" on {some} of {processes} processes"
 
 
 def layer_label(name: str) -> str:

@@ -23,10 +23,12 @@ from prunekit.statistics.collect import (
     layer_label,
     means_over_processes,
     never_ran,
+    on_processes,
     sum_over_processes,
     watched_calls,
 )
 from prunekit.statistics.moments import CrossMoments
+from prunekit.targets import device_of
 
 SUMS_BYTES = 512 * 2**20
 """Memory for the sums of one pass: a convolution has as many as it has connections, not weights."""
@@ -100,14 +102,14 @@ class _Correlations(Collector):
 
     def _check(self) -> None:
         """All processes find the same: one that stopped alone would leave the others waiting."""
-        device = next(self._model.parameters()).device
+        device = device_of(self._model)
         facts = torch.tensor([layer.facts for layer in self._layers.values()], dtype=torch.float64)
         facts = facts.to(device)
         sum_over_processes([facts])
         processes = count_processes(True, device)[1]
         for name, (ran, several, places, squares) in zip(self._layers, facts.tolist(), strict=True):
             if ran < processes:
-                where = "" if processes == 1 else f" on {processes - ran:.0f} of {processes} processes"
+                where = on_processes(processes - int(ran), processes)
                 raise never_ran(name, "connections", where)
             if several or squares * processes != places**2:
                 raise DataError(
