@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunekit.parts.granularity import find_units
+from prunekit.parts.granularity import Unit
 from prunekit.statistics import ActivationStats, Moments, StatContext, collect
 from prunekit.statistics.activity import What
 from unit_nets import made
 
 
 def groups_of(model, example_inputs, **asked):
-    return find_units(model, None, (), example_inputs=example_inputs, **asked).found
+    return Unit(**asked).elements(model, example_inputs=example_inputs).found
 
 
 def activity(coupled, inputs, *, kept=None):

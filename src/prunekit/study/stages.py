@@ -25,7 +25,7 @@ from prunekit.history import Record, random_control, rounds_of
 from prunekit.losses import squared_error
 from prunekit.measure import count, evaluate
 from prunekit.models import create
-from prunekit.parts.granularity import find_units
+from prunekit.parts.granularity import Unit
 from prunekit.pruning import Session
 from prunekit.recipe import Plan, Recipe
 from prunekit.saving import Architecture, save_pretrained
@@ -379,7 +379,7 @@ def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: P
         kept[layer][unit] = False
     if not sweeps:
         raise ModelError("every layer has one unit only, and none could be removed")
-    coupled = find_units(model, None, (), example_inputs=inputs[:2]).found
+    coupled = Unit().elements(model, example_inputs=inputs[:2]).found
     need, subject = ActivationStats("correlation"), StatContext(model, (), coupled=coupled)
     batches = zip(torch.split(inputs, _TOGETHER), torch.split(targets, _TOGETHER), strict=True)
     found = collect(subject, batches, [need], loss=squared_error)[need]

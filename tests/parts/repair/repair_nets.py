@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from prunekit.graph import Coupled, unit_masks
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
-from prunekit.parts.granularity import find_units
+from prunekit.parts.granularity import Unit
 from prunekit.parts.repair import Repair
 from prunekit.statistics import StatContext, collect
 
 
 def context_of(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> StepContext:
     """What a step tells a repair that removes these units of these groups."""
-    elements = find_units(net, None, (), example_inputs=inputs[:2])
+    elements = Unit().elements(net, example_inputs=inputs[:2])
     before = {name: flags for name, flags in elements.all_kept().items() if name in removed}
     kept = {name: flags.clone() for name, flags in before.items()}
     for name, units in removed.items():

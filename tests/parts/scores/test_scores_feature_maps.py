@@ -8,7 +8,7 @@ from torch import nn
 from prunekit.errors import InputError
 from prunekit.models import LeNet5, ResNet, VGGSmall
 from prunekit.parts.context import StepContext
-from prunekit.parts.granularity import find_units
+from prunekit.parts.granularity import Unit
 from prunekit.parts.scores import FeatureTaylor, GradCAM
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
@@ -90,7 +90,7 @@ def made(network):
 
 
 def scores_of(score, model, data, size=4, kept=None, **asked):
-    coupled = find_units(model, None, (), example_inputs=data[0][:2], **asked).coupled
+    coupled = Unit(**asked).elements(model, example_inputs=data[0][:2]).coupled
     batches = zip(*(each.split(size) for each in data), strict=True)
     subject = StatContext(model, (), coupled=coupled, kept=kept or {})
     found = collect(subject, batches, score.needs, loss=F.cross_entropy)
@@ -216,7 +216,7 @@ def test_over_the_norm_of_a_layer_it_is_the_same_behind_the_pool(model, shape):
     model = model.double().eval()
     data = torch.randn(9, *shape, dtype=torch.float64), torch.arange(9) % 4
     found = scores_of(FeatureTaylor(), model, data)
-    coupled = find_units(model, None, (), example_inputs=data[0][:2]).coupled
+    coupled = Unit().elements(model, example_inputs=data[0][:2]).coupled
     read = {group.name: group.consumers[0].tensor.removesuffix(".weight") for group in coupled.groups}
     seen = {}
 

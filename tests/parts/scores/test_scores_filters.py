@@ -10,7 +10,7 @@ from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.methods import network_slimming
 from prunekit.parts.context import StepContext
-from prunekit.parts.granularity import find_units
+from prunekit.parts.granularity import Unit
 from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, UnitMacs, collect
@@ -18,7 +18,7 @@ from unit_recipes import conv_net, data, net
 
 
 def scores_of(score, model, examples, off=()):
-    elements = find_units(model, None, (), example_inputs=examples[0][:2])
+    elements = Unit().elements(model, example_inputs=examples[0][:2])
     kept = dict(elements.all_kept())
     for name, unit in off:
         kept[name][unit] = False
@@ -72,9 +72,7 @@ def test_feature_taylor_with_its_norm_and_its_price():
     }
     for name, value in raw.items():
         assert torch.allclose(priced[name], value / value.norm() - 10.0 * macs[name] / 1e6)
-    subject = StatContext(
-        model, (), coupled=find_units(model, None, (), example_inputs=examples[0][:2]).coupled
-    )
+    subject = StatContext(model, (), coupled=Unit().elements(model, example_inputs=examples[0][:2]).coupled)
     (found,) = collect(subject, [examples], [UnitMacs()], loss=F.cross_entropy).values()
     assert {name: float(each[0]) for name, each in found.items()} == macs
 

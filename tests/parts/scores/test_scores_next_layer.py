@@ -14,7 +14,7 @@ from prunekit.graph import Coupled, traced, unit_masks
 from prunekit.masks import Masks
 from prunekit.methods import thinet
 from prunekit.parts.context import StepContext
-from prunekit.parts.granularity import find_units
+from prunekit.parts.granularity import Unit
 from prunekit.parts.repair.unit_repairs import best_scales
 from prunekit.parts.scores import N2PS, ThiNet
 from prunekit.parts.scores.unit_scores import greedy_order
@@ -26,7 +26,7 @@ from unit_recipes import conv_net, data, net, units
 
 
 def scores_of(score, model, examples, off=(), *, inputs=False):
-    elements = find_units(model, None, (), example_inputs=examples[0][:2], inputs=inputs)
+    elements = Unit(inputs=inputs).elements(model, example_inputs=examples[0][:2])
     kept = dict(elements.all_kept())
     for name, unit in off:
         kept[name][unit] = False

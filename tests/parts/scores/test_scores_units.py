@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunekit.losses import squared_error
 from prunekit.masks import Masks
 from prunekit.parts.context import StepContext
-from prunekit.parts.granularity import find_units
+from prunekit.parts.granularity import Unit
 from prunekit.parts.scores import (
     Activation,
     Oracle,
@@ -29,7 +29,7 @@ BATCH = 10
 
 def scores_of(score, model, examples, off=()):
     """What the score gives on these examples, in batches of 10, with some units off."""
-    elements = find_units(model, None, (), example_inputs=examples[0][:2])
+    elements = Unit().elements(model, example_inputs=examples[0][:2])
     kept = dict(elements.all_kept())
     for name, unit in off:
         kept[name][unit] = False
@@ -195,7 +195,7 @@ def test_outgoing_norms(order):
 
 def test_random_is_uniform_over_units():
     """Every unit of both layers is the first to go equally often: chi-square of 12 units, 6000 draws."""
-    coupled = find_units(net(6, 7, 5, 4), None, ()).coupled
+    coupled = Unit().elements(net(6, 7, 5, 4)).coupled
     kept = {"0": torch.ones(7, dtype=torch.bool), "2": torch.ones(5, dtype=torch.bool)}
     first = np.zeros(12)
     for seed in range(6000):

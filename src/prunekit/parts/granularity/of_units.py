@@ -1,9 +1,9 @@
-"""Granularities of whole units and of pieces of maxout units, and how these are found in a model."""
+"""Granularities of whole units and of pieces of maxout units, which they find in a model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,19 +99,51 @@ class Unit(Weight):
         targets: Sequence[str] | None = None,
         ignore: Sequence[str] = (),
         example_inputs: Inputs | None = None,
-    ) -> Elements:
-        """The units of the groups that fit the patterns, the network's outputs apart."""
-        return find_units(
+    ) -> Units:
+        """The units of the groups that fit the patterns; the network's outputs are none.
+
+        A pattern fits a group by the group's name, or by the name or type of a layer that makes its units, or
+        of that layer's parameter. The network's input features are chosen where they are asked for, whatever
+        `targets` says. Without `example_inputs` some are made up where that is possible.
+
+        Raises:
+            InputError: if a pattern matches nothing.
+            ModelError: if the network cannot be exported, or nothing is left to prune, with the reasons.
+        """
+        model = unwrap(model)
+        if example_inputs is None:
+            example_inputs = made_up_inputs(model)
+        found = traced(model, example_inputs, residual=self.residual, inputs=self.inputs)
+        known = {group.name: _known(model, group) for group in found.plan.groups}
+        check_patterns([*(targets or ()), *ignore], list(known.items()), "group; groups")
+        chosen = [
+            group
+            for group in found.plan.groups
+            if (targets is None or group.name == INPUT or known[group.name].fits(targets))
+            and not known[group.name].fits(ignore)
+            and (self.kinds is None or group.kind in self.kinds)
+        ]
+        left = [group for group in chosen if group.frozen is None]
+        if not left:
+            reasons = "; ".join(f"{group.name} ({group.kind}): {group.frozen}" for group in chosen)
+            there = ", ".join(sorted({group.kind for group in found.plan.prunable}))
+            raise ModelError(
+                f"the recipe chooses no group that can be pruned: {reasons or 'none fits'}; "
+                f"kinds that can be pruned are: {there or 'none'}"
+            )
+        elements = Units(
             model,
-            targets,
-            ignore,
-            example_inputs=example_inputs,
-            kinds=self.kinds,
-            residual=self.residual,
-            inputs=self.inputs,
-            combine=self.combine,
-            scored=self.over,
+            tuple(
+                Target(group.name, group.name, "units", torch.Size([group.units]), least if least > 1 else 0)
+                for group in left
+                for least in [len(alike(group))]
+            ),
+            Coupled(
+                model, found, tuple(group.name for group in left), example_inputs, self.combine, self.over
+            ),
         )
+        check_plain(model, elements.parameters)
+        return elements
 
     def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
         """Over the parts that a unit has in each parameter, by `pool`, and over parameters, by `combine`."""
@@ -145,9 +177,25 @@ class MaxoutPiece(Granularity):
         targets: Sequence[str] | None = None,
         ignore: Sequence[str] = (),
         example_inputs: Inputs | None = None,
-    ) -> Elements:
-        """The pieces of the maxout layers that fit the patterns."""
-        return find_pieces(model, targets, ignore)
+    ) -> Pieces:
+        """The pieces of the maxout layers that fit the patterns.
+
+        Raises:
+            InputError: if a pattern matches nothing, or no maxout layer of several pieces is left.
+            ModelError: as `find_targets`.
+        """
+        model = unwrap(model)
+        layers = {target.layer for target in find_targets(model, targets, ignore)}
+        chosen = tuple(
+            Target(name, name, "pieces", torch.Size([module.units, module.pieces]))
+            for name, module in model.named_modules()
+            if isinstance(module, Maxout) and f"{name}.layer" in layers and module.pieces > 1
+        )
+        if not chosen:
+            raise InputError(
+                "the recipe chooses no maxout layer (prunekit.models.Maxout) with several pieces"
+            )
+        return Pieces(model, chosen)
 
     def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
         """Sums over the incoming weights of each piece."""
@@ -239,73 +287,6 @@ class Units(Elements):
         return shielded
 
 
-def find_units(
-    model: nn.Module,
-    targets: Sequence[str] | None,
-    ignore: Sequence[str],
-    *,
-    example_inputs: Inputs | None = None,
-    kinds: Collection[str] | None = None,
-    residual: bool = False,
-    inputs: bool = False,
-    combine: Combine = "mean",
-    scored: Scored = "producers",
-) -> Units:
-    """The units that the patterns choose; the network's outputs are none.
-
-    A pattern fits a group by the group's name, or by the name or type of a layer that makes its units, or of
-    that layer's parameter. The network's input features are chosen where they are asked for, whatever
-    `targets` says.
-
-    Args:
-        model: the network.
-        targets: patterns, as of `find_targets`; None for all groups.
-        ignore: patterns of groups that stay.
-        example_inputs: what the network can be run on; without, they are made up where that is possible.
-        kinds: of the groups; None for all.
-        residual: whether the widths of residual streams are groups.
-        inputs: whether the network's input features are a group, too.
-        combine: see `Coupled`.
-        scored: see `Coupled`.
-
-    Raises:
-        InputError: if a pattern matches nothing.
-        ModelError: if the network cannot be exported, or nothing is left that can be pruned, with reasons.
-    """
-    model = unwrap(model)
-    if example_inputs is None:
-        example_inputs = made_up_inputs(model)
-    found = traced(model, example_inputs, residual=residual, inputs=inputs)
-    known = {group.name: _known(model, group) for group in found.plan.groups}
-    check_patterns([*(targets or ()), *ignore], list(known.items()), "group; groups")
-    chosen = [
-        group
-        for group in found.plan.groups
-        if (targets is None or group.name == INPUT or known[group.name].fits(targets))
-        and not known[group.name].fits(ignore)
-        and (kinds is None or group.kind in kinds)
-    ]
-    left = [group for group in chosen if group.frozen is None]
-    if not left:
-        reasons = "; ".join(f"{group.name} ({group.kind}): {group.frozen}" for group in chosen)
-        there = ", ".join(sorted({group.kind for group in found.plan.prunable}))
-        raise ModelError(
-            f"the recipe chooses no group that can be pruned: {reasons or 'none fits'}; "
-            f"kinds that can be pruned are: {there or 'none'}"
-        )
-    elements = Units(
-        model,
-        tuple(
-            Target(group.name, group.name, "units", torch.Size([group.units]), least if least > 1 else 0)
-            for group in left
-            for least in [len(alike(group))]
-        ),
-        Coupled(model, found, tuple(group.name for group in left), example_inputs, combine, scored),
-    )
-    check_plain(model, elements.parameters)
-    return elements
-
-
 def _known(model: nn.Module, group: Group) -> Known:
     """By its own name, and by the layers that make its units."""
     known = Known({group.name})
@@ -348,22 +329,3 @@ def maxout(model: nn.Module, name: str) -> Maxout:
     module = model.get_submodule(name)
     assert isinstance(module, Maxout)
     return module
-
-
-def find_pieces(model: nn.Module, targets: Sequence[str] | None, ignore: Sequence[str]) -> Pieces:
-    """The pieces of the chosen maxout layers.
-
-    Raises:
-        InputError: if a pattern matches nothing, or no maxout layer of several pieces is left.
-        ModelError: as `find_targets`.
-    """
-    model = unwrap(model)
-    layers = {target.layer for target in find_targets(model, targets, ignore)}
-    chosen = tuple(
-        Target(name, name, "pieces", torch.Size([module.units, module.pieces]))
-        for name, module in model.named_modules()
-        if isinstance(module, Maxout) and f"{name}.layer" in layers and module.pieces > 1
-    )
-    if not chosen:
-        raise InputError("the recipe chooses no maxout layer (prunekit.models.Maxout) with several pieces")
-    return Pieces(model, chosen)
