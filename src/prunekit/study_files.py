@@ -104,8 +104,19 @@ class Controls(Settings):
     dense_trained_as_long: str | None = None
 
 
+class _Arm(_Frozen):
+    random_of: str | None = None
+
+
+class _Arms(_Frozen):
+    methods: dict[str, _Arm] = {}
+
+
 class StudyFile(_Description):
-    """study.json, checked. ``primary`` is the test column by which methods are compared."""
+    """study.json, checked. ``primary`` is the test column by which methods are compared.
+
+    ``study`` is the study as it was asked for, of which only `random_of` is read.
+    """
 
     dataset: dict[str, Any]
     model: dict[str, Any]
@@ -116,6 +127,13 @@ class StudyFile(_Description):
     controls: Controls
     environment: dict[str, Any]
     primary: Literal["test_accuracy", "test_mse"]
+    study: _Arms = _Arms()
+
+    @property
+    def random_of(self) -> dict[str, str]:
+        """The labels of controls that take at random what one method takes of each layer, with its label."""
+        arms = self.study.methods.items()
+        return {label: arm.random_of for label, arm in arms if arm.random_of is not None}
 
 
 class SuiteFile(_Description):

@@ -15,6 +15,7 @@ from prunekit.report.findings import (
     max_compression_within_tolerance,
 )
 from prunekit.report.layers import layer_table
+from prunekit.report.page import write_report
 from prunekit.report.points import ACCURACY, MSE, LayerPoint, Point, points_of, spread_of
 from prunekit.report.read_tables import read_results
 from prunekit.study_files import read_study
@@ -210,3 +211,32 @@ def test_random_is_compared_only_with_methods_retrained_like_it(tmp_path: Path) 
     assert "beaten beyond the spread by every method retrained as it is at" in sentence
     assert "not trained" not in sentence
     assert "trained less" not in sentence
+
+
+def test_random_choices_with_the_densities_of_a_method_are_its_controls(tmp_path: Path) -> None:
+    """They are none of the methods that beat removal at random, and each method is held against its own."""
+    methods = {
+        "good": Method(40, (2, 20)),
+        "as good": Method(2, (2, 20)),
+        "bad": Method(4, (2, 20)),
+        "as bad": Method(12, (2, 20)),
+        "random": Method(1, (2, 20)),
+    }
+    folder = make_study(tmp_path, methods)
+    study = read_json_with_digest(folder / "study.json")
+    study["study"] = {"methods": {"good": {"random_of": None}, "as good": {"random_of": "good"}}}
+    study["study"]["methods"]["as bad"] = {"random_of": "bad"}
+    write_json_with_digest(folder / "study.json", study)
+    text = "\n".join(said(folder))
+    assert (
+        "Beyond the spread, good beats a random choice with its own densities per layer at 2x and 20x."
+        in text
+    )
+    assert (
+        "Beyond the spread, bad beats a random choice with its own densities per layer not at 2x and 20x."
+        in text
+    )
+    assert "as good" not in text.replace("dense, trained as long", "")
+    page = write_report(folder).read_text()
+    assert "<dt>methods</dt><dd>2</dd>" in page
+    assert page.count('<span class="tag">control</span>') == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -128,10 +128,11 @@ def quality_of(primary: Primary) -> tuple[Measured, Measured]:
 
 @dataclass(frozen=True)
 class PlotData:
-    """What the plots are drawn from: points, and the label of random."""
+    """What the plots are drawn from: points, the label of random, and single methods' controls."""
 
     points: tuple[Point, ...]
     random: str | None
+    random_of: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def methods(self) -> list[str]:
@@ -143,10 +144,15 @@ class PlotData:
         """The controls from which nothing was removed."""
         return [method for method in self.methods if removes_nothing(self.points, method)]
 
+    @property
+    def controls(self) -> set[str | None]:
+        """The controls that remove at random."""
+        return {self.random, *self.random_of}
+
     @cached_property
     def looks(self) -> Mapping[str, Look]:
         """The look of each method."""
-        return looks_of(self.methods, self.random, self.unpruned)
+        return looks_of(self.methods, self.random, self.unpruned, self.random_of)
 
     @property
     def dense(self) -> Point:
@@ -202,7 +208,7 @@ def curve_drawing(data: PlotData, measured: Measured, across: Across) -> Drawing
         return None
     figure, axes = new_labelled(data.methods)
     everything = [item for curve in curves.values() for item in curve]
-    _limits(axes, measured, across, base, everything, data.random)
+    _limits(axes, measured, across, base, everything, data.controls)
     low, high = axes.get_ylim()
     ends = [_level(axes, data, "dense", base)]
     for method in data.unpruned:
@@ -245,7 +251,7 @@ def draw_lines(
     """
     ends = list(levels)
     tips: dict[str, str] = {}
-    bands = sum(bool(curve) and method != data.random for method, curve in curves.items()) <= MOST_BANDS
+    bands = sum(bool(curve) and method not in data.controls for method, curve in curves.items()) <= MOST_BANDS
     for method, curve in curves.items():
         if not curve:
             continue
@@ -279,7 +285,7 @@ def _limits(
     across: Across,
     base: Spread,
     everything: Sequence[Placed],
-    random: str | None,
+    controls: set[str | None],
 ) -> None:
     if across.log:
         set_ratio_x(axes, max(2.0, *(item.x for item in everything), 2.0))
@@ -289,8 +295,8 @@ def _limits(
     if measured.log:
         set_log_y(axes, *log_limits([base.mean, *(item.y.mean for item in everything)]))
         return
-    # The random control may fall as far as it likes: it does not set the scale, unless it is alone.
-    shown = [item for item in everything if item.point.method != random] or everything
+    # A random control may fall as far as it likes: it does not set the scale, unless it is alone.
+    shown = [item for item in everything if item.point.method not in controls] or everything
     values = [(item.y.mean, item.y.sd or 0.0) for item in shown]
     dense = base.mean, base.sd or 0.0
     low, high = linear_limits(dense, values, measured.higher_is_better, measured.percent)

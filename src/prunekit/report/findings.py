@@ -236,6 +236,7 @@ def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> Ove
         *_max_compressions(study, points, primary),
         *_leads(bests, primary),
         *_against_random(study, points, bests, primary),
+        *_against_own_random(study, points, bests, primary),
     ]
     cautions = [
         *_few_seeds(points),
@@ -248,8 +249,8 @@ def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> Ove
 
 def compared(study: StudyFile, points: Sequence[Point]) -> list[str]:
     """The methods that prune and are no control."""
-    random = study.controls.random
-    return [m for m in methods_of(points) if m != random and not removes_nothing(points, m)]
+    controls = {study.controls.random, *study.random_of}
+    return [m for m in methods_of(points) if m not in controls and not removes_nothing(points, m)]
 
 
 def _list(methods: Iterable[str]) -> str:
@@ -340,15 +341,11 @@ def _against_random(
     everywhere: list[str] = []
     lost: dict[str, list[str]] = {}
     for best in bests:
-        control = point_at(points, label, best.asked, primary)
-        found = (point_at(points, m, best.asked, primary) for m in alike)
-        there = [point for point in found if point is not None]
-        if control is None or not there or control.values[primary.test].sd is None:
-            continue
-        failed = [point.method for point in there if not _beats(point, control, primary)]
+        found = {m: _beats(points, m, label, best.asked, primary) for m in alike}
+        failed = [method for method, beats in found.items() if beats is False]
         for method in failed:
             lost.setdefault(method, []).append(times(best.asked))
-        if not failed:
+        if not failed and any(found.values()):
             everywhere.append(times(best.asked))
     if not everywhere and not lost:
         return []
@@ -359,6 +356,27 @@ def _against_random(
     together = grouped(lost, lambda method: tuple(lost[method]))
     parts += [f"not beaten by {_list(those)} at {names(list(ratios))}" for ratios, those in together.items()]
     return [f"Removal at random is {'; '.join(parts)}."]
+
+
+def _against_own_random(
+    study: StudyFile, points: Sequence[Point], bests: Sequence[Best], primary: Primary
+) -> list[str]:
+    """Whether methods beat a random choice with their own densities per layer, where both have points."""
+    found: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    for control, method in study.random_of.items():
+        beats = {b.asked: _beats(points, method, control, b.asked, primary) for b in bests}
+        won, lost = (tuple(times(at) for at, beat in beats.items() if beat is one) for one in (True, False))
+        if won or lost:
+            found[method] = won, lost
+    sentences = []
+    for (won, lost), methods in grouped(found, lambda method: found[method]).items():
+        verb, its = ("beats", "its") if len(methods) == 1 else ("beat", "their")
+        where = [f"at {names(list(won))}"] * bool(won) + [f"not at {names(list(lost))}"] * bool(lost)
+        sentences.append(
+            f"Beyond the spread, {_list(methods)} {verb} a random choice with {its} own densities per layer "
+            f"{', but '.join(where)}."
+        )
+    return sentences
 
 
 def _retraining(study: StudyFile, method: str) -> list[str]:
@@ -374,9 +392,13 @@ def _retraining(study: StudyFile, method: str) -> list[str]:
     )
 
 
-def _beats(point: Point, control: Point, primary: Primary) -> bool:
-    mine, theirs = point.values[primary.test], control.values[primary.test]
-    return mine.overlaps(theirs) is False and primary.better(mine.mean, theirs.mean) > 0
+def _beats(points: Sequence[Point], method: str, control: str, asked: float, primary: Primary) -> bool | None:
+    """Whether a method is better than a control beyond the spread; None where that cannot be known."""
+    found = [point_at(points, each, asked, primary) for each in (method, control)]
+    mine, theirs = (None if point is None else point.values[primary.test] for point in found)
+    if mine is None or theirs is None or (touches := mine.overlaps(theirs)) is None:
+        return None
+    return not touches and primary.better(mine.mean, theirs.mean) > 0
 
 
 def _few_seeds(points: Sequence[Point]) -> list[str]:

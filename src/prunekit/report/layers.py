@@ -298,7 +298,7 @@ def regret_drawing(
     label = f"{primary.name} below that of {yardstick} (points)"
     measured = Measured("regret", primary.test, label, log=False, higher_is_better=False)
     everything = [item for curve in curves.values() for item in curve]
-    shown = [item for item in everything if item.point.method != data.random] or everything
+    shown = [item for item in everything if item.point.method not in data.controls] or everything
     figure, axes = new_labelled(list(curves))
     axes.set_xlim(*_around([item.x for item in everything], 0.05))
     axes.set_ylim(*_around([item.y.mean for item in shown], 0.04))

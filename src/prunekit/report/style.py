@@ -6,9 +6,10 @@ import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -94,21 +95,32 @@ class Look:
 
 
 DENSE_LOOK = Look(INK, "", "-", 1.3)
+CHANCE = Look(GREY, "x", (0, (4, 2)), 1.4)
 
 
-def looks_of(methods: Sequence[str], random: str | None, unpruned: Sequence[str]) -> dict[str, Look]:
-    """A look per method: controls grey, the others by their place, colours first, then markers and dashes."""
+def looks_of(
+    methods: Sequence[str],
+    random: str | None,
+    unpruned: Sequence[str],
+    random_of: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Look]:
+    """A look per method: controls grey, the others by their place, colours first, then markers and dashes.
+
+    The random control of one method is dashed like every random control, in the colour of its method.
+    """
     looks: dict[str, Look] = {}
     place = 0
     for method in methods:
         if method == random:
-            looks[method] = Look(GREY, "x", (0, (4, 2)), 1.4)
+            looks[method] = CHANCE
         elif method in unpruned:
             looks[method] = Look(INK, "", (0, (1, 1.5)), 1.4)
-        else:
+        elif method not in random_of:
             dash = DASHES[place // len(PALETTE) % len(DASHES)]
             looks[method] = Look(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], dash)
             place += 1
+    for control, method in random_of.items():
+        looks[control] = replace(CHANCE, color=looks[method].color if method in looks else GREY)
     return looks
 
 
