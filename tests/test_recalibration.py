@@ -131,6 +131,38 @@ def test_a_rough_last_batch_is_left_out_and_a_failure_leaves_momenta() -> None:
     assert one[1].momentum == 0.1
 
 
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("granularity", ["unit", "weight"])
+def test_a_stop_compares_with_the_error_by_the_same_kind_of_statistics(
+    granularity: str, trained: bool
+) -> None:
+    """By new ones where no training follows, else by those of a training, and they are left as they were."""
+    validation = (DATA[0] * 1.5 + 0.5, DATA[1])
+    model = network()
+    with torch.no_grad():
+        model[1].running_mean.add_(0.7)  # as a training that is long gone may leave them
+    before = copied(model)
+    twin = copy.deepcopy(model)
+    if not trained:
+        recalibrate(twin, norms_with_statistics(twin), [DATA])
+    expected = float(nn.functional.cross_entropy(twin(validation[0]).detach(), validation[1]))
+    training = {"name": "fine_tune", "training": {"iterations": 1}}
+    chosen = recipe(
+        granularity=granularity,
+        score="random",
+        recalibrate=True,
+        calibration=96,
+        schedule={"name": "linear", "sparsity": 0.8, "steps": 8},
+        stop={"name": "error_limit", "increase": 1e-6},
+        retrain=training if trained else "none",
+    )
+    pruned = prune(model, chosen, DATA, validation=validation)
+    assert pruned.stopped is not None
+    assert pruned.stopped.allowed == pytest.approx(expected + 1e-6, rel=1e-6)
+    if pruned.stopped.step == 1:
+        assert same(copied(model), before)
+
+
 def test_what_fails_in_it_leaves_the_network_as_it_was() -> None:
     class Once(nn.Module):
         calls = 0

@@ -60,7 +60,8 @@ class ErrorLimit(Stop):
 
     It is measured on the validation data that is given to `prune` (a study gives its validation split), else
     on the recipe's calibration sample of the training data, always the same examples. An error that is no
-    number is over every limit.
+    number is over every limit. Where the running statistics of norms are taken anew after every step, and no
+    training changes them after that, the error before the first step is the one with new statistics, too.
 
     Attributes:
         of: what is measured: the loss, or the fraction of examples that are classified wrongly.

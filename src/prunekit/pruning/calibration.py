@@ -148,14 +148,19 @@ class Calibration:
         """The mean loss of a batch."""
         return (self.own_loss or LOSSES[default_loss(targets)])(outputs, targets)
 
-    def error(self, stop: Stop) -> float:
-        """What a rule measures of the network as it is."""
-        return average(
-            self.model,
-            self.batches() if self.validation is None else self._placed(self.validation.epoch(0, BATCH, 0)),
-            lambda outputs, targets: stop.error(outputs, targets, self.loss),
-            self.device,
-        )
+    def error(self, stop: Stop, *, recalibrated: bool = False) -> float:
+        """What a rule measures of the network as it is, or as it would be with its norms' statistics anew."""
+        with looking_only(self.model, train=False):
+            if recalibrated:
+                self.recalibrate()
+            return average(
+                self.model,
+                self.batches()
+                if self.validation is None
+                else self._placed(self.validation.epoch(0, BATCH, 0)),
+                lambda outputs, targets: stop.error(outputs, targets, self.loss),
+                self.device,
+            )
 
     @torch.no_grad()
     def loss_with(self, kept: Masks) -> float:

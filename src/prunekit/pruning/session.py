@@ -340,7 +340,9 @@ class Session:
         if not stop.needs_data:
             return
         if state.allowed is None:
-            before = self._calibration.error(stop)
+            # compared with errors after a training, or else after statistics were taken anew
+            untrained = self._masked is None and self.recipe.retrain.plan is None
+            before = self._calibration.error(stop, recalibrated=untrained)
             if not math.isfinite(before):
                 raise DataError(f"stop {stop.name}: the error of the network before pruning is {before}")
             state.allowed = stop.allowed(before)
