@@ -188,6 +188,7 @@ def resize_pads(node: fx.Node, keeps: Keeps) -> None:
 operators(
     """
     reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    replication_pad3d
     """,
     labels=mirrored,
     saved="default",
@@ -199,4 +200,3 @@ operators(
     by_extent=lambda node: argument(node, "mode") not in ("reflect", "replicate", "circular"),
     saved="default",
 )
-operators("replication_pad3d", saved="default")
