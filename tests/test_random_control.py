@@ -64,9 +64,16 @@ def test_what_a_stop_has_ended_within_a_round_counts_as_well(
     method = prune(copy.deepcopy(model), chosen, data)
     assert len(method.history) == steps
     control = prune(copy.deepcopy(model), method.random_control(), data)
+    assert len(control.history) == steps  # and retrains no layer that had no turn any more
     assert {name: int(kept.sum()) for name, kept in control.kept.items()} == {
         name: int(kept.sum()) for name, kept in method.kept.items()
     }
+
+
+def test_a_last_round_has_no_more_steps_than_there_are_layers() -> None:
+    schedule = {"name": "allocation_decides", "steps": 2, "turns": 3}
+    with pytest.raises(InputError, match="turns = 3: a round has 2 steps with the order 'forward'"):
+        recipe(order="forward", allocation="none", schedule=schedule).plan(mlp(4, 3, 2))
 
 
 def test_statistics_that_are_taken_once_are_so_in_the_control() -> None:

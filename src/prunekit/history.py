@@ -120,7 +120,7 @@ class Pruned:
             record.step: {name: sizes[name] - left for name, left in record.layers.items()}
             for record in self.history
         }
-        return random_control(self.recipe, rounds_of(removed, self.recipe, list(sizes)))
+        return random_control(self.recipe, list(sizes), removed)
 
     def __repr__(self) -> str:
         return f"<Pruned {type(self.model).__name__}: {self._achieved()}>"
@@ -144,35 +144,22 @@ class Pruned:
         )
 
 
-def rounds_of(
-    removed: Mapping[int, Mapping[str, int]], recipe: Recipe, names: Sequence[str]
-) -> list[Mapping[str, int]]:
-    """What is gone after each round, in which all layers have their turn, and after the last step of all.
-
-    Args:
-        removed: by the numbers of steps, in order, how many of each layer (or group of units) are gone; of
-            others than the last of their round only the very last matters.
-        recipe: whose steps they are.
-        names: of the layers; without any step nothing of them is gone.
-    """
-    layers = 1 if recipe.order == "all" else len(names)
-    last = max(removed, default=0)
-    rounds = [each for step, each in removed.items() if step % layers == 0 or step == last]
-    return rounds or [dict.fromkeys(names, 0)]
-
-
-def random_control(recipe: Recipe, removed: Sequence[Mapping[str, int]] | None = None) -> Recipe:
+def random_control(
+    recipe: Recipe, names: Sequence[str] = (), removed: Mapping[int, Mapping[str, int]] | None = None
+) -> Recipe:
     """A recipe with another one's granularity, order, repair and retraining that chooses at random.
 
     A random choice over the whole network takes the same share of every layer; a method that spares small
     layers beats it by that alone. This one takes of every layer what the method takes, so that what is left
     between them is the choice within layers. A training that the method's score asks for before the first
-    removal is not done, and it stops nowhere.
+    removal is not done. It has no stop of its own, and ends with the step with which the method has ended.
 
     Args:
         recipe: of the method.
-        removed: by round, how many of each layer (or group of units) are gone; None for the same allocation
-            and schedule.
+        names: of the layers (or groups of units).
+        removed: by the numbers of the steps that the method has taken, in order, how many of each layer are
+            gone; of others than the last of their round only the very last matters. None for the same
+            allocation and schedule.
     """
     changed: dict[str, Any] = {
         "score": Random(),
@@ -182,6 +169,10 @@ def random_control(recipe: Recipe, removed: Sequence[Mapping[str, int]] | None =
         "rank": recipe.rank if recipe.statistics == "once" else "every_step",
     }
     if removed is not None and not recipe.granularity.even:  # a pattern takes the same of every layer
-        changed["allocation"] = Recorded(removed=tuple(dict(each) for each in removed))
-        changed["schedule"] = AllocationDecides(steps=len(removed))
+        layers = 1 if recipe.order == "all" else len(names)
+        last = max(removed, default=0)
+        rounds = [dict(each) for step, each in removed.items() if step % layers == 0 or step == last]
+        turns = last % layers or (None if removed else 0)
+        changed["allocation"] = Recorded(removed=tuple(rounds or [dict.fromkeys(names, 0)]))
+        changed["schedule"] = AllocationDecides(steps=max(len(rounds), 1), turns=turns)
     return Recipe(**{**vars(recipe), **changed})

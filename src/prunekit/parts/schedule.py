@@ -222,14 +222,39 @@ class FixedCount(Schedule):
 
 
 class AllocationDecides(Schedule):
-    """A number of rounds whose amounts the allocation itself decides (`threshold`, `manual`, `none`)."""
+    """A number of rounds whose amounts the allocation itself decides (`threshold`, `manual`, `none`).
+
+    Attributes:
+        steps: how many rounds.
+        turns: how many steps the last one has; by default one, or with an order of layers one for each.
+    """
 
     name = "allocation_decides"
     steps: int = Field(default=1, ge=1, le=STEPS)
+    turns: int | None = Field(default=None, ge=0, le=STEPS)
 
     def sparsities(self) -> tuple[float | None, ...]:
         """None for every round."""
         return (None,) * self.steps
+
+    def plan_steps(
+        self, levels: Sequence[float | None], names: Sequence[str], order: Order = "all"
+    ) -> tuple[Step, ...]:
+        """All steps but those that the last round does not have.
+
+        Raises:
+            InputError: if these are too many steps, or a round has fewer than `turns`.
+        """
+        steps = super().plan_steps(levels, names, order)
+        whole = len(steps) // len(levels)
+        if self.turns is None:
+            return steps
+        if self.turns > whole:
+            raise InputError(
+                f"the schedule {self.name!r}: turns = {self.turns}: a round has {whole} steps with the order "
+                f"{order!r}"
+            )
+        return steps[: len(steps) - whole + self.turns]
 
 
 def check_increasing(sparsities: tuple[float | None, ...]) -> None:

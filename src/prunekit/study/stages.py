@@ -21,7 +21,7 @@ from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json, remove
 from prunekit.graph import chain_of
-from prunekit.history import Record, random_control, rounds_of
+from prunekit.history import Record, random_control
 from prunekit.losses import squared_error
 from prunekit.measure import count, evaluate
 from prunekit.models import create
@@ -183,7 +183,7 @@ def _control(cell: Cell, plan: Plan, layout: Layout, seed: int) -> Recipe:
         step: dict(zip(plan.names, (row["parameters"] - row["kept"] for row in layers), strict=True))
         for step, layers in rows
     }
-    return random_control(cell.recipe, rounds_of(removed, cell.recipe, plan.names))
+    return random_control(cell.recipe, plan.names, removed)
 
 
 def _values(path: Path) -> State:
