@@ -151,3 +151,34 @@ def test_zeros_are_counted_behind_activations_that_are_functions_before_norms_an
     check(found["conv"], rows(pooled), rows(active))
     check(found["hidden"], hidden.numpy(), hidden.numpy())
     assert found["conv"].zeros.min() > 0
+
+
+class Averaged(nn.Module):
+    """Activation and mean over positions; the mean has no zeros where the activation has some."""
+
+    def __init__(self, average):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+        self.average = average
+
+    def forward(self, x):
+        return self.last(self.average(F.relu(self.conv(x))))
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        lambda x: x.mean((2, 3)),
+        lambda x: x.mean(-1).mean(-1),
+        lambda x: F.max_pool2d(x, 2).mean((2, 3)),
+        lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
+    ],
+)
+def test_zeros_are_counted_at_the_activation_before_any_mean_over_positions(average):
+    torch.manual_seed(0)
+    model, inputs = Averaged(average).double().eval().requires_grad_(False), torch.randn(20, 1, 8, 8).double()
+    found = activity(groups_of(model, inputs[:2]), inputs.split(9))
+    active = F.relu(model.conv(inputs))
+    expected = (active == 0).double().mean((0, 2, 3)).numpy()
+    assert np.allclose(found["conv"].zeros, expected, rtol=1e-12)
+    assert expected.min() > 0

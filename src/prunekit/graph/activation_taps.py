@@ -112,8 +112,8 @@ def silences(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple
     for place in places(calls, found, group):
         node = inputs[place.module, place.call] if place.side == "input" else None
         while node is not None and not _acts(node):
-            record = operator_of(node)
-            node = node.args[0] if record.passes_units and isinstance(node.args[0], fx.Node) else None
+            passes = operator_of(node).passes_units or _is_pool(node)
+            node = node.args[0] if passes and isinstance(node.args[0], fx.Node) else None
         behind = [] if node is None else _behind(calls, found, group, node)
         for each in behind or [place]:
             chosen[(*each.key, each.axis, each.then and each.then.nodes)] = each
