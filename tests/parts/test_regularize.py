@@ -11,7 +11,7 @@ from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.parts.regularize import L1, L2, Dropout
 from prunekit.training import Training, train
-from small_nets import blobs, copied, mlp
+from small_nets import blobs, copied, mlp, same
 
 
 def explicit(kind: str, strength: float, weights: list[torch.Tensor]) -> torch.Tensor:
@@ -44,6 +44,37 @@ def test_a_penalty_is_the_same_as_adding_it_to_the_loss(kind, part):
         parameter.grad = torch.zeros_like(parameter)
     mine.step()
     assert torch.equal(before, ours[0].weight)  # once removed it pulls no more
+
+
+def test_the_subgradient_of_l1_on_scales_is_its_strength_times_their_signs():
+    """As network slimming trains (Liu et al. 2017): γ, and nothing else, moves by lr λ sign(γ) as well."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(64, 5), nn.BatchNorm1d(5), nn.LayerNorm(5), nn.BatchNorm1d(5, affine=False)),
+    ).double()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.7, -0.2, 0.0, 1.5]))
+    optimizer = SGD(model.parameters(), 0.1)
+    L1(strength=0.03, of="norm_scales").attach(model, optimizer, None)
+    inputs, targets = torch.randn(12, 1, 6, 6, dtype=torch.float64), torch.arange(12) % 5
+    cross_entropy(model(inputs), targets).backward()
+    before, gradients = copied(model), {name: p.grad.clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        expected = gradients[name]
+        if name in ("1.weight", "5.weight"):
+            expected = expected + 0.03 * before[name].sign()
+        assert torch.allclose(before[name] - parameter, 0.1 * expected, atol=1e-15), name
+
+
+def test_scales_to_be_penalised_must_be_there_before_anything_is_changed():
+    model = mlp(4, 3)
+    before = copied(model)
+    training = Training(iterations=1, regularize=(L1(strength=0.1, of="norm_scales"),))
+    with pytest.raises(InputError, match="l1: the model has no batch norm with a scale"):
+        train(model, TensorBatches(*blobs(8, 4, 3)), training, seed=0)
+    assert same(copied(model), before)
 
 
 def test_biases_and_frozen_weights_are_not_penalised():
