@@ -19,7 +19,8 @@ stands between a comment that says in YAML what is meant, and `<!-- end -->`:
 
 The label of a row or a column leads to what must hold of a line of the CSV: column and value, in short a
 method (a text) or the `sparsity` (a number, to within half a thousandth, or a list of such). `step: last` is
-the last step of a recipe and seed. Each may also have `table`, `metric`, `as`, `digits` and `significant` of
+the last step of a recipe and seed, `step: best` the one step of the best mean `validation_accuracy` over the
+seeds, the earlier of equal ones. Each may also have `table`, `metric`, `as`, `digits` and `significant` of
 its own, and say what is shown of the seeds' values:
 
     show: mean ± sd            sample standard deviation; the default
@@ -153,6 +154,8 @@ def chosen(lines: tuple[Line, ...], conditions: Mapping[str, Any]) -> dict[str, 
     unknown = [name for name in conditions if name not in lines[0]]
     if unknown:
         raise InputError(f"{unknown[0]!r} is no column of the table; it has {', '.join(lines[0])}")
+    if conditions.get("step") == "best":
+        conditions = {**conditions, **_best(lines, conditions)}
     last: dict[tuple[str, str, str], int] = {}
     if conditions.get("step") == "last":
         for line in lines:
@@ -169,6 +172,19 @@ def chosen(lines: tuple[Line, ...], conditions: Mapping[str, Any]) -> dict[str, 
     if found and "seed" not in conditions and found.keys() != seeds:
         raise InputError(f"{dict(conditions)}: the seeds {sorted(seeds - found.keys())} are not in the table")
     return dict(sorted(found.items(), key=lambda item: int(item[0])))
+
+
+def _best(lines: tuple[Line, ...], conditions: Mapping[str, Any]) -> Line:
+    """The cell and the step of the best mean validation accuracy, as conditions; no step if there is none."""
+    others = {name: value for name, value in conditions.items() if name != "step"}
+    found: dict[tuple[str, str], list[float]] = {}
+    for line in lines:
+        if all(_holds(line, *each, {}) for each in others.items()):
+            found.setdefault((line["cell"], line["step"]), []).append(_number_in(line, "validation_accuracy"))
+    if not found:
+        return {"step": ""}
+    cell, step = max(found, key=lambda each: statistics.fmean(found[each]))
+    return {"cell": cell, "step": step}
 
 
 def _holds(line: Line, name: str, value: Any, last: Mapping[tuple[str, str, str], int]) -> bool:
