@@ -101,6 +101,18 @@ def test_linear_layers_have_a_sign():
 
 
 @torch.no_grad()
+def test_a_convolution_over_a_single_position_has_a_sign():
+    # its groups are the positions of a locally connected layer
+    layer, x = nn.Conv1d(12, 6, 1, groups=3), torch.randn(40, 12, 1).cumsum(0)
+    found = gather(nn.Sequential(layer, nn.ReLU()), x)["0.weight"]
+    upper = torch.relu(layer(x))
+    for group in range(3):
+        expected = of_linear(x[:, 4 * group : 4 * group + 4, 0], upper[:, 2 * group : 2 * group + 2, 0])
+        assert np.allclose(found[2 * group : 2 * group + 2, :, 0].numpy(), expected, atol=1e-5)
+    assert float(found.min()) < 0 < float(found.max())
+
+
+@torch.no_grad()
 def test_further_dimensions_of_linear_layers_are_examples():
     model, x = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid()), torch.randn(9, 5, 4)
     expected = of_linear(x.flatten(0, 1), model(x).flatten(0, 1))

@@ -65,7 +65,8 @@ class CorrelatedHalves(Selection):
     stronger half and (1 - strong) S K of the weaker one, drawn at the same odds. Where a half is too small
     for its share, the other one gives the rest, so that the number of weights is exact; where shares are not
     whole numbers, they are met over the layer. Connections from inputs that never change, which correlate
-    with nothing, go before all others. A convolution's weights have a mean of |r| and thus one sign.
+    with nothing, go before all others. A convolution's weights have a mean of |r| and thus one sign,
+    unless each serves a single connection, as in a locally connected layer (see `ConnectionCorrelation`).
     As published it goes with `order: backward` and fine-tuning.
 
     Attributes:

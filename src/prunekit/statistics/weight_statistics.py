@@ -44,8 +44,9 @@ class ConnectionCorrelation(Statistic):
     The lower end is what the layer is given, the upper one its neuron's activation, batch norm and activation
     function included where they follow directly (see `activations`). A convolution's weight serves a
     connection at every position: its value is the mean of |r| over those where it reads a neuron, and no
-    padding of zeros. A linear layer's weight has one connection and its value a sign; further dimensions of
-    its inputs count as examples. What is constant has a correlation of 0.
+    padding of zeros. A weight of one connection has a value with a sign: that of a linear layer, further
+    dimensions of whose inputs count as examples, and that of a convolution over a single position, whose
+    groups make a locally connected layer. What is constant has a correlation of 0.
 
     The sums of a convolution are one for each connection, kept by position. Where they need more memory than
     there is for them, the network runs several times, each time for some of the positions.
@@ -209,7 +210,7 @@ class _Layer:
                     "two at least"
                 )
             found = moments.correlations
-            if isinstance(self._layer, CONVOLUTIONS):
+            if prod(self._places) > 1:
                 found = found.abs()
             self._sums += found.view(len(self._sums), -1, *found.shape[1:]).sum(1)
             self._next = lines.stop
