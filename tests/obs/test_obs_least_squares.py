@@ -279,6 +279,23 @@ def test_several_removals_in_a_row_are_made_up_for_each_by_itself():
     assert shared_update(inverse, weights.float(), removed).dtype == torch.float32
 
 
+def test_in_turn_each_removal_is_from_what_the_ones_before_it_have_left():
+    """The loop of the authors' code: one order of the whole layer by the first saliencies, one inverse."""
+    _, weights, _, inverse, _ = made(dead=(2,))
+    removed = torch.rand(weights.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    saliency = (weights.square() / (2 * inverse.diagonal())).numpy()
+    expected, diagonal = weights.clone().numpy(), inverse.diagonal().numpy()
+    for place in np.argsort(np.nan_to_num(saliency, posinf=0), axis=None, kind="stable"):
+        row, q = divmod(int(place), weights.shape[1])
+        if removed[row, q] and q != 2:
+            expected[row] -= expected[row, q] / diagonal[q] * inverse[:, q].numpy()
+    expected[removed.numpy()] = 0
+    found = shared_update(inverse, weights, removed, in_turn=True)
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-9, atol=1e-10)
+    assert not torch.allclose(found, shared_update(inverse, weights, removed), rtol=1e-3)
+    assert shared_update(inverse, weights.float(), removed, in_turn=True).dtype == torch.float32
+
+
 def test_dead_inputs_cost_nothing():
     _, weights, _, inverse, _ = made(dead=(2,))
     assert shared_saliency(inverse, weights)[:, 2].eq(0).all()

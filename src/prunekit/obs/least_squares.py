@@ -232,17 +232,19 @@ def shared_saliency(inverse: Tensor, weights: Tensor) -> Tensor:
     return torch.where(live, weights.double().square() / (2 * inverse.diagonal().double()), 0.0)
 
 
-def shared_update(inverse: Tensor, weights: Tensor, removed: Tensor) -> Tensor:
+def shared_update(inverse: Tensor, weights: Tensor, removed: Tensor, *, in_turn: bool = False) -> Tensor:
     """The weights after a step of the published L-OBS: -(w_q / [H^-1]_qq) H^-1 e_q for each removed weight q.
 
-    When several weights of a row go in one step each is made up for **by itself**, from its value before the
-    step; the updates are added and the removed weights set to zero. That is exact for one removal per row
-    only: the updates of the others move weights that then are cut off. `refit` is the joint solution.
+    When several weights of a row go in one step each is made up for **by itself**; the updates are added and
+    the removed weights set to zero. That is exact for one removal per row only: the updates of the others
+    move weights that then are cut off. `refit` is the joint solution.
 
     Args:
         inverse: (n, n), from `inverse_of`; renewed by the caller as often as wanted.
         weights: (rows, n); what was removed in earlier steps is zero.
         removed: (rows, n) booleans, True for the weights that go in this step.
+        in_turn: whether w_q is the value that the updates before it in its row have left, in the order of
+            the saliencies before the step, as in the authors' code; else it is the value before the step.
 
     Returns:
         (rows, n) in the type of `weights`. Weights that were removed before come back as the update moves
@@ -251,6 +253,14 @@ def shared_update(inverse: Tensor, weights: Tensor, removed: Tensor) -> Tensor:
     live = check_rows(inverse, weights, removed)
     going = removed & live
     steps = torch.where(going, weights.double() / inverse.diagonal().double(), 0.0)
+    if in_turn:
+        order = shared_saliency(inverse, weights).argsort(dim=1, stable=True)
+        for row in going.any(1).nonzero().flatten():
+            turns = order[row][going[row, order[row]]]
+            # what the k-th update takes its weight to zero from: the lower triangle, solved from above
+            among = inverse[turns][:, turns].double()
+            right = weights[row, turns].double().unsqueeze(1)
+            steps[row, turns] = torch.linalg.solve_triangular(among, right, upper=False).squeeze(1)
     return ((weights.double() - steps @ inverse.double()) * ~removed).to(weights.dtype)
 
 

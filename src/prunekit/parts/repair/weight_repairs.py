@@ -134,17 +134,22 @@ class OBSUpdate(WeightRepair):
     """The published update of layer-wise OBS: each removed weight is made up for by itself.
 
     -(w_q / [H^-1]_qq) H^-1 e_q for each removed q, with one inverse for all rows, and all updates of a step
-    added. The authors' code takes a row's removals one after the other, each from the value that the updates
-    before it have left. Exact for one removal per row and step; for many, take small steps (schedule
-    `fixed_count`), or `masked_least_squares`, the joint solution. The bias is put to its best value.
+    added. Exact for one removal per row and step; for many, take small steps (schedule `fixed_count`), or
+    `masked_least_squares`, the joint solution. The bias is put to its best value.
+
+    Attributes:
+        in_turn: whether the removals of a row come one after the other, the least saliency first, each with
+            the value w_q that the updates before it have left, as in the authors' code; otherwise with that
+            before the step.
     """
 
     name = "obs_update"
     paper = "Dong, Chen, Pan 2017, arXiv 1705.07565"
+    in_turn: bool = False
 
     def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
         """The sum of the updates."""
-        return shared_update(inverse_of(matrix), rows, removed)
+        return shared_update(inverse_of(matrix), rows, removed, in_turn=self.in_turn)
 
 
 class SparseGPTUpdate(WeightRepair):
