@@ -146,8 +146,8 @@ def masked_least_squares(sparsity: float = 0.9, damp: float = 0.01) -> Recipe:
 def wanda(sparsity: float = 0.5) -> Recipe:
     """The least |w| ||x|| of every output row, the same share of all rows.
 
-    x is measured on the network before pruning; in the paper behind the blocks pruned so far, for which the
-    recipe has `order: forward`.
+    x is measured on the network before pruning; in the paper behind the blocks pruned so far. With `order:
+    forward` in the recipe it is measured behind the layers pruned so far.
 
     Paper: Sun et al. 2023, arXiv 2306.11695
     """
