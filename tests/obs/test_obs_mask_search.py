@@ -134,6 +134,37 @@ def test_the_search_is_near_the_best_support(seed):
     assert sorted(every).index(min(every, key=lambda e: abs(e - refitted(matrix, weights, found)))) < 20
 
 
+@pytest.mark.parametrize(("seed", "removed"), [(0, 100), (1, 160), (2, 120)])
+def test_the_search_is_the_alternation_of_its_paper(seed, removed):
+    """A loop with the authors' rule for ρ, whose count of changes has entering and leaving weights."""
+    matrix, weights = layer(10, 20, seed)
+    H, given = matrix.numpy(), weights.numpy()
+    scale = np.sqrt(np.diag(H))
+    H, given = H / np.outer(scale, scale), given * scale
+    D, V, rho = given.copy(), np.zeros_like(given), 0.1
+    before = np.ones(given.shape, dtype=bool)
+    growths = []
+    for iteration in range(1, 301):
+        W = np.linalg.solve(H + rho * np.eye(20), (given @ H - V + rho * D).T).T
+        D = W + V / rho
+        support = np.ones(given.size, dtype=bool)
+        support[np.argsort(abs(D), axis=None, kind="stable")[:removed]] = False
+        support = support.reshape(D.shape)
+        D = D * support
+        V = V + rho * (W - D)
+        if iteration % 3 == 0:
+            entered, left = (support & ~before).sum(), (before & ~support).sum()
+            share = (entered + left) / support.sum()
+            if share == 0:
+                break
+            growths.append(1.3 if share > 0.1 else 1.2 if share > 0.005 else 1.1)
+            rho *= growths[-1]
+            before = support
+    assert len(set(growths)) > 1
+    found = admm_support(matrix, weights, lambda importance: ~lowest(importance, removed))
+    assert np.array_equal(found.numpy(), support)
+
+
 def test_the_search_beats_size_on_a_layer():
     matrix, weights = layer(20, 40, 3)
 

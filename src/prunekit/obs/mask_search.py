@@ -116,9 +116,8 @@ def admm_support(
 
     Meng et al. (2024, ALPS, arXiv 2406.07831): minimise 1/2 tr((W - W0) H (W - W0)^T) over W = D with D in
     the set of allowed supports, by the alternating direction method of multipliers, on inputs that are scaled
-    to unit second moments. The penalty ρ grows with the share of the support that still changes, until it
-    does not: a weight that leaves and one that enters are one change, in the authors' code two. One
-    eigendecomposition serves every ρ.
+    to unit second moments. The penalty ρ grows with the share of the support that still changes, weights
+    that enter and weights that leave, until none does. One eigendecomposition serves every ρ.
 
     Args:
         matrix: (n, n), from `damped`.
@@ -150,10 +149,10 @@ def admm_support(
         allowed = wanted * support
         multiplier = multiplier + penalty * (free - allowed)
         if iteration % 3 == 0:
-            changed = int((support != before).sum()) // 2
+            changed = int((support != before).sum())
             if changed == 0:
                 break
             share = changed / max(1, int(support.sum()))
-            penalty *= next(growth for least, growth in _GROWTH if share >= least)
+            penalty *= next(growth for most, growth in _GROWTH if share > most)
             before = support
     return support
