@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.graph import Chain, chain_of
-from prunekit.losses import squared_error
-from prunekit.units import absolute_error
+from prunekit.losses import absolute_error, squared_error
 
 
 def mlp(

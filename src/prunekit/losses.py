@@ -35,18 +35,44 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     Raises:
         InputError: for targets that do not go with the outputs.
     """
-    try:
-        if not targets.is_floating_point():
+    return _summed((outputs - real_targets(outputs, targets)).square())
+
+
+def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The linear error sum |t - o| of the outputs, averaged over the examples; class numbers become one-hot.
+
+    Raises:
+        InputError: for targets that do not go with the outputs.
+    """
+    return _summed((outputs - real_targets(outputs, targets)).abs())
+
+
+def _summed(errors: Tensor) -> Tensor:
+    return (errors.flatten(1).sum(1) if errors.dim() > 1 else errors).mean()
+
+
+def real_targets(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Targets of the outputs' shape; class numbers become one-hot.
+
+    Raises:
+        InputError: if the shapes differ, nothing is broadcast; or if there is no output for a class.
+    """
+    if not targets.is_floating_point():
+        try:
             targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
-        if targets.shape == outputs.shape:
-            squares = (outputs - targets).square()
-            return (squares.flatten(1).sum(1) if squares.dim() > 1 else squares).mean()
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        raise _explained("squared_error", outputs, targets, error) from None
-    raise InputError(misfit("squared_error", outputs, targets) or "outputs and targets differ in shape")
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise _explained("squared_error", outputs, targets, error) from None
+    if targets.shape != outputs.shape:
+        raise InputError(misfit("squared_error", outputs, targets) or "outputs and targets differ in shape")
+    return targets
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "squared_error": squared_error,
+    "absolute_error": absolute_error,
+}
+"""The errors by name; each is a mean over the examples."""
 
 
 def default_loss(targets: Tensor) -> str:
@@ -81,7 +107,7 @@ def misfit(name: str, outputs: Any, targets: Tensor) -> str | None:
         if targets.shape == outputs.shape:
             return None
         return f"{given}: real values have one target for each output, classes are whole numbers (int64)"
-    positions = () if name == "squared_error" else outputs.shape[2:]
+    positions = outputs.shape[2:] if name == "cross_entropy" else ()
     if (
         outputs.dim() < 2
         or targets.shape != (len(outputs), *positions)

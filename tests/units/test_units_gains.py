@@ -7,9 +7,8 @@ from torch import nn
 
 from prunekit.errors import InputError
 from prunekit.graph import chain_of
-from prunekit.losses import squared_error
+from prunekit.losses import absolute_error, squared_error
 from prunekit.units import (
-    absolute_error,
     diagonal_recursion,
     gain_derivatives,
     gain_sweep,

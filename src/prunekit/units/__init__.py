@@ -12,13 +12,10 @@ from prunekit.units.gains import (
     relevance,
 )
 from prunekit.units.oracle import Elimination, eliminate, oracle_changes
-from prunekit.units.runner import ERRORS, absolute_error
 
 __all__ = [
-    "ERRORS",
     "Elimination",
     "GainDerivatives",
-    "absolute_error",
     "diagonal_recursion",
     "eliminate",
     "gain_derivatives",

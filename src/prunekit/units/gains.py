@@ -13,17 +13,15 @@ from prunekit.errors import InputError
 from prunekit.graph.capture import Inputs
 from prunekit.graph.chain import Chain, weight_of, with_gains
 from prunekit.graph.surgery import check_flags
-from prunekit.losses import Loss
+from prunekit.losses import LOSSES, Loss, absolute_error
 from prunekit.units.chain_derivatives import adjoints
 from prunekit.units.chain_runner import ActivationCache, ChainRunner
 from prunekit.units.graph_runner import GraphRunner
 from prunekit.units.runner import (
     BUDGET_BYTES,
-    ERRORS,
     Run,
     Runner,
     Structure,
-    absolute_error,
     error_of,
     taken,
 )
@@ -49,7 +47,7 @@ def means(
         structure: the units.
         inputs: (N, ...) examples.
         targets: (N, ...) as the error takes them.
-        error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
+        error: (outputs, targets) -> the mean over the examples, or a name of `LOSSES`.
         measure: sums over the examples of a chunk.
         groups: the groups that will be asked for, if not all.
         kept: by group (units,) booleans, False for units that are off already.
@@ -171,7 +169,7 @@ def gain_derivatives(
         structure: a chain, or coupled groups of any network, seen in evaluation mode.
         inputs: (N, ...), on the network's device; of coupled groups a tuple or dict of arguments, too.
         targets: (N, ...) as the error takes them.
-        error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
+        error: (outputs, targets) -> the mean over the examples, or a name of `LOSSES`.
         second: whether the second derivative is wanted.
         groups: names of the groups wanted; all of them by default.
         kept: by group (units,) booleans, False for units that are off already.
@@ -268,7 +266,7 @@ def gain_sweep(
         structure: a chain, or coupled groups of any network, seen in evaluation mode.
         inputs: (N, ...), on the network's device; of coupled groups a tuple or dict of arguments, too.
         targets: (N, ...) as the error takes them.
-        error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
+        error: (outputs, targets) -> the mean over the examples, or a name of `LOSSES`.
         units: (group, unit) pairs.
         gains: (G,) the grid; by default 0 to 10 in steps of 0.1.
         kept: by group (units,) booleans, False for units that are off already.
@@ -341,7 +339,7 @@ def diagonal_recursion(
             mode.
         inputs: (N, ...), on the network's device.
         targets: (N, ...) as the error takes them.
-        error: one of `ERRORS` or its name; results are for the mean over the examples.
+        error: one of `LOSSES` or its name; results are for the mean over the examples.
         kept: by group (units,) booleans, False for units that are off already.
         budget_bytes: memory for activations.
 
@@ -362,7 +360,7 @@ def diagonal_recursion(
                 )
         curved = run.judge.diagonal  # d2E/do2
         if curved is None:
-            raise InputError(f"the recursion is for the errors {', '.join(ERRORS)} and class numbers")
+            raise InputError(f"the recursion is for the errors {', '.join(LOSSES)} and class numbers")
         around = adjoints(run)
         found: dict[str, Tensor] = {}
         for place, link in reversed(list(enumerate(run.links))):

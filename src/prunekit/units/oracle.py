@@ -45,7 +45,7 @@ def oracle_changes(
         structure: a chain, or coupled groups of any network.
         inputs: (N, ...), on the network's device; of coupled groups a tuple or dict of arguments, too.
         targets: (N, ...) as the error takes them.
-        error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`. Squared error, cross-
+        error: (outputs, targets) -> the mean over the examples, or a name of `LOSSES`. Squared error, cross-
             entropy and `absolute_error` have fast forms; any other is called once for each unit and chunk.
         groups: names of the groups wanted; all of them by default.
         kept: by group (units,) booleans, False for units that are off already; groups left out have none.
@@ -175,7 +175,7 @@ def eliminate(
         structure: a chain, or coupled groups of any network.
         inputs: (N, ...), on the network's device; of coupled groups a tuple or dict of arguments, too.
         targets: (N, ...) as the error takes them.
-        error: (outputs, targets) -> the mean over the examples, or a name of `ERRORS`.
+        error: (outputs, targets) -> the mean over the examples, or a name of `LOSSES`.
         count: how many units to remove; by default all that `floor` allows.
         rank: "oracle" for the true change, or a function of the kept units.
         rerank: rank again after each removal; else once at the start.

@@ -18,29 +18,7 @@ from torch.utils import _pytree as pytree
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.graph.chain import Chain
-from prunekit.losses import Loss, squared_error
-
-
-def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The linear error sum |t - o| over the outputs, averaged over the examples.
-
-    Args:
-        outputs: (N, ...).
-        targets: the same shape, or class numbers (N,), which become one-hot.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
-    targets = real_targets(outputs, targets)
-    return (outputs - targets).abs().flatten(1).sum(1).mean()
-
-
-ERRORS: dict[str, Loss] = {
-    "squared_error": squared_error,
-    "cross_entropy": F.cross_entropy,
-    "absolute_error": absolute_error,
-}
-"""The errors that have fast forms here, by name; each is a mean over the examples."""
+from prunekit.losses import LOSSES, Loss, absolute_error, cross_entropy, real_targets, squared_error
 
 
 def error_of(error: Loss | str) -> Loss:
@@ -51,22 +29,13 @@ def error_of(error: Loss | str) -> Loss:
     """
     if not isinstance(error, str):
         return error
-    if error not in ERRORS:
-        raise InputError(f"there is no error {error!r}; names are: {', '.join(ERRORS)}")
-    return ERRORS[error]
+    if error not in LOSSES:
+        raise InputError(f"there is no error {error!r}; names are: {', '.join(LOSSES)}")
+    return LOSSES[error]
 
 
-def real_targets(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Targets of the outputs' shape; class numbers become one-hot.
-
-    Raises:
-        InputError: if the shapes differ; nothing is broadcast.
-    """
-    if not targets.is_floating_point():
-        targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
-    if targets.shape != outputs.shape:
-        raise InputError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ in shape")
-    return targets.to(outputs.dtype)
+def _wanted(outputs: Tensor, targets: Tensor) -> Tensor:
+    return real_targets(outputs, targets).to(outputs.dtype)
 
 
 class LossDelta(ABC):
@@ -114,7 +83,7 @@ def loss_delta(error: Loss, outputs: Tensor, targets: Tensor) -> LossDelta:
         kind = SquaredErrorDelta
     elif error is absolute_error:
         kind = AbsoluteErrorDelta
-    elif error is F.cross_entropy and classes and bool((targets >= 0).all()):
+    elif error in (cross_entropy, F.cross_entropy) and classes and bool((targets >= 0).all()):
         kind = CrossEntropyDelta
     try:
         return kind(error, outputs, targets)
@@ -128,7 +97,7 @@ class SquaredErrorDelta(LossDelta):
     def __init__(self, error: Loss, outputs: Tensor, targets: Tensor):
         super().__init__(error, outputs, targets)
         self._now = outputs.flatten(1).T.contiguous()
-        self._twice_off = (outputs - real_targets(outputs, targets)).flatten(1).T.mul(2).contiguous()
+        self._twice_off = (outputs - _wanted(outputs, targets)).flatten(1).T.mul(2).contiguous()
         self._block = (0, 0, self._now)
 
     @property
@@ -154,7 +123,7 @@ class AbsoluteErrorDelta(LossDelta):
 
     def __init__(self, error: Loss, outputs: Tensor, targets: Tensor):
         super().__init__(error, outputs, targets)
-        self._wanted = real_targets(outputs, targets).flatten(1).T.contiguous()
+        self._wanted = _wanted(outputs, targets).flatten(1).T.contiguous()
         self._off = (outputs.flatten(1).T - self._wanted).abs_()
 
     @property
