@@ -233,7 +233,7 @@ def test_random_choices_with_the_densities_of_a_method_are_its_controls(tmp_path
         in text
     )
     assert (
-        "Beyond the spread, bad beats a random choice with its own densities per layer not at 2x and 20x."
+        "Beyond the spread, bad does not beat a random choice with its own densities per layer at 2x and 20x."
         in text
     )
     assert "as good" not in text.replace("dense, trained as long", "")

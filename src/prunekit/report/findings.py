@@ -370,11 +370,12 @@ def _against_own_random(
             found[method] = won, lost
     sentences = []
     for (won, lost), methods in grouped(found, lambda method: found[method]).items():
-        verb, its = ("beats", "its") if len(methods) == 1 else ("beat", "their")
-        where = [f"at {names(list(won))}"] * bool(won) + [f"not at {names(list(lost))}"] * bool(lost)
+        one = len(methods) == 1
+        verb = ("beats" if one else "beat") if won else ("does not beat" if one else "do not beat")
+        but = f", but not at {names(list(lost))}" if won and lost else ""
         sentences.append(
-            f"Beyond the spread, {_list(methods)} {verb} a random choice with {its} own densities per layer "
-            f"{', but '.join(where)}."
+            f"Beyond the spread, {_list(methods)} {verb} a random choice with {'its' if one else 'their'} "
+            f"own densities per layer at {names(list(won or lost))}{but}."
         )
     return sentences
 
