@@ -79,23 +79,14 @@ def test_with_the_order_forward_each_layer_is_measured_behind_the_pruned_ones(mo
     assert not same(masks_of(model, method(0.5)), expected)
 
 
-def test_owl_as_its_authors_do_it_has_its_numbers_from_the_dense_network(model):
-    """Then Wanda's way through the layers: the allocation `recorded`, with the numbers of a first pruning."""
+def test_owl_has_its_numbers_from_the_dense_network_and_then_goes_through_the_layers(model):
     dense = prune(copy.deepcopy(model), methods.owl_wanda(0.5), (TOKENS, TARGETS))
     removed = {name: int((~mask).sum()) for name, mask in dense.masks.items()}
     assert len({count / dense.masks[name].numel() for name, count in removed.items()}) > 2
-    chosen = Recipe.parse(
-        {
-            **dense.recipe.to_dict(),
-            "order": "forward",
-            "allocation": {"name": "recorded", "removed": [removed]},
-            "schedule": "allocation_decides",
-        }
-    )
 
     def keep(name: str, sizes: np.ndarray, norms: np.ndarray) -> np.ndarray:
         return all_but_least(sizes * norms, removed[f"{name}.weight"])
 
     expected = loop(model, keep)
-    assert same(masks_of(model, chosen), expected)
+    assert same(masks_of(model, forward(dense.recipe)), expected)
     assert not same({name: mask.numpy() for name, mask in dense.masks.items()}, expected)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.masks import lowest
@@ -137,7 +137,8 @@ class OWL(Allocation):
     `outlier` times their mean, its sparsity is that of the network plus `spread` times what D, scaled to
     [0, 2] over the layers, lies below its mean over the weights. The layers' sparsities thus lie within 2λ
     of each other, as in the authors' code; within [S - λ, S + λ], as the paper has it, they need not lie,
-    where their mean is to be S.
+    where their mean is to be S. With an order of layers D is that of all layers at the beginning of a round,
+    before the first of them is pruned.
 
     Attributes:
         outlier: M, how many times the mean a score must reach to count as an outlier.
@@ -149,13 +150,19 @@ class OWL(Allocation):
     outlier: float = Field(default=5.0, gt=1, le=LARGE)
     spread: float = Field(default=0.08, ge=0, lt=1)
 
+    def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+        """The shares of outliers at the beginning of a round."""
+        return {name: torch.zeros((), dtype=torch.float64) for name in names}
+
     def amounts(self, context: StepContext) -> dict[str, int]:
         """Sparsities shifted so that the total is exactly round(sparsity * total)."""
         sizes = {name: scores.numel() for name, scores in context.scores.items()}
         shares = {}
         for name, scores in context.scores.items():
             finite = scores.double().clamp(min=0)  # what is removed already is minus infinity
-            shares[name] = float((finite > self.outlier * finite.mean()).double().mean())
+            share = (finite > self.outlier * finite.mean()).double().mean()
+            state = context.state.get(name, share)
+            shares[name] = float(state if context.frozen else state.copy_(share))
         low, high = min(shares.values()), max(shares.values())
         width = high - low if high > low else 1.0
         scaled = {name: 2 * self.spread * (share - low) / width for name, share in shares.items()}
