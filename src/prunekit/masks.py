@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import InputError
-from prunekit.targets import unwrap
+from prunekit.targets import check_whole, unwrap
 
 
 def lowest(values: Tensor, count: int) -> Tensor:
@@ -119,22 +121,49 @@ class Masks(Mapping[str, Tensor]):
     def apply(self, model: nn.Module) -> None:
         """Set every removed weight of the model to exactly zero, in place.
 
+        Args:
+            model: the network, also in wrappers, or a copy of it, such as an average of its weights.
+
         Raises:
             InputError: if a parameter is missing or has another shape than its mask; nothing is changed then.
         """
-        pairs = [(self._parameter(model, name), mask) for name, mask in self.items()]
-        for parameter, mask in pairs:
+        for parameter, mask in self.parameters(model):
             parameter.masked_fill_(~mask.to(parameter.device), 0)
 
     def parameters(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        """The model's parameters beside their masks."""
-        return [(self._parameter(model, name), mask) for name, mask in self.items()]
+        """The model's parameters beside their masks.
 
-    def _parameter(self, model: nn.Module, name: str) -> nn.Parameter:
+        Raises:
+            InputError: as `apply`.
+        """
+        network = self.network(model)
+        return [(self._parameter(network, name), mask) for name, mask in self.items()]
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """The module in a model's wrappers (data parallel, compiled, averaged) whose names the masks have.
+
+        It is what is inside all that are known, if none has them.
+        """
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"masks act on a torch.nn.Module, not on {type(model).__name__}: "
+                "copy its values into the network first"
+            )
+        found: nn.Module | None = model
+        while found is not None:
+            if all(_has_parameter(found, name) for name in self):
+                return found
+            found = unwrap(found) if unwrap(found) is not found else _only_child(found)
+        return unwrap(model)
+
+    def _parameter(self, network: nn.Module, name: str) -> nn.Parameter:
         try:
-            parameter = _parameter(model, name)
+            parameter = network.get_parameter(name)
         except AttributeError:
-            raise InputError(f"the model has no parameter {name!r} that the masks name") from None
+            raise InputError(
+                f"the model ({type(network).__name__}) has no parameter {name!r} that the masks name: "
+                "give the network that was pruned, or a copy or an average of it"
+            ) from None
         if parameter.shape != self[name].shape:
             raise InputError(
                 f"{name} has shape {tuple(parameter.shape)}, its mask {tuple(self[name].shape)}: "
@@ -149,41 +178,150 @@ class Masks(Mapping[str, Tensor]):
 
 def _parameter(model: nn.Module, name: str) -> nn.Parameter:
     """The parameter of this name, also of a network in wrappers, under which it has another one."""
+    return (model if _has_parameter(model, name) else unwrap(model)).get_parameter(name)
+
+
+def _has_parameter(module: nn.Module, name: str) -> bool:
     try:
-        return model.get_parameter(name)
+        module.get_parameter(name)
     except AttributeError:
-        return unwrap(model).get_parameter(name)
+        return False
+    return True
+
+
+def _only_child(module: nn.Module) -> nn.Module | None:
+    """The module inside that has all parameters of this one, as in a wrapper; None if there is none."""
+    own = [*module.parameters(recurse=False)]
+    children = [child for child in module.children() if next(child.parameters(), None) is not None]
+    return children[0] if len(children) == 1 and not own else None
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _Held:
+    """A weight and its gradient, both zero where the mask removes, whatever stood there.
+
+    The bits of what is removed are cleared by a logical and: as fast as a multiplication, and NaN and
+    infinite values become zero as well. Only a weak reference to this object stands in the gradient's hook.
+    """
+
+    def __init__(self, weight: nn.Parameter, mask: Tensor) -> None:
+        self.weight, self.mask = weight, mask
+        self._address = self._gradient_version = -1
+        self._handle: RemovableHandle | None = None
+        self._watch()
+        self.zero()
+
+    def zero(self) -> None:
+        """Clear what is removed of the weight."""
+        self._look()
+        self._integers.bitwise_and_(self._bits)
+        self._version = self.weight._version
+
+    def zero_gradient(self) -> None:
+        """Clear what is removed of the gradient."""
+        gradient = self.weight.grad
+        if gradient is None:
+            return
+        if gradient.is_sparse:
+            kept = self.mask.to(gradient.device)[tuple(gradient._indices())]
+            gradient._values().masked_fill_(~kept, 0)
+        else:
+            self._look()
+            gradient.detach().view(self._bits.dtype).bitwise_and_(self._bits)
+        self._gradient_version = gradient._version
+
+    def settle(self) -> None:
+        """Clear both where something has moved them since, which their versions tell in no time."""
+        if self.weight._version != self._version:
+            self.zero()
+        if self.weight.requires_grad:
+            gradient = self.weight.grad
+            if gradient is not None and gradient._version != self._gradient_version:
+                self.zero_gradient()
+            self._watch()
+
+    def release(self) -> None:
+        """Let the gradient be."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _watch(self) -> None:
+        if self._handle is not None or not self.weight.requires_grad:
+            return
+        reference = weakref.ref(self)
+
+        def hook(weight: Tensor) -> None:
+            held = reference()
+            if held is not None:
+                held.zero_gradient()
+
+        self._handle = self.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    def _look(self) -> None:
+        """See where the values are: the model may have been moved to another device or precision."""
+        if self.weight.data_ptr() == self._address:
+            return
+        values = self.weight.detach()
+        self._address = values.data_ptr()
+        self._integers = values.view(_INTEGERS[values.element_size()])
+        self._bits = self.mask.to(values.device, self._integers.dtype).neg_()  # all bits of a value, or none
 
 
 class MaskedOptimizer:
-    """Multiplies the weights by their masks after every step of an optimizer.
+    """Removed weights held at zero, with their gradients, while optimizers train a network.
 
-    Momentum and weight decay can move a removed weight whatever its gradient is, so the mask acts after the
-    step, and the moments of removed weights are cleared when the masks change. The model itself is not
-    touched: its state_dict keys, `copy.deepcopy`, `torch.compile` and DDP work as before.
+    Momentum, weight decay and preconditioners can move a removed weight whatever its gradient is, so the
+    masks act after every step. Norms, clipping, closures and optimizers that move weights along their
+    gradients look at these first, so they act on gradients as soon as these are there. Before a step they act
+    on what something else has moved, and find by their names parameters that were replaced. The moments of
+    removed weights are cleared when the masks change. The model's modules are not touched: its state_dict
+    keys, `copy.deepcopy`, `torch.compile` and DDP work as before.
 
     Args:
         model: the network.
-        optimizer: of its training.
+        optimizers: of its training: one or several, also wrapped, or around others.
         masks: that act from now on.
-        before: called before each step.
-        after: called after each step, once the masks have acted.
+        before: called before each step of the training.
+        after: called after each step of the training, once the masks have acted; where there are several
+            optimizers, after the steps of the last one.
+        resume: whether the optimizers' moments belong to these masks already.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizers: Any,
         masks: Masks,
         *,
         before: Callable[[], None] | None = None,
         after: Callable[[], None] | None = None,
+        resume: bool = False,
     ) -> None:
-        self._model, self._optimizer, self._after = model, optimizer, after
-        self.update(masks)
-        self._handles: list[RemovableHandle] = [optimizer.register_step_post_hook(self._after_step)]
-        if before is not None:
-            self._handles.append(optimizer.register_step_pre_hook(lambda *_: before()))
+        self._model, self._before, self._after = model, before, after
+        each = [hooked(optimizer) for optimizer in several(optimizers)]
+        # an optimizer's hooks hold this object, not the other way round: it ends with its optimizers
+        self._optimizers = [[weakref.ref(optimizer) for optimizer in found] for found in each]
+        self._counted = {id(optimizer) for optimizer in each[-1]}
+        self._stepping: int | None = None
+        self._due = True
+        self._held: list[_Held] = []
+        (self.resume if resume else self.update)(masks)
+        self._handles: list[RemovableHandle] = []
+        for optimizer in self.optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those that are acted on; none once they are gone."""
+        return _unique(chain(*self.groups))
+
+    @property
+    def groups(self) -> list[list[Optimizer]]:
+        """The same by the ones that were given, each with those inside it."""
+        return [[held for each in group if (held := each()) is not None] for group in self._optimizers]
 
     def update(self, masks: Masks) -> None:
         """Take new masks: zero what they remove, and clear its moments."""
@@ -193,19 +331,25 @@ class MaskedOptimizer:
     def resume(self, masks: Masks) -> None:
         """Take the masks of a checkpoint: the moments that belong to them are the optimizer's to load."""
         pairs = masks.parameters(self._model)
-        self._weights: list[Tensor] = [parameter for parameter, _ in pairs]
-        self._booleans = [mask for _, mask in pairs]
-        self._factors = self._as_factors()
-        masks.apply(self._model)
+        check_whole(self._model)
+        for held in self._held:
+            held.release()
+        self._masks = masks
+        self._path = _path(masks.network(self._model), masks)
+        self._held = [_Held(parameter, mask) for parameter, mask in pairs]
 
     def forget(self) -> None:
         """Moments of other values say nothing about those that the network has now."""
-        self._optimizer.state.clear()
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
 
     def remove(self) -> None:
-        """Stop acting on the optimizer."""
-        for handle in self._handles:
-            handle.remove()
+        """Stop acting on optimizers and gradients."""
+        for each in self._handles:
+            each.remove()
+        for held in self._held:
+            held.release()
+        self._optimizers = []
 
     @staticmethod
     def on(optimizer: Optimizer) -> list[MaskedOptimizer]:
@@ -220,58 +364,142 @@ class MaskedOptimizer:
         named = unwrap(model).named_parameters()
         return next((name for name, parameter in named if id(parameter) in own), None)
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # once per step of the training, so it does no more than it must: one fused multiplication
-        weights = [weight.detach() for weight in self._weights]
-        try:
-            torch._foreach_mul_(weights, self._factors)
-        except RuntimeError:  # the model was moved to another device since
-            self._factors = self._as_factors()
-            torch._foreach_mul_(weights, self._factors)
-        if self._after is not None:
-            self._after()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if any(place.get(key) is not value for place, key, value in self._path):
+            _check_trained(self._model, self.optimizers, self._masks)
+            self.resume(self._masks)
+        for held in self._held:
+            held.settle()
+        if self._stepping is None:
+            self._stepping = id(optimizer)
+            if self._before is not None and self._due and not _skips(optimizer):
+                self._due = False
+                self._before()
 
-    def _as_factors(self) -> list[Tensor]:
-        """The masks as 0 and 1 of the weights' own dtype and device, which multiply fastest."""
-        return [
-            mask.to(device=weight.device, dtype=weight.dtype)
-            for mask, weight in zip(self._booleans, self._weights, strict=True)
-        ]
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # once per step of the training, so it does no more than it must
+        for held in self._held:
+            held.zero()
+        if self._stepping != id(optimizer):
+            return  # inside the step of another one
+        self._stepping = None
+        if id(optimizer) in self._counted and not _skips(optimizer):
+            self._due = True
+            if self._after is not None:
+                self._after()
 
     @torch.no_grad()
     def _clear_moments(self) -> None:
-        for weight, mask in zip(self._weights, self._booleans, strict=True):
-            for value in self._optimizer.state.get(weight, {}).values():
-                if isinstance(value, Tensor) and value.shape == weight.shape:
-                    value.masked_fill_(~mask.to(value.device), 0)
+        removed = {id(held.weight): ~held.mask for held in self._held if not bool(held.mask.all())}
+        if not removed:
+            return
+        for optimizer in self.optimizers:
+            for weight, state in list(optimizer.state.items()):
+                gone = removed.get(id(weight))
+                values = [value for value in state.values() if isinstance(value, Tensor)]
+                # what is there of all weights together, or in codes, is cleared as a whole
+                together = any(isinstance(value, list | tuple) for value in state.values())
+                if together or (gone is not None and any(map(_coded, values))):
+                    del optimizer.state[weight]
+                elif gone is not None:
+                    for value in values:
+                        if value.shape == gone.shape:
+                            value.masked_fill_(gone.to(value.device), 0)
 
 
-def check_attachable(model: nn.Module, optimizer: Any, masks: Masks) -> None:
-    """Refuse an optimizer that does not train the pruned weights, or has masks of them already.
+def _coded(value: Tensor) -> bool:
+    """Whether the values are not the numbers that are there, as in states of 8 bits."""
+    plain = type(value) in (Tensor, nn.Parameter) and value.is_floating_point() and value.element_size() > 1
+    return value.numel() > 1 and not plain
+
+
+def _skips(optimizer: Optimizer) -> bool:
+    """Whether a `GradScaler` has found infinite gradients and lets a fused optimizer do nothing."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def _path(network: nn.Module, names: Iterable[str]) -> list[tuple[Mapping[str, Any], str, Any]]:
+    """All that leads to the parameters of these names: where it is kept, under which key, and what it is."""
+    found: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
+    for name in names:
+        *places, short = name.split(".")
+        module = network
+        for place in places:
+            inner = getattr(module, place)
+            found[id(module), place] = (module._modules, place, inner)
+            module = inner
+        found[id(module), short] = (module._parameters, short, getattr(module, short))
+    return list(found.values())
+
+
+def _unique(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    return list({id(optimizer): optimizer for optimizer in optimizers}.values())
+
+
+def several(optimizers: Any) -> list[Any]:
+    """One optimizer, or those of a sequence, as a list."""
+    return list(optimizers) if isinstance(optimizers, Sequence) else [optimizers]
+
+
+def hooked(optimizer: Any) -> list[Optimizer]:
+    """Those that take hooks of an optimizer and all inside it: what wrappers wrap, and the base of SAM."""
+    found, todo = [], several(optimizer)
+    seen: set[int] = set()
+    while todo:
+        each = todo.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        held = getattr(each, "__dict__", {})
+        if isinstance(each, Optimizer) and "_optimizer_step_post_hooks" in held:
+            found.append(each)
+        lists = [value if isinstance(value, list | tuple) else [value] for value in held.values()]
+        todo += [value for value in chain(*lists) if isinstance(value, Optimizer)]
+    return found
+
+
+def check_attachable(model: nn.Module, optimizers: Any, masks: Masks) -> None:
+    """Refuse optimizers that do not train the pruned weights, or have masks of them already.
+
+    Args:
+        model: the network.
+        optimizers: one, or a sequence of them.
+        masks: of its weights.
 
     Raises:
-        InputError: naming the first weight that is not its own, or has masks.
+        InputError: naming the first weight that is not theirs, or has masks.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"the optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
-    for other in MaskedOptimizer.on(optimizer):
-        shared = other.shares(model)
-        if shared is not None:
-            raise InputError(
-                f"the optimizer ({type(optimizer).__name__}) carries the masks of another session already, "
-                f"of the network that {shared} belongs to: detach() that session first"
-            )
-    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    given = several(optimizers)
+    if not given:
+        raise InputError("no optimizer is given: at least one is needed")
+    for optimizer in given:
+        known = isinstance(optimizer, Optimizer) or hasattr(optimizer, "param_groups")
+        if not known or not hooked(optimizer):
+            raise InputError(f"the optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    found = _unique(chain(*map(hooked, given)))
+    for optimizer in found:
+        for other in MaskedOptimizer.on(optimizer):
+            shared = other.shares(model)
+            if shared is not None:
+                raise InputError(
+                    f"the optimizer ({type(optimizer).__name__}) carries the masks of another session "
+                    f"already, of the network that {shared} belongs to: detach() that session first"
+                )
+    _check_trained(model, found, masks)
+
+
+def _check_trained(model: nn.Module, optimizers: Sequence[Optimizer], masks: Masks) -> None:
+    said = f"the optimizer ({', '.join(type(each).__name__ for each in optimizers)})"
+    groups = chain(*(optimizer.param_groups for optimizer in optimizers))
+    own = {id(parameter) for group in groups for parameter in group["params"]}
     pairs = zip(masks, (parameter for parameter, _ in masks.parameters(model)), strict=True)
     strange = [(name, parameter) for name, parameter in pairs if id(parameter) not in own]
     trainable = [name for name, parameter in strange if parameter.requires_grad]
     if trainable:
         raise InputError(
-            f"the optimizer ({type(optimizer).__name__}) does not train {trainable[0]}, which the recipe "
-            "prunes: give it the parameters of this network, or freeze the weight or leave it out by 'ignore'"
+            f"{said} does not train {trainable[0]}, which the recipe prunes: give it the parameters of this "
+            "network, give all optimizers, or freeze the weight or leave it out by 'ignore'"
         )
     if strange and not any(id(parameter) in own for parameter in model.parameters()):
-        raise InputError(
-            f"the optimizer ({type(optimizer).__name__}) trains no parameter of this network, such as "
-            f"{strange[0][0]}"
-        )
+        raise InputError(f"{said} trains no parameter of this network, such as {strange[0][0]}")

@@ -6,7 +6,7 @@ Named methods are functions that give one; `method` makes their errors name thei
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -33,6 +33,7 @@ from prunekit.parts.selection import Lowest, Selection
 from prunekit.parts.stopping import NoStop, Stop
 from prunekit.settings import STEPS, WHOLE, Settings, read_yaml
 from prunekit.statistics import Statistic
+from prunekit.targets import check_whole
 from prunekit.training import Training
 
 if TYPE_CHECKING:
@@ -182,9 +183,10 @@ class Recipe(Settings):
 
         Raises:
             InputError: if a pattern matches nothing, or an amount, granularity or floor does not fit a layer.
-            ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized), or
-                a layer that the repair cannot mend.
+            ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized, on
+                the meta device, shared out over processes), or a layer that the repair cannot mend.
         """
+        check_whole(model)
         elements = self.granularity.elements(model, self.targets, self.ignore, example_inputs)
         targets = elements.targets
         names = elements.names
@@ -217,7 +219,7 @@ class Recipe(Settings):
     def attach(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         *,
         data: Any = None,
         loss: Any = None,
@@ -227,13 +229,13 @@ class Recipe(Settings):
     ) -> Session:
         """Prune inside a training loop of your own.
 
-        The masks act after each `optimizer.step()`; the session's `advance()` takes the schedule's next step,
-        or, with `every`, each n-th optimizer step does. `training` settings of the recipe's retrain part do
-        not act: your loop is the training.
+        The masks act on gradients and after each `optimizer.step()`; the session's `advance()` takes the
+        schedule's next step, or, with `every`, each n-th optimizer step does. `training` settings of the
+        recipe's retrain part do not act: your loop is the training.
 
         Args:
             model: the network, also one that is wrapped by DDP or `torch.compile`.
-            optimizer: the optimizer of your loop.
+            optimizer: of your loop, or all of them if there are several.
             data: calibration examples, if the recipe needs data: tensors, a dataset or a loader.
             loss: (outputs, targets) -> mean loss; by default cross-entropy or squared error.
             seed: of everything random in the recipe.

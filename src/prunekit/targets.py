@@ -31,6 +31,7 @@ class Target:
         kind: the module's type, such as `Linear`.
         shape: the parameter's shape.
         least: how many of its elements have to stay, whatever an allocation's floor is.
+        types: the names of the module's class and of all that it is derived from.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Target:
     kind: str
     shape: torch.Size
     least: int = 0
+    types: frozenset[str] = frozenset()
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -165,11 +167,37 @@ def _candidates(model: nn.Module) -> list[tuple[Target, Known]]:
                 continue
             name = f"{place}.{short}" if place else short
             shape = torch.Size() if unknown else parameter.shape
-            target = Target(name, layer, type(owner).__name__, shape)
+            types = types_of(owner)
+            target = Target(name, layer, type(owner).__name__, shape, types=frozenset(types))
             _, known = found.setdefault(id(parameter), (target, Known()))
             known.names.update((name, layer))
-            known.types.update(types_of(owner))
+            known.types.update(types)
     return list(found.values())
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a network whose weights have no values yet, or of which a process has only a part.
+
+    Raises:
+        ModelError: naming the first such module or parameter.
+    """
+    for name, module in model.named_modules():
+        if "FullyShardedDataParallel" in types_of(module):
+            raise ModelError(
+                f"{name or 'the model'} is a FullyShardedDataParallel, whose weights are shared out over "
+                "processes: prune before wrapping, or train with DistributedDataParallel"
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ModelError(
+                f"{name} is on the meta device and has no values: load the network's weights first "
+                "(to_empty(), then load_state_dict())"
+            )
+        if "DTensor" in {kind.__name__ for kind in type(parameter).__mro__}:
+            raise ModelError(
+                f"{name} is a DTensor, shared out over processes (fully_shard, tensor parallel): "
+                "prune before that, or train with DistributedDataParallel"
+            )
 
 
 def check_plain(model: nn.Module, names: Iterable[str]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ from prunekit.parts.stopping import Held, Stopped
 from prunekit.pruning.calibration import Calibration, norms_with_statistics, two_examples
 from prunekit.pruning.scoring import Scorer
 from prunekit.pruning.state import Owner, State, digest_of, read_state
-from prunekit.pruning.trainings import Trainings
+from prunekit.pruning.trainings import Trainings, check_apart
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
 from prunekit.settings import WHOLE, checked_seed, whole
@@ -131,6 +132,7 @@ class Session:
         elements = self.plan.elements
         self._inner = elements.model
         self._seed = checked_seed(seed)
+        check_apart(self._inner, checkpoints or {})
         norms = norms_with_statistics(self._inner) if self._recalibrates else []
         self._may_fail |= bool(norms)
         kept = elements.all_kept()
@@ -433,10 +435,15 @@ class Session:
 
     # ---- inside a training loop of the user's --------------------------------------------------------------
 
-    def attach(self, optimizer: Optimizer, *, every: int | None = None) -> None:
-        """Let the masks act after each step of an optimizer; with `every`, advance by itself.
+    def attach(self, optimizer: Optimizer | Sequence[Optimizer], *, every: int | None = None) -> None:
+        """Let the masks act on gradients and after each step; with `every`, advance by itself.
 
         The values at the steps that the recipe rewinds to are kept as they go by.
+
+        Args:
+            optimizer: of the loop, or all of them if there are several; also wrapped, or around others. The
+                steps of the last one are counted.
+            every: advance by itself after this many steps.
 
         Raises:
             InputError: if `every` is no whole number of at least 1, or the optimizer does not train this
@@ -444,7 +451,7 @@ class Session:
         """
         if every is not None:
             every = whole("every", every, 1, WHOLE)
-        if self._masked is not None:
+        if self._masked is not None and self._masked.optimizers:
             raise InputError("the session is attached to an optimizer already: detach() it first")
         check_attachable(self.model, optimizer, self.masks)
         self._check_attachable(every)
@@ -452,9 +459,12 @@ class Session:
             self._try_data(retraining=False)
         self._keep_checkpoint()
         self._every = every
+        self._masked = self._act_on(optimizer)
+
+    def _act_on(self, optimizer: Any, *, resume: bool = False) -> MaskedOptimizer:
         before = self._before_user_step if self._trainings.acting else None
-        self._masked = MaskedOptimizer(
-            self.model, optimizer, self.masks, before=before, after=self._after_step
+        return MaskedOptimizer(
+            self.model, optimizer, self.masks, before=before, after=self._after_step, resume=resume
         )
 
     def _check_attachable(self, every: int | None) -> None:
@@ -537,8 +547,17 @@ class Session:
             self._masked.resume(self.masks)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is attached to no optimizer, as an optimizer's copy has no hooks."""
+        """What is saved is attached to no optimizer."""
         return {**vars(self), "_masked": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """A session that is attached to the copy of the optimizer, if one is made with it."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy(self.__getstate__(), memo))
+        if self._masked is not None and self._masked.optimizers:
+            twin._masked = twin._act_on(copy.deepcopy(self._masked.groups, memo), resume=True)
+        return twin
 
     def _who_needs_data(self) -> str:
         parts = self.recipe.parts.items()

@@ -181,3 +181,19 @@ def _check_fits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], retrain:
             raise InputError(
                 f"{place}: {name} has shape {tuple(saved[name].shape)}, in the model {tuple(value.shape)}"
             )
+
+
+def check_apart(model: nn.Module, checkpoints: Checkpoints) -> None:
+    """Refuse values to go back to that share their memory with the network, and so change with it.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    own = {value.untyped_storage().data_ptr() for value in model.state_dict().values() if value.numel()}
+    for step, state in checkpoints.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.numel() and value.untyped_storage().data_ptr() in own:
+                raise InputError(
+                    f"checkpoints: step {step}: {name} shares its memory with the model, so it changes "
+                    "with it: keep copy.deepcopy(model.state_dict())"
+                )

@@ -209,7 +209,7 @@ class NM(Granularity):
 
     def check(self, target: Target, sparsities: Sequence[float | None]) -> None:
         """The inputs must divide into groups of `m`, the sparsities into whole weights of a group."""
-        if target.kind in INPUTS_FIRST:
+        if not target.types.isdisjoint(INPUTS_FIRST):
             raise InputError(
                 f"{target.name} of a {target.kind} has its inputs in the first dimension, where "
                 f"{self.n}:{self.m} is not supported: name {target.layer!r} in `ignore`"
