@@ -33,7 +33,6 @@ from prunekit.parts.selection import Lowest, Selection
 from prunekit.parts.stopping import NoStop, Stop
 from prunekit.settings import STEPS, WHOLE, Settings, read_yaml
 from prunekit.statistics import Statistic
-from prunekit.targets import check_whole
 from prunekit.training import Training
 
 if TYPE_CHECKING:
@@ -186,7 +185,6 @@ class Recipe(Settings):
             ModelError: if the model has nothing to prune, or a weight that cannot be (NaN, parametrized, on
                 the meta device, shared out over processes), or a layer that the repair cannot mend.
         """
-        check_whole(model)
         elements = self.granularity.elements(model, self.targets, self.ignore, example_inputs)
         targets = elements.targets
         names = elements.names

@@ -98,6 +98,7 @@ def find_targets(
         InputError: if a pattern matches nothing or is no regular expression.
         ModelError: if nothing is left to prune, or a chosen weight is not a plain parameter.
     """
+    check_whole(model)
     candidates = _candidates(model)
     listed = [(target.layer or target.name, known) for target, known in candidates]
     check_patterns([*(targets or ()), *ignore], listed, "layer of the model; layers")

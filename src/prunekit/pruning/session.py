@@ -132,7 +132,8 @@ class Session:
         elements = self.plan.elements
         self._inner = elements.model
         self._seed = checked_seed(seed)
-        check_apart(self._inner, checkpoints or {})
+        if checkpoints:
+            check_apart(self._inner, checkpoints)
         norms = norms_with_statistics(self._inner) if self._recalibrates else []
         self._may_fail |= bool(norms)
         kept = elements.all_kept()

@@ -35,6 +35,7 @@ from prunekit.targets import (
     Target,
     check_patterns,
     check_plain,
+    check_whole,
     device_of,
     find_targets,
     types_of,
@@ -111,6 +112,7 @@ class Unit(Weight):
             ModelError: if the network cannot be exported, or nothing is left to prune, with the reasons.
         """
         model = unwrap(model)
+        check_whole(model)
         if example_inputs is None:
             example_inputs = made_up_inputs(model)
         found = traced(model, example_inputs, residual=self.residual, inputs=self.inputs)
