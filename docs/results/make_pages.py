@@ -25,7 +25,7 @@ its own, and say what is shown of the seeds' values:
 
     show: mean ± sd            sample standard deviation; the default
     show: mean
-    show: each                 the values, in the order of the seeds
+    show: each                 the values, in the order of the seeds, - for an empty cell
     show: mean ± sd, each
     show: zeros                how many of them are 0
     show: removed at loss      by seed, how many elements go before more than `loss` of the metric is lost
@@ -115,7 +115,9 @@ class Figure:
         return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
     def __str__(self) -> str:
-        each = ", ".join(self._number(value, self._places(value)) for value in self.values)
+        each = ", ".join(
+            "-" if math.isnan(value) else self._number(value, self._places(value)) for value in self.values
+        )
         if self.unit == "elements":
             return ", ".join("-" if math.isnan(value) else f"{value:.0f}" for value in self.values)
         if self.show == "zeros":
@@ -175,16 +177,18 @@ def chosen(lines: tuple[Line, ...], conditions: Mapping[str, Any]) -> dict[str, 
 
 
 def _best(lines: tuple[Line, ...], conditions: Mapping[str, Any]) -> Line:
-    """The cell and the step of the best mean validation accuracy, as conditions; no step if there is none."""
+    """The step, and cell, of the best mean validation accuracy, as conditions; no step if there is none."""
     others = {name: value for name, value in conditions.items() if name != "step"}
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, ...], list[float]] = {}
+    names = [name for name in ("step", "cell") if name in lines[0]]
     for line in lines:
         if all(_holds(line, *each, {}) for each in others.items()):
-            found.setdefault((line["cell"], line["step"]), []).append(_number_in(line, "validation_accuracy"))
+            place = tuple(line[name] for name in names)
+            found.setdefault(place, []).append(_number_in(line, "validation_accuracy"))
     if not found:
         return {"step": ""}
-    cell, step = max(found, key=lambda each: statistics.fmean(found[each]))
-    return {"cell": cell, "step": step}
+    best = max(found, key=lambda place: statistics.fmean(found[place]))
+    return dict(zip(names, best, strict=True))
 
 
 def _holds(line: Line, name: str, value: Any, last: Mapping[tuple[str, str, str], int]) -> bool:
@@ -218,7 +222,8 @@ def figure(folder: Path, asked: Mapping[str, Any]) -> Figure | None:
     if not found:
         return None
     offset, factor = SCALES[settings["as"]]
-    values = tuple(offset + factor * _number_in(line, metric) for line in found.values())
+    empty = math.nan if settings["show"] == "each" else None
+    values = tuple(offset + factor * _number_in(line, metric, empty) for line in found.values())
     if settings["minus"] is not None:
         others = chosen(lines, {"method": settings["minus"]})
         values = tuple(
@@ -228,7 +233,9 @@ def figure(folder: Path, asked: Mapping[str, Any]) -> Figure | None:
     return Figure(values, *shown, metric, settings["as"])
 
 
-def _number_in(line: Line, column: str) -> float:
+def _number_in(line: Line, column: str, empty: float | None = None) -> float:
+    if not line[column] and empty is not None:
+        return empty
     value = float(line[column]) if line[column] else math.nan
     if not math.isfinite(value):
         raise InputError(f"{column} of {line['method']}, seed {line['seed']}, is {line[column]!r}, no number")

@@ -149,6 +149,15 @@ def test_a_seed_that_is_missing_is_not_averaged_away(folder: Path) -> None:
         tool.table(folder, "columns: {it: 0.2}\nrows: {A: odd}\n")
 
 
+def test_a_cell_that_is_empty_is_no_number_and_is_shown_among_others(folder: Path) -> None:
+    (folder / "early.csv").write_text("method,seed,goal_step\neven,0,700\neven,1,\n")
+    spec = "table: early.csv\nmetric: goal_step\ndigits: 0\nrows: {A: even}\n"
+    table = tool.table(folder, f"{spec}columns: {{it: {{show: each}}}}\n")
+    assert rows_of(table)[2] == ["A", "700, -"]
+    with pytest.raises(InputError, match="goal_step of even, seed 1, is '', no number"):
+        tool.table(folder, f"{spec}columns: {{it: {{}}}}\n")
+
+
 def test_a_table_without_its_file_and_an_unknown_key_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"there is no table lost\.csv"):
         tool.table(folder, "table: lost.csv\ncolumns: {it: 0.2}\nrows: {A: odd}\n")
