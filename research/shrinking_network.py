@@ -12,8 +12,9 @@ docs/results/shrinking-network; with --figures only the figures, from these tabl
 import argparse
 import copy
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ STEPS, PARTS = 10, 1_500
 """How many steps are trained before the accuracy is looked at again, and how often at most."""
 
 GAINS = torch.cat([torch.linspace(0, 2, 41), torch.arange(3, 11)]).double()
+NETWORKS = {"1 layer": ([100], 0.998), "2 layers": ([50, 50], 1.0)}
 DIGITS = {0: 0.9757, 1: 0.9881, 2: 0.9513}
-"""The accuracies of the source's networks for one digit."""
+"""The accuracies of the source's networks, for all digits and for one."""
 
 SWEPT = ("oracle", "first order", "second order", "second order as published")
 Row = dict[str, Any]
@@ -242,30 +244,36 @@ def _before(course: list[Row], happens: Any) -> int:
     return next((i for i, row in enumerate(course) if happens(row)), len(course))
 
 
-def measured() -> Iterator[tuple[list[Row], list[Row]]]:
-    """The courses of one network after the other, and sweeps along them."""
-    task = ten_digits()
-    for network, hidden, goal in (("1 layer", [100], 0.998), ("2 layers", [50, 50], 1.0)):
-        criteria = ("oracle", "first order", "second order", "misclassified")
-        criteria += ("second order as published",) if len(hidden) > 1 else ()
-        methods = tuple(each + once for each in criteria for once in ("", ", single pass"))
-        settings = {"hidden": hidden, "activation": "sigmoid", "output_activation": "sigmoid"}
-        for seed in range(SEEDS):
-            model = create({"name": "mlp", **settings}, [400], 10, seed=seed)
-            model = next(trained(model, task, (goal,), 0.002, seed))
-            rows = list(courses(network, model, task, seed, methods))
-            of = [[row for row in rows if row["method"] == method] for method in SWEPT if seed == 0]
-            yield rows, [line for course in of for line in sweeps(model, task, course)]
-    for digit, goal in DIGITS.items():
-        for seed in range(DIGIT_SEEDS):
-            for scale, goals in ((255, {"badly": goal}), (1, {"badly": goal, "perfectly": 1.0})):
-                task = one_digit(digit, scale)
-                model = create({"name": "mlp", "hidden": [100], "activation": "sigmoid"}, [784], 2, seed=seed)
-                states = trained(model, task, tuple(goals.values()), 0.001, seed)
-                for state, each in zip(goals, states, strict=True):
-                    network = f"digit {digit}, pixels to {scale}, {state} trained"
-                    methods = ("oracle", "first order", "second order")
-                    yield list(courses(network, each, task, seed, methods)), []
+def ten_digit_network(network: str, seed: int) -> tuple[list[Row], list[Row]]:
+    """The courses of a network for all digits, and for the first seed sweeps along them."""
+    hidden, goal = NETWORKS[network]
+    task, criteria = ten_digits(), ("oracle", "first order", "second order", "misclassified")
+    criteria += ("second order as published",) if len(hidden) > 1 else ()
+    settings = {"hidden": hidden, "activation": "sigmoid", "output_activation": "sigmoid"}
+    model = create({"name": "mlp", **settings}, [400], 10, seed=seed)
+    model = next(trained(model, task, (goal,), 0.002, seed))
+    methods = tuple(each + once for each in criteria for once in ("", ", single pass"))
+    rows = list(courses(network, model, task, seed, methods))
+    of = [[row for row in rows if row["method"] == method] for method in SWEPT if seed == 0]
+    return rows, [line for course in of for line in sweeps(model, task, course)]
+
+
+def one_digit_networks(digit: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """The courses of the networks for one digit."""
+    rows: list[Row] = []
+    for scale, goals in ((255, {"badly": DIGITS[digit]}), (1, {"badly": DIGITS[digit], "perfectly": 1.0})):
+        task = one_digit(digit, scale)
+        model = create({"name": "mlp", "hidden": [100], "activation": "sigmoid"}, [784], 2, seed=seed)
+        for state, each in zip(goals, trained(model, task, tuple(goals.values()), 0.001, seed), strict=True):
+            network = f"digit {digit}, pixels to {scale}, {state} trained"
+            rows += courses(network, each, task, seed, ("oracle", "first order", "second order"))
+    return rows, []
+
+
+def jobs() -> list[Callable[[], tuple[list[Row], list[Row]]]]:
+    """All that is measured, each for itself."""
+    ten = [partial(ten_digit_network, network, seed) for network in NETWORKS for seed in range(SEEDS)]
+    return ten + [partial(one_digit_networks, digit, seed) for digit in DIGITS for seed in range(DIGIT_SEEDS)]
 
 
 @drawing_style()
@@ -332,7 +340,8 @@ def main() -> None:
     if not parser.parse_args().figures:
         rows: list[Row] = []
         swept: list[Row] = []
-        for found, lines in measured():
+        for job in jobs():
+            found, lines = job()
             print(found[0], flush=True)
             rows, swept = rows + found, swept + lines
             written("results.csv", rows)
