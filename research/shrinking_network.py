@@ -36,7 +36,7 @@ from prunekit.units import diagonal_recursion, eliminate, gain_derivatives, gain
 from prunekit.units.oracle import Rank
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results" / "shrinking-network"
-SEEDS, DIGIT_SEEDS, IMAGES = 3, 2, 5_000
+SEEDS, IMAGES = 3, 5_000
 STEPS, PARTS = 10, 1_500
 """How many steps are trained before the accuracy is looked at again, and how often at most."""
 
@@ -273,7 +273,7 @@ def one_digit_networks(digit: int, seed: int) -> tuple[list[Row], list[Row]]:
 def jobs() -> list[Callable[[], tuple[list[Row], list[Row]]]]:
     """All that is measured, each for itself."""
     ten = [partial(ten_digit_network, network, seed) for network in NETWORKS for seed in range(SEEDS)]
-    return ten + [partial(one_digit_networks, digit, seed) for digit in DIGITS for seed in range(DIGIT_SEEDS)]
+    return ten + [partial(one_digit_networks, digit, seed) for digit in DIGITS for seed in range(SEEDS)]
 
 
 @drawing_style()
