@@ -12,6 +12,7 @@ docs/results/shrinking-network; with --figures only the figures, from these tabl
 import argparse
 import copy
 import csv
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ from prunekit.graph import Chain, chain_of
 from prunekit.losses import Loss, squared_error
 from prunekit.models import create
 from prunekit.report.layers import gain_sweep_drawing
-from prunekit.report.style import PALETTE, Drawing, clean, drawing_style, svg_of
+from prunekit.report.style import PALETTE, Drawing, clean, drawing_style
 from prunekit.training import Training, TrainingPart, initial_optimizer_state, train
 from prunekit.units import diagonal_recursion, eliminate, gain_derivatives, gain_sweep, oracle_changes
 from prunekit.units.oracle import Rank
@@ -40,7 +42,7 @@ SEEDS, IMAGES = 3, 5_000
 STEPS, PARTS = 10, 1_500
 """How many steps are trained before the accuracy is looked at again, and how often at most."""
 
-GAINS = torch.cat([torch.linspace(0, 2, 41), torch.arange(3, 11)]).double()
+GAINS = torch.cat([torch.linspace(0, 2, 21), torch.arange(3, 11)]).double()
 NETWORKS = {"1 layer": ([100], 0.998), "2 layers": ([50, 50], 1.0)}
 DIGITS = {0: 0.9757, 1: 0.9881, 2: 0.9513}
 """The accuracies of the source's networks, for all digits and for one."""
@@ -186,7 +188,7 @@ def sweeps(model: nn.Module, task: Task, course: list[Row]) -> Iterator[Row]:
         place = row["layer"], row["unit"]
         if row["removed"] % 10 == 1:
             errors = gain_sweep(chain, *task.train, task.error, [place], gains=GAINS, kept=kept)[0].tolist()
-            about = {key: row[key] for key in ("network", "method", "layer", "unit")}
+            about = {key: row[key] for key in ("network", "method", "seed", "layer", "unit")}
             about["removed_before"] = row["removed"] - 1
             for gain, error in zip(GAINS.tolist(), errors, strict=True):
                 yield {**about, "gain": round(gain, 2), "error": f"{error:.5g}"}
@@ -213,6 +215,8 @@ def summary(rows: list[Row]) -> Iterator[Row]:
             "network": network, "method": method, "seed": seed,
             "first_layer": sum(name == layers[0] for name, _ in units[:30]),
             "last_layer": sum(name == layers[-1] for name, _ in units[:30]),
+            "predicted_of_30": f"{sum(float(row['predicted']) for row in course[:30]):.5g}",
+            "true_of_30": f"{errors[:30][-1] - float(start['error']):.5g}",
             "rank_correlation": _spearman([changes[0][u] for u in others], [changes[1][u] for u in others])
             if once else "",
             "same_as_oracle": next((i for i, u in enumerate(units) if u != others[i]), len(units)),
@@ -279,7 +283,7 @@ def jobs() -> list[Callable[[], tuple[list[Row], list[Row]]]]:
 @drawing_style()
 def curves(rows: list[Row], network: str) -> Drawing:
     """Squared error and accuracy against the units removed, means over the seeds; broken: single pass."""
-    figure = Figure(figsize=(9.0, 3.6))
+    figure = Figure(figsize=(10.0, 3.6))
     figure.set_layout_engine("constrained")
     panels = figure.subplots(1, 2)
     for axes, column, label in zip(
@@ -296,7 +300,7 @@ def curves(rows: list[Row], network: str) -> Drawing:
                 label_of = method + once if by else None
                 axes.plot(list(by), means, linestyle=dash, color=PALETTE[place], label=label_of)
         axes.set(xlabel="units removed", ylabel=label)
-    panels[0].legend(fontsize=7.5, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7.5)
     return Drawing("curves", network, "Means over the seeds.", figure, {})
 
 
@@ -315,6 +319,11 @@ def drawings(rows: list[Row], swept: list[Row]) -> Iterator[tuple[str, Drawing]]
                     f"{network} {method}",
                     gain_sweep_drawing(GAINS.numpy(), errors, list(lines), "squared error"),
                 )
+
+
+def shown(row: Row) -> bool:
+    """Whether a removal has its line in the table: the first ones, and every tenth."""
+    return row["removed"] <= (30 if row["network"] in NETWORKS else 10) or row["removed"] % 10 == 0
 
 
 def written(name: str, rows: list[Row]) -> None:
@@ -344,12 +353,14 @@ def main() -> None:
             found, lines = job()
             print(found[0], flush=True)
             rows, swept = rows + found, swept + lines
-            written("results.csv", rows)
+            written("results.csv", [row for row in rows if shown(row)])
             written("summary.csv", list(summary(rows)))
             written("sweeps.csv", swept)
     for name, drawing in drawings(read("results.csv"), read("sweeps.csv")):
-        path = FOLDER / "figures" / f"{name.replace(' ', '-')}.svg"
-        path.write_text(svg_of(drawing), encoding="utf-8")
+        picture = io.BytesIO()
+        drawing.figure.savefig(picture, dpi=90)
+        path = FOLDER / "figures" / f"{name.replace(' ', '-')}.png"
+        Image.open(picture).convert("RGB").quantize(48).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,11 @@ def test_a_summary_counted_by_hand(rows):
         assert (said["first_layer"], said["last_layer"]) == (layers.count("fc1"), layers.count("fc2"))
         kept = [row["removed"] for row in course if dense["test_accuracy"] - row["test_accuracy"] > 0.0099]
         assert said["one_point_test"] == min(kept) - 1
+        change = float(course[-1]["error"]) - float(dense["error"])
+        assert float(said["true_of_30"]) == pytest.approx(change, rel=1e-4)
+    assert float(found["oracle"]["predicted_of_30"]) == pytest.approx(
+        float(found["oracle"]["true_of_30"]), rel=1e-3
+    )
     assert found["oracle"]["same_as_oracle"] == sum(HIDDEN)
     assert found["oracle, single pass"]["rank_correlation"] == 1
     assert found["first order"]["rank_correlation"] == ""
