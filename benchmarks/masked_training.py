@@ -1,4 +1,4 @@
-"""What masks cost in training: LeNet-300-100, an epoch of 20,000 images, batches of 60 and 128, Adam and SGD.
+"""What masks cost in training: an epoch of LeNet-300-100 and LeNet-5, batches of 60 and 128, Adam and SGD.
 
     python benchmarks/masked_training.py --json FILE
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from prunekit.models import create
 from prunekit.training import make_optimizer
 from side_by_side import arguments, finish, measure, ratio
 
-IMAGES = 20_000
+IMAGES = {"lenet_300_100": 20_000, "lenet5": 3_000}
 SPARSITY = 0.9
 
 
@@ -50,8 +51,8 @@ def bare_loop(model: nn.Module, inputs: Tensor, targets: Tensor, training: Train
         optimizer.step()
 
 
-def ways(training: Training, inputs: Tensor, targets: Tensor) -> dict[str, Callable[[], Any]]:
-    dense = create("lenet_300_100", (1, 28, 28), 10, seed=0)
+def ways(network: str, training: Training, inputs: Tensor, targets: Tensor) -> dict[str, Callable[[], Any]]:
+    dense = create(network, (1, 28, 28), 10, seed=0)
     masks = random_masks(dense)
     data = TensorBatches(inputs, targets)
     pruned = copy.deepcopy(dense)
@@ -71,24 +72,24 @@ def ways(training: Training, inputs: Tensor, targets: Tensor) -> dict[str, Calla
 def main() -> None:
     options = arguments(__doc__ or "", rounds=9)
     torch.set_num_threads(1)
-    drawn = torch.Generator().manual_seed(1)
-    inputs = torch.rand((IMAGES, 1, 28, 28), generator=drawn)
-    targets = torch.randint(0, 10, (IMAGES,), generator=drawn)
     figures: dict[str, Any] = {"images": IMAGES, "sparsity": SPARSITY, "cases": []}
-    for optimizer in ("adam", "sgd"):
-        for batch_size in (60, 128):
-            training = Training(epochs=1, batch_size=batch_size, optimizer=optimizer)
-            seconds = measure(ways(training, inputs, targets), options.rounds)
-            figures["cases"].append(
-                {
-                    "optimizer": optimizer,
-                    "batch_size": batch_size,
-                    "median_cpu_seconds": {name: statistics.median(all_) for name, all_ in seconds.items()},
-                    "masked_to_unmasked": ratio(seconds, "prunekit, masked", "prunekit"),
-                    "loop_to_bare_loop": ratio(seconds, "prunekit", "bare loop"),
-                    "masked_to_torch_prune": ratio(seconds, "prunekit, masked", "torch.nn.utils.prune"),
-                }
-            )
+    for network, optimizer, batch_size in product(IMAGES, ("adam", "sgd"), (60, 128)):
+        drawn = torch.Generator().manual_seed(1)
+        inputs = torch.rand((IMAGES[network], 1, 28, 28), generator=drawn)
+        targets = torch.randint(0, 10, (IMAGES[network],), generator=drawn)
+        training = Training(epochs=1, batch_size=batch_size, optimizer=optimizer)
+        seconds = measure(ways(network, training, inputs, targets), options.rounds)
+        figures["cases"].append(
+            {
+                "network": network,
+                "optimizer": optimizer,
+                "batch_size": batch_size,
+                "median_cpu_seconds": {name: statistics.median(all_) for name, all_ in seconds.items()},
+                "masked_to_unmasked": ratio(seconds, "prunekit, masked", "prunekit"),
+                "loop_to_bare_loop": ratio(seconds, "prunekit", "bare loop"),
+                "masked_to_torch_prune": ratio(seconds, "prunekit, masked", "torch.nn.utils.prune"),
+            }
+        )
     finish(options, figures)
 
 
