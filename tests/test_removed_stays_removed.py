@@ -250,6 +250,17 @@ class TestSeveralOptimizers:
 
 
 class TestReplaced:
+    def test_values_that_are_loaded_are_pruned_before_a_closure_sees_them(self) -> None:
+        model = plain()
+        dense = copied(model)
+        optimizer = LBFGS(model.parameters(), max_iter=4)
+        session = magnitude(0.9).attach(model, optimizer)
+        session.advance()
+        model.load_state_dict(dense)
+        seen: list[list[int]] = []
+        optimizer.step(closure_of(model, lambda: seen.append(counts(model))))
+        assert seen == [kept(session)] * len(seen)
+
     def test_by_the_values_of_a_checkpoint(self) -> None:
         model = mlp(10, 16, 3)
         dense = copied(model)
@@ -439,6 +450,15 @@ class TestNotFinite:
 
 
 class TestHooks:
+    def test_there_is_one_for_each_weight_and_none_after_the_end(self) -> None:
+        model = plain()
+        session = gradual_magnitude(0.9, steps=3).attach(model, SGD(model.parameters(), 0.1))
+        for _ in range(3):
+            session.advance()
+            assert [len(weight._post_accumulate_grad_hooks) for weight in model.parameters()] == [1, 1]
+        session.detach()
+        assert not any(weight._post_accumulate_grad_hooks for weight in model.parameters())
+
     def test_detached_gradients_are_free(self) -> None:
         model = plain()
         session = magnitude(0.9).attach(model, SGD(model.parameters(), 0.1))
