@@ -206,8 +206,8 @@ class _Held:
     infinite values become zero as well. Only a weak reference to this object stands in the gradient's hook.
     """
 
-    def __init__(self, weight: nn.Parameter, mask: Tensor) -> None:
-        self.weight, self.mask = weight, mask
+    def __init__(self, weight: nn.Parameter, mask: Tensor, gradients: bool) -> None:
+        self.weight, self.mask, self._gradients = weight, mask, gradients
         self._address = self._gradient_version = -1
         self._handle: RemovableHandle | None = None
         self._watch()
@@ -236,7 +236,7 @@ class _Held:
         """Clear both where something has moved them since, which their versions tell in no time."""
         if self.weight._version != self._version:
             self.zero()
-        if self.weight.requires_grad:
+        if self._gradients and self.weight.requires_grad:
             gradient = self.weight.grad
             if gradient is not None and gradient._version != self._gradient_version:
                 self.zero_gradient()
@@ -248,7 +248,7 @@ class _Held:
             self._handle.remove()
 
     def _watch(self) -> None:
-        if self._handle is not None or not self.weight.requires_grad:
+        if self._handle is not None or not (self._gradients and self.weight.requires_grad):
             return
         reference = weakref.ref(self)
 
@@ -287,6 +287,8 @@ class MaskedOptimizer:
         after: called after each step of the training, once the masks have acted; where there are several
             optimizers, after the steps of the last one.
         resume: whether the optimizers' moments belong to these masks already.
+        gradients: whether the masks act on gradients, too. An optimizer that moves every weight by its own
+            gradient alone does without, where nothing else looks at them.
     """
 
     def __init__(
@@ -298,8 +300,10 @@ class MaskedOptimizer:
         before: Callable[[], None] | None = None,
         after: Callable[[], None] | None = None,
         resume: bool = False,
+        gradients: bool = True,
     ) -> None:
         self._model, self._before, self._after = model, before, after
+        self._gradients = gradients
         each = [hooked(optimizer) for optimizer in several(optimizers)]
         # an optimizer's hooks hold this object, not the other way round: it ends with its optimizers
         self._optimizers = [[weakref.ref(optimizer) for optimizer in found] for found in each]
@@ -336,7 +340,7 @@ class MaskedOptimizer:
             held.release()
         self._masks = masks
         self._path = _path(masks.network(self._model), masks)
-        self._held = [_Held(parameter, mask) for parameter, mask in pairs]
+        self._held = [_Held(parameter, mask, self._gradients) for parameter, mask in pairs]
 
     def forget(self) -> None:
         """Moments of other values say nothing about those that the network has now."""

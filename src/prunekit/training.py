@@ -323,7 +323,8 @@ def _attached(
         for regularizer in training.regularize:
             handles += regularizer.attach(model, optimizer, masks)
         if masks is not None:
-            handles.append(MaskedOptimizer(model, optimizer, masks))
+            alone = type(optimizer) in (SGD, Adam, AdamW)
+            handles.append(MaskedOptimizer(model, optimizer, masks, gradients=not alone))
         with keeping_modes(model):
             yield
     finally:
