@@ -1,6 +1,6 @@
 """N2PS beside magnitude and layer-wise OBS: accuracy against the share of the weights that is left.
 
-`python research/removal_curves.py` reads the table of the study n2ps-mnist and writes, beside it,
+`python research/removal_curves.py` reads the tables of the study n2ps-mnist and writes, beside them,
 curves.csv and figures/accuracy-left.svg. Where units go, what is left is counted in the weights that they
 leave; every curve begins at the dense network and is read at the same shares, on straight lines between the
 steps of the method, so that none rises more often because it has more steps.
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from prunekit.report.style import drawing_style, looks_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results" / "n2ps-mnist"
+TABLES = {"rectified": "results.csv", "logistic": "logistic-l2.csv"}
 METHODS = (
     "exact L-OBS",
     "L-OBS every 4,000",
@@ -90,15 +91,16 @@ def draw(found: Mapping[tuple[str, int], Curve]) -> Figure:
 
 def main() -> None:
     """Write the table and the figure."""
-    found = curves(FOLDER / "results.csv")
+    networks = {network: curves(FOLDER / table) for network, table in TABLES.items()}
     with (FOLDER / "curves.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("method", "seed", "left", "rises", *(f"at_{share}" for share in AT)))
-        for (method, seed), curve in found.items():
-            measures = [left_at(curve), rises(read_at(curve, SHARES)), *read_at(curve, AT)]
-            writer.writerow((method, seed, *(f"{each:.6f}" for each in measures)))
+        writer.writerow(("network", "method", "seed", "left", "rises", *(f"at_{share}" for share in AT)))
+        for network, found in networks.items():
+            for (method, seed), curve in found.items():
+                measures = [left_at(curve), rises(read_at(curve, SHARES)), *read_at(curve, AT)]
+                writer.writerow((network, method, seed, *(f"{each:.6f}" for each in measures)))
     with drawing_style():
-        figure = draw(found)
+        figure = draw(networks["rectified"])
         (FOLDER / "figures").mkdir(exist_ok=True)
         figure.savefig(FOLDER / "figures" / "accuracy-left.svg", metadata={"Date": None})
 
