@@ -45,6 +45,7 @@ from prunekit.obs import (
 )
 from prunekit.statistics.collect import StatContext, collect
 from prunekit.statistics.inputs import LayerHessian, LayerInputMean
+from prunekit.task import Task
 from side_by_side import finish
 
 DAMP = 1e-2
@@ -99,7 +100,7 @@ def begun(folder: Path) -> tuple[nn.Module, list[str], tuple[Tensor, Tensor, Ten
 def moments(model: nn.Module, names: list[str], inputs: Tensor, targets: Tensor) -> tuple[Any, Any]:
     batches = zip(inputs.split(BATCH), targets.split(BATCH), strict=True)
     needs = [LayerHessian(), LayerInputMean()]
-    found = collect(StatContext(model, names), batches, needs, loss=LOSSES["cross_entropy"])
+    found = collect(StatContext(model, names), batches, needs, task=Task(LOSSES["cross_entropy"]))
     return found[needs[0]], found[needs[1]]
 
 

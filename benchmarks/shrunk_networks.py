@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from coupling import CASES
+from prunekit.batches import arguments as call_arguments
 from prunekit.graph import prune_groups
-from prunekit.graph.capture import arguments as call_arguments
 from prunekit.models import create
 from shrinking import saved_bytes
 from side_by_side import arguments, finish, measure, ratio

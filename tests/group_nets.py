@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from prunekit.batches import Inputs, arguments
 from prunekit.graph import Coupled, Group, traced, unit_masks
-from prunekit.graph.capture import Inputs, arguments
 from prunekit.losses import Loss
 from prunekit.models import ResNet
 from prunekit.recipe import Recipe

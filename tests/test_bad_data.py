@@ -227,14 +227,14 @@ def test_a_shuffling_loader_gives_what_it_gives_anyway() -> None:
     for _ in range(2):
         tried.first(8)
     for one, other in zip(tried.epoch(0, 16, 0), loader(), strict=True):
-        assert torch.equal(one[0], other[0])
+        assert torch.equal(one.inputs, other[0])
 
 
 def test_all_first_examples_are_given_out_as_they_are() -> None:
     inputs, targets = good()
     first = TensorBatches(inputs, targets.int()).first(5)
-    assert torch.equal(first[0], inputs[:5])
-    assert first[1].dtype == torch.int64
+    assert torch.equal(first.inputs, inputs[:5])
+    assert first.targets.dtype == torch.int64
     assert LoaderBatches(Empty()).first(5) is None
 
 

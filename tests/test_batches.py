@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from prunekit.batches import LoaderBatches, TensorBatches, as_batches
 from prunekit.errors import DataError, InputError
+from prunekit.training import Training
 from small_nets import blobs
 
 
@@ -59,7 +60,7 @@ def test_everything_that_is_data():
     for data in ((inputs, targets), [inputs, targets], split, SimpleNamespace(train=split)):
         found = as_batches(data)
         assert isinstance(found, TensorBatches)
-        assert found.inputs is inputs
+        assert found.all.inputs is inputs
         assert as_batches(found) is found
     assert isinstance(as_batches([(inputs, targets), (inputs, targets)]), LoaderBatches)
 
@@ -100,20 +101,16 @@ def test_a_loader_without_a_length():
         def __iter__(self):
             yield from [(torch.zeros(2), 0)] * 4
 
-    with pytest.raises(InputError, match=r"DataLoader.* has no length"):
-        as_batches(DataLoader(Stream(), batch_size=2)).length(2)
+    for data in (DataLoader(Stream(), batch_size=2), Stream()):
+        batches = as_batches(data)
+        assert batches.length(2) is None
+        assert [len(batch) for batch in batches.epoch(0, 2, 0)] == [2, 2]
+        with pytest.raises(InputError, match="a stream without a length"):
+            Training(epochs=1).length(batches)
+        assert Training(iterations=7).length(batches) == 7
 
 
-@pytest.mark.parametrize("batch", [torch.zeros(2), {"x": 1}, (1, 2, 3)])
+@pytest.mark.parametrize("batch", [3, "text", (1, 2, 3)])
 def test_a_loader_of_other_things(batch):
-    with pytest.raises(DataError, match=r"must yield \(inputs, targets\), but yielded"):
-        list(as_batches([batch, batch]).epoch(0, 1, 0)) if not isinstance(batch, torch.Tensor) else list(
-            LoaderBatches([batch]).epoch(0, 1, 0)
-        )
-
-
-def test_a_loader_of_pairs_that_are_not_tensors():
-    with pytest.raises(
-        DataError, match=r"must yield tensors .*, but yielded \(dict, Tensor\): wrap the model"
-    ):
-        list(as_batches([({"ids": torch.zeros(2)}, torch.zeros(2))]).epoch(0, 1, 0))
+    with pytest.raises(DataError, match=r"must yield \(inputs, targets\), or a mapping with one of labels"):
+        list(as_batches([batch, batch, batch]).epoch(0, 1, 0))

@@ -469,7 +469,7 @@ class TestRefusals:
                 yield blobs(8)
 
         self.refused(
-            InputError, "the loader \\(Stream\\) has no length", recipe(retrain="fine_tune"), Stream()
+            InputError, "the data is a stream without a length", recipe(retrain="fine_tune"), Stream()
         )
 
     def test_rewinding_without_checkpoints(self):

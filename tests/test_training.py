@@ -11,6 +11,7 @@ from prunekit.batches import LoaderBatches, TensorBatches
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.masks import Masks
 from prunekit.parts.regularize import Dropout
+from prunekit.task import Task
 from prunekit.training import Training, TrainingError, copy_state, make_optimizer, train
 from small_nets import blobs, convnet, copied, images, mlp, same
 
@@ -281,8 +282,8 @@ def test_a_loader_that_promises_too_much_ends_in_an_error():
 
 def test_regression_and_classification_losses():
     inputs, targets = blobs()
-    assert Training().loss_named(targets) == "cross_entropy"
-    assert Training(loss="squared_error").loss_named(targets) == "squared_error"
+    assert Training().task_of(Task()).loss_name(targets) == "cross_entropy"
+    assert Training(loss="squared_error").task_of(Task()).loss_name(targets) == "squared_error"
     model = mlp(10, 1)
     done = train(model, TensorBatches(inputs, inputs[:, :1]), Training(epochs=60, lr=0.05), seed=0)
     assert done.loss < 0.05

@@ -7,6 +7,7 @@ from torch import nn
 from prunekit.batches import TensorBatches
 from prunekit.parts.context import StepContext
 from prunekit.statistics import StatContext, collect
+from prunekit.task import Task
 from small_nets import blobs, convnet, mlp
 
 TIGHT = {"rtol": 1e-10, "atol": 0}
@@ -55,7 +56,7 @@ def scored(score, model, data, size=7):
     """By parameter; the data in uneven batches."""
     names = names_of(model)
     batches = TensorBatches(*data).sample(10_000, size, seed=0)
-    found = collect(StatContext(model, names), batches, score.needs, loss=nn.functional.cross_entropy)
+    found = collect(StatContext(model, names), batches, score.needs, task=Task(nn.functional.cross_entropy))
     weights = {name: model.get_parameter(name).detach() for name in names}
     return score(StepContext(weights, statistics=found, model=model))
 

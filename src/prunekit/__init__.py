@@ -12,17 +12,20 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunekit.batches import Batch
     from prunekit.errors import DataError, InputError, ModelError, PrunekitError
     from prunekit.masks import Masks
     from prunekit.pruning import Pruned, Session, prune
     from prunekit.recipe import Recipe
     from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
+    from prunekit.task import Task
     from prunekit.training import Training, train
 
 __version__ = version("prunekit")
 
 __all__ = [
     "Architecture",
+    "Batch",
     "DataError",
     "InputError",
     "Masks",
@@ -31,6 +34,7 @@ __all__ = [
     "PrunekitError",
     "Recipe",
     "Session",
+    "Task",
     "Training",
     "__version__",
     "load_masks",
@@ -41,11 +45,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Batch": "batches",
     **dict.fromkeys(("DataError", "InputError", "ModelError", "PrunekitError"), "errors"),
     "Masks": "masks",
     **dict.fromkeys(("Pruned", "Session", "prune"), "pruning"),
     "Recipe": "recipe",
     **dict.fromkeys(("Architecture", "load_masks", "load_pretrained", "save_pretrained"), "saving"),
+    "Task": "task",
     **dict.fromkeys(("Training", "train"), "training"),
 }
 """The module that each public name is imported from."""

@@ -1,17 +1,165 @@
-"""Examples as a source of shuffled batches: tensors in memory, or a loader of the user's."""
+"""Batches of any kind, what a network is given of them, and examples as a source of shuffled batches.
+
+A batch of a user's is read once, by `prunekit.task.Task.read`; everything behind it sees a `Batch`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from prunekit.errors import DataError, InputError
+from prunekit.errors import DataError, InputError, said
 from prunekit.seeds import generator, keeping_generators
 
-Batch = tuple[Tensor, Tensor]
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""What a network is given: one tensor, a tuple of positional arguments, or a mapping of named ones."""
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments for the network.
+
+    Raises:
+        InputError: where the inputs are neither a tensor nor a tuple, list or mapping.
+    """
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}
+    kind = type(inputs).__name__
+    raise InputError(f"example_inputs must be a tensor, a tuple or a dict of named arguments, not {kind}")
+
+
+def in_order(inputs: Inputs | None) -> Tensor | tuple[Tensor, ...]:
+    """Inputs that a network takes by their order, as counting operations and timing need them.
+
+    Raises:
+        InputError: for named ones, or none.
+    """
+    if isinstance(inputs, Tensor):
+        return inputs
+    if isinstance(inputs, list | tuple):
+        return tuple(inputs)
+    raise InputError("MACs and latency are measured with example inputs that are tensors, in order")
+
+
+def feed(model: nn.Module, inputs: Inputs) -> Any:
+    """What a network gives for these inputs."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    args, kwargs = arguments(inputs)
+    return model(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as everything behind `Task.read` sees it.
+
+    Attributes:
+        inputs: what the network is given; the first dimension of each tensor is that of the examples.
+        targets: what is wanted of it: a tensor, several in tuples or mappings, or None.
+        fed_as: the name under which the network also takes the targets, to work out its own loss.
+    """
+
+    inputs: Inputs
+    targets: Any
+    fed_as: str | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Inputs and targets, so that a batch is taken apart like a pair."""
+        return iter((self.inputs, self.targets))
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return examples_in(self.inputs)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor of inputs and targets changed."""
+        if isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor):  # once a step of training
+            return replace(self, inputs=change(self.inputs), targets=change(self.targets))
+        inputs, targets = pytree.tree_map_only(Tensor, change, (_plain(self.inputs), _plain(self.targets)))
+        return replace(self, inputs=inputs, targets=targets)
+
+    def examples(self, start: int, stop: int) -> Batch:
+        """Some of the examples; what is no tensor, or has another first dimension, stays whole."""
+        count = len(self)
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[start:stop] if tensor.dim() and len(tensor) == count else tensor
+
+        return self.map(cut)
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The batch in parts of so many examples, the last with what is left."""
+        return (self.examples(start, start + size) for start in range(0, len(self), size))
+
+
+def examples_in(inputs: Any) -> int:
+    """The number of examples: the first dimension of the first tensor that has one.
+
+    Raises:
+        DataError: if there is none.
+    """
+    for leaf in (inputs,) if isinstance(inputs, Tensor) else pytree.tree_leaves(_plain(inputs)):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return len(leaf)
+    raise DataError("a batch has no tensor with a dimension of the examples among its inputs")
+
+
+def without_padding(values: Tensor, real: Tensor | None) -> Tensor:
+    """Values at real positions only, as one example, or as they are where they are of no positions.
+
+    Of values (2, 3, 8) and flags [[True, True, False], [True, True, True]] five rows are left: (1, 5, 8).
+
+    Args:
+        values: (examples, positions, ...), or (examples x positions, ...).
+        real: (examples, positions), False where sequences are padded; None where nothing is.
+    """
+    if real is None:
+        return values
+    if values.dim() > 2 and values.shape[:2] == real.shape:
+        return values[real].unsqueeze(0)
+    if values.dim() == 2 and real.shape[1] > 1 and len(values) == real.numel():
+        return values[real.flatten()]
+    return values
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """All examples in one batch; tensors without a dimension of the examples are those of the first."""
+    if len(batches) == 1:
+        return batches[0]
+    counts = [len(batch) for batch in batches]
+
+    def join(*parts: Any) -> Any:
+        tensors = [part for part in parts if isinstance(part, Tensor) and part.dim()]
+        return torch.cat(tensors) if [len(each) for each in tensors] == counts else parts[0]
+
+    trees = [(_plain(batch.inputs), _plain(batch.targets)) for batch in batches]
+    inputs, targets = pytree.tree_map(join, trees[0], *trees[1:])
+    return replace(batches[0], inputs=inputs, targets=targets)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings of classes of their own, such as a tokenizer's, as dicts, which pytrees are made of."""
+    if isinstance(value, Mapping) and type(value) is not dict:
+        return {key: _plain(each) for key, each in value.items()}
+    return value
+
+
+Read = Callable[[Any], Batch]
+"""From what a loader yields to a batch."""
 
 
 class Batches(Protocol):
@@ -23,8 +171,8 @@ class Batches(Protocol):
     def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """About `count` examples in batches, the same for the same seed."""
 
-    def length(self, batch_size: int) -> int:
-        """The number of batches of an epoch."""
+    def length(self, batch_size: int) -> int | None:
+        """The number of batches of an epoch; None where nobody knows it, as of a stream."""
 
     def first(self, count: int) -> Batch | None:
         """Some examples to try things on, about `count`; what epochs and samples give stays the same."""
@@ -41,95 +189,150 @@ class Examples(Protocol):
 class TensorBatches:
     """Examples held in memory; a batch is one indexing operation.
 
-    Class numbers of any whole type are given out as int64, which losses ask for.
+    Class numbers of any whole type are given out as int64, which losses ask for. Several inputs are a tuple
+    or mapping of tensors, whose first dimension is that of the examples in all of them.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
-        if not inputs.dim() or not targets.dim():
+    def __init__(self, inputs: Inputs, targets: Any, fed_as: str | None = None) -> None:
+        self.all = Batch(inputs, as_targets(targets), fed_as)
+        given, wanted = (_leaves(each) for each in (inputs, targets))
+        for place, leaves in (("inputs", given), ("targets", wanted)):
+            for leaf in leaves:
+                if not isinstance(leaf, Tensor):
+                    raise DataError(f"{place} in memory must be tensors, not {type(leaf).__name__}")
+        if not all(leaf.dim() for leaf in (*given, *wanted)):
             raise DataError(
-                f"inputs of the shape {tuple(inputs.shape)} and targets of the shape {tuple(targets.shape)}: "
+                f"inputs of the shape {_shapes(given)} and targets of the shape {_shapes(wanted)}: "
                 "the first dimension must be that of the examples"
             )
-        if len(inputs) != len(targets):
-            raise DataError(f"there are {len(inputs)} inputs but {len(targets)} targets")
-        if not len(inputs):
+        count = len(self.all)
+        for leaf in given:
+            if len(leaf) != count:
+                raise DataError(f"the inputs are of {count} and of {len(leaf)} examples")
+        for leaf in wanted:
+            if len(leaf) != count:
+                raise DataError(f"there are {count} inputs but {len(leaf)} targets")
+        if not count:
             raise DataError("the dataset is empty: there are no examples")
-        self.inputs = inputs
-        self.targets = targets
 
     def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """All examples once; the order is a function of the seed and the epoch's number alone."""
-        order = torch.randperm(len(self.inputs), generator=generator(seed, "epoch", number))
-        return self._batches(order.to(self.inputs.device), batch_size)
+        return self._batches(shuffled(len(self.all), number, seed), batch_size)
 
     def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """`count` different examples, or all when there are fewer."""
-        order = torch.randperm(len(self.inputs), generator=generator(seed, "sample"))[:count]
-        return self._batches(order.to(self.inputs.device), batch_size)
+        return self._batches(sampled(len(self.all), count, seed), batch_size)
 
     def length(self, batch_size: int) -> int:
         """The number of batches of an epoch; the last may be smaller."""
-        return -(-len(self.inputs) // batch_size)
+        return -(-len(self.all) // batch_size)
 
     def _batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        order = order.to(_leaves(self.all.inputs)[0].device)
         for chosen in order.split(batch_size):  # type: ignore[no-untyped-call]
-            yield self.inputs[chosen], as_targets(self.targets[chosen])
+            yield self.all.map(lambda tensor, at=chosen: tensor[at])  # type: ignore[misc]
 
     def first(self, count: int) -> Batch:
         """The first ones."""
-        return self.inputs[:count], as_targets(self.targets[:count])
+        return self.all.examples(0, count)
+
+
+def shuffled(examples: int, epoch: int, seed: int) -> Tensor:
+    """(examples,) int64: the order of an epoch."""
+    return torch.randperm(examples, generator=generator(seed, "epoch", epoch))
+
+
+def sampled(examples: int, count: int, seed: int) -> Tensor:
+    """At most `count` int64: which examples a sample is made of."""
+    return torch.randperm(examples, generator=generator(seed, "sample"))[:count]
+
+
+class DatasetBatches:
+    """A dataset of single examples, such as a `torch.utils.data.Dataset`, put together by torch's collation.
+
+    One that is read by index is shuffled by the seed, as tensors in memory are. A stream (`IterableDataset`)
+    keeps its order, and nobody knows its length.
+    """
+
+    def __init__(self, dataset: Any, read: Read | None = None) -> None:
+        self.dataset, self.read = dataset, read or read_batch
+        self._size = None if isinstance(dataset, IterableDataset) else len(dataset)
+        if self._size == 0:
+            raise DataError("the dataset is empty: there are no examples")
+
+    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """All examples once."""
+        if self._size is None:
+            return self._stream(batch_size)
+        return self._batches(shuffled(self._size, number, seed), batch_size)
+
+    def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """`count` different examples, or all of fewer; of a stream whole batches from its front."""
+        if self._size is None:
+            return enough(self._stream(batch_size), count)
+        return self._batches(sampled(self._size, count, seed), batch_size)
+
+    def length(self, batch_size: int) -> int | None:
+        """The number of batches of an epoch; None for a stream."""
+        return None if self._size is None else -(-self._size // batch_size)
+
+    def first(self, count: int) -> Batch | None:
+        """The first ones."""
+        with keeping_generators():
+            if self._size is None:
+                return next(self._stream(count), None)
+            return next(self._batches(torch.arange(min(count, self._size)), count), None)
+
+    def _batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        for chosen in order.split(batch_size):  # type: ignore[no-untyped-call]
+            yield self._collated([self.dataset[index] for index in chosen.tolist()])
+
+    def _stream(self, batch_size: int) -> Iterator[Batch]:
+        together = []
+        for example in self.dataset:
+            together.append(example)
+            if len(together) == batch_size:
+                yield self._collated(together)
+                together = []
+        if together:
+            yield self._collated(together)
+
+    def _collated(self, examples: list[Any]) -> Batch:
+        try:
+            batch = default_collate(examples)
+        except Exception as error:  # what it says of examples of several sizes is long
+            raise DataError(
+                f"examples of the dataset ({type(self.dataset).__name__}) make no batch: {said(error)}; "
+                "give a torch.utils.data.DataLoader with a collate_fn of your own"
+            ) from error
+        return self.read(batch)
 
 
 class LoaderBatches:
-    """A loader of the user's, such as a `torch.utils.data.DataLoader`, yielding (inputs, targets).
+    """A loader of the user's, such as a `torch.utils.data.DataLoader`, that yields batches.
 
     Its batch size and order are its own: the `batch_size` and the seed that are asked for do not act.
     """
 
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
-        if self._known_length() == 0:
+    def __init__(self, loader: Iterable[Any], read: Read | None = None) -> None:
+        self.loader, self.read = loader, read or read_batch
+        if self.length(0) == 0:
             raise DataError("the dataset is empty: the loader has no batches")
 
     def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """One walk through the loader."""
-        for batch in self.loader:
-            if not (isinstance(batch, tuple | list) and len(batch) == 2):
-                raise DataError(
-                    f"the loader must yield (inputs, targets), but yielded {type(batch).__name__}; "
-                    "for other batches use your own loop with recipe.attach(model, optimizer)"
-                )
-            if not all(isinstance(part, Tensor) for part in batch):
-                kinds = ", ".join(type(part).__name__ for part in batch)
-                raise DataError(
-                    f"the loader must yield tensors (inputs, targets), but yielded ({kinds}): wrap the model "
-                    "in a module that takes one tensor, or use your own loop with "
-                    "recipe.attach(model, optimizer)"
-                )
-            yield batch[0], as_targets(batch[1])
+        return map(self.read, self.loader)
 
     def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Whole batches from the front until `count` examples are reached."""
-        seen = 0
-        for batch in self.epoch(0, batch_size, seed):
-            if seen >= count:
-                return
-            seen += len(batch[0])
-            yield batch
+        return enough(self.epoch(0, batch_size, seed), count)
 
-    def length(self, batch_size: int) -> int:
-        """The loader's own length.
-
-        Raises:
-            InputError: if the loader does not know it.
-        """
-        batches = self._known_length()
-        if batches is None:
-            raise InputError(
-                f"the loader ({type(self.loader).__name__}) has no length, so an epoch has no end: "
-                "give it __len__, or use your own loop with recipe.attach(model, optimizer)"
-            )
-        return batches
+    def length(self, batch_size: int) -> int | None:
+        """The loader's own length; None where it does not know it."""
+        try:
+            return len(self.loader)  # type: ignore[arg-type]
+        except TypeError:  # so says a loader over a stream
+            return None
 
     def first(self, count: int) -> Batch | None:
         """The loader's first batch, whole: how many examples a network takes at once may be fixed.
@@ -137,7 +340,7 @@ class LoaderBatches:
         None where the loader gives none. The generators that a `DataLoader` shuffles by are put back.
 
         Raises:
-            DataError: if it is no pair of tensors with as many inputs as targets.
+            DataError: if its tensors are of different numbers of examples.
         """
         owners = (self.loader, getattr(self.loader, "sampler", None))
         generators = (getattr(owner, "generator", None) for owner in owners)
@@ -149,23 +352,29 @@ class LoaderBatches:
         finally:
             for generator, state in zip(own, states, strict=True):
                 generator.set_state(state)
-        if batch is not None:
-            TensorBatches(*batch)
+        if batch is not None and isinstance(batch.inputs, Tensor) and isinstance(batch.targets, Tensor):
+            TensorBatches(batch.inputs, batch.targets)
         return batch
 
-    def _known_length(self) -> int | None:
-        try:
-            return len(self.loader)  # type: ignore[arg-type]
-        except TypeError:  # so says a loader over a stream
-            return None
+
+def enough(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """Whole batches until `count` examples are reached."""
+    seen = 0
+    for batch in batches:
+        if seen >= count:
+            return
+        seen += len(batch)
+        yield batch
 
 
-def as_targets(targets: Tensor) -> Tensor:
-    """Class numbers as int64, real values as they are.
+def as_targets(targets: Any) -> Any:
+    """Class numbers as int64, real values as they are; of several tensors, each.
 
     Raises:
         DataError: if they are neither.
     """
+    if not isinstance(targets, Tensor):
+        return pytree.tree_map_only(Tensor, as_targets, _plain(targets))
     if targets.dtype == torch.int64 or targets.is_floating_point():
         return targets
     if targets.is_complex():
@@ -173,29 +382,149 @@ def as_targets(targets: Tensor) -> Tensor:
     return targets.long()
 
 
-def as_batches(data: Any) -> Batches:
-    """Examples from tensors `(inputs, targets)`, a split or dataset of `prunekit.data`, or a loader.
+def as_tensors(values: Any) -> Any:
+    """Arrays of NumPy and columns of pandas as tensors; other things as they are.
 
-    A dataset gives its training part. Raises `DataError` for an empty one and `InputError` for other things.
+    Real values get torch's default type: float64 is what these libraries have for want of a reason.
+
+    Raises:
+        DataError: for arrays of neither numbers nor booleans, naming the first such column.
     """
+    if isinstance(values, Mapping):
+        return {key: as_tensors(each) for key, each in values.items()}
+    if isinstance(values, tuple | list):
+        return type(values)(as_tensors(each) for each in values)
+    if isinstance(values, Tensor) or not (isinstance(values, np.ndarray) or hasattr(values, "to_numpy")):
+        return values
+    array = values if isinstance(values, np.ndarray) else values.to_numpy()
+    if array.dtype.kind not in "biuf":
+        columns = getattr(values, "dtypes", {})
+        named = [name for name, kind in getattr(columns, "items", dict)() if kind.kind not in "biuf"]
+        which = f"the column {named[0]!r}" if named else f"an array of the type {array.dtype}"
+        raise DataError(f"{which} holds no numbers: encode it first")
+    tensor = torch.from_numpy(np.array(array))  # a copy of its own, in one piece
+    return tensor.to(torch.get_default_dtype()) if array.dtype == np.float64 else tensor
+
+
+def as_batches(data: Any, read: Read | None = None) -> Batches:
+    """Examples as batches: in memory, as a dataset, or as a loader of batches.
+
+    - `(inputs, targets)`: tensors, arrays of NumPy or columns of pandas, several in a tuple or mapping;
+    - a mapping of them, such as a tokenizer gives, with the targets among them by name (see `read_batch`);
+    - a split or dataset of `prunekit.data`, which gives its training part;
+    - a `torch.utils.data.Dataset`, or one of Hugging Face's, of single examples;
+    - a loader, or a list, of batches of any kind that `read` can read.
+
+    Args:
+        data: the examples.
+        read: how a batch is read; by default `read_batch`.
+
+    Raises:
+        DataError: for data that is empty or of different numbers of examples.
+        InputError: for other things.
+    """
+    read = read or read_batch
     part = getattr(data, "train", None)
     if isinstance(part, Examples | tuple | list):
         data = part
-    if isinstance(data, TensorBatches | LoaderBatches):
+    if isinstance(data, TensorBatches | DatasetBatches | LoaderBatches):
         return data
-    if isinstance(data, Examples):
+    if isinstance(data, Examples) and not isinstance(data, Mapping):
         return TensorBatches(data.inputs, data.targets)
-    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return TensorBatches(data[0], data[1])
+    pair = _pair(data)
+    if pair is not None:
+        return TensorBatches(*pair)
+    if isinstance(data, Mapping):
+        found = read(as_tensors(data))
+        return TensorBatches(found.inputs, found.targets, found.fed_as)
     if isinstance(data, tuple | list) and any(isinstance(part, Tensor) for part in data):
         raise InputError(f"data must be a pair of tensors (inputs, targets), not {len(data)} things")
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "__iter__"):
-        raise InputError(
-            f"{type(data).__name__} gives single examples: wrap it in a torch.utils.data.DataLoader, "
-            "or give its tensors as (inputs, targets)"
-        )
+    if _of_single_examples(data):
+        return DatasetBatches(data, read)
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | Tensor | Iterator):
-        return LoaderBatches(data)
+        return LoaderBatches(data, read)
     raise InputError(
         f"data must be a pair of tensors (inputs, targets), a dataset, or a loader, not {type(data).__name__}"
     )
+
+
+def _pair(data: Any) -> tuple[Any, Any] | None:
+    """Inputs and targets in memory; a list of two pairs is one of two batches."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return None
+    inputs, targets = as_tensors(data)
+    if isinstance(targets, Tensor) and (isinstance(inputs, Tensor) or isinstance(data, tuple)):
+        return inputs, targets
+    return None
+
+
+def _of_single_examples(data: Any) -> bool:
+    """Whether it gives one example after the other, not batches."""
+    if isinstance(data, tuple | list):
+        return False
+    by_index = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    rows = by_index and hasattr(data, "column_names")  # a dataset of Hugging Face's
+    return isinstance(data, Dataset) or rows or (by_index and not hasattr(data, "__iter__"))
+
+
+# ---- a batch of the user's, read ---------------------------------------------------------------------------
+
+TARGETS = ("labels", "label", "targets", "target", "y")
+"""The names by which a mapping's targets are known."""
+
+
+def read_batch(
+    batch: Any, takes: Callable[[str], bool] | None = None, positional: int | None = None
+) -> Batch:
+    """What a network is given of a batch, and what is wanted of it.
+
+    - a pair is (inputs, targets); the inputs may be several, in a tuple or mapping;
+    - a longer tuple is that of all inputs and the targets last, for a network of so many inputs;
+    - a mapping, or a dataclass, holds the inputs by the names of the network's arguments, and the targets
+      under one of `TARGETS`;
+    - one tensor alone is the inputs, without targets.
+
+    Args:
+        batch: as a loader yields it.
+        takes: whether the network takes an argument of a name; without it no targets are fed to it.
+        positional: how many inputs the network takes.
+
+    Raises:
+        DataError: for another kind of batch, or one without inputs.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, Tensor):
+        return Batch(batch, None)
+    own = getattr(batch, "__dataclass_fields__", None)
+    if own is not None and not isinstance(batch, type | Mapping):
+        batch = {name: getattr(batch, name) for name in own}
+    if isinstance(batch, Mapping):
+        key = next((name for name in TARGETS if name in batch), None)
+        inputs = {name: value for name, value in batch.items() if name != key}
+        if not inputs:
+            raise DataError(f"a batch has no inputs, only {key!r}")
+        fed = key if key is not None and takes is not None and takes(key) else None
+        return Batch(inputs, None if key is None else as_targets(batch[key]), fed)
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return Batch(batch[0], as_targets(batch[1]))
+    if isinstance(batch, tuple | list) and len(batch) == 1:
+        return read_batch(batch[0], takes, positional)
+    if isinstance(batch, tuple | list) and batch and len(batch) - 1 == positional:
+        return Batch(tuple(batch[:-1]), as_targets(batch[-1]))
+    kind = type(batch).__name__
+    if isinstance(batch, tuple | list):
+        kind += f" of {len(batch)}"
+        kind += "" if positional is None else f", where the network takes {positional} input(s)"
+    raise DataError(
+        f"the loader must yield (inputs, targets), or a mapping with one of {', '.join(TARGETS)}, but "
+        f"yielded a {kind}: give prune() a prunekit.Task whose read() makes a prunekit.Batch of it"
+    )
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return [leaf for leaf in pytree.tree_leaves(_plain(tree)) if leaf is not None]
+
+
+def _shapes(leaves: Sequence[Tensor]) -> str:
+    return ", ".join(str(tuple(leaf.shape)) for leaf in leaves)

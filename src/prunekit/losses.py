@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -20,11 +20,15 @@ NOTHING = -100
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy, averaged over the examples (and positions), of class numbers or probabilities.
 
+    Class numbers of -100 do not count. The classes lie along dimension 1, or along the one that the shape of
+    the class numbers leaves out; see `class_axis`.
+
     Raises:
         InputError: for targets that do not go with the outputs.
     """
     try:
-        return F.cross_entropy(outputs, targets)
+        axis = class_axis(outputs, targets)
+        return F.cross_entropy(outputs if axis == 1 else outputs.movedim(axis, 1), targets)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise _explained("cross_entropy", outputs, targets, error) from None
 
@@ -80,8 +84,24 @@ def default_loss(targets: Tensor) -> str:
     return "squared_error" if targets.is_floating_point() else "cross_entropy"
 
 
+def class_axis(outputs: Tensor, targets: Tensor) -> int:
+    """The dimension of the outputs along which the classes lie.
+
+    For outputs (n, positions, classes) and class numbers (n, positions) that is the last one. Dimension 1, as
+    PyTorch has it, where it fits, and for probabilities.
+    """
+    if targets.is_floating_point() or outputs.dim() < 3:
+        return 1
+    for axis in (1, outputs.dim() - 1, *range(2, outputs.dim() - 1)):
+        if (*outputs.shape[:axis], *outputs.shape[axis + 1 :]) == targets.shape:
+            return axis
+    return 1
+
+
 def one_tensor(outputs: Any, what: str) -> Tensor:
     """The outputs of a network, where what is taken of them needs a single tensor.
+
+    That is the tensor itself, the only one of a tuple or mapping, or the one that is called `logits`.
 
     Args:
         outputs: of the network.
@@ -92,6 +112,13 @@ def one_tensor(outputs: Any, what: str) -> Tensor:
     """
     if isinstance(outputs, Tensor):
         return outputs
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    if isinstance(outputs, Mapping | tuple | list) and len(outputs) == 1:
+        (only,) = outputs.values() if isinstance(outputs, Mapping) else outputs
+        if isinstance(only, Tensor):
+            return only
     raise InputError(f"{what}: {_NO_TENSOR.format(type(outputs).__name__)}")
 
 
@@ -107,6 +134,8 @@ def misfit(name: str, outputs: Any, targets: Tensor) -> str | None:
         if targets.shape == outputs.shape:
             return None
         return f"{given}: real values have one target for each output, classes are whole numbers (int64)"
+    axis = class_axis(outputs, targets) if name == "cross_entropy" else 1
+    outputs = outputs if axis == 1 else outputs.movedim(axis, 1)
     positions = outputs.shape[2:] if name == "cross_entropy" else ()
     if (
         outputs.dim() < 2

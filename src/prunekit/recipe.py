@@ -18,8 +18,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError, shown
-from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Allocation, Global
 from prunekit.parts.base import Part, Requirement, level_refusal
@@ -33,6 +33,7 @@ from prunekit.parts.selection import Lowest, Selection
 from prunekit.parts.stopping import NoStop, Stop
 from prunekit.settings import STEPS, WHOLE, Settings, read_yaml
 from prunekit.statistics import Statistic
+from prunekit.task import LossFunction, Task
 from prunekit.training import Training
 
 if TYPE_CHECKING:
@@ -220,7 +221,8 @@ class Recipe(Settings):
         optimizer: Optimizer | Sequence[Optimizer],
         *,
         data: Any = None,
-        loss: Any = None,
+        loss: str | LossFunction | None = None,
+        task: Task | None = None,
         seed: int = 0,
         every: int | None = None,
         example_inputs: Inputs | None = None,
@@ -235,14 +237,17 @@ class Recipe(Settings):
             model: the network, also one that is wrapped by DDP or `torch.compile`.
             optimizer: of your loop, or all of them if there are several.
             data: calibration examples, if the recipe needs data: tensors, a dataset or a loader.
-            loss: (outputs, targets) -> mean loss; by default cross-entropy or squared error.
+            loss: what is scored by, as in `prunekit.prune`.
+            task: in place of `loss`, how the network is fed a batch and what its loss is.
             seed: of everything random in the recipe.
             every: advance by itself after this many optimizer steps.
             example_inputs: see `plan`; by default the first of the data.
         """
         from prunekit.pruning import Session  # the loop is built on recipes, this is its door from here
 
-        session = Session(model, self, data=data, loss=loss, seed=seed, example_inputs=example_inputs)
+        session = Session(
+            model, self, data=data, loss=loss, task=task, seed=seed, example_inputs=example_inputs
+        )
         session.attach(optimizer, every=every)
         return session
 

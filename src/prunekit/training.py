@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,7 +17,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, shown
-from prunekit.losses import LOSSES, default_loss
 from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.modes import keeping_modes
 from prunekit.parts.base import BatchLoss
@@ -23,6 +24,7 @@ from prunekit.parts.regularize import Regularizer
 from prunekit.seeds import derive, seeded
 from prunekit.settings import EPOCHS, LARGE, WHOLE, Settings, checked_seed, whole
 from prunekit.targets import device_of, unwrap
+from prunekit.task import Task
 
 State = dict[str, Tensor]
 """A model's state dict, copied."""
@@ -38,7 +40,8 @@ class Training(Settings):
     Attributes:
         epochs: passes over the training data; a part of an epoch is allowed (0.5). Exclusive with iterations.
         iterations: optimizer steps, instead of epochs.
-        loss: `auto` takes cross-entropy for class numbers and squared error for real values.
+        loss: `auto` minimises the loss of the task: what `prune(loss=)` or `train(task=)` says, else the
+            network's own loss, cross-entropy for class numbers or the squared error for real values.
         decay: how the learning rate falls: constant, cosine to zero, or by a tenth at 50 % and 75 %.
         regularize: what acts during training, see `prunekit.parts.regularize`.
     """
@@ -61,19 +64,38 @@ class Training(Settings):
         return self
 
     def length(self, data: Batches) -> int:
-        """The number of optimizer steps on this data; 10 epochs when nothing is said."""
+        """The number of optimizer steps on this data; 10 epochs when nothing is said.
+
+        Raises:
+            InputError: for epochs of data whose length nobody knows.
+        """
         if self.iterations is not None:
             return self.iterations
         epochs = 10.0 if self.epochs is None else self.epochs
-        return round(epochs * data.length(self.batch_size))
+        batches = data.length(self.batch_size)
+        if batches is None:
+            raise InputError(
+                "the data is a stream without a length, so an epoch has no end: give 'iterations', not "
+                "epochs, or data with __len__"
+            )
+        return round(epochs * batches)
 
-    def loss_named(self, targets: Tensor) -> str:
-        """The key in `LOSSES` of the error that is minimised, for targets of this kind."""
-        return default_loss(targets) if self.loss == "auto" else self.loss
+    def task_of(self, task: Task) -> Task:
+        """The task whose loss is minimised: that which is given, or with the loss that is set here.
 
-    def loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What is minimised, of one batch."""
-        return LOSSES[self.loss_named(targets)](outputs, targets)
+        Raises:
+            InputError: if a loss is set here, but the task has a method of its own for it.
+        """
+        if self.loss == "auto":
+            return task
+        if type(task).loss is not Task.loss:
+            raise InputError(
+                f"the training's loss is {self.loss!r}, but {type(task).__name__} has a loss of its own: "
+                "leave 'loss' at 'auto'"
+            )
+        own = copy.copy(task)
+        own.own_loss = self.loss
+        return own
 
 
 TrainingLike = Training | Mapping[str, Any] | None
@@ -194,6 +216,7 @@ def train(
     data: Any,
     training: Training,
     *,
+    task: Task | None = None,
     seed: int = 0,
     masks: Masks | None = None,
     loss: BatchLoss | None = None,
@@ -210,8 +233,9 @@ def train(
     afterwards. Batches are moved to where the model is.
 
     Args:
-        data: training examples: a pair of tensors (inputs, targets), a dataset of `prunekit.data`, or a
-            loader of such pairs.
+        data: training examples: `(inputs, targets)` in memory, a dataset, or a loader of batches of any kind;
+            see `prunekit.batches.as_batches`.
+        task: how the network is fed a batch, and the loss that is minimised where `training` says `auto`.
         masks: what stays removed; applied after every step.
         loss: what is minimised instead of the loss of `training`, from the batch and that loss.
         before_step: called before each step of the optimizer, when the gradients are those of the loss alone.
@@ -228,8 +252,10 @@ def train(
         DataError: if an epoch of the data has no batch.
     """
     seed, start = checked_seed(seed), whole("start", start, 0, WHOLE)
-    data = as_batches(data)
-    total, per_epoch = training.length(data), data.length(training.batch_size)
+    task = training.task_of(task or Task())
+    data = as_batches(data, partial(task.read, model=model))
+    total = training.length(data)
+    per_epoch = data.length(training.batch_size) or total
     end, first = total, 0
     optimizer = make_optimizer(model, training)
     noise = derive(seed, "noise")
@@ -252,7 +278,7 @@ def train(
         for step, batch in _stream(data, training.batch_size, seed, start, end):
             if training.decay != "constant":
                 _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
-            losses.append(_step(model, optimizer, training, batch, loss))
+            losses.append(_step(model, optimizer, task, batch, loss))
             checkpoint(step + 1)
             if (step + 1) % per_epoch == 0 or step + 1 == end:
                 mean = float(torch.stack(losses).mean())
@@ -269,15 +295,14 @@ def train(
 
 
 def _step(
-    model: nn.Module, optimizer: Optimizer, training: Training, batch: Batch, batch_loss: BatchLoss | None
+    model: nn.Module, optimizer: Optimizer, task: Task, batch: Batch, batch_loss: BatchLoss | None
 ) -> Tensor:
     """One step of the optimizer; the loss before it."""
-    device = device_of(model)
-    inputs, targets = (part.to(device) for part in batch)
-    outputs = model(inputs)
-    loss = training.loss_of(outputs, targets)
+    batch = batch.to(device_of(model))
+    outputs = task.run(model, batch)
+    loss = task.loss(outputs, batch.targets)
     if batch_loss is not None:
-        loss = batch_loss(inputs, outputs, targets, loss)
+        loss = batch_loss(batch.inputs, outputs, batch.targets, loss)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -294,16 +319,23 @@ def _stream(data: Batches, batch_size: int, seed: int, start: int, total: int) -
     """Numbered batches from step `start` on; the order of an epoch does not depend on where a run began."""
     per_epoch = data.length(batch_size)
     step = start
+    epoch, skip = 0, start
     while step < total:
-        epoch, skip = divmod(step, per_epoch)
-        began = step
-        for position, batch in enumerate(data.epoch(epoch, batch_size, seed)):
-            if position < skip:
+        if per_epoch is not None:
+            epoch, skip = divmod(step, per_epoch)
+        began, seen = step, 0
+        for seen, batch in enumerate(data.epoch(epoch, batch_size, seed), 1):
+            if seen <= skip:
                 continue
             if step >= total:
                 return
             yield step, batch
             step += 1
+        if per_epoch is None:  # a stream: it is over when it is over
+            epoch, skip = epoch + 1, max(0, skip - seen)
+            if seen:
+                continue
+            raise DataError(f"the stream of the data gave no batch in its {epoch}. pass")
         if step == began:  # a loader that promised more than it has would be asked for ever
             raise DataError(f"an epoch should have {per_epoch} batches, but none came after {skip}")
 

@@ -21,7 +21,7 @@ def work(connection: Connection) -> None:
     """What a worker process of a study runs.
 
     Args:
-        connection: to the parent, which sends the tasks.
+        connection: to the parent, which sends the jobs.
     """
     end_with_parent()
     from prunekit.study.pool import serve

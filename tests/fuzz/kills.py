@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "study"))
 
 import errands
 from process_groups import living
-from test_study_tasks import Notes
+from test_study_jobs import Notes
 
-from prunekit.study.pool import run_tasks
-from prunekit.study.tasks import Task
+from prunekit.study.jobs import Job
+from prunekit.study.pool import run_jobs
 
 LONGEST = 3.0
 
@@ -32,7 +32,7 @@ def lives_on(moment: float, folder: Path) -> float:
     parent = os.fork()
     if parent == 0:
         os.setsid()
-        run_tasks([Task(f"hang {k}", errands.hang, (folder, f"hang {k}")) for k in range(2)], 2, Notes())
+        run_jobs([Job(f"hang {k}", errands.hang, (folder, f"hang {k}")) for k in range(2)], 2, Notes())
         os._exit(1)
     time.sleep(moment)
     os.kill(parent, signal.SIGKILL)

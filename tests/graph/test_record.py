@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as hooks
 
-from prunekit.graph.capture import arguments, canonical, captured
+from prunekit.batches import arguments
+from prunekit.graph.capture import canonical, captured
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.record import NotRecordedError, recorded, shapes
 from prunekit.modes import keeping_modes

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from prunekit.batches import arguments
 from prunekit.errors import ModelError
-from prunekit.graph.capture import arguments, captured
+from prunekit.graph.capture import captured
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.proof import tensors_in
 from prunekit.saving import load_pretrained, save_pretrained

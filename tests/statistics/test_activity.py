@@ -12,6 +12,7 @@ from torch import nn
 from prunekit.parts.granularity import Unit
 from prunekit.statistics import ActivationStats, Moments, StatContext, collect
 from prunekit.statistics.activity import What
+from prunekit.task import Task
 from unit_nets import made
 
 
@@ -24,7 +25,7 @@ def activity(coupled, inputs, *, kept=None):
     batches = [(each, each) for each in ([inputs] if isinstance(inputs, torch.Tensor) else inputs)]
     subject = StatContext(coupled.model, (), coupled=coupled, kept=kept or {})
     needs = [ActivationStats(what) for what in get_args(What)]
-    found = collect(subject, batches, needs, loss=F.mse_loss)
+    found = collect(subject, batches, needs, task=Task(F.mse_loss))
     return {
         group.name: SimpleNamespace(**{need.what: found[need][group.name] for need in needs})
         for group in coupled.groups

@@ -12,6 +12,7 @@ from prunekit.losses import squared_error
 from prunekit.methods import iterative_obd, obd
 from prunekit.pruning import prune
 from prunekit.statistics import GaussNewtonDiagonal, RecursiveDiagonal, StatContext, collect
+from prunekit.task import Task
 from three_nets import residual
 
 LOSSES = {"cross_entropy": F.cross_entropy, "squared_error": squared_error}
@@ -82,7 +83,7 @@ def made(network, examples=3):
 def gather(need, model, data, loss="cross_entropy", size=2):
     names = [name for name, value in model.named_parameters() if value.dim() > 1]
     batches = zip(*(each.split(size) for each in data), strict=True)
-    return collect(StatContext(model, names), batches, [need], loss=LOSSES[loss])[need]
+    return collect(StatContext(model, names), batches, [need], task=Task(LOSSES[loss]))[need]
 
 
 def cells(place, kernel, stride, padding, size):

@@ -9,6 +9,7 @@ from prunekit.batches import TensorBatches
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.losses import squared_error
 from prunekit.statistics import GaussNewton, GaussNewtonDiagonal, StatContext, collect
+from prunekit.task import Task
 from small_nets import blobs, convnet, copied, images, mlp, same
 
 LOSSES = {"cross_entropy": F.cross_entropy, "squared_error": squared_error}
@@ -16,7 +17,7 @@ LOSSES = {"cross_entropy": F.cross_entropy, "squared_error": squared_error}
 
 def gather(model, data, names, need, loss=F.cross_entropy):
     batches = TensorBatches(*data).sample(10_000, 37, seed=0)
-    return collect(StatContext(model, names), batches, [need], loss=loss)[need]
+    return collect(StatContext(model, names), batches, [need], task=Task(loss))[need]
 
 
 def by_hand(model, data, names, loss):

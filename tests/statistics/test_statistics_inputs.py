@@ -9,6 +9,7 @@ from prunekit.batches import TensorBatches
 from prunekit.errors import DataError, ModelError
 from prunekit.graph.rows import from_rows, patches, rows_of
 from prunekit.statistics import InputSquares, LayerHessian, LayerInputMean, MeanGradient, StatContext, collect
+from prunekit.task import Task
 from small_nets import Tied, blobs, convnet, images, mlp
 from unfolding import design
 
@@ -24,7 +25,7 @@ ALL = (
 def gather(model, x, needs=ALL, names=("0.weight",), batch_size=7, targets=None):
     targets = torch.zeros(len(x), dtype=torch.long) if targets is None else targets
     batches = TensorBatches(x, targets).sample(10_000, batch_size, seed=0)
-    return collect(StatContext(model, list(names)), batches, needs, loss=nn.functional.cross_entropy)
+    return collect(StatContext(model, list(names)), batches, needs, task=Task(nn.functional.cross_entropy))
 
 
 def check(found, rows, name="0.weight", rtol=1e-5):

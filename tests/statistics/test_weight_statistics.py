@@ -21,6 +21,7 @@ from prunekit.statistics import (
     Statistic,
     collect,
 )
+from prunekit.task import Task
 from small_nets import Tied, blobs, convnet, copied, images, mlp, same
 from unfolding import design
 
@@ -28,7 +29,7 @@ from unfolding import design
 def gather(model, x, names=("0.weight",), batch_size=7, **settings):
     batches = TensorBatches(x, torch.zeros(len(x))).sample(10_000, batch_size, seed=0)
     asked = ConnectionCorrelation(**settings)
-    return collect(StatContext(model, list(names)), batches, [asked], loss=F.mse_loss)[asked]
+    return collect(StatContext(model, list(names)), batches, [asked], task=Task(F.mse_loss))[asked]
 
 
 def pearson(one, other):
@@ -230,7 +231,7 @@ def test_what_is_refused():
     batches = [(torch.randn(4, 1, size, size), targets) for size in (6, 7)]
     asked = ConnectionCorrelation()
     with pytest.raises(DataError, match="the layer '0' reads inputs of several sizes"):
-        collect(StatContext(convolution, ["0.weight"]), batches, [asked], loss=F.mse_loss)
+        collect(StatContext(convolution, ["0.weight"]), batches, [asked], task=Task(F.mse_loss))
 
 
 class Reciprocal(nn.Module):
@@ -269,7 +270,7 @@ def test_a_layer_that_is_called_twice_counts_both_calls_without_what_follows():
 
 def mean_gradient(model, data, names, batch_size=7, loss=cross_entropy):
     batches = TensorBatches(*data).sample(10_000, batch_size, seed=0)
-    return collect(StatContext(model, names), batches, [MeanGradient()], loss=loss)[MeanGradient()]
+    return collect(StatContext(model, names), batches, [MeanGradient()], task=Task(loss))[MeanGradient()]
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, squared_error])
@@ -375,14 +376,14 @@ class _CallsCollector(Collector):
     def __init__(self, log):
         self.log = log
 
-    def batch(self, batch, loss):
-        self.log.append(len(batch[0]))
+    def batch(self, batch, loss, terms):
+        self.log.append(len(batch))
 
     def finish(self):
         return {}
 
     @contextmanager
-    def watching(self):
+    def watching(self, batch):
         try:
             yield
         finally:
@@ -395,26 +396,26 @@ def test_one_pass_serves_all_and_equal_requests_are_one():
     request = Calls(log)
     needs = [MeanGradient(), request, MeanGradient(), request]
     batches = TensorBatches(*blobs(10, 4)).sample(10, 4, 0)
-    found = collect(StatContext(model, ["0.weight"]), batches, needs, loss=cross_entropy)
+    found = collect(StatContext(model, ["0.weight"]), batches, needs, task=Task(cross_entropy))
     assert len(passes) == 3
     assert log == ["watched", 4, "watched", 4, "watched", 2]
     assert set(found) == {MeanGradient(), request}
 
 
 def test_nothing_asked_is_no_pass():
-    assert collect(StatContext(mlp(4, 3), []), iter(()), [], loss=cross_entropy) == {}
+    assert collect(StatContext(mlp(4, 3), []), iter(()), [], task=Task(cross_entropy)) == {}
 
 
 def test_an_empty_pass_is_refused():
     with pytest.raises(DataError, match="calibration data is empty"):
-        collect(StatContext(mlp(4, 3), ["0.weight"]), iter(()), [MeanGradient()], loss=cross_entropy)
+        collect(StatContext(mlp(4, 3), ["0.weight"]), iter(()), [MeanGradient()], task=Task(cross_entropy))
 
 
 def test_a_loss_that_is_not_finite_is_refused_and_all_is_put_back():
     model, log = mlp(4, 3).requires_grad_(False).train(), []
     bad = [(torch.full((2, 4), float("nan")), torch.zeros(2, dtype=torch.long))]
     with pytest.raises(DataError, match="the loss on calibration batch 0 is nan"):
-        collect(StatContext(model, ["0.weight"]), bad, [MeanGradient(), Calls(log)], loss=cross_entropy)
+        collect(StatContext(model, ["0.weight"]), bad, [MeanGradient(), Calls(log)], task=Task(cross_entropy))
     assert log == ["watched"]
     assert model.training
     assert not model[0].weight.requires_grad
@@ -424,7 +425,10 @@ def test_a_collector_that_cannot_start_leaves_nothing_behind():
     model = mlp(4, 3).requires_grad_(False).train()
     with pytest.raises(RuntimeError, match="cannot start"):
         collect(
-            StatContext(model, ["0.weight"]), [], [MeanGradient(), Calls([], fails=True)], loss=cross_entropy
+            StatContext(model, ["0.weight"]),
+            [],
+            [MeanGradient(), Calls([], fails=True)],
+            task=Task(cross_entropy),
         )
     assert not model[0].weight.requires_grad
     assert model.training

@@ -1,4 +1,4 @@
-"""Tasks for the tests of tasks; a worker process imports them from here."""
+"""Jobs for the tests of jobs; a worker process imports them from here."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ class StubbornError(BaseException):
 
 
 def leave(folder: Path, name: str, progress) -> None:
-    """Report half the way, and leave a file that says in what order the tasks were done."""
+    """Report half the way, and leave a file that says in what order the jobs were done."""
     progress(0.0)
     progress(0.5)
     with (folder / "order").open("a") as file:

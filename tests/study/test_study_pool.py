@@ -12,10 +12,10 @@ from pathlib import Path
 import errands
 import pytest
 from process_groups import living
-from test_study_tasks import Notes, fail, leave
+from test_study_jobs import Notes, fail, leave
 
-from prunekit.study.pool import run_tasks
-from prunekit.study.tasks import Task
+from prunekit.study.jobs import Job
+from prunekit.study.pool import run_jobs
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def no_process_is_left():
 
 
 def test_whatever_becomes_of_a_worker_the_other_tasks_are_done(tmp_path, capfd, caplog):
-    tasks = [
+    jobs = [
         leave(tmp_path, "first"),
         fail("die"),
         fail("kill"),
@@ -35,13 +35,13 @@ def test_whatever_becomes_of_a_worker_the_other_tasks_are_done(tmp_path, capfd, 
         leave(tmp_path, "heir", after=("die",)),
         leave(tmp_path, "second", after=("first",)),
         leave(tmp_path, "last"),
-        Task("talk", errands.talk, ()),
-        Task("warn", errands.warn, ()),
-        Task("give", errands.give_back_a_function, ()),
-        Task("unsendable", errands.leave, (threading.Lock(), "x")),
+        Job("talk", errands.talk, ()),
+        Job("warn", errands.warn, ()),
+        Job("give", errands.give_back_a_function, ()),
+        Job("unsendable", errands.leave, (threading.Lock(), "x")),
     ]
     notes = Notes()
-    failures = {failure.name: failure.message for failure in run_tasks(tasks, 2, notes)}
+    failures = {failure.name: failure.message for failure in run_jobs(jobs, 2, notes)}
     assert [record.getMessage() for record in caplog.records] == ["a state is damaged"]
     assert len(failures.pop("megabytes")) < 3000
     assert failures.pop("babble").startswith("its process said what cannot be read: UnpicklingError: ")
@@ -59,7 +59,7 @@ def test_whatever_becomes_of_a_worker_the_other_tasks_are_done(tmp_path, capfd, 
     }
     assert sorted((tmp_path / "order").read_text().split()) == ["first", "last", "second"]
     assert notes.fractions == {name: [0.0, 0.5] for name in ("first", "second", "last")}
-    assert set(notes.ended) == {task.name for task in tasks}
+    assert set(notes.ended) == {job.name for job in jobs}
     for name in ("first", "second", "last"):
         process, threads = (tmp_path / name).read_text().split()
         assert process != str(os.getpid())
@@ -71,14 +71,14 @@ def test_whatever_becomes_of_a_worker_the_other_tasks_are_done(tmp_path, capfd, 
 
 
 def test_a_task_that_hangs_is_ended_and_the_others_are_done(tmp_path):
-    tasks = [
-        Task("hang", errands.hang, (tmp_path, "hang")),
+    jobs = [
+        Job("hang", errands.hang, (tmp_path, "hang")),
         leave(tmp_path, "a"),
         leave(tmp_path, "heir", after=("hang",)),
         leave(tmp_path, "b"),
     ]
     notes = Notes()
-    failures = {failure.name: failure.message for failure in run_tasks(tasks, 1, notes, 3.0)}
+    failures = {failure.name: failure.message for failure in run_jobs(jobs, 1, notes, 3.0)}
     assert failures == {
         "hang": "took longer than 3 s, the limit of a cell",
         "heir": "not run, because hang failed",
@@ -91,13 +91,13 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for th
 PATIENCE = 300.0
 
 
-def parent_of_workers(tasks, workers):
-    """A process in a group of its own that runs tasks, until it is killed."""
+def parent_of_workers(jobs, workers):
+    """A process in a group of its own that runs jobs, until it is killed."""
     child = os.fork()
     if child == 0:
         try:
             os.setsid()
-            run_tasks(tasks, workers, Notes())
+            run_jobs(jobs, workers, Notes())
         finally:
             os._exit(1)
     return child
@@ -132,7 +132,7 @@ def test_a_worker_ends_with_its_parent_also_while_it_imports(tmp_path, monkeypat
 
 @on_linux
 def test_processes_that_a_worker_has_forked_end_with_it(tmp_path):
-    parent = parent_of_workers([Task("fork", errands.fork_and_hang, ()), leave(tmp_path, "a")], 2)
+    parent = parent_of_workers([Job("fork", errands.fork_and_hang, ()), leave(tmp_path, "a")], 2)
     seconds_until(lambda: len(living(parent)) >= 5)  # parent, tracker of resources, two workers, one forked
     kill(parent)
     seconds_until(lambda: not living(parent))
@@ -140,9 +140,9 @@ def test_processes_that_a_worker_has_forked_end_with_it(tmp_path):
 
 @on_linux
 def test_workers_end_with_their_parent_at_any_moment(tmp_path):
-    tasks = [Task(f"hang {k}", errands.hang, (tmp_path, f"hang {k}")) for k in range(2)]
+    jobs = [Job(f"hang {k}", errands.hang, (tmp_path, f"hang {k}")) for k in range(2)]
     for tenth in range(10):
-        parent = parent_of_workers(tasks, 2)
+        parent = parent_of_workers(jobs, 2)
         time.sleep(tenth / 30)
         kill(parent)
         seconds_until(lambda parent=parent: not living(parent))
@@ -154,10 +154,10 @@ def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path):
         "import sys\n"
         f"sys.path += {[str(Path(errands.__file__).parent)]!r}\n"
         "from pathlib import Path\n"
-        "from test_study_tasks import Notes, leave\n"
-        "from prunekit.study.pool import run_tasks\n"
+        "from test_study_jobs import Notes, leave\n"
+        "from prunekit.study.pool import run_jobs\n"
         "print('run')\n"
-        f"assert run_tasks([leave(Path({str(tmp_path)!r}), name) for name in 'ab'], 2, Notes()) == []\n"
+        f"assert run_jobs([leave(Path({str(tmp_path)!r}), name) for name in 'ab'], 2, Notes()) == []\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.stdout + done.stderr == "run\n"

@@ -4,8 +4,8 @@ import logging
 import pytest
 from rich.console import Console
 
+from prunekit.study.jobs import Failure, Job
 from prunekit.study.progress import ETA, Display, _shortened, format_clock, format_duration
-from prunekit.study.tasks import Failure, Task
 
 NO_TERMINAL = Console(file=io.StringIO(), force_terminal=False)
 
@@ -23,12 +23,12 @@ def clock():
     return Clock()
 
 
-def task(name, cost=100.0):
-    return Task(name, print, (), cost=cost)
+def job(name, cost=100.0):
+    return Job(name, print, (), cost=cost)
 
 
 def test_time_left_is_what_is_left_of_the_work_at_the_pace_so_far(clock):
-    a, b = task("a"), task("b", 300.0)
+    a, b = job("a"), job("b", 300.0)
     eta = ETA([a, b], 1, clock)
     eta.started(a)
     clock.now += 50  # a process starts and loads: no pace
@@ -43,12 +43,12 @@ def test_time_left_is_what_is_left_of_the_work_at_the_pace_so_far(clock):
     clock.now += 5
     eta.finished(a, 1.0, None)
     assert eta.left() == pytest.approx(60)
-    assert (eta.ended, eta.failed, eta.tasks) == (1, 0, 2)
+    assert (eta.ended, eta.failed, eta.jobs) == (1, 0, 2)
     assert eta.elapsed == 70
 
 
 def test_work_of_an_earlier_run_says_nothing_of_the_pace(clock):
-    a = task("a")
+    a = job("a")
     eta = ETA([a], 1, clock)
     eta.started(a)
     eta.progressed(a, 0.8)
@@ -59,33 +59,33 @@ def test_work_of_an_earlier_run_says_nothing_of_the_pace(clock):
 
 def test_the_slow_first_steps_of_a_process_are_no_pace(clock):
     """A first epoch of 10 s, in which the machine reads its libraries, and others of 0.1 s."""
-    tasks = [task(str(number)) for number in range(40)]
-    eta = ETA(tasks, 1, clock)
-    eta.started(tasks[0])
-    eta.progressed(tasks[0], 0.0)
+    jobs = [job(str(number)) for number in range(40)]
+    eta = ETA(jobs, 1, clock)
+    eta.started(jobs[0])
+    eta.progressed(jobs[0], 0.0)
     clock.now += 10
-    eta.progressed(tasks[0], 0.1)
+    eta.progressed(jobs[0], 0.1)
     assert eta.left() is None
     for epoch in range(2, 6):
         clock.now += 0.1
-        eta.progressed(tasks[0], epoch / 10)
+        eta.progressed(jobs[0], epoch / 10)
     assert eta.left() == pytest.approx(10.4 / 50 * (4000 - 50))
 
 
 def test_workers_share_the_tasks_but_not_a_task(clock):
-    tasks = [task("a"), task("b"), task("c"), task("d", 1000.0)]
-    eta = ETA(tasks, 2, clock)
-    for each in tasks[:2]:
+    jobs = [job("a"), job("b"), job("c"), job("d", 1000.0)]
+    eta = ETA(jobs, 2, clock)
+    for each in jobs[:2]:
         eta.started(each)
         eta.progressed(each, 0.0)
     clock.now += 10
-    for each in tasks[:2]:
+    for each in jobs[:2]:
         eta.finished(each, 1.0, None)
     assert eta.left() == pytest.approx(100)  # the long one alone, not (10 + 100) / 2
 
 
 def test_a_failed_task_counts_as_over_but_not_for_the_pace(clock):
-    a, b = task("a"), task("b")
+    a, b = job("a"), job("b")
     eta = ETA([a, b], 1, clock)
     eta.started(a)
     eta.progressed(a, 0.0)
@@ -115,9 +115,9 @@ def test_durations(seconds, words, digits):
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(clock, caplog):
-    tasks = [task(name) for name in "abcd"]
-    with caplog.at_level(logging.INFO, "prunekit"), Display(tasks, 1, NO_TERMINAL, clock) as lines:
-        for each in tasks:
+    jobs = [job(name) for name in "abcd"]
+    with caplog.at_level(logging.INFO, "prunekit"), Display(jobs, 1, NO_TERMINAL, clock) as lines:
+        for each in jobs:
             lines.started(each)
             lines.progressed(each, 0.0)
             for tenth in range(1, 10):
@@ -135,9 +135,9 @@ def test_without_a_terminal_there_is_a_line_now_and_then(clock, caplog):
 
 
 def test_what_was_skipped_makes_no_noise(clock, caplog):
-    tasks = [task("a")]
-    with caplog.at_level(logging.INFO, "prunekit"), Display(tasks, 1, NO_TERMINAL, clock) as lines:
-        lines.finished(tasks[0], 0.0, Failure("a", "not run, because b failed", skipped=True))
+    jobs = [job("a")]
+    with caplog.at_level(logging.INFO, "prunekit"), Display(jobs, 1, NO_TERMINAL, clock) as lines:
+        lines.finished(jobs[0], 0.0, Failure("a", "not run, because b failed", skipped=True))
     assert "not run" not in caplog.text
 
 
@@ -150,16 +150,16 @@ def test_a_finished_study_says_nothing(caplog):
 def test_on_a_terminal_there_are_nested_bars_of_80_columns():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, height=24, color_system=None)
-    tasks = [task("short, seed 0"), task("a label that is far too long for a bar (sparsity=0.95), seed 1")]
-    with Display(tasks, 2, console) as bars:
-        for each in tasks:
+    jobs = [job("short, seed 0"), job("a label that is far too long for a bar (sparsity=0.95), seed 1")]
+    with Display(jobs, 2, console) as bars:
+        for each in jobs:
             bars.started(each)
             bars.progressed(each, 0.0)
             bars.progressed(each, 0.25)
         bars._bars.refresh()
         shown = screen.getvalue().rpartition("0 of 2 runs done")[2]
-        bars.finished(tasks[0], 1.0, None)
-        bars.finished(tasks[1], 1.0, Failure("x", "no good"))
+        bars.finished(jobs[0], 1.0, None)
+        bars.finished(jobs[1], 1.0, Failure("x", "no good"))
         bars._bars.refresh()
     assert "25%" in shown
     assert "short, seed 0" in shown
@@ -171,10 +171,10 @@ def test_on_a_terminal_there_are_nested_bars_of_80_columns():
 
 def test_without_a_terminal_the_bars_are_not_drawn():
     screen = io.StringIO()
-    with Display([task("a")], 1, Console(file=screen, force_terminal=False)) as lines:
-        lines.started(task("a"))
-        lines.progressed(task("a"), 0.5)
-        lines.finished(task("a"), 1.0, None)
+    with Display([job("a")], 1, Console(file=screen, force_terminal=False)) as lines:
+        lines.started(job("a"))
+        lines.progressed(job("a"), 0.5)
+        lines.finished(job("a"), 1.0, None)
     assert screen.getvalue() == ""
 
 

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
+from prunekit.batches import arguments
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink
-from prunekit.graph.capture import arguments
 from prunekit.graph.proof import tensors_in
 from zoo import OWN, ZOO, made
 

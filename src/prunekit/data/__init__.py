@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from prunekit.data.dataset import Dataset, DataSettings, Split, Task, from_tensors
+from prunekit.data.dataset import Dataset, DataSettings, Split, TaskKind, from_tensors
 from prunekit.data.images import load_cifar10, load_digits, load_fashion_mnist, load_mnist
 from prunekit.data.store import Store
 from prunekit.data.tabular import (
@@ -20,7 +20,7 @@ from prunekit.data.tabular import (
 from prunekit.data.texts import load_tiny_shakespeare
 from prunekit.errors import InputError, shown
 
-__all__ = ["LOADERS", "DataSettings", "Dataset", "Split", "Task", "from_tensors", "load", "names"]
+__all__ = ["LOADERS", "DataSettings", "Dataset", "Split", "TaskKind", "from_tensors", "load", "names"]
 
 LOADERS: Mapping[str, Callable[[DataSettings, Store], Dataset]] = MappingProxyType(
     {

@@ -15,7 +15,7 @@ from prunekit.errors import DataError, InputError
 from prunekit.seeds import derive
 from prunekit.settings import WHOLE, Settings
 
-Task = Literal["classification", "regression"]
+TaskKind = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ class Dataset:
     """
 
     name: str
-    task: Task
+    task: TaskKind
     train: Split
     validation: Split
     test: Split
     outputs: int
 
     def __post_init__(self) -> None:
-        if self.task not in get_args(Task):
-            raise DataError(f"{self.name}: the task {self.task!r} is none of {', '.join(get_args(Task))}")
+        if self.task not in get_args(TaskKind):
+            raise DataError(f"{self.name}: the task {self.task!r} is none of {', '.join(get_args(TaskKind))}")
         for part, split in (("train", self.train), ("validation", self.validation), ("test", self.test)):
             shape = tuple(split.inputs.shape[1:])
             if shape != self.input_shape:
@@ -334,7 +334,7 @@ def from_tensors(
         whole, validation_split = _divide(whole, validation_fraction, derive(seed, "validation split"))
     parts = (whole, validation_split, test_split)
     outputs = whole.targets.shape[1] if regression else 1 + max(int(part.targets.max()) for part in parts)
-    task: Task = "regression" if regression else "classification"
+    task: TaskKind = "regression" if regression else "classification"
     return Dataset(name, task, whole, validation_split, test_split, outputs)
 
 

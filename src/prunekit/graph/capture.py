@@ -11,7 +11,7 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
@@ -22,30 +22,14 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError, brief
 from prunekit.graph.captured import Captured, attributes_of
 from prunekit.graph.record import MisfitError, NotRecordedError, recorded
 from prunekit.modes import evaluating, keeping_modes, untouched
 
-Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Mode = Literal["eval", "train"]
 _LOG = logging.getLogger(__name__)
-
-
-def arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and named arguments for the network.
-
-    Raises:
-        InputError: where the inputs are neither a tensor nor a tuple, list or dict.
-    """
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    kind = type(example_inputs).__name__
-    raise InputError(f"example_inputs must be a tensor, a tuple or a dict of named arguments, not {kind}")
 
 
 def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -> tuple[Captured, ...]:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from prunekit.batches import Inputs
 from prunekit.errors import ModelError
-from prunekit.graph.capture import Inputs, captured_in, made_up_inputs
+from prunekit.graph.capture import captured_in, made_up_inputs
 from prunekit.graph.captured import Captured, behind, leading_to, op_name
 from prunekit.graph.chain import NORMS, Chain, Function, Kind, Stage, linked, oddity, sees_entries, stage_of
 from prunekit.graph.groups import CouplingGraph

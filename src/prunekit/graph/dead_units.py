@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from prunekit.graph.capture import Inputs, canonical, tensors_of
+from prunekit.batches import Inputs
+from prunekit.graph.capture import canonical, tensors_of
 from prunekit.graph.captured import leading_to, op_name
 from prunekit.graph.constant_run import FOLDING, ConstantReaders, depending_on_input, grouped, units_at
 from prunekit.graph.groups import CouplingGraph, Group, Member

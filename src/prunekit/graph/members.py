@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.activation_taps import (
     Call,
@@ -20,7 +21,6 @@ from prunekit.graph.activation_taps import (
     places,
     silences,
 )
-from prunekit.graph.capture import Inputs
 from prunekit.graph.chain import Chain
 from prunekit.graph.chain_view import chain_view
 from prunekit.graph.groups import INPUT, CouplingGraph, Group, GroupPlan, Member

@@ -10,8 +10,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 from torch import nn
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError
-from prunekit.graph.capture import Inputs, captured, tensors_of
+from prunekit.graph.capture import captured, tensors_of
 from prunekit.graph.captured import Captured
 from prunekit.graph.groups import (
     INPUT,

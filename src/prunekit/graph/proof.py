@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunekit.batches import Inputs, arguments
 from prunekit.errors import ModelError
-from prunekit.graph.capture import Inputs, arguments, tensors_of
+from prunekit.graph.capture import tensors_of
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.reference_run import (

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError
-from prunekit.graph.capture import Inputs, arguments, takes, tensors_of
+from prunekit.graph.capture import takes, tensors_of
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.groups import INPUT, CouplingGraph, Group
 from prunekit.graph.members import entries

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError
-from prunekit.graph.capture import Inputs, arguments, canonical, tensors_of
+from prunekit.graph.capture import canonical, tensors_of
 from prunekit.graph.captured import Captured, GraphModel
 from prunekit.graph.groups import CouplingGraph, Group, GroupPlan, KeepMasks
 from prunekit.graph.sizes import corrected, sizes

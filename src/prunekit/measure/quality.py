@@ -16,7 +16,7 @@ from prunekit.modes import evaluating
 from prunekit.settings import WHOLE, whole
 from prunekit.targets import device_of
 
-Task = Literal["classification", "regression"]
+TaskKind = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def evaluate(
     inputs: Tensor,
     targets: Tensor,
     *,
-    task: Task,
+    task: TaskKind,
     batch_size: int = 1024,
     loss: Loss | None = None,
 ) -> Quality:
@@ -94,7 +94,7 @@ def evaluate(
     return Quality(count, means["loss"], means.get("accuracy"), means.get("top5"), means["mse"])
 
 
-def _count(task: Task, targets: Tensor) -> int:
+def _count(task: TaskKind, targets: Tensor) -> int:
     return targets.numel() if task == "classification" else len(targets)
 
 

@@ -17,6 +17,7 @@ from prunekit.settings import Settings
 if TYPE_CHECKING:
     from prunekit.parts.context import StepContext
     from prunekit.statistics import Statistic
+    from prunekit.task import Task
     from prunekit.training import Training
 
 Level = Literal["weights", "patterns", "units", "pieces"]
@@ -31,8 +32,11 @@ LEVELS: Mapping[Level, str] = {
 """The levels in words."""
 
 
-BatchLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(inputs, outputs, targets, the task's loss) -> what is minimised instead; scalars, means over the batch."""
+BatchLoss = Callable[[Any, Any, Any, Tensor], Tensor]
+"""(inputs, outputs, targets, the task's loss) -> what is minimised instead; scalars, means over the batch.
+
+Inputs and targets are those of a `prunekit.batches.Batch`, outputs what the network gave for them.
+"""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Part(Settings):
         """
         return None
 
-    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
+    def check_batch(self, outputs: Any, targets: Any, task: Task) -> None:
         """Refuse what `training_loss` cannot be taken of, before a weight changes, with an `InputError`."""
         return
 

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
-from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
 from prunekit.parts.base import Part, Requirement
 from prunekit.parts.granularity import Elements, Granularity, Weight

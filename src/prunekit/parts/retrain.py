@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
+from prunekit.batches import Inputs, feed
 from prunekit.errors import InputError, ModelError
+from prunekit.losses import one_tensor
 from prunekit.parts.base import BatchLoss, Part
 from prunekit.parts.context import StepContext
 from prunekit.seeds import derive, seeded
 from prunekit.settings import LARGE, WHOLE
+from prunekit.task import Task
 from prunekit.training import Training, copy_state, initial_optimizer_state
 
 TrainingSettings = Annotated[Training, BeforeValidator(Training.parse)]
@@ -155,12 +158,13 @@ class Distill(TrainedOn):
         teacher.load_state_dict(dict(context.state))
         return _Distillation(teacher.requires_grad_(False).eval(), self.temperature, self.share)
 
-    def check_batch(self, outputs: Tensor, targets: Tensor) -> None:
+    def check_batch(self, outputs: Any, targets: Any, task: Task) -> None:
         """The outputs must be logits of classes."""
-        if self.training.loss_named(targets) != "cross_entropy":
+        task.tensor(outputs, f"retrain {self.name}")
+        loss = task.loss_name(targets)
+        if loss not in ("cross_entropy", "CrossEntropyLoss"):
             raise InputError(
-                f"retrain {self.name}: softens the logits of classes, but the loss is "
-                f"{self.training.loss_named(targets)}: use 'fine_tune'"
+                f"retrain {self.name}: softens the logits of classes, but the loss is {loss}: use 'fine_tune'"
             )
 
 
@@ -170,10 +174,10 @@ class _Distillation:
     def __init__(self, teacher: nn.Module, temperature: float, share: float) -> None:
         self._teacher, self._temperature, self._share = teacher, temperature, share
 
-    def __call__(self, inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
+    def __call__(self, inputs: Inputs, outputs: Any, targets: Any, loss: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = self._teacher(inputs)
-        apart = divergence(outputs, wanted, self._temperature)
+            wanted = one_tensor(feed(self._teacher, inputs), "retrain distill")
+        apart = divergence(one_tensor(outputs, "retrain distill"), wanted, self._temperature)
         return (1 - self._share) * loss + self._share * self._temperature**2 * apart
 
 

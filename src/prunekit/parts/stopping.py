@@ -5,15 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.losses import Loss
+from prunekit.losses import NOTHING, class_axis
 from prunekit.masks import Masks
 from prunekit.parts.base import Part
+from prunekit.task import Task
 
 
 class Stop(Part):
@@ -28,8 +30,8 @@ class Stop(Part):
     rolls_back: ClassVar[bool] = False
 
     @abstractmethod
-    def error(self, outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
-        """What is measured of a batch: a scalar, the mean over its examples; lower is better."""
+    def error(self, outputs: Any, targets: Any, task: Task) -> Tensor:
+        """What is measured of a batch: a scalar, the mean over its terms; lower is better."""
 
     @abstractmethod
     def allowed(self, before: float) -> float:
@@ -46,9 +48,9 @@ class NoStop(Stop):
     name = "none"
     needs_data = False
 
-    def error(self, outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    def error(self, outputs: Any, targets: Any, task: Task) -> Tensor:
         """Nothing."""
-        return outputs.new_zeros(())
+        return torch.zeros(())
 
     def allowed(self, before: float) -> float:
         """Anything."""
@@ -89,20 +91,24 @@ class ErrorLimit(Stop):
         """As set."""
         return self.roll_back
 
-    def error(self, outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
-        """The loss, or the fraction of wrong classes.
+    def error(self, outputs: Any, targets: Any, task: Task) -> Tensor:
+        """The loss, or the fraction of wrong classes among those that are not ignored.
 
         Raises:
             InputError: for a rate of real values, which are neither right nor wrong.
         """
         if self.of == "loss":
-            return loss(outputs, targets)
-        if targets.is_floating_point() or outputs.dim() != targets.dim() + 1:
+            return task.loss(outputs, targets)
+        logits = task.tensor(outputs, "stop error_limit")
+        if not isinstance(targets, Tensor):
+            raise InputError("stop error_limit: an error_rate needs class numbers as targets: use 'of: loss'")
+        if targets.is_floating_point() or logits.dim() != targets.dim() + 1:
             raise InputError(
                 "stop error_limit: an error_rate needs class numbers as targets, got "
                 f"{targets.dtype} of the shape {tuple(targets.shape)}: use 'of: loss'"
             )
-        return (outputs.argmax(1) != targets).double().mean()
+        wrong = logits.argmax(class_axis(logits, targets)) != targets
+        return wrong[targets != NOTHING].double().mean()
 
     def allowed(self, before: float) -> float:
         """The limit, or the error before pruning and the increase."""

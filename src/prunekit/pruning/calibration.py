@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils import _pytree as pytree
 
-from prunekit.batches import Batch, Batches, TensorBatches
+from prunekit.batches import Batch, Batches, Inputs, TensorBatches, feed
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming, said
-from prunekit.losses import LOSSES, Loss, default_loss, out_of_range
 from prunekit.masks import Masks
 from prunekit.modes import Snapshot, evaluating, keeping_modes
 from prunekit.parts.granularity import Elements
@@ -29,6 +29,7 @@ from prunekit.statistics.collect import (
     sum_over_processes,
 )
 from prunekit.targets import device_of
+from prunekit.task import LossFunction, Task
 from prunekit.training import copy_state
 
 BATCH = 256
@@ -49,7 +50,7 @@ class Calibration:
         validation: on which the error is measured that a `stop` looks at; the sample, by default.
         examples: how many of the training data.
         seed: of the sample.
-        own_loss: (outputs, targets) -> mean loss; by default cross-entropy or squared error, by the targets.
+        task: how the network is fed a batch, and what its loss is.
         norms: those whose running statistics are measured anew.
     """
 
@@ -59,7 +60,7 @@ class Calibration:
     validation: Batches | None
     examples: int
     seed: int
-    own_loss: Loss | None
+    task: Task
     norms: Sequence[_NormBase]
 
     @property
@@ -90,30 +91,31 @@ class Calibration:
 
     def _check(self, recipe: Recipe, retraining: bool) -> None:
         data, training = self.data, recipe.retrain.plan if retraining else None
-        builtin = default_loss if self.own_loss is None else None
+        task = self.task
 
-        def stopping(outputs: Tensor, targets: Tensor) -> Tensor:
-            return recipe.stop.error(outputs, targets, self.loss)
+        def stopping(outputs: Any, targets: Any) -> Tensor:
+            return recipe.stop.error(outputs, targets, task)
 
-        def retrained(outputs: Tensor, targets: Tensor) -> Tensor:
+        def retrained(outputs: Any, targets: Any) -> Tensor:
             assert training is not None
             for part in recipe.parts.values():
-                part.check_batch(outputs, targets)
-            return training.loss_of(outputs, targets)
+                part.check_batch(outputs, targets, training.task_of(task))
+            return training.task_of(task).loss(outputs, targets)
 
         uses: list[Use] = []
         measured: list[Use] = []
         if recipe.needs_data or self.norms:
             judged = any(need.needs_loss or need.takes_loss for need in recipe.needs)
             with_loss = recipe.allocation.needs_data or judged
-            uses.append(Use(self.loss, builtin, BATCH) if with_loss else Use(None, None, BATCH))
+            uses.append(Use(task, BATCH, task.loss if with_loss else None))
         if data is not None and training is not None and training.length(data) > recipe.retrain.start:
-            uses.append(Use(retrained, training.loss_named, training.batch_size, train=True))
+            uses.append(Use(training.task_of(task), training.batch_size, retrained, train=True))
         for each in recipe.warm_ups.values() if retraining else ():
             if data is not None and each.length(data):
-                uses.append(Use(each.loss_of, each.loss_named, each.batch_size, train=True))
+                own = each.task_of(task)
+                uses.append(Use(own, each.batch_size, own.loss, train=True))
         if recipe.stop.needs_data:
-            (uses if self.validation is None else measured).append(Use(stopping, builtin, BATCH))
+            (uses if self.validation is None else measured).append(Use(task, BATCH, stopping))
         if data is not None:
             check_examples(self.model, "the data", data, uses)
         if self.validation is not None:
@@ -139,14 +141,10 @@ class Calibration:
         """
         for number, batch in enumerate(self.batches()):
             try:
-                check_finite(self.model, f"batch {number} of the calibration data", *batch)
+                check_finite(self.model, f"batch {number} of the calibration data", batch)
             except DataError as error:
                 wrong.append(error)
             yield batch
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of a batch."""
-        return (self.own_loss or LOSSES[default_loss(targets)])(outputs, targets)
 
     def error(self, stop: Stop, *, recalibrated: bool = False) -> float:
         """What a rule measures of the network as it is, or as it would be with its norms' statistics anew."""
@@ -158,7 +156,8 @@ class Calibration:
                 self.batches()
                 if self.validation is None
                 else self._placed(self.validation.epoch(0, BATCH, 0)),
-                lambda outputs, targets: stop.error(outputs, targets, self.loss),
+                lambda outputs, targets: stop.error(outputs, targets, self.task),
+                self.task,
                 self.device,
             )
 
@@ -170,7 +169,7 @@ class Calibration:
         saved = [(parameter, parameter.detach().clone()) for parameter, _ in masks.parameters(model)]
         try:
             masks.apply(model)
-            mean = average(model, self.batches(), self.loss, self.device)
+            mean = average(model, self.batches(), self.task.loss, self.task, self.device)
         finally:
             for parameter, values in saved:
                 parameter.copy_(values)
@@ -180,7 +179,7 @@ class Calibration:
 
     def _placed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         device = self.device
-        return ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
+        return (batch.to(device) for batch in batches)
 
 
 def norms_with_statistics(model: nn.Module) -> list[_NormBase]:
@@ -232,10 +231,10 @@ def _measure_norms(
                 norm.reset_running_stats()
                 norm.training = True
             largest = 0
-            for inputs, _ in batches:
-                largest = max(largest, len(inputs))
-                if 2 * len(inputs) >= largest:
-                    model(inputs)
+            for batch in batches:
+                largest = max(largest, len(batch))
+                if 2 * len(batch) >= largest:
+                    feed(model, batch.inputs)
         except ValueError as error:
             if largest > 1:
                 raise
@@ -274,7 +273,7 @@ def _share(norm: _NormBase, here: int, total: float) -> None:
         )
 
 
-def two_examples(model: nn.Module, data: Batches) -> Tensor:
+def two_examples(model: nn.Module, data: Batches) -> Inputs:
     """Inputs that a network can be run on, on its device.
 
     Raises:
@@ -286,14 +285,13 @@ def two_examples(model: nn.Module, data: Batches) -> Tensor:
     if batch is None or without:
         where = on_processes(without, processes)
         raise DataError(f"the data is empty{where}: there is no example to run the network on")
-    inputs, _ = batch
-    return inputs[:2].to(device)
+    return batch.examples(0, 2).to(device).inputs
 
 
 # ---- a network tried on examples before anything long begins -------------------------------------------
 
 
-def check_takes(model: nn.Module, name: str, inputs: Tensor) -> None:
+def check_takes(model: nn.Module, name: str, inputs: Inputs) -> None:
     """Run the network once, in evaluation mode; it is left as it was.
 
     Args:
@@ -305,14 +303,12 @@ def check_takes(model: nn.Module, name: str, inputs: Tensor) -> None:
         ModelError: if it fails on them, with what it says.
     """
     with evaluating(model), torch.inference_mode():
-        _outputs(
-            model, inputs, f"the model {name} cannot take examples of the shape {tuple(inputs.shape[1:])}"
-        )
+        _outputs(Task(), model, Batch(inputs, None), f"the model {name} cannot take {_described(inputs)}")
 
 
-def _outputs(model: nn.Module, inputs: Tensor, complaint: str) -> Any:
+def _outputs(task: Task, model: nn.Module, batch: Batch, complaint: str) -> Any:
     try:
-        return model(inputs)
+        return task.run(model, batch)
     except PrunekitError:
         raise
     except Exception as error:  # the model may be the user's: whatever it raises is the user's to see
@@ -324,15 +320,15 @@ class Use:
     """What examples are there for.
 
     Attributes:
-        loss: (outputs, targets) -> a scalar; None if no loss is asked of them.
-        builtin: from targets to the key in `LOSSES` of that loss; None for another one.
+        task: how the network is fed, and what its loss is.
         count: how many examples the network is given at a time.
+        loss: (outputs, targets) -> a scalar; None if no loss is asked of them.
         train: whether they train it: in training mode then, and all of them.
     """
 
-    loss: Loss | None
-    builtin: Callable[[Tensor], str] | None
+    task: Task
     count: int
+    loss: LossFunction | None
     train: bool = False
 
 
@@ -362,25 +358,24 @@ def check_examples(model: nn.Module, name: str, data: Batches, uses: Sequence[Us
         if isinstance(data, TensorBatches):
             _check_all(model, name, data, use, outputs)
     if any(use.train for use in uses):  # where a network is only looked at, it is seen in what comes out
-        whole = (data.inputs, data.targets) if isinstance(data, TensorBatches) else few
-        check_finite(model, name, *whole)
+        check_finite(model, name, data.all if isinstance(data, TensorBatches) else few)
 
 
 def _tried_few(model: nn.Module, name: str, data: Batches, few: Batch, use: Use) -> Any:
     try:
         return _tried(model, name, few, use)
     except (ModelError, InputError):
-        if not isinstance(data, TensorBatches) or not len(few[0]) < min(use.count, len(data.inputs)):
+        if not isinstance(data, TensorBatches) or not len(few) < min(use.count, len(data.all)):
             raise
         # it may want just so many at a time
         return _tried(model, name, data.first(use.count), use)
 
 
 def _check_all(model: nn.Module, name: str, data: TensorBatches, use: Use, outputs: Any) -> None:
-    if use.train and len(data.inputs) % use.count == 1:  # the last batch: too small for some layers
+    if use.train and len(data.all) % use.count == 1:  # the last batch: too small for some layers
         _tried(model, name, data.first(1), use)
-    if use.builtin is not None and isinstance(outputs, Tensor) and outputs.dim() > 1:
-        wrong = out_of_range(use.builtin(data.targets), data.targets, outputs.shape[1])
+    if use.loss is not None:
+        wrong = use.task.out_of_range(outputs, data.all.targets)
         if wrong is not None:
             raise InputError(f"{name}: {wrong}")
 
@@ -399,24 +394,24 @@ def looking_only(model: nn.Module, *, train: bool) -> Iterator[None]:
 
 def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
     device = device_of(model)
-    inputs, targets = (part.to(device) for part in batch)
+    batch = batch.to(device)
     mode = f" in training with batch_size = {use.count}" if use.train else ""
     complaint = (
-        f"the network cannot take {name}{mode}, {len(inputs)} inputs of the shape "
-        f"{tuple(inputs.shape[1:])} and type {inputs.dtype}{_hint(model, inputs)}"
+        f"the network cannot take {name}{mode}, {len(batch)} inputs of {_described(batch.inputs)}"
+        f"{_hint(model, batch.inputs)}"
     )
     with looking_only(model, train=use.train):
-        outputs = _outputs(model, inputs, complaint)
+        outputs = _outputs(use.task, model, batch, complaint)
         if use.loss is None:
             return outputs
         try:
-            value = use.loss(outputs, targets)
+            value = use.loss(outputs, batch.targets)
         except PrunekitError as error:
             raise type(error)(f"{name}: {error}") from None
         except Exception as error:
             raise InputError(
-                f"{name}: no loss can be taken of the network's outputs and targets of the shape "
-                f"{tuple(targets.shape)} and type {targets.dtype}: {said(error)}"
+                f"{name}: no loss can be taken of the network's outputs and targets of "
+                f"{_described(batch.targets)}: {said(error)}"
             ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -426,33 +421,46 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
     return outputs
 
 
-def _hint(model: nn.Module, inputs: Tensor) -> str:
+def _described(values: Any) -> str:
+    """The shapes of examples and the types of tensors, as messages have them."""
+    if isinstance(values, Tensor):
+        return f"the shape {tuple(values.shape[1:])} and type {values.dtype}"
+    named = pytree.tree_flatten_with_path(values)[0]
+    return ", ".join(
+        f"{pytree.keystr(path)}: {_described(each)}" for path, each in named if isinstance(each, Tensor)
+    )
+
+
+def _hint(model: nn.Module, inputs: Any) -> str:
     """What is most often wrong with the type of inputs."""
     first = next(model.parameters(), None)
-    if first is None or inputs.dtype == first.dtype:
+    if first is None or not isinstance(inputs, Tensor) or inputs.dtype == first.dtype:
         return ""
     return f" (the network's parameters are {first.dtype})"
 
 
-def check_finite(model: nn.Module, name: str, inputs: Tensor, targets: Tensor) -> None:
+def check_finite(model: nn.Module, name: str, batch: Batch) -> None:
     """Refuse examples that are no numbers; a network that makes numbers of NaN may have it as inputs.
 
     Raises:
         DataError: naming the first example.
     """
-    wrong = _first_not_finite(targets)
+    wrong = _first_not_finite(batch.targets)
     if wrong is not None:
         raise DataError(f"{name}: the targets of example {wrong} are NaN or infinite")
-    wrong = _first_not_finite(inputs)
+    wrong = _first_not_finite(batch.inputs)
     if wrong is None:
         return
     with looking_only(model, train=False):
-        outputs = model(inputs[wrong : wrong + 1].to(device_of(model)))
+        outputs = feed(model, batch.examples(wrong, wrong + 1).to(device_of(model)).inputs)
     if not isinstance(outputs, Tensor) or not bool(torch.isfinite(outputs).all()):
         raise DataError(f"{name}: the inputs of example {wrong} are NaN or infinite, and so are the outputs")
 
 
-def _first_not_finite(values: Tensor) -> int | None:
+def _first_not_finite(values: Any) -> int | None:
+    if not isinstance(values, Tensor):
+        leaves = (leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.dim())
+        return next((found for found in map(_first_not_finite, leaves) if found is not None), None)
     # one sum takes no memory and tells it in almost all cases
     if not values.is_floating_point() or bool(torch.isfinite(values.sum())):
         return None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from prunekit.batches import Inputs
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks
 from prunekit.parts.context import CostModel, StepContext
 from prunekit.parts.scores import Scores
@@ -52,7 +52,7 @@ class Scorer:
         found: Found = {}
         if needs:
             batches = sample.batches() if any(need.needs_loss for need in needs) else sample.watched(wrong)
-            found = collect(subject, batches, needs, loss=sample.loss)
+            found = collect(subject, batches, needs, task=sample.task)
         if wrong:
             raise wrong[0]
         if recipe.statistics == "once":

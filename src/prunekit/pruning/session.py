@@ -8,19 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunekit.batches import Batches, as_batches
+from prunekit.batches import Batches, Inputs, as_batches
 from prunekit.digests import KEY
 from prunekit.errors import DataError, InputError
-from prunekit.graph.capture import Inputs
 from prunekit.graph.surgery import count_parameters
 from prunekit.history import Pruned, Record
-from prunekit.losses import Loss
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable
 from prunekit.modes import Snapshot
 from prunekit.parts.context import StepContext
@@ -34,6 +33,7 @@ from prunekit.pruning.trainings import Trainings, check_apart
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
 from prunekit.settings import WHOLE, checked_seed, whole
+from prunekit.task import LossFunction, Task
 from prunekit.training import Report, copy_state
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -46,7 +46,8 @@ def prune(
     data: Any = None,
     *,
     seed: int = 0,
-    loss: Loss | None = None,
+    loss: str | LossFunction | None = None,
+    task: Task | None = None,
     checkpoints: Checkpoints | None = None,
     validation: Any = None,
     evaluate: Evaluate | None = None,
@@ -58,10 +59,13 @@ def prune(
     Args:
         model: a trained network.
         recipe: what to do.
-        data: training examples, if the recipe scores by data or retrains: a pair of tensors
-            (inputs, targets), a dataset of `prunekit.data`, or a loader of such pairs.
+        data: training examples, if the recipe scores by data or retrains: `(inputs, targets)` in memory, a
+            dataset, or a loader of batches of any kind; see `prunekit.batches.as_batches`.
         seed: of everything random.
-        loss: (outputs, targets) -> mean loss, for scores; by default cross-entropy or squared error.
+        loss: what is scored by and minimised in retraining: a name, a loss of `torch.nn`, or a function
+            (outputs, targets) -> the mean over a batch; by default as `prunekit.Task` says. A retraining
+            whose own settings name a loss keeps that.
+        task: in place of `loss`, how the network is fed a batch and what its loss is.
         checkpoints: states of the dense training by step, for recipes that rewind.
         validation: examples of the same kinds as `data`, on which a recipe's `stop` measures the error; by
             default the recipe's calibration sample of `data`.
@@ -81,6 +85,7 @@ def prune(
         data=data,
         seed=seed,
         loss=loss,
+        task=task,
         checkpoints=checkpoints,
         validation=validation,
         example_inputs=example_inputs,
@@ -104,7 +109,8 @@ class Session:
         *,
         data: Any = None,
         seed: int = 0,
-        loss: Loss | None = None,
+        loss: str | LossFunction | None = None,
+        task: Task | None = None,
         checkpoints: Checkpoints | None = None,
         validation: Any = None,
         example_inputs: Inputs | None = None,
@@ -116,7 +122,9 @@ class Session:
             )
         self.model = model
         self.recipe = recipe
-        self._data: Batches | None = None if data is None else as_batches(data)
+        self.task = _task_of(task, loss)
+        read = partial(self.task.read, model=model)
+        self._data: Batches | None = None if data is None else as_batches(data, read)
         self._undo_held = False
         self._tried: set[bool] = set()
         if recipe.stop.needs_data and self._data is None and validation is None:
@@ -150,13 +158,13 @@ class Session:
             self._inner,
             elements,
             self._data,
-            None if validation is None else as_batches(validation),
+            None if validation is None else as_batches(validation, read),
             recipe.calibration,
             self._seed,
-            loss,
+            self.task,
             norms,
         )
-        self._trainings = Trainings(model, self._inner, recipe, self._data, self._seed)
+        self._trainings = Trainings(model, self._inner, recipe, self._data, self._seed, self.task)
         self._scorer = Scorer(recipe, self.plan, self._calibration, self._seed, example_inputs, self._state)
 
     # ---- where it is -------------------------------------------------------------------------------------
@@ -486,7 +494,7 @@ class Session:
             self._masked.remove()
         self._masked = None
 
-    def training_loss(self, inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+    def training_loss(self, inputs: Inputs, outputs: Any, targets: Any) -> Tensor:
         """The loss of a batch for a training loop of one's own, as the recipe's parts want it.
 
         It is the task's loss (the session's `loss`) until the first step of the pruning, and where no part
@@ -497,7 +505,7 @@ class Session:
             outputs: of the network in training.
             targets: of the batch.
         """
-        loss = self._calibration.loss(outputs, targets)
+        loss = self.task.loss(outputs, targets)
         if not self.history:
             return loss
         return self._trainings.batch_loss(self._last_step, self._context, inputs, outputs, targets, loss)
@@ -572,6 +580,16 @@ class Session:
             return self.recipe.recalibrate
         of_units = self.recipe.granularity.counts != "weights"
         return of_units and self.recipe.retrain.plan is None and self._data is not None
+
+
+def _task_of(task: Task | None, loss: str | LossFunction | None) -> Task:
+    if task is None:
+        return Task(loss)
+    if not isinstance(task, Task):
+        raise InputError(f"task must be a prunekit.Task, not {type(task).__name__}")
+    if loss is not None:
+        raise InputError("give either 'loss' or 'task', which has a loss of its own")
+    return task
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.batches import Batches
+from prunekit.batches import Batches, Inputs
 from prunekit.errors import InputError, ModelError
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import StepContext
@@ -18,6 +18,7 @@ from prunekit.parts.schedule import Step
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.targets import uncompiled
+from prunekit.task import Task
 from prunekit.training import Report, Trained, Training, TrainingPart, train
 
 
@@ -31,6 +32,7 @@ class Trainings:
         recipe: with the parts.
         data: training examples.
         seed: of the order of the data.
+        task: how the network is fed a batch, and what its loss is.
     """
 
     model: nn.Module
@@ -38,6 +40,7 @@ class Trainings:
     recipe: Recipe
     data: Batches | None
     seed: int
+    task: Task = field(default_factory=Task)
     _batch_loss: tuple[Step, BatchLoss] | None = field(default=None, init=False)
 
     def check(self, checkpoints: Checkpoints, *, warm_up: bool) -> None:
@@ -131,15 +134,24 @@ class Trainings:
         assert self.data is not None
         hook = (lambda: self.before_optimizer_step(context)) if self.acting else None
         model = uncompiled(self.model)
-        return train(model, self.data, training, seed=seed, masks=context.masks, before_step=hook, **more)
+        return train(
+            model,
+            self.data,
+            training,
+            task=self.task,
+            seed=seed,
+            masks=context.masks,
+            before_step=hook,
+            **more,
+        )
 
     def batch_loss(
         self,
         step: Step,
         context: Callable[[Step], StepContext],
-        inputs: Tensor,
-        outputs: Tensor,
-        targets: Tensor,
+        inputs: Inputs,
+        outputs: Any,
+        targets: Any,
         loss: Tensor,
     ) -> Tensor:
         """What the parts make of the loss of one batch of a loop of the user's, after a step.
@@ -148,7 +160,7 @@ class Trainings:
         """
         if self._batch_loss is None or self._batch_loss[0] != step:
             for _, part in self.recipe.parts_with("check_batch"):
-                part.check_batch(outputs, targets)
+                part.check_batch(outputs, targets, self.task)
             self._batch_loss = step, self._loss_of_batches(context(step)) or _in_turn(())
         return self._batch_loss[1](inputs, outputs, targets, loss)
 
@@ -162,7 +174,7 @@ class Trainings:
 def _in_turn(losses: Sequence[BatchLoss]) -> BatchLoss:
     """Losses of a batch, each made of the one before it."""
 
-    def loss_of(inputs: Tensor, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
+    def loss_of(inputs: Inputs, outputs: Any, targets: Any, loss: Tensor) -> Tensor:
         for each in losses:
             loss = each(inputs, outputs, targets, loss)
         return loss

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prunekit.batches import Batch
+from prunekit.batches import Batch, feed, without_padding
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import FeatureMap, Key
@@ -70,25 +70,32 @@ class ActivationCollector(Collector):
 
     def __init__(self, subject: StatContext, *, differentiable: bool = False) -> None:
         assert subject.coupled is not None
-        self._model = subject.model
+        self._model, self._task = subject.model, subject.task
         self._coupled = subject.coupled
         self._differentiable = differentiable
         self.places = {group.name: self._coupled.places(group) for group in self._coupled.groups}
         self.off = {name: kept for name, kept in subject.kept.items() if not bool(kept.all())}
         self.wanted = {place: self.off.get(name) for name, places in self.places.items() for place in places}
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
+    def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
         """Run the network on the batch."""
         with (
             watched(self._model, self.wanted, unmasked=self._differentiable) as seen,
             following(self._model.parameters() if self._differentiable else ()),
             torch.set_grad_enabled(self._differentiable),
         ):
-            inputs = batch[0].detach()
-            if self._differentiable and inputs.is_floating_point():
-                inputs = inputs.requires_grad_().clone()  # a copy, as a network may work on it in place
-            outputs = self._model(inputs)
-        self.see(seen, outputs, batch[1])
+            inputs = batch.map(self._followed if self._differentiable else Tensor.detach).inputs
+            outputs = feed(self._model, inputs)
+        if not self._differentiable:
+            real = self._task.real_positions(inputs)
+            seen = {key: without_padding(value, real) for key, value in seen.items()}
+        self.see(seen, outputs, batch.targets)
+
+    @staticmethod
+    def _followed(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.detach().requires_grad_().clone()  # a copy, as a network may work on it in place
 
     @abstractmethod
     def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from prunekit.batches import Batch
+from prunekit.batches import Batch, feed, read_batch
 from prunekit.errors import DataError, PrunekitError
 from prunekit.graph import Coupled
-from prunekit.losses import Loss
 from prunekit.modes import keeping_modes
 from prunekit.targets import device_of
+from prunekit.task import Task
 
 Key = TypeVar("Key")
 
@@ -31,14 +31,14 @@ class StatContext:
         names: the parameters that are of interest, by full name.
         coupled: coupled groups of any network, where their units are counted.
         kept: by group of units, (units,) booleans: False for those that are off already.
-        loss: (outputs, targets) -> mean loss, as the pass is asked for.
+        task: how the network is fed a batch, and what its loss is.
         shared: what the collectors of one pass have in common, by keys of their own.
     """
 
     model: nn.Module
     names: Sequence[str]
     kept: Mapping[str, Tensor] = field(default_factory=dict)
-    loss: Loss | None = None
+    task: Task = field(default_factory=Task)
     shared: dict[object, Any] = field(default_factory=dict)
     coupled: Coupled | None = None
 
@@ -68,15 +68,15 @@ class Statistic(ABC):
 class Collector(ABC):
     """Gathers one statistic while the batches of a pass go by. Sums are additive over processes."""
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
-        """Take in a batch (inputs, targets) and its mean loss, with the graph behind it.
+    def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
+        """Take in a batch and its mean loss, with the graph behind it, and how many terms that averages.
 
-        The loss is NaN, without a graph, if no statistic of the pass needs it.
+        The loss is NaN, without a graph, if no statistic of the pass needs it; the terms are examples then.
         """
         return
 
-    def watching(self) -> AbstractContextManager[Any]:
-        """What the collector puts around each pass through the network, such as hooks."""
+    def watching(self, batch: Batch) -> AbstractContextManager[Any]:
+        """What the collector puts around the pass of a batch through the network, such as hooks."""
         return nullcontext()
 
     @abstractmethod
@@ -126,11 +126,16 @@ Found = Mapping[Statistic, Mapping[str, Tensor]]
 
 
 def collect(
-    subject: StatContext, batches: Iterable[Batch], needs: Iterable[Statistic], *, loss: Loss
+    subject: StatContext,
+    batches: Iterable[Batch | tuple[Any, Any]],
+    needs: Iterable[Statistic],
+    *,
+    task: Task | None = None,
 ) -> Found:
     """Run the model once over the batches, in eval mode, and gather every statistic that is asked for.
 
-    The model's parameters, gradients and training flags are left as they were.
+    The model's parameters, gradients and training flags are left as they were. A batch whose loss counts
+    nothing, as where all targets are ignored, says nothing of the loss.
 
     Raises:
         DataError: if there is no batch, or the loss on one is not finite.
@@ -138,8 +143,8 @@ def collect(
     requests = list(dict.fromkeys(needs))
     if not requests:
         return {}
-    model = subject.model
-    subject = replace(subject, loss=loss, shared={})
+    model, task = subject.model, task or subject.task
+    subject = replace(subject, task=task, shared={})
     needs_loss = any(request.needs_loss for request in requests)
     needs_forward = needs_loss or any(request.needs_forward for request in requests)
     followed = map(model.get_parameter, subject.names) if needs_loss else ()
@@ -147,22 +152,24 @@ def collect(
         collectors = [request.start(subject) for request in requests]
         model.eval()
         seen = 0
-        for inputs, targets in batches:
-            value = torch.tensor(torch.nan)
+        for batch in map(read_batch, batches):
+            value, terms = torch.tensor(torch.nan), float(len(batch))
             if needs_forward:
                 with ExitStack() as stack:
                     for collector in collectors:
-                        stack.enter_context(collector.watching())
+                        stack.enter_context(collector.watching(batch))
                     stack.enter_context(torch.set_grad_enabled(needs_loss))
-                    outputs = model(inputs)
+                    outputs = task.run(model, batch) if needs_loss else feed(model, batch.inputs)
                     if needs_loss:
-                        value = loss(outputs, targets)
+                        value, terms = task.loss(outputs, batch.targets), task.terms(outputs, batch.targets)
+            if needs_loss and not terms:
+                value = value.nan_to_num(0.0)
             if needs_loss and not bool(torch.isfinite(value)):
                 raise DataError(
                     f"the loss on calibration batch {seen} is {value.item()}: scores would be NaN"
                 )
             for collector in collectors:
-                collector.batch((inputs, targets), value)
+                collector.batch(batch, value, terms)
             seen += 1
         _check_seen(model, seen, additive=all(request.additive for request in requests))
         return {request: one.finish() for request, one in zip(requests, collectors, strict=True)}
@@ -180,29 +187,34 @@ def _check_seen(model: nn.Module, seen: int, *, additive: bool) -> None:
 def average(
     model: nn.Module,
     batches: Iterable[Batch],
-    measure: Callable[[Tensor, Tensor], Tensor],
+    measure: Callable[[Any, Any], Tensor],
+    task: Task,
     device: torch.device,
 ) -> float:
-    """The mean of a measurement over all examples of all processes; NaN if there are none.
+    """The mean of a measurement over all terms of all processes; NaN if there are none.
 
     Args:
         model: run in evaluation mode; its training flags are put back.
-        batches: (inputs, targets), on the network's device.
-        measure: (outputs, targets) -> a scalar, the mean over the batch.
+        batches: on the network's device.
+        measure: (outputs, targets) -> a scalar, the mean over the terms of the batch.
+        task: how the network is fed, and how many terms there are.
         device: where processes exchange their sums.
     """
-    total, examples = 0.0, 0
+    total, count = 0.0, 0.0
     with keeping_modes(model):
         model.eval()
-        for inputs, targets in batches:
-            total += float(measure(model(inputs), targets)) * len(inputs)
-            examples += len(inputs)
+        for batch in batches:
+            outputs = task.run(model, batch)
+            terms = task.terms(outputs, batch.targets)
+            if terms:
+                total += float(measure(outputs, batch.targets)) * terms
+                count += terms
     sums = {"": torch.tensor(total, dtype=torch.float64, device=device)}
-    return float(means_over_processes(sums, examples)[""])
+    return float(means_over_processes(sums, count)[""])
 
 
-def means_over_processes(sums: Mapping[Key, Tensor], examples: int) -> dict[Key, Tensor]:
-    """Sums over the examples of this process as means over those of all."""
+def means_over_processes(sums: Mapping[Key, Tensor], examples: float) -> dict[Key, Tensor]:
+    """Sums over the examples (or terms) of this process as means over those of all."""
     device = next(iter(sums.values())).device
     count = torch.tensor(float(examples), dtype=torch.float64, device=device)
     sum_over_processes([*sums.values(), count])

@@ -5,17 +5,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
+from torch.utils import _pytree as pytree
 
-from prunekit.batches import Batch
+from prunekit.batches import Batch, Inputs, arguments, feed
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import Stage, chain_of
 from prunekit.graph.chain import Function, Kind
 from prunekit.graph.rows import LAYERS, from_rows, output_rows, patches, row_layers, rows_of
-from prunekit.losses import Loss, one_tensor
+from prunekit.losses import one_tensor
 from prunekit.statistics.collect import (
     Collector,
     StatContext,
@@ -25,6 +27,7 @@ from prunekit.statistics.collect import (
     watched_calls,
 )
 from prunekit.statistics.moments import add_product, mirrored
+from prunekit.task import LossFunction
 
 LIMIT = 5000
 """The most weights that a whole Hessian is built for: 200 MB."""
@@ -111,14 +114,20 @@ def check_size(model: nn.Module, names: Sequence[str]) -> None:
         )
 
 
-def output_roots(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+def output_roots(loss: LossFunction, outputs: Tensor, targets: Any, terms: float) -> Tensor:
     """(n, K, K) float64: R with R R' the second derivative of each example's loss by its K outputs.
 
     Directions in which the loss is not convex count as flat.
+
+    Args:
+        loss: (outputs, targets) -> a scalar.
+        outputs: (n, ...) with K numbers for an example.
+        targets: of the batch.
+        terms: how many the loss is the mean of.
     """
     flat = outputs.detach().double().reshape(len(outputs), -1).requires_grad_()
     with torch.enable_grad():
-        value = loss(flat.view(outputs.shape), _as_double(targets)) * len(outputs)
+        value = loss(flat.view(outputs.shape), _as_double(targets)) * terms
         (first,) = torch.autograd.grad(value, flat, create_graph=True)
         rows = []
         for column in first.unbind(1):
@@ -133,8 +142,10 @@ def output_roots(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt().unsqueeze(1)
 
 
-def _as_double(targets: Tensor) -> Tensor:
-    return targets.double() if targets.is_floating_point() else targets
+def _as_double(targets: Any) -> Any:
+    return pytree.tree_map_only(
+        Tensor, lambda each: each.double() if each.is_floating_point() else each, targets
+    )
 
 
 class _Curvature(Collector):
@@ -143,30 +154,28 @@ class _Curvature(Collector):
     def __init__(self, subject: StatContext) -> None:
         self._model = subject.model
         self._layers = row_layers(subject.model, subject.names)
-        self._loss = subject.loss
-        self._examples = 0
+        self._task = subject.task
+        self._terms = 0.0
         self._ran: set[str] = set()
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
-        for inputs, targets in zip(
-            torch.split(batch[0], _EXAMPLES), torch.split(batch[1], _EXAMPLES), strict=True
-        ):
-            self._take(inputs, targets)
-            self._examples += len(inputs)
+    def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
+        for part in batch.parts(_EXAMPLES):
+            self._take(part)
 
-    def _roots(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        assert self._loss is not None
+    def _roots(self, outputs: Tensor, targets: Any) -> Tensor:
         if outputs[0].numel() > MOST_OUTPUTS:
             raise InputError(
                 f"the network has {outputs[0].numel():,} outputs for an example; curvature takes a pass back "
                 f"for each of them, at most {MOST_OUTPUTS:,}"
             )
-        return output_roots(self._loss, outputs, targets)
+        terms = self._task.terms(outputs, targets)
+        self._terms += terms
+        return output_roots(self._task.loss, outputs, targets, terms)
 
-    def _watched(self, inputs: Tensor) -> Tensor:
+    def _watched(self, inputs: Inputs) -> Tensor:
         """The network's outputs; its layers report their calls."""
         with watched_calls(self._layers, self._on_call):
-            return one_tensor(self._model(inputs), "curvature by the outputs")
+            return self._task.tensor(feed(self._model, inputs), "curvature by the outputs")
 
     def _on_call(self, name: str, x: Tensor, output: Tensor) -> Tensor | None:
         """A layer's input and output; what is returned goes on in its place."""
@@ -175,11 +184,11 @@ class _Curvature(Collector):
 
     def _check_ran(self) -> None:
         for name in self._layers:
-            if name not in self._ran and self._examples:
+            if name not in self._ran and self._terms:
                 raise never_ran(name, "weights")
 
     @abstractmethod
-    def _take(self, inputs: Tensor, targets: Tensor) -> None: ...
+    def _take(self, batch: Batch) -> None: ...
 
 
 class _ByWeight(_Curvature):
@@ -195,7 +204,7 @@ class _ByWeight(_Curvature):
         }
 
     def finish(self) -> dict[str, Tensor]:
-        found = means_over_processes(self._sums, self._examples)
+        found = means_over_processes(self._sums, self._terms)
         self._check_ran()
         for name, value in found.items():
             if not bool(value.isfinite().all()):
@@ -210,13 +219,13 @@ class _Diagonal(_ByWeight):
         super().__init__(subject)
         self._calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def _take(self, inputs: Tensor, targets: Tensor) -> None:
+    def _take(self, batch: Batch) -> None:
         self._calls = {}
         with torch.enable_grad():
-            outputs = self._watched(inputs)
-        roots = self._roots(outputs, targets).to(outputs.dtype)
+            outputs = self._watched(batch.inputs)
+        roots = self._roots(outputs, batch.targets).to(outputs.dtype)
         seen = [
-            (name, self._by_example(patches(self._layers[name], x), len(inputs)), output)
+            (name, self._by_example(patches(self._layers[name], x), len(batch)), output)
             for name, calls in self._calls.items()
             for x, output in calls
         ]
@@ -229,7 +238,7 @@ class _Diagonal(_ByWeight):
                 retain_graph=True,
                 materialize_grads=True,
             )
-            self._add(seen, back, len(inputs))
+            self._add(seen, back, len(batch))
 
     def _on_call(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         self._ran.add(name)
@@ -280,14 +289,14 @@ class _Recursion(_ByWeight):
         self._stages: tuple[Stage, ...] = ()
 
     @torch.no_grad()
-    def _take(self, inputs: Tensor, targets: Tensor) -> None:
-        self._stages = self._stages or _stages_of(self._model, inputs[:2])
+    def _take(self, batch: Batch) -> None:
+        self._stages = self._stages or _stages_of(self._model, batch.examples(0, 2).inputs)
         first = next(place for place, stage in enumerate(self._stages) if stage.kind is Kind.LAYER)
-        given, x = [], inputs
+        given, x = [], one_tensor(batch.inputs, "the published recursion of curvature")
         for stage in self._stages:
             given.append(x)
             x = stage.run(x)
-        curved = self._roots(x, targets).square().sum(2).view_as(x).to(x.dtype)
+        curved = self._roots(x, batch.targets).square().sum(2).view_as(x).to(x.dtype)
         for place in range(len(given) - 1, first - 1, -1):
             stage, x = self._stages[place], given[place]
             if stage.module in self._names:
@@ -302,7 +311,7 @@ class _Recursion(_ByWeight):
         self._sums[name] += (by_row.mT @ patches(layer, x).square()).double()
 
 
-def _stages_of(model: nn.Module, inputs: Tensor) -> tuple[Stage, ...]:
+def _stages_of(model: nn.Module, inputs: Inputs) -> tuple[Stage, ...]:
     """The operations of a network that is a chain.
 
     Raises:
@@ -373,20 +382,21 @@ class _Whole(_Curvature):
         device = next(iter(self._parameters.values())).device
         self._sum = torch.zeros(1, size, size, dtype=torch.float64, device=device)
 
-    def _take(self, inputs: Tensor, targets: Tensor) -> None:
+    def _take(self, batch: Batch) -> None:
         with torch.no_grad():
-            roots = self._roots(self._watched(inputs), targets)
+            roots = self._roots(self._watched(batch.inputs), batch.targets)
 
-        def outputs_of(parameters: dict[str, Tensor], example: Tensor) -> Tensor:
-            found: Tensor = functional_call(self._model, parameters, (example.unsqueeze(0),))
-            return found.flatten()
+        def outputs_of(parameters: dict[str, Tensor], example: Any) -> Tensor:
+            args, kwargs = arguments(pytree.tree_map_only(Tensor, lambda x: x.unsqueeze(0), example))
+            found = functional_call(self._model, parameters, args, kwargs)
+            return self._task.tensor(found, "curvature by the outputs").flatten()
 
-        found = vmap(jacrev(outputs_of), (None, 0))(self._parameters, inputs)
+        found = vmap(jacrev(outputs_of), (None, 0))(self._parameters, batch.inputs)
         jacobian = torch.cat([found[name].flatten(2) for name in self._parameters], 2).detach().double()
         add_product(self._sum, (roots.mT @ jacobian).flatten(0, 1).unsqueeze(0))
 
     def finish(self) -> dict[str, Tensor]:
-        matrix = mirrored(means_over_processes({"": self._sum}, self._examples)[""])[0]
+        matrix = mirrored(means_over_processes({"": self._sum}, self._terms)[""])[0]
         self._check_ran()
         if not bool(matrix.isfinite().all()):
             raise DataError("the derivatives of the outputs by the weights are not finite")

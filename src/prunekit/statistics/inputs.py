@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from prunekit.batches import Batch, without_padding
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import Coupled, Member
 from prunekit.graph.members import entries
@@ -23,6 +25,7 @@ from prunekit.statistics.collect import (
     watched_calls,
 )
 from prunekit.statistics.moments import Moments
+from prunekit.task import Task
 
 _BUFFER_BYTES = 8 * 2**20
 """Memory for a layer's rows that are collected before their products are taken: few products of many."""
@@ -80,7 +83,7 @@ class InputStatistic(Statistic):
         key = InputStatistic, self.form, self.consumers
         first = key not in subject.shared
         if first:
-            subject.shared[key] = _Sums(self._layers(subject), self.form, exact=self.consumers)
+            subject.shared[key] = _Sums(self._layers(subject), self.form, subject.task, exact=self.consumers)
         sums: _Sums = subject.shared[key]
         sums.wanted = max(sums.wanted, self.sums)
         return _Reader(self, sums, first=first)
@@ -174,19 +177,19 @@ def _has_bias(layer: nn.Module) -> bool:
 class _Sums:
     """The moments of all layers of a pass, for whoever asks, with what anyone wants of them."""
 
-    def __init__(self, layers: dict[str, nn.Module], form: Form, *, exact: bool) -> None:
+    def __init__(self, layers: dict[str, nn.Module], form: Form, task: Task, *, exact: bool) -> None:
         self.wanted = MEANS
-        self._layers, self._form, self._exact = layers, form, exact
+        self._layers, self._form, self._task, self._exact = layers, form, task, exact
         self._watched: dict[str, _Watched] = {}
         self._finished = False
 
-    def watching(self) -> AbstractContextManager[None]:
+    def watching(self, batch: Batch) -> AbstractContextManager[None]:
         """Hooks on the layers, for as long as the pass lasts that counts."""
-        return watched_calls(self._layers, self._see)
+        return watched_calls(self._layers, partial(self._see, self._task.real_positions(batch.inputs)))
 
     @torch.no_grad()
-    def _see(self, name: str, x: Tensor, output: Tensor) -> None:
-        self._watch(name).take(x.detach())
+    def _see(self, real: Tensor | None, name: str, x: Tensor, output: Tensor) -> None:
+        self._watch(name).take(without_padding(x.detach(), real))
 
     def _watch(self, name: str) -> _Watched:
         if name not in self._watched:
@@ -289,8 +292,8 @@ class _Reader(Collector):
         self._sums = sums
         self._first = first
 
-    def watching(self) -> AbstractContextManager[Any]:
-        return self._sums.watching() if self._first else nullcontext()
+    def watching(self, batch: Batch) -> AbstractContextManager[Any]:
+        return self._sums.watching(batch) if self._first else nullcontext()
 
     def finish(self) -> dict[str, Tensor]:
         self._sums.finish()

@@ -6,15 +6,17 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from prunekit import units
-from prunekit.batches import Batch
+from prunekit.batches import Batch, Inputs, in_order, joined
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
+from prunekit.losses import NOTHING, one_tensor
 from prunekit.measure import count
 from prunekit.models import Maxout
 from prunekit.statistics.collect import (
@@ -25,6 +27,7 @@ from prunekit.statistics.collect import (
     sum_over_processes,
     watched_calls,
 )
+from prunekit.targets import device_of
 from prunekit.units.runner import Structure
 
 Values = dict[str, Tensor]
@@ -59,7 +62,7 @@ class ExampleStatistic(UnitStatistic):
         return _Examples(self, coupled.chain or coupled, subject.kept)
 
     @abstractmethod
-    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Inputs, targets: Any, kept: Mapping[str, Tensor]) -> Values:
         """The value of every unit, a mean over the examples."""
 
 
@@ -70,15 +73,41 @@ class _Examples(Collector):
         self._kept = kept
         self._batches: list[Batch] = []
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
-        self._batches.append(batch)
+    def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
+        self._batches.append(_counted(batch))
 
     def finish(self) -> Values:
-        inputs = torch.cat([inputs for inputs, _ in self._batches])
-        targets = torch.cat([targets for _, targets in self._batches])
-        values = self._statistic.of(self._structure, inputs, targets, self._kept)
-        sums = {name: value * len(inputs) for name, value in values.items()}
-        return means_over_processes(sums, len(inputs))
+        sums: Values = {}
+        for shape in dict.fromkeys(map(_shape, self._batches)):  # sequences of one length together
+            examples = joined([batch for batch in self._batches if _shape(batch) == shape])
+            values = self._statistic.of(self._structure, examples.inputs, examples.targets, self._kept)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0) + value * len(examples)
+        return means_over_processes(sums, sum(map(len, self._batches)))
+
+
+def _shape(batch: Batch) -> tuple[object, ...]:
+    """The shapes of an example's tensors."""
+    leaves = pytree.tree_leaves((batch.inputs, batch.targets))
+    return tuple(leaf.shape[1:] if isinstance(leaf, Tensor) and leaf.dim() else leaf for leaf in leaves)
+
+
+def _counted(batch: Batch) -> Batch:
+    """The examples whose class numbers are not ignored: the others add nothing to an error.
+
+    Raises:
+        InputError: where positions of an example are ignored and others are not.
+    """
+    targets = batch.targets
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or not bool((targets == NOTHING).any()):
+        return batch
+    if targets.dim() > 1:
+        raise InputError(
+            f"this score judges units by whole examples, but some positions of their targets are {NOTHING}, "
+            "which the loss ignores: give examples without them, or a score by the gradient of the loss"
+        )
+    count, kept = len(batch), targets != NOTHING
+    return batch.map(lambda each: each[kept] if each.dim() and len(each) == count else each)
 
 
 Error = Literal["squared_error", "cross_entropy", "absolute_error"]
@@ -90,7 +119,7 @@ class OracleChange(ExampleStatistic):
 
     error: Error
 
-    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Inputs, targets: Any, kept: Mapping[str, Tensor]) -> Values:
         """E(off) - E(now)."""
         return units.oracle_changes(structure, inputs, targets, self.error, kept=kept)
 
@@ -103,13 +132,14 @@ class TaylorChange(ExampleStatistic):
     order: int
     published: bool
 
-    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Inputs, targets: Any, kept: Mapping[str, Tensor]) -> Values:
         """-dE/dgain, plus half of d2E/dgain2: exact, or by the published diagonal recursion."""
         if self.order == 1:
             found = units.gain_derivatives(structure, inputs, targets, self.error, second=False, kept=kept)
             return {name: derivatives.first_order for name, derivatives in found.items()}
         if self.published:
-            found = units.diagonal_recursion(structure, inputs, targets, self.error, kept=kept)
+            path = one_tensor(inputs, "the published recursion")
+            found = units.diagonal_recursion(structure, path, targets, self.error, kept=kept)
         else:
             found = units.gain_derivatives(structure, inputs, targets, self.error, kept=kept)
         return {name: derivatives.second_order for name, derivatives in found.items()}
@@ -121,11 +151,10 @@ class Relevance(ExampleStatistic):
 
     batch_size: int
 
-    def of(self, structure: Structure, inputs: Tensor, targets: Tensor, kept: Mapping[str, Tensor]) -> Values:
+    def of(self, structure: Structure, inputs: Inputs, targets: Any, kept: Mapping[str, Tensor]) -> Values:
         """The average after the last batch."""
-        starts = range(0, len(inputs), self.batch_size)
-        batches = ((inputs[k : k + self.batch_size], targets[k : k + self.batch_size]) for k in starts)
-        return units.relevance(structure, batches, kept=kept)
+        parts = Batch(inputs, targets).parts(self.batch_size)
+        return units.relevance(structure, ((part.inputs, part.targets) for part in parts), kept=kept)
 
 
 @dataclass(frozen=True)
@@ -143,20 +172,23 @@ class MacsCollector(Collector):
     def __init__(self, subject: StatContext) -> None:
         assert subject.coupled is not None
         self._subject, self._coupled = subject, subject.coupled
-        self._example: Tensor | None = None
+        self._example: Inputs | None = None
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
+    def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
         """Remember one example: only its shape counts."""
-        self._example = batch[0][:1] if self._example is None else self._example
+        self._example = batch.examples(0, 1).inputs if self._example is None else self._example
 
     def finish(self) -> dict[str, Tensor]:
         """By group (units,) float64."""
         assert self._example is not None
-        macs = {layer.name: layer.macs for layer in count(self._subject.model, self._example).layers}
+        device = device_of(self._subject.model)
+        macs = {
+            layer.name: layer.macs for layer in count(self._subject.model, in_order(self._example)).layers
+        }
         tensors = dict(self._subject.model.named_parameters())
         found = {}
         for group in self._coupled.groups:
-            cost = torch.zeros(group.units, dtype=torch.float64, device=self._example.device)
+            cost = torch.zeros(group.units, dtype=torch.float64, device=device)
             for member in group.members:
                 tensor = tensors.get(member.tensor)
                 if tensor is not None and tensor.dim() > 1:
@@ -194,7 +226,7 @@ class _Counts(Collector):
             for name, layer in layers.items()
         }
 
-    def watching(self) -> AbstractContextManager[None]:
+    def watching(self, batch: Batch) -> AbstractContextManager[None]:
         return watched_calls({name: layer.layer for name, layer in self._layers.items()}, self._count)
 
     @torch.no_grad()

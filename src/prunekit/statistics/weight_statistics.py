@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from prunekit.batches import Batch
+from prunekit.batches import Batch, Inputs, feed, without_padding
 from prunekit.errors import DataError
 from prunekit.graph.chain import Function
 from prunekit.graph.chain_view import activations
@@ -73,14 +73,15 @@ class _Correlations(Collector):
         self._model = subject.model
         self._modules = row_layers(subject.model, subject.names)
         self._layers: dict[str, _Layer] = {}
-        self._inputs: list[Tensor] = []
+        self._inputs: list[Inputs] = []
+        self._task = subject.task
         self._budget = budget
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
+    def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
         if not self._inputs:
-            after = activations(self._model, self._modules, batch[0])
+            after = activations(self._model, self._modules, batch.inputs)
             self._layers = {name: _Layer(layer, after[name]) for name, layer in self._modules.items()}
-        self._inputs.append(batch[0])
+        self._inputs.append(batch.inputs)
 
     @torch.no_grad()
     def finish(self) -> dict[str, Tensor]:
@@ -88,9 +89,9 @@ class _Correlations(Collector):
         while not all(layer.done for layer in self._layers.values()):
             budget = _Budget(self._budget)
             left = {name: self._modules[name] for name, layer in self._layers.items() if not layer.done}
-            with watched_calls(left, partial(self._see, budget)):
-                for inputs in self._inputs:
-                    self._model(inputs)
+            for inputs in self._inputs:
+                with watched_calls(left, partial(self._see, budget, self._task.real_positions(inputs))):
+                    feed(self._model, inputs)
             if first:
                 self._check()
             first = False
@@ -98,8 +99,8 @@ class _Correlations(Collector):
                 layer.close(layer_label(name))
         return {name: layer.result() for name, layer in self._layers.items()}
 
-    def _see(self, budget: _Budget, name: str, x: Tensor, output: Tensor) -> None:
-        self._layers[name].take(x, output, budget)
+    def _see(self, budget: _Budget, real: Tensor | None, name: str, x: Tensor, output: Tensor) -> None:
+        self._layers[name].take(without_padding(x, real), without_padding(output, real), budget)
 
     def _check(self) -> None:
         """All processes find the same: one that stopped alone would leave the others waiting."""
@@ -241,7 +242,7 @@ def _blocks(numbers: Tensor, dims: int) -> Tensor:
 
 @dataclass(frozen=True)
 class MeanGradient(Statistic):
-    """dL/dw of the mean loss L over all examples, one tensor of the weight's shape per parameter."""
+    """dL/dw of the mean loss L over all that it counts, one tensor of the weight's shape per parameter."""
 
     additive = True
 
@@ -258,15 +259,15 @@ class _GradientSum(Collector):
             name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
             for name, weight in weights.items()
         }
-        self._examples = 0
+        self._terms = 0.0
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
+    def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
         gradients = torch.autograd.grad(
             loss, list(self._weights.values()), retain_graph=True, materialize_grads=True
         )
         for total, gradient in zip(self._sums.values(), gradients, strict=True):
-            total.add_(gradient, alpha=len(batch[0]))
-        self._examples += len(batch[0])
+            total.add_(gradient, alpha=terms)
+        self._terms += terms
 
     def finish(self) -> dict[str, Tensor]:
-        return means_over_processes(self._sums, self._examples)
+        return means_over_processes(self._sums, self._terms)

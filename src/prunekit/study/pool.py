@@ -1,4 +1,4 @@
-"""Running of tasks, in this process or in worker processes, with the same results."""
+"""Running of jobs, in this process or in worker processes, with the same results."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ import torch
 
 from prunekit.errors import PrunekitError
 from prunekit.measure.forward_pass import using_threads
-from prunekit.study.tasks import Failure, Task, TaskQueue, Watcher, line_of, perform
+from prunekit.study.jobs import Failure, Job, JobQueue, Watcher, line_of, perform
 from prunekit.worker import work
 
 PATIENCE = 10.0
 """Seconds that a worker is given to end before it is killed."""
 
 START = 60.0
-"""Seconds that a task with a time limit is given besides until it reports: to load code and data."""
+"""Seconds that a job with a time limit is given besides until it reports: to load code and data."""
 
 
-def run_tasks(
-    tasks: Sequence[Task], workers: int, watcher: Watcher, timeout: float | None = None
+def run_jobs(
+    jobs: Sequence[Job], workers: int, watcher: Watcher, timeout: float | None = None
 ) -> list[Failure]:
-    """Run every task after those that it waits for; a failure stops only what depends on it.
+    """Run every job after those that it waits for; a failure stops only what depends on it.
 
-    Each task computes on one thread, so results do not depend on the number of workers. Ctrl-C ends the
-    workers at once; stages write their files as a whole, so the next run goes on from there. A task that
+    Each job computes on one thread, so results do not depend on the number of workers. Ctrl-C ends the
+    workers at once; stages write their files as a whole, so the next run goes on from there. A job that
     takes longer than `timeout` seconds is ended; for that it is in a process of its own also where there is
     one worker.
 
     Raises:
         KeyboardInterrupt: when the workers have ended.
     """
-    queue = TaskQueue(tasks, watcher)
+    queue = JobQueue(jobs, watcher)
     if workers == 1 and timeout is None:
         _run_here(queue, watcher)
     else:
@@ -55,22 +55,22 @@ def run_tasks(
     return queue.failures
 
 
-def _run_here(queue: TaskQueue, watcher: Watcher) -> None:
+def _run_here(queue: JobQueue, watcher: Watcher) -> None:
     with using_threads(1):
-        while (task := queue.take()) is not None:
+        while (job := queue.take()) is not None:
             began = time.perf_counter()
-            failure = perform(task, partial(watcher.progressed, task))
-            queue.settle(task, time.perf_counter() - began, failure)
+            failure = perform(job, partial(watcher.progressed, job))
+            queue.settle(job, time.perf_counter() - began, failure)
 
 
-def run_pool(queue: TaskQueue, processes: int, watcher: Watcher, timeout: float | None = None) -> None:
-    """Run the tasks of a queue in so many processes; a worker that died is replaced.
+def run_pool(queue: JobQueue, processes: int, watcher: Watcher, timeout: float | None = None) -> None:
+    """Run the jobs of a queue in so many processes; a worker that died is replaced.
 
     Args:
-        queue: the tasks.
+        queue: the jobs.
         processes: how many at the most.
         watcher: is told how it goes.
-        timeout: seconds after its first report after which a task is ended, and has failed.
+        timeout: seconds after its first report after which a job is ended, and has failed.
 
     Raises:
         KeyboardInterrupt: when the workers have ended.
@@ -80,7 +80,7 @@ def run_pool(queue: TaskQueue, processes: int, watcher: Watcher, timeout: float 
     try:
         while True:
             _hand_out(queue, workers, processes, context, timeout)
-            busy = {worker.connection: worker for worker in workers if worker.task is not None}
+            busy = {worker.connection: worker for worker in workers if worker.job is not None}
             if not busy:
                 return
             heard = wait(list(busy), _until_due(workers))
@@ -99,24 +99,24 @@ def _until_due(workers: list[_Worker]) -> float | None:
 
 
 def _hand_out(
-    queue: TaskQueue, workers: list[_Worker], processes: int, context: SpawnContext, timeout: float | None
+    queue: JobQueue, workers: list[_Worker], processes: int, context: SpawnContext, timeout: float | None
 ) -> None:
     while True:
-        idle = next((worker for worker in workers if worker.task is None), None)
+        idle = next((worker for worker in workers if worker.job is None), None)
         if idle is not None and not idle.process.is_alive():  # it died with nothing to do
             workers.remove(idle)
             continue
         if idle is None and len(workers) == processes:
             return
-        task = queue.take()
-        if task is None:
+        job = queue.take()
+        if job is None:
             return
         if idle is None:
             idle = _Worker(context, timeout)
             workers.append(idle)
-        failure = idle.begin(task)
+        failure = idle.begin(job)
         if failure is not None:
-            queue.settle(task, 0.0, failure)
+            queue.settle(job, 0.0, failure)
 
 
 def _dismiss(workers: list[_Worker]) -> None:
@@ -132,16 +132,16 @@ def _dismiss(workers: list[_Worker]) -> None:
 
 
 class _Worker:
-    """A process, the pipe to it and the task that it is at.
+    """A process, the pipe to it and the job that it is at.
 
     Attributes:
-        due: when the task is ended, on the clock of `time.monotonic`.
+        due: when the job is ended, on the clock of `time.monotonic`.
     """
 
     def __init__(self, context: SpawnContext, timeout: float | None) -> None:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs,), name="prunekit worker")
-        self.task: Task | None = None
+        self.job: Job | None = None
         self.due: float | None = None
         self._timeout = timeout
         self._began = 0.0
@@ -153,13 +153,13 @@ class _Worker:
             self.process.start()
         theirs.close()
 
-    def begin(self, task: Task) -> Failure | None:
-        """Give it a task; a failure if that cannot be sent."""
+    def begin(self, job: Job) -> Failure | None:
+        """Give it a job; a failure if that cannot be sent."""
         try:
-            content = pickle.dumps(task)
+            content = pickle.dumps(job)
         except Exception as error:
-            return Failure.of(task, error)
-        self.task, self._reported = task, False
+            return Failure.of(job, error)
+        self.job, self._reported = job, False
         self._began = time.perf_counter()
         if self._timeout is not None:
             self.due = time.monotonic() + self._timeout + START
@@ -167,10 +167,10 @@ class _Worker:
             self.connection.send_bytes(content)
         return None
 
-    def listen(self, queue: TaskQueue, watcher: Watcher) -> bool:
+    def listen(self, queue: JobQueue, watcher: Watcher) -> bool:
         """Take one message of it; False if it has died."""
-        task = self.task
-        assert task is not None
+        job = self.job
+        assert job is not None
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
@@ -182,39 +182,39 @@ class _Worker:
             return False
         if isinstance(message, float):
             self._hear_first()
-            watcher.progressed(task, message)
+            watcher.progressed(job, message)
         elif isinstance(message, logging.LogRecord):
             logger = logging.getLogger(message.name)
             if logger.isEnabledFor(message.levelno):
                 logger.handle(message)
         elif message is None or isinstance(message, Failure):
-            self.task = self.due = None
-            failure = message and replace(message, name=task.name)  # it knows none if it cannot be read
-            queue.settle(task, self._seconds(), failure)
+            self.job = self.due = None
+            failure = message and replace(message, name=job.name)  # it knows none if it cannot be read
+            queue.settle(job, self._seconds(), failure)
         else:
             self._lose(queue, "its process said something of its own")
             return False
         return True
 
-    def is_late(self, queue: TaskQueue) -> bool:
-        """Whether its task has taken longer than it may; it has been killed then."""
+    def is_late(self, queue: JobQueue) -> bool:
+        """Whether its job has taken longer than it may; it has been killed then."""
         if self.due is None or time.monotonic() < self.due:
             return False
         self._lose(queue, f"took longer than {self._timeout:g} s, the limit of a cell")
         return True
 
-    def _lose(self, queue: TaskQueue, why: str) -> None:
-        """Make an end of it and of its task."""
-        task = self.task
-        assert task is not None
-        self.task = self.due = None
+    def _lose(self, queue: JobQueue, why: str) -> None:
+        """Make an end of it and of its job."""
+        job = self.job
+        assert job is not None
+        self.job = self.due = None
         self.process.kill()
         self.process.join()
         self.connection.close()
-        queue.settle(task, self._seconds(), Failure(task.name, why))
+        queue.settle(job, self._seconds(), Failure(job.name, why))
 
     def _hear_first(self) -> None:
-        """Let the time of the task begin, if it has not."""
+        """Let the time of the job begin, if it has not."""
         if self._timeout is not None and not self._reported:
             self._reported = True
             self.due = time.monotonic() + self._timeout
@@ -253,7 +253,7 @@ def _main_hidden() -> Iterator[None]:
     """Let a process be started that does not import the script of this one, as multiprocessing would have it.
 
     The script could take long before the worker watches for our end, and one without a guard would run the
-    study once more. Tasks name what they need by module, and a script is none.
+    study once more. Jobs name what they need by module, and a script is none.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -267,7 +267,7 @@ def _main_hidden() -> Iterator[None]:
 
 
 def serve(connection: Connection) -> None:
-    """Do the tasks that come through a pipe, one after the other, until the parent is gone."""
+    """Do the jobs that come through a pipe, one after the other, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what a user's code prints is for the eye: stdout belongs to the parent's result
     torch.set_num_threads(1)
@@ -282,15 +282,15 @@ def serve(connection: Connection) -> None:
 
 def _outcome(content: bytes, channel: _ParentChannel) -> Failure | None:
     try:
-        task: Task = pickle.loads(content)
+        job: Job = pickle.loads(content)
     except PrunekitError as error:  # of a study, which is made again from its settings
-        return Failure("task", line_of(error))
+        return Failure("job", line_of(error))
     except Exception as error:
-        return Failure("task", f"cannot be read by its process: {line_of(error)}")
+        return Failure("job", f"cannot be read by its process: {line_of(error)}")
     try:
-        return perform(task, lambda fraction: channel.send(float(fraction)))
+        return perform(job, lambda fraction: channel.send(float(fraction)))
     except KeyboardInterrupt as error:  # no Ctrl-C, which does not reach a worker, but the user's code
-        return Failure.of(task, error)
+        return Failure.of(job, error)
 
 
 class _ParentChannel(QueueHandler):

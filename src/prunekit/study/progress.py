@@ -13,13 +13,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.progress import Task as Row
 from rich.text import Text
 
-from prunekit.study.tasks import Failure, Task, Watcher
+from prunekit.study.jobs import Failure, Job, Watcher
 
 FIRST_GUESS = 3.0
 """Seconds of work to have seen before a guess of the time left is worth telling."""
 
 FIRST_WORDS = 5
-"""Words of tasks to have heard before, unless they said that a hundredth of the work is done: the first steps
+"""Words of jobs to have heard before, unless they said that a hundredth of the work is done: the first steps
 of a process are many times as slow as all others."""
 
 log = logging.getLogger("prunekit.study")
@@ -32,8 +32,8 @@ WIDTH = 36
 
 
 @dataclass
-class _TaskProgress:
-    """How far one task is: the fraction done, where it began, and when that was heard last."""
+class _JobProgress:
+    """How far one job is: the fraction done, where it began, and when that was heard last."""
 
     cost: float
     fraction: float = 0.0
@@ -46,20 +46,20 @@ class ETA(Watcher):
     """The work done, and the time left at the mean pace so far.
 
     Work that an earlier run has done counts as done, but not for the pace; nor does the time in which a
-    process starts and loads the data, before its task reports for the first time.
+    process starts and loads the data, before its job reports for the first time.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], workers: int, clock: Callable[[], float] = time.monotonic
+        self, jobs: Sequence[Job], workers: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._progress_of = {task.name: _TaskProgress(task.cost) for task in tasks}
+        self._progress_of = {job.name: _JobProgress(job.cost) for job in jobs}
         self._workers = workers
         self._clock = clock
         self._work = 0.0
         self._seconds = 0.0
         self._words = 0
         self._began = clock()
-        self.tasks = len(tasks)
+        self.jobs = len(jobs)
         self.ended = 0
         self.failed = 0
 
@@ -68,15 +68,15 @@ class ETA(Watcher):
         """Seconds since the beginning."""
         return self._clock() - self._began
 
-    def started(self, task: Task) -> None:
-        """The task runs."""
-        self._progress_of[task.name].running = True
+    def started(self, job: Job) -> None:
+        """The job runs."""
+        self._progress_of[job.name].running = True
 
-    def progressed(self, task: Task, fraction: float) -> None:
-        """The task is this far; its first word says where it begins."""
-        self._hear(self._progress_of[task.name], fraction)
+    def progressed(self, job: Job, fraction: float) -> None:
+        """The job is this far; its first word says where it begins."""
+        self._hear(self._progress_of[job.name], fraction)
 
-    def _hear(self, record: _TaskProgress, fraction: float) -> None:
+    def _hear(self, record: _JobProgress, fraction: float) -> None:
         now = self._clock()
         if record.begin is None:
             record.begin = fraction
@@ -86,9 +86,9 @@ class ETA(Watcher):
             self._words += 1
         record.fraction, record.heard = fraction, now
 
-    def finished(self, task: Task, seconds: float, failure: Failure | None) -> None:
-        """The task has ended, or will not be begun."""
-        record = self._progress_of[task.name]
+    def finished(self, job: Job, seconds: float, failure: Failure | None) -> None:
+        """The job has ended, or will not be begun."""
+        record = self._progress_of[job.name]
         if record.running and failure is None:
             self._hear(record, 1.0)
         record.fraction, record.running = 1.0, False
@@ -104,9 +104,9 @@ class ETA(Watcher):
     def left(self) -> float | None:
         """Seconds until the end; None while it is too early to say.
 
-        At least as long as the longest task, which cannot be shared among workers.
+        At least as long as the longest job, which cannot be shared among workers.
         """
-        if self.ended == self.tasks:
+        if self.ended == self.jobs:
             return 0.0
         whole = sum(record.cost for record in self._progress_of.values())
         few = self._words < FIRST_WORDS and self._work < 0.01 * whole
@@ -116,7 +116,7 @@ class ETA(Watcher):
         lengths = [self._length(record, rate) for record in self._progress_of.values()]
         return max(sum(lengths) / self._workers, *lengths)
 
-    def _length(self, record: _TaskProgress, rate: float) -> float:
+    def _length(self, record: _JobProgress, rate: float) -> float:
         seconds = record.cost * (1 - record.fraction) / rate
         if record.running and record.begin is not None:
             seconds -= self._clock() - record.heard  # it has gone on since
@@ -126,19 +126,19 @@ class ETA(Watcher):
 class Display(ETA):
     """What a person sees of a run, a context manager.
 
-    On a terminal one bar for the whole with the time left, and one for each task that runs; else a log line
+    On a terminal one bar for the whole with the time left, and one for each job that runs; else a log line
     every so often. What fails is named at once.
     """
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        jobs: Sequence[Job],
         workers: int,
         console: Console,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(tasks, workers, clock)
-        self._in_lines = not console.is_terminal and len(tasks) > 0
+        super().__init__(jobs, workers, clock)
+        self._in_lines = not console.is_terminal and len(jobs) > 0
         self._last_line = clock()
         self._rows: dict[str, TaskID] = {}
         self._bars = Progress(
@@ -156,7 +156,7 @@ class Display(ETA):
     def __enter__(self) -> Self:
         self._bars.start()
         if self._in_lines:
-            log.info("%d runs to do", self.tasks)
+            log.info("%d runs to do", self.jobs)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -164,29 +164,29 @@ class Display(ETA):
         if self._in_lines and kind is None:
             log.info("%s, in %s", self._count(), format_duration(self.elapsed).removeprefix("about "))
 
-    def started(self, task: Task) -> None:
+    def started(self, job: Job) -> None:
         """A row of its own."""
-        super().started(task)
-        self._rows[task.name] = self._bars.add_task(f"  {_shortened(task.name)}", total=1.0, whole=False)
+        super().started(job)
+        self._rows[job.name] = self._bars.add_task(f"  {_shortened(job.name)}", total=1.0, whole=False)
 
-    def progressed(self, task: Task, fraction: float) -> None:
-        """The task's bar, and the whole."""
-        super().progressed(task, fraction)
-        self._bars.update(self._rows[task.name], completed=fraction)
+    def progressed(self, job: Job, fraction: float) -> None:
+        """The job's bar, and the whole."""
+        super().progressed(job, fraction)
+        self._bars.update(self._rows[job.name], completed=fraction)
         self._show_whole()
 
-    def finished(self, task: Task, seconds: float, failure: Failure | None) -> None:
+    def finished(self, job: Job, seconds: float, failure: Failure | None) -> None:
         """The row goes; a failure is told."""
-        super().finished(task, seconds, failure)
+        super().finished(job, seconds, failure)
         if failure is None:
-            log.debug("%s: done in %.1f s", task.name, seconds)
+            log.debug("%s: done in %.1f s", job.name, seconds)
         elif failure.skipped:
-            log.debug("%s: %s", task.name, failure.message)
+            log.debug("%s: %s", job.name, failure.message)
         else:
-            log.error("%s: failed: %s", task.name, failure.message)
+            log.error("%s: failed: %s", job.name, failure.message)
             log.debug("%s", failure.trace)
-        if task.name in self._rows:
-            self._bars.remove_task(self._rows.pop(task.name))
+        if job.name in self._rows:
+            self._bars.remove_task(self._rows.pop(job.name))
         self._show_whole()
 
     def _show_whole(self) -> None:
@@ -194,14 +194,14 @@ class Display(ETA):
         if not self._in_lines:
             title = f"{self._count():<{WIDTH}}"
             self._bars.update(self._whole, completed=self.fraction(), description=title)
-        elif self._clock() - self._last_line >= EVERY and self.ended < self.tasks:
+        elif self._clock() - self._last_line >= EVERY and self.ended < self.jobs:
             self._last_line = self._clock()
             left = format_duration(self.left())
             log.info("%s (%.0f %%), %s left", self._count(), 100 * self.fraction(), left)
 
     def _count(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
-        return f"{self.ended} of {self.tasks} runs done{failed}"
+        return f"{self.ended} of {self.jobs} runs done{failed}"
 
 
 class _Times(ProgressColumn):

@@ -1,4 +1,4 @@
-"""Running of a study: its plans, the tasks that are still to be done, then the tables and the report."""
+"""Running of a study: its plans, the jobs that are still to be done, then the tables and the report."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from prunekit.graph import chain_of
 from prunekit.pruning.calibration import check_takes
 from prunekit.recipe import Plan
 from prunekit.settings import whole
+from prunekit.study.jobs import Failure, Job
 from prunekit.study.layout import Layout, Results, discard, is_finished, only_run, write_tables
-from prunekit.study.pool import run_tasks
+from prunekit.study.pool import run_jobs
 from prunekit.study.progress import Display
 from prunekit.study.spec import Cell, Study, StudySuite
 from prunekit.study.stages import (
@@ -37,7 +38,6 @@ from prunekit.study.stages import (
     train_network,
     write_units,
 )
-from prunekit.study.tasks import Failure, Task
 from prunekit.study_files import FORMAT, RESULTS_CSV, STUDY_JSON, SUITE_JSON, UNITS_JSON, refuse_links
 
 log = logging.getLogger(__name__)
@@ -88,12 +88,10 @@ def _plan_cell(cell: Cell, study: Study, model: nn.Module, data: Batches, exampl
     return cell.recipe.plan(model, example)
 
 
-def make_tasks(
-    study: Study, layout: Layout, data_dir: Path | None, plans: Plans, read: Results
-) -> list[Task]:
+def make_jobs(study: Study, layout: Layout, data_dir: Path | None, plans: Plans, read: Results) -> list[Job]:
     """The networks and cells that are not finished, each cell after its network.
 
-    What is finished but damaged is said, removed, and a task like the others. To be called by the holder of
+    What is finished but damaged is said, removed, and a job like the others. To be called by the holder of
     the folder's lock.
 
     Args:
@@ -108,7 +106,7 @@ def make_tasks(
     """
     data = as_batches(dataset(study, data_dir))
     networks = {
-        layout.network(study, seed): Task(
+        layout.network(study, seed): Job(
             f"training of seed {seed}",
             train_network,
             (study, seed, layout, data_dir),
@@ -116,10 +114,10 @@ def make_tasks(
         )
         for seed in range(study.seeds)
     }
-    cells: dict[Path, Task] = {}
+    cells: dict[Path, Job] = {}
     for seed in range(study.seeds):
         for cell in study.cells:
-            task = Task(
+            job = Job(
                 f"{cell.name}, seed {seed}",
                 run_cell,
                 (study, cell.label, cell.key, seed, layout, data_dir),
@@ -127,16 +125,16 @@ def make_tasks(
                 cost=_cost(cell, plans[cell.key], data),
             )
             # labels that differ in punctuation share the folder of an equal recipe
-            cells.setdefault(layout.cell(cell, seed), task)
+            cells.setdefault(layout.cell(cell, seed), job)
         for cell in study.cells:
             if cell.random_of is not None:
                 folder, other = layout.cell(cell, seed), layout.cell(cell.random_of, seed)
                 cells[folder] = replace(cells[folder], after=(*cells[folder].after, cells[other].name))
-    tasks = [task for folder, task in networks.items() if not _is_done(folder, task.name, read.network)]
-    tasks += [task for folder, task in cells.items() if not _is_done(folder, task.name, read.cell)]
+    jobs = [job for folder, job in networks.items() if not _is_done(folder, job.name, read.network)]
+    jobs += [job for folder, job in cells.items() if not _is_done(folder, job.name, read.cell)]
     if not _has_units(study, layout):
-        tasks.append(
-            Task(
+        jobs.append(
+            Job(
                 "figures of units",
                 write_units,
                 (study, layout, data_dir),
@@ -144,8 +142,8 @@ def make_tasks(
                 cost=float(10 * OVERHEAD),
             )
         )
-    to_do = {task.name for task in tasks}
-    return [replace(task, after=tuple(to_do.intersection(task.after))) for task in tasks]
+    to_do = {job.name for job in jobs}
+    return [replace(job, after=tuple(to_do.intersection(job.after))) for job in jobs]
 
 
 def _has_units(study: Study, layout: Layout) -> bool:
@@ -241,14 +239,14 @@ def run_study(
     with only_run(layout.root):
         layout.tidy()
         read = Results()
-        tasks = make_tasks(study, layout, folder, plans, read)
+        jobs = make_jobs(study, layout, folder, plans, read)
         write_json_unless_same(
             layout.root / STUDY_JSON, describe(study, dataset(study, folder).task, command)
         )
-        processes = min(most, max(len(tasks), 1))
+        processes = min(most, max(len(jobs), 1))
         try:
-            with Display(tasks, processes, console or Console(stderr=True)) as watcher:
-                failures = run_tasks(tasks, processes, watcher, cell_timeout)
+            with Display(jobs, processes, console or Console(stderr=True)) as watcher:
+                failures = run_jobs(jobs, processes, watcher, cell_timeout)
         except KeyboardInterrupt:
             write_tables(study, layout, read)  # so that `prunekit report` shows what there is so far
             raise

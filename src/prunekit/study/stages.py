@@ -22,7 +22,6 @@ from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json, remove
 from prunekit.graph import chain_of
 from prunekit.history import Record, random_control
-from prunekit.losses import squared_error
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.parts.granularity import Unit
@@ -31,6 +30,7 @@ from prunekit.recipe import Plan, Recipe
 from prunekit.saving import Architecture, save_pretrained
 from prunekit.seeds import derive
 from prunekit.statistics import ActivationStats, StatContext, collect
+from prunekit.study.jobs import Progress
 from prunekit.study.layout import (
     MODEL,
     STATE,
@@ -42,8 +42,8 @@ from prunekit.study.layout import (
     write_result,
 )
 from prunekit.study.spec import Cell, Study
-from prunekit.study.tasks import Progress
 from prunekit.study_files import UNITS_JSON
+from prunekit.task import Task
 from prunekit.training import State, copy_state, train
 from prunekit.units import eliminate, gain_sweep
 
@@ -382,7 +382,7 @@ def write_units(study: Study, layout: Layout, data_dir: Path | None, progress: P
     coupled = Unit().elements(model, example_inputs=inputs[:2]).found
     need, subject = ActivationStats("correlation"), StatContext(model, (), coupled=coupled)
     batches = zip(torch.split(inputs, _TOGETHER), torch.split(targets, _TOGETHER), strict=True)
-    found = collect(subject, batches, [need], loss=squared_error)[need]
+    found = collect(subject, batches, [need], task=Task("squared_error"))[need]
     write_json_with_digest(
         layout.root / UNITS_JSON,
         {

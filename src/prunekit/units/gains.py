@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError
-from prunekit.graph.capture import Inputs
 from prunekit.graph.chain import Chain, weight_of, with_gains
 from prunekit.graph.surgery import check_flags
 from prunekit.losses import LOSSES, Loss, absolute_error

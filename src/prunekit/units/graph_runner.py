@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from prunekit.batches import arguments
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
-from prunekit.graph.capture import arguments, captured_in, tensors_of
+from prunekit.graph.capture import captured_in, tensors_of
 from prunekit.graph.captured import Captured, op_name
 from prunekit.losses import Loss
 from prunekit.modes import evaluating

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError, PrunekitError
-from prunekit.graph.capture import Inputs
 from prunekit.losses import Loss
 from prunekit.units.gains import check_examples, checked_kept, means, runner_of
 from prunekit.units.runner import BUDGET_BYTES, Runner, Structure, error_of, taken

@@ -13,6 +13,7 @@ from prunekit.parts.context import StepContext
 from prunekit.parts.granularity import Unit
 from prunekit.parts.repair import Repair
 from prunekit.statistics import StatContext, collect
+from prunekit.task import Task
 
 
 def context_of(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str, list[int]]) -> StepContext:
@@ -24,7 +25,7 @@ def context_of(net: nn.Module, repair: Repair, inputs: Tensor, removed: dict[str
         kept[name][units] = False
     batches = [(part, torch.zeros(len(part))) for part in inputs.split(40)]  # the last one is smaller
     subject = StatContext(net, [], kept=before, coupled=elements.coupled)
-    found = collect(subject, batches, repair.needs, loss=lambda x, y: x.sum())
+    found = collect(subject, batches, repair.needs, task=Task(lambda x, y: x.sum()))
     masks = elements.masks(Masks(kept))
     return StepContext(
         model=net,

@@ -12,6 +12,7 @@ from prunekit.parts.granularity import Unit
 from prunekit.parts.scores import FeatureTaylor, GradCAM
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
+from prunekit.task import Task
 from three_nets import residual as shortcut
 from unit_recipes import units
 
@@ -93,7 +94,7 @@ def scores_of(score, model, data, size=4, kept=None, **asked):
     coupled = Unit(**asked).elements(model, example_inputs=data[0][:2]).coupled
     batches = zip(*(each.split(size) for each in data), strict=True)
     subject = StatContext(model, (), coupled=coupled, kept=kept or {})
-    found = collect(subject, batches, score.needs, loss=F.cross_entropy)
+    found = collect(subject, batches, score.needs, task=Task(F.cross_entropy))
     return score(StepContext({}, found, coupled=coupled))
 
 

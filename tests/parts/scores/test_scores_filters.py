@@ -14,6 +14,7 @@ from prunekit.parts.granularity import Unit
 from prunekit.parts.scores import FeatureTaylor, GeometricMedian, NormScale
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, UnitMacs, collect
+from prunekit.task import Task
 from unit_recipes import conv_net, data, net
 
 
@@ -28,7 +29,7 @@ def scores_of(score, model, examples, off=()):
         StatContext(model, list(weights), kept=kept, coupled=elements.coupled),
         batches,
         score.needs,
-        loss=F.cross_entropy,
+        task=Task(F.cross_entropy),
     )
     with torch.no_grad():
         return score(StepContext(weights, found, coupled=elements.coupled, kept=Masks(kept)))
@@ -73,7 +74,7 @@ def test_feature_taylor_with_its_norm_and_its_price():
     for name, value in raw.items():
         assert torch.allclose(priced[name], value / value.norm() - 10.0 * macs[name] / 1e6)
     subject = StatContext(model, (), coupled=Unit().elements(model, example_inputs=examples[0][:2]).coupled)
-    (found,) = collect(subject, [examples], [UnitMacs()], loss=F.cross_entropy).values()
+    (found,) = collect(subject, [examples], [UnitMacs()], task=Task(F.cross_entropy)).values()
     assert {name: float(each[0]) for name, each in found.items()} == macs
 
 

@@ -13,6 +13,7 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.parts.schedule import OneShot
 from prunekit.parts.scores import OBD, OBS, FeatureTaylor, GraSP, SynFlow
 from prunekit.statistics import StatContext, collect
+from prunekit.task import Task
 from small_nets import Tied, blobs, mlp
 from three_nets import NETWORKS, assert_same, convolutions, names_of, perceptron, scored
 
@@ -134,7 +135,9 @@ def test_grasp_of_a_loss_without_curvature_is_zero():
     model = nn.Sequential(nn.Linear(3, 1))
     data = (torch.randn(8, 3), torch.randn(8, 1))
     batches = TensorBatches(*data).sample(8, 4, seed=0)
-    found = collect(StatContext(model, ["0.weight"]), batches, GraSP().needs, loss=lambda y, t: y.mean())
+    found = collect(
+        StatContext(model, ["0.weight"]), batches, GraSP().needs, task=Task(lambda y, t: y.mean())
+    )
     assert not found[GraSP().needs[0]]["0.weight"].any()
 
 

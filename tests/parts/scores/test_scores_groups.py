@@ -14,6 +14,7 @@ from prunekit.parts.context import StepContext
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from prunekit.statistics import StatContext, collect
+from prunekit.task import Task
 
 ON_BOTH = [
     "magnitude",
@@ -42,7 +43,7 @@ def scores_of(model, recipe, data):
     session = Session(model, recipe, data=data)
     elements, kept = session.plan.elements, session.kept
     subject = StatContext(model, elements.parameters, kept=kept, coupled=elements.coupled)
-    found = collect(subject, iter([data]), recipe.score.needs, loss=cross_entropy)
+    found = collect(subject, iter([data]), recipe.score.needs, task=Task(cross_entropy))
     weights = {name: model.get_parameter(name).detach() for name in elements.parameters}
     context = StepContext(weights, found, model, kept=kept, coupled=elements.coupled)
     return recipe.granularity.gather(recipe.score(context), elements)

@@ -21,6 +21,7 @@ from prunekit.parts.scores.unit_scores import greedy_order
 from prunekit.pruning import prune
 from prunekit.statistics import StatContext, collect
 from prunekit.statistics.moments import contribution_products
+from prunekit.task import Task
 from unit_nets import made as chain_made
 from unit_recipes import conv_net, data, net, units
 
@@ -35,7 +36,7 @@ def scores_of(score, model, examples, off=(), *, inputs=False):
         StatContext(model, [], kept=kept, coupled=elements.coupled),
         batches,
         score.needs,
-        loss=F.cross_entropy,
+        task=Task(F.cross_entropy),
     )
     with torch.no_grad():
         return score(StepContext({}, found, model, coupled=elements.coupled, kept=Masks(kept)))

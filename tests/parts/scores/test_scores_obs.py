@@ -12,6 +12,7 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.losses import squared_error
 from prunekit.pruning import Session, prune
 from prunekit.statistics import GaussNewton, GaussNewtonDiagonal, StatContext, collect
+from prunekit.task import Task
 from small_nets import blobs, copied, mlp, recipe, same, zeros
 
 DAMP = 1e-3
@@ -27,7 +28,7 @@ def net():
 
 def found(need, model, data):
     batches = TensorBatches(*data).sample(10_000, 64, seed=0)
-    return collect(StatContext(model, NAMES), batches, [need], loss=nn.functional.cross_entropy)[need]
+    return collect(StatContext(model, NAMES), batches, [need], task=Task(nn.functional.cross_entropy))[need]
 
 
 def surgeon(hessian, values, removable, count):
@@ -120,7 +121,9 @@ def test_obd_predicts_what_a_removal_costs_in_a_linear_network_at_its_minimum():
     targets = model(x).detach()  # the loss is at its minimum, 0, and quadratic
     need = GaussNewtonDiagonal()
     data = TensorBatches(x, targets).sample(1000, 64, 0)
-    diagonal = collect(StatContext(model, ["0.weight"]), data, [need], loss=squared_error)[need]["0.weight"]
+    diagonal = collect(StatContext(model, ["0.weight"]), data, [need], task=Task(squared_error))[need][
+        "0.weight"
+    ]
     with torch.no_grad():
         for place in [(0, 1), (1, 4)]:
             weight = float(model[0].weight[place])

@@ -22,6 +22,7 @@ from prunekit.parts.scores import (
 from prunekit.pruning import prune
 from prunekit.seeds import generator
 from prunekit.statistics import StatContext, collect
+from prunekit.task import Task
 from unit_recipes import conv_net, data, net, outputs, units
 
 BATCH = 10
@@ -39,7 +40,7 @@ def scores_of(score, model, examples, off=()):
         StatContext(model, list(weights), kept=kept, coupled=elements.coupled),
         batches,
         score.needs,
-        loss=squared_error,
+        task=Task(squared_error),
     )
     with torch.no_grad():
         return score(StepContext(weights, found, coupled=elements.coupled, kept=Masks(kept)))

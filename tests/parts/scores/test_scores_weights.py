@@ -17,6 +17,7 @@ from prunekit.parts.scores import Gradient, Magnitude, Random, Wanda, WeightGrad
 from prunekit.pruning import prune
 from prunekit.seeds import generator
 from prunekit.statistics import MeanGradient, StatContext, collect
+from prunekit.task import Task
 from small_nets import blobs, images, mlp, recipe, zeros
 from unfolding import design
 
@@ -147,7 +148,7 @@ def test_units_and_layers_without_rows():
 def scores_of(score, model, inputs, targets):
     names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
     loss = nn.functional.cross_entropy
-    found = collect(StatContext(model, names), [(inputs, targets)], score.needs, loss=loss)
+    found = collect(StatContext(model, names), [(inputs, targets)], score.needs, task=Task(loss))
     weights = {name: model.get_parameter(name).detach() for name in names}
     return score(StepContext(weights, found, model))
 

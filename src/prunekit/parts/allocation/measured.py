@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from prunekit.batches import Inputs, in_order
 from prunekit.errors import InputError
-from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks, lowest
 from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, state_bytes
 from prunekit.parts.allocation.rules import shared_out
@@ -26,9 +26,9 @@ Figure = Literal["parameters", "macs", "bytes", "latency"]
 
 _FIGURES: dict[Figure, Callable[[nn.Module, Inputs | None], float]] = {
     "parameters": lambda model, _: sum(parameter.numel() for parameter in model.parameters()),
-    "macs": lambda model, inputs: count(model, _tensors(inputs)).macs,
+    "macs": lambda model, inputs: count(model, in_order(inputs)).macs,
     "bytes": lambda model, _: state_bytes(model),
-    "latency": lambda model, inputs: latency(model, _tensors(inputs), warmup=3, runs=20).median,
+    "latency": lambda model, inputs: latency(model, in_order(inputs), warmup=3, runs=20).median,
 }
 _SHOWN: dict[Figure, Callable[[float], str]] = {
     "parameters": lambda value: f"{human_count(value)} parameters",
@@ -164,14 +164,6 @@ class Budget(Allocation):
                 f"floor of {self.floor:g} of each layer and at least one unit the smallest network has "
                 f"{shown(least)}, {least / whole:.3g}"
             )
-
-
-def _tensors(inputs: Inputs | None) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    if isinstance(inputs, torch.Tensor):
-        return inputs
-    if isinstance(inputs, list | tuple):
-        return tuple(inputs)
-    raise InputError("a budget of MACs or latency needs example inputs that are tensors, in order")
 
 
 class Sensitivity(Allocation):

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import (
     INPUT,
@@ -25,7 +26,7 @@ from prunekit.graph import (
     traced,
     unit_masks,
 )
-from prunekit.graph.capture import Inputs, made_up_inputs
+from prunekit.graph.capture import made_up_inputs
 from prunekit.masks import Masks, lowest_per_row
 from prunekit.models import Maxout
 from prunekit.parts.granularity.of_weights import Elements, Granularity, Weight

@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
-from prunekit.graph.capture import Inputs
 from prunekit.masks import Masks, lowest, lowest_per_row
 from prunekit.parts.base import Level, Part
 from prunekit.settings import WHOLE

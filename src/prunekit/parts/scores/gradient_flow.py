@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunekit.batches import Batch
+from prunekit.batches import Batch, arguments
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, said
 from prunekit.losses import one_tensor
 from prunekit.parts.context import Score, Scores, StepContext
@@ -121,24 +121,28 @@ class _Flow(Collector):
 
     _what: str
 
-    def _outputs(self, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def _precise(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.to(torch.promote_types(tensor.dtype, self.precision))
+
+    def _outputs(self, values: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """The network's, with these values in place of its own.
 
         Raises:
             ModelError: if it cannot be run in this precision, with what it says.
             InputError: if it has several.
         """
-        if inputs.is_floating_point():
-            inputs = inputs.to(torch.promote_types(inputs.dtype, self.precision))
+        args, kwargs = arguments(batch.map(self._precise).inputs)
         try:
-            outputs = functional_call(self._subject.model, {**self._values, **values}, (inputs,))
+            outputs = functional_call(self._subject.model, {**self._values, **values}, args, kwargs)
         except PrunekitError:
             raise
         except Exception as error:  # the model may be the user's
             raise ModelError(
                 f"{self._what} cannot be taken: in {self.precision} the network fails with {said(error)}"
             ) from error
-        return one_tensor(outputs, self._what)
+        return self._subject.task.tensor(outputs, self._what)
 
     @abstractmethod
     def _derivatives(self) -> dict[str, Tensor]: ...
@@ -153,7 +157,7 @@ class _HessianGradient(_Flow):
         self._what = f"the product of Hessian and gradient at temperature {temperature:g}"
         self._batches: list[Batch] = []
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
+    def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
         self._batches.append(batch)
 
     def _derivatives(self) -> dict[str, Tensor]:
@@ -164,28 +168,29 @@ class _HessianGradient(_Flow):
         """Over all examples, of the loss, or of the product of its gradient with a direction."""
         leaves = {name: self._values[name].detach().requires_grad_() for name in self._subject.names}
         sums = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
-        examples = 0
+        counted = 0.0
         weights = list(leaves.values())
-        for inputs, targets in self._batches:
-            value = self._loss(leaves, inputs, targets)
+        for batch in self._batches:
+            value, terms = self._loss(leaves, batch)
+            if not terms:
+                continue
             if along is not None and value.requires_grad:
                 gradients = torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True)
                 products = zip(gradients, along.values(), strict=True)
                 value = torch.stack([(each * other).sum() for each, other in products]).sum()
-            examples += len(inputs)
+            counted += terms
             if not value.requires_grad:  # a gradient that is the same everywhere, or none
                 continue
             found = torch.autograd.grad(value, weights, materialize_grads=True)
             for total, each in zip(sums.values(), found, strict=True):
-                total.add_(each, alpha=len(inputs))
-        return means_over_processes(sums, examples)
+                total.add_(each, alpha=terms)
+        return means_over_processes(sums, counted)
 
-    def _loss(self, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        assert self._subject.loss is not None
-        outputs = self._outputs(weights, inputs)
-        if targets.is_floating_point():
-            targets = targets.to(torch.promote_types(targets.dtype, self.precision))
-        return self._subject.loss(outputs / self._temperature, targets)
+    def _loss(self, weights: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, float]:
+        """The mean loss of a batch, and how many terms it is the mean of."""
+        task = self._subject.task
+        outputs, targets = self._outputs(weights, batch), batch.map(self._precise).targets
+        return task.loss(outputs / self._temperature, targets), task.terms(outputs, targets)
 
 
 @dataclass(frozen=True)
@@ -202,20 +207,21 @@ class _SynapticFlow(_Flow):
     precision = torch.float64  # sums over all paths leave the range of single precision
     _ones: Tensor | None = None
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
+    def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
         if self._ones is None:
-            if not batch[0].is_floating_point():
+            inputs = one_tensor(batch.inputs, self._what)
+            if not inputs.is_floating_point():
                 raise InputError(
                     "the synaptic flow is that of an input of ones; the network reads whole numbers, such as "
                     "the indices of an embedding: use another score"
                 )
-            self._ones = torch.ones_like(batch[0][:1], dtype=torch.float64)
+            self._ones = torch.ones_like(inputs[:1], dtype=torch.float64)
 
     def _derivatives(self) -> dict[str, Tensor]:
         assert self._ones is not None
         absolute = {name: value.abs() for name, value in self._values.items()}
         weights = {name: absolute[name].detach().requires_grad_() for name in self._subject.names}
-        flow = self._outputs({**absolute, **weights}, self._ones).sum()
+        flow = self._outputs({**absolute, **weights}, Batch(self._ones, None)).sum()
         if not flow.requires_grad:  # none of these weights is on a path that is differentiated
             return {name: torch.zeros_like(weight) for name, weight in weights.items()}
         found = torch.autograd.grad(flow, list(weights.values()), materialize_grads=True)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
-from prunekit.batches import Batch
+from prunekit.batches import Batch, arguments
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.obs import damped, damped_groups, eliminate, inverse_of, removal_scores, shared_saliency
@@ -239,7 +239,8 @@ class FisherBlocks(Statistic):
     """By weight: (blocks, size, size) float64, the diagonal blocks of the loss's empirical Fisher matrix.
 
     The mean over examples of g g', with g the gradient of an example's loss, flattened and cut into blocks of
-    consecutive weights; the last block is filled up with zeros. A smaller tensor is one block.
+    consecutive weights; the last block is filled up with zeros. A smaller tensor is one block. An example
+    counts by the terms of its loss: g is the gradient of their sum over the mean number of terms.
 
     Attributes:
         size: weights in a block.
@@ -268,31 +269,40 @@ class _FisherBlocks(Collector):
             name: self._blocks(weight.numel(), min(size, weight.numel()), weight.device)
             for name, weight in self._weights.items()
         }
-        self._examples = 0
+        self._examples, self._terms = 0, 0.0
 
     @staticmethod
     def _blocks(weights: int, size: int, device: torch.device) -> Tensor:
         return torch.zeros(-(-weights // size), size, size, dtype=torch.float64, device=device)
 
-    def batch(self, batch: Batch, loss: Tensor) -> None:
-        for inputs, targets in zip(*(torch.split(each, self._TOGETHER) for each in batch), strict=True):
-            gradients = [self._gradients(*example) for example in zip(inputs, targets, strict=True)]
+    def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
+        for part in batch.parts(self._TOGETHER):
+            gradients = [self._gradients(example) for example in part.parts(1)]
             for total, each in zip(self._sums.values(), zip(*gradients, strict=True), strict=True):
                 flat = torch.stack([gradient.flatten() for gradient in each]).double()
                 missing = len(total) * total.shape[1] - flat.shape[1]
                 rows = F.pad(flat, (0, missing)).view(len(flat), -1, total.shape[1]).movedim(0, 1)
                 total.baddbmm_(rows.mT, rows)
-            self._examples += len(inputs)
+            self._examples += len(part)
 
-    def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        assert self._subject.loss is not None
+    def _gradients(self, example: Batch) -> list[Tensor]:
+        """Of the sum of an example's terms, by the weights."""
+        task, (args, kwargs) = self._subject.task, arguments(example.inputs)
         with torch.enable_grad():
-            outputs = functional_call(self._subject.model, self._weights, (inputs.unsqueeze(0),))
-            loss = self._subject.loss(outputs, targets.unsqueeze(0))
-        return torch.autograd.grad(loss, list(self._weights.values()), materialize_grads=True)
+            outputs = functional_call(self._subject.model, self._weights, args, kwargs)
+            terms = task.terms(outputs, example.targets)
+            if not terms:
+                return [torch.zeros_like(weight) for weight in self._weights.values()]
+            loss = task.loss(outputs, example.targets) * terms
+        self._terms += terms
+        return list(torch.autograd.grad(loss, list(self._weights.values()), materialize_grads=True))
 
     def finish(self) -> dict[str, Tensor]:
+        device = next(iter(self._sums.values())).device
+        terms = torch.tensor(self._terms, dtype=torch.float64, device=device)
+        per_example = means_over_processes({"": terms}, self._examples)[""]
         found = means_over_processes(self._sums, self._examples)
+        found = {name: total / per_example.square() for name, total in found.items()}
         for name, total in found.items():
             if not bool(total.isfinite().all()):
                 raise DataError(f"the gradients of the loss by {name} are not finite on the calibration data")

@@ -5,44 +5,44 @@ import pytest
 import torch
 
 from prunekit.errors import InputError
-from prunekit.study.pool import run_tasks
-from prunekit.study.tasks import Failure, Task, TaskQueue
+from prunekit.study.jobs import Failure, Job, JobQueue
+from prunekit.study.pool import run_jobs
 
 
 class Notes:
     """A watcher that writes everything down."""
 
     def __init__(self):
-        self.started_tasks = []
+        self.started_jobs = []
         self.fractions = {}
         self.ended = {}
 
-    def started(self, task):
-        self.started_tasks.append(task.name)
+    def started(self, job):
+        self.started_jobs.append(job.name)
 
-    def progressed(self, task, fraction):
-        self.fractions.setdefault(task.name, []).append(fraction)
+    def progressed(self, job, fraction):
+        self.fractions.setdefault(job.name, []).append(fraction)
 
-    def finished(self, task, seconds, failure):
-        assert task.name not in self.ended
+    def finished(self, job, seconds, failure):
+        assert job.name not in self.ended
         assert seconds >= 0
-        self.ended[task.name] = failure
+        self.ended[job.name] = failure
 
 
 def leave(folder, name, after=()):
-    return Task(name, errands.leave, (folder, name), after=after)
+    return Job(name, errands.leave, (folder, name), after=after)
 
 
 def fail(kind, after=()):
-    return Task(kind, errands.fail, (kind,), after=after)
+    return Job(kind, errands.fail, (kind,), after=after)
 
 
 def test_tasks_run_in_their_order_after_what_they_wait_for(tmp_path):
-    tasks = [leave(tmp_path, "c", after=("a",)), leave(tmp_path, "b"), leave(tmp_path, "a")]
+    jobs = [leave(tmp_path, "c", after=("a",)), leave(tmp_path, "b"), leave(tmp_path, "a")]
     notes = Notes()
-    assert run_tasks(tasks, 1, notes) == []
+    assert run_jobs(jobs, 1, notes) == []
     assert (tmp_path / "order").read_text().split() == ["b", "a", "c"]
-    assert notes.started_tasks == ["b", "a", "c"]
+    assert notes.started_jobs == ["b", "a", "c"]
     assert notes.fractions == {"a": [0.0, 0.5], "b": [0.0, 0.5], "c": [0.0, 0.5]}
     assert notes.ended == {"a": None, "b": None, "c": None}
 
@@ -50,7 +50,7 @@ def test_tasks_run_in_their_order_after_what_they_wait_for(tmp_path):
 def test_each_task_computes_on_one_thread_and_the_number_is_put_back(tmp_path):
     torch.set_num_threads(2)
     try:
-        run_tasks([leave(tmp_path, "a")], 1, Notes())
+        run_jobs([leave(tmp_path, "a")], 1, Notes())
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -58,32 +58,32 @@ def test_each_task_computes_on_one_thread_and_the_number_is_put_back(tmp_path):
 
 
 def test_a_failure_stops_only_what_waits_for_it(tmp_path):
-    tasks = [
+    jobs = [
         fail("value"),
         leave(tmp_path, "a", after=("value",)),
         leave(tmp_path, "b", after=("a",)),
         leave(tmp_path, "c"),
     ]
     notes = Notes()
-    failures = run_tasks(tasks, 1, notes)
+    failures = run_jobs(jobs, 1, notes)
     assert [(failure.name, failure.message, failure.skipped) for failure in failures] == [
         ("value", "ValueError: no good", False),
         ("a", "not run, because value failed", True),
         ("b", "not run, because a failed", True),
     ]
     assert "errands.py" in failures[0].trace
-    assert notes.started_tasks == ["value", "c"]
+    assert notes.started_jobs == ["value", "c"]
     assert set(notes.ended) == {"value", "a", "b", "c"}
 
 
 def test_a_task_that_exits_is_a_failure_like_others(tmp_path):
-    failures = run_tasks([fail("exit"), leave(tmp_path, "a")], 1, Notes())
+    failures = run_jobs([fail("exit"), leave(tmp_path, "a")], 1, Notes())
     assert [failure.message for failure in failures] == ["SystemExit: 3"]
     assert (tmp_path / "a").exists()
 
 
 def test_after_a_full_disk_nothing_more_is_begun(tmp_path):
-    failures = run_tasks([fail("full"), leave(tmp_path, "a"), leave(tmp_path, "b")], 1, Notes())
+    failures = run_jobs([fail("full"), leave(tmp_path, "a"), leave(tmp_path, "b")], 1, Notes())
     assert [failure.message for failure in failures] == [
         "a/result.json: No space left on device",
         "not run, because full failed",
@@ -97,7 +97,7 @@ def test_ctrl_c_is_no_failure_of_the_task():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_tasks([Task("a", interrupt, ())], 1, Notes())
+        run_jobs([Job("a", interrupt, ())], 1, Notes())
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ def test_ctrl_c_is_no_failure_of_the_task():
     ],
 )
 def test_a_failure_is_told_in_one_line(error, message):
-    assert Failure.of(Task("a", errands.talk, ()), error).message.rstrip() == message
+    assert Failure.of(Job("a", errands.talk, ()), error).message.rstrip() == message
 
 
 def test_tasks_that_cannot_be_ordered_are_a_mistake_of_ours(tmp_path):
     with pytest.raises(AssertionError, match="same name"):
-        TaskQueue([leave(tmp_path, "a"), leave(tmp_path, "a")], Notes())
+        JobQueue([leave(tmp_path, "a"), leave(tmp_path, "a")], Notes())
     with pytest.raises(AssertionError, match="not there"):
-        TaskQueue([leave(tmp_path, "a", after=("b",))], Notes())
+        JobQueue([leave(tmp_path, "a", after=("b",))], Notes())

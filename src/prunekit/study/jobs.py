@@ -1,4 +1,4 @@
-"""Tasks with dependencies: what is ready, what failed, and what is given up with it."""
+"""Jobs with dependencies: what is ready, what failed, and what is given up with it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ LONGEST_LINE, LONGEST_TRACE = 2_000, 10_000
 """Characters that are kept of what an exception says, and of where it happened."""
 
 Progress = Callable[[float], None]
-"""Takes the fraction of a task that is done; its first call says where the task begins, 0 if afresh."""
+"""Takes the fraction of a job that is done; its first call says where the job begins, 0 if afresh."""
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """Something to be done once others are done.
 
     Attributes:
         name: unique; shown to the person.
         run: a function that can be sent to another process; called as `run(*arguments, progress)`.
         arguments: its arguments.
-        after: names of tasks that must have succeeded before.
-        cost: the expected effort, in any unit that all tasks share.
+        after: names of jobs that must have succeeded before.
+        cost: the expected effort, in any unit that all jobs share.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that did not succeed.
+    """A job that did not succeed.
 
     Attributes:
-        name: the task's.
+        name: the job's.
         message: one line for the person.
         trace: where it happened, for the log.
         skipped: whether it was not even begun, because of another's failure.
-        disk_full: whether no other task could write its results either.
+        disk_full: whether no other job could write its results either.
     """
 
     name: str
@@ -55,71 +55,71 @@ class Failure:
     disk_full: bool = False
 
     @classmethod
-    def of(cls, task: Task, error: BaseException) -> Failure:
+    def of(cls, job: Job, error: BaseException) -> Failure:
         """The failure that an exception is; to be called while it is handled."""
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return cls(task.name, line_of(error), _trace(), disk_full=full)
+        return cls(job.name, line_of(error), _trace(), disk_full=full)
 
 
 class Watcher(Protocol):
     """Who is told how a run goes."""
 
-    def started(self, task: Task) -> None:
-        """The task runs."""
+    def started(self, job: Job) -> None:
+        """The job runs."""
 
-    def progressed(self, task: Task, fraction: float) -> None:
-        """The task is this far, in [0, 1]."""
+    def progressed(self, job: Job, fraction: float) -> None:
+        """The job is this far, in [0, 1]."""
 
-    def finished(self, task: Task, seconds: float, failure: Failure | None) -> None:
-        """The task has ended, or will not be begun."""
+    def finished(self, job: Job, seconds: float, failure: Failure | None) -> None:
+        """The job has ended, or will not be begun."""
 
 
-class TaskQueue:
-    """Which tasks are ready, under way and done."""
+class JobQueue:
+    """Which jobs are ready, under way and done."""
 
-    def __init__(self, tasks: Sequence[Task], watcher: Watcher) -> None:
-        names = {task.name for task in tasks}
-        assert len(names) == len(tasks), "two tasks have the same name"
-        assert all(names.issuperset(task.after) for task in tasks), "a task waits for one that is not there"
-        self._waiting = list(tasks)
+    def __init__(self, jobs: Sequence[Job], watcher: Watcher) -> None:
+        names = {job.name for job in jobs}
+        assert len(names) == len(jobs), "two jobs have the same name"
+        assert all(names.issuperset(job.after) for job in jobs), "a job waits for one that is not there"
+        self._waiting = list(jobs)
         self._watcher = watcher
         self._succeeded: set[str] = set()
         self.failures: list[Failure] = []
 
-    def take(self) -> Task | None:
-        """The first task that is ready, which is then under way; None if there is none at present."""
-        for task in self._waiting:
-            if self._succeeded.issuperset(task.after):
-                self._waiting.remove(task)
-                self._watcher.started(task)
-                return task
+    def take(self) -> Job | None:
+        """The first job that is ready, which is then under way; None if there is none at present."""
+        for job in self._waiting:
+            if self._succeeded.issuperset(job.after):
+                self._waiting.remove(job)
+                self._watcher.started(job)
+                return job
         return None
 
-    def settle(self, task: Task, seconds: float, failure: Failure | None) -> None:
-        """A task that was under way has ended; what waits for one that failed is given up.
+    def settle(self, job: Job, seconds: float, failure: Failure | None) -> None:
+        """A job that was under way has ended; what waits for one that failed is given up.
 
         After one that found the disk full everything is given up: hours of computing could not be kept.
         """
-        self._watcher.finished(task, seconds, failure)
+        self._watcher.finished(job, seconds, failure)
         if failure is None:
-            self._succeeded.add(task.name)
+            self._succeeded.add(job.name)
             return
         self.failures.append(failure)
-        for other in [other for other in self._waiting if failure.disk_full or task.name in other.after]:
+        for other in [other for other in self._waiting if failure.disk_full or job.name in other.after]:
             if other in self._waiting:  # else it was given up with one that it waits for
                 self._waiting.remove(other)
-                skipped = Failure(other.name, f"not run, because {task.name} failed", skipped=True)
+                skipped = Failure(other.name, f"not run, because {job.name} failed", skipped=True)
                 self.settle(other, 0.0, skipped)
 
 
-def perform(task: Task, progress: Progress) -> Failure | None:
-    """Run one task; what it raises becomes its failure, so that one failed cell does not lose the others."""
+def perform(job: Job, progress: Progress) -> Failure | None:
+    """Run one job; what it raises becomes its failure, so that one failed cell does not lose the others."""
     try:
-        task.run(*task.arguments, progress)
+        job.run(*job.arguments, progress)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a user's score may do anything, also call exit()
-        return Failure.of(task, error)
+        return Failure.of(job, error)
     return None
 
 

@@ -1,0 +1,209 @@
+"""A task: how a network is fed a batch of any kind, what its loss is, and what the loss is the mean of."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+from torch.utils import _pytree as pytree
+
+from prunekit.batches import Batch, Inputs, arguments, feed, read_batch
+from prunekit.errors import InputError, shown
+from prunekit.losses import LOSSES, NOTHING, class_axis, default_loss, one_tensor, out_of_range
+from prunekit.targets import unwrap
+
+LossFunction = Callable[[Any, Any], Any]
+"""(outputs as the network gives them, targets) -> the mean over a batch: a scalar, or a mapping of them."""
+
+PADDING = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
+"""The arguments by which torch's layers are told of padded positions: True for those that are padded."""
+
+
+class Task:
+    """How a network is fed a batch, what its loss is, and how many terms the loss is the mean of.
+
+    Everything that sees data goes through it: statistics, scores, repairs, retraining, stops. For tensors,
+    tuples, mappings and the outputs of transformers' models nothing has to be said; for other batches a
+    subclass overrides one method, as
+
+        class Segmentation(prunekit.Task):
+            def read(self, batch, model):
+                return prunekit.Batch(batch.image, batch.mask)
+
+    Args:
+        loss: what is minimised and scored by: a name in `prunekit.losses.LOSSES`, a loss of `torch.nn`, or
+            any function (outputs, targets) -> the mean over a batch; a mapping of losses counts as their sum.
+            By default the network's own loss where it gives one, else cross-entropy for class numbers and
+            the squared error for real values.
+
+    Raises:
+        InputError: if the loss is neither a name nor callable.
+    """
+
+    def __init__(self, loss: str | LossFunction | None = None) -> None:
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise InputError(f"loss must be one of {', '.join(LOSSES)} or a function, not {shown(loss)}")
+        if not (loss is None or isinstance(loss, str) or callable(loss)):
+            raise InputError(f"loss must be a function (outputs, targets) -> a scalar, not {shown(loss)}")
+        self.own_loss = loss
+
+    def read(self, batch: Any, model: nn.Module) -> Batch:
+        """A batch as a loader yields it, taken apart: see `read_batch`.
+
+        Raises:
+            DataError: for a kind of batch that it does not know.
+        """
+        names = _arguments_of(model)
+        needed = [each for each in names.values() if each.default is each.empty and each.kind in _POSITIONAL]
+        return read_batch(batch, names.__contains__, len(needed))
+
+    def run(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs of the network, its own loss among them where it works one out from targets."""
+        if batch.fed_as is None or self.own_loss is not None:
+            return feed(model, batch.inputs)
+        args, kwargs = arguments(batch.inputs)
+        return model(*args, **kwargs, **{batch.fed_as: batch.targets})
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The mean loss of a batch: a scalar.
+
+        Raises:
+            InputError: if no loss can be taken of these outputs and targets.
+        """
+        given = self.own_loss
+        if given is None:
+            own = _own_loss(outputs)
+            if own is not None:
+                return own
+            if not isinstance(targets, Tensor):
+                raise InputError(
+                    f"no loss is known for targets that are {_kind(targets)}: give loss=, a function "
+                    "(outputs, targets) -> a scalar"
+                )
+            given = default_loss(targets)
+        if isinstance(given, str):
+            return LOSSES[given](self.tensor(outputs, "the loss"), targets)
+        if isinstance(given, _Loss):
+            outputs = self.tensor(outputs, "the loss")
+        value = given(outputs, targets)
+        if isinstance(value, Mapping):
+            return torch.stack([torch.as_tensor(each) for each in value.values()]).sum()
+        return cast(Tensor, value)
+
+    def loss_name(self, targets: Any) -> str:
+        """What the loss is called, for targets of this kind."""
+        if self.own_loss is None:
+            return default_loss(targets) if isinstance(targets, Tensor) else "the network's own"
+        return self.own_loss if isinstance(self.own_loss, str) else _named(self.own_loss)
+
+    def out_of_range(self, outputs: Any, targets: Any) -> str | None:
+        """Which class number none of the outputs stands for, where that is known; None if all have one."""
+        given = self.own_loss
+        logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+        if not (isinstance(targets, Tensor) and isinstance(logits, Tensor)) or logits.dim() < 2:
+            return None
+        if not (given is None or isinstance(given, str)) or (
+            given is None and _own_loss(outputs) is not None
+        ):
+            return None
+        name = given or default_loss(targets)
+        axis = 1 if name == "squared_error" else class_axis(logits, targets[: len(logits)])
+        return out_of_range(name, targets, logits.shape[axis])
+
+    def terms(self, outputs: Any, targets: Any) -> float:
+        """How many terms the mean loss of a batch was taken over, by which batches are weighted.
+
+        The class numbers that are not ignored, by their classes' weights if there are any; all numbers for a
+        loss of `torch.nn` that is a mean over numbers; the next tokens for a causal language model of
+        transformers; examples for the squared error, and for a function of the user's.
+        """
+        given = self.own_loss
+        if not isinstance(targets, Tensor):
+            return float(_examples(outputs, targets))
+        if isinstance(given, _Loss):
+            return _terms_of(given, targets)
+        if given is None and _own_loss(outputs) is not None:
+            if targets.is_floating_point():
+                return float(len(targets))
+            # their models compare each position with the next one's token
+            shifted = "CausalLM" in type(outputs).__name__ and targets.dim() > 1
+            return float((targets[..., 1:] if shifted else targets).ne(NOTHING).sum())
+        name = given or default_loss(targets)
+        if name == "cross_entropy" and not targets.is_floating_point():
+            return float(targets.ne(NOTHING).sum())
+        if name == "cross_entropy":  # probabilities of classes along dimension 1
+            return float(targets.numel() // max(1, targets.shape[1])) if targets.dim() > 1 else 1.0
+        return float(len(targets)) if targets.dim() else 1.0
+
+    def tensor(self, outputs: Any, what: str) -> Tensor:
+        """The one tensor of the outputs that is compared with targets.
+
+        Raises:
+            InputError: if there are several and none of them is called `logits`.
+        """
+        return one_tensor(outputs, what)
+
+    def real_positions(self, inputs: Inputs) -> Tensor | None:
+        """(examples, positions) booleans, False where sequences are padded; None where nothing is padded.
+
+        By the names that transformers' and torch's own models use: `attention_mask` (1 for real positions),
+        or `src_key_padding_mask` and the like (True for padded ones).
+        """
+        if not isinstance(inputs, Mapping):
+            return None
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+            return mask.bool()
+        for name in PADDING:
+            mask = inputs.get(name)
+            if isinstance(mask, Tensor) and mask.dim() == 2 and mask.dtype == torch.bool:
+                return ~mask
+        return None
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _arguments_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(unwrap(model).forward).parameters
+    except (TypeError, ValueError):  # a scripted module has none
+        return {}
+
+
+def _own_loss(outputs: Any) -> Tensor | None:
+    """The loss that a network gives among its outputs."""
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    return found if isinstance(found, Tensor) and found.numel() == 1 else None
+
+
+def _named(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _kind(targets: Any) -> str:
+    return "missing" if targets is None else f"of the type {type(targets).__name__}"
+
+
+def _examples(outputs: Any, targets: Any) -> int:
+    for leaf in (*pytree.tree_leaves(targets), *pytree.tree_leaves(outputs)):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return len(leaf)
+    return 1
+
+
+def _terms_of(loss: _Loss, targets: Tensor) -> float:
+    """What a loss of `torch.nn` divides by: sums count as one, and so do batches then."""
+    if loss.reduction == "sum":
+        return 1.0
+    ignored = getattr(loss, "ignore_index", None)
+    if ignored is None or targets.is_floating_point():
+        classes = targets.shape[1] if isinstance(loss, nn.CrossEntropyLoss) and targets.dim() > 1 else 1
+        return targets.numel() / max(1, classes)
+    counted = targets[targets != ignored]
+    weight = getattr(loss, "weight", None)
+    return float(counted.numel() if weight is None else weight[counted].sum())

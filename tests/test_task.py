@@ -1,0 +1,505 @@
+"""Batches of any kind and any loss: how they are read, what a loss counts, and how examples may be cut up."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from prunekit import Batch, Recipe, Task, Training, prune, train
+from prunekit.batches import DatasetBatches, LoaderBatches, TensorBatches, as_batches, without_padding
+from prunekit.errors import DataError, InputError, ModelError
+from prunekit.methods import iterative_magnitude, magnitude, recipe, snip, wanda
+from small_nets import blobs, copied, mlp, same
+
+transformers = pytest.importorskip("transformers")
+
+
+def bert(labels: int = 3, **settings: Any) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=24, num_labels=labels, **settings)
+    model: nn.Module = transformers.BertForSequenceClassification(config)
+    return model.eval()
+
+
+def sentences(count: int = 24, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Examples of 3 to 8 tokens, each with its label."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        length = int(torch.randint(3, 9, (1,), generator=generator))
+        ids = torch.randint(1, 30, (length,), generator=generator)
+        found.append({"input_ids": ids, "labels": torch.randint(3, (), generator=generator)})
+    return found
+
+
+def padded(examples: list[dict[str, Tensor]], length: int = 9, fill: int = 0) -> dict[str, Tensor]:
+    """One batch, as a tokenizer pads it."""
+    ids = torch.full((len(examples), length), fill)
+    mask = torch.zeros(len(examples), length, dtype=torch.int64)
+    for row, example in enumerate(examples):
+        size = len(example["input_ids"])
+        ids[row, :size], mask[row, :size] = example["input_ids"], 1
+    labels = torch.stack([example["labels"] for example in examples])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def retrained(**training: Any) -> Recipe:
+    retrain = {"name": "fine_tune", "training": training}
+    return Recipe.parse({"schedule": {"name": "one_shot", "sparsity": 0.5}, "retrain": retrain})
+
+
+# ---- how a batch is read ---------------------------------------------------------------------------------
+
+
+class Two(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.out = nn.Linear(4, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.out(torch.relu(self.left(left) + self.right(right)))
+
+
+@dataclass
+class Pair:
+    left: Tensor
+    right: Tensor
+    target: Tensor
+
+
+def two_inputs(count: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(count, 4), torch.randn(count, 6), torch.randint(3, (count,))
+
+
+def ways(left: Tensor, right: Tensor, targets: Tensor) -> dict[str, Any]:
+    named = {"left": left, "right": right, "labels": targets}
+    rows = [{name: each[k] for name, each in named.items()} for k in range(len(left))]
+    return {
+        "tuple in memory": ((left, right), targets),
+        "mapping in memory": ({"left": left, "right": right}, targets),
+        "mapping with labels in memory": named,
+        "loader of triples": DataLoader(TensorDataset(left, right, targets), batch_size=40),
+        "loader of nested pairs": [((left, right), targets)],
+        "loader of mappings": [named],
+        "loader of dataclasses": [Pair(left, right, targets)],
+        "dataset of mappings": Rows(rows),
+    }
+
+
+class Rows(Dataset):  # type: ignore[type-arg]
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+@pytest.mark.parametrize("way", list(ways(*two_inputs())))
+def test_two_inputs_however_they_come(way: str) -> None:
+    data = two_inputs()
+    net = Two()
+    F.cross_entropy(net(*data[:2]), data[2]).backward()
+    expected = {name: (p * p.grad).abs() for name, p in net.named_parameters() if p.dim() > 1}
+    flat = torch.cat([each.flatten() for each in expected.values()])
+    keep = torch.ones_like(flat, dtype=torch.bool)
+    keep[flat.argsort(stable=True)[: flat.numel() // 2]] = False
+    found = prune(net, snip(0.5), ways(*data)[way])
+    assert torch.equal(torch.cat([each.flatten() for each in found.masks.values()]), keep)
+    trained = train(net, ways(*data)[way], Training(epochs=1, batch_size=40))
+    assert trained.iterations == 1
+
+
+def test_a_longer_batch_than_the_network_takes_is_refused() -> None:
+    inputs, targets = blobs(32)
+    data = DataLoader(TensorDataset(inputs, targets, torch.ones(32)), batch_size=8)
+    net = mlp(10, 8, 3)
+    before = copied(net)
+    with pytest.raises(DataError, match=r"yielded a list of 3, where the network takes 1 input\(s\)"):
+        prune(net, iterative_magnitude(0.5, steps=1, epochs=1), data)
+    assert same(before, copied(net))
+
+
+def test_a_task_reads_what_no_rule_knows() -> None:
+    class Weighted(Task):
+        def read(self, batch: Any, model: nn.Module) -> Batch:
+            inputs, targets, weights = batch
+            return Batch(inputs, (targets, weights))
+
+        def loss(self, outputs: Any, targets: Any) -> Tensor:
+            classes, weights = targets
+            return (F.cross_entropy(outputs, classes, reduction="none") * weights).sum() / weights.sum()
+
+        def terms(self, outputs: Any, targets: Any) -> float:
+            return float(targets[1].sum())
+
+    inputs, targets = blobs(64)
+    weights = torch.rand(64, generator=torch.Generator().manual_seed(2))
+    parts = [(inputs[k : k + 9], targets[k : k + 9], weights[k : k + 9]) for k in range(0, 64, 9)]
+    net = mlp(10, 8, 3)
+    one = prune(copy.deepcopy(net), snip(0.5), [(inputs, targets, weights)], task=Weighted())
+    many = prune(copy.deepcopy(net), snip(0.5), parts, task=Weighted())
+    plain = prune(copy.deepcopy(net), snip(0.5), (inputs, targets))
+    assert one.masks == many.masks
+    assert one.masks != plain.masks
+
+
+class Columns:
+    """Columns of pandas, as far as they are asked for."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def to_numpy(self) -> Any:
+        return self._array
+
+
+class HubDataset(Rows):
+    """A dataset of Hugging Face's is no torch Dataset, is iterated over, and has columns."""
+
+    column_names = ("left", "right", "labels")
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+
+def test_arrays_columns_and_datasets() -> None:
+    inputs, targets = blobs(24)
+    expected = prune(mlp(10, 8, 3), snip(0.5), (inputs, targets)).masks
+    arrays = inputs.numpy().astype(np.float64), targets.numpy().astype(np.int32)
+    rows = Rows(list(zip(inputs, targets, strict=True)))
+    for data in (arrays, (Columns(arrays[0]), Columns(arrays[1])), rows):
+        assert prune(mlp(10, 8, 3), snip(0.5), data).masks == expected
+    assert isinstance(as_batches(HubDataset([{"x": inputs[0], "label": 1}] * 3)), DatasetBatches)
+    (batch,) = as_batches(HubDataset([{"x": inputs[0], "label": 1}] * 3)).epoch(0, 8, 0)
+    assert batch.inputs["x"].shape == (3, 10)
+    assert batch.targets.tolist() == [1, 1, 1]
+    with pytest.raises(DataError, match="an array of the type <U1 holds no numbers"):
+        as_batches((np.array([["a"], ["b"]]), targets[:2]))
+    with pytest.raises(DataError, match="make no batch"):
+        list(as_batches(Rows([(torch.zeros(2), 0), (torch.zeros(3), 1)])).epoch(0, 2, 0))
+
+
+def test_a_dataset_is_shuffled_as_tensors_are() -> None:
+    inputs, targets = blobs(20)
+    rows = as_batches(Rows(list(zip(inputs, targets, strict=True))))
+    for one, other in zip(rows.epoch(3, 6, 1), TensorBatches(inputs, targets).epoch(3, 6, 1), strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.targets, other.targets)
+
+
+def test_a_stream_trains_for_so_many_iterations() -> None:
+    inputs, targets = blobs(30)
+
+    class Stream(IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            return iter(zip(inputs, targets, strict=True))
+
+    done = []
+    batches = list(zip(inputs.split(8), targets.split(8), strict=True))
+    for data in (Stream(), DataLoader(Stream(), batch_size=8), batches):
+        net = mlp(10, 8, 3)
+        assert train(net, data, Training(iterations=10, batch_size=8)).iterations == 10
+        done.append(copied(net))
+    assert same(done[0], done[1])
+    assert same(done[0], done[2])
+    chosen = retrained(iterations=5)
+    assert prune(mlp(10, 8, 3), chosen, Stream()).masks.sparsity == 0.5
+    with pytest.raises(InputError, match="a stream without a length"):
+        train(mlp(10, 8, 3), Stream(), Training(epochs=1))
+
+
+def test_a_stream_that_is_empty_ends() -> None:
+    class Empty(IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            return iter(())
+
+    with pytest.raises(DataError, match="no batch"):
+        train(mlp(10, 8, 3), Empty(), Training(iterations=2))
+
+
+# ---- what a loss counts ------------------------------------------------------------------------------------
+
+
+def some_ignored(targets: Tensor, seed: int) -> Tensor:
+    gone = torch.rand(targets.shape, generator=torch.Generator().manual_seed(seed)) < 0.4
+    return targets.masked_fill(gone, -100)
+
+
+def losses() -> dict[str, tuple[Any, Any, Any]]:
+    """By name: a loss, outputs of 24 examples in float64, and targets."""
+    torch.manual_seed(5)
+    logits, classes = torch.randn(24, 4).double(), torch.randint(4, (24,))
+    positions, many = torch.randn(24, 4, 5).double(), torch.randint(4, (24, 5))
+    weight = torch.rand(4).double() + 0.1
+    return {
+        "default": (None, logits, classes),
+        "default, ignored": (None, logits, some_ignored(classes, 0)),
+        "default, positions": (None, positions, some_ignored(many, 1)),
+        "default, classes last": (None, positions.mT, some_ignored(many, 2)),
+        "probabilities": ("cross_entropy", logits, torch.rand(24, 4).double()),
+        "squared error": (None, logits, torch.randn(24, 4).double()),
+        "squared error, flat": (None, logits[:, 0], torch.randn(24).double()),
+        "class weights": (nn.CrossEntropyLoss(weight=weight), logits, some_ignored(classes, 3)),
+        "another ignored": (nn.CrossEntropyLoss(ignore_index=2), logits, classes),
+        "NLL": (nn.NLLLoss(weight=weight), logits.log_softmax(1), classes),
+        "BCE": (nn.BCEWithLogitsLoss(), logits, (torch.rand(24, 4) < 0.5).double()),
+        "MSE": (nn.MSELoss(), logits, torch.randn(24, 4).double()),
+        "Huber": (nn.HuberLoss(), logits, torch.randn(24, 4).double()),
+        "sum": (nn.MSELoss(reduction="sum"), logits, torch.randn(24, 4).double()),
+        "function": (lambda y, t: (y - t).abs().mean(), logits, torch.randn(24, 4).double()),
+    }
+
+
+@pytest.mark.parametrize("name", list(losses()))
+@given(cuts=st.sets(st.integers(1, 23), max_size=5))
+def test_batches_weighted_by_their_terms_are_one_batch(name: str, cuts: set[int]) -> None:
+    """The oracle is the loss of all examples at once."""
+    loss, outputs, targets = losses()[name]
+    task = Task(loss)
+    bounds = [0, *sorted(cuts), 24]
+    total = count = 0.0
+    for start, stop in pairwise(bounds):
+        terms = task.terms(outputs[start:stop], targets[start:stop])
+        if terms:
+            total += float(task.loss(outputs[start:stop], targets[start:stop])) * terms
+            count += terms
+    whole = float(task.loss(outputs, targets))
+    if name == "sum":
+        whole, count = whole, 1.0
+    assert total / count == pytest.approx(whole, rel=1e-10)
+
+
+def test_classes_along_any_axis() -> None:
+    torch.manual_seed(0)
+    logits, classes = torch.randn(3, 5, 6, 7), torch.randint(5, (3, 6, 7))
+    expected = F.cross_entropy(logits, classes)
+    for axis in (1, 2, 3):
+        assert torch.equal(Task().loss(logits.movedim(1, axis), classes), expected) or torch.allclose(
+            Task().loss(logits.movedim(1, axis), classes), expected
+        )
+
+
+def test_a_mapping_of_losses_is_their_sum() -> None:
+    task = Task(lambda outputs, targets: {"box": outputs.mean(), "class": targets.mean()})
+    assert float(task.loss(torch.tensor([1.0, 3.0]), torch.tensor([5.0]))) == 7.0
+
+
+def test_what_is_no_loss() -> None:
+    with pytest.raises(InputError, match="loss must be one of cross_entropy, squared_error or a function"):
+        Task("cross-entropy")
+    with pytest.raises(InputError, match=r"loss must be a function \(outputs, targets\)"):
+        Task(3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no loss is known for targets that are missing: give loss="):
+        Task().loss(torch.zeros(2), None)
+    with pytest.raises(InputError, match="either 'loss' or 'task'"):
+        prune(mlp(4, 3), magnitude(0.5), loss="squared_error", task=Task())
+
+
+# ---- the loss that is given is minimised -------------------------------------------------------------------
+
+
+def multi_label() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    x = torch.randn(400, 20)
+    return mlp(20, 50, 4), (x, (x[:, :4] > 0).float())
+
+
+def test_retraining_minimises_the_loss_that_is_given() -> None:
+    net, (x, y) = multi_label()
+    calls = []
+
+    def bce(outputs: Tensor, targets: Tensor) -> Tensor:
+        calls.append(1)
+        return F.binary_cross_entropy_with_logits(outputs, targets)
+
+    done = prune(net, iterative_magnitude(0.5, steps=1, epochs=30), (x, y), loss=bce)
+    found = float(F.binary_cross_entropy_with_logits(net(x), y))
+    assert len(calls) > 30
+    assert done.history[-1].train_loss == pytest.approx(found, abs=0.02)
+    by_hand, _ = multi_label()
+    prune(by_hand, magnitude(0.5))
+    assert found < float(F.binary_cross_entropy_with_logits(by_hand(x), y))
+
+
+def test_the_loss_of_the_settings_is_the_trainings_own() -> None:
+    net, (x, y) = multi_label()
+    chosen = iterative_magnitude(0.5, steps=1, epochs=1, training={"loss": "squared_error"})
+
+    def fails(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise AssertionError("the settings name another one")
+
+    assert prune(net, chosen, (x, y), loss=fails).history[-1].train_loss is not None
+
+    class Own(Task):
+        def loss(self, outputs: Any, targets: Any) -> Tensor:
+            return F.binary_cross_entropy_with_logits(outputs, targets)
+
+    with pytest.raises(InputError, match="Own has a loss of its own: leave 'loss' at 'auto'"):
+        prune(net, chosen, (x, y), task=Own())
+
+
+# ---- what is refused is refused before a weight changes ----------------------------------------------------
+
+CLASSES = torch.arange(9) % 4
+REFUSED = {
+    "a last batch of one behind a norm": (torch.randn(129, 20), torch.arange(129) % 4),
+    "targets of another shape": (torch.randn(9, 20), CLASSES[:, None]),
+    "inputs of another type": (torch.randn(9, 20).double(), CLASSES),
+    "classes that there are not": (torch.randn(9, 20), CLASSES + 2),
+    "no targets": DataLoader(TensorDataset(torch.randn(12, 20)), 4),
+    "other arguments": [{"inputs": torch.randn(4, 20)}] * 3,
+}
+MESSAGES = {
+    "a last batch of one behind a norm": "in training with batch_size = 128, 1 inputs",
+    "targets of another shape": r"outputs \(9, 4\) and targets \(9, 1\)",
+    "inputs of another type": "the network's parameters are torch.float32",
+    "classes that there are not": "is none of the network's 4 outputs",
+    "no targets": "no loss is known for targets that are missing",
+    "other arguments": "unexpected keyword argument 'inputs'",
+}
+
+
+@pytest.mark.parametrize("what", list(REFUSED))
+def test_refused_with_the_network_untouched(what: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Linear(30, 4))
+    before = copied(net)
+    with pytest.raises((InputError, DataError, ModelError), match=MESSAGES[what]):
+        prune(net, retrained(epochs=1), REFUSED[what])
+    assert same(before, copied(net))
+
+
+# ---- transformers' batches ---------------------------------------------------------------------------------
+
+
+def test_a_batch_of_transformers_needs_nothing_said() -> None:
+    net = bert()
+    batches = [padded(sentences(8, seed)) for seed in range(3)]
+    done = prune(net, iterative_magnitude(0.5, steps=1, epochs=2), batches)
+    assert done.history[-1].train_loss is not None
+    assert sum(int((p != 0).sum()) for n, p in net.named_parameters() if n in done.masks) == done.masks.kept
+    pair = batches[0]["input_ids"], batches[0]["labels"]
+    done = prune(bert(), iterative_magnitude(0.5, steps=1, epochs=1), pair)
+    assert done.masks.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_its_own_loss_is_the_mean_over_the_tokens_that_count() -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2
+    )
+    net = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(20, (6, 7))
+    labels = some_ignored(ids, 4)
+    task = Task()
+    whole = task.read({"input_ids": ids, "labels": labels}, net)
+    expected = float(task.loss(task.run(net, whole), whole.targets))
+    total = count = 0.0
+    for part in whole.parts(1):
+        outputs = task.run(net, part)
+        terms = task.terms(outputs, part.targets)
+        if terms:
+            total += float(task.loss(outputs, part.targets)) * terms
+            count += terms
+    assert count == int((labels[:, 1:] != -100).sum())
+    assert total / count == pytest.approx(expected, rel=1e-5)
+
+
+# ---- however the examples are cut into batches -------------------------------------------------------------
+
+BY_DATA = {
+    "snip": {}, "gradient": {}, "grasp": {}, "wanda": {}, "ria": {}, "owl_wanda": {},
+    "block_fisher": {"block": 7}, "obd": {}, "layer_obs": {"every": 40}, "exact_layer_obs": {},
+    "masked_least_squares": {}, "sparsegpt": {}, "alps": {},
+    "oracle_units": {"steps": 2}, "taylor_units": {"steps": 2},
+}  # fmt: skip
+
+
+def ragged(inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Ten batches of different sizes."""
+    sizes = [1, 14, 3, 9, 12, 2, 8, 11, 5, len(inputs) - 65]
+    return list(zip(inputs.split(sizes), targets.split(sizes), strict=True))
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["all", "ignored"])
+@pytest.mark.parametrize("method", list(BY_DATA))
+def test_one_batch_or_ten_ragged_ones(method: str, ignored: bool) -> None:
+    inputs, targets = blobs(96, dtype=torch.float64)
+    targets = some_ignored(targets, 6) if ignored else targets
+    chosen = recipe(method, sparsity=0.5, **BY_DATA[method])
+    net = mlp(10, 12, 3, dtype=torch.float64)
+    one = prune(copy.deepcopy(net), chosen, [(inputs, targets)])
+    ten = prune(copy.deepcopy(net), chosen, ragged(inputs, targets))
+    assert one.kept == ten.kept
+    for name, value in copied(one.model).items():
+        torch.testing.assert_close(value, copied(ten.model)[name], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["snip", "block_fisher", "obd"])
+def test_what_is_ignored_is_as_if_it_were_not_there(method: str) -> None:
+    inputs, targets = blobs(96, dtype=torch.float64)
+    targets = some_ignored(targets, 7)
+    there = targets != -100
+    net = mlp(10, 12, 3, dtype=torch.float64)
+    chosen = recipe(method, sparsity=0.5)
+    scores = []
+    for data in ((inputs, targets), (inputs[there], targets[there])):
+        scores.append(prune(copy.deepcopy(net), chosen, data).masks)
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("method", ["wanda", "exact_layer_obs", "masked_least_squares", "sparsegpt", "snip"])
+def test_padding_is_no_calibration_input(method: str) -> None:
+    """Sequences padded to one length, with other lengths, and each alone, without any padding."""
+    examples = sentences(24)
+    alone = [{"input_ids": e["input_ids"][None], "labels": e["labels"][None]} for e in examples]
+    chosen = Recipe.parse(
+        {**recipe(method, sparsity=0.5).to_dict(), "ignore": ["*embeddings*", "classifier", "*pooler*"]}
+    )
+    net = bert().double()
+    masks = [
+        prune(copy.deepcopy(net), chosen, data)
+        for data in (alone, [padded(examples)], [padded(examples[:9], 12, 5), padded(examples[9:], 9, 7)])
+    ]
+    for other in masks[1:]:
+        different = sum(int((other.masks[n] != masks[0].masks[n]).sum()) for n in other.masks)
+        assert different == 0
+        for name, value in copied(masks[0].model).items():
+            torch.testing.assert_close(value, copied(other.model)[name], rtol=1e-6, atol=1e-8)
+
+
+def test_rows_without_padding() -> None:
+    real = torch.tensor([[True, True, False], [True, True, True]])
+    values = torch.arange(48.0).view(2, 3, 8)
+    assert without_padding(values, real).shape == (1, 5, 8)
+    assert torch.equal(without_padding(values.flatten(0, 1), real), without_padding(values, real)[0])
+    assert without_padding(values[:, 0], real) is not None
+    assert torch.equal(without_padding(values[:, 0], real), values[:, 0])  # one row for an example: pooled
+    assert without_padding(values, None) is values
+
+
+def test_unlabelled_batches_calibrate() -> None:
+    inputs, targets = blobs(32)
+    labelled = prune(mlp(10, 8, 3), wanda(0.5), (inputs, targets)).masks
+    assert prune(mlp(10, 8, 3), wanda(0.5), DataLoader(TensorDataset(inputs), 8)).masks == labelled
+    assert isinstance(as_batches(DataLoader(TensorDataset(inputs), 8)), LoaderBatches)
+    assert as_batches(SimpleNamespace(inputs=inputs, targets=targets)).length(8) == 4
