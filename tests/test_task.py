@@ -304,7 +304,7 @@ def test_a_mapping_of_losses_is_their_sum() -> None:
 
 
 def test_what_is_no_loss() -> None:
-    with pytest.raises(InputError, match="loss must be one of cross_entropy, squared_error or a function"):
+    with pytest.raises(InputError, match=r"loss must be one of cross_entropy, .* or a function"):
         Task("cross-entropy")
     with pytest.raises(InputError, match=r"loss must be a function \(outputs, targets\)"):
         Task(3)  # type: ignore[arg-type]

@@ -101,7 +101,7 @@ def class_axis(outputs: Tensor, targets: Tensor) -> int:
 def one_tensor(outputs: Any, what: str) -> Tensor:
     """The outputs of a network, where what is taken of them needs a single tensor.
 
-    That is the tensor itself, the only one of a tuple or mapping, or the one that is called `logits`.
+    That is the tensor itself, or the one among several that is called `logits`.
 
     Args:
         outputs: of the network.
@@ -115,10 +115,6 @@ def one_tensor(outputs: Any, what: str) -> Tensor:
     found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
     if isinstance(found, Tensor):
         return found
-    if isinstance(outputs, Mapping | tuple | list) and len(outputs) == 1:
-        (only,) = outputs.values() if isinstance(outputs, Mapping) else outputs
-        if isinstance(only, Tensor):
-            return only
     raise InputError(f"{what}: {_NO_TENSOR.format(type(outputs).__name__)}")
 
 

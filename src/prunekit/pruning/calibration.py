@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from prunekit.batches import Batch, Batches, Inputs, TensorBatches, feed
+from prunekit.batches import Batch, Batches, Inputs, TensorBatches, feed, read_batch
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming, said
 from prunekit.masks import Masks
 from prunekit.modes import Snapshot, evaluating, keeping_modes
@@ -231,7 +231,7 @@ def _measure_norms(
                 norm.reset_running_stats()
                 norm.training = True
             largest = 0
-            for batch in batches:
+            for batch in map(read_batch, batches):
                 largest = max(largest, len(batch))
                 if 2 * len(batch) >= largest:
                     feed(model, batch.inputs)
@@ -303,7 +303,9 @@ def check_takes(model: nn.Module, name: str, inputs: Inputs) -> None:
         ModelError: if it fails on them, with what it says.
     """
     with evaluating(model), torch.inference_mode():
-        _outputs(Task(), model, Batch(inputs, None), f"the model {name} cannot take {_described(inputs)}")
+        _outputs(
+            Task(), model, Batch(inputs, None), f"the model {name} cannot take examples of {_shaped(inputs)}"
+        )
 
 
 def _outputs(task: Task, model: nn.Module, batch: Batch, complaint: str) -> Any:
@@ -397,7 +399,7 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
     batch = batch.to(device)
     mode = f" in training with batch_size = {use.count}" if use.train else ""
     complaint = (
-        f"the network cannot take {name}{mode}, {len(batch)} inputs of {_described(batch.inputs)}"
+        f"the network cannot take {name}{mode}, {len(batch)} inputs of {_shaped(batch.inputs, types=True)}"
         f"{_hint(model, batch.inputs)}"
     )
     with looking_only(model, train=use.train):
@@ -411,7 +413,7 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
         except Exception as error:
             raise InputError(
                 f"{name}: no loss can be taken of the network's outputs and targets of "
-                f"{_described(batch.targets)}: {said(error)}"
+                f"{_shaped(batch.targets, types=True)}: {said(error)}"
             ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -421,14 +423,13 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
     return outputs
 
 
-def _described(values: Any) -> str:
-    """The shapes of examples and the types of tensors, as messages have them."""
+def _shaped(values: Any, *, types: bool = False) -> str:
+    """The shapes of examples, and the types of their tensors, as messages have them."""
     if isinstance(values, Tensor):
-        return f"the shape {tuple(values.shape[1:])} and type {values.dtype}"
-    named = pytree.tree_flatten_with_path(values)[0]
-    return ", ".join(
-        f"{pytree.keystr(path)}: {_described(each)}" for path, each in named if isinstance(each, Tensor)
-    )
+        return f"the shape {tuple(values.shape[1:])}" + (f" and type {values.dtype}" if types else "")
+    named, _ = pytree.tree_flatten_with_path(values)
+    tensors = [(pytree.keystr(path), each) for path, each in named if isinstance(each, Tensor)]
+    return ", ".join(f"{place}: {_shaped(each, types=types)}" for place, each in tensors)
 
 
 def _hint(model: nn.Module, inputs: Any) -> str:

@@ -45,7 +45,9 @@ def mend_groups(coupled: Coupled, repair: Repair, inputs: Tensor, removed: dict[
     for name, units in removed.items():
         kept[name][units] = False
     subject = StatContext(net, [], coupled=coupled, kept=before)
-    found = collect(subject, [(inputs, torch.zeros(len(inputs)))], repair.needs, loss=lambda x, y: x.sum())
+    found = collect(
+        subject, [(inputs, torch.zeros(len(inputs)))], repair.needs, task=Task(lambda x, y: x.sum())
+    )
     masks = unit_masks(net, coupled.traced.plan, kept)
     told = StepContext(
         model=net, masks=masks, statistics=found, coupled=coupled, kept=Masks(before), kept_after=Masks(kept)

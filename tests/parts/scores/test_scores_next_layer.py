@@ -199,7 +199,7 @@ def test_units_that_are_off_have_no_significance_and_give_none():
 def scores_of_groups(score, coupled, inputs):
     kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in coupled.groups}
     context = StatContext(coupled.model, [], kept=kept, coupled=coupled)
-    found = collect(context, [(inputs, torch.zeros(len(inputs)))], score.needs, loss=lambda *_: None)
+    found = collect(context, [(inputs, torch.zeros(len(inputs)))], score.needs, task=Task(lambda *_: None))
     with torch.no_grad():
         return score(StepContext({}, found, coupled.model, coupled=coupled, kept=Masks(kept)))
 
