@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prunekit.recipe import Recipe
     from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
     from prunekit.task import Task
-    from prunekit.training import Training, train
+    from prunekit.training import Loop, Training, train
 
 __version__ = version("prunekit")
 
@@ -28,6 +28,7 @@ __all__ = [
     "Batch",
     "DataError",
     "InputError",
+    "Loop",
     "Masks",
     "ModelError",
     "Pruned",
@@ -52,7 +53,7 @@ _HOMES = {
     "Recipe": "recipe",
     **dict.fromkeys(("Architecture", "load_masks", "load_pretrained", "save_pretrained"), "saving"),
     "Task": "task",
-    **dict.fromkeys(("Training", "train"), "training"),
+    **dict.fromkeys(("Loop", "Training", "train"), "training"),
 }
 """The module that each public name is imported from."""
 

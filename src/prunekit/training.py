@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, shown
@@ -63,8 +66,8 @@ class Training(Settings):
             raise ValueError("give either 'epochs' or 'iterations', not both")
         return self
 
-    def length(self, data: Batches) -> int:
-        """The number of optimizer steps on this data; 10 epochs when nothing is said.
+    def length(self, data: Batches, together: int = 1) -> int:
+        """The number of optimizer steps on this data, each of so many batches; by default 10 epochs.
 
         Raises:
             InputError: for epochs of data whose length nobody knows.
@@ -78,7 +81,7 @@ class Training(Settings):
                 "the data is a stream without a length, so an epoch has no end: give 'iterations', not "
                 "epochs, or data with __len__"
             )
-        return round(epochs * batches)
+        return round(epochs * batches / together)
 
     def task_of(self, task: Task) -> Task:
         """The task whose loss is minimised: that which is given, or with the loss that is set here.
@@ -133,6 +136,47 @@ def given_of(training: Mapping[str, Any] | None) -> dict[str, Any]:
     if training is not None and not isinstance(training, Mapping):
         raise InputError(f"training: a mapping of settings, or a Training, is needed, not {shown(training)}")
     return dict(training or {})
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What of a training loop is the user's own: PyTorch's objects, made anew for each training.
+
+    Attributes:
+        optimizer: from the parameters that are trained to their optimizer, in place of the settings' one. One
+            that needs a closure, such as LBFGS, is given it; one with modes, such as schedule-free ones, is
+            put into evaluation mode at the end.
+        scheduler: (optimizer, steps in all) -> a learning-rate scheduler, stepped after each step of the
+            optimizer; in place of `decay`.
+        clip: the total norm that gradients are clipped to before a step.
+        accumulate: the batches of one step; each counts by the terms of its loss.
+        precision: the type that autocast computes in; with float16 the loss is scaled (`GradScaler`).
+        average: from the network to a `torch.optim.swa_utils.AveragedModel` of it, which is updated after
+            each step; its parameters are the network's at the end.
+    """
+
+    optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None
+    scheduler: Callable[[Optimizer, int], LRScheduler] | None = None
+    clip: float | None = None
+    accumulate: int = 1
+    precision: torch.dtype | None = None
+    average: Callable[[nn.Module], AveragedModel] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("optimizer", "scheduler", "average"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise InputError(f"loop: {name} must be a function that makes one, not {shown(value)}")
+        whole("accumulate", self.accumulate, 1, WHOLE)
+        if self.clip is not None and not (isinstance(self.clip, int | float) and 0 < self.clip < math.inf):
+            raise InputError(f"loop: clip must be a number above 0, not {shown(self.clip)}")
+        if self.precision not in (None, torch.float16, torch.bfloat16):
+            raise InputError(f"loop: precision must be float16 or bfloat16, not {shown(self.precision)}")
+
+    @property
+    def interrupts(self) -> bool:
+        """Whether a training by it may be one of several parts: what it carries on is not known."""
+        return self.optimizer is None and self.scheduler is None and self.average is None
 
 
 @dataclass(frozen=True)
@@ -217,6 +261,7 @@ def train(
     training: Training,
     *,
     task: Task | None = None,
+    loop: Loop | None = None,
     seed: int = 0,
     masks: Masks | None = None,
     loss: BatchLoss | None = None,
@@ -236,6 +281,7 @@ def train(
         data: training examples: `(inputs, targets)` in memory, a dataset, or a loader of batches of any kind;
             see `prunekit.batches.as_batches`.
         task: how the network is fed a batch, and the loss that is minimised where `training` says `auto`.
+        loop: what of the loop is the user's own: optimizer, scheduler, clipping, and so on.
         masks: what stays removed; applied after every step.
         loss: what is minimised instead of the loss of `training`, from the batch and that loss.
         before_step: called before each step of the optimizer, when the gradients are those of the loss alone.
@@ -245,7 +291,8 @@ def train(
         report: told after every epoch how far the run is.
 
     Raises:
-        InputError: if `seed` or `start` is no whole number within its range.
+        InputError: if `seed` or `start` is no whole number within its range, or the loop's own optimizer
+            would have to go on with a training that was interrupted.
         TrainingError: if the loss of an epoch, or a weight at the end, is not finite; the model is then in
             the state that gave it.
         ModelError: if all parameters are frozen.
@@ -254,10 +301,13 @@ def train(
     seed, start = checked_seed(seed), whole("start", start, 0, WHOLE)
     task = training.task_of(task or Task())
     data = as_batches(data, partial(task.read, model=model))
-    total = training.length(data)
-    per_epoch = data.length(training.batch_size) or total
+    loop = loop or Loop()
+    total = training.length(data, loop.accumulate)
+    per_epoch = -(-(data.length(training.batch_size) or total * loop.accumulate) // loop.accumulate)
     end, first = total, 0
-    optimizer = make_optimizer(model, training)
+    if part is not None and not loop.interrupts:
+        raise InputError("loop: a training in parts goes on with the settings' own optimizer and decay")
+    optimizer = make_optimizer(model, training, loop)
     noise = derive(seed, "noise")
     if part is not None:
         start = first = part.number * total
@@ -272,13 +322,14 @@ def train(
 
     losses: list[Tensor] = []
     mean = math.nan
-    with seeded(noise), _attached(model, optimizer, training, masks, before_step):
+    with seeded(noise), _attached(model, optimizer, training, masks, before_step, loop):
         checkpoint(start)
         model.train()
-        for step, batch in _stream(data, training.batch_size, seed, start, end):
-            if training.decay != "constant":
+        stepping = _Stepping(model, optimizer, task, loop, total, loss)
+        for step, batches in _stream(data, training.batch_size, seed, start, end, loop.accumulate):
+            if training.decay != "constant" and loop.scheduler is None and loop.optimizer is None:
                 _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
-            losses.append(_step(model, optimizer, task, batch, loss))
+            losses.append(stepping.step(batches))
             checkpoint(step + 1)
             if (step + 1) % per_epoch == 0 or step + 1 == end:
                 mean = float(torch.stack(losses).mean())
@@ -287,6 +338,9 @@ def train(
                 losses = []
                 if report is not None:
                     report(step + 1 - first, end - first)
+        stepping.finish()
+        if masks is not None and loop.average is not None:
+            masks.apply(model)
         if end > start and not _are_finite(model):  # the last step may be the one that was too long
             raise TrainingError(f"weights are not finite after step {end}: lower the learning rate")
     if part is not None:
@@ -294,19 +348,96 @@ def train(
     return Trained(max(end - start, 0), mean)
 
 
-def _step(
-    model: nn.Module, optimizer: Optimizer, task: Task, batch: Batch, batch_loss: BatchLoss | None
-) -> Tensor:
-    """One step of the optimizer; the loss before it."""
-    batch = batch.to(device_of(model))
-    outputs = task.run(model, batch)
-    loss = task.loss(outputs, batch.targets)
-    if batch_loss is not None:
-        loss = batch_loss(batch.inputs, outputs, batch.targets, loss)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.detach()
+class _Stepping:
+    """The steps of one training: batches in, the loss before the step out."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        task: Task,
+        loop: Loop,
+        steps: int,
+        batch_loss: BatchLoss | None,
+    ) -> None:
+        self._model, self._optimizer, self._task, self._loop = model, optimizer, task, loop
+        self._batch_loss, self._device = batch_loss, device_of(model)
+        kind = self._device.type
+        self._scheduler = None if loop.scheduler is None else loop.scheduler(optimizer, steps)
+        self._average = None if loop.average is None else loop.average(model)
+        self._scaler = torch.amp.GradScaler(kind) if loop.precision is torch.float16 else None
+        self._autocast: Callable[[], Any] = nullcontext
+        if loop.precision is not None:
+            self._autocast = partial(torch.autocast, kind, dtype=loop.precision)
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        self._closure = closure is not None and closure.default is closure.empty
+        if hasattr(optimizer, "train"):  # schedule-free ones train at other weights than they give
+            optimizer.train()
+
+    def step(self, batches: Sequence[Batch]) -> Tensor:
+        """One step of the optimizer."""
+        if self._closure:
+            loss = torch.as_tensor(self._optimizer.step(lambda: self._backward(batches)))  # type: ignore
+        else:
+            loss = self._backward(batches)
+            if self._scaler is None:
+                self._optimizer.step()
+            else:
+                self._scaler.step(self._optimizer)
+                self._scaler.update()
+        if self._scheduler is not None:
+            self._scheduler.step()
+        if self._average is not None:
+            self._average.update_parameters(self._model)
+        return loss.detach()
+
+    def finish(self) -> None:
+        """Leave the network with the weights that it is used with."""
+        if hasattr(self._optimizer, "eval"):
+            self._optimizer.eval()
+        if self._average is not None:
+            averaged = dict(unwrap(self._average.module).named_parameters())
+            with torch.no_grad():
+                for name, parameter in unwrap(self._model).named_parameters():
+                    parameter.copy_(averaged[name])
+
+    def _backward(self, batches: Sequence[Batch]) -> Tensor:
+        """The gradients of the mean loss, and that loss."""
+        self._optimizer.zero_grad()
+        if len(batches) == 1:
+            loss, _ = self._loss(batches[0], counted=False)
+            self._scaled(loss).backward()  # type: ignore[no-untyped-call]
+        else:
+            total, count = torch.zeros((), device=self._device), 0.0
+            for batch in batches:
+                mean, terms = self._loss(batch, counted=True)
+                if terms:
+                    self._scaled(mean * terms).backward()  # type: ignore[no-untyped-call]
+                    total, count = total + mean.detach() * terms, count + terms
+            self._divide(count)
+            loss = total / max(count, 1.0)
+        if self._loop.clip is not None:
+            if self._scaler is not None:
+                self._scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._loop.clip)
+        return loss
+
+    def _loss(self, batch: Batch, *, counted: bool) -> tuple[Tensor, float]:
+        task, batch = self._task, batch.to(self._device)
+        with self._autocast():
+            outputs = task.run(self._model, batch)
+            loss = task.loss(outputs, batch.targets)
+            if self._batch_loss is not None:
+                loss = self._batch_loss(batch.inputs, outputs, batch.targets, loss)
+        return loss, task.terms(outputs, batch.targets) if counted else 1.0
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self._scaler is None else self._scaler.scale(loss)
+
+    def _divide(self, count: float) -> None:
+        for parameter in self._model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= max(count, 1.0)
 
 
 def _are_finite(model: nn.Module) -> bool:
@@ -315,8 +446,22 @@ def _are_finite(model: nn.Module) -> bool:
     return all(bool(each.sum().isfinite()) or bool(each.isfinite().all()) for each in parameters)
 
 
-def _stream(data: Batches, batch_size: int, seed: int, start: int, total: int) -> Iterator[tuple[int, Batch]]:
-    """Numbered batches from step `start` on; the order of an epoch does not depend on where a run began."""
+def _stream(
+    data: Batches, batch_size: int, seed: int, start: int, end: int, together: int
+) -> Iterator[tuple[int, list[Batch]]]:
+    """The numbers of steps from `start` on, with so many batches each."""
+    group: list[Batch] = []
+    for number, batch in _numbered(data, batch_size, seed, start * together, end * together):
+        group.append(batch)
+        if len(group) == together:
+            yield number // together, group
+            group = []
+
+
+def _numbered(
+    data: Batches, batch_size: int, seed: int, start: int, total: int
+) -> Iterator[tuple[int, Batch]]:
+    """Numbered batches from `start` on; the order of an epoch does not depend on where a run began."""
     per_epoch = data.length(batch_size)
     step = start
     epoch, skip = 0, start
@@ -347,6 +492,7 @@ def _attached(
     training: Training,
     masks: Masks | None,
     before_step: Callable[[], None] | None,
+    loop: Loop,
 ) -> Iterator[None]:
     handles: list[Any] = []
     try:
@@ -355,7 +501,7 @@ def _attached(
         for regularizer in training.regularize:
             handles += regularizer.attach(model, optimizer, masks)
         if masks is not None:
-            alone = type(optimizer) in (SGD, Adam, AdamW)
+            alone = type(optimizer) in (SGD, Adam, AdamW) and loop.clip is None
             handles.append(MaskedOptimizer(model, optimizer, masks, gradients=not alone))
         with keeping_modes(model):
             yield
@@ -364,11 +510,21 @@ def _attached(
             handle.remove()
 
 
-def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
-    """The optimizer over all trainable parameters; fused, which is faster and gives the same steps."""
+def make_optimizer(model: nn.Module, training: Training, loop: Loop | None = None) -> Optimizer:
+    """The optimizer over all trainable parameters; fused, which is faster and gives the same steps.
+
+    Raises:
+        ModelError: if all parameters are frozen.
+        InputError: if the loop's own makes something else.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ModelError("the model has no trainable parameters: all are frozen")
+    if loop is not None and loop.optimizer is not None:
+        own = loop.optimizer(parameters)
+        if not isinstance(own, Optimizer):
+            raise InputError(f"loop: optimizer must make a torch.optim.Optimizer, not {type(own).__name__}")
+        return own
     common: dict[str, Any] = {
         "lr": training.lr,
         "weight_decay": training.weight_decay,

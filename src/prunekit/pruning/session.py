@@ -34,7 +34,7 @@ from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
 from prunekit.settings import WHOLE, checked_seed, whole
 from prunekit.task import LossFunction, Task
-from prunekit.training import Report, copy_state
+from prunekit.training import Loop, Report, copy_state
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a network after a step, for the history: names and values."""
@@ -48,6 +48,7 @@ def prune(
     seed: int = 0,
     loss: str | LossFunction | None = None,
     task: Task | None = None,
+    loop: Loop | None = None,
     checkpoints: Checkpoints | None = None,
     validation: Any = None,
     evaluate: Evaluate | None = None,
@@ -66,6 +67,8 @@ def prune(
             (outputs, targets) -> the mean over a batch; by default as `prunekit.Task` says. A retraining
             whose own settings name a loss keeps that.
         task: in place of `loss`, how the network is fed a batch and what its loss is.
+        loop: what of the retraining's loop is the user's own: optimizer, scheduler, clipping, accumulation,
+            mixed precision, averaging.
         checkpoints: states of the dense training by step, for recipes that rewind.
         validation: examples of the same kinds as `data`, on which a recipe's `stop` measures the error; by
             default the recipe's calibration sample of `data`.
@@ -86,6 +89,7 @@ def prune(
         seed=seed,
         loss=loss,
         task=task,
+        loop=loop,
         checkpoints=checkpoints,
         validation=validation,
         example_inputs=example_inputs,
@@ -111,6 +115,7 @@ class Session:
         seed: int = 0,
         loss: str | LossFunction | None = None,
         task: Task | None = None,
+        loop: Loop | None = None,
         checkpoints: Checkpoints | None = None,
         validation: Any = None,
         example_inputs: Inputs | None = None,
@@ -164,7 +169,9 @@ class Session:
             self.task,
             norms,
         )
-        self._trainings = Trainings(model, self._inner, recipe, self._data, self._seed, self.task)
+        self._trainings = Trainings(
+            model, self._inner, recipe, self._data, self._seed, self.task, loop or Loop()
+        )
         self._scorer = Scorer(recipe, self.plan, self._calibration, self._seed, example_inputs, self._state)
 
     # ---- where it is -------------------------------------------------------------------------------------

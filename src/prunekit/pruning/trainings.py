@@ -19,7 +19,7 @@ from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.targets import uncompiled
 from prunekit.task import Task
-from prunekit.training import Report, Trained, Training, TrainingPart, train
+from prunekit.training import Loop, Report, Trained, Training, TrainingPart, train
 
 
 @dataclass(eq=False)
@@ -33,6 +33,7 @@ class Trainings:
         data: training examples.
         seed: of the order of the data.
         task: how the network is fed a batch, and what its loss is.
+        loop: what of the trainings' loop is the user's own.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Trainings:
     data: Batches | None
     seed: int
     task: Task = field(default_factory=Task)
+    loop: Loop = field(default_factory=Loop)
     _batch_loss: tuple[Step, BatchLoss] | None = field(default=None, init=False)
 
     def check(self, checkpoints: Checkpoints, *, warm_up: bool) -> None:
@@ -66,7 +68,12 @@ class Trainings:
                 regularizer.check(self.inner)
         if retrain.plan is None or self.data is None:
             return
-        steps = retrain.plan.length(self.data)
+        if retrain.continues and not self.loop.interrupts:
+            raise InputError(
+                f"retrain {retrain.name}: is one training that the steps interrupt; it goes on with the "
+                "settings' own optimizer and decay, not with those of a loop: use 'fine_tune'"
+            )
+        steps = retrain.plan.length(self.data, self.loop.accumulate)
         if retrain.start > steps:
             raise InputError(
                 f"retrain {retrain.name}: goes on from step {retrain.start}, "
@@ -139,6 +146,7 @@ class Trainings:
             self.data,
             training,
             task=self.task,
+            loop=self.loop,
             seed=seed,
             masks=context.masks,
             before_step=hook,

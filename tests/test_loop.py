@@ -1,0 +1,168 @@
+"""The parts of a training loop that are the user's own, against loops that are written out."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from prunekit import Loop, Training, prune, train
+from prunekit.errors import InputError
+from prunekit.methods import gradual_magnitude, iterative_magnitude, magnitude
+from small_nets import blobs, copied, mlp, same
+
+
+def data() -> list[tuple[Tensor, Tensor]]:
+    inputs, targets = blobs(90, dtype=torch.float64)
+    targets = targets.masked_fill(torch.rand(90, generator=torch.Generator().manual_seed(1)) < 0.3, -100)
+    return list(zip(inputs.split(15), targets.split(15), strict=True))
+
+
+def net() -> nn.Sequential:
+    return mlp(10, 12, 3, dtype=torch.float64)
+
+
+def close(one: nn.Module, other: nn.Module) -> None:
+    for name, value in copied(one).items():
+        torch.testing.assert_close(value, copied(other)[name], rtol=1e-9, atol=1e-11)
+
+
+def adam(parameters: Any) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+def test_optimizer_scheduler_and_clipping() -> None:
+    def schedule(optimizer: torch.optim.Optimizer, steps: int) -> OneCycleLR:
+        return OneCycleLR(optimizer, 0.05, total_steps=steps)
+
+    ours, theirs = net(), net()
+    loop = Loop(optimizer=adam, scheduler=schedule, clip=0.1)
+    assert train(ours, data(), Training(epochs=2), loop=loop).iterations == 12
+    optimizer = adam(theirs.parameters())
+    scheduler = OneCycleLR(optimizer, 0.05, total_steps=12)
+    for inputs, targets in data() * 2:
+        optimizer.zero_grad()
+        cross_entropy(theirs(inputs), targets).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.1)
+        optimizer.step()
+        scheduler.step()
+    close(ours, theirs)
+
+
+def test_accumulated_batches_are_one_batch_of_all_their_terms() -> None:
+    """Three batches of a step, with different numbers of targets that count, as one of 45 examples."""
+    ours, theirs = net(), net()
+    done = train(ours, data(), Training(epochs=2), loop=Loop(optimizer=adam, accumulate=3))
+    assert done.iterations == 4
+    joined = [tuple(torch.cat(each) for each in zip(*data()[k : k + 3], strict=True)) for k in (0, 3)]
+    optimizer = adam(theirs.parameters())
+    for inputs, targets in joined * 2:
+        optimizer.zero_grad()
+        cross_entropy(theirs(inputs), targets).backward()
+        optimizer.step()
+    close(ours, theirs)
+
+
+def test_an_optimizer_that_needs_a_closure() -> None:
+    def lbfgs(parameters: Any) -> torch.optim.LBFGS:
+        return torch.optim.LBFGS(parameters, max_iter=5, line_search_fn="strong_wolfe")
+
+    ours, theirs = net(), net()
+    train(ours, data(), Training(iterations=3), loop=Loop(optimizer=lbfgs))
+    optimizer = lbfgs(theirs.parameters())
+    for inputs, targets in data()[:3]:
+
+        def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+            optimizer.zero_grad()
+            loss = cross_entropy(theirs(inputs), targets)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    close(ours, theirs)
+
+
+def test_the_average_is_what_is_left() -> None:
+    def average(model: nn.Module) -> AveragedModel:
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+
+    ours, theirs = net(), net()
+    train(ours, data(), Training(epochs=2), loop=Loop(optimizer=adam, average=average))
+    optimizer, averaged = adam(theirs.parameters()), average(theirs)
+    for inputs, targets in data() * 2:
+        optimizer.zero_grad()
+        cross_entropy(theirs(inputs), targets).backward()
+        optimizer.step()
+        averaged.update_parameters(theirs)
+    close(ours, averaged.module)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_mixed_precision_is_that_of_autocast(precision: torch.dtype) -> None:
+    model = net().float()
+    ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
+    batches = [(inputs.float(), targets) for inputs, targets in data()]
+    loop = Loop(optimizer=adam, precision=precision, clip=1.0)
+    train(ours, batches, Training(epochs=1), loop=loop)
+    optimizer = adam(theirs.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=precision is torch.float16)
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=precision):
+            loss = cross_entropy(theirs(inputs), targets)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    assert same(copied(ours), copied(theirs))
+    assert not same(copied(ours), copied(model))
+
+
+LOOPS = {
+    "sgd, clipped": Loop(optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), clip=0.5),
+    "lbfgs": Loop(optimizer=lambda p: torch.optim.LBFGS(p, max_iter=3)),
+    "accumulated": Loop(accumulate=2),
+    "averaged": Loop(average=lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.9))),
+    "bfloat16": Loop(precision=torch.bfloat16),
+    "float16": Loop(precision=torch.float16, clip=1.0),
+}
+
+
+@pytest.mark.parametrize("name", list(LOOPS))
+def test_removed_weights_stay_removed(name: str) -> None:
+    model = net().float()
+    batches = [(inputs.float(), targets) for inputs, targets in data()]
+    done = prune(model, iterative_magnitude(0.8, steps=2, epochs=2), batches, loop=LOOPS[name])
+    left = sum(int((model.get_parameter(each) != 0).sum()) for each in done.masks)
+    assert left == done.masks.kept
+    assert done.history[-1].train_loss is not None
+
+
+def test_bad_loops_are_refused() -> None:
+    for settings, message in (
+        ({"accumulate": 0}, "accumulate"),
+        ({"clip": -1.0}, r"clip must be a number above 0, not -1.0"),
+        ({"precision": torch.int8}, "precision must be float16 or bfloat16"),
+        (
+            {"optimizer": torch.optim.SGD(net().parameters(), lr=1)},
+            "optimizer must be a function that makes one",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            Loop(**settings)  # type: ignore[arg-type]
+    model = net()
+    before = copied(model)
+    with pytest.raises(InputError, match=r"must make a torch\.optim\.Optimizer, not list"):
+        prune(model, iterative_magnitude(0.5, steps=1, epochs=1), data(), loop=Loop(optimizer=list))
+    assert same(before, copied(model))
+    with pytest.raises(InputError, match="one training that the steps interrupt"):
+        prune(model, gradual_magnitude(0.5, steps=2, epochs=1), data(), loop=Loop(optimizer=adam))
+    assert same(before, copied(model))
+    assert prune(model, magnitude(0.5), loop=Loop(clip=1.0)).masks.sparsity == 0.5
