@@ -54,9 +54,14 @@ RETRAIN = st.one_of(
     st.builds(lambda step, t: {"name": "rewind", "step": step, "training": t}, st.integers(0, 9), TRAINING),
 )
 RECIPES = st.builds(
-    lambda parts, **rest: {"allocation": parts[0], "schedule": parts[1], **rest},
+    lambda parts, score, **rest: {
+        "allocation": parts[0],
+        "schedule": parts[1],
+        "score": "magnitude" if "q" in parts[0] else score,  # which a threshold is a multiple of
+        **rest,
+    },
     STATED | DECIDED,
-    score=SCORES,
+    SCORES,
     retrain=RETRAIN,
     order=st.sampled_from(["all", "forward", "backward"]),
     targets=st.none() | st.just(["Linear"]),

@@ -21,9 +21,9 @@ from torch.optim import Optimizer
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, shown
 from prunekit.masks import Masks
-from prunekit.parts.allocation import Allocation, Global
+from prunekit.parts.allocation import Allocation, Global, PerLayer
 from prunekit.parts.base import Part, Requirement, level_refusal
-from prunekit.parts.context import CostModel, StepContext
+from prunekit.parts.context import CostModel, StepContext, comparison_refusal
 from prunekit.parts.granularity import Elements, Granularity, Weight
 from prunekit.parts.repair import NoRepair, Repair
 from prunekit.parts.retrain import NoRetraining, Retrain
@@ -87,7 +87,8 @@ class Recipe(Settings):
     Attributes:
         score: one number per weight; the lowest go first.
         granularity: what goes together.
-        allocation: how the amount is shared over layers.
+        allocation: how the amount is shared over layers; by default all compete, or, where scores of
+            different layers cannot be compared or the granularity is even, each loses the same fraction.
         schedule: the sparsity at each step, as a fraction of the original count.
         selection: which elements of a layer go, once their number is known.
         order: whether a level of the schedule takes all layers at once, or one after the other. One after the
@@ -128,6 +129,9 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
+        comparable = self.granularity.level in self.score.comparable
+        if "allocation" not in self.model_fields_set and (self.granularity.even or not comparable):
+            vars(self)["allocation"] = PerLayer()
         check_increasing(self.schedule.sparsities())
         for key, part in self.parts.items():
             if not hasattr(part, "name"):
@@ -135,6 +139,9 @@ class Recipe(Settings):
             if self.granularity.level not in part.works_on:
                 raise ValueError(level_refusal(key, part, Granularity.own_members(), self.granularity))
             _check_required(self, f"the {key} {part.name!r}", part.requires)
+        taken = comparable or self.granularity.level in self.score.compared_if_named
+        if self.allocation.compares and not taken:
+            raise ValueError(comparison_refusal(self.score, self.allocation, self.granularity.level))
         if self.statistics == "once":
             _check_required(self, "statistics that are taken once", TAKEN_ONCE)
         return self

@@ -8,6 +8,8 @@ from report_fixture import MANY, Method, make_study
 
 from prunekit.digests import read_json_with_digest, write_json_with_digest
 from prunekit.report.findings import (
+    Finding,
+    _starved,
     asked_ratios,
     best_at,
     best_table,
@@ -240,3 +242,26 @@ def test_random_choices_with_the_densities_of_a_method_are_its_controls(tmp_path
     page = write_report(folder).read_text()
     assert "<dt>methods</dt><dd>2</dd>" in page
     assert page.count('<span class="tag">control</span>') == 4
+
+
+def test_a_layer_that_keeps_almost_nothing_is_said_with_its_method_and_sparsity():
+    def layer(method, step, name, sparsity):
+        return LayerPoint(method, "a", step, name, "100x300", 30_000, sparsity)
+
+    points = [
+        Point(method, "a", step, 3, sparsity, 1 / (1 - sparsity), {})
+        for method in ("ranks", "even")
+        for step, sparsity in ((1, 0.5), (2, 0.75))
+    ]
+    layers = [
+        layer("ranks", 1, "fc1", 0.25),
+        layer("ranks", 1, "fc2", 0.999),
+        layer("ranks", 2, "fc1", 0.999),
+        layer("ranks", 2, "fc2", 0.999),
+        *(layer("even", step, name, s) for step, s in ((1, 0.5), (2, 0.75)) for name in ("fc1", "fc2")),
+    ]
+    said = _starved(points, layers)
+    assert [str(Finding(each)) for each in said] == [
+        "ranks leaves almost nothing of fc2 and fc1, first at a sparsity of 50.0%: "
+        "the allocation per_layer or a higher floor keeps more."
+    ]

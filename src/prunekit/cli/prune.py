@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ import prunekit.cli.options as options
 from prunekit.batches import as_batches
 from prunekit.cli.networks import Network, folder_bytes, is_saved, open_network
 from prunekit.cli.options import only_results, own_code, print_json
-from prunekit.errors import InputError
+from prunekit.errors import InputError, StarvedLayerWarning
 from prunekit.measure import count, human_bytes, layer_table
 from prunekit.methods import recipe as named_recipe
 from prunekit.pruning import Pruned
@@ -71,16 +72,20 @@ def prune(
             log.warning("the network is not trained: its initial values are pruned; see --train, --weights")
         before = network.quality()
         progress.update(bar, description="pruning", total=None)
-        pruned = prune_model(
-            network.model,
-            chosen,
-            None if found is None else found.train,
-            validation=None if found is None else found.validation,
-            seed=seed,
-            checkpoints=checkpoints,
-            evaluate=network.quality,
-            report=report,
-        )
+        with warnings.catch_warnings():  # the log has its own form
+            warnings.simplefilter("ignore", StarvedLayerWarning)
+            pruned = prune_model(
+                network.model,
+                chosen,
+                None if found is None else found.train,
+                validation=None if found is None else found.validation,
+                seed=seed,
+                checkpoints=checkpoints,
+                evaluate=network.quality,
+                report=report,
+            )
+        for each in pruned.starved:
+            log.warning("%s", each)
         save_pretrained(pruned, out, architecture=network.architecture)
     if as_json:
         print_json(_described(pruned, before, out))
@@ -132,7 +137,9 @@ def _described(pruned: Pruned, before: Mapping[str, float], out: Path) -> dict[s
         for r in pruned.history
     ]
     stopped = {} if pruned.stopped is None else {"stopped": asdict(pruned.stopped)}
-    return {"folder": str(out), "bytes": folder_bytes(out), "before": dict(before), "steps": steps, **stopped}
+    starved = {"starved": list(pruned.starved)} if pruned.starved else {}
+    found = {"folder": str(out), "bytes": folder_bytes(out), "before": dict(before), "steps": steps}
+    return {**found, **stopped, **starved}
 
 
 def _show(pruned: Pruned, before: Mapping[str, float], out: Path, network: Network) -> None:

@@ -16,7 +16,7 @@ from prunekit.batches import Inputs
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.masks import Masks
-from prunekit.parts.base import Part, Requirement
+from prunekit.parts.base import LEVELS, Level, Part, Requirement
 from prunekit.parts.granularity import Elements, Granularity, Weight
 from prunekit.parts.schedule import Step
 from prunekit.statistics import Found
@@ -137,7 +137,18 @@ class Score(Part):
     """A pruning criterion: higher = keep. Its settings are its fields, its data are in the context.
 
     Scores of weights work on everything: a granularity pools them into those of units.
+
+    Attributes:
+        comparable: by what the recipe removes, where the values of different layers can be compared. They
+            can where they are changes of the loss, shares or normalised; not where they are ranks within a
+            row or a layer, or sums that grow with a layer's size. Where they cannot, each layer loses the
+            same fraction by default, and an allocation that compares layers is refused.
+        compared_if_named: where they cannot, but an allocation that does is taken if it is named, as it was
+            published.
     """
+
+    comparable: ClassVar[tuple[Level, ...]] = ()
+    compared_if_named: ClassVar[tuple[Level, ...]] = ()
 
     def check(self, context: StepContext) -> None:
         """Refuse a model that cannot be scored, before anything is done to it.
@@ -170,6 +181,7 @@ class Allocation(Part):
         floor: the fraction of every layer that is always kept, rounded up to whole weights, so that no
             layer is emptied by accident; 0 allows it.
         local: whether a layer's amount follows from its own scores and the sizes of the others.
+        compares: whether the scores of one layer are compared with those of another.
         even: whether every layer loses the same fraction, which some granularities need.
         of_figure: whether the schedule's sparsity is a fraction of what the network costs, not of its units.
         by_example: whether the network is run on an example.
@@ -178,6 +190,7 @@ class Allocation(Part):
 
     requires: ClassVar[tuple[Requirement, ...]] = (STATED,)
     local: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
     even: ClassVar[bool] = False
     of_figure: ClassVar[bool] = False
     by_example: ClassVar[bool] = False
@@ -223,3 +236,25 @@ class Allocation(Part):
     def max_removable(self, name: str, context: StepContext) -> int:
         """The most weights that a layer may lose."""
         return self.capacity(context.scores[name].numel(), context.min_kept.get(name, 0))
+
+
+def comparison_refusal(score: Score, allocation: Allocation, level: Level) -> str:
+    """What is said of an allocation that compares scores which are not comparable across layers.
+
+    Args:
+        score: that of the recipe.
+        allocation: that of the recipe.
+        level: what it removes.
+    """
+    instead = [
+        repr(name)
+        for name, each in sorted(Allocation.own_members().items())
+        if each.compares is False and level in each.works_on and each.requires == Allocation.requires
+    ]
+    own = not type(score).__module__.startswith("prunekit.")
+    return (
+        f"the allocation {allocation.name!r} compares layers, and the score {score.name!r} of "
+        f"{LEVELS[level]} means another thing in each: use the allocation {', '.join(instead)}"
+        + (", or its share 'per_layer'" if "share" in type(allocation).model_fields else "")
+        + (", or say in the score's class that it is `comparable`" if own else "")
+    )

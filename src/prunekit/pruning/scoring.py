@@ -76,7 +76,7 @@ class Scorer:
         if self.recipe.rank == "once":
             self.state.ranking = scores
         if not self.recipe.regrow:
-            # what is zero goes first: what was removed stays removed, and pruning twice removes no more
+            # what is gone goes first: what was removed stays removed, and pruning twice removes no more
             gone = {name: self.plan.elements.gone(name, kept) for name in scores}
             scores = {name: score.masked_fill(gone[name], float("-inf")) for name, score in scores.items()}
         # layers whose turn is another time only count by their size, which takes no memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 
 from prunekit.batches import Batches, Inputs, as_batches
 from prunekit.digests import KEY
-from prunekit.errors import DataError, InputError
+from prunekit.errors import DataError, InputError, StarvedLayerWarning
 from prunekit.graph.surgery import count_parameters
 from prunekit.history import Pruned, Record
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable
@@ -97,7 +98,10 @@ def prune(
     with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
         for _ in session.run(evaluate=evaluate, report=report):
             pass
-    return session.result()
+    pruned = session.result()
+    for each in pruned.starved:
+        warnings.warn(each, StarvedLayerWarning, stacklevel=2)
+    return pruned
 
 
 class Session:

@@ -14,12 +14,15 @@ from typing import Any, Literal
 
 from markupsafe import escape
 
+from prunekit.errors import starved
 from prunekit.report.points import (
+    LayerPoint,
     Point,
     Primary,
     Spread,
     dense_of,
     grouped,
+    layer_points_of,
     methods_of,
     names,
     points_of,
@@ -27,8 +30,8 @@ from prunekit.report.points import (
     removes_nothing,
     times,
 )
-from prunekit.report.read_tables import check_tables, read_results
-from prunekit.study_files import RESULTS_CSV, STUDY_JSON, StudyFile, read_study
+from prunekit.report.read_tables import check_tables, read_layers, read_results
+from prunekit.study_files import LAYERS_CSV, RESULTS_CSV, STUDY_JSON, StudyFile, read_study
 
 # ---- the best at each compression ----------------------------------------------------------------------
 
@@ -225,11 +228,15 @@ def study_overview(folder: Path) -> Overview:
     """
     study = read_study(folder / STUDY_JSON)
     check_tables(folder)
-    return findings(study, points_of(read_results(folder / RESULTS_CSV)), primary_of(study.primary))
+    points = points_of(read_results(folder / RESULTS_CSV))
+    layers = layer_points_of(read_layers(folder / LAYERS_CSV))
+    return findings(study, points, primary_of(study.primary), layers)
 
 
-def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> Overview:
-    """All that can be said of a study's points."""
+def findings(
+    study: StudyFile, points: Sequence[Point], primary: Primary, layers: Sequence[LayerPoint] = ()
+) -> Overview:
+    """All that can be said of a study's points, and of its layers."""
     bests = best_table(points, primary)
     results = [
         _dense(study, points, primary),
@@ -243,6 +250,7 @@ def findings(study: StudyFile, points: Sequence[Point], primary: Primary) -> Ove
         *_uneven(points),
         *_diverged(points, primary),
         *_absent(study, points),
+        *_starved(points, layers),
     ]
     return Overview(study.title, tuple(map(Finding, results)), tuple(map(Finding, cautions)))
 
@@ -431,3 +439,21 @@ def _absent(study: StudyFile, points: Sequence[Point]) -> list[str]:
     there = {point.method for point in points}
     gone = [label for label in study.methods if label not in there]
     return [f"There are no results yet for {_list(gone)}."] if gone else []
+
+
+def _starved(points: Sequence[Point], layers: Sequence[LayerPoint]) -> list[str]:
+    """Which methods leave almost nothing of which layers, and from which sparsity on."""
+    whole = {(point.method, point.cell, point.step): point.sparsity for point in points}
+    first: dict[tuple[str, str], float] = {}
+    for each in layers:
+        sparsity = whole.get((each.method, each.cell, each.step), 1.0)
+        shape = [int(length) for length in each.shape.split("x")]
+        if starved(shape, (1 - each.sparsity) * each.parameters, 1 - sparsity):
+            place = (each.method, each.layer)
+            first[place] = min(sparsity, first.get(place, 1.0))
+    return [
+        f"{named(method)} leaves almost nothing of {names([layer for _, layer in places])}, first at a "
+        f"sparsity of {min(first[place] for place in places):.1%}: "
+        "the allocation per_layer or a higher floor keeps more."
+        for method, places in grouped(first, lambda place: place[0]).items()
+    ]

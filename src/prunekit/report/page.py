@@ -152,7 +152,7 @@ def write_report(folder: Path) -> Path:
         dense_label=DENSE,
         labels=(DENSE, *data.methods),
         pruning=[method for method in data.methods if method not in data.unpruned],
-        found=findings(study, points, primary),
+        found=findings(study, points, primary, layer_points),
         held=held,
         furthest=max((point.ratio for point in held.values() if point), default=1.0),
         bests=best_table(points, primary),

@@ -101,7 +101,7 @@ class LayerRow(_CellStep):
     """One line of layers.csv: one target layer of one cell, seed and step; ``sparsity`` in [0, 1]."""
 
     layer: Text
-    shape: str
+    shape: str = Field(pattern=r"^\d{1,18}(x\d{1,18})*$")
     parameters: Positive
 
     @model_validator(mode="after")

@@ -86,6 +86,11 @@ class Budget(Allocation):
         return self
 
     @property
+    def compares(self) -> bool:  # type: ignore[override]
+        """In one ranking of all layers."""
+        return self.share == "global"
+
+    @property
     def by_example(self) -> bool:  # type: ignore[override]
         """The network is run on it, if it does not only tell what is coupled."""
         return self.of in ("macs", "latency")

@@ -15,6 +15,7 @@ from prunekit.masks import lowest
 from prunekit.parts.base import Requirement
 from prunekit.parts.context import Allocation, StepContext
 from prunekit.parts.schedule import Sparsity
+from prunekit.parts.scores.weight_scores import Magnitude
 from prunekit.settings import LARGE, WHOLE
 from prunekit.targets import Target, matches
 
@@ -73,6 +74,7 @@ class Global(Allocation):
     """All weights of all layers compete in one ranking; a layer keeps what wins, and at least its floor."""
 
     name = "global"
+    compares = True
 
     def amounts(self, context: StepContext) -> dict[str, int]:
         """Rank once; exactly round(sparsity * total) are marked, ties in the model's order."""
@@ -298,15 +300,23 @@ def _fits(pattern: str, parameter: str) -> bool:
 class Threshold(Allocation):
     """Whatever scores below q times the standard deviation of its layer's weights.
 
-    Meant for the magnitude score. The deviation is taken over the weights that are left, so every further
-    round removes some more; the schedule is `allocation_decides`.
+    The scores must be magnitudes, as the deviation is. It is taken over the weights that are left, so every
+    further round removes some more; the schedule is `allocation_decides`.
     """
 
     name = "threshold"
     paper = "Han et al. 2015, arXiv 1506.02626"
     local = True
     works_on = ("weights", "patterns")
-    requires = (DECIDED,)
+    requires = (
+        DECIDED,
+        Requirement(
+            "score",
+            lambda score: isinstance(score, Magnitude) and score.relative_to == "nothing",
+            "{part} is a multiple of the deviation of weights, in which {value} is not measured: "
+            "use the score 'magnitude' (relative_to 'nothing'), or the allocation 'below_mean'",
+        ),
+    )
     q: float = Field(gt=0, le=LARGE)
 
     def amounts(self, context: StepContext) -> dict[str, int]:

@@ -29,7 +29,7 @@ from prunekit.graph import (
 from prunekit.graph.capture import made_up_inputs
 from prunekit.masks import Masks, lowest_per_row
 from prunekit.models import Maxout
-from prunekit.parts.granularity.of_weights import Elements, Granularity, Weight
+from prunekit.parts.granularity.of_weights import Elements, Granularity, Weight, unless_all
 from prunekit.settings import WHOLE
 from prunekit.targets import (
     Known,
@@ -275,7 +275,7 @@ class Units(Elements):
             for member in members or group.producers
             if member.tensor in own
         ]
-        return ~kept[name] | (torch.stack(read).nan_to_num(0.0).amax(0) == 0)
+        return ~kept[name] | unless_all(torch.stack(read).nan_to_num(0.0).amax(0) == 0)
 
     def shielded(self, name: str, scores: Tensor) -> Tensor:
         """The best unit of those that reach into the same tensors, where these are not all: none is left out.

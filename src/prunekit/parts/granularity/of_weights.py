@@ -68,7 +68,11 @@ class Elements(ABC):
 
     @abstractmethod
     def gone(self, name: str, kept: Masks) -> Tensor:
-        """The elements of a target that go first: those removed already, and what is zero anyway."""
+        """The elements of a target that are removed: by this pruning, or as zeros by one before it.
+
+        A target that is zero as a whole has not been pruned but begins at zero, as a LoRA's second matrix or
+        a new head does: its elements are ranked by their scores.
+        """
 
     def smaller(self, kept: Masks) -> nn.Module:
         """A copy of the model without what is not kept, to be counted or timed.
@@ -81,6 +85,11 @@ class Elements(ABC):
     def shielded(self, name: str, scores: Tensor) -> Tensor:
         """The scores of a target, with infinity for elements that must stay whatever they score."""
         return scores
+
+
+def unless_all(flags: Tensor) -> Tensor:
+    """Flags as they are; where all are True, none is."""
+    return flags & ~flags.all()
 
 
 class Weights(Elements):
@@ -100,9 +109,8 @@ class Weights(Elements):
         return kept
 
     def gone(self, name: str, kept: Masks) -> Tensor:
-        """Zeros count as removed, so that pruning twice removes no more than once."""
-        weight = self.model.get_parameter(name).detach()
-        return ~kept[name] | (weight == 0)
+        """Zeros between other weights count as removed, so that pruning twice removes no more than once."""
+        return ~kept[name] | unless_all(self.model.get_parameter(name).detach() == 0)
 
 
 class Granularity(Part):

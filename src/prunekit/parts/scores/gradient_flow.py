@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunekit.batches import Batch, arguments
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, said
 from prunekit.losses import one_tensor
+from prunekit.parts.base import LEVELS
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.settings import LARGE
 from prunekit.statistics import Collector, StatContext, Statistic, means_over_processes
@@ -34,6 +35,7 @@ class GraSP(Score):
 
     name = "grasp"
     paper = "Wang, Zhang, Grosse 2020, arXiv 2002.07376"
+    comparable = tuple(LEVELS)
     temperature: float = Field(default=200.0, gt=0, le=LARGE)
 
     @property
@@ -58,6 +60,7 @@ class SynFlow(Score):
 
     name = "synflow"
     paper = "Tanaka, Kunin, Yamins, Ganguli 2020, arXiv 2006.05467"
+    comparable = tuple(LEVELS)
 
     @property
     def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]

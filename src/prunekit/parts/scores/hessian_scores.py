@@ -16,6 +16,7 @@ from prunekit.batches import Batch, arguments
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.obs import damped, damped_groups, eliminate, inverse_of, removal_scores, shared_saliency
+from prunekit.parts.base import LEVELS
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.parts.scores.weight_scores import RowScore
 from prunekit.settings import LARGE, WHOLE
@@ -46,6 +47,7 @@ class OBD(RowScore):
 
     name = "obd"
     paper = "LeCun, Denker, Solla 1990, NIPS 2"
+    comparable = tuple(LEVELS)
     form: Literal["exact", "published"] = "exact"
 
     @property
@@ -76,6 +78,7 @@ class OBS(RowScore):
 
     name = "obs"
     paper = "Hassibi, Stork 1993, NIPS 5"
+    comparable = tuple(LEVELS)
     needs = (GaussNewton(),)
     damp: float = Field(default=1e-4, ge=0, le=LARGE)
     precision: Literal["float32", "float64"] = "float64"
@@ -140,6 +143,7 @@ class LayerOBS(RowScore):
 
     name = "layer_obs"
     paper = "Dong, Chen, Pan 2017, arXiv 1705.07565; exact: Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
+    comparable = tuple(LEVELS)
     needs = (LayerHessian(),)
     form: Literal["exact", "shared"] = "exact"
     damp: float = Field(default=0.01, ge=0, le=LARGE)
@@ -204,6 +208,7 @@ class BlockFisher(Score):
     paper = (
         "Singh, Alistarh 2020 (WoodFisher), arXiv 2004.14340; Kurtic et al. 2022 (oBERT), arXiv 2203.07259"
     )
+    comparable = ("weights",)
     block: int = Field(default=50, ge=1, le=WHOLE)
     damp: float = Field(default=1e-4, gt=0, le=LARGE)
 

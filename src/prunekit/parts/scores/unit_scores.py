@@ -51,6 +51,7 @@ class Oracle(UnitScore):
 
     name = "oracle"
     paper = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
+    comparable = ("units",)
     error: Error = "squared_error"
 
     @property
@@ -69,6 +70,7 @@ class UnitTaylor(UnitScore):
 
     name = "unit_taylor"
     paper = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
+    comparable = ("units",)
     order: Literal[1, 2] = 2
     form: Literal["exact", "published"] = "exact"
     error: Error = "squared_error"
@@ -94,6 +96,7 @@ class Skeletonization(UnitScore):
 
     name = "skeletonization"
     paper = "Mozer, Smolensky 1989, NIPS 1"
+    comparable = ("units",)
     batch_size: int = Field(default=100, ge=1, le=WHOLE)
 
     @property
@@ -116,6 +119,11 @@ class Activation(UnitScore):
     what: Literal["nonzeros", "mean", "variance", "irreplaceable"] = "nonzeros"
 
     @property
+    def comparable(self) -> tuple[Level, ...]:  # type: ignore[override]
+        """As shares; means and variances are as large as the layer's outputs."""
+        return ("units",) if self.what in ("nonzeros", "irreplaceable") else ()
+
+    @property
     def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
         """The behaviour."""
         return (ActivationStats("zeros" if self.what == "nonzeros" else self.what),)
@@ -131,6 +139,7 @@ class OutgoingNorm(Score):
 
     name = "outgoing_norm"
     works_on = ("units",)
+    comparable = ()  # it grows with the number of layers and units that read
     order: Literal[1, 2] = 1
 
     def __call__(self, context: StepContext) -> Scores:
@@ -145,6 +154,7 @@ class MaxoutWins(Score):
     name = "maxout_wins"
     paper = "Rueda, Grzeszick, Fink 2017, arXiv 1707.06838"
     works_on = ("pieces",)
+    comparable = ()  # a layer counts as many maxima as it has positions
     needs = (MaxoutMaxima(),)
 
     def __call__(self, context: StepContext) -> Scores:
@@ -167,6 +177,7 @@ class FeatureTaylor(UnitScore):
 
     name = "feature_taylor"
     paper = "Molchanov et al. 2017, arXiv 1611.06440"
+    comparable = ("units",)
     error: Error = "cross_entropy"
     normalize: bool = True
     macs: float = Field(default=0.0, ge=0, le=LARGE)
@@ -202,6 +213,11 @@ class GradCAM(UnitScore):
     name = "grad_cam"
     paper = "Selvaraju et al. 2017 (Grad-CAM), arXiv 1610.02391"
     normalize: bool = False
+
+    @property
+    def comparable(self) -> tuple[Level, ...]:  # type: ignore[override]
+        """Where it is normalised."""
+        return ("units",) if self.normalize else ()
 
     @property
     def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
@@ -255,6 +271,7 @@ class NormScale(UnitScore):
 
     name = "norm_scale"
     paper = "Liu et al. 2017 (network slimming), arXiv 1708.06519"
+    comparable = ("units",)
 
     def __call__(self, context: StepContext) -> Scores:
         """One scale per unit."""
@@ -267,6 +284,7 @@ class GeometricMedian(UnitScore):
 
     name = "geometric_median"
     paper = "He et al. 2019 (FPGM), arXiv 1811.00250"
+    comparable = ()  # distances grow with the number of filters and of their weights
 
     def __call__(self, context: StepContext) -> Scores:
         """One sum per unit, in float64."""
@@ -348,6 +366,7 @@ class N2PS(ConsumerScore):
 
     name = "n2ps"
     paper = "Augasta, Kathirvalavakumar 2011, doi 10.1007/s11063-011-9196-7"
+    comparable = ("units",)
     needs = (ChannelMagnitude(consumers=True),)
 
     def __call__(self, context: StepContext) -> Scores:
@@ -370,12 +389,12 @@ class ThiNet(ConsumerScore):
     """The place in the order in which units go, if each time the next layer's output is disturbed least.
 
     Where several layers read the units, the disturbances of all are added up. Places of different groups
-    cannot be compared: use it with the allocation `per_layer`, and with the order `forward` to see what
-    earlier removals did.
+    cannot be compared; the order `forward` sees what earlier removals did.
     """
 
     name = "thinet"
     paper = "Luo et al. 2017 (ThiNet), arXiv 1707.06342"
+    comparable = ()  # places
     needs = (LayerHessian(centred=False, consumers=True),)
 
     def __call__(self, context: StepContext) -> Scores:

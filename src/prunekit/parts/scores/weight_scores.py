@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.graph.rows import from_rows, row_layers, rows_of
+from prunekit.parts.base import LEVELS, Level
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.parts.retrain import TrainingSettings
 from prunekit.settings import LARGE
@@ -34,6 +35,7 @@ class Random(Score):
     """A random number per weight, or per unit: the control of every comparison."""
 
     name = "random"
+    comparable = tuple(LEVELS)
 
     def __call__(self, context: StepContext) -> Scores:
         """Uniform numbers in [0, 1), drawn on the CPU so that every device and process sees the same."""
@@ -52,6 +54,8 @@ class Magnitude(Score):
 
     name = "magnitude"
     paper = "Han et al. 2015, arXiv 1506.02626"
+    comparable = ("weights",)
+    compared_if_named = ("units",)  # "minimum weight" of Molchanov et al. 2017, arXiv 1611.06440
     relative_to: Literal["nothing", "layer_norm"] = "nothing"
 
     def __call__(self, context: StepContext) -> Scores:
@@ -73,6 +77,7 @@ class LAMP(Score):
 
     name = "lamp"
     paper = "Lee, Park, Mo, Ahn, Shin 2021, arXiv 2010.07611"
+    comparable = ("weights",)
 
     def __call__(self, context: StepContext) -> Scores:
         """The shares, in float64."""
@@ -94,6 +99,7 @@ class Gradient(Score):
 
     name = "gradient"
     paper = "Blalock et al. 2020, arXiv 2003.03033, without their factor |w|"
+    comparable = ("weights",)
     needs = (MeanGradient(),)
 
     def __call__(self, context: StepContext) -> Scores:
@@ -110,6 +116,7 @@ class WeightGradient(Score):
 
     name = "weight_gradient"
     paper = "Lee, Ajanthan, Torr 2019 (SNIP), arXiv 1810.02340"
+    comparable = tuple(LEVELS)
     needs = (MeanGradient(),)
 
     def __call__(self, context: StepContext) -> Scores:
@@ -133,6 +140,7 @@ class Movement(Score):
 
     name = "movement"
     paper = "Sanh, Wolf, Rush 2020, arXiv 2005.07683"
+    comparable = tuple(LEVELS)
     training: TrainingSettings = Field(default_factory=Training)
 
     @property
@@ -198,6 +206,7 @@ class InputDeviation(InputScore):
 
     name = "input_deviation"
     paper = "Sun et al. 2023 (Wanda), arXiv 2306.11695, about the mean"
+    comparable = ("weights",)
     needs = (InputSquares(centred=True), InputSquares(centred=False))
 
     def squares(self, layer: nn.Module) -> InputSquares:
@@ -217,6 +226,11 @@ class Wanda(InputScore):
     paper = "Sun et al. 2023, arXiv 2306.11695"
     needs = (InputSquares(centred=False),)
     within: Literal["row", "layer"] = "row"
+
+    @property
+    def comparable(self) -> tuple[Level, ...]:  # type: ignore[override]
+        """Not as ranks, of which the longest rows have the highest."""
+        return () if self.within == "row" else ("weights",)
 
     def squares(self, layer: nn.Module) -> InputSquares:
         """About zero."""
@@ -244,6 +258,7 @@ class RIA(InputScore):
 
     name = "ria"
     paper = "Zhang, Bai, Lin, Zhao, Hou, Cannistraci 2024, ICLR, openreview Tr0lPx9woF"
+    comparable = ("weights",)
     needs = (InputSquares(centred=False),)
     power: float = Field(default=0.5, ge=0, le=LARGE)
 
@@ -269,6 +284,7 @@ class Correlation(RowScore):
 
     name = "correlation"
     paper = "Sun, Wang, Tang 2016, CVPR, arXiv 1512.01891"
+    comparable = ("weights",)
     needs = (ConnectionCorrelation(),)
 
     def __call__(self, context: StepContext) -> Scores:
