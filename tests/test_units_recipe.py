@@ -22,6 +22,7 @@ ERRORS = {"squared_error": squared_error, "cross_entropy": cross_entropy}
 
 class NearlyEqual(Score):
     name = "nearly_equal"
+    comparable = ("units",)
     works_on = ("units",)
 
     def __call__(self, context):
@@ -207,7 +208,7 @@ class TestCounts:
     @pytest.mark.parametrize("sparsity", [0.08, 0.3, 0.5, 0.77, 0.84])
     @pytest.mark.parametrize("score", ["oracle", "magnitude", "random"])
     def test_sparsity_counts_units(self, sparsity, score):
-        pruned = prune(net(6, 7, 6, 4), units(score, sparsity=sparsity), data(6))
+        pruned = prune(net(6, 7, 6, 4), units(score, sparsity=sparsity, allocation="global"), data(6))
         record = pruned.history[-1]
         assert record.total == pruned.kept.total == 13
         assert record.total - record.kept == round(sparsity * 13)
@@ -220,7 +221,7 @@ class TestCounts:
         model = net(6, 7, 6, 4)
         with torch.no_grad():
             model[0].weight.mul_(1e-6)  # by its norms all of this layer would go
-        kept = prune(copy.deepcopy(model), units(sparsity=8 / 13)).history[-1].layers
+        kept = prune(copy.deepcopy(model), units(sparsity=8 / 13, allocation="global")).history[-1].layers
         assert kept == {"0": 1, "2": 4}
         lifted = units(sparsity=8 / 13, allocation={"name": "global", "floor": 0})
         assert prune(copy.deepcopy(model), lifted).history[-1].layers == {"0": 0, "2": 5}
