@@ -503,3 +503,20 @@ def test_unlabelled_batches_calibrate() -> None:
     assert prune(mlp(10, 8, 3), wanda(0.5), DataLoader(TensorDataset(inputs), 8)).masks == labelled
     assert isinstance(as_batches(DataLoader(TensorDataset(inputs), 8)), LoaderBatches)
     assert as_batches(SimpleNamespace(inputs=inputs, targets=targets)).length(8) == 4
+
+
+@pytest.mark.parametrize("method", ["wanda", "obd", "correlation"])
+def test_the_projection_of_attention_is_called_as_a_function(method: str) -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.encoder(x).mean(1))
+
+    torch.manual_seed(0)
+    data = torch.randn(12, 5, 16), torch.arange(12) % 3
+    with pytest.raises(DataError, match=r"calls the layer 'encoder\.self_attn\.out_proj' as a function"):
+        prune(Attending(), recipe(method, sparsity=0.5), data)

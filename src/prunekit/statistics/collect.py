@@ -262,14 +262,20 @@ def layer_label(name: str) -> str:
     return name.rpartition(".")[0] or "the model"
 
 
-def never_ran(name: str, of_it: str, where: str = "") -> DataError:
+def never_ran(name: str, layer: nn.Module, of_it: str, where: str = "") -> DataError:
     """Nothing is known of a layer.
 
     Args:
         name: of its weight.
+        layer: it.
         of_it: what is not known.
         where: on which processes, if not on all.
     """
+    if type(layer) is nn.modules.linear.NonDynamicallyQuantizableLinear:  # the kind that attention has
+        return DataError(
+            f"nn.MultiheadAttention calls the layer {layer_label(name)!r} as a function, not as a layer, so "
+            f"nothing is known of its {of_it}: name it in `ignore`"
+        )
     return DataError(
         f"the layer {layer_label(name)!r} never ran on the calibration data{where}, so nothing is known of "
         f"its {of_it}: name it in `ignore`, or give data that reaches it"

@@ -185,7 +185,7 @@ class _Curvature(Collector):
     def _check_ran(self) -> None:
         for name in self._layers:
             if name not in self._ran and self._terms:
-                raise never_ran(name, "weights")
+                raise never_ran(name, self._layers[name], "weights")
 
     @abstractmethod
     def _take(self, batch: Batch) -> None: ...

@@ -207,7 +207,7 @@ class _Sums:
         for name in self._layers:
             moments = self._watch(name).moments
             if not moments.count:
-                raise never_ran(name, "inputs")
+                raise never_ran(name, self._layers[name], "inputs")
             if not bool(torch.isfinite(moments.mean).all() & torch.isfinite(moments.variance).all()):
                 raise DataError(
                     f"the inputs of the layer {layer_label(name)!r} are not finite on the calibration data, "

@@ -112,7 +112,7 @@ class _Correlations(Collector):
         for name, (ran, several, places, squares) in zip(self._layers, facts.tolist(), strict=True):
             if ran < processes:
                 where = on_processes(processes - int(ran), processes)
-                raise never_ran(name, "connections", where)
+                raise never_ran(name, self._modules[name], "connections", where)
             if several or squares * processes != places**2:
                 raise DataError(
                     f"the layer {layer_label(name)!r} reads inputs of several sizes, whose positions cannot "
