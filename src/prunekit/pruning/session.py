@@ -173,9 +173,7 @@ class Session:
             self.task,
             norms,
         )
-        self._trainings = Trainings(
-            model, self._inner, recipe, self._data, self._seed, self.task, loop or Loop()
-        )
+        self._trainings = Trainings(model, self._inner, recipe, self._data, self._seed, self.task, loop)
         self._scorer = Scorer(recipe, self.plan, self._calibration, self._seed, example_inputs, self._state)
 
     # ---- where it is -------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Trainings:
     data: Batches | None
     seed: int
     task: Task = field(default_factory=Task)
-    loop: Loop = field(default_factory=Loop)
+    loop: Loop | None = None
     _batch_loss: tuple[Step, BatchLoss] | None = field(default=None, init=False)
 
     def check(self, checkpoints: Checkpoints, *, warm_up: bool) -> None:
@@ -68,12 +68,12 @@ class Trainings:
                 regularizer.check(self.inner)
         if retrain.plan is None or self.data is None:
             return
-        if retrain.continues and not self.loop.interrupts:
+        if self.loop is not None and retrain.continues and not self.loop.interrupts:
             raise InputError(
                 f"retrain {retrain.name}: is one training that the steps interrupt; it goes on with the "
                 "settings' own optimizer and decay, not with those of a loop: use 'fine_tune'"
             )
-        steps = retrain.plan.length(self.data, self.loop.accumulate)
+        steps = retrain.plan.length(self.data, 1 if self.loop is None else self.loop.accumulate)
         if retrain.start > steps:
             raise InputError(
                 f"retrain {retrain.name}: goes on from step {retrain.start}, "
