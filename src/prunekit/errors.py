@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,23 +24,7 @@ class ModelError(PrunekitError):
 
 
 class StarvedLayerWarning(UserWarning):
-    """A layer of which a pruning leaves almost nothing, while the network keeps far more; see `starved`."""
-
-
-def starved(shape: Sequence[int], kept: float, share: float) -> bool:
-    """Whether almost nothing is left of a layer that is not small because everything is.
-
-    Almost nothing is under 1 % of it, a single unit, or fewer weights than it has outputs; the network keeps
-    more than ten times that share.
-
-    Args:
-        shape: of the layer's weight, outputs first; or (units,).
-        kept: how many of its elements are left.
-        share: what is left of the whole network, in [0, 1].
-    """
-    size = math.prod(shape)
-    few = 2 if len(shape) == 1 else shape[0]
-    return kept < max(few, 0.01 * size) and 10 * kept < share * size
+    """A layer of which a pruning leaves almost nothing, while the network keeps more; see `masks.starved`."""
 
 
 @contextmanager

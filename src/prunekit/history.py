@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.errors import InputError, starved
+from prunekit.errors import InputError
 from prunekit.graph import Coupled, ShrinkResult, shrink
 from prunekit.graph.shrinking import shrink_pieces
 from prunekit.masks import Masks
@@ -125,14 +125,7 @@ class Pruned:
     @property
     def starved(self) -> tuple[str, ...]:
         """What is to be said of each layer of which almost nothing is left, while the network keeps more."""
-        share = 1 - self.kept.sparsity
-        return tuple(
-            f"{int(flags.sum()):,} of {flags.numel():,} {self.recipe.granularity.counts} of {name} are left, "
-            f"and {share:.0%} of the whole network: take the allocation 'per_layer' or a higher floor, or "
-            "name the layer in `ignore`"
-            for name, flags in self.kept.items()
-            if starved(flags.shape, int(flags.sum()), share)
-        )
+        return self.kept.starved(self.recipe.granularity.counts)
 
     def __repr__(self) -> str:
         return f"<Pruned {type(self.model).__name__}: {self._achieved()}>"

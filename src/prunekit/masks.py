@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -51,6 +52,22 @@ def lowest_per_row(values: Tensor, count: int) -> Tensor:
     """For a matrix, marks exactly `count` of the lowest values of every row, ties by position."""
     order = values.argsort(dim=1, stable=True)[:, :count]
     return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True)
+
+
+def starved(shape: Sequence[int], kept: float, share: float) -> bool:
+    """Whether almost nothing is left of a layer that is not small because everything is.
+
+    Almost nothing is under 1 % of it, a single unit, or fewer weights than it has outputs; the network keeps
+    more than ten times that share.
+
+    Args:
+        shape: of the layer's weight, outputs first; or (units,).
+        kept: how many of its elements are left.
+        share: what is left of the whole network, in [0, 1].
+    """
+    size = math.prod(shape)
+    few = 2 if len(shape) == 1 else shape[0]
+    return kept < max(few, 0.01 * size) and 10 * kept < share * size
 
 
 class Masks(Mapping[str, Tensor]):
@@ -112,6 +129,20 @@ class Masks(Mapping[str, Tensor]):
         """Original over remaining count; infinite when nothing is left."""
         kept = self.kept
         return self.total / kept if kept else float("inf")
+
+    def starved(self, counts: str) -> tuple[str, ...]:
+        """What is to be said of each layer of which almost nothing is left, while the network keeps more.
+
+        Args:
+            counts: what is flagged, such as "weights".
+        """
+        share = 1 - self.sparsity
+        return tuple(
+            f"{int(mask.sum()):,} of {mask.numel():,} {counts} of {name} are left, and {share:.0%} of the "
+            "whole network: take the allocation 'per_layer' or a higher floor, or name the layer in `ignore`"
+            for name, mask in self.items()
+            if starved(mask.shape, int(mask.sum()), share)
+        )
 
     def replace(self, changed: Mapping[str, Tensor]) -> Masks:
         """New masks in which some layers are exchanged."""

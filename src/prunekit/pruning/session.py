@@ -98,10 +98,9 @@ def prune(
     with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
         for _ in session.run(evaluate=evaluate, report=report):
             pass
-    pruned = session.result()
-    for each in pruned.starved:
+    for each in session.kept.starved(recipe.granularity.counts):
         warnings.warn(each, StarvedLayerWarning, stacklevel=2)
-    return pruned
+    return session.result()
 
 
 class Session:
