@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunekit import Recipe, prune
-from prunekit.errors import InputError, StarvedLayerWarning
-from prunekit.masks import starved
+from prunekit.errors import InputError, StarvedLayerWarning, starved
 from prunekit.methods import METHODS
 from prunekit.methods import recipe as named
 from prunekit.parts.allocation import Global, PerLayer

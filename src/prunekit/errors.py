@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +25,23 @@ class ModelError(PrunekitError):
 
 
 class StarvedLayerWarning(UserWarning):
-    """A layer of which a pruning leaves almost nothing, while the network keeps more; see `masks.starved`."""
+    """A layer of which a pruning leaves almost nothing, while the network keeps more; see `starved`."""
+
+
+def starved(shape: Sequence[int], kept: float, share: float) -> bool:
+    """Whether almost nothing is left of a layer that is not small because everything is.
+
+    Almost nothing is under 1 % of it, a single unit, or fewer weights than it has outputs; the network keeps
+    more than ten times that share.
+
+    Args:
+        shape: of the layer's weight, outputs first; or (units,).
+        kept: how many of its elements are left.
+        share: what is left of the whole network, in [0, 1].
+    """
+    size = math.prod(shape)
+    few = 2 if len(shape) == 1 else shape[0]
+    return kept < max(few, 0.01 * size) and 10 * kept < share * size
 
 
 @contextmanager

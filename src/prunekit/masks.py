@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, starved
 from prunekit.targets import check_whole, unwrap
 
 
@@ -52,22 +51,6 @@ def lowest_per_row(values: Tensor, count: int) -> Tensor:
     """For a matrix, marks exactly `count` of the lowest values of every row, ties by position."""
     order = values.argsort(dim=1, stable=True)[:, :count]
     return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True)
-
-
-def starved(shape: Sequence[int], kept: float, share: float) -> bool:
-    """Whether almost nothing is left of a layer that is not small because everything is.
-
-    Almost nothing is under 1 % of it, a single unit, or fewer weights than it has outputs; the network keeps
-    more than ten times that share.
-
-    Args:
-        shape: of the layer's weight, outputs first; or (units,).
-        kept: how many of its elements are left.
-        share: what is left of the whole network, in [0, 1].
-    """
-    size = math.prod(shape)
-    few = 2 if len(shape) == 1 else shape[0]
-    return kept < max(few, 0.01 * size) and 10 * kept < share * size
 
 
 class Masks(Mapping[str, Tensor]):

@@ -165,6 +165,9 @@ class Task:
         return None
 
 
+PLAIN = Task()
+"""The task of whoever says nothing: it has no state, so one serves all."""
+
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 

@@ -59,7 +59,7 @@ MUTANTS = (
     ),
     Mutant(
         "pruning 0.2 twice is 0.2: zeros count as removed",
-        "return ~kept[name] | (weight == 0)",
+        "return ~kept[name] | unless_all(self.model.get_parameter(name).detach() == 0)",
         "return ~kept[name]",
         ("test_pruning.py",),
     ),
@@ -77,8 +77,8 @@ MUTANTS = (
     ),
     Mutant(
         "the mask acts after every step of the optimizer",
-        "torch._foreach_mul_(weights, self._factors)\n        except",
-        "pass\n        except",
+        "held.zero()\n        if self._stepping",
+        "pass\n        if self._stepping",
         ("test_masks.py", "test_pruning.py"),
     ),
     Mutant(

@@ -91,14 +91,16 @@ def test_rounds_state_no_sparsity():
         recipe(granularity="n:m", allocation=given_, schedule="allocation_decides").plan(mlp(8, 4, 4))
 
 
-@pytest.mark.parametrize("allocation", ["global", "erk", {"name": "per_layer", "output_rate": 0.5}])
+@pytest.mark.parametrize("allocation", ["erk", {"name": "per_layer", "output_rate": 0.5}])
 def test_layers_must_lose_the_same_fraction(allocation):
     with pytest.raises(InputError, match=r"'n:m' takes the same fraction of every layer.*use 'per_layer'"):
         recipe(granularity="n:m", allocation=allocation).plan(mlp(8, 4, 4))
 
 
-def test_one_layer_alone_fits_any_allocation():
-    assert len(recipe(granularity="n:m", allocation="global").plan(mlp(8, 4)).steps) == 1
+def test_one_layer_alone_fits_any_allocation_that_compares_no_scores():
+    assert len(recipe(granularity="n:m", allocation="erk").plan(mlp(8, 4)).steps) == 1
+    with pytest.raises(InputError, match=r"'global' compares layers.*'per_layer'"):
+        recipe(granularity="n:m", allocation="global")
 
 
 @pytest.mark.parametrize("layer", [nn.ConvTranspose2d(8, 8, 3), nn.ConvTranspose1d(8, 8, 3)])

@@ -34,7 +34,7 @@ from prunekit.pruning.trainings import Trainings, check_apart
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
 from prunekit.settings import WHOLE, checked_seed, whole
-from prunekit.task import LossFunction, Task
+from prunekit.task import PLAIN, LossFunction, Task
 from prunekit.training import Loop, Report, copy_state
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -592,7 +592,7 @@ class Session:
 
 def _task_of(task: Task | None, loss: str | LossFunction | None) -> Task:
     if task is None:
-        return Task(loss)
+        return PLAIN if loss is None else Task(loss)
     if not isinstance(task, Task):
         raise InputError(f"task must be a prunekit.Task, not {type(task).__name__}")
     if loss is not None:

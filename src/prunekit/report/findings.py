@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from markupsafe import escape
 
-from prunekit.masks import starved
+from prunekit.errors import starved
 from prunekit.report.points import (
     LayerPoint,
     Point,
