@@ -18,7 +18,7 @@ from prunekit.parts.schedule import Step
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.targets import uncompiled
-from prunekit.task import Task
+from prunekit.task import PLAIN, Task
 from prunekit.training import Loop, Report, Trained, Training, TrainingPart, train
 
 
@@ -41,7 +41,7 @@ class Trainings:
     recipe: Recipe
     data: Batches | None
     seed: int
-    task: Task = field(default_factory=Task)
+    task: Task = PLAIN
     loop: Loop | None = None
     _batch_loss: tuple[Step, BatchLoss] | None = field(default=None, init=False)
 

@@ -17,7 +17,7 @@ from prunekit.errors import DataError, PrunekitError
 from prunekit.graph import Coupled
 from prunekit.modes import keeping_modes
 from prunekit.targets import device_of
-from prunekit.task import Task
+from prunekit.task import PLAIN, Task
 
 Key = TypeVar("Key")
 
@@ -38,7 +38,7 @@ class StatContext:
     model: nn.Module
     names: Sequence[str]
     kept: Mapping[str, Tensor] = field(default_factory=dict)
-    task: Task = field(default_factory=Task)
+    task: Task = PLAIN
     shared: dict[object, Any] = field(default_factory=dict)
     coupled: Coupled | None = None
 
