@@ -520,3 +520,53 @@ def test_the_projection_of_attention_is_called_as_a_function(method: str) -> Non
     data = torch.randn(12, 5, 16), torch.arange(12) % 3
     with pytest.raises(DataError, match=r"calls the layer 'encoder\.self_attn\.out_proj' as a function"):
         prune(Attending(), recipe(method, sparsity=0.5), data)
+
+
+def test_yes_and_no_may_be_whole_numbers_or_booleans() -> None:
+    inputs, _ = blobs(40)
+    wanted = (inputs[:, :3] > 0).float()
+    masks = [
+        prune(mlp(10, 8, 3), snip(0.5), (inputs, targets), loss=nn.BCEWithLogitsLoss()).masks
+        for targets in (wanted, wanted.long(), wanted.bool())
+    ]
+    assert masks[0] == masks[1] == masks[2]
+
+
+class Nine(Dataset):  # type: ignore[type-arg]
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((10,), float(index)), index % 3
+
+
+@pytest.mark.parametrize("data", [DataLoader(Nine(), 4), Nine()], ids=["loader", "dataset"])
+def test_a_last_batch_of_one_is_seen_before_it_comes(data: Any) -> None:
+    net = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    before = copied(net)
+    with pytest.raises(ModelError, match=r"in training with batch_size = 4, 1 inputs of the shape \(10,\)"):
+        prune(net, retrained(epochs=1, batch_size=4), data)
+    assert same(before, copied(net))
+    fits = DataLoader(Nine(), 4, drop_last=True)
+    assert prune(net, retrained(epochs=1, batch_size=4), fits).masks.sparsity == 0.5
+
+
+def test_a_column_that_the_network_does_not_take_is_named() -> None:
+    rows = Rows([{"input": torch.zeros(10), "label": 1, "text": "a"}] * 4)
+    with pytest.raises(ModelError, match=r"it has no argument 'text': leave that out of the batches"):
+        prune(mlp(10, 8, 3), snip(0.5), rows)
+
+
+def test_what_a_network_does_to_its_inputs_does_not_reach_the_data() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.mul_(2))
+
+    inputs, targets = blobs(40)
+    before = inputs.clone()
+    prune(InPlace(), snip(0.5), (inputs, targets))
+    assert torch.equal(inputs, before)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from prunekit.errors import DataError, InputError, said
 from prunekit.seeds import generator, keeping_generators
@@ -174,6 +174,9 @@ class Batches(Protocol):
     def length(self, batch_size: int) -> int | None:
         """The number of batches of an epoch; None where nobody knows it, as of a stream."""
 
+    def smallest(self, batch_size: int) -> int | None:
+        """The examples of the smallest batch of an epoch, where that is known."""
+
     def first(self, count: int) -> Batch | None:
         """Some examples to try things on, about `count`; what epochs and samples give stays the same."""
 
@@ -232,9 +235,13 @@ class TensorBatches:
         for chosen in order.split(batch_size):  # type: ignore[no-untyped-call]
             yield self.all.map(lambda tensor, at=chosen: tensor[at])  # type: ignore[misc]
 
+    def smallest(self, batch_size: int) -> int:
+        """The examples of the last batch."""
+        return len(self.all) % batch_size or batch_size
+
     def first(self, count: int) -> Batch:
-        """The first ones."""
-        return self.all.examples(0, count)
+        """The first ones; copies, as a network may change what it is given."""
+        return self.all.examples(0, count).map(Tensor.clone)
 
 
 def shuffled(examples: int, epoch: int, seed: int) -> Tensor:
@@ -275,6 +282,10 @@ class DatasetBatches:
     def length(self, batch_size: int) -> int | None:
         """The number of batches of an epoch; None for a stream."""
         return None if self._size is None else -(-self._size // batch_size)
+
+    def smallest(self, batch_size: int) -> int | None:
+        """The examples of the last batch; None for a stream."""
+        return None if self._size is None else self._size % batch_size or batch_size
 
     def first(self, count: int) -> Batch | None:
         """The first ones."""
@@ -332,6 +343,16 @@ class LoaderBatches:
         try:
             return len(self.loader)  # type: ignore[arg-type]
         except TypeError:  # so says a loader over a stream
+            return None
+
+    def smallest(self, batch_size: int) -> int | None:
+        """The examples of a `DataLoader`'s last batch; None where its batches are made by other rules."""
+        loader = self.loader
+        if not isinstance(loader, DataLoader) or loader.batch_size is None or loader.drop_last:
+            return None
+        try:
+            return len(loader.sampler) % loader.batch_size or loader.batch_size  # type: ignore[arg-type]
+        except TypeError:  # a stream has no length
             return None
 
     def first(self, count: int) -> Batch | None:

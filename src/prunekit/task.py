@@ -61,6 +61,13 @@ class Task:
         needed = [each for each in names.values() if each.default is each.empty and each.kind in _POSITIONAL]
         return read_batch(batch, names.__contains__, len(needed))
 
+    def unknown_argument(self, model: nn.Module, inputs: Inputs) -> str | None:
+        """The first of named inputs that the network has no argument for; None if it takes all."""
+        names = _arguments_of(model)
+        if not isinstance(inputs, Mapping) or any(each.kind is each.VAR_KEYWORD for each in names.values()):
+            return None
+        return next((name for name in inputs if name not in names), None)
+
     def run(self, model: nn.Module, batch: Batch) -> Any:
         """The outputs of the network, its own loss among them where it works one out from targets."""
         if batch.fed_as is None or self.own_loss is not None:
@@ -89,6 +96,8 @@ class Task:
             return LOSSES[given](self.tensor(outputs, "the loss"), targets)
         if isinstance(given, _Loss):
             outputs = self.tensor(outputs, "the loss")
+            if isinstance(given, _OF_NUMBERS) and isinstance(targets, Tensor):
+                targets = targets.to(outputs.dtype)  # yes and no as whole numbers or booleans
         value = given(outputs, targets)
         if isinstance(value, Mapping):
             return torch.stack([torch.as_tensor(each) for each in value.values()]).sum()
@@ -164,6 +173,8 @@ class Task:
                 return ~mask
         return None
 
+
+_OF_NUMBERS = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 PLAIN = Task()
 """The task of whoever says nothing: it has no state, so one serves all."""

@@ -357,8 +357,10 @@ def check_examples(model: nn.Module, name: str, data: Batches, uses: Sequence[Us
         return  # one of several processes may be without any: the pass over the data says so for all
     for use in uses:
         outputs = _tried_few(model, name, data, few, use)
+        if use.train and data.smallest(use.count) == 1:  # too small for some layers
+            _tried(model, name, few.examples(0, 1), use)
         if isinstance(data, TensorBatches):
-            _check_all(model, name, data, use, outputs)
+            _check_all(name, data, use, outputs)
     if any(use.train for use in uses):  # where a network is only looked at, it is seen in what comes out
         check_finite(model, name, data.all if isinstance(data, TensorBatches) else few)
 
@@ -373,9 +375,7 @@ def _tried_few(model: nn.Module, name: str, data: Batches, few: Batch, use: Use)
         return _tried(model, name, data.first(use.count), use)
 
 
-def _check_all(model: nn.Module, name: str, data: TensorBatches, use: Use, outputs: Any) -> None:
-    if use.train and len(data.all) % use.count == 1:  # the last batch: too small for some layers
-        _tried(model, name, data.first(1), use)
+def _check_all(name: str, data: TensorBatches, use: Use, outputs: Any) -> None:
     if use.loss is not None:
         wrong = use.task.out_of_range(outputs, data.all.targets)
         if wrong is not None:
@@ -400,7 +400,7 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
     mode = f" in training with batch_size = {use.count}" if use.train else ""
     complaint = (
         f"the network cannot take {name}{mode}, {len(batch)} inputs of {_shaped(batch.inputs, types=True)}"
-        f"{_hint(model, batch.inputs)}"
+        f"{_hint(model, batch.inputs, use.task)}"
     )
     with looking_only(model, train=use.train):
         outputs = _outputs(use.task, model, batch, complaint)
@@ -432,8 +432,14 @@ def _shaped(values: Any, *, types: bool = False) -> str:
     return ", ".join(f"{place}: {_shaped(each, types=types)}" for place, each in tensors)
 
 
-def _hint(model: nn.Module, inputs: Any) -> str:
-    """What is most often wrong with the type of inputs."""
+def _hint(model: nn.Module, inputs: Any, task: Task) -> str:
+    """What is most often wrong with inputs."""
+    unknown = task.unknown_argument(model, inputs)
+    if unknown is not None:
+        return (
+            f" (it has no argument {unknown!r}: leave that out of the batches, or give a prunekit.Task whose "
+            "read() does)"
+        )
     first = next(model.parameters(), None)
     if first is None or not isinstance(inputs, Tensor) or inputs.dtype == first.dtype:
         return ""
