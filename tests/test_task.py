@@ -421,6 +421,8 @@ def test_its_own_loss_is_the_mean_over_the_tokens_that_count() -> None:
             total += float(task.loss(outputs, part.targets)) * terms
             count += terms
     assert count == int((labels[:, 1:] != -100).sum())
+    logits = task.logits(net, whole, "here")
+    assert float(task.loss(logits, whole.targets)) == pytest.approx(expected, rel=1e-5)
     assert total / count == pytest.approx(expected, rel=1e-5)
 
 
@@ -570,3 +572,53 @@ def test_what_a_network_does_to_its_inputs_does_not_reach_the_data() -> None:
     before = inputs.clone()
     prune(InPlace(), snip(0.5), (inputs, targets))
     assert torch.equal(inputs, before)
+
+
+def test_scores_by_the_outputs_of_a_language_model_are_those_of_its_own_loss() -> None:
+    """GraSP and OBD take the loss of the logits, block Fisher and SNIP that of the network."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=8)
+    net = transformers.GPT2LMHeadModel(config).double().eval()
+    ids = torch.randint(12, (6, 5))
+    batches = [{"input_ids": ids, "labels": ids}]
+
+    def shifted(outputs: Any, targets: Any) -> Tensor:
+        logits = outputs if isinstance(outputs, Tensor) else outputs.logits
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+
+    for method in ("grasp", "obd", "snip", "block_fisher"):
+        chosen = Recipe.parse(
+            {**recipe(method, sparsity=0.5).to_dict(), "ignore": ["*wte*", "*wpe*", "lm_head"]}
+        )
+        own = prune(copy.deepcopy(net), chosen, batches).masks
+        said = prune(copy.deepcopy(net), chosen, batches, loss=shifted).masks
+        assert own == said
+
+
+def test_an_own_loss_that_is_none_of_the_outputs_is_refused_where_these_are_differentiated() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(10, 3)
+
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+            logits = self.layer(x)
+            return {"logits": logits, "loss": None if labels is None else 2 * F.cross_entropy(logits, labels)}
+
+    inputs, targets = blobs(40)
+    for method in ("grasp", "obd"):
+        with pytest.raises(InputError, match=r"the network's own loss .* is not that of its outputs"):
+            prune(Doubled(), recipe(method, sparsity=0.5), [{"x": inputs, "labels": targets}])
+    assert prune(Doubled(), snip(0.5), [{"x": inputs, "labels": targets}]).masks.sparsity == 0.5
+
+
+def test_filters_scored_on_ragged_batches_with_ignored_positions() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1)).double()
+    images = torch.randn(12, 3, 6, 6, dtype=torch.float64)
+    classes = some_ignored(torch.randint(5, (12, 6, 6)), 8)
+    classes[3] = -100
+    parts = [(images[a:b], classes[a:b]) for a, b in ((0, 3), (3, 4), (4, 9), (9, 12))]
+    chosen = recipe("taylor_filters", sparsity=0.5, epochs=0)
+    one = prune(copy.deepcopy(net), chosen, [(images, classes)])
+    assert one.kept == prune(copy.deepcopy(net), chosen, parts).kept

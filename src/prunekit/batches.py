@@ -6,7 +6,7 @@ A batch of a user's is read once, by `prunekit.task.Task.read`; everything behin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -66,12 +66,12 @@ class Batch:
     Attributes:
         inputs: what the network is given; the first dimension of each tensor is that of the examples.
         targets: what is wanted of it: a tensor, several in tuples or mappings, or None.
-        fed_as: the name under which the network also takes the targets, to work out its own loss.
+        fed: what the network is given besides where its own loss is asked for, by names: the labels.
     """
 
     inputs: Inputs
     targets: Any
-    fed_as: str | None = None
+    fed: Mapping[str, Any] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Any]:
         """Inputs and targets, so that a batch is taken apart like a pair."""
@@ -87,10 +87,12 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor of inputs and targets changed."""
-        if isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor):  # once a step of training
-            return replace(self, inputs=change(self.inputs), targets=change(self.targets))
-        inputs, targets = pytree.tree_map_only(Tensor, change, (_plain(self.inputs), _plain(self.targets)))
-        return replace(self, inputs=inputs, targets=targets)
+        if isinstance(self.inputs, Tensor) and isinstance(self.targets, Tensor) and not self.fed:
+            return Batch(change(self.inputs), change(self.targets))  # once a step of training
+        return Batch(*pytree.tree_map_only(Tensor, change, self._parts()))
+
+    def _parts(self) -> tuple[Any, Any, dict[str, Any]]:
+        return _plain(self.inputs), _plain(self.targets), dict(self.fed)
 
     def examples(self, start: int, stop: int) -> Batch:
         """Some of the examples; what is no tensor, or has another first dimension, stays whole."""
@@ -146,9 +148,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
         tensors = [part for part in parts if isinstance(part, Tensor) and part.dim()]
         return torch.cat(tensors) if [len(each) for each in tensors] == counts else parts[0]
 
-    trees = [(_plain(batch.inputs), _plain(batch.targets)) for batch in batches]
-    inputs, targets = pytree.tree_map(join, trees[0], *trees[1:])
-    return replace(batches[0], inputs=inputs, targets=targets)
+    trees = [batch._parts() for batch in batches]
+    return Batch(*pytree.tree_map(join, trees[0], *trees[1:]))
 
 
 def _plain(value: Any) -> Any:
@@ -196,8 +197,8 @@ class TensorBatches:
     or mapping of tensors, whose first dimension is that of the examples in all of them.
     """
 
-    def __init__(self, inputs: Inputs, targets: Any, fed_as: str | None = None) -> None:
-        self.all = Batch(inputs, as_targets(targets), fed_as)
+    def __init__(self, inputs: Inputs, targets: Any, fed: Mapping[str, Any] | None = None) -> None:
+        self.all = Batch(inputs, as_targets(targets), fed or {})
         given, wanted = (_leaves(each) for each in (inputs, targets))
         for place, leaves in (("inputs", given), ("targets", wanted)):
             for leaf in leaves:
@@ -457,7 +458,7 @@ def as_batches(data: Any, read: Read | None = None) -> Batches:
         return TensorBatches(*pair)
     if isinstance(data, Mapping):
         found = read(as_tensors(data))
-        return TensorBatches(found.inputs, found.targets, found.fed_as)
+        return TensorBatches(found.inputs, found.targets, found.fed)
     if isinstance(data, tuple | list) and any(isinstance(part, Tensor) for part in data):
         raise InputError(f"data must be a pair of tensors (inputs, targets), not {len(data)} things")
     if _of_single_examples(data):
@@ -525,8 +526,8 @@ def read_batch(
         inputs = {name: value for name, value in batch.items() if name != key}
         if not inputs:
             raise DataError(f"a batch has no inputs, only {key!r}")
-        fed = key if key is not None and takes is not None and takes(key) else None
-        return Batch(inputs, None if key is None else as_targets(batch[key]), fed)
+        targets = None if key is None else as_targets(batch[key])
+        return Batch(inputs, targets, {key: targets} if key and takes is not None and takes(key) else {})
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return Batch(batch[0], as_targets(batch[1]))
     if isinstance(batch, tuple | list) and len(batch) == 1:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 from torch.utils import _pytree as pytree
 
@@ -54,12 +57,23 @@ class Task:
     def read(self, batch: Any, model: nn.Module) -> Batch:
         """A batch as a loader yields it, taken apart: see `read_batch`.
 
+        The targets of a causal language model that works out its own loss are each position's next token, as
+        that loss has it: labels [5, 3, 8] become [3, 8, -100].
+
         Raises:
             DataError: for a kind of batch that it does not know.
         """
         names = _arguments_of(model)
         needed = [each for each in names.values() if each.default is each.empty and each.kind in _POSITIONAL]
-        return read_batch(batch, names.__contains__, len(needed))
+        found = read_batch(batch, names.__contains__, len(needed))
+        if (
+            self.own_loss is None
+            and found.fed
+            and _predicts_next(model)
+            and isinstance(found.targets, Tensor)
+        ):
+            return replace(found, targets=F.pad(found.targets[..., 1:], (0, 1), value=NOTHING))
+        return found
 
     def unknown_argument(self, model: nn.Module, inputs: Inputs) -> str | None:
         """The first of named inputs that the network has no argument for; None if it takes all."""
@@ -70,10 +84,10 @@ class Task:
 
     def run(self, model: nn.Module, batch: Batch) -> Any:
         """The outputs of the network, its own loss among them where it works one out from targets."""
-        if batch.fed_as is None or self.own_loss is not None:
+        if not batch.fed or self.own_loss is not None:
             return feed(model, batch.inputs)
         args, kwargs = arguments(batch.inputs)
-        return model(*args, **kwargs, **{batch.fed_as: batch.targets})
+        return model(*args, **kwargs, **batch.fed)
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """The mean loss of a batch: a scalar.
@@ -127,20 +141,14 @@ class Task:
         """How many terms the mean loss of a batch was taken over, by which batches are weighted.
 
         The class numbers that are not ignored, by their classes' weights if there are any; all numbers for a
-        loss of `torch.nn` that is a mean over numbers; the next tokens for a causal language model of
-        transformers; examples for the squared error, and for a function of the user's.
+        loss of `torch.nn` that is a mean over numbers; examples for the squared error, and for a function of
+        the user's.
         """
         given = self.own_loss
         if not isinstance(targets, Tensor):
             return float(_examples(outputs, targets))
         if isinstance(given, _Loss):
             return _terms_of(given, targets)
-        if given is None and _own_loss(outputs) is not None:
-            if targets.is_floating_point():
-                return float(len(targets))
-            # their models compare each position with the next one's token
-            shifted = "CausalLM" in type(outputs).__name__ and targets.dim() > 1
-            return float((targets[..., 1:] if shifted else targets).ne(NOTHING).sum())
         name = given or default_loss(targets)
         if name == "cross_entropy" and not targets.is_floating_point():
             return float(targets.ne(NOTHING).sum())
@@ -155,6 +163,23 @@ class Task:
             InputError: if there are several and none of them is called `logits`.
         """
         return one_tensor(outputs, what)
+
+    def logits(self, model: nn.Module, batch: Batch, what: str) -> Tensor:
+        """The one tensor of the outputs, of which `loss` is the mean loss of the batch, too.
+
+        Raises:
+            InputError: if the network's own loss is something else than that of this tensor.
+        """
+        outputs = self.run(model, batch)
+        found, own = self.tensor(outputs, what), _own_loss(outputs)
+        if self.own_loss is None and own is not None and self.terms(outputs, batch.targets):
+            taken = self.loss(found.detach(), batch.targets)
+            if not math.isclose(float(taken), float(own), rel_tol=1e-3, abs_tol=1e-5):
+                raise InputError(
+                    f"{what}: the network's own loss ({float(own):.4g}) is not that of its outputs and the "
+                    f"targets ({self.loss_name(batch.targets)}: {float(taken):.4g}): give loss="
+                )
+        return found
 
     def real_positions(self, inputs: Inputs) -> Tensor | None:
         """(examples, positions) booleans, False where sequences are padded; None where nothing is padded.
@@ -187,6 +212,11 @@ def _arguments_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(unwrap(model).forward).parameters
     except (TypeError, ValueError):  # a scripted module has none
         return {}
+
+
+def _predicts_next(model: nn.Module) -> bool:
+    """Whether it is a causal language model of transformers, by the names that they all have."""
+    return type(unwrap(model)).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def _own_loss(outputs: Any) -> Tensor | None:

@@ -14,7 +14,7 @@ from prunekit.batches import Batch, feed, without_padding
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import FeatureMap, Key
-from prunekit.losses import one_tensor
+from prunekit.losses import NOTHING, one_tensor
 from prunekit.statistics.collect import (
     Collector,
     StatContext,
@@ -259,7 +259,11 @@ class FirstOrderTaylor(FeatureMapStatistic):
 
     def differentiated(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The error."""
-        return error_of(self.error)(outputs, targets) * len(targets)
+        counted = 1.0 if targets.is_floating_point() else float(targets.ne(NOTHING).double().mean())
+        if not counted:
+            return outputs.sum() * 0.0
+        # the mean is over what is not ignored: of an example that is ignored in part, less
+        return error_of(self.error)(outputs, targets) * len(targets) * counted
 
     def numbers(self, values: Tensor, derivatives: Tensor) -> Tensor:
         """The products."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.utils import _pytree as pytree
 
-from prunekit.batches import Batch, Inputs, arguments, feed
+from prunekit.batches import Batch, Inputs, arguments
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import Stage, chain_of
 from prunekit.graph.chain import Function, Kind
@@ -172,10 +172,10 @@ class _Curvature(Collector):
         self._terms += terms
         return output_roots(self._task.loss, outputs, targets, terms)
 
-    def _watched(self, inputs: Inputs) -> Tensor:
+    def _watched(self, batch: Batch) -> Tensor:
         """The network's outputs; its layers report their calls."""
         with watched_calls(self._layers, self._on_call):
-            return self._task.tensor(feed(self._model, inputs), "curvature by the outputs")
+            return self._task.logits(self._model, batch, "curvature by the outputs")
 
     def _on_call(self, name: str, x: Tensor, output: Tensor) -> Tensor | None:
         """A layer's input and output; what is returned goes on in its place."""
@@ -222,7 +222,7 @@ class _Diagonal(_ByWeight):
     def _take(self, batch: Batch) -> None:
         self._calls = {}
         with torch.enable_grad():
-            outputs = self._watched(batch.inputs)
+            outputs = self._watched(batch)
         roots = self._roots(outputs, batch.targets).to(outputs.dtype)
         seen = [
             (name, self._by_example(patches(self._layers[name], x), len(batch)), output)
@@ -384,7 +384,7 @@ class _Whole(_Curvature):
 
     def _take(self, batch: Batch) -> None:
         with torch.no_grad():
-            roots = self._roots(self._watched(batch.inputs), batch.targets)
+            roots = self._roots(self._watched(batch), batch.targets)
 
         def outputs_of(parameters: dict[str, Tensor], example: Any) -> Tensor:
             args, kwargs = arguments(pytree.tree_map_only(Tensor, lambda x: x.unsqueeze(0), example))

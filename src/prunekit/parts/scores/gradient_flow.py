@@ -161,6 +161,9 @@ class _HessianGradient(_Flow):
         self._batches: list[Batch] = []
 
     def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
+        if batch.fed and not self._batches:
+            with torch.no_grad():
+                self._subject.task.logits(self._subject.model, batch, self._what)
         self._batches.append(batch)
 
     def _derivatives(self) -> dict[str, Tensor]:
