@@ -304,17 +304,20 @@ def check_takes(model: nn.Module, name: str, inputs: Inputs) -> None:
     """
     with evaluating(model), torch.inference_mode():
         _outputs(
-            Task(), model, Batch(inputs, None), f"the model {name} cannot take examples of {_shaped(inputs)}"
+            Task(),
+            model,
+            Batch(inputs, None),
+            lambda: f"the model {name} cannot take examples of {_shaped(inputs)}",
         )
 
 
-def _outputs(task: Task, model: nn.Module, batch: Batch, complaint: str) -> Any:
+def _outputs(task: Task, model: nn.Module, batch: Batch, complaint: Callable[[], str]) -> Any:
     try:
         return task.run(model, batch)
     except PrunekitError:
         raise
     except Exception as error:  # the model may be the user's: whatever it raises is the user's to see
-        raise ModelError(f"{complaint}: {said(error)}") from error
+        raise ModelError(f"{complaint()}: {said(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -398,10 +401,11 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
     device = device_of(model)
     batch = batch.to(device)
     mode = f" in training with batch_size = {use.count}" if use.train else ""
-    complaint = (
-        f"the network cannot take {name}{mode}, {len(batch)} inputs of {_shaped(batch.inputs, types=True)}"
-        f"{_hint(model, batch.inputs, use.task)}"
-    )
+
+    def complaint() -> str:
+        given = f"{len(batch)} inputs of {_shaped(batch.inputs, types=True)}"
+        return f"the network cannot take {name}{mode}, {given}{_hint(model, batch.inputs, use.task)}"
+
     with looking_only(model, train=use.train):
         outputs = _outputs(use.task, model, batch, complaint)
         if use.loss is None:
