@@ -5,8 +5,10 @@ A batch of a user's is read once, by `prunekit.task.Task.read`; everything behin
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -190,7 +192,38 @@ class Examples(Protocol):
     targets: Tensor
 
 
-class TensorBatches:
+class _ByIndex(ABC):
+    """Examples that are read by their numbers, shuffled by the seed."""
+
+    size: int
+
+    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """All examples once; the order is a function of the seed and the epoch's number alone."""
+        order = torch.randperm(self.size, generator=generator(seed, "epoch", number))
+        return self._batches(order, batch_size)
+
+    def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """`count` different examples, or all when there are fewer."""
+        order = torch.randperm(self.size, generator=generator(seed, "sample"))[:count]
+        return self._batches(order, batch_size)
+
+    def length(self, batch_size: int) -> int:
+        """The number of batches of an epoch; the last may be smaller."""
+        return -(-self.size // batch_size)
+
+    def smallest(self, batch_size: int) -> int:
+        """The examples of the last batch."""
+        return self.size % batch_size or batch_size
+
+    def _batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        return map(self._chosen, order.split(batch_size))  # type: ignore[no-untyped-call]
+
+    @abstractmethod
+    def _chosen(self, numbers: Tensor) -> Batch:
+        """The examples of these numbers."""
+
+
+class TensorBatches(_ByIndex):
     """Examples held in memory; a batch is one indexing operation.
 
     Class numbers of any whole type are given out as int64, which losses ask for. Several inputs are a tuple
@@ -218,106 +251,74 @@ class TensorBatches:
                 raise DataError(f"there are {count} inputs but {len(leaf)} targets")
         if not count:
             raise DataError("the dataset is empty: there are no examples")
-
-    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        """All examples once; the order is a function of the seed and the epoch's number alone."""
-        return self._batches(shuffled(len(self.all), number, seed), batch_size)
-
-    def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        """`count` different examples, or all when there are fewer."""
-        return self._batches(sampled(len(self.all), count, seed), batch_size)
-
-    def length(self, batch_size: int) -> int:
-        """The number of batches of an epoch; the last may be smaller."""
-        return -(-len(self.all) // batch_size)
+        self.size = count
 
     def _batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        order = order.to(_leaves(self.all.inputs)[0].device)
-        for chosen in order.split(batch_size):  # type: ignore[no-untyped-call]
-            yield self.all.map(lambda tensor, at=chosen: tensor[at])  # type: ignore[misc]
+        return super()._batches(order.to(_leaves(self.all.inputs)[0].device), batch_size)
 
-    def smallest(self, batch_size: int) -> int:
-        """The examples of the last batch."""
-        return len(self.all) % batch_size or batch_size
+    def _chosen(self, numbers: Tensor) -> Batch:
+        return self.all.map(lambda tensor: tensor[numbers])
 
     def first(self, count: int) -> Batch:
         """The first ones; copies, as a network may change what it is given."""
         return self.all.examples(0, count).map(Tensor.clone)
 
 
-def shuffled(examples: int, epoch: int, seed: int) -> Tensor:
-    """(examples,) int64: the order of an epoch."""
-    return torch.randperm(examples, generator=generator(seed, "epoch", epoch))
-
-
-def sampled(examples: int, count: int, seed: int) -> Tensor:
-    """At most `count` int64: which examples a sample is made of."""
-    return torch.randperm(examples, generator=generator(seed, "sample"))[:count]
-
-
-class DatasetBatches:
-    """A dataset of single examples, such as a `torch.utils.data.Dataset`, put together by torch's collation.
-
-    One that is read by index is shuffled by the seed, as tensors in memory are. A stream (`IterableDataset`)
-    keeps its order, and nobody knows its length.
-    """
+class DatasetBatches(_ByIndex):
+    """A dataset of single examples that are read by index, such as a `torch.utils.data.Dataset`."""
 
     def __init__(self, dataset: Any, read: Read | None = None) -> None:
         self.dataset, self.read = dataset, read or read_batch
-        self._size = None if isinstance(dataset, IterableDataset) else len(dataset)
-        if self._size == 0:
+        self.size = len(dataset)
+        if not self.size:
             raise DataError("the dataset is empty: there are no examples")
-
-    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        """All examples once."""
-        if self._size is None:
-            return self._stream(batch_size)
-        return self._batches(shuffled(self._size, number, seed), batch_size)
-
-    def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        """`count` different examples, or all of fewer; of a stream whole batches from its front."""
-        if self._size is None:
-            return enough(self._stream(batch_size), count)
-        return self._batches(sampled(self._size, count, seed), batch_size)
-
-    def length(self, batch_size: int) -> int | None:
-        """The number of batches of an epoch; None for a stream."""
-        return None if self._size is None else -(-self._size // batch_size)
-
-    def smallest(self, batch_size: int) -> int | None:
-        """The examples of the last batch; None for a stream."""
-        return None if self._size is None else self._size % batch_size or batch_size
 
     def first(self, count: int) -> Batch | None:
         """The first ones."""
         with keeping_generators():
-            if self._size is None:
-                return next(self._stream(count), None)
-            return next(self._batches(torch.arange(min(count, self._size)), count), None)
+            return self._chosen(torch.arange(min(count, self.size)))
 
-    def _batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        for chosen in order.split(batch_size):  # type: ignore[no-untyped-call]
-            yield self._collated([self.dataset[index] for index in chosen.tolist()])
+    def _chosen(self, numbers: Tensor) -> Batch:
+        return self.read(_collated(self.dataset, [self.dataset[number] for number in numbers.tolist()]))
 
-    def _stream(self, batch_size: int) -> Iterator[Batch]:
-        together = []
-        for example in self.dataset:
-            together.append(example)
-            if len(together) == batch_size:
-                yield self._collated(together)
-                together = []
-        if together:
-            yield self._collated(together)
 
-    def _collated(self, examples: list[Any]) -> Batch:
-        try:
-            batch = default_collate(examples)
-        except Exception as error:  # what it says of examples of several sizes is long
-            raise DataError(
-                f"examples of the dataset ({type(self.dataset).__name__}) make no batch: {said(error)}; "
-                "give a torch.utils.data.DataLoader with a collate_fn of your own"
-            ) from error
-        return self.read(batch)
+class StreamBatches:
+    """A stream of single examples (`IterableDataset`), in its own order and of a length that nobody knows."""
+
+    def __init__(self, dataset: Any, read: Read | None = None) -> None:
+        self.dataset, self.read = dataset, read or read_batch
+
+    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """One walk through the stream."""
+        examples = iter(self.dataset)
+        while together := list(islice(examples, batch_size)):
+            yield self.read(_collated(self.dataset, together))
+
+    def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """Whole batches from the front until `count` examples are reached."""
+        return enough(self.epoch(0, batch_size, seed), count)
+
+    def length(self, batch_size: int) -> None:
+        """Not known."""
+
+    def smallest(self, batch_size: int) -> None:
+        """Not known."""
+
+    def first(self, count: int) -> Batch | None:
+        """The first ones; None where the stream gives none."""
+        with keeping_generators():
+            return next(self.epoch(0, count, 0), None)
+
+
+def _collated(dataset: Any, examples: list[Any]) -> Any:
+    """Single examples put together by torch's collation."""
+    try:
+        return default_collate(examples)
+    except Exception as error:  # what it says of examples of several sizes is long
+        raise DataError(
+            f"examples of the dataset ({type(dataset).__name__}) make no batch: {said(error)}; "
+            "give a torch.utils.data.DataLoader with a collate_fn of your own"
+        ) from error
 
 
 class LoaderBatches:
@@ -449,7 +450,7 @@ def as_batches(data: Any, read: Read | None = None) -> Batches:
     part = getattr(data, "train", None)
     if isinstance(part, Examples | tuple | list):
         data = part
-    if isinstance(data, TensorBatches | DatasetBatches | LoaderBatches):
+    if isinstance(data, TensorBatches | DatasetBatches | StreamBatches | LoaderBatches):
         return data
     if isinstance(data, Examples) and not isinstance(data, Mapping):
         return TensorBatches(data.inputs, data.targets)
@@ -462,7 +463,7 @@ def as_batches(data: Any, read: Read | None = None) -> Batches:
     if isinstance(data, tuple | list) and any(isinstance(part, Tensor) for part in data):
         raise InputError(f"data must be a pair of tensors (inputs, targets), not {len(data)} things")
     if _of_single_examples(data):
-        return DatasetBatches(data, read)
+        return (StreamBatches if isinstance(data, IterableDataset) else DatasetBatches)(data, read)
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | Tensor | Iterator):
         return LoaderBatches(data, read)
     raise InputError(

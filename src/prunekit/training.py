@@ -27,7 +27,7 @@ from prunekit.parts.regularize import Regularizer
 from prunekit.seeds import derive, seeded
 from prunekit.settings import EPOCHS, LARGE, WHOLE, Settings, checked_seed, whole
 from prunekit.targets import device_of, unwrap
-from prunekit.task import Task
+from prunekit.task import PLAIN, Task
 
 State = dict[str, Tensor]
 """A model's state dict, copied."""
@@ -299,7 +299,7 @@ def train(
         DataError: if an epoch of the data has no batch.
     """
     seed, start = checked_seed(seed), whole("start", start, 0, WHOLE)
-    task = training.task_of(task or Task())
+    task = training.task_of(task or PLAIN)
     data = as_batches(data, partial(task.read, model=model))
     loop = loop or Loop()
     total = training.length(data, loop.accumulate)

@@ -29,7 +29,7 @@ from prunekit.statistics.collect import (
     sum_over_processes,
 )
 from prunekit.targets import device_of
-from prunekit.task import LossFunction, Task
+from prunekit.task import PLAIN, LossFunction, Task
 from prunekit.training import copy_state
 
 BATCH = 256
@@ -304,7 +304,7 @@ def check_takes(model: nn.Module, name: str, inputs: Inputs) -> None:
     """
     with evaluating(model), torch.inference_mode():
         _outputs(
-            Task(),
+            PLAIN,
             model,
             Batch(inputs, None),
             lambda: f"the model {name} cannot take examples of {_shaped(inputs)}",
