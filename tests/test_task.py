@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from prunekit import Batch, Recipe, Task, Training, prune, train
+from prunekit import Batch, Loop, Recipe, Task, Training, prune, train
 from prunekit.batches import DatasetBatches, LoaderBatches, TensorBatches, as_batches, without_padding
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.methods import iterative_magnitude, magnitude, recipe, snip, wanda
+from prunekit.parts.retrain import _Distillation
 from small_nets import blobs, copied, mlp, same
 
 transformers = pytest.importorskip("transformers")
@@ -622,3 +623,217 @@ def test_filters_scored_on_ragged_batches_with_ignored_positions() -> None:
     chosen = recipe("taylor_filters", sparsity=0.5, epochs=0)
     one = prune(copy.deepcopy(net), chosen, [(images, classes)])
     assert one.kept == prune(copy.deepcopy(net), chosen, parts).kept
+
+
+# ---- what a second look found ------------------------------------------------------------------------------
+
+
+class Pixels(Task):
+    """Reads pairs, and calls the network in a way of its own: at ten times the inputs."""
+
+    def read(self, batch: Any, model: nn.Module) -> Batch:
+        return Batch({"pixels": batch[0]}, as_batches([batch]).first(1).targets)  # type: ignore[union-attr]
+
+    def run(self, model: nn.Module, batch: Batch) -> Any:
+        return model(batch.inputs["pixels"] * self.factor)  # type: ignore[call-overload]
+
+    factor = torch.tensor([10.0, *[1.0] * 9])
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        *(recipe(method, sparsity=0.5) for method in ("wanda", "sparsegpt", "layer_obs", "snip", "obd")),
+        *(
+            Recipe.parse(
+                {
+                    "score": score,
+                    "granularity": "unit",
+                    "schedule": {"name": "one_shot", "sparsity": 0.5},
+                    "repair": repair,
+                }
+            )
+            for score, repair in (("feature_taylor", "none"), ("magnitude", "least_squares"))
+        ),
+    ],
+    ids=["wanda", "sparsegpt", "layer_obs", "snip", "obd", "feature_taylor", "least_squares"],
+)
+def test_whatever_looks_at_the_network_runs_it_as_the_task_says(chosen: Recipe) -> None:
+    inputs, targets = blobs(48)
+    batches = list(zip(inputs.split(16), targets.split(16), strict=True))
+    task = Pixels()
+    scaled = [(x * task.factor, y) for x, y in batches]
+    wanted = prune(mlp(10, 8, 3), chosen, scaled, example_inputs=inputs[:2])
+    found = prune(mlp(10, 8, 3), chosen, batches, task=task, example_inputs=inputs[:2])
+    assert found.kept == wanted.kept
+    assert same(copied(found.model), copied(wanted.model))
+
+
+def test_norms_are_measured_as_the_task_runs_the_network() -> None:
+    inputs, targets = blobs(48)
+    task = Pixels()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    chosen = Recipe.parse({"schedule": {"name": "one_shot", "sparsity": 0.5}, "recalibrate": True})
+    wanted = prune(copy.deepcopy(net), chosen, [(inputs * task.factor, targets)]).model
+    assert same(copied(prune(net, chosen, [(inputs, targets)], task=task).model), copied(wanted))
+
+
+def test_a_decoder_is_calibrated_on_what_its_labels_say() -> None:
+    """A network from sequences to sequences makes its decoder's inputs of the labels."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    net = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0))
+    words, labels = torch.randint(1, 50, (8, 7)), torch.randint(1, 50, (8, 5))
+    chosen = Recipe.parse({**wanda(0.5).to_dict(), "ignore": ["*shared*", "lm_head", "*embed*"]})
+    found = prune(copy.deepcopy(net), chosen, [{"input_ids": words, "labels": labels}])
+    shifted = torch.cat([torch.zeros(8, 1, dtype=torch.int64), labels[:, :-1]], 1)
+    told = prune(net, chosen, [{"input_ids": words, "decoder_input_ids": shifted}])
+    assert found.masks == told.masks
+
+
+@pytest.mark.parametrize("size", [1.0, 0.001])
+def test_class_weights_of_any_size_accumulate_to_the_loss_of_all(size: float) -> None:
+    inputs, targets = blobs(64, dtype=torch.float64)
+    loss = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]).double() * size, label_smoothing=0.1)
+    net = mlp(10, 8, 3, dtype=torch.float64)
+    by_hand = copy.deepcopy(net)
+    loop = Loop(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5), accumulate=2)
+    batches = list(zip(inputs.split(8), targets.split(8), strict=True))
+    train(net, batches, Training(epochs=1), task=Task(loss), loop=loop)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.5)
+    for x, y in zip(inputs.split(16), targets.split(16), strict=True):
+        optimizer.zero_grad()
+        loss(by_hand(x), y).backward()
+        optimizer.step()
+    for found, wanted in zip(net.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss(), nn.L1Loss(), nn.SmoothL1Loss()])
+def test_a_loss_of_numbers_broadcasts_nothing(loss: Any) -> None:
+    inputs, _ = blobs(24)
+    net = mlp(10, 8, 1)
+    before = copied(net)
+    with pytest.raises(InputError, match=r"outputs \(24, 1\) and targets \(24,\) differ in shape"):
+        prune(net, retrained(epochs=1), (inputs, torch.rand(24)), loss=loss)
+    assert same(copied(net), before)
+
+
+def test_a_loss_without_a_gradient_trains_nothing() -> None:
+    net = mlp(10, 8, 3)
+    before = copied(net)
+
+    def mistakes(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) != targets).float().mean()
+
+    with pytest.raises(InputError, match="the loss has no gradient"):
+        prune(net, retrained(epochs=1), blobs(24), loss=mistakes)
+    assert same(copied(net), before)
+
+
+def test_a_class_that_torchs_own_loss_does_not_know_is_named() -> None:
+    inputs, targets = blobs(64)
+    targets[60], targets[3] = 7, 255
+    with pytest.raises(InputError, match="the class number 7 of example 60"):
+        prune(
+            mlp(10, 8, 3), retrained(epochs=1), (inputs, targets), loss=nn.CrossEntropyLoss(ignore_index=255)
+        )
+
+
+def test_a_subclass_of_a_causal_language_model_counts_the_next_tokens() -> None:
+    class Own(transformers.GPT2LMHeadModel):  # type: ignore[misc]
+        pass
+
+    net = Own(transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=8))
+    batch = Task().read({"input_ids": torch.arange(6)[None], "labels": torch.arange(6)[None]}, net)
+    assert Task().terms(Task().run(net, batch), batch.targets) == 5
+
+
+def test_padding_is_no_position_of_a_feature_map() -> None:
+    examples = sentences(24)
+    alone = [{"input_ids": e["input_ids"][None], "labels": e["labels"][None]} for e in examples]
+    plan = {
+        "score": "feature_taylor",
+        "granularity": "unit",
+        "schedule": {"name": "one_shot", "sparsity": 0.5},
+    }
+    net = bert().double()
+    example = {"input_ids": padded(examples)["input_ids"][:2]}
+    found = [
+        prune(copy.deepcopy(net), Recipe.parse(plan), data, example_inputs=example).kept
+        for data in (alone, [padded(examples)], [padded(examples[:9], 12, 5), padded(examples[9:], 9, 7)])
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_teacher_softens_classes_that_come_last() -> None:
+    """Of logits (examples, positions, classes), as a loop by hand has it."""
+    teacher = nn.Linear(4, 5)
+    x, student = torch.randn(6, 3, 4), torch.randn(6, 3, 5)
+    found = _Distillation(teacher, 2.0, 1.0)(x, student, torch.randint(5, (6, 3)), torch.zeros(()))
+    with torch.no_grad():
+        soft = (teacher(x) / 2).softmax(-1)
+        wanted = (soft * (soft.log() - (student / 2).log_softmax(-1))).sum(-1).mean() * 4
+    torch.testing.assert_close(found, wanted)
+
+
+class InOrder(nn.Module):
+    """A network of transformers that is given its inputs in order, as many own loops do."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+@pytest.mark.parametrize("way", ["pair", "three", "real values"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_padding_is_none_by_its_place_or_as_real_values(method: str, way: str) -> None:
+    """Against each sequence alone, which has no padding and whose network is given no mask."""
+    examples = sentences(24)
+    together = padded(examples, 12)
+    ids, mask, labels = together["input_ids"], together["attention_mask"], together["labels"]
+    net = InOrder(bert().double())
+    chosen = Recipe.parse(
+        {**recipe(method, sparsity=0.5).to_dict(), "ignore": ["*embeddings*", "*classifier", "*pooler*"]}
+    )
+    alone = [((e["input_ids"][None], None), e["labels"][None]) for e in examples]
+    data: Any = {
+        "pair": [((ids, mask), labels)],
+        "three": DataLoader(TensorDataset(ids, mask, labels), batch_size=7),
+        "real values": [({"input_ids": ids, "attention_mask": mask.double()}, labels)],
+    }[way]
+    assert prune(copy.deepcopy(net), chosen, data).masks == prune(copy.deepcopy(net), chosen, alone).masks
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_wrapper_that_hands_on_all_it_is_given_leaves_a_language_model_its_own_loss(depth: int) -> None:
+    """The loss was that of each position with its own token."""
+
+    class Wrapper(nn.Module):
+        def __init__(self, base_model: nn.Module) -> None:
+            super().__init__()
+            self.base_model = base_model
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self.base_model(*args, **kwargs)
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=8)
+    net = transformers.GPT2LMHeadModel(config).double().eval()
+    ids = torch.randint(12, (6, 5))
+    wrapped: nn.Module = net
+    for _ in range(depth):
+        wrapped = Wrapper(wrapped)
+    logits = net(input_ids=ids).logits[:, :-1]
+    expected = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    task = Task()
+    batch = task.read({"input_ids": ids, "labels": ids}, wrapped)
+    outputs = task.run(wrapped, batch)
+    found = task.loss(outputs, batch.targets)  # transformers works it out in float32
+    torch.testing.assert_close(found, expected.float())
+    assert task.terms(outputs, batch.targets) == 24

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.batches import Batch, Inputs, arguments, feed, read_batch
 from prunekit.errors import InputError, shown
-from prunekit.losses import LOSSES, NOTHING, class_axis, default_loss, one_tensor, out_of_range
+from prunekit.losses import LOSSES, NOTHING, class_axis, default_loss, misfit, one_tensor, out_of_range
 from prunekit.targets import unwrap
 
 LossFunction = Callable[[Any, Any], Any]
@@ -112,6 +112,8 @@ class Task:
             outputs = self.tensor(outputs, "the loss")
             if isinstance(given, _OF_NUMBERS) and isinstance(targets, Tensor):
                 targets = targets.to(outputs.dtype)  # yes and no as whole numbers or booleans
+                if targets.shape != outputs.shape:  # torch pairs (n, 1) with all of (n,), and warns
+                    raise InputError(str(misfit("squared_error", outputs, targets)))
         value = given(outputs, targets)
         if isinstance(value, Mapping):
             return torch.stack([torch.as_tensor(each) for each in value.values()]).sum()
@@ -129,9 +131,12 @@ class Task:
         logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
         if not (isinstance(targets, Tensor) and isinstance(logits, Tensor)) or logits.dim() < 2:
             return None
-        if not (given is None or isinstance(given, str)) or (
-            given is None and _own_loss(outputs) is not None
-        ):
+        if given is None and _own_loss(outputs) is not None:
+            return None
+        if isinstance(given, nn.CrossEntropyLoss | nn.NLLLoss):
+            targets = targets.masked_fill(targets == given.ignore_index, NOTHING)
+            given = "cross_entropy"
+        elif not (given is None or isinstance(given, str)):
             return None
         name = given or default_loss(targets)
         axis = 1 if name == "squared_error" else class_axis(logits, targets[: len(logits)])
@@ -181,16 +186,20 @@ class Task:
                 )
         return found
 
-    def real_positions(self, inputs: Inputs) -> Tensor | None:
+    def real_positions(self, inputs: Inputs, model: nn.Module) -> Tensor | None:
         """(examples, positions) booleans, False where sequences are padded; None where nothing is padded.
 
         By the names that transformers' and torch's own models use: `attention_mask` (1 for real positions),
-        or `src_key_padding_mask` and the like (True for padded ones).
+        or `src_key_padding_mask` and the like (True for padded ones). Inputs in order have the names of the
+        arguments that they go to.
         """
+        if isinstance(inputs, tuple | list):
+            names = [name for name, each in _arguments_of(model).items() if each.kind in _POSITIONAL]
+            inputs = dict(zip(names, inputs, strict=False))
         if not isinstance(inputs, Mapping):
             return None
         mask = inputs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+        if isinstance(mask, Tensor) and mask.dim() == 2 and _are_flags(mask):
             return mask.bool()
         for name in PADDING:
             mask = inputs.get(name)
@@ -207,16 +216,38 @@ PLAIN = Task()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+_ALL = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
+
+
+def _are_flags(mask: Tensor) -> bool:
+    """Whether a mask says 1 or 0; one of real values may be added to scores instead, as 0 or -inf."""
+    if not mask.is_floating_point():
+        return True
+    return bool(mask.any()) and bool(((mask == 0) | (mask == 1)).all())
+
+
 def _arguments_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return _within(model)[1]
+
+
+def _within(model: nn.Module) -> tuple[nn.Module, Mapping[str, inspect.Parameter]]:
+    """The network whose arguments count, and these: inside wrappers that hand all on, as PEFT's do."""
+    model = unwrap(model)
     try:
-        return inspect.signature(unwrap(model).forward).parameters
+        names = inspect.signature(model.forward).parameters
     except (TypeError, ValueError):  # a scripted module has none
-        return {}
+        return model, {}
+    if len(names) == 2 and [each.kind for each in names.values()] == _ALL:
+        inside = list(model.children())
+        if len(inside) == 1:
+            return _within(inside[0])
+    return model, names
 
 
 def _predicts_next(model: nn.Module) -> bool:
     """Whether it is a causal language model of transformers, by the names that they all have."""
-    return type(unwrap(model)).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    kinds = type(_within(model)[0]).__mro__  # a user's subclass as well
+    return any(kind.__name__.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
 
 
 def _own_loss(outputs: Any) -> Tensor | None:

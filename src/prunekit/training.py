@@ -415,7 +415,7 @@ class _Stepping:
                     self._scaled(mean * terms).backward()  # type: ignore[no-untyped-call]
                     total, count = total + mean.detach() * terms, count + terms
             self._divide(count)
-            loss = total / max(count, 1.0)
+            loss = total / (count or 1.0)
         if self._loop.clip is not None:
             if self._scaler is not None:
                 self._scaler.unscale_(self._optimizer)
@@ -429,6 +429,11 @@ class _Stepping:
             loss = task.loss(outputs, batch.targets)
             if self._batch_loss is not None:
                 loss = self._batch_loss(batch.inputs, outputs, batch.targets, loss)
+        if not loss.requires_grad:
+            raise InputError(
+                "the loss has no gradient, so that nothing is trained by it: it must be made of the outputs "
+                "by functions that torch differentiates"
+            )
         return loss, task.terms(outputs, batch.targets) if counted else 1.0
 
     def _scaled(self, loss: Tensor) -> Tensor:
@@ -437,7 +442,7 @@ class _Stepping:
     def _divide(self, count: float) -> None:
         for parameter in self._model.parameters():
             if parameter.grad is not None:
-                parameter.grad /= max(count, 1.0)
+                parameter.grad /= count or 1.0  # class weights may add up to less than one
 
 
 def _are_finite(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import Inputs, feed
 from prunekit.errors import InputError, ModelError
-from prunekit.losses import one_tensor
+from prunekit.losses import class_axis, one_tensor
 from prunekit.parts.base import BatchLoss, Part
 from prunekit.parts.context import StepContext
 from prunekit.seeds import derive, seeded
@@ -177,7 +177,9 @@ class _Distillation:
     def __call__(self, inputs: Inputs, outputs: Any, targets: Any, loss: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = one_tensor(feed(self._teacher, inputs), "retrain distill")
-        apart = divergence(one_tensor(outputs, "retrain distill"), wanted, self._temperature)
+        found = one_tensor(outputs, "retrain distill")
+        axis = class_axis(found, targets)  # the last of (examples, positions, classes)
+        apart = divergence(found.movedim(axis, 1), wanted.movedim(axis, 1), self._temperature)
         return (1 - self._share) * loss + self._share * self._temperature**2 * apart
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from prunekit.batches import Batch, Batches, Inputs, TensorBatches, feed, read_batch
+from prunekit.batches import Batch, Batches, Inputs, TensorBatches, read_batch
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming, said
 from prunekit.masks import Masks
 from prunekit.modes import Snapshot, evaluating, keeping_modes
@@ -123,7 +123,7 @@ class Calibration:
 
     def recalibrate(self) -> None:
         """Measure the running statistics of the norms anew, on the sample."""
-        recalibrate(self.model, self.norms, self.batches())
+        recalibrate(self.model, self.norms, self.batches(), self.task)
 
     def batches(self) -> Iterator[Batch]:
         """The sample; nothing without data."""
@@ -141,7 +141,7 @@ class Calibration:
         """
         for number, batch in enumerate(self.batches()):
             try:
-                check_finite(self.model, f"batch {number} of the calibration data", batch)
+                check_finite(self.model, f"batch {number} of the calibration data", batch, self.task)
             except DataError as error:
                 wrong.append(error)
             yield batch
@@ -188,7 +188,9 @@ def norms_with_statistics(model: nn.Module) -> list[_NormBase]:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, norms: Sequence[_NormBase], batches: Iterable[Batch]) -> None:
+def recalibrate(
+    model: nn.Module, norms: Sequence[_NormBase], batches: Iterable[Batch], task: Task = PLAIN
+) -> None:
     """Put the running statistics of norms to their means over batches, of all processes.
 
     The rest of the network runs in evaluation mode, each norm by the statistics of its batch, as in training.
@@ -201,7 +203,7 @@ def recalibrate(model: nn.Module, norms: Sequence[_NormBase], batches: Iterable[
     """
     if not norms:
         return
-    calls, wrong = _measure_norms(model, norms, batches)
+    calls, wrong = _measure_norms(model, norms, batches, task)
     device = device_of(model)
     with naming("recalibrate"):
         refuse_together(wrong, device)
@@ -213,7 +215,7 @@ def recalibrate(model: nn.Module, norms: Sequence[_NormBase], batches: Iterable[
 
 
 def _measure_norms(
-    model: nn.Module, norms: Sequence[_NormBase], batches: Iterable[Batch]
+    model: nn.Module, norms: Sequence[_NormBase], batches: Iterable[Batch], task: Task
 ) -> tuple[list[int], DataError | None]:
     """How often each norm ran, with the mean of all its calls in it then; and why it cannot be done."""
     before = [(copy_state(norm), norm.momentum) for norm in norms]
@@ -234,7 +236,7 @@ def _measure_norms(
             for batch in map(read_batch, batches):
                 largest = max(largest, len(batch))
                 if 2 * len(batch) >= largest:
-                    feed(model, batch.inputs)
+                    task.run(model, batch)
         except ValueError as error:
             if largest > 1:
                 raise
@@ -364,8 +366,10 @@ def check_examples(model: nn.Module, name: str, data: Batches, uses: Sequence[Us
             _tried(model, name, few.examples(0, 1), use)
         if isinstance(data, TensorBatches):
             _check_all(name, data, use, outputs)
-    if any(use.train for use in uses):  # where a network is only looked at, it is seen in what comes out
-        check_finite(model, name, data.all if isinstance(data, TensorBatches) else few)
+    for use in uses:
+        if use.train:  # where a network is only looked at, it is seen in what comes out
+            check_finite(model, name, data.all if isinstance(data, TensorBatches) else few, use.task)
+            break
 
 
 def _tried_few(model: nn.Module, name: str, data: Batches, few: Batch, use: Use) -> Any:
@@ -450,7 +454,7 @@ def _hint(model: nn.Module, inputs: Any, task: Task) -> str:
     return f" (the network's parameters are {first.dtype})"
 
 
-def check_finite(model: nn.Module, name: str, batch: Batch) -> None:
+def check_finite(model: nn.Module, name: str, batch: Batch, task: Task) -> None:
     """Refuse examples that are no numbers; a network that makes numbers of NaN may have it as inputs.
 
     Raises:
@@ -463,7 +467,7 @@ def check_finite(model: nn.Module, name: str, batch: Batch) -> None:
     if wrong is None:
         return
     with looking_only(model, train=False):
-        outputs = feed(model, batch.examples(wrong, wrong + 1).to(device_of(model)).inputs)
+        outputs = task.run(model, batch.examples(wrong, wrong + 1).to(device_of(model)))
     if not isinstance(outputs, Tensor) or not bool(torch.isfinite(outputs).all()):
         raise DataError(f"{name}: the inputs of example {wrong} are NaN or infinite, and so are the outputs")
 

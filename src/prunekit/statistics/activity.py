@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prunekit.batches import Batch, feed, without_padding
+from prunekit.batches import Batch, without_padding
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import FeatureMap, Key
@@ -84,11 +84,12 @@ class ActivationCollector(Collector):
             following(self._model.parameters() if self._differentiable else ()),
             torch.set_grad_enabled(self._differentiable),
         ):
-            inputs = batch.map(self._followed if self._differentiable else Tensor.detach).inputs
-            outputs = feed(self._model, inputs)
+            outputs = self._task.run(
+                self._model, batch.map(self._followed if self._differentiable else Tensor.detach)
+            )
+        self._real = self._task.real_positions(batch.inputs, self._model)
         if not self._differentiable:
-            real = self._task.real_positions(inputs)
-            seen = {key: without_padding(value, real) for key, value in seen.items()}
+            seen = {key: without_padding(value, self._real) for key, value in seen.items()}
         self.see(seen, outputs, batch.targets)
 
     @staticmethod
@@ -298,11 +299,20 @@ class FeatureMapCollector(ActivationCollector):
                 place = each.place
                 values, derivatives = _at_map(each, seen, by_key)
                 numbers = self._statistic.numbers(values, derivatives).movedim(place.axis, -1).double()
-                means = numbers.flatten(1, -2).mean(1) if numbers.dim() > 2 else numbers
+                means = self._over_positions(numbers) if numbers.dim() > 2 else numbers
                 units, there = place.units.to(means.device), (place.units >= 0).to(means.device)
                 found = over_entries(means[:, there], units[there], size, "mean").abs().sum(0)
                 self._sums[place] = self._sums.get(place, 0) + found
         self._examples += len(targets)
+
+    def _over_positions(self, numbers: Tensor) -> Tensor:
+        """(examples, entries): the means over the positions that are not padding."""
+        real = self._real
+        if real is None or numbers.shape[:2] != real.shape:
+            return numbers.flatten(1, -2).mean(1)
+        by_position = numbers.flatten(2, -2).mean(2) if numbers.dim() > 3 else numbers
+        real = real.to(numbers.dtype)
+        return (by_position * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
 
     def finish(self) -> dict[str, Tensor]:
         """By group (units,) float64: means over the examples of all processes; 0 for units that are off."""

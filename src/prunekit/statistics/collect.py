@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from prunekit.batches import Batch, feed, read_batch
+from prunekit.batches import Batch, read_batch
 from prunekit.errors import DataError, PrunekitError
 from prunekit.graph import Coupled
 from prunekit.modes import keeping_modes
@@ -159,7 +159,7 @@ def collect(
                     for collector in collectors:
                         stack.enter_context(collector.watching(batch))
                     stack.enter_context(torch.set_grad_enabled(needs_loss))
-                    outputs = task.run(model, batch) if needs_loss else feed(model, batch.inputs)
+                    outputs = task.run(model, batch)
                     if needs_loss:
                         value, terms = task.loss(outputs, batch.targets), task.terms(outputs, batch.targets)
             if needs_loss and not terms:

@@ -25,7 +25,6 @@ from prunekit.statistics.collect import (
     watched_calls,
 )
 from prunekit.statistics.moments import Moments
-from prunekit.task import Task
 
 _BUFFER_BYTES = 8 * 2**20
 """Memory for a layer's rows that are collected before their products are taken: few products of many."""
@@ -83,7 +82,7 @@ class InputStatistic(Statistic):
         key = InputStatistic, self.form, self.consumers
         first = key not in subject.shared
         if first:
-            subject.shared[key] = _Sums(self._layers(subject), self.form, subject.task, exact=self.consumers)
+            subject.shared[key] = _Sums(self._layers(subject), self.form, subject, exact=self.consumers)
         sums: _Sums = subject.shared[key]
         sums.wanted = max(sums.wanted, self.sums)
         return _Reader(self, sums, first=first)
@@ -177,15 +176,19 @@ def _has_bias(layer: nn.Module) -> bool:
 class _Sums:
     """The moments of all layers of a pass, for whoever asks, with what anyone wants of them."""
 
-    def __init__(self, layers: dict[str, nn.Module], form: Form, task: Task, *, exact: bool) -> None:
+    def __init__(
+        self, layers: dict[str, nn.Module], form: Form, subject: StatContext, *, exact: bool
+    ) -> None:
         self.wanted = MEANS
-        self._layers, self._form, self._task, self._exact = layers, form, task, exact
+        self._layers, self._form, self._exact = layers, form, exact
+        self._model, self._task = subject.model, subject.task
         self._watched: dict[str, _Watched] = {}
         self._finished = False
 
     def watching(self, batch: Batch) -> AbstractContextManager[None]:
         """Hooks on the layers, for as long as the pass lasts that counts."""
-        return watched_calls(self._layers, partial(self._see, self._task.real_positions(batch.inputs)))
+        real = self._task.real_positions(batch.inputs, self._model)
+        return watched_calls(self._layers, partial(self._see, real))
 
     @torch.no_grad()
     def _see(self, real: Tensor | None, name: str, x: Tensor, output: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from prunekit.batches import Batch, Inputs, feed, without_padding
+from prunekit.batches import Batch, without_padding
 from prunekit.errors import DataError
 from prunekit.graph.chain import Function
 from prunekit.graph.chain_view import activations
@@ -73,15 +73,15 @@ class _Correlations(Collector):
         self._model = subject.model
         self._modules = row_layers(subject.model, subject.names)
         self._layers: dict[str, _Layer] = {}
-        self._inputs: list[Inputs] = []
+        self._batches: list[Batch] = []
         self._task = subject.task
         self._budget = budget
 
     def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
-        if not self._inputs:
+        if not self._batches:
             after = activations(self._model, self._modules, batch.inputs)
             self._layers = {name: _Layer(layer, after[name]) for name, layer in self._modules.items()}
-        self._inputs.append(batch.inputs)
+        self._batches.append(batch)
 
     @torch.no_grad()
     def finish(self) -> dict[str, Tensor]:
@@ -89,9 +89,10 @@ class _Correlations(Collector):
         while not all(layer.done for layer in self._layers.values()):
             budget = _Budget(self._budget)
             left = {name: self._modules[name] for name, layer in self._layers.items() if not layer.done}
-            for inputs in self._inputs:
-                with watched_calls(left, partial(self._see, budget, self._task.real_positions(inputs))):
-                    feed(self._model, inputs)
+            for batch in self._batches:
+                real = self._task.real_positions(batch.inputs, self._model)
+                with watched_calls(left, partial(self._see, budget, real)):
+                    self._task.run(self._model, batch)
             if first:
                 self._check()
             first = False
