@@ -80,6 +80,10 @@ TAKEN_ONCE = (
 """What statistics require of a recipe that takes them once."""
 
 
+def _training_or_none(value: Any) -> Training | None:
+    return None if value is None else Training.parse(value)
+
+
 class Recipe(Settings):
     """A score, taken at some granularity, shared out over the layers, in some number of steps, with a repair
     and a retraining after each.
@@ -95,6 +99,8 @@ class Recipe(Settings):
             other, each is measured behind the layers that were pruned before it, and only that one if the
             allocation looks at each layer by itself.
         repair: what is done to the survivors at once.
+        warm_up: a training before the first removal, in place of none: that of a penalty or of gates, under
+            which what is to go becomes zero. In a loop of the user's the loop is the training.
         retrain: what follows each step.
         stop: what ends the pruning before its last step.
         targets: patterns of what is pruned; None for all linear and convolution layers.
@@ -116,6 +122,7 @@ class Recipe(Settings):
     selection: Annotated[SerializeAsAny[Selection], BeforeValidator(Selection.build)] = Lowest()
     order: Order = "all"
     repair: Annotated[SerializeAsAny[Repair], BeforeValidator(Repair.build)] = NoRepair()
+    warm_up: Annotated[Training | None, BeforeValidator(_training_or_none)] = None
     retrain: Annotated[SerializeAsAny[Retrain], BeforeValidator(Retrain.build)] = NoRetraining()
     stop: Annotated[SerializeAsAny[Stop], BeforeValidator(Stop.build)] = NoStop()
     targets: tuple[str, ...] | None = None
@@ -158,8 +165,14 @@ class Recipe(Settings):
 
     @property
     def warm_ups(self) -> dict[str, Training]:
-        """The trainings that parts ask for before the first removal, by the parts' keys."""
-        return {key: part.warm_up for key, part in self.parts.items() if part.warm_up is not None}
+        """The trainings before the first removal by who asks for them: the recipe itself, or a part by its
+        key."""
+        own = {} if self.warm_up is None else {"warm_up": self.warm_up}
+        return own | {key: part.warm_up for key, part in self.parts.items() if part.warm_up is not None}
+
+    def called(self, key: str) -> str:
+        """What a key of the recipe is called in a message, such as "retrain 'fine_tune'"."""
+        return f"{key} {self.parts[key].name!r}" if key in self.parts else key
 
     @property
     def trains(self) -> bool:

@@ -309,8 +309,8 @@ class Session:
         for key in self.recipe.warm_ups:
             if not self._warmed_up:
                 raise InputError(
-                    f"the recipe's {key} {self.recipe.parts[key].name!r} is measured while the network is "
-                    "trained: attach() the optimizer and train before the first advance()"
+                    f"the recipe's {self.recipe.called(key)} is a training: attach() the optimizer and train "
+                    "before the first advance()"
                 )
         step = self.plan.steps[len(self.history)]
         with self.undoing(steps=1):
@@ -579,7 +579,7 @@ class Session:
     def _who_needs_data(self) -> str:
         parts = self.recipe.parts.items()
         keys = [key for key, part in parts if part.needs or getattr(part, "needs_data", False)]
-        return f"{keys[0]} {self.recipe.parts[keys[0]].name!r}" if keys else "recalibrate"
+        return self.recipe.called(keys[0]) if keys else "recalibrate"
 
     @property
     def _recalibrates(self) -> bool:

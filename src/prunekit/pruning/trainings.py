@@ -59,7 +59,7 @@ class Trainings:
         for key, training in trainings.items():
             if training is None:
                 continue
-            part = f"the recipe's {key} {self.recipe.parts[key].name!r}"
+            part = f"the recipe's {self.recipe.called(key)}"
             if self.data is None:
                 raise InputError(f"{part} needs data, but none is given")
             if not any(parameter.requires_grad for parameter in self.inner.parameters()):

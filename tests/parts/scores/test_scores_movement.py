@@ -272,7 +272,7 @@ def test_what_is_refused():
     with pytest.raises(ModelError, match="score 'movement' cannot train the model: all its parameters"):
         prune(frozen, recipe(), blobs())
     session = Session(mlp(10, 12, 3), recipe())
-    with pytest.raises(InputError, match=r"'movement' is measured while the network is trained: attach\(\)"):
+    with pytest.raises(InputError, match=r"'movement' is a training: attach\(\)"):
         session.advance()
     with pytest.raises(InputError, match="class"):
         prune(mlp(10, 12, 3), recipe(), (blobs()[0], torch.full((len(blobs()[0]),), 9)))

@@ -11,6 +11,7 @@ from prunekit.parts.allocation.rules import (
     PerLayer,
     Recorded,
     Threshold,
+    Zeros,
 )
 from prunekit.parts.context import Allocation
 
@@ -28,4 +29,5 @@ __all__ = [
     "Recorded",
     "Sensitivity",
     "Threshold",
+    "Zeros",
 ]

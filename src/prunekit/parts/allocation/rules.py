@@ -329,6 +329,30 @@ class Threshold(Allocation):
         return amounts
 
 
+class Zeros(Allocation):
+    """Whatever scores zero: what a training with a penalty or with gates has brought to exactly zero.
+
+    The schedule is `allocation_decides`. Under the score `magnitude` of units a unit goes whose weights are
+    all zero.
+    """
+
+    name = "zeros"
+    local = True
+    requires = (DECIDED,)
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        """What is gone and what scores 0, at most down to the floor."""
+        amounts = {}
+        for name, scores in context.scores.items():
+            left = scores[context.kept[name]]
+            # a weight that is zero among others that are not scores minus infinity: it is gone already
+            zeros = int(((left == 0) | (left == -torch.inf)).sum())
+            lost = context.pruned.get(name, 0)
+            most = lost if name in context.frozen else max(lost, self.max_removable(name, context))
+            amounts[name] = min(lost + zeros, most)
+        return amounts
+
+
 class NoPruning(Allocation):
     """Removes nothing: the control that is retrained as long as the others.
 
