@@ -1,0 +1,71 @@
+"""Hard-concrete gates against samples drawn by NumPy and scipy's integrals."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, optimize
+
+from prunekit import hard_concrete
+
+LOCATIONS = [-6.0, -2.5, -1.0, 0.0, 0.7, 3.0]
+
+
+def drawn(location: float, uniform: np.ndarray) -> np.ndarray:
+    """The definition, by NumPy."""
+    s = 1 / (1 + np.exp(-(np.log(uniform / (1 - uniform)) + location) / (2 / 3)))
+    return np.minimum(1, np.maximum(0, s * 1.2 - 0.1))
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_samples_are_those_of_the_definition(location: float) -> None:
+    uniform = np.random.default_rng(0).uniform(size=1000)
+    found = hard_concrete.sample(torch.tensor(location, dtype=torch.float64), torch.from_numpy(uniform))
+    np.testing.assert_allclose(found.numpy(), drawn(location, uniform), atol=1e-12)
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_the_probability_of_an_open_gate_is_the_share_of_samples(location: float) -> None:
+    gates = drawn(location, np.random.default_rng(1).uniform(size=400_000))
+    found = hard_concrete.open_probability(torch.tensor(location, dtype=torch.float64))
+    assert float(found) == pytest.approx((gates > 0).mean(), abs=0.003)
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_the_gradient_of_the_mean_is_that_of_its_integral(location: float) -> None:
+    """The mean of the gradients of samples is the derivative of the mean gate, by scipy."""
+
+    def mean(at: float) -> float:
+        edges = [1 / (1 + np.exp(at - (2 / 3) * np.log(q / (1 - q)))) for q in (1 / 12, 11 / 12)]
+        return integrate.quad(lambda u: float(drawn(at, np.array(u))), 1e-12, 1 - 1e-12, points=edges)[0]
+
+    at = torch.tensor(location, dtype=torch.float64, requires_grad=True)
+    uniform = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    hard_concrete.sample(at, uniform).mean().backward()
+    assert at.grad is not None
+    assert float(at.grad) == pytest.approx((mean(location + 1e-3) - mean(location - 1e-3)) / 2e-3, abs=2e-4)
+
+
+@pytest.mark.parametrize("probability", [1e-6, 0.01, 0.5, 0.999])
+def test_the_location_of_a_probability_is_the_inverse(probability: float) -> None:
+    """By a search for the root: also far below the 5 % that the authors' clamp allows."""
+    wanted = optimize.brentq(
+        lambda a: float(hard_concrete.open_probability(torch.tensor(a, dtype=torch.float64))) - probability,
+        -40,
+        40,
+        xtol=1e-13,
+    )
+    found = hard_concrete.location_of(torch.tensor(probability, dtype=torch.float64))
+    assert float(found) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_final_gate_is_closed_and_open_at_the_stated_locations() -> None:
+    found = hard_concrete.final_gate(torch.tensor([-2.41, -2.39, 0.0, 2.39, 2.41]))
+    assert found[0] == 0 and found[4] == 1
+    assert 0 < found[1] < 0.01 and found[2] == pytest.approx(0.5) and 0.99 < found[3] < 1
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_gradients_of_probabilities_and_final_gates(location: float) -> None:
+    at = torch.tensor(location, dtype=torch.float64, requires_grad=True)
+    for function in (hard_concrete.open_probability, hard_concrete.final_gate):
+        assert torch.autograd.gradcheck(function, (at,))
