@@ -1,7 +1,7 @@
 """The hard-concrete distribution of gates between 0 and 1, both of which it takes with a probability.
 
-s = sigmoid((log u - log(1 - u) + a) / beta) for u uniform in (0, 1), stretched to s (zeta - gamma) + gamma and
-clamped to [0, 1]; the location a, called log alpha, says how far the gate is open. All functions work on
+s = sigmoid((log u - log(1 - u) + a) / beta) for u uniform in (0, 1), stretched to s (zeta - gamma) + gamma
+and clamped to [0, 1]; the location a, called log alpha, says how far the gate is open. All functions work on
 tensors of any shape, one gate per entry, and have gradients.
 
 Source: Louizos, Welling, Kingma 2018, arXiv 1712.01312, equations 10 to 13.
