@@ -39,7 +39,7 @@ def test_selection_and_repair_are_the_published_algorithm():
             x = torch.relu(model[place](x))
 
 
-@pytest.mark.parametrize("selection", ["sparsegpt", "admm"])
+@pytest.mark.parametrize("selection", ["sparsegpt", "admm", "layer_l0"])
 @pytest.mark.parametrize("net", [lambda: mlp(10, 8, 3), convnet])
 def test_exact_counts(selection, net):
     model = net()
@@ -60,7 +60,7 @@ def test_exact_counts(selection, net):
         before = session.kept
 
 
-@pytest.mark.parametrize("selection", ["sparsegpt", "admm"])
+@pytest.mark.parametrize("selection", ["sparsegpt", "admm", "layer_l0"])
 def test_patterns(selection):
     chosen = recipe(
         selection=selection, repair="masked_least_squares", granularity={"name": "n:m", "n": 2, "m": 4}
@@ -74,16 +74,17 @@ def test_patterns(selection):
         assert bool((kept.movedim(1, -1).reshape(-1, 4).sum(1) == 2).all())
 
 
-def test_the_search_costs_a_layer_less_than_magnitude():
+@pytest.mark.parametrize("selection", ["admm", "layer_l0"])
+def test_the_search_costs_a_layer_less_than_magnitude(selection):
     model, (inputs, targets) = mlp(30, 20, 4, dtype=torch.float64), blobs(200, 30, 4, dtype=torch.float64)
     inputs = inputs @ torch.randn(30, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     before = model[0](inputs)
     errors = {}
-    for name, settings in {"admm": {"selection": "admm"}, "magnitude": {}}.items():
+    for name, settings in {"searched": {"selection": selection}, "magnitude": {}}.items():
         chosen = recipe(repair="masked_least_squares", targets=["0"], **settings)
         pruned = prune(copy.deepcopy(model), chosen, (inputs, targets))
         errors[name] = float((pruned.model[0](inputs) - before).detach().square().mean())
-    assert errors["admm"] < errors["magnitude"]
+    assert errors["searched"] < errors["magnitude"]
 
 
 def test_what_is_refused():

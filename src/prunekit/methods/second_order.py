@@ -9,7 +9,7 @@ from prunekit.parts.repair import MaskedLeastSquares, OBSRefit, OBSUpdate, Spars
 from prunekit.parts.retrain import Continued, FineTune
 from prunekit.parts.schedule import FixedCount, Geometric, OneShot
 from prunekit.parts.scores import OBD, OBS, RIA, BlockFisher, InputDeviation, LayerOBS, Wanda
-from prunekit.parts.selection import ADMM, SparseGPT
+from prunekit.parts.selection import ADMM, LayerL0, SparseGPT
 from prunekit.recipe import Recipe, method
 from prunekit.training import Training, TrainingLike, given_of, training_of
 
@@ -18,6 +18,7 @@ __all__ = [
     "block_fisher",
     "exact_layer_obs",
     "iterative_obd",
+    "layer_l0",
     "layer_obs",
     "layer_obs_retrained",
     "masked_least_squares",
@@ -185,6 +186,21 @@ def sparsegpt(sparsity: float = 0.5, damp: float = 0.01) -> Recipe:
     return Recipe(
         selection=SparseGPT(damp=damp),
         repair=SparseGPTUpdate(damp=damp),
+        allocation=PerLayer(),
+        order="forward",
+        schedule=OneShot(sparsity=sparsity),
+    )
+
+
+@method
+def layer_l0(sparsity: float = 0.5, damp: float = 0.01) -> Recipe:
+    """Hard-concrete gates fitted to the outputs of each layer, then a least-squares refit, layer by layer.
+
+    Paper: gates by Louizos, Welling, Kingma 2018, arXiv 1712.01312; fitted layer by layer: prunekit's own
+    """
+    return Recipe(
+        selection=LayerL0(damp=damp),
+        repair=MaskedLeastSquares(damp=damp),
         allocation=PerLayer(),
         order="forward",
         schedule=OneShot(sparsity=sparsity),

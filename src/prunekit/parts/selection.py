@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from fractions import Fraction
+from functools import partial
 from math import floor
 from typing import Literal
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.masks import lowest, lowest_per_row
 from prunekit.obs import damped_groups
+from prunekit.obs.layer_gates import ITERATIONS as GATED_ITERATIONS
+from prunekit.obs.layer_gates import fitted_gates
 from prunekit.obs.mask_search import (
     BLOCK,
     ITERATIONS,
@@ -134,17 +137,31 @@ class LayerSelection(Selection):
             count = min(max(left // (groups - number), int(off.sum())), left - behind, off.numel())
             left -= count
             mask = torch.empty_like(off)
-            mask[:, order] = self.select(
-                matrix[order][:, order], group[:, order], off[:, order], count, pattern
-            )
+            own = matrix[order][:, order], group[:, order], off[:, order]
+            mask[:, order] = self.select(*own, count, pattern, context.generator)
             masks.append(mask)
         return from_rows(torch.stack(masks), layer)
 
     @abstractmethod
     def select(
-        self, matrix: Tensor, rows: Tensor, gone: Tensor, count: int, pattern: tuple[int, int] | None
+        self,
+        matrix: Tensor,
+        rows: Tensor,
+        gone: Tensor,
+        count: int,
+        pattern: tuple[int, int] | None,
+        generator: torch.Generator,
     ) -> Tensor:
         """The mask (rows, columns) of one group; `count` weights go, or the same of every m columns."""
+
+    @staticmethod
+    def keep(importance: Tensor, gone: Tensor, count: int, pattern: tuple[int, int] | None) -> Tensor:
+        """The most important ones, as many as are to stay."""
+        importance = importance.masked_fill(gone, -torch.inf)
+        if pattern is None:
+            return ~lowest(importance, count)
+        groups = importance.reshape(-1, pattern[1])
+        return ~lowest_per_row(groups, count // len(groups)).view(importance.shape)
 
 
 class SparseGPT(LayerSelection):
@@ -158,7 +175,13 @@ class SparseGPT(LayerSelection):
     block: int = Field(default=BLOCK, ge=1, le=WHOLE)
 
     def select(
-        self, matrix: Tensor, rows: Tensor, gone: Tensor, count: int, pattern: tuple[int, int] | None
+        self,
+        matrix: Tensor,
+        rows: Tensor,
+        gone: Tensor,
+        count: int,
+        pattern: tuple[int, int] | None,
+        generator: torch.Generator,
     ) -> Tensor:
         """The mask of the published algorithm."""
         choose: Choose
@@ -179,18 +202,46 @@ class ADMM(LayerSelection):
     iterations: int = Field(default=ITERATIONS, ge=1, le=STEPS)
 
     def select(
-        self, matrix: Tensor, rows: Tensor, gone: Tensor, count: int, pattern: tuple[int, int] | None
+        self,
+        matrix: Tensor,
+        rows: Tensor,
+        gone: Tensor,
+        count: int,
+        pattern: tuple[int, int] | None,
+        generator: torch.Generator,
     ) -> Tensor:
         """The support that the search ends with."""
-
-        def keep(importance: Tensor) -> Tensor:
-            importance = importance.masked_fill(gone, -torch.inf)
-            if pattern is None:
-                return ~lowest(importance, count)
-            groups = importance.reshape(-1, pattern[1])
-            return ~lowest_per_row(groups, count // len(groups)).view(importance.shape)
-
+        keep = partial(self.keep, gone=gone, count=count, pattern=pattern)
         return admm_support(matrix, rows, keep, iterations=self.iterations)
+
+
+class LayerL0(LayerSelection):
+    """Hard-concrete gates fitted to the layer's outputs; goes with `masked_least_squares`.
+
+    Each layer is fitted on its own reconstruction, from the second moments of its inputs: no labels, and no
+    derivatives of the network. The weights whose gates are open with the highest probability stay.
+
+    Attributes:
+        iterations: the steps of the fit.
+    """
+
+    name = "layer_l0"
+    paper = "gates: Louizos, Welling, Kingma 2018, arXiv 1712.01312; layer by layer: prunekit's own"
+    iterations: int = Field(default=GATED_ITERATIONS, ge=1, le=STEPS)
+
+    def select(
+        self,
+        matrix: Tensor,
+        rows: Tensor,
+        gone: Tensor,
+        count: int,
+        pattern: tuple[int, int] | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The gates that are most probably open."""
+        density = 1 - count / rows.numel()
+        locations = fitted_gates(matrix, rows, gone, density, iterations=self.iterations, generator=generator)
+        return self.keep(locations, gone, count, pattern)
 
 
 _GRAINS = 2**20
