@@ -837,3 +837,139 @@ def test_a_wrapper_that_hands_on_all_it_is_given_leaves_a_language_model_its_own
     found = task.loss(outputs, batch.targets)  # transformers works it out in float32
     torch.testing.assert_close(found, expected.float())
     assert task.terms(outputs, batch.targets) == 24
+
+
+# ---- what a network's own loss compares --------------------------------------------------------------------
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 30,
+    "d_model": 8,
+    "n_head": 2,
+    "n_layer": 1,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "d_inner": 16,
+    "emb_dim": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [
+        ("Bart", "BartForCausalLM"),
+        ("MBart", "MBartForCausalLM"),
+        ("Pegasus", "PegasusForCausalLM"),
+        ("XLNet", "XLNetLMHeadModel"),
+        ("XLM", "XLMWithLMHeadModel"),
+        ("GPT2", "GPT2LMHeadModel"),
+        ("OPT", "OPTForCausalLM"),
+    ],
+)
+def test_terms_are_those_of_the_own_loss_of_language_models(kind: str, network: str) -> None:
+    """The own loss is the mean over as many terms as the task says: two batches together weigh as they do."""
+    torch.manual_seed(0)
+    sizes = _SMALL if kind not in ("GPT2", "OPT") else {"vocab_size": 30}
+    sizes = sizes | {"GPT2": {"n_embd": 8, "n_head": 2, "n_layer": 1}}.get(kind, {})
+    sizes = sizes | {"OPT": {"hidden_size": 8, "ffn_dim": 8, "num_hidden_layers": 1}}.get(kind, {})
+    sizes = sizes | ({"num_attention_heads": 2, "word_embed_proj_dim": 8} if kind == "OPT" else {})
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    net = getattr(transformers, network)(config).eval()
+    task, ids = Task(), torch.randint(4, 30, (4, 6))
+    labels = ids.clone()
+    labels[0, 2:], labels[1, 4] = -100, -100
+    losses, terms = [], []
+    for part in (slice(0, 1), slice(1, 4), slice(0, 4)):
+        batch = task.read({"input_ids": ids[part], "labels": labels[part]}, net)
+        outputs = task.run(net, batch)
+        losses.append(float(task.loss(outputs, batch.targets).detach()))
+        terms.append(task.terms(outputs, batch.targets))
+    assert terms[0] + terms[1] == terms[2]
+    assert (losses[0] * terms[0] + losses[1] * terms[1]) / terms[2] == pytest.approx(losses[2], rel=1e-4)
+
+
+def test_a_language_model_inside_a_network_with_labels_of_its_own_is_judged_by_the_next_tokens() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            config = transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=8)
+            self.inner = transformers.GPT2LMHeadModel(config)
+
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+            return self.inner(input_ids=input_ids, labels=labels)
+
+    net, ids = Own().eval(), torch.randint(20, (3, 5))
+    task = Task()
+    batch = task.read({"input_ids": ids, "labels": ids}, net)
+    outputs = task.run(net, batch)
+    assert task.terms(outputs, batch.targets) == 12
+    plain = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(task.loss(outputs, batch.targets), plain)
+
+
+def test_a_translator_with_a_language_model_as_its_decoder_does_not_shift_its_labels() -> None:
+    torch.manual_seed(0)
+    small = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = transformers.BertConfig(**small, intermediate_size=8)
+    decoder = transformers.BertConfig(**small, intermediate_size=8, is_decoder=True, add_cross_attention=True)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    net = transformers.EncoderDecoderModel(config).eval()
+    batch = Task().read({"input_ids": torch.ones(2, 7).long(), "labels": torch.ones(2, 5).long()}, net)
+    assert bool((batch.targets == 1).all())
+
+
+# ---- what is ambiguous, or learns nothing ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy_with_logits],
+    ids=lambda function: function.__name__,
+)
+def test_a_function_of_numbers_broadcasts_nothing(loss: Any) -> None:
+    net = mlp(10, 8, 1)
+    before = copied(net)
+    with pytest.raises(InputError, match=r"outputs \(24, 1\) and targets \(24,\) differ in shape"):
+        prune(net, retrained(epochs=1), (blobs(24)[0], torch.rand(24)), loss=loss)
+    assert same(copied(net), before)
+
+
+def test_as_many_positions_as_classes_are_not_guessed_at() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(20, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.words(x))
+            return logits
+
+    words, tags = torch.randint(20, (6, 5)), torch.randint(5, (6, 5))
+    net = Tagger()
+    with pytest.raises(InputError, match=r"outputs \(6, 5, 5\) may lie along dimension 1 or 2"):
+        prune(net, snip(0.5), (words, tags))
+
+    def last(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.transpose(1, 2), targets)
+
+    found = prune(copy.deepcopy(net), snip(0.5), (words, tags), loss=last).masks
+    inputs, shorter = words[:, :4], tags[:, :4]  # where nothing is ambiguous, the same is taken by itself
+    alike = prune(copy.deepcopy(net), snip(0.5), (inputs, shorter)).masks
+    assert prune(copy.deepcopy(net), snip(0.5), (inputs, shorter), loss=last).masks == alike
+    assert found.kept == alike.kept
+
+
+def test_one_output_for_class_numbers_is_refused_with_a_hint() -> None:
+    net = mlp(10, 8, 1)
+    before = copied(net)
+    with pytest.raises(InputError, match="a single class, so that nothing can be learned: for yes and no"):
+        prune(net, retrained(epochs=1), (blobs(24)[0], torch.zeros(24).long()))
+    assert same(copied(net), before)

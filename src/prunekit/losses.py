@@ -28,6 +28,8 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     try:
         axis = class_axis(outputs, targets)
+        if outputs.dim() > 1 and outputs.shape[axis] == 1 and not targets.is_floating_point():
+            raise InputError(str(misfit("cross_entropy", outputs, targets)))
         return F.cross_entropy(outputs if axis == 1 else outputs.movedim(axis, 1), targets)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise _explained("cross_entropy", outputs, targets, error) from None
@@ -89,9 +91,18 @@ def class_axis(outputs: Tensor, targets: Tensor) -> int:
 
     For outputs (n, positions, classes) and class numbers (n, positions) that is the last one. Dimension 1, as
     PyTorch has it, where it fits, and for probabilities.
+
+    Raises:
+        InputError: for outputs (n, c, c), whose classes may lie along either.
     """
     if targets.is_floating_point() or outputs.dim() < 3:
         return 1
+    if outputs.dim() == 3 and outputs.shape[1] == outputs.shape[2] and targets.shape == outputs.shape[:2]:
+        raise InputError(
+            f"the classes of outputs {tuple(outputs.shape)} may lie along dimension 1 or 2, as there are as "
+            "many as positions: give a loss that says which, such as "
+            "lambda outputs, targets: torch.nn.functional.cross_entropy(outputs.transpose(1, 2), targets)"
+        )
     for axis in (1, outputs.dim() - 1, *range(2, outputs.dim() - 1)):
         if (*outputs.shape[:axis], *outputs.shape[axis + 1 :]) == targets.shape:
             return axis
@@ -132,6 +143,11 @@ def misfit(name: str, outputs: Any, targets: Tensor) -> str | None:
         return f"{given}: real values have one target for each output, classes are whole numbers (int64)"
     axis = class_axis(outputs, targets) if name == "cross_entropy" else 1
     outputs = outputs if axis == 1 else outputs.movedim(axis, 1)
+    if name == "cross_entropy" and outputs.dim() > 1 and outputs.shape[1] == 1:
+        return (
+            f"the outputs {tuple(outputs.shape)} have a single class, so that nothing can be learned: for "
+            "yes and no give loss=torch.nn.BCEWithLogitsLoss() and targets of the outputs' shape"
+        )
     positions = outputs.shape[2:] if name == "cross_entropy" else ()
     if (
         outputs.dim() < 2

@@ -71,6 +71,7 @@ class Task:
             and found.fed
             and _predicts_next(model)
             and isinstance(found.targets, Tensor)
+            and found.targets.dim() > 1
         ):
             return replace(found, targets=F.pad(found.targets[..., 1:], (0, 1), value=NOTHING))
         return found
@@ -114,6 +115,8 @@ class Task:
                 targets = targets.to(outputs.dtype)  # yes and no as whole numbers or booleans
                 if targets.shape != outputs.shape:  # torch pairs (n, 1) with all of (n,), and warns
                     raise InputError(str(misfit("squared_error", outputs, targets)))
+        elif given in _FUNCTIONS_OF_NUMBERS and getattr(targets, "shape", 0) != getattr(outputs, "shape", 0):
+            raise InputError(str(misfit("squared_error", outputs, targets)))
         value = given(outputs, targets)
         if isinstance(value, Mapping):
             return torch.stack([torch.as_tensor(each) for each in value.values()]).sum()
@@ -210,12 +213,19 @@ class Task:
 
 _OF_NUMBERS = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
+_FUNCTIONS_OF_NUMBERS = (
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+)
+
 PLAIN = Task()
 """The task of whoever says nothing: it has no state, so one serves all."""
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
 _ALL = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
 
 
@@ -227,27 +237,46 @@ def _are_flags(mask: Tensor) -> bool:
 
 
 def _arguments_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    return _within(model)[1]
-
-
-def _within(model: nn.Module) -> tuple[nn.Module, Mapping[str, inspect.Parameter]]:
-    """The network whose arguments count, and these: inside wrappers that hand all on, as PEFT's do."""
+    """The arguments of the network, or of the one inside wrappers that hand all on, as PEFT's do."""
     model = unwrap(model)
     try:
         names = inspect.signature(model.forward).parameters
     except (TypeError, ValueError):  # a scripted module has none
-        return model, {}
-    if len(names) == 2 and [each.kind for each in names.values()] == _ALL:
-        inside = list(model.children())
-        if len(inside) == 1:
-            return _within(inside[0])
-    return model, names
+        return {}
+    inside = list(model.children())
+    hands_on = [each.kind for each in names.values()] == _ALL and len(inside) == 1
+    return _arguments_of(inside[0]) if hands_on else names
+
+
+_UNSHIFTED = (
+    *("Bart", "MBart", "Pegasus", "BigBirdPegasus", "Marian", "Mvp", "Blenderbot", "BlenderbotSmall"),
+    *("PLBart", "TrOCR", "Whisper", "Speech2Text2", "ProphetNet", "XLMProphetNet", "CpmAnt"),
+    *("XLNetLMHeadModel", "XLMWithLMHeadModel"),
+)
+"""Models of transformers, `ForCausalLM` left out, whose loss compares a position with its own label though
+their names say otherwise: decoders of translators, and models of permuted or masked words."""
 
 
 def _predicts_next(model: nn.Module) -> bool:
-    """Whether it is a causal language model of transformers, by the names that they all have."""
-    kinds = type(_within(model)[0]).__mro__  # a user's subclass as well
-    return any(kind.__name__.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
+    """Whether the network's own loss compares each position with the label of the next one.
+
+    So do the causal language models of transformers, told by the names that they all have, and generators
+    without an encoder; also as a subclass, or inside a network of the user's.
+    """
+    found = (_shifts(module) for module in unwrap(model).modules())  # the outermost first
+    return next((each for each in found if each is not None), False)
+
+
+def _shifts(module: nn.Module) -> bool | None:
+    """The same of one module; None where its class says nothing."""
+    names = [kind.__name__ for kind in type(module).__mro__]
+    translates = getattr(getattr(module, "config", None), "is_encoder_decoder", None)
+    if translates is True or any(name.removesuffix("ForCausalLM") in _UNSHIFTED for name in names):
+        return False
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        return True
+    generates = any(name.endswith("ForConditionalGeneration") for name in names)
+    return True if generates and translates is False else None
 
 
 def _own_loss(outputs: Any) -> Tensor | None:
