@@ -432,7 +432,7 @@ def test_its_own_loss_is_the_mean_over_the_tokens_that_count() -> None:
 BY_DATA = {
     "snip": {}, "gradient": {}, "grasp": {}, "wanda": {}, "ria": {}, "owl_wanda": {},
     "block_fisher": {"block": 7}, "obd": {}, "layer_obs": {"every": 40}, "exact_layer_obs": {},
-    "masked_least_squares": {}, "sparsegpt": {}, "alps": {},
+    "masked_least_squares": {}, "sparsegpt": {}, "alps": {}, "layer_l0": {},
     "oracle_units": {"steps": 2}, "taylor_units": {"steps": 2},
 }  # fmt: skip
 
@@ -973,3 +973,62 @@ def test_one_output_for_class_numbers_is_refused_with_a_hint() -> None:
     with pytest.raises(InputError, match="a single class, so that nothing can be learned: for yes and no"):
         prune(net, retrained(epochs=1), (blobs(24)[0], torch.zeros(24).long()))
     assert same(copied(net), before)
+
+
+# ---- what goes wrong later on ------------------------------------------------------------------------------
+
+
+def test_a_translator_whose_source_is_padded_to_the_length_of_its_target_is_not_guessed_at() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    net = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0))
+    words, labels = torch.randint(1, 50, (8, 6)), torch.randint(1, 50, (8, 6))
+    mask = torch.ones_like(words)
+    mask[0, 4:] = 0
+    chosen = Recipe.parse({**wanda(0.5).to_dict(), "ignore": ["*shared*", "lm_head", "*embed*"]})
+    before = copied(net)
+    batch = {"input_ids": words, "attention_mask": mask, "labels": labels}
+    with pytest.raises(DataError, match="both padded to 6 positions"):
+        prune(net, chosen, [batch])
+    assert same(copied(net), before)
+    longer = {**batch, "labels": F.pad(labels, (0, 1), value=-100)}
+    prune(net, chosen, [longer])
+
+
+@pytest.mark.parametrize("where", ["training", "scores"])
+def test_a_later_batch_that_the_network_cannot_take_is_named(where: str) -> None:
+    inputs, targets = blobs(48)
+    batches = [(inputs[:16], targets[:16]), (inputs[16:32].double(), targets[16:32])]
+    net = mlp(10, 8, 3)
+    before = copied(net)
+    chosen = retrained(epochs=1) if where == "training" else wanda(0.5)
+    with pytest.raises(ModelError, match=r"16 inputs of the shape \(10,\) and type torch.float64: Runtime"):
+        prune(net, chosen, batches)
+    assert same(copied(net), before)
+
+
+def test_a_batch_of_one_in_the_middle_is_named_where_a_norm_needs_two() -> None:
+    net = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    inputs, targets = blobs(48)
+    batches = [(inputs[a:b], targets[a:b]) for a, b in ((0, 16), (16, 17), (17, 48))]
+    before = copied(net)
+    with pytest.raises(ModelError, match=r"trained on a batch of 1 inputs .* more than 1 value per channel"):
+        prune(net, retrained(epochs=1), batches)
+    assert same(copied(net), before)
+    with pytest.raises(ModelError, match="trained on a batch of 1 inputs"):
+        train(net, batches, Training(epochs=1))
+
+
+def test_a_batch_whose_targets_are_all_ignored_is_no_step() -> None:
+    inputs, targets = blobs(48)
+    nothing = torch.full((16,), -100)
+    net, by_hand = mlp(10, 8, 3), mlp(10, 8, 3)
+    optimizer = torch.optim.SGD(by_hand.parameters(), 0.1, momentum=0.9)
+    for part in (slice(0, 16), slice(16, 32)):
+        optimizer.zero_grad()
+        F.cross_entropy(by_hand(inputs[part]), targets[part]).backward()
+        optimizer.step()
+    own = Loop(optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9))
+    batches = [(inputs[:16], targets[:16]), (inputs[:16], nothing), (inputs[16:32], targets[16:32])]
+    train(net, batches, Training(epochs=1), loop=own)
+    assert same(copied(net), copied(by_hand))

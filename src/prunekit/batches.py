@@ -83,6 +83,11 @@ class Batch:
         """The number of examples."""
         return examples_in(self.inputs)
 
+    @property
+    def described(self) -> str:
+        """Its inputs in words, such as "3 inputs of the shape (10,) and type torch.float32"."""
+        return f"{len(self)} inputs of {shaped(self.inputs, types=True)}"
+
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         return self.map(lambda tensor: tensor.to(device))
@@ -182,6 +187,15 @@ class Batches(Protocol):
 
     def first(self, count: int) -> Batch | None:
         """Some examples to try things on, about `count`; what epochs and samples give stays the same."""
+
+
+def shaped(values: Any, *, types: bool = False) -> str:
+    """The shapes of examples, and the types of their tensors, as messages have them."""
+    if isinstance(values, Tensor):
+        return f"the shape {tuple(values.shape[1:])}" + (f" and type {values.dtype}" if types else "")
+    named, _ = pytree.tree_flatten_with_path(values)
+    tensors = [(pytree.keystr(path), each) for path, each in named if isinstance(each, Tensor)]
+    return ", ".join(f"{place}: {shaped(each, types=types)}" for place, each in tensors)
 
 
 @runtime_checkable

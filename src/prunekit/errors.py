@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,22 @@ def naming(place: str) -> Iterator[None]:
         yield
     except PrunekitError as error:
         raise type(error)(f"{place}: {error}") from error
+
+
+@contextmanager
+def explaining(kind: type[PrunekitError], what: Callable[[], str]) -> Iterator[None]:
+    """Let an error of somebody else's code that is raised inside become one of prunekit's.
+
+    Args:
+        kind: of the error.
+        what: what was being done, asked for where it failed.
+    """
+    try:
+        yield
+    except PrunekitError:
+        raise
+    except Exception as error:
+        raise kind(f"{what()}: {said(error)}") from error
 
 
 # ---- texts of messages: one line, of a bounded length ------------------------------------------------------

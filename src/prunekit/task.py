@@ -15,7 +15,7 @@ from torch.nn.modules.loss import _Loss
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import Batch, Inputs, arguments, feed, read_batch
-from prunekit.errors import InputError, shown
+from prunekit.errors import DataError, InputError, shown
 from prunekit.losses import LOSSES, NOTHING, class_axis, default_loss, misfit, one_tensor, out_of_range
 from prunekit.targets import unwrap
 
@@ -189,13 +189,18 @@ class Task:
                 )
         return found
 
-    def real_positions(self, inputs: Inputs, model: nn.Module) -> Tensor | None:
+    def real_positions(self, batch: Batch, model: nn.Module) -> Tensor | None:
         """(examples, positions) booleans, False where sequences are padded; None where nothing is padded.
 
         By the names that transformers' and torch's own models use: `attention_mask` (1 for real positions),
         or `src_key_padding_mask` and the like (True for padded ones). Inputs in order have the names of the
         arguments that they go to.
+
+        Raises:
+            DataError: where a translator's source is padded, and as long as its target, so that the rows of a
+                layer may be of either.
         """
+        inputs = batch.inputs
         if isinstance(inputs, tuple | list):
             names = [name for name, each in _arguments_of(model).items() if each.kind in _POSITIONAL]
             inputs = dict(zip(names, inputs, strict=False))
@@ -203,6 +208,7 @@ class Task:
             return None
         mask = inputs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and _are_flags(mask):
+            _check_told_apart(model, mask, inputs.get("decoder_input_ids", batch.targets))
             return mask.bool()
         for name in PADDING:
             mask = inputs.get(name)
@@ -246,6 +252,17 @@ def _arguments_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     inside = list(model.children())
     hands_on = [each.kind for each in names.values()] == _ALL and len(inside) == 1
     return _arguments_of(inside[0]) if hands_on else names
+
+
+def _check_told_apart(model: nn.Module, mask: Tensor, target: Any) -> None:
+    translates = getattr(getattr(unwrap(model), "config", None), "is_encoder_decoder", False)
+    if not translates or not isinstance(target, Tensor) or target.dim() < 2 or bool(mask.all()):
+        return
+    if target.shape[1] == mask.shape[1]:
+        raise DataError(
+            f"sources and targets are both padded to {mask.shape[1]} positions, so that the rows of a layer "
+            "may be of either: pad one of them by a position more"
+        )
 
 
 _UNSHIFTED = (

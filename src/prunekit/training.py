@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from prunekit.batches import Batch, Batches, as_batches
-from prunekit.errors import DataError, InputError, ModelError, PrunekitError, shown
+from prunekit.errors import DataError, InputError, ModelError, PrunekitError, explaining, shown
 from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.modes import keeping_modes
 from prunekit.parts.base import BatchLoss
@@ -348,6 +348,9 @@ def train(
     return Trained(max(end - start, 0), mean)
 
 
+_CANNOT = "the network cannot be trained on a batch of {}"
+
+
 class _Stepping:
     """The steps of one training: batches in, the loss before the step out."""
 
@@ -405,7 +408,9 @@ class _Stepping:
         """The gradients of the mean loss, and that loss."""
         self._optimizer.zero_grad()
         if len(batches) == 1:
-            loss, _ = self._loss(batches[0], counted=False)
+            loss, terms = self._loss(batches[0], counted=False)
+            if not terms:
+                return loss.detach()
             self._scaled(loss).backward()  # type: ignore[no-untyped-call]
         else:
             total, count = torch.zeros((), device=self._device), 0.0
@@ -424,7 +429,7 @@ class _Stepping:
 
     def _loss(self, batch: Batch, *, counted: bool) -> tuple[Tensor, float]:
         task, batch = self._task, batch.to(self._device)
-        with self._autocast():
+        with self._autocast(), explaining(ModelError, lambda: _CANNOT.format(batch.described)):
             outputs = task.run(self._model, batch)
             loss = task.loss(outputs, batch.targets)
             if self._batch_loss is not None:
@@ -434,7 +439,12 @@ class _Stepping:
                 "the loss has no gradient, so that nothing is trained by it: it must be made of the outputs "
                 "by functions that torch differentiates"
             )
-        return loss, task.terms(outputs, batch.targets) if counted else 1.0
+        if counted:
+            return loss, task.terms(outputs, batch.targets)
+        # a mean of nothing, as where all targets are ignored
+        if bool(loss.isnan()) and not task.terms(outputs, batch.targets):
+            return loss.new_zeros(()), 0.0
+        return loss, 1.0
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self._scaler is None else self._scaler.scale(loss)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from prunekit.batches import Batch, Batches, Inputs, TensorBatches, read_batch
+from prunekit.batches import Batch, Batches, Inputs, TensorBatches, read_batch, shaped
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming, said
 from prunekit.masks import Masks
 from prunekit.modes import Snapshot, evaluating, keeping_modes
@@ -309,7 +309,7 @@ def check_takes(model: nn.Module, name: str, inputs: Inputs) -> None:
             PLAIN,
             model,
             Batch(inputs, None),
-            lambda: f"the model {name} cannot take examples of {_shaped(inputs)}",
+            lambda: f"the model {name} cannot take examples of {shaped(inputs)}",
         )
 
 
@@ -407,8 +407,8 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
     mode = f" in training with batch_size = {use.count}" if use.train else ""
 
     def complaint() -> str:
-        given = f"{len(batch)} inputs of {_shaped(batch.inputs, types=True)}"
-        return f"the network cannot take {name}{mode}, {given}{_hint(model, batch.inputs, use.task)}"
+        hint = _hint(model, batch.inputs, use.task)
+        return f"the network cannot take {name}{mode}, {batch.described}{hint}"
 
     with looking_only(model, train=use.train):
         outputs = _outputs(use.task, model, batch, complaint)
@@ -421,7 +421,7 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
         except Exception as error:
             raise InputError(
                 f"{name}: no loss can be taken of the network's outputs and targets of "
-                f"{_shaped(batch.targets, types=True)}: {said(error)}"
+                f"{shaped(batch.targets, types=True)}: {said(error)}"
             ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -429,15 +429,6 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
             f"{name}: the loss must be one number in a tensor, the mean over a batch, not {shape}"
         )
     return outputs
-
-
-def _shaped(values: Any, *, types: bool = False) -> str:
-    """The shapes of examples, and the types of their tensors, as messages have them."""
-    if isinstance(values, Tensor):
-        return f"the shape {tuple(values.shape[1:])}" + (f" and type {values.dtype}" if types else "")
-    named, _ = pytree.tree_flatten_with_path(values)
-    tensors = [(pytree.keystr(path), each) for path, each in named if isinstance(each, Tensor)]
-    return ", ".join(f"{place}: {_shaped(each, types=types)}" for place, each in tensors)
 
 
 def _hint(model: nn.Module, inputs: Any, task: Task) -> str:

@@ -87,7 +87,7 @@ class ActivationCollector(Collector):
             outputs = self._task.run(
                 self._model, batch.map(self._followed if self._differentiable else Tensor.detach)
             )
-        self._real = self._task.real_positions(batch.inputs, self._model)
+        self._real = self._task.real_positions(batch, self._model)
         if not self._differentiable:
             seen = {key: without_padding(value, self._real) for key, value in seen.items()}
         self.see(seen, outputs, batch.targets)

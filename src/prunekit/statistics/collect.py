@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch, read_batch
-from prunekit.errors import DataError, PrunekitError
+from prunekit.errors import DataError, ModelError, PrunekitError, explaining
 from prunekit.graph import Coupled
 from prunekit.modes import keeping_modes
 from prunekit.targets import device_of
@@ -159,6 +159,8 @@ def collect(
                     for collector in collectors:
                         stack.enter_context(collector.watching(batch))
                     stack.enter_context(torch.set_grad_enabled(needs_loss))
+                    where = partial("batch {} of the data, {}".format, seen, batch.described)
+                    stack.enter_context(explaining(ModelError, where))
                     outputs = task.run(model, batch)
                     if needs_loss:
                         value, terms = task.loss(outputs, batch.targets), task.terms(outputs, batch.targets)

@@ -187,7 +187,7 @@ class _Sums:
 
     def watching(self, batch: Batch) -> AbstractContextManager[None]:
         """Hooks on the layers, for as long as the pass lasts that counts."""
-        real = self._task.real_positions(batch.inputs, self._model)
+        real = self._task.real_positions(batch, self._model)
         return watched_calls(self._layers, partial(self._see, real))
 
     @torch.no_grad()

@@ -90,7 +90,7 @@ class _Correlations(Collector):
             budget = _Budget(self._budget)
             left = {name: self._modules[name] for name, layer in self._layers.items() if not layer.done}
             for batch in self._batches:
-                real = self._task.real_positions(batch.inputs, self._model)
+                real = self._task.real_positions(batch, self._model)
                 with watched_calls(left, partial(self._see, budget, real)):
                     self._task.run(self._model, batch)
             if first:
