@@ -20,6 +20,7 @@ from prunekit.models.create import find_factory
 from prunekit.parts.allocation import Allocation
 from prunekit.parts.base import Part
 from prunekit.parts.granularity import Granularity
+from prunekit.parts.grow import Grow
 from prunekit.parts.regularize import Regularizer
 from prunekit.parts.repair import Repair
 from prunekit.parts.retrain import Retrain
@@ -40,6 +41,7 @@ FAMILIES: Mapping[str, tuple[type[Part], str]] = {
     "selection": (Selection, "which of a layer's weights go, once their number is known"),
     "repair": (Repair, "what is done to the survivors at once"),
     "retrain": (Retrain, "what follows each step"),
+    "grow": (Grow, "which removed weights come back, in place of kept ones"),
     "stop": (Stop, "what ends the pruning before its last step"),
     "regularize": (Regularizer, "what acts during a training"),
 }

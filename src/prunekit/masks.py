@@ -342,9 +342,10 @@ class MaskedOptimizer:
         return [[held for each in group if (held := each()) is not None] for group in self._optimizers]
 
     def update(self, masks: Masks) -> None:
-        """Take new masks: zero what they remove, and clear its moments."""
+        """Take new masks: zero what they remove, and clear its moments and those of what comes back."""
+        before = {id(held.weight): held.mask for held in self._held}
         self.resume(masks)
-        self._clear_moments()
+        self._clear_moments(before)
 
     def resume(self, masks: Masks) -> None:
         """Take the masks of a checkpoint: the moments that belong to them are the optimizer's to load."""
@@ -407,8 +408,10 @@ class MaskedOptimizer:
                 self._after()
 
     @torch.no_grad()
-    def _clear_moments(self) -> None:
-        removed = {id(held.weight): ~held.mask for held in self._held if not bool(held.mask.all())}
+    def _clear_moments(self, before: Mapping[int, Tensor]) -> None:
+        kept = {id(held.weight): held.mask for held in self._held}
+        kept = {key: mask & before.get(key, mask).to(mask.device) for key, mask in kept.items()}
+        removed = {key: ~mask for key, mask in kept.items() if not bool(mask.all())}
         if not removed:
             return
         for optimizer in self.optimizers:

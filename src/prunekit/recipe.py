@@ -25,6 +25,7 @@ from prunekit.parts.allocation import Allocation, Global, PerLayer
 from prunekit.parts.base import Part, Requirement, level_refusal
 from prunekit.parts.context import CostModel, StepContext, comparison_refusal
 from prunekit.parts.granularity import Elements, Granularity, Weight
+from prunekit.parts.grow import Grow
 from prunekit.parts.repair import NoRepair, Repair
 from prunekit.parts.retrain import NoRetraining, Retrain
 from prunekit.parts.schedule import Order, Schedule, Step, check_increasing
@@ -84,6 +85,10 @@ def _training_or_none(value: Any) -> Training | None:
     return None if value is None else Training.parse(value)
 
 
+def _grow_or_none(value: Any) -> Grow | None:
+    return None if value is None else Grow.build(value)
+
+
 class Recipe(Settings):
     """A score, taken at some granularity, shared out over the layers, in some number of steps, with a repair
     and a retraining after each.
@@ -113,6 +118,8 @@ class Recipe(Settings):
             the first scores and after every removal; by default after the removal of units that no training
             follows, where there are data.
         regrow: whether removed weights compete again at the next step; otherwise they never come back.
+        grow: which removed weights come back at each step after the first, in place of as many that the score
+            ranks lowest (dynamic sparse training); by default none does so.
     """
 
     score: Annotated[SerializeAsAny[Score], BeforeValidator(Score.build)] = Magnitude()
@@ -133,13 +140,15 @@ class Recipe(Settings):
     calibration: int = Field(default=1024, ge=1, le=WHOLE)
     recalibrate: bool | None = None
     regrow: bool = False
+    grow: Annotated[SerializeAsAny[Grow] | None, BeforeValidator(_grow_or_none)] = None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
         comparable = self.granularity.level in self.score.comparable
         if "allocation" not in self.model_fields_set and (self.granularity.even or not comparable):
             vars(self)["allocation"] = PerLayer()
-        check_increasing(self.schedule.sparsities())
+        if not self.schedule.stands_still:
+            check_increasing(self.schedule.sparsities())
         for key, part in self.parts.items():
             if not hasattr(part, "name"):
                 raise ValueError(f"the {key} {type(part).__name__} has no `name`: give its class one")

@@ -191,18 +191,30 @@ class Trained:
 class TrainingPart:
     """One of several parts of equal length that make up one training: one optimizer, one order of the data.
 
-    The learning rate falls over all parts together.
+    The learning rate falls over all parts together. The last part may be longer.
 
     Attributes:
         number: of the part, from 0.
         parts: how many there are.
         state: what the optimizer carries over from part to part, from `initial_optimizer_state`; changed in
             place.
+        rest: the share of the whole training by which the last part is longer than the others.
     """
 
     number: int
     parts: int
     state: Mapping[str, Tensor]
+    rest: float = 0.0
+
+    def span(self, length: int) -> tuple[int, int, int]:
+        """The first optimizer step, the one after the last, and their number in all parts.
+
+        Args:
+            length: of a part.
+        """
+        total = round(self.parts * length / (1 - self.rest))
+        first = self.number * length
+        return first, total if self.number == self.parts - 1 else first + length, total
 
     def resume(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Let the optimizer go on from the state.
@@ -220,12 +232,14 @@ class TrainingPart:
             if own:
                 optimizer.state[parameter] = own
 
-    def keep(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Take the state from the optimizer."""
+    def keep(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> None:
+        """Take the state from the optimizer; what it has of removed weights is none of what comes back."""
         for name, parameter in _trainable(model):
             for key, value in optimizer.state[parameter].items():
                 if value is not None:
-                    self.state[f"{name}/{key}"].copy_(value)
+                    own = self.state[f"{name}/{key}"].copy_(value)
+                    if masks is not None and name in masks and own.shape == masks[name].shape:
+                        own.masked_fill_(~masks[name].to(own.device), 0)
 
 
 def initial_optimizer_state(model: nn.Module, training: Training) -> State:
@@ -310,8 +324,8 @@ def train(
     optimizer = make_optimizer(model, training, loop)
     noise = derive(seed, "noise")
     if part is not None:
-        start = first = part.number * total
-        end, total = start + total, part.parts * total
+        first, end, total = part.span(total)
+        start = first
         noise = derive(seed, "noise", part.number)
         part.resume(model, optimizer)
     wanted = set(checkpoints)
@@ -344,7 +358,7 @@ def train(
         if end > start and not _are_finite(model):  # the last step may be the one that was too long
             raise TrainingError(f"weights are not finite after step {end}: lower the learning rate")
     if part is not None:
-        part.keep(model, optimizer)
+        part.keep(model, optimizer, masks)
     return Trained(max(end - start, 0), mean)
 
 

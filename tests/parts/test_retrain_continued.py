@@ -46,7 +46,7 @@ def test_a_new_optimizer_for_each_step_is_something_else() -> None:
     one, other = mlp(10, 8, 3), mlp(10, 8, 3)
     chosen = continued(5).to_dict()
     prune(one, recipe(**chosen), DATA, seed=3)
-    chosen["retrain"]["name"] = "fine_tune"
+    chosen["retrain"] = {"name": "fine_tune", "training": chosen["retrain"]["training"]}
     prune(other, recipe(**chosen), DATA, seed=3)
     assert not same(copied(one), copied(other))
 
@@ -109,3 +109,15 @@ def test_a_weight_that_is_set_free_between_the_steps_is_named() -> None:
     with pytest.raises(ModelError, match=r"2.weight is trained now, but was frozen when it began"):
         next(run)
     assert same(copied(model), before)
+
+
+@pytest.mark.parametrize(("rest", "total"), [(0.25, 28), (0.4, 35), (0.0, 21)])
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_rest_belongs_to_the_same_training(rest, total, every) -> None:
+    chosen = continued(3 * every).to_dict()
+    chosen["retrain"]["rest"] = rest
+    parts, whole = mlp(10, 8, 3), mlp(10, 8, 3)
+    prune(parts, recipe(**{**chosen, "retrain_every": every}), DATA, seed=3)
+    training = Training.parse({"iterations": total, "batch_size": 30, "decay": "cosine"})
+    train(whole, DATA, training, seed=derive(3, "training", "retrain"))
+    assert same(copied(parts), copied(whole))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prunekit.parts.allocation import ERK, NoPruning, PerLayer, Sensitivity, Threshold
 from prunekit.parts.granularity import NM
+from prunekit.parts.grow import Grow, GrowAtRandom, GrowByGradient
 from prunekit.parts.retrain import Continued, Distill, FineTune, RedrawTicket, Reinitialize, Retrain, Rewind
-from prunekit.parts.schedule import AllocationDecides, Cubic, Geometric, Linear, OneShot
+from prunekit.parts.schedule import AllocationDecides, Constant, Cubic, Geometric, Linear, OneShot
 from prunekit.parts.scores import (
     LAMP,
     Correlation,
@@ -39,7 +42,9 @@ __all__ = [
     "random",
     "random_ticket",
     "reinitialized_magnitude",
+    "rigl",
     "sensitivity_magnitude",
+    "set",
     "snip",
     "synflow",
     "threshold_magnitude",
@@ -125,6 +130,59 @@ def gradual_magnitude(
         schedule=Cubic(sparsity=sparsity, steps=steps),
         retrain=Continued(training=training_of(epochs, training)),
     )
+
+
+def _dynamic(
+    grow: Grow, sparsity: float, steps: int, dense: Sequence[str], epochs: float, training: TrainingLike
+) -> Recipe:
+    """One training at one density, whose last exchange is followed by the rest."""
+    rest = 0.25
+    return Recipe(
+        score=Magnitude(),
+        grow=grow,
+        regrow=True,
+        allocation=ERK(dense=tuple(dense)),
+        schedule=Constant(sparsity=sparsity, steps=steps),
+        retrain=Continued(training=training_of((1 - rest) * epochs, training, shares=steps), rest=rest),
+    )
+
+
+@method
+def set(
+    sparsity: float = 0.9,
+    steps: int = 30,
+    fraction: float = 0.3,
+    dense: Sequence[str] = (),
+    epochs: float = 10,
+    training: TrainingLike = None,
+) -> Recipe:
+    """Sparse evolutionary training: the smallest |w| of each layer are exchanged for weights drawn at random.
+
+    Meant for a network before training, as `rigl`, whose settings it has.
+
+    Paper: Mocanu et al. 2018, arXiv 1707.04780
+    """
+    return _dynamic(GrowAtRandom(fraction=fraction), sparsity, steps, dense, epochs, training)
+
+
+@method
+def rigl(
+    sparsity: float = 0.9,
+    steps: int = 30,
+    fraction: float = 0.3,
+    dense: Sequence[str] = (),
+    epochs: float = 10,
+    training: TrainingLike = None,
+) -> Recipe:
+    """RigL: the smallest |w| of each layer are exchanged for the removed weights of largest |dL/dw|.
+
+    Meant for a network before training. The first of the steps draws the weights that stay at random, by the
+    Erdős-Rényi-Kernel rule, with the layers of the patterns `dense` whole. The epochs are those of all
+    training; its last quarter exchanges nothing.
+
+    Paper: Evci et al. 2020, arXiv 1911.11134
+    """
+    return _dynamic(GrowByGradient(fraction=fraction), sparsity, steps, dense, epochs, training)
 
 
 @method

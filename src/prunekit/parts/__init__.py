@@ -6,6 +6,7 @@ from types import ModuleType
 __all__ = [
     "allocation",
     "granularity",
+    "grow",
     "regularize",
     "repair",
     "retrain",

@@ -19,7 +19,7 @@ from prunekit.parts.context import StepContext
 from prunekit.seeds import derive, seeded
 from prunekit.settings import LARGE, WHOLE
 from prunekit.task import Task
-from prunekit.training import Training, copy_state, initial_optimizer_state
+from prunekit.training import Training, TrainingPart, copy_state, initial_optimizer_state
 
 TrainingSettings = Annotated[Training, BeforeValidator(Training.parse)]
 
@@ -66,6 +66,10 @@ class Retrain(Part):
         """
         return False
 
+    def part(self, number: int, parts: int, state: Mapping[str, Tensor]) -> TrainingPart:
+        """One of the parts of a training that continues, as `TrainingPart` describes it."""
+        return TrainingPart(number, parts, state)
+
     def check(self, model: nn.Module, checkpoints: Checkpoints) -> None:
         """Refuse, before anything is changed, what cannot be restarted."""
         if self.checkpoint is not None and self.checkpoint not in checkpoints:
@@ -107,15 +111,24 @@ class Continued(TrainedOn):
     Its length is that of `training` after each step, all together; one optimizer serves all of it, its
     learning rate falls over all of it, and the order of the data goes on. With `fine_tune` each step is
     followed by a training of its own, with a new optimizer, whose first steps are full ones.
+
+    Attributes:
+        rest: the share of the whole training that is added after its last part, so that it is longer: 0.25
+            where the last step's part ends at 75 % of the training.
     """
 
     name = "continued"
     paper = "Zhu, Gupta 2017, arXiv 1710.01878"
     continues = True
+    rest: float = Field(default=0.0, ge=0, lt=1)
 
     def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
         """The optimizer's, before its first step."""
         return initial_optimizer_state(model, self.training)
+
+    def part(self, number: int, parts: int, state: Mapping[str, Tensor]) -> TrainingPart:
+        """The last one is longer by the rest."""
+        return TrainingPart(number, parts, state, self.rest)
 
 
 class Distill(TrainedOn):

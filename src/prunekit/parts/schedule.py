@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from prunekit.errors import InputError
-from prunekit.parts.base import Part
+from prunekit.parts.base import Part, Requirement
 from prunekit.settings import STEPS, WHOLE
 
 
@@ -54,9 +54,11 @@ class Schedule(Part):
 
     Attributes:
         of_count: whether it states a number of weights or units, and not a fraction.
+        stands_still: whether a step may have the sparsity of the one before it.
     """
 
     of_count: ClassVar[bool] = False
+    stands_still: ClassVar[bool] = False
 
     @property
     def stated(self) -> bool:
@@ -115,6 +117,32 @@ class OneShot(Schedule):
     def sparsities(self) -> tuple[float | None, ...]:
         """The one sparsity."""
         return (self.sparsity,)
+
+
+class Constant(Schedule):
+    """One sparsity from the first step on; at the later ones the recipe's `grow` exchanges weights.
+
+    Attributes:
+        steps: how many, the first removal included.
+    """
+
+    name = "constant"
+    paper = "Mocanu et al. 2018 (SET), arXiv 1707.04780"
+    stands_still = True
+    requires = (
+        Requirement(
+            "grow",
+            lambda grow: grow is not None,
+            "{part} removes nothing after its first step: give the recipe a 'grow' that exchanges weights, "
+            "or take the schedule 'one_shot'",
+        ),
+    )
+    sparsity: Sparsity
+    steps: int = Field(ge=1, le=STEPS)
+
+    def sparsities(self) -> tuple[float | None, ...]:
+        """The one sparsity, as often as there are steps."""
+        return (self.sparsity,) * self.steps
 
 
 class Linear(Schedule):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from prunekit.batches import Inputs
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.masks import Masks
 from prunekit.parts.context import CostModel, StepContext
-from prunekit.parts.scores import Scores
+from prunekit.parts.scores import Random, Scores
 from prunekit.pruning.calibration import Calibration
 from prunekit.pruning.state import State, asked_again
 from prunekit.recipe import Plan, Recipe
@@ -75,7 +76,10 @@ class Scorer:
             scores = self._ranked(context.told("score", weights=weights, generator=random))
         if self.recipe.rank == "once":
             self.state.ranking = scores
-        if not self.recipe.regrow:
+        if self.recipe.grow is not None:
+            # what comes back does so by another score; a weight that has just done so may still be zero
+            scores = {name: score.masked_fill(~kept[name], float("-inf")) for name, score in scores.items()}
+        elif not self.recipe.regrow:
             # what is gone goes first: what was removed stays removed, and pruning twice removes no more
             gone = {name: self.plan.elements.gone(name, kept) for name in scores}
             scores = {name: score.masked_fill(gone[name], float("-inf")) for name, score in scores.items()}
@@ -86,18 +90,14 @@ class Scorer:
         }
 
     def _ranked(self, context: StepContext) -> Scores:
+        grow, score = self.recipe.grow, self.recipe.score
+        if grow is not None and grow.start == "random" and context.step.round == 1:
+            score = Random()
         with torch.no_grad():
-            scores = self.recipe.granularity.gather(self.recipe.score(context), self.plan.elements)
+            scores = self.recipe.granularity.gather(score(context), self.plan.elements)
         # with an order, some scores see a part of the layers only
         wanted = context.weights if self.plan.layer_by_layer else context.kept
-        for name in wanted:
-            if name not in scores or scores[name].shape != context.kept[name].shape:
-                raise InputError(
-                    f"the score {self.recipe.score.name!r} gave no scores of the shape of {name}"
-                )
-            if bool(torch.isnan(scores[name]).any()):
-                raise ModelError(f"the score {self.recipe.score.name!r} of {name} is NaN")
-        return {name: scores[name] for name in wanted}
+        return _checked(scores, f"score {score.name!r}", wanted, context.kept)
 
     def select(self, context: StepContext) -> Masks:
         """What is kept after a step: the allocation says how many of each layer, the selection which.
@@ -114,7 +114,7 @@ class Scorer:
             for name in earlier.layers
         )
         pruned = {
-            name: int((~each).sum()) if name in frozen or not recipe.regrow else 0
+            name: int((~each).sum()) if name in frozen or not recipe.regrow or recipe.grow is not None else 0
             for name, each in kept.items()
         }
         shielded = {**scores, **{name: elements.shielded(name, scores[name]) for name in step.layers}}
@@ -139,4 +139,26 @@ class Scorer:
             if recipe.allocation.of_figure
             else None,
         )
-        return keeping(recipe.allocation.amounts(told))
+        amounts = recipe.allocation.amounts(told)
+        if recipe.grow is None:
+            return keeping(amounts)
+        left = {name: kept[name].numel() - max(amounts[name], pruned[name]) for name in step.layers}
+        changed = {name: recipe.grow.exchanged(step, count) for name, count in left.items()}
+        after = keeping({name: kept[name].numel() - left[name] + changed[name] for name in step.layers})
+        if not any(changed.values()):
+            return after
+        random = generator(self.seed, "grow", step.number)
+        with torch.no_grad():
+            found = recipe.grow(context.told("grow", generator=random))
+        place = f"grow score {recipe.grow.name!r}"
+        return recipe.grow.grown(after, _checked(found, place, changed, kept), changed)
+
+
+def _checked(scores: Scores, place: str, wanted: Iterable[str], like: Mapping[str, Tensor]) -> Scores:
+    """The scores that are wanted, of the shapes that they must have."""
+    for name in wanted:
+        if name not in scores or scores[name].shape != like[name].shape:
+            raise InputError(f"the {place} gave no scores of the shape of {name}")
+        if bool(torch.isnan(scores[name]).any()):
+            raise ModelError(f"the {place} of {name} is NaN")
+    return {name: scores[name] for name in wanted}

@@ -19,7 +19,7 @@ from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.targets import uncompiled
 from prunekit.task import PLAIN, Task
-from prunekit.training import Loop, Report, Trained, Training, TrainingPart, train
+from prunekit.training import Loop, Report, Trained, Training, train
 
 
 @dataclass(eq=False)
@@ -129,7 +129,7 @@ class Trainings:
         seed = derive(self.seed, "training", "retrain", context.step.number)
         if retrain.continues:
             number, parts = -(-context.step.number // every) - 1, -(-steps // every)
-            part = TrainingPart(number, parts, context.told("retrain").state)
+            part = retrain.part(number, parts, context.told("retrain").state)
             seed = derive(self.seed, "training", "retrain")  # one order of the data for all parts
         loss = self._loss_of_batches(context)
         trained = self._train(

@@ -236,10 +236,13 @@ def measured(model: nn.Module, data: Dataset) -> dict[str, Any]:
 
 
 def _counts(session: Session, number: int) -> bool:
-    """Whether a step is one of the results: the last one of its round, or one that can be the last of all."""
+    """Whether a step is one of the results: the last at its sparsity, or one that can be the last of all."""
     steps = session.plan.steps
-    last = number == len(steps) or steps[number].round != steps[number - 1].round
-    return last or session.recipe.stop.needs_data
+    if number == len(steps) or session.recipe.stop.needs_data:
+        return True
+    this, following = steps[number - 1], steps[number]
+    stands = this.sparsity is not None and this.sparsity == following.sparsity
+    return this.round != following.round and not stands
 
 
 def _unchanged(session: Session, measurements: dict[str, Any]) -> Record:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -221,24 +222,49 @@ class ERK(Allocation):
     """Erdős-Rényi-Kernel: a layer's density is proportional to (sum of its dimensions) / (their product).
 
     Narrow and small layers stay denser; a layer that would exceed density 1 is kept whole.
+
+    Attributes:
+        dense: patterns of the layers that are kept whole in any case, such as the last one, of which the rule
+            leaves little where the others are large.
     """
 
     name = "erk"
     paper = "Evci et al. 2020 (RigL), arXiv 1911.11134"
     local = True
+    dense: tuple[str, ...] = ()
 
     def amounts(self, context: StepContext) -> dict[str, int]:
         """Densities scaled so that the total is exactly round(sparsity * total)."""
         sizes = {name: scores.numel() for name, scores in context.scores.items()}
         total = round(context.sparsity * sum(sizes.values()))
-        density = self._densities(context.scores, sum(sizes.values()) - total)
+        whole = {name for name in sizes if self._whole(name)}
+        density = self._densities(context.scores, sum(sizes.values()) - total, whole)
         wanted = {name: (1 - density[name]) * size for name, size in sizes.items()}
-        return shared_out(self, total, wanted, context)
+        return shared_out(self, total, wanted, replace(context, frozen=context.frozen | whole))
+
+    def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
+        """Patterns must match, and the other layers must allow the sparsity."""
+        _check_patterns("dense", self.dense, targets)
+        if not self.dense or sparsity is None:
+            super().check(targets, sparsity)
+            return
+        total = sum(target.shape.numel() for target in targets)
+        others = [target for target in targets if not self._whole(target.name)]
+        reachable = sum(self.capacity(target.shape.numel(), target.least) for target in others)
+        if round(sparsity * total) > reachable:
+            raise InputError(
+                f"sparsity {sparsity:g} removes {round(sparsity * total):,} of {total:,} weights, but beside "
+                f"the layers kept dense ({', '.join(self.dense)}) and the floor of {self.floor:g} per layer "
+                f"only {reachable:,} can go: lower the sparsity or the floor, or keep fewer layers dense"
+            )
+
+    def _whole(self, name: str) -> bool:
+        return any(_fits(pattern, name) for pattern in self.dense)
 
     @staticmethod
-    def _densities(layers: Mapping[str, Tensor], keep: int) -> dict[str, float]:
+    def _densities(layers: Mapping[str, Tensor], keep: int, whole: set[str]) -> dict[str, float]:
         raw = {name: sum(layer.shape) / layer.numel() for name, layer in layers.items()}
-        dense: set[str] = set()
+        dense = set(whole)
         while True:
             left = keep - sum(layers[name].numel() for name in dense)
             weight = sum(raw[name] * layers[name].numel() for name in layers if name not in dense)
@@ -271,10 +297,7 @@ class Manual(Allocation):
 
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
         """Every key must match a layer, and no layer falls below its floor."""
-        for pattern in self.sparsities:
-            if not any(_fits(pattern, target.name) for target in targets):
-                known = ", ".join(target.layer or target.name for target in targets)
-                raise InputError(f"sparsities: {pattern!r} matches no pruned layer; layers are: {known}")
+        _check_patterns("sparsities", self.sparsities, targets)
         for target in targets:
             self._check_one(target)
             _check_floor(self, target, self._sparsity(target.name))
@@ -291,6 +314,13 @@ class Manual(Allocation):
 
     def _sparsity(self, name: str) -> float:
         return next((value for pattern, value in self.sparsities.items() if _fits(pattern, name)), 0.0)
+
+
+def _check_patterns(setting: str, patterns: Iterable[str], targets: Sequence[Target]) -> None:
+    for pattern in patterns:
+        if not any(_fits(pattern, target.name) for target in targets):
+            known = ", ".join(target.layer or target.name for target in targets)
+            raise InputError(f"{setting}: {pattern!r} matches no pruned layer; layers are: {known}")
 
 
 def _fits(pattern: str, parameter: str) -> bool:
