@@ -97,7 +97,7 @@ def test_regression_targets_of_another_shape(score, shape):
 
 
 def test_single_weights_are_not_taken_out():
-    pruned = prune(mlp(10, 16, 3), units(granularity="weight"))
+    pruned = prune(mlp(10, 16, 3), units(granularity="weight", sparsity=0.1))
     with pytest.raises(InputError, match="single weights were removed, not units"):
         pruned.shrink(torch.rand(3, 10))
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph import Coupled, ShrinkResult, shrink
+from prunekit.graph import Coupled, ShrinkResult, shrink, shrink_dead
 from prunekit.graph.shrinking import shrink_pieces
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Recorded
@@ -53,7 +53,7 @@ class Pruned:
 
     Attributes:
         model: the model that was given, changed in place.
-        masks: over its parameters, True = kept; of a shrunk network they keep everything.
+        masks: over its parameters, True = kept; those of a shrunk network fit its layers.
         history: what each step achieved.
         recipe: what was done.
         kept: what was chosen from, True = kept: the masks themselves, or by layer (units,) flags of units,
@@ -75,6 +75,9 @@ class Pruned:
     def shrink(self, example_inputs: Tensor) -> ShrinkResult:
         """Take the removed units out of the model, in place, with the proof that it computes the same.
 
+        Where single weights were removed, these are the units that died of it: nothing reads them, or what
+        they put out is a constant that biases take (`prunekit.graph.shrink_dead`).
+
         Where the model's own code has sizes written in it, `model` is its exported graph afterwards, which
         takes inputs of the shape of these examples only; `shrunk.reason` says why.
 
@@ -82,17 +85,22 @@ class Pruned:
             example_inputs: (N, ...) inputs to prove it on.
 
         Raises:
-            InputError: if the recipe removed single weights, a layer has lost all its units, or the units
-                have been taken out already.
+            InputError: if single weights were removed and no unit died, a layer has lost all its units, or
+                the units have been taken out already.
             ModelError: if the units of a group can be masked but not taken out.
             VerificationError: if the smaller network computes something else; the model is untouched then.
         """
         counted = self.recipe.granularity.counts
-        if counted == "weights":
-            raise InputError("single weights were removed, not units: there is nothing to take out whole")
         if self.shrunk is not None:
             raise InputError(f"the removed {counted} have been taken out already")
-        if counted == "units":
+        if counted == "weights":
+            result = shrink_dead(self.model, example_inputs, masks=self.masks)
+            if not result.lost:
+                raise InputError(
+                    "single weights were removed, not units, and no unit died of it: there is nothing to "
+                    "take out whole"
+                )
+        elif counted == "units":
             found = self.coupled.traced if self.coupled is not None else None
             result = shrink(
                 self.model,

@@ -267,6 +267,20 @@ def test_what_comes_back_has_no_moments(kind) -> None:
                 assert bool(value[mask & before[name]].all())
 
 
+def test_units_that_died_are_taken_out_and_the_function_stays() -> None:
+    model = mlp(10, 40, 30, 3, dtype=torch.float64)
+    chosen = methods.recipe("rigl", sparsity=0.95, steps=4, training={"iterations": 3, **SGD})
+    pruned = prune(model, chosen, DATA)
+    expected, kept = copy.deepcopy(model)(DATA[0]), pruned.masks.kept
+    alive = sum(int(pruned.masks[name].any(1).sum()) for name in ("0.weight", "2.weight"))
+    pruned.shrink(DATA[0][:4])
+    assert model[0].out_features + model[2].out_features <= alive < 70
+    torch.testing.assert_close(model(DATA[0]), expected)
+    assert pruned.masks.kept <= kept
+    pruned.masks.apply(model)
+    torch.testing.assert_close(model(DATA[0]), expected)
+
+
 # ---- interruptions and copies ------------------------------------------------------------------------------
 
 
