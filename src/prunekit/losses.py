@@ -109,6 +109,21 @@ def class_axis(outputs: Tensor, targets: Tensor) -> int:
     return 1
 
 
+def right_classes(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(targets that are not ignored,) booleans: where the highest output is that of the target's class.
+
+    Raises:
+        InputError: for targets that are no class numbers, or do not go with the outputs.
+    """
+    if targets.is_floating_point() or outputs.dim() != targets.dim() + 1:
+        raise InputError(
+            f"class numbers are needed as targets, one for each example (and position), but they are "
+            f"{targets.dtype} of the shape {tuple(targets.shape)}, and the outputs {tuple(outputs.shape)}"
+        )
+    right = outputs.argmax(class_axis(outputs, targets)) == targets
+    return right[targets != NOTHING]
+
+
 def one_tensor(outputs: Any, what: str) -> Tensor:
     """The outputs of a network, where what is taken of them needs a single tensor.
 

@@ -42,17 +42,27 @@ class Task:
             any function (outputs, targets) -> the mean over a batch; a mapping of losses counts as their sum.
             By default the network's own loss where it gives one, else cross-entropy for class numbers and
             the squared error for real values.
+        metrics: what the network is measured by besides, by names: functions (outputs, targets) -> the mean
+            over a batch; see `prunekit.measure.metrics`.
 
     Raises:
-        InputError: if the loss is neither a name nor callable.
+        InputError: if the loss is neither a name nor callable, or a metric is not.
     """
 
-    def __init__(self, loss: str | LossFunction | None = None) -> None:
+    def __init__(
+        self, loss: str | LossFunction | None = None, metrics: Mapping[str, LossFunction] | None = None
+    ) -> None:
         if isinstance(loss, str) and loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)} or a function, not {shown(loss)}")
         if not (loss is None or isinstance(loss, str) or callable(loss)):
             raise InputError(f"loss must be a function (outputs, targets) -> a scalar, not {shown(loss)}")
+        for name, metric in (metrics or {}).items():
+            if not callable(metric):
+                raise InputError(
+                    f"metrics: {name} must be a function (outputs, targets), not {shown(metric)}"
+                )
         self.own_loss = loss
+        self.metrics = dict(metrics or {})
 
     def read(self, batch: Any, model: nn.Module) -> Batch:
         """A batch as a loader yields it, taken apart: see `read_batch`.

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from prunekit.errors import InputError
-from prunekit.losses import NOTHING, class_axis
+from prunekit.losses import right_classes
 from prunekit.masks import Masks
 from prunekit.parts.base import Part
 from prunekit.task import Task
@@ -107,8 +107,7 @@ class ErrorLimit(Stop):
                 "stop error_limit: an error_rate needs class numbers as targets, got "
                 f"{targets.dtype} of the shape {tuple(targets.shape)}: use 'of: loss'"
             )
-        wrong = logits.argmax(class_axis(logits, targets)) != targets
-        return wrong[targets != NOTHING].double().mean()
+        return 1 - right_classes(logits, targets).double().mean()
 
     def allowed(self, before: float) -> float:
         """The limit, or the error before pruning and the increase."""
