@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunekit import Recipe, prune
+from prunekit import Recipe, Session, prune
 from prunekit.errors import InputError, StarvedLayerWarning, starved
 from prunekit.methods import METHODS
 from prunekit.methods import recipe as named
@@ -177,6 +177,14 @@ class TestStarved:
         assert "per_layer" in text
         assert "ignore" in text
         assert pruned.starved == (text,)
+        assert caught[0].filename == __file__
+
+    def test_a_session_warns_after_the_last_step_of_a_loop_of_ones_own(self):
+        session = Session(self._uneven(), recipe())
+        with pytest.warns(StarvedLayerWarning, match=r"weights of 2\.weight are left") as caught:
+            session.advance()
+        assert session.done
+        assert len(caught) == 1
         assert caught[0].filename == __file__
 
     def test_it_does_not_warn_without_reason(self):

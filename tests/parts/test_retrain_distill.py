@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from prunekit.errors import InputError
 from prunekit.methods import distilled_magnitude
-from prunekit.parts.retrain import Distill, divergence
+from prunekit.parts.retrain import Distill, _Distillation, divergence
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from small_nets import blobs, mlp
@@ -48,6 +48,21 @@ def test_divergence_by_hand(temperature):
     found = divergence(outputs, wanted, temperature)
     assert float(found) == pytest.approx(divergence_by_hand(outputs.tolist(), wanted.tolist(), temperature))
     assert float(divergence(wanted, wanted, temperature)) == pytest.approx(0, abs=1e-12)
+
+
+def test_ignored_positions_have_no_teacher():
+    """What is at positions whose targets are ignored does not count, however large it is."""
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(3, 5, 2, dtype=torch.float64, generator=generator)
+    teacher = nn.Linear(2, 4, dtype=torch.float64)
+    outputs = torch.randn(3, 5, 4, dtype=torch.float64, generator=generator)
+    targets = torch.randint(4, (3, 5), generator=generator)
+    targets[0, 2:] = targets[2, 4] = -100
+    outputs[0, 2:] *= 50
+    places = [(i, j) for i in range(3) for j in range(5) if (i, j) not in [(0, 2), (0, 3), (0, 4), (2, 4)]]
+    rows = [[each[place].tolist() for place in places] for each in (outputs, teacher(inputs).detach())]
+    found = _Distillation(teacher, 2.0, 1.0)(inputs, outputs, targets, torch.zeros((), dtype=torch.float64))
+    assert float(found) == pytest.approx(4 * divergence_by_hand(*rows, 2.0))
 
 
 def test_divergence_over_positions():

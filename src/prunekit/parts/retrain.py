@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import Inputs, feed
 from prunekit.errors import InputError, ModelError
-from prunekit.losses import class_axis, one_tensor
+from prunekit.losses import NOTHING, class_axis, one_tensor
 from prunekit.parts.base import BatchLoss, Part
 from prunekit.parts.context import StepContext
 from prunekit.seeds import derive, seeded
@@ -136,8 +136,9 @@ class Distill(TrainedOn):
 
     The loss is (1 - share) L + share T^2 KL(softmax(v / T) || softmax(z / T)), with L the loss of `training`,
     the network's logits z and the teacher's v, and classes along dimension 1; the divergence is averaged over
-    examples and positions. The teacher is the network as the first step finds it, in evaluation mode, and is
-    never trained; it travels with the state of a session, as large as the network.
+    examples and positions whose targets are not ignored (-100). The teacher is the network as the first step
+    finds it, in evaluation mode, and is never trained; it travels with the state of a session, as large as
+    the network.
 
     Attributes:
         temperature: T; the higher, the more the outputs of classes that are wrong count.
@@ -192,7 +193,13 @@ class _Distillation:
             wanted = one_tensor(feed(self._teacher, inputs), "retrain distill")
         found = one_tensor(outputs, "retrain distill")
         axis = class_axis(found, targets)  # the last of (examples, positions, classes)
-        apart = divergence(found.movedim(axis, 1), wanted.movedim(axis, 1), self._temperature)
+        student, teacher = found.movedim(axis, 1), wanted.movedim(axis, 1)
+        if not targets.is_floating_point():
+            counted = targets != NOTHING
+            if not bool(counted.any()):
+                return loss  # a mean of nothing, which the training tells
+            student, teacher = student.movedim(1, -1)[counted], teacher.movedim(1, -1)[counted]
+        apart = divergence(student, teacher, self._temperature)
         return (1 - self._share) * loss + self._share * self._temperature**2 * apart
 
 

@@ -98,9 +98,14 @@ def prune(
     with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
         for _ in session.run(evaluate=evaluate, report=report):
             pass
-    for each in session.kept.starved(recipe.granularity.counts):
-        warnings.warn(each, StarvedLayerWarning, stacklevel=2)
+    _warn_of_starved(session)
     return session.result()
+
+
+def _warn_of_starved(session: Session) -> None:
+    """Warn of layers that keep almost nothing, from the caller of who calls this."""
+    for each in session.kept.starved(session.recipe.granularity.counts):
+        warnings.warn(each, StarvedLayerWarning, stacklevel=3)
 
 
 class Session:
@@ -318,7 +323,10 @@ class Session:
             restarted = self._prune_step(step)
         if self._masked is not None and restarted:
             self._masked.forget()
-        return self._record(step, started, None, {})
+        record = self._record(step, started, None, {})
+        if self.done:
+            _warn_of_starved(self)
+        return record
 
     def check(self) -> Stopped | None:
         """Measure what a training loop of one's own has made of the last step; `advance()` does so by itself.
