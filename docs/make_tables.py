@@ -18,6 +18,7 @@ from prunekit.data import LOADERS
 from prunekit.models import names as model_names
 from prunekit.models.create import find_factory
 from prunekit.parts.allocation import Allocation
+from prunekit.parts.augment import Augment
 from prunekit.parts.base import Part
 from prunekit.parts.granularity import Granularity
 from prunekit.parts.grow import Grow
@@ -44,6 +45,7 @@ FAMILIES: Mapping[str, tuple[type[Part], str]] = {
     "grow": (Grow, "which removed weights come back, in place of kept ones"),
     "stop": (Stop, "what ends the pruning before its last step"),
     "regularize": (Regularizer, "what acts during a training"),
+    "augment": (Augment, "how the inputs of a training are changed at random"),
 }
 
 

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, explaining, shown
 from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.modes import keeping_modes
+from prunekit.parts.augment import Augment, augmented
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.regularize import Regularizer
 from prunekit.seeds import derive, seeded
@@ -47,6 +48,8 @@ class Training(Settings):
             network's own loss, cross-entropy for class numbers or the squared error for real values.
         decay: how the learning rate falls: constant, cosine to zero, or by a tenth at 50 % and 75 %.
         regularize: what acts during training, see `prunekit.parts.regularize`.
+        augment: how the inputs of every batch are changed at random, one after the other; see
+            `prunekit.parts.augment`.
     """
 
     epochs: float | None = Field(default=None, ge=0, le=EPOCHS)
@@ -59,6 +62,7 @@ class Training(Settings):
     decay: Literal["constant", "cosine", "steps"] = "constant"
     loss: Literal["auto", "cross_entropy", "squared_error"] = "auto"
     regularize: tuple[Annotated[SerializeAsAny[Regularizer], BeforeValidator(Regularizer.build)], ...] = ()
+    augment: tuple[Annotated[SerializeAsAny[Augment], BeforeValidator(augmented)], ...] = ()
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
@@ -82,6 +86,22 @@ class Training(Settings):
                 "epochs, or data with __len__"
             )
         return round(epochs * batches / together)
+
+    def changes(self, loop: Loop | None = None) -> Callable[[Batch], Batch] | None:
+        """What the augmentations make of a batch; None without any."""
+        each: list[Callable[[Any], Any]] = list(self.augment)
+        if loop is not None and loop.augment is not None:
+            each.append(loop.augment)
+        if not each:
+            return None
+
+        def changed(batch: Batch) -> Batch:
+            inputs = batch.inputs
+            for one in each:
+                inputs = one(inputs)
+            return replace(batch, inputs=inputs)
+
+        return changed
 
     def task_of(self, task: Task) -> Task:
         """The task whose loss is minimised: that which is given, or with the loss that is set here.
@@ -151,6 +171,8 @@ class Loop:
         clip: the total norm that gradients are clipped to before a step.
         accumulate: the batches of one step; each counts by the terms of its loss.
         precision: the type that autocast computes in; with float16 the loss is scaled (`GradScaler`).
+        augment: a random change of the inputs of every batch, as a batch has them; it acts behind those of
+            the settings.
         average: from the network to a `torch.optim.swa_utils.AveragedModel` of it, which is updated after
             each step; its parameters are the network's at the end.
     """
@@ -160,13 +182,14 @@ class Loop:
     clip: float | None = None
     accumulate: int = 1
     precision: torch.dtype | None = None
+    augment: Callable[[Any], Any] | None = None
     average: Callable[[nn.Module], AveragedModel] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("optimizer", "scheduler", "average"):
+        for name in ("optimizer", "scheduler", "average", "augment"):
             value = getattr(self, name)
             if value is not None and not callable(value):
-                raise InputError(f"loop: {name} must be a function that makes one, not {shown(value)}")
+                raise InputError(f"loop: {name} must be a function, not {shown(value)}")
         whole("accumulate", self.accumulate, 1, WHOLE)
         if self.clip is not None and not (isinstance(self.clip, int | float) and 0 < self.clip < math.inf):
             raise InputError(f"loop: clip must be a number above 0, not {shown(self.clip)}")
@@ -339,7 +362,7 @@ def train(
     with seeded(noise), _attached(model, optimizer, training, masks, before_step, loop):
         checkpoint(start)
         model.train()
-        stepping = _Stepping(model, optimizer, task, loop, total, loss)
+        stepping = _Stepping(model, optimizer, task, loop, total, loss, training.changes(loop))
         for step, batches in _stream(data, training.batch_size, seed, start, end, loop.accumulate):
             if training.decay != "constant" and loop.scheduler is None and loop.optimizer is None:
                 _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
@@ -376,9 +399,10 @@ class _Stepping:
         loop: Loop,
         steps: int,
         batch_loss: BatchLoss | None,
+        augment: Callable[[Batch], Batch] | None,
     ) -> None:
         self._model, self._optimizer, self._task, self._loop = model, optimizer, task, loop
-        self._batch_loss, self._device = batch_loss, device_of(model)
+        self._batch_loss, self._augment, self._device = batch_loss, augment, device_of(model)
         kind = self._device.type
         self._scheduler = None if loop.scheduler is None else loop.scheduler(optimizer, steps)
         self._average = None if loop.average is None else loop.average(model)
@@ -444,6 +468,7 @@ class _Stepping:
     def _loss(self, batch: Batch, *, counted: bool) -> tuple[Tensor, float]:
         task, batch = self._task, batch.to(self._device)
         with self._autocast(), explaining(ModelError, lambda: _CANNOT.format(batch.described)):
+            batch = batch if self._augment is None else self._augment(batch)
             outputs = task.run(self._model, batch)
             loss = task.loss(outputs, batch.targets)
             if self._batch_loss is not None:

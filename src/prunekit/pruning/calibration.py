@@ -30,7 +30,7 @@ from prunekit.statistics.collect import (
 )
 from prunekit.targets import device_of
 from prunekit.task import PLAIN, LossFunction, Task
-from prunekit.training import copy_state
+from prunekit.training import Loop, copy_state
 
 BATCH = 256
 """Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
@@ -52,6 +52,7 @@ class Calibration:
         seed: of the sample.
         task: how the network is fed a batch, and what its loss is.
         norms: those whose running statistics are measured anew.
+        loop: what of the trainings' loop is the user's own.
     """
 
     model: nn.Module
@@ -62,6 +63,7 @@ class Calibration:
     seed: int
     task: Task
     norms: Sequence[_NormBase]
+    loop: Loop | None = None
 
     @property
     def device(self) -> torch.device:
@@ -109,11 +111,12 @@ class Calibration:
             with_loss = recipe.allocation.needs_data or judged
             uses.append(Use(task, BATCH, task.loss if with_loss else None))
         if data is not None and training is not None and training.length(data) > recipe.retrain.start:
-            uses.append(Use(training.task_of(task), training.batch_size, retrained, train=True))
+            own = training.task_of(task)
+            uses.append(Use(own, training.batch_size, retrained, True, training.changes(self.loop)))
         for each in recipe.warm_ups.values() if retraining else ():
             if data is not None and each.length(data):
                 own = each.task_of(task)
-                uses.append(Use(own, each.batch_size, own.loss, train=True))
+                uses.append(Use(own, each.batch_size, own.loss, True, each.changes(self.loop)))
         if recipe.stop.needs_data:
             (uses if self.validation is None else measured).append(Use(task, BATCH, stopping))
         if data is not None:
@@ -331,12 +334,14 @@ class Use:
         count: how many examples the network is given at a time.
         loss: (outputs, targets) -> a scalar; None if no loss is asked of them.
         train: whether they train it: in training mode then, and all of them.
+        augment: what a training makes of a batch.
     """
 
     task: Task
     count: int
     loss: LossFunction | None
     train: bool = False
+    augment: Callable[[Batch], Batch] | None = None
 
 
 def check_examples(model: nn.Module, name: str, data: Batches, uses: Sequence[Use]) -> None:
@@ -411,6 +416,9 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
         return f"the network cannot take {name}{mode}, {batch.described}{hint}"
 
     with looking_only(model, train=use.train):
+        if use.augment is not None:
+            with naming(name):
+                batch = use.augment(batch)
         outputs = _outputs(use.task, model, batch, complaint)
         if use.loss is None:
             return outputs

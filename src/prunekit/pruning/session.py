@@ -176,6 +176,7 @@ class Session:
             self._seed,
             self.task,
             norms,
+            loop,
         )
         self._trainings = Trainings(model, self._inner, recipe, self._data, self._seed, self.task, loop)
         self._scorer = Scorer(recipe, self.plan, self._calibration, self._seed, example_inputs, self._state)
