@@ -185,6 +185,31 @@ def test_synflow_leaves_the_network_as_it_is_and_reads_no_words():
         scored(SynFlow(), Tied(), (torch.randint(11, (4, 5)), torch.randint(11, (4,))))
 
 
+@pytest.mark.parametrize("pack", [tuple, lambda pair: dict(zip(("b", "a"), reversed(pair), strict=True))])
+def test_synflow_of_several_inputs_feeds_ones_to_each(pack):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 6, bias=False), nn.Linear(3, 6, bias=False)
+            self.head = nn.Linear(6, 2, bias=False)
+
+        def forward(self, a, b):
+            return self.head(torch.relu(self.left(a) + self.right(b)))
+
+    torch.manual_seed(0)
+    model, targets = Sum().double(), torch.randint(2, (8,))
+    a, b = torch.randn(8, 4).double(), torch.randn(8, 3).double()
+    left, right, head = (each.weight.detach().abs() for each in (model.left, model.right, model.head))
+    through = {
+        "left.weight": head.sum(0)[:, None] * left,
+        "right.weight": head.sum(0)[:, None] * right,
+        "head.weight": head * (left.sum(1) + right.sum(1)),
+    }
+    assert_same(scored(SynFlow(), model, (pack((a, b)), targets)), through)
+    with pytest.raises(InputError, match="whole numbers or flags"):
+        scored(SynFlow(), model, (pack((a, b > 0)), targets))
+
+
 def test_iterated_synflow_keeps_a_path_where_one_step_cuts_the_network_through():
     """The paper's point: 99.5 % of a deep network of uneven layers."""
     data = (torch.randn(8, 40), torch.randint(2, (8,)))

@@ -15,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunekit.batches import Batch, arguments
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, said
-from prunekit.losses import one_tensor
 from prunekit.parts.base import LEVELS
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.settings import LARGE
@@ -52,7 +51,7 @@ class GraSP(Score):
 class SynFlow(Score):
     """|w dR/dw|: the part of the network's synaptic flow R that goes through the weight.
 
-    R is the sum of the outputs for an input of ones, when all weights, biases and statistics of norms have
+    R is the sum of the outputs when every input is ones, and all weights, biases and statistics of norms have
     their absolute values: for ReLU networks, the sum over all paths of the product of their weights. What is
     removed is always the least of what is left, so many small steps never cut a layer through. It looks at
     no example; of the data it takes the shape. Meant for networks before training.
@@ -211,27 +210,30 @@ class SynapticFlow(_FlowStatistic):
 class _SynapticFlow(_Flow):
     _what = "the derivative of the synaptic flow"
     precision = torch.float64  # sums over all paths leave the range of single precision
-    _ones: Tensor | None = None
+    _ones: Batch | None = None
 
     def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
         if self._ones is None:
-            inputs = one_tensor(batch.inputs, self._what)
-            if not inputs.is_floating_point():
-                raise InputError(
-                    "the synaptic flow is that of an input of ones; the network reads whole numbers, such as "
-                    "the indices of an embedding: use another score"
-                )
-            self._ones = torch.ones_like(inputs[:1], dtype=torch.float64)
+            self._ones = Batch(batch.inputs, None).examples(0, 1).map(_ones_like)
 
     def _derivatives(self) -> dict[str, Tensor]:
         assert self._ones is not None
         absolute = {name: value.abs() for name, value in self._values.items()}
         weights = {name: absolute[name].detach().requires_grad_() for name in self._subject.names}
-        flow = self._outputs({**absolute, **weights}, Batch(self._ones, None)).sum()
+        flow = self._outputs({**absolute, **weights}, self._ones).sum()
         if not flow.requires_grad:  # none of these weights is on a path that is differentiated
             return {name: torch.zeros_like(weight) for name, weight in weights.items()}
         found = torch.autograd.grad(flow, list(weights.values()), materialize_grads=True)
         return dict(zip(weights, found, strict=True))
+
+
+def _ones_like(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise InputError(
+            "the synaptic flow is that of inputs of ones; the network reads whole numbers or flags, such as "
+            "the indices of an embedding or a mask: use another score"
+        )
+    return torch.ones_like(tensor)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
