@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from prunekit.batches import LoaderBatches, TensorBatches, as_batches
+from prunekit.batches import LoaderBatches, StreamBatches, TensorBatches, as_batches
 from prunekit.errors import DataError, InputError
 from prunekit.training import Training
 from small_nets import blobs
@@ -22,6 +22,21 @@ def test_an_epoch_is_every_example_once(count, size):
     targets = torch.cat([targets for _, targets in batches])
     assert sorted(inputs.tolist()) == list(range(count))
     assert torch.equal(targets, inputs * 10)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 3, 9])
+def test_batches_that_are_passed_over_change_no_others(skip):
+    rows = [(torch.tensor(float(number)), number) for number in range(20)]
+    for data in (
+        numbered(20),
+        as_batches(rows),
+        as_batches(DataLoader(rows, batch_size=3)),
+        StreamBatches(rows),
+    ):
+        found, whole = list(data.epoch(2, 3, 5, skip)), list(data.epoch(2, 3, 5))
+        assert len(found) == max(len(whole) - skip, 0)
+        for one, other in zip(found, whole[skip:], strict=True):
+            assert torch.equal(one.inputs, other.inputs)
 
 
 def order(number: int, seed: int) -> list[int]:

@@ -173,8 +173,8 @@ Read = Callable[[Any], Batch]
 class Batches(Protocol):
     """Where training and statistics get their examples from."""
 
-    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        """All examples once, in an order that `seed` and the epoch's number fix."""
+    def epoch(self, number: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+        """All examples once, in an order that `seed` and the number fix, without the first `skip` batches."""
 
     def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """About `count` examples in batches, the same for the same seed."""
@@ -211,10 +211,10 @@ class _ByIndex(ABC):
 
     size: int
 
-    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
+    def epoch(self, number: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """All examples once; the order is a function of the seed and the epoch's number alone."""
         order = torch.randperm(self.size, generator=generator(seed, "epoch", number))
-        return self._batches(order, batch_size)
+        return self._batches(order, batch_size, skip)
 
     def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """`count` different examples, or all when there are fewer."""
@@ -229,8 +229,8 @@ class _ByIndex(ABC):
         """The examples of the last batch."""
         return self.size % batch_size or batch_size
 
-    def _batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        return map(self._chosen, order.split(batch_size))  # type: ignore[no-untyped-call]
+    def _batches(self, order: Tensor, batch_size: int, skip: int = 0) -> Iterator[Batch]:
+        return map(self._chosen, order.split(batch_size)[skip:])  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def _chosen(self, numbers: Tensor) -> Batch:
@@ -267,8 +267,8 @@ class TensorBatches(_ByIndex):
             raise DataError("the dataset is empty: there are no examples")
         self.size = count
 
-    def _batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        return super()._batches(order.to(_leaves(self.all.inputs)[0].device), batch_size)
+    def _batches(self, order: Tensor, batch_size: int, skip: int = 0) -> Iterator[Batch]:
+        return super()._batches(order.to(_leaves(self.all.inputs)[0].device), batch_size, skip)
 
     def _chosen(self, numbers: Tensor) -> Batch:
         return self.all.map(lambda tensor: tensor[numbers])
@@ -302,9 +302,9 @@ class StreamBatches:
     def __init__(self, dataset: Any, read: Read | None = None) -> None:
         self.dataset, self.read = dataset, read or read_batch
 
-    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
+    def epoch(self, number: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """One walk through the stream."""
-        examples = iter(self.dataset)
+        examples = islice(self.dataset, skip * batch_size, None)
         while together := list(islice(examples, batch_size)):
             yield self.read(_collated(self.dataset, together))
 
@@ -346,9 +346,9 @@ class LoaderBatches:
         if self.length(0) == 0:
             raise DataError("the dataset is empty: the loader has no batches")
 
-    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[Batch]:
+    def epoch(self, number: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """One walk through the loader."""
-        return map(self.read, self.loader)
+        return map(self.read, islice(self.loader, skip, None))
 
     def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """Whole batches from the front until `count` examples are reached."""

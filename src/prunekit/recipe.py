@@ -113,7 +113,8 @@ class Recipe(Settings):
         rank: when scores are taken: anew before every step, or once before the first.
         statistics: when what a repair needs is measured: anew before every step, or once before the first.
         retrain_every: retraining follows each so many steps, and the last.
-        calibration: how many training examples scores, allocations and repairs may see.
+        calibration: how many training examples scores, allocations and repairs may see: the same at every
+            step, but others at each with a `grow`.
         recalibrate: whether the running statistics of batch norms are measured anew on these examples, before
             the first scores and after every removal; by default after the removal of units that no training
             follows, where there are data.

@@ -522,8 +522,9 @@ def _numbered(
     while step < total:
         if per_epoch is not None:
             epoch, skip = divmod(step, per_epoch)
+        passed = 0 if per_epoch is None else skip  # of a stream it must be seen how many there are
         began, seen = step, 0
-        for seen, batch in enumerate(data.epoch(epoch, batch_size, seed), 1):
+        for seen, batch in enumerate(data.epoch(epoch, batch_size, seed, passed), passed + 1):
             if seen <= skip:
                 continue
             if step >= total:

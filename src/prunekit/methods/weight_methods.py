@@ -144,6 +144,7 @@ def _dynamic(
         allocation=ERK(dense=tuple(dense)),
         schedule=Constant(sparsity=sparsity, steps=steps),
         retrain=Continued(training=training_of((1 - rest) * epochs, training, shares=steps), rest=rest),
+        calibration=256,
     )
 
 

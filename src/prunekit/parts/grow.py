@@ -98,8 +98,8 @@ class GrowAtRandom(Grow):
 class GrowByGradient(Grow):
     """|dL/dw|: removed weights that the loss pulls at most come back (RigL).
 
-    The gradient of the mean loss over the calibration sample, of the network as it is: with respect to
-    removed weights as well, which are zero in it. The authors take that of the batch of the step.
+    The gradient of the mean loss over the calibration sample, another one at each step, of the network as it
+    is: with respect to removed weights as well, which are zero in it. The authors take the batch of the step.
     """
 
     name = "gradient"

@@ -128,21 +128,27 @@ class Calibration:
         """Measure the running statistics of the norms anew, on the sample."""
         recalibrate(self.model, self.norms, self.batches(), self.task)
 
-    def batches(self) -> Iterator[Batch]:
-        """The sample; nothing without data."""
+    def batches(self, draw: int = 0) -> Iterator[Batch]:
+        """The sample; nothing without data.
+
+        Args:
+            draw: 0 for the one of every step, another number for another sample.
+        """
         if self.data is None:
             return iter(())
-        return self._placed(self.data.sample(self.examples, BATCH, derive(self.seed, "calibration")))
+        seed = derive(self.seed, "calibration", *([draw] if draw else []))
+        return self._placed(self.data.sample(self.examples, BATCH, seed))
 
-    def watched(self, wrong: list[DataError]) -> Iterator[Batch]:
+    def watched(self, wrong: list[DataError], draw: int = 0) -> Iterator[Batch]:
         """The same, for statistics without a loss in which NaN would be seen.
 
         Args:
             wrong: to it is added what is to be said of batches whose targets are NaN or infinite, or whose
                 inputs are, and the network's outputs as well; statistics that look for it say more, and not
                 before all processes have added up theirs.
+            draw: as of `batches`.
         """
-        for number, batch in enumerate(self.batches()):
+        for number, batch in enumerate(self.batches(draw)):
             try:
                 check_finite(self.model, f"batch {number} of the calibration data", batch, self.task)
             except DataError as error:

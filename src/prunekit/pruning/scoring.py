@@ -52,7 +52,9 @@ class Scorer:
         wrong: list[DataError] = []
         found: Found = {}
         if needs:
-            batches = sample.batches() if any(need.needs_loss for need in needs) else sample.watched(wrong)
+            draw = 0 if recipe.grow is None else context.step.number
+            judged = any(need.needs_loss for need in needs)
+            batches = sample.batches(draw) if judged else sample.watched(wrong, draw)
             found = collect(subject, batches, needs, task=sample.task)
         if wrong:
             raise wrong[0]
