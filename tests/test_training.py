@@ -299,7 +299,7 @@ def test_regression_and_classification_losses():
         ({"lr": -1}, "training: lr = -1"),
         ({"lr": float("inf")}, "training: lr = inf: .*finite"),
         ({"momentum": 1}, "training: momentum = 1"),
-        ({"learning_rate": 1}, "training: unknown key 'learning_rate'; allowed keys are: augment, batch_size"),
+        ({"learning_rate": 1}, "training: unknown key 'learning_rate'; allowed keys are: augment, batch"),
     ],
 )
 def test_refusals(settings, message):
