@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunekit import Recipe, Session, prune
+from prunekit import Recipe, prune
 from prunekit.errors import InputError, StarvedLayerWarning, starved
 from prunekit.methods import METHODS
 from prunekit.methods import recipe as named
@@ -32,7 +32,10 @@ class Mine(Score):
 
 RANKS = [
     ("wanda", "weight"),
-    ("wanda", "unit"),
+    ({"name": "activation", "what": "mean"}, "unit"),
+    ({"name": "feature_taylor", "normalize": False}, "unit"),
+    ("layer_obs", "unit"),
+    ("movement", "unit"),
     ("magnitude", "unit"),
     ("ria", "unit"),
     ("thinet", "unit"),
@@ -56,7 +59,8 @@ class TestDefault:
             ("magnitude", "weight"),
             ({"name": "wanda", "within": "layer"}, "weight"),
             ({"name": "grad_cam", "normalize": True}, "unit"),
-            ("activation", "unit"),
+            ("feature_taylor", "unit"),
+            ("layer_obs", "weight"),
             ("obd", "unit"),
         ],
     )
@@ -89,9 +93,8 @@ class TestDefault:
 class TestRefusal:
     @pytest.mark.parametrize(("score", "granularity"), RANKS)
     def test_it_names_score_allocation_and_those_that_do(self, score, granularity):
-        if (score, granularity) == ("magnitude", "unit"):  # published so, and taken where it is named
-            assert recipe(score=score, granularity=granularity, allocation="global").allocation == Global()
-            return
+        if (score, granularity) == ("magnitude", "unit"):
+            return  # published so, and taken where it is named
         name = score["name"] if isinstance(score, Mapping) else score
         with pytest.raises(InputError) as caught:
             recipe(score=score, granularity=granularity, allocation="global")
@@ -100,6 +103,24 @@ class TestRefusal:
         assert f"'{name}'" in message
         for allocation in ("global", "erk", "owl", "per_layer", "sensitivity"):
             assert f"'{allocation}'" in message
+
+    @pytest.mark.parametrize(
+        ("score", "granularity"),
+        [
+            ("magnitude", "unit"),
+            ("activation", "unit"),
+            ({"name": "activation", "what": "irreplaceable"}, "unit"),
+            ({"name": "layer_obs", "relative_to": "nothing"}, "weight"),
+        ],
+    )
+    def test_what_was_published_so_is_taken_where_it_is_named(self, score, granularity):
+        assert recipe(score=score, granularity=granularity).allocation == PerLayer()
+        assert recipe(score=score, granularity=granularity, allocation="global").allocation == Global()
+
+    def test_ranks_within_rows_tell_no_unit_from_another(self):
+        with pytest.raises(InputError, match=r"all units of a layer tie: set its `within` to 'layer'"):
+            recipe(score="wanda", granularity="unit")
+        assert recipe(score={"name": "wanda", "within": "layer"}, granularity="unit")
 
     def test_what_it_names_is_taken(self):
         for allocation in ("erk", "owl", "per_layer", "sensitivity"):
@@ -177,14 +198,6 @@ class TestStarved:
         assert "per_layer" in text
         assert "ignore" in text
         assert pruned.starved == (text,)
-        assert caught[0].filename == __file__
-
-    def test_a_session_warns_after_the_last_step_of_a_loop_of_ones_own(self):
-        session = Session(self._uneven(), recipe())
-        with pytest.warns(StarvedLayerWarning, match=r"weights of 2\.weight are left") as caught:
-            session.advance()
-        assert session.done
-        assert len(caught) == 1
         assert caught[0].filename == __file__
 
     def test_it_does_not_warn_without_reason(self):

@@ -53,6 +53,20 @@ def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return _summed((outputs - real_targets(outputs, targets)).abs())
 
 
+def probability_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The linear error, for class numbers that of the classes' probabilities.
+
+    Outputs that leave [0, 1] are none, and go through a softmax first: against 0 and 1 their error would be
+    the greater, the surer they are.
+
+    Raises:
+        InputError: for targets that do not go with the outputs.
+    """
+    if not targets.is_floating_point() and outputs.dim() > 1 and bool(((outputs < 0) | (outputs > 1)).any()):
+        outputs = outputs.softmax(1)
+    return absolute_error(outputs, targets)
+
+
 def _summed(errors: Tensor) -> Tensor:
     return (errors.flatten(1).sum(1) if errors.dim() > 1 else errors).mean()
 

@@ -16,7 +16,7 @@ from prunekit import units
 from prunekit.batches import Batch, Inputs, in_order, joined
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
-from prunekit.losses import NOTHING, one_tensor
+from prunekit.losses import NOTHING, one_tensor, probability_error
 from prunekit.measure import count
 from prunekit.models import Maxout
 from prunekit.statistics.collect import (
@@ -154,7 +154,8 @@ class Relevance(ExampleStatistic):
     def of(self, structure: Structure, inputs: Inputs, targets: Any, kept: Mapping[str, Tensor]) -> Values:
         """The average after the last batch."""
         parts = Batch(inputs, targets).parts(self.batch_size)
-        return units.relevance(structure, ((part.inputs, part.targets) for part in parts), kept=kept)
+        batches = ((part.inputs, part.targets) for part in parts)
+        return units.relevance(structure, batches, error=probability_error, kept=kept)
 
 
 @dataclass(frozen=True)

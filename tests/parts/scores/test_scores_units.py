@@ -113,13 +113,19 @@ def test_the_published_form_is_exact_in_the_last_hidden_layer_only():
     assert not torch.allclose(exact["0"], published["0"], rtol=1e-3)
 
 
-def test_skeletonization_is_a_running_average_over_batches():
+@pytest.mark.parametrize("logits", [False, True])
+def test_skeletonization_is_a_running_average_over_batches(logits):
+    """Of the error of probabilities: the softmax of logits, or outputs between 0 and 1 as they are."""
     model, (inputs, targets) = net(6, 7, 5, 4), data(6)
+    model = model[:-1] if logits else model
     running = None
     for x, t in zip(inputs.split(4), targets.split(4), strict=True):
         gains = {n: torch.ones(s, dtype=torch.float64, requires_grad=True) for n, s in (("0", 7), ("2", 5))}
         wanted = torch.from_numpy(one_hot(t))
-        (gained(model, x, gains) - wanted).abs().sum(1).mean().backward()
+        said = gained(model, x, gains)
+        if logits:
+            said = said.exp() / said.exp().sum(1, keepdim=True)
+        (said - wanted).abs().sum(1).mean().backward()
         now = {name: -gain.grad for name, gain in gains.items()}
         running = now if running is None else {n: 0.8 * running[n] + 0.2 * now[n] for n in now}
     found = scores_of(Skeletonization(batch_size=4), model, (inputs, targets))

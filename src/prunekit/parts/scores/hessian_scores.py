@@ -16,7 +16,7 @@ from prunekit.batches import Batch, arguments
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.obs import damped, damped_groups, eliminate, inverse_of, removal_scores, shared_saliency
-from prunekit.parts.base import LEVELS
+from prunekit.parts.base import LEVELS, Level
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.parts.scores.weight_scores import RowScore
 from prunekit.settings import LARGE, WHOLE
@@ -143,12 +143,20 @@ class LayerOBS(RowScore):
 
     name = "layer_obs"
     paper = "Dong, Chen, Pan 2017, arXiv 1705.07565; exact: Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
-    comparable = tuple(LEVELS)
+    compared_if_named = ("weights",)
     needs = (LayerHessian(),)
     form: Literal["exact", "shared"] = "exact"
     damp: float = Field(default=0.01, ge=0, le=LARGE)
     relative_to: Literal["nothing", "output_variance"] = "output_variance"
     precision: Literal["float32", "float64"] = "float32"
+
+    @property
+    def comparable(self) -> tuple[Level, ...]:  # type: ignore[override]
+        """As a share of the output's variance, but for units: weights that go together are not their sum.
+
+        The error itself is as large as the layer's outputs.
+        """
+        return ("weights", "patterns") if self.relative_to == "output_variance" else ()
 
     def __call__(self, context: StepContext) -> Scores:
         """The losses, (float64) infinite for what a pattern never removes."""

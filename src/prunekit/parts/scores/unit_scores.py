@@ -92,7 +92,10 @@ class UnitTaylor(UnitScore):
 
 
 class Skeletonization(UnitScore):
-    """Relevance: -dE/dgain of the linear error sum |t - o|, as a running average over batches."""
+    """Relevance: -dE/dgain of the linear error sum |t - o|, as a running average over batches.
+
+    For class numbers o are the classes' probabilities: outputs that leave [0, 1] go through a softmax.
+    """
 
     name = "skeletonization"
     paper = "Mozer, Smolensky 1989, NIPS 1"
@@ -116,11 +119,12 @@ class Activation(UnitScore):
 
     name = "activation"
     paper = "Hu et al. 2016 (APoZ), arXiv 1607.03250; correlation: Sietsma, Dow 1988"
+    comparable = ()  # each layer has its own share of zeros: the paper goes through them one by one
     what: Literal["nonzeros", "mean", "variance", "irreplaceable"] = "nonzeros"
 
     @property
-    def comparable(self) -> tuple[Level, ...]:  # type: ignore[override]
-        """As shares; means and variances are as large as the layer's outputs."""
+    def compared_if_named(self) -> tuple[Level, ...]:  # type: ignore[override]
+        """Shares; means and variances are as large as the layer's outputs."""
         return ("units",) if self.what in ("nonzeros", "irreplaceable") else ()
 
     @property
@@ -177,10 +181,14 @@ class FeatureTaylor(UnitScore):
 
     name = "feature_taylor"
     paper = "Molchanov et al. 2017, arXiv 1611.06440"
-    comparable = ("units",)
     error: Error = "cross_entropy"
     normalize: bool = True
     macs: float = Field(default=0.0, ge=0, le=LARGE)
+
+    @property
+    def comparable(self) -> tuple[Level, ...]:  # type: ignore[override]
+        """Where it is normalised, as the paper says it has to be."""
+        return ("units",) if self.normalize else ()
 
     @property
     def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]

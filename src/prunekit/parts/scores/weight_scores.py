@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.graph.rows import from_rows, row_layers, rows_of
-from prunekit.parts.base import LEVELS, Level
+from prunekit.parts.base import LEVELS, Level, Requirement
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.parts.retrain import TrainingSettings
 from prunekit.settings import LARGE
@@ -140,7 +140,7 @@ class Movement(Score):
 
     name = "movement"
     paper = "Sanh, Wolf, Rush 2020, arXiv 2005.07683"
-    comparable = tuple(LEVELS)
+    comparable = ("weights",)  # sums over a unit grow with its size
     training: TrainingSettings = Field(default_factory=Training)
 
     @property
@@ -214,6 +214,13 @@ class InputDeviation(InputScore):
         return InputSquares(centred=getattr(layer, "bias", None) is not None)
 
 
+_NOT_OF_UNITS = Requirement(
+    "granularity",
+    lambda granularity: granularity.level != "units",
+    "{part} ranks weights within each row, so that all units of a layer tie: set its `within` to 'layer'",
+)
+
+
 class Wanda(InputScore):
     """|w| ||x||: the size of a weight times the root mean square of its input.
 
@@ -231,6 +238,11 @@ class Wanda(InputScore):
     def comparable(self) -> tuple[Level, ...]:  # type: ignore[override]
         """Not as ranks, of which the longest rows have the highest."""
         return () if self.within == "row" else ("weights",)
+
+    @property
+    def requires(self) -> tuple[Requirement, ...]:  # type: ignore[override]
+        """As ranks it tells no row from another, and so no unit."""
+        return () if self.within == "layer" else (_NOT_OF_UNITS,)
 
     def squares(self, layer: nn.Module) -> InputSquares:
         """About zero."""
