@@ -12,7 +12,7 @@ from torch import nn
 
 from prunekit import Recipe, prune
 from prunekit.errors import InputError, StarvedLayerWarning, starved
-from prunekit.methods import METHODS
+from prunekit.methods import METHODS, apoz_units
 from prunekit.methods import recipe as named
 from prunekit.parts.allocation import Global, PerLayer
 from prunekit.parts.context import Score, Scores, StepContext
@@ -116,6 +116,9 @@ class TestRefusal:
     def test_what_was_published_so_is_taken_where_it_is_named(self, score, granularity):
         assert recipe(score=score, granularity=granularity).allocation == PerLayer()
         assert recipe(score=score, granularity=granularity, allocation="global").allocation == Global()
+
+    def test_the_recipe_of_a_method_names_the_ranking_that_it_had_by_default(self):
+        assert apoz_units().allocation == Global()
 
     def test_ranks_within_rows_tell_no_unit_from_another(self):
         with pytest.raises(InputError, match=r"all units of a layer tie: set its `within` to 'layer'"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from prunekit.errors import InputError, shown
-from prunekit.parts.allocation import BelowMean, PerLayer
+from prunekit.parts.allocation import BelowMean, Global, PerLayer
 from prunekit.parts.granularity import MaxoutPiece, Unit
 from prunekit.parts.repair import ChannelScale
 from prunekit.parts.retrain import FineTune, Reinitialize, Retrain, Rewind
@@ -174,6 +174,7 @@ def apoz_units(
     return Recipe(
         score=Activation(what="nonzeros"),
         granularity=Unit(),
+        allocation=Global(),
         schedule=Linear(sparsity=sparsity, steps=steps),
         retrain=FineTune(training=training_of(epochs, training)),
     )
