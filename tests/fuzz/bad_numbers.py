@@ -29,6 +29,7 @@ from prunekit.models import Maxout
 from prunekit.parts.allocation import Allocation
 from prunekit.parts.base import Part
 from prunekit.parts.granularity import Granularity
+from prunekit.parts.grow import Grow
 from prunekit.parts.regularize import Regularizer
 from prunekit.parts.repair import Repair
 from prunekit.parts.retrain import Retrain
@@ -57,6 +58,7 @@ FAMILIES: dict[str, type[Part]] = {
     "selection": Selection,
     "repair": Repair,
     "retrain": Retrain,
+    "grow": Grow,
     "stop": Stop,
 }
 FILL = {
@@ -74,6 +76,11 @@ BASES: tuple[dict[str, Any], ...] = (
         "schedule": {"name": "one_shot", "sparsity": 0.5},
         "granularity": "maxout_piece",
         "score": "maxout_wins",
+    },
+    {
+        "schedule": {"name": "constant", "sparsity": 0.5, "steps": 2},
+        "regrow": True,
+        "grow": "random",
     },
 )
 """Recipes in which a part is tried: the first one that it works in with its defaults."""

@@ -47,13 +47,31 @@ MUTANTS = (
     # ---- what is removed ----
     Mutant(
         "removed weights never come back",
-        "int((~each).sum()) if name in frozen or not recipe.regrow else 0",
+        "int((~each).sum()) if name in frozen or not self.competes else 0",
         "int((~each).sum()) if name in frozen else 0",
         ("test_pruning.py",),
     ),
     Mutant(
+        "what grows comes back in exchange alone",
+        "return self.recipe.regrow and self.recipe.grow is None",
+        "return self.recipe.regrow",
+        ("test_grow.py",),
+    ),
+    Mutant(
+        "the first step exchanges nothing",
+        "if step.round == 1:",
+        "if step.round == 0:",
+        ("test_grow.py",),
+    ),
+    Mutant(
+        "what has come back has no moments",
+        "kept = {key: mask & before.get(key, mask).to(mask.device) for key, mask in kept.items()}",
+        "kept = {key: mask for key, mask in kept.items()}",
+        ("test_grow.py",),
+    ),
+    Mutant(
         "with regrow they compete again, and as many stay as are asked for",
-        "int((~each).sum()) if name in frozen or not recipe.regrow else 0",
+        "int((~each).sum()) if name in frozen or not self.competes else 0",
         "int((~each).sum())",
         ("test_pruning.py",),
     ),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunekit import Recipe, methods, prune
 from prunekit.errors import InputError, ModelError
 from prunekit.masks import Masks
+from prunekit.parts.allocation import PerLayer
 from prunekit.parts.context import StepContext
 from prunekit.parts.grow import Grow, GrowAtRandom, GrowByGradient
 from prunekit.parts.schedule import Step
@@ -195,6 +196,21 @@ def test_a_gradual_schedule_may_grow_as_well() -> None:
             "2.weight": 96 - round(level * 96),
             "4.weight": 24 - round(level * 24),
         }
+
+
+class Fewer(PerLayer):
+    """Half as many removed at each later step."""
+
+    name = "fewer"
+
+    def amounts(self, context: StepContext) -> dict[str, int]:
+        return {name: count // context.step.round for name, count in super().amounts(context).items()}
+
+
+def test_weights_come_back_in_exchange_alone() -> None:
+    chosen = Recipe.parse({**dynamic().to_dict(), "allocation": Fewer()})
+    found = prune(net(), chosen, DATA)
+    assert [record.layers for record in found.history] == [found.history[0].layers] * 6
 
 
 def test_the_first_removal_is_drawn_or_scored() -> None:

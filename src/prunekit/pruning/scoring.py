@@ -40,6 +40,11 @@ class Scorer:
     example_inputs: Inputs | None
     state: State
 
+    @property
+    def competes(self) -> bool:
+        """Whether what is removed competes again by its score; with a `grow` it comes back in exchange."""
+        return self.recipe.regrow and self.recipe.grow is None
+
     def measure(self, context: StepContext) -> Found:
         """The statistics that score, selection and repair ask for at a step."""
         state, recipe, sample = self.state, self.recipe, self.calibration
@@ -81,7 +86,7 @@ class Scorer:
         if self.recipe.grow is not None:
             # what comes back does so by another score; a weight that has just done so may still be zero
             scores = {name: score.masked_fill(~kept[name], float("-inf")) for name, score in scores.items()}
-        elif not self.recipe.regrow:
+        elif not self.competes:
             # what is gone goes first: what was removed stays removed, and pruning twice removes no more
             gone = {name: self.plan.elements.gone(name, kept) for name in scores}
             scores = {name: score.masked_fill(gone[name], float("-inf")) for name, score in scores.items()}
@@ -116,7 +121,7 @@ class Scorer:
             for name in earlier.layers
         )
         pruned = {
-            name: int((~each).sum()) if name in frozen or not recipe.regrow or recipe.grow is not None else 0
+            name: int((~each).sum()) if name in frozen or not self.competes else 0
             for name, each in kept.items()
         }
         shielded = {**scores, **{name: elements.shielded(name, scores[name]) for name in step.layers}}
