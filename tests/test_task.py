@@ -1032,3 +1032,37 @@ def test_a_batch_whose_targets_are_all_ignored_is_no_step() -> None:
     batches = [(inputs[:16], targets[:16]), (inputs[:16], nothing), (inputs[16:32], targets[16:32])]
     train(net, batches, Training(epochs=1), loop=own)
     assert same(copied(net), copied(by_hand))
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "obd", "iterative_magnitude"])
+def test_a_loss_without_a_gradient_scores_and_trains_nothing(method: str) -> None:
+    def mistakes(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) != targets).float().mean()
+
+    net = mlp(10, 8, 3)
+    before = copied(net)
+    with pytest.raises(InputError, match="the loss has no gradient, so that"):
+        prune(net, recipe(method, sparsity=0.5), blobs(24), loss=mistakes)
+    assert same(copied(net), before)
+
+
+def test_a_class_of_losses_is_told_from_one_of_them() -> None:
+    with pytest.raises(InputError, match=r"loss is the class MSELoss: give one of it, MSELoss\(\)"):
+        Task(nn.MSELoss)
+
+
+def test_an_empty_mapping_is_no_batch() -> None:
+    with pytest.raises(DataError, match="a batch is an empty mapping"):
+        prune(mlp(10, 8, 3), snip(0.5), [{}])
+
+
+@pytest.mark.parametrize("precision", [None, torch.float16])
+def test_targets_that_are_all_ignored_train_nothing_and_are_named(precision: torch.dtype | None) -> None:
+    net = mlp(10, 8, 3)
+    before = copied(net)
+    data = blobs(24)[0], torch.full((24,), -100)
+    for accumulate in (1, 2):
+        loop = Loop(accumulate=accumulate, precision=precision, clip=1.0)
+        with pytest.raises(DataError, match=r"all targets of the epoch up to step \d are ignored"):
+            train(net, data, Training(epochs=1, batch_size=6), loop=loop)
+    assert same(copied(net), before)

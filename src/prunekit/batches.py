@@ -540,7 +540,7 @@ def read_batch(
         key = next((name for name in TARGETS if name in batch), None)
         inputs = {name: value for name, value in batch.items() if name != key}
         if not inputs:
-            raise DataError(f"a batch has no inputs, only {key!r}")
+            raise DataError(f"a batch has no inputs, only {key!r}" if key else "a batch is an empty mapping")
         targets = None if key is None else as_targets(batch[key])
         return Batch(inputs, targets, {key: targets} if key and takes is not None and takes(key) else {})
     if isinstance(batch, tuple | list) and len(batch) == 2:

@@ -13,6 +13,11 @@ from prunekit.errors import InputError
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> a scalar, the mean over the examples."""
 
+NO_GRADIENT = (
+    "the loss has no gradient, so that nothing is trained or scored by it: it must be made of the outputs by "
+    "functions that torch differentiates"
+)
+
 NOTHING = -100
 """The class number that cross-entropy leaves out, as torch has it."""
 

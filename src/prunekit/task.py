@@ -16,7 +16,16 @@ from torch.utils import _pytree as pytree
 
 from prunekit.batches import Batch, Inputs, arguments, feed, read_batch
 from prunekit.errors import DataError, InputError, shown
-from prunekit.losses import LOSSES, NOTHING, class_axis, default_loss, misfit, one_tensor, out_of_range
+from prunekit.losses import (
+    LOSSES,
+    NO_GRADIENT,
+    NOTHING,
+    class_axis,
+    default_loss,
+    misfit,
+    one_tensor,
+    out_of_range,
+)
 from prunekit.targets import unwrap
 
 LossFunction = Callable[[Any, Any], Any]
@@ -54,6 +63,8 @@ class Task:
     ) -> None:
         if isinstance(loss, str) and loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)} or a function, not {shown(loss)}")
+        if isinstance(loss, type):
+            raise InputError(f"loss is the class {loss.__name__}: give one of it, {loss.__name__}()")
         if not (loss is None or isinstance(loss, str) or callable(loss)):
             raise InputError(f"loss must be a function (outputs, targets) -> a scalar, not {shown(loss)}")
         for name, metric in (metrics or {}).items():
@@ -104,7 +115,8 @@ class Task:
         """The mean loss of a batch: a scalar.
 
         Raises:
-            InputError: if no loss can be taken of these outputs and targets.
+            InputError: if no loss can be taken of these outputs and targets, or it has no gradient where the
+                outputs have one.
         """
         given = self.own_loss
         if given is None:
@@ -130,6 +142,9 @@ class Task:
         value = given(outputs, targets)
         if isinstance(value, Mapping):
             return torch.stack([torch.as_tensor(each) for each in value.values()]).sum()
+        if isinstance(value, Tensor) and isinstance(outputs, Tensor) and torch.is_grad_enabled():
+            if outputs.requires_grad and not value.requires_grad:
+                raise InputError(NO_GRADIENT)
         return cast(Tensor, value)
 
     def loss_name(self, targets: Any) -> str:

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from prunekit.batches import Batch, Batches, as_batches
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, explaining, shown
+from prunekit.losses import NO_GRADIENT
 from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.modes import keeping_modes
 from prunekit.parts.augment import Augment, augmented
@@ -366,9 +367,15 @@ def train(
         for step, batches in _stream(data, training.batch_size, seed, start, end, loop.accumulate):
             if training.decay != "constant" and loop.scheduler is None and loop.optimizer is None:
                 _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
-            losses.append(stepping.step(batches))
+            loss_now = stepping.step(batches)
+            if loss_now is not None:
+                losses.append(loss_now)
             checkpoint(step + 1)
             if (step + 1) % per_epoch == 0 or step + 1 == end:
+                if not losses:
+                    raise DataError(
+                        f"all targets of the epoch up to step {step + 1} are ignored: they train nothing"
+                    )
                 mean = float(torch.stack(losses).mean())
                 if not math.isfinite(mean):
                     raise TrainingError(f"the loss is {mean} at step {step + 1}: lower the learning rate")
@@ -415,13 +422,15 @@ class _Stepping:
         if hasattr(optimizer, "train"):  # schedule-free ones train at other weights than they give
             optimizer.train()
 
-    def step(self, batches: Sequence[Batch]) -> Tensor:
-        """One step of the optimizer."""
+    def step(self, batches: Sequence[Batch]) -> Tensor | None:
+        """One step of the optimizer: the loss before it; None where all targets are ignored."""
         if self._closure:
             loss = torch.as_tensor(self._optimizer.step(lambda: self._backward(batches)))  # type: ignore
         else:
             loss = self._backward(batches)
-            if self._scaler is None:
+            if not self._counted:
+                pass
+            elif self._scaler is None:
                 self._optimizer.step()
             else:
                 self._scaler.step(self._optimizer)
@@ -430,7 +439,7 @@ class _Stepping:
             self._scheduler.step()
         if self._average is not None:
             self._average.update_parameters(self._model)
-        return loss.detach()
+        return loss.detach() if self._counted else None
 
     def finish(self) -> None:
         """Leave the network with the weights that it is used with."""
@@ -446,10 +455,9 @@ class _Stepping:
         """The gradients of the mean loss, and that loss."""
         self._optimizer.zero_grad()
         if len(batches) == 1:
-            loss, terms = self._loss(batches[0], counted=False)
-            if not terms:
-                return loss.detach()
-            self._scaled(loss).backward()  # type: ignore[no-untyped-call]
+            loss, count = self._loss(batches[0], counted=False)
+            if count:
+                self._scaled(loss).backward()  # type: ignore[no-untyped-call]
         else:
             total, count = torch.zeros((), device=self._device), 0.0
             for batch in batches:
@@ -459,7 +467,8 @@ class _Stepping:
                     total, count = total + mean.detach() * terms, count + terms
             self._divide(count)
             loss = total / (count or 1.0)
-        if self._loop.clip is not None:
+        self._counted = bool(count)
+        if self._counted and self._loop.clip is not None:
             if self._scaler is not None:
                 self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._loop.clip)
@@ -474,10 +483,7 @@ class _Stepping:
             if self._batch_loss is not None:
                 loss = self._batch_loss(batch.inputs, outputs, batch.targets, loss)
         if not loss.requires_grad:
-            raise InputError(
-                "the loss has no gradient, so that nothing is trained by it: it must be made of the outputs "
-                "by functions that torch differentiates"
-            )
+            raise InputError(NO_GRADIENT)
         if counted:
             return loss, task.terms(outputs, batch.targets)
         # a mean of nothing, as where all targets are ignored
