@@ -142,9 +142,9 @@ class Task:
         value = given(outputs, targets)
         if isinstance(value, Mapping):
             return torch.stack([torch.as_tensor(each) for each in value.values()]).sum()
-        if isinstance(value, Tensor) and isinstance(outputs, Tensor) and torch.is_grad_enabled():
-            if outputs.requires_grad and not value.requires_grad:
-                raise InputError(NO_GRADIENT)
+        differentiable = isinstance(outputs, Tensor) and outputs.requires_grad and torch.is_grad_enabled()
+        if differentiable and isinstance(value, Tensor) and not value.requires_grad:
+            raise InputError(NO_GRADIENT)
         return cast(Tensor, value)
 
     def loss_name(self, targets: Any) -> str:
