@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
-from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.graph.activation_taps import axes_of
 from prunekit.graph.captured import Captured, attributes_of, behind, is_view, is_written, leading_to, op_name
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import entries
 from prunekit.graph.ops import moves, operator_of
+from prunekit.losses import one_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,16 @@ class Site:
         return value * every[self.units.to(value.device)].view(shape)
 
 
+def _judged(graph: Captured) -> int:
+    """The place, among all outputs in a row, of the one tensor that units are judged by.
+
+    Raises:
+        InputError: if there are several and none of them is called `logits`.
+    """
+    places = [torch.tensor(place) for place, (kind, _) in enumerate(graph.outputs) if kind == "user"]
+    return int(one_tensor(pytree.tree_unflatten(places, graph.gives), "units are judged by one output"))
+
+
 class Program:
     """The graph of a network in evaluation mode on so many examples; no node changes what it is given.
 
@@ -59,9 +70,7 @@ class Program:
 
     def __init__(self, coupled: Coupled, graph: Captured):
         (output,) = [node for node in graph.graph.nodes if node.op == "output"]
-        if not graph.gives.is_leaf() or [kind for kind, _ in graph.outputs] != ["user"]:
-            raise InputError("units are judged by one output: wrap the network in a module that gives one")
-        self.result: fx.Node = output.args[0][0]
+        self.result: fx.Node = output.args[0][_judged(graph)]
         live = leading_to(self.result)
         self.nodes = [node for node in graph.graph.nodes if node in live]
         self.graph = graph
