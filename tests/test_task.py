@@ -22,6 +22,7 @@ from prunekit.batches import DatasetBatches, LoaderBatches, TensorBatches, as_ba
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.methods import iterative_magnitude, magnitude, recipe, snip, wanda
 from prunekit.parts.retrain import _Distillation
+from prunekit.pruning import Session
 from small_nets import blobs, copied, mlp, same
 
 transformers = pytest.importorskip("transformers")
@@ -623,6 +624,41 @@ def test_filters_scored_on_ragged_batches_with_ignored_positions() -> None:
     chosen = recipe("taylor_filters", sparsity=0.5, epochs=0)
     one = prune(copy.deepcopy(net), chosen, [(images, classes)])
     assert one.kept == prune(copy.deepcopy(net), chosen, parts).kept
+
+
+def test_feature_maps_of_taggers_with_ignored_and_padded_positions() -> None:
+    """Sentences of one length each, without padding, and all of them padded together: the same scores."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12,
+        num_labels=4, attn_implementation="eager",
+    )  # fmt: skip
+    net = transformers.BertForTokenClassification(config).double().eval()
+    words, tags = torch.randint(1, 50, (9, 7)), torch.randint(4, (9, 7))
+    lengths = torch.tensor([7, 5, 5, 3, 7, 6, 2, 2, 6])
+    real = torch.arange(7) < lengths[:, None]
+    tags[:, 1] = -100
+    tags[~real], words[~real] = -100, 0
+    padded_together = [{"input_ids": words, "attention_mask": real.long(), "labels": tags}]
+    alone = [
+        {"input_ids": words[i : i + 1, :length], "labels": tags[i : i + 1, :length]}
+        for i, length in enumerate(lengths.tolist())
+    ]
+    chosen = Recipe.parse(
+        {
+            "score": "feature_taylor",
+            "granularity": "unit",
+            "schedule": {"name": "one_shot", "sparsity": 0.4},
+        }
+    )
+    example = {"input_ids": words[:2]}
+    found = []
+    for data in (alone, padded_together):
+        session = Session(copy.deepcopy(net), chosen, data=data, example_inputs=example)
+        context = session._context(session.plan.steps[0])
+        found.append(session._scorer.measure(context)[chosen.score.needs[0]])
+    for name, score in found[0].items():
+        torch.testing.assert_close(found[1][name], score, rtol=1e-9, atol=1e-12)
 
 
 # ---- what a second look found ------------------------------------------------------------------------------

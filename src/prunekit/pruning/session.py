@@ -66,7 +66,7 @@ def prune(
         seed: of everything random.
         loss: what is scored by and minimised in retraining: a name, a loss of `torch.nn`, or a function
             (outputs, targets) -> the mean over a batch; by default as `prunekit.Task` says. A retraining
-            whose own settings name a loss keeps that.
+            whose own settings name a loss keeps that, and so do scores of units that have a setting `error`.
         task: in place of `loss`, how the network is fed a batch and what its loss is.
         loop: what of the retraining's loop is the user's own: optimizer, scheduler, clipping, accumulation,
             mixed precision, averaging.

@@ -9,12 +9,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from prunekit.batches import Batch, without_padding
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import FeatureMap, Key
-from prunekit.losses import NOTHING, one_tensor
+from prunekit.losses import NOTHING, class_axis, one_tensor
 from prunekit.statistics.collect import (
     Collector,
     StatContext,
@@ -259,12 +260,17 @@ class FirstOrderTaylor(FeatureMapStatistic):
     error: Error
 
     def differentiated(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The error."""
-        counted = 1.0 if targets.is_floating_point() else float(targets.ne(NOTHING).double().mean())
-        if not counted:
+        """The error; where each position has a class, of an example the mean over those that count."""
+        if targets.is_floating_point():
+            return error_of(self.error)(outputs, targets) * len(targets)
+        counted = (targets != NOTHING).flatten(1) if targets.dim() > 1 else (targets != NOTHING)
+        if not bool(counted.any()):
             return outputs.sum() * 0.0
-        # the mean is over what is not ignored: of an example that is ignored in part, less
-        return error_of(self.error)(outputs, targets) * len(targets) * counted
+        if self.error == "cross_entropy" and targets.dim() > 1:
+            logits = outputs.movedim(class_axis(outputs, targets), 1)
+            each = F.cross_entropy(logits, targets, ignore_index=NOTHING, reduction="none").flatten(1)
+            return (each.sum(1) / counted.sum(1).clamp(min=1)).sum()
+        return error_of(self.error)(outputs, targets) * counted.sum()
 
     def numbers(self, values: Tensor, derivatives: Tensor) -> Tensor:
         """The products."""

@@ -57,7 +57,8 @@ def _judged(graph: Captured) -> int:
         InputError: if there are several and none of them is called `logits`.
     """
     places = [torch.tensor(place) for place, (kind, _) in enumerate(graph.outputs) if kind == "user"]
-    return int(one_tensor(pytree.tree_unflatten(places, graph.gives), "units are judged by one output"))
+    what = "units are judged by one output: wrap the network in a module that gives one"
+    return int(one_tensor(pytree.tree_unflatten(places, graph.gives), what))
 
 
 class Program:
