@@ -29,6 +29,7 @@ from prunekit.parts.schedule import Schedule
 from prunekit.parts.scores import Score
 from prunekit.parts.selection import Selection
 from prunekit.parts.stopping import Stop
+from prunekit.parts.teacher import Teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/parts.md")
@@ -42,6 +43,7 @@ FAMILIES: Mapping[str, tuple[type[Part], str]] = {
     "selection": (Selection, "which of a layer's weights go, once their number is known"),
     "repair": (Repair, "what is done to the survivors at once"),
     "retrain": (Retrain, "what follows each step"),
+    "teacher": (Teacher, "what the survivors learn from beside the task, in any retraining"),
     "grow": (Grow, "which removed weights come back, in place of kept ones"),
     "stop": (Stop, "what ends the pruning before its last step"),
     "regularize": (Regularizer, "what acts during a training"),

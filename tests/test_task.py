@@ -21,7 +21,7 @@ from prunekit import Batch, Loop, Recipe, Task, Training, prune, train
 from prunekit.batches import DatasetBatches, LoaderBatches, TensorBatches, as_batches, without_padding
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.methods import iterative_magnitude, magnitude, recipe, snip, wanda
-from prunekit.parts.retrain import _Distillation
+from prunekit.parts.teacher import Distillation
 from prunekit.pruning import Session
 from small_nets import blobs, copied, mlp, same
 
@@ -807,7 +807,7 @@ def test_a_teacher_softens_classes_that_come_last() -> None:
     """Of logits (examples, positions, classes), as a loop by hand has it."""
     teacher = nn.Linear(4, 5)
     x, student = torch.randn(6, 3, 4), torch.randn(6, 3, 5)
-    found = _Distillation(teacher, 2.0, 1.0)(x, student, torch.randint(5, (6, 3)), torch.zeros(()))
+    found = Distillation(teacher, 2.0, 1.0)(x, student, torch.randint(5, (6, 3)), torch.zeros(()))
     with torch.no_grad():
         soft = (teacher(x) / 2).softmax(-1)
         wanted = (soft * (soft.log() - (student / 2).log_softmax(-1))).sum(-1).mean() * 4

@@ -32,6 +32,7 @@ from prunekit.parts.schedule import Order, Schedule, Step, check_increasing
 from prunekit.parts.scores import Magnitude, Score
 from prunekit.parts.selection import Lowest, Selection
 from prunekit.parts.stopping import NoStop, Stop
+from prunekit.parts.teacher import Teacher
 from prunekit.settings import STEPS, WHOLE, Settings, read_yaml
 from prunekit.statistics import Statistic
 from prunekit.task import LossFunction, Task
@@ -85,6 +86,10 @@ def _training_or_none(value: Any) -> Training | None:
     return None if value is None else Training.parse(value)
 
 
+def _teacher_or_none(value: Any) -> Teacher | None:
+    return None if value is None else Teacher.build(value)
+
+
 def _grow_or_none(value: Any) -> Grow | None:
     return None if value is None else Grow.build(value)
 
@@ -107,6 +112,7 @@ class Recipe(Settings):
         warm_up: a training before the first removal, in place of none: that of a penalty or of gates, under
             which what is to go becomes zero. In a loop of the user's the loop is the training.
         retrain: what follows each step.
+        teacher: what the survivors learn from beside the task, in every retraining; by default nothing.
         stop: what ends the pruning before its last step.
         targets: patterns of what is pruned; None for all linear and convolution layers.
         ignore: patterns of what is left out.
@@ -132,6 +138,7 @@ class Recipe(Settings):
     repair: Annotated[SerializeAsAny[Repair], BeforeValidator(Repair.build)] = NoRepair()
     warm_up: Annotated[Training | None, BeforeValidator(_training_or_none)] = None
     retrain: Annotated[SerializeAsAny[Retrain], BeforeValidator(Retrain.build)] = NoRetraining()
+    teacher: Annotated[SerializeAsAny[Teacher] | None, BeforeValidator(_teacher_or_none)] = None
     stop: Annotated[SerializeAsAny[Stop], BeforeValidator(Stop.build)] = NoStop()
     targets: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
@@ -256,6 +263,7 @@ class Recipe(Settings):
         seed: int = 0,
         every: int | None = None,
         example_inputs: Inputs | None = None,
+        teacher: nn.Module | None = None,
     ) -> Session:
         """Prune inside a training loop of your own.
 
@@ -272,11 +280,19 @@ class Recipe(Settings):
             seed: of everything random in the recipe.
             every: advance by itself after this many optimizer steps.
             example_inputs: see `plan`; by default the first of the data.
+            teacher: as in `prunekit.prune`.
         """
         from prunekit.pruning import Session  # the loop is built on recipes, this is its door from here
 
         session = Session(
-            model, self, data=data, loss=loss, task=task, seed=seed, example_inputs=example_inputs
+            model,
+            self,
+            data=data,
+            loss=loss,
+            task=task,
+            seed=seed,
+            example_inputs=example_inputs,
+            teacher=teacher,
         )
         session.attach(optimizer, every=every)
         return session

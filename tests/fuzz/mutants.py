@@ -207,8 +207,8 @@ MUTANTS = (
     ),
     Mutant(
         "soft targets weigh as much at every temperature",
-        "self._share * self._temperature**2 * apart",
-        "self._share * self._temperature * apart",
+        "self.share * self.temperature**2 * apart",
+        "self.share * self.temperature * apart",
         ("test_retrain_distill.py",),
     ),
     Mutant(

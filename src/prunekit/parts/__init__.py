@@ -15,6 +15,7 @@ __all__ = [
     "scores",
     "selection",
     "stopping",
+    "teacher",
 ]
 
 

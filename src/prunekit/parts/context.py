@@ -57,6 +57,7 @@ class StepContext:
         granularity: what goes together.
         states: what the recipe's parts carry from step to step, by their keys and names of their own.
         state: that of the part that is asked.
+        teacher: the network to learn from that was given; None for none.
         scores: (from the allocation on) of all elements; minus infinity for what is removed already.
         loss_with: (allocation) the loss on calibration data if only these were kept; None without data.
         pruned: (allocation) the elements that each layer has lost for good; it cannot be given back less.
@@ -78,6 +79,7 @@ class StepContext:
     granularity: Granularity = field(default_factory=Weight)
     states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher: nn.Module | None = None
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     loss_with: Callable[[Masks], float] | None = None
     pruned: Mapping[str, int] = field(default_factory=dict)

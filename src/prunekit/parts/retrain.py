@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
-import torch
-import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from prunekit.batches import Inputs, feed
 from prunekit.errors import InputError, ModelError
-from prunekit.losses import NOTHING, class_axis, one_tensor
 from prunekit.parts.base import BatchLoss, Part
 from prunekit.parts.context import StepContext
+from prunekit.parts.teacher import SoftTargets
 from prunekit.seeds import derive, seeded
 from prunekit.settings import LARGE, WHOLE
 from prunekit.task import Task
@@ -134,6 +130,8 @@ class Continued(TrainedOn):
 class Distill(TrainedOn):
     """The survivors are trained on the task and on the softened outputs of the network before pruning.
 
+    It is `fine_tune` with the teacher `logits`, which other retrainings take as well.
+
     The loss is (1 - share) L + share T^2 KL(softmax(v / T) || softmax(z / T)), with L the loss of `training`,
     the network's logits z and the teacher's v, and classes along dimension 1; the divergence is averaged over
     examples and positions whose targets are not ignored (-100). The teacher is the network as the first step
@@ -150,70 +148,25 @@ class Distill(TrainedOn):
     temperature: float = Field(default=2.0, gt=0, le=LARGE)
     share: float = Field(default=0.5, gt=0, le=1)
 
+    @property
+    def _targets(self) -> SoftTargets:
+        return SoftTargets(f"retrain {self.name}", self.temperature, self.share)
+
     def initial_state(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
         """The teacher's parameters and buffers."""
         return copy_state(model)
 
     def before_step(self, context: StepContext) -> None:
         """The teacher is what the first step finds."""
-        if context.step.number == 1:
-            for name, value in context.model.state_dict().items():
-                context.state[name].copy_(value)
+        self._targets.take(context)
 
     def training_loss(self, context: StepContext) -> BatchLoss:
         """The loss with a teacher."""
-        try:
-            teacher = copy.deepcopy(context.model)
-        except Exception as error:  # copying runs the user's code
-            raise ModelError(
-                f"retrain {self.name}: the model cannot be copied as a teacher: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        teacher.load_state_dict(dict(context.state))
-        return _Distillation(teacher.requires_grad_(False).eval(), self.temperature, self.share)
+        return self._targets.training_loss(context)
 
     def check_batch(self, outputs: Any, targets: Any, task: Task) -> None:
         """The outputs must be logits of classes."""
-        task.tensor(outputs, f"retrain {self.name}")
-        loss = task.loss_name(targets)
-        if loss not in ("cross_entropy", "CrossEntropyLoss"):
-            raise InputError(
-                f"retrain {self.name}: softens the logits of classes, but the loss is {loss}: use 'fine_tune'"
-            )
-
-
-class _Distillation:
-    """The loss of a batch, mixed with the divergence from a teacher."""
-
-    def __init__(self, teacher: nn.Module, temperature: float, share: float) -> None:
-        self._teacher, self._temperature, self._share = teacher, temperature, share
-
-    def __call__(self, inputs: Inputs, outputs: Any, targets: Any, loss: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = one_tensor(feed(self._teacher, inputs), "retrain distill")
-        found = one_tensor(outputs, "retrain distill")
-        axis = class_axis(found, targets)  # the last of (examples, positions, classes)
-        student, teacher = found.movedim(axis, 1), wanted.movedim(axis, 1)
-        if not targets.is_floating_point():
-            counted = targets != NOTHING
-            if not bool(counted.any()):
-                return loss  # a mean of nothing, which the training tells
-            student, teacher = student.movedim(1, -1)[counted], teacher.movedim(1, -1)[counted]
-        apart = divergence(student, teacher, self._temperature)
-        return (1 - self._share) * loss + self._share * self._temperature**2 * apart
-
-
-def divergence(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """KL(softmax(wanted / T) || softmax(outputs / T)) over classes, averaged over examples and positions.
-
-    Args:
-        outputs: (examples, classes, ...) logits.
-        wanted: of the same shape, the teacher's.
-        temperature: T.
-    """
-    student = F.log_softmax(outputs / temperature, dim=1)
-    teacher = F.log_softmax(wanted / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1).mean()
+        self._targets.check_batch(outputs, targets, task)
 
 
 class Rewind(TrainedOn):

@@ -16,17 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunekit.batches import Batches, Inputs, as_batches
+from prunekit.batches import Batches, Inputs, as_batches, feed
 from prunekit.digests import KEY
-from prunekit.errors import DataError, InputError, StarvedLayerWarning
+from prunekit.errors import DataError, InputError, ModelError, StarvedLayerWarning, explaining, shown
 from prunekit.graph.surgery import count_parameters
 from prunekit.history import Pruned, Record
+from prunekit.losses import one_tensor
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable
-from prunekit.modes import Snapshot
+from prunekit.modes import Snapshot, evaluating
 from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.schedule import Step
 from prunekit.parts.stopping import Held, Stopped
+from prunekit.parts.teacher import check_fit
 from prunekit.pruning.calibration import Calibration, norms_with_statistics, two_examples
 from prunekit.pruning.scoring import Scorer
 from prunekit.pruning.state import Owner, State, digest_of, read_state
@@ -34,6 +36,7 @@ from prunekit.pruning.trainings import Trainings, check_apart
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive
 from prunekit.settings import WHOLE, checked_seed, whole
+from prunekit.targets import unwrap
 from prunekit.task import PLAIN, LossFunction, Task
 from prunekit.training import Loop, Report, copy_state
 
@@ -55,6 +58,7 @@ def prune(
     evaluate: Evaluate | None = None,
     report: Report | None = None,
     example_inputs: Inputs | None = None,
+    teacher: nn.Module | None = None,
 ) -> Pruned:
     """Prune a network in place, following a recipe. To keep the dense one, pass `copy.deepcopy(model)`.
 
@@ -77,6 +81,7 @@ def prune(
         report: told how far a retraining is.
         example_inputs: what the network can be run on, for recipes that find out so what is coupled in it; by
             default the first two of the data.
+        teacher: the network that the recipe's `teacher` learns from, where that is a given one; it is copied.
 
     Raises:
         InputError, ModelError, DataError: before anything is changed; data is tried on the network first.
@@ -94,6 +99,7 @@ def prune(
         checkpoints=checkpoints,
         validation=validation,
         example_inputs=example_inputs,
+        teacher=teacher,
     )
     with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
         for _ in session.run(evaluate=evaluate, report=report):
@@ -127,6 +133,7 @@ class Session:
         checkpoints: Checkpoints | None = None,
         validation: Any = None,
         example_inputs: Inputs | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         if not isinstance(recipe, Recipe):
             raise InputError(
@@ -153,6 +160,7 @@ class Session:
         elements = self.plan.elements
         self._inner = elements.model
         self._seed = checked_seed(seed)
+        self._teacher = self._checked(teacher)
         if checkpoints:
             check_apart(self._inner, checkpoints)
         norms = norms_with_statistics(self._inner) if self._recalibrates else []
@@ -394,6 +402,7 @@ class Session:
             step=step,
             states=self._state.parts,
             masks=self.masks,
+            teacher=self._teacher,
         )
 
     def _prune_step(self, step: Step) -> bool:
@@ -584,6 +593,34 @@ class Session:
         if self._masked is not None and self._masked.optimizers:
             twin._masked = twin._act_on(copy.deepcopy(self._masked.groups, memo), resume=True)
         return twin
+
+    def _checked(self, teacher: nn.Module | None) -> nn.Module | None:
+        """The teacher, if the recipe learns from one that is given and its outputs fit."""
+        wanted = self.recipe.teacher is not None and self.recipe.teacher.of == "given"
+        if teacher is None:
+            if wanted:
+                raise InputError(
+                    "the recipe's teacher is 'of: given', but none is given: give prune() teacher=a network, "
+                    "or take 'of: before'"
+                )
+            return None
+        if not wanted:
+            raise InputError(
+                "a teacher is given, but the recipe learns from none: set its teacher's 'of: given'"
+            )
+        if not isinstance(teacher, nn.Module):
+            raise InputError(f"the teacher must be a torch.nn.Module, not {shown(teacher)}")
+        if unwrap(teacher) is self._inner:
+            raise InputError(
+                "the teacher is the network that is pruned: take 'of: before', or give copy.deepcopy(model)"
+            )
+        if self._data is not None:
+            inputs = two_examples(self.model, self._data)
+            with torch.no_grad(), evaluating(self._inner, teacher):
+                with explaining(ModelError, lambda: "the teacher cannot be run on the data"):
+                    outputs = one_tensor(feed(teacher, inputs), "teacher")
+                check_fit(outputs, one_tensor(feed(self._inner, inputs), "teacher"), "teacher")
+        return teacher
 
     def _who_needs_data(self) -> str:
         parts = self.recipe.parts.items()

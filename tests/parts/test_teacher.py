@@ -1,0 +1,150 @@
+"""A teacher beside any retraining: against a loop by hand, given ones, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from prunekit.errors import InputError
+from prunekit.pruning import Session, prune
+from prunekit.recipe import Recipe
+from small_nets import blobs, mlp
+
+SGD = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.05, "batch_size": 1000, "iterations": 3}
+TEACHER = {"name": "logits", "temperature": 3.0, "share": 0.7}
+
+
+def recipe(retrain="fine_tune", teacher=TEACHER, steps=2, **more):
+    values = {
+        "schedule": {"name": "linear", "sparsity": 0.5, "steps": steps},
+        "retrain": {"name": retrain, "training": SGD},
+    }
+    return Recipe.parse({**values, **({} if teacher is None else {"teacher": teacher}), **more})
+
+
+def test_it_is_the_retraining_distill_beside_fine_tune():
+    """The same bits: one code."""
+    own = {"name": "distill", "training": SGD, "temperature": 3.0, "share": 0.7}
+    one, other = mlp(10, 12, 3), mlp(10, 12, 3)
+    prune(one, recipe(), blobs())
+    prune(other, Recipe.parse({**recipe(teacher=None).to_dict(), "retrain": own}), blobs())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("retrain", ["fine_tune", "continued", "rewind", "reinitialize"])
+@pytest.mark.parametrize("of", ["before", "given"])
+def test_every_retraining_against_a_loop_by_hand(retrain, of):
+    inputs, targets = blobs()
+    data = (inputs.double(), targets)
+    model, start = (mlp(10, 12, 3, dtype=torch.float64, seed=seed) for seed in (0, 1))
+    teacher = mlp(10, 30, 3, dtype=torch.float64, seed=2) if of == "given" else copy.deepcopy(model)
+    chosen = recipe(retrain, {**TEACHER, "of": of}, steps=1)
+    given = teacher if of == "given" else None
+    session = Session(model, chosen, data=data, checkpoints={0: start.state_dict()}, teacher=given)
+    begun = []
+    first = next(iter(model.parameters()))
+    first.register_hook(lambda _: begun.append(copy.deepcopy(model.state_dict())) if not begun else None)
+    list(session.run())
+    twin = copy.deepcopy(start)
+    twin.load_state_dict(begun[0])  # the values from which the retraining starts, masks on
+    for _ in range(3):
+        outputs = twin(data[0])
+        with torch.no_grad():
+            wanted = log_softmax(teacher(data[0]) / 3, 1)
+        apart = kl_div(log_softmax(outputs / 3, 1), wanted, reduction="batchmean", log_target=True)
+        twin.zero_grad()
+        (0.3 * cross_entropy(outputs, targets) + 0.7 * 9 * apart).backward()
+        with torch.no_grad():
+            for name, weight in twin.named_parameters():
+                weight -= 0.05 * weight.grad
+                if name in session.masks:
+                    weight *= session.masks[name]
+    for name, weight in twin.named_parameters():
+        assert torch.allclose(model.get_parameter(name), weight, rtol=1e-9, atol=1e-13)
+
+
+def test_a_given_teacher_is_left_alone_and_not_saved():
+    teacher = nn.Sequential(nn.Linear(10, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 3))
+    before = copy.deepcopy(teacher.state_dict())
+    session = Session(mlp(10, 12, 3), recipe(teacher={"name": "logits", "of": "given"}), data=blobs(),
+                      teacher=teacher)  # fmt: skip
+    list(session.run())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert teacher.training
+    assert all(each.requires_grad for each in teacher.parameters())
+    assert "parts" not in session.state_dict()
+
+
+@pytest.mark.parametrize("of", ["before", "given"])
+def test_a_copy_and_a_resumed_session_go_on_to_the_same_bits(of):
+    teacher = mlp(10, 4, 3, seed=3) if of == "given" else None
+    chosen = recipe("continued", {**TEACHER, "of": of}, steps=3)
+
+    def begun(seed=0):
+        return Session(mlp(10, 12, 3, seed=seed), chosen, data=blobs(), teacher=teacher)
+
+    whole = begun()
+    next(whole.run())
+    twin, resumed = copy.deepcopy(whole), begun(seed=7)
+    resumed.model.load_state_dict(whole.model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for session in (whole, twin, resumed):
+        list(session.run())
+    for other in (twin, resumed):
+        pairs = zip(whole.model.parameters(), other.model.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_in_a_loop_of_ones_own():
+    inputs, targets = blobs()
+    model, teacher = mlp(10, 12, 3), mlp(10, 6, 3, seed=4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    session = recipe(teacher={**TEACHER, "of": "given"}).attach(model, optimizer, teacher=teacher)
+    session.advance()
+    outputs = model(inputs)
+    found = session.training_loss(inputs, outputs, targets)
+    with torch.no_grad():
+        wanted = log_softmax(teacher(inputs) / 3, 1)
+    apart = kl_div(log_softmax(outputs / 3, 1), wanted, reduction="batchmean", log_target=True)
+    assert torch.allclose(found, 0.3 * cross_entropy(outputs, targets) + 0.7 * 9 * apart)
+
+
+def test_what_is_refused():
+    given = {"name": "logits", "of": "given"}
+    model = mlp(10, 12, 3)
+    before = copy.deepcopy(model.state_dict())
+    for chosen, teacher, message in (
+        (recipe(teacher=given), mlp(10, 12, 4), r"teacher's outputs are of the shape \(2, 4\).* \(2, 3\)"),
+        (recipe(teacher=given), mlp(9, 12, 3), "teacher cannot be run on the data"),
+        (recipe(teacher=given), None, "none is given"),
+        (recipe(teacher=given), "resnet", "must be a torch.nn.Module"),
+        (recipe(teacher=given), model, "is the network that is pruned"),
+        (recipe(), mlp(10, 12, 3), "learns from none"),
+        (recipe(teacher=None), mlp(10, 12, 3), "learns from none"),
+    ):
+        with pytest.raises(Exception, match=message):
+            prune(model, chosen, blobs(), teacher=teacher)
+    inputs, _ = blobs()
+    with pytest.raises(InputError, match=r"teacher logits: softens .* the loss is squared_error"):
+        prune(model, recipe(), (inputs, torch.rand(len(inputs), 3)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    # without data it is seen at the first batch
+    session = recipe(teacher=given).attach(model, torch.optim.SGD(model.parameters(), 0.1),
+                                           teacher=mlp(10, 12, 4))  # fmt: skip
+    session.advance()
+    with pytest.raises(InputError, match="teacher needs the same classes"):
+        session.training_loss(inputs, model(inputs), blobs()[1])
+    for more, message in (
+        ({"retrain": "none"}, "acts on a retraining"),
+        ({"retrain": "distill"}, "has a teacher of its own"),
+        ({"teacher": {"name": "logits", "of": "x"}}, "of"),
+        ({"teacher": "oracle"}, "names are: logits"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Recipe.parse({**recipe().to_dict(), **more})
+
+
+def test_recipes_without_a_teacher_stay_what_they_were():
+    assert "teacher" not in recipe(teacher=None).identity()
