@@ -1,6 +1,6 @@
 """Granularity: what goes together when weights are removed, and what of it there is in a model."""
 
-from prunekit.parts.granularity.of_units import MaxoutPiece, Pieces, Unit, Units
+from prunekit.parts.granularity.of_units import Kind, MaxoutPiece, Pieces, Unit, Units
 from prunekit.parts.granularity.of_weights import INPUTS_FIRST, NM, Elements, Granularity, Weight, Weights
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "NM",
     "Elements",
     "Granularity",
+    "Kind",
     "MaxoutPiece",
     "Pieces",
     "Unit",

@@ -1,0 +1,239 @@
+"""Group lasso: a penalty on the norms of groups of weights, which brings whole groups to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunekit.errors import InputError
+from prunekit.graph import Member
+from prunekit.masks import Masks
+from prunekit.parts.granularity import INPUTS_FIRST, Kind, Unit
+from prunekit.parts.regularize.base import Regularizer
+from prunekit.settings import LARGE
+from prunekit.targets import Target, find_targets, unwrap
+
+
+class GroupLasso(Regularizer):
+    """strength * sum ||w_g||_2 over groups of weights, which drives whole groups to zero.
+
+    `proximal` shrinks every group after each step of the optimizer, w_g <- w_g max(0, 1 - lr strength /
+    ||w_g||), with the optimizer's own lr: groups become exactly zero, without a threshold. `subgradient` is
+    the published form of SSL: strength w_g / ||w_g|| is added to the gradient, and after each step what is
+    below `threshold` is set to zero. A group of zeros may come back while the training goes on; once a recipe
+    has removed it, its masks act last, with the optimizer's moments cleared.
+
+    Where two regularizers have groups that overlap, one shrinks after the other. Momentum m makes 1 / (1 - m)
+    of a gradient, but not of a proximal step: with it the same strength weighs less by 1 - m than as a
+    subgradient.
+
+    Attributes:
+        strength: the factor of the norms.
+        groups: `units` are those of the granularity `unit`, each with all that makes it or goes along with
+            it, biases and norms included; `heads` are those of them that are attention heads; `channels` are
+            the weights of a layer that read one of its inputs; `filter_shapes` are the weights of all filters
+            of a convolution at one place: a column of its matrix.
+        form: how it acts.
+        root_of_size: whether a group counts by the root of its number of weights, too.
+        threshold: of the form `subgradient`.
+        targets: patterns of the layers; None for all that have such groups.
+        ignore: patterns of what is left out.
+    """
+
+    name = "group_lasso"
+    paper = "Yuan, Lin 2006, doi 10.1111/j.1467-9868.2005.00532.x; Wen et al. 2016 (SSL), arXiv 1608.03665"
+    strength: float = Field(gt=0, le=LARGE)
+    groups: Literal["units", "heads", "channels", "filter_shapes"] = "units"
+    form: Literal["proximal", "subgradient"] = "proximal"
+    root_of_size: bool = False
+    threshold: float = Field(default=1e-4, ge=0, le=LARGE)
+    targets: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ()
+
+    def check(self, model: nn.Module) -> None:
+        """The groups must be there, as the granularity `unit` or the layers have them."""
+        list(self._found(model))
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> list[Any]:
+        """A hook after the optimizer's step, and one before it for the form `subgradient`."""
+        found = list(self._found(model))
+
+        @torch.no_grad()
+        def shrink(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            rates = {
+                id(weight): float(group["lr"])
+                for group in optimizer.param_groups
+                for weight in group["params"]
+            }
+            for each in found:
+                each.shrink(self.strength * self._factors(each), rates)
+
+        @torch.no_grad()
+        def pull(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            for each in found:
+                each.pull(self.strength * self._factors(each))
+
+        @torch.no_grad()
+        def cut(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            for each in found:
+                each.cut(self.threshold)
+
+        if self.form == "proximal":
+            return [optimizer.register_step_post_hook(shrink)]
+        return [optimizer.register_step_pre_hook(pull), optimizer.register_step_post_hook(cut)]
+
+    def _factors(self, groups: WeightGroups) -> Tensor | float:
+        return groups.roots if self.root_of_size else 1.0
+
+    def _found(self, model: nn.Module) -> Iterator[WeightGroups]:
+        model = unwrap(model)
+        if self.groups in ("units", "heads"):
+            kinds: tuple[Kind, ...] | None = ("heads",) if self.groups == "heads" else None
+            coupled = Unit(kinds=kinds).elements(model, self.targets, self.ignore).found
+            own = dict(model.named_parameters())
+            for group in coupled.groups:
+                along = tuple(member for member in group.members if member.role == "along")
+                members = dict.fromkeys((*group.producers, *along))
+                yield WeightGroups(
+                    group.units,
+                    [_of_member(own[each.tensor], each) for each in members if each.tensor in own],
+                )
+            return
+        targets = find_targets(model, self.targets, self.ignore)
+        if self.groups == "filter_shapes" and self.targets is None:
+            targets = tuple(target for target in targets if len(target.shape) > 2)
+            if not targets:
+                raise InputError("group_lasso: the model has no convolution, which 'filter_shapes' are of")
+        for target in targets:
+            yield self._of_layer(model, target)
+
+    def _of_layer(self, model: nn.Module, target: Target) -> WeightGroups:
+        """The columns of a layer's weight: by input, or by input and place in the kernel."""
+        weight, inputs = model.get_parameter(target.name), 1
+        if not target.types.isdisjoint(INPUTS_FIRST):
+            inputs = 0
+        if self.groups == "filter_shapes" and (inputs == 0 or weight.dim() < 3):
+            raise InputError(
+                f"group_lasso: {target.name} is of no convolution, which 'filter_shapes' are of: "
+                "leave it out of `targets`"
+            )
+        if getattr(model.get_submodule(target.layer or ""), "groups", 1) != 1:
+            raise InputError(
+                f"group_lasso: the filters of {target.name} read different channels, so they have no "
+                f"{self.groups} in common: name it in `ignore`"
+            )
+        over = [dim for dim in range(weight.dim()) if dim != inputs]
+        if self.groups == "filter_shapes":
+            over = [0]
+        shape = [1 if dim in over else size for dim, size in enumerate(weight.shape)]
+        numbers = torch.arange(torch.Size(shape).numel(), device=weight.device).view(shape)
+        return WeightGroups(numbers.numel(), [Slices(weight, tuple(over), numbers)])
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """What groups have of one parameter.
+
+    Attributes:
+        weight: the parameter.
+        over: its dimensions along which a slice lies.
+        group: the number of the group of each slice, in the parameter's shape with 1 for these dimensions;
+            the number of groups for a slice of none.
+    """
+
+    weight: nn.Parameter
+    over: tuple[int, ...]
+    group: Tensor
+
+    @property
+    def squares(self) -> Tensor:
+        """The sum of squares of each slice, in the shape of `group`, at least in single precision."""
+        weight = self.weight.detach()
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        if not self.over:
+            return weight.square()
+        return torch.linalg.vector_norm(weight, dim=self.over, keepdim=True).square_()
+
+
+class WeightGroups:
+    """Groups of weights, each with slices of one or more parameters; frozen ones are left as they are.
+
+    Attributes:
+        count: how many groups there are.
+        slices: of the parameters that are trained.
+        roots: (count,) the root of each group's number of weights.
+    """
+
+    def __init__(self, count: int, slices: Sequence[Slices]) -> None:
+        self.count = count
+        self.slices = [each for each in slices if each.weight.requires_grad]
+        sizes = torch.zeros(count + 1, dtype=torch.float64)
+        for each in self.slices:
+            alike = each.weight.numel() // each.group.numel()
+            sizes += alike * torch.bincount(each.group.flatten().cpu(), minlength=count + 1)
+        device = slices[0].weight.device
+        self.roots = sizes[:-1].sqrt().to(device)
+
+    def norms(self, slices: Sequence[Slices]) -> Tensor:
+        """(count,) the L2 norm of each group over these slices."""
+        total = slices[0].squares.new_zeros(self.count + 1)
+        for each in slices:
+            total.index_add_(0, each.group.flatten(), each.squares.flatten().to(total.dtype))
+        return total[:-1].sqrt_()
+
+    def shrink(self, strength: Tensor | float, rates: dict[int, float]) -> None:
+        """The proximal map of strength times the norms, at the rate of the first parameter.
+
+        Args:
+            strength: of all groups, or (count,).
+            rates: the learning rate by the id of each parameter that the optimizer moves.
+        """
+        moved = [each for each in self._moved if id(each.weight) in rates]
+        if not moved:
+            return
+        norms = self.norms(moved)
+        step = rates[id(moved[0].weight)] * strength
+        left = torch.where(norms > step, 1 - step / norms, 0.0)
+        for each in moved:
+            each.weight.mul_(self._spread(left, each, 1.0))
+
+    def pull(self, strength: Tensor | float) -> None:
+        """The gradient of strength times the norms, added to those of the parameters; 0 at 0."""
+        moved = self._moved
+        if not moved:
+            return
+        norms = self.norms(moved)
+        pulls = torch.where(norms > 0, strength / norms, 0.0)
+        for each in moved:
+            assert each.weight.grad is not None
+            each.weight.grad.addcmul_(each.weight, self._spread(pulls, each, 0.0))
+
+    def cut(self, threshold: float) -> None:
+        """Zero where a weight of a group is below the threshold."""
+        for each in self._moved:
+            each.weight.masked_fill_((each.weight.abs() < threshold) & (each.group < self.count), 0.0)
+
+    @property
+    def _moved(self) -> list[Slices]:
+        return [each for each in self.slices if each.weight.grad is not None]
+
+    def _spread(self, values: Tensor, slices: Slices, other: float) -> Tensor:
+        """Values of groups for each of the slices, and another for those of none."""
+        every = torch.cat([values, values.new_full((1,), other)])
+        return every[slices.group].to(slices.weight.dtype)
+
+
+def _of_member(weight: nn.Parameter, member: Member) -> Slices:
+    numbers = torch.full((weight.shape[member.dim],), len(member.indices))
+    for unit, indices in enumerate(member.indices):
+        numbers[list(indices)] = unit
+    shape = [1] * weight.dim()
+    shape[member.dim] = -1
+    over = tuple(dim for dim in range(weight.dim()) if dim != member.dim)
+    return Slices(weight, over, numbers.to(weight.device).view(shape))
