@@ -180,7 +180,8 @@ def _cost(cell: Cell, plan: Plan, data: Batches) -> float:
     length = 0 if retrain.plan is None else max(retrain.plan.length(data) - retrain.start, 0)
     warm_up = sum(training.length(data) for training in cell.recipe.warm_ups.values())
     steps, every = len(plan.steps), cell.recipe.retrain_every
-    return float(OVERHEAD * steps + length * -(-steps // every) + warm_up)
+    *_, trained = retrain.part(0, -(-steps // every), {}).span(length)
+    return float(OVERHEAD * steps + trained + warm_up)
 
 
 class StudyError(PrunekitError):
