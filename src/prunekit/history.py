@@ -13,11 +13,14 @@ from prunekit.graph import Coupled, ShrinkResult, shrink, shrink_dead
 from prunekit.graph.shrinking import shrink_pieces
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Recorded
+from prunekit.parts.repair import NoRepair
+from prunekit.parts.retrain import Reinitialize
 from prunekit.parts.schedule import AllocationDecides
 from prunekit.parts.scores import Random
 from prunekit.parts.selection import Lowest
 from prunekit.parts.stopping import NoStop, Stopped
 from prunekit.recipe import Recipe
+from prunekit.training import Training
 
 
 @dataclass(frozen=True)
@@ -189,3 +192,34 @@ def random_control(
         changed["allocation"] = Recorded(removed=tuple(rounds or [dict.fromkeys(names, 0)]))
         changed["schedule"] = AllocationDecides(steps=max(len(rounds), 1), turns=turns)
     return Recipe(**{**vars(recipe), **changed})
+
+
+def scratch_control(
+    recipe: Recipe, training: Training, names: Sequence[str] = (), removed: Mapping[str, int] | None = None
+) -> Recipe:
+    """A recipe that leaves a structured one's final shape, trained from new random values.
+
+    Units of a layer are alike before a training, so that random ones go, all at once.
+
+    Args:
+        recipe: of the method, which removes units.
+        training: of what is left.
+        names: of the groups of units.
+        removed: how many each of them has lost in the end. None for the same allocation and schedule.
+    """
+    alone = recipe.model_copy(
+        update={
+            "order": "all",
+            "repair": NoRepair(),
+            "warm_up": None,
+            "retrain": Reinitialize(training=training, fan_in="kept"),
+            "teacher": None,
+            "rank": "every_step",
+            "statistics": "every_step",
+            "retrain_every": 1,
+            "recalibrate": None,
+            "regrow": False,
+            "grow": None,
+        }
+    )
+    return random_control(alone, names, None if removed is None else {1: removed})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,6 +92,15 @@ class MethodNote(_Frozen):
     summary: str = ""
 
 
+Budget = Literal["retraining", "whole"]
+
+FROM_SCRATCH: Mapping[Budget, str] = {
+    "retraining": "{}, from scratch",
+    "whole": "{}, from scratch, whole budget",
+}
+"""The labels of the controls that train a method's final shape from new values, by their steps."""
+
+
 class Controls(Settings):
     """Which methods the others are measured against.
 
@@ -106,6 +115,7 @@ class Controls(Settings):
 
 class _Arm(_Frozen):
     random_of: str | None = None
+    from_scratch: bool = False
 
 
 class _Arms(_Frozen):
@@ -115,7 +125,8 @@ class _Arms(_Frozen):
 class StudyFile(_Description):
     """study.json, checked. ``primary`` is the test column by which methods are compared.
 
-    ``study`` is the study as it was asked for, of which only `random_of` is read.
+    ``study`` is the study as it was asked for, of which only `random_of` and `from_scratch` are
+    read.
     """
 
     dataset: dict[str, Any]
@@ -134,6 +145,16 @@ class StudyFile(_Description):
         """The labels of controls that take at random what one method takes of each layer, with its label."""
         arms = self.study.methods.items()
         return {label: arm.random_of for label, arm in arms if arm.random_of is not None}
+
+    def from_scratch(self, budget: Budget) -> dict[str, str]:
+        """The labels of controls that train the final shape of a method from new values, with its label."""
+        arms = self.study.methods.items()
+        return {FROM_SCRATCH[budget].format(label): label for label, arm in arms if arm.from_scratch}
+
+    @property
+    def control_of(self) -> dict[str, str]:
+        """The labels of all controls of single methods, with the method's."""
+        return {**self.random_of, **self.from_scratch("retraining"), **self.from_scratch("whole")}
 
 
 class SuiteFile(_Description):

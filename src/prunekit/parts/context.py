@@ -66,7 +66,7 @@ class StepContext:
         min_kept: (allocation) how many elements of each layer have to stay, whatever the floor is.
         cost_model: (allocation) how to look at the network that would be left; None where it cannot be built.
         kept_after: (repair) flags of the elements that are kept after the step.
-        masks: (repair) the same as masks over the parameters.
+        masks: (repair, and where a retraining sets values) the same as masks over the parameters.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from prunekit.errors import InputError, ModelError
+from prunekit.masks import Masks
 from prunekit.parts.base import BatchLoss, Part
 from prunekit.parts.context import StepContext
 from prunekit.parts.teacher import SoftTargets
 from prunekit.seeds import derive, seeded
 from prunekit.settings import LARGE, WHOLE
+from prunekit.targets import owner_of
 from prunekit.task import Task
 from prunekit.training import Training, TrainingPart, copy_state, initial_optimizer_state
 
@@ -203,10 +208,16 @@ class Reinitialize(TrainedOn):
     `rewind`, whose published control is `redraw_ticket`.
 
     The model, or each of its layers, must have `reset_parameters()`.
+
+    Attributes:
+        fan_in: of which layer the values are: of the `original` one, or of one that was built with as many
+            inputs as are `kept`. Then those of linear layers and convolutions are scaled by the root of
+            original / kept inputs of an output, as PyTorch's own initial values and He's are.
     """
 
     name = "reinitialize"
     paper = "Frankle, Carbin 2019, arXiv 1803.03635, section 2"
+    fan_in: Literal["original", "kept"] = "original"
 
     def check(self, model: nn.Module, checkpoints: Checkpoints) -> None:
         """Every module with parameters of its own must know how to reset them."""
@@ -215,6 +226,8 @@ class Reinitialize(TrainedOn):
     def restart(self, context: StepContext, checkpoints: Checkpoints, seed: int) -> bool:
         """Draw new values from the seed; torch's global generator is left as it was."""
         redraw(context.model, derive(seed, "reinitialize"))
+        if self.fan_in == "kept":
+            _scale_to_kept(context.model, context.masks)
         return True
 
 
@@ -257,6 +270,19 @@ def redraw(model: nn.Module, seed: int) -> None:
     with seeded(seed):
         for module in _resettable(model):
             module.reset_parameters()  # type: ignore[operator]
+
+
+@torch.no_grad()
+def _scale_to_kept(model: nn.Module, masks: Masks) -> None:
+    """Scale the values of each layer as if it had only the inputs that are kept."""
+    for name, mask in masks.items():
+        layer = owner_of(model, name)
+        if name.endswith(".weight") and isinstance(layer, nn.Linear | _ConvNd) and bool(mask.any()):
+            inputs = mask.flatten(1)
+            factor = math.sqrt(inputs.shape[1] / int(inputs.sum(1).max()))
+            layer.weight.mul_(factor)
+            if layer.bias is not None:
+                layer.bias.mul_(factor)
 
 
 def _resettable(model: nn.Module) -> list[nn.Module]:

@@ -423,7 +423,9 @@ class Session:
         if self.recipe.retrain.changes and self._retrains(step):
             # until then the trained values go on being ranked by
             restarted = self.recipe.retrain.restart(
-                context, self._state.checkpoints, derive(self._seed, "step", step.number)
+                context.told("retrain", masks=self.masks),
+                self._state.checkpoints,
+                derive(self._seed, "step", step.number),
             )
             self.masks.apply(self._inner)
         if self._masked is not None:

@@ -146,7 +146,7 @@ class PlotData:
 
     @property
     def controls(self) -> set[str | None]:
-        """The controls that remove at random."""
+        """The control that removes at random, and those of single methods."""
         return {self.random, *self.random_of}
 
     @cached_property

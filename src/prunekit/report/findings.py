@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -243,7 +243,9 @@ def findings(
         *_max_compressions(study, points, primary),
         *_leads(bests, primary),
         *_against_random(study, points, bests, primary),
-        *_against_own_random(study, points, bests, primary),
+        *_against_own(study.random_of, _AT_RANDOM, points, bests, primary),
+        *_against_own(study.from_scratch("retraining"), _RETRAINED, points, bests, primary),
+        *_against_own(study.from_scratch("whole"), _WHOLE, points, bests, primary),
     ]
     cautions = [
         *_few_seeds(points),
@@ -257,7 +259,7 @@ def findings(
 
 def compared(study: StudyFile, points: Sequence[Point]) -> list[str]:
     """The methods that prune and are no control."""
-    controls = {study.controls.random, *study.random_of}
+    controls = {study.controls.random, *study.control_of}
     return [m for m in methods_of(points) if m not in controls and not removes_nothing(points, m)]
 
 
@@ -366,12 +368,17 @@ def _against_random(
     return [f"Removal at random is {'; '.join(parts)}."]
 
 
-def _against_own_random(
-    study: StudyFile, points: Sequence[Point], bests: Sequence[Best], primary: Primary
+_AT_RANDOM = "a random choice with {} own densities per layer"
+_RETRAINED = "{} own final shape trained from scratch for as long as the retraining"
+_WHOLE = "{} own final shape trained from scratch for as long as all training"
+
+
+def _against_own(
+    controls: Mapping[str, str], what: str, points: Sequence[Point], bests: Sequence[Best], primary: Primary
 ) -> list[str]:
-    """Whether methods beat a random choice with their own densities per layer, where both have points."""
+    """Whether methods beat controls of their own, where both have points."""
     found: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-    for control, method in study.random_of.items():
+    for control, method in controls.items():
         beats = {b.asked: _beats(points, method, control, b.asked, primary) for b in bests}
         won, lost = (tuple(times(at) for at, beat in beats.items() if beat is one) for one in (True, False))
         if won or lost:
@@ -382,8 +389,8 @@ def _against_own_random(
         verb = ("beats" if one else "beat") if won else ("does not beat" if one else "do not beat")
         but = f", but not at {names(list(lost))}" if won and lost else ""
         sentences.append(
-            f"Beyond the spread, {_list(methods)} {verb} a random choice with {'its' if one else 'their'} "
-            f"own densities per layer at {names(list(won or lost))}{but}."
+            f"Beyond the spread, {_list(methods)} {verb} {what.format('its' if one else 'their')} "
+            f"at {names(list(won or lost))}{but}."
         )
     return sentences
 

@@ -129,7 +129,7 @@ def write_report(folder: Path) -> Path:
         log.warning("%s has no %s: whether its tables are as they were written is not known", folder, SUMS)
 
     points, layer_points = points_of(rows), layer_points_of(layer_rows)
-    data = PlotData(tuple(points), study.controls.random, study.random_of)
+    data = PlotData(tuple(points), study.controls.random, study.control_of)
     table = layer_table(points, layer_points, primary)
     curves = curve_drawings(data, primary)
     found = multiples_drawing(points, layer_points, data.methods), heat_drawing(table) if table else None

@@ -299,9 +299,9 @@ def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
         "methods": {
             label: {
                 "recipe": [cell.recipe.to_dict() for cell in study.cells if cell.label == label],
-                **method.note(),
+                **note,
             }
-            for label, method in study.methods.items()
+            for label, note in study.notes().items()
         },
         "study": settings,
         "environment": {

@@ -15,15 +15,15 @@ from prunekit import methods
 from prunekit.data import DataSettings
 from prunekit.errors import InputError, naming, shown
 from prunekit.files import check_folder_name, check_label
-from prunekit.history import random_control
+from prunekit.history import random_control, scratch_control
 from prunekit.models import ModelSettings
 from prunekit.parts.allocation import NoPruning
-from prunekit.parts.base import modules_of
+from prunekit.parts.base import LEVELS, modules_of
 from prunekit.parts.retrain import TrainingSettings
 from prunekit.permission import Named, allowing, current
 from prunekit.recipe import Recipe
 from prunekit.settings import Settings, digest, with_value
-from prunekit.study_files import Controls
+from prunekit.study_files import FROM_SCRATCH, Budget, Controls
 from prunekit.training import Training
 
 MAX_RECIPES = 10_000
@@ -45,6 +45,9 @@ class Method(Settings):
         recipe: the composition of parts, written out.
         random_of: the label of another method, of which this is the control: for each recipe of its, random
             elements, as many of each layer after each round as it has taken with the same seed.
+        from_scratch: whether two controls stand beside it: what is left of each of its networks, trained from
+            new random values as the dense network is, for as many steps as the retraining has taken, and for
+            as many as that and all training before it. For recipes that remove units.
         sweep: dotted keys into `settings` or `recipe`, each with a list of values, of which every combination
             is a cell of its own; or a list of mappings from dotted keys to values, each of which is one.
         summary: one sentence for the report; by default the method's own.
@@ -54,6 +57,7 @@ class Method(Settings):
     settings: dict[str, Any] = Field(default_factory=dict)
     recipe: dict[str, Any] | None = None
     random_of: str | None = None
+    from_scratch: bool = False
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = Field(default_factory=dict)
     summary: str = ""
     _swept: tuple[tuple[str, Recipe], ...] = PrivateAttr(default=())
@@ -69,11 +73,23 @@ class Method(Settings):
         if self.random_of is not None:
             if self.settings or self.sweep:
                 raise ValueError("'random_of' takes the settings and the sweep of the other method")
+            if self.from_scratch:
+                raise ValueError("'from_scratch' belongs to the other method: a control has none of its own")
             return self
         if self.recipe is not None and self.settings:
             raise ValueError("'settings' belong to 'method'; write them into 'recipe'")
         # made once, while the user's own code that they name is allowed
         self._swept = tuple((_brief(point), self._recipe(point)) for point in self._points())
+        for _, recipe in self._swept if self.from_scratch else ():
+            if recipe.granularity.level != "units":
+                raise ValueError(
+                    f"from_scratch: the granularity {recipe.granularity.name!r} removes "
+                    f"{LEVELS[recipe.granularity.level]}, which leaves no smaller network: use 'unit'"
+                )
+            if recipe.retrain.plan is None:
+                raise ValueError(
+                    "from_scratch: the recipe has no retraining, whose length the control would have"
+                )
         return self
 
     def swept(self) -> list[tuple[str, Recipe]]:
@@ -185,6 +201,11 @@ class Study(Settings):
             if label is not None and label not in self.methods:
                 known = ", ".join(self.methods)
                 raise ValueError(f"controls: {control}: there is no method {label!r}; labels are: {known}")
+        for label in self.scratch_labels:
+            if label in self.methods:
+                raise ValueError(f"methods: the label {label!r} is taken by a control 'from_scratch'")
+            with naming("methods"):
+                check_label(label)
         self._allowed = current().used
         return self
 
@@ -208,7 +229,47 @@ class Study(Settings):
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Every recipe of every method; an equal recipe under the same label counts once."""
-        return tuple(cell for label in self.methods for cell in self._cells_of(label))
+        own = [cell for label in self.methods for cell in self._cells_of(label)]
+        return tuple(own + [cell for label in self.scratch_labels for cell in self._from_scratch(label)])
+
+    @property
+    def scratch_labels(self) -> dict[str, tuple[str, Budget]]:
+        """The labels of the controls that are trained from scratch, with the method's and the budget."""
+        return {
+            words.format(label): (label, budget)
+            for label, method in self.methods.items()
+            if method.from_scratch
+            for budget, words in FROM_SCRATCH.items()
+        }
+
+    def notes(self) -> dict[str, dict[str, str]]:
+        """What a report says of each method, and of the controls that come with it."""
+        said = {
+            "retraining": "for as many steps as its retraining.",
+            "whole": "for as many steps as its retraining and all training before.",
+        }
+        controls = {
+            control: {
+                "summary": f"Control: the final shape of '{label}' from new values, trained {said[budget]}",
+                "paper": "Liu et al. 2019, arXiv 1810.05270",
+            }
+            for control, (label, budget) in self.scratch_labels.items()
+        }
+        return {label: method.note() for label, method in self.methods.items()} | controls
+
+    def _from_scratch(self, control: str) -> list[Cell]:
+        label, budget = self.scratch_labels[control]
+        return [
+            Cell(
+                control,
+                scratch_control(each.recipe, self.training),
+                self._cell_key(each.recipe, f"from scratch, {budget}"),
+                each.swept,
+                each,
+                budget,
+            )
+            for each in self._cells_of(label)
+        ]
 
     def _cells_of(self, label: str) -> Iterable[Cell]:
         method = self.methods[label]
@@ -270,6 +331,7 @@ class Cell:
         swept: the settings that set it apart from the others of its method, such as `sparsity=0.9`.
         random_of: the cell whose numbers per layer it takes, if it is a control; they are not in its recipe
             before that cell has been run.
+        from_scratch: if it trains the final shape from new values, the steps that it gets.
     """
 
     label: str
@@ -277,6 +339,7 @@ class Cell:
     key: str
     swept: str = ""
     random_of: Cell | None = None
+    from_scratch: Budget | None = None
 
     @property
     def name(self) -> str:

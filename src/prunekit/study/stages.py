@@ -21,7 +21,7 @@ from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json, remove
 from prunekit.graph import chain_of
-from prunekit.history import Record, random_control
+from prunekit.history import Record, random_control, scratch_control
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.parts.granularity import Unit
@@ -165,7 +165,8 @@ def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -
     wanted = cell.recipe.retrain.checkpoint
     recipe = cell.recipe
     if cell.random_of is not None:
-        recipe = _control(cell.random_of, recipe.plan(model, data.test.inputs[:2]), layout, seed)
+        plan = cell.random_of.recipe.plan(model, data.test.inputs[:2])
+        recipe = _control(study, cell, cell.random_of, plan, data, layout, seed)
     return Session(
         model,
         recipe,
@@ -176,14 +177,36 @@ def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -
     )
 
 
-def _control(cell: Cell, plan: Plan, layout: Layout, seed: int) -> Recipe:
-    """The random control of a cell that has been run: it takes of each layer what that has taken."""
+def _control(
+    study: Study, control: Cell, cell: Cell, plan: Plan, data: Dataset, layout: Layout, seed: int
+) -> Recipe:
+    """The control of a cell that has been run: it takes of each layer what that has taken."""
     rows = groupby(Results().cell(layout.cell(cell, seed))[1], lambda row: row["step"])
     removed = {
         step: dict(zip(plan.names, (row["parameters"] - row["kept"] for row in layers), strict=True))
         for step, layers in rows
     }
-    return random_control(cell.recipe, plan.names, removed)
+    if control.from_scratch is None:
+        return random_control(cell.recipe, plan.names, removed)
+    last = max(removed, default=0)
+    steps = _trained(study, cell.recipe, last, len(plan.steps), data, whole=control.from_scratch == "whole")
+    training = study.training.model_copy(update={"epochs": None, "iterations": steps})
+    return scratch_control(cell.recipe, training, plan.names, removed.get(last, {}))
+
+
+def _trained(study: Study, recipe: Recipe, step: int, steps: int, data: Dataset, *, whole: bool) -> int:
+    """The optimizer steps that a recipe takes up to a step of so many, or all that its network has had."""
+    retrain, every, batches = recipe.retrain, recipe.retrain_every, as_batches(data)
+    assert retrain.plan is not None
+    done, parts = -(-step // every), -(-steps // every)
+    length = retrain.plan.length(batches)
+    taken = done * (length - retrain.start)
+    if retrain.continues and done:
+        taken = retrain.part(done - 1, parts, {}).span(length)[1]
+    if not whole:
+        return taken
+    before = (study.training, *recipe.warm_ups.values())
+    return taken + sum(training.length(batches) for training in before)
 
 
 def _values(path: Path) -> State:
