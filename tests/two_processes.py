@@ -29,6 +29,13 @@ RECIPES = {
     "sensitivity": {"allocation": "sensitivity"},
     "continued": {"score": "gradient", "schedule": LINEAR, "retrain": FINE_TUNE | {"name": "continued"}},
     "fine tune": {"score": "gradient", "schedule": LINEAR, "retrain": FINE_TUNE},
+    "rigl": {
+        "grow": "gradient",
+        "regrow": True,
+        "allocation": "erk",
+        "schedule": {"name": "constant", "sparsity": 0.6, "steps": 3},
+        "retrain": FINE_TUNE | {"name": "continued"},
+    },
 }
 
 
