@@ -20,6 +20,7 @@ from prunekit.report.layers import layer_table
 from prunekit.report.page import write_report
 from prunekit.report.points import ACCURACY, MSE, LayerPoint, Point, points_of, spread_of
 from prunekit.report.read_tables import read_results
+from prunekit.report.style import looks_of
 from prunekit.study_files import read_study
 
 
@@ -242,6 +243,27 @@ def test_random_choices_with_the_densities_of_a_method_are_its_controls(tmp_path
     page = write_report(folder).read_text()
     assert "<dt>methods</dt><dd>2</dd>" in page
     assert page.count('<span class="tag">control</span>') == 4
+
+
+def test_controls_from_scratch_are_said_by_their_budget_and_told_apart(tmp_path):
+    methods = {
+        "good": Method(4, (2, 20)),
+        "good, from scratch": Method(1, (2,)),
+        "good, from scratch, whole budget": Method(12, (2,)),
+    }
+    folder = make_study(tmp_path, methods)
+    study = read_json_with_digest(folder / "study.json")
+    study["study"] = {"methods": {"good": {"from_scratch": True}}}
+    write_json_with_digest(folder / "study.json", study)
+    text = "\n".join(said(folder))
+    own = "its own final shape trained from scratch for as long as"
+    assert f"Beyond the spread, good beats {own} the retraining at 2x." in text
+    assert f"Beyond the spread, good does not beat {own} all training at 2x." in text
+    page = write_report(folder).read_text()
+    assert page.count('<span class="tag">control</span>') == 3  # and the dense network, trained as long
+    looks = looks_of(list(methods), None, [], read_study(folder / "study.json").control_of)
+    assert len({look.dasharray for look in looks.values()}) == 3
+    assert len({look.color for look in looks.values()}) == 1
 
 
 def test_a_layer_that_keeps_almost_nothing_is_said_with_its_method_and_sparsity():

@@ -132,7 +132,7 @@ class PlotData:
 
     points: tuple[Point, ...]
     random: str | None
-    random_of: Mapping[str, str] = field(default_factory=dict)
+    control_of: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def methods(self) -> list[str]:
@@ -147,12 +147,12 @@ class PlotData:
     @property
     def controls(self) -> set[str | None]:
         """The control that removes at random, and those of single methods."""
-        return {self.random, *self.random_of}
+        return {self.random, *self.control_of}
 
     @cached_property
     def looks(self) -> Mapping[str, Look]:
         """The look of each method."""
-        return looks_of(self.methods, self.random, self.unpruned, self.random_of)
+        return looks_of(self.methods, self.random, self.unpruned, self.control_of)
 
     @property
     def dense(self) -> Point:

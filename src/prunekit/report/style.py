@@ -4,6 +4,7 @@ import io
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -95,18 +96,19 @@ class Look:
 
 
 DENSE_LOOK = Look(INK, "", "-", 1.3)
-CHANCE = Look(GREY, "x", (0, (4, 2)), 1.4)
+OWN_DASHES: tuple[Any, ...] = ((0, (4, 2)), (0, (1.5, 1)), (0, (7, 2)))
+CHANCE = Look(GREY, "x", OWN_DASHES[0], 1.4)
 
 
 def looks_of(
     methods: Sequence[str],
     random: str | None,
     unpruned: Sequence[str],
-    random_of: Mapping[str, str] = MappingProxyType({}),
+    control_of: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Look]:
     """A look per method: controls grey, the others by their place, colours first, then markers and dashes.
 
-    The random control of one method is dashed like every random control, in the colour of its method.
+    The controls of one method are dashed in its colour, the first of them like every random control.
     """
     looks: dict[str, Look] = {}
     place = 0
@@ -115,12 +117,15 @@ def looks_of(
             looks[method] = CHANCE
         elif method in unpruned:
             looks[method] = Look(INK, "", (0, (1, 1.5)), 1.4)
-        elif method not in random_of:
+        elif method not in control_of:
             dash = DASHES[place // len(PALETTE) % len(DASHES)]
             looks[method] = Look(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], dash)
             place += 1
-    for control, method in random_of.items():
-        looks[control] = replace(CHANCE, color=looks[method].color if method in looks else GREY)
+    own = Counter[str]()
+    for control, method in control_of.items():
+        color = looks[method].color if method in looks else GREY
+        looks[control] = replace(CHANCE, color=color, dash=OWN_DASHES[own[method] % len(OWN_DASHES)])
+        own[method] += 1
     return looks
 
 
