@@ -250,14 +250,15 @@ def test_it_acts_in_a_loop_of_ones_own_until_its_handles_are_removed():
 @pytest.mark.parametrize(
     ("settings", "net", "error", "said"),
     [
-        ({"groups": "filter_shapes"}, mlp(4, 5, 3), InputError, "has no convolution"),
+        ({"groups": "filter_shapes"}, mlp(4, 5, 3), ModelError, "has no convolution"),
         (
             {"groups": "filter_shapes", "targets": ["0"]},
             mlp(4, 3),
             InputError,
-            "0.weight is of no conv",
+            "0.weight of a Linear has no filter shapes",
         ),
         ({"groups": "filter_shapes"}, convnet(), InputError, "filters of 3.weight read different channels"),
+        ({"groups": "channels"}, convnet(), InputError, "filters of 3.weight read different channels"),
         ({"groups": "channels", "targets": ["nothing"]}, mlp(4, 3), InputError, "nothing"),
         ({"groups": "heads"}, mlp(4, 5, 3), ModelError, "kinds that can be pruned are: neurons"),
     ],

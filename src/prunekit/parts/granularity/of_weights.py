@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prunekit.batches import Inputs
-from prunekit.errors import InputError
-from prunekit.graph import Coupled
+from prunekit.errors import InputError, ModelError
+from prunekit.graph import Coupled, Member, Pool, of_units
 from prunekit.masks import Masks, lowest, lowest_per_row
 from prunekit.parts.base import Level, Part
 from prunekit.settings import WHOLE
-from prunekit.targets import Target, find_targets, unwrap
+from prunekit.targets import Target, find_targets, owner_of, unwrap
 
 INPUTS_FIRST = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Conv1D")
 """The layer types whose weight has its inputs along the first dimension, and not along the second."""
@@ -244,3 +244,95 @@ class NM(Granularity):
                 f"the schedule ends at sparsity {sparsities[-1]:g}, the granularity {self.n}:{self.m} at "
                 f"{last:g}"
             )
+
+
+class FilterShape(Granularity):
+    """One weight of every filter of a convolution, at the same channel and place: a column of its matrix.
+
+    A score of weights is pooled over the column. What an allocation asks for beyond whole columns is left
+    out.
+
+    Attributes:
+        pool: how the scores of a column's weights become one.
+    """
+
+    name = "filter_shape"
+    level = "patterns"
+    paper = "Lebedev, Lempitsky 2016, arXiv 1506.02515; Wen et al. 2016 (SSL), arXiv 1608.03665"
+    pool: Pool = "sum"
+
+    def elements(
+        self,
+        model: nn.Module,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        example_inputs: Inputs | None = None,
+    ) -> Columns:
+        """The weights of the convolutions that fit the patterns, all of them by default.
+
+        Raises:
+            InputError: naming a layer that is no convolution, or one whose filters read different channels.
+            ModelError: as `find_targets`.
+        """
+        model = unwrap(model)
+        return Columns(model, shaped_targets(model, targets, ignore))
+
+    def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
+        """Each column's score, for each of its weights."""
+        return {name: self._of_columns(scores[name]).expand_as(scores[name]) for name in elements.names}
+
+    def select(self, scores: Tensor, count: int) -> Tensor:
+        """Remove as many of the lowest columns as `count` has room for; those that are gone go first."""
+        return ~lowest(scores.amax(0), count // len(scores)).expand_as(scores).clone()
+
+    def _of_columns(self, scores: Tensor) -> Tensor:
+        rows = scores.flatten(1)
+        member = Member("", 1, tuple((column,) for column in range(rows.shape[1])), "consumer")
+        return of_units(rows, member, self.pool).view(1, *scores.shape[1:])
+
+
+class Columns(Weights):
+    """Weights of convolutions that go by whole columns."""
+
+    def gone(self, name: str, kept: Masks) -> Tensor:
+        """Columns of zeros between others count as removed; a zero in another column does not."""
+        zeros = (self.model.get_parameter(name).detach() == 0).all(0)
+        return ~kept[name] | unless_all(zeros).expand_as(kept[name])
+
+
+def shaped_targets(
+    model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = ()
+) -> tuple[Target, ...]:
+    """The weights of the convolutions that fit the patterns: those that have filter shapes.
+
+    Args:
+        model: the network, without wrappers.
+        targets: as of `find_targets`; None for all convolutions.
+        ignore: as of `find_targets`.
+
+    Raises:
+        InputError: naming a layer that is no convolution, or one whose filters read different channels.
+        ModelError: as `find_targets`; if there is no convolution.
+    """
+    found = find_targets(model, targets, ignore)
+    plain = tuple(each for each in found if len(each.shape) > 2 and each.types.isdisjoint(INPUTS_FIRST))
+    if targets is not None and len(plain) < len(found):
+        odd = next(each for each in found if each not in plain)
+        raise InputError(
+            f"{odd.name} of a {odd.kind} has no filter shapes, which are those of convolutions: "
+            f"leave {odd.layer!r} out of `targets`"
+        )
+    if not plain:
+        raise ModelError("the model has no convolution, so there are no filter shapes in it")
+    for each in plain:
+        check_one_input(model, each)
+    return plain
+
+
+def check_one_input(model: nn.Module, target: Target) -> None:
+    """Refuse, with an `InputError`, a layer whose filters read different channels."""
+    if getattr(owner_of(model, target.name), "groups", 1) != 1:
+        raise InputError(
+            f"the filters of {target.name} read different channels, so they have no inputs in common: "
+            f"name {target.layer!r} in `ignore`"
+        )

@@ -11,13 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunekit.errors import InputError
 from prunekit.graph import Member
 from prunekit.masks import Masks
-from prunekit.parts.granularity import INPUTS_FIRST, Kind, Unit
+from prunekit.parts.granularity import INPUTS_FIRST, Kind, Unit, check_one_input, shaped_targets
 from prunekit.parts.regularize.base import Regularizer
 from prunekit.settings import LARGE
-from prunekit.targets import Target, find_targets, unwrap
+from prunekit.targets import find_targets, unwrap
 
 
 class GroupLasso(Regularizer):
@@ -105,35 +104,15 @@ class GroupLasso(Regularizer):
                     [_of_member(own[each.tensor], each) for each in members if each.tensor in own],
                 )
             return
-        targets = find_targets(model, self.targets, self.ignore)
-        if self.groups == "filter_shapes" and self.targets is None:
-            targets = tuple(target for target in targets if len(target.shape) > 2)
-            if not targets:
-                raise InputError("group_lasso: the model has no convolution, which 'filter_shapes' are of")
-        for target in targets:
-            yield self._of_layer(model, target)
-
-    def _of_layer(self, model: nn.Module, target: Target) -> WeightGroups:
-        """The columns of a layer's weight: by input, or by input and place in the kernel."""
-        weight, inputs = model.get_parameter(target.name), 1
-        if not target.types.isdisjoint(INPUTS_FIRST):
-            inputs = 0
-        if self.groups == "filter_shapes" and (inputs == 0 or weight.dim() < 3):
-            raise InputError(
-                f"group_lasso: {target.name} is of no convolution, which 'filter_shapes' are of: "
-                "leave it out of `targets`"
-            )
-        if getattr(model.get_submodule(target.layer or ""), "groups", 1) != 1:
-            raise InputError(
-                f"group_lasso: the filters of {target.name} read different channels, so they have no "
-                f"{self.groups} in common: name it in `ignore`"
-            )
-        over = [dim for dim in range(weight.dim()) if dim != inputs]
         if self.groups == "filter_shapes":
-            over = [0]
-        shape = [1 if dim in over else size for dim, size in enumerate(weight.shape)]
-        numbers = torch.arange(torch.Size(shape).numel(), device=weight.device).view(shape)
-        return WeightGroups(numbers.numel(), [Slices(weight, tuple(over), numbers)])
+            for target in shaped_targets(model, self.targets, self.ignore):
+                yield _columns(model.get_parameter(target.name), over=(0,))
+            return
+        for target in find_targets(model, self.targets, self.ignore):
+            check_one_input(model, target)
+            weight = model.get_parameter(target.name)
+            inputs = 1 if target.types.isdisjoint(INPUTS_FIRST) else 0
+            yield _columns(weight, over=tuple(dim for dim in range(weight.dim()) if dim != inputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +206,13 @@ class WeightGroups:
         """Values of groups for each of the slices, and another for those of none."""
         every = torch.cat([values, values.new_full((1,), other)])
         return every[slices.group].to(slices.weight.dtype)
+
+
+def _columns(weight: nn.Parameter, over: tuple[int, ...]) -> WeightGroups:
+    """Groups of one parameter, each along these dimensions."""
+    shape = [1 if dim in over else size for dim, size in enumerate(weight.shape)]
+    numbers = torch.arange(torch.Size(shape).numel(), device=weight.device).view(shape)
+    return WeightGroups(numbers.numel(), [Slices(weight, over, numbers)])
 
 
 def _of_member(weight: nn.Parameter, member: Member) -> Slices:
