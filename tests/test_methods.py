@@ -27,6 +27,9 @@ def fitting(name: str) -> nn.Sequential:
             model.insert(place, nn.BatchNorm1d(model[place - 1].out_features))
     if name == "maxout_pruning":
         return nn.Sequential(Maxout(nn.Linear(12, 16), 4), nn.Linear(4, 4))
+    if name in ("ssl_filters", "ssl_filter_shapes", "brain_damage"):
+        images = nn.Linear(12, 16), nn.Unflatten(1, (1, 4, 4))
+        return nn.Sequential(*images, nn.Conv2d(1, 6, 2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4))
     return model
 
 

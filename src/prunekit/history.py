@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph import Coupled, ShrinkResult, shrink, shrink_dead
+from prunekit.graph import Coupled, ShrinkResult, shrink, shrink_columns, shrink_dead
 from prunekit.graph.shrinking import shrink_pieces
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Recorded
+from prunekit.parts.granularity import FilterShape
 from prunekit.parts.repair import NoRepair
 from prunekit.parts.retrain import Reinitialize
 from prunekit.parts.schedule import AllocationDecides
@@ -79,7 +80,8 @@ class Pruned:
         """Take the removed units out of the model, in place, with the proof that it computes the same.
 
         Where single weights were removed, these are the units that died of it: nothing reads them, or what
-        they put out is a constant that biases take (`prunekit.graph.shrink_dead`).
+        they put out is a constant that biases take (`prunekit.graph.shrink_dead`). Where filter shapes were,
+        convolutions become layers that multiply with fewer columns (`prunekit.models.ColumnConv2d`).
 
         Where the model's own code has sizes written in it, `model` is its exported graph afterwards, which
         takes inputs of the shape of these examples only; `shrunk.reason` says why.
@@ -96,7 +98,9 @@ class Pruned:
         counted = self.recipe.granularity.counts
         if self.shrunk is not None:
             raise InputError(f"the removed {counted} have been taken out already")
-        if counted == "weights":
+        if isinstance(self.recipe.granularity, FilterShape):
+            result = shrink_columns(self.model, example_inputs, self.masks)
+        elif counted == "weights":
             result = shrink_dead(self.model, example_inputs, masks=self.masks)
             if not result.lost:
                 raise InputError(

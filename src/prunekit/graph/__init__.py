@@ -4,6 +4,7 @@ from prunekit.graph.activation_taps import Place, watched
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.chain import Chain, Stage, UnitGroup
 from prunekit.graph.chain_view import chain_of
+from prunekit.graph.columns import replace_convolutions, shrink_columns
 from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead
 from prunekit.graph.groups import INPUT, CouplingGraph, Group, GroupPlan, KeepMasks, Member
 from prunekit.graph.members import (
@@ -53,9 +54,11 @@ __all__ = [
     "parameters_after",
     "parameters_per_unit",
     "prune_groups",
+    "replace_convolutions",
     "restore_sizes",
     "same_function",
     "shrink",
+    "shrink_columns",
     "shrink_dead",
     "size_attributes",
     "smaller",

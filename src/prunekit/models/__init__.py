@@ -1,6 +1,7 @@
 """The papers' networks, and a user's own, made from settings and a seed."""
 
 from prunekit.models.char_transformer import CharTransformer, TransformerBlock
+from prunekit.models.column_conv import ColumnConv2d
 from prunekit.models.convnets import LeNet5, Maxout, MaxoutLeNet5, ResidualBlock, ResNet, VGGSmall, resnet20
 from prunekit.models.create import ModelSettings, create, names
 from prunekit.models.mlp import MLP, Activation, LeNet300100, make_activation
@@ -9,6 +10,7 @@ __all__ = [
     "MLP",
     "Activation",
     "CharTransformer",
+    "ColumnConv2d",
     "LeNet5",
     "LeNet300100",
     "Maxout",

@@ -15,7 +15,7 @@ from prunekit import __version__
 from prunekit.digests import write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, escaped, shown
 from prunekit.files import replacing_folder
-from prunekit.graph import GraphModel, ShrinkResult, restore_sizes, size_attributes
+from prunekit.graph import GraphModel, ShrinkResult, replace_convolutions, restore_sizes, size_attributes
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
 from prunekit.parts.granularity import Unit
@@ -226,17 +226,18 @@ class SavedNetwork:
 
     def _fill(self, model: nn.Module, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Copy what was saved into a network of the user's, made as small as it was."""
-        _check_state(model, state, self.folder)
-        with _fitted(model, state, self.description, tensors, self.folder) as buffers:
-            try:
-                model.load_state_dict(state)
-                for name, value in buffers.items():
-                    model.get_buffer(name).copy_(value)
-            except RuntimeError as error:
-                raise ModelError(
-                    f"the weights in {self.folder} cannot be copied into the model: {one_line(error)}"
-                ) from None
-            _tie(model, self.description.tied)
+        with _with_columns(model, state):
+            _check_state(model, state, self.folder)
+            with _fitted(model, state, self.description, tensors, self.folder) as buffers:
+                try:
+                    model.load_state_dict(state)
+                    for name, value in buffers.items():
+                        model.get_buffer(name).copy_(value)
+                except RuntimeError as error:
+                    raise ModelError(
+                        f"the weights in {self.folder} cannot be copied into the model: {one_line(error)}"
+                    ) from None
+                _tie(model, self.description.tied)
 
     def _built(self, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> nn.Module:
         """The network that the save describes, which takes no more memory than its files.
@@ -261,9 +262,10 @@ class SavedNetwork:
                 f"{self.folder / DESCRIPTION} describes a network of {described:,} numbers, "
                 f"but {WEIGHTS} holds {stored:,}"
             )
-        _check_state(model, state, self.folder)
-        with _fitted(model, state, self.description, tensors, self.folder), consistent(self.folder):
-            model.load_state_dict(state, assign=True)
+        with _with_columns(model, state):
+            _check_state(model, state, self.folder)
+            with _fitted(model, state, self.description, tensors, self.folder), consistent(self.folder):
+                model.load_state_dict(state, assign=True)
         _tie(model, self.description.tied)
         return model
 
@@ -361,6 +363,28 @@ def _check_kinds(own: Mapping[str, Tensor], state: Mapping[str, Tensor], folder:
                 f"{shown(name)} is of {kinds[0]} in the model, of {kinds[1]} in {folder}: it would "
                 "lose values"
             )
+
+
+@contextmanager
+def _with_columns(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with convolutions that have some of their columns, where those were saved.
+
+    They are whole again if what is done inside fails.
+
+    Raises:
+        ModelError: if what was saved does not come from this network; it is left as it was.
+    """
+    modules, columns = dict(model.named_modules(remove_duplicate=False)), {}
+    for name, value in state.items():
+        place, _, short = name.rpartition(".")
+        if short == "columns" and isinstance(modules.get(place), nn.Conv2d):
+            columns[place] = value
+    undo = replace_convolutions(model, columns)
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise
 
 
 @contextmanager
