@@ -18,7 +18,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from prunekit.batches import Batch, Batches, as_batches
+from prunekit.batches import Batch, Batches, Inputs, as_batches
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, explaining, shown
 from prunekit.losses import NO_GRADIENT
 from prunekit.masks import MaskedOptimizer, Masks
@@ -345,7 +345,12 @@ def train(
     end, first = total, 0
     if part is not None and not loop.interrupts:
         raise InputError("loop: a training in parts goes on with the settings' own optimizer and decay")
+    for regularizer in training.regularize:
+        if part is not None and not regularizer.interruptible:
+            raise InputError(f"{regularizer.name}: acts in one training, which steps must not interrupt")
     optimizer = make_optimizer(model, training, loop)
+    few = data.first(2) if training.regularize else None
+    example = () if few is None else few.to(device_of(model)).inputs
     noise = derive(seed, "noise")
     if part is not None:
         first, end, total = part.span(total)
@@ -360,7 +365,7 @@ def train(
 
     losses: list[Tensor] = []
     mean = math.nan
-    with seeded(noise), _attached(model, optimizer, training, masks, before_step, loop):
+    with seeded(noise), _attached(model, optimizer, training, masks, before_step, loop, example):
         checkpoint(start)
         model.train()
         stepping = _Stepping(model, optimizer, task, loop, total, loss, training.changes(loop))
@@ -554,14 +559,17 @@ def _attached(
     masks: Masks | None,
     before_step: Callable[[], None] | None,
     loop: Loop,
+    example: Inputs,
 ) -> Iterator[None]:
     handles: list[Any] = []
     try:
         if before_step is not None:  # before penalties add to the gradients
             handles.append(optimizer.register_step_pre_hook(lambda *_: before_step()))
         for regularizer in training.regularize:
-            handles += regularizer.attach(model, optimizer, masks)
-        if masks is not None:
+            handles += regularizer.attach_to(model, optimizer, masks, example)
+        # masks that keep everything have nothing to do, and gates stand where they would act
+        gated = any(not each.interruptible for each in training.regularize)
+        if masks is not None and not (gated and masks.kept == masks.total):
             alone = type(optimizer) in (SGD, Adam, AdamW) and loop.clip is None
             handles.append(MaskedOptimizer(model, optimizer, masks, gradients=not alone))
         with keeping_modes(model):
@@ -609,4 +617,4 @@ def _decay(kind: str, progress: float) -> float:
 
 def _set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("relative_lr", 1.0)

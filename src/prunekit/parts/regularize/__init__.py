@@ -1,8 +1,9 @@
-"""What acts during training: penalties, group lasso and dropout, on any model and with any optimizer."""
+"""What acts during training: penalties, group lasso, gates and dropout, on any model and with any optimizer."""
 
 from prunekit.parts.regularize.base import Regularizer
 from prunekit.parts.regularize.dropout import Dropout
+from prunekit.parts.regularize.gates import L0
 from prunekit.parts.regularize.group_lasso import GroupLasso
 from prunekit.parts.regularize.penalties import L1, L2
 
-__all__ = ["L1", "L2", "Dropout", "GroupLasso", "Regularizer"]
+__all__ = ["L0", "L1", "L2", "Dropout", "GroupLasso", "Regularizer"]

@@ -1,0 +1,389 @@
+"""Gates that open and close while a network is trained: L0 regularisation of weights and of whole units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim import Optimizer
+
+from prunekit import hard_concrete
+from prunekit.batches import Inputs
+from prunekit.errors import InputError, ModelError
+from prunekit.graph import Coupled, unit_masks
+from prunekit.graph.members import entries
+from prunekit.masks import Masks, lowest
+from prunekit.measure.counts import count
+from prunekit.parts.granularity import Elements, Granularity, Unit, Weight
+from prunekit.parts.regularize.base import Regularizer
+from prunekit.settings import LARGE, WHOLE
+from prunekit.targets import owner_of, unwrap
+
+Counted = Literal["gates", "parameters", "macs"]
+"""What a share is of: the gates themselves, or the parameters or MACs that the open ones leave."""
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Entries along one dimension of a parameter that have gates.
+
+    Attributes:
+        place: of the group, among all.
+        dim: the dimension.
+        gates: (entries,) int64, the gate of each entry; -1 for none.
+    """
+
+    place: int
+    dim: int
+    gates: Tensor
+
+    def along(self, values: Tensor, dims: int) -> Tensor:
+        """The group's values (gates,), 1 for entries without a gate, in the shape that multiplies."""
+        every = torch.cat([values, values.new_ones(1)])
+        shape = [-1 if dim == self.dim else 1 for dim in range(dims)]
+        return every[self.gates.to(values.device)].view(shape)
+
+
+class Gates(nn.Module):
+    """The gates of a network: hard-concrete ones of groups, and the multipliers of a Lagrangian.
+
+    Attributes:
+        names: of the groups: units by the names of their groups, weights by their full names.
+        locations: log alpha of each group's gates.
+        multipliers: (2,) of the Lagrangian's linear and squared term.
+        steps: () int64, the steps of the optimizer so far.
+    """
+
+    multipliers: Tensor
+    steps: Tensor
+
+    def __init__(self, shapes: Mapping[str, torch.Size], like: Tensor, openness: float) -> None:
+        super().__init__()
+        self.names = tuple(shapes)
+        start = float(hard_concrete.location_of(torch.tensor(openness, dtype=torch.float64)))
+        self.locations = nn.ParameterList(
+            start + 0.01 * torch.randn(shape, dtype=like.dtype, device=like.device)
+            for shape in shapes.values()
+        )
+        self.register_buffer("multipliers", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.target: int | None = None
+        self.values: list[Tensor] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the values of a run, which have a graph behind them."""
+        return {**vars(self), "values": []}
+
+    def draw(self, *_: Any) -> None:
+        """New samples before a run of the network in training, the final gates before one in evaluation."""
+        if not self.training:
+            self.values = self.final()
+            return
+        self.values = []
+        for location in self.locations:
+            uniform = torch.rand(location.shape, dtype=location.dtype, device=location.device)
+            self.values.append(hard_concrete.sample(location, uniform.clamp(1e-6, 1 - 1e-6)))
+
+    def final(self) -> list[Tensor]:
+        """The gates after the training: where a number is to stay, the most probably open ones, exactly."""
+        found = [hard_concrete.final_gate(location) for location in self.locations]
+        if self.target is None:
+            return found
+        flat = torch.cat([location.detach().flatten() for location in self.locations])
+        shut = lowest(flat, len(flat) - self.target)
+        sizes = [each.numel() for each in found]
+        closed = shut.split(sizes)  # type: ignore[no-untyped-call]
+        return [
+            # one that stays, though its final gate is closed, is as open as its concrete distribution's median
+            torch.where(gate > 0, gate, torch.sigmoid(location)) * ~shut.view(gate.shape)
+            for gate, location, shut in zip(found, self.locations, closed, strict=True)
+        ]
+
+
+class _Gated(nn.Module):
+    """A parameter times the gates of its entries."""
+
+    def __init__(self, gates: Gates, axes: Sequence[Axis] | int, *, holds: bool) -> None:
+        super().__init__()
+        self._gates = (gates,)
+        self._axes = axes
+        if holds:
+            self.gates = gates
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """With the values of this run."""
+        (gates,) = self._gates
+        if isinstance(self._axes, int):
+            return weight * gates.values[self._axes]
+        for axis in self._axes:
+            weight = weight * axis.along(gates.values[axis.place], weight.dim())
+        return weight
+
+
+class Gating:
+    """Gates in a network, from being put in to being hardened: a handle, whose removal hardens them.
+
+    Args:
+        settings: of the gates.
+        model: the network, without wrappers.
+        optimizer: gets a group of parameters more.
+        elements: what has gates.
+    """
+
+    def __init__(self, settings: L0, model: nn.Module, optimizer: Optimizer, elements: Elements) -> None:
+        self._settings, self._model, self._optimizer = settings, model, optimizer
+        self._coupled = elements.coupled
+        self._gated: list[str] = []
+        coupled = self._coupled
+        kept = {name: flags.shape for name, flags in elements.all_kept().items()}
+        like = next(iter(elements.weights.values()))
+        self._cost = [] if coupled is None else _costs(coupled, settings.counts)
+        read = self._axes(coupled, list(kept))
+        self.gates = Gates(kept, like, settings.openness)
+        if settings.density is not None:
+            self.gates.target = max(1, round(settings.density * self._gate_count()))
+        self._orders: dict[str, list[str]] = {}
+        for name, axes in read.items():
+            owner = owner_of(model, name)
+            self._orders[name] = list(owner._parameters)
+            # the first parameter's factors hold the gates, so that a state of the network has them once
+            gated = _Gated(self.gates, axes, holds=not self._gated)
+            parametrize.register_parametrization(owner, name.rpartition(".")[2], gated, unsafe=True)
+            self._gated.append(name)
+        self._hooks = [
+            model.register_forward_pre_hook(self.gates.draw),
+            optimizer.register_step_pre_hook(self._before_step),
+        ]
+        base = optimizer.param_groups[0]["lr"]
+        optimizer.add_param_group(
+            {
+                "params": list(self.gates.locations),
+                "lr": settings.lr,
+                "weight_decay": 0.0,
+                "relative_lr": settings.lr / base if base else 1.0,
+            }
+        )
+        self._group = optimizer.param_groups[-1]
+
+    def _gate_count(self) -> int:
+        return sum(location.numel() for location in self.gates.locations)
+
+    def _axes(self, coupled: Coupled | None, names: list[str]) -> dict[str, Sequence[Axis] | int]:
+        """By parameter: the axes that are multiplied, where units are read; or the place of its own gates."""
+        if coupled is None:
+            return {name: place for place, name in enumerate(names)}
+        parameters = dict(self._model.named_parameters())
+        found: dict[str, list[Axis]] = {}
+        for place, name in enumerate(names):
+            readers = [each for each in coupled.group(name).consumers if each.tensor in parameters]
+            if not readers:
+                raise ModelError(
+                    f"l0: no layer of its own reads the units of {name!r}, so there is nothing that their "
+                    "gates could multiply"
+                )
+            for member in readers:
+                found.setdefault(member.tensor, []).append(
+                    _axis(place, member, parameters[member.tensor].shape[member.dim])
+                )
+        return dict(found)
+
+    def share(self) -> Tensor:
+        """The expected share of what is counted that open gates leave, with its gradient."""
+        probabilities = [hard_concrete.open_probability(location) for location in self.gates.locations]
+        if self._settings.counts == "gates" or self._coupled is None:
+            return torch.cat([each.flatten() for each in probabilities]).mean()
+        total = sum(cost for cost, _, _ in self._cost)
+        left = probabilities[0].new_zeros(())
+        for cost, axes, sizes in self._cost:
+            part = torch.as_tensor(cost / total, dtype=left.dtype, device=left.device)
+            for axis, size in zip(axes, sizes, strict=True):
+                part = part * axis.along(probabilities[axis.place], 1 + axis.dim).sum() / size
+            left = left + part
+        return left
+
+    def _before_step(self, *_: Any) -> None:
+        """Add the penalty's gradient, and ascend by the multipliers."""
+        gates, settings = self.gates, self._settings
+        with torch.enable_grad():
+            share = self.share()
+            if settings.strength is not None:
+                penalty = settings.strength * share
+            else:
+                passed = int(gates.steps)
+                wanted = settings.density or 0.0
+                target = 1 - (1 - wanted) * min(1.0, passed / settings.ramp)
+                excess = share - target
+                linear, squared = (float(each) for each in gates.multipliers)
+                penalty = linear * excess + (settings.curvature + squared) * excess.square()
+                over = float(excess.detach())
+                gates.multipliers += settings.multiplier_lr * torch.tensor([over, over**2]).to(
+                    gates.multipliers
+                )
+            gradients = torch.autograd.grad(penalty, list(gates.locations))
+        for location, gradient in zip(gates.locations, gradients, strict=True):
+            location.grad = gradient if location.grad is None else location.grad + gradient
+        gates.steps += 1
+
+    @torch.no_grad()
+    def remove(self) -> None:
+        """Harden the gates: values that stay carry them, what is closed is exactly zero, and they are gone.
+
+        The network is then the one that it was with its gates in evaluation mode.
+        """
+        gates = self.gates.eval()
+        gates.draw()
+        for name in self._gated:
+            owner, own = owner_of(self._model, name), name.rpartition(".")[2]
+            hardened = getattr(owner, own).detach().clone()
+            parametrize.remove_parametrizations(owner, own, leave_parametrized=False)
+            self._model.get_parameter(name).copy_(hardened)
+        for name in reversed(self._gated):
+            owner = owner_of(self._model, name)
+            for own in self._orders[name]:  # in the order of before, which states and optimizers go by
+                owner._parameters[own] = owner._parameters.pop(own)
+        if self._coupled is not None:
+            flags = {name: value > 0 for name, value in zip(gates.names, gates.values, strict=True)}
+            plan = self._coupled.traced.plan
+            unit_masks(self._model, plan, flags, allow_empty=True).apply(self._model)
+        for hook in self._hooks:
+            hook.remove()
+        self._optimizer.param_groups[:] = [
+            group for group in self._optimizer.param_groups if group is not self._group
+        ]
+        for location in gates.locations:
+            self._optimizer.state.pop(location, None)
+
+
+def _axis(place: int, member: Any, size: int) -> Axis:
+    index, unit = entries(member)
+    gates = torch.full((size,), -1)
+    gates[index] = unit
+    return Axis(place, member.dim, gates)
+
+
+def _costs(coupled: Coupled, counts: Counted) -> list[tuple[float, list[Axis], list[int]]]:
+    """Of each parameter what it costs whole, the axes along which it gets smaller, and their lengths."""
+    model = coupled.model
+    if counts == "macs":
+        layers = {each.name: float(each.macs) for each in count(model, _positional(coupled)).layers}
+    axes: dict[str, list[Axis]] = {}
+    parameters = dict(model.named_parameters())
+    for place, group in enumerate(coupled.groups):
+        for member in group.members:
+            if member.tensor in parameters:
+                size = parameters[member.tensor].shape[member.dim]
+                axes.setdefault(member.tensor, []).append(_axis(place, member, size))
+    found = []
+    for name, parameter in parameters.items():
+        cost = float(parameter.numel())
+        if counts == "macs":
+            is_weight = parameter.dim() > 1
+            cost = layers.get(name.rpartition(".")[0], 0.0) if is_weight else 0.0
+        own = axes.get(name, [])
+        if cost:
+            found.append((cost, own, [parameter.shape[axis.dim] for axis in own]))
+    return found
+
+
+def _positional(coupled: Coupled) -> Any:
+    given = coupled.example_inputs
+    return given if isinstance(given, Tensor) else tuple(given)
+
+
+class L0(Regularizer):
+    """Hard-concrete gates on weights or whole units, with a penalty on what the open ones leave.
+
+    Each gate multiplies a weight, or whatever reads a unit, biases of the unit included; one sample of all
+    gates serves a batch. At the end of the training the gates are hardened: multiplied into the weights,
+    with exact zeros where they are closed, which the allocation `zeros` removes. Give a `strength`, or a
+    `density` that a Lagrangian l1 (s - t) + (c + l2) (s - t)^2 leads to: its multipliers rise with the excess
+    of the share s over the target t, which falls linearly from 1, and in the end the gates that are most
+    probably open stay, exactly so many.
+
+    Attributes:
+        of: what has gates: single weights, or the units that pruning by units would remove.
+        inputs: whether the network's input features have gates, too.
+        counts: what the penalised share is of; for weights the gates are the parameters.
+        strength: of the penalty on the expected share, 0 to 1; the paper's λ times the number of gates over
+            the number of training examples.
+        density: the share of gates that stays.
+        openness: the probability with which a gate is open at first.
+        lr: of the gates; it falls with that of the weights.
+        multiplier_lr: how fast the multipliers rise.
+        curvature: c.
+        ramp: the steps over which the target falls.
+    """
+
+    name = "l0"
+    paper = "Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408"
+    interruptible: ClassVar[bool] = False
+    of: Literal["units", "weights"] = "units"
+    inputs: bool = False
+    counts: Counted = "gates"
+    strength: float | None = Field(default=None, gt=0, le=LARGE)
+    density: float | None = Field(default=None, gt=0, lt=1)
+    openness: float = Field(default=0.9, gt=0, lt=1)
+    lr: float = Field(default=0.01, gt=0, le=LARGE)
+    multiplier_lr: float = Field(default=0.1, gt=0, le=LARGE)
+    curvature: float = Field(default=100.0, ge=0, le=LARGE)
+    ramp: int = Field(default=1000, ge=1, le=WHOLE)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.strength is None) == (self.density is None):
+            raise ValueError("give either 'strength' (of the penalty) or 'density' (the share that stays)")
+        if self.of == "weights" and (self.inputs or self.counts != "gates"):
+            raise ValueError("of 'weights' there are no 'inputs', and 'counts' is 'gates'")
+        if self.density is not None and self.counts != "gates":
+            raise ValueError("a 'density' is a share of the gates: leave 'counts' at 'gates'")
+        return self
+
+    def check(self, model: nn.Module) -> None:
+        """There must be something to gate, and no gates yet."""
+        inner = unwrap(model)
+        if any(isinstance(module, Gates) for module in inner.modules()):
+            raise InputError("l0: the network has gates already: remove() them first")
+
+    def attach_to(
+        self, model: nn.Module, optimizer: Optimizer, masks: Masks | None, example_inputs: Inputs
+    ) -> list[Any]:
+        """As `attach`."""
+        return self.attach(model, optimizer, masks, example_inputs)
+
+    @property
+    def _granularity(self) -> Granularity:
+        return Weight() if self.of == "weights" else Unit(inputs=self.inputs)
+
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        masks: Masks | None = None,
+        example_inputs: Inputs | None = None,
+    ) -> list[Any]:
+        """Gates in the network; removing the handle hardens them.
+
+        Args:
+            model: the network.
+            optimizer: of the training; it gets a group of parameters more.
+            masks: what is pruned already.
+            example_inputs: what the network can be run on, to find its units and their costs.
+
+        Raises:
+            InputError: if a layer with gates is masked as well, or the network has gates already.
+        """
+        inner = unwrap(model)
+        self.check(inner)
+        elements = self._granularity.elements(inner, None, (), example_inputs)
+        for name, mask in (masks or {}).items():
+            if not bool(mask.all()):
+                raise InputError(
+                    f"l0: {name} is pruned already, by masks: gates are for a training before the first "
+                    "removal"
+                )
+        return [Gating(self, inner, optimizer, elements)]

@@ -1,0 +1,313 @@
+"""Gates in training: hardening, penalties, exact numbers, and what is refused."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunekit import Recipe, prune
+from prunekit.errors import InputError, ModelError
+from prunekit.hard_concrete import open_probability
+from prunekit.masks import Masks
+from prunekit.parts.regularize import L0
+from prunekit.parts.regularize.gates import Gates, Gating
+from prunekit.training import Training, train
+from small_nets import blobs, copied, mlp, same
+
+
+def convnet() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.inner, self.two, self.last = (
+            nn.Linear(10, 6), nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(6, 3),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).relu()
+        logits: Tensor = self.last(x + self.two(self.inner(x).relu()))
+        return logits
+
+
+NETS: dict[str, Any] = {
+    "mlp": (lambda: mlp(10, 8, 6, 3), torch.randn(7, 10, generator=torch.Generator().manual_seed(1))),
+    "convnet": (convnet, torch.randn(7, 2, 6, 6, generator=torch.Generator().manual_seed(1))),
+    "residual": (Residual, torch.randn(7, 10, generator=torch.Generator().manual_seed(1))),
+}
+
+
+def gated(
+    net: nn.Module, example: Tensor | None = None, **settings: Any
+) -> tuple[Gating, torch.optim.Optimizer]:
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    (handle,) = L0(**settings).attach(net, optimizer, None, example)
+    return handle, optimizer
+
+
+def opened(handle: Gating, seed: int) -> None:
+    """Locations at random, so that some gates are closed and some between."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for location in handle.gates.locations:
+            location.copy_(4 * torch.randn(location.shape, generator=generator))
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strength": 1.0},
+        {"density": 0.4},
+        {"strength": 1.0, "of": "weights"},
+        {"density": 0.3, "of": "weights"},
+    ],
+    ids=str,
+)
+def test_a_hardened_network_is_the_gated_one_in_evaluation(net: str, settings: dict[str, Any]) -> None:
+    make, inputs = NETS[net]
+    model = make().double().eval()
+    keys = list(model.state_dict())
+    inputs = inputs.double()
+    handle, optimizer = gated(model, **settings)
+    opened(handle, 3)
+    model.eval()
+    wanted = model(inputs)
+    assert any(isinstance(module, Gates) for module in model.modules())
+    count = handle.gates.target
+    handle.remove()
+    torch.testing.assert_close(model(inputs), wanted, rtol=1e-9, atol=1e-12)
+    assert list(model.state_dict()) == keys
+    assert len(optimizer.param_groups) == 1
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    if settings.get("of") == "weights" and count is not None:
+        weights = [p for p in model.parameters() if p.dim() > 1]
+        assert sum(int((weight != 0).sum()) for weight in weights) == count
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_closed_units_are_zero_and_the_network_shrinks_by_them(net: str) -> None:
+    make, inputs = NETS[net]
+    model = make().double().eval()
+    handle, _ = gated(model, density=0.5)
+    opened(handle, 5)
+    kept, total = handle.gates.target, sum(each.numel() for each in handle.gates.locations)
+    handle.remove()
+    model.eval()
+    wanted = model(inputs.double())
+    chosen = Recipe.parse({"granularity": "unit", "allocation": "zeros", "schedule": "allocation_decides"})
+    pruned = prune(model, chosen, example_inputs=inputs.double()[:2])
+    assert kept is not None
+    assert (pruned.kept.kept, pruned.kept.total) == (kept, total)
+    small = pruned.shrink(inputs.double()[:2]).model
+    torch.testing.assert_close(small(inputs.double()), wanted, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("counts", ["gates", "parameters", "macs"])
+@pytest.mark.parametrize("net", NETS)
+def test_expected_shares_are_means_over_samples(net: str, counts: str) -> None:
+    """Of networks whose units are drawn with the gates' probabilities, by what is left of each."""
+    make, inputs = NETS[net]
+    model = make()
+    handle, _ = gated(model, inputs[:2], strength=1.0, counts=counts)
+    opened(handle, 1)
+    found = float(handle.share().detach())
+    coupled = handle._coupled
+    assert coupled is not None
+    probabilities = {
+        name: open_probability(location.detach())
+        for name, location in zip(handle.gates.names, handle.gates.locations, strict=True)
+    }
+    generator = torch.Generator().manual_seed(0)
+    sizes = {name: parameter.shape for name, parameter in make().named_parameters()}
+    positions = {"mlp": {}, "residual": {}, "convnet": {"0": 36, "3": 16}}[net]
+    drawn = []
+    for _ in range(4000):
+        flags = {
+            name: torch.rand(each.shape, generator=generator) < each for name, each in probabilities.items()
+        }
+        left = whole = 0.0
+        if counts == "gates":
+            left = float(sum(int(each.sum()) for each in flags.values()))
+            whole = float(sum(each.numel() for each in flags.values()))
+        else:
+            for name, shape in sizes.items():
+                now = list(shape)
+                for group in coupled.groups:
+                    for member in group.members:
+                        if member.tensor == name:
+                            gone = sum(
+                                len(own)
+                                for own, kept in zip(member.indices, flags[group.name].tolist(), strict=True)
+                                if not kept
+                            )
+                            now[member.dim] -= gone
+                factor = 1.0
+                if counts == "macs":
+                    factor = positions.get(name.partition(".")[0], 1) if len(shape) > 1 else 0
+                left += factor * torch.Size(now).numel()
+                whole += factor * shape.numel()
+        drawn.append(left / whole)
+    assert found == pytest.approx(sum(drawn) / len(drawn), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"strength": 0.7}, {"strength": 0.7, "counts": "parameters"}, {"density": 0.2}]
+)
+def test_the_penaltys_gradient_is_that_of_finite_differences(settings: dict[str, Any]) -> None:
+    model = mlp(10, 8, 6, 3, dtype=torch.float64)
+    handle, _ = gated(model, **settings)
+    opened(handle, 2)
+    gates = handle.gates
+    gates.multipliers += torch.tensor([0.3, 0.2])
+    gates.steps += 500
+
+    def penalty() -> float:
+        share = float(handle.share().detach())
+        if "strength" in settings:
+            return settings["strength"] * share
+        excess = share - (1 - 0.8 * 0.5)
+        return 0.3 * excess + (100 + 0.2) * excess**2
+
+    places = [(location, place) for location in gates.locations for place in range(location.numel())]
+    wanted = []
+    with torch.no_grad():
+        for location, place in places:
+            ends = []
+            for step in (1e-5, -2e-5):
+                location.view(-1)[place] += step
+                ends.append(penalty())
+            location.view(-1)[place] += 1e-5
+            wanted.append((ends[0] - ends[1]) / 2e-5)
+    handle._before_step()
+    found = [float(location.grad.view(-1)[place]) for location, place in places]  # type: ignore[union-attr]
+    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("density", [0.3, 0.02, 0.01])
+def test_the_lagrangian_leads_to_the_density(density: float) -> None:
+    """The expected share at the end of a training, before the gates are ranked."""
+    model, data = mlp(40, 60, 40, 3), blobs(256, 40, 3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    settings = L0(of="weights", density=density, lr=0.1, ramp=600)
+    (handle,) = settings.attach(model, optimizer, None)
+    model.train()
+    for _ in range(2000):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(data[0]), data[1]).backward()
+        optimizer.step()
+    assert float(handle.share().detach()) == pytest.approx(density, abs=0.005)
+    handle.remove()
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    total = sum(weight.numel() for weight in weights)
+    assert sum(int((weight != 0).sum()) for weight in weights) == round(density * total)
+
+
+def test_a_training_with_gates_removes_what_is_asked_and_stays_accurate() -> None:
+    model, data = mlp(10, 30, 3), blobs(300, 10, 3)
+    chosen = Recipe.parse(
+        {
+            "warm_up": {
+                "epochs": 30, "lr": 0.01, "batch_size": 30,
+                "regularize": [{"name": "l0", "density": 0.2, "lr": 0.05, "ramp": 150}],
+            },
+            "granularity": "unit",
+            "allocation": "zeros",
+            "schedule": "allocation_decides",
+        }
+    )  # fmt: skip
+    pruned = prune(model, chosen, data)
+    assert pruned.kept.kept == 6
+    small = pruned.shrink(data[0][:2]).model
+    assert small[0].out_features == 6
+    assert float((small(data[0]).argmax(1) == data[1]).float().mean()) > 0.9
+
+
+def test_a_seed_gives_the_same_training_and_modules_of_gates_are_gone() -> None:
+    states = []
+    for seed in (0, 0, 1):
+        model = mlp(10, 8, 3)
+        train(model, blobs(48), Training(epochs=2, batch_size=8, regularize=(L0(strength=0.1),)), seed=seed)
+        states.append(copied(model))
+    assert same(states[0], states[1])
+    assert not same(states[0], states[2])
+
+
+def test_gates_survive_deepcopy_and_a_checkpoint_of_a_loop() -> None:
+    """A copy in the middle goes on as the original does, and so does a network that loads its state."""
+    inputs, targets = blobs(48)
+
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+        for seed in seeds:
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+    settings = L0(density=0.5, lr=0.1, ramp=4)
+    model = mlp(10, 8, 3)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    (handle,) = settings.attach(model, optimizer, None)
+    steps(model, optimizer, range(5))
+    state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    twin = copy.deepcopy(model)
+    torch.manual_seed(3)
+    wanted = model(inputs)
+    torch.manual_seed(3)
+    torch.testing.assert_close(twin(inputs), wanted)
+    steps(model, optimizer, range(5, 9))
+    other = mlp(10, 8, 3)
+    second = torch.optim.Adam(other.parameters(), 0.01)
+    (loaded,) = settings.attach(other, second, None)
+    other.load_state_dict(state[0])
+    second.load_state_dict(state[1])
+    steps(other, second, range(5, 9))
+    assert same(copied(model), copied(other))
+    handle.remove()
+    loaded.remove()
+    assert same(copied(model), copied(other))
+
+
+def test_what_is_refused() -> None:
+    for settings, said in [
+        ({}, "give either 'strength'"),
+        ({"strength": 1.0, "density": 0.5}, "give either 'strength'"),
+        ({"strength": -1.0}, "strength"),
+        ({"density": 1.0}, "density"),
+        ({"strength": 1.0, "of": "weights", "counts": "macs"}, "'counts' is 'gates'"),
+        ({"density": 0.5, "counts": "macs"}, "leave 'counts' at 'gates'"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            L0.parse(settings)
+    model = mlp(10, 8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    mask = torch.ones(8, 10, dtype=torch.bool)
+    mask[0] = False
+    before = copied(model)
+    with pytest.raises(InputError, match=r"0\.weight is pruned already, by masks"):
+        L0(strength=1.0).attach(model, optimizer, Masks({"0.weight": mask}))
+    (handle,) = L0(strength=1.0).attach(model, optimizer, None)
+    with pytest.raises(InputError, match="has gates already"):
+        L0(strength=1.0).attach(model, optimizer, None)
+    handle.remove()
+    assert list(before) == list(model.state_dict())
+    continued = Recipe.parse(
+        {
+            "schedule": {"name": "linear", "sparsity": 0.5, "steps": 2},
+            "retrain": {
+                "name": "continued",
+                "training": {"epochs": 1, "regularize": [{"name": "l0", "strength": 1.0}]},
+            },
+        }
+    )  # fmt: skip
+    with pytest.raises((InputError, ModelError), match="l0"):
+        prune(mlp(10, 8, 3), continued, blobs(24))
