@@ -3,8 +3,8 @@
     python benchmarks/sparse_training.py --json FILE
 
 Every way trains a copy of the same network for as many steps of the optimizer, SGD with momentum on batches
-of 128; all that comes between the steps is counted. Bar: RigL, averaged over its exchanges, at most 1.1x the
-plain step.
+of 128; all that comes between the steps is counted. Bars, over the plain step: RigL, averaged over its
+exchanges, at most 1.1x; gates at most 1.5x.
 """
 
 from __future__ import annotations
@@ -45,9 +45,16 @@ def ways(data: TensorBatches) -> dict[str, Callable[[], Any]]:
         )
         return lambda: prune(copy.deepcopy(dense), chosen, data)
 
+    def gated(of: str) -> Callable[[], Any]:
+        gates = {"name": "l0", "of": of, "density": 0.3}
+        chosen = Training.parse({"iterations": STEPS, "regularize": [gates], **SGD})
+        return lambda: train(copy.deepcopy(dense), data, chosen)
+
     return {
         "plain": lambda: train(copy.deepcopy(dense), data, plain),
         "masked": lambda: train(copy.deepcopy(dense), data, plain, masks=masks),
+        "gates of units": gated("units"),
+        "gates of weights": gated("weights"),
         "set": dynamic("set"),
         "rigl": dynamic("rigl"),
     }

@@ -104,6 +104,10 @@ class Training(Settings):
 
         return changed
 
+    def with_regularizer(self, regularizer: Regularizer) -> Training:
+        """The same training with one more that acts in it."""
+        return self.model_copy(update={"regularize": (*self.regularize, regularizer)})
+
     def task_of(self, task: Task) -> Task:
         """The task whose loss is minimised: that which is given, or with the loss that is set here.
 

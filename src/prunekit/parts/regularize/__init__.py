@@ -1,4 +1,4 @@
-"""What acts during training: penalties, group lasso, gates and dropout, on any model and with any optimizer."""
+"""What acts during training: penalties, group lasso, gates and dropout, on any model and any optimizer."""
 
 from prunekit.parts.regularize.base import Regularizer
 from prunekit.parts.regularize.dropout import Dropout

@@ -99,7 +99,7 @@ class Gates(nn.Module):
         sizes = [each.numel() for each in found]
         closed = shut.split(sizes)  # type: ignore[no-untyped-call]
         return [
-            # one that stays, though its final gate is closed, is as open as its concrete distribution's median
+            # one that stays, though its final gate is closed, is as open as the distribution's median
             torch.where(gate > 0, gate, torch.sigmoid(location)) * ~shut.view(gate.shape)
             for gate, location, shut in zip(found, self.locations, closed, strict=True)
         ]
