@@ -315,7 +315,8 @@ def layers_of(session: Session) -> list[dict[str, Any]]:
             "shape": "x".join(str(length) for length in target.shape),
             "parameters": target.shape.numel(),
             "kept": record.layers[target.name],
-            "sparsity": 1 - record.layers[target.name] / target.shape.numel(),
+            # the removed over all, not 1 - kept / all, whose last digits are those of a difference
+            "sparsity": (target.shape.numel() - record.layers[target.name]) / target.shape.numel(),
         }
         for record in session.history
         if record.measured
