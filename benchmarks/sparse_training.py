@@ -19,6 +19,7 @@ import torch
 from prunekit import Masks, Training, methods, prune, train
 from prunekit.batches import TensorBatches
 from prunekit.models import create
+from prunekit.parts.regularize import GroupLasso
 from side_by_side import arguments, finish, measure, ratio
 
 IMAGES = 20_000
@@ -30,6 +31,7 @@ SGD = {"optimizer": "sgd", "lr": 0.01, "batch_size": 128}
 def ways(data: TensorBatches) -> dict[str, Callable[[], Any]]:
     dense = create("lenet_300_100", (1, 28, 28), 10, seed=0)
     plain = Training(iterations=STEPS, **SGD)
+    lasso = plain.model_copy(update={"regularize": (GroupLasso(strength=1e-3),)})
     drawn = torch.Generator().manual_seed(0)
     masks = Masks(
         {
@@ -57,6 +59,7 @@ def ways(data: TensorBatches) -> dict[str, Callable[[], Any]]:
         "gates of weights": gated("weights"),
         "set": dynamic("set"),
         "rigl": dynamic("rigl"),
+        "group_lasso": lambda: train(copy.deepcopy(dense), data, lasso),
     }
 
 
