@@ -32,8 +32,8 @@ its own, and say what is shown of the seeds' values:
     show: least                by seed, the least `of` (a column) with the metric `at_most` so much, or -
     minus: dense               the difference from this method, seed by seed
 
-A cell is empty where the CSV has no such method, sparsity or step. What a page shows without a CSV stands
-between `<!-- no CSV: why -->` and `<!-- end -->`.
+A cell is empty where the CSV has no such method, sparsity or step, or no value of any seed. What a page shows
+without a CSV stands between `<!-- no CSV: why -->` and `<!-- end -->`.
 
 A number with a decimal point in the text from "What was seen" on must stand in a table of the page, or be one
 of those rounded; else a comment must say where it is from:
@@ -219,7 +219,7 @@ def figure(folder: Path, asked: Mapping[str, Any]) -> Figure | None:
         values = _least(lines, conditions, metric, settings["at_most"], settings["of"])
         return Figure(values, 0, None, settings["show"], metric, "elements") if values else None
     found = chosen(lines, conditions)
-    if not found:
+    if not found or (settings["show"] != "each" and not any(line[metric] for line in found.values())):
         return None
     offset, factor = SCALES[settings["as"]]
     empty = math.nan if settings["show"] == "each" else None
