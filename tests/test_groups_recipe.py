@@ -184,7 +184,7 @@ class TestHowMembersCombine:
         assert list(pruned.kept) == ["query (heads)"]
         assert (~pruned.kept["query (heads)"]).nonzero().flatten().tolist() == [int(figures.argmin())]
 
-    @pytest.mark.parametrize("score", ["gradient", "weight_gradient", "input_deviation", "wanda"])
+    @pytest.mark.parametrize("score", ["gradient", "weight_gradient", "input_deviation", "ria"])
     def test_scores_of_weights_that_look_at_data(self, score):
         pruned = prune(small_resnet(), groups(score), images())
         assert pruned.kept.sparsity == 0.5

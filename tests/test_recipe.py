@@ -155,7 +155,7 @@ def test_parts_that_differ_make_another_hash():
         ),
         (
             {"retrain": {"name": "fine_tune", "training": {"regularize": ["l3"]}}},
-            "there is no regularizer 'l3'; names are: dropout, l1, l2",
+            "there is no regularizer 'l3'; names are: dropout, group_lasso, l0, l1, l2",
         ),
         (
             {"retrain": {"name": "fine_tune", "training": {"regularize": [{"name": "l1"}]}}},

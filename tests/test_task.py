@@ -807,7 +807,9 @@ def test_a_teacher_softens_classes_that_come_last() -> None:
     """Of logits (examples, positions, classes), as a loop by hand has it."""
     teacher = nn.Linear(4, 5)
     x, student = torch.randn(6, 3, 4), torch.randn(6, 3, 5)
-    found = Distillation(teacher, 2.0, 1.0)(x, student, torch.randint(5, (6, 3)), torch.zeros(()))
+    found = Distillation(teacher, 2.0, 1.0)(
+        Batch(x, None), student, torch.randint(5, (6, 3)), torch.zeros(())
+    )
     with torch.no_grad():
         soft = (teacher(x) / 2).softmax(-1)
         wanted = (soft * (soft.log() - (student / 2).log_softmax(-1))).sum(-1).mean() * 4

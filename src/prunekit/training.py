@@ -490,7 +490,7 @@ class _Stepping:
             outputs = task.run(self._model, batch)
             loss = task.loss(outputs, batch.targets)
             if self._batch_loss is not None:
-                loss = self._batch_loss(batch.inputs, outputs, batch.targets, loss)
+                loss = self._batch_loss(batch, outputs, batch.targets, loss)
         if not loss.requires_grad:
             raise InputError(NO_GRADIENT)
         if counted:

@@ -80,7 +80,10 @@ PRUNE = "prune '{name: mlp, hidden: [8]}' --data iris --method magnitude --out p
         ("compare digits-quick --workers 0", "workers = 0: a whole number of at least 1 and at most 1,024"),
         ("compare digits-quick --workers many", "--workers"),
         ("compare digits-quick --seeds 0", "seeds = 0"),
-        ("compare digits-quick --set training.epoch=3", "unknown key 'epoch'; allowed keys are: batch_size"),
+        (
+            "compare digits-quick --set training.epoch=3",
+            "unknown key 'epoch'; allowed keys are: augment, batch_size",
+        ),
         ("compare digits-quick --set dataset=nothing", "no dataset 'nothing'"),
         ("compare digits-quick --set model=nothing_there:f", "nobody has allowed: .*--allow nothing_there"),
         (

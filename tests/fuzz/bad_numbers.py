@@ -119,6 +119,8 @@ SHORT_TRAINING = {"name": "fine_tune", "training": {"epochs": 1}}
 
 def _regularized(part: Mapping[str, Any]) -> Recipe:
     training = {"epochs": 1, "regularize": [part]}
+    if part["name"] == "l0":  # gates are for a training before the first removal
+        return Recipe.parse({**BASES[0], "warm_up": training})
     return Recipe.parse({**BASES[0], "retrain": {"name": "fine_tune", "training": training}})
 
 
@@ -129,7 +131,9 @@ def base_of(owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
     kind = Regularizer.members()[name] if family == "regularizer" else FAMILIES[family].members()[name]
     needed = {key for key, field in kind.model_fields.items() if field.is_required()}
     part = {"name": name, **{key: FILL[key] for key in needed}}
-    part |= {"geometric": {"sparsity": 0.5}, "error_limit": {"limit": 10.0}}.get(name, {})
+    part |= {"geometric": {"sparsity": 0.5}, "error_limit": {"limit": 10.0}, "l0": {"strength": 0.1}}.get(
+        name, {}
+    )
     if "training" in kind.model_fields:
         part["training"] = {"epochs": 1}
     for base in BASES:
@@ -177,6 +181,13 @@ def network(recipe: Recipe, name: str = "") -> nn.Sequential:
     if recipe.granularity.counts == "pieces":
         torch.manual_seed(0)
         return nn.Sequential(Maxout(nn.Linear(12, 16), 4), nn.Linear(4, 4))
+    granularity = recipe.granularity
+    if granularity.name == "filter_shape" or "filters" in (getattr(granularity, "kinds", None) or ()):
+        torch.manual_seed(0)
+        convolution = nn.Conv2d(3, 8, 2)
+        return nn.Sequential(
+            nn.Unflatten(1, (3, 2, 2)), convolution, nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)
+        )
     model = mlp(12, 8, 8, 4)
     if recipe.score.name == "norm_scale":
         for place in (3, 1):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from prunekit.batches import Batch
 from prunekit.errors import InputError
 from prunekit.methods import distilled_magnitude
 from prunekit.parts.retrain import Distill
@@ -62,7 +63,9 @@ def test_ignored_positions_have_no_teacher():
     outputs[0, 2:] *= 50
     places = [(i, j) for i in range(3) for j in range(5) if (i, j) not in [(0, 2), (0, 3), (0, 4), (2, 4)]]
     rows = [[each[place].tolist() for place in places] for each in (outputs, teacher(inputs).detach())]
-    found = Distillation(teacher, 2.0, 1.0)(inputs, outputs, targets, torch.zeros((), dtype=torch.float64))
+    found = Distillation(teacher, 2.0, 1.0)(
+        Batch(inputs, targets), outputs, targets, torch.zeros((), dtype=torch.float64)
+    )
     assert float(found) == pytest.approx(4 * divergence_by_hand(*rows, 2.0))
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from prunekit.errors import InputError
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
+from prunekit.task import Task
 from small_nets import blobs, mlp
 
 SGD = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.05, "batch_size": 1000, "iterations": 3}
@@ -148,3 +149,23 @@ def test_what_is_refused():
 
 def test_recipes_without_a_teacher_stay_what_they_were():
     assert "teacher" not in recipe(teacher=None).identity()
+
+
+def test_a_teacher_is_run_as_the_task_says():
+    """At ten times the inputs, as the network is: the same as a plain task on such inputs."""
+
+    class Scaled(Task):
+        def run(self, model, batch):
+            return model(10 * batch.inputs)
+
+    inputs, targets = blobs()
+    chosen = Recipe.parse(
+        {
+            "schedule": {"name": "one_shot", "sparsity": 0.5},
+            "retrain": {"name": "distill", "training": {"iterations": 5, "batch_size": 8}},
+        }
+    )
+    wanted = prune(mlp(10, 8, 3), chosen, (10 * inputs, targets)).model.state_dict()
+    found = prune(mlp(10, 8, 3), chosen, (inputs, targets), task=Scaled()).model.state_dict()
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name])

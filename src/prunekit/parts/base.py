@@ -33,9 +33,9 @@ LEVELS: Mapping[Level, str] = {
 
 
 BatchLoss = Callable[[Any, Any, Any, Tensor], Tensor]
-"""(inputs, outputs, targets, the task's loss) -> what is minimised instead; scalars, means over the batch.
+"""(a `prunekit.batches.Batch`, outputs, its targets, the task's loss) -> what is minimised instead.
 
-Inputs and targets are those of a `prunekit.batches.Batch`, outputs what the network gave for them.
+Outputs are what the network gave for the batch; losses are scalars, means over it.
 """
 
 

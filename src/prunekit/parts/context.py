@@ -21,6 +21,7 @@ from prunekit.parts.granularity import Elements, Granularity, Weight
 from prunekit.parts.schedule import Step
 from prunekit.statistics import Found
 from prunekit.targets import Target, owner_of
+from prunekit.task import PLAIN, Task
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class StepContext:
         cost_model: (allocation) how to look at the network that would be left; None where it cannot be built.
         kept_after: (repair) flags of the elements that are kept after the step.
         masks: (repair, and where a retraining sets values) the same as masks over the parameters.
+        task: (training) how the network is fed a batch, and what its loss is.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -88,6 +90,7 @@ class StepContext:
     cost_model: CostModel | None = None
     kept_after: Masks = field(default_factory=lambda: Masks({}))
     masks: Masks = field(default_factory=lambda: Masks({}))
+    task: Task = PLAIN
 
     @classmethod
     def of(cls, elements: Elements, granularity: Granularity, kept: Masks, **more: Any) -> StepContext:

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from prunekit.batches import Inputs, feed
+from prunekit.batches import Batch
 from prunekit.errors import InputError, ModelError
-from prunekit.losses import NOTHING, class_axis, one_tensor
+from prunekit.losses import NOTHING, class_axis
 from prunekit.parts.base import BatchLoss, Part, Requirement
 from prunekit.parts.context import StepContext
 from prunekit.settings import LARGE
 from prunekit.targets import device_of
-from prunekit.task import Task
+from prunekit.task import PLAIN, Task
 from prunekit.training import copy_state
 
 
@@ -54,7 +54,8 @@ class SoftTargets:
         if given is None:
             teacher.load_state_dict(dict(context.state))
         teacher.to(device_of(context.model))
-        return Distillation(teacher.requires_grad_(False).eval(), self.temperature, self.share, self.who)
+        teacher.requires_grad_(False).eval()
+        return Distillation(teacher, self.temperature, self.share, self.who, context.task)
 
     def check_batch(self, outputs: Any, targets: Any, task: Task) -> None:
         """The outputs must be logits of classes."""
@@ -75,12 +76,13 @@ class Distillation:
     temperature: float
     share: float
     who: str = "retrain distill"
+    task: Task = PLAIN
 
-    def __call__(self, inputs: Inputs, outputs: Any, targets: Any, loss: Tensor) -> Tensor:
+    def __call__(self, batch: Batch, outputs: Any, targets: Any, loss: Tensor) -> Tensor:
         """(1 - share) loss + share T^2 divergence."""
         with torch.no_grad():
-            wanted = one_tensor(feed(self.teacher, inputs), self.who)
-        found = one_tensor(outputs, self.who)
+            wanted = self.task.tensor(self.task.run(self.teacher, batch), self.who)
+        found = self.task.tensor(outputs, self.who)
         check_fit(wanted, found, self.who)
         axis = class_axis(found, targets)  # the last of (examples, positions, classes)
         student, teacher = found.movedim(axis, 1), wanted.movedim(axis, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.batches import Batches, Inputs
+from prunekit.batches import Batch, Batches, Inputs
 from prunekit.errors import InputError, ModelError
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import StepContext
@@ -170,11 +170,11 @@ class Trainings:
             for _, part in self.recipe.parts_with("check_batch"):
                 part.check_batch(outputs, targets, self.task)
             self._batch_loss = step, self._loss_of_batches(context(step)) or _in_turn(())
-        return self._batch_loss[1](inputs, outputs, targets, loss)
+        return self._batch_loss[1](Batch(inputs, targets), outputs, targets, loss)
 
     def _loss_of_batches(self, context: StepContext) -> BatchLoss | None:
         parts = self.recipe.parts_with("training_loss")
-        found = [part.training_loss(context.told(key)) for key, part in parts]
+        found = [part.training_loss(context.told(key, task=self.task)) for key, part in parts]
         losses = [each for each in found if each is not None]
         return _in_turn(losses) if losses else None
 
@@ -182,9 +182,9 @@ class Trainings:
 def _in_turn(losses: Sequence[BatchLoss]) -> BatchLoss:
     """Losses of a batch, each made of the one before it."""
 
-    def loss_of(inputs: Inputs, outputs: Any, targets: Any, loss: Tensor) -> Tensor:
+    def loss_of(batch: Batch, outputs: Any, targets: Any, loss: Tensor) -> Tensor:
         for each in losses:
-            loss = each(inputs, outputs, targets, loss)
+            loss = each(batch, outputs, targets, loss)
         return loss
 
     return loss_of

@@ -11,7 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prunekit.batches import Inputs
+from prunekit.errors import PrunekitError
 from prunekit.graph import Member
+from prunekit.graph.capture import made_up_inputs
 from prunekit.masks import Masks
 from prunekit.parts.granularity import INPUTS_FIRST, Kind, Unit, check_one_input, shaped_targets
 from prunekit.parts.regularize.base import Regularizer
@@ -57,11 +60,35 @@ class GroupLasso(Regularizer):
 
     def check(self, model: nn.Module) -> None:
         """The groups must be there, as the granularity `unit` or the layers have them."""
-        list(self._found(model))
+        if self.groups in ("units", "heads"):
+            try:
+                made_up_inputs(unwrap(model))
+            except PrunekitError:  # the training has examples of its own
+                return
+        list(self._found(model, None))
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> list[Any]:
-        """A hook after the optimizer's step, and one before it for the form `subgradient`."""
-        found = list(self._found(model))
+    def attach_to(
+        self, model: nn.Module, optimizer: Optimizer, masks: Masks | None, example_inputs: Inputs
+    ) -> list[Any]:
+        """As `attach`, with units found on these examples."""
+        return self.attach(model, optimizer, masks, example_inputs)
+
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        masks: Masks | None = None,
+        example_inputs: Inputs | None = None,
+    ) -> list[Any]:
+        """A hook after the optimizer's step, and one before it for the form `subgradient`.
+
+        Args:
+            model: the network.
+            optimizer: of the training.
+            masks: what is pruned already; it does not matter here.
+            example_inputs: what the network can be run on, to find its units; by default they are made up.
+        """
+        found = list(self._found(model, example_inputs))
 
         @torch.no_grad()
         def shrink(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -90,11 +117,12 @@ class GroupLasso(Regularizer):
     def _factors(self, groups: WeightGroups) -> Tensor | float:
         return groups.roots if self.root_of_size else 1.0
 
-    def _found(self, model: nn.Module) -> Iterator[WeightGroups]:
+    def _found(self, model: nn.Module, example_inputs: Inputs | None) -> Iterator[WeightGroups]:
         model = unwrap(model)
         if self.groups in ("units", "heads"):
             kinds: tuple[Kind, ...] | None = ("heads",) if self.groups == "heads" else None
-            coupled = Unit(kinds=kinds).elements(model, self.targets, self.ignore).found
+            elements = Unit(kinds=kinds).elements(model, self.targets, self.ignore, example_inputs)
+            coupled = elements.found
             own = dict(model.named_parameters())
             for group in coupled.groups:
                 along = tuple(member for member in group.members if member.role == "along")
