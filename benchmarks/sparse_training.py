@@ -4,8 +4,8 @@
 
 Every way trains a copy of the same network for as many steps of the optimizer, SGD with momentum on batches
 of 128; all that comes between the steps is counted. Bars, over the plain step: RigL, averaged over its
-exchanges, at most 1.1x; gates at most 1.5x; group lasso at most 1.15x, which it misses: 1.20 (1.09 to 1.23)
-in four rounds on a machine that others used as well.
+exchanges, at most 1.1x; gates at most 1.5x, which those of single weights miss: each step draws and
+differentiates as many gates as there are weights; group lasso at most 1.15x.
 """
 
 from __future__ import annotations
