@@ -661,6 +661,20 @@ def test_feature_maps_of_taggers_with_ignored_and_padded_positions() -> None:
         torch.testing.assert_close(found[1][name], score, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("score", ["feature_taylor", {"name": "oracle", "error": "cross_entropy"}])
+def test_classes_that_the_loss_ignores_by_a_number_of_its_own_say_nothing_of_units(score: Any) -> None:
+    inputs, targets = blobs(60, dtype=torch.float64)
+    marked = targets.masked_fill(targets == 0, -100)
+    schedule = {"name": "one_shot", "sparsity": 0.5}
+    chosen = Recipe.parse({"score": score, "granularity": "unit", "schedule": schedule})
+    found = []
+    for data, loss in (((inputs, marked), None), ((inputs, targets), nn.CrossEntropyLoss(ignore_index=0))):
+        session = Session(mlp(10, 8, 3).double(), chosen, data=data, loss=loss)
+        found.append(session._scorer.measure(session._context(session.plan.steps[0]))[chosen.score.needs[0]])
+    for name, values in found[0].items():
+        torch.testing.assert_close(found[1][name], values, rtol=1e-12, atol=0)
+
+
 # ---- what a second look found ------------------------------------------------------------------------------
 
 

@@ -132,14 +132,20 @@ def right_classes(outputs: Tensor, targets: Tensor) -> Tensor:
     """(targets that are not ignored,) booleans: where the highest output is that of the target's class.
 
     Raises:
-        InputError: for targets that are no class numbers, or do not go with the outputs.
+        InputError: for targets that are no class numbers, or do not go with the outputs; or a single class.
     """
     if targets.is_floating_point() or outputs.dim() != targets.dim() + 1:
         raise InputError(
             f"class numbers are needed as targets, one for each example (and position), but they are "
             f"{targets.dtype} of the shape {tuple(targets.shape)}, and the outputs {tuple(outputs.shape)}"
         )
-    right = outputs.argmax(class_axis(outputs, targets)) == targets
+    axis = class_axis(outputs, targets)
+    if outputs.shape[axis] == 1:
+        raise InputError(
+            f"the outputs {tuple(outputs.shape)} have a single class, which is always the highest: what is "
+            "right of yes and no is measured by a loss or a metric of your own"
+        )
+    right = outputs.argmax(axis) == targets
     return right[targets != NOTHING]
 
 

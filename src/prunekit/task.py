@@ -162,13 +162,20 @@ class Task:
         if given is None and _own_loss(outputs) is not None:
             return None
         if isinstance(given, nn.CrossEntropyLoss | nn.NLLLoss):
-            targets = targets.masked_fill(targets == given.ignore_index, NOTHING)
+            targets = self.marked(targets)
             given = "cross_entropy"
         elif not (given is None or isinstance(given, str)):
             return None
         name = given or default_loss(targets)
         axis = 1 if name == "squared_error" else class_axis(logits, targets[: len(logits)])
         return out_of_range(name, targets, logits.shape[axis])
+
+    def marked(self, targets: Any) -> Any:
+        """The targets with -100 where the loss ignores them, if it is one of `torch.nn` with another number."""
+        ignored = getattr(self.own_loss, "ignore_index", NOTHING)
+        if ignored == NOTHING or not isinstance(targets, Tensor) or targets.is_floating_point():
+            return targets
+        return targets.masked_fill(targets == ignored, NOTHING)
 
     def terms(self, outputs: Any, targets: Any) -> float:
         """How many terms the mean loss of a batch was taken over, by which batches are weighted.

@@ -130,3 +130,50 @@ def test_what_is_refused() -> None:
         metrics(net, Empty())
     with pytest.raises(ModelError, match=r"batch 0 of the data, 20 inputs of the shape \(7,\)"):
         metrics(net, (blobs(20)[0][:, :7], blobs(20)[1]))
+
+
+def test_targets_that_the_loss_ignores_by_a_number_of_its_own_are_neither_right_nor_wrong() -> None:
+    """Padding of class 0, which without a look at the loss is a class as any other."""
+    inputs, targets = blobs(60)
+    targets[:21] = 0
+    net, real = mlp(10, 8, 3), targets != 0
+
+    def of_class_one(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) == 1)[targets != 0].double().mean()
+
+    task = Task(nn.CrossEntropyLoss(ignore_index=0), {"ones": of_class_one})
+    found = metrics(net, ragged(inputs, targets), task=task)
+    chosen = net(inputs).argmax(1)
+    assert found["accuracy"] == pytest.approx(float((chosen == targets)[real].double().mean()))
+    assert found["ones"] == pytest.approx(float((chosen == 1)[real].double().mean()))
+
+
+def test_the_accuracy_of_what_the_task_finds_in_the_outputs() -> None:
+    inputs, targets = blobs(60)
+    net = mlp(10, 8, 3)
+    wanted = metrics(net, (inputs, targets))
+
+    class InMapping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"hidden": x, "logits": self.net(x)}
+
+    class InPair(InMapping):
+        def forward(self, x: Tensor) -> Any:
+            return x, self.net(x)
+
+    class Second(Task):
+        def tensor(self, outputs: Any, what: str) -> Tensor:
+            return outputs[1]
+
+    assert metrics(InMapping(), (inputs, targets)) == wanted
+    assert metrics(InPair(), (inputs, targets), task=Second()) == wanted
+
+
+def test_yes_and_no_by_one_output_have_no_accuracy() -> None:
+    inputs, targets = blobs(40)
+    task = Task(lambda outputs, targets: F.binary_cross_entropy_with_logits(outputs[:, 0], targets.double()))
+    assert set(metrics(mlp(10, 8, 1), (inputs, targets % 2), task=task)) == {"loss"}

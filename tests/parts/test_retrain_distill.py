@@ -15,6 +15,7 @@ from prunekit.parts.retrain import Distill
 from prunekit.parts.teacher import Distillation, divergence
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
+from prunekit.task import Task
 from small_nets import blobs, mlp
 
 SGD = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.05, "batch_size": 1000}
@@ -67,6 +68,19 @@ def test_ignored_positions_have_no_teacher():
         Batch(inputs, targets), outputs, targets, torch.zeros((), dtype=torch.float64)
     )
     assert float(found) == pytest.approx(4 * divergence_by_hand(*rows, 2.0))
+
+
+def test_positions_that_the_loss_ignores_by_a_number_of_its_own_have_no_teacher():
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(20, 2, dtype=torch.float64, generator=generator)
+    outputs = torch.randn(20, 4, dtype=torch.float64, generator=generator)
+    targets = torch.randint(4, (20,), generator=generator)
+    teacher = nn.Linear(2, 4, dtype=torch.float64)
+    task, marked = Task(nn.CrossEntropyLoss(ignore_index=3)), targets.masked_fill(targets == 3, -100)
+    none = torch.zeros((), dtype=torch.float64)
+    found = Distillation(teacher, 2.0, 1.0, task=task)(Batch(inputs, targets), outputs, targets, none)
+    wanted = Distillation(teacher, 2.0, 1.0)(Batch(inputs, marked), outputs, marked, none)
+    assert torch.equal(found, wanted)
 
 
 def test_divergence_over_positions():

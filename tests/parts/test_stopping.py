@@ -229,6 +229,36 @@ def test_limits_that_cannot_be(settings, message):
 
 
 @pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(ignore_index=2),
+        nn.CrossEntropyLoss(reduction="sum", ignore_index=2),
+        nn.CrossEntropyLoss(torch.tensor([1.0, 9.0, 1.0]), ignore_index=2),
+    ],
+)
+def test_the_error_rate_is_of_the_classes_that_the_loss_does_not_ignore_each_once(loss):
+    """In batches of different sizes, whatever the loss is a mean of."""
+    inputs, targets = examples(300)
+    model = network()
+    data = list(zip(inputs.split((4, 200, 96)), targets.split((4, 200, 96)), strict=True))
+    none = {"retrain": "none", "calibration": 300}
+    session = Session(model, recipe(limit(of="error_rate", increase=1.0), **none), data=data, loss=loss)
+    wanted = error_rate_of(model, (inputs[targets != 2], targets[targets != 2]))
+    assert session._calibration.error(session.recipe.stop) == pytest.approx(wanted)
+
+
+def test_one_output_has_no_error_rate():
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 1))
+    inputs, targets = examples()
+
+    def loss(outputs, targets):
+        return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], (targets > 0).float())
+
+    with pytest.raises(InputError, match="a single class, which is always the highest"):
+        prune(model, recipe(limit(of="error_rate", increase=0.1)), (inputs, targets.clamp(max=1)), loss=loss)
+
+
+@pytest.mark.parametrize(
     ("stop", "data", "error", "message"),
     [
         (

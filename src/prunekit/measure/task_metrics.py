@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import as_batches
 from prunekit.errors import DataError, InputError, ModelError, explaining
-from prunekit.losses import right_classes
+from prunekit.losses import class_axis, right_classes
 from prunekit.modes import evaluating
 from prunekit.settings import WHOLE, whole
 from prunekit.targets import device_of
@@ -25,8 +25,9 @@ def metrics(
     In evaluation mode and without gradients. Batches count by the terms of the loss (targets that are not
     ignored, class weights); for the metrics by the targets that are not ignored where they are class
     numbers, and by examples otherwise, so that it does not matter how the examples are cut into batches. The
-    `accuracy` is there where targets are class numbers and one tensor of the outputs is called `logits`, or
-    is all that there is: the share of targets, not ignored, whose class has the highest output.
+    `accuracy` is there where targets are class numbers and the task finds one tensor of two classes or more
+    among the outputs: the share of targets, not ignored, whose class has the highest output. A target is
+    ignored by the number -100, or by the `ignore_index` of a loss of `torch.nn`.
 
     Args:
         model: the network.
@@ -61,20 +62,24 @@ def metrics(
             with explaining(ModelError, where):
                 outputs, targets = task.run(model, batch), batch.targets
                 add("loss", task.loss(outputs, targets), task.terms(outputs, targets))
-                right = _right(outputs, targets)
+                marked = task.marked(targets)
+                right = _right(task, outputs, marked)
                 if right is not None:
                     add("accuracy", right.double().mean(), len(right))
                 for name, metric in task.metrics.items():
-                    add(name, metric(outputs, targets), PLAIN.terms(outputs, targets))
+                    add(name, metric(outputs, targets), PLAIN.terms(outputs, marked))
     if not sums:
         raise DataError("there are no examples to measure on")
     return {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
 
 
-def _right(outputs: Any, targets: Any) -> Tensor | None:
-    logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
-    if not isinstance(logits, Tensor) or not isinstance(targets, Tensor):
+def _right(task: Task, outputs: Any, targets: Any) -> Tensor | None:
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
         return None
-    if targets.is_floating_point() or logits.dim() != targets.dim() + 1:
+    try:
+        logits = task.tensor(outputs, "accuracy")
+    except InputError:
         return None
+    if logits.dim() != targets.dim() + 1 or logits.shape[class_axis(logits, targets)] == 1:
+        return None  # a single output, as of yes and no, is compared with no other
     return right_classes(logits, targets)

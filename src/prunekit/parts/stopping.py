@@ -15,7 +15,7 @@ from prunekit.errors import InputError
 from prunekit.losses import right_classes
 from prunekit.masks import Masks
 from prunekit.parts.base import Part
-from prunekit.task import Task
+from prunekit.task import PLAIN, Task
 
 
 class Stop(Part):
@@ -32,6 +32,10 @@ class Stop(Part):
     @abstractmethod
     def error(self, outputs: Any, targets: Any, task: Task) -> Tensor:
         """What is measured of a batch: a scalar, the mean over its terms; lower is better."""
+
+    def terms(self, outputs: Any, targets: Any, task: Task) -> float:
+        """How many terms that is the mean of; by default those of the task's loss."""
+        return task.terms(outputs, targets)
 
     @abstractmethod
     def allowed(self, before: float) -> float:
@@ -107,7 +111,13 @@ class ErrorLimit(Stop):
                 "stop error_limit: an error_rate needs class numbers as targets, got "
                 f"{targets.dtype} of the shape {tuple(targets.shape)}: use 'of: loss'"
             )
-        return 1 - right_classes(logits, targets).double().mean()
+        return 1 - right_classes(logits, task.marked(targets)).double().mean()
+
+    def terms(self, outputs: Any, targets: Any, task: Task) -> float:
+        """Of the loss, or the classes that are not ignored, each once."""
+        return (
+            task.terms(outputs, targets) if self.of == "loss" else PLAIN.terms(outputs, task.marked(targets))
+        )
 
     def allowed(self, before: float) -> float:
         """The limit, or the error before pruning and the increase."""

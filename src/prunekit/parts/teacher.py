@@ -87,7 +87,7 @@ class Distillation:
         axis = class_axis(found, targets)  # the last of (examples, positions, classes)
         student, teacher = found.movedim(axis, 1), wanted.movedim(axis, 1)
         if not targets.is_floating_point():
-            counted = targets != NOTHING
+            counted = self.task.marked(targets) != NOTHING
             if not bool(counted.any()):
                 return loss  # a mean of nothing, which the training tells
             student, teacher = student.movedim(1, -1)[counted], teacher.movedim(1, -1)[counted]

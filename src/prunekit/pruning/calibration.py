@@ -168,6 +168,7 @@ class Calibration:
                 lambda outputs, targets: stop.error(outputs, targets, self.task),
                 self.task,
                 self.device,
+                lambda outputs, targets: stop.terms(outputs, targets, self.task),
             )
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from prunekit.batches import Batch, without_padding
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import FeatureMap, Key
-from prunekit.losses import NOTHING, class_axis, one_tensor
+from prunekit.losses import NOTHING, class_axis
 from prunekit.statistics.collect import (
     Collector,
     StatContext,
@@ -91,7 +91,7 @@ class ActivationCollector(Collector):
         self._real = self._task.real_positions(batch, self._model)
         if not self._differentiable:
             seen = {key: without_padding(value, self._real) for key, value in seen.items()}
-        self.see(seen, outputs, batch.targets)
+        self.see(seen, outputs, self._task.marked(batch.targets))
 
     @staticmethod
     def _followed(tensor: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ class FeatureMapCollector(ActivationCollector):
 
     def see(self, seen: Mapping[Key, Tensor], outputs: Tensor, targets: Tensor) -> None:
         """Add up over the examples."""
-        outputs = one_tensor(outputs, "the gradient of the error")
+        outputs = self._task.tensor(outputs, "the gradient of the error")
         total = self._statistic.differentiated(outputs, targets)
         gradients = torch.autograd.grad(total, list(seen.values()), materialize_grads=True)
         by_key = dict(zip(seen, gradients, strict=True))

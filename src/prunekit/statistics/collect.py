@@ -192,6 +192,7 @@ def average(
     measure: Callable[[Any, Any], Tensor],
     task: Task,
     device: torch.device,
+    terms: Callable[[Any, Any], float] | None = None,
 ) -> float:
     """The mean of a measurement over all terms of all processes; NaN if there are none.
 
@@ -199,18 +200,19 @@ def average(
         model: run in evaluation mode; its training flags are put back.
         batches: on the network's device.
         measure: (outputs, targets) -> a scalar, the mean over the terms of the batch.
-        task: how the network is fed, and how many terms there are.
+        task: how the network is fed.
         device: where processes exchange their sums.
+        terms: (outputs, targets) -> how many terms there are; by default those of the task's loss.
     """
     total, count = 0.0, 0.0
     with keeping_modes(model):
         model.eval()
         for batch in batches:
             outputs = task.run(model, batch)
-            terms = task.terms(outputs, batch.targets)
-            if terms:
-                total += float(measure(outputs, batch.targets)) * terms
-                count += terms
+            here = (terms or task.terms)(outputs, batch.targets)
+            if here:
+                total += float(measure(outputs, batch.targets)) * here
+                count += here
     sums = {"": torch.tensor(total, dtype=torch.float64, device=device)}
     return float(means_over_processes(sums, count)[""])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -59,7 +59,7 @@ class ExampleStatistic(UnitStatistic):
 
     def watch(self, subject: StatContext, coupled: Coupled) -> Collector:
         """A collector that keeps the examples; on a path the same is found faster."""
-        return _Examples(self, coupled.chain or coupled, subject.kept)
+        return _Examples(self, coupled.chain or coupled, subject)
 
     @abstractmethod
     def of(self, structure: Structure, inputs: Inputs, targets: Any, kept: Mapping[str, Tensor]) -> Values:
@@ -67,14 +67,14 @@ class ExampleStatistic(UnitStatistic):
 
 
 class _Examples(Collector):
-    def __init__(self, statistic: ExampleStatistic, structure: Structure, kept: Mapping[str, Tensor]) -> None:
+    def __init__(self, statistic: ExampleStatistic, structure: Structure, subject: StatContext) -> None:
         self._statistic = statistic
         self._structure = structure
-        self._kept = kept
+        self._kept, self._task = subject.kept, subject.task
         self._batches: list[Batch] = []
 
     def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
-        self._batches.append(_counted(batch))
+        self._batches.append(_counted(replace(batch, targets=self._task.marked(batch.targets))))
 
     def finish(self) -> Values:
         sums: Values = {}
