@@ -171,7 +171,7 @@ class Task:
         return out_of_range(name, targets, logits.shape[axis])
 
     def marked(self, targets: Any) -> Any:
-        """The targets with -100 where the loss ignores them, if it is one of `torch.nn` with another number."""
+        """The targets, with -100 for the class number that a loss of `torch.nn` ignores in its place."""
         ignored = getattr(self.own_loss, "ignore_index", NOTHING)
         if ignored == NOTHING or not isinstance(targets, Tensor) or targets.is_floating_point():
             return targets
