@@ -353,8 +353,8 @@ def train(
         if part is not None and not regularizer.interruptible:
             raise InputError(f"{regularizer.name}: acts in one training, which steps must not interrupt")
     optimizer = make_optimizer(model, training, loop)
-    few = data.first(2) if training.regularize else None
-    example = () if few is None else few.to(device_of(model)).inputs
+    few = data.first(2) if any(each.by_example for each in training.regularize) else None
+    example = None if few is None else few.to(device_of(model)).inputs
     noise = derive(seed, "noise")
     if part is not None:
         first, end, total = part.span(total)
@@ -437,13 +437,11 @@ class _Stepping:
             loss = torch.as_tensor(self._optimizer.step(lambda: self._backward(batches)))  # type: ignore
         else:
             loss = self._backward(batches)
-            if not self._counted:
-                pass
-            elif self._scaler is None:
-                self._optimizer.step()
-            else:
+            if self._counted and self._scaler is not None:
                 self._scaler.step(self._optimizer)
                 self._scaler.update()
+            elif self._counted:
+                self._optimizer.step()
         if self._scheduler is not None:
             self._scheduler.step()
         if self._average is not None:
@@ -563,14 +561,15 @@ def _attached(
     masks: Masks | None,
     before_step: Callable[[], None] | None,
     loop: Loop,
-    example: Inputs,
+    example: Inputs | None,
 ) -> Iterator[None]:
     handles: list[Any] = []
     try:
         if before_step is not None:  # before penalties add to the gradients
             handles.append(optimizer.register_step_pre_hook(lambda *_: before_step()))
         for regularizer in training.regularize:
-            handles += regularizer.attach_to(model, optimizer, masks, example)
+            known = {"example_inputs": example} if regularizer.by_example else {}
+            handles += regularizer.attach(model, optimizer, masks, **known)
         # masks that keep everything have nothing to do, and gates stand where they would act
         gated = any(not each.interruptible for each in training.regularize)
         if masks is not None and not (gated and masks.kept == masks.total):

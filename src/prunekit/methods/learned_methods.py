@@ -1,16 +1,17 @@
-"""Methods that learn in a training what goes: a penalty brings it to zero, then it is removed."""
+"""Methods that learn in a training what goes: a penalty or gates bring it to zero, then it is removed."""
 
 from __future__ import annotations
 
 from prunekit.parts.allocation import PerLayer, Zeros
-from prunekit.parts.granularity import FilterShape, Unit
-from prunekit.parts.regularize import GroupLasso
+from prunekit.parts.granularity import FilterShape, Unit, Weight
+from prunekit.parts.regularize import L0, GroupLasso
 from prunekit.parts.retrain import FineTune
 from prunekit.parts.schedule import AllocationDecides, Linear
+from prunekit.parts.scores import Magnitude
 from prunekit.recipe import Recipe, method
 from prunekit.training import Training, TrainingLike, training_of
 
-__all__ = ["brain_damage", "ssl_filter_shapes", "ssl_filters"]
+__all__ = ["brain_damage", "l0_units", "l0_weights", "ssl_filter_shapes", "ssl_filters"]
 
 
 @method
@@ -22,7 +23,7 @@ def ssl_filters(
     Paper: Wen et al. 2016, arXiv 1608.03665
     """
     return Recipe(
-        warm_up=_penalised(training_of(epochs, training), GroupLasso(strength=strength)),
+        warm_up=training_of(epochs, training).with_regularizer(GroupLasso(strength=strength)),
         granularity=Unit(kinds=("filters",)),
         allocation=Zeros(),
         schedule=AllocationDecides(),
@@ -40,7 +41,7 @@ def ssl_filter_shapes(
     """
     lasso = GroupLasso(strength=strength, groups="filter_shapes")
     return Recipe(
-        warm_up=_penalised(training_of(epochs, training), lasso),
+        warm_up=training_of(epochs, training).with_regularizer(lasso),
         granularity=FilterShape(),
         allocation=Zeros(),
         schedule=AllocationDecides(),
@@ -61,7 +62,7 @@ def brain_damage(
     Paper: Lebedev, Lempitsky 2016, arXiv 1506.02515
     """
     lasso = GroupLasso(strength=strength, groups="filter_shapes")
-    share = _penalised(training_of(epochs, training, shares=steps + 1), lasso)
+    share = training_of(epochs, training, shares=steps + 1).with_regularizer(lasso)
     return Recipe(
         warm_up=share,
         granularity=FilterShape(pool="l2"),
@@ -71,5 +72,42 @@ def brain_damage(
     )
 
 
-def _penalised(training: Training, lasso: GroupLasso) -> Training:
-    return training.model_copy(update={"regularize": (*training.regularize, lasso)})
+@method
+def l0_units(
+    sparsity: float = 0.5,
+    epochs: float = 20,
+    lr: float = 0.01,
+    ramp: int = 1000,
+    training: TrainingLike = None,
+) -> Recipe:
+    """Hard-concrete gates on whole units in a training, led to a number of units that stay.
+
+    Paper: Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408
+    """
+    return _gated(L0(of="units", density=1 - sparsity, lr=lr, ramp=ramp), training_of(epochs, training))
+
+
+@method
+def l0_weights(
+    sparsity: float = 0.9,
+    epochs: float = 20,
+    lr: float = 0.01,
+    ramp: int = 1000,
+    training: TrainingLike = None,
+) -> Recipe:
+    """Hard-concrete gates on single weights in a training, led to a number of weights that stay.
+
+    Paper: Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408
+    """
+    return _gated(L0(of="weights", density=1 - sparsity, lr=lr, ramp=ramp), training_of(epochs, training))
+
+
+def _gated(gates: L0, training: Training) -> Recipe:
+    """A training with gates, then the removal of what they closed."""
+    return Recipe(
+        score=Magnitude(),
+        granularity=Unit() if gates.of == "units" else Weight(),
+        allocation=Zeros(floor=0),
+        schedule=AllocationDecides(),
+        warm_up=training.with_regularizer(gates),
+    )

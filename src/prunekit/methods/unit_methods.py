@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from prunekit.errors import InputError, shown
-from prunekit.parts.allocation import BelowMean, Global, PerLayer, Zeros
+from prunekit.parts.allocation import BelowMean, Global, PerLayer
 from prunekit.parts.granularity import MaxoutPiece, Unit
-from prunekit.parts.regularize import L0
 from prunekit.parts.repair import ChannelScale
 from prunekit.parts.retrain import FineTune, Reinitialize, Retrain, Rewind
 from prunekit.parts.schedule import AllocationDecides, Linear, OneShot
@@ -39,7 +38,6 @@ __all__ = [
     "filter_norm",
     "geometric_median",
     "grad_cam_filters",
-    "l0_units",
     "maxout_pruning",
     "n2ps",
     "n2ps_units",
@@ -308,28 +306,6 @@ def network_slimming(sparsity: float = 0.5, epochs: float = 20, training: Traini
         granularity=Unit(),
         schedule=OneShot(sparsity=sparsity),
         retrain=FineTune(training=training_of(epochs, training)),
-    )
-
-
-@method
-def l0_units(
-    sparsity: float = 0.5,
-    epochs: float = 20,
-    lr: float = 0.01,
-    ramp: int = 1000,
-    training: TrainingLike = None,
-) -> Recipe:
-    """Hard-concrete gates on whole units in a training, led to a number of units that stay.
-
-    Paper: Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408
-    """
-    gates = L0(of="units", density=1 - sparsity, lr=lr, ramp=ramp)
-    return Recipe(
-        score=Magnitude(),
-        granularity=Unit(),
-        allocation=Zeros(floor=0),
-        schedule=AllocationDecides(),
-        warm_up=training_of(epochs, training).with_regularizer(gates),
     )
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunekit.parts.allocation import ERK, NoPruning, PerLayer, Sensitivity, Threshold, Zeros
-from prunekit.parts.granularity import NM, Weight
+from prunekit.parts.allocation import ERK, NoPruning, PerLayer, Sensitivity, Threshold
+from prunekit.parts.granularity import NM
 from prunekit.parts.grow import Grow, GrowAtRandom, GrowByGradient
-from prunekit.parts.regularize import L0
 from prunekit.parts.retrain import Continued, Distill, FineTune, RedrawTicket, Reinitialize, Retrain, Rewind
 from prunekit.parts.schedule import AllocationDecides, Constant, Cubic, Geometric, Linear, OneShot
 from prunekit.parts.scores import (
@@ -33,7 +32,6 @@ __all__ = [
     "gradual_magnitude",
     "grasp",
     "iterative_magnitude",
-    "l0_weights",
     "lamp",
     "layer_magnitude",
     "lottery_ticket",
@@ -204,28 +202,6 @@ def sensitivity_magnitude(sparsity: float = 0.9) -> Recipe:
     Paper: Han et al. 2015, arXiv 1506.02626, section 5
     """
     return Recipe(score=Magnitude(), allocation=Sensitivity(), schedule=OneShot(sparsity=sparsity))
-
-
-@method
-def l0_weights(
-    sparsity: float = 0.9,
-    epochs: float = 20,
-    lr: float = 0.01,
-    ramp: int = 1000,
-    training: TrainingLike = None,
-) -> Recipe:
-    """Hard-concrete gates on single weights in a training, led to a number of weights that stay.
-
-    Paper: Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408
-    """
-    gates = L0(of="weights", density=1 - sparsity, lr=lr, ramp=ramp)
-    return Recipe(
-        score=Magnitude(),
-        granularity=Weight(),
-        allocation=Zeros(floor=0),
-        schedule=AllocationDecides(),
-        warm_up=training_of(epochs, training).with_regularizer(gates),
-    )
 
 
 @method

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from math import floor
 from typing import Literal
 
@@ -107,6 +107,35 @@ class CorrelatedHalves(Selection):
         return from_rows(drawn, layer)
 
 
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """The weights of one group of a layer, of which some go.
+
+    Attributes:
+        matrix: (columns, columns) second moments of the inputs, damped.
+        rows: (rows, columns) weights, float64.
+        gone: (rows, columns) booleans, True for those that are removed already.
+        count: how many go in all.
+        pattern: (n, m) where n of every m consecutive columns stay; None for no pattern.
+        generator: of the step.
+    """
+
+    matrix: Tensor
+    rows: Tensor
+    gone: Tensor
+    count: int
+    pattern: tuple[int, int] | None
+    generator: torch.Generator
+
+    def keep(self, importance: Tensor) -> Tensor:
+        """The most important ones, as many as are to stay."""
+        importance = importance.masked_fill(self.gone, -torch.inf)
+        if self.pattern is None:
+            return ~lowest(importance, self.count)
+        groups = importance.reshape(-1, self.pattern[1])
+        return ~lowest_per_row(groups, self.count // len(groups)).view(importance.shape)
+
+
 class LayerSelection(Selection):
     """A selection of weights that looks at the second moments of the layer's inputs instead of the scores.
 
@@ -138,30 +167,13 @@ class LayerSelection(Selection):
             left -= count
             mask = torch.empty_like(off)
             own = matrix[order][:, order], group[:, order], off[:, order]
-            mask[:, order] = self.select(*own, count, pattern, context.generator)
+            mask[:, order] = self.select(_Group(*own, count, pattern, context.generator))
             masks.append(mask)
         return from_rows(torch.stack(masks), layer)
 
     @abstractmethod
-    def select(
-        self,
-        matrix: Tensor,
-        rows: Tensor,
-        gone: Tensor,
-        count: int,
-        pattern: tuple[int, int] | None,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def select(self, group: _Group) -> Tensor:
         """The mask (rows, columns) of one group; `count` weights go, or the same of every m columns."""
-
-    @staticmethod
-    def keep(importance: Tensor, gone: Tensor, count: int, pattern: tuple[int, int] | None) -> Tensor:
-        """The most important ones, as many as are to stay."""
-        importance = importance.masked_fill(gone, -torch.inf)
-        if pattern is None:
-            return ~lowest(importance, count)
-        groups = importance.reshape(-1, pattern[1])
-        return ~lowest_per_row(groups, count // len(groups)).view(importance.shape)
 
 
 class SparseGPT(LayerSelection):
@@ -174,24 +186,16 @@ class SparseGPT(LayerSelection):
     paper = "Frantar, Alistarh 2023, arXiv 2301.00774"
     block: int = Field(default=BLOCK, ge=1, le=WHOLE)
 
-    def select(
-        self,
-        matrix: Tensor,
-        rows: Tensor,
-        gone: Tensor,
-        count: int,
-        pattern: tuple[int, int] | None,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def select(self, group: _Group) -> Tensor:
         """The mask of the published algorithm."""
         choose: Choose
-        if pattern is None:
-            choose, together, block = choose_count(gone, count, self.block), None, self.block
+        if group.pattern is None:
+            choose, together, block = choose_count(group.gone, group.count, self.block), None, self.block
         else:
-            together = pattern[1]
-            choose = choose_pattern(gone, count * together // rows.numel())
+            together = group.pattern[1]
+            choose = choose_pattern(group.gone, group.count * together // group.rows.numel())
             block = -(-self.block // together) * together
-        return left_to_right(matrix, rows, choose, block=block, together=together)[1]
+        return left_to_right(group.matrix, group.rows, choose, block=block, together=together)[1]
 
 
 class ADMM(LayerSelection):
@@ -201,18 +205,9 @@ class ADMM(LayerSelection):
     paper = "Meng et al. 2024 (ALPS), arXiv 2406.07831"
     iterations: int = Field(default=ITERATIONS, ge=1, le=STEPS)
 
-    def select(
-        self,
-        matrix: Tensor,
-        rows: Tensor,
-        gone: Tensor,
-        count: int,
-        pattern: tuple[int, int] | None,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def select(self, group: _Group) -> Tensor:
         """The support that the search ends with."""
-        keep = partial(self.keep, gone=gone, count=count, pattern=pattern)
-        return admm_support(matrix, rows, keep, iterations=self.iterations)
+        return admm_support(group.matrix, group.rows, group.keep, iterations=self.iterations)
 
 
 class LayerL0(LayerSelection):
@@ -229,19 +224,18 @@ class LayerL0(LayerSelection):
     paper = "gates: Louizos, Welling, Kingma 2018, arXiv 1712.01312; layer by layer: prunekit's own"
     iterations: int = Field(default=GATED_ITERATIONS, ge=1, le=STEPS)
 
-    def select(
-        self,
-        matrix: Tensor,
-        rows: Tensor,
-        gone: Tensor,
-        count: int,
-        pattern: tuple[int, int] | None,
-        generator: torch.Generator,
-    ) -> Tensor:
+    def select(self, group: _Group) -> Tensor:
         """The gates that are most probably open."""
-        density = 1 - count / rows.numel()
-        locations = fitted_gates(matrix, rows, gone, density, iterations=self.iterations, generator=generator)
-        return self.keep(locations, gone, count, pattern)
+        density = 1 - group.count / group.rows.numel()
+        locations = fitted_gates(
+            group.matrix,
+            group.rows,
+            group.gone,
+            density,
+            iterations=self.iterations,
+            generator=group.generator,
+        )
+        return group.keep(locations)
 
 
 _GRAINS = 2**20

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from prunekit.batches import Batch, Batches, Inputs, TensorBatches, read_batch, shaped
-from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming, said
+from prunekit.batches import Batch, Batches, Inputs, TensorBatches, feed, read_batch, shaped
+from prunekit.errors import DataError, InputError, ModelError, PrunekitError, explaining, naming, said
 from prunekit.masks import Masks
 from prunekit.modes import Snapshot, evaluating, keeping_modes
 from prunekit.parts.granularity import Elements
@@ -314,22 +314,12 @@ def check_takes(model: nn.Module, name: str, inputs: Inputs) -> None:
     Raises:
         ModelError: if it fails on them, with what it says.
     """
-    with evaluating(model), torch.inference_mode():
-        _outputs(
-            PLAIN,
-            model,
-            Batch(inputs, None),
-            lambda: f"the model {name} cannot take examples of {shaped(inputs)}",
-        )
 
+    def complaint() -> str:
+        return f"the model {name} cannot take examples of {shaped(inputs)}"
 
-def _outputs(task: Task, model: nn.Module, batch: Batch, complaint: Callable[[], str]) -> Any:
-    try:
-        return task.run(model, batch)
-    except PrunekitError:
-        raise
-    except Exception as error:  # the model may be the user's: whatever it raises is the user's to see
-        raise ModelError(f"{complaint()}: {said(error)}") from error
+    with evaluating(model), torch.inference_mode(), explaining(ModelError, complaint):
+        feed(model, inputs)
 
 
 @dataclass(frozen=True)
@@ -426,7 +416,8 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
         if use.augment is not None:
             with naming(name):
                 batch = use.augment(batch)
-        outputs = _outputs(use.task, model, batch, complaint)
+        with explaining(ModelError, complaint):
+            outputs = use.task.run(model, batch)
         if use.loss is None:
             return outputs
         try:

@@ -18,20 +18,30 @@ class Regularizer(Part):
 
     Attributes:
         interruptible: whether it may act in a training that the steps of a pruning interrupt.
+        by_example: whether the network is run on an example to find what it acts on.
     """
 
     interruptible: ClassVar[bool] = True
+    by_example: ClassVar[bool] = False
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before anything is changed, a model that it cannot act on, with an `InputError`."""
         return
 
-    def attach_to(
-        self, model: nn.Module, optimizer: Optimizer, masks: Masks | None, example_inputs: Inputs
-    ) -> list[Any]:
-        """The same as `attach`, where there are examples of what the network is run on."""
-        return self.attach(model, optimizer, masks)
-
     @abstractmethod
-    def attach(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> list[Any]:
-        """Put hooks on the optimizer or the modules; the handles that are returned remove them."""
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        masks: Masks | None = None,
+        example_inputs: Inputs | None = None,
+    ) -> list[Any]:
+        """Put hooks on the optimizer or the modules; the handles that are returned remove them.
+
+        Args:
+            model: the network.
+            optimizer: of the training.
+            masks: what is pruned already.
+            example_inputs: what the network can be run on, for those that are `by_example`; by default they
+                are made up where that is possible.
+        """

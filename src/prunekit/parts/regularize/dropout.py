@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.parts.regularize.base import Regularizer
@@ -33,7 +34,13 @@ class Dropout(Regularizer):
     on: tuple[str, ...] = ("ReLU", "Sigmoid", "Tanh", "GELU", "LeakyReLU", "SiLU", "ELU")
     scale_with_density: bool = True
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> list[Any]:
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        masks: Masks | None = None,
+        example_inputs: Inputs | None = None,
+    ) -> list[Any]:
         """Hooks on the outputs of the chosen modules; they act in train mode only."""
         self.check(model)
         rate = self.p

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from prunekit import hard_concrete
-from prunekit.batches import Inputs
+from prunekit.batches import Inputs, in_order
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
 from prunekit.graph.members import entries
@@ -138,11 +138,10 @@ class Gating:
     def __init__(self, settings: L0, model: nn.Module, optimizer: Optimizer, elements: Elements) -> None:
         self._settings, self._model, self._optimizer = settings, model, optimizer
         self._coupled = elements.coupled
-        self._gated: list[str] = []
         coupled = self._coupled
         kept = {name: flags.shape for name, flags in elements.all_kept().items()}
         like = next(iter(elements.weights.values()))
-        self._cost = [] if coupled is None else _costs(coupled, settings.counts)
+        self._cost = [] if coupled is None or settings.counts == "gates" else _costs(coupled, settings.counts)
         read = self._axes(coupled, list(kept))
         self.gates = Gates(kept, like, settings.openness)
         if settings.density is not None:
@@ -150,11 +149,10 @@ class Gating:
         self._orders: dict[str, list[str]] = {}
         for name, axes in read.items():
             owner = owner_of(model, name)
-            self._orders[name] = list(owner._parameters)
             # the first parameter's factors hold the gates, so that a state of the network has them once
-            gated = _Gated(self.gates, axes, holds=not self._gated)
+            gated = _Gated(self.gates, axes, holds=not self._orders)
+            self._orders[name] = list(owner._parameters)
             parametrize.register_parametrization(owner, name.rpartition(".")[2], gated, unsafe=True)
-            self._gated.append(name)
         self._hooks = [
             model.register_forward_pre_hook(self.gates.draw),
             optimizer.register_step_pre_hook(self._before_step),
@@ -173,7 +171,7 @@ class Gating:
     def _gate_count(self) -> int:
         return sum(location.numel() for location in self.gates.locations)
 
-    def _axes(self, coupled: Coupled | None, names: list[str]) -> dict[str, Sequence[Axis] | int]:
+    def _axes(self, coupled: Coupled | None, names: list[str]) -> Mapping[str, Sequence[Axis] | int]:
         """By parameter: the axes that are multiplied, where units are read; or the place of its own gates."""
         if coupled is None:
             return {name: place for place, name in enumerate(names)}
@@ -190,12 +188,12 @@ class Gating:
                 found.setdefault(member.tensor, []).append(
                     _axis(place, member, parameters[member.tensor].shape[member.dim])
                 )
-        return dict(found)
+        return found
 
     def share(self) -> Tensor:
         """The expected share of what is counted that open gates leave, with its gradient."""
         probabilities = [hard_concrete.open_probability(location) for location in self.gates.locations]
-        if self._settings.counts == "gates" or self._coupled is None:
+        if not self._cost:  # the gates themselves are counted
             return torch.cat([each.flatten() for each in probabilities]).mean()
         total = sum(cost for cost, _, _ in self._cost)
         left = probabilities[0].new_zeros(())
@@ -237,14 +235,14 @@ class Gating:
         """
         gates = self.gates.eval()
         gates.draw()
-        for name in self._gated:
+        for name in self._orders:
             owner, own = owner_of(self._model, name), name.rpartition(".")[2]
             hardened = getattr(owner, own).detach().clone()
             parametrize.remove_parametrizations(owner, own, leave_parametrized=False)
             self._model.get_parameter(name).copy_(hardened)
-        for name in reversed(self._gated):
+        for name, order in reversed(self._orders.items()):
             owner = owner_of(self._model, name)
-            for own in self._orders[name]:  # in the order of before, which states and optimizers go by
+            for own in order:  # in the order of before, which states and optimizers go by
                 owner._parameters[own] = owner._parameters.pop(own)
         if self._coupled is not None:
             flags = {name: value > 0 for name, value in zip(gates.names, gates.values, strict=True)}
@@ -270,7 +268,9 @@ def _costs(coupled: Coupled, counts: Counted) -> list[tuple[float, list[Axis], l
     """Of each parameter what it costs whole, the axes along which it gets smaller, and their lengths."""
     model = coupled.model
     if counts == "macs":
-        layers = {each.name: float(each.macs) for each in count(model, _positional(coupled)).layers}
+        layers = {
+            each.name: float(each.macs) for each in count(model, in_order(coupled.example_inputs)).layers
+        }
     axes: dict[str, list[Axis]] = {}
     parameters = dict(model.named_parameters())
     for place, group in enumerate(coupled.groups):
@@ -288,11 +288,6 @@ def _costs(coupled: Coupled, counts: Counted) -> list[tuple[float, list[Axis], l
         if cost:
             found.append((cost, own, [parameter.shape[axis.dim] for axis in own]))
     return found
-
-
-def _positional(coupled: Coupled) -> Any:
-    given = coupled.example_inputs
-    return given if isinstance(given, Tensor) else tuple(given)
 
 
 class L0(Regularizer):
@@ -349,11 +344,10 @@ class L0(Regularizer):
         if any(isinstance(module, Gates) for module in inner.modules()):
             raise InputError("l0: the network has gates already: remove() them first")
 
-    def attach_to(
-        self, model: nn.Module, optimizer: Optimizer, masks: Masks | None, example_inputs: Inputs
-    ) -> list[Any]:
-        """As `attach`."""
-        return self.attach(model, optimizer, masks, example_inputs)
+    @property
+    def by_example(self) -> bool:  # type: ignore[override]
+        """To find units and what they cost."""
+        return self.of == "units"
 
     @property
     def _granularity(self) -> Granularity:
@@ -366,13 +360,8 @@ class L0(Regularizer):
         masks: Masks | None = None,
         example_inputs: Inputs | None = None,
     ) -> list[Any]:
-        """Gates in the network; removing the handle hardens them.
-
-        Args:
-            model: the network.
-            optimizer: of the training; it gets a group of parameters more.
-            masks: what is pruned already.
-            example_inputs: what the network can be run on, to find its units and their costs.
+        """Gates in the network, and a group of parameters more in the optimizer; removing the handle hardens
+        them.
 
         Raises:
             InputError: if a layer with gates is masked as well, or the network has gates already.

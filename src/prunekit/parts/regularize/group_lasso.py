@@ -58,20 +58,19 @@ class GroupLasso(Regularizer):
     targets: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
 
+    @property
+    def by_example(self) -> bool:  # type: ignore[override]
+        """To find units."""
+        return self.groups in ("units", "heads")
+
     def check(self, model: nn.Module) -> None:
         """The groups must be there, as the granularity `unit` or the layers have them."""
-        if self.groups in ("units", "heads"):
+        if self.by_example:
             try:
                 made_up_inputs(unwrap(model))
             except PrunekitError:  # the training has examples of its own
                 return
         list(self._found(model, None))
-
-    def attach_to(
-        self, model: nn.Module, optimizer: Optimizer, masks: Masks | None, example_inputs: Inputs
-    ) -> list[Any]:
-        """As `attach`, with units found on these examples."""
-        return self.attach(model, optimizer, masks, example_inputs)
 
     def attach(
         self,
@@ -80,14 +79,7 @@ class GroupLasso(Regularizer):
         masks: Masks | None = None,
         example_inputs: Inputs | None = None,
     ) -> list[Any]:
-        """A hook after the optimizer's step, and one before it for the form `subgradient`.
-
-        Args:
-            model: the network.
-            optimizer: of the training.
-            masks: what is pruned already; it does not matter here.
-            example_inputs: what the network can be run on, to find its units; by default they are made up.
-        """
+        """A hook after the optimizer's step, and one before it for the form `subgradient`."""
         found = list(self._found(model, example_inputs))
 
         @torch.no_grad()
@@ -119,7 +111,7 @@ class GroupLasso(Regularizer):
 
     def _found(self, model: nn.Module, example_inputs: Inputs | None) -> Iterator[WeightGroups]:
         model = unwrap(model)
-        if self.groups in ("units", "heads"):
+        if self.by_example:
             kinds: tuple[Kind, ...] | None = ("heads",) if self.groups == "heads" else None
             elements = Unit(kinds=kinds).elements(model, self.targets, self.ignore, example_inputs)
             coupled = elements.found

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.parts.regularize.base import Regularizer
@@ -44,7 +45,13 @@ class _Penalty(Regularizer):
         norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
         return [norm.weight for norm in norms if norm.weight is not None]
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, masks: Masks | None) -> list[Any]:
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        masks: Masks | None = None,
+        example_inputs: Inputs | None = None,
+    ) -> list[Any]:
         """A hook before the optimizer's step."""
         self.check(model)
         weights = self._penalised(model)
