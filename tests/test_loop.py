@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from prunekit import Loop, Training, prune, train
+from prunekit import Loop, Recipe, Training, prune, train
 from prunekit.errors import InputError
-from prunekit.methods import gradual_magnitude, iterative_magnitude, magnitude
+from prunekit.methods import gradual_magnitude, iterative_magnitude, magnitude, movement
 from small_nets import blobs, copied, mlp, same
 
 
@@ -86,6 +86,78 @@ def test_an_optimizer_that_needs_a_closure() -> None:
 
         optimizer.step(closure)
     close(ours, theirs)
+
+
+def test_an_optimizer_that_needs_a_closure_has_one_function_in_a_step() -> None:
+    """Were the inputs drawn anew whenever it asks, a search along a line would compare two functions."""
+    drawn = []
+
+    def shaken(inputs: Tensor) -> Tensor:
+        drawn.append(inputs + torch.randn_like(inputs))
+        return drawn[-1]
+
+    def lbfgs(parameters: Any) -> torch.optim.LBFGS:
+        return torch.optim.LBFGS(parameters, max_iter=5, line_search_fn="strong_wolfe")
+
+    ours, theirs = net(), net()
+    train(ours, data(), Training(iterations=3), loop=Loop(optimizer=lbfgs, augment=shaken))
+    assert len(drawn) == 3
+    seen = [(inputs, targets) for inputs, (_, targets) in zip(drawn, data()[:3], strict=True)]
+    train(theirs, seen, Training(iterations=3), loop=Loop(optimizer=lbfgs))
+    close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "l1", "strength": 0.1},
+        {"name": "l2", "strength": 0.1},
+        {"name": "l0", "density": 0.5},
+        {"name": "group_lasso", "strength": 0.1, "form": "subgradient"},
+    ],
+)
+def test_what_adds_to_gradients_is_refused_where_they_come_inside_a_step(settings: dict[str, Any]) -> None:
+    """It did nothing at all: the closure takes the gradients anew."""
+    ours = net()
+    before, names = copied(ours), list(ours.state_dict())
+    with pytest.raises(
+        InputError, match=r"acts on the gradients just before a step, but LBFGS works them out"
+    ):
+        train(
+            ours,
+            data(),
+            Training.parse({"iterations": 3, "regularize": [settings]}),
+            loop=Loop(optimizer=lambda parameters: torch.optim.LBFGS(parameters)),
+        )
+    assert same(before, copied(ours))
+    assert list(ours.state_dict()) == names
+
+
+def test_movement_is_refused_where_gradients_come_inside_a_step() -> None:
+    inputs, targets = blobs(90, dtype=torch.float64)
+    ours = net()
+    before = copied(ours)
+    loop = Loop(optimizer=lambda parameters: torch.optim.LBFGS(parameters))
+    with pytest.raises(InputError, match="a part of the recipe: acts on the gradients"):
+        prune(ours, movement(0.5), (inputs, targets), loop=loop)
+    with pytest.raises(InputError, match="a part of the recipe: acts on the gradients"):
+        movement(0.5).attach(ours, torch.optim.LBFGS(ours.parameters()))
+    assert same(before, copied(ours))
+
+
+def test_the_average_of_a_network_with_gates() -> None:
+    """The gates are averaged with the weights, and hardened then."""
+    ours = net()
+    l0 = {"name": "l0", "of": "weights", "density": 0.25, "ramp": 2}
+    warm = Recipe.parse(
+        {
+            "warm_up": {"iterations": 6, "regularize": [l0]},
+            "allocation": "zeros",
+            "schedule": "allocation_decides",
+        }
+    )
+    pruned = prune(ours, warm, data(), loop=Loop(optimizer=adam, average=AveragedModel))
+    assert pruned.masks.kept == round(0.25 * pruned.masks.total)
 
 
 def test_the_average_is_what_is_left() -> None:

@@ -52,10 +52,11 @@ class Task:
             By default the network's own loss where it gives one, else cross-entropy for class numbers and
             the squared error for real values.
         metrics: what the network is measured by besides, by names: functions (outputs, targets) -> the mean
-            over a batch; see `prunekit.measure.metrics`.
+            over a batch; one that is called `accuracy` stands in for the usual one. See
+            `prunekit.measure.metrics`.
 
     Raises:
-        InputError: if the loss is neither a name nor callable, or a metric is not.
+        InputError: if the loss is neither a name nor callable, or a metric is not, or is called `loss`.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Task:
             raise InputError(f"loss is the class {loss.__name__}: give one of it, {loss.__name__}()")
         if not (loss is None or isinstance(loss, str) or callable(loss)):
             raise InputError(f"loss must be a function (outputs, targets) -> a scalar, not {shown(loss)}")
+        if "loss" in (metrics or {}):
+            raise InputError("metrics: 'loss' is what the task's own loss is called: give it another name")
         for name, metric in (metrics or {}).items():
             if not callable(metric):
                 raise InputError(

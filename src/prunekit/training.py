@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,7 +24,7 @@ from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.modes import keeping_modes
 from prunekit.parts.augment import Augment, augmented
 from prunekit.parts.base import BatchLoss
-from prunekit.parts.regularize import Regularizer
+from prunekit.parts.regularize import Regularizer, check_gradients_are_there, needs_closure
 from prunekit.seeds import derive, seeded
 from prunekit.settings import EPOCHS, LARGE, WHOLE, Settings, checked_seed, whole
 from prunekit.targets import device_of, unwrap
@@ -392,10 +391,10 @@ def train(
                 if report is not None:
                     report(step + 1 - first, end - first)
         stepping.finish()
-        if masks is not None and loop.average is not None:
-            masks.apply(model)
         if end > start and not _are_finite(model):  # the last step may be the one that was too long
             raise TrainingError(f"weights are not finite after step {end}: lower the learning rate")
+    if masks is not None and loop.average is not None:
+        masks.apply(model)
     if part is not None:
         part.keep(model, optimizer, masks)
     return Trained(max(end - start, 0), mean)
@@ -426,13 +425,13 @@ class _Stepping:
         self._autocast: Callable[[], Any] = nullcontext
         if loop.precision is not None:
             self._autocast = partial(torch.autocast, kind, dtype=loop.precision)
-        closure = inspect.signature(optimizer.step).parameters.get("closure")
-        self._closure = closure is not None and closure.default is closure.empty
+        self._closure = needs_closure(optimizer)
         if hasattr(optimizer, "train"):  # schedule-free ones train at other weights than they give
             optimizer.train()
 
     def step(self, batches: Sequence[Batch]) -> Tensor | None:
         """One step of the optimizer: the loss before it; None where all targets are ignored."""
+        batches = [self._changed(batch) for batch in batches]  # once, however often a closure asks for them
         if self._closure:
             loss = torch.as_tensor(self._optimizer.step(lambda: self._backward(batches)))  # type: ignore
         else:
@@ -482,9 +481,8 @@ class _Stepping:
         return loss
 
     def _loss(self, batch: Batch, *, counted: bool) -> tuple[Tensor, float]:
-        task, batch = self._task, batch.to(self._device)
+        task = self._task
         with self._autocast(), explaining(ModelError, lambda: _CANNOT.format(batch.described)):
-            batch = batch if self._augment is None else self._augment(batch)
             outputs = task.run(self._model, batch)
             loss = task.loss(outputs, batch.targets)
             if self._batch_loss is not None:
@@ -497,6 +495,12 @@ class _Stepping:
         if bool(loss.isnan()) and not task.terms(outputs, batch.targets):
             return loss.new_zeros(()), 0.0
         return loss, 1.0
+
+    def _changed(self, batch: Batch) -> Batch:
+        """The batch where the network is, with the inputs that it is trained on."""
+        batch = batch.to(self._device)
+        with explaining(ModelError, lambda: _CANNOT.format(batch.described)):
+            return batch if self._augment is None else self._augment(batch)
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self._scaler is None else self._scaler.scale(loss)
@@ -566,6 +570,7 @@ def _attached(
     handles: list[Any] = []
     try:
         if before_step is not None:  # before penalties add to the gradients
+            check_gradients_are_there("a part of the recipe", optimizer)
             handles.append(optimizer.register_step_pre_hook(lambda *_: before_step()))
         for regularizer in training.regularize:
             known = {"example_inputs": example} if regularizer.by_example else {}

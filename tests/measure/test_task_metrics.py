@@ -177,3 +177,13 @@ def test_yes_and_no_by_one_output_have_no_accuracy() -> None:
     inputs, targets = blobs(40)
     task = Task(lambda outputs, targets: F.binary_cross_entropy_with_logits(outputs[:, 0], targets.double()))
     assert set(metrics(mlp(10, 8, 1), (inputs, targets % 2), task=task)) == {"loss"}
+
+
+def test_a_metric_may_stand_in_for_the_accuracy_but_not_for_the_loss() -> None:
+    inputs, targets = blobs(40)
+    found = metrics(
+        mlp(10, 8, 3), (inputs, targets), task=Task(metrics={"accuracy": lambda outputs, targets: 7.0})
+    )
+    assert found["accuracy"] == 7.0
+    with pytest.raises(InputError, match="metrics: 'loss' is what the task's own loss is called"):
+        Task(metrics={"loss": lambda outputs, targets: 7.0})

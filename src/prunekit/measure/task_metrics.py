@@ -64,7 +64,7 @@ def metrics(
                 add("loss", task.loss(outputs, targets), task.terms(outputs, targets))
                 marked = task.marked(targets)
                 right = _right(task, outputs, marked)
-                if right is not None:
+                if right is not None and "accuracy" not in task.metrics:
                     add("accuracy", right.double().mean(), len(right))
                 for name, metric in task.metrics.items():
                     add(name, metric(outputs, targets), PLAIN.terms(outputs, marked))

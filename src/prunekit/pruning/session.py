@@ -22,9 +22,10 @@ from prunekit.errors import DataError, InputError, ModelError, StarvedLayerWarni
 from prunekit.graph.surgery import count_parameters
 from prunekit.history import Pruned, Record
 from prunekit.losses import one_tensor
-from prunekit.masks import MaskedOptimizer, Masks, check_attachable
+from prunekit.masks import MaskedOptimizer, Masks, check_attachable, hooked
 from prunekit.modes import Snapshot, evaluating
 from prunekit.parts.context import StepContext
+from prunekit.parts.regularize import check_gradients_are_there
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.schedule import Step
 from prunekit.parts.stopping import Held, Stopped
@@ -491,6 +492,9 @@ class Session:
         if self._masked is not None and self._masked.optimizers:
             raise InputError("the session is attached to an optimizer already: detach() it first")
         check_attachable(self.model, optimizer, self.masks)
+        if self._trainings.acting:
+            for each in hooked(optimizer):
+                check_gradients_are_there("a part of the recipe", each)
         self._check_attachable(every)
         if not self.done:
             self._try_data(retraining=False)

@@ -1,9 +1,18 @@
 """What acts during training: penalties, group lasso, gates and dropout, on any model and any optimizer."""
 
-from prunekit.parts.regularize.base import Regularizer
+from prunekit.parts.regularize.base import Regularizer, check_gradients_are_there, needs_closure
 from prunekit.parts.regularize.dropout import Dropout
 from prunekit.parts.regularize.gates import L0
 from prunekit.parts.regularize.group_lasso import GroupLasso
 from prunekit.parts.regularize.penalties import L1, L2
 
-__all__ = ["L0", "L1", "L2", "Dropout", "GroupLasso", "Regularizer"]
+__all__ = [
+    "L0",
+    "L1",
+    "L2",
+    "Dropout",
+    "GroupLasso",
+    "Regularizer",
+    "check_gradients_are_there",
+    "needs_closure",
+]

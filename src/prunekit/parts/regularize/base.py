@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -9,8 +10,28 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunekit.batches import Inputs
+from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.parts.base import Part
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether an optimizer works out the gradients itself, inside its step."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
+
+
+def check_gradients_are_there(who: str, optimizer: Optimizer) -> None:
+    """Refuse an optimizer whose gradients are not there before its step.
+
+    Raises:
+        InputError: naming who looks at them or adds to them then.
+    """
+    if needs_closure(optimizer):
+        raise InputError(
+            f"{who}: acts on the gradients just before a step, but {type(optimizer).__name__} works them out "
+            "inside it, by a closure: train with an optimizer that needs none"
+        )
 
 
 class Regularizer(Part):

@@ -20,7 +20,7 @@ from prunekit.graph.members import entries
 from prunekit.masks import Masks, lowest
 from prunekit.measure.counts import count
 from prunekit.parts.granularity import Elements, Granularity, Unit, Weight
-from prunekit.parts.regularize.base import Regularizer
+from prunekit.parts.regularize.base import Regularizer, check_gradients_are_there
 from prunekit.settings import LARGE, WHOLE
 from prunekit.targets import owner_of, unwrap
 
@@ -368,6 +368,7 @@ class L0(Regularizer):
         """
         inner = unwrap(model)
         self.check(inner)
+        check_gradients_are_there(self.name, optimizer)
         elements = self._granularity.elements(inner, None, (), example_inputs)
         for name, mask in (masks or {}).items():
             if not bool(mask.all()):

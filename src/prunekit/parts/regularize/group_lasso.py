@@ -17,7 +17,7 @@ from prunekit.graph import Member
 from prunekit.graph.capture import made_up_inputs
 from prunekit.masks import Masks
 from prunekit.parts.granularity import INPUTS_FIRST, Kind, Unit, check_one_input, shaped_targets
-from prunekit.parts.regularize.base import Regularizer
+from prunekit.parts.regularize.base import Regularizer, check_gradients_are_there
 from prunekit.settings import LARGE
 from prunekit.targets import find_targets, unwrap
 
@@ -80,6 +80,8 @@ class GroupLasso(Regularizer):
         example_inputs: Inputs | None = None,
     ) -> list[Any]:
         """A hook after the optimizer's step, and one before it for the form `subgradient`."""
+        if self.form == "subgradient":
+            check_gradients_are_there(f"{self.name} 'subgradient'", optimizer)
         found = list(self._found(model, example_inputs))
 
         @torch.no_grad()

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from prunekit.batches import Inputs
 from prunekit.errors import InputError
 from prunekit.masks import Masks
-from prunekit.parts.regularize.base import Regularizer
+from prunekit.parts.regularize.base import Regularizer, check_gradients_are_there
 from prunekit.settings import LARGE
 
 
@@ -54,6 +54,7 @@ class _Penalty(Regularizer):
     ) -> list[Any]:
         """A hook before the optimizer's step."""
         self.check(model)
+        check_gradients_are_there(self.name, optimizer)
         weights = self._penalised(model)
 
         @torch.no_grad()
