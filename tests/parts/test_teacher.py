@@ -169,3 +169,28 @@ def test_a_teacher_is_run_as_the_task_says():
     found = prune(mlp(10, 8, 3), chosen, (inputs, targets), task=Scaled()).model.state_dict()
     for name, value in found.items():
         torch.testing.assert_close(value, wanted[name])
+
+
+def test_a_given_teacher_is_tried_as_the_task_runs_it():
+    """Both take inputs that only the task's own run makes for them."""
+
+    class Doubled(Task):
+        def run(self, model, batch):
+            return {"rows": model(torch.cat([batch.inputs, batch.inputs], 1))}
+
+        def tensor(self, outputs, what):
+            return outputs["rows"]
+
+        def loss(self, outputs, targets):
+            return cross_entropy(outputs["rows"], targets)
+
+        def loss_name(self, targets):
+            return "cross_entropy"
+
+    inputs, targets = blobs()
+    chosen = recipe(teacher={**TEACHER, "of": "given"})
+    Session(mlp(20, 12, 3), chosen, data=(inputs, targets), teacher=mlp(20, 30, 3), task=Doubled())
+    with pytest.raises(
+        InputError, match=r"outputs are of the shape \(2, 4\), those of the network of \(2, 3\)"
+    ):
+        Session(mlp(20, 12, 3), chosen, data=(inputs, targets), teacher=mlp(20, 30, 4), task=Doubled())

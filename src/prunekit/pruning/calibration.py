@@ -285,8 +285,8 @@ def _share(norm: _NormBase, here: int, total: float) -> None:
         )
 
 
-def two_examples(model: nn.Module, data: Batches) -> Inputs:
-    """Inputs that a network can be run on, on its device.
+def two_examples(model: nn.Module, data: Batches) -> Batch:
+    """Two examples that a network can be run on, on its device.
 
     Raises:
         DataError: if there are none, on one of the processes.
@@ -297,7 +297,7 @@ def two_examples(model: nn.Module, data: Batches) -> Inputs:
     if batch is None or without:
         where = on_processes(without, processes)
         raise DataError(f"the data is empty{where}: there is no example to run the network on")
-    return batch.examples(0, 2).to(device).inputs
+    return batch.examples(0, 2).to(device)
 
 
 # ---- a network tried on examples before anything long begins -------------------------------------------

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunekit.batches import Batches, Inputs, as_batches, feed
+from prunekit.batches import Batches, Inputs, as_batches
 from prunekit.digests import KEY
 from prunekit.errors import DataError, InputError, ModelError, StarvedLayerWarning, explaining, shown
 from prunekit.graph.surgery import count_parameters
 from prunekit.history import Pruned, Record
-from prunekit.losses import one_tensor
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable, hooked
 from prunekit.modes import Snapshot, evaluating
 from prunekit.parts.context import StepContext
@@ -156,7 +155,7 @@ class Session:
         self._may_fail = recipe.trains or recipe.stop.needs_data or recipe.repair.changes
         stateful = recipe.parts_with("initial_state")
         if recipe.by_example and example_inputs is None and self._data is not None:
-            example_inputs = two_examples(model, self._data)
+            example_inputs = two_examples(model, self._data).inputs
         self.plan: Plan = recipe.plan(model, example_inputs)
         elements = self.plan.elements
         self._inner = elements.model
@@ -621,11 +620,12 @@ class Session:
                 "the teacher is the network that is pruned: take 'of: before', or give copy.deepcopy(model)"
             )
         if self._data is not None:
-            inputs = two_examples(self.model, self._data)
+            batch = two_examples(self.model, self._data)
             with torch.no_grad(), evaluating(self._inner, teacher):
                 with explaining(ModelError, lambda: "the teacher cannot be run on the data"):
-                    outputs = one_tensor(feed(teacher, inputs), "teacher")
-                check_fit(outputs, one_tensor(feed(self._inner, inputs), "teacher"), "teacher")
+                    wanted = self.task.run(teacher, batch)
+                found = self.task.run(self._inner, batch)
+            check_fit(self.task.tensor(wanted, "teacher"), self.task.tensor(found, "teacher"), "teacher")
         return teacher
 
     def _who_needs_data(self) -> str:
