@@ -185,6 +185,21 @@ def test_synflow_leaves_the_network_as_it_is_and_reads_no_words():
         scored(SynFlow(), Tied(), (torch.randint(11, (4, 5)), torch.randint(11, (4,))))
 
 
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(6), nn.GroupNorm(2, 6), nn.RMSNorm(6), nn.Softmax(1), nn.BatchNorm1d(6)]
+)
+def test_synflow_is_refused_where_the_flow_is_no_sum_over_paths(norm):
+    """A norm of what comes in takes away what a larger weight brings; one by running statistics does not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), norm, nn.ReLU(), nn.Linear(6, 3))
+    data = (torch.randn(8, 4), torch.randint(3, (8,)))
+    if isinstance(norm, nn.BatchNorm1d):
+        assert all(bool((score >= 0).all()) for score in scored(SynFlow(), model, data).values())
+        return
+    with pytest.raises(InputError, match=r"synaptic flow falls where '0\.weight' grows"):
+        scored(SynFlow(), model, data)
+
+
 @pytest.mark.parametrize("pack", [tuple, lambda pair: dict(zip(("b", "a"), reversed(pair), strict=True))])
 def test_synflow_of_several_inputs_feeds_ones_to_each(pack):
     class Sum(nn.Module):

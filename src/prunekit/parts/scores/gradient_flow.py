@@ -20,6 +20,9 @@ from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.settings import LARGE
 from prunekit.statistics import Collector, StatContext, Statistic, means_over_processes
 
+ROUNDING = 1e-9
+"""By how much of the largest derivative a sum over all paths, in float64, may be below zero."""
+
 
 class GraSP(Score):
     """w (H g): what is lost of the squared norm of the gradient, to first order, when the weight is removed.
@@ -55,6 +58,9 @@ class SynFlow(Score):
     their absolute values: for ReLU networks, the sum over all paths of the product of their weights. What is
     removed is always the least of what is left, so many small steps never cut a layer through. It looks at
     no example; of the data it takes the shape. Meant for networks before training.
+
+    A network where the flow falls as a weight grows is refused: behind norms that take the mean and deviation
+    of what comes in (`LayerNorm`, `GroupNorm`) and in attention, R is no sum over paths.
     """
 
     name = "synflow"
@@ -224,6 +230,14 @@ class _SynapticFlow(_Flow):
         if not flow.requires_grad:  # none of these weights is on a path that is differentiated
             return {name: torch.zeros_like(weight) for name, weight in weights.items()}
         found = torch.autograd.grad(flow, list(weights.values()), materialize_grads=True)
+        most = max(float(each.abs().max()) for each in found if each.numel())
+        for name, each in zip(weights, found, strict=True):
+            if each.numel() and float(each.min()) < -ROUNDING * most:
+                raise InputError(
+                    f"the synaptic flow falls where {name!r} grows, so that it is no sum over paths: the "
+                    "network normalises what flows (LayerNorm, GroupNorm, softmax) or subtracts: use another "
+                    "score"
+                )
         return dict(zip(weights, found, strict=True))
 
 
