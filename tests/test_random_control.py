@@ -47,6 +47,28 @@ def test_it_takes_as_many_of_each_layer_after_each_round(name: str) -> None:
     assert Recipe.from_yaml(control.recipe.to_yaml()) == control.recipe
 
 
+def test_what_a_penalty_has_chosen_is_trained_without_it_and_then_drawn() -> None:
+    lasso = {"name": "group_lasso", "strength": 1.0, "targets": ["0", "2"]}
+    training = {"iterations": 60, "batch_size": 64, "optimizer": "sgd", "lr": 0.05, "regularize": [lasso]}
+    chosen = recipe(
+        granularity="unit",
+        allocation="zeros",
+        warm_up=training,
+        schedule={"name": "allocation_decides"},
+        retrain=SHORT,
+    )
+    model, data = mlp(12, 16, 8, 4), blobs(64, 12, 4)
+    method = prune(copy.deepcopy(model), chosen, data, seed=1)
+    control = prune(copy.deepcopy(model), method.random_control(), data, seed=1)
+    assert 0 < method.history[-1].kept < method.history[-1].total
+    assert control.history[-1].layers == method.history[-1].layers
+    # nothing has shrunk what stays, as it has in the method
+    assert control.recipe.warm_up == chosen.warm_up.model_copy(update={"regularize": ()})
+    alone = prune(copy.deepcopy(model), chosen.model_copy(update={"warm_up": control.recipe.warm_up}), data)
+    assert alone.history[-1].kept == alone.history[-1].total
+    assert any(not torch.equal(mask, method.kept[each]) for each, mask in control.kept.items())
+
+
 LINEAR = {"name": "linear", "sparsity": 0.9, "steps": 6}
 
 

@@ -12,7 +12,7 @@ from prunekit.errors import InputError
 from prunekit.graph import Coupled, ShrinkResult, shrink, shrink_columns, shrink_dead
 from prunekit.graph.shrinking import shrink_pieces
 from prunekit.masks import Masks
-from prunekit.parts.allocation import Recorded
+from prunekit.parts.allocation import Recorded, Zeros
 from prunekit.parts.granularity import FilterShape
 from prunekit.parts.repair import NoRepair
 from prunekit.parts.retrain import Reinitialize
@@ -172,7 +172,8 @@ def random_control(
     A random choice over the whole network takes the same share of every layer; a method that spares small
     layers beats it by that alone. This one takes of every layer what the method takes, so that what is left
     between them is the choice within layers. A training that the method's score asks for before the first
-    removal is not done. It has no stop of its own, and ends with the step with which the method has ended.
+    removal is not done; one that itself brings to zero what goes is done without what acts in it. The control
+    has no stop of its own, and ends with the step with which the method has ended.
 
     Args:
         recipe: of the method.
@@ -188,6 +189,8 @@ def random_control(
         # statistics that are taken once serve one ranking
         "rank": recipe.rank if recipe.statistics == "once" else "every_step",
     }
+    if isinstance(recipe.allocation, Zeros) and recipe.warm_up is not None:
+        changed["warm_up"] = recipe.warm_up.model_copy(update={"regularize": ()})
     if removed is not None and not recipe.granularity.even:  # a pattern takes the same of every layer
         layers = 1 if recipe.order == "all" else len(names)
         last = max(removed, default=0)

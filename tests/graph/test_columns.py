@@ -64,9 +64,61 @@ def test_some_columns_of_a_convolution_against_loops(settings):
     columns = [1, 4, 5, 11, 16]
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
     few = ColumnConv2d(conv, torch.tensor(columns))
+    assert few.rectangle is None
     wanted = by_hand(conv, columns, x)
     torch.testing.assert_close(few(x), wanted)
     torch.testing.assert_close(few(x[0]), wanted[0])
+
+
+def rectangle(kernel: tuple[int, int], channels: list[int], rows: range, places: range) -> list[int]:
+    height, width = kernel
+    return [(c * height + i) * width + j for c in channels for i in rows for j in places]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"stride": (1, 2), "padding": (2, 1)},
+        {"dilation": (1, 2), "padding": 3, "bias": False},
+        {"stride": 2, "dilation": 2, "padding": "valid"},
+    ],
+)
+@pytest.mark.parametrize(
+    ("channels", "rows", "places"),
+    [([0, 1, 2], range(1, 3), range(2, 3)), ([0, 2], range(4), range(3)), ([1], range(3, 4), range(1))],
+)
+def test_a_rectangle_of_every_channel_is_a_smaller_kernel(settings, channels, rows, places):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 2, (4, 3), **settings).double()
+    columns = rectangle((4, 3), channels, rows, places)
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    few = ColumnConv2d(conv, torch.tensor(columns))
+    assert few.rectangle == (rows[0], rows[-1], places[0], places[-1])
+    if settings.get("padding") == "valid":
+        conv.padding = (0, 0)
+    wanted = by_hand(conv, columns, x)
+    torch.testing.assert_close(few(x), wanted)
+    torch.testing.assert_close(few(x[0]), wanted[0])
+    assert count(few, x).macs == len(columns) * 2 * wanted[0, 0].numel()
+
+
+def test_what_is_no_rectangle_of_every_channel_is_none():
+    conv = nn.Conv2d(2, 3, 3)
+    for columns in ([0, 2, 9, 11], [0, 1, 9, 10, 11], [0, 1, 3], [0, 1, 10, 11]):
+        assert ColumnConv2d(conv, torch.tensor(columns)).rectangle is None
+
+
+def test_the_kernel_is_that_of_the_columns_that_are_loaded():
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(2, 3, 3), torch.randn(2, 2, 6, 6)
+    small = ColumnConv2d(conv, torch.tensor([4, 5, 13, 14]))
+    scattered = ColumnConv2d(conv, torch.tensor([0, 5, 9, 16]))
+    for one, other in itertools.permutations((small, scattered)):
+        one = copy.deepcopy(one)
+        one.load_state_dict(other.state_dict())
+        assert one.rectangle == other.rectangle
+        torch.testing.assert_close(one(x), other(x))
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
@@ -74,12 +126,20 @@ def test_padding_of_other_kinds(mode):
     conv = nn.Conv2d(2, 3, 3, padding="same", padding_mode=mode)
     x = torch.randn(2, 2, 6, 5)
     torch.testing.assert_close(ColumnConv2d(conv, torch.arange(18))(x), conv(x))
+    columns = rectangle((3, 3), [1], range(1, 3), range(2))
+    few = ColumnConv2d(conv, torch.tensor(columns))
+    with torch.no_grad():
+        gone = torch.ones(18, dtype=torch.bool)
+        gone[columns] = False
+        conv.weight.flatten(1)[:, gone] = 0.0
+    torch.testing.assert_close(few(x), conv(x))
 
 
-def test_the_gradients_are_those_of_the_columns_that_are_left():
+@pytest.mark.parametrize("columns", [[0, 3, 10, 17], [4, 5, 13, 14]])
+def test_the_gradients_are_those_of_the_columns_that_are_left(columns):
     torch.manual_seed(0)
     conv, x = nn.Conv2d(2, 3, 3).double(), torch.randn(2, 2, 5, 5, dtype=torch.float64)
-    columns = torch.tensor([0, 3, 10, 17])
+    columns = torch.tensor(columns)
     few = ColumnConv2d(conv, columns)
     with torch.no_grad():
         gone = torch.ones(18, dtype=torch.bool)
@@ -112,6 +172,26 @@ def test_shrinking_takes_the_columns_out_and_the_function_stays():
     }
     with pytest.raises(InputError, match="taken out already"):
         pruned.shrink(x)
+
+
+def test_a_network_with_a_smaller_kernel_is_proven_saved_loaded_and_exported(tmp_path):
+    model, x = net(padding=1), torch.randn(6, 2, 8, 7)
+    with torch.no_grad():
+        model[0].weight[:, :, 0] = 0.0
+        model[0].weight[:, :, :, 2] = 0.0
+    recipe = {"granularity": "filter_shape", "allocation": "zeros"}
+    pruned = prune(model, Recipe.parse({**recipe, "schedule": {"name": "allocation_decides"}}))
+    masked = copy.deepcopy(model).eval()
+    pruned.shrink(x)
+    assert model[0].rectangle == (1, 2, 0, 1)
+    torch.testing.assert_close(model.eval()(x), masked(x))
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), masked(x))
+    save_pretrained(pruned, tmp_path / "net")
+    fresh = net(seed=1, padding=1)
+    load_pretrained(tmp_path / "net", fresh)
+    assert fresh[0].rectangle == (1, 2, 0, 1)
+    assert torch.equal(fresh.eval()(x), model(x))
 
 
 def test_a_shrunk_network_is_saved_and_loaded(tmp_path):
