@@ -78,10 +78,11 @@ def test_a_given_teacher_is_left_alone_and_not_saved():
     assert "parts" not in session.state_dict()
 
 
+@pytest.mark.parametrize("part", [TEACHER, {"name": "features", "layers": ["2"]}])
 @pytest.mark.parametrize("of", ["before", "given"])
-def test_a_copy_and_a_resumed_session_go_on_to_the_same_bits(of):
+def test_a_copy_and_a_resumed_session_go_on_to_the_same_bits(of, part):
     teacher = mlp(10, 4, 3, seed=3) if of == "given" else None
-    chosen = recipe("continued", {**TEACHER, "of": of}, steps=3)
+    chosen = recipe("continued", {**part, "of": of}, steps=3)
 
     def begun(seed=0):
         return Session(mlp(10, 12, 3, seed=seed), chosen, data=blobs(), teacher=teacher)
@@ -141,7 +142,7 @@ def test_what_is_refused():
         ({"retrain": "none"}, "acts on a retraining"),
         ({"retrain": "distill"}, "has a teacher of its own"),
         ({"teacher": {"name": "logits", "of": "x"}}, "of"),
-        ({"teacher": "oracle"}, "names are: logits"),
+        ({"teacher": "oracle"}, "names are: features, logits"),
     ):
         with pytest.raises(InputError, match=message):
             Recipe.parse({**recipe().to_dict(), **more})
@@ -194,3 +195,114 @@ def test_a_given_teacher_is_tried_as_the_task_runs_it():
         InputError, match=r"outputs are of the shape \(2, 4\), those of the network of \(2, 3\)"
     ):
         Session(mlp(20, 12, 3), chosen, data=(inputs, targets), teacher=mlp(20, 30, 4), task=Doubled())
+
+
+def test_features_against_a_loop_by_hand():
+    """Hints of two layers, one of another name, with gradients by autograd on functions of the weights."""
+    inputs, targets = blobs()
+    data = (inputs.double(), targets)
+    model = mlp(10, 12, 3, dtype=torch.float64)
+    teacher = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 3)).double()
+    features = {"name": "features", "of": "given", "layers": {"0": "0", "2": "3"}, "strength": 0.3}
+    session = Session(model, recipe(teacher=features, steps=1), data=data, teacher=teacher)
+    begun = []
+    next(iter(model.parameters())).register_hook(
+        lambda _: begun.append(copy.deepcopy(model.state_dict())) if not begun else None
+    )
+    list(session.run())
+    w1, b1, w2, b2 = (value.requires_grad_() for value in begun[0].values())
+    teacher.eval()
+    with torch.no_grad():
+        t1, t2 = teacher[0](data[0]), teacher(data[0])
+    for _ in range(3):
+        s1 = data[0] @ w1.T + b1
+        s2 = s1.relu() @ w2.T + b2
+        apart = [((s - t) ** 2).sum() / (t**2).sum() for s, t in ((s1, t1), (s2, t2))]
+        loss = cross_entropy(s2, targets) + 0.3 * sum(apart) / 2
+        for value, grad in zip((w1, b1, w2, b2), torch.autograd.grad(loss, (w1, b1, w2, b2)), strict=True):
+            value.data -= (
+                SGD["lr"]
+                * grad
+                * (session.masks.get("0.weight" if value is w1 else "2.weight") if value.dim() > 1 else 1)
+            )
+    for found, wanted in zip(model.parameters(), (w1, b1, w2, b2), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_features_of_the_network_before_are_those_of_all_layers_that_fit_and_leave_no_hooks():
+    inputs, targets = blobs()
+    model = mlp(10, 12, 3)
+    features = {"name": "features", "layers": ["*"], "strength": 1.0}
+    with_hints = prune(model, recipe(teacher=features), (inputs, targets)).model
+    without = prune(mlp(10, 12, 3), recipe(teacher=None), (inputs, targets)).model
+    dense = mlp(10, 12, 3)
+    with torch.no_grad():
+        closer, further = (
+            float((each(inputs) - dense(inputs)).square().mean()) for each in (with_hints, without)
+        )
+    assert closer < 0.7 * further
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("of", ["before", "given"])
+def test_features_in_a_loop_of_ones_own_and_of_a_copy(of):
+    """The copy of a session half way learns from the same hints: to rounding, as it runs a batch again."""
+    inputs, targets = blobs()
+    features = {"name": "features", "of": of, "layers": ["0"]}
+    teacher = {"teacher": mlp(10, 12, 3, seed=3)} if of == "given" else {}
+    model = mlp(10, 12, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    session = recipe(teacher=features, steps=2).attach(model, optimizer, **teacher)
+
+    def step(session, optimizer):
+        optimizer.zero_grad()
+        session.training_loss(inputs, session.model(inputs), targets).backward()
+        optimizer.step()
+
+    session.advance()
+    step(session, optimizer)
+    memo = {}
+    twin = copy.deepcopy(session, memo)
+    other = twin._masked.optimizers[0]
+    for _ in range(3):
+        step(session, optimizer)
+    for _ in range(3):
+        step(twin, other)
+    for a, b in zip(session.model.parameters(), twin.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_features_of_two_batches_that_are_run_before_their_losses():
+    """Each is compared with the teacher on its own batch."""
+    inputs, targets = blobs()
+    halves = inputs[:20], inputs[20:50]
+    model, teacher = mlp(10, 12, 3), mlp(10, 12, 3, seed=3)
+    features = {"name": "features", "of": "given", "layers": ["0"]}
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    session = recipe(teacher=features, steps=1).attach(model, optimizer, teacher=teacher)
+    session.advance()
+    for _ in range(2):
+        outputs = [model(half) for half in halves]
+        for half, output, own in zip(halves, outputs, (targets[:20], targets[20:50]), strict=True):
+            found = session.training_loss(half, output, own) - cross_entropy(output, own)
+            wanted = teacher[0](half)
+            apart = (model[0](half) - wanted).square().sum() / wanted.square().sum()
+            torch.testing.assert_close(found, apart)
+
+
+def test_features_that_do_not_fit_are_refused_before_a_weight_changes():
+    inputs, targets = blobs()
+
+    def refused(layers, match, teacher=None):
+        model = mlp(10, 12, 3)
+        before = copy.deepcopy(model.state_dict())
+        features = {"name": "features", "layers": layers, "of": "given" if teacher else "before"}
+        with pytest.raises(InputError, match=match):
+            prune(model, recipe(teacher=features), (inputs, targets), teacher=teacher)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert not any(module._forward_hooks for module in model.modules())
+
+    refused(["fc*"], r"layers: 'fc\*' matches no module; modules are: 0, 1, 2")
+    refused({"0": "7"}, "the teacher has no module '7'")
+    refused({"7": "0"}, "the network has no module '7'")
+    refused(["0"], r"'0' gives \(2, 12\), and '0' of the teacher \(2, 30\)", mlp(10, 30, 3))

@@ -18,17 +18,16 @@ from torch.optim import Optimizer
 
 from prunekit.batches import Batches, Inputs, as_batches
 from prunekit.digests import KEY
-from prunekit.errors import DataError, InputError, ModelError, StarvedLayerWarning, explaining, shown
+from prunekit.errors import DataError, InputError, StarvedLayerWarning, shown
 from prunekit.graph.surgery import count_parameters
 from prunekit.history import Pruned, Record
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable, hooked
-from prunekit.modes import Snapshot, evaluating
+from prunekit.modes import Snapshot
 from prunekit.parts.context import StepContext
 from prunekit.parts.regularize import check_gradients_are_there
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.schedule import Step
 from prunekit.parts.stopping import Held, Stopped
-from prunekit.parts.teacher import check_fit
 from prunekit.pruning.calibration import Calibration, norms_with_statistics, two_examples
 from prunekit.pruning.scoring import Scorer
 from prunekit.pruning.state import Owner, State, digest_of, read_state
@@ -600,32 +599,27 @@ class Session:
         return twin
 
     def _checked(self, teacher: nn.Module | None) -> nn.Module | None:
-        """The teacher, if the recipe learns from one that is given and its outputs fit."""
-        wanted = self.recipe.teacher is not None and self.recipe.teacher.of == "given"
+        """The teacher, if the recipe learns from one that is given; what the recipe learns from must fit."""
+        part = self.recipe.teacher
         if teacher is None:
-            if wanted:
+            if part is not None and part.of == "given":
                 raise InputError(
                     "the recipe's teacher is 'of: given', but none is given: give prune() teacher=a network, "
                     "or take 'of: before'"
                 )
-            return None
-        if not wanted:
+        elif part is None or part.of != "given":
             raise InputError(
                 "a teacher is given, but the recipe learns from none: set its teacher's 'of: given'"
             )
-        if not isinstance(teacher, nn.Module):
+        elif not isinstance(teacher, nn.Module):
             raise InputError(f"the teacher must be a torch.nn.Module, not {shown(teacher)}")
-        if unwrap(teacher) is self._inner:
+        elif unwrap(teacher) is self._inner:
             raise InputError(
                 "the teacher is the network that is pruned: take 'of: before', or give copy.deepcopy(model)"
             )
-        if self._data is not None:
+        if part is not None and self._data is not None:
             batch = two_examples(self.model, self._data)
-            with torch.no_grad(), evaluating(self._inner, teacher):
-                with explaining(ModelError, lambda: "the teacher cannot be run on the data"):
-                    wanted = self.task.run(teacher, batch)
-                found = self.task.run(self._inner, batch)
-            check_fit(self.task.tensor(wanted, "teacher"), self.task.tensor(found, "teacher"), "teacher")
+            part.check_teacher(self._inner, self._inner if teacher is None else teacher, batch, self.task)
         return teacher
 
     def _who_needs_data(self) -> str:
