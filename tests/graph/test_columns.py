@@ -64,13 +64,14 @@ def test_some_columns_of_a_convolution_against_loops(settings):
     columns = [1, 4, 5, 11, 16]
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
     few = ColumnConv2d(conv, torch.tensor(columns))
-    assert few.rectangle is None
+    assert few.kernel is None
     wanted = by_hand(conv, columns, x)
     torch.testing.assert_close(few(x), wanted)
     torch.testing.assert_close(few(x[0]), wanted[0])
 
 
-def rectangle(kernel: tuple[int, int], channels: list[int], rows: range, places: range) -> list[int]:
+def part(kernel: tuple[int, int], channels: list[int], rows: range, places: range) -> list[int]:
+    """The columns of a rectangle of some channels."""
     height, width = kernel
     return [(c * height + i) * width + j for c in channels for i in rows for j in places]
 
@@ -88,25 +89,40 @@ def rectangle(kernel: tuple[int, int], channels: list[int], rows: range, places:
     ("channels", "rows", "places"),
     [([0, 1, 2], range(1, 3), range(2, 3)), ([0, 2], range(4), range(3)), ([1], range(3, 4), range(1))],
 )
-def test_a_rectangle_of_every_channel_is_a_smaller_kernel(settings, channels, rows, places):
+@pytest.mark.parametrize("gone", [(), (0, -1)])
+def test_columns_that_fill_half_of_a_smaller_kernel_are_a_convolution_with_it(
+    settings, channels, rows, places, gone
+):
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 2, (4, 3), **settings).double()
-    columns = rectangle((4, 3), channels, rows, places)
+    whole = part((4, 3), channels, rows, places)
+    columns = sorted(set(whole) - {whole[each] for each in gone}) or whole
     x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
     few = ColumnConv2d(conv, torch.tensor(columns))
-    assert few.rectangle == (rows[0], rows[-1], places[0], places[-1])
+    assert few.kernel == (channels, rows, places)
     if settings.get("padding") == "valid":
         conv.padding = (0, 0)
     wanted = by_hand(conv, columns, x)
     torch.testing.assert_close(few(x), wanted)
     torch.testing.assert_close(few(x[0]), wanted[0])
-    assert count(few, x).macs == len(columns) * 2 * wanted[0, 0].numel()
+    assert count(few, x).macs == len(whole) * 2 * wanted[0, 0].numel()
 
 
-def test_what_is_no_rectangle_of_every_channel_is_none():
-    conv = nn.Conv2d(2, 3, 3)
-    for columns in ([0, 2, 9, 11], [0, 1, 9, 10, 11], [0, 1, 3], [0, 1, 10, 11]):
-        assert ColumnConv2d(conv, torch.tensor(columns)).rectangle is None
+@pytest.mark.parametrize(
+    ("columns", "channels", "rows", "places"),
+    [
+        ([0, 2], [0], range(1), range(3)),
+        ([4, 13], [0, 1], range(1, 2), range(1, 2)),
+        ([0, 1, 9, 10, 11], [0, 1], range(1), range(3)),
+        ([0, 4, 8], None, None, None),  # the diagonal of nine
+        ([0, 17], None, None, None),
+        ([0, 4, 8, 9, 13, 17, 1, 10, 2], [0, 1], range(3), range(3)),
+        ([0, 4, 8, 9, 13, 17, 1, 10], None, None, None),
+    ],
+)
+def test_the_smallest_kernel_that_holds_the_columns(columns, channels, rows, places):
+    few = ColumnConv2d(nn.Conv2d(2, 3, 3), torch.tensor(sorted(columns)))
+    assert few.kernel == (None if channels is None else (channels, rows, places))
 
 
 def test_the_kernel_is_that_of_the_columns_that_are_loaded():
@@ -117,7 +133,7 @@ def test_the_kernel_is_that_of_the_columns_that_are_loaded():
     for one, other in itertools.permutations((small, scattered)):
         one = copy.deepcopy(one)
         one.load_state_dict(other.state_dict())
-        assert one.rectangle == other.rectangle
+        assert one.kernel == other.kernel
         torch.testing.assert_close(one(x), other(x))
 
 
@@ -126,7 +142,7 @@ def test_padding_of_other_kinds(mode):
     conv = nn.Conv2d(2, 3, 3, padding="same", padding_mode=mode)
     x = torch.randn(2, 2, 6, 5)
     torch.testing.assert_close(ColumnConv2d(conv, torch.arange(18))(x), conv(x))
-    columns = rectangle((3, 3), [1], range(1, 3), range(2))
+    columns = part((3, 3), [1], range(1, 3), range(2))
     few = ColumnConv2d(conv, torch.tensor(columns))
     with torch.no_grad():
         gone = torch.ones(18, dtype=torch.bool)
@@ -135,7 +151,7 @@ def test_padding_of_other_kinds(mode):
     torch.testing.assert_close(few(x), conv(x))
 
 
-@pytest.mark.parametrize("columns", [[0, 3, 10, 17], [4, 5, 13, 14]])
+@pytest.mark.parametrize("columns", [[0, 3, 10, 17], [4, 5, 13, 14], [9, 11, 13, 15, 17]])
 def test_the_gradients_are_those_of_the_columns_that_are_left(columns):
     torch.manual_seed(0)
     conv, x = nn.Conv2d(2, 3, 3).double(), torch.randn(2, 2, 5, 5, dtype=torch.float64)
@@ -174,23 +190,26 @@ def test_shrinking_takes_the_columns_out_and_the_function_stays():
         pruned.shrink(x)
 
 
-def test_a_network_with_a_smaller_kernel_is_proven_saved_loaded_and_exported(tmp_path):
+def test_a_network_with_smaller_kernels_is_proven_saved_loaded_and_exported(tmp_path):
     model, x = net(padding=1), torch.randn(6, 2, 8, 7)
     with torch.no_grad():
         model[0].weight[:, :, 0] = 0.0
         model[0].weight[:, :, :, 2] = 0.0
+        model[3].weight[:, [0, 2]] = 0.0
+        model[3].weight[:, 1, 0, 0] = 0.0
     recipe = {"granularity": "filter_shape", "allocation": "zeros"}
     pruned = prune(model, Recipe.parse({**recipe, "schedule": {"name": "allocation_decides"}}))
     masked = copy.deepcopy(model).eval()
     pruned.shrink(x)
-    assert model[0].rectangle == (1, 2, 0, 1)
+    assert model[0].kernel == ([0, 1], range(1, 3), range(2))
+    assert model[3].kernel == ([1, 3], range(3), range(2))
     torch.testing.assert_close(model.eval()(x), masked(x))
     exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(exported(x), masked(x))
     save_pretrained(pruned, tmp_path / "net")
     fresh = net(seed=1, padding=1)
     load_pretrained(tmp_path / "net", fresh)
-    assert fresh[0].rectangle == (1, 2, 0, 1)
+    assert [fresh[each].kernel for each in (0, 3)] == [model[each].kernel for each in (0, 3)]
     assert torch.equal(fresh.eval()(x), model(x))
 
 

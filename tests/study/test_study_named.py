@@ -56,21 +56,26 @@ class TestEach:
         for study in studies_of(name):
             model, seen = create(study.model, SHAPES[study.dataset.name], 10, seed=0), []
             for cell in study.cells:
-                if cell.recipe.granularity.counts == "units":
+                granularity = cell.recipe.granularity
+                if granularity.counts == "units":
                     # what is coupled takes a second to find, and is the same for all that remove as much
-                    chosen = (cell.recipe.granularity, cell.recipe.allocation, cell.recipe.schedule)
+                    chosen = (granularity, cell.recipe.allocation, cell.recipe.schedule)
                     if chosen in seen:
                         continue
                     seen.append(chosen)
                 plan = cell.recipe.plan(model, torch.rand(2, *SHAPES[study.dataset.name]))
                 assert plan.steps
-                if cell.recipe.granularity.counts == "units" and plan.elements.coupled.chain is None:
+                if granularity.counts == "units" and plan.elements.coupled.chain is None:
                     assert all(target.kind == "units" for target in plan.elements.targets)
+                    continue
+                if granularity.name == "filter_shape" or getattr(granularity, "kinds", None) == ("filters",):
+                    convolutions = [p for p in model.parameters() if p.dim() == 4]
+                    assert len(plan.elements.targets) == len(convolutions)
                     continue
                 layers = len([p for p in model.parameters() if p.dim() > 1])
                 # the last layer's units are the network's outputs, and no maxout makes them
-                outputs = cell.recipe.granularity.counts != "weights"
-                inputs = getattr(cell.recipe.granularity, "inputs", False)
+                outputs = granularity.counts != "weights"
+                inputs = getattr(granularity, "inputs", False)
                 targets = layers - outputs + inputs - LEFT_OUT.get(study.dataset.name, 0)
                 assert len(plan.elements.targets) == targets
 
