@@ -17,6 +17,7 @@ from prunekit.masks import Masks, lowest
 from prunekit.methods import recipe as method
 from prunekit.parts.allocation import ERK, BelowMean, Global, Manual, NoPruning, PerLayer, Threshold
 from prunekit.parts.allocation.rules import share_out
+from prunekit.parts.schedule import Cubic
 from prunekit.pruning import prune
 from prunekit.recipe import Recipe
 from small_nets import mlp, recipe
@@ -232,6 +233,20 @@ class TestGiven:
         assert allocation.amounts(context_of(scores, None)) == {"fc1.weight": 90, "fc2.weight": 50, "out": 0}
         halfway = allocation.amounts(context_of(scores, None, round_=1, rounds=2))
         assert halfway == {"fc1.weight": 45, "fc2.weight": 25, "out": 0}
+
+    def test_a_cubic_ramp_is_the_cubic_schedule_of_each_layer(self):
+        scores = {"a": torch.rand(1000), "b": torch.rand(500)}
+        allocation = Manual(sparsities={"a": 0.8, "b": 0.5}, ramp="cubic")
+        for number, (a, b) in enumerate(
+            zip(
+                Cubic(sparsity=0.8, steps=7).sparsities(),
+                Cubic(sparsity=0.5, steps=7).sparsities(),
+                strict=True,
+            ),
+            1,
+        ):
+            found = allocation.amounts(context_of(scores, None, round_=number, rounds=7))
+            assert found == {"a": round(1000 * a), "b": round(500 * b)}
 
     @pytest.mark.parametrize(
         ("sparsities", "message"),

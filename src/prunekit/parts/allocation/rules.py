@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -279,17 +279,24 @@ class Manual(Allocation):
     """A dictionary from layers to sparsities; layers that it does not name are left whole.
 
     Keys are names, globs or `re:` patterns, which may not give a layer two sparsities; the schedule is
-    `allocation_decides`, which reaches the sparsities in equal steps.
+    `allocation_decides`, which reaches the sparsities round by round.
+
+    Attributes:
+        sparsities: what goes of each layer in the end.
+        ramp: in equal steps, or as the schedule `cubic` has it: fast at first, slow at the end.
     """
 
     name = "manual"
     local = True
     requires = (DECIDED,)
     sparsities: dict[str, Sparsity] = Field(min_length=1)
+    ramp: Literal["linear", "cubic"] = "linear"
 
     def amounts(self, context: StepContext) -> dict[str, int]:
-        """round(sparsity of the layer * round / rounds * size)."""
+        """round(sparsity of the layer * share * size), with the share k / K after round k of K, or cubic."""
         share = context.step.round / context.step.rounds
+        if self.ramp == "cubic":
+            share = 1 - (1 - share) ** 3
         return {
             name: round(self._sparsity(name) * share * scores.numel())
             for name, scores in context.scores.items()
