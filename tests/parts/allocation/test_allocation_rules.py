@@ -237,14 +237,8 @@ class TestGiven:
     def test_a_cubic_ramp_is_the_cubic_schedule_of_each_layer(self):
         scores = {"a": torch.rand(1000), "b": torch.rand(500)}
         allocation = Manual(sparsities={"a": 0.8, "b": 0.5}, ramp="cubic")
-        for number, (a, b) in enumerate(
-            zip(
-                Cubic(sparsity=0.8, steps=7).sparsities(),
-                Cubic(sparsity=0.5, steps=7).sparsities(),
-                strict=True,
-            ),
-            1,
-        ):
+        shares = (Cubic(sparsity=each, steps=7).sparsities() for each in (0.8, 0.5))
+        for number, (a, b) in enumerate(zip(*shares, strict=True), 1):
             found = allocation.amounts(context_of(scores, None, round_=number, rounds=7))
             assert found == {"a": round(1000 * a), "b": round(500 * b)}
 
