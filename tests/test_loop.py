@@ -112,7 +112,7 @@ def test_an_optimizer_that_needs_a_closure_has_one_function_in_a_step() -> None:
     [
         {"name": "l1", "strength": 0.1},
         {"name": "l2", "strength": 0.1},
-        {"name": "l0", "density": 0.5},
+        {"name": "l0", "density": 0.5, "ramp": 2},
         {"name": "group_lasso", "strength": 0.1, "form": "subgradient"},
     ],
 )

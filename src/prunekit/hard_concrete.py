@@ -2,9 +2,10 @@
 
 s = sigmoid((log u - log(1 - u) + a) / beta) for u uniform in (0, 1), stretched to s (zeta - gamma) + gamma
 and clamped to [0, 1]; the location a, called log alpha, says how far the gate is open. All functions work on
-tensors of any shape, one gate per entry, and have gradients.
+tensors of any shape, one gate per entry, and have gradients. A Lagrangian leads the share of open gates.
 
-Source: Louizos, Welling, Kingma 2018, arXiv 1712.01312, equations 10 to 13.
+Sources: Louizos, Welling, Kingma 2018, arXiv 1712.01312, equations 10 to 13; the Lagrangian: Xia, Zhong, Chen
+2022, arXiv 2204.00408.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BETA = 2 / 3
 """The temperature."""
@@ -50,3 +51,37 @@ def location_of(probability: Tensor) -> Tensor:
 def final_gate(location: Tensor) -> Tensor:
     """The gate that is used after the training (equation 13): 0 below a location of -2.40, 1 above 2.40."""
     return (torch.sigmoid(location) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+class Lagrangian(nn.Module):
+    """The penalty l1 (s - t) + (c + l2) (s - t)^2 on a share s, which leads it to a wanted one.
+
+    The target t falls linearly from 1 to the wanted share; the multipliers rise by the excess s - t and by
+    its square.
+
+    Attributes:
+        multipliers: (2,) float64, l1 and l2.
+    """
+
+    multipliers: Tensor
+
+    def __init__(self, wanted: float, *, ramp: float, rates: tuple[float, float], curvature: float) -> None:
+        """Multipliers of 0.
+
+        Args:
+            wanted: the share in the end.
+            ramp: the steps over which the target falls.
+            rates: how fast each multiplier rises.
+            curvature: c.
+        """
+        super().__init__()
+        self.register_buffer("multipliers", torch.zeros(2, dtype=torch.float64))
+        self.wanted, self.ramp, self.rates, self.curvature = wanted, ramp, rates, curvature
+
+    def forward(self, share: Tensor, step: int) -> Tensor:
+        """The penalty at a step, with its gradient; afterwards the multipliers rise."""
+        excess = share - (1 - (1 - self.wanted) * min(1.0, step / self.ramp))
+        linear, squared = self.multipliers.tolist()
+        over = float(excess.detach())
+        self.multipliers += self.multipliers.new_tensor([self.rates[0] * over, self.rates[1] * over**2])
+        return linear * excess + (self.curvature + squared) * excess.square()

@@ -377,6 +377,14 @@ class MaskedOptimizer:
         owners = (getattr(hook, "__self__", None) for hook in hooks)
         return [owner for owner in owners if isinstance(owner, MaskedOptimizer)]
 
+    @staticmethod
+    def put_last(optimizer: Optimizer) -> None:
+        """Let those that act on an optimizer act after all else that does so after a step."""
+        hooks = optimizer._optimizer_step_post_hooks
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), MaskedOptimizer):
+                hooks[key] = hooks.pop(key)
+
     def shares(self, model: nn.Module) -> str | None:
         """The first parameter of a network that is of the one whose weights are masked here; None if none."""
         own = {id(parameter) for parameter in self._model.parameters()}

@@ -351,6 +351,8 @@ def train(
     for regularizer in training.regularize:
         if part is not None and not regularizer.interruptible:
             raise InputError(f"{regularizer.name}: acts in one training, which steps must not interrupt")
+        if part is None:
+            regularizer.check_length(max(total - start, 0))
     optimizer = make_optimizer(model, training, loop)
     few = data.first(2) if any(each.by_example for each in training.regularize) else None
     example = None if few is None else few.to(device_of(model)).inputs
@@ -401,6 +403,10 @@ def train(
 
 
 _CANNOT = "the network cannot be trained on a batch of {}"
+_NO_SCHEDULER = (
+    "loop: the scheduler cannot be made for an optimizer of {} groups of parameters (those of the loop, and "
+    "behind them the gates of a regularizer)"
+)
 
 
 class _Stepping:
@@ -419,7 +425,11 @@ class _Stepping:
         self._model, self._optimizer, self._task, self._loop = model, optimizer, task, loop
         self._batch_loss, self._augment, self._device = batch_loss, augment, device_of(model)
         kind = self._device.type
-        self._scheduler = None if loop.scheduler is None else loop.scheduler(optimizer, steps)
+        self._scheduler = None
+        if loop.scheduler is not None:
+            groups = len(optimizer.param_groups)
+            with explaining(InputError, lambda: _NO_SCHEDULER.format(groups)):
+                self._scheduler = loop.scheduler(optimizer, steps)
         self._average = None if loop.average is None else loop.average(model)
         self._scaler = torch.amp.GradScaler(kind) if loop.precision is torch.float16 else None
         self._autocast: Callable[[], Any] = nullcontext

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 
-from prunekit import Recipe, prune
+from prunekit import Loop, Recipe, Task, prune
 from prunekit.errors import InputError, ModelError
 from prunekit.hard_concrete import open_probability
 from prunekit.masks import Masks
@@ -55,8 +57,10 @@ def gated(
 
 
 def opened(handle: Gating, seed: int) -> None:
-    """Locations at random, so that some gates are closed and some between."""
+    """Locations at random, as after a step, so that some gates are closed and some between."""
     generator = torch.Generator().manual_seed(seed)
+    handle.gates.steps.fill_(10_000)
+    handle.gates.ran.fill_(True)
     with torch.no_grad():
         for location in handle.gates.locations:
             location.copy_(4 * torch.randn(location.shape, generator=generator))
@@ -168,8 +172,9 @@ def test_the_penaltys_gradient_is_that_of_finite_differences(settings: dict[str,
     handle, _ = gated(model, **settings)
     opened(handle, 2)
     gates = handle.gates
-    gates.multipliers += torch.tensor([0.3, 0.2])
-    gates.steps += 500
+    gates.steps.fill_(500)
+    if gates.lagrangian is not None:
+        gates.lagrangian.multipliers += torch.tensor([0.3, 0.2])
 
     def penalty() -> float:
         share = float(handle.share().detach())
@@ -275,6 +280,184 @@ def test_gates_survive_deepcopy_and_a_checkpoint_of_a_loop() -> None:
     handle.remove()
     loaded.remove()
     assert same(copied(model), copied(other))
+
+
+@pytest.mark.parametrize("of", ["units", "weights"])
+@pytest.mark.parametrize("frozen", ["0.weight", "2.weight", "2.bias"])
+def test_frozen_parameters_stay_as_they_are(of: str, frozen: str) -> None:
+    """Gates multiply what reads a unit, and closing one zeroes what makes it: neither may be frozen."""
+    model, data = mlp(10, 8, 6, 5, 3), blobs(48)
+    model.get_parameter(frozen).requires_grad_(False)
+    before = copied(model)
+    gates = L0(of=of, density=0.5, lr=0.1, ramp=10)
+    train(model, data, Training(iterations=30, regularize=(gates,)))
+    assert torch.equal(model.get_parameter(frozen), before[frozen])
+    assert not model.get_parameter(frozen).requires_grad
+    weights = {name: value for name, value in copied(model).items() if value.dim() > 1}
+    zeros = {name for name, value in weights.items() if bool((value == 0).any())}
+    gated = {
+        "units": {
+            "0.weight": {"2.weight", "4.weight", "6.weight"},
+            "2.weight": {"4.weight", "6.weight"},  # the units before and behind it have no gates
+            "2.bias": {"0.weight", "2.weight", "4.weight", "6.weight"},
+        },
+        "weights": {
+            "0.weight": {"2.weight", "4.weight", "6.weight"},
+            "2.weight": {"0.weight", "4.weight", "6.weight"},
+            "2.bias": {"0.weight", "2.weight", "4.weight", "6.weight"},
+        },
+    }[of][frozen]
+    assert zeros == gated
+
+
+def test_gates_are_refused_where_all_that_could_have_them_is_frozen() -> None:
+    for of, said in (("units", "makes or reads all units"), ("weights", "all weights are frozen")):
+        model = mlp(10, 8, 3)
+        for name in ("0.weight", "2.weight"):
+            model.get_parameter(name).requires_grad_(False)
+        before = copied(model)
+        with pytest.raises(InputError, match=said):
+            train(model, blobs(24), Training(iterations=3, regularize=(L0(of=of, strength=1.0),)))
+        assert same(before, copied(model))
+
+
+class Parts(nn.Module):
+    """A network of which a task runs `body` alone; `head` is run by `forward` only, `spare` by nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.spare = mlp(10, 8, 6, 3), mlp(3, 5, 2, seed=1), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.body(x).relu())
+        return found
+
+
+class BodyOnly(Task):
+    def run(self, model: Any, batch: Any) -> Tensor:
+        found: Tensor = model.body(batch.inputs)
+        return found
+
+
+class ByHand(Task):
+    """Parameters are read without any module running."""
+
+    def run(self, model: Any, batch: Any) -> Tensor:
+        first, _, second, _, third = model.body
+        x = nn.functional.linear(batch.inputs, first.weight, first.bias).relu()
+        x = nn.functional.linear(x, second.weight, second.bias).relu()
+        return nn.functional.linear(x, third.weight, third.bias)
+
+
+@pytest.mark.parametrize("task", [BodyOnly(), ByHand()], ids=["body", "by hand"])
+@pytest.mark.parametrize("of", ["units", "weights"])
+def test_what_a_task_does_not_run_stays_as_it_is(task: Task, of: str) -> None:
+    model, data = Parts(), blobs(64)
+    before = copied(model)
+    gates = L0(of=of, density=0.5, lr=0.1, ramp=100)
+    train(model, data, Training(iterations=300, lr=0.01, regularize=(gates,)), task=task)
+    after = copied(model)
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("body"))
+    if of == "weights":
+        weights = [value for name, value in after.items() if name.startswith("body") and value.dim() > 1]
+        assert sum(int((weight == 0).sum()) for weight in weights) == round(0.5 * (80 + 48 + 18))
+    else:
+        closed = [bool((after["body.2.weight"][:, unit] == 0).all()) for unit in range(8)]
+        closed += [bool((after["body.4.weight"][:, unit] == 0).all()) for unit in range(6)]
+        assert sum(closed) == 7
+    accuracy = (model.body(data[0]).argmax(1) == data[1]).double().mean()
+    assert float(accuracy) > 0.9
+
+
+def test_a_training_that_runs_nothing_with_gates_is_refused() -> None:
+    class Spare(Task):
+        def run(self, model: Any, batch: Any) -> Tensor:
+            found: Tensor = model.spare(batch.inputs[:, :4])
+            return found
+
+    model = Parts()
+    before = copied(model)
+    gates = L0(of="units", density=0.5, ramp=2)
+    with pytest.raises(InputError, match=r"runs nothing that has gates, which are those of body\.0"):
+        train(model, blobs(64), Training(iterations=3, regularize=(gates,)), task=Spare())
+    assert same(before, copied(model))
+
+
+def test_one_sample_serves_a_run_also_where_parts_run_anew_in_the_backward_pass() -> None:
+    """Checkpoints of activations have the gradients of a run that keeps them."""
+    gradients = []
+    for again in (False, True):
+        model, (inputs, targets) = Parts(), blobs(32)
+        gated(model, inputs[:2], strength=1.0)
+        model.train()
+        torch.manual_seed(7)
+        if again:
+            forward = model.body.forward
+            model.body.forward = lambda x, forward=forward: checkpoint(forward, x, use_reentrant=False)
+        nn.functional.cross_entropy(model(inputs), targets % 2).backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_every_run_of_a_part_has_a_sample_of_its_own() -> None:
+    model, (inputs, _) = Parts(), blobs(32)
+    gated(model, inputs[:2], strength=1.0)
+    model.train()
+    assert not torch.equal(model.body(inputs), model.body(inputs))
+    model.eval()
+    assert torch.equal(model.body(inputs), model.body(inputs))
+
+
+def test_gates_that_no_step_has_moved_leave_the_network_as_it_was() -> None:
+    model = mlp(10, 8, 3)
+    before = copied(model)
+    handle, _ = gated(model, density=0.5)
+    handle.remove()
+    assert same(before, copied(model))
+
+
+def test_a_ramp_that_is_longer_than_the_training_is_refused_before_it() -> None:
+    model, data = mlp(10, 8, 3), blobs(48)
+    before = copied(model)
+    for gates in (L0(density=0.5, ramp=13), L0(of="weights", density=0.5)):
+        with pytest.raises(InputError, match=r"ramp = (13|1,000) steps, but the training has only 12"):
+            train(model, data, Training(epochs=4, batch_size=16, regularize=(gates,)))
+    training = {"epochs": 4, "batch_size": 16, "regularize": [{"name": "l0", "density": 0.5}]}
+    chosen = Recipe.parse(
+        {
+            "warm_up": training,
+            "granularity": "unit",
+            "allocation": "zeros",
+            "schedule": "allocation_decides",
+        }
+    )
+    with pytest.raises(InputError, match=r"the recipe's warm_up: l0: .* 1,000 steps, .* only 12"):
+        prune(model, chosen, data)
+    assert same(before, copied(model))
+    train(model, data, Training(epochs=4, batch_size=16, regularize=(L0(density=0.5, ramp=12),)))
+
+
+def test_gates_that_are_hardened_while_the_target_falls_warn() -> None:
+    model, (inputs, targets) = mlp(10, 8, 3), blobs(48)
+    handle, optimizer = gated(model, density=0.5, ramp=50)
+    model.train()
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    with pytest.warns(UserWarning, match="hardened after 5 steps, while their target falls over 50"):
+        handle.remove()
+
+
+def test_a_scheduler_that_does_not_know_of_the_gates_is_named() -> None:
+    model, data = mlp(10, 8, 3), blobs(48)
+    before = copied(model)
+    loop = Loop(scheduler=lambda optimizer, steps: LambdaLR(optimizer, [lambda step: 1.0]))
+    with pytest.raises(InputError, match=r"scheduler cannot be made for an optimizer of 2 .*Expected 2"):
+        train(model, data, Training(iterations=3, regularize=(L0(strength=0.1),)), loop=loop)
+    assert same(before, copied(model))
+    train(model, data, Training(iterations=3), loop=loop)
 
 
 def test_what_is_refused() -> None:

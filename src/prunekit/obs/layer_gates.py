@@ -67,15 +67,15 @@ def fitted_gates(
     optimizer = torch.optim.Adam(
         [{"params": [fitted], "lr": _RATE / 5 * size}, {"params": [locations], "lr": _RATE}]
     )
-    multiplier = 0.0
+    lagrangian = hard_concrete.Lagrangian(
+        density, ramp=_WARM_UP * iterations, rates=(_MULTIPLIER_RATE, 0.0), curvature=_CURVATURE
+    )
     for step in range(iterations):
-        target = 1 - (1 - density) * min(1.0, step / (_WARM_UP * iterations))
         uniform = torch.rand(given.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(given.device)
         error = fitted * hard_concrete.sample(locations, uniform) * there - given
         lost = ((error @ moments) * error).sum() / energy
-        excess = (hard_concrete.open_probability(locations) * there).mean() - target
+        share = (hard_concrete.open_probability(locations) * there).mean()
         optimizer.zero_grad()
-        (lost + multiplier * excess + _CURVATURE * excess.square()).backward()  # type: ignore[no-untyped-call]
+        (lost + lagrangian(share, step)).backward()
         optimizer.step()
-        multiplier += _MULTIPLIER_RATE * float(excess.detach())
     return locations.detach()

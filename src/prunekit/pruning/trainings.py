@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch, Batches, Inputs
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import InputError, ModelError, naming
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import Checkpoints, Retrain
@@ -64,8 +64,11 @@ class Trainings:
                 raise InputError(f"{part} needs data, but none is given")
             if not any(parameter.requires_grad for parameter in self.inner.parameters()):
                 raise ModelError(f"{part} cannot train the model: all its parameters are frozen")
+            start = retrain.start if key == "retrain" else 0
             for regularizer in training.regularize:
                 regularizer.check(self.inner)
+                with naming(part):
+                    regularizer.check_length(max(self._steps(training, self.data) - start, 0))
         if retrain.plan is None or self.data is None:
             return
         if self.loop is not None and retrain.continues and not self.loop.interrupts:
@@ -73,12 +76,15 @@ class Trainings:
                 f"retrain {retrain.name}: is one training that the steps interrupt; it goes on with the "
                 "settings' own optimizer and decay, not with those of a loop: use 'fine_tune'"
             )
-        steps = retrain.plan.length(self.data, 1 if self.loop is None else self.loop.accumulate)
+        steps = self._steps(retrain.plan, self.data)
         if retrain.start > steps:
             raise InputError(
                 f"retrain {retrain.name}: goes on from step {retrain.start}, "
                 f"but the training has only {steps} steps"
             )
+
+    def _steps(self, training: Training, data: Batches) -> int:
+        return training.length(data, 1 if self.loop is None else self.loop.accumulate)
 
     def check_restart(self, checkpoints: Checkpoints) -> None:
         """Refuse values to go back to that are missing or another model's."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import nn
@@ -11,7 +13,7 @@ from torch.optim import Optimizer
 
 from prunekit.batches import Inputs
 from prunekit.errors import InputError
-from prunekit.masks import Masks
+from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.parts.base import Part
 
 
@@ -34,6 +36,50 @@ def check_gradients_are_there(who: str, optimizer: Optimizer) -> None:
         )
 
 
+class StepHooks:
+    """What is called before and after each step of an optimizer, as a handle; a copy acts on the copy of it.
+
+    An optimizer is copied without its hooks. Network, optimizer and handles must be copied together, as
+    `copy.deepcopy((model, optimizer, handles))`. Masks act behind them, and so does the pruning of a session
+    that is attached to the optimizer, whichever came first.
+
+    Args:
+        optimizer: of the training.
+        before: (optimizer, args, kwargs) -> None, called before each step; a method or a partial of one, so
+            that a copy has its own.
+        after: the same after each step.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        before: Callable[..., None] | None = None,
+        after: Callable[..., None] | None = None,
+    ) -> None:
+        self._given = optimizer, before, after
+        self._handles: list[Any] = []
+        if before is not None:
+            self._handles.append(optimizer.register_step_pre_hook(before))
+        if after is not None:
+            self._handles.append(optimizer.register_step_post_hook(after))
+            MaskedOptimizer.put_last(optimizer)
+
+    def remove(self) -> None:
+        """Call them no more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StepHooks:
+        """The same on the copy of the optimizer."""
+        optimizer, before, after = copy.deepcopy(self._given, memo)
+        twin = StepHooks(optimizer, before=before, after=after)
+        if not self._handles:
+            twin.remove()
+        return twin
+
+
 class Regularizer(Part):
     """Acts on a model while an optimizer trains it.
 
@@ -49,6 +95,10 @@ class Regularizer(Part):
         """Refuse, before anything is changed, a model that it cannot act on, with an `InputError`."""
         return
 
+    def check_length(self, steps: int) -> None:
+        """Refuse a training of so many steps of the optimizer, with an `InputError`."""
+        return
+
     @abstractmethod
     def attach(
         self,
@@ -58,6 +108,9 @@ class Regularizer(Part):
         example_inputs: Inputs | None = None,
     ) -> list[Any]:
         """Put hooks on the optimizer or the modules; the handles that are returned remove them.
+
+        A copy of model and optimizer is acted on as they are if the handles are copied with them, in one call
+        of `copy.deepcopy`.
 
         Args:
             model: the network.

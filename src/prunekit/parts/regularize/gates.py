@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -20,7 +21,7 @@ from prunekit.graph.members import entries
 from prunekit.masks import Masks, lowest
 from prunekit.measure.counts import count
 from prunekit.parts.granularity import Elements, Granularity, Unit, Weight
-from prunekit.parts.regularize.base import Regularizer, check_gradients_are_there
+from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
 from prunekit.settings import LARGE, WHOLE
 from prunekit.targets import owner_of, unwrap
 
@@ -50,37 +51,102 @@ class Axis:
 
 
 class Gates(nn.Module):
-    """The gates of a network: hard-concrete ones of groups, and the multipliers of a Lagrangian.
+    """The gates of a network: hard-concrete ones of groups, and the Lagrangian that leads to their density.
+
+    What the training does not run stays as it is: groups whose gates have never had a gradient are open, and
+    not counted. So is everything before the first step.
 
     Attributes:
         names: of the groups: units by the names of their groups, weights by their full names.
         locations: log alpha of each group's gates.
-        multipliers: (2,) of the Lagrangian's linear and squared term.
+        lagrangian: None where a strength is given.
         steps: () int64, the steps of the optimizer so far.
+        ran: (groups,) whether the training has run what a group's gates multiply.
+        values: of the run under way, or the last.
     """
 
-    multipliers: Tensor
     steps: Tensor
+    ran: Tensor
 
-    def __init__(self, shapes: Mapping[str, torch.Size], like: Tensor, openness: float) -> None:
+    def __init__(self, shapes: Mapping[str, torch.Size], like: Tensor, settings: L0) -> None:
         super().__init__()
         self.names = tuple(shapes)
-        start = float(hard_concrete.location_of(torch.tensor(openness, dtype=torch.float64)))
+        start = float(hard_concrete.location_of(torch.tensor(settings.openness, dtype=torch.float64)))
         self.locations = nn.ParameterList(
             start + 0.01 * torch.randn(shape, dtype=like.dtype, device=like.device)
             for shape in shapes.values()
         )
-        self.register_buffer("multipliers", torch.zeros(2, dtype=torch.float64))
+        self.lagrangian = settings.lagrangian()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.target: int | None = None
+        self.register_buffer("ran", torch.zeros(len(shapes), dtype=torch.bool))
         self.values: list[Tensor] = []
+        self._inside, self._whole = 0, False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the values of a run, which have a graph behind them."""
-        return {**vars(self), "values": []}
+        return {**vars(self), "values": [], "_inside": 0}
 
-    def draw(self, *_: Any) -> None:
-        """New samples before a run of the network in training, the final gates before one in evaluation."""
+    @property
+    def counted(self) -> list[bool]:
+        """Which groups have run; all as long as none has."""
+        ran: list[bool] = self.ran.tolist()
+        return ran if any(ran) else [True] * len(ran)
+
+    @property
+    def target(self) -> int | None:
+        """How many of the gates that are counted stay; None where no density is given."""
+        if self.lagrangian is None:
+            return None
+        sizes = [location.numel() for location in self.locations]
+        counted = sum(size for size, counts in zip(sizes, self.counted, strict=True) if counts)
+        return max(1, round(self.lagrangian.wanted * counted))
+
+    def begin(self, *_: Any) -> None:
+        """A run of the whole network begins."""
+        self.draw()
+        self._inside, self._whole = 1, self.training
+
+    def enter(self, *_: Any) -> None:
+        """A run of a part of the network begins, which is a run of its own where none of the whole is.
+
+        After one of the whole, until the step of the optimizer, it is none: parts may run anew in the
+        backward pass, as checkpoints of activations do, and need the gates of the forward pass.
+        """
+        if self._outside:
+            self.draw()
+        self._inside += 1
+
+    def leave(self, *_: Any) -> None:
+        """A run ends, of the network or a part."""
+        self._inside = max(self._inside - 1, 0)
+
+    def read(self) -> list[Tensor]:
+        """The values for a parameter; outside of any run, new ones."""
+        if self._outside:
+            self.draw()
+        return self.values
+
+    @property
+    def _outside(self) -> bool:
+        return not self._inside and not (self._whole and self.training)
+
+    def stepping(self) -> None:
+        """A step of the optimizer begins, when gradients say what has run.
+
+        Raises:
+            InputError: where nothing has.
+        """
+        self._whole = False
+        for place, location in enumerate(self.locations):
+            if location.grad is not None and not bool(self.ran[place]):
+                self.ran[place] = True
+        if not bool(self.ran.any()):
+            raise InputError(
+                f"l0: the training runs nothing that has gates, which are those of {', '.join(self.names)}"
+            )
+
+    def draw(self) -> None:
+        """New samples in training, the final gates in evaluation."""
         if not self.training:
             self.values = self.final()
             return
@@ -91,18 +157,24 @@ class Gates(nn.Module):
 
     def final(self) -> list[Tensor]:
         """The gates after the training: where a number is to stay, the most probably open ones, exactly."""
-        found = [hard_concrete.final_gate(location) for location in self.locations]
-        if self.target is None:
+        found = [torch.ones_like(location) for location in self.locations]
+        if not bool(self.steps):
             return found
-        flat = torch.cat([location.detach().flatten() for location in self.locations])
-        shut = lowest(flat, len(flat) - self.target)
-        sizes = [each.numel() for each in found]
-        closed = shut.split(sizes)  # type: ignore[no-untyped-call]
-        return [
-            # one that stays, though its final gate is closed, is as open as the distribution's median
-            torch.where(gate > 0, gate, torch.sigmoid(location)) * ~shut.view(gate.shape)
-            for gate, location, shut in zip(found, self.locations, closed, strict=True)
-        ]
+        places = [place for place, counts in enumerate(self.counted) if counts]
+        locations = [self.locations[place] for place in places]
+        gates = [hard_concrete.final_gate(location) for location in locations]
+        if (target := self.target) is not None:
+            flat = torch.cat([location.detach().flatten() for location in locations])
+            sizes = [each.numel() for each in gates]
+            closed = lowest(flat, len(flat) - target).split(sizes)  # type: ignore[no-untyped-call]
+            gates = [
+                # one that stays, though its final gate is closed, is as open as the distribution's median
+                torch.where(gate > 0, gate, torch.sigmoid(location)) * ~shut.view(gate.shape)
+                for gate, location, shut in zip(gates, locations, closed, strict=True)
+            ]
+        for place, gate in zip(places, gates, strict=True):
+            found[place] = gate
+        return found
 
 
 class _Gated(nn.Module):
@@ -117,16 +189,19 @@ class _Gated(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """With the values of this run."""
-        (gates,) = self._gates
+        values = self._gates[0].read()
         if isinstance(self._axes, int):
-            return weight * gates.values[self._axes]
+            return weight * values[self._axes]
         for axis in self._axes:
-            weight = weight * axis.along(gates.values[axis.place], weight.dim())
+            weight = weight * axis.along(values[axis.place], weight.dim())
         return weight
 
 
 class Gating:
     """Gates in a network, from being put in to being hardened: a handle, whose removal hardens them.
+
+    A frozen parameter is left as it is: single weights of it have no gates, and neither have units that it
+    makes, goes along with or reads.
 
     Args:
         settings: of the gates.
@@ -137,15 +212,13 @@ class Gating:
 
     def __init__(self, settings: L0, model: nn.Module, optimizer: Optimizer, elements: Elements) -> None:
         self._settings, self._model, self._optimizer = settings, model, optimizer
-        self._coupled = elements.coupled
-        coupled = self._coupled
         kept = {name: flags.shape for name, flags in elements.all_kept().items()}
+        names = _trained(elements)
+        coupled = self._coupled = None if elements.coupled is None else replace(elements.coupled, names=names)
         like = next(iter(elements.weights.values()))
         self._cost = [] if coupled is None or settings.counts == "gates" else _costs(coupled, settings.counts)
-        read = self._axes(coupled, list(kept))
-        self.gates = Gates(kept, like, settings.openness)
-        if settings.density is not None:
-            self.gates.target = max(1, round(settings.density * self._gate_count()))
+        read = self._axes(coupled, names)
+        self.gates = Gates({name: kept[name] for name in names}, like, settings)
         self._orders: dict[str, list[str]] = {}
         for name, axes in read.items():
             owner = owner_of(model, name)
@@ -153,10 +226,11 @@ class Gating:
             gated = _Gated(self.gates, axes, holds=not self._orders)
             self._orders[name] = list(owner._parameters)
             parametrize.register_parametrization(owner, name.rpartition(".")[2], gated, unsafe=True)
-        self._hooks = [
-            model.register_forward_pre_hook(self.gates.draw),
-            optimizer.register_step_pre_hook(self._before_step),
-        ]
+        self._hooks: list[Any] = [StepHooks(optimizer, before=self._before_step)]
+        for part in _running(model, read):
+            begin = self.gates.begin if part is model else self.gates.enter
+            self._hooks.append(part.register_forward_pre_hook(begin))
+            self._hooks.append(part.register_forward_hook(self.gates.leave, always_call=True))
         base = optimizer.param_groups[0]["lr"]
         optimizer.add_param_group(
             {
@@ -168,10 +242,7 @@ class Gating:
         )
         self._group = optimizer.param_groups[-1]
 
-    def _gate_count(self) -> int:
-        return sum(location.numel() for location in self.gates.locations)
-
-    def _axes(self, coupled: Coupled | None, names: list[str]) -> Mapping[str, Sequence[Axis] | int]:
+    def _axes(self, coupled: Coupled | None, names: Sequence[str]) -> Mapping[str, Sequence[Axis] | int]:
         """By parameter: the axes that are multiplied, where units are read; or the place of its own gates."""
         if coupled is None:
             return {name: place for place, name in enumerate(names)}
@@ -192,9 +263,14 @@ class Gating:
 
     def share(self) -> Tensor:
         """The expected share of what is counted that open gates leave, with its gradient."""
-        probabilities = [hard_concrete.open_probability(location) for location in self.gates.locations]
+        gates = self.gates
+        probabilities = [
+            hard_concrete.open_probability(location) if counts else torch.ones_like(location)
+            for location, counts in zip(gates.locations, gates.counted, strict=True)
+        ]
         if not self._cost:  # the gates themselves are counted
-            return torch.cat([each.flatten() for each in probabilities]).mean()
+            counted = zip(probabilities, gates.counted, strict=True)
+            return torch.cat([each.flatten() for each, counts in counted if counts]).mean()
         total = sum(cost for cost, _, _ in self._cost)
         left = probabilities[0].new_zeros(())
         for cost, axes, sizes in self._cost:
@@ -205,25 +281,20 @@ class Gating:
         return left
 
     def _before_step(self, *_: Any) -> None:
-        """Add the penalty's gradient, and ascend by the multipliers."""
-        gates, settings = self.gates, self._settings
+        """Add the penalty's gradient."""
+        gates = self.gates
+        gates.stepping()
+        counted = zip(gates.locations, gates.counted, strict=True)
+        locations = [location for location, counts in counted if counts]
         with torch.enable_grad():
             share = self.share()
-            if settings.strength is not None:
-                penalty = settings.strength * share
+            if gates.lagrangian is None:
+                assert self._settings.strength is not None
+                penalty = self._settings.strength * share
             else:
-                passed = int(gates.steps)
-                wanted = settings.density or 0.0
-                target = 1 - (1 - wanted) * min(1.0, passed / settings.ramp)
-                excess = share - target
-                linear, squared = (float(each) for each in gates.multipliers)
-                penalty = linear * excess + (settings.curvature + squared) * excess.square()
-                over = float(excess.detach())
-                gates.multipliers += settings.multiplier_lr * torch.tensor([over, over**2]).to(
-                    gates.multipliers
-                )
-            gradients = torch.autograd.grad(penalty, list(gates.locations))
-        for location, gradient in zip(gates.locations, gradients, strict=True):
+                penalty = gates.lagrangian(share, int(gates.steps))
+            gradients = torch.autograd.grad(penalty, locations)
+        for location, gradient in zip(locations, gradients, strict=True):
             location.grad = gradient if location.grad is None else location.grad + gradient
         gates.steps += 1
 
@@ -234,10 +305,18 @@ class Gating:
         The network is then the one that it was with its gates in evaluation mode.
         """
         gates = self.gates.eval()
-        gates.draw()
+        if (lagrangian := gates.lagrangian) is not None and 0 < int(gates.steps) < lagrangian.ramp:
+            warnings.warn(
+                f"l0: the gates are hardened after {int(gates.steps)} steps, while their target falls over "
+                f"{lagrangian.ramp:g}: more of them are open than stay, and closing the rest at once costs "
+                "accuracy",
+                stacklevel=2,
+            )
+        gates.begin()
         for name in self._orders:
             owner, own = owner_of(self._model, name), name.rpartition(".")[2]
             hardened = getattr(owner, own).detach().clone()
+            _give_own_class(owner)
             parametrize.remove_parametrizations(owner, own, leave_parametrized=False)
             self._model.get_parameter(name).copy_(hardened)
         for name, order in reversed(self._orders.items()):
@@ -255,6 +334,43 @@ class Gating:
         ]
         for location in gates.locations:
             self._optimizer.state.pop(location, None)
+
+
+def _trained(elements: Elements) -> tuple[str, ...]:
+    """The parameters with weights to gate, or the groups of units, to which nothing frozen belongs.
+
+    Raises:
+        InputError: if there is none.
+    """
+    own = dict(elements.model.named_parameters())
+    frozen = {name for name, parameter in own.items() if not parameter.requires_grad}
+    coupled = elements.coupled
+    found = tuple(
+        name
+        for name in elements.names
+        if frozen.isdisjoint([name] if coupled is None else [m.tensor for m in coupled.group(name).members])
+    )
+    if not found:
+        raise InputError(
+            "l0: nothing can have gates: "
+            + ("all weights are frozen" if coupled is None else "a frozen parameter makes or reads all units")
+            + f" ({', '.join(sorted(frozen))})"
+        )
+    return found
+
+
+def _running(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
+    """The modules that read these parameters when they run: their owners and all that these are inside of."""
+    paths = [name.split(".")[:-1] for name in names]
+    inside = {".".join(path[:end]) for path in paths for end in range(len(path) + 1)}
+    return list(dict.fromkeys(model.get_submodule(name) for name in sorted(inside)))
+
+
+def _give_own_class(module: nn.Module) -> None:
+    """Let a parametrized module share its class with no copy: taking gates off one would change the other."""
+    shared = type(module)
+    own = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, own)
 
 
 def _axis(place: int, member: Any, size: int) -> Axis:
@@ -300,6 +416,9 @@ class L0(Regularizer):
     of the share s over the target t, which falls linearly from 1, and in the end the gates that are most
     probably open stay, exactly so many.
 
+    Frozen parameters are left as they are: they have no gates, and neither have units that one of them makes
+    or reads. What the training does not run stays as it is, and is not counted.
+
     Attributes:
         of: what has gates: single weights, or the units that pruning by units would remove.
         inputs: whether the network's input features have gates, too.
@@ -311,7 +430,7 @@ class L0(Regularizer):
         lr: of the gates; it falls with that of the weights.
         multiplier_lr: how fast the multipliers rise.
         curvature: c.
-        ramp: the steps over which the target falls.
+        ramp: the steps over which the target falls, at most all those of the training.
     """
 
     name = "l0"
@@ -343,6 +462,22 @@ class L0(Regularizer):
         inner = unwrap(model)
         if any(isinstance(module, Gates) for module in inner.modules()):
             raise InputError("l0: the network has gates already: remove() them first")
+
+    def check_length(self, steps: int) -> None:
+        """The target must be down before the training ends."""
+        if self.density is not None and self.ramp > steps:
+            raise InputError(
+                f"l0: the target falls over ramp = {self.ramp:,} steps, but the training has only {steps:,}: "
+                "more gates would be open in the end than stay, and closing the rest at once costs accuracy: "
+                "set 'ramp' to half of the steps, or train longer"
+            )
+
+    def lagrangian(self) -> hard_concrete.Lagrangian | None:
+        """What leads to the density; None where a strength is given."""
+        if self.density is None:
+            return None
+        rates = (self.multiplier_lr, self.multiplier_lr)
+        return hard_concrete.Lagrangian(self.density, ramp=self.ramp, rates=rates, curvature=self.curvature)
 
     @property
     def by_example(self) -> bool:  # type: ignore[override]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from prunekit.graph import Member
 from prunekit.graph.capture import made_up_inputs
 from prunekit.masks import Masks
 from prunekit.parts.granularity import INPUTS_FIRST, Kind, Unit, check_one_input, shaped_targets
-from prunekit.parts.regularize.base import Regularizer, check_gradients_are_there
+from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
 from prunekit.settings import LARGE
 from prunekit.targets import find_targets, unwrap
 
@@ -83,30 +84,27 @@ class GroupLasso(Regularizer):
         if self.form == "subgradient":
             check_gradients_are_there(f"{self.name} 'subgradient'", optimizer)
         found = list(self._found(model, example_inputs))
-
-        @torch.no_grad()
-        def shrink(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            rates = {
-                id(weight): float(group["lr"])
-                for group in optimizer.param_groups
-                for weight in group["params"]
-            }
-            for each in found:
-                each.shrink(self.strength * self._factors(each), rates)
-
-        @torch.no_grad()
-        def pull(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            for each in found:
-                each.pull(self.strength * self._factors(each))
-
-        @torch.no_grad()
-        def cut(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            for each in found:
-                each.cut(self.threshold)
-
         if self.form == "proximal":
-            return [optimizer.register_step_post_hook(shrink)]
-        return [optimizer.register_step_pre_hook(pull), optimizer.register_step_post_hook(cut)]
+            return [StepHooks(optimizer, after=partial(self._shrink, found))]
+        return [StepHooks(optimizer, before=partial(self._pull, found), after=partial(self._cut, found))]
+
+    @torch.no_grad()
+    def _shrink(self, found: Sequence[WeightGroups], optimizer: Optimizer, *_: Any) -> None:
+        rates = {
+            id(weight): float(group["lr"]) for group in optimizer.param_groups for weight in group["params"]
+        }
+        for each in found:
+            each.shrink(self.strength * self._factors(each), rates)
+
+    @torch.no_grad()
+    def _pull(self, found: Sequence[WeightGroups], *_: Any) -> None:
+        for each in found:
+            each.pull(self.strength * self._factors(each))
+
+    @torch.no_grad()
+    def _cut(self, found: Sequence[WeightGroups], *_: Any) -> None:
+        for each in found:
+            each.cut(self.threshold)
 
     def _factors(self, groups: WeightGroups) -> Tensor | float:
         return groups.roots if self.root_of_size else 1.0

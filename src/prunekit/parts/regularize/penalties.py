@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from prunekit.batches import Inputs
 from prunekit.errors import InputError
 from prunekit.masks import Masks
-from prunekit.parts.regularize.base import Regularizer, check_gradients_are_there
+from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
 from prunekit.settings import LARGE
 
 
@@ -55,16 +56,14 @@ class _Penalty(Regularizer):
         """A hook before the optimizer's step."""
         self.check(model)
         check_gradients_are_there(self.name, optimizer)
-        weights = self._penalised(model)
+        return [StepHooks(optimizer, before=partial(self._before_step, self._penalised(model)))]
 
-        @torch.no_grad()
-        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            active = [weight for weight in weights if weight.grad is not None]
-            gradients = [weight.grad for weight in active if weight.grad is not None]
-            if gradients:  # all weights may be frozen
-                torch._foreach_add_(gradients, self._gradient(list(active)), alpha=self.strength)
-
-        return [optimizer.register_step_pre_hook(before_step)]
+    @torch.no_grad()
+    def _before_step(self, weights: list[Tensor], *_: Any) -> None:
+        active = [weight for weight in weights if weight.grad is not None]
+        gradients = [weight.grad for weight in active if weight.grad is not None]
+        if gradients:  # all weights may be frozen
+            torch._foreach_add_(gradients, self._gradient(list(active)), alpha=self.strength)
 
     def _gradient(self, weights: list[Tensor]) -> list[Tensor]:
         raise NotImplementedError
