@@ -48,6 +48,10 @@ def test_a_residual_sum(score):
             },
             "the allocation 'threshold' works on single weights .* 'unit' .*: use the granularity 'weight'",
         ),
+        (
+            {"granularity": {"name": "unit", "inputs": True}, "score": "magnitude"},
+            "input features have no incoming weights for the score 'magnitude'.*'outgoing_norm'",
+        ),
         ({"granularity": {"name": "unit", "pool": "median"}}, "pool"),
         ({"granularity": "unit", "score": {"name": "oracle", "error": "hinge"}}, "error"),
         ({"granularity": "unit", "score": {"name": "skeletonization", "batch_size": 0}}, "batch_size"),

@@ -29,6 +29,7 @@ from prunekit.graph import (
 from prunekit.graph.capture import made_up_inputs
 from prunekit.masks import Masks, lowest_per_row
 from prunekit.models import Maxout
+from prunekit.parts.base import Requirement
 from prunekit.parts.granularity.of_weights import Elements, Granularity, Weight, unless_all
 from prunekit.settings import WHOLE
 from prunekit.targets import (
@@ -95,6 +96,20 @@ class Unit(Weight):
     inputs: bool = False
     round_to: int = Field(default=1, ge=1, le=WHOLE)
 
+    @property
+    def requires(self) -> tuple[Requirement, ...]:  # type: ignore[override]
+        """Input features are read, but not made, by weights."""
+        if not self.inputs or self.over == "all":
+            return ()
+        return (
+            Requirement(
+                "score",
+                lambda score: not score.of_weights,
+                "the network's input features have no incoming weights for the score {value} to look at: "
+                "use a score of units, such as 'outgoing_norm', or the granularity's over 'all'",
+            ),
+        )
+
     def elements(
         self,
         model: nn.Module,
@@ -152,8 +167,6 @@ class Unit(Weight):
         """Over the parts that a unit has in each parameter, by `pool`, and over parameters, by `combine`."""
         found = elements.coupled
         assert found is not None
-        if INPUT in elements.names and self.over == "producers":
-            raise InputError("the network's input features have no incoming weights to be scored by")
         return {name: found.pooled(scores, found.group(name), self.pool) for name in elements.names}
 
     def rounded(self, size: int, removed: int) -> int:

@@ -36,6 +36,7 @@ class Random(Score):
 
     name = "random"
     comparable = tuple(LEVELS)
+    of_weights = False
 
     def __call__(self, context: StepContext) -> Scores:
         """Uniform numbers in [0, 1), drawn on the CPU so that every device and process sees the same."""
