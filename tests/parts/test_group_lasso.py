@@ -162,6 +162,26 @@ def test_the_step_follows_the_rate_of_the_optimizer():
     )
 
 
+def test_each_layer_can_have_a_strength_of_its_own():
+    net = small()
+    before = copied(net)
+    optimizer = SGD(net.parameters(), RATE)
+    strengths = {"0": 0.4, "4": 2.0}
+    named = [{"name": "group_lasso", "strength": each, "targets": [at]} for at, each in strengths.items()]
+    for regularizer in Training.parse({"regularize": named}).regularize:
+        regularizer.attach(net, optimizer)
+    without_gradient(net)
+    optimizer.step()
+    for group in entries("units"):
+        strength = strengths[group[0][0].partition(".")[0]]
+        old, new = (
+            np.array([float(values[name][index]) for name, index in group])
+            for values in (before, copied(net))
+        )
+        norm = np.linalg.norm(old)
+        np.testing.assert_allclose(new, old * max(0.0, 1 - RATE * strength / norm), atol=1e-12)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_frozen_weights_stay(form):
     net = mlp(4, 5, 3)
