@@ -3,9 +3,9 @@
     python benchmarks/filter_shapes.py --json FILE
 
 Untrained networks of the shapes that `docs/results/ssl` shows: the time does not ask for the values. Timed
-are the two convolutions with their poolings, after the proof of `shrink`, in two memory formats; of filter
-shapes the filters that nothing reads are taken out first. Then single layers with some of their columns,
-drawn at random: where a convolution with zeros in their places overtakes copying.
+are the two convolutions with their poolings, after the proof of `shrink`, in two memory formats. Then single
+layers with some of their columns, drawn at random: where a convolution with zeros in the places of the others
+overtakes copying.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import Masks
-from prunekit.graph import shrink, shrink_columns, shrink_dead
+from prunekit.graph import shrink, shrink_columns
 from prunekit.measure import count
 from prunekit.models import ColumnConv2d, create
 from prunekit.models.column_conv import Kernel
@@ -76,8 +76,7 @@ def networks(form: torch.memory_format) -> dict[str, nn.Module]:
         found[name] = small = copy.deepcopy(dense)
         weights = {f"conv{number}.weight": each for number, each in enumerate(flags, 1)}
         masks = {place: each.expand_as(small.get_parameter(place)) for place, each in weights.items()}
-        left = shrink_dead(small, inputs, masks=Masks(masks)).masks
-        shrink_columns(small, inputs, left)
+        shrink_columns(small, inputs, Masks(masks))
     return found
 
 

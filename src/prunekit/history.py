@@ -81,7 +81,8 @@ class Pruned:
 
         Where single weights were removed, these are the units that died of it: nothing reads them, or what
         they put out is a constant that biases take (`prunekit.graph.shrink_dead`). Where filter shapes were,
-        convolutions become layers that multiply with fewer columns (`prunekit.models.ColumnConv2d`).
+        convolutions become layers that multiply with fewer columns (`prunekit.models.ColumnConv2d`), behind
+        the units that died of it.
 
         Where the model's own code has sizes written in it, `model` is its exported graph afterwards, which
         takes inputs of the shape of these examples only; `shrunk.reason` says why.

@@ -176,7 +176,7 @@ def test_shrinking_takes_the_columns_out_and_the_function_stays():
     result = pruned.shrink(x)
     assert isinstance(model[0], ColumnConv2d)
     assert isinstance(model[3], ColumnConv2d)
-    left = {"0": 18 - 10, "3": 24 - 14}  # whole columns of 43.2 of 72 and 72 of 120 weights
+    left = {"0.weight": 18 - 10, "3.weight": 24 - 14}  # whole columns of 43.2 of 72 and 72 of 120 weights
     assert {group.name: group.after for group in result.groups} == left
     torch.testing.assert_close(model.eval()(x), masked(x))
     after = count(model, x)
@@ -193,6 +193,7 @@ def test_shrinking_takes_the_columns_out_and_the_function_stays():
 def test_a_network_with_smaller_kernels_is_proven_saved_loaded_and_exported(tmp_path):
     model, x = net(padding=1), torch.randn(6, 2, 8, 7)
     with torch.no_grad():
+        model[0].weight[:, 0] = 0.0
         model[0].weight[:, :, 0] = 0.0
         model[0].weight[:, :, :, 2] = 0.0
         model[3].weight[:, [0, 2]] = 0.0
@@ -201,8 +202,8 @@ def test_a_network_with_smaller_kernels_is_proven_saved_loaded_and_exported(tmp_
     pruned = prune(model, Recipe.parse({**recipe, "schedule": {"name": "allocation_decides"}}))
     masked = copy.deepcopy(model).eval()
     pruned.shrink(x)
-    assert model[0].kernel == ([0, 1], range(1, 3), range(2))
-    assert model[3].kernel == ([1, 3], range(3), range(2))
+    assert model[0].kernel == ([1], range(1, 3), range(2))
+    assert model[3].kernel == ([0, 1], range(3), range(2))  # of those that are left
     torch.testing.assert_close(model.eval()(x), masked(x))
     exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(exported(x), masked(x))
@@ -211,6 +212,60 @@ def test_a_network_with_smaller_kernels_is_proven_saved_loaded_and_exported(tmp_
     load_pretrained(tmp_path / "net", fresh)
     assert [fresh[each].kernel for each in (0, 3)] == [model[each].kernel for each in (0, 3)]
     assert torch.equal(fresh.eval()(x), model(x))
+
+
+def test_filters_that_nothing_reads_any_more_go_too():
+    model, x = net(padding=1), torch.randn(6, 2, 8, 7)
+    mask = torch.ones(5, 4, 3, 2, dtype=torch.bool)
+    mask[:, [0, 2]] = False
+    mask[:, 1, 2] = False
+    masks = Masks({"3.weight": mask})
+    result = shrink_columns(model, x, masks)
+    assert {group.name: (group.before, group.after) for group in result.groups} == {
+        "0": (4, 2),
+        "3.weight": (12, 10),
+    }
+    assert type(model[0]) is nn.Conv2d
+    assert (model[0].out_channels, model[1].num_features, model[3].in_channels) == (2, 2, 2)
+    assert result.parameters_after == count(model, x).parameters == 2 * 19 + 2 * 2 + 5 * 10 + 63
+    whole = net(padding=1)
+    masks.apply(whole)
+    torch.testing.assert_close(model.eval()(x), whole.eval()(x))
+    assert {name: tuple(left.shape) for name, left in result.masks.items()} == {"3.weight": (5, 10)}
+
+
+def test_where_whole_channels_went_a_plain_convolution_is_left():
+    model, x = net(), torch.randn(6, 2, 8, 7)
+    mask = torch.ones(5, 4, 3, 2, dtype=torch.bool)
+    mask[:, 3] = False
+    result = shrink_columns(model, x, Masks({"3.weight": mask}))
+    assert {group.name: group.after for group in result.groups} == {"0": 3}
+    assert type(model[3]) is nn.Conv2d
+    assert model[3].weight.shape == (5, 3, 3, 2)
+
+
+class Branching(nn.Module):
+    """Its way depends on values, so that PyTorch cannot export it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(x) if x.sum() > -1e9 else x)
+
+
+def test_they_stay_where_the_network_cannot_be_exported():
+    model, x = Branching(), torch.randn(2, 1, 8, 8)
+    mask = torch.ones(2, 3, 3, 3, dtype=torch.bool)
+    mask[:, 1] = False
+    masks = Masks({"two.weight": mask})
+    masked = copy.deepcopy(model)
+    masks.apply(masked)
+    shrink_columns(model, x, masks)
+    assert model.one.out_channels == 3
+    assert model.two.kernel == ([0, 2], range(3), range(3))
+    torch.testing.assert_close(model(x), masked(x))
 
 
 def test_a_shrunk_network_is_saved_and_loaded(tmp_path):

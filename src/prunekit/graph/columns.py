@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError
+from prunekit.graph.dead_units import shrink_dead
 from prunekit.graph.proof import UNTOUCHED, same_function
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
@@ -21,13 +22,18 @@ from prunekit.models import ColumnConv2d
 def shrink_columns(model: nn.Module, example_inputs: Inputs, masks: Masks) -> ShrinkResult:
     """Take the columns that masks remove whole out of the convolutions, in place, if that computes the same.
 
-    Each convolution that has lost some becomes a `ColumnConv2d`, a new layer with new parameters. Compared
-    are outputs with those of the masked network, on the example inputs and on random ones.
+    Each convolution that has lost some becomes a `ColumnConv2d`, a new layer with new parameters. Units that
+    died of it, such as filters of the layer before that nothing reads any more, are taken out first, where
+    PyTorch can export the network. Compared are outputs with those of the masked network, on the example
+    inputs and on random ones.
 
     Args:
         model: the network.
         example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
         masks: of the weights of convolutions.
+
+    Returns:
+        What was taken out: units by the name of their group, columns by that of the weight.
 
     Raises:
         InputError: if no column was removed, or all of a layer's were.
@@ -37,6 +43,50 @@ def shrink_columns(model: nn.Module, example_inputs: Inputs, masks: Masks) -> Sh
     """
     model = own_module(model)
     masks.parameters(model)
+    columns = _columns_of(masks)
+    if not columns:
+        raise InputError("no filter shape was removed, so there is nothing to take out")
+    masked = masked_copy(model, masks)
+    replace_convolutions(copy_of(masked), columns)  # refuses what cannot be done before anything is taken out
+    without = copy_of(masked)
+    dead = _without_dead(without, example_inputs, masks)
+    left = masks if dead is None else dead.masks
+    columns = _columns_of(left)
+    small = copy_of(without)
+    replace_convolutions(small, columns)
+    random = pytree.tree_map_only(Tensor, _drawn, example_inputs)
+    for inputs in (random, example_inputs):
+        deviation = same_function(without, small, inputs)
+        if not deviation.accepted:
+            raise VerificationError(
+                f"the smaller network computes something else than the masked one: {deviation}{UNTOUCHED}"
+            )
+    before = count_parameters(model)
+    masks.apply(model)
+    if dead is not None:
+        dead = shrink_dead(model, example_inputs, masks=masks)
+    replace_convolutions(model, columns)
+    sizes = tuple(
+        GroupSize(f"{place}.weight", left[f"{place}.weight"][0].numel(), len(kept))
+        for place, kept in columns.items()
+    )
+    fewer = {
+        f"{place}.weight": left[f"{place}.weight"].flatten(1)[:, kept] for place, kept in columns.items()
+    }
+    return ShrinkResult(
+        model,
+        "modules",
+        (() if dead is None else dead.groups) + sizes,
+        before,
+        count_parameters(model),
+        deviation if dead is None else max(deviation, dead.deviation, key=lambda each: each.relative),
+        left.replace(fewer),
+        axes={} if dead is None else dead.axes,
+    )
+
+
+def _columns_of(masks: Masks) -> dict[str, Tensor]:
+    """By layer, the columns that are left, of those that have lost some."""
     columns: dict[str, Tensor] = {}
     for name, mask in masks.items():
         kept = mask.any(0).flatten()
@@ -44,30 +94,17 @@ def shrink_columns(model: nn.Module, example_inputs: Inputs, masks: Masks) -> Sh
             raise InputError(f"{name} has lost all its columns: at least one must stay")
         if not bool(kept.all()):
             columns[name.rpartition(".")[0]] = kept.nonzero().flatten()
-    if not columns:
-        raise InputError("no filter shape was removed, so there is nothing to take out")
-    masked = masked_copy(model, masks)
-    small = copy_of(masked)
-    replace_convolutions(small, columns)
-    random = pytree.tree_map_only(Tensor, _drawn, example_inputs)
-    for inputs in (random, example_inputs):
-        deviation = same_function(masked, small, inputs)
-        if not deviation.accepted:
-            raise VerificationError(
-                f"the smaller network computes something else than the masked one: {deviation}{UNTOUCHED}"
-            )
-    before = count_parameters(model)
-    masks.apply(model)
-    replace_convolutions(model, columns)
-    left = {
-        f"{place}.weight": masks[f"{place}.weight"].flatten(1)[:, kept] for place, kept in columns.items()
-    }
-    sizes = tuple(
-        GroupSize(place, masks[f"{place}.weight"][0].numel(), len(kept)) for place, kept in columns.items()
-    )
-    return ShrinkResult(
-        model, "modules", sizes, before, count_parameters(model), deviation, masks.replace(left)
-    )
+    return columns
+
+
+def _without_dead(model: nn.Module, example_inputs: Inputs, masks: Masks) -> ShrinkResult | None:
+    """Take the dead units out of a network, in place; None, and nothing done, where there are none or it
+    cannot be analysed, or would become a graph."""
+    try:
+        result = shrink_dead(model, example_inputs, masks=masks)
+    except (ModelError, VerificationError):
+        return None
+    return result if result.lost and result.form == "modules" else None
 
 
 def replace_convolutions(model: nn.Module, columns: Mapping[str, Tensor]) -> Callable[[], None]:
