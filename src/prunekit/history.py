@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.graph import Coupled, ShrinkResult, shrink, shrink_columns, shrink_dead
+from prunekit.graph import Coupled, ShrinkResult, shrink, shrink_branches, shrink_columns, shrink_dead
 from prunekit.graph.shrinking import shrink_pieces
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Recorded, Zeros
-from prunekit.parts.granularity import FilterShape
+from prunekit.parts.granularity import Block, FilterShape
 from prunekit.parts.repair import NoRepair
 from prunekit.parts.retrain import Reinitialize
 from prunekit.parts.schedule import AllocationDecides
@@ -82,7 +82,7 @@ class Pruned:
         Where single weights were removed, these are the units that died of it: nothing reads them, or what
         they put out is a constant that biases take (`prunekit.graph.shrink_dead`). Where filter shapes were,
         convolutions become layers that multiply with fewer columns (`prunekit.models.ColumnConv2d`), behind
-        the units that died of it.
+        the units that died of it. Of blocks the modules go (`prunekit.graph.shrink_branches`).
 
         Where the model's own code has sizes written in it, `model` is its exported graph afterwards, which
         takes inputs of the shape of these examples only; `shrunk.reason` says why.
@@ -101,6 +101,8 @@ class Pruned:
             raise InputError(f"the removed {counted} have been taken out already")
         if isinstance(self.recipe.granularity, FilterShape):
             result = shrink_columns(self.model, example_inputs, self.masks)
+        elif isinstance(self.recipe.granularity, Block):
+            result = shrink_branches(self.model, example_inputs, self.masks)
         elif counted == "weights":
             result = shrink_dead(self.model, example_inputs, masks=self.masks)
             if not result.lost:

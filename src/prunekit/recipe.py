@@ -152,7 +152,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        comparable = self.granularity.level in self.score.comparable
+        comparable = self.granularity.one_target or self.granularity.level in self.score.comparable
         if "allocation" not in self.model_fields_set and (self.granularity.even or not comparable):
             vars(self)["allocation"] = PerLayer()
         if not self.schedule.stands_still:

@@ -1,11 +1,14 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
 from prunekit.graph.activation_taps import Place, watched
-from prunekit.graph.captured import GraphModel
+from prunekit.graph.branches import BLOCKS, Block, Branch, captured_blocks, group_of
+from prunekit.graph.capture import captured
+from prunekit.graph.captured import Captured, GraphModel
 from prunekit.graph.chain import Chain, Stage, UnitGroup
 from prunekit.graph.chain_view import chain_of
 from prunekit.graph.columns import replace_convolutions, shrink_columns
 from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead
+from prunekit.graph.depth import replace_with_absent, shrink_branches, without_branches
 from prunekit.graph.groups import INPUT, CouplingGraph, Group, GroupPlan, KeepMasks, Member
 from prunekit.graph.members import (
     Combine,
@@ -25,7 +28,11 @@ from prunekit.graph.sizes import size_attributes
 from prunekit.graph.surgery import alike, parameters_after, smaller, unit_masks
 
 __all__ = [
+    "BLOCKS",
     "INPUT",
+    "Block",
+    "Branch",
+    "Captured",
     "Chain",
     "Combine",
     "Coupled",
@@ -46,8 +53,11 @@ __all__ = [
     "UnitGroup",
     "VerificationError",
     "alike",
+    "captured",
+    "captured_blocks",
     "chain_of",
     "dead_units",
+    "group_of",
     "groups",
     "of_units",
     "over_entries",
@@ -55,9 +65,11 @@ __all__ = [
     "parameters_per_unit",
     "prune_groups",
     "replace_convolutions",
+    "replace_with_absent",
     "restore_sizes",
     "same_function",
     "shrink",
+    "shrink_branches",
     "shrink_columns",
     "shrink_dead",
     "size_attributes",
@@ -65,4 +77,5 @@ __all__ = [
     "traced",
     "unit_masks",
     "watched",
+    "without_branches",
 ]

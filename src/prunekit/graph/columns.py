@@ -14,7 +14,7 @@ from prunekit.graph.dead_units import shrink_dead
 from prunekit.graph.proof import UNTOUCHED, same_function
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
-from prunekit.graph.surgery import copy_of, count_parameters, masked_copy, own_module
+from prunekit.graph.surgery import copy_of, count_parameters, masked_copy, own_module, put_modules
 from prunekit.masks import Masks
 from prunekit.models import ColumnConv2d
 
@@ -149,19 +149,7 @@ def replace_convolutions(model: nn.Module, columns: Mapping[str, Tensor]) -> Cal
             raise ModelError(f"{place} has {whole} columns, which are not those that are to stay")
         made[id(conv)] = ColumnConv2d(conv, kept)
     before = [(name, module) for name, module in every if id(module) in made]
-    for name, module in before:
-        _put(model, name, made[id(module)])
-
-    def undo() -> None:
-        for name, module in before:
-            _put(model, name, module)
-
-    return undo
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    place, _, short = name.rpartition(".")
-    setattr(model.get_submodule(place), short, module)
+    return put_modules(model, {name: made[id(module)] for name, module in before})
 
 
 def _drawn(given: Tensor) -> Tensor:

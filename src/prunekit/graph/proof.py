@@ -161,7 +161,7 @@ def proven(
     """
     small = _prepared(candidate, reference.dtype)
     call = arguments(inputs)
-    random = _drawn(call)
+    random = drawn(call)
     worst = None
     if training:
         try:
@@ -324,11 +324,11 @@ def _converted(call: Arguments, model: nn.Module, dtype: torch.dtype | None) -> 
     return pytree.tree_map_only(Tensor, converted, call)
 
 
-def _drawn(call: Arguments) -> Arguments:
+def drawn(call: Arguments) -> Arguments:
     """Random arguments of the same shapes: numbers of the same mean and spread, integers of one range."""
     generator = torch.Generator().manual_seed(0)  # not the user's
 
-    def drawn(value: Tensor) -> Tensor:
+    def replaced(value: Tensor) -> Tensor:
         if not value.numel() or value.dtype == torch.bool:
             return value
         if not value.is_floating_point():
@@ -339,7 +339,7 @@ def _drawn(call: Arguments) -> Arguments:
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
         return (exactly.mean() + spread * noise).to(value)
 
-    return pytree.tree_map_only(Tensor, drawn, call)
+    return pytree.tree_map_only(Tensor, replaced, call)
 
 
 @contextmanager

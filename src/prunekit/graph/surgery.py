@@ -297,6 +297,19 @@ def own_module(model: nn.Module) -> nn.Module:
     return unwrap(model)
 
 
+def put_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
+    """Put modules, by their full names, in the places of others; what is returned puts those back."""
+    before = {name: model.get_submodule(name) for name in modules}
+
+    def put(those: Mapping[str, nn.Module]) -> None:
+        for name, module in those.items():
+            place, _, short = name.rpartition(".")
+            setattr(model.get_submodule(place), short, module)
+
+    put(modules)
+    return partial(put, before)
+
+
 class Surgery:
     """Changes to a network, each remembered.
 

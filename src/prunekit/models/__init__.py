@@ -1,5 +1,6 @@
 """The papers' networks, and a user's own, made from settings and a seed."""
 
+from prunekit.models.absent import Absent
 from prunekit.models.char_transformer import CharTransformer, TransformerBlock
 from prunekit.models.column_conv import ColumnConv2d
 from prunekit.models.convnets import LeNet5, Maxout, MaxoutLeNet5, ResidualBlock, ResNet, VGGSmall, resnet20
@@ -8,6 +9,7 @@ from prunekit.models.mlp import MLP, Activation, LeNet300100, make_activation
 
 __all__ = [
     "MLP",
+    "Absent",
     "Activation",
     "CharTransformer",
     "ColumnConv2d",

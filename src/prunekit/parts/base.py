@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prunekit.task import Task
     from prunekit.training import Training
 
-Level = Literal["weights", "patterns", "units", "pieces"]
+Level = Literal["weights", "patterns", "units", "pieces", "blocks"]
 """What a recipe removes, as its granularity says."""
 
 LEVELS: Mapping[Level, str] = {
@@ -28,6 +28,7 @@ LEVELS: Mapping[Level, str] = {
     "patterns": "weights in a pattern",
     "units": "whole units",
     "pieces": "pieces of maxout units",
+    "blocks": "whole blocks",
 }
 """The levels in words."""
 

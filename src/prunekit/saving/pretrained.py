@@ -15,7 +15,14 @@ from prunekit import __version__
 from prunekit.digests import write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, escaped, shown
 from prunekit.files import replacing_folder
-from prunekit.graph import GraphModel, ShrinkResult, replace_convolutions, restore_sizes, size_attributes
+from prunekit.graph import (
+    GraphModel,
+    ShrinkResult,
+    replace_convolutions,
+    replace_with_absent,
+    restore_sizes,
+    size_attributes,
+)
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
 from prunekit.parts.granularity import Unit
@@ -226,7 +233,7 @@ class SavedNetwork:
 
     def _fill(self, model: nn.Module, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Copy what was saved into a network of the user's, made as small as it was."""
-        with _with_columns(model, state):
+        with _with_replaced(model, state):
             _check_state(model, state, self.folder)
             with _fitted(model, state, self.description, tensors, self.folder) as buffers:
                 try:
@@ -262,7 +269,7 @@ class SavedNetwork:
                 f"{self.folder / DESCRIPTION} describes a network of {described:,} numbers, "
                 f"but {WEIGHTS} holds {stored:,}"
             )
-        with _with_columns(model, state):
+        with _with_replaced(model, state):
             _check_state(model, state, self.folder)
             with _fitted(model, state, self.description, tensors, self.folder), consistent(self.folder):
                 model.load_state_dict(state, assign=True)
@@ -366,24 +373,29 @@ def _check_kinds(own: Mapping[str, Tensor], state: Mapping[str, Tensor], folder:
 
 
 @contextmanager
-def _with_columns(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with convolutions that have some of their columns, where those were saved.
+def _with_replaced(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model without modules, and with convolutions that have some of their columns, as it was saved.
 
-    They are whole again if what is done inside fails.
+    It is whole again if what is done inside fails.
 
     Raises:
         ModelError: if what was saved does not come from this network; it is left as it was.
     """
-    modules, columns = dict(model.named_modules(remove_duplicate=False)), {}
+    modules, own = dict(model.named_modules(remove_duplicate=False)), model.state_dict()
+    columns, absent = {}, {}
     for name, value in state.items():
         place, _, short = name.rpartition(".")
         if short == "columns" and isinstance(modules.get(place), nn.Conv2d):
             columns[place] = value
-    undo = replace_convolutions(model, columns)
+        if short == "absent" and name not in own:
+            absent[place] = value
+    undo = [replace_with_absent(model, absent)]
     try:
+        undo.append(replace_convolutions(model, columns))
         yield
     except BaseException:
-        undo()
+        for each in reversed(undo):
+            each()
         raise
 
 

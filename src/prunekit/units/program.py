@@ -7,7 +7,7 @@ one factor of the unit's term. With the gain 0 the network is then the one with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.graph import Coupled
 from prunekit.graph.activation_taps import axes_of
+from prunekit.graph.branches import BLOCKS, branches_by_unit
 from prunekit.graph.captured import Captured, attributes_of, behind, is_view, is_written, leading_to, op_name
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import entries
@@ -108,12 +109,21 @@ class Program:
             masked: on all of its parameters, which its masks set to zero, not where its units are read.
         """
         group = self._coupled.group(name)
+        if group.kind == BLOCKS:
+            return list(self._of_branches(group))
         if not masked:
             found = [*self._of_members(group.consumers), *self._of_operators(group)]
             if found:
                 return found
         parameters = dict(self._coupled.model.named_parameters())
         return self._of_members([each for each in group.members if each.tensor in parameters], lookups=True)
+
+    def _of_branches(self, group: Group) -> Iterator[Site]:
+        """What additions read of the branches of blocks."""
+        parameters = dict(self._coupled.model.named_parameters())
+        for unit, branch in branches_by_unit(self.graph, group, parameters):
+            size = branch.value.meta["val"].shape[0]
+            yield Site(branch.value, frozenset([branch.addition]), 0, torch.full((size,), unit))
 
     def _of_members(self, members: Iterable[Member], *, lookups: bool = False) -> list[Site]:
         found = []

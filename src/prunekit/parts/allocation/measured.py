@@ -45,7 +45,7 @@ class Budget(Allocation):
     `of: macs` and sparsity 0.5 at most half of the multiply-accumulate operations stay, and the steps of a
     schedule are budgets that get smaller. What would be left is built and counted, or timed, at each step of
     a bisection over the number of units, so that no fewer of the lowest scores would do. The granularity must
-    be `unit`.
+    be `unit` or `block`.
 
     Attributes:
         of: the figure: `parameters`; `macs` per example; `bytes` of the stored state, buffers included; or
@@ -57,7 +57,7 @@ class Budget(Allocation):
     """
 
     name = "budget"
-    works_on = ("units",)
+    works_on = ("units", "blocks")
     requires = (
         STATED,
         Requirement(

@@ -1,5 +1,6 @@
 """Granularity: what goes together when weights are removed, and what of it there is in a model."""
 
+from prunekit.parts.granularity.of_blocks import Block, Blocks
 from prunekit.parts.granularity.of_units import Kind, MaxoutPiece, Pieces, Unit, Units
 from prunekit.parts.granularity.of_weights import (
     INPUTS_FIRST,
@@ -16,6 +17,8 @@ from prunekit.parts.granularity.of_weights import (
 __all__ = [
     "INPUTS_FIRST",
     "NM",
+    "Block",
+    "Blocks",
     "Elements",
     "FilterShape",
     "Granularity",

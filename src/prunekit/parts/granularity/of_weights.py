@@ -122,6 +122,7 @@ class Granularity(Part):
         even: whether every layer must lose the same fraction.
         pattern: (n, m) where n of every m consecutive inputs of an output stay.
         by_example: whether the network must be run on an example to find out what there is to choose from.
+        one_target: whether all that there is to choose from belongs together, so that no layers are compared.
     """
 
     level: ClassVar[Level] = "weights"
@@ -129,6 +130,7 @@ class Granularity(Part):
     pattern: ClassVar[tuple[int, int] | None] = None
     counts: ClassVar[Counted] = "weights"
     by_example: ClassVar[bool] = False
+    one_target: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, scores: Tensor, count: int) -> Tensor:

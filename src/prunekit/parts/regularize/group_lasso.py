@@ -17,7 +17,7 @@ from prunekit.errors import PrunekitError
 from prunekit.graph import Member
 from prunekit.graph.capture import made_up_inputs
 from prunekit.masks import Masks
-from prunekit.parts.granularity import INPUTS_FIRST, Kind, Unit, check_one_input, shaped_targets
+from prunekit.parts.granularity import INPUTS_FIRST, Block, Kind, Unit, check_one_input, shaped_targets
 from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
 from prunekit.settings import LARGE
 from prunekit.targets import find_targets, unwrap
@@ -39,7 +39,8 @@ class GroupLasso(Regularizer):
     Attributes:
         strength: the factor of the norms.
         groups: `units` are those of the granularity `unit`, each with all that makes it or goes along with
-            it, biases and norms included; `heads` are those of them that are attention heads; `channels` are
+            it, biases and norms included; `blocks` those of the granularity `block`: residual branches with
+            all of their own parameters; `heads` are the units that are attention heads; `channels` are
             the weights of a layer that read one of its inputs; `filter_shapes` are the weights of all filters
             of a convolution at one place: a column of its matrix.
         form: how it acts.
@@ -52,7 +53,7 @@ class GroupLasso(Regularizer):
     name = "group_lasso"
     paper = "Yuan, Lin 2006, doi 10.1111/j.1467-9868.2005.00532.x; Wen et al. 2016 (SSL), arXiv 1608.03665"
     strength: float = Field(gt=0, le=LARGE)
-    groups: Literal["units", "heads", "channels", "filter_shapes"] = "units"
+    groups: Literal["units", "heads", "blocks", "channels", "filter_shapes"] = "units"
     form: Literal["proximal", "subgradient"] = "proximal"
     root_of_size: bool = False
     threshold: float = Field(default=1e-4, ge=0, le=LARGE)
@@ -61,11 +62,11 @@ class GroupLasso(Regularizer):
 
     @property
     def by_example(self) -> bool:  # type: ignore[override]
-        """To find units."""
-        return self.groups in ("units", "heads")
+        """To find units or blocks."""
+        return self.groups in ("units", "heads", "blocks")
 
     def check(self, model: nn.Module) -> None:
-        """The groups must be there, as the granularity `unit` or the layers have them."""
+        """The groups must be there, as the granularities `unit` and `block` or the layers have them."""
         if self.by_example:
             try:
                 made_up_inputs(unwrap(model))
@@ -113,7 +114,8 @@ class GroupLasso(Regularizer):
         model = unwrap(model)
         if self.by_example:
             kinds: tuple[Kind, ...] | None = ("heads",) if self.groups == "heads" else None
-            elements = Unit(kinds=kinds).elements(model, self.targets, self.ignore, example_inputs)
+            granularity = Block() if self.groups == "blocks" else Unit(kinds=kinds)
+            elements = granularity.elements(model, self.targets, self.ignore, example_inputs)
             coupled = elements.found
             own = dict(model.named_parameters())
             for group in coupled.groups:

@@ -1,6 +1,7 @@
 """Scores: one number per weight or unit; the lowest go first. One family per file."""
 
 from prunekit.parts.context import Score, Scores
+from prunekit.parts.scores.block_scores import BlockInfluence
 from prunekit.parts.scores.gradient_flow import GraSP, SynFlow
 from prunekit.parts.scores.hessian_scores import OBD, OBS, BlockFisher, LayerOBS
 from prunekit.parts.scores.unit_scores import (
@@ -40,6 +41,7 @@ __all__ = [
     "RIA",
     "Activation",
     "BlockFisher",
+    "BlockInfluence",
     "Correlation",
     "FeatureTaylor",
     "GeometricMedian",

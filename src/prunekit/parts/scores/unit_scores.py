@@ -52,7 +52,8 @@ class Oracle(UnitScore):
 
     name = "oracle"
     paper = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
-    comparable = ("units",)
+    works_on = ("units", "blocks")
+    comparable = ("units", "blocks")
     error: Error = "squared_error"
 
     @property
@@ -71,7 +72,8 @@ class UnitTaylor(UnitScore):
 
     name = "unit_taylor"
     paper = "Wolfe, Sharma, Raj 2017, arXiv 1701.04465"
-    comparable = ("units",)
+    works_on = ("units", "blocks")
+    comparable = ("units", "blocks")
     order: Literal[1, 2] = 2
     form: Literal["exact", "published"] = "exact"
     error: Error = "squared_error"
@@ -100,7 +102,8 @@ class Skeletonization(UnitScore):
 
     name = "skeletonization"
     paper = "Mozer, Smolensky 1989, NIPS 1"
-    comparable = ("units",)
+    works_on = ("units", "blocks")
+    comparable = ("units", "blocks")
     batch_size: int = Field(default=100, ge=1, le=WHOLE)
 
     @property
