@@ -23,6 +23,17 @@ class Plain(nn.Module):
         return self.fc(F.relu(self.conv2(F.relu(self.conv1(x)))).mean((2, 3)))
 
 
+class Residual(nn.Module):
+    """x + an MLP of x."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.relu(self.up(x)))
+
+
 class InplaceBlock(nn.Module):
     """As torchvision writes it, everything in place; or with the activation first, on the shortcut, too."""
 

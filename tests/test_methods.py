@@ -9,6 +9,7 @@ from prunekit.methods import METHODS, describe, recipe
 from prunekit.models import Maxout
 from prunekit.pruning import prune
 from prunekit.recipe import Recipe
+from residual_nets import Residual
 from small_nets import blobs, copied, mlp
 
 SHORT = {"epochs": 0.5, "rounds": 2, "cycles": 2, "steps": 2}
@@ -30,6 +31,8 @@ def fitting(name: str) -> nn.Sequential:
     if name in ("ssl_filters", "ssl_filter_shapes", "brain_damage"):
         images = nn.Linear(12, 16), nn.Unflatten(1, (1, 4, 4))
         return nn.Sequential(*images, nn.Conv2d(1, 6, 2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4))
+    if name in ("ssl_depth", "shortgpt"):
+        return nn.Sequential(nn.Linear(12, 8), *(Residual(8, 6) for _ in range(4)), nn.Linear(8, 4))
     return model
 
 

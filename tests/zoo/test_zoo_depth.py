@@ -70,14 +70,7 @@ def test_transformers_without_blocks_keep_their_class_and_function(name, blocks,
     assert not {f"{name}.weight" for name in last} & model.state_dict().keys()
 
 
-AS_GRAPHS = {
-    ("res2net", False),
-    ("res2net", True),
-    ("swin", False),
-    ("hf-swin", False),
-    ("hf-t5", False),
-    ("hf-t5", True),
-}
+AS_GRAPHS = {*((name, whole) for name in ("res2net", "hf-t5") for whole in (False, True)), ("swin", False)}
 
 
 @pytest.mark.parametrize("whole", [False, True])

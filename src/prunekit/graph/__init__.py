@@ -1,7 +1,7 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
 from prunekit.graph.activation_taps import Place, watched
-from prunekit.graph.branches import BLOCKS, Block, Branch, captured_blocks, group_of
+from prunekit.graph.branches import BLOCKS, Branch, Branches, captured_blocks, group_of
 from prunekit.graph.capture import captured
 from prunekit.graph.captured import Captured, GraphModel
 from prunekit.graph.chain import Chain, Stage, UnitGroup
@@ -30,8 +30,8 @@ from prunekit.graph.surgery import alike, parameters_after, smaller, unit_masks
 __all__ = [
     "BLOCKS",
     "INPUT",
-    "Block",
     "Branch",
+    "Branches",
     "Captured",
     "Chain",
     "Combine",

@@ -59,7 +59,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Block:
+class Branches:
     """Residual branches that go together.
 
     Attributes:
@@ -183,7 +183,7 @@ def modules_of(node: fx.Node) -> list[str]:
 
 def residual_blocks(
     model: nn.Module, graph: Captured, example_inputs: Inputs, *, whole: bool = False
-) -> tuple[Block, ...]:
+) -> tuple[Branches, ...]:
     """The residual branches of a network that leave the identity when they go, in order.
 
     With all of its own parameters zero a branch must give zeros, on random inputs of the form of the example.
@@ -209,7 +209,7 @@ def residual_blocks(
     for branch in branches:
         name = _element(model, branch.within) if whole else None
         together.setdefault(name or branch.name, []).append(branch)
-    return tuple(Block(name, tuple(each)) for name, each in together.items())
+    return tuple(Branches(name, tuple(each)) for name, each in together.items())
 
 
 def _element(model: nn.Module, name: str) -> str | None:
@@ -267,7 +267,7 @@ def _silenced(
 
 def captured_blocks(
     model: nn.Module, example_inputs: Inputs, *, whole: bool = False
-) -> tuple[Captured, tuple[Block, ...]]:
+) -> tuple[Captured, tuple[Branches, ...]]:
     """The graph of a network in evaluation mode, and its blocks; see `residual_blocks`.
 
     Raises:
@@ -277,7 +277,7 @@ def captured_blocks(
     return graph, residual_blocks(model, graph, example_inputs, whole=whole)
 
 
-def group_of(model: nn.Module, blocks: Sequence[Block]) -> Group:
+def group_of(model: nn.Module, blocks: Sequence[Branches]) -> Group:
     """Blocks as the units of one group: each with all parameters and buffers that are its own.
 
     Matrices and kernels make a block; biases, scales and buffers go along with it.

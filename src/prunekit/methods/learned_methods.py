@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunekit.parts.allocation import PerLayer, Zeros
-from prunekit.parts.granularity import FilterShape, Unit, Weight
+from prunekit.parts.granularity import Block, FilterShape, Unit, Weight
 from prunekit.parts.regularize import L0, GroupLasso
 from prunekit.parts.retrain import FineTune
 from prunekit.parts.schedule import AllocationDecides, Linear
@@ -11,7 +11,7 @@ from prunekit.parts.scores import Magnitude
 from prunekit.recipe import Recipe, method
 from prunekit.training import Training, TrainingLike, training_of
 
-__all__ = ["brain_damage", "l0_units", "l0_weights", "ssl_filter_shapes", "ssl_filters"]
+__all__ = ["brain_damage", "l0_units", "l0_weights", "ssl_depth", "ssl_filter_shapes", "ssl_filters"]
 
 
 @method
@@ -43,6 +43,24 @@ def ssl_filter_shapes(
     return Recipe(
         warm_up=training_of(epochs, training).with_regularizer(lasso),
         granularity=FilterShape(),
+        allocation=Zeros(),
+        schedule=AllocationDecides(),
+        retrain=FineTune(training=training_of(fine_tune, training)),
+    )
+
+
+@method
+def ssl_depth(
+    strength: float = 0.1, epochs: float = 20, fine_tune: float = 10, training: TrainingLike = None
+) -> Recipe:
+    """The residual branches that a group lasso brings to zero in `epochs` of training, then fine-tuning.
+
+    Paper: Wen et al. 2016, arXiv 1608.03665
+    """
+    lasso = GroupLasso(strength=strength, groups="blocks")
+    return Recipe(
+        warm_up=training_of(epochs, training).with_regularizer(lasso),
+        granularity=Block(),
         allocation=Zeros(),
         schedule=AllocationDecides(),
         retrain=FineTune(training=training_of(fine_tune, training)),

@@ -1,4 +1,4 @@
-"""Methods that remove whole units: neurons, filters and pieces of maxout units."""
+"""Methods that remove whole units: neurons, filters, pieces of maxout units, and whole blocks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Literal
 
 from prunekit.errors import InputError, shown
 from prunekit.parts.allocation import BelowMean, Global, PerLayer
-from prunekit.parts.granularity import MaxoutPiece, Unit
+from prunekit.parts.granularity import Block, MaxoutPiece, Unit
 from prunekit.parts.repair import ChannelScale
 from prunekit.parts.retrain import FineTune, Reinitialize, Retrain, Rewind
 from prunekit.parts.schedule import AllocationDecides, Linear, OneShot
 from prunekit.parts.scores import (
     N2PS,
     Activation,
+    BlockInfluence,
     FeatureTaylor,
     GeometricMedian,
     GradCAM,
@@ -44,6 +45,7 @@ __all__ = [
     "network_slimming",
     "oracle_units",
     "random_units",
+    "shortgpt",
     "skeletonization",
     "structured_mlp",
     "taylor_filters",
@@ -342,3 +344,12 @@ def maxout_pruning(
         retrain=FineTune(training=training_of(epochs, training)),
         calibration=60_000,
     )
+
+
+@method
+def shortgpt(sparsity: float = 0.25) -> Recipe:
+    """The blocks, attention and MLP together, that turn what goes through them least, all at once.
+
+    Paper: Men et al. 2024 (ShortGPT), arXiv 2403.03853
+    """
+    return Recipe(score=BlockInfluence(), granularity=Block(whole=True), schedule=OneShot(sparsity=sparsity))

@@ -1,7 +1,7 @@
 """What scores and repairs need from data, collected for all that ask in one pass."""
 
 from prunekit.statistics.activity import ActivationStats, FirstOrderTaylor
-from prunekit.statistics.block_influence import BlockInfluence
+from prunekit.statistics.block_influence import CosineDistance
 from prunekit.statistics.collect import (
     Collector,
     Found,
@@ -35,12 +35,12 @@ from prunekit.statistics.weight_statistics import ConnectionCorrelation, MeanGra
 
 __all__ = [
     "ActivationStats",
-    "BlockInfluence",
     "ChannelCovariance",
     "ChannelMagnitude",
     "ChannelMean",
     "Collector",
     "ConnectionCorrelation",
+    "CosineDistance",
     "CrossMoments",
     "FirstOrderTaylor",
     "Found",

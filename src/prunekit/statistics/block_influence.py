@@ -23,7 +23,7 @@ from prunekit.statistics.unit_statistics import UnitStatistic
 
 
 @dataclass(frozen=True)
-class BlockInfluence(UnitStatistic):
+class CosineDistance(UnitStatistic):
     """1 - cos(x, x + f(x)), the mean over examples and positions; by group (blocks,) float64.
 
     x is what the first branch of a block adds to, x + f(x) the sum that the last one gives, both as vectors

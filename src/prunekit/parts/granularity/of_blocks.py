@@ -12,6 +12,7 @@ from prunekit.batches import Inputs
 from prunekit.errors import ModelError
 from prunekit.graph import (
     BLOCKS,
+    Branches,
     Captured,
     Combine,
     Coupled,
@@ -22,9 +23,6 @@ from prunekit.graph import (
     captured_blocks,
     group_of,
     without_branches,
-)
-from prunekit.graph import (
-    Block as Branches,
 )
 from prunekit.graph.capture import made_up_inputs
 from prunekit.masks import Masks

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from prunekit.parts.base import Level
 from prunekit.parts.scores.unit_scores import UnitScore
-from prunekit.statistics import BlockInfluence as Influence
+from prunekit.statistics import CosineDistance
 
 
 class BlockInfluence(UnitScore):
@@ -20,4 +20,4 @@ class BlockInfluence(UnitScore):
     paper = "Men et al. 2024 (ShortGPT), arXiv 2403.03853"
     works_on: ClassVar[tuple[Level, ...]] = ("blocks",)
     comparable = ("blocks",)
-    needs = (Influence(),)
+    needs = (CosineDistance(),)
