@@ -44,7 +44,7 @@ PARAMETRIZED = "it is computed by a parametrization, such as weight norm"
 
 
 @dataclass(frozen=True)
-class Block:
+class LabelledAxis:
     """The labels of one axis of one parameter or buffer: `start`, `start` + 1, ..."""
 
     tensor: str
@@ -64,12 +64,12 @@ class Propagation:
         nodes: for each graph the labels of each node's axes, by the node's name; several values in a row.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[LabelledAxis, ...]
     propagator: Propagator
     classes: Classes
     nodes: tuple[dict[str, tuple[tuple[Ints | None, ...], ...]], ...]
 
-    def role(self, block: Block) -> Role:
+    def role(self, block: LabelledAxis) -> Role:
         """What an axis is used for."""
         return self.propagator.roles.get((block.tensor, block.dim), "along")
 
@@ -136,7 +136,7 @@ def _propagated(
     given = None if features is None else labels.new(features.size)
     values, blocks = _labelled(model, used, labels)
     if given is not None:
-        blocks.insert(0, Block(FEATURES, 0, int(given[0]), len(given)))
+        blocks.insert(0, LabelledAxis(FEATURES, 0, int(given[0]), len(given)))
     for name, reason in ignored.items():
         for dim in values.get(name, ()):
             labels.freeze(dim.labels, reason)
@@ -177,10 +177,12 @@ def _used(graphs: Sequence[Captured]) -> list[str]:
     return list(found)
 
 
-def _labelled(model: nn.Module, names: Sequence[str], labels: Labels) -> tuple[dict[str, Value], list[Block]]:
+def _labelled(
+    model: nn.Module, names: Sequence[str], labels: Labels
+) -> tuple[dict[str, Value], list[LabelledAxis]]:
     tensors = tensors_of(model)
     values: dict[str, Value] = {}
-    blocks: list[Block] = []
+    blocks: list[LabelledAxis] = []
     for name in names:
         tensor = tensors[name]
         if not tensor.is_floating_point():
@@ -190,7 +192,7 @@ def _labelled(model: nn.Module, names: Sequence[str], labels: Labels) -> tuple[d
         for dim, size in enumerate(tensor.shape):
             found = labels.new(size) if size > 1 else None
             if found is not None:
-                blocks.append(Block(name, dim, int(found[0]), size))
+                blocks.append(LabelledAxis(name, dim, int(found[0]), size))
             dims.append(Dim(size, found, zero=True, origin=(name, dim)))
         values[name] = tuple(dims)
     return values, blocks
