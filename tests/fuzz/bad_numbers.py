@@ -40,6 +40,7 @@ from prunekit.parts.stopping import Stop
 from prunekit.pruning import prune
 from prunekit.recipe import Recipe
 from prunekit.training import Training, TrainingError
+from residual_nets import Residual
 from small_nets import blobs, mlp
 
 VALUES: tuple[Any, ...] = (
@@ -188,6 +189,9 @@ def network(recipe: Recipe, name: str = "") -> nn.Sequential:
         return nn.Sequential(
             nn.Unflatten(1, (3, 2, 2)), convolution, nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)
         )
+    if granularity.name == "block":
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 8), *(Residual(8, 6) for _ in range(4)), nn.Linear(8, 4))
     model = mlp(12, 8, 8, 4)
     if recipe.score.name == "norm_scale":
         for place in (3, 1):
