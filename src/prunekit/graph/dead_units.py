@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ def dead_units(
     *,
     over_units: bool = False,
     constants: bool = True,
+    among: Collection[str] | None = None,
 ) -> DeadUnits:
     """Find the units that nothing reads, and those whose output is a constant that can be folded.
 
@@ -71,11 +72,12 @@ def dead_units(
         over_units: whether groups count in whose norms the statistics run over the units, zeros included: the
             network without such units has those of the kept ones, as with the granularity `group`.
         constants: whether constants other than zero are looked for.
+        among: the names of the groups that are looked at; all by default.
 
     Raises:
         InputError: if the masks are another model's.
     """
-    search = _Search(unwrap(model), found, masks or Masks({}), over_units)
+    search = _Search(unwrap(model), found, masks or Masks({}), over_units, among)
     before = -1
     while (left := _count(search.kept)) != before:  # what dead units alone read may be folded then
         before = left
@@ -157,7 +159,14 @@ class _Search:
         training: whether all constants that were found are the same in training mode.
     """
 
-    def __init__(self, model: nn.Module, found: CouplingGraph, masks: Masks, over_units: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        found: CouplingGraph,
+        masks: Masks,
+        over_units: bool,
+        among: Collection[str] | None,
+    ) -> None:
         masks.parameters(model)
         first = canonical(model)
         self._found = found
@@ -170,7 +179,11 @@ class _Search:
         for name, mask in masks.items():
             tensor = self._tensors[first[name]]
             self._tensors[first[name]] = tensor.masked_fill(~mask.to(tensor.device), 0)
-        self._groups = [group for group in found.plan.prunable if over_units or not group.normalised]
+        self._groups = [
+            group
+            for group in found.plan.prunable
+            if (over_units or not group.normalised) and (among is None or group.name in among)
+        ]
         self._folded: set[str] = set()
         self.kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self._groups}
         self.training = True

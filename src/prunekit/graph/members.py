@@ -76,6 +76,17 @@ class Coupled:
         """The members that are looked at."""
         return group.producers if self.scored == "producers" else group.members
 
+    def off(self, group: Group) -> Tensor:
+        """(units,) flags: nothing reads the unit, or makes it or goes along where no layer reads any."""
+        own = dict(self.model.named_parameters())
+        read = [member for member in group.consumers if member.tensor in own]
+        entries = [
+            of_units(own[member.tensor].detach().abs(), member, "max").nan_to_num(0.0)
+            for member in read or group.members
+            if member.tensor in own
+        ]
+        return torch.stack(entries).amax(0) == 0
+
     def places(self, group: Group) -> tuple[Place, ...]:
         """Where the units' outputs appear; see `places`."""
         return places(self._calls, self.traced, group)

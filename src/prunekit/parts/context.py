@@ -194,6 +194,7 @@ class Allocation(Part):
         of_figure: whether the schedule's sparsity is a fraction of what the network costs, not of its units.
         by_example: whether the network is run on an example.
         needs_data: whether the allocation evaluates the network.
+        changes: whether it changes the network's values before it counts.
     """
 
     requires: ClassVar[tuple[Requirement, ...]] = (STATED,)
@@ -203,6 +204,7 @@ class Allocation(Part):
     of_figure: ClassVar[bool] = False
     by_example: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
+    changes: ClassVar[bool] = False
 
     floor: float = Field(default=0.001, ge=0, lt=1)
 

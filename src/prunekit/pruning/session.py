@@ -151,7 +151,8 @@ class Session:
         if recipe.needs_data and self._data is None:
             raise InputError(f"the recipe's {self._who_needs_data()} needs data, but no data is given")
         # what can fail after the first weight has changed
-        self._may_fail = recipe.trains or recipe.stop.needs_data or recipe.repair.changes
+        changes = recipe.repair.changes or recipe.allocation.changes
+        self._may_fail = recipe.trains or recipe.stop.needs_data or changes
         stateful = recipe.parts_with("initial_state")
         if recipe.by_example and example_inputs is None and self._data is not None:
             example_inputs = two_examples(model, self._data).inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -12,6 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
+from prunekit.graph import unit_masks
+from prunekit.graph.dead_units import dead_units
 from prunekit.masks import lowest
 from prunekit.parts.base import Requirement
 from prunekit.parts.context import Allocation, StepContext
@@ -369,25 +372,56 @@ class Threshold(Allocation):
 class Zeros(Allocation):
     """Whatever scores zero: what a training with a penalty or with gates has brought to exactly zero.
 
-    The schedule is `allocation_decides`. Under the score `magnitude` of units a unit goes whose weights are
-    all zero.
+    Of units, under any score, those that the network computes the same without: nothing reads them, or what
+    they put out is a constant, as where all weights of a filter are zero but not its bias. The constant goes
+    into the biases of the layers that read it, where that is exact (see `prunekit.graph.dead_units`): a unit
+    stays whose readers have no bias, or pad with zeros, and one of a layer of zeros. Of blocks, those that
+    are zero as a whole. The schedule is `allocation_decides`. Where nothing is zero, a warning says so.
     """
 
     name = "zeros"
     local = True
+    works_on = ("weights", "patterns", "units", "blocks")
     requires = (DECIDED,)
+    changes = True
+
+    def before_step(self, context: StepContext) -> None:
+        """Fold the constants of units into the biases of their readers; then nothing reads these units."""
+        coupled = context.coupled
+        if coupled is None or context.granularity.level != "units":
+            return
+        dead = dead_units(coupled.model, coupled.traced, over_units=True, among=coupled.names)
+        for name, value in dead.biases.items():
+            coupled.model.get_parameter(name).copy_(value)
+        unit_masks(coupled.model, coupled.traced.plan, dead.kept, allow_empty=True).apply(coupled.model)
 
     def amounts(self, context: StepContext) -> dict[str, int]:
-        """What is gone and what scores 0, at most down to the floor."""
+        """What is gone and what is zero, at most down to the floor."""
         amounts = {}
-        for name, scores in context.scores.items():
-            left = scores[context.kept[name]]
-            # a weight that is zero among others that are not scores minus infinity: it is gone already
-            zeros = int(((left == 0) | (left == -torch.inf)).sum())
+        for name in context.scores:
             lost = context.pruned.get(name, 0)
             most = lost if name in context.frozen else max(lost, self.max_removable(name, context))
-            amounts[name] = min(lost + zeros, most)
+            amounts[name] = min(lost + int((self._zeros(name, context) & context.kept[name]).sum()), most)
+        if not any(amounts.values()):
+            level = context.granularity.level
+            what = {"units": "unit is without effect", "blocks": "block is exactly zero"}.get(
+                level, "weight is exactly zero"
+            )
+            warnings.warn(
+                f"allocation 'zeros': no {what}, so nothing is removed. The regularizers 'l0' and "
+                "'group_lasso' bring exact zeros, where they are strong enough; 'l1' and 'l2' only make "
+                "weights small: behind these use an allocation that ranks, such as 'global' or 'per_layer'",
+                stacklevel=2,
+            )
         return amounts
+
+    @staticmethod
+    def _zeros(name: str, context: StepContext) -> Tensor:
+        if context.coupled is not None:
+            return context.coupled.off(context.coupled.group(name)).to(context.kept[name].device)
+        # a weight that is zero among others that are not scores minus infinity: it is gone already
+        scores = context.scores[name]
+        return (scores == 0) | (scores == -torch.inf)
 
 
 class NoPruning(Allocation):

@@ -21,7 +21,6 @@ from prunekit.graph import (
     Pool,
     Scored,
     alike,
-    of_units,
     smaller,
     traced,
     unit_masks,
@@ -281,14 +280,7 @@ class Units(Elements):
 
     def gone(self, name: str, kept: Masks) -> Tensor:
         """Those that nothing reads, or that nothing makes where no layer reads them, count as removed."""
-        own, group = dict(self.model.named_parameters()), self.found.group(name)
-        members = [member for member in group.consumers if member.tensor in own]
-        read = [
-            of_units(own[member.tensor].detach().abs(), member, "max")
-            for member in members or group.producers
-            if member.tensor in own
-        ]
-        return ~kept[name] | unless_all(torch.stack(read).nan_to_num(0.0).amax(0) == 0)
+        return ~kept[name] | unless_all(self.found.off(self.found.group(name)))
 
     def shielded(self, name: str, scores: Tensor) -> Tensor:
         """The best unit of those that reach into the same tensors, where these are not all: none is left out.

@@ -464,8 +464,8 @@ class L0(Regularizer):
             raise InputError("l0: the network has gates already: remove() them first")
 
     def check_length(self, steps: int) -> None:
-        """The target must be down before the training ends."""
-        if self.density is not None and self.ramp > steps:
+        """The target must be down before the training ends, where there is one."""
+        if self.density is not None and 0 < steps < self.ramp:
             raise InputError(
                 f"l0: the target falls over ramp = {self.ramp:,} steps, but the training has only {steps:,}: "
                 "more gates would be open in the end than stay, and closing the rest at once costs accuracy: "
