@@ -40,19 +40,6 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise InputError(f"example_inputs must be a tensor, a tuple or a dict of named arguments, not {kind}")
 
 
-def in_order(inputs: Inputs | None) -> Tensor | tuple[Tensor, ...]:
-    """Inputs that a network takes by their order, as counting operations and timing need them.
-
-    Raises:
-        InputError: for named ones, or none.
-    """
-    if isinstance(inputs, Tensor):
-        return inputs
-    if isinstance(inputs, list | tuple):
-        return tuple(inputs)
-    raise InputError("MACs and latency are measured with example inputs that are tensors, in order")
-
-
 def feed(model: nn.Module, inputs: Inputs) -> Any:
     """What a network gives for these inputs."""
     if isinstance(inputs, Tensor):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit import models
 from prunekit.errors import InputError, ModelError
-from prunekit.measure import count
+from prunekit.measure import count, latency, peak_memory
 
 
 def rows_of(counts):
@@ -329,3 +329,26 @@ def test_refused_inputs(inputs):
 def test_lazy_layers_are_refused():
     with pytest.raises(ModelError, match=r"0\.weight has no shape yet"):
         count(nn.Sequential(nn.LazyLinear(3)), torch.zeros(1, 3))
+
+
+class Named(nn.Module):
+    """Takes its inputs by name, one of them no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 4), nn.Linear(3, 4, bias=False)
+
+    def forward(self, *, left, right, scale=1.0):
+        return self.first(left) * scale + self.second(right)
+
+
+def test_named_inputs():
+    inputs = {"left": torch.zeros(6, 5), "right": torch.zeros(6, 3), "scale": 2.0}
+    assert [(each.name, each.macs) for each in count(Named(), inputs).layers] == [
+        ("first", 20),
+        ("second", 12),
+    ]
+    assert peak_memory(Named(), inputs) > 0
+    assert latency(Named(), inputs, warmup=0, runs=1).batch == 6
+    with pytest.raises(InputError, match="example_inputs"):
+        count(Named(), {"scale": 2.0})

@@ -460,6 +460,31 @@ def test_a_scheduler_that_does_not_know_of_the_gates_is_named() -> None:
     train(model, data, Training(iterations=3), loop=loop)
 
 
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = convnet()
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
+        found: Tensor = self.net(pixels)
+        return found
+
+
+@pytest.mark.parametrize("counts", ["macs", "parameters"])
+def test_batches_of_named_inputs_have_the_costs_of_those_in_order(counts: str) -> None:
+    pixels = torch.randn(12, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(12) % 3
+    states = []
+    for model, data in (
+        (convnet(), [(pixels, targets)]),
+        (ByName(), [{"pixels": pixels, "labels": targets}]),
+    ):
+        gates = L0(strength=3.0, counts=counts, lr=0.2)
+        train(model, data, Training(iterations=30, regularize=(gates,)))
+        states.append(list(copied(model).values()))
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
 def test_what_is_refused() -> None:
     for settings, said in [
         ({}, "give either 'strength'"),

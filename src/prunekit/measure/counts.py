@@ -19,8 +19,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from prunekit.batches import Inputs
 from prunekit.errors import ModelError
-from prunekit.measure.forward_pass import ExampleInputs, arguments
+from prunekit.measure.forward_pass import Call, call_of
 from prunekit.modes import evaluating
 from prunekit.targets import device_of
 
@@ -113,7 +114,7 @@ class Counts:
         }
 
 
-def count(model: nn.Module, example_inputs: ExampleInputs) -> Counts:
+def count(model: nn.Module, example_inputs: Inputs) -> Counts:
     """Parameters, MACs and bytes of `model`, layer by layer, from one forward pass.
 
     The values of `example_inputs` do not matter, only their shapes. MACs are per example: those of the pass
@@ -130,20 +131,20 @@ def count(model: nn.Module, example_inputs: ExampleInputs) -> Counts:
     training flags and hooks are left as they were.
 
     Raises:
-        InputError: if `example_inputs` are not tensors with a batch.
+        InputError: if `example_inputs` have no tensor with a batch.
         ModelError: if the model has lazy parameters that no batch has given a shape yet.
     """
     lazy = next((name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)), None)
     if lazy is not None:
         raise ModelError(f"{lazy} has no shape yet: run the model on one batch before counting")
-    inputs = arguments(example_inputs, device_of(model))
-    macs = count_macs(model, inputs)
+    call = call_of(example_inputs, device_of(model))
+    macs = count_macs(model, call)
     owners: dict[Tensor, str] = {}
     layers = []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         if own or module in macs:
-            layers.append(_layer(name, module, owners, macs.get(module), len(inputs[0])))
+            layers.append(_layer(name, module, owners, macs.get(module), call.batch))
         for parameter in own:
             owners.setdefault(parameter, name)
     return Counts(tuple(layers))
@@ -250,7 +251,7 @@ def _attention(
     yield _used(layer.out_proj, layer.out_proj.weight, positions[0])
 
 
-def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[nn.Module, Macs]:
+def count_macs(model: nn.Module, call: Call) -> dict[nn.Module, Macs]:
     """The MACs of each module that does any, over the whole batch, its children's excluded.
 
     A kind of layer without a rule gets half of the floating-point operations that torch's `FlopCounterMode`
@@ -266,7 +267,7 @@ def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[nn.Module, 
             # A hook also keeps `nn.TransformerEncoderLayer` from a fused path that calls no child.
             stack.callback(module.register_forward_pre_hook(walk.enter).remove)
             stack.callback(module.register_forward_hook(walk.leave, with_kwargs=True).remove)
-        model(*inputs)
+        call(model)
     return walk.found
 
 

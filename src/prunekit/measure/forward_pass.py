@@ -14,28 +14,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError
 from prunekit.modes import evaluating
 from prunekit.settings import WHOLE, whole
 from prunekit.targets import device_of
 
-ExampleInputs = Tensor | tuple[Tensor, ...]
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one forward pass, and how many examples they are a batch of."""
+
+    args: tuple[Any, ...]
+    named: Mapping[str, Any]
+    batch: int
+
+    def __call__(self, model: nn.Module) -> Any:
+        """What a model gives."""
+        return model(*self.args, **self.named)
 
 
-def arguments(example_inputs: ExampleInputs, device: torch.device) -> tuple[Tensor, ...]:
-    """The positional arguments of one forward pass, on `device`.
+def call_of(example_inputs: Inputs, device: torch.device) -> Call:
+    """One forward pass on inputs, with their tensors on `device`.
 
     Raises:
-        InputError: if they are not tensors, or the first has no batch dimension or an empty one.
+        InputError: if there is no tensor among them, or the first has no batch dimension or an empty one.
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise InputError("example_inputs must be a tensor or a tuple of tensors")
-    if inputs[0].dim() == 0 or len(inputs[0]) == 0:
-        raise InputError(f"example_inputs need a batch of at least 1, got the shape {tuple(inputs[0].shape)}")
-    return tuple(tensor.to(device) for tensor in inputs)
+    args, named = tree_map_only(Tensor, lambda tensor: tensor.to(device), arguments(example_inputs))
+    first = next((leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Tensor)), None)
+    if first is None:
+        raise InputError("example_inputs must be a tensor, a tuple of tensors or a dict of named ones")
+    if first.dim() == 0 or len(first) == 0:
+        raise InputError(f"example_inputs need a batch of at least 1, got the shape {tuple(first.shape)}")
+    return Call(args, named, len(first))
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class Latency:
 
 def latency(
     model: nn.Module,
-    example_inputs: ExampleInputs,
+    example_inputs: Inputs,
     *,
     warmup: int = 10,
     runs: int = 50,
@@ -71,27 +84,27 @@ def latency(
 
     Args:
         model: any module.
-        example_inputs: the tensor, or the tuple of tensors, of one pass.
+        example_inputs: those of one pass: a tensor, a tuple of arguments, or a dict of named ones.
         warmup: passes before the first that is timed.
         runs: passes that are timed.
         threads: CPU threads that torch may use within one operation.
 
     Raises:
-        InputError: if a number is out of range, or `example_inputs` are not tensors with a batch.
+        InputError: if a number is out of range, or `example_inputs` have no tensor with a batch.
     """
     for name, value, least in (("warmup", warmup, 0), ("runs", runs, 1), ("threads", threads, 1)):
         whole(name, value, least, WHOLE)
     device = device_of(model)
-    inputs = arguments(example_inputs, device)
+    call = call_of(example_inputs, device)
     finish = _finisher(device)
     seconds = []
     with evaluating(model), torch.inference_mode(), using_threads(threads):
         for _ in range(warmup):
-            model(*inputs)
+            call(model)
         for _ in range(runs):
             finish()
             start = perf_counter()
-            model(*inputs)
+            call(model)
             finish()
             seconds.append(perf_counter() - start)
     p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
@@ -104,7 +117,7 @@ def latency(
         max=max(seconds),
         runs=runs,
         threads=threads,
-        batch=len(inputs[0]),
+        batch=call.batch,
     )
 
 
@@ -126,7 +139,7 @@ def using_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def peak_memory(model: nn.Module, example_inputs: ExampleInputs) -> int:
+def peak_memory(model: nn.Module, example_inputs: Inputs) -> int:
     """The most bytes that tensors made during one forward pass take at the same time.
 
     Weights, buffers and inputs were there before and are **not** in it: `state_bytes` gives the weights. The
@@ -136,25 +149,25 @@ def peak_memory(model: nn.Module, example_inputs: ExampleInputs) -> int:
     scratch space included; the allocator's peak statistics are reset.
 
     Raises:
-        InputError: if `example_inputs` are not tensors with a batch.
+        InputError: if `example_inputs` have no tensor with a batch.
     """
     device = device_of(model)
-    inputs = arguments(example_inputs, device)
+    call = call_of(example_inputs, device)
     # Not inference mode: that would hide the tensors that composite operations make on their way.
     with evaluating(model), torch.no_grad():
         if device.type == "cuda":
-            return _allocator_peak(model, inputs, device)
+            return _allocator_peak(model, call, device)
         live = _LiveStorages()
         with live:
-            model(*inputs)
+            call(model)
         return live.peak
 
 
-def _allocator_peak(model: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> int:
+def _allocator_peak(model: nn.Module, call: Call, device: torch.device) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    model(*inputs)
+    call(model)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from prunekit import units
-from prunekit.batches import Batch, Inputs, in_order, joined
+from prunekit.batches import Batch, Inputs, joined
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.losses import NOTHING, one_tensor, probability_error
@@ -183,9 +183,7 @@ class MacsCollector(Collector):
         """By group (units,) float64."""
         assert self._example is not None
         device = device_of(self._subject.model)
-        macs = {
-            layer.name: layer.macs for layer in count(self._subject.model, in_order(self._example)).layers
-        }
+        macs = {layer.name: layer.macs for layer in count(self._subject.model, self._example).layers}
         tensors = dict(self._subject.model.named_parameters())
         found = {}
         for group in self._coupled.groups:

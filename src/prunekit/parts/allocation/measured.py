@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prunekit.batches import Inputs, in_order
 from prunekit.errors import InputError
 from prunekit.masks import Masks, lowest
 from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, state_bytes
@@ -24,11 +23,11 @@ from prunekit.targets import Target
 
 Figure = Literal["parameters", "macs", "bytes", "latency"]
 
-_FIGURES: dict[Figure, Callable[[nn.Module, Inputs | None], float]] = {
+_FIGURES: dict[Figure, Callable[[nn.Module, Any], float]] = {
     "parameters": lambda model, _: sum(parameter.numel() for parameter in model.parameters()),
-    "macs": lambda model, inputs: count(model, in_order(inputs)).macs,
+    "macs": lambda model, inputs: count(model, inputs).macs,
     "bytes": lambda model, _: state_bytes(model),
-    "latency": lambda model, inputs: latency(model, in_order(inputs), warmup=3, runs=20).median,
+    "latency": lambda model, inputs: latency(model, inputs, warmup=3, runs=20).median,
 }
 _SHOWN: dict[Figure, Callable[[float], str]] = {
     "parameters": lambda value: f"{human_count(value)} parameters",

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from prunekit import hard_concrete
-from prunekit.batches import Inputs, in_order
+from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
 from prunekit.graph.members import entries
@@ -384,9 +384,7 @@ def _costs(coupled: Coupled, counts: Counted) -> list[tuple[float, list[Axis], l
     """Of each parameter what it costs whole, the axes along which it gets smaller, and their lengths."""
     model = coupled.model
     if counts == "macs":
-        layers = {
-            each.name: float(each.macs) for each in count(model, in_order(coupled.example_inputs)).layers
-        }
+        layers = {each.name: float(each.macs) for each in count(model, coupled.example_inputs).layers}
     axes: dict[str, list[Axis]] = {}
     parameters = dict(model.named_parameters())
     for place, group in enumerate(coupled.groups):
