@@ -11,6 +11,7 @@ from torch import nn
 from prunekit import Masks, Recipe, load_pretrained, prune, save_pretrained
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import GraphModel, captured_blocks, shrink_branches
+from prunekit.graph.record import NotRecordedError
 from prunekit.measure import count
 from prunekit.models import Absent, ModelSettings, ResNet, create, resnet20
 from prunekit.saving import Architecture
@@ -112,6 +113,31 @@ def test_the_graph_of_a_network_that_writes_in_place(monkeypatch):
     for net in (result.model, masked):
         net.train()
     torch.testing.assert_close(result.model(IMAGES[:2]), masked(IMAGES[:2]))
+    assert not any(name.startswith("blocks.0.conv") for name, _ in result.model.named_parameters())
+
+
+@pytest.mark.parametrize("forms", [(), ("passed", "zero", "zeros")])
+def test_a_graph_that_is_exported(monkeypatch, forms):
+    """It has checks of sizes, and the statistics of batch norms as outputs."""
+
+    def refused(*_):
+        raise NotRecordedError("it is to be exported")
+
+    monkeypatch.setattr("prunekit.graph.capture.recorded", refused)
+    monkeypatch.setattr("prunekit.graph.depth.FORMS", forms)
+    torch.manual_seed(0)
+    model = stirred(Inplace()).eval()
+    masks = without(model, IMAGES[:2], "blocks.0", "blocks.2")
+    masked = copy.deepcopy(model)
+    masks.apply(masked)
+    result = shrink_branches(model, IMAGES[:2], masks)
+    assert isinstance(result.model, GraphModel) == (not forms)
+    for net in (result.model, masked):
+        net.train()
+    torch.testing.assert_close(result.model(IMAGES[:2]), masked(IMAGES[:2]))
+    left, wanted = dict(result.model.named_buffers()), dict(masked.named_buffers())
+    name = "blocks.1.bn1.running_mean"
+    torch.testing.assert_close(left[name], wanted[name])
     assert not any(name.startswith("blocks.0.conv") for name, _ in result.model.named_parameters())
 
 

@@ -343,6 +343,11 @@ def test_an_interrupted_training_goes_on_bit_for_bit():
     for _ in again.run():
         pass
     assert same(copied(again.model), copied(once))
+    twin = copy.deepcopy(session)
+    for each in (session, twin):
+        for _ in each.run():
+            pass
+        assert same(copied(each.model), copied(once))
 
 
 def test_a_loop_of_ones_own_loses_blocks_as_it_goes():

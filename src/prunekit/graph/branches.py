@@ -52,6 +52,10 @@ class Branch:
     nodes: tuple[fx.Node, ...]
     tensors: tuple[str, ...]
 
+    def __deepcopy__(self, memo: Any) -> Branch:
+        """Itself, as its graph, since nothing of it changes."""
+        return self
+
     @property
     def within(self) -> str:
         """The module that calls the addition; empty for the network itself."""
