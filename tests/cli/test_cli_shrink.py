@@ -164,6 +164,23 @@ def test_a_pruned_folder_in_coupled_groups(command, tmp_path):
     assert found["before"]["test_loss"] == pytest.approx(found["after"]["test_loss"], rel=1e-5)
 
 
+def test_a_pruned_folder_without_blocks(command, tmp_path):
+    (tmp_path / "r.yaml").write_text("{granularity: block, schedule: {name: one_shot, sparsity: 0.5}}")
+    settings = "'{name: resnet, width: 4, depth: 20}' --data digits"
+    assert command(f"prune {settings} --recipe r.yaml --out pruned").code == 0
+    masked = load_pretrained(tmp_path / "pruned").eval()
+    found = read(command("shrink pruned --out small --json"))
+    assert found["form"] == "modules"
+    assert [(group["before"], group["after"]) for group in found["groups"]] == [(1, 0)] * 4
+    # the four blocks of the smallest sum go: two convolutions of 9 w^2 at so many places each
+    places = {4: 64, 8: 16, 16: 4}
+    widths = [4 * 2 ** (int(group["name"][5]) - 1) for group in found["groups"]]
+    saved = sum(2 * 9 * width**2 * places[width] for width in widths)
+    assert found["before"]["macs"] - found["after"]["macs"] == saved
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(load_pretrained(tmp_path / "small").eval()(images), masked(images))
+
+
 def test_units_that_are_off_in_a_network_that_is_no_chain(command):
     found = read(command("shrink shrink_net:Off --input-shape 4 --out small --json"))
     assert found["groups"] == [{"name": "up", "before": 8, "after": 6}]

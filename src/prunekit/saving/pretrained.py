@@ -25,7 +25,7 @@ from prunekit.graph import (
 )
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
-from prunekit.parts.granularity import Unit
+from prunekit.parts.granularity import Granularity
 from prunekit.pruning import Pruned
 from prunekit.saving.folder import (
     BITS,
@@ -164,11 +164,10 @@ class SavedNetwork:
         """Whether it is an exported graph, which needs no model."""
         return self.description.files.graph is not None
 
-    @property
-    def prunes_units(self) -> bool:
-        """Whether it was pruned in coupled groups, whose norms run over the units that are kept."""
-        granularity = (self.description.recipe or {}).get("granularity")
-        return isinstance(granularity, dict) and granularity.get("name") == Unit.name
+    def prunes(self, granularity: type[Granularity]) -> bool:
+        """Whether its recipe removed what this granularity counts."""
+        described = (self.description.recipe or {}).get("granularity")
+        return isinstance(described, dict) and described.get("name") == granularity.name
 
     def architecture(self) -> Architecture | None:
         """How the network is built, if the description says so.
