@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError, ModelError, PrunekitError
+from prunekit.parts.scores import Score
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
 from small_nets import copied, mlp, same
@@ -30,6 +31,25 @@ def test_a_residual_sum(score):
     with pytest.raises(ModelError, match=r"into .*: the residual stream stays unless it is asked for"):
         prune(model, units(score), data(6))
     assert same(before, copied(model))
+
+
+OF_UNITS = sorted(
+    name
+    for name, score in Score.own_members().items()
+    if "units" in score.works_on and ("weights" not in score.works_on or name == "random")
+)
+
+
+@pytest.mark.parametrize("score", OF_UNITS)
+def test_input_features_are_scored_by_what_scores_units(score):
+    Recipe.parse(
+        {
+            "score": score,
+            "granularity": {"name": "unit", "inputs": True},
+            "allocation": {"name": "manual", "sparsities": {"input": 0.5}},
+            "schedule": "allocation_decides",
+        }
+    )
 
 
 @pytest.mark.parametrize(

@@ -150,13 +150,15 @@ class Score(Part):
             same fraction by default, and an allocation that compares layers is refused.
         compared_if_named: where they cannot, but an allocation that does is taken if it is named, as it was
             published.
-        of_weights: whether its numbers are those of weights, which a granularity pools, and not of whatever
-            the granularity counts.
     """
 
     comparable: ClassVar[tuple[Level, ...]] = ()
     compared_if_named: ClassVar[tuple[Level, ...]] = ()
-    of_weights: ClassVar[bool] = True
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether the numbers are of weights, which a granularity pools, and not of what it counts."""
+        return "weights" in self.works_on
 
     def check(self, context: StepContext) -> None:
         """Refuse a model that cannot be scored, before anything is done to it.

@@ -40,7 +40,6 @@ class UnitScore(Score):
     """A score with one number per unit."""
 
     works_on: ClassVar[tuple[Level, ...]] = ("units",)
-    of_weights: ClassVar[bool] = False
 
     def __call__(self, context: StepContext) -> Scores:
         """The first statistic's values; units that are off, which have none, count as zero."""

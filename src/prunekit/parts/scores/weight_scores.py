@@ -36,7 +36,11 @@ class Random(Score):
 
     name = "random"
     comparable = tuple(LEVELS)
-    of_weights = False
+
+    @property
+    def of_weights(self) -> bool:
+        """Of whatever is counted."""
+        return False
 
     def __call__(self, context: StepContext) -> Scores:
         """Uniform numbers in [0, 1), drawn on the CPU so that every device and process sees the same."""
