@@ -57,7 +57,7 @@ def test_input_features_are_scored_by_what_scores_units(score):
     [
         (
             {"score": "oracle", "granularity": "weight"},
-            "the score 'oracle' works on whole units, the granularity 'weight' .*: use the granu.* 'unit'",
+            "the score 'oracle' works on whole units.*, the granularity 'weight' .*: use the granu.* 'unit'",
         ),
         ({"score": "n2ps"}, "the score 'n2ps' works on whole units, .*: use the granularity 'unit'"),
         (
