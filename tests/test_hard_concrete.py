@@ -30,6 +30,28 @@ def test_the_probability_of_an_open_gate_is_the_share_of_samples(location: float
     assert float(found) == pytest.approx((gates > 0).mean(), abs=0.003)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_and_their_gradients_are_those_of_autograd(dtype: torch.dtype) -> None:
+    """The formula as it is written, bit for bit; several samples of a gate add up."""
+    generator = torch.Generator().manual_seed(0)
+    location = 2 * torch.randn(300, generator=generator, dtype=dtype)
+    uniform = torch.rand(4, 300, generator=generator, dtype=dtype).clamp(1e-6, 1 - 1e-6)
+    pulls = torch.randn(4, 300, generator=generator, dtype=dtype)
+
+    def by_autograd(location: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        return (torch.sigmoid((torch.logit(uniform) + location) / (2 / 3)) * (1.1 + 0.1) - 0.1).clamp(0, 1)
+
+    found = []
+    for sampled in (hard_concrete.sample, by_autograd):
+        each = location.clone().requires_grad_()
+        gates = sampled(each, uniform)
+        (gates * pulls).sum().backward()
+        found.append((gates.detach(), each.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+    assert 0.1 < float((found[0][0] == 0).double().mean()) < 0.9
+
+
 @pytest.mark.parametrize("location", LOCATIONS)
 def test_the_gradient_of_the_mean_is_that_of_its_integral(location: float) -> None:
     """The mean of the gradients of samples is the derivative of the mean gate, by scipy."""

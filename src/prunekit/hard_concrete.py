@@ -11,9 +11,11 @@ Sources: Louizos, Welling, Kingma 2018, arXiv 1712.01312, equations 10 to 13; th
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 BETA = 2 / 3
 """The temperature."""
@@ -31,8 +33,29 @@ def sample(location: Tensor, uniform: Tensor) -> Tensor:
         location: log alpha of each gate.
         uniform: of the same shape, or with dimensions in front for several samples.
     """
-    stretched = torch.sigmoid((torch.logit(uniform) + location) / BETA) * (ZETA - GAMMA) + GAMMA
-    return stretched.clamp(0, 1)
+    gates: Tensor = _Sample.apply(location, uniform)  # type: ignore[no-untyped-call]
+    return gates
+
+
+class _Sample(torch.autograd.Function):
+    """The gates and their gradient in as little memory as they take: with gates on weights it is the time."""
+
+    @staticmethod
+    def forward(ctx: Any, location: Tensor, uniform: Tensor) -> Tensor:
+        s = torch.logit(uniform).add_(location).div_(BETA).sigmoid_()
+        ctx.save_for_backward(s)
+        ctx.shape = location.shape
+        return (s * (ZETA - GAMMA)).add_(GAMMA).clamp_(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (s,) = ctx.saved_tensors
+        found = (s * (ZETA - GAMMA)).add_(GAMMA)
+        torch.ops.aten.hardtanh_backward.grad_input(gradient, found, 0.0, 1.0, grad_input=found)
+        found.mul_(ZETA - GAMMA)
+        torch.ops.aten.sigmoid_backward.grad_input(found, s, grad_input=found)
+        return found.div_(BETA).sum_to_size(ctx.shape), None
 
 
 def open_probability(location: Tensor) -> Tensor:
