@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from prunekit import Loop, Recipe, Training, prune, train
 from prunekit.errors import InputError
 from prunekit.methods import gradual_magnitude, iterative_magnitude, magnitude, movement
-from small_nets import blobs, copied, mlp, same
+from small_nets import blobs, copied, mlp, recipe, same
 
 
 def data() -> list[tuple[Tensor, Tensor]]:
@@ -238,3 +238,24 @@ def test_bad_loops_are_refused() -> None:
         prune(model, gradual_magnitude(0.5, steps=2, epochs=1), data(), loop=Loop(optimizer=adam))
     assert same(before, copied(model))
     assert prune(model, magnitude(0.5), loop=Loop(clip=1.0)).masks.sparsity == 0.5
+
+
+@pytest.mark.parametrize(
+    ("loop", "said"),
+    [
+        (Loop(optimizer=lambda each: torch.optim.SGD(each, lr=-1.0)), "loop: the optimizer cannot be made"),
+        (Loop(scheduler=lambda each, steps: LambdaLR(each, [])), "loop: the scheduler cannot be made"),
+        (
+            Loop(scheduler=lambda optimizer, steps: OneCycleLR(optimizer, 0.1, total_steps=2)),
+            "loop: the scheduler cannot take a step",
+        ),
+        (Loop(average=lambda model: AveragedModel(model.missing)), "loop: the average cannot be made"),
+    ],
+    ids=["optimizer", "scheduler", "step", "average"],
+)
+def test_what_a_loop_makes_and_pytorch_refuses_is_named(loop: Loop, said: str) -> None:
+    ours = net()
+    before = copied(ours)
+    with pytest.raises(InputError, match=said):
+        prune(ours, recipe(retrain={"name": "fine_tune", "training": {"iterations": 5}}), data(), loop=loop)
+    assert same(before, copied(ours))

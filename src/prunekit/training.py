@@ -430,7 +430,10 @@ class _Stepping:
             groups = len(optimizer.param_groups)
             with explaining(InputError, lambda: _NO_SCHEDULER.format(groups)):
                 self._scheduler = loop.scheduler(optimizer, steps)
-        self._average = None if loop.average is None else loop.average(model)
+        self._average = None
+        if loop.average is not None:
+            with explaining(InputError, lambda: "loop: the average cannot be made"):
+                self._average = loop.average(model)
         self._scaler = torch.amp.GradScaler(kind) if loop.precision is torch.float16 else None
         self._autocast: Callable[[], Any] = nullcontext
         if loop.precision is not None:
@@ -452,7 +455,8 @@ class _Stepping:
             elif self._counted:
                 self._optimizer.step()
         if self._scheduler is not None:
-            self._scheduler.step()
+            with explaining(InputError, lambda: "loop: the scheduler cannot take a step"):
+                self._scheduler.step()
         if self._average is not None:
             self._average.update_parameters(self._model)
         return loss.detach() if self._counted else None
@@ -608,7 +612,8 @@ def make_optimizer(model: nn.Module, training: Training, loop: Loop | None = Non
     if not parameters:
         raise ModelError("the model has no trainable parameters: all are frozen")
     if loop is not None and loop.optimizer is not None:
-        own = loop.optimizer(parameters)
+        with explaining(InputError, lambda: "loop: the optimizer cannot be made"):
+            own = loop.optimizer(parameters)
         if not isinstance(own, Optimizer):
             raise InputError(f"loop: optimizer must make a torch.optim.Optimizer, not {type(own).__name__}")
         return own
