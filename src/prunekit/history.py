@@ -13,11 +13,11 @@ from prunekit.graph import Coupled, ShrinkResult, shrink, shrink_branches, shrin
 from prunekit.graph.shrinking import shrink_pieces
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Recorded, Zeros
-from prunekit.parts.granularity import Block, FilterShape
+from prunekit.parts.granularity import Block, FilterShape, Unit
 from prunekit.parts.repair import NoRepair
 from prunekit.parts.retrain import Reinitialize
 from prunekit.parts.schedule import AllocationDecides
-from prunekit.parts.scores import Random
+from prunekit.parts.scores import Magnitude, OutgoingNorm, Random
 from prunekit.parts.selection import Lowest
 from prunekit.parts.stopping import NoStop, Stopped
 from prunekit.recipe import Recipe
@@ -209,7 +209,8 @@ def scratch_control(
 ) -> Recipe:
     """A recipe that leaves a structured one's final shape, trained from new random values.
 
-    Units of a layer are alike before a training, so that random ones go, all at once.
+    The smallest units go, all at once: those that are zero in the network that it is given, if that has the
+    zeros of what the method has pruned.
 
     Args:
         recipe: of the method, which removes units.
@@ -232,4 +233,9 @@ def scratch_control(
             "grow": None,
         }
     )
-    return random_control(alone, names, None if removed is None else {1: removed})
+    if removed is None:
+        return random_control(alone, names)
+    control = random_control(alone, names, {1: removed})
+    reads = isinstance(recipe.granularity, Unit) and recipe.granularity.inputs
+    # input features have no incoming weights
+    return Recipe(**{**vars(control), "score": OutgoingNorm() if reads else Magnitude()})

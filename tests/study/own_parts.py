@@ -60,3 +60,19 @@ class Around(nn.Module):
 
 def around() -> nn.Module:
     return Around()
+
+
+class Deep(nn.Module):
+    """Two shortcuts around branches of different widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 4)) for width in (3, 5, 6, 7)
+        )
+        self.outer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.outer(x)

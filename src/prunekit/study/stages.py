@@ -27,7 +27,7 @@ from prunekit.models import create
 from prunekit.parts.granularity import Unit
 from prunekit.pruning import Session
 from prunekit.recipe import Plan, Recipe
-from prunekit.saving import Architecture, save_pretrained
+from prunekit.saving import Architecture, load_masks, save_pretrained
 from prunekit.seeds import derive
 from prunekit.statistics import ActivationStats, StatContext, collect
 from prunekit.study.jobs import Progress
@@ -167,6 +167,8 @@ def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -
     if cell.random_of is not None:
         plan = cell.random_of.recipe.plan(model, data.test.inputs[:2])
         recipe = _control(study, cell, cell.random_of, plan, data, layout, seed)
+        if cell.from_scratch is not None:  # what is zero goes: input features and blocks are not all alike
+            load_masks(layout.cell(cell.random_of, seed) / MODEL).apply(model)
     return Session(
         model,
         recipe,

@@ -11,6 +11,7 @@ from prunekit.batches import as_batches
 from prunekit.errors import InputError
 from prunekit.history import scratch_control
 from prunekit.report.page import write_report
+from prunekit.saving import load_masks
 from prunekit.study import run_study
 from prunekit.study.stages import _trained, dataset
 from prunekit.training import Training
@@ -109,6 +110,30 @@ def test_in_a_study_they_end_with_the_shape_of_each_recipe(tmp_path) -> None:
     before = (tmp_path / "results.csv").read_text()
     run_study(study, tmp_path, workers=1)
     assert (tmp_path / "results.csv").read_text() == before
+
+
+@pytest.mark.parametrize("granularity", [{"name": "unit", "inputs": True}, "block"])
+def test_they_keep_the_very_input_features_and_blocks_of_the_method(tmp_path, granularity) -> None:
+    """Units of a hidden layer are alike before a training, these are not."""
+    blocks = granularity == "block"
+    recipe = {
+        "score": "random" if blocks else "outgoing_norm",
+        "granularity": granularity,
+        "allocation": "per_layer",
+        "schedule": {"name": "one_shot", "sparsity": 0.5},
+        "retrain": {"name": "fine_tune", "training": {"iterations": 2}},
+    }
+    model = "own_parts:Deep" if blocks else {"name": "mlp", "hidden": [12, 10]}
+    methods = {"units": {"recipe": recipe, "from_scratch": True}}
+    study = tiny(methods=methods, controls={}, model=model, training=TRAINING)
+    run_study(study, tmp_path, workers=1)
+    for seed in (0, 1):
+        folders = sorted(tmp_path.glob(f"cells/*/seed-{seed}/model"))
+        own, *controls = (load_masks(folder) for folder in folders)
+        assert len(controls) == 2
+        assert own.kept < own.total
+        for control in controls:
+            assert all(torch.equal(own[name], control[name]) for name in own)
 
 
 @pytest.mark.parametrize(
