@@ -32,7 +32,11 @@ LAYERS = ((20, 50, 5, 12), (256, 256, 3, 8))
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
 
 
-SHAPES = {"SSL, filter shapes": (20, 4, 70), "brain damage": (5, 6, 100)}
+SHAPES = {
+    "SSL, filter shapes": (18, 3, 55),
+    "brain damage": (5, 4, 81),
+    "as many as SSL, at random": (18, 20, 55),
+}
 """Filter shapes of conv1, and channels and filter shapes of conv2."""
 
 

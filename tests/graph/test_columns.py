@@ -125,6 +125,17 @@ def test_the_smallest_kernel_that_holds_the_columns(columns, channels, rows, pla
     assert few.kernel == (None if channels is None else (channels, rows, places))
 
 
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_smaller_kernel_keeps_the_memory_format(form, channels):
+    conv = nn.Conv2d(channels, 4, 3).to(memory_format=form)
+    x = torch.randn(2, channels, 6, 6).contiguous(memory_format=form)
+    few = copy.deepcopy(ColumnConv2d(conv, torch.arange(6)))
+    assert few.kernel is not None
+    assert few(x).is_contiguous(memory_format=form)
+    assert few(x).stride() == conv(x).stride()
+
+
 def test_the_kernel_is_that_of_the_columns_that_are_loaded():
     torch.manual_seed(0)
     conv, x = nn.Conv2d(2, 3, 3), torch.randn(2, 2, 6, 6)

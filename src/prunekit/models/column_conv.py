@@ -57,6 +57,7 @@ class ColumnConv2d(nn.Module):
         self.padding = tuple(conv._reversed_padding_repeated_twice)  # as `F.pad` takes it
         self.padding_mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         self.kernel = self._kernel_of(columns)
+        self._channels_last = conv.weight.stride(1) == 1 and conv.weight[0, 0].numel() > 1
         columns = columns.to(conv.weight.device)
         left = conv.weight.detach().flatten(1).index_select(1, columns)
         self.weight = nn.Parameter(left, requires_grad=conv.weight.requires_grad)
@@ -98,7 +99,10 @@ class ColumnConv2d(nn.Module):
         else:
             x = self._padded(x, self.padding)
             x = x[..., unread[2] : x.shape[-2] - unread[3], unread[0] : x.shape[-1] - unread[1]]
-        return F.conv2d(x, self._filled(kernel), self.bias, self.stride, 0, self.dilation)
+        filled = self._filled(kernel)
+        if self._channels_last:  # what is made follows the weight; of one channel `contiguous` does nothing
+            filled = filled.clone(memory_format=torch.channels_last)
+        return F.conv2d(x, filled, self.bias, self.stride, 0, self.dilation)
 
     def _filled(self, kernel: Kernel) -> Tensor:
         """The weights as a kernel, with zeros where columns are gone."""
