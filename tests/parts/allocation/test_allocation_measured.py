@@ -228,7 +228,7 @@ class TestRefusals:
         [
             (
                 {"granularity": "weight"},
-                "budget' works on whole units, the granularity 'weight'.*: use the granularity 'unit'",
+                "budget' works on whole units or whole blocks, the granularity 'weight'.*'unit' or 'block'",
             ),
             ({"order": "forward"}, "use the order 'all'"),
             ({"schedule": "allocation_decides"}, "states no sparsity, which the allocation 'budget' needs"),
