@@ -183,6 +183,34 @@ def test_what_is_a_residual_branch(f, tensors):
         assert set(block.tensors) == tensors
 
 
+class Gated(nn.Module):
+    """A branch with a scale and a buffer of the block's own, and a weight that two of its layers share."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.first, self.up, self.down = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.last = nn.Linear(6, 2)
+        self.scale = nn.Parameter(torch.rand(6))
+        self.register_buffer("shift", torch.rand(6, 6))
+        if tied:
+            self.down.weight = self.up.weight
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return self.last(x + self.scale * self.down(F.relu(self.up(x)) @ self.shift))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_a_block_holds_beside_its_layers(tied):
+    model, x = Gated(tied), torch.randn(5, 6)
+    (block,) = captured_blocks(model, x)[1]
+    assert {"scale", "shift", "up.weight"} <= set(block.tensors)
+    wanted = model.last(F.relu(model.first(x)))
+    result = shrink_branches(model, x, without(model, x, block.name))
+    torch.testing.assert_close(result.model(x), wanted)
+    assert not {"up.weight", "down.weight"} & {name for name, _ in result.model.named_parameters()}
+
+
 def test_a_value_that_something_else_reads_is_no_branch():
     class Both(nn.Module):
         def __init__(self) -> None:

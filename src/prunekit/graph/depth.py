@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError, shown
 from prunekit.graph.branches import Branch, branches_of, modules_of, residual_blocks, unread_of
-from prunekit.graph.capture import captured
+from prunekit.graph.capture import canonical, captured
 from prunekit.graph.captured import Captured, GraphModel, is_written
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven
 from prunekit.graph.reference_run import VerificationError
@@ -63,8 +63,7 @@ def shrink_branches(model: nn.Module, example_inputs: Inputs, masks: Masks) -> S
     whole = masked_copy(model, masks)
     reference = masked_reference(whole, {}, example_inputs)
     prove = partial(proven, reference, tensors={}, inputs=example_inputs, training=len(graphs) > 1)
-    before, reason = count_parameters(model), ""
-    result, reason = None, ""
+    before, result, reason = count_parameters(model), None, ""
     for form in FORMS:
         small = copy_of(whole)
         try:
@@ -171,10 +170,10 @@ def _check_gone(
     model: nn.Module, removed: Sequence[Branch], made: AbstractSet[str], *, products: bool
 ) -> None:
     """Refuse, with a `VerificationError`, to leave a matrix of a branch, or, if asked for, a product."""
+    matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
     for branch in removed:
-        for name in branch.tensors:
-            within = any(name.startswith(f"{outer}.") for outer in made)
-            if not within and model.get_parameter(name).dim() > 1:
+        for name in matrices.intersection(branch.tensors):
+            if not any(name.startswith(f"{outer}.") for outer in made):
                 raise VerificationError(f"{name} is no module's that works for {branch.name} alone")
         for node in branch.nodes if products else ():
             of_branch = set(node.all_input_nodes) & {branch.shortcut, *branch.nodes}
@@ -214,10 +213,11 @@ def graph_without(model: nn.Module, graphs: Sequence[Captured], removed: Sequenc
     copied = copy_of(model)
     gone = {name for branch in removed for name in branch.tensors}
     left = tuple(_without(graph, removed, copied) for graph in graphs)
-    for name in gone:
-        place, _, short = name.rpartition(".")
-        owner = copied.get_submodule(place)
-        (owner._parameters if short in owner._parameters else owner._buffers).pop(short)
+    for name, first in canonical(copied).items():
+        if first in gone:
+            place, _, short = name.rpartition(".")
+            owner = copied.get_submodule(place)
+            (owner._parameters if short in owner._parameters else owner._buffers).pop(short)
     return GraphModel(copied, left)
 
 
