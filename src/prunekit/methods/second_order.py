@@ -194,9 +194,9 @@ def sparsegpt(sparsity: float = 0.5, damp: float = 0.01) -> Recipe:
 
 @method
 def layer_l0(sparsity: float = 0.5, damp: float = 0.01) -> Recipe:
-    """Hard-concrete gates fitted to the outputs of each layer, then a least-squares refit, layer by layer.
+    """L0 gates fitted to the outputs of each layer, then a least-squares refit, layer by layer.
 
-    Paper: gates by Louizos, Welling, Kingma 2018, arXiv 1712.01312; fitted layer by layer: prunekit's own
+    Paper: objective by Louizos, Welling, Kingma 2018, arXiv 1712.01312; fitted layer by layer: prunekit's own
     """
     return Recipe(
         selection=LayerL0(damp=damp),

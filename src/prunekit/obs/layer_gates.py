@@ -1,52 +1,43 @@
-"""L0 regularisation of one layer: hard-concrete gates fitted to the layer's own outputs."""
+"""L0 regularisation of one layer: Bernoulli gates fitted to the layer's own outputs, in expectation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from prunekit import hard_concrete
 from prunekit.obs.least_squares import check_rows
 
-ITERATIONS = 1000
-_OPEN = 0.9
-"""The probability with which a gate is open at first."""
-_RATE = 0.1
-"""Adam's rate for the locations of the gates; that of the weights is a fifth of it, of their size."""
-_MULTIPLIER_RATE, _CURVATURE = 0.3, 30.0
-"""How fast the multiplier rises by the density's excess, and the factor of the excess squared."""
-_WARM_UP = 0.3
-"""The share of the steps over which the wanted density falls from 1."""
+ITERATIONS = 200
+_SOLVER_STEPS = 4
+"""Steps of conjugate gradients for the weights under given gates; each starts where the last one ended."""
+_DESCENT = 0.8
+"""The share of the iterations over which the density falls, by the same factor in each."""
 
 
-@torch.enable_grad()
+@torch.no_grad()
 def fitted_gates(
-    matrix: Tensor,
-    weights: Tensor,
-    gone: Tensor,
-    density: float,
-    *,
-    iterations: int = ITERATIONS,
-    generator: torch.Generator,
-) -> Tensor:
-    """Locations of the gates, higher = more probably open, at which so many are expected to be open.
+    matrix: Tensor, weights: Tensor, gone: Tensor, density: float, *, iterations: int = ITERATIONS
+) -> tuple[Tensor, Tensor]:
+    """Gates at which so many are expected to be open, and the mean weights behind them.
 
-    Minimises E tr((V z - W) H (V z - W)^T) / tr(W H W^T) over the weights V and the locations of independent
-    gates z, one sample of all gates per step of Adam, under the constraint that the expected share of open
-    gates is the density: by a Lagrangian l (s - t) + c (s - t)^2 whose multiplier l is ascended, while the
-    target t falls linearly from 1 over the first steps. The inputs are scaled to unit second moments, so that
-    one rate of learning serves all columns.
+    Minimises E tr((V z - W) H (V z - W)^T) over the weights V and the probabilities p of independent gates z
+    in {0, 1}, under the constraint that the mean of p is the density: the objective of L0 regularisation
+    (Louizos, Welling, Kingma 2018, arXiv 1712.01312, equation 2), for which a layer needs no relaxation and
+    no samples. With the mean weights U = p V and unit second moments of the inputs the expectation is
+    tr((U - W) H (U - W)^T) + sum (1 - p) / p U^2. Given U it is least for p = min(1, k |U|), with the k that
+    meets the constraint; given p it is least squares, for which some steps of conjugate gradients are taken.
+    These alternate while the density falls geometrically from 1.
 
     Args:
         matrix: (n, n) second moments H of the layer's inputs, from `damped`.
         weights: (rows, n) the given weights W.
         gone: (rows, n) booleans, True for weights that are removed already; their gates stay closed.
         density: the share of all gates that are to be open.
-        iterations: the number of steps.
-        generator: on the CPU; the source of the samples.
+        iterations: the number of alternations.
 
     Returns:
-        (rows, n) float32, in which closed gates are not marked.
+        (rows, n) float32, the probabilities p, and of the same form the magnitudes of U in units of the
+        root of the second moments of their inputs: the larger ones stay.
 
     Raises:
         InputError: for shapes that do not fit.
@@ -54,28 +45,52 @@ def fitted_gates(
     live = check_rows(matrix, weights)
     scale = torch.where(live, matrix.diagonal().double(), 1.0).sqrt()
     moments = (matrix.double() / scale.outer(scale)).float()
-    given = (weights.double() * live * scale).float()
-    energy = ((given @ moments) * given).sum()
-    there = (~gone).float()
-    if not bool(energy > 0) or not bool(there.any()):
-        return given.abs()  # nothing comes out of the layer, whatever is removed
-    fitted = given.clone().requires_grad_()
-    noise = torch.randn(given.shape, generator=generator).to(given.device)
-    start = hard_concrete.location_of(torch.tensor(_OPEN))
-    locations = (start + 0.01 * noise).to(given.device).requires_grad_()
-    size = float((given * there).square().mean().sqrt())
-    optimizer = torch.optim.Adam(
-        [{"params": [fitted], "lr": _RATE / 5 * size}, {"params": [locations], "lr": _RATE}]
-    )
-    lagrangian = hard_concrete.Lagrangian(
-        density, ramp=_WARM_UP * iterations, rates=(_MULTIPLIER_RATE, 0.0), curvature=_CURVATURE
-    )
-    for step in range(iterations):
-        uniform = torch.rand(given.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(given.device)
-        error = fitted * hard_concrete.sample(locations, uniform) * there - given
-        lost = ((error @ moments) * error).sum() / energy
-        share = (hard_concrete.open_probability(locations) * there).mean()
-        optimizer.zero_grad()
-        (lost + lagrangian(share, step)).backward()
-        optimizer.step()
-    return locations.detach()
+    given = weights.double() * live * scale
+    size = given.square().mean().sqrt()
+    given = (given / torch.where(size > 0, size, 1.0)).float()
+    wanted = given @ moments
+    mean = given * ~gone
+    for iteration in range(1, iterations + 1):
+        share = density ** min(1.0, iteration / (_DESCENT * iterations))
+        probability = _open_probability(mean.abs(), share * mean.numel())
+        mean = _mean_weights(moments, wanted, probability, mean)
+    return probability, mean.abs()
+
+
+def _open_probability(size: Tensor, total: float) -> Tensor:
+    """min(1, k size) with the k at which its sum is the total; 1 for all but 0, if these are fewer."""
+    ordered = size.double().flatten().sort(descending=True).values
+    ordered = ordered[ordered > 0]
+    if total >= len(ordered):
+        return (size > 0).to(size.dtype)
+    behind = ordered.flip(0).cumsum(0).flip(0)
+    # k if the gates before each place are open for certain
+    factors = (total - torch.arange(len(ordered), device=size.device)) / behind
+    first = (factors * ordered <= 1 + 1e-9).nonzero()[0, 0]
+    return (size.double() * factors[first]).clamp(max=1).to(size.dtype)
+
+
+def _mean_weights(moments: Tensor, wanted: Tensor, probability: Tensor, mean: Tensor) -> Tensor:
+    """The mean weights U after some steps towards U (H + (1 - p) / p) = W H, from those before.
+
+    For U = sqrt(p) Y, whose matrix sqrt(p) H sqrt(p) + 1 - p has ones on its diagonal and no poles.
+    """
+    root = probability.sqrt()
+
+    def product(rows: Tensor) -> Tensor:
+        return root * ((root * rows) @ moments) + (1 - probability) * rows
+
+    found = torch.where(root > 0, mean / torch.where(root > 0, root, 1.0), 0.0)
+    left = root * wanted - product(found)
+    direction, square = left, left.square().sum(1, keepdim=True)
+    for _ in range(_SOLVER_STEPS):
+        across = product(direction)
+        step = _quotient(square, (direction * across).sum(1, keepdim=True))
+        found, left = found + step * direction, left - step * across
+        before, square = square, left.square().sum(1, keepdim=True)
+        direction = left + _quotient(square, before) * direction
+    return root * found
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator > 0, numerator / torch.where(denominator > 0, denominator, 1.0), 0.0)

@@ -117,7 +117,6 @@ class _Group:
         gone: (rows, columns) booleans, True for those that are removed already.
         count: how many go in all.
         pattern: (n, m) where n of every m consecutive columns stay; None for no pattern.
-        generator: of the step.
     """
 
     matrix: Tensor
@@ -125,7 +124,6 @@ class _Group:
     gone: Tensor
     count: int
     pattern: tuple[int, int] | None
-    generator: torch.Generator
 
     def keep(self, importance: Tensor) -> Tensor:
         """The most important ones, as many as are to stay."""
@@ -167,7 +165,7 @@ class LayerSelection(Selection):
             left -= count
             mask = torch.empty_like(off)
             own = matrix[order][:, order], group[:, order], off[:, order]
-            mask[:, order] = self.select(_Group(*own, count, pattern, context.generator))
+            mask[:, order] = self.select(_Group(*own, count, pattern))
             masks.append(mask)
         return from_rows(torch.stack(masks), layer)
 
@@ -211,31 +209,26 @@ class ADMM(LayerSelection):
 
 
 class LayerL0(LayerSelection):
-    """Hard-concrete gates fitted to the layer's outputs; goes with `masked_least_squares`.
+    """L0 gates fitted to the layer's outputs in expectation; goes with `masked_least_squares`.
 
     Each layer is fitted on its own reconstruction, from the second moments of its inputs: no labels, and no
-    derivatives of the network. The weights whose gates are open with the highest probability stay.
+    derivatives of the network. The weights that are largest in the mean behind their gates, in units of
+    their inputs, stay.
 
     Attributes:
-        iterations: the steps of the fit.
+        iterations: the alternations between gates and weights.
     """
 
     name = "layer_l0"
-    paper = "gates: Louizos, Welling, Kingma 2018, arXiv 1712.01312; layer by layer: prunekit's own"
+    paper = "objective: Louizos, Welling, Kingma 2018, arXiv 1712.01312; layer by layer: prunekit's own"
     iterations: int = Field(default=GATED_ITERATIONS, ge=1, le=STEPS)
 
     def select(self, group: _Group) -> Tensor:
-        """The gates that are most probably open."""
+        """What is largest behind its gates."""
         density = 1 - group.count / group.rows.numel()
-        locations = fitted_gates(
-            group.matrix,
-            group.rows,
-            group.gone,
-            density,
-            iterations=self.iterations,
-            generator=group.generator,
+        return group.keep(
+            fitted_gates(group.matrix, group.rows, group.gone, density, iterations=self.iterations)[1]
         )
-        return group.keep(locations)
 
 
 _GRAINS = 2**20
