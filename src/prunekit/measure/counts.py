@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from prunekit.batches import Inputs
 from prunekit.errors import ModelError
-from prunekit.measure.forward_pass import Call, call_of
+from prunekit.measure.forward_pass import PassInputs, call_of
 from prunekit.modes import evaluating
 from prunekit.targets import device_of
 
@@ -251,7 +251,7 @@ def _attention(
     yield _used(layer.out_proj, layer.out_proj.weight, positions[0])
 
 
-def count_macs(model: nn.Module, call: Call) -> dict[nn.Module, Macs]:
+def count_macs(model: nn.Module, call: PassInputs) -> dict[nn.Module, Macs]:
     """The MACs of each module that does any, over the whole batch, its children's excluded.
 
     A kind of layer without a rule gets half of the floating-point operations that torch's `FlopCounterMode`

@@ -24,7 +24,7 @@ from prunekit.targets import device_of
 
 
 @dataclass(frozen=True)
-class Call:
+class PassInputs:
     """The arguments of one forward pass, and how many examples they are a batch of."""
 
     args: tuple[Any, ...]
@@ -36,7 +36,7 @@ class Call:
         return model(*self.args, **self.named)
 
 
-def call_of(example_inputs: Inputs, device: torch.device) -> Call:
+def call_of(example_inputs: Inputs, device: torch.device) -> PassInputs:
     """One forward pass on inputs, with their tensors on `device`.
 
     Raises:
@@ -48,7 +48,7 @@ def call_of(example_inputs: Inputs, device: torch.device) -> Call:
         raise InputError("example_inputs must be a tensor, a tuple of tensors or a dict of named ones")
     if first.dim() == 0 or len(first) == 0:
         raise InputError(f"example_inputs need a batch of at least 1, got the shape {tuple(first.shape)}")
-    return Call(args, named, len(first))
+    return PassInputs(args, named, len(first))
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def peak_memory(model: nn.Module, example_inputs: Inputs) -> int:
         return live.peak
 
 
-def _allocator_peak(model: nn.Module, call: Call, device: torch.device) -> int:
+def _allocator_peak(model: nn.Module, call: PassInputs, device: torch.device) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
