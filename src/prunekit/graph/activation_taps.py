@@ -105,6 +105,19 @@ def places(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple[P
     return tuple(chosen)
 
 
+def inputs(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple[Place, ...]:
+    """What the layers that read the units take, in every call of every one of them.
+
+    Args:
+        calls: of the network's layers, see `calls_of`.
+        found: its plan with its graphs.
+        group: of the plan.
+    """
+    consumers = {member.tensor.rpartition(".")[0] for member in group.consumers}
+    taking = [call for call in calls if call.module in consumers]
+    return tuple(place for call in taking for place in _at(found, group, call, "input"))
+
+
 def silences(calls: Sequence[Call], found: CouplingGraph, group: Group) -> tuple[Place, ...]:
     """The same behind the last activation, or other function of single numbers, before pooling and norms."""
     inputs = {(call.module, call.number): call.takes for call in calls}

@@ -18,6 +18,7 @@ from prunekit.graph.activation_taps import (
     Place,
     calls_of,
     feature_maps,
+    inputs,
     places,
     silences,
 )
@@ -90,6 +91,10 @@ class Coupled:
     def places(self, group: Group) -> tuple[Place, ...]:
         """Where the units' outputs appear; see `places`."""
         return places(self._calls, self.traced, group)
+
+    def inputs(self, group: Group) -> tuple[Place, ...]:
+        """What the layers that read the units take; see `inputs` of the taps."""
+        return inputs(self._calls, self.traced, group)
 
     def silences(self, group: Group) -> tuple[Place, ...]:
         """Where the units' outputs may be zero; see `silences`."""

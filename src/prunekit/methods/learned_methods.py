@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from prunekit.parts.allocation import PerLayer, Zeros
-from prunekit.parts.granularity import Block, FilterShape, Unit, Weight
-from prunekit.parts.regularize import L0, GroupLasso
+from prunekit.parts.granularity import Block, FilterShape, Granularity, Unit, Weight
+from prunekit.parts.regularize import L0, VIB, GroupLasso, Regularizer
 from prunekit.parts.retrain import FineTune
 from prunekit.parts.schedule import AllocationDecides, Linear
 from prunekit.parts.scores import Magnitude
 from prunekit.recipe import Recipe, method
 from prunekit.training import Training, TrainingLike, training_of
 
-__all__ = ["brain_damage", "l0_units", "l0_weights", "ssl_depth", "ssl_filter_shapes", "ssl_filters"]
+__all__ = [
+    "brain_damage",
+    "l0_units",
+    "l0_weights",
+    "ssl_depth",
+    "ssl_filter_shapes",
+    "ssl_filters",
+    "vib_units",
+]
 
 
 @method
@@ -102,7 +110,8 @@ def l0_units(
 
     Paper: Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408
     """
-    return _gated(L0(of="units", density=1 - sparsity, lr=lr, ramp=ramp), training_of(epochs, training))
+    gates = L0(of="units", density=1 - sparsity, lr=lr, ramp=ramp)
+    return _gated(gates, Unit(), training_of(epochs, training))
 
 
 @method
@@ -117,14 +126,29 @@ def l0_weights(
 
     Paper: Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408
     """
-    return _gated(L0(of="weights", density=1 - sparsity, lr=lr, ramp=ramp), training_of(epochs, training))
+    gates = L0(of="weights", density=1 - sparsity, lr=lr, ramp=ramp)
+    return _gated(gates, Weight(), training_of(epochs, training))
 
 
-def _gated(gates: L0, training: Training) -> Recipe:
+@method
+def vib_units(
+    strength: float = 0.1,
+    epochs: float = 20,
+    lr: float = 0.003,
+    training: TrainingLike = None,
+) -> Recipe:
+    """Gates with Gaussian noise on whole units in a training, of which those close that let little through.
+
+    Paper: Dai, Zhu, Guo, Wipf 2018 (VIBNet), arXiv 1802.10399
+    """
+    return _gated(VIB(strength=strength, lr=lr), Unit(), training_of(epochs, training))
+
+
+def _gated(gates: Regularizer, granularity: Granularity, training: Training) -> Recipe:
     """A training with gates, then the removal of what they closed."""
     return Recipe(
         score=Magnitude(),
-        granularity=Unit() if gates.of == "units" else Weight(),
+        granularity=granularity,
         allocation=Zeros(floor=0),
         schedule=AllocationDecides(),
         warm_up=training.with_regularizer(gates),

@@ -1,9 +1,10 @@
-"""Gates that open and close while a network is trained: L0 regularisation of weights and of whole units."""
+"""Gates that open and close while a network is trained, of any distribution, on weights or whole units."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,17 +17,18 @@ from torch.optim import Optimizer
 from prunekit import hard_concrete
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import Coupled, unit_masks
+from prunekit.graph import Coupled, Group, unit_masks
 from prunekit.graph.members import entries
 from prunekit.masks import Masks, lowest
 from prunekit.measure.counts import count
-from prunekit.parts.granularity import Elements, Granularity, Unit, Weight
+from prunekit.parts.granularity import Elements, Granularity, Unit
 from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
 from prunekit.settings import LARGE, WHOLE
 from prunekit.targets import owner_of, unwrap
 
-Counted = Literal["gates", "parameters", "macs"]
-"""What a share is of: the gates themselves, or the parameters or MACs that the open ones leave."""
+Counted = Literal["gates", "positions", "parameters", "macs"]
+"""What a share is of: the gates themselves, each once or as often as its unit has positions; or the
+parameters or MACs that the open ones leave."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,47 +46,89 @@ class Axis:
     gates: Tensor
 
     def along(self, values: Tensor, dims: int) -> Tensor:
-        """The group's values (gates,), 1 for entries without a gate, in the shape that multiplies."""
-        every = torch.cat([values, values.new_ones(1)])
+        """The group's values, 1 for entries without a gate, in the shape that multiplies.
+
+        Args:
+            values: (gates,), or (examples, gates) along the first dimension.
+            dims: of what is multiplied.
+        """
+        every = torch.cat([values, values.new_ones(*values.shape[:-1], 1)], -1)
         shape = [-1 if dim == self.dim else 1 for dim in range(dims)]
-        return every[self.gates.to(values.device)].view(shape)
+        if values.dim() == 2:
+            shape[0] = len(values)
+        return every[..., self.gates.to(values.device)].view(shape)
 
 
 class Gates(nn.Module):
-    """The gates of a network: hard-concrete ones of groups, and the Lagrangian that leads to their density.
+    """The gates of a network in groups, and the Lagrangian that leads to their density.
+
+    A distribution of gates is a subclass, which keeps what is learned in lists of parameters, a tensor of the
+    gates' shape in each for every group.
 
     What the training does not run stays as it is: groups whose gates have never had a gradient are open, and
     not counted. So is everything before the first step.
 
     Attributes:
+        who: the name of the regularizer.
         names: of the groups: units by the names of their groups, weights by their full names.
-        locations: log alpha of each group's gates.
         lagrangian: None where a strength is given.
         steps: () int64, the steps of the optimizer so far.
         ran: (groups,) whether the training has run what a group's gates multiply.
         values: of the run under way, or the last.
+        by_example: whether each example has values of its own in training, which multiply what reads the
+            units, in place of its weights.
     """
 
     steps: Tensor
     ran: Tensor
+    by_example = False
 
-    def __init__(self, shapes: Mapping[str, torch.Size], like: Tensor, settings: L0) -> None:
+    def __init__(self, names: Iterable[str], settings: GateRegularizer) -> None:
         super().__init__()
-        self.names = tuple(shapes)
-        start = float(hard_concrete.location_of(torch.tensor(settings.openness, dtype=torch.float64)))
-        self.locations = nn.ParameterList(
-            start + 0.01 * torch.randn(shape, dtype=like.dtype, device=like.device)
-            for shape in shapes.values()
-        )
+        self.who, self.names = settings.name, tuple(names)
         self.lagrangian = settings.lagrangian()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("ran", torch.zeros(len(shapes), dtype=torch.bool))
+        self.register_buffer("ran", torch.zeros(len(self.names), dtype=torch.bool))
         self.values: list[Tensor] = []
         self._inside, self._whole = 0, False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the values of a run, which have a graph behind them."""
         return {**vars(self), "values": [], "_inside": 0}
+
+    @abstractmethod
+    def sample(self, *learned: Tensor) -> Tensor:
+        """Values of a group's gates for a batch, from what is learned of them, with their gradient."""
+
+    @abstractmethod
+    def gate(self, *learned: Tensor) -> Tensor:
+        """The values after the training, 0 where a gate is closed."""
+
+    @abstractmethod
+    def opened(self, *learned: Tensor) -> Tensor:
+        """The values after the training of gates that stay though they would be closed."""
+
+    @abstractmethod
+    def rank(self, *learned: Tensor) -> Tensor:
+        """Any number that is the higher, the further a gate is open."""
+
+    @abstractmethod
+    def openness(self, *learned: Tensor) -> Tensor:
+        """How far each gate is open, 0 to 1, with its gradient."""
+
+    def penalty(self, share: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
+        """What is minimised beside the loss, times a strength: the share that is expected to be open.
+
+        Args:
+            share: of what is counted that gates leave, from how far those of each group are open.
+        """
+        return share([self.openness(*learned) for learned in self.learned])
+
+    @property
+    def learned(self) -> list[tuple[Tensor, ...]]:
+        """By group what is learned of its gates."""
+        lists = [each for each in self.children() if isinstance(each, nn.ParameterList)]
+        return list(zip(*lists, strict=True))
 
     @property
     def counted(self) -> list[bool]:
@@ -97,7 +141,7 @@ class Gates(nn.Module):
         """How many of the gates that are counted stay; None where no density is given."""
         if self.lagrangian is None:
             return None
-        sizes = [location.numel() for location in self.locations]
+        sizes = [first.numel() for first, *_ in self.learned]
         counted = sum(size for size, counts in zip(sizes, self.counted, strict=True) if counts)
         return max(1, round(self.lagrangian.wanted * counted))
 
@@ -137,40 +181,41 @@ class Gates(nn.Module):
             InputError: where nothing has.
         """
         self._whole = False
-        for place, location in enumerate(self.locations):
-            if location.grad is not None and not bool(self.ran[place]):
+        for place, learned in enumerate(self.learned):
+            if learned[0].grad is not None and not bool(self.ran[place]):
                 self.ran[place] = True
         if not bool(self.ran.any()):
             raise InputError(
-                f"l0: the training runs nothing that has gates, which are those of {', '.join(self.names)}"
+                f"{self.who}: the training runs nothing that has gates, which are those of "
+                f"{', '.join(self.names)}"
             )
+
+    def of_examples(self, place: int, examples: int) -> Tensor:
+        """(examples, gates) values of a group in training, for gates that are `by_example`."""
+        raise NotImplementedError
 
     def draw(self) -> None:
         """New samples in training, the final gates in evaluation."""
         if not self.training:
             self.values = self.final()
             return
-        self.values = []
-        for location in self.locations:
-            uniform = torch.rand(location.shape, dtype=location.dtype, device=location.device)
-            self.values.append(hard_concrete.sample(location, uniform.clamp(1e-6, 1 - 1e-6)))
+        self.values = [self.sample(*learned) for learned in self.learned]
 
     def final(self) -> list[Tensor]:
         """The gates after the training: where a number is to stay, the most probably open ones, exactly."""
-        found = [torch.ones_like(location) for location in self.locations]
+        found = [torch.ones_like(first) for first, *_ in self.learned]
         if not bool(self.steps):
             return found
         places = [place for place, counts in enumerate(self.counted) if counts]
-        locations = [self.locations[place] for place in places]
-        gates = [hard_concrete.final_gate(location) for location in locations]
+        learned = [self.learned[place] for place in places]
+        gates = [self.gate(*each) for each in learned]
         if (target := self.target) is not None:
-            flat = torch.cat([location.detach().flatten() for location in locations])
+            flat = torch.cat([self.rank(*each).detach().flatten() for each in learned])
             sizes = [each.numel() for each in gates]
             closed = lowest(flat, len(flat) - target).split(sizes)  # type: ignore[no-untyped-call]
             gates = [
-                # one that stays, though its final gate is closed, is as open as the distribution's median
-                torch.where(gate > 0, gate, torch.sigmoid(location)) * ~shut.view(gate.shape)
-                for gate, location, shut in zip(gates, locations, closed, strict=True)
+                torch.where(gate != 0, gate, self.opened(*each)) * ~shut.view(gate.shape)
+                for gate, each, shut in zip(gates, learned, closed, strict=True)
             ]
         for place, gate in zip(places, gates, strict=True):
             found[place] = gate
@@ -189,12 +234,34 @@ class _Gated(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """With the values of this run."""
-        values = self._gates[0].read()
+        (gates,) = self._gates
+        values = gates.read()
+        if gates.by_example and gates.training:
+            return weight
         if isinstance(self._axes, int):
             return weight * values[self._axes]
         for axis in self._axes:
             weight = weight * axis.along(values[axis.place], weight.dim())
         return weight
+
+
+class _Noise:
+    """What a layer takes, times the gates of each example in training."""
+
+    def __init__(self, gates: Gates, axes: Sequence[Axis]) -> None:
+        self._gates, self._axes = gates, axes
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """With the values of this run."""
+        gates = self._gates
+        gates.read()
+        if not gates.training:
+            return None
+        taken, *others = args
+        for axis in self._axes:
+            values = gates.of_examples(axis.place, len(taken))
+            taken = taken * axis.along(values, taken.dim())
+        return (taken, *others)
 
 
 class Gating:
@@ -210,15 +277,19 @@ class Gating:
         elements: what has gates.
     """
 
-    def __init__(self, settings: L0, model: nn.Module, optimizer: Optimizer, elements: Elements) -> None:
+    def __init__(
+        self, settings: GateRegularizer, model: nn.Module, optimizer: Optimizer, elements: Elements
+    ) -> None:
         self._settings, self._model, self._optimizer = settings, model, optimizer
         kept = {name: flags.shape for name, flags in elements.all_kept().items()}
-        names = _trained(elements)
+        names = _trained(settings.name, elements)
         coupled = self._coupled = None if elements.coupled is None else replace(elements.coupled, names=names)
         like = next(iter(elements.weights.values()))
         self._cost = [] if coupled is None or settings.counts == "gates" else _costs(coupled, settings.counts)
         read = self._axes(coupled, names)
-        self.gates = Gates({name: kept[name] for name in names}, like, settings)
+        self.gates = settings.gates({name: kept[name] for name in names}, like)
+        by_example = coupled is not None and self.gates.by_example
+        inputs = _inputs(settings.name, coupled, read) if coupled and by_example else {}
         self._orders: dict[str, list[str]] = {}
         for name, axes in read.items():
             owner = owner_of(model, name)
@@ -231,10 +302,13 @@ class Gating:
             begin = self.gates.begin if part is model else self.gates.enter
             self._hooks.append(part.register_forward_pre_hook(begin))
             self._hooks.append(part.register_forward_hook(self.gates.leave, always_call=True))
+        for name, taken in inputs.items():
+            noise = _Noise(self.gates, taken)
+            self._hooks.append(model.get_submodule(name).register_forward_pre_hook(noise))
         base = optimizer.param_groups[0]["lr"]
         optimizer.add_param_group(
             {
-                "params": list(self.gates.locations),
+                "params": [each for learned in self.gates.learned for each in learned],
                 "lr": settings.lr,
                 "weight_decay": 0.0,
                 "relative_lr": settings.lr / base if base else 1.0,
@@ -252,8 +326,8 @@ class Gating:
             readers = [each for each in coupled.group(name).consumers if each.tensor in parameters]
             if not readers:
                 raise ModelError(
-                    f"l0: no layer of its own reads the units of {name!r}, so there is nothing that their "
-                    "gates could multiply"
+                    f"{self._settings.name}: no layer of its own reads the units of {name!r}, so there is "
+                    "nothing that their gates could multiply"
                 )
             for member in readers:
                 found.setdefault(member.tensor, []).append(
@@ -263,20 +337,23 @@ class Gating:
 
     def share(self) -> Tensor:
         """The expected share of what is counted that open gates leave, with its gradient."""
-        gates = self.gates
-        probabilities = [
-            hard_concrete.open_probability(location) if counts else torch.ones_like(location)
-            for location, counts in zip(gates.locations, gates.counted, strict=True)
-        ]
+        return self._left([self.gates.openness(*learned) for learned in self.gates.learned])
+
+    def _left(self, openness: Sequence[Tensor]) -> Tensor:
+        """The same of gates that are as far open as is said."""
+        counted = self.gates.counted
         if not self._cost:  # the gates themselves are counted
-            counted = zip(probabilities, gates.counted, strict=True)
-            return torch.cat([each.flatten() for each, counts in counted if counts]).mean()
+            there = zip(openness, counted, strict=True)
+            return torch.cat([each.flatten() for each, counts in there if counts]).mean()
+        openness = [
+            each if counts else torch.ones_like(each) for each, counts in zip(openness, counted, strict=True)
+        ]
         total = sum(cost for cost, _, _ in self._cost)
-        left = probabilities[0].new_zeros(())
+        left = openness[0].new_zeros(())
         for cost, axes, sizes in self._cost:
             part = torch.as_tensor(cost / total, dtype=left.dtype, device=left.device)
             for axis, size in zip(axes, sizes, strict=True):
-                part = part * axis.along(probabilities[axis.place], 1 + axis.dim).sum() / size
+                part = part * axis.along(openness[axis.place], 1 + axis.dim).sum() / size
             left = left + part
         return left
 
@@ -284,18 +361,17 @@ class Gating:
         """Add the penalty's gradient."""
         gates = self.gates
         gates.stepping()
-        counted = zip(gates.locations, gates.counted, strict=True)
-        locations = [location for location, counts in counted if counts]
+        counted = zip(gates.learned, gates.counted, strict=True)
+        learned = [each for group, counts in counted if counts for each in group]
         with torch.enable_grad():
-            share = self.share()
-            if gates.lagrangian is None:
-                assert self._settings.strength is not None
-                penalty = self._settings.strength * share
-            else:
-                penalty = gates.lagrangian(share, int(gates.steps))
-            gradients = torch.autograd.grad(penalty, locations)
-        for location, gradient in zip(locations, gradients, strict=True):
-            location.grad = gradient if location.grad is None else location.grad + gradient
+            penalty = torch.zeros(())
+            if self._settings.strength is not None:
+                penalty = self._settings.strength * gates.penalty(self._left)
+            if gates.lagrangian is not None:
+                penalty = penalty + gates.lagrangian(self.share(), int(gates.steps))
+            gradients = torch.autograd.grad(penalty, learned)
+        for each, gradient in zip(learned, gradients, strict=True):
+            each.grad = gradient if each.grad is None else each.grad + gradient
         gates.steps += 1
 
     @torch.no_grad()
@@ -307,9 +383,9 @@ class Gating:
         gates = self.gates.eval()
         if (lagrangian := gates.lagrangian) is not None and 0 < int(gates.steps) < lagrangian.ramp:
             warnings.warn(
-                f"l0: the gates are hardened after {int(gates.steps)} steps, while their target falls over "
-                f"{lagrangian.ramp:g}: more of them are open than stay, and closing the rest at once costs "
-                "accuracy",
+                f"{gates.who}: the gates are hardened after {int(gates.steps)} steps, while their target "
+                f"falls over {lagrangian.ramp:g}: more of them are open than stay, and closing the rest at "
+                "once costs accuracy",
                 stacklevel=2,
             )
         gates.begin()
@@ -324,7 +400,7 @@ class Gating:
             for own in order:  # in the order of before, which states and optimizers go by
                 owner._parameters[own] = owner._parameters.pop(own)
         if self._coupled is not None:
-            flags = {name: value > 0 for name, value in zip(gates.names, gates.values, strict=True)}
+            flags = {name: value != 0 for name, value in zip(gates.names, gates.values, strict=True)}
             plan = self._coupled.traced.plan
             unit_masks(self._model, plan, flags, allow_empty=True).apply(self._model)
         for hook in self._hooks:
@@ -332,11 +408,12 @@ class Gating:
         self._optimizer.param_groups[:] = [
             group for group in self._optimizer.param_groups if group is not self._group
         ]
-        for location in gates.locations:
-            self._optimizer.state.pop(location, None)
+        for learned in gates.learned:
+            for each in learned:
+                self._optimizer.state.pop(each, None)
 
 
-def _trained(elements: Elements) -> tuple[str, ...]:
+def _trained(who: str, elements: Elements) -> tuple[str, ...]:
     """The parameters with weights to gate, or the groups of units, to which nothing frozen belongs.
 
     Raises:
@@ -352,7 +429,7 @@ def _trained(elements: Elements) -> tuple[str, ...]:
     )
     if not found:
         raise InputError(
-            "l0: nothing can have gates: "
+            f"{who}: nothing can have gates: "
             + ("all weights are frozen" if coupled is None else "a frozen parameter makes or reads all units")
             + f" ({', '.join(sorted(frozen))})"
         )
@@ -364,6 +441,38 @@ def _running(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
     paths = [name.split(".")[:-1] for name in names]
     inside = {".".join(path[:end]) for path in paths for end in range(len(path) + 1)}
     return list(dict.fromkeys(model.get_submodule(name) for name in sorted(inside)))
+
+
+def _inputs(who: str, coupled: Coupled, read: Mapping[str, Any]) -> dict[str, list[Axis]]:
+    """By layer the axes of what it takes that have units.
+
+    Raises:
+        ModelError: where a parameter reads units, but not as a layer of its own, called on them alone.
+    """
+    found: dict[str, list[Axis]] = {}
+    for place, group in enumerate(coupled.groups):
+        for each in coupled.inputs(group):
+            axis = Axis(place, each.axis, each.units)
+            own = found.setdefault(each.module, [])
+            if each.axis == 0 or any(
+                one.place == place and not (one.dim == axis.dim and one.gates.equal(axis.gates))
+                for one in own
+            ):
+                raise _no_examples(who, each.module)
+            if all(one.place != place for one in own):
+                own.append(axis)
+    for name, axes in read.items():
+        owner = name.rpartition(".")[0]
+        if not {axis.place for axis in axes} <= {axis.place for axis in found.get(owner, ())}:
+            raise _no_examples(who, owner)
+    return found
+
+
+def _no_examples(who: str, layer: str) -> ModelError:
+    return ModelError(
+        f"{who}: the layer {layer!r} is not called by itself on a batch of examples whose units lie along "
+        "one other axis, so examples cannot have noise of their own: set 'noise' to 'batch'"
+    )
 
 
 def _give_own_class(module: nn.Module) -> None:
@@ -380,11 +489,28 @@ def _axis(place: int, member: Any, size: int) -> Axis:
     return Axis(place, member.dim, gates)
 
 
+def _positions(coupled: Coupled, group: Group, macs: Mapping[str, float]) -> float:
+    """How often a unit of a group is computed for an example: the MACs of what makes it over its weights."""
+    parameters = dict(coupled.model.named_parameters())
+    for member in group.producers:
+        owner = member.tensor.rpartition(".")[0]
+        if macs.get(owner) and member.tensor in parameters and parameters[member.tensor].dim() > 1:
+            return macs[owner] / parameters[member.tensor].numel()
+    return 1.0
+
+
 def _costs(coupled: Coupled, counts: Counted) -> list[tuple[float, list[Axis], list[int]]]:
     """Of each parameter what it costs whole, the axes along which it gets smaller, and their lengths."""
     model = coupled.model
-    if counts == "macs":
+    layers: dict[str, float] = {}
+    if counts != "parameters":
         layers = {each.name: float(each.macs) for each in count(model, coupled.example_inputs).layers}
+    if counts == "positions":
+        return [
+            (_positions(coupled, group, layers) * group.units, [every], [group.units])
+            for place, group in enumerate(coupled.groups)
+            for every in [Axis(place, 0, torch.arange(group.units))]
+        ]
     axes: dict[str, list[Axis]] = {}
     parameters = dict(model.named_parameters())
     for place, group in enumerate(coupled.groups):
@@ -404,70 +530,59 @@ def _costs(coupled: Coupled, counts: Counted) -> list[tuple[float, list[Axis], l
     return found
 
 
-class L0(Regularizer):
-    """Hard-concrete gates on weights or whole units, with a penalty on what the open ones leave.
-
-    Each gate multiplies a weight, or whatever reads a unit, biases of the unit included; one sample of all
-    gates serves a batch. At the end of the training the gates are hardened: multiplied into the weights,
-    with exact zeros where they are closed, which the allocation `zeros` removes. Give a `strength`, or a
-    `density` that a Lagrangian l1 (s - t) + (c + l2) (s - t)^2 leads to: its multipliers rise with the excess
-    of the share s over the target t, which falls linearly from 1, and in the end the gates that are most
-    probably open stay, exactly so many.
-
-    Frozen parameters are left as they are: they have no gates, and neither have units that one of them makes
-    or reads. What the training does not run stays as it is, and is not counted.
+class GateRegularizer(Regularizer):
+    """Gates on what is learned to be left out, in a training: what all distributions of them have in common.
 
     Attributes:
-        of: what has gates: single weights, or the units that pruning by units would remove.
         inputs: whether the network's input features have gates, too.
-        counts: what the penalised share is of; for weights the gates are the parameters.
-        strength: of the penalty on the expected share, 0 to 1; the paper's λ times the number of gates over
-            the number of training examples.
+        counts: what the penalised share is of.
+        strength: of the penalty.
         density: the share of gates that stays.
-        openness: the probability with which a gate is open at first.
         lr: of the gates; it falls with that of the weights.
         multiplier_lr: how fast the multipliers rise.
         curvature: c.
         ramp: the steps over which the target falls, at most all those of the training.
     """
 
-    name = "l0"
-    paper = "Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408"
     interruptible: ClassVar[bool] = False
-    of: Literal["units", "weights"] = "units"
+    by_example: ClassVar[bool] = True
     inputs: bool = False
     counts: Counted = "gates"
     strength: float | None = Field(default=None, gt=0, le=LARGE)
     density: float | None = Field(default=None, gt=0, lt=1)
-    openness: float = Field(default=0.9, gt=0, lt=1)
     lr: float = Field(default=0.01, gt=0, le=LARGE)
     multiplier_lr: float = Field(default=0.1, gt=0, le=LARGE)
     curvature: float = Field(default=100.0, ge=0, le=LARGE)
     ramp: int = Field(default=1000, ge=1, le=WHOLE)
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.strength is None) == (self.density is None):
-            raise ValueError("give either 'strength' (of the penalty) or 'density' (the share that stays)")
-        if self.of == "weights" and (self.inputs or self.counts != "gates"):
-            raise ValueError("of 'weights' there are no 'inputs', and 'counts' is 'gates'")
+    def _density_of_gates(self) -> Self:
         if self.density is not None and self.counts != "gates":
             raise ValueError("a 'density' is a share of the gates: leave 'counts' at 'gates'")
         return self
+
+    @abstractmethod
+    def gates(self, shapes: Mapping[str, torch.Size], like: Tensor) -> Gates:
+        """New gates.
+
+        Args:
+            shapes: of each group, by name.
+            like: a weight, for dtype and device.
+        """
 
     def check(self, model: nn.Module) -> None:
         """There must be something to gate, and no gates yet."""
         inner = unwrap(model)
         if any(isinstance(module, Gates) for module in inner.modules()):
-            raise InputError("l0: the network has gates already: remove() them first")
+            raise InputError(f"{self.name}: the network has gates already: remove() them first")
 
     def check_length(self, steps: int) -> None:
         """The target must be down before the training ends, where there is one."""
         if self.density is not None and 0 < steps < self.ramp:
             raise InputError(
-                f"l0: the target falls over ramp = {self.ramp:,} steps, but the training has only {steps:,}: "
-                "more gates would be open in the end than stay, and closing the rest at once costs accuracy: "
-                "set 'ramp' to half of the steps, or train longer"
+                f"{self.name}: the target falls over ramp = {self.ramp:,} steps, but the training has only "
+                f"{steps:,}: more gates would be open in the end than stay, and closing the rest at once "
+                "costs accuracy: set 'ramp' to half of the steps, or train longer"
             )
 
     def lagrangian(self) -> hard_concrete.Lagrangian | None:
@@ -478,13 +593,8 @@ class L0(Regularizer):
         return hard_concrete.Lagrangian(self.density, ramp=self.ramp, rates=rates, curvature=self.curvature)
 
     @property
-    def by_example(self) -> bool:  # type: ignore[override]
-        """To find units and what they cost."""
-        return self.of == "units"
-
-    @property
     def _granularity(self) -> Granularity:
-        return Weight() if self.of == "weights" else Unit(inputs=self.inputs)
+        return Unit(inputs=self.inputs)
 
     def attach(
         self,
@@ -506,7 +616,7 @@ class L0(Regularizer):
         for name, mask in (masks or {}).items():
             if not bool(mask.all()):
                 raise InputError(
-                    f"l0: {name} is pruned already, by masks: gates are for a training before the first "
-                    "removal"
+                    f"{self.name}: {name} is pruned already, by masks: gates are for a training before the "
+                    "first removal"
                 )
         return [Gating(self, inner, optimizer, elements)]
