@@ -42,6 +42,7 @@ PAGES = (
     "docs/tutorial.md",
     "docs/add-a-method.md",
     "docs/add-an-operator.md",
+    "docs/learn-sparsity.md",
     "docs/prune-my-own-model.md",
     "docs/second-order.md",
     "docs/studies.md",
