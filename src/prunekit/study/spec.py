@@ -81,11 +81,11 @@ class Method(Settings):
         # made once, while the user's own code that they name is allowed
         self._swept = tuple((_brief(point), self._recipe(point)) for point in self._points())
         for _, recipe in self._swept if self.from_scratch else ():
-            if recipe.granularity.level != "units":
+            if recipe.granularity.counts != "units":
                 raise ValueError(
                     f"from_scratch: the granularity {recipe.granularity.name!r} removes "
-                    f"{LEVELS[recipe.granularity.level]}, and the control draws at random how many of each "
-                    "layer stay, which leaves its shape for units alone: use 'unit'"
+                    f"{LEVELS[recipe.granularity.level]}, which leaves no smaller network: use 'unit' or "
+                    "'block'"
                 )
             if recipe.retrain.plan is None:
                 raise ValueError(
