@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.batches import Inputs, arguments
-from prunekit.errors import ModelError
+from prunekit.errors import ModelError, explaining
 from prunekit.graph.capture import captured_in, tensors_of
 from prunekit.graph.captured import (
     Captured,
@@ -264,7 +264,7 @@ def _silenced(
         return torch.zeros_like(tensor) if name in off else tensor
 
     run = _Silence(graph.module, branches)
-    with evaluating(model):
+    with evaluating(model), explaining(ModelError, lambda: "the network cannot run on the example inputs"):
         run.run(*[value(node) for node in graph.placeholders])
     return [branch for branch in branches if branch.addition.name in run.silent]
 
