@@ -21,6 +21,22 @@ def mlp(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Se
     return nn.Sequential(*layers[:-1]).to(dtype)
 
 
+class Residual(nn.Module):
+    """A branch of linear layers around which 6 units go, for 10 inputs and 3 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.inner, self.two, self.last = (
+            nn.Linear(10, 6), nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(6, 3),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).relu()
+        logits: Tensor = self.last(x + self.two(self.inner(x).relu()))
+        return logits
+
+
 def convnet(seed: int = 0, channels: int = 8) -> nn.Sequential:
     """Two convolutions with batch normalisation and a linear layer, for 4 x 6 x 6 inputs and 3 classes."""
     torch.manual_seed(seed)

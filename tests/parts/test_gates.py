@@ -16,7 +16,7 @@ from prunekit.masks import Masks
 from prunekit.parts.regularize import L0
 from prunekit.parts.regularize.gates import Gates, Gating
 from prunekit.training import Training, train
-from small_nets import blobs, copied, mlp, same
+from small_nets import Residual, blobs, copied, mlp, same
 
 
 def convnet() -> nn.Module:
@@ -25,20 +25,6 @@ def convnet() -> nn.Module:
         nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
     )  # fmt: skip
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.one, self.inner, self.two, self.last = (
-            nn.Linear(10, 6), nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(6, 3),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.one(x).relu()
-        logits: Tensor = self.last(x + self.two(self.inner(x).relu()))
-        return logits
 
 
 NETS: dict[str, Any] = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prunekit.parts.allocation import PerLayer, Zeros
 from prunekit.parts.granularity import Block, FilterShape, Granularity, Unit, Weight
 from prunekit.parts.regularize import L0, VIB, GroupLasso, Regularizer
 from prunekit.parts.retrain import FineTune
 from prunekit.parts.schedule import AllocationDecides, Linear
-from prunekit.parts.scores import Magnitude
 from prunekit.recipe import Recipe, method
 from prunekit.training import Training, TrainingLike, training_of
 
@@ -30,13 +31,9 @@ def ssl_filters(
 
     Paper: Wen et al. 2016, arXiv 1608.03665
     """
-    return Recipe(
-        warm_up=training_of(epochs, training).with_regularizer(GroupLasso(strength=strength)),
-        granularity=Unit(kinds=("filters",)),
-        allocation=Zeros(),
-        schedule=AllocationDecides(),
-        retrain=FineTune(training=training_of(fine_tune, training)),
-    )
+    tuning = FineTune(training=training_of(fine_tune, training))
+    lasso = GroupLasso(strength=strength)
+    return _zeroed(lasso, Unit(kinds=("filters",)), training_of(epochs, training), retrain=tuning)
 
 
 @method
@@ -47,14 +44,9 @@ def ssl_filter_shapes(
 
     Paper: Wen et al. 2016, arXiv 1608.03665
     """
+    tuning = FineTune(training=training_of(fine_tune, training))
     lasso = GroupLasso(strength=strength, groups="filter_shapes")
-    return Recipe(
-        warm_up=training_of(epochs, training).with_regularizer(lasso),
-        granularity=FilterShape(),
-        allocation=Zeros(),
-        schedule=AllocationDecides(),
-        retrain=FineTune(training=training_of(fine_tune, training)),
-    )
+    return _zeroed(lasso, FilterShape(), training_of(epochs, training), retrain=tuning)
 
 
 @method
@@ -65,14 +57,9 @@ def ssl_depth(
 
     Paper: Wen et al. 2016, arXiv 1608.03665
     """
+    tuning = FineTune(training=training_of(fine_tune, training))
     lasso = GroupLasso(strength=strength, groups="blocks")
-    return Recipe(
-        warm_up=training_of(epochs, training).with_regularizer(lasso),
-        granularity=Block(),
-        allocation=Zeros(),
-        schedule=AllocationDecides(),
-        retrain=FineTune(training=training_of(fine_tune, training)),
-    )
+    return _zeroed(lasso, Block(), training_of(epochs, training), retrain=tuning)
 
 
 @method
@@ -111,7 +98,7 @@ def l0_units(
     Paper: Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408
     """
     gates = L0(of="units", density=1 - sparsity, lr=lr, ramp=ramp)
-    return _gated(gates, Unit(), training_of(epochs, training))
+    return _zeroed(gates, Unit(), training_of(epochs, training), allocation=Zeros(floor=0))
 
 
 @method
@@ -127,7 +114,7 @@ def l0_weights(
     Paper: Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408
     """
     gates = L0(of="weights", density=1 - sparsity, lr=lr, ramp=ramp)
-    return _gated(gates, Weight(), training_of(epochs, training))
+    return _zeroed(gates, Weight(), training_of(epochs, training), allocation=Zeros(floor=0))
 
 
 @method
@@ -141,15 +128,25 @@ def vib_units(
 
     Paper: Dai, Zhu, Guo, Wipf 2018 (VIBNet), arXiv 1802.10399
     """
-    return _gated(VIB(strength=strength, lr=lr), Unit(), training_of(epochs, training))
+    return _zeroed(
+        VIB(strength=strength, lr=lr), Unit(), training_of(epochs, training), allocation=Zeros(floor=0)
+    )
 
 
-def _gated(gates: Regularizer, granularity: Granularity, training: Training) -> Recipe:
-    """A training with gates, then the removal of what they closed."""
+def _zeroed(
+    regularizer: Regularizer, granularity: Granularity, training: Training, **settings: Any
+) -> Recipe:
+    """A training under a regularizer, then the removal of what that brought to zero.
+
+    Args:
+        regularizer: that acts in the training.
+        granularity: of what it brings to zero.
+        training: without it.
+        settings: the recipe's others.
+    """
     return Recipe(
-        score=Magnitude(),
         granularity=granularity,
-        allocation=Zeros(floor=0),
         schedule=AllocationDecides(),
-        warm_up=training.with_regularizer(gates),
+        warm_up=training.with_regularizer(regularizer),
+        **{"allocation": Zeros(), **settings},
     )

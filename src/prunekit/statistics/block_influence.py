@@ -48,7 +48,7 @@ class _Influence(Collector):
     def __init__(self, subject: StatContext, coupled: Coupled) -> None:
         self._model, self._task = subject.model, subject.task
         (self._group,) = coupled.groups
-        self._graphs: dict[object, tuple[GraphModel, Captured]] = {}
+        self._graphs: dict[object, tuple[GraphModel, dict[int, tuple[Branch, Branch]]]] = {}
         device = next(self._model.parameters()).device
         self._total = torch.zeros(2, self._group.units, dtype=torch.float64, device=device)
 
@@ -61,12 +61,8 @@ class _Influence(Collector):
         )
         if shapes not in self._graphs:
             graph = captured_in(self._model, batch.inputs, "eval")
-            self._graphs[shapes] = GraphModel(self._model, [graph]), graph
-        model, graph = self._graphs[shapes]
-        blocks: dict[int, list[Branch]] = {}
-        for unit, branch in branches_by_unit(graph, self._group, dict(self._model.named_parameters())):
-            blocks.setdefault(unit, []).append(branch)
-        ends = {unit: (each[0], each[-1]) for unit, each in blocks.items()}
+            self._graphs[shapes] = GraphModel(self._model, [graph]), self._ends_in(graph)
+        model, ends = self._graphs[shapes]
         with evaluating(model):
             run: list[_Ends] = []
 
@@ -80,6 +76,13 @@ class _Influence(Collector):
             axis = 1 if any("conv" in op_name(node) for node in ends[unit][0].nodes) else -1
             influence = _influence(without_padding(before, real), without_padding(after, real), axis)
             self._total[:, unit] += torch.stack([influence.sum(), influence.new_tensor(influence.numel())])
+
+    def _ends_in(self, graph: Captured) -> dict[int, tuple[Branch, Branch]]:
+        """The first and the last branch of each block."""
+        blocks: dict[int, list[Branch]] = {}
+        for unit, branch in branches_by_unit(graph, self._group, dict(self._model.named_parameters())):
+            blocks.setdefault(unit, []).append(branch)
+        return {unit: (each[0], each[-1]) for unit, each in blocks.items()}
 
     def finish(self) -> dict[str, Tensor]:
         sum_over_processes([self._total])

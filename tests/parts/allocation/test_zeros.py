@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunekit import Recipe, prune
 from prunekit.errors import InputError
 from prunekit.parts.context import Score, Scores, StepContext
-from small_nets import blobs, copied, mlp, same
+from small_nets import Residual, blobs, copied, mlp, same
 
 DECIDES = {"name": "allocation_decides"}
 UNITS = {"granularity": "unit", "allocation": "zeros", "schedule": DECIDES}
@@ -52,20 +52,6 @@ def scaled_off(padding: int = 0) -> nn.Module:
 def with_activation(kind: type[nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(10, 8), kind(), nn.Linear(8, 3))
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.one, self.inner, self.two, self.last = (
-            nn.Linear(10, 6), nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(6, 3),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.one(x).relu()
-        logits: Tensor = self.last(x + self.two(self.inner(x).relu()))
-        return logits
 
 
 def without_bias() -> nn.Module:
