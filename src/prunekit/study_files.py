@@ -91,6 +91,17 @@ class MethodNote(_Frozen):
     paper: str = ""
     summary: str = ""
 
+    @property
+    def recipes(self) -> list[dict[str, Any]]:
+        """The recipes, also where there is one."""
+        return self.recipe if isinstance(self.recipe, list) else [self.recipe]
+
+
+def part_name(recipe: Mapping[str, Any], key: str) -> Any:
+    """The name of a part of a recipe as it is written; None where the recipe does not say."""
+    part = recipe.get(key)
+    return part.get("name") if isinstance(part, Mapping) else part
+
 
 Budget = Literal["retraining", "whole"]
 
@@ -139,6 +150,17 @@ class StudyFile(_Description):
     environment: dict[str, Any]
     primary: Literal["test_accuracy", "test_mse"]
     study: _Arms = _Arms()
+
+    @property
+    def begins_untrained(self) -> bool:
+        """Whether methods are given networks with their initial values."""
+        return 0 in (self.training.get("epochs"), self.training.get("iterations"))
+
+    def trains_throughout(self, label: str) -> bool:
+        """Whether training goes on at all steps of a method, so that only the last is a result."""
+        note = self.methods.get(label)
+        recipes = [] if note is None else note.recipes
+        return self.begins_untrained or any(part_name(each, "retrain") == "continued" for each in recipes)
 
     @property
     def random_of(self) -> dict[str, str]:

@@ -198,19 +198,21 @@ def curve_drawing(data: PlotData, measured: Measured, across: Across) -> Drawing
 
     None where the study has nothing to show in it: no value of that column, or no pruned point.
     """
-    base = measured.of(data.dense)
+    dense = measured.of(data.dense)
     curves = {
         method: _place(data, method, measured, across)
         for method in data.methods
         if method not in data.unpruned
     }
-    if base is None or not any(curves.values()):
+    everything = [item for curve in curves.values() for item in curve]
+    if not everything:
         return None
     figure, axes = new_labelled(data.methods)
-    everything = [item for curve in curves.values() for item in curve]
+    best = max if measured.higher_is_better else min
+    base = dense or best((item.y for item in everything), key=lambda value: value.mean)
     _limits(axes, measured, across, base, everything, data.controls)
     low, high = axes.get_ylim()
-    ends = [_level(axes, data, "dense", base)]
+    ends = [] if dense is None else [_level(axes, data, "dense", dense)]
     for method in data.unpruned:
         value = measured.of([p for p in data.points if p.method == method][-1])
         if value is not None and low < value.mean < high:

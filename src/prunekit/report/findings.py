@@ -22,6 +22,7 @@ from prunekit.report.points import (
     Spread,
     dense_of,
     grouped,
+    judged,
     layer_points_of,
     methods_of,
     names,
@@ -140,14 +141,18 @@ def _further(points: Sequence[Point], chosen: Point, primary: Primary) -> list[P
 
 
 def asked_ratios(points: Sequence[Point], primary: Primary) -> list[float]:
-    """The ratios of ASKED that some method reaches; failing that, the ratios reached (at most seven)."""
-    methods = methods_of(points)
-    reached = [r for r in ASKED if any(point_at(points, m, r, primary) for m in methods)]
-    if reached:
-        return reached
-    own = sorted({float(f"{point.ratio:.2g}") for point in points if point.sparsity > 0})
-    own = [r for r in own if any(point_at(points, m, r, primary) for m in methods)]
-    return own[:: max(1, -(-len(own) // 7))]
+    """The ratios of ASKED that some method reaches, and those of methods that reach none of these.
+
+    Of their ratios each answers for what lies up to 25% above it.
+    """
+    reached = {r: {m for m in methods_of(points) if point_at(points, m, r, primary)} for r in ASKED}
+    others = set(methods_of(points)).difference(*reached.values())
+    own: list[float] = []
+    for ratio in sorted(float(f"{p.ratio:.3g}") for p in points if p.method in others and p.sparsity > 0):
+        answered = bool(own) and ratio <= ABOVE * own[-1]
+        if not answered and any(point_at(points, method, ratio, primary) for method in others):
+            own.append(ratio)
+    return sorted([*(ratio for ratio, methods in reached.items() if methods), *own])
 
 
 def best_at(points: Sequence[Point], asked: float, primary: Primary) -> Best | None:
@@ -237,6 +242,7 @@ def findings(
     study: StudyFile, points: Sequence[Point], primary: Primary, layers: Sequence[LayerPoint] = ()
 ) -> Overview:
     """All that can be said of a study's points, and of its layers."""
+    measured, points = points, judged(study, points)
     bests = best_table(points, primary)
     results = [
         _dense(study, points, primary),
@@ -251,7 +257,7 @@ def findings(
         *_few_seeds(points),
         *_uneven(points),
         *_diverged(points, primary),
-        *_absent(study, points),
+        *_absent(study, measured),
         *_starved(points, layers),
     ]
     return Overview(study.title, tuple(map(Finding, results)), tuple(map(Finding, cautions)))
@@ -269,9 +275,19 @@ def _list(methods: Iterable[str]) -> str:
 
 def _dense(study: StudyFile, points: Sequence[Point], primary: Primary) -> str:
     dense = dense_of(points)
-    metric = dense.values[primary.test]
+    metric = dense.values.get(primary.test)
+    if metric is None:
+        return (
+            "The network before pruning is not trained, and no control says what a dense network has that is "
+            "trained for as long as the pruned ones."
+        )
     text = f"The dense network has a {primary.name} of {primary.show_spread(metric)} ({dense.seeds_text})"
     label = study.controls.dense_trained_as_long
+    if study.begins_untrained and label is not None:
+        return (
+            f"{text}: it is {named(label)}, trained for as long as the pruned ones, since the network before "
+            "pruning is not trained."
+        )
     longer = [point for point in points if point.method == label]
     if not longer:
         return text + "."
@@ -285,10 +301,10 @@ def _dense(study: StudyFile, points: Sequence[Point], primary: Primary) -> str:
 
 def _max_compressions(study: StudyFile, points: Sequence[Point], primary: Primary) -> list[str]:
     """How far methods go before they lose more than the tolerance."""
-    methods = compared(study, points)
-    if not methods:
+    methods, dense = compared(study, points), dense_of(points).values.get(primary.test)
+    if not methods or dense is None:
         return []
-    margin = primary.format_tolerance(dense_of(points).values[primary.test])
+    margin = primary.format_tolerance(dense)
     reached = {m: point for m in methods if (point := max_compression_within_tolerance(points, m, primary))}
     if not reached:
         return [f"No method stays within {margin} of dense at any compression that was tried."]
@@ -398,7 +414,7 @@ def _against_own(
 def _retraining(study: StudyFile, method: str) -> list[str]:
     """How a method's networks are trained after a step, whatever values that starts from; one per cell."""
     note = study.methods.get(method)
-    recipes = [] if note is None else note.recipe if isinstance(note.recipe, list) else [note.recipe]
+    recipes = [] if note is None else note.recipes
     found = [(recipe.get("retrain") or {}, recipe.get("retrain_every", 1)) for recipe in recipes]
     return sorted(
         {
@@ -453,7 +469,9 @@ def _starved(points: Sequence[Point], layers: Sequence[LayerPoint]) -> list[str]
     whole = {(point.method, point.cell, point.step): point.sparsity for point in points}
     first: dict[tuple[str, str], float] = {}
     for each in layers:
-        sparsity = whole.get((each.method, each.cell, each.step), 1.0)
+        sparsity = whole.get((each.method, each.cell, each.step))
+        if sparsity is None:
+            continue
         shape = [int(length) for length in each.shape.split("x")]
         if starved(shape, (1 - each.sparsity) * each.parameters, 1 - sparsity):
             place = (each.method, each.layer)

@@ -43,7 +43,7 @@ from prunekit.report.style import (
     new_labelled,
     set_log_y,
 )
-from prunekit.study_files import UNITS_JSON, StudyFile, UnitData, read_checked
+from prunekit.study_files import UNITS_JSON, StudyFile, UnitData, part_name, read_checked
 
 Numbers = NDArray[np.float64]
 
@@ -248,20 +248,15 @@ def unit_drawings(folder: Path, study: StudyFile, data: PlotData, primary: Prima
 def oracle_of(study: StudyFile) -> str | None:
     """The label of the method that removes by the true cost alone, measured anew at each step."""
     for label, note in study.methods.items():
-        recipes = note.recipe if isinstance(note.recipe, list) else [note.recipe]
-        if recipes and all(_measures(recipe) for recipe in recipes):
+        if note.recipes and all(_measures(recipe) for recipe in note.recipes):
             return label
     return None
 
 
 def _measures(recipe: Mapping[str, Any]) -> bool:
-    named = {part: _name(recipe.get(part)) for part in ("score", "repair", "retrain")}
+    named = {key: part_name(recipe, key) for key in ("score", "repair", "retrain")}
     plain = named["repair"] in (None, "none") and named["retrain"] in (None, "none")
     return named["score"] == "oracle" and plain and recipe.get("rank") != "once"
-
-
-def _name(part: Any) -> Any:
-    return part.get("name") if isinstance(part, Mapping) else part
 
 
 def regret_curves(data: PlotData, primary: Primary, yardstick: str) -> dict[str, list[Placed]]:

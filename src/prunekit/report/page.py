@@ -33,6 +33,7 @@ from prunekit.report.points import (
     Spread,
     count,
     fewer,
+    judged,
     layer_points_of,
     names,
     percent_spread,
@@ -40,6 +41,7 @@ from prunekit.report.points import (
     points_of,
     primary_of,
     times,
+    under_way,
 )
 from prunekit.report.read_tables import check_tables, read_layers, read_results, require_filled
 from prunekit.report.style import INK, inline, save, write_atomically
@@ -50,6 +52,7 @@ from prunekit.study_files import (
     RESULTS_CSV,
     STUDY_JSON,
     SUITE_JSON,
+    StudyFile,
     SuiteFile,
     read_description,
     read_study,
@@ -128,11 +131,13 @@ def write_report(folder: Path) -> Path:
     if not checked:
         log.warning("%s has no %s: whether its tables are as they were written is not known", folder, SUMS)
 
-    points, layer_points = points_of(rows), layer_points_of(layer_rows)
+    measured, layer_points = points_of(rows), layer_points_of(layer_rows)
+    points = judged(study, measured)
+    passed = under_way(study, measured)
     data = PlotData(tuple(points), study.controls.random, study.control_of)
     table = layer_table(points, layer_points, primary)
     curves = curve_drawings(data, primary)
-    found = multiples_drawing(points, layer_points, data.methods), heat_drawing(table) if table else None
+    found = multiples_drawing(measured, layer_points, data.methods), heat_drawing(table) if table else None
     layers = [drawing for drawing in found if drawing is not None]
     units = unit_drawings(folder, study, data, primary)
     # trusted markup: matplotlib escapes the texts in it
@@ -148,17 +153,20 @@ def write_report(folder: Path) -> Path:
         row=rows[0],
         data=data,
         primary=primary,
-        dense=data.dense.values[primary.test],
+        dense=data.dense.values.get(primary.test),
         dense_label=DENSE,
+        dense_summary=_dense_summary(study),
         labels=(DENSE, *data.methods),
         pruning=[method for method in data.methods if method not in data.unpruned],
-        found=findings(study, points, primary, layer_points),
+        found=findings(study, measured, primary, layer_points),
         held=held,
         furthest=max((point.ratio for point in held.values() if point), default=1.0),
         bests=best_table(points, primary),
         table=table,
-        shown=fewer(points),
-        columns=number_columns(points, primary),
+        measured=measured,
+        passed=passed,
+        shown=fewer(measured),
+        columns=number_columns(measured, primary),
         curves=curves,
         layers=layers,
         units=units,
@@ -177,6 +185,17 @@ def write_report(folder: Path) -> Path:
     target = folder / REPORT_HTML
     write_atomically(target, page.encode())
     return target
+
+
+def _dense_summary(study: StudyFile) -> str:
+    label = study.controls.dense_trained_as_long
+    if not study.begins_untrained:
+        return "The network before pruning."
+    if label is None:
+        return "The network before pruning, which is not trained."
+    return (
+        f"The network of {label}, since the one before pruning is not trained. {study.methods[label].summary}"
+    )
 
 
 def _yaml(values: Any) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from prunekit.report.read_tables import MEASURES, LayerRow, Row
-from prunekit.study_files import DENSE
+from prunekit.report.read_tables import MEASURES, LayerRow, Row, Sizes
+from prunekit.study_files import DENSE, StudyFile
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -126,6 +126,35 @@ def dense_of(points: Iterable[Point]) -> Point:
     return next(point for point in points if point.method == DENSE)
 
 
+def under_way(study: StudyFile, points: Sequence[Point]) -> set[tuple[str, str, int]]:
+    """Method, cell and step of what is no result: before the last step, where training goes on throughout."""
+    last = {(p.method, p.cell): p.step for p in sorted(points, key=lambda point: point.step)}
+    return {
+        (p.method, p.cell, p.step)
+        for p in points
+        if p.step < last[p.method, p.cell] and study.trains_throughout(p.method)
+    }
+
+
+def judged(study: StudyFile, points: Sequence[Point]) -> list[Point]:
+    """The points by which methods are judged, and the dense network that they are judged against.
+
+    They are all but those `under_way`. Where the networks that methods are given are not trained, dense is
+    the control that was trained as long, or, without one, has sizes and no quality.
+    """
+    passed = under_way(study, points)
+    found = [point for point in points if (point.method, point.cell, point.step) not in passed]
+    if not study.begins_untrained:
+        return found
+    control = study.controls.dense_trained_as_long
+    dense = dense_of(found)
+    columns = (*Sizes.model_fields, "kept")
+    sizes = {column: value for column, value in dense.values.items() if column in columns}
+    longer = [point for point in found if point.method == control]
+    dense = replace(longer[-1], method=DENSE) if longer else replace(dense, values=sizes)
+    return [dense, *(point for point in found if point.method not in (DENSE, control))]
+
+
 def removes_nothing(points: Iterable[Point], method: str) -> bool:
     """True for a control that was only trained on: every point of it has sparsity 0."""
     return all(point.sparsity == 0 for point in points if point.method == method)
@@ -194,8 +223,13 @@ class Primary:
         return max(floor, dense.sd or 0.0)
 
     def holds(self, point: Point, dense: Point) -> bool:
-        """Whether a point loses no more than the tolerance against dense, by the test means."""
-        reference = dense.values[self.test]
+        """Whether a point loses no more than the tolerance against dense, by the test means.
+
+        Never where dense has no quality.
+        """
+        reference = dense.values.get(self.test)
+        if reference is None:
+            return False
         loss = self.better(reference.mean, point.values[self.test].mean)
         return loss <= self.tolerance(reference)
 

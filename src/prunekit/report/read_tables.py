@@ -44,8 +44,8 @@ class _CellStep(BaseModel):
     sparsity: Fraction
 
 
-class Measures(BaseModel):
-    """Sizes, costs and qualities of a network; None where a column is empty, since it does not apply."""
+class Sizes(BaseModel):
+    """Sizes and costs of a network; None where a column is empty, since it does not apply."""
 
     model_config = ConfigDict(frozen=True)
     parameters: Size
@@ -54,6 +54,11 @@ class Measures(BaseModel):
     macs_nonzero: Size
     bytes: Size
     seconds: Size
+
+
+class Measures(Sizes):
+    """Sizes, costs and qualities of a network; None where a column is empty, since it does not apply."""
+
     validation_accuracy: Share
     test_accuracy: Share
     test_top5: Share
