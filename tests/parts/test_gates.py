@@ -13,8 +13,8 @@ from prunekit import Loop, Recipe, Task, prune
 from prunekit.errors import InputError, ModelError
 from prunekit.hard_concrete import open_probability
 from prunekit.masks import Masks
-from prunekit.parts.regularize import L0
-from prunekit.parts.regularize.gates import Gates, Gating
+from prunekit.parts.regularize import L0, VIB
+from prunekit.parts.regularize.gates import GateRegularizer, Gates, Gating
 from prunekit.training import Training, train
 from small_nets import Residual, blobs, copied, mlp, same
 
@@ -82,6 +82,89 @@ def test_a_hardened_network_is_the_gated_one_in_evaluation(net: str, settings: d
     if settings.get("of") == "weights" and count is not None:
         weights = [p for p in model.parameters() if p.dim() > 1]
         assert sum(int((weight != 0).sum()) for weight in weights) == count
+
+
+class Tied(nn.Module):
+    """A vocabulary of 12 words that are read and predicted by one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.up, self.down = nn.Embedding(12, 8), nn.Linear(8, 10), nn.Linear(10, 8)
+        self.out = nn.Linear(8, 12)
+        self.out.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.down(self.up(self.words(x)).relu()).mean(1))
+        return logits
+
+
+class Attention(nn.Module):
+    """Attention and a layer behind it, on a residual stream that is normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.attention = nn.Linear(6, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.norm, self.up, self.last = nn.LayerNorm(16), nn.Linear(16, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = self.norm(x + self.attention(*(self.norm(x) for _ in range(3)), need_weights=False)[0])
+        logits: Tensor = self.last(self.up(x).relu().mean(1))
+        return logits
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 6), nn.RMSNorm(6),
+                         nn.Linear(6, 3))  # fmt: skip
+
+
+def grouped() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 6, 3),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))  # fmt: skip
+
+
+FELT: dict[str, Any] = {
+    "tied": (Tied, torch.randint(12, (7, 5), generator=torch.Generator().manual_seed(1))),
+    "attention": (Attention, torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(1))),
+    "normed": (normed, torch.randn(7, 10, generator=torch.Generator().manual_seed(1))),
+    "grouped": (grouped, torch.randn(7, 2, 6, 6, generator=torch.Generator().manual_seed(1))),
+}
+"""Networks where a closed unit is felt elsewhere than where a layer of its own reads it."""
+
+
+@pytest.mark.parametrize("net", FELT)
+@pytest.mark.parametrize(
+    "gates",
+    [L0(density=0.5), L0(density=0.5, of="weights"), VIB(density=0.5, noise="batch")],
+    ids=["units", "weights", "noise"],
+)
+def test_gates_are_felt_where_masks_are(net: str, gates: GateRegularizer) -> None:
+    """In tied weights, statistics over units and the width of heads; ties and names are those of before."""
+    make, inputs = FELT[net]
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    model = make().double()
+    before = {name: id(each) for name, each in model.named_parameters(remove_duplicate=False)}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    (handle,) = gates.attach(model, optimizer, None, inputs[:2])
+    handle.gates.steps.fill_(10_000)
+    handle.gates.ran.fill_(True)
+    with torch.no_grad():
+        for first, *_ in handle.gates.learned:  # half of each group
+            first.view(-1)[torch.randperm(first.numel())[: first.numel() // 2]] -= 0.5
+    model.eval()
+    wanted = model(inputs).detach()
+    handle.remove()
+    assert {name: id(each) for name, each in model.named_parameters(remove_duplicate=False)} == before
+    torch.testing.assert_close(model(inputs), wanted, rtol=1e-9, atol=1e-12)
+    granularity = "weight" if isinstance(gates, L0) and gates.of == "weights" else "unit"
+    chosen = {"granularity": granularity, "allocation": "zeros", "schedule": "allocation_decides"}
+    pruned = prune(model, Recipe.parse(chosen), example_inputs=inputs[:2])
+    torch.testing.assert_close(model(inputs), wanted, rtol=1e-9, atol=1e-12)
+    assert pruned.kept.kept == handle.gates.target
 
 
 @pytest.mark.parametrize("net", NETS)

@@ -268,7 +268,7 @@ class Gating:
     """Gates in a network, from being put in to being hardened: a handle, whose removal hardens them.
 
     A frozen parameter is left as it is: single weights of it have no gates, and neither have units that it
-    makes, goes along with or reads.
+    makes, goes along with or reads. Gates of a tied weight act in all of its places.
 
     Args:
         settings: of the gates.
@@ -291,14 +291,15 @@ class Gating:
         by_example = coupled is not None and self.gates.by_example
         inputs = _inputs(settings.name, coupled, read) if coupled and by_example else {}
         self._orders: dict[str, list[str]] = {}
-        for name, axes in read.items():
-            owner = owner_of(model, name)
+        places = _places(model, read)
+        for place, name in places.items():
+            owner = owner_of(model, place)
             # the first parameter's factors hold the gates, so that a state of the network has them once
-            gated = _Gated(self.gates, axes, holds=not self._orders)
-            self._orders[name] = list(owner._parameters)
-            parametrize.register_parametrization(owner, name.rpartition(".")[2], gated, unsafe=True)
+            gated = _Gated(self.gates, read[name], holds=not self._orders)
+            self._orders[place] = list(owner._parameters)
+            parametrize.register_parametrization(owner, place.rpartition(".")[2], gated, unsafe=True)
         self._hooks: list[Any] = [StepHooks(optimizer, before=self._before_step)]
-        for part in _running(model, read):
+        for part in _running(model, places):
             begin = self.gates.begin if part is model else self.gates.enter
             self._hooks.append(part.register_forward_pre_hook(begin))
             self._hooks.append(part.register_forward_hook(self.gates.leave, always_call=True))
@@ -317,19 +318,21 @@ class Gating:
         self._group = optimizer.param_groups[-1]
 
     def _axes(self, coupled: Coupled | None, names: Sequence[str]) -> Mapping[str, Sequence[Axis] | int]:
-        """By parameter: the axes that are multiplied, where units are read; or the place of its own gates."""
+        """By parameter: the axes that are multiplied, where units are read; or the place of its own gates.
+
+        Where statistics of a norm run over the units, or no layer reads them, as the width of heads, they are
+        multiplied wherever they are made, too: there a mask is felt before a reader.
+        """
         if coupled is None:
             return {name: place for place, name in enumerate(names)}
         parameters = dict(self._model.named_parameters())
         found: dict[str, list[Axis]] = {}
         for place, name in enumerate(names):
-            readers = [each for each in coupled.group(name).consumers if each.tensor in parameters]
-            if not readers:
-                raise ModelError(
-                    f"{self._settings.name}: no layer of its own reads the units of {name!r}, so there is "
-                    "nothing that their gates could multiply"
-                )
-            for member in readers:
+            group = coupled.group(name)
+            own = [each for each in group.consumers if each.tensor in parameters]
+            if not own or group.normalised:
+                own = [each for each in group.members if each.tensor in parameters]
+            for member in own:
                 found.setdefault(member.tensor, []).append(
                     _axis(place, member, parameters[member.tensor].shape[member.dim])
                 )
@@ -389,12 +392,15 @@ class Gating:
                 stacklevel=2,
             )
         gates.begin()
+        hardened: dict[nn.Parameter, Tensor] = {}
         for name in self._orders:
             owner, own = owner_of(self._model, name), name.rpartition(".")[2]
-            hardened = getattr(owner, own).detach().clone()
+            values = getattr(owner, own).detach().clone()
             _give_own_class(owner)
             parametrize.remove_parametrizations(owner, own, leave_parametrized=False)
-            self._model.get_parameter(name).copy_(hardened)
+            hardened.setdefault(self._model.get_parameter(name), values)
+        for parameter, values in hardened.items():
+            parameter.copy_(values)
         for name, order in reversed(self._orders.items()):
             owner = owner_of(self._model, name)
             for own in order:  # in the order of before, which states and optimizers go by
@@ -436,6 +442,17 @@ def _trained(who: str, elements: Elements) -> tuple[str, ...]:
     return found
 
 
+def _places(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Every place of these parameters, by one of its full names: the one of a tied weight that is given."""
+    wanted = {id(model.get_parameter(name)): name for name in names}
+    found: dict[tuple[int, str], tuple[str, str]] = {}
+    for place, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in wanted:
+            owner, own = owner_of(model, place), place.rpartition(".")[2]
+            found.setdefault((id(owner), own), (place, wanted[id(parameter)]))
+    return dict(found.values())
+
+
 def _running(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
     """The modules that read these parameters when they run: their owners and all that these are inside of."""
     paths = [name.split(".")[:-1] for name in names]
@@ -451,6 +468,11 @@ def _inputs(who: str, coupled: Coupled, read: Mapping[str, Any]) -> dict[str, li
     """
     found: dict[str, list[Axis]] = {}
     for place, group in enumerate(coupled.groups):
+        if group.normalised:
+            raise ModelError(
+                f"{who}: {group.normalised[0]!r} takes statistics over the units of {group.name!r}, which "
+                "noise on what is read behind it does not change: set 'noise' to 'batch'"
+            )
         for each in coupled.inputs(group):
             axis = Axis(place, each.axis, each.units)
             own = found.setdefault(each.module, [])

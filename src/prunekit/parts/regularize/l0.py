@@ -62,6 +62,10 @@ class L0(GateRegularizer):
     of the share s over the target t, which falls linearly from 1, and in the end the gates that are most
     probably open stay, exactly so many.
 
+    Where a layer norm, or another with statistics over the units, stands before what reads them, and where no
+    layer reads them, as the width of attention heads, a gate multiplies all that makes, goes along with and
+    reads the unit, as a mask does. Shrinking takes these statistics over the units that are kept.
+
     Frozen parameters are left as they are: they have no gates, and neither have units that one of them makes
     or reads. What the training does not run stays as it is, and is not counted.
 
