@@ -399,8 +399,9 @@ class MaskedOptimizer:
             held.settle()
         if self._stepping is None:
             self._stepping = id(optimizer)
-            if self._before is not None and self._due and not _skips(optimizer):
+            if self._before is not None and self._due and not skips(optimizer):
                 self._due = False
+                unscale(optimizer)
                 self._before()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -410,7 +411,7 @@ class MaskedOptimizer:
         if self._stepping != id(optimizer):
             return  # inside the step of another one
         self._stepping = None
-        if id(optimizer) in self._counted and not _skips(optimizer):
+        if id(optimizer) in self._counted and not skips(optimizer):
             self._due = True
             if self._after is not None:
                 self._after()
@@ -442,10 +443,22 @@ def _coded(value: Tensor) -> bool:
     return value.numel() > 1 and not plain
 
 
-def _skips(optimizer: Optimizer) -> bool:
+def skips(optimizer: Optimizer) -> bool:
     """Whether a `GradScaler` has found infinite gradients and lets a fused optimizer do nothing."""
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
+
+
+@torch.no_grad()
+def unscale(optimizer: Optimizer) -> None:
+    """Let the gradients be those of the loss, where a `GradScaler` has left that to a fused optimizer."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return
+    for parameter in chain(*(group["params"] for group in optimizer.param_groups)):
+        if parameter.grad is not None:
+            parameter.grad.div_(scale.to(parameter.grad.device))
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
 def _path(network: nn.Module, names: Iterable[str]) -> list[tuple[Mapping[str, Any], str, Any]]:

@@ -24,7 +24,7 @@ from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.modes import keeping_modes
 from prunekit.parts.augment import Augment, augmented
 from prunekit.parts.base import BatchLoss
-from prunekit.parts.regularize import Regularizer, check_gradients_are_there, needs_closure
+from prunekit.parts.regularize import Regularizer, StepHooks, check_gradients_are_there, needs_closure
 from prunekit.seeds import derive, seeded
 from prunekit.settings import EPOCHS, LARGE, WHOLE, Settings, checked_seed, whole
 from prunekit.targets import device_of, unwrap
@@ -585,7 +585,7 @@ def _attached(
     try:
         if before_step is not None:  # before penalties add to the gradients
             check_gradients_are_there("a part of the recipe", optimizer)
-            handles.append(optimizer.register_step_pre_hook(lambda *_: before_step()))
+            handles.append(StepHooks(optimizer, before=lambda *_: before_step()))
         for regularizer in training.regularize:
             known = {"example_inputs": example} if regularizer.by_example else {}
             handles += regularizer.attach(model, optimizer, masks, **known)

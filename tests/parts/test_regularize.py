@@ -6,10 +6,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
+from prunekit import Recipe
 from prunekit.batches import TensorBatches
 from prunekit.errors import InputError
 from prunekit.masks import Masks
-from prunekit.parts.regularize import L1, L2, Dropout
+from prunekit.parts.regularize import L0, L1, L2, VIB, Dropout, GroupLasso, Regularizer
 from prunekit.training import Training, train
 from small_nets import blobs, copied, mlp, same
 
@@ -222,3 +223,64 @@ class TestDropout:
     def test_p_is_a_probability(self, p):
         with pytest.raises(InputError, match=f"dropout: p = {p}"):
             Dropout(p=p)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    "part",
+    [
+        L1(strength=0.1),
+        L2(strength=0.1),
+        GroupLasso(strength=0.3, form="subgradient"),
+        GroupLasso(strength=3.0),
+        L0(density=0.5, ramp=3, lr=0.3),
+        VIB(density=0.5, ramp=3, lr=0.3, noise="batch"),
+    ],
+    ids=["l1", "l2", "subgradient", "proximal", "l0", "vib"],
+)
+def test_a_scaler_changes_nothing_and_a_step_that_it_skips_is_none(part: Regularizer, fused: bool) -> None:
+    """A fused optimizer has gradients that are scaled still, and is called where it is to do nothing."""
+    inputs, targets = blobs(40)
+    found = []
+    for scaled in (False, True):
+        model = mlp(10, 8, 3)
+        optimizer = SGD(model.parameters(), 0.1, 0.9, fused=fused)
+        torch.manual_seed(7)
+        (handle,) = part.attach(model, optimizer, None)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100, growth_interval=2, enabled=scaled)
+        for step in range(8):
+            optimizer.zero_grad()
+            random = torch.get_rng_state()
+            loss = cross_entropy(model(inputs), targets)
+            if scaled and step % 3 == 1:  # overflows, and is taken anew
+                scaler.scale(loss * 1e15).backward()
+                scaler.step(optimizer)
+                optimizer.zero_grad()
+                torch.set_rng_state(random)
+                loss = cross_entropy(model(inputs), targets)
+                scaler.update(2.0**100)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update(2.0**100 if scaled else None)
+        handle.remove()
+        found.append(copied(model))
+    assert same(*found)
+
+
+def test_what_a_score_adds_up_is_not_scaled() -> None:
+    inputs, targets = blobs(40)
+    found = []
+    for scaled in (False, True):
+        model = mlp(10, 8, 3)
+        optimizer = SGD(model.parameters(), 0.1, fused=True)
+        recipe = Recipe.parse({"score": "movement", "schedule": {"name": "one_shot", "sparsity": 0.5}})
+        session = recipe.attach(model, optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2, enabled=scaled)
+        for _ in range(8):
+            optimizer.zero_grad()
+            scaler.scale(cross_entropy(model(inputs), targets)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        session.advance()
+        found.append(session.masks)
+    assert found[0] == found[1]

@@ -438,7 +438,7 @@ class Attending(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        logits: Tensor = self.last(self.attention(x, x, x)[0])
+        logits: Tensor = self.last(self.attention(x, x, x, need_weights=False)[0])
         return logits
 
 
@@ -495,3 +495,6 @@ def test_what_is_refused() -> None:
         net(example).sum().backward()
         optimizer.step()
         handle.remove()
+    normed = nn.Sequential(nn.Linear(10, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    with pytest.raises(ModelError, match=r"vib: '1' takes statistics over the units of '0', .* 'batch'"):
+        VIB().attach(normed, torch.optim.SGD(normed.parameters(), 0.1), None)

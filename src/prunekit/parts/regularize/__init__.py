@@ -1,6 +1,6 @@
 """What acts during training: penalties, group lasso, gates and dropout, on any model and any optimizer."""
 
-from prunekit.parts.regularize.base import Regularizer, check_gradients_are_there, needs_closure
+from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there, needs_closure
 from prunekit.parts.regularize.dropout import Dropout
 from prunekit.parts.regularize.group_lasso import GroupLasso
 from prunekit.parts.regularize.l0 import L0
@@ -15,6 +15,7 @@ __all__ = [
     "Dropout",
     "GroupLasso",
     "Regularizer",
+    "StepHooks",
     "check_gradients_are_there",
     "needs_closure",
 ]

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from prunekit.batches import Inputs
 from prunekit.errors import InputError
-from prunekit.masks import MaskedOptimizer, Masks
+from prunekit.masks import MaskedOptimizer, Masks, skips, unscale
 from prunekit.parts.base import Part
 
 
@@ -41,7 +41,8 @@ class StepHooks:
 
     An optimizer is copied without its hooks. Network, optimizer and handles must be copied together, as
     `copy.deepcopy((model, optimizer, handles))`. Masks act behind them, and so does the pruning of a session
-    that is attached to the optimizer, whichever came first.
+    that is attached to the optimizer, whichever came first. Also with a `GradScaler` the gradients before a
+    step are those of the loss, and a step that it skips is none.
 
     Args:
         optimizer: of the training.
@@ -60,10 +61,21 @@ class StepHooks:
         self._given = optimizer, before, after
         self._handles: list[Any] = []
         if before is not None:
-            self._handles.append(optimizer.register_step_pre_hook(before))
+            self._handles.append(optimizer.register_step_pre_hook(self._before))
         if after is not None:
-            self._handles.append(optimizer.register_step_post_hook(after))
+            self._handles.append(optimizer.register_step_post_hook(self._after))
             MaskedOptimizer.put_last(optimizer)
+
+    def _before(self, optimizer: Optimizer, *args: Any) -> None:
+        _, before, _ = self._given
+        if before is not None and not skips(optimizer):
+            unscale(optimizer)
+            before(optimizer, *args)
+
+    def _after(self, optimizer: Optimizer, *args: Any) -> None:
+        *_, after = self._given
+        if after is not None and not skips(optimizer):
+            after(optimizer, *args)
 
     def remove(self) -> None:
         """Call them no more."""
