@@ -224,7 +224,7 @@ def scratch_control(
             "repair": NoRepair(),
             "warm_up": None,
             "retrain": Reinitialize(training=training, fan_in="kept"),
-            "teacher": None,
+            "teacher": recipe.teacher if recipe.learns_from_given else None,
             "rank": "every_step",
             "statistics": "every_step",
             "retrain_every": 1,

@@ -187,6 +187,11 @@ class Recipe(Settings):
         own = {} if self.warm_up is None else {"warm_up": self.warm_up}
         return own | {key: part.warm_up for key, part in self.parts.items() if part.warm_up is not None}
 
+    @property
+    def learns_from_given(self) -> bool:
+        """Whether its teacher is another network, which whoever runs the recipe gives."""
+        return self.teacher is not None and self.teacher.of == "given"
+
     def called(self, key: str) -> str:
         """What a key of the recipe is called in a message, such as "retrain 'fine_tune'"."""
         return f"{key} {self.parts[key].name!r}" if key in self.parts else key

@@ -603,12 +603,12 @@ class Session:
         """The teacher, if the recipe learns from one that is given; what the recipe learns from must fit."""
         part = self.recipe.teacher
         if teacher is None:
-            if part is not None and part.of == "given":
+            if self.recipe.learns_from_given:
                 raise InputError(
                     "the recipe's teacher is 'of: given', but none is given: give prune() teacher=a network, "
                     "or take 'of: before'"
                 )
-        elif part is None or part.of != "given":
+        elif not self.recipe.learns_from_given:
             raise InputError(
                 "a teacher is given, but the recipe learns from none: set its teacher's 'of: given'"
             )

@@ -64,7 +64,7 @@ Rows = list[dict[str, Any]]
 class Layout:
     """Paths inside a study's folder.
 
-    networks/<hash>/seed-<n>/   the trained networks that every method starts from
+    networks/<hash>/seed-<n>/   the trained networks that every method starts from, and teachers
     cells/<label>-<hash>/seed-<n>/   one recipe and replicate
     study.json, results.csv, layers.csv, SHA256SUMS, units.json, figures/, report.html
     """

@@ -39,6 +39,7 @@ from prunekit.study.stages import (
     write_units,
 )
 from prunekit.study_files import FORMAT, RESULTS_CSV, STUDY_JSON, SUITE_JSON, UNITS_JSON, refuse_links
+from prunekit.task import PLAIN
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +69,18 @@ def plan(study: Study, data_dir: Path | None) -> Plans:
         if not chain.groups:
             raise ModelError("unit_figures: the network has no units that could be removed")
     batches = as_batches(data)
+    teacher = None
+    if study.teachers is not None:
+        with naming("teacher"):
+            teacher = build(study.teachers, data, seed=0)
+            check_takes(teacher, study.teachers.model.name, data.test.inputs[:2])
     plans = {}
     for cell in study.cells:
         with naming(f"method {cell.name!r}"):
             plans[cell.key] = _plan_cell(cell, study, model, batches, data.test.inputs[:2])
+            part, few = cell.recipe.teacher, batches.first(2)
+            if cell.recipe.learns_from_given and part and teacher and few:
+                part.check_teacher(model, teacher, few, PLAIN)
     return plans
 
 
@@ -114,14 +123,25 @@ def make_jobs(study: Study, layout: Layout, data_dir: Path | None, plans: Plans,
         )
         for seed in range(study.seeds)
     }
+    teachers = study.teachers
+    if teachers is not None:
+        for seed in range(study.seeds):
+            job = Job(
+                f"teacher of seed {seed}",
+                train_network,
+                (teachers, seed, layout, data_dir),
+                cost=float(OVERHEAD + teachers.training.length(data)),
+            )
+            networks.setdefault(layout.network(teachers, seed), job)
     cells: dict[Path, Job] = {}
     for seed in range(study.seeds):
         for cell in study.cells:
+            needs = [study] if teachers is None or not cell.recipe.learns_from_given else [study, teachers]
             job = Job(
                 f"{cell.name}, seed {seed}",
                 run_cell,
                 (study, cell.label, cell.key, seed, layout, data_dir),
-                after=(networks[layout.network(study, seed)].name,),
+                after=tuple(networks[layout.network(each, seed)].name for each in needs),
                 cost=_cost(cell, plans[cell.key], data),
             )
             # labels that differ in punctuation share the folder of an equal recipe

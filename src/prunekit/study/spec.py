@@ -143,6 +143,17 @@ class UnitFigures(Settings):
     every: int = Field(default=10, ge=1)
 
 
+class TeacherNetwork(Settings):
+    """The network that methods whose teacher is a given one learn from, trained once for each seed.
+
+    Attributes:
+        model, training: the network, and how it is trained, on the training data of the study.
+    """
+
+    model: Annotated[ModelSettings, BeforeValidator(ModelSettings.parse)]
+    training: TrainingSettings = Field(default_factory=Training)
+
+
 class Study(Settings):
     """A comparison: methods x seeds on one dataset and one model.
 
@@ -152,6 +163,7 @@ class Study(Settings):
         dataset, model, training: the data, the network and how the dense network is trained.
         methods: what is compared, by label.
         controls: which of them are the controls.
+        teacher: the network that recipes with a `teacher` that is `of: given` learn from; None for none.
         seeds: the number of replicates; replicate k has another initialisation and data order than the rest.
         splits: `one` for all replicates, or `per_seed`: replicate k has the split of the dataset's seed + k.
             A set with an official test part keeps that part, and draws another validation part.
@@ -168,6 +180,7 @@ class Study(Settings):
     training: TrainingSettings = Field(default_factory=Training)
     methods: dict[str, Annotated[Method, BeforeValidator(Method.parse)]] = Field(min_length=1)
     controls: Annotated[Controls, BeforeValidator(Controls.parse)] = Controls()
+    teacher: Annotated[TeacherNetwork, BeforeValidator(TeacherNetwork.parse)] | None = None
     seeds: int = Field(default=3, ge=1, le=MAX_SEEDS)
     splits: Literal["one", "per_seed"] = "one"
     unit_figures: UnitFigures | None = None
@@ -207,8 +220,21 @@ class Study(Settings):
                 raise ValueError(f"methods: the label {label!r} is taken by a control 'from_scratch'")
             with naming("methods"):
                 check_label(label)
+        self._teacher_fits()
         self._allowed = current().used
         return self
+
+    def _teacher_fits(self) -> None:
+        learning = [cell.name for cell in self.cells if cell.recipe.learns_from_given]
+        if learning and self.teacher is None:
+            raise ValueError(
+                f"methods: {learning[0]}: the teacher is 'of: given', but the study gives none: set "
+                "'teacher: {model: ..., training: ...}' of the study, or the recipe's teacher 'of: before'"
+            )
+        if self.teacher is not None and not learning:
+            raise ValueError(
+                "teacher: no method learns from it: set 'teacher: {name: logits, of: given}' in a recipe"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its settings, so that another process imports what they name, and nothing else."""
@@ -219,7 +245,8 @@ class Study(Settings):
         """The modules of the user's own whose code it names, so that another process may import them, too."""
         own = modules_of([self.training, *(cell.recipe for cell in self.cells)])
         model = {Named.parse(self.model.name).module} if ":" in self.model.name else set()
-        return tuple(sorted({*self._allowed, *own, *model}))
+        of_teacher = () if self.teachers is None else self.teachers.allow
+        return tuple(sorted({*self._allowed, *own, *model, *of_teacher}))
 
     def dataset_of(self, seed: int) -> DataSettings:
         """The data of a replicate."""
@@ -292,6 +319,15 @@ class Study(Settings):
         return found.values()
 
     @cached_property
+    def teachers(self) -> Study | None:
+        """A study whose trained networks are the teachers of this one; None without teachers."""
+        if self.teacher is None:
+            return None
+        nothing = {"recipe": {"allocation": "none", "schedule": "allocation_decides"}}
+        settings = {"name": f"{self.name}-teacher", "dataset": self.dataset, "methods": {"teacher": nothing}}
+        return Study.parse(settings | dict(self.teacher) | {"seeds": self.seeds, "splits": self.splits})
+
+    @cached_property
     def checkpoints(self) -> tuple[int, ...]:
         """The steps of the dense training whose values some recipe goes back to."""
         wanted = {cell.recipe.retrain.checkpoint for cell in self.cells}
@@ -310,7 +346,9 @@ class Study(Settings):
 
     def _cell_key(self, recipe: Recipe, control: str | None = None) -> str:
         of_control = {} if control is None else {"control": control}
-        return digest({**self._network(), "recipe": recipe.identity(), **of_control})
+        learns = self.teachers is not None and recipe.learns_from_given
+        of_teacher = {"teacher": self.teachers.network_key} if self.teachers is not None and learns else {}
+        return digest({**self._network(), "recipe": recipe.identity(), **of_control, **of_teacher})
 
     def _network(self) -> dict[str, Any]:
         return {

@@ -160,8 +160,7 @@ def _begun(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout, s
 
 def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -> Session:
     network = layout.network(study, seed)
-    model = build(study, data, seed)
-    _fill(model, _values(network / TRAINED), network / TRAINED)
+    model = _trained_network(study, data, seed, layout)
     wanted = cell.recipe.retrain.checkpoint
     recipe = cell.recipe
     if cell.random_of is not None:
@@ -169,14 +168,23 @@ def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -
         recipe = _control(study, cell, cell.random_of, plan, data, layout, seed)
         if cell.from_scratch is not None:  # what is zero goes: input features and blocks are not all alike
             load_masks(layout.cell(cell.random_of, seed) / MODEL).apply(model)
+    teaches = study.teachers if recipe.learns_from_given else None
     return Session(
         model,
         recipe,
+        teacher=None if teaches is None else _trained_network(teaches, data, seed, layout),
         data=data.train,
         validation=data.validation,
         seed=derive(seed, "cell"),
         checkpoints={} if wanted is None else {wanted: _values(network / checkpoint(wanted))},
     )
+
+
+def _trained_network(study: Study, data: Dataset, seed: int, layout: Layout) -> nn.Module:
+    model = build(study, data, seed)
+    path = layout.network(study, seed) / TRAINED
+    _fill(model, _values(path), path)
+    return model
 
 
 def _control(
