@@ -379,6 +379,8 @@ class TestHistory:
         text = str(prune(mlp(10, 16, 3), recipe()))
         assert "50.0% of 208 weights removed (2x)" in text
         assert "save_pretrained" in text
+        shapes = recipe(granularity="filter_shape", allocation="per_layer")
+        assert "pruned.shrink(example_inputs) takes them out" in str(prune(nn.Conv2d(2, 3, 3), shapes))
 
 
 class NaNScore(Score):

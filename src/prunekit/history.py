@@ -146,23 +146,25 @@ class Pruned:
         return self.kept.starved(self.recipe.granularity.counts)
 
     def __repr__(self) -> str:
-        return f"<Pruned {type(self.model).__name__}: {self._achieved()}>"
+        return f"<Pruned {type(self.model).__name__}: {self.achieved}>"
 
-    def _achieved(self) -> str:
+    @property
+    def achieved(self) -> str:
+        """How much of what was chosen from is removed, in words, with the compression ratio."""
         ratio = f"{self.history[-1].compression_ratio if self.history else 1.0:.4g}x"
         counts = self.recipe.granularity.counts
         return f"{self.kept.sparsity:.1%} of {self.kept.total:,} {counts} removed ({ratio})"
 
     def __str__(self) -> str:
         if self.shrunk is not None:
-            return f"{self._achieved()} and taken out: next, save_pretrained(pruned, folder)."
-        if self.recipe.granularity.counts != "weights":
+            return f"{self.achieved} and taken out: next, save_pretrained(pruned, folder)."
+        if self.recipe.granularity.counts != "weights" or isinstance(self.recipe.granularity, FilterShape):
             return (
-                f"{self._achieved()}. They are off, but still there: "
+                f"{self.achieved}. They are off, but still there: "
                 "next, pruned.shrink(example_inputs) takes them out."
             )
         return (
-            f"{self._achieved()}. Zeros alone make nothing smaller or faster: "
+            f"{self.achieved}. Zeros alone make nothing smaller or faster: "
             "next, save_pretrained(pruned, folder) writes a file without them."
         )
 

@@ -143,6 +143,43 @@ def test_a_pruned_folder_with_units(command, tmp_path, method):
     assert "no unit of this network is dead" in command("shrink small --out again").complaint()
 
 
+@pytest.mark.parametrize(
+    ("line", "removed", "next_line"),
+    [
+        (
+            f"{PRUNE} --method random_units --set sparsity=0.5",
+            "50.0% of 14 units removed",
+            "prunekit shrink pruned --out pruned-shrunk",
+        ),
+        (
+            "prune shrink_net:Net --data iris --recipe units.yaml --out 'of units'",
+            "50.0% of 8 units removed",
+            "prunekit shrink shrink_net:Net --weights 'of units' --data iris --out 'of units-shrunk'",
+        ),
+        (
+            "prune '{name: resnet, width: 4, depth: 8}' --data digits --recipe shapes.yaml --out pruned",
+            "weights removed",
+            "prunekit shrink pruned --out pruned-shrunk",
+        ),
+    ],
+)
+def test_prune_names_units_and_the_command_that_takes_them_out(command, tmp_path, line, removed, next_line):
+    (tmp_path / "units.yaml").write_text("{granularity: unit, schedule: {name: one_shot, sparsity: 0.5}}")
+    (tmp_path / "shapes.yaml").write_text(
+        "{granularity: filter_shape, allocation: per_layer, schedule: {name: one_shot, sparsity: 0.5}}"
+    )
+    pruned = command(line)
+    assert pruned.code == 0, pruned.err
+    assert removed in pruned.out
+    assert "Zeros" not in pruned.out
+    assert next_line in pruned.out.splitlines()
+    shrunk = read(command(f"{next_line.removeprefix('prunekit ')} --json"))
+    before, after = (shrunk[when]["parameters"] for when in ("before", "after"))
+    assert after < before
+    if "units" in removed:
+        assert f"and with them {before - after:,} of {before:,} parameters" in pruned.out
+
+
 def test_dead_units_of_single_weights(command, tmp_path):
     assert command(f"{PRUNE} --method magnitude --set sparsity=0.9").code == 0
     dense = load_pretrained(tmp_path / "pruned").eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,21 @@ class Network:
 
     def loading(self, folder: Path, *, as_graph: bool = False) -> str:
         """The line of Python that loads what was saved of it in a folder."""
-        built = self.architecture is not None and ":" not in self.architecture.model.name
-        return f'prunekit.load_pretrained("{folder}"{"" if built or as_graph else ", model"})'
+        return f'prunekit.load_pretrained("{folder}"{"" if self._is_known or as_graph else ", model"})'
+
+    def shrinking(self, folder: Path) -> str:
+        """The command that takes out what was removed of it in a folder, and saves the rest in another."""
+        if self._is_known:
+            words = [str(folder)]
+        else:
+            shape = ["--data", self.data.name] if self.data is not None else ["--input-shape", "SHAPE"]
+            words = [self.name, "--weights", str(folder), *shape]
+        return f"prunekit shrink {shlex.join(words)} --out {shlex.quote(f'{folder}-shrunk')}"
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether a saved folder says how it is built."""
+        return self.architecture is not None and ":" not in self.architecture.model.name
 
 
 def open_network(

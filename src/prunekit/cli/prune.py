@@ -21,6 +21,7 @@ from prunekit.cli.options import only_results, own_code, print_json
 from prunekit.errors import InputError, StarvedLayerWarning
 from prunekit.measure import count, human_bytes, layer_table
 from prunekit.methods import recipe as named_recipe
+from prunekit.parts.granularity import FilterShape
 from prunekit.pruning import Pruned
 from prunekit.pruning import prune as prune_model
 from prunekit.recipe import Recipe
@@ -147,10 +148,8 @@ def _show(pruned: Pruned, before: Mapping[str, float], out: Path, network: Netwo
     counts = None if network.data is None else count(pruned.model, network.data.test.inputs[:1])
     if counts is not None:
         console.print(layer_table(counts))
-    console.print(
-        f"{pruned.masks.sparsity:.1%} of {pruned.masks.total:,} weights removed "
-        f"({pruned.masks.compression_ratio:.4g}x)"
-    )
+    whole = pruned.recipe.granularity.counts == "units"
+    console.print(pruned.achieved + (f", and with them {_gone(pruned)}" if whole else ""))
     if pruned.stopped is not None:
         console.print(f"{pruned.stopped}")
     after = pruned.history[-1].measured if pruned.history else before
@@ -159,8 +158,15 @@ def _show(pruned: Pruned, before: Mapping[str, float], out: Path, network: Netwo
     dense = f", {human_bytes(counts.bytes)} dense" if counts is not None else ""
     console.print(f"saved: {human_bytes(folder_bytes(out))} on disk{dense}, in")
     typer.echo(str(out))
-    console.print(
-        "[dim]Zeros make the file smaller, not the network faster. Load it with\n"
-        f"{escape(network.loading(out))}.[/dim]",
-        soft_wrap=True,
-    )
+    if whole or isinstance(pruned.recipe.granularity, FilterShape):
+        now = f"They are off, but still there. Take them out with\n{network.shrinking(out)}\nor load"
+    else:
+        now = "Zeros make the file smaller, not the network faster. Load"
+    console.print(f"[dim]{escape(now)} it with\n{escape(network.loading(out))}.[/dim]", soft_wrap=True)
+
+
+def _gone(pruned: Pruned) -> str:
+    """The parameters that go with the removed units."""
+    everything = sum(parameter.numel() for parameter in pruned.model.parameters())
+    ratio = pruned.history[-1].compression_ratio if pruned.history else 1.0
+    return f"{everything - round(everything / ratio):,} of {everything:,} parameters"

@@ -18,10 +18,10 @@ import prunekit.cli.options as options
 from prunekit.cli.networks import TRACED, Network, folder_bytes, open_network
 from prunekit.cli.options import as_options, only_results, print_json
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_branches, shrink_dead
+from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_branches, shrink_columns, shrink_dead
 from prunekit.masks import Masks
 from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, plain_table
-from prunekit.parts.granularity import Block, Unit
+from prunekit.parts.granularity import Block, FilterShape, Unit
 from prunekit.saving import check_free, save_pretrained
 
 
@@ -48,8 +48,8 @@ def shrink(
 ) -> None:
     """Make a network physically smaller, prove it, and save it.
 
-    Without --sparsity: what `prunekit prune` removed goes, blocks or dead
-    units. With it: units go by the L1 norm of their weights, the least first.
+    Without --sparsity: what `prunekit prune` removed goes, blocks, filter
+    shapes or dead units. With it: units go by the L1 norm of their weights, the least first.
 
     Example: prunekit shrink resnet20 --input-shape 3,32,32 --sparsity 0.5 --out small
     """
@@ -79,6 +79,8 @@ def shrink(
             saved = network.saved
             if saved is not None and saved.prunes(Block):
                 done = shrink_branches(network.model, inputs, masks)
+            elif saved is not None and saved.prunes(FilterShape):
+                done = shrink_columns(network.model, inputs, masks)
             else:
                 # the norms of a network that was pruned in units run over those that are kept
                 over_units = saved is not None and saved.prunes(Unit)
