@@ -127,7 +127,10 @@ def test_parts_that_differ_make_another_hash():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shedule": 3}, "recipe: unknown key 'shedule'; allowed keys are: allocation, .*schedule, "),
+        (
+            {"shedule": 3},
+            "unknown key 'shedule'; did you mean 'schedule'. allowed keys are: .*schedule, ",
+        ),
         (
             {"schedule": {"name": "one_shot", "sparsity": 40}},
             "recipe: schedule: .*40 is no sparsity.*0.4 for 40",
@@ -135,7 +138,10 @@ def test_parts_that_differ_make_another_hash():
         ({"schedule": {"name": "one_shot", "sparsity": 1.0}}, "1 is no sparsity"),
         ({"schedule": {"name": "one_shot", "sparsity": 0}}, "strictly increasing above 0"),
         ({"schedule": {"name": "one_shot", "sparsty": 0.4}}, "one_shot: unknown key 'sparsty'"),
-        ({"score": "magnitud"}, "recipe: score: there is no score 'magnitud'; names are: "),
+        (
+            {"score": "magnitud"},
+            "score: there is no score 'magnitud'; did you mean 'magnitude'. names are: ",
+        ),
         ({"score": None}, "expected the name of a score"),
         (
             {"allocation": {"name": "threshold", "q": 1}},

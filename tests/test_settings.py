@@ -45,7 +45,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"sise": 3}, r"sample: unknown key 'sise'; allowed keys are: name, size"),
+            ({"sise": 3}, r"sample: unknown key 'sise'; did you mean 'size'. allowed keys are: name, size"),
             ({"size": 0}, r"sample: size = 0: .*greater than or equal to 1"),
             ({"size": "x"}, r"sample: size = 'x': .*valid integer"),
             ({"size": None}, r"sample: size = None"),
@@ -125,7 +125,9 @@ class TestPart:
             Score.build(value)
 
     def test_unknown_names(self):
-        with pytest.raises(InputError, match=r"no score .magnitud.; names are: .*magnitude"):
+        with pytest.raises(
+            InputError, match=r"no score .magnitud.; did you mean .magnitude.. names are: .*wanda"
+        ):
             Score.build("magnitud")
 
     def test_unknown_keys_name_the_part(self):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -85,6 +87,24 @@ def shown(value: Any, most: int = 200) -> str:
     except Exception:  # an object of the user's, or an integer of more than 4300 digits
         text = f"a value of the type {type(value).__name__}"
     return brief(text, most)
+
+
+def instead(name: object, known: Collection[str], called: str = "names", listed_by: str = "") -> str:
+    """The end of a message about a name that there is not: the nearest ones, and those that there are.
+
+    Args:
+        name: what was written.
+        known: the names that there are.
+        called: what they are.
+        listed_by: a command that lists them, which is named in their place; for many.
+    """
+    wanted, plain = str(name)[:100].casefold(), {each.casefold(): each for each in known}
+    near = [each for each in plain if wanted in re.findall("[a-z0-9]+", each)]
+    near += [each for each in get_close_matches(wanted, plain, cutoff=0.7) if each not in near]
+    *others, last = [repr(plain[each]) for each in near[:3]] or [""]
+    guess = f"did you mean {', '.join(others)}{' or ' if others else ''}{last}? " if last else ""
+    everything = f"{called} are: {', '.join(known) or 'none'}"
+    return f"; {guess}{f'`{listed_by}` lists all {len(known)}' if listed_by else everything}"
 
 
 def said(error: Exception, most: int = 300) -> str:

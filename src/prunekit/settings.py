@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from prunekit.errors import InputError, shown
+from prunekit.errors import InputError, instead, shown
 from prunekit.permission import allowing
 
 
@@ -111,8 +111,8 @@ def _explain(error: ValidationError, cls: type[Settings]) -> str:
     first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     place = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
-        allowed = ", ".join(sorted(cls.model_fields)) or "none"
-        return f"{cls._label()}: unknown key {shown(place)}; allowed keys are: {allowed}"
+        allowed = instead(first["loc"][-1], sorted(cls.model_fields), "allowed keys")
+        return f"{cls._label()}: unknown key {shown(place)}{allowed}"
     if first["type"] == "missing":
         return f"{cls._label()}: the key {shown(place)} is missing"
     if not place.isprintable() or len(place) > 200:

@@ -26,7 +26,7 @@ def test_the_table_cannot_be_changed():
 
 
 def test_an_unknown_name_lists_the_names():
-    with pytest.raises(InputError, match=r"no dataset 'minst'; names are: breast_cancer, .*waveform"):
+    with pytest.raises(InputError, match=r"'minst'; did you mean 'mnist'. names are: breast_cancer, .*form"):
         load("minst")
 
 

@@ -225,7 +225,7 @@ def test_frozen():
         ("lenet", r"no model 'lenet'.*lenet5.*package\.module:function"),
         (
             {"name": "mlp", "hiden": [3]},
-            "mlp: unknown key 'hiden'; allowed keys are: activation, hidden, output_activation",
+            "mlp: unknown key 'hiden'; did you mean 'hidden'. allowed keys are: activation, hidden, ",
         ),
         ({"name": "lenet5", "hidden": [3]}, "lenet5: unknown key 'hidden'; allowed keys are: none"),
         ({"name": "mlp", "outputs": 3}, "unknown key 'outputs'"),

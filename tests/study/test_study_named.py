@@ -31,7 +31,7 @@ def studies_of(name):
 def test_they_are_listed_and_asked_for():
     assert {"digits-quick", "mnist-magnitude", "lottery-fc", "lottery-conv"} <= set(names())
     with pytest.raises(
-        InputError, match=r"no study 'nothing'; named studies are: .*digits-quick, .*ends in .yaml"
+        InputError, match=r"no study 'nothing'; `prunekit compare --list` lists all .*ends in .yaml"
     ):
         load_study("nothing")
 

@@ -64,7 +64,7 @@ def test_an_unknown_key_is_named_with_its_place_and_what_is_allowed(key, allowed
         ("methods.random", "random", "expected a mapping of settings"),
         ("methods.random.method", "random", "either 'method'"),
         ("methods.other", {}, "either 'method'"),
-        ("methods.other", {"method": "nothing"}, "no method 'nothing'; methods are: random"),
+        ("methods.other", {"method": "nothing"}, "no method 'nothing'; `prunekit methods` lists all"),
         (
             "methods.other",
             {"method": "snip", "settings": {"q": 1}},
@@ -76,7 +76,11 @@ def test_an_unknown_key_is_named_with_its_place_and_what_is_allowed(key, allowed
         ("methods.random.sweep", {"schedule.sparsity": 0.5}, "sweep"),
         ("methods.random.sweep", {"schedule.sparsity": [40]}, "write 0.4 for 40 %"),
         ("methods.random.sweep", {"schedule.sparsity.x": [1]}, "leads through 'sparsity', which holds 0.1"),
-        ("controls.random", "rando", "no method 'rando'; labels are: random, tickets"),
+        (
+            "controls.random",
+            "rando",
+            "'rando'; did you mean 'random'. labels are: random, tickets",
+        ),
         ("dataset", 3, "dataset"),
         ("dataset", {}, "dataset: .*'name' is missing"),
         ("model", 3, "model: .*got 3"),

@@ -92,7 +92,7 @@ def compare(
         _list_studies(as_json)
         return
     if study is None:
-        raise InputError(f"name a study: {', '.join(names())}, or a path ending in .yaml")
+        raise InputError("name a study of `prunekit compare --list`, or a path ending in .yaml")
     changes = list(assignments or []) + ([] if seeds is None else [f"seeds={seeds}"])
     with own_code(allow):
         chosen = load_study(study, changes)

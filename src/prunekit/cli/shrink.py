@@ -18,7 +18,14 @@ import prunekit.cli.options as options
 from prunekit.cli.networks import TRACED, Network, folder_bytes, open_network
 from prunekit.cli.options import as_options, only_results, print_json
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink_branches, shrink_columns, shrink_dead
+from prunekit.graph import (
+    GraphModel,
+    ShrinkResult,
+    prune_groups,
+    shrink_branches,
+    shrink_columns,
+    shrink_dead,
+)
 from prunekit.masks import Masks
 from prunekit.measure import count, human_bytes, human_count, human_seconds, latency, plain_table
 from prunekit.parts.granularity import Block, FilterShape, Unit

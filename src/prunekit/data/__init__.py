@@ -18,7 +18,7 @@ from prunekit.data.tabular import (
     load_waveform,
 )
 from prunekit.data.texts import load_tiny_shakespeare
-from prunekit.errors import InputError, shown
+from prunekit.errors import InputError, instead, shown
 
 __all__ = ["LOADERS", "DataSettings", "Dataset", "Split", "TaskKind", "from_tensors", "load", "names"]
 
@@ -70,5 +70,5 @@ def load(
     """
     settings = DataSettings(name=settings) if isinstance(settings, str) else DataSettings.parse(settings)
     if settings.name not in LOADERS:
-        raise InputError(f"there is no dataset {shown(settings.name)}; names are: {', '.join(names())}")
+        raise InputError(f"there is no dataset {shown(settings.name)}{instead(settings.name, names())}")
     return LOADERS[settings.name](settings, Store.open(data_dir, download=download))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import InputError, ModelError, instead
 from prunekit.graph.captured import argument, is_written, op_name
 from prunekit.graph.groups import INPUT, GroupPlan, Member
 from prunekit.graph.ops import moves, operator_of, pointwise, reductions, spatial
@@ -263,8 +263,8 @@ class Chain:
                 return group
         if name in self.refused:
             raise ModelError(f"the units of {name!r} cannot be removed: {self.refused[name]}")
-        known = ", ".join(group.name for group in self.groups) or "none"
-        raise InputError(f"there is no group of units {name!r}; groups are: {known}")
+        known = [group.name for group in self.groups]
+        raise InputError(f"there is no group of units {name!r}{instead(name, known, 'groups')}")
 
 
 def linked(stages: Sequence[Stage], plan: GroupPlan, *, inputs: bool) -> Chain:

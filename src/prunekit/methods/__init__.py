@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunekit.errors import InputError, shown
+from prunekit.errors import InputError, instead, shown
 from prunekit.methods import learned_methods, second_order, unit_methods, weight_methods
 from prunekit.methods.learned_methods import *
 from prunekit.methods.second_order import *
@@ -60,12 +60,13 @@ def recipe(name: str, **settings: Any) -> Recipe:
             cannot take its value.
     """
     if name not in METHODS:
-        raise InputError(f"there is no method {shown(name)}; methods are: {', '.join(METHODS)}")
+        others = instead(name, METHODS, listed_by="prunekit methods")
+        raise InputError(f"there is no method {shown(name)}{others}")
     allowed = inspect.signature(METHODS[name]).parameters
     for key in settings:
         if key not in allowed:
             raise InputError(
-                f"method {name}: unknown key {shown(key)}; allowed keys are: {', '.join(allowed)}"
+                f"method {name}: unknown key {shown(key)}{instead(key, allowed, 'allowed keys')}"
             )
     return METHODS[name](**settings)
 

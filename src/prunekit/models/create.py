@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import ConfigDict, PrivateAttr, PydanticUserError, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
-from prunekit.errors import InputError, ModelError, PrunekitError, shown
+from prunekit.errors import InputError, ModelError, PrunekitError, instead, shown
 from prunekit.models.char_transformer import CharTransformer
 from prunekit.models.convnets import LeNet5, MaxoutLeNet5, ResNet, VGGSmall, resnet20
 from prunekit.models.mlp import MLP, LeNet300100, feature_shape
@@ -156,7 +156,7 @@ def find_factory(name: str) -> Factory:
         return _BUILT_IN[name]
     if ":" not in name:
         raise InputError(
-            f"there is no model {shown(name)}; names are: {', '.join(names())}, "
+            f"there is no model {shown(name)}{instead(name, names())}, "
             "and package.module:function for a model of your own"
         )
     found = import_object(name)
@@ -209,8 +209,7 @@ def checked_settings(name: str, factory: Factory, given: Mapping[str, Any]) -> d
     }
     for key in given:
         if key in _FROM_THE_DATA or (key not in own and not takes_any):
-            allowed = ", ".join(sorted(own)) or "none"
-            raise InputError(f"{name}: unknown key {shown(key)}; allowed keys are: {allowed}")
+            raise InputError(f"{name}: unknown key {shown(key)}{instead(key, sorted(own), 'allowed keys')}")
     settings = {}
     for key, parameter in own.items():
         if key in given:

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, instead
 from prunekit.settings import size_of, sizes_of
 
 
@@ -47,7 +47,7 @@ def make_activation(name: str) -> nn.Module:
         InputError: if there is no activation of that name.
     """
     if name not in _MODULES:
-        raise InputError(f"there is no activation {name!r}; names are: {', '.join(sorted(_MODULES))}")
+        raise InputError(f"there is no activation {name!r}{instead(name, sorted(_MODULES))}")
     return _MODULES[name]()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_serializer
 from torch import Tensor, nn
 
-from prunekit.errors import InputError, shown
+from prunekit.errors import InputError, instead, shown
 from prunekit.permission import import_object
 from prunekit.settings import Settings
 
@@ -175,7 +175,7 @@ class Part(Settings):
             if isinstance(found, type) and issubclass(found, cls):
                 return found
             raise InputError(f"{shown(name)} is not a {cls._label()} (a subclass of {cls.__name__})")
-        raise InputError(f"there is no {cls._label()} {shown(name)}; names are: {', '.join(sorted(members))}")
+        raise InputError(f"there is no {cls._label()} {shown(name)}{instead(name, sorted(members))}")
 
     @classmethod
     def _label(cls) -> str:

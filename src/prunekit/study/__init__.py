@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, instead
 from prunekit.settings import read_yaml, with_assignments
 from prunekit.study.layout import Layout
 from prunekit.study.run import StudyError, run_study
@@ -55,8 +55,8 @@ def _read(name: str) -> Mapping[str, Any]:
         return read_yaml(Path(name))
     if name not in names():
         raise InputError(
-            f"there is no study {name!r}; named studies are: {', '.join(names())}; "
-            "a study of your own is a path that ends in .yaml"
+            f"there is no study {name!r}{instead(name, names(), listed_by='prunekit compare --list')}, and a "
+            "study of your own is a path that ends in .yaml"
         )
     return read_yaml((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_
 
 from prunekit import methods
 from prunekit.data import DataSettings
-from prunekit.errors import InputError, naming, shown
+from prunekit.errors import InputError, instead, naming, shown
 from prunekit.files import check_folder_name, check_label
 from prunekit.history import random_control, scratch_control
 from prunekit.models import ModelSettings
@@ -204,17 +204,17 @@ class Study(Settings):
         for label, method in self.methods.items():
             other = method.random_of
             if other is not None and (other not in self.methods or self.methods[other].random_of is not None):
-                known = ", ".join(each for each in self.methods if self.methods[each].random_of is None)
+                known = [each for each in self.methods if self.methods[each].random_of is None]
                 raise ValueError(
-                    f"methods: {label}: random_of: there is no method {other!r} to be compared with; "
-                    f"labels are: {known}"
+                    f"methods: {label}: random_of: there is no method {other!r} to be compared with"
+                    f"{instead(other, known, 'labels')}"
                 )
         recipes = (self.methods[method.random_of or label] for label, method in self.methods.items())
         check_recipes(sum(len(method.swept()) for method in recipes))
         for control, label in self.controls:
             if label is not None and label not in self.methods:
-                known = ", ".join(self.methods)
-                raise ValueError(f"controls: {control}: there is no method {label!r}; labels are: {known}")
+                others = instead(label, self.methods, "labels")
+                raise ValueError(f"controls: {control}: there is no method {label!r}{others}")
         for label in self.scratch_labels:
             if label in self.methods:
                 raise ValueError(f"methods: the label {label!r} is taken by a control 'from_scratch'")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, instead
 from prunekit.graph import Coupled
 from prunekit.graph.chain import Chain
 from prunekit.losses import LOSSES, Loss, absolute_error, cross_entropy, real_targets, squared_error
@@ -30,7 +30,7 @@ def error_of(error: Loss | str) -> Loss:
     if not isinstance(error, str):
         return error
     if error not in LOSSES:
-        raise InputError(f"there is no error {error!r}; names are: {', '.join(LOSSES)}")
+        raise InputError(f"there is no error {error!r}{instead(error, LOSSES)}")
     return LOSSES[error]
 
 
