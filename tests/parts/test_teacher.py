@@ -245,31 +245,42 @@ def test_features_of_the_network_before_are_those_of_all_layers_that_fit_and_lea
 
 
 @pytest.mark.parametrize("of", ["before", "given"])
-def test_features_in_a_loop_of_ones_own_and_of_a_copy(of):
-    """The copy of a session half way learns from the same hints: to rounding, as it runs a batch again."""
+def test_features_in_a_loop_of_ones_own_a_copy_and_a_resumed_one(of):
+    """All learn from the same hints, bit for bit, and run each batch once, which a batch norm counts."""
     inputs, targets = blobs()
     features = {"name": "features", "of": of, "layers": ["0"]}
-    teacher = {"teacher": mlp(10, 12, 3, seed=3)} if of == "given" else {}
-    model = mlp(10, 12, 3)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    session = recipe(teacher=features, steps=2).attach(model, optimizer, **teacher)
 
-    def step(session, optimizer):
-        optimizer.zero_grad()
-        session.training_loss(inputs, session.model(inputs), targets).backward()
-        optimizer.step()
+    def net(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(10, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
 
-    session.advance()
-    step(session, optimizer)
-    memo = {}
-    twin = copy.deepcopy(session, memo)
-    other = twin._masked.optimizers[0]
-    for _ in range(3):
-        step(session, optimizer)
-    for _ in range(3):
-        step(twin, other)
-    for a, b in zip(session.model.parameters(), twin.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    teacher = {"teacher": net(3)} if of == "given" else {}
+
+    def begun(seed=0):
+        model = net(seed)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        session = recipe(teacher=features, steps=3).attach(model, optimizer, every=2, **teacher)
+        return session, model, optimizer
+
+    def steps(run, count):
+        session, model, optimizer = run
+        for _ in range(count):
+            optimizer.zero_grad()
+            session.training_loss(inputs, model(inputs), targets).backward()
+            optimizer.step()
+
+    for at in (2, 3):  # just after a step of the pruning, and between two
+        whole, resumed = begun(), begun(seed=7)
+        steps(whole, at)
+        twin = copy.deepcopy(whole)
+        for own, saved in zip(resumed[::-1], whole[::-1], strict=True):  # the session last
+            own.load_state_dict(copy.deepcopy(saved.state_dict()))
+        for run in (whole, twin, resumed):
+            steps(run, 8 - at)
+            assert int(run[1][1].num_batches_tracked) == 8
+        for _, other, _ in (twin, resumed):
+            wanted = whole[1].state_dict()
+            assert all(torch.equal(value, wanted[name]) for name, value in other.state_dict().items())
 
 
 def test_features_of_two_batches_that_are_run_before_their_losses():

@@ -276,8 +276,8 @@ class Hints:
     """The loss of a batch, with how far what layers give is from what those of a teacher give.
 
     While this object lives it watches the network's layers, but not those of copies. Where the outputs are
-    not those of the network's last run, as at the first batch after a step in a loop of the user's, or where
-    two batches are run before this is asked, the batch is run again.
+    not those of the network's last run, as where two batches are run before this is asked, the batch is run
+    again.
 
     Args:
         model: the network, which runs on a batch before this is asked about the batch.

@@ -330,6 +330,7 @@ class Session:
         with self.undoing(steps=1):
             self._hold()
             restarted = self._prune_step(step)
+            self._begin(step)
         if self._masked is not None and restarted:
             self._masked.forget()
         record = self._record(step, started, None, {})
@@ -500,6 +501,7 @@ class Session:
         self._keep_checkpoint()
         self._every = every
         self._masked = self._act_on(optimizer)
+        self._begin()
 
     def _act_on(self, optimizer: Any, *, resume: bool = False) -> MaskedOptimizer:
         before = self._before_user_step if self._trainings.acting else None
@@ -540,6 +542,12 @@ class Session:
         if not self.history:
             return loss
         return self._trainings.batch_loss(self._last_step, self._context, inputs, outputs, targets, loss)
+
+    def _begin(self, step: Step | None = None) -> None:
+        """Let parts see the first batch of a loop of the user's after a step, which is the last one taken."""
+        step = self._last_step if step is None and self.history else step
+        if step is not None and self._masked is not None and self.recipe.parts_with("training_loss"):
+            self._trainings.begin(self._context(step))
 
     @property
     def _last_step(self) -> Step:
@@ -585,6 +593,7 @@ class Session:
         self.masks.apply(self._inner)
         if self._masked is not None:
             self._masked.resume(self.masks)
+        self._begin()
 
     def __getstate__(self) -> dict[str, Any]:
         """What is saved is attached to no optimizer."""
@@ -597,6 +606,7 @@ class Session:
         vars(twin).update(copy.deepcopy(self.__getstate__(), memo))
         if self._masked is not None and self._masked.optimizers:
             twin._masked = twin._act_on(copy.deepcopy(self._masked.groups, memo), resume=True)
+            twin._begin()
         return twin
 
     def _checked(self, teacher: nn.Module | None) -> nn.Module | None:

@@ -44,6 +44,7 @@ class Trainings:
     task: Task = PLAIN
     loop: Loop | None = None
     _batch_loss: tuple[Step, BatchLoss] | None = field(default=None, init=False)
+    _tried: Step | None = field(default=None, init=False)
 
     def check(self, checkpoints: Checkpoints, *, warm_up: bool) -> None:
         """Refuse a retraining, or a warm-up that is still to come, that could not start.
@@ -96,11 +97,11 @@ class Trainings:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes the loss of batches anew, from the states that it has for itself."""
-        return {**vars(self), "_batch_loss": None}
+        return {**vars(self), "_batch_loss": None, "_tried": None}
 
     def forget_batch_loss(self) -> None:
         """Let the parts make the loss of batches anew: what it was made from has changed."""
-        self._batch_loss = None
+        self._batch_loss = self._tried = None
 
     @property
     def acting(self) -> bool:
@@ -170,13 +171,20 @@ class Trainings:
     ) -> Tensor:
         """What the parts make of the loss of one batch of a loop of the user's, after a step.
 
-        The context is asked for at the first batch after a step only.
+        The context is asked for only where the step was not begun.
         """
-        if self._batch_loss is None or self._batch_loss[0] != step:
+        if self._tried != step:
             for _, part in self.recipe.parts_with("check_batch"):
                 part.check_batch(outputs, targets, self.task)
-            self._batch_loss = step, self._loss_of_batches(context(step)) or _in_turn(())
+            self._tried = step
+        if self._batch_loss is None or self._batch_loss[0] != step:
+            self.begin(context(step))
+        assert self._batch_loss is not None
         return self._batch_loss[1](Batch(inputs, targets), outputs, targets, loss)
+
+    def begin(self, context: StepContext) -> None:
+        """Let the parts make the loss of batches of a loop of the user's, and watch the first of them."""
+        self._batch_loss = context.step, self._loss_of_batches(context) or _in_turn(())
 
     def _loss_of_batches(self, context: StepContext) -> BatchLoss | None:
         parts = self.recipe.parts_with("training_loss")
