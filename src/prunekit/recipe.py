@@ -166,6 +166,16 @@ class Recipe(Settings):
         taken = comparable or self.granularity.level in self.score.compared_if_named
         if self.allocation.compares and not taken:
             raise ValueError(comparison_refusal(self.score, self.allocation, self.granularity.level))
+        before = (
+            [each for each in plan.regularize if not each.interruptible]
+            if (plan := self.retrain.plan)
+            else []
+        )
+        if before and self.allocation.name != "none":
+            raise ValueError(
+                f"the retrain {self.retrain.name!r}: the regularizer {before[0].name!r} acts in a training "
+                "before the first removal, not behind it: set it in 'warm_up'"
+            )
         if self.statistics == "once":
             _check_required(self, "statistics that are taken once", TAKEN_ONCE)
         return self

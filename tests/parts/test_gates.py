@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 from torch.utils.checkpoint import checkpoint
 
 from prunekit import Loop, Recipe, Task, prune
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import InputError
 from prunekit.hard_concrete import open_probability
 from prunekit.masks import Masks
 from prunekit.parts.regularize import L0, VIB
@@ -529,6 +529,29 @@ def test_a_scheduler_that_does_not_know_of_the_gates_is_named() -> None:
     train(model, data, Training(iterations=3), loop=loop)
 
 
+def test_a_scheduler_that_is_there_already_is_refused() -> None:
+    """Some of PyTorch's would fail at their next step, others leave the rate of the gates as it is."""
+    for make in (lambda each: OneCycleLR(each, 0.1, total_steps=9), lambda each: CosineAnnealingLR(each, 9)):
+        model = mlp(10, 8, 3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        make(optimizer)
+        before = copied(model)
+        with pytest.raises(InputError, match=r"l0: the optimizer has a .* scheduler already.*before it is"):
+            L0(strength=0.1).attach(model, optimizer)
+        assert len(optimizer.param_groups) == 1
+        assert same(before, copied(model))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        L0(strength=0.1, lr=0.3).attach(model, optimizer)
+        scheduler = make(optimizer)
+        rates = []
+        for _ in range(6):
+            model(blobs(8)[0]).sum().backward()
+            optimizer.step()
+            scheduler.step()
+            rates.append(optimizer.param_groups[1]["lr"])
+        assert rates[5] < rates[4]
+
+
 class ByName(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -554,6 +577,9 @@ def test_batches_of_named_inputs_have_the_costs_of_those_in_order(counts: str) -
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
 
 
+LINEAR = {"name": "linear", "sparsity": 0.5, "steps": 2}
+
+
 def test_what_is_refused() -> None:
     for settings, said in [
         ({}, "give either 'strength'"),
@@ -577,14 +603,8 @@ def test_what_is_refused() -> None:
         L0(strength=1.0).attach(model, optimizer, None)
     handle.remove()
     assert list(before) == list(model.state_dict())
-    continued = Recipe.parse(
-        {
-            "schedule": {"name": "linear", "sparsity": 0.5, "steps": 2},
-            "retrain": {
-                "name": "continued",
-                "training": {"epochs": 1, "regularize": [{"name": "l0", "strength": 1.0}]},
-            },
-        }
-    )  # fmt: skip
-    with pytest.raises((InputError, ModelError), match="l0"):
-        prune(mlp(10, 8, 3), continued, blobs(24))
+    for retrain in ("fine_tune", "continued"):
+        training = {"epochs": 1, "regularize": [{"name": "l0", "strength": 1.0}]}
+        for chosen in ({"schedule": "allocation_decides", "allocation": "zeros"}, {"schedule": LINEAR}):
+            with pytest.raises(InputError, match=rf"the retrain '{retrain}': .* 'l0' acts .* in 'warm_up'"):
+                Recipe.parse({**chosen, "retrain": {"name": retrain, "training": training}})

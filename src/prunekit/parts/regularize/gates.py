@@ -634,6 +634,11 @@ class GateRegularizer(Regularizer):
         inner = unwrap(model)
         self.check(inner)
         check_gradients_are_there(self.name, optimizer)
+        if any("initial_lr" in group for group in optimizer.param_groups):
+            raise InputError(
+                f"{self.name}: the optimizer has a learning-rate scheduler already, which would not know of "
+                "the gates, a group of parameters more: attach them before it is made"
+            )
         elements = self._granularity.elements(inner, None, (), example_inputs)
         for name, mask in (masks or {}).items():
             if not bool(mask.all()):
