@@ -8,8 +8,10 @@ puts the real output into it. The tests run every page through `run_page`. What 
     yaml     written to a file; also a python block, if its first line is a comment with a file's name
     text     after a block that ran: what it printed. A line of three dots stands for any lines
 
-Words are compared as they are, and numbers so that the outcome depends on no processor: durations not at all,
-errors of rounding only in that they are such, the others within a tolerance that training stays in.
+Words and whole numbers are compared as they are, other numbers so that the outcome depends on no processor:
+durations not at all, errors of rounding only in that they are such, the others within a tolerance that
+training stays in. It holds for whole numbers, too, in a block that begins with `text measured`, to which
+a training has led.
 """
 
 from __future__ import annotations
@@ -63,12 +65,16 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, its first line's number in the page, how many lines it has."""
+    """A fenced block: its language, its text, its first line's number in the page, how many lines it has.
+
+    ``measured`` is whether its whole numbers were measured.
+    """
 
     language: str
     text: str
     line: int
     length: int
+    measured: bool = False
 
     @property
     def file(self) -> str | None:
@@ -92,13 +98,14 @@ class PageError(AssertionError):
 def blocks(text: str) -> list[Block]:
     """The fenced blocks of a Markdown text."""
     found: list[Block] = []
-    opening: tuple[str, int] | None = None
+    opening: tuple[list[str], int] | None = None
     inside: list[str] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if opening is None and line.startswith("```"):
-            opening, inside = ((line[3:].split() or [""])[0], number + 1), []
+            opening, inside = (line[3:].split() or [""], number + 1), []
         elif opening is not None and line.rstrip() == "```":
-            found.append(Block(opening[0], "\n".join(inside), opening[1], len(inside)))
+            words, start = opening
+            found.append(Block(words[0], "\n".join(inside), start, len(inside), "measured" in words))
             opening = None
         elif opening is not None:
             inside.append(line)
@@ -143,28 +150,32 @@ def check(page: str, shown: list[Shown]) -> None:
         PageError: with both texts.
     """
     for output in shown:
-        if not alike(output.block.text, output.printed):
+        if not alike(output.block.text, output.printed, measured=output.block.measured):
             raise PageError(
                 f"{page}, line {output.block.line} shows\n\n{output.block.text}\n\nbut this was printed\n\n"
                 f"{output.printed}\n\nIf that is right: python docs/run_code.py --write {page}"
             )
 
 
-def alike(shown: str, printed: str) -> bool:
-    """Whether two outputs say the same: equal words in equal lines, numbers near."""
+def alike(shown: str, printed: str, *, measured: bool = False) -> bool:
+    """Whether two outputs say the same: equal words in equal lines, numbers near.
+
+    Whole numbers must be equal, unless they were `measured`.
+    """
+    same = functools.partial(_same, measured=measured)
     parts = [_lines(part) for part in re.split(r"^\.\.\.$", shown, flags=re.MULTILINE)]
     lines = _lines(printed)
     if len(parts) == 1:
-        return _same(parts[0], lines)
+        return same(parts[0], lines)
     first, *middle, last = parts
-    if len(lines) < sum(map(len, parts)) or not _same(first, lines[: len(first)]):
+    if len(lines) < sum(map(len, parts)) or not same(first, lines[: len(first)]):
         return False
     at, end = len(first), len(lines) - len(last)
     for part in middle:
-        at = next((k for k in range(at, end + 1) if _same(part, lines[k : k + len(part)])), end + 1) + len(
+        at = next((k for k in range(at, end + 1) if same(part, lines[k : k + len(part)])), end + 1) + len(
             part
         )
-    return at <= end and _same(last, lines[end:])
+    return at <= end and same(last, lines[end:])
 
 
 def write(page: Path, shown: list[Shown]) -> None:
@@ -185,19 +196,22 @@ def _tidy(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip("\n").split("\n"))
 
 
-def _same(shown: list[str], printed: list[str]) -> bool:
+def _same(shown: list[str], printed: list[str], *, measured: bool) -> bool:
     if len(shown) != len(printed):
         return False
     for left, right in zip(shown, printed, strict=True):
         left, right = FREE.sub("T", left), FREE.sub("T", right)
         if NUMBER.sub("N", left) != NUMBER.sub("N", right):
             return False
-        if not all(map(_near, NUMBER.findall(left), NUMBER.findall(right))):
+        near = functools.partial(_near, measured=measured)
+        if not all(map(near, NUMBER.findall(left), NUMBER.findall(right))):
             return False
     return True
 
 
-def _near(shown: str, printed: str) -> bool:
+def _near(shown: str, printed: str, *, measured: bool) -> bool:
+    if not measured and not {".", "e"} & {*shown, *printed}:
+        return _number(shown) == _number(printed)
     a, b = _number(shown), _number(printed)
     largest = max(abs(a), abs(b))
     if "e" in shown + printed:

@@ -1,5 +1,6 @@
 """Every code block of the documentation runs, and the outputs that are shown are the real ones."""
 
+import contextlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -120,7 +121,20 @@ def test_outputs_that_are_alike(shown: str, printed: str) -> None:
         ("difference 7.8e-16", "difference 0.05"),
         ("difference 7.8e-16", "difference 2e-03"),
         ("0 removed", "1 removed"),
+        ("24 recipes x 3 seeds", "30 recipes x 3 seeds"),
+        ("1,000 weights", "1,001 weights"),
+        ("...\n24 recipes\n...", "first\n25 recipes\nlast"),
     ],
 )
 def test_outputs_that_differ(shown: str, printed: str) -> None:
     assert not tool.alike(shown, printed)
+
+
+def test_whole_numbers_that_a_training_led_to_are_near_if_the_page_says_so(tmp_path: Path) -> None:
+    text = "```python\nprint('1,050 parameters')\n```\n```text{}\n1,000 parameters\n```\n"
+    for words, near in ((" measured", True), ("", False)):
+        shown = tool.run_page(write_page(tmp_path, text.format(words)), tmp_path)
+        with contextlib.nullcontext() if near else pytest.raises(tool.PageError):
+            tool.check("page.md", shown)
+    assert not tool.alike("1,000 parameters", "1,500 parameters", measured=True)
+    assert tool.alike("1,000 weights", "1000 weights")
