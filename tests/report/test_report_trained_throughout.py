@@ -141,7 +141,7 @@ def test_a_method_that_ends_between_the_usual_sizes_is_compared_at_its_own():
     points = [
         point("dense", 1.0, fine, fine),
         point("far", 12.0, fine, fine),
-        point("between", 28.4, fine, fine),
+        *(point("between", ratio, fine, fine) for ratio in (1.001, 3.3, 28.4)),
         point("near it", 33.0, fine, fine),
         point("further", 37.1, fine, fine),
     ]

@@ -141,16 +141,17 @@ def _further(points: Sequence[Point], chosen: Point, primary: Primary) -> list[P
 
 
 def asked_ratios(points: Sequence[Point], primary: Primary) -> list[float]:
-    """The ratios of ASKED that some method reaches, and those of methods that reach none of these.
+    """The ratios of ASKED that some method reaches, and the highest of methods that reach none of these.
 
-    Of their ratios each answers for what lies up to 25% above it.
+    Of those each answers for what lies up to 25% above it.
     """
     reached = {r: {m for m in methods_of(points) if point_at(points, m, r, primary)} for r in ASKED}
     others = set(methods_of(points)).difference(*reached.values())
+    pruned = [p for p in points if p.method in others and p.sparsity > 0 and _finished(p, primary)]
+    ends = {p.method: p.ratio for p in sorted(pruned, key=lambda point: point.ratio)}
     own: list[float] = []
-    for ratio in sorted(float(f"{p.ratio:.3g}") for p in points if p.method in others and p.sparsity > 0):
-        answered = bool(own) and ratio <= ABOVE * own[-1]
-        if not answered and any(point_at(points, method, ratio, primary) for method in others):
+    for ratio in sorted(float(f"{end:.3g}") for end in ends.values()):
+        if not own or ratio > ABOVE * own[-1]:
             own.append(ratio)
     return sorted([*(ratio for ratio, methods in reached.items() if methods), *own])
 
