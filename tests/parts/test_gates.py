@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 from torch.utils.checkpoint import checkpoint
 
-from prunekit import Loop, Recipe, Task, prune
+from prunekit import Loop, Recipe, Task, methods, prune
 from prunekit.errors import InputError
 from prunekit.hard_concrete import open_probability
 from prunekit.masks import Masks
@@ -304,6 +304,19 @@ def test_a_training_with_gates_removes_what_is_asked_and_stays_accurate() -> Non
     small = pruned.shrink(data[0][:2]).model
     assert small[0].out_features == 6
     assert float((small(data[0]).argmax(1) == data[1]).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("method", ["l0_units", "vib_units"])
+def test_where_all_gates_of_a_layer_close_one_unit_stays_and_the_network_shrinks(method: str) -> None:
+    """It is a unit without effect: the branch of a residual network may close whole."""
+    setting: dict[str, Any] = {"sparsity": 0.95, "ramp": 10} if method == "l0_units" else {"strength": 300.0}
+    chosen = getattr(methods, method)(lr=0.5, training={"iterations": 30}, **setting)
+    data = blobs(48)
+    pruned = prune(Residual(), chosen, data)
+    assert 1 in pruned.history[-1].layers.values()
+    wanted = pruned.model.eval()(data[0])
+    small = pruned.shrink(data[0][:2])
+    torch.testing.assert_close(small.model(data[0]), wanted)
 
 
 def test_a_seed_gives_the_same_training_and_modules_of_gates_are_gone() -> None:

@@ -292,6 +292,37 @@ def test_groups_that_are_not_there_are_refused_before_anything_is_changed(settin
     assert same(copied(net), before)
 
 
+class Words(nn.Module):
+    """It looks at the values of its inputs, whole numbers, so that those that are made up fail late."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.norm = nn.Embedding(9, 6), nn.LayerNorm(6)
+        self.up, self.down, self.out = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        if not torch.compiler.is_exporting() and bool((x < 0).any()):
+            raise ValueError("words are numbered from 0")
+        x = self.norm(self.words(x))
+        return self.out((x + self.down(self.up(x).relu())).mean(1))
+
+
+@pytest.mark.parametrize("groups", ["units", "blocks"])
+def test_groups_are_looked_for_on_the_examples_of_the_training(groups):
+    """As BERT's are, which looks at the values of its inputs before it embeds them."""
+    data = torch.randint(9, (16, 5), generator=torch.Generator().manual_seed(1)), torch.arange(16) % 3
+    training = {
+        "iterations": 40,
+        "lr": 0.05,
+        "regularize": [{"name": "group_lasso", "strength": 20.0, "groups": groups}],
+    }
+    granularity = "block" if groups == "blocks" else "unit"
+    allocation = {"name": "zeros", "floor": 0}
+    chosen = {"granularity": granularity, "allocation": allocation, "schedule": DECIDES, "warm_up": training}
+    assert prune(Words(), Recipe.parse(chosen), data).kept.sparsity > 0
+
+
 @pytest.mark.parametrize(
     "setting", [{"strength": -1.0}, {"strength": 0.0}, {"threshold": -1.0}, {"groups": "rows"}]
 )

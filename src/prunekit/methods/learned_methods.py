@@ -98,7 +98,7 @@ def l0_units(
     Paper: Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408
     """
     gates = L0(of="units", density=1 - sparsity, lr=lr, ramp=ramp)
-    return _zeroed(gates, Unit(), training_of(epochs, training), allocation=Zeros(floor=0))
+    return _zeroed(gates, Unit(), training_of(epochs, training))
 
 
 @method
@@ -128,9 +128,7 @@ def vib_units(
 
     Paper: Dai, Zhu, Guo, Wipf 2018 (VIBNet), arXiv 1802.10399
     """
-    return _zeroed(
-        VIB(strength=strength, lr=lr), Unit(), training_of(epochs, training), allocation=Zeros(floor=0)
-    )
+    return _zeroed(VIB(strength=strength, lr=lr), Unit(), training_of(epochs, training))
 
 
 def _zeroed(

@@ -15,6 +15,7 @@ from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import Checkpoints, Retrain
 from prunekit.parts.schedule import Step
+from prunekit.pruning.calibration import two_examples
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.targets import uncompiled
@@ -67,7 +68,10 @@ class Trainings:
                 raise ModelError(f"{part} cannot train the model: all its parameters are frozen")
             start = retrain.start if key == "retrain" else 0
             for regularizer in training.regularize:
-                regularizer.check(self.inner)
+                by_example = regularizer.by_example
+                regularizer.check(
+                    self.inner, two_examples(self.model, self.data).inputs if by_example else None
+                )
                 with naming(part):
                     regularizer.check_length(max(self._steps(training, self.data) - start, 0))
         if retrain.plan is None or self.data is None:

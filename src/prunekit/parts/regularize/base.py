@@ -103,8 +103,13 @@ class Regularizer(Part):
     interruptible: ClassVar[bool] = True
     by_example: ClassVar[bool] = False
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse, before anything is changed, a model that it cannot act on, with an `InputError`."""
+    def check(self, model: nn.Module, example_inputs: Inputs | None = None) -> None:
+        """Refuse, before anything is changed, a model that it cannot act on, with an `InputError`.
+
+        Args:
+            model: the network.
+            example_inputs: what it can be run on, where it is known, for those that are `by_example`.
+        """
         return
 
     def check_length(self, steps: int) -> None:

@@ -65,7 +65,7 @@ class Dropout(Regularizer):
             handles.append(inner.register_forward_pre_hook(entering(1.0)))
         return handles + [module.register_forward_hook(drop) for module in self._modules(model)]
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, example_inputs: Inputs | None = None) -> None:
         """At least one module must be chosen."""
         if not self._modules(model):
             raise InputError(

@@ -592,7 +592,7 @@ class GateRegularizer(Regularizer):
             like: a weight, for dtype and device.
         """
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, example_inputs: Inputs | None = None) -> None:
         """There must be something to gate, and no gates yet."""
         inner = unwrap(model)
         if any(isinstance(module, Gates) for module in inner.modules()):

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.batches import Inputs
-from prunekit.errors import PrunekitError
 from prunekit.graph import Member
-from prunekit.graph.capture import made_up_inputs
 from prunekit.masks import Masks
 from prunekit.parts.granularity import INPUTS_FIRST, Block, Kind, Unit, check_one_input, shaped_targets
 from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
@@ -65,14 +63,9 @@ class GroupLasso(Regularizer):
         """To find units or blocks."""
         return self.groups in ("units", "heads", "blocks")
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, example_inputs: Inputs | None = None) -> None:
         """The groups must be there, as the granularities `unit` and `block` or the layers have them."""
-        if self.by_example:
-            try:
-                made_up_inputs(unwrap(model))
-            except PrunekitError:  # the training has examples of its own
-                return
-        list(self._found(model, None))
+        list(self._found(model, example_inputs))
 
     def attach(
         self,

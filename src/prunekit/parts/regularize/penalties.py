@@ -32,7 +32,7 @@ class _Penalty(Regularizer):
     strength: float = Field(gt=0, le=LARGE)
     of: Literal["weights", "norm_scales"] = "weights"
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, example_inputs: Inputs | None = None) -> None:
         """There must be a batch norm with a scale where scales are penalised."""
         if self.of == "norm_scales" and not self._penalised(model):
             raise InputError(
