@@ -380,5 +380,5 @@ def _caption(measured: Measured, outside: int, zeros: int) -> str:
         return f"{scale}, and nothing is cut off."
     if outside:
         points = "one point lies" if outside == 1 else f"{outside} points lie"
-        return f"Cut so that differences near dense can be read: {points} beyond the axis (hollow markers)."
+        return f"Cut so that small differences can be read: {points} beyond the axis (hollow markers)."
     return ""
