@@ -351,8 +351,9 @@ def train(
     for regularizer in training.regularize:
         if part is not None and not regularizer.interruptible:
             raise InputError(f"{regularizer.name}: acts in one training, which steps must not interrupt")
-        if part is None:
-            regularizer.check_length(max(total - start, 0))
+    if part is None:
+        acting = tuple(each.of_length(max(total - start, 0)) for each in training.regularize)
+        training = training.model_copy(update={"regularize": acting})
     optimizer = make_optimizer(model, training, loop)
     few = data.first(2) if any(each.by_example for each in training.regularize) else None
     example = None if few is None else few.to(device_of(model)).inputs

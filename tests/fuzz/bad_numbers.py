@@ -50,7 +50,7 @@ VALUES: tuple[Any, ...] = (
     torch.tensor(0.5), torch.tensor([1, 2]),
 )  # fmt: skip
 
-SHORT = {"epochs": 1, "rounds": 2, "cycles": 2, "steps": 2, "every": 40, "ramp": 1}
+SHORT = {"epochs": 1, "rounds": 2, "cycles": 2, "steps": 2, "every": 40}
 FAMILIES: dict[str, type[Part]] = {
     "score": Score,
     "granularity": Granularity,
@@ -119,11 +119,8 @@ SHORT_TRAINING = {"name": "fine_tune", "training": {"epochs": 1}}
 
 
 def _regularized(part: Mapping[str, Any]) -> Recipe:
-    gates = part["name"] in ("l0", "vib")
-    if gates:  # the training is shorter than the ramp of the defaults
-        part = {"ramp": 1, **part}
     training = {"epochs": 1, "regularize": [part]}
-    if gates:  # they are for a training before the first removal
+    if part["name"] in ("l0", "vib"):  # they are for a training before the first removal
         return Recipe.parse({**BASES[0], "warm_up": training})
     return Recipe.parse({**BASES[0], "retrain": {"name": "fine_tune", "training": training}})
 

@@ -502,10 +502,11 @@ def test_gates_that_no_step_has_moved_leave_the_network_as_it_was() -> None:
 def test_a_ramp_that_is_longer_than_the_training_is_refused_before_it() -> None:
     model, data = mlp(10, 8, 3), blobs(48)
     before = copied(model)
-    for gates in (L0(density=0.5, ramp=13), L0(of="weights", density=0.5)):
+    for gates in (L0(density=0.5, ramp=13), L0(of="weights", density=0.5, ramp=1000)):
         with pytest.raises(InputError, match=r"ramp = (13|1,000) steps, but the training has only 12"):
             train(model, data, Training(epochs=4, batch_size=16, regularize=(gates,)))
-    training = {"epochs": 4, "batch_size": 16, "regularize": [{"name": "l0", "density": 0.5}]}
+    gates = {"name": "l0", "density": 0.5, "ramp": 1000}
+    training = {"epochs": 4, "batch_size": 16, "regularize": [gates]}
     chosen = Recipe.parse(
         {
             "warm_up": training,
@@ -518,6 +519,28 @@ def test_a_ramp_that_is_longer_than_the_training_is_refused_before_it() -> None:
         prune(model, chosen, data)
     assert same(before, copied(model))
     train(model, data, Training(epochs=4, batch_size=16, regularize=(L0(density=0.5, ramp=12),)))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"name": "l0", "density": 0.5}, {"name": "vib", "density": 0.5}], ids=str
+)
+@pytest.mark.parametrize(("steps", "ramp"), [(13, 6), (1, 1)])
+def test_the_target_falls_over_half_of_a_training(settings: dict[str, Any], steps: int, ramp: int) -> None:
+    """Which is the training that says so; a recipe of before keeps its hash."""
+    states = []
+    for gates in (settings, {**settings, "ramp": ramp}):
+        model = mlp(10, 8, 3)
+        training = Training.parse({"iterations": steps, "batch_size": 16, "regularize": [gates]})
+        train(model, blobs(48), training)
+        states.append(copied(model))
+    assert same(*states)
+    assert "ramp" not in str(Training.parse({"regularize": [settings]}).identity())
+
+
+def test_the_target_falls_over_a_thousand_steps_where_nobody_knows_how_many_there_are() -> None:
+    handle, _ = gated(mlp(10, 8, 3), density=0.5)
+    assert handle.gates.lagrangian is not None
+    assert handle.gates.lagrangian.ramp == 1000
 
 
 def test_gates_that_are_hardened_while_the_target_falls_warn() -> None:

@@ -90,7 +90,7 @@ def l0_units(
     sparsity: float = 0.5,
     epochs: float = 20,
     lr: float = 0.01,
-    ramp: int = 1000,
+    ramp: int | None = None,
     training: TrainingLike = None,
 ) -> Recipe:
     """Hard-concrete gates on whole units in a training, led to a number of units that stay.
@@ -106,7 +106,7 @@ def l0_weights(
     sparsity: float = 0.9,
     epochs: float = 20,
     lr: float = 0.01,
-    ramp: int = 1000,
+    ramp: int | None = None,
     training: TrainingLike = None,
 ) -> Recipe:
     """Hard-concrete gates on single weights in a training, led to a number of weights that stay.

@@ -73,7 +73,7 @@ class Trainings:
                     self.inner, two_examples(self.model, self.data).inputs if by_example else None
                 )
                 with naming(part):
-                    regularizer.check_length(max(self._steps(training, self.data) - start, 0))
+                    regularizer.of_length(max(self._steps(training, self.data) - start, 0))
         if retrain.plan is None or self.data is None:
             return
         if self.loop is not None and retrain.continues and not self.loop.interrupts:

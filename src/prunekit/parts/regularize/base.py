@@ -112,9 +112,9 @@ class Regularizer(Part):
         """
         return
 
-    def check_length(self, steps: int) -> None:
-        """Refuse a training of so many steps of the optimizer, with an `InputError`."""
-        return
+    def of_length(self, steps: int) -> Regularizer:
+        """The same for a training of so many steps; an `InputError` where that is too short."""
+        return self
 
     @abstractmethod
     def attach(

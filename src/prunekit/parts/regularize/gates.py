@@ -31,6 +31,10 @@ Counted = Literal["gates", "positions", "parameters", "macs"]
 parameters or MACs that the open ones leave."""
 
 
+RAMP = 1000
+"""The steps over which the target falls where nobody says how long the training is."""
+
+
 @dataclass(frozen=True, eq=False)
 class Axis:
     """Entries along one dimension of a parameter that have gates.
@@ -563,7 +567,8 @@ class GateRegularizer(Regularizer):
         lr: of the gates; it falls with that of the weights.
         multiplier_lr: how fast the multipliers rise.
         curvature: c.
-        ramp: the steps over which the target falls, at most all those of the training.
+        ramp: the steps over which the target falls, at most all those of the training; None for half of them,
+            or 1,000 in a loop of your own, which does not say how long it is.
     """
 
     interruptible: ClassVar[bool] = False
@@ -575,7 +580,7 @@ class GateRegularizer(Regularizer):
     lr: float = Field(default=0.01, gt=0, le=LARGE)
     multiplier_lr: float = Field(default=0.1, gt=0, le=LARGE)
     curvature: float = Field(default=100.0, ge=0, le=LARGE)
-    ramp: int = Field(default=1000, ge=1, le=WHOLE)
+    ramp: int | None = Field(default=None, ge=1, le=WHOLE)
 
     @model_validator(mode="after")
     def _density_of_gates(self) -> Self:
@@ -598,21 +603,30 @@ class GateRegularizer(Regularizer):
         if any(isinstance(module, Gates) for module in inner.modules()):
             raise InputError(f"{self.name}: the network has gates already: remove() them first")
 
-    def check_length(self, steps: int) -> None:
-        """The target must be down before the training ends, where there is one."""
+    def of_length(self, steps: int) -> Self:
+        """With a target that falls over half of the steps, where `ramp` does not say over how many.
+
+        Raises:
+            InputError: if that is longer than the training.
+        """
+        if self.ramp is None:
+            return self.model_copy(update={"ramp": max(1, steps // 2)})
         if self.density is not None and 0 < steps < self.ramp:
             raise InputError(
                 f"{self.name}: the target falls over ramp = {self.ramp:,} steps, but the training has only "
                 f"{steps:,}: more gates would be open in the end than stay, and closing the rest at once "
-                "costs accuracy: set 'ramp' to half of the steps, or train longer"
+                "costs accuracy: leave 'ramp' out, for half of the steps, or train longer"
             )
+        return self
 
     def lagrangian(self) -> hard_concrete.Lagrangian | None:
         """What leads to the density; None where a strength is given."""
         if self.density is None:
             return None
         rates = (self.multiplier_lr, self.multiplier_lr)
-        return hard_concrete.Lagrangian(self.density, ramp=self.ramp, rates=rates, curvature=self.curvature)
+        return hard_concrete.Lagrangian(
+            self.density, ramp=self.ramp or RAMP, rates=rates, curvature=self.curvature
+        )
 
     @property
     def _granularity(self) -> Granularity:

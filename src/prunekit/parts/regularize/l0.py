@@ -80,7 +80,8 @@ class L0(GateRegularizer):
         lr: of the gates; it falls with that of the weights.
         multiplier_lr: how fast the multipliers rise.
         curvature: c.
-        ramp: the steps over which the target falls, at most all those of the training.
+        ramp: the steps over which the target falls, at most all those of the training; None for half of them,
+            or 1,000 in a loop of your own, which does not say how long it is.
     """
 
     name = "l0"
