@@ -336,6 +336,34 @@ def test_zeros_in_a_statistic_count_unless_it_is_told() -> None:
     assert shrink_dead(model, inputs, over_units=True).parameters_after < 4 * 6 * 2 + 6 * 3 + 4
 
 
+class Tied(nn.Module):
+    """Words that are read and predicted by one matrix, with a layer between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.layer, self.out = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9, bias=False)
+        self.out.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.layer(self.words(x)))
+        return logits
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_what_a_tied_matrix_makes_or_reads_is_alive(made: bool) -> None:
+    """It makes units as words and reads them as classes, and the layer does the other."""
+    model, inputs = Tied().eval(), torch.arange(9).view(3, 3)
+    with torch.no_grad():
+        model.layer.bias.zero_()
+        (model.layer.weight[2] if made else model.layer.weight[:, 2]).zero_()
+    assert removed(model, inputs) == {}
+    with torch.no_grad():
+        for slice_ in (model.layer.weight[2], model.layer.weight[:, 2], model.words.weight[:, 2]):
+            slice_.zero_()
+    assert removed(model, inputs) == {"layer": [2]}
+
+
 def test_a_scale_of_zero_makes_a_constant_that_layers_without_padding_take() -> None:
     """Network slimming leaves filters whose batch norm has the scale 0 and a shift."""
     model = Residual().eval()

@@ -53,6 +53,7 @@ def dead_units(
     over_units: bool = False,
     constants: bool = True,
     among: Collection[str] | None = None,
+    statistics_stay: bool = False,
 ) -> DeadUnits:
     """Find the units that nothing reads, and those whose output is a constant that can be folded.
 
@@ -73,11 +74,13 @@ def dead_units(
             network without such units has those of the kept ones, as with the granularity `group`.
         constants: whether constants other than zero are looked for.
         among: the names of the groups that are looked at; all by default.
+        statistics_stay: whether of units that statistics run over those alone go that are zero, so that the
+            statistics stay as they are.
 
     Raises:
         InputError: if the masks are another model's.
     """
-    search = _Search(unwrap(model), found, masks or Masks({}), over_units, among)
+    search = _Search(unwrap(model), found, masks or Masks({}), over_units, among, statistics_stay)
     before = -1
     while (left := _count(search.kept)) != before:  # what dead units alone read may be folded then
         before = left
@@ -166,6 +169,7 @@ class _Search:
         masks: Masks,
         over_units: bool,
         among: Collection[str] | None,
+        statistics_stay: bool,
     ) -> None:
         masks.parameters(model)
         first = canonical(model)
@@ -184,6 +188,8 @@ class _Search:
             for group in found.plan.prunable
             if (over_units or not group.normalised) and (among is None or group.name in among)
         ]
+        self._statistics_stay = statistics_stay
+        self._both = _made_and_read(found)
         self._folded: set[str] = set()
         self.kept = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self._groups}
         self.training = True
@@ -297,7 +303,8 @@ class _Search:
         return ~self._any(group, "producer", "along") & bool(self._members(group, "producer", "along"))
 
     def _unread(self, group: Group) -> Tensor:
-        return ~self._any(group, "consumer") & bool(self._members(group, "consumer"))
+        unread = ~self._any(group, "consumer") & bool(self._members(group, "consumer"))
+        return unread & self._unmade(group) if self._statistics_stay and group.normalised else unread
 
     def _zero_slices(self, group: Group) -> bool:
         """Whether all of some unit's slice is zero in a tensor that makes or scales units."""
@@ -308,8 +315,12 @@ class _Search:
         )
 
     def _members(self, group: Group, *roles: str) -> list[Member]:
-        """The parameters of these roles."""
-        return [each for each in group.members if each.role in roles and each.tensor in self._parameters]
+        """The parameters of these roles, and those of several."""
+        return [
+            each
+            for each in group.members
+            if (each.role in roles or each.tensor in self._both) and each.tensor in self._parameters
+        ]
 
     def _last(self, group: Group) -> Tensor:
         """(units,) flags: those that must stay, the last of the units that reach into the same tensors."""
@@ -351,6 +362,15 @@ class _Search:
             if name in self._parameters - self._masked and len(bias.users) == 1:
                 found[node] = name
         return found
+
+
+def _made_and_read(found: CouplingGraph) -> set[str]:
+    """The parameters that operators of several kinds take: tied ones make units, and read them elsewhere."""
+    kinds: dict[str, set[str]] = {}
+    for graph in found.graphs:
+        for node, (_, name) in graph.placeholders.items():
+            kinds.setdefault(name, set()).update(map(op_name, node.users))
+    return {name for name, own in kinds.items() if len(own) > 1}
 
 
 def _count(flags: Mapping[str, Tensor]) -> int:

@@ -78,12 +78,15 @@ class Coupled:
         return group.producers if self.scored == "producers" else group.members
 
     def off(self, group: Group) -> Tensor:
-        """(units,) flags: nothing reads the unit, or makes it or goes along where no layer reads any."""
+        """(units,) flags: nothing reads the unit.
+
+        Where no layer reads any, or statistics run over them, nothing makes it or goes along, either.
+        """
         own = dict(self.model.named_parameters())
         read = [member for member in group.consumers if member.tensor in own]
         entries = [
             of_units(own[member.tensor].detach().abs(), member, "max").nan_to_num(0.0)
-            for member in read or group.members
+            for member in (group.members if group.normalised else read or group.members)
             if member.tensor in own
         ]
         return torch.stack(entries).amax(0) == 0

@@ -59,6 +59,14 @@ def without_bias() -> nn.Module:
     return nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3, bias=False))
 
 
+def unread_in_a_statistic() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        net[3].weight[:, [2, 5]] = 0.0
+    return net
+
+
 CASES: dict[str, tuple[Net, int]] = {
     "relu": (lambda: silenced(mlp(10, 8, 3), "0", 1, 4), 2),
     "relu, negative": (lambda: silenced(mlp(10, 8, 3), "0", 1, 4, bias=-0.7), 2),
@@ -70,6 +78,7 @@ CASES: dict[str, tuple[Net, int]] = {
     # nobody can take these constants, so the units stay
     "zero padding": (lambda: silenced(convnet(padding=1), "0", 0, 2), 0),
     "norms of no scale, zero padding": (lambda: scaled_off(padding=1), 0),
+    "a layer norm over what nothing reads": (unread_in_a_statistic, 0),
     "a reader without a bias": (lambda: silenced(without_bias(), "0", 1, 4), 0),
     # ... but zeros
     "zeros for a reader without a bias": (lambda: silenced(without_bias(), "0", 1, 4, bias=-0.7), 2),

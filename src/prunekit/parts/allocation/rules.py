@@ -375,7 +375,8 @@ class Zeros(Allocation):
     Of units, under any score, those that the network computes the same without: nothing reads them, or what
     they put out is a constant, as where all weights of a filter are zero but not its bias. The constant goes
     into the biases of the layers that read it, where that is exact (see `prunekit.graph.dead_units`): a unit
-    stays whose readers have no bias, or pad with zeros, and one of a layer of zeros. Of blocks, those that
+    stays whose readers have no bias, or pad with zeros, and one of a layer of zeros. Where a norm takes
+    statistics over the units, as a layer norm does, those go that are zero themselves. Of blocks, those that
     are zero as a whole. The schedule is `allocation_decides`. Where nothing is zero, a warning says so.
     """
 
@@ -390,7 +391,9 @@ class Zeros(Allocation):
         coupled = context.coupled
         if coupled is None or context.granularity.level != "units":
             return
-        dead = dead_units(coupled.model, coupled.traced, over_units=True, among=coupled.names)
+        dead = dead_units(
+            coupled.model, coupled.traced, over_units=True, among=coupled.names, statistics_stay=True
+        )
         for name, value in dead.biases.items():
             coupled.model.get_parameter(name).copy_(value)
         unit_masks(coupled.model, coupled.traced.plan, dead.kept, allow_empty=True).apply(coupled.model)
