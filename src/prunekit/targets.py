@@ -144,14 +144,44 @@ def check_patterns(patterns: Iterable[str], candidates: Sequence[tuple[str, Know
         InputError: naming the first such pattern.
     """
     for pattern in patterns:
-        if pattern.startswith("re:"):
-            try:
-                re.compile(pattern[3:])
-            except re.error as error:
-                raise InputError(f"{pattern!r} is not a regular expression: {error}") from None
+        _check_expression(pattern)
         if not any(known.fits([pattern]) for _, known in candidates):
             listed = _listing(name for name, _ in candidates)
             raise InputError(f"{pattern!r} matches no {kind} are: {listed}")
+
+
+def fits_layer(pattern: str, name: str) -> bool:
+    """Whether a parameter fits a pattern by its full name or its layer's, or a group of units by its own."""
+    return matches(pattern, name) or matches(pattern, name.rpartition(".")[0])
+
+
+def check_layers(
+    setting: str, patterns: Iterable[str], targets: Sequence[Target], kind: str = "pruned layer; layers"
+) -> None:
+    """Refuse patterns of a setting that are no regular expression, or that no target fits by `fits_layer`.
+
+    Args:
+        setting: what the error begins with.
+        patterns: as of `matches`.
+        targets: what is chosen from.
+        kind: what they are called, in the singular and the plural.
+
+    Raises:
+        InputError: naming the first such pattern.
+    """
+    for pattern in patterns:
+        _check_expression(pattern)
+        if not any(fits_layer(pattern, target.name) for target in targets):
+            known = ", ".join(target.layer or target.name for target in targets)
+            raise InputError(f"{setting}: {pattern!r} matches no {kind} are: {known}")
+
+
+def _check_expression(pattern: str) -> None:
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except re.error as error:
+            raise InputError(f"{pattern!r} is not a regular expression: {error}") from None
 
 
 def _candidates(model: nn.Module) -> list[tuple[Target, Known]]:

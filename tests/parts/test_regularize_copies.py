@@ -21,6 +21,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lasso, subgradient": {"name": "group_lasso", "strength": 0.3, "form": "subgradient", "threshold": 0.02},
     "lasso of channels": {"name": "group_lasso", "strength": 0.3, "groups": "channels"},
     "l0 of units": {"name": "l0", "density": 0.5, "lr": 0.1, "ramp": 8},
+    "l0 of a shape": {
+        "name": "l0",
+        "inputs": True,
+        "density": {"input": 0.4, "0": 0.3},
+        "lr": 0.1,
+        "ramp": 8,
+    },
     "l0 of weights": {"name": "l0", "of": "weights", "strength": 1.0, "lr": 0.1},
 }
 ALL = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -21,7 +21,7 @@ from prunekit.parts.context import Allocation, StepContext
 from prunekit.parts.schedule import Sparsity
 from prunekit.parts.scores.weight_scores import Magnitude
 from prunekit.settings import LARGE, WHOLE
-from prunekit.targets import Target, matches
+from prunekit.targets import Target, check_layers, fits_layer
 
 DECIDED = Requirement(
     "schedule",
@@ -247,7 +247,7 @@ class ERK(Allocation):
 
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
         """Patterns must match, and the other layers must allow the sparsity."""
-        _check_patterns("dense", self.dense, targets)
+        check_layers("dense", self.dense, targets)
         if not self.dense or sparsity is None:
             super().check(targets, sparsity)
             return
@@ -262,7 +262,7 @@ class ERK(Allocation):
             )
 
     def _whole(self, name: str) -> bool:
-        return any(_fits(pattern, name) for pattern in self.dense)
+        return any(fits_layer(pattern, name) for pattern in self.dense)
 
     @staticmethod
     def _densities(layers: Mapping[str, Tensor], keep: int, whole: set[str]) -> dict[str, float]:
@@ -307,14 +307,14 @@ class Manual(Allocation):
 
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
         """Every key must match a layer, and no layer falls below its floor."""
-        _check_patterns("sparsities", self.sparsities, targets)
+        check_layers("sparsities", self.sparsities, targets)
         for target in targets:
             self._check_one(target)
             _check_floor(self, target, self._sparsity(target.name))
 
     def _check_one(self, target: Target) -> None:
         """Keys have no order (equal recipes have equal hashes), so that none of them can come first."""
-        said = [(pattern, value) for pattern, value in self.sparsities.items() if _fits(pattern, target.name)]
+        said = [each for each in self.sparsities.items() if fits_layer(each[0], target.name)]
         for pattern, value in said[1:]:
             if value != said[0][1]:
                 raise InputError(
@@ -323,18 +323,7 @@ class Manual(Allocation):
                 )
 
     def _sparsity(self, name: str) -> float:
-        return next((value for pattern, value in self.sparsities.items() if _fits(pattern, name)), 0.0)
-
-
-def _check_patterns(setting: str, patterns: Iterable[str], targets: Sequence[Target]) -> None:
-    for pattern in patterns:
-        if not any(_fits(pattern, target.name) for target in targets):
-            known = ", ".join(target.layer or target.name for target in targets)
-            raise InputError(f"{setting}: {pattern!r} matches no pruned layer; layers are: {known}")
-
-
-def _fits(pattern: str, parameter: str) -> bool:
-    return matches(pattern, parameter) or matches(pattern, parameter.rpartition(".")[0])
+        return next((value for pattern, value in self.sparsities.items() if fits_layer(pattern, name)), 0.0)
 
 
 class Threshold(Allocation):

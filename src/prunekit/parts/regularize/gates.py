@@ -6,17 +6,17 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from prunekit import hard_concrete
 from prunekit.batches import Inputs
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import InputError, ModelError, shown
 from prunekit.graph import Coupled, Group, unit_masks
 from prunekit.graph.members import entries
 from prunekit.masks import Masks, lowest
@@ -24,7 +24,7 @@ from prunekit.measure.counts import count
 from prunekit.parts.granularity import Elements, Granularity, Unit
 from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
 from prunekit.settings import LARGE, WHOLE
-from prunekit.targets import owner_of, unwrap
+from prunekit.targets import Target, check_layers, fits_layer, owner_of, unwrap
 
 Counted = Literal["gates", "positions", "parameters", "macs"]
 """What a share is of: the gates themselves, each once or as often as its unit has positions; or the
@@ -64,7 +64,7 @@ class Axis:
 
 
 class Gates(nn.Module):
-    """The gates of a network in groups, and the Lagrangian that leads to their density.
+    """The gates of a network in groups, and the Lagrangians that lead to their densities.
 
     A distribution of gates is a subclass, which keeps what is learned in lists of parameters, a tensor of the
     gates' shape in each for every group.
@@ -75,7 +75,7 @@ class Gates(nn.Module):
     Attributes:
         who: the name of the regularizer.
         names: of the groups: units by the names of their groups, weights by their full names.
-        lagrangian: None where a strength is given.
+        lagrangians: one for each density.
         steps: () int64, the steps of the optimizer so far.
         ran: (groups,) whether the training has run what a group's gates multiply.
         values: of the run under way, or the last.
@@ -90,7 +90,11 @@ class Gates(nn.Module):
     def __init__(self, names: Iterable[str], settings: GateRegularizer) -> None:
         super().__init__()
         self.who, self.names = settings.name, tuple(names)
-        self.lagrangian = settings.lagrangian()
+        self.lagrangians = nn.ModuleList(map(settings.lagrangian, settings.densities.values()))
+        self._led = [
+            [place for place, name in enumerate(self.names) if fits_layer(pattern, name)]
+            for pattern in settings.densities
+        ]
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("ran", torch.zeros(len(self.names), dtype=torch.bool))
         self.values: list[Tensor] = []
@@ -141,13 +145,18 @@ class Gates(nn.Module):
         return ran if any(ran) else [True] * len(ran)
 
     @property
-    def target(self) -> int | None:
-        """How many of the gates that are counted stay; None where no density is given."""
-        if self.lagrangian is None:
-            return None
-        sizes = [first.numel() for first, *_ in self.learned]
-        counted = sum(size for size, counts in zip(sizes, self.counted, strict=True) if counts)
-        return max(1, round(self.lagrangian.wanted * counted))
+    def led(self) -> list[tuple[hard_concrete.Lagrangian, list[int], int]]:
+        """By density: its Lagrangian, the places of its groups that are counted, and how many of their gates
+        stay.
+        """
+        counted, learned = self.counted, self.learned
+        found = []
+        for lagrangian, every in zip(self.lagrangians, self._led, strict=True):
+            assert isinstance(lagrangian, hard_concrete.Lagrangian)
+            if places := [place for place in every if counted[place]]:
+                total = sum(learned[place][0].numel() for place in places)
+                found.append((lagrangian, places, max(1, round(lagrangian.wanted * total))))
+        return found
 
     def begin(self, *_: Any) -> None:
         """A run of the whole network begins."""
@@ -210,19 +219,18 @@ class Gates(nn.Module):
         found = [torch.ones_like(first) for first, *_ in self.learned]
         if not bool(self.steps):
             return found
-        places = [place for place, counts in enumerate(self.counted) if counts]
-        learned = [self.learned[place] for place in places]
-        gates = [self.gate(*each) for each in learned]
-        if (target := self.target) is not None:
-            flat = torch.cat([self.rank(*each).detach().flatten() for each in learned])
-            sizes = [each.numel() for each in gates]
-            closed = lowest(flat, len(flat) - target).split(sizes)  # type: ignore[no-untyped-call]
-            gates = [
-                torch.where(gate != 0, gate, self.opened(*each)) * ~shut.view(gate.shape)
-                for gate, each, shut in zip(gates, learned, closed, strict=True)
-            ]
-        for place, gate in zip(places, gates, strict=True):
-            found[place] = gate
+        learned = self.learned
+        for place, counts in enumerate(self.counted):
+            if counts:
+                found[place] = self.gate(*learned[place])
+        for _, places, staying in self.led:
+            flat = torch.cat([self.rank(*learned[place]).detach().flatten() for place in places])
+            sizes = [found[place].numel() for place in places]
+            closed = lowest(flat, len(flat) - staying).split(sizes)  # type: ignore[no-untyped-call]
+            for one, shut in zip(places, closed, strict=True):
+                gate = found[one]
+                opened = torch.where(gate != 0, gate, self.opened(*learned[one]))
+                found[one] = opened * ~shut.view(gate.shape)
         return found
 
 
@@ -286,7 +294,7 @@ class Gating:
     ) -> None:
         self._settings, self._model, self._optimizer = settings, model, optimizer
         kept = {name: flags.shape for name, flags in elements.all_kept().items()}
-        names = _trained(settings.name, elements)
+        names = settings.chosen(_trained(settings.name, elements))
         coupled = self._coupled = None if elements.coupled is None else replace(elements.coupled, names=names)
         like = next(iter(elements.weights.values()))
         self._cost = [] if coupled is None or settings.counts == "gates" else _costs(coupled, settings.counts)
@@ -351,7 +359,7 @@ class Gating:
         counted = self.gates.counted
         if not self._cost:  # the gates themselves are counted
             there = zip(openness, counted, strict=True)
-            return torch.cat([each.flatten() for each, counts in there if counts]).mean()
+            return _mean([each for each, counts in there if counts])
         openness = [
             each if counts else torch.ones_like(each) for each, counts in zip(openness, counted, strict=True)
         ]
@@ -374,8 +382,9 @@ class Gating:
             penalty = torch.zeros(())
             if self._settings.strength is not None:
                 penalty = self._settings.strength * gates.penalty(self._left)
-            if gates.lagrangian is not None:
-                penalty = penalty + gates.lagrangian(self.share(), int(gates.steps))
+            for lagrangian, places, _staying in gates.led:
+                share = _mean([gates.openness(*gates.learned[place]) for place in places])
+                penalty = penalty + lagrangian(share, int(gates.steps))
             gradients = torch.autograd.grad(penalty, learned)
         for each, gradient in zip(learned, gradients, strict=True):
             each.grad = gradient if each.grad is None else each.grad + gradient
@@ -388,10 +397,11 @@ class Gating:
         The network is then the one that it was with its gates in evaluation mode.
         """
         gates = self.gates.eval()
-        if (lagrangian := gates.lagrangian) is not None and 0 < int(gates.steps) < lagrangian.ramp:
+        ramp = self._settings.ramp or RAMP
+        if gates.led and 0 < int(gates.steps) < ramp:
             warnings.warn(
                 f"{gates.who}: the gates are hardened after {int(gates.steps)} steps, while their target "
-                f"falls over {lagrangian.ramp:g}: more of them are open than stay, and closing the rest at "
+                f"falls over {ramp:,}: more of them are open than stay, and closing the rest at "
                 "once costs accuracy",
                 stacklevel=2,
             )
@@ -423,7 +433,13 @@ class Gating:
                 self._optimizer.state.pop(each, None)
 
 
-def _trained(who: str, elements: Elements) -> tuple[str, ...]:
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """Over the elements of all, without a copy of them."""
+    total = torch.stack([each.sum() for each in values]).sum()
+    return total / sum(each.numel() for each in values)
+
+
+def _trained(who: str, elements: Elements) -> tuple[Target, ...]:
     """The parameters with weights to gate, or the groups of units, to which nothing frozen belongs.
 
     Raises:
@@ -433,8 +449,9 @@ def _trained(who: str, elements: Elements) -> tuple[str, ...]:
     frozen = {name for name, parameter in own.items() if not parameter.requires_grad}
     coupled = elements.coupled
     found = tuple(
-        name
-        for name in elements.names
+        target
+        for target in elements.targets
+        for name in [target.name]
         if frozen.isdisjoint([name] if coupled is None else [m.tensor for m in coupled.group(name).members])
     )
     if not found:
@@ -556,6 +573,20 @@ def _costs(coupled: Coupled, counts: Counted) -> list[tuple[float, list[Axis], l
     return found
 
 
+def _densities(given: Any) -> Any:
+    """A share, or shares by pattern, or None, as they are given."""
+    if isinstance(given, Mapping) and not (given and all(isinstance(pattern, str) for pattern in given)):
+        raise ValueError(
+            f"a share, or shares by patterns of groups or layers, are needed, not {shown(given)}"
+        )
+    for where, share in given.items() if isinstance(given, Mapping) else [(None, given)]:
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not (number and 0 < share < 1) and given is not None:
+            place = "" if where is None else f" of {shown(where)}"
+            raise ValueError(f"a share above 0 and below 1 is needed{place}, not {shown(share)}")
+    return given
+
+
 class GateRegularizer(Regularizer):
     """Gates on what is learned to be left out, in a training: what all distributions of them have in common.
 
@@ -563,7 +594,7 @@ class GateRegularizer(Regularizer):
         inputs: whether the network's input features have gates, too.
         counts: what the penalised share is of.
         strength: of the penalty.
-        density: the share of gates that stays.
+        density: the share of gates that stays, or by patterns of groups or layers the shares of theirs.
         lr: of the gates; it falls with that of the weights.
         multiplier_lr: how fast the multipliers rise.
         curvature: c.
@@ -576,7 +607,7 @@ class GateRegularizer(Regularizer):
     inputs: bool = False
     counts: Counted = "gates"
     strength: float | None = Field(default=None, gt=0, le=LARGE)
-    density: float | None = Field(default=None, gt=0, lt=1)
+    density: Annotated[float | dict[str, float] | None, BeforeValidator(_densities)] = None
     lr: float = Field(default=0.01, gt=0, le=LARGE)
     multiplier_lr: float = Field(default=0.1, gt=0, le=LARGE)
     curvature: float = Field(default=100.0, ge=0, le=LARGE)
@@ -619,14 +650,39 @@ class GateRegularizer(Regularizer):
             )
         return self
 
-    def lagrangian(self) -> hard_concrete.Lagrangian | None:
-        """What leads to the density; None where a strength is given."""
-        if self.density is None:
-            return None
+    @property
+    def densities(self) -> dict[str, float]:
+        """By pattern; that of all gates by `*`."""
+        if isinstance(self.density, float):
+            return {"*": self.density}
+        return self.density or {}
+
+    def lagrangian(self, density: float) -> hard_concrete.Lagrangian:
+        """What leads to a density."""
         rates = (self.multiplier_lr, self.multiplier_lr)
         return hard_concrete.Lagrangian(
-            self.density, ramp=self.ramp or RAMP, rates=rates, curvature=self.curvature
+            density, ramp=self.ramp or RAMP, rates=rates, curvature=self.curvature
         )
+
+    def chosen(self, targets: Sequence[Target]) -> tuple[str, ...]:
+        """The names of what has gates: of all that can, or where there are densities, of what has one.
+
+        Raises:
+            InputError: if a pattern fits nothing, or several fit the same.
+        """
+        who = f"{self.name}: density"
+        check_layers(who, self.densities, targets, "group or layer that can have gates; they")
+        found = []
+        for target in targets:
+            fitting = [pattern for pattern in self.densities if fits_layer(pattern, target.name)]
+            if len(fitting) > 1:
+                raise InputError(
+                    f"{who}: {fitting[0]!r} and {fitting[1]!r} both match {target.layer or target.name}: let "
+                    "only one of them match"
+                )
+            if fitting or not self.densities:
+                found.append(target.name)
+        return tuple(found)
 
     @property
     def _granularity(self) -> Granularity:

@@ -75,7 +75,9 @@ class L0(GateRegularizer):
         counts: what the penalised share is of; for weights the gates are the parameters.
         strength: of the penalty on the expected share, 0 to 1; the paper's λ times the number of gates over
             the number of training examples.
-        density: the share of gates that stays.
+        density: the share of gates that stays; or by patterns of groups or layers, such as
+            `{input: 0.1, fc1: 0.2}`, the shares of theirs, each with a Lagrangian of its own. What no pattern
+            fits has no gates, and stays.
         openness: the probability with which a gate is open at first.
         lr: of the gates; it falls with that of the weights.
         multiplier_lr: how fast the multipliers rise.
@@ -85,7 +87,10 @@ class L0(GateRegularizer):
     """
 
     name = "l0"
-    paper = "Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408"
+    paper = (
+        "Louizos, Welling, Kingma 2018, arXiv 1712.01312; Lagrangian: Xia et al. 2022, arXiv 2204.00408; for "
+        "each part of a shape: Xia et al. 2023 (Sheared LLaMA), arXiv 2310.06694"
+    )
     of: Literal["units", "weights"] = "units"
     openness: float = Field(default=0.9, gt=0, lt=1)
 

@@ -122,7 +122,8 @@ class VIB(GateRegularizer):
         counts: how the information is weighted: each gate once, or as often as its unit has positions, as
             published for convolutions, or by the parameters or MACs that go with the unit.
         strength: of the penalty; the published factor of the sum times the number of gates.
-        density: the share of gates that stays; None for those that the strength leaves open.
+        density: the share of gates that stays, or the shares by patterns, as of `l0`; None for those that the
+            strength leaves open.
         log_variance: log σ² at first; μ is 1.
         lr: of the gates; it falls with that of the weights.
         multiplier_lr: how fast the multipliers rise.
