@@ -1,0 +1,248 @@
+"""Batch norms folded into the layers beside them: exact in evaluation mode, with proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from prunekit.batches import Inputs
+from prunekit.errors import ModelError
+from prunekit.graph.capture import captured_in
+from prunekit.graph.proof import UNTOUCHED, same_function
+from prunekit.graph.reference_run import Deviation, VerificationError
+from prunekit.graph.rows import LAYERS, TRANSPOSED
+from prunekit.graph.surgery import copy_of, own_module, put_modules
+from prunekit.merge.steps import Step, Steps
+from prunekit.models.absent import PASSED, Absent
+
+AFFINE = LAYERS + TRANSPOSED
+"""The layers that a batch norm can be folded into."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A batch norm and the layer that takes it over.
+
+    Attributes:
+        norm: the batch norm's full name.
+        layer: the full name of a linear or convolution layer.
+        behind: whether the batch norm reads the layer, or is read by it.
+    """
+
+    norm: str
+    layer: str
+    behind: bool
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What was folded.
+
+    Attributes:
+        model: the network, the one that was given.
+        folds: in the order in which they were made.
+        refused: for each batch norm that stays, by full name, the reason.
+        deviation: the largest difference from the network as it was.
+    """
+
+    model: nn.Module
+    folds: tuple[Fold, ...]
+    refused: Mapping[str, str]
+    deviation: Deviation
+
+
+def fold_batch_norms(model: nn.Module, example_inputs: Inputs) -> FoldResult:
+    """Fold the batch norms of a network into linear and convolution layers, in place, with proof.
+
+    In evaluation mode a batch norm is a scale and a shift for each channel. Behind a layer that nothing else
+    reads both go into its weights and biases; before a layer they do where that pads with no zeros. A
+    layer without a bias gets one. In the place of the batch norm stands an `Absent` module that passes on
+    what it is given, so in training mode the network has no batch statistics any more.
+
+    Args:
+        model: the network.
+        example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
+
+    Raises:
+        InputError: where the example inputs do not fit the network.
+        ModelError: where no batch norm can be folded, with the reason for each; where the network cannot be
+            exported.
+        VerificationError: if the folded network computes something else, compared in double precision. In
+            every case the model is as it was.
+    """
+    model = own_module(model)
+    folds, refused = folds_of(Steps(model, captured_in(model, example_inputs, "eval")))
+    if not folds:
+        reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        raise ModelError(
+            "there is nothing to fold: looked for batch norms next to linear and convolution layers"
+            + (f" ({reasons})" if refused else ", and the network has no batch norm that it runs")
+        )
+    reference = copy_of(model).double()
+    folded = copy_of(reference)
+    apply_folds(folded, folds)
+    deviation = same_function(reference, folded, example_inputs)
+    if not deviation.accepted:
+        raise VerificationError(f"the folded network computes something else: {deviation}{UNTOUCHED}")
+    apply_folds(model, folds)
+    return FoldResult(model, folds, refused, deviation)
+
+
+def folds_of(steps: Steps) -> tuple[tuple[Fold, ...], dict[str, str]]:
+    """The batch norms that can be folded, in order, and for the others the reason by full name.
+
+    Args:
+        steps: of the network; folded batch norms are left out of them.
+    """
+    folds: list[Fold] = []
+    refused: dict[str, str] = {}
+    for norm in steps:
+        if not isinstance(norm.layer, _BatchNorm):
+            continue
+        why = steps.oddity(norm) or _without_statistics(norm.layer)
+        source, reader = steps.only_source(norm), steps.only_reader(norm)
+        if not why:
+            why = _behind(steps, source, norm)
+            if not why:
+                assert source is not None
+                folds.append(Fold(norm.name, source.name, behind=True))
+            elif not (before := _before(steps, norm, reader)):
+                assert reader is not None
+                folds.append(Fold(norm.name, reader.name, behind=False))
+            elif isinstance(getattr(reader, "layer", None), AFFINE):
+                why = f"{why}; {before}"
+        if folds and folds[-1].norm == norm.name:
+            steps.pass_over(norm)
+        else:
+            refused[norm.name] = why
+    return tuple(folds), refused
+
+
+def _without_statistics(norm: _BatchNorm) -> str:
+    if norm.running_mean is None or norm.running_var is None:
+        return "it keeps no running statistics, and normalises by those of each batch in evaluation, too"
+    return ""
+
+
+def _behind(steps: Steps, source: Step | None, norm: Step) -> str:
+    """Why a batch norm cannot go into what it reads; empty if it can."""
+    if source is None or not isinstance(source.layer, AFFINE):
+        what = "the network's input" if source is None else str(source)
+        return f"it reads {what}, which is no linear or convolution layer"
+    readers = steps.readers(source)
+    if readers != [norm]:
+        others = steps.described(each for each in readers if each is not norm)
+        return f"the output of {source} is also read by {others}"
+    if isinstance(source.layer, nn.Linear) and len(source.shape) != 2:
+        return f"it normalises another axis than the features of {source}"
+    return _odd(steps, source)
+
+
+def _before(steps: Steps, norm: Step, reader: Step | None) -> str:
+    """Why a batch norm cannot go into what reads it; empty if it can."""
+    if reader is None or not isinstance(reader.layer, AFFINE):
+        return f"it is read by {steps.described(steps.readers(norm))}, and not by one such layer alone"
+    layer = reader.layer
+    if isinstance(layer, nn.Linear):
+        if len(norm.shape) != 2:
+            return f"it normalises another axis than the features that {reader} reads"
+    elif bool(_scale_and_shift(norm.layer)[1].any()):
+        if isinstance(layer, TRANSPOSED):
+            return f"{reader} is transposed, so that a shift before it is none behind it"
+        if layer.padding_mode == "zeros" and any(layer._reversed_padding_repeated_twice):
+            return f"{reader} pads with zeros behind its shift"
+    return _odd(steps, reader)
+
+
+def _odd(steps: Steps, step: Step) -> str:
+    why = steps.oddity(step)
+    return f"{step} cannot take it: {why}" if why else ""
+
+
+def apply_folds(model: nn.Module, folds: tuple[Fold, ...]) -> Callable[[], None]:
+    """Put batch norms into the weights and biases of layers; what is returned makes all as it was."""
+    undo: list[Callable[[], None]] = []
+    for fold in folds:
+        norm, layer = model.get_submodule(fold.norm), model.get_submodule(fold.layer)
+        weight, bias = (_folded_behind if fold.behind else _folded_before)(layer, norm)
+        undo.append(_with_values(layer, weight, bias))
+        passing = Absent(torch.tensor(PASSED, dtype=torch.uint8, device=weight.device))
+        undo.append(put_modules(model, {fold.norm: passing}))
+
+    def back() -> None:
+        for each in reversed(undo):
+            each()
+
+    return back
+
+
+@torch.no_grad()
+def _folded_behind(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """The weight and bias of a layer with the batch norm behind it."""
+    transposed = isinstance(layer, TRANSPOSED)
+    # the weight of a transposed one is (inputs, outputs / groups, ...): each group has scales of its own
+    groups = layer.groups if transposed else 1
+    tensors = layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
+    parts = [[None] * groups if each is None else each.chunk(groups) for each in tensors]
+    found = [
+        fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, scale, shift, transposed)
+        for weight, bias, mean, var, scale, shift in zip(*parts, strict=True)
+    ]
+    weights, biases = zip(*found, strict=True)
+    return torch.cat(weights), torch.cat(biases)
+
+
+@torch.no_grad()
+def _folded_before(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """The weight and bias of a layer with the batch norm before it."""
+    scale, shift = _scale_and_shift(norm)
+    weight: Tensor = layer.weight.double()
+    own = layer.bias
+    if isinstance(layer, TRANSPOSED):
+        changed = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+        added = weight.new_zeros(layer.out_channels)
+    else:
+        groups = getattr(layer, "groups", 1)
+        rows = torch.unflatten(weight, 0, (groups, -1))  # (groups, outputs, inputs, ...)
+        sides = [1] * (weight.dim() - 2)
+        changed = (rows * scale.view(groups, 1, -1, *sides)).flatten(0, 1)
+        added = (rows * shift.view(groups, 1, -1, *sides)).flatten(2).sum(2).flatten()
+    bias = added if own is None else own.double() + added
+    return changed.to(layer.weight.dtype), bias.to(layer.weight.dtype)
+
+
+def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """(channels,) each, in double precision: what a batch norm does in evaluation mode."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
+
+
+def _with_values(layer: Any, weight: Tensor, bias: Tensor) -> Callable[[], None]:
+    """Give a layer other values, in the parameters that it has; what is returned puts the old ones back."""
+    before, had = layer.weight.detach().clone(), layer.bias
+    old = None if had is None else had.detach().clone()
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if had is None:
+            layer.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
+        else:
+            had.copy_(bias)
+
+    @torch.no_grad()
+    def back() -> None:
+        layer.weight.copy_(before)
+        if had is None:
+            layer.bias = None
+        else:
+            had.copy_(old)
+
+    return back
