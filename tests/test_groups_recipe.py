@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from examples import number_of_examples
 from group_nets import Attention, Halves, groups, images, small_resnet
@@ -372,3 +372,24 @@ class TestChoice:
             model.stage2[0].conv1.weight[0, 0] = torch.nan
         with pytest.raises(ModelError, match=r"stage2.0.conv1.weight holds NaN"):
             prune(model, groups(), images())
+
+
+class OfItsOwn(nn.Module):
+    """A layer whose matrix is the network's own: its group has the name of the parameter that makes it."""
+
+    def __init__(self, layer: nn.Linear, last: nn.Linear) -> None:
+        super().__init__()
+        self.w, self.b, self.last = layer.weight, layer.bias, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(nn.functional.linear(x, self.w, self.b).relu())
+        return logits
+
+
+def test_a_group_of_the_name_of_its_parameter_is_scored_as_that_of_a_layer() -> None:
+    torch.manual_seed(0)
+    layer, last = nn.Linear(10, 8), nn.Linear(8, 3)
+    half = Recipe.parse({"granularity": "unit", "schedule": {"name": "one_shot", "sparsity": 0.5}})
+    wanted = prune(nn.Sequential(copy.deepcopy(layer), nn.ReLU(), copy.deepcopy(last)), half)
+    found = prune(OfItsOwn(layer, last), half, example_inputs=torch.randn(2, 10))
+    assert found.kept["w"].tolist() == wanted.kept["0"].tolist()

@@ -587,7 +587,8 @@ def _attached(
         if before_step is not None:  # before penalties add to the gradients
             check_gradients_are_there("a part of the recipe", optimizer)
             handles.append(StepHooks(optimizer, before=lambda *_: before_step()))
-        for regularizer in training.regularize:
+        # gates come last, which change what the others would find
+        for regularizer in sorted(training.regularize, key=lambda each: not each.interruptible):
             known = {"example_inputs": example} if regularizer.by_example else {}
             handles += regularizer.attach(model, optimizer, masks, **known)
         # masks that keep everything have nothing to do, and gates stand where they would act

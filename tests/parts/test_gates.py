@@ -13,7 +13,7 @@ from prunekit import Loop, Recipe, Task, methods, prune
 from prunekit.errors import InputError
 from prunekit.hard_concrete import open_probability
 from prunekit.masks import Masks
-from prunekit.parts.regularize import L0, VIB
+from prunekit.parts.regularize import L0, L1, VIB, GroupLasso
 from prunekit.parts.regularize.gates import GateRegularizer, Gates, Gating
 from prunekit.training import Training, train
 from small_nets import Residual, blobs, copied, mlp, same
@@ -395,6 +395,33 @@ def test_frozen_parameters_stay_as_they_are(of: str, frozen: str) -> None:
         },
     }[of][frozen]
     assert zeros == gated
+
+
+def test_what_has_no_gates_is_told() -> None:
+    """Its weights are not among those that a density is of."""
+    for of, left in (("units", r"no gates on '0', .* 0\.weight"), ("weights", r"no gates on '0\.weight', ")):
+        model = mlp(10, 8, 6, 3)
+        model[0].weight.requires_grad_(False)
+        with pytest.warns(UserWarning, match=left + ".*density are of the others"):
+            handle, _ = gated(model, density=0.5, of=of)
+        assert staying(handle) == (3 if of == "units" else (48 + 18) // 2)
+
+
+@pytest.mark.parametrize("of", ["units", "weights"])
+def test_what_acts_on_weights_beside_gates_does_not_act_on_gates(of: str) -> None:
+    """In any order in a training; in a loop of one's own the gates come last."""
+    found = []
+    others = L1(strength=0.1), GroupLasso(strength=0.3)
+    for order in ((L0(density=0.5, of=of, ramp=3), *others), (*others, L0(density=0.5, of=of, ramp=3))):
+        model = mlp(10, 8, 6, 3)
+        train(model, blobs(48), Training(iterations=6, regularize=order))
+        found.append(copied(model))
+    assert same(*found)
+    handle, optimizer = gated(model, density=0.5, of=of)
+    for other in others:
+        with pytest.raises(InputError, match=f"{other.name}: the network has gates already"):
+            other.attach(model, optimizer)
+    handle.remove()
 
 
 def test_gates_are_refused_where_all_that_could_have_them_is_frozen() -> None:

@@ -192,6 +192,14 @@ def test_frozen_weights_stay(form):
     assert not torch.equal(net[2].weight, before["2.weight"])
 
 
+def test_groups_of_frozen_weights_alone_are_refused():
+    net = mlp(4, 5, 3)
+    for each in (net[0].weight, net[0].bias):
+        each.requires_grad_(False)
+    with pytest.raises(InputError, match="group_lasso: all weights of its groups are frozen"):
+        GroupLasso(strength=1.0).attach(net, SGD(net.parameters(), 0.1))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_masked_groups_stay_zero_under_momentum(form):
     net, data = mlp(10, 12, 3), blobs(64)

@@ -85,7 +85,7 @@ def test_a_study_that_is_killed_at_three_moments_gives_the_results_of_one_that_r
     printed, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, complaints
     assert printed.rstrip().endswith(str(out / "report.html"))
-    run_study(load_study(str(study)), whole, workers=1)
+    run_study(load_study(study), whole, workers=1)
     assert tables(out) == tables(whole)
     assert len(tables(out)[0]) == 2 + 2 * (7 + 8 + 9)
 

@@ -32,7 +32,7 @@ def names() -> list[str]:
 
 
 def load_study(
-    name: str, assignments: list[str] | None = None, *, allow: Iterable[str] = ()
+    name: str | Path, assignments: list[str] | None = None, *, allow: Iterable[str] = ()
 ) -> Study | StudySuite:
     """A named study, or the one in a YAML file; a suite if it has several variants.
 
@@ -44,7 +44,7 @@ def load_study(
     Raises:
         InputError: if there is no such study, it is not valid, or names code of a module that is not allowed.
     """
-    values = with_assignments(_read(name), assignments or [])
+    values = with_assignments(_read(str(name)), assignments or [])
     if "variants" in values:
         return StudySuite.parse(values, allow=allow)
     return Study.parse(values, allow=allow)

@@ -84,8 +84,8 @@ class Method(Settings):
             if recipe.granularity.counts != "units":
                 raise ValueError(
                     f"from_scratch: the granularity {recipe.granularity.name!r} removes "
-                    f"{LEVELS[recipe.granularity.level]}, which leaves no smaller network: use 'unit' or "
-                    "'block'"
+                    f"{LEVELS[recipe.granularity.level]}, and the controls have fewer units or blocks: use "
+                    "'unit' or 'block'"
                 )
             if recipe.retrain.plan is None:
                 raise ValueError(

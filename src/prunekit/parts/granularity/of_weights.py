@@ -153,7 +153,11 @@ class Granularity(Part):
 
     def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
         """Scores of what the granularity counts: pooled if they come per weight, as they are if not."""
-        if set(elements.names) <= set(scores):
+        own = elements.weights  # a group may have the name of the parameter that makes it
+        of_weights = self.counts == "units" and all(
+            name in own and scores.get(name, own[name]).shape == own[name].shape for name in elements.names
+        )
+        if set(elements.names) <= set(scores) and not of_weights:
             return {name: scores[name] for name in elements.names}
         return self.pooled(scores, elements)
 

@@ -234,6 +234,16 @@ class Gates(nn.Module):
         return found
 
 
+def check_no_gates(who: str, model: nn.Module) -> None:
+    """Refuse a network that has gates.
+
+    Raises:
+        InputError: naming who would act on them as on weights.
+    """
+    if any(isinstance(module, Gates) for module in unwrap(model).modules()):
+        raise InputError(f"{who}: the network has gates already: remove() them first, or attach them last")
+
+
 class _Gated(nn.Module):
     """A parameter times the gates of its entries."""
 
@@ -454,6 +464,14 @@ def _trained(who: str, elements: Elements) -> tuple[Target, ...]:
         for name in [target.name]
         if frozen.isdisjoint([name] if coupled is None else [m.tensor for m in coupled.group(name).members])
     )
+    if found and len(found) < len(elements.targets):
+        left_out = [target.name for target in elements.targets if target not in found]
+        warnings.warn(
+            f"{who}: there are no gates on {left_out[0]!r}"
+            + (f" and {len(left_out) - 1} more" if left_out[1:] else "")
+            + f", for parameters are frozen, such as {min(frozen)}: strength and density are of the others",
+            stacklevel=2,
+        )
     if not found:
         raise InputError(
             f"{who}: nothing can have gates: "
@@ -630,9 +648,7 @@ class GateRegularizer(Regularizer):
 
     def check(self, model: nn.Module, example_inputs: Inputs | None = None) -> None:
         """There must be something to gate, and no gates yet."""
-        inner = unwrap(model)
-        if any(isinstance(module, Gates) for module in inner.modules()):
-            raise InputError(f"{self.name}: the network has gates already: remove() them first")
+        check_no_gates(self.name, model)
 
     def of_length(self, steps: int) -> Self:
         """With a target that falls over half of the steps, where `ramp` does not say over how many.

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.batches import Inputs
+from prunekit.errors import InputError
 from prunekit.graph import Member
 from prunekit.masks import Masks
 from prunekit.parts.granularity import INPUTS_FIRST, Block, Kind, Unit, check_one_input, shaped_targets
 from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
+from prunekit.parts.regularize.gates import check_no_gates
 from prunekit.settings import LARGE
 from prunekit.targets import find_targets, unwrap
 
@@ -65,7 +67,7 @@ class GroupLasso(Regularizer):
 
     def check(self, model: nn.Module, example_inputs: Inputs | None = None) -> None:
         """The groups must be there, as the granularities `unit` and `block` or the layers have them."""
-        list(self._found(model, example_inputs))
+        self._trained(model, example_inputs)
 
     def attach(
         self,
@@ -77,7 +79,7 @@ class GroupLasso(Regularizer):
         """A hook after the optimizer's step, and one before it for the form `subgradient`."""
         if self.form == "subgradient":
             check_gradients_are_there(f"{self.name} 'subgradient'", optimizer)
-        found = list(self._found(model, example_inputs))
+        found = self._trained(model, example_inputs)
         if self.form == "proximal":
             return [StepHooks(optimizer, after=partial(self._shrink, found))]
         return [StepHooks(optimizer, before=partial(self._pull, found), after=partial(self._cut, found))]
@@ -102,6 +104,13 @@ class GroupLasso(Regularizer):
 
     def _factors(self, groups: WeightGroups) -> Tensor | float:
         return groups.roots if self.root_of_size else 1.0
+
+    def _trained(self, model: nn.Module, example_inputs: Inputs | None) -> list[WeightGroups]:
+        check_no_gates(self.name, model)
+        found = list(self._found(model, example_inputs))
+        if not any(each.slices for each in found):
+            raise InputError(f"{self.name}: all weights of its groups are frozen, so it would do nothing")
+        return found
 
     def _found(self, model: nn.Module, example_inputs: Inputs | None) -> Iterator[WeightGroups]:
         model = unwrap(model)

@@ -15,6 +15,7 @@ from prunekit.batches import Inputs
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
+from prunekit.parts.regularize.gates import check_no_gates
 from prunekit.settings import LARGE
 
 
@@ -33,7 +34,8 @@ class _Penalty(Regularizer):
     of: Literal["weights", "norm_scales"] = "weights"
 
     def check(self, model: nn.Module, example_inputs: Inputs | None = None) -> None:
-        """There must be a batch norm with a scale where scales are penalised."""
+        """There must be a batch norm with a scale where scales are penalised, and no gates yet."""
+        check_no_gates(self.name, model)
         if self.of == "norm_scales" and not self._penalised(model):
             raise InputError(
                 f"{self.name}: the model has no batch norm with a scale, which 'of: norm_scales' penalises: "
