@@ -1,4 +1,4 @@
-"""A convolution with some of its filter shapes only, as a product of smaller matrices."""
+"""Convolutions as products of matrices (im2col), and one with some of its filter shapes only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,37 @@ class Kernel(NamedTuple):
         return len(self.channels) * len(self.rows) * len(self.columns)
 
 
-class ColumnConv2d(nn.Module):
+class Im2col(nn.Module):
+    """What a two-dimensional convolution that multiplies matrices reads of its input.
+
+    Chellapilla, Puri, Simard 2006, High performance convolutional neural networks for document processing.
+
+    Args:
+        conv: whose settings are taken; of one group.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding = tuple(conv._reversed_padding_repeated_twice)  # as `F.pad` takes it
+        self.padding_mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        self.training = conv.training
+
+    def patches(self, x: Tensor) -> Tensor:
+        """A view, (N, in_channels, height, width, kernel rows, kernel columns), of the padded input."""
+        x = self.padded(x, self.padding)
+        for dim in (0, 1):
+            reach = (self.kernel_size[dim] - 1) * self.dilation[dim] + 1
+            x = x.unfold(2 + dim, reach, self.stride[dim])
+        return x[..., :: self.dilation[0], :: self.dilation[1]]
+
+    def padded(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
+        """With so much around it; less than nothing cuts off."""
+        return F.pad(x, padding, mode=self.padding_mode) if any(padding) else x
+
+
+class ColumnConv2d(Im2col):
     """A two-dimensional convolution of those columns of its matrix that are left (im2col).
 
     Only what they read is copied out of the input, and multiplied with (out_channels, columns) weights.
@@ -51,11 +81,7 @@ class ColumnConv2d(nn.Module):
     kernel: Kernel | None
 
     def __init__(self, conv: nn.Conv2d, columns: Tensor) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
-        self.padding = tuple(conv._reversed_padding_repeated_twice)  # as `F.pad` takes it
-        self.padding_mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        super().__init__(conv)
         self.kernel = self._kernel_of(columns)
         self._channels_last = conv.weight.stride(1) == 1 and conv.weight[0, 0].numel() > 1
         columns = columns.to(conv.weight.device)
@@ -63,7 +89,6 @@ class ColumnConv2d(nn.Module):
         self.weight = nn.Parameter(left, requires_grad=conv.weight.requires_grad)
         self.bias = conv.bias
         self.register_buffer("columns", columns)
-        self.training = conv.training
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, out_channels, height, width) for (N, in_channels, height, width), or both without N."""
@@ -71,13 +96,8 @@ class ColumnConv2d(nn.Module):
             return self.forward(x.unsqueeze(0)).squeeze(0)
         if self.kernel is not None:
             return self._smaller(x, self.kernel)
-        x = self._padded(x, self.padding)
-        for dim in (0, 1):
-            reach = (self.kernel_size[dim] - 1) * self.dilation[dim] + 1
-            x = x.unfold(2 + dim, reach, self.stride[dim])
-        patches = x[..., :: self.dilation[0], :: self.dilation[1]]  # (N, in, height, width, kernel)
         channel, row, column = self._places(self.columns)
-        read = patches[:, channel, :, :, row, column]  # (columns, N, height, width)
+        read = self.patches(x)[:, channel, :, :, row, column]  # (columns, N, height, width)
         found = self.weight @ read.flatten(1)
         if self.bias is not None:
             found = found + self.bias[:, None]
@@ -95,9 +115,9 @@ class ColumnConv2d(nn.Module):
         if len(kernel.channels) < self.in_channels:
             x = x[:, kernel.channels]
         if self.padding_mode == "constant":
-            x = self._padded(x, tuple(p - u for p, u in zip(self.padding, unread, strict=True)))
+            x = self.padded(x, tuple(p - u for p, u in zip(self.padding, unread, strict=True)))
         else:
-            x = self._padded(x, self.padding)
+            x = self.padded(x, self.padding)
             x = x[..., unread[2] : x.shape[-2] - unread[3], unread[0] : x.shape[-1] - unread[1]]
         filled = self._filled(kernel)
         if self._channels_last:  # what is made follows the weight; of one channel `contiguous` does nothing
@@ -114,10 +134,6 @@ class ColumnConv2d(nn.Module):
         if len(kernel.channels) < self.in_channels:
             whole = whole[:, kernel.channels]
         return whole[..., kernel.rows.start : kernel.rows.stop, kernel.columns.start : kernel.columns.stop]
-
-    def _padded(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
-        """With so much around it; less than nothing cuts off."""
-        return F.pad(x, padding, mode=self.padding_mode) if any(padding) else x
 
     def _places(self, columns: Tensor) -> tuple[Tensor, ...]:
         """The channel, row and column in the kernel of each."""

@@ -1,0 +1,156 @@
+"""Linear layers and convolutions whose weights are stored, and multiplied with, without their zeros."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import InputError
+from prunekit.models.column_conv import Im2col
+
+KERNELS = (torch.float32, torch.float64)
+"""The dtypes that PyTorch multiplies sparse rows in on a CPU."""
+
+with warnings.catch_warnings():  # PyTorch says once in a process that compressed rows are new
+    warnings.simplefilter("ignore")
+    torch.zeros(1, 1).to_sparse_csr()
+
+
+class SparseLinear(nn.Module):
+    """A linear layer that multiplies with compressed sparse rows, for inference.
+
+    A single input vector is multiplied by `addmv`, several as the columns of a matrix by `addmm`: the product
+    the other way round, of the inputs with the transposed weights, is slower than the dense one
+    (`benchmarks/sparse_runtime.py`). Indices are 32 bits wide, which MKL reads without a copy.
+
+    The weights and biases are buffers, so that no optimizer gets them: gradients pass to the inputs only. In
+    training mode it computes the same.
+
+    Args:
+        weight: (out_features, in_features), of float32 or float64; its zeros are left out.
+        bias: (out_features,), or None.
+
+    Attributes:
+        crow_indices: (out_features + 1,) where each row begins among the values, and the last ends.
+        col_indices: (values,) the input that each is multiplied with.
+        values: the weights that are not zero, row by row.
+        bias: as given.
+
+    Raises:
+        InputError: for weights of another dtype.
+    """
+
+    crow_indices: Tensor
+    col_indices: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        _check_dtype(weight.dtype)
+        self.out_features, self.in_features = weight.shape
+        rows = weight.detach().to_sparse_csr()
+        self.register_buffer("crow_indices", rows.crow_indices().int())
+        self.register_buffer("col_indices", rows.col_indices().int())
+        self.register_buffer("values", rows.values())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., out_features) for (..., in_features), contiguous as that of a dense layer."""
+        vectors = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        return self.times(vectors.t()).t().contiguous().view(*x.shape[:-1], self.out_features)
+
+    def times(self, columns: Tensor) -> Tensor:
+        """The weights times (in_features, columns), with the bias: (out_features, columns)."""
+        rows = self._rows()
+        if columns.shape[1] == 1:
+            vector = columns[:, 0]
+            found = rows.mv(vector) if self.bias is None else torch.addmv(self.bias, rows, vector)
+            return found[:, None]
+        return rows.mm(columns) if self.bias is None else torch.addmm(self.bias[:, None], rows, columns)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights with their zeros, (out_features, in_features), made anew each time."""
+        return self._rows().to_dense()
+
+    @property
+    def density(self) -> float:
+        """The share of the weights that is not zero."""
+        return len(self.values) / max(1, self.out_features * self.in_features)
+
+    def extra_repr(self) -> str:
+        """Its sizes."""
+        bias = self.bias is not None
+        return f"in={self.in_features}, out={self.out_features}, bias={bias}, density={self.density:.3f}"
+
+    def _rows(self) -> Tensor:
+        # made each time, in 2 µs: it holds the very buffers, which loading and moving may replace
+        return torch.sparse_csr_tensor(
+            self.crow_indices,
+            self.col_indices,
+            self.values,
+            (self.out_features, self.in_features),
+            check_invariants=False,
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        _check_dtype(fn(self.values[:0]).dtype)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+class SparseConv2d(Im2col):
+    """A two-dimensional convolution whose filters are compressed sparse rows (im2col), for inference.
+
+    Args:
+        conv: whose settings and values are taken; of one group, of float32 or float64.
+
+    Attributes:
+        filters: the linear layer from what a filter reads to the channels.
+
+    Raises:
+        InputError: for a convolution in groups, or of another dtype.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        if conv.groups > 1:
+            raise InputError(f"a sparse convolution has one group, got groups={conv.groups}")
+        super().__init__(conv)
+        self.filters = SparseLinear(conv.weight.flatten(1), conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, out_channels, height, width) for (N, in_channels, height, width), or both without N."""
+        if x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        patches = self.patches(x)
+        columns = patches.permute(1, 4, 5, 0, 2, 3).flatten(3).flatten(0, 2)
+        found = self.filters.times(columns)
+        count, height, width = patches.shape[0], *patches.shape[2:4]
+        return found.view(self.out_channels, count, height, width).transpose(0, 1).contiguous()
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights with their zeros, (out_channels, in_channels, rows, columns), made anew each time."""
+        return self.filters.weight.view(self.out_channels, self.in_channels, *self.kernel_size)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out_channels,), or None."""
+        return self.filters.bias
+
+    def extra_repr(self) -> str:
+        """Its sizes."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in KERNELS:
+        kinds = " or ".join(str(each).removeprefix("torch.") for each in KERNELS)
+        raise InputError(f"sparse layers run in {kinds}, not in {str(dtype).removeprefix('torch.')}")
