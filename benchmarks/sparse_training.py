@@ -4,9 +4,9 @@
 
 Every way trains a copy of the same network for as many steps of the optimizer, SGD with momentum on batches
 of 128; all that comes between the steps is counted. Bars, over the plain step: RigL, averaged over its
-exchanges, at most 1.1x; gates at most 1.5x, which those of single weights miss: each step draws as many
-uniform numbers as there are weights, takes their logarithms and goes through memory of that size for the
-gates, the penalty and their gradients; group lasso at most 1.15x.
+exchanges, at most 1.1x; gates at most 1.5x, which those of single weights miss: each step goes through memory
+of the weights' size for the noise, the gates, the penalty, their gradients and the optimizer's step of them;
+group lasso at most 1.15x.
 """
 
 from __future__ import annotations
@@ -49,16 +49,18 @@ def ways(data: TensorBatches) -> dict[str, Callable[[], Any]]:
         )
         return lambda: prune(copy.deepcopy(dense), chosen, data)
 
-    def gated(of: str) -> Callable[[], Any]:
-        gates = {"name": "l0", "of": of, "density": 0.3, "ramp": STEPS // 2}
+    def gated(**settings: str) -> Callable[[], Any]:
+        gates = {"density": 0.3, **settings}
         chosen = Training.parse({"iterations": STEPS, "regularize": [gates], **SGD})
         return lambda: train(copy.deepcopy(dense), data, chosen)
 
     return {
         "plain": lambda: train(copy.deepcopy(dense), data, plain),
         "masked": lambda: train(copy.deepcopy(dense), data, plain, masks=masks),
-        "gates of units": gated("units"),
-        "gates of weights": gated("weights"),
+        "gates of units": gated(name="l0", of="units"),
+        "gates of weights": gated(name="l0", of="weights"),
+        "vib": gated(name="vib"),
+        "vib, noise of batches": gated(name="vib", noise="batch"),
         "set": dynamic("set"),
         "rigl": dynamic("rigl"),
         "group_lasso": lambda: train(copy.deepcopy(dense), data, lasso),

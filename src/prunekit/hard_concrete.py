@@ -10,6 +10,7 @@ Sources: Louizos, Welling, Kingma 2018, arXiv 1712.01312, equations 10 to 13; th
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -26,41 +27,75 @@ GAMMA, ZETA = -0.1, 1.1
 _SHIFT = BETA * math.log(-GAMMA / ZETA)
 
 
-def sample(location: Tensor, uniform: Tensor) -> Tensor:
-    """Gates for uniform numbers in (0, 1), with a gradient where they are neither 0 nor 1.
+BLOCK, POOL = 2**18, 2**20
+"""Entries that follow each other in the pool of noise, and the places where they may begin."""
+
+
+@functools.cache
+def _pool(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The quantiles (i + 1/2) / POOL of the logistic distribution over BETA in a random order, as a ring.
+
+    A place of it that is drawn at random has this distribution but for steps of 1 / POOL, and the same place
+    in every process.
+    """
+    order = torch.randperm(POOL, generator=torch.Generator().manual_seed(0))
+    pool = torch.logit((order.double() + 0.5) / POOL) / BETA
+    return torch.cat([pool, pool[:BLOCK]]).to(device, dtype)
+
+
+def noise(like: Tensor) -> Tensor:
+    """(log u - log(1 - u)) / beta for uniform u, of the shape of a tensor, from torch's global generator.
+
+    Each entry alone has the distribution. All are read from a pool that is made once, from a random place on
+    for each block of entries, since random numbers and logarithms for every gate cost more than all else in a
+    training step with gates on weights. The table of noise: Salimans et al. 2017, arXiv 1703.03864.
+    """
+    pool, number = _pool(like.dtype, like.device), like.numel()
+    begins = torch.randint(POOL, (-(-number // BLOCK),)).tolist()
+    if len(begins) == 1:
+        return pool[begins[0] : begins[0] + number].view(like.shape)
+    blocks = [pool[begin : begin + BLOCK] for begin in begins]
+    blocks[-1] = blocks[-1][: number - BLOCK * (len(begins) - 1)]
+    return torch.cat(blocks).view(like.shape)
+
+
+def sample(location: Tensor, noise: Tensor) -> Tensor:
+    """Gates for some noise, with a gradient where they are neither 0 nor 1.
 
     Args:
         location: log alpha of each gate.
-        uniform: of the same shape, or with dimensions in front for several samples.
+        noise: as of `noise`, of the same shape, or with dimensions in front for several samples.
     """
-    gates: Tensor = _Sample.apply(location, uniform)  # type: ignore[no-untyped-call]
+    gates: Tensor = _Sample.apply(location, noise)  # type: ignore[no-untyped-call]
     return gates
 
 
 class _Sample(torch.autograd.Function):
-    """The gates and their gradient in as little memory as they take: with gates on weights it is the time."""
+    """The gates and their gradient in as few passes and as little memory as they take: with gates on weights
+    these are the time.
+    """
 
     @staticmethod
-    def forward(ctx: Any, location: Tensor, uniform: Tensor) -> Tensor:
-        s = torch.logit(uniform).add_(location).div_(BETA).sigmoid_()
-        ctx.save_for_backward(s)
+    def forward(ctx: Any, location: Tensor, noise: Tensor) -> Tensor:
+        s = torch.add(noise, location, alpha=1 / BETA).sigmoid_()
+        gates = s.mul_(ZETA - GAMMA).add_(GAMMA).clamp_(0, 1)
+        ctx.save_for_backward(gates)
         ctx.shape = location.shape
-        return (s * (ZETA - GAMMA)).add_(GAMMA).clamp_(0, 1)
+        return gates
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (s,) = ctx.saved_tensors
-        found = (s * (ZETA - GAMMA)).add_(GAMMA)
-        torch.ops.aten.hardtanh_backward.grad_input(gradient, found, 0.0, 1.0, grad_input=found)
-        found.mul_(ZETA - GAMMA)
+        (gates,) = ctx.saved_tensors
+        found = torch.ops.aten.hardtanh_backward(gradient, gates, 0.0, 1.0)
+        s = (gates - GAMMA).div_(ZETA - GAMMA)
         torch.ops.aten.sigmoid_backward.grad_input(found, s, grad_input=found)
-        return found.div_(BETA).sum_to_size(ctx.shape), None
+        return found.mul_((ZETA - GAMMA) / BETA).sum_to_size(ctx.shape), None
 
 
 def open_probability(location: Tensor) -> Tensor:
     """P(gate != 0), whose sum is the expected number of open gates (equation 12)."""
-    return torch.sigmoid(location - _SHIFT)
+    return (location - _SHIFT).sigmoid_()
 
 
 def location_of(probability: Tensor) -> Tensor:
@@ -102,9 +137,9 @@ class Lagrangian(nn.Module):
         self.wanted, self.ramp, self.rates, self.curvature = wanted, ramp, rates, curvature
 
     def forward(self, share: Tensor, step: int) -> Tensor:
-        """The penalty at a step, with its gradient; afterwards the multipliers rise."""
-        excess = share - (1 - (1 - self.wanted) * min(1.0, step / self.ramp))
+        """What has the penalty's gradient: the share times the derivative; then the multipliers rise."""
+        excess = float(share.detach()) - (1 - (1 - self.wanted) * min(1.0, step / self.ramp))
         linear, squared = self.multipliers.tolist()
-        over = float(excess.detach())
-        self.multipliers += self.multipliers.new_tensor([self.rates[0] * over, self.rates[1] * over**2])
-        return linear * excess + (self.curvature + squared) * excess.square()
+        rise = [self.rates[0] * excess, self.rates[1] * excess**2]
+        self.multipliers += self.multipliers.new_tensor(rise)
+        return share * (linear + 2 * (self.curvature + squared) * excess)

@@ -135,8 +135,8 @@ class Gates(nn.Module):
     @property
     def learned(self) -> list[tuple[Tensor, ...]]:
         """By group what is learned of its gates."""
-        lists = [each for each in self.children() if isinstance(each, nn.ParameterList)]
-        return list(zip(*lists, strict=True))
+        lists = [each for each in self._modules.values() if isinstance(each, nn.ParameterList)]
+        return list(zip(*(each._parameters.values() for each in lists), strict=True))
 
     @property
     def counted(self) -> list[bool]:
@@ -194,10 +194,10 @@ class Gates(nn.Module):
             InputError: where nothing has.
         """
         self._whole = False
-        for place, learned in enumerate(self.learned):
-            if learned[0].grad is not None and not bool(self.ran[place]):
-                self.ran[place] = True
-        if not bool(self.ran.any()):
+        ran = [learned[0].grad is not None for learned in self.learned]
+        if not all(self.ran.tolist()):
+            self.ran |= self.ran.new_tensor(ran)
+        if not (any(ran) or bool(self.ran.any())):
             raise InputError(
                 f"{self.who}: the training runs nothing that has gates, which are those of "
                 f"{', '.join(self.names)}"
@@ -389,15 +389,15 @@ class Gating:
         counted = zip(gates.learned, gates.counted, strict=True)
         learned = [each for group, counts in counted if counts for each in group]
         with torch.enable_grad():
-            penalty = torch.zeros(())
+            penalties = []
             if self._settings.strength is not None:
-                penalty = self._settings.strength * gates.penalty(self._left)
+                penalties.append(self._settings.strength * gates.penalty(self._left))
             for lagrangian, places, _staying in gates.led:
                 share = _mean([gates.openness(*gates.learned[place]) for place in places])
-                penalty = penalty + lagrangian(share, int(gates.steps))
-            gradients = torch.autograd.grad(penalty, learned)
+                penalties.append(lagrangian(share, int(gates.steps)))
+            gradients = torch.autograd.grad(penalties, learned)
         for each, gradient in zip(learned, gradients, strict=True):
-            each.grad = gradient if each.grad is None else each.grad + gradient
+            each.grad = gradient if each.grad is None else each.grad.add_(gradient)
         gates.steps += 1
 
     @torch.no_grad()

@@ -32,8 +32,7 @@ class HardConcreteGates(Gates):
     def sample(self, *learned: Tensor) -> Tensor:
         """One value for a batch."""
         (location,) = learned
-        uniform = torch.rand(location.shape, dtype=location.dtype, device=location.device)
-        return hard_concrete.sample(location, uniform.clamp(1e-6, 1 - 1e-6))
+        return hard_concrete.sample(location, hard_concrete.noise(location))
 
     def gate(self, *learned: Tensor) -> Tensor:
         """Equation 13."""
