@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 from torch.utils.checkpoint import checkpoint
 
 from prunekit import Loop, Recipe, Task, methods, prune
-from prunekit.errors import InputError
+from prunekit.errors import InputError, ModelError
 from prunekit.hard_concrete import open_probability
 from prunekit.masks import Masks
 from prunekit.parts.regularize import L0, L1, VIB, GroupLasso
@@ -642,6 +642,29 @@ def test_batches_of_named_inputs_have_the_costs_of_those_in_order(counts: str) -
         train(model, data, Training(iterations=30, regularize=(gates,)))
         states.append(list(copied(model).values()))
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+def test_gates_and_a_session_one_after_the_other() -> None:
+    """Neither takes what the other has; gates that are removed twice are gone once."""
+    model, (inputs, targets) = mlp(10, 8, 3), blobs(24)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    chosen = Recipe.parse({"schedule": LINEAR})
+    session = chosen.attach(model, optimizer)
+    before = copied(model)
+    with pytest.raises(InputError, match="l0: the optimizer carries the masks of a session"):
+        L0(density=0.5).attach(model, optimizer)
+    assert same(before, copied(model))
+    session.detach()
+    (handle,) = L0(density=0.5, ramp=1).attach(model, optimizer)
+    with pytest.raises(ModelError, match="parametrization"):
+        chosen.attach(model, optimizer)
+    torch.nn.functional.cross_entropy(model(inputs), targets).backward()
+    optimizer.step()
+    handle.remove()
+    hardened = copied(model)
+    handle.remove()
+    assert same(hardened, copied(model))
+    assert chosen.attach(model, optimizer).advance() is not None
 
 
 LINEAR = {"name": "linear", "sparsity": 0.5, "steps": 2}

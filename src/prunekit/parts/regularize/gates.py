@@ -19,7 +19,7 @@ from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError, shown
 from prunekit.graph import Coupled, Group, unit_masks
 from prunekit.graph.members import entries
-from prunekit.masks import Masks, lowest
+from prunekit.masks import MaskedOptimizer, Masks, lowest
 from prunekit.measure.counts import count
 from prunekit.parts.granularity import Elements, Granularity, Unit
 from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
@@ -406,6 +406,8 @@ class Gating:
 
         The network is then the one that it was with its gates in evaluation mode.
         """
+        if not self._hooks:
+            return  # they are gone already
         gates = self.gates.eval()
         ramp = self._settings.ramp or RAMP
         if gates.led and 0 < int(gates.steps) < ramp:
@@ -435,6 +437,7 @@ class Gating:
             unit_masks(self._model, plan, flags, allow_empty=True).apply(self._model)
         for hook in self._hooks:
             hook.remove()
+        self._hooks = []
         self._optimizer.param_groups[:] = [
             group for group in self._optimizer.param_groups if group is not self._group
         ]
@@ -720,6 +723,11 @@ class GateRegularizer(Regularizer):
         inner = unwrap(model)
         self.check(inner)
         check_gradients_are_there(self.name, optimizer)
+        if any(each.shares(inner) for each in MaskedOptimizer.on(optimizer)):
+            raise InputError(
+                f"{self.name}: the optimizer carries the masks of a session: gates are for a training before "
+                "the first removal, so attach the session when they are removed"
+            )
         if any("initial_lr" in group for group in optimizer.param_groups):
             raise InputError(
                 f"{self.name}: the optimizer has a learning-rate scheduler already, which would not know of "
