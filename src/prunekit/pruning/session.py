@@ -480,7 +480,8 @@ class Session:
 
         Args:
             optimizer: of the loop, or all of them if there are several; also wrapped, or around others. The
-                steps of the last one are counted.
+                steps of the last one are counted. Where a part adds up gradients, as movement, a `GradScaler`
+                of several has to `unscale_` all of them before the first one's step.
             every: advance by itself after this many steps.
 
         Raises:
