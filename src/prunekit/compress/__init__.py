@@ -1,10 +1,13 @@
 """Weights as few bytes: shared values and codes for them, positions, entropy coding. Knows arrays alone."""
 
 from prunekit.compress.codebook import Quantized, choose_rates, on_grid, optimal_kmeans, published_kmeans
+from prunekit.compress.coder import decode_levels, encode_levels
 
 __all__ = [
     "Quantized",
     "choose_rates",
+    "decode_levels",
+    "encode_levels",
     "on_grid",
     "optimal_kmeans",
     "published_kmeans",

@@ -1,0 +1,52 @@
+"""Range coding of bits whose probabilities a model says: the encoder and the decoder look the same to it."""
+
+from __future__ import annotations
+
+import constriction
+import numpy as np
+
+from prunekit.compress.logistic import ONE
+from prunekit.errors import DataError
+
+_BERNOULLI = constriction.stream.model.Bernoulli(perfect=False)
+
+
+class BitEncoder:
+    """Bits to bytes."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+
+    def code(self, probabilities: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """The bits, which are added to the bytes.
+
+        Args:
+            probabilities: of ones, of 16 bits.
+            bits: int64, of the same length.
+        """
+        self._coder.encode(bits.astype(np.int32), _BERNOULLI, probabilities / ONE)
+        return bits
+
+    def finish(self) -> bytes:
+        """All bytes. Zeros at the end are left out, and the decoder puts them back."""
+        return self._coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+
+
+class BitDecoder:
+    """Bytes to bits. Damaged bytes give other bits, or a `DataError`."""
+
+    def __init__(self, data: bytes) -> None:
+        padded = data + b"\0" * (-len(data) % 4)
+        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+
+    def code(self, probabilities: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """The next bits.
+
+        Args:
+            probabilities: of ones, of 16 bits.
+            bits: not looked at; here so that a model can be written once for both directions.
+        """
+        try:
+            return self._coder.decode(_BERNOULLI, probabilities / ONE).astype(np.int64)
+        except AssertionError as error:
+            raise DataError("damaged: the coded bits cannot have been written by this coder") from error
