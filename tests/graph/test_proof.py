@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError
-from prunekit.graph import VerificationError, same_function
+from prunekit.graph import VerificationError, proof, same_function
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +38,19 @@ def test_another_order_of_summation_is_rounding() -> None:
     other[0].weight.data, other[0].bias.data = model[0].weight.data[order], model[0].bias.data[order]
     other[3].weight.data = model[3].weight.data[:, order]
     assert same_function(model, other, X).accepted
+
+
+def test_networks_too_large_for_double_precision_are_compared_in_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proof, "AFFORDABLE", 0)
+    model = net()
+    other = copy.deepcopy(model)
+    assert same_function(model, other, X, gradients={}).accepted
+    other[3].bias.data[1] += 0.25
+    deviation = same_function(model, other, X)
+    assert not deviation.accepted
+    assert deviation.tolerance == 2 * 1000 * torch.finfo(torch.float32).eps
 
 
 def test_says_where_and_how_much() -> None:

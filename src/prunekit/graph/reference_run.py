@@ -239,4 +239,4 @@ def _difference(
 def largest(tensor: Tensor) -> float:
     """The largest finite magnitude."""
     tensor = tensor.detach()
-    return float(tensor.abs().nan_to_num(posinf=0).clamp(max=_LARGE).max()) if tensor.numel() else 0.0
+    return min(float(tensor.abs().nan_to_num(posinf=0).max()), _LARGE) if tensor.numel() else 0.0
