@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -53,6 +54,34 @@ def test_optimizer_scheduler_and_clipping() -> None:
         optimizer.step()
         scheduler.step()
     close(ours, theirs)
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_some_parameters_learn_faster(decay: str) -> None:
+    """Groups of Adam with rates of their own, which fall together."""
+    ours, theirs = net(), net()
+    last = [name for name, _ in ours.named_parameters()][-2:]
+    loop = Loop(relative_lr=lambda name: 10.0 if name in last else 1.0)
+    train(ours, data(), Training(epochs=2, lr=0.002, decay=decay), loop=loop)
+    new = [value for name, value in theirs.named_parameters() if name in last]
+    rest = [value for name, value in theirs.named_parameters() if name not in last]
+    optimizer = torch.optim.Adam([{"params": rest, "lr": 0.002}, {"params": new, "lr": 0.02}])
+    for step, (inputs, targets) in enumerate(data() * 2):
+        for group, lr in zip(optimizer.param_groups, (0.002, 0.02), strict=True):
+            group["lr"] = lr * (0.5 * (1 + math.cos(math.pi * step / 12)) if decay == "cosine" else 1)
+        optimizer.zero_grad()
+        cross_entropy(theirs(inputs), targets).backward()
+        optimizer.step()
+    close(ours, theirs)
+
+
+def test_rates_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="relative_lr must give a number of at least 0, not -1"):
+        train(net(), data(), Training(epochs=1), loop=Loop(relative_lr=lambda name: -1))
+    with pytest.raises(InputError, match="relative_lr is for the settings' own optimizer"):
+        Loop(optimizer=adam, relative_lr=lambda name: 1.0)
+    with pytest.raises(InputError, match="relative_lr must be a function"):
+        Loop(relative_lr=10.0)  # type: ignore[arg-type]
 
 
 def test_accumulated_batches_are_one_batch_of_all_their_terms() -> None:

@@ -179,6 +179,8 @@ class Loop:
             the settings.
         average: from the network to a `torch.optim.swa_utils.AveragedModel` of it, which is updated after
             each step; its parameters are the network's at the end.
+        relative_lr: from the full name of a parameter to the factor by which it learns faster than the
+            settings say, such as 10 for new layers; with the settings' own optimizer.
     """
 
     optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None
@@ -188,12 +190,15 @@ class Loop:
     precision: torch.dtype | None = None
     augment: Callable[[Any], Any] | None = None
     average: Callable[[nn.Module], AveragedModel] | None = None
+    relative_lr: Callable[[str], float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("optimizer", "scheduler", "average", "augment"):
+        for name in ("optimizer", "scheduler", "average", "augment", "relative_lr"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise InputError(f"loop: {name} must be a function, not {shown(value)}")
+        if self.optimizer is not None and self.relative_lr is not None:
+            raise InputError("loop: relative_lr is for the settings' own optimizer: leave it or `optimizer`")
         whole("accumulate", self.accumulate, 1, WHOLE)
         if self.clip is not None and not (isinstance(self.clip, int | float) and 0 < self.clip < math.inf):
             raise InputError(f"loop: clip must be a number above 0, not {shown(self.clip)}")
@@ -624,9 +629,23 @@ def make_optimizer(model: nn.Module, training: Training, loop: Loop | None = Non
         "weight_decay": training.weight_decay,
         "fused": all(parameter.is_floating_point() for parameter in parameters),
     }
+    groups: Any = parameters
+    if loop is not None and loop.relative_lr is not None:
+        groups = _by_rate(model, loop.relative_lr, training.lr)
     if training.optimizer == "sgd":
-        return SGD(parameters, momentum=training.momentum, **common)
-    return (Adam if training.optimizer == "adam" else AdamW)(parameters, **common)
+        return SGD(groups, momentum=training.momentum, **common)
+    return (Adam if training.optimizer == "adam" else AdamW)(groups, **common)
+
+
+def _by_rate(model: nn.Module, relative_lr: Callable[[str], float], lr: float) -> list[dict[str, Any]]:
+    """Groups of parameters that have one learning rate each."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in _trainable(model):
+        factor = relative_lr(name)
+        if not (isinstance(factor, int | float) and 0 <= factor < math.inf):
+            raise InputError(f"loop: relative_lr must give a number of at least 0, not {shown(factor)}")
+        groups.setdefault(factor, []).append(parameter)
+    return [{"params": each, "lr": lr * factor, "relative_lr": factor} for factor, each in groups.items()]
 
 
 def copy_state(model: nn.Module) -> State:

@@ -250,8 +250,8 @@ def test_what_was_saved_without_blocks_is_loaded(tmp_path):
     [
         ("stage9.conv1.absent", torch.tensor(1, dtype=torch.uint8), "no module 'stage9.conv1'"),
         ("absent", torch.tensor(1, dtype=torch.uint8), "no module ''"),
-        ("stage1.1.conv1.absent", torch.tensor(9, dtype=torch.uint8), "numbers from 0 to 3"),
-        ("stage1.1.conv1.absent", torch.tensor([1.0]), "numbers from 0 to 3"),
+        ("stage1.1.conv1.absent", torch.tensor(9, dtype=torch.uint8), "numbers from 0 to 4"),
+        ("stage1.1.conv1.absent", torch.tensor([1.0]), "numbers from 0 to 4"),
         ("stage1.absent", torch.tensor(1, dtype=torch.uint8), "could be absent"),
     ],
 )

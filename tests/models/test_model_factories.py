@@ -36,6 +36,21 @@ def resnet_by_hand(n, width, inputs, outputs):
     return total + channels * outputs + outputs
 
 
+def googlenet_by_hand(stem, widths, blocks, outputs):
+    def normed(inputs, width, kernel):
+        return inputs * width * kernel**2 + 2 * width
+
+    one, reduce_three, three, reduce_five, five, project = widths
+    total = normed(3, stem[0], 3) + normed(stem[0], stem[1], 1) + normed(stem[1], stem[2], 3)
+    channels = stem[2]
+    for _ in range(blocks):
+        total += normed(channels, one, 1) + normed(channels, project, 1)
+        total += normed(channels, reduce_three, 1) + normed(reduce_three, three, 3)
+        total += normed(channels, reduce_five, 1) + normed(reduce_five, five, 5)
+        channels = one + three + five + project
+    return total + channels * outputs + outputs
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
@@ -48,6 +63,10 @@ def resnet_by_hand(n, width, inputs, outputs):
         (models.VGGSmall((1, 8, 8), 2, widths=((3,), (4,))), 27 + 6 + 108 + 8 + 10),
         (models.resnet20(CIFAR, 10), resnet_by_hand(3, 16, 3, 10)),
         (models.ResNet(CIFAR, 7, depth=8, width=4), resnet_by_hand(1, 4, 3, 7)),
+        (
+            models.GoogLeNetSmall(CIFAR, 10, stem=(4, 5, 6), blocks=((1, 2, 3, 4, 5, 6),) * 3),
+            googlenet_by_hand((4, 5, 6), (1, 2, 3, 4, 5, 6), 3, 10),
+        ),
     ],
 )
 def test_parameter_counts(model, expected):
@@ -98,6 +117,26 @@ def test_lenet5_has_its_only_relu_after_fc1():
     y = nn.functional.max_pool2d(nn.functional.conv2d(y, model.conv2.weight, model.conv2.bias), 2)
     y = torch.relu(y.flatten(1) @ model.fc1.weight.T + model.fc1.bias)
     torch.testing.assert_close(model(x), y @ model.fc2.weight.T + model.fc2.bias)
+
+
+def test_an_inception_block_by_hand():
+    torch.manual_seed(0)
+    block = models.Inception(3, (2, 3, 4, 1, 5, 2)).eval()
+    x = torch.randn(2, 3, 7, 6)
+
+    def layer(which, y):
+        conv, norm = which.conv, which.bn
+        y = nn.functional.conv2d(y, conv.weight, padding=conv.weight.shape[-1] // 2)
+        return (y * norm.weight.view(-1, 1, 1) / (1 + norm.eps) ** 0.5).clamp(min=0)
+
+    expected = [
+        layer(block.one, x),
+        layer(block.three[1], layer(block.three[0], x)),
+        layer(block.five[1], layer(block.five[0], x)),
+        layer(block.pool[1], nn.functional.max_pool2d(x, 3, 1, 1)),
+    ]
+    torch.testing.assert_close(block(x), torch.cat(expected, 1))
+    assert block(x).shape == (2, 2 + 4 + 5 + 2, 7, 6)
 
 
 @pytest.mark.parametrize("name", sorted(set(models.names()) - {"char_transformer"}))
@@ -163,6 +202,9 @@ def test_distributions_of_the_papers():
         (lambda: models.VGGSmall(CIFAR, 10, widths=((4,), ())), "at least one convolution"),
         (lambda: models.ResNet(CIFAR, 10, depth=18), "6n \\+ 2.*got 18"),
         (lambda: models.ResNet(CIFAR, 10, width=0), "width"),
+        (lambda: models.GoogLeNetSmall((3, 4, 4), 10), "at least 8 x 8"),
+        (lambda: models.GoogLeNetSmall(CIFAR, 10, stem=(4, 4)), "stem needs 3 widths"),
+        (lambda: models.GoogLeNetSmall(CIFAR, 10, blocks=((1, 1, 1, 0, 1, 1),) * 3), r"widths\[3\] = 0"),
     ],
 )
 def test_refused_sizes(make, words):

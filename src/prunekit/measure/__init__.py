@@ -3,6 +3,7 @@
 from prunekit.measure.counts import Counts, LayerCount, count
 from prunekit.measure.forward_pass import Latency, latency, peak_memory, state_bytes
 from prunekit.measure.human import human_bytes, human_count, human_seconds, layer_table, plain_table
+from prunekit.measure.layer_times import layer_times
 from prunekit.measure.quality import Quality, evaluate
 from prunekit.measure.task_metrics import metrics
 
@@ -18,6 +19,7 @@ __all__ = [
     "human_seconds",
     "latency",
     "layer_table",
+    "layer_times",
     "metrics",
     "peak_memory",
     "plain_table",

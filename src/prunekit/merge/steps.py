@@ -78,6 +78,10 @@ class Steps:
         """In the order in which they are called."""
         return iter(list(self._steps))
 
+    def step_of(self, node: fx.Node) -> Step | None:
+        """The step that gives a value; None for the network's own input."""
+        return self._of.get(node)
+
     def sources(self, step: Step) -> list[Step | None]:
         """What a step reads of the data, each once; None for the network's own input."""
         read = (node for own in step.nodes for node in own.all_input_nodes if node not in step.nodes)

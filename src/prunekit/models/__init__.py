@@ -5,6 +5,7 @@ from prunekit.models.char_transformer import CharTransformer, TransformerBlock
 from prunekit.models.column_conv import ColumnConv2d
 from prunekit.models.convnets import LeNet5, Maxout, MaxoutLeNet5, ResidualBlock, ResNet, VGGSmall, resnet20
 from prunekit.models.create import ModelSettings, create, names
+from prunekit.models.googlenet import GoogLeNetSmall, Inception
 from prunekit.models.mlp import MLP, Activation, LeNet300100, make_activation
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Activation",
     "CharTransformer",
     "ColumnConv2d",
+    "GoogLeNetSmall",
+    "Inception",
     "LeNet5",
     "LeNet300100",
     "Maxout",

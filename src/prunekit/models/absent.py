@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from prunekit.errors import ModelError
 
-NOTHING, ZERO, PASSED, ZEROS = range(4)
-"""What is given in the place of a result: None, zero, what is taken first, or zeros of its form."""
+NOTHING, ZERO, PASSED, ZEROS, EMPTY = range(5)
+"""What is given in the place of a result: None, zero, what is taken first, zeros of its form, or none of its
+channels."""
 
 
 class Absent(nn.Module):
@@ -20,7 +21,8 @@ class Absent(nn.Module):
 
     Args:
         absent: uint8, what is given: () for a single result, (results,) for a tuple; 0 for None, 1 for zero,
-            2 for the first argument, 3 for zeros of its shape, which may be written into.
+            2 for the first argument, 3 for zeros of its shape, which may be written into, 4 for the first
+            argument without its channels, (n, 0, ...), of which a concatenation has nothing.
 
     Raises:
         ModelError: for anything else.
@@ -30,8 +32,8 @@ class Absent(nn.Module):
 
     def __init__(self, absent: Tensor) -> None:
         super().__init__()
-        if absent.dtype != torch.uint8 or absent.dim() > 1 or bool((absent > ZEROS).any()):
-            raise ModelError("what an absent module gives is told by numbers from 0 to 3 (uint8)")
+        if absent.dtype != torch.uint8 or absent.dim() > 1 or bool((absent > EMPTY).any()):
+            raise ModelError("what an absent module gives is told by numbers from 0 to 4 (uint8)")
         self.register_buffer("absent", absent.detach().clone())
         self._gives = absent.tolist()
 
@@ -42,14 +44,16 @@ class Absent(nn.Module):
         return self._result(self._gives, args, kwargs)
 
     def _result(self, code: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if code in (PASSED, ZEROS):
+        if code in (PASSED, ZEROS, EMPTY):
             taken = args[0] if args else next(iter(kwargs.values()))
+            if code == EMPTY:
+                return taken[:, :0]
             return taken if code == PASSED else torch.zeros_like(taken)
         return torch.zeros((), device=self.absent.device) if code == ZERO else None
 
     def extra_repr(self) -> str:
         """What it gives."""
-        words = {NOTHING: "None", ZERO: "0", PASSED: "its input", ZEROS: "zeros"}
+        words = {NOTHING: "None", ZERO: "0", PASSED: "its input", ZEROS: "zeros", EMPTY: "no channels"}
         if isinstance(self._gives, list):
             return ", ".join(words[code] for code in self._gives)
         return words[self._gives]

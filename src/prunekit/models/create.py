@@ -15,6 +15,7 @@ from torch import nn
 from prunekit.errors import InputError, ModelError, PrunekitError, instead, shown
 from prunekit.models.char_transformer import CharTransformer
 from prunekit.models.convnets import LeNet5, MaxoutLeNet5, ResNet, VGGSmall, resnet20
+from prunekit.models.googlenet import GoogLeNetSmall
 from prunekit.models.mlp import MLP, LeNet300100, feature_shape
 from prunekit.permission import import_object
 from prunekit.seeds import seeded
@@ -25,6 +26,7 @@ Factory = Callable[..., nn.Module]
 _BUILT_IN: Mapping[str, Factory] = MappingProxyType(
     {
         "char_transformer": CharTransformer,
+        "googlenet_small": GoogLeNetSmall,
         "lenet5": LeNet5,
         "lenet_300_100": LeNet300100,
         "maxout_lenet5": MaxoutLeNet5,

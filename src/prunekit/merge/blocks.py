@@ -1,0 +1,389 @@
+"""Blocks of a network that one convolution can take the place of: streamlines and branches of DeepRebirth.
+
+Li, Wang, Kong 2018, arXiv 1708.04728.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunekit.graph.captured import argument, op_name, shape_of
+from prunekit.merge.steps import Step, Steps
+
+BlockKind = Literal["streamline", "branch"]
+Kernel = Literal["same", "whole"]
+"""Of a new convolution: as large as the old one's, or as all that the block's outputs are computed from."""
+
+POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+_PAIR = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Way:
+    """Layers in a row, from one tensor to one, by their full names; a ReLU that is a function has none."""
+
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers that a new convolution takes the place of.
+
+    Attributes:
+        kind: `streamline`, layers behind a convolution, or `branch`, branches beside it.
+        convolution: the full name of the one that becomes another.
+        passed: the full names of layers that then pass on what they are given.
+        emptied: those of layers that then give no channels: the first ones of absorbed branches.
+        old: what gave the block's outputs: one way, or those of the branches, whose channels lie in a row.
+        new: what gives them then.
+        kept: the outputs that the convolution gave already, as a range of the channels; None if all are new.
+        rectified: whether a ReLU follows the new convolution within the block.
+        width: output channels of the new convolution.
+        kernel, stride, padding: of the new convolution.
+    """
+
+    kind: BlockKind
+    convolution: str
+    passed: tuple[str, ...]
+    emptied: tuple[str, ...]
+    old: tuple[Way, ...]
+    new: Way
+    kept: range | None
+    rectified: bool
+    width: int
+    kernel: _PAIR
+    stride: _PAIR
+    padding: _PAIR | str
+
+    @property
+    def absorbed(self) -> tuple[str, ...]:
+        """The layers that are gone."""
+        return (*self.emptied, *self.passed)
+
+
+def blocks_of(
+    steps: Steps, kinds: Sequence[str] = ("streamline", "branch"), kernel: Kernel = "same"
+) -> tuple[tuple[Block, ...], dict[str, str]]:
+    """The blocks of a network, front to back, and by the name of its convolution why something is none.
+
+    Args:
+        steps: of the network.
+        kinds: of blocks that are looked for.
+        kernel: of the new convolutions of streamlines.
+    """
+    found: list[Block] = []
+    refused: dict[str, str] = {}
+    for step in steps:
+        if "streamline" in kinds and isinstance(step.layer, nn.Conv2d):
+            block = _streamline(steps, step, kernel)
+            if isinstance(block, Block):
+                found.append(block)
+            elif block:
+                refused[step.name] = block
+        if "branch" in kinds and op_name(step.value) in ("cat", "concat", "concatenate"):
+            for name, branch in _branches(steps, step):
+                if isinstance(branch, Block):
+                    found.append(branch)
+                else:
+                    refused[name] = branch
+    gone = {name for block in found if block.kind == "branch" for name in block.absorbed}
+    return tuple(block for block in found if block.convolution not in gone), refused
+
+
+# ---- streamlines -------------------------------------------------------------------------------------------
+
+
+def _streamline(steps: Steps, conv: Step, kernel: Kernel) -> Block | str:
+    """A convolution with what follows it, or the reason why it is no block; empty where nothing would go."""
+    row = [conv]
+    while (after := steps.only_reader(row[-1])) is not None and (_is_absorbable(after) or _is_relu(after)):
+        # behind a ReLU that stays nothing can be below zero, which a shift would make
+        if any(map(_is_relu, row)) and (_is_relu(after) or isinstance(after.layer, _BatchNorm)):
+            break
+        row.append(after)
+    while _is_relu(row[-1]):  # it stays where it is, behind the block
+        row.pop()
+    gone = [step for step in row[1:] if not _is_relu(step)]
+    if not gone:
+        readers = steps.readers(conv)
+        several = len(readers) > 1 and any(each is not None and _is_absorbable(each) for each in readers)
+        return f"its output is read by {steps.described(readers)}" if several else ""
+    why = _unfit(steps, conv)
+    for step in gone:
+        why = why or _odd(steps, step)
+    if why:
+        return why
+    geometry = _geometry(conv, [step for step in gone if isinstance(step.layer, POOLS)], row[-1], kernel)
+    if isinstance(geometry, str):
+        return geometry
+    rectified = any(map(_is_relu, row))
+    layers = tuple(step.name for step in row)
+    assert isinstance(conv.layer, nn.Conv2d)
+    return Block(
+        "streamline",
+        conv.name,
+        tuple(step.name for step in gone),
+        (),
+        (Way(layers),),
+        Way((conv.name, *(step.name for step in row if _is_relu(step)))),
+        None,
+        rectified,
+        conv.layer.out_channels,
+        *geometry,
+    )
+
+
+def _geometry(
+    conv: Step, pools: Sequence[Step], last: Step, kernel: Kernel
+) -> tuple[_PAIR, _PAIR, _PAIR | str] | str:
+    """Kernel, stride and padding of a convolution that gives outputs of the same extent, or why none does.
+
+    A kernel that is to be the same grows by as little as makes the extents fit.
+    """
+    layer = conv.layer
+    assert isinstance(layer, nn.Conv2d)
+    if not pools:
+        return layer.kernel_size, layer.stride, layer.padding  # type: ignore[return-value]
+    sides = [_side(conv, pools, last, dim) for dim in range(2)]
+    strides: Any = tuple(side.stride for side in sides)
+    if kernel == "same" and all(side.padding_for(side.reach) is not None for side in sides):
+        kept: Any = tuple(side.padding_for(side.reach) for side in sides)
+        return layer.kernel_size, strides, kept  # type: ignore[return-value]
+    sizes = [
+        next((size for size in side.sizes(kernel) if side.padding_for(size) is not None), 0) for side in sides
+    ]
+    if not all(sizes):
+        return f"no kernel and padding make {last.shape[2:]} positions with a stride of {strides}"
+    paddings: Any = tuple(side.padding_for(size) for side, size in zip(sides, sizes, strict=True))
+    return tuple(sizes), strides, paddings  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A convolution and the poolings behind it along one dimension.
+
+    Attributes:
+        before, after: how many positions are read and given.
+        reach: how many positions the convolution reads at once.
+        whole: how many an output of the last pooling depends on.
+        stride, padding: of all together.
+    """
+
+    before: int
+    after: int
+    reach: int
+    whole: int
+    stride: int
+    padding: int
+
+    def sizes(self, kernel: Kernel) -> range:
+        """The kernels that are tried, in order."""
+        return (
+            range(self.reach, self.whole + 1) if kernel == "same" else range(self.whole, self.reach - 1, -1)
+        )
+
+    def padding_for(self, size: int) -> int | None:
+        """The padding with which a kernel of that size gives as many positions, nearest to the middle."""
+        wanted = self.padding - (self.whole - size) // 2
+        fitting = [
+            each for each in range(size) if (self.before + 2 * each - size) // self.stride + 1 == self.after
+        ]
+        return min(fitting, key=lambda each: abs(each - wanted), default=None)
+
+
+def _side(conv: Step, pools: Sequence[Step], last: Step, dim: int) -> _Side:
+    layer = conv.layer
+    assert isinstance(layer, nn.Conv2d)
+    reach = layer.dilation[dim] * (_kernel(conv)[dim] - 1) + 1
+    whole, stride = reach, layer.stride[dim]
+    padding = layer._reversed_padding_repeated_twice[2 * (1 - dim)]
+    for pool in pools:
+        size, step, around = (
+            _pair(getattr(pool.layer, name))[dim] for name in ("kernel_size", "stride", "padding")
+        )
+        whole, padding, stride = whole + (size - 1) * stride, padding + around * stride, stride * step
+    before = shape_of(conv.nodes[0].args[0])[2 + dim]
+    return _Side(before, last.shape[2 + dim], reach, whole, stride, padding)
+
+
+# ---- branches ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """One operand of a concatenation: the steps that it is computed by alone, and what they begin with."""
+
+    steps: tuple[Step, ...]
+    origin: Step | None
+    width: int
+
+    @property
+    def convolutions(self) -> list[Step]:
+        return [step for step in self.steps if isinstance(step.layer, nn.Conv2d)]
+
+    @property
+    def rectified(self) -> bool:
+        return bool(self.steps) and _is_relu(self.steps[-1])
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it ends with a convolution that sees its surroundings, and at most a ReLU."""
+        body = self.steps[:-1] if self.rectified else self.steps
+        return bool(body) and isinstance(body[-1].layer, nn.Conv2d) and min(_kernel(body[-1])) > 1
+
+    @property
+    def is_light(self) -> bool:
+        """Whether it is a 1x1 convolution, a pooling, or a pooling and a 1x1 convolution."""
+        found = self.convolutions
+        body = [step for step in self.steps if not _is_relu(step)]
+        return (
+            bool(body)
+            and len(found) <= 1
+            and all(step in found or _is_absorbable(step) for step in body)
+            and all(_kernel(step) == (1, 1) for step in found)
+        )
+
+
+def _branches(steps: Steps, meeting: Step) -> Iterator[tuple[str, Block | str]]:
+    """For each host of a concatenation its name and block, or the reason why it is none."""
+    operands = argument(meeting.value, "tensors")
+    if argument(meeting.value, "dim") not in (1, 1 - len(meeting.shape)) or len(meeting.shape) != 4:
+        return
+    branches = [_branch(steps, steps.step_of(node), meeting, shape_of(node)[1]) for node in operands]
+    if any(each.is_light for each in branches):
+        yield from _read_elsewhere(steps, branches)
+    for host, members in _shared_out(branches):
+        conv = host.convolutions[-1]
+        light = [each for each in members if each is not host]
+        why = _unfit(steps, conv)
+        for each in light:
+            if each.rectified != host.rectified:
+                how = "with" if host.rectified else "without"
+                why = why or f"its branch ends {how} a ReLU, unlike that of {each.steps[0]}"
+            if host.origin is not each.origin:
+                why = why or f"its branch begins with another tensor than that of {each.steps[0]}"
+            for step in each.steps:
+                why = why or ("" if _is_relu(step) else _odd(steps, step))
+        extents = [shape_of(each.steps[0].nodes[0].args[0])[2:] for each in light]
+        if any(extent != meeting.shape[2:] for extent in extents):
+            why = why or "the branches beside it change the extent"
+        yield conv.name, why or _widened(host, members, conv)
+
+
+def _read_elsewhere(steps: Steps, branches: Sequence[_Branch]) -> Iterator[tuple[str, str]]:
+    """The convolutions that would end a branch, if the concatenation alone read them."""
+    for step in (each.origin for each in branches if not each.steps):
+        end = steps.only_source(step) if step is not None and _is_relu(step) else step
+        if step is not None and end is not None and isinstance(end.layer, nn.Conv2d):
+            yield end.name, f"its output is read by {steps.described(steps.readers(step))}"
+
+
+def _widened(host: _Branch, members: Sequence[_Branch], conv: Step) -> Block:
+    """The block of a host with the branches beside it, in the order of the channels."""
+    light = [each for each in members if each is not host]
+    start = sum(each.width for each in members[: members.index(host)])
+    bodies = [[step for step in each.steps if not _is_relu(step)] for each in light]
+    layer = conv.layer
+    assert isinstance(layer, nn.Conv2d)
+    return Block(
+        "branch",
+        conv.name,
+        tuple(step.name for body in bodies for step in body[1:]),
+        tuple(body[0].name for body in bodies),
+        tuple(Way(tuple(step.name for step in each.steps)) for each in members),
+        Way(tuple(step.name for step in host.steps)),
+        range(start, start + host.width),
+        host.rectified,
+        sum(each.width for each in members),
+        layer.kernel_size,  # type: ignore[arg-type]
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+    )
+
+
+def _branch(steps: Steps, step: Step | None, reader: Step, width: int) -> _Branch:
+    """The steps before a concatenation that nothing else reads, from the first one on.
+
+    Args:
+        steps: of the network.
+        step: the last one.
+        reader: the concatenation.
+        width: of the operand.
+    """
+    row: list[Step] = []
+    while step is not None and steps.readers(step) == [reader] and len(steps.sources(step)) == 1:
+        row.append(step)
+        reader, step = step, steps.only_source(step)
+    return _Branch(tuple(reversed(row)), step, width)
+
+
+def _shared_out(branches: Sequence[_Branch]) -> Iterator[tuple[_Branch, list[_Branch]]]:
+    """Each host that takes others in, with all of its branches, which are neighbours in the concatenation.
+
+    A light branch goes to the nearest host that no heavy branch keeps it from; to the one behind it where two
+    are as near, as the 1x1 branch of GoogLeNet to 3x3; what is behind the last host goes to that.
+    """
+    hosts = [place for place, each in enumerate(branches) if each.is_host]
+    taken: list[int | None] = []
+    for place, each in enumerate(branches):
+        near = [
+            (abs(host - place), host < place, host)
+            for host in hosts
+            if each.is_light and all(branches[other].is_light for other in _between(place, host))
+        ]
+        taken.append(min(near)[2] if near else place if each.is_host else None)
+    for host, group in groupby(range(len(branches)), key=taken.__getitem__):
+        members = list(group)
+        if host is not None and len(members) > 1:
+            yield branches[host], [branches[each] for each in members]
+
+
+def _between(first: int, second: int) -> range:
+    return range(min(first, second) + 1, max(first, second))
+
+
+# ---- what both have in common ------------------------------------------------------------------------------
+
+
+def _is_relu(step: Step) -> bool:
+    return isinstance(step.layer, nn.ReLU) or (step.layer is None and op_name(step.value) == "relu")
+
+
+def _is_absorbable(step: Step) -> bool:
+    """Whether a step is a layer without products, on images, that a convolution can be fitted to."""
+    layer = step.layer
+    if isinstance(layer, nn.MaxPool2d):
+        return not layer.return_indices and _pair(layer.dilation) == (1, 1)
+    return isinstance(layer, nn.AvgPool2d | nn.LocalResponseNorm | _BatchNorm)
+
+
+def _unfit(steps: Steps, conv: Step) -> str:
+    """Why a convolution cannot become another; empty if it can."""
+    layer = conv.layer
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return f"it is a convolution in {layer.groups} groups"
+    return steps.oddity(conv)
+
+
+def _odd(steps: Steps, step: Step) -> str:
+    """Why a layer cannot be taken out; empty if it can."""
+    why = steps.oddity(step)
+    if not why and isinstance(step.layer, _BatchNorm) and step.layer.running_mean is None:
+        why = "it keeps no running statistics, so that it normalises by those of each batch"
+    return f"{step} cannot go: {why}" if why else ""
+
+
+def _kernel(conv: Step) -> tuple[int, ...]:
+    """The kernel of a convolution."""
+    assert isinstance(conv.layer, nn.Conv2d)
+    return conv.layer.kernel_size
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
