@@ -18,7 +18,7 @@ from prunekit.graph.proof import UNTOUCHED, same_function
 from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.graph.rows import LAYERS, TRANSPOSED
 from prunekit.graph.surgery import copy_of, own_module, put_modules
-from prunekit.merge.steps import Step, Steps
+from prunekit.merge.layer_calls import LayerCall, LayerCalls
 from prunekit.models.absent import PASSED, Absent
 
 AFFINE = LAYERS + TRANSPOSED
@@ -77,7 +77,7 @@ def fold_batch_norms(model: nn.Module, example_inputs: Inputs) -> FoldResult:
             every case the model is as it was.
     """
     model = own_module(model)
-    folds, refused = folds_of(Steps(model, captured_in(model, example_inputs, "eval")))
+    folds, refused = folds_of(LayerCalls(model, captured_in(model, example_inputs, "eval")))
     if not folds:
         reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
         raise ModelError(
@@ -94,31 +94,31 @@ def fold_batch_norms(model: nn.Module, example_inputs: Inputs) -> FoldResult:
     return FoldResult(model, folds, refused, deviation)
 
 
-def folds_of(steps: Steps) -> tuple[tuple[Fold, ...], dict[str, str]]:
+def folds_of(calls: LayerCalls) -> tuple[tuple[Fold, ...], dict[str, str]]:
     """The batch norms that can be folded, in order, and for the others the reason by full name.
 
     Args:
-        steps: of the network; folded batch norms are left out of them.
+        calls: of the network; folded batch norms are left out of them.
     """
     folds: list[Fold] = []
     refused: dict[str, str] = {}
-    for norm in steps:
+    for norm in calls:
         if not isinstance(norm.layer, _BatchNorm):
             continue
-        why = steps.oddity(norm) or _without_statistics(norm.layer)
-        source, reader = steps.only_source(norm), steps.only_reader(norm)
+        why = calls.oddity(norm) or _without_statistics(norm.layer)
+        source, reader = calls.only_source(norm), calls.only_reader(norm)
         if not why:
-            why = _behind(steps, source, norm)
+            why = _behind(calls, source, norm)
             if not why:
                 assert source is not None
                 folds.append(Fold(norm.name, source.name, behind=True))
-            elif not (before := _before(steps, norm, reader)):
+            elif not (before := _before(calls, norm, reader)):
                 assert reader is not None
                 folds.append(Fold(norm.name, reader.name, behind=False))
             elif isinstance(getattr(reader, "layer", None), AFFINE):
                 why = f"{why}; {before}"
         if folds and folds[-1].norm == norm.name:
-            steps.pass_over(norm)
+            calls.pass_over(norm)
         else:
             refused[norm.name] = why
     return tuple(folds), refused
@@ -130,24 +130,24 @@ def _without_statistics(norm: _BatchNorm) -> str:
     return ""
 
 
-def _behind(steps: Steps, source: Step | None, norm: Step) -> str:
+def _behind(calls: LayerCalls, source: LayerCall | None, norm: LayerCall) -> str:
     """Why a batch norm cannot go into what it reads; empty if it can."""
     if source is None or not isinstance(source.layer, AFFINE):
         what = "the network's input" if source is None else str(source)
         return f"it reads {what}, which is no linear or convolution layer"
-    readers = steps.readers(source)
+    readers = calls.readers(source)
     if readers != [norm]:
-        others = steps.described(each for each in readers if each is not norm)
+        others = calls.described(each for each in readers if each is not norm)
         return f"the output of {source} is also read by {others}"
     if isinstance(source.layer, nn.Linear) and len(source.shape) != 2:
         return f"it normalises another axis than the features of {source}"
-    return _odd(steps, source)
+    return _odd(calls, source)
 
 
-def _before(steps: Steps, norm: Step, reader: Step | None) -> str:
+def _before(calls: LayerCalls, norm: LayerCall, reader: LayerCall | None) -> str:
     """Why a batch norm cannot go into what reads it; empty if it can."""
     if reader is None or not isinstance(reader.layer, AFFINE):
-        return f"it is read by {steps.described(steps.readers(norm))}, and not by one such layer alone"
+        return f"it is read by {calls.described(calls.readers(norm))}, and not by one such layer alone"
     layer = reader.layer
     if isinstance(layer, nn.Linear):
         if len(norm.shape) != 2:
@@ -157,12 +157,12 @@ def _before(steps: Steps, norm: Step, reader: Step | None) -> str:
             return f"{reader} is transposed, so that a shift before it is none behind it"
         if layer.padding_mode == "zeros" and any(layer._reversed_padding_repeated_twice):
             return f"{reader} pads with zeros behind its shift"
-    return _odd(steps, reader)
+    return _odd(calls, reader)
 
 
-def _odd(steps: Steps, step: Step) -> str:
-    why = steps.oddity(step)
-    return f"{step} cannot take it: {why}" if why else ""
+def _odd(calls: LayerCalls, call: LayerCall) -> str:
+    why = calls.oddity(call)
+    return f"{call} cannot take it: {why}" if why else ""
 
 
 def apply_folds(model: nn.Module, folds: tuple[Fold, ...]) -> Callable[[], None]:

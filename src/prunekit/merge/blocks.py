@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.graph.captured import argument, op_name, shape_of
-from prunekit.merge.steps import Step, Steps
+from prunekit.merge.layer_calls import LayerCall, LayerCalls
 
 BlockKind = Literal["streamline", "branch"]
 Kernel = Literal["same", "whole"]
@@ -32,7 +32,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Block:
+class Mergeable:
     """Layers that a new convolution takes the place of.
 
     Attributes:
@@ -68,27 +68,27 @@ class Block:
 
 
 def blocks_of(
-    steps: Steps, kinds: Sequence[str] = ("streamline", "branch"), kernel: Kernel = "same"
-) -> tuple[tuple[Block, ...], dict[str, str]]:
+    calls: LayerCalls, kinds: Sequence[str] = ("streamline", "branch"), kernel: Kernel = "same"
+) -> tuple[tuple[Mergeable, ...], dict[str, str]]:
     """The blocks of a network, front to back, and by the name of its convolution why something is none.
 
     Args:
-        steps: of the network.
+        calls: of the network.
         kinds: of blocks that are looked for.
         kernel: of the new convolutions of streamlines.
     """
-    found: list[Block] = []
+    found: list[Mergeable] = []
     refused: dict[str, str] = {}
-    for step in steps:
-        if "streamline" in kinds and isinstance(step.layer, nn.Conv2d):
-            block = _streamline(steps, step, kernel)
-            if isinstance(block, Block):
+    for call in calls:
+        if "streamline" in kinds and isinstance(call.layer, nn.Conv2d):
+            block = _streamline(calls, call, kernel)
+            if isinstance(block, Mergeable):
                 found.append(block)
             elif block:
-                refused[step.name] = block
-        if "branch" in kinds and op_name(step.value) in ("cat", "concat", "concatenate"):
-            for name, branch in _branches(steps, step):
-                if isinstance(branch, Block):
+                refused[call.name] = block
+        if "branch" in kinds and op_name(call.value) in ("cat", "concat", "concatenate"):
+            for name, branch in _branches(calls, call):
+                if isinstance(branch, Mergeable):
                     found.append(branch)
                 else:
                     refused[name] = branch
@@ -99,39 +99,39 @@ def blocks_of(
 # ---- streamlines -------------------------------------------------------------------------------------------
 
 
-def _streamline(steps: Steps, conv: Step, kernel: Kernel) -> Block | str:
+def _streamline(calls: LayerCalls, conv: LayerCall, kernel: Kernel) -> Mergeable | str:
     """A convolution with what follows it, or the reason why it is no block; empty where nothing would go."""
     row = [conv]
-    while (after := steps.only_reader(row[-1])) is not None and (_is_absorbable(after) or _is_relu(after)):
+    while (after := calls.only_reader(row[-1])) is not None and (_is_absorbable(after) or _is_relu(after)):
         # behind a ReLU that stays nothing can be below zero, which a shift would make
         if any(map(_is_relu, row)) and (_is_relu(after) or isinstance(after.layer, _BatchNorm)):
             break
         row.append(after)
     while _is_relu(row[-1]):  # it stays where it is, behind the block
         row.pop()
-    gone = [step for step in row[1:] if not _is_relu(step)]
+    gone = [call for call in row[1:] if not _is_relu(call)]
     if not gone:
-        readers = steps.readers(conv)
+        readers = calls.readers(conv)
         several = len(readers) > 1 and any(each is not None and _is_absorbable(each) for each in readers)
-        return f"its output is read by {steps.described(readers)}" if several else ""
-    why = _unfit(steps, conv)
-    for step in gone:
-        why = why or _odd(steps, step)
+        return f"its output is read by {calls.described(readers)}" if several else ""
+    why = _unfit(calls, conv)
+    for call in gone:
+        why = why or _odd(calls, call)
     if why:
         return why
-    geometry = _geometry(conv, [step for step in gone if isinstance(step.layer, POOLS)], row[-1], kernel)
+    geometry = _geometry(conv, [call for call in gone if isinstance(call.layer, POOLS)], row[-1], kernel)
     if isinstance(geometry, str):
         return geometry
     rectified = any(map(_is_relu, row))
-    layers = tuple(step.name for step in row)
+    layers = tuple(call.name for call in row)
     assert isinstance(conv.layer, nn.Conv2d)
-    return Block(
+    return Mergeable(
         "streamline",
         conv.name,
-        tuple(step.name for step in gone),
+        tuple(call.name for call in gone),
         (),
         (Way(layers),),
-        Way((conv.name, *(step.name for step in row if _is_relu(step)))),
+        Way((conv.name, *(call.name for call in row if _is_relu(call)))),
         None,
         rectified,
         conv.layer.out_channels,
@@ -140,7 +140,7 @@ def _streamline(steps: Steps, conv: Step, kernel: Kernel) -> Block | str:
 
 
 def _geometry(
-    conv: Step, pools: Sequence[Step], last: Step, kernel: Kernel
+    conv: LayerCall, pools: Sequence[LayerCall], last: LayerCall, kernel: Kernel
 ) -> tuple[_PAIR, _PAIR, _PAIR | str] | str:
     """Kernel, stride and padding of a convolution that gives outputs of the same extent, or why none does.
 
@@ -197,17 +197,17 @@ class _Side:
         return min(fitting, key=lambda each: abs(each - wanted), default=None)
 
 
-def _side(conv: Step, pools: Sequence[Step], last: Step, dim: int) -> _Side:
+def _side(conv: LayerCall, pools: Sequence[LayerCall], last: LayerCall, dim: int) -> _Side:
     layer = conv.layer
     assert isinstance(layer, nn.Conv2d)
     reach = layer.dilation[dim] * (_kernel(conv)[dim] - 1) + 1
     whole, stride = reach, layer.stride[dim]
     padding = layer._reversed_padding_repeated_twice[2 * (1 - dim)]
     for pool in pools:
-        size, step, around = (
+        size, apart, around = (
             _pair(getattr(pool.layer, name))[dim] for name in ("kernel_size", "stride", "padding")
         )
-        whole, padding, stride = whole + (size - 1) * stride, padding + around * stride, stride * step
+        whole, padding, stride = whole + (size - 1) * stride, padding + around * stride, stride * apart
     before = shape_of(conv.nodes[0].args[0])[2 + dim]
     return _Side(before, last.shape[2 + dim], reach, whole, stride, padding)
 
@@ -217,87 +217,87 @@ def _side(conv: Step, pools: Sequence[Step], last: Step, dim: int) -> _Side:
 
 @dataclass(frozen=True)
 class _Branch:
-    """One operand of a concatenation: the steps that it is computed by alone, and what they begin with."""
+    """One operand of a concatenation: the calls that it is computed by alone, and what they begin with."""
 
-    steps: tuple[Step, ...]
-    origin: Step | None
+    calls: tuple[LayerCall, ...]
+    origin: LayerCall | None
     width: int
 
     @property
-    def convolutions(self) -> list[Step]:
-        return [step for step in self.steps if isinstance(step.layer, nn.Conv2d)]
+    def convolutions(self) -> list[LayerCall]:
+        return [call for call in self.calls if isinstance(call.layer, nn.Conv2d)]
 
     @property
     def rectified(self) -> bool:
-        return bool(self.steps) and _is_relu(self.steps[-1])
+        return bool(self.calls) and _is_relu(self.calls[-1])
 
     @property
     def is_host(self) -> bool:
         """Whether it ends with a convolution that sees its surroundings, and at most a ReLU."""
-        body = self.steps[:-1] if self.rectified else self.steps
+        body = self.calls[:-1] if self.rectified else self.calls
         return bool(body) and isinstance(body[-1].layer, nn.Conv2d) and min(_kernel(body[-1])) > 1
 
     @property
     def is_light(self) -> bool:
         """Whether it is a 1x1 convolution, a pooling, or a pooling and a 1x1 convolution."""
         found = self.convolutions
-        body = [step for step in self.steps if not _is_relu(step)]
+        body = [call for call in self.calls if not _is_relu(call)]
         return (
             bool(body)
             and len(found) <= 1
-            and all(step in found or _is_absorbable(step) for step in body)
-            and all(_kernel(step) == (1, 1) for step in found)
+            and all(call in found or _is_absorbable(call) for call in body)
+            and all(_kernel(call) == (1, 1) for call in found)
         )
 
 
-def _branches(steps: Steps, meeting: Step) -> Iterator[tuple[str, Block | str]]:
+def _branches(calls: LayerCalls, meeting: LayerCall) -> Iterator[tuple[str, Mergeable | str]]:
     """For each host of a concatenation its name and block, or the reason why it is none."""
     operands = argument(meeting.value, "tensors")
     if argument(meeting.value, "dim") not in (1, 1 - len(meeting.shape)) or len(meeting.shape) != 4:
         return
-    branches = [_branch(steps, steps.step_of(node), meeting, shape_of(node)[1]) for node in operands]
+    branches = [_branch(calls, calls.call_at(node), meeting, shape_of(node)[1]) for node in operands]
     if any(each.is_light for each in branches):
-        yield from _read_elsewhere(steps, branches)
+        yield from _read_elsewhere(calls, branches)
     for host, members in _shared_out(branches):
         conv = host.convolutions[-1]
         light = [each for each in members if each is not host]
-        why = _unfit(steps, conv)
+        why = _unfit(calls, conv)
         for each in light:
             if each.rectified != host.rectified:
                 how = "with" if host.rectified else "without"
-                why = why or f"its branch ends {how} a ReLU, unlike that of {each.steps[0]}"
+                why = why or f"its branch ends {how} a ReLU, unlike that of {each.calls[0]}"
             if host.origin is not each.origin:
-                why = why or f"its branch begins with another tensor than that of {each.steps[0]}"
-            for step in each.steps:
-                why = why or ("" if _is_relu(step) else _odd(steps, step))
-        extents = [shape_of(each.steps[0].nodes[0].args[0])[2:] for each in light]
+                why = why or f"its branch begins with another tensor than that of {each.calls[0]}"
+            for call in each.calls:
+                why = why or ("" if _is_relu(call) else _odd(calls, call))
+        extents = [shape_of(each.calls[0].nodes[0].args[0])[2:] for each in light]
         if any(extent != meeting.shape[2:] for extent in extents):
             why = why or "the branches beside it change the extent"
         yield conv.name, why or _widened(host, members, conv)
 
 
-def _read_elsewhere(steps: Steps, branches: Sequence[_Branch]) -> Iterator[tuple[str, str]]:
+def _read_elsewhere(calls: LayerCalls, branches: Sequence[_Branch]) -> Iterator[tuple[str, str]]:
     """The convolutions that would end a branch, if the concatenation alone read them."""
-    for step in (each.origin for each in branches if not each.steps):
-        end = steps.only_source(step) if step is not None and _is_relu(step) else step
-        if step is not None and end is not None and isinstance(end.layer, nn.Conv2d):
-            yield end.name, f"its output is read by {steps.described(steps.readers(step))}"
+    for call in (each.origin for each in branches if not each.calls):
+        end = calls.only_source(call) if call is not None and _is_relu(call) else call
+        if call is not None and end is not None and isinstance(end.layer, nn.Conv2d):
+            yield end.name, f"its output is read by {calls.described(calls.readers(call))}"
 
 
-def _widened(host: _Branch, members: Sequence[_Branch], conv: Step) -> Block:
+def _widened(host: _Branch, members: Sequence[_Branch], conv: LayerCall) -> Mergeable:
     """The block of a host with the branches beside it, in the order of the channels."""
     light = [each for each in members if each is not host]
     start = sum(each.width for each in members[: members.index(host)])
-    bodies = [[step for step in each.steps if not _is_relu(step)] for each in light]
+    bodies = [[call for call in each.calls if not _is_relu(call)] for each in light]
     layer = conv.layer
     assert isinstance(layer, nn.Conv2d)
-    return Block(
+    return Mergeable(
         "branch",
         conv.name,
-        tuple(step.name for body in bodies for step in body[1:]),
+        tuple(call.name for body in bodies for call in body[1:]),
         tuple(body[0].name for body in bodies),
-        tuple(Way(tuple(step.name for step in each.steps)) for each in members),
-        Way(tuple(step.name for step in host.steps)),
+        tuple(Way(tuple(call.name for call in each.calls)) for each in members),
+        Way(tuple(call.name for call in host.calls)),
         range(start, start + host.width),
         host.rectified,
         sum(each.width for each in members),
@@ -307,20 +307,20 @@ def _widened(host: _Branch, members: Sequence[_Branch], conv: Step) -> Block:
     )
 
 
-def _branch(steps: Steps, step: Step | None, reader: Step, width: int) -> _Branch:
-    """The steps before a concatenation that nothing else reads, from the first one on.
+def _branch(calls: LayerCalls, call: LayerCall | None, reader: LayerCall, width: int) -> _Branch:
+    """The calls before a concatenation that nothing else reads, from the first one on.
 
     Args:
-        steps: of the network.
-        step: the last one.
+        calls: of the network.
+        call: the last one.
         reader: the concatenation.
         width: of the operand.
     """
-    row: list[Step] = []
-    while step is not None and steps.readers(step) == [reader] and len(steps.sources(step)) == 1:
-        row.append(step)
-        reader, step = step, steps.only_source(step)
-    return _Branch(tuple(reversed(row)), step, width)
+    row: list[LayerCall] = []
+    while call is not None and calls.readers(call) == [reader] and len(calls.sources(call)) == 1:
+        row.append(call)
+        reader, call = call, calls.only_source(call)
+    return _Branch(tuple(reversed(row)), call, width)
 
 
 def _shared_out(branches: Sequence[_Branch]) -> Iterator[tuple[_Branch, list[_Branch]]]:
@@ -351,35 +351,35 @@ def _between(first: int, second: int) -> range:
 # ---- what both have in common ------------------------------------------------------------------------------
 
 
-def _is_relu(step: Step) -> bool:
-    return isinstance(step.layer, nn.ReLU) or (step.layer is None and op_name(step.value) == "relu")
+def _is_relu(call: LayerCall) -> bool:
+    return isinstance(call.layer, nn.ReLU) or (call.layer is None and op_name(call.value) == "relu")
 
 
-def _is_absorbable(step: Step) -> bool:
-    """Whether a step is a layer without products, on images, that a convolution can be fitted to."""
-    layer = step.layer
+def _is_absorbable(call: LayerCall) -> bool:
+    """Whether a call is a layer without products, on images, that a convolution can be fitted to."""
+    layer = call.layer
     if isinstance(layer, nn.MaxPool2d):
         return not layer.return_indices and _pair(layer.dilation) == (1, 1)
     return isinstance(layer, nn.AvgPool2d | nn.LocalResponseNorm | _BatchNorm)
 
 
-def _unfit(steps: Steps, conv: Step) -> str:
+def _unfit(calls: LayerCalls, conv: LayerCall) -> str:
     """Why a convolution cannot become another; empty if it can."""
     layer = conv.layer
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return f"it is a convolution in {layer.groups} groups"
-    return steps.oddity(conv)
+    return calls.oddity(conv)
 
 
-def _odd(steps: Steps, step: Step) -> str:
+def _odd(calls: LayerCalls, call: LayerCall) -> str:
     """Why a layer cannot be taken out; empty if it can."""
-    why = steps.oddity(step)
-    if not why and isinstance(step.layer, _BatchNorm) and step.layer.running_mean is None:
+    why = calls.oddity(call)
+    if not why and isinstance(call.layer, _BatchNorm) and call.layer.running_mean is None:
         why = "it keeps no running statistics, so that it normalises by those of each batch"
-    return f"{step} cannot go: {why}" if why else ""
+    return f"{call} cannot go: {why}" if why else ""
 
 
-def _kernel(conv: Step) -> tuple[int, ...]:
+def _kernel(conv: LayerCall) -> tuple[int, ...]:
     """The kernel of a convolution."""
     assert isinstance(conv.layer, nn.Conv2d)
     return conv.layer.kernel_size

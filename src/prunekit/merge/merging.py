@@ -17,9 +17,9 @@ from prunekit.graph.surgery import copy_of, count_parameters, own_module, put_mo
 from prunekit.measure import count, human_count, human_seconds, layer_times, plain_table
 from prunekit.measure.layer_times import OTHER
 from prunekit.merge.batch_norm import Fold, apply_folds, folds_of
-from prunekit.merge.blocks import Block, BlockKind, Kernel, blocks_of
+from prunekit.merge.blocks import BlockKind, Kernel, Mergeable, blocks_of
 from prunekit.merge.fit import fit_convolution, relative_error
-from prunekit.merge.steps import Steps
+from prunekit.merge.layer_calls import LayerCalls
 from prunekit.models.absent import EMPTY, PASSED, Absent
 from prunekit.modes import Snapshot, evaluating, keeping_modes
 from prunekit.settings import WHOLE, whole
@@ -185,9 +185,9 @@ def merge_layers(
     count_of = whole("examples", examples, 1, WHOLE)
     sample = joined(list(batches.sample(count_of, _CHUNK, seed))).to(device_of(model))
     timed = sample.examples(0, whole("batch", batch, 1, WHOLE)).inputs
-    steps = Steps(model, captured_in(model, sample.examples(0, 2).inputs, "eval"))
-    folds, refused = folds_of(steps)
-    blocks, others = blocks_of(steps, kinds, kernel)
+    calls = LayerCalls(model, captured_in(model, sample.examples(0, 2).inputs, "eval"))
+    folds, refused = folds_of(calls)
+    blocks, others = blocks_of(calls, kinds, kernel)
     refused |= others
     if only is not None:
         blocks = _chosen(blocks, only, refused)
@@ -238,7 +238,9 @@ def _training(training: TrainingLike) -> Training:
     return training.model_copy(update={"loss": "squared_error"})
 
 
-def _chosen(blocks: Sequence[Block], only: Sequence[str], refused: Mapping[str, str]) -> tuple[Block, ...]:
+def _chosen(
+    blocks: Sequence[Mergeable], only: Sequence[str], refused: Mapping[str, str]
+) -> tuple[Mergeable, ...]:
     """The blocks of these convolutions."""
     known = {block.convolution for block in blocks}
     for name in only:
@@ -268,7 +270,7 @@ def _sizes(model: nn.Module, inputs: Any) -> MergeSizes:
 # ---- one block ---------------------------------------------------------------------------------------------
 
 
-def _put(model: nn.Module, block: Block) -> Callable[[], None]:
+def _put(model: nn.Module, block: Mergeable) -> Callable[[], None]:
     """Put the new convolution and absent layers in their places; what is returned puts the old ones back."""
     device = device_of(model)
     absent = {
@@ -282,7 +284,7 @@ def _put(model: nn.Module, block: Block) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def _new(model: nn.Module, block: Block) -> nn.Conv2d:
+def _new(model: nn.Module, block: Mergeable) -> nn.Conv2d:
     """The new convolution, with the old weights in the rows that stay."""
     old = model.get_submodule(block.convolution)
     assert isinstance(old, nn.Conv2d)
@@ -313,7 +315,7 @@ def _new(model: nn.Module, block: Block) -> nn.Conv2d:
 def _fitted(
     model: nn.Module,
     original: nn.Module,
-    block: Block,
+    block: Mergeable,
     sample: Batch,
     training: Training,
     faster: float,
