@@ -2,11 +2,14 @@
 
 from prunekit.compress.codebook import Quantized, choose_rates, on_grid, optimal_kmeans, published_kmeans
 from prunekit.compress.coder import decode_levels, encode_levels
+from prunekit.compress.gaps import decode_gaps, encode_gaps
 
 __all__ = [
     "Quantized",
     "choose_rates",
+    "decode_gaps",
     "decode_levels",
+    "encode_gaps",
     "encode_levels",
     "on_grid",
     "optimal_kmeans",
