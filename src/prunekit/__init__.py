@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prunekit.batches import Batch
     from prunekit.errors import DataError, InputError, ModelError, PrunekitError
     from prunekit.masks import Masks
+    from prunekit.merge import merge_layers
     from prunekit.pruning import Pruned, Session, prune
     from prunekit.recipe import Recipe
     from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "load_masks",
     "load_pretrained",
+    "merge_layers",
     "prune",
     "save_pretrained",
     "train",
@@ -49,6 +51,7 @@ _HOMES = {
     "Batch": "batches",
     **dict.fromkeys(("DataError", "InputError", "ModelError", "PrunekitError"), "errors"),
     "Masks": "masks",
+    "merge_layers": "merge",
     **dict.fromkeys(("Pruned", "Session", "prune"), "pruning"),
     "Recipe": "recipe",
     **dict.fromkeys(("Architecture", "load_masks", "load_pretrained", "save_pretrained"), "saving"),

@@ -236,13 +236,18 @@ def test_flags_and_modes_stay():
     assert isinstance(net[1], Absent)
 
 
-def test_a_folded_network_with_biases_is_saved_and_loaded(tmp_path):
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_folded_network_is_saved_and_loaded(tmp_path, bias):
     def make():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        return nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.BatchNorm2d(4), nn.ReLU())
 
     net, x = alive(make()).float(), torch.randn(2, 3, 5, 5)
     fold_batch_norms(net, x)
     save_pretrained(net, tmp_path / "folded")
     again = load_pretrained(tmp_path / "folded", make())
     torch.testing.assert_close(again.eval()(x), net(x), rtol=0, atol=0)
+    other = nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    with pytest.raises(ModelError):
+        load_pretrained(tmp_path / "folded", other)
+    assert (other[0].bias is not None) == bias

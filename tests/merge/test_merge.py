@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
-from prunekit import Training, train
+from prunekit import Training, load_pretrained, save_pretrained, train
 from prunekit.errors import InputError, ModelError
 from prunekit.merge import merge_layers
-from prunekit.models import Absent, GoogLeNetSmall
+from prunekit.models import Absent, GoogLeNetSmall, MergedConv2d
 from prunekit.training import TrainingError
 from small_nets import copied, same
 
@@ -275,6 +275,26 @@ def test_the_rest_is_fine_tuned_at_a_tenth_of_the_rate():
     moved = {name: float((value - before[name]).abs().max()) for name, value in copied(net).items()}
     assert moved["conv1.conv.weight"] == pytest.approx(1e-3, rel=1e-2)  # Adam's first step is the rate
     assert moved["conv2.conv.weight"] == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_a_merged_network_is_saved_and_loaded(tmp_path):
+    """Into a freshly built one, which gets the stride of the new convolutions, and no other outputs."""
+    net, data = googlenet()
+    fresh = copy.deepcopy(net)
+    merge_layers(net, data, training=FIT_ONLY, examples=64)
+    save_pretrained(net, tmp_path / "merged")
+    again = load_pretrained(tmp_path / "merged", fresh)
+    assert type(again) is GoogLeNetSmall
+    assert again.conv1.conv.stride == (2, 2)
+    torch.testing.assert_close(again(data[0]), net(data[0]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "geometry", [[0, 1, 1, 1, 1, 1], [1, 1, -1, 1, 1, 1], [1, 1, 0, 0, 1, 10**9], [1, 1]]
+)
+def test_a_geometry_out_of_range_is_refused(geometry):
+    with pytest.raises(ModelError, match="stride, padding and dilation of a merged convolution are out of"):
+        MergedConv2d(nn.Conv2d(3, 4, 3), (4, 3, 3, 3), torch.tensor(geometry))
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------

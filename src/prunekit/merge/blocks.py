@@ -45,7 +45,7 @@ class Mergeable:
         kept: the outputs that the convolution gave already, as a range of the channels; None if all are new.
         rectified: whether a ReLU follows the new convolution within the block.
         width: output channels of the new convolution.
-        kernel, stride, padding: of the new convolution.
+        kernel, stride, padding, dilation: of the new convolution.
     """
 
     kind: BlockKind
@@ -59,7 +59,8 @@ class Mergeable:
     width: int
     kernel: _PAIR
     stride: _PAIR
-    padding: _PAIR | str
+    padding: _PAIR
+    dilation: _PAIR
 
     @property
     def absorbed(self) -> tuple[str, ...]:
@@ -141,27 +142,36 @@ def _streamline(calls: LayerCalls, conv: LayerCall, kernel: Kernel) -> Mergeable
 
 def _geometry(
     conv: LayerCall, pools: Sequence[LayerCall], last: LayerCall, kernel: Kernel
-) -> tuple[_PAIR, _PAIR, _PAIR | str] | str:
-    """Kernel, stride and padding of a convolution that gives outputs of the same extent, or why none does.
+) -> tuple[_PAIR, _PAIR, _PAIR, _PAIR] | str:
+    """Kernel, stride, padding and dilation of a convolution of the same extent of outputs, or why none is.
 
     A kernel that is to be the same grows by as little as makes the extents fit.
     """
     layer = conv.layer
     assert isinstance(layer, nn.Conv2d)
     if not pools:
-        return layer.kernel_size, layer.stride, layer.padding  # type: ignore[return-value]
+        return _own_geometry(layer)
     sides = [_side(conv, pools, last, dim) for dim in range(2)]
     strides: Any = tuple(side.stride for side in sides)
     if kernel == "same" and all(side.padding_for(side.reach) is not None for side in sides):
         kept: Any = tuple(side.padding_for(side.reach) for side in sides)
-        return layer.kernel_size, strides, kept  # type: ignore[return-value]
+        return layer.kernel_size, strides, kept, layer.dilation  # type: ignore[return-value]
     sizes = [
         next((size for size in side.sizes(kernel) if side.padding_for(size) is not None), 0) for side in sides
     ]
     if not all(sizes):
         return f"no kernel and padding make {last.shape[2:]} positions with a stride of {strides}"
     paddings: Any = tuple(side.padding_for(size) for side, size in zip(sides, sizes, strict=True))
-    return tuple(sizes), strides, paddings  # type: ignore[return-value]
+    return tuple(sizes), strides, paddings, (1, 1)  # type: ignore[return-value]
+
+
+def _own_geometry(layer: nn.Conv2d) -> tuple[_PAIR, _PAIR, _PAIR, _PAIR] | str:
+    """Those of a convolution, the padding in numbers, or why it has none of that kind."""
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    if (left, top) != (right, bottom):
+        return f"it pads {left} and {right}, {top} and {bottom} on its sides, which differ"
+    found: Any = layer.kernel_size, layer.stride, (top, left), layer.dilation
+    return found  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -273,7 +283,12 @@ def _branches(calls: LayerCalls, meeting: LayerCall) -> Iterator[tuple[str, Merg
         extents = [shape_of(each.calls[0].nodes[0].args[0])[2:] for each in light]
         if any(extent != meeting.shape[2:] for extent in extents):
             why = why or "the branches beside it change the extent"
-        yield conv.name, why or _widened(host, members, conv)
+        assert isinstance(conv.layer, nn.Conv2d)
+        geometry = _own_geometry(conv.layer)
+        if isinstance(geometry, str):
+            yield conv.name, why or geometry
+        else:
+            yield conv.name, why or _widened(host, members, conv, geometry)
 
 
 def _read_elsewhere(calls: LayerCalls, branches: Sequence[_Branch]) -> Iterator[tuple[str, str]]:
@@ -284,13 +299,13 @@ def _read_elsewhere(calls: LayerCalls, branches: Sequence[_Branch]) -> Iterator[
             yield end.name, f"its output is read by {calls.described(calls.readers(call))}"
 
 
-def _widened(host: _Branch, members: Sequence[_Branch], conv: LayerCall) -> Mergeable:
+def _widened(
+    host: _Branch, members: Sequence[_Branch], conv: LayerCall, geometry: tuple[_PAIR, _PAIR, _PAIR, _PAIR]
+) -> Mergeable:
     """The block of a host with the branches beside it, in the order of the channels."""
     light = [each for each in members if each is not host]
     start = sum(each.width for each in members[: members.index(host)])
     bodies = [[call for call in each.calls if not _is_relu(call)] for each in light]
-    layer = conv.layer
-    assert isinstance(layer, nn.Conv2d)
     return Mergeable(
         "branch",
         conv.name,
@@ -301,9 +316,7 @@ def _widened(host: _Branch, members: Sequence[_Branch], conv: LayerCall) -> Merg
         range(start, start + host.width),
         host.rectified,
         sum(each.width for each in members),
-        layer.kernel_size,  # type: ignore[arg-type]
-        layer.stride,  # type: ignore[arg-type]
-        layer.padding,  # type: ignore[arg-type]
+        *geometry,
     )
 
 

@@ -148,6 +148,6 @@ class LayerCalls:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a module is one of PyTorch's own that computes something by itself."""
+    """Whether a module computes what one of PyTorch's own does, by itself."""
     inner = [name for name, _ in module.named_children() if name != "parametrizations"]
-    return type(module).__module__.startswith("torch.nn") and not inner
+    return type(module).forward.__module__.startswith("torch.nn") and not inner

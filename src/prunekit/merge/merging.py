@@ -21,6 +21,7 @@ from prunekit.merge.blocks import BlockKind, Kernel, Mergeable, blocks_of
 from prunekit.merge.fit import fit_convolution, relative_error
 from prunekit.merge.layer_calls import LayerCalls
 from prunekit.models.absent import EMPTY, PASSED, Absent
+from prunekit.models.merged_conv import MergedConv2d
 from prunekit.modes import Snapshot, evaluating, keeping_modes
 from prunekit.settings import WHOLE, whole
 from prunekit.statistics.collect import watched_calls
@@ -284,32 +285,21 @@ def _put(model: nn.Module, block: Mergeable) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def _new(model: nn.Module, block: Mergeable) -> nn.Conv2d:
-    """The new convolution, with the old weights in the rows that stay."""
+def _new(model: nn.Module, block: Mergeable) -> MergedConv2d:
+    """The new convolution, with the old weights in the rows that stay and zeros in the others."""
     old = model.get_submodule(block.convolution)
     assert isinstance(old, nn.Conv2d)
-    made = nn.Conv2d(
-        old.in_channels,
-        block.width,
-        block.kernel,
-        stride=block.stride,
-        padding=block.padding,
-        dilation=old.dilation if block.kernel == old.kernel_size else 1,  # type: ignore[arg-type]
-        padding_mode=old.padding_mode,
-        device=old.weight.device,
-        dtype=old.weight.dtype,
-    )
-    made.weight.zero_()
+    geometry = torch.tensor([*block.stride, *block.padding, *block.dilation])
+    made = MergedConv2d(old, (block.width, old.in_channels, *block.kernel), geometry)
     assert made.bias is not None
-    made.bias.zero_()
+    for values in (made.weight, made.bias):
+        values.zero_()
     if block.kept is not None:
         own = slice(block.kept.start, block.kept.stop)
         made.weight[own] = old.weight
         if old.bias is not None:
             made.bias[own] = old.bias
-    if old.weight.is_contiguous(memory_format=torch.channels_last):
-        made.weight.data = made.weight.data.contiguous(memory_format=torch.channels_last)
-    return made.train(old.training).requires_grad_(old.weight.requires_grad)
+    return made
 
 
 def _fitted(

@@ -6,6 +6,7 @@ from prunekit.models.column_conv import ColumnConv2d
 from prunekit.models.convnets import LeNet5, Maxout, MaxoutLeNet5, ResidualBlock, ResNet, VGGSmall, resnet20
 from prunekit.models.create import ModelSettings, create, names
 from prunekit.models.googlenet import GoogLeNetSmall, Inception
+from prunekit.models.merged_conv import MergedConv2d
 from prunekit.models.mlp import MLP, Activation, LeNet300100, make_activation
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LeNet300100",
     "Maxout",
     "MaxoutLeNet5",
+    "MergedConv2d",
     "ModelSettings",
     "ResNet",
     "ResidualBlock",

@@ -23,8 +23,10 @@ from prunekit.graph import (
     restore_sizes,
     size_attributes,
 )
+from prunekit.graph.rows import LAYERS, TRANSPOSED
+from prunekit.graph.surgery import put_modules
 from prunekit.masks import Masks
-from prunekit.models import ModelSettings
+from prunekit.models import MergedConv2d, ModelSettings
 from prunekit.parts.granularity import Granularity
 from prunekit.pruning import Pruned
 from prunekit.saving.folder import (
@@ -373,29 +375,53 @@ def _check_kinds(own: Mapping[str, Tensor], state: Mapping[str, Tensor], folder:
 
 @contextmanager
 def _with_replaced(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model without modules, and with convolutions that have some of their columns, as it was saved.
+    """The model without modules, with convolutions that have some of their columns, and with merged ones.
 
-    It is whole again if what is done inside fails.
+    Layers without a bias get one where batch norms went into them. The model is whole again if what is done
+    inside fails.
 
     Raises:
         ModelError: if what was saved does not come from this network; it is left as it was.
     """
     modules, own = dict(model.named_modules(remove_duplicate=False)), model.state_dict()
-    columns, absent = {}, {}
+    columns, absent = dict[str, Tensor](), dict[str, Tensor]()
+    merged, biases = dict[str, nn.Module](), list[nn.Module]()
     for name, value in state.items():
         place, _, short = name.rpartition(".")
         if short == "columns" and isinstance(modules.get(place), nn.Conv2d):
             columns[place] = value
         if short == "absent" and name not in own:
             absent[place] = value
+        layer = modules.get(place)
+        if short == "geometry" and name not in own and isinstance(layer, nn.Conv2d):
+            weight = state.get(f"{place}.weight", value)
+            merged[place] = MergedConv2d(layer, weight.shape, value)
+        if short == "bias" and name not in own and isinstance(layer, LAYERS + TRANSPOSED):
+            biases.append(layer)
     undo = [replace_with_absent(model, absent)]
     try:
         undo.append(replace_convolutions(model, columns))
+        undo.append(put_modules(model, merged))
+        undo.append(_with_biases([each for each in biases if absent and each not in merged.values()]))
         yield
     except BaseException:
         for each in reversed(undo):
             each()
         raise
+
+
+def _with_biases(layers: Iterable[Any]) -> Callable[[], None]:
+    """Give layers biases of zeros; what is returned takes them away."""
+    given = [layer for layer in layers if layer.bias is None]
+    for layer in given:
+        outputs = getattr(layer, "out_features", None) or layer.out_channels
+        layer.bias = nn.Parameter(layer.weight.new_zeros(outputs), requires_grad=layer.weight.requires_grad)
+
+    def back() -> None:
+        for layer in given:
+            layer.bias = None
+
+    return back
 
 
 @contextmanager
