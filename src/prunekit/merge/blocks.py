@@ -171,7 +171,7 @@ def _own_geometry(layer: nn.Conv2d) -> tuple[_PAIR, _PAIR, _PAIR, _PAIR] | str:
     if (left, top) != (right, bottom):
         return f"it pads {left} and {right}, {top} and {bottom} on its sides, which differ"
     found: Any = layer.kernel_size, layer.stride, (top, left), layer.dilation
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 @dataclass(frozen=True)
