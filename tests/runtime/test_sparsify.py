@@ -267,6 +267,13 @@ def test_networks_with_gates_on_are_refused_until_the_gates_have_come_off(gates,
     assert sparsify_for_cpu(net, torch.ones(2, 3)).chosen
 
 
+def test_networks_that_are_not_wholly_on_the_cpu_are_refused():
+    net = with_zeros(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    net[1].running_mean = net[1].running_mean.to("meta")
+    with pytest.raises(ModelError, match=r"1.running_mean is on meta: .* call model.cpu\(\) first"):
+        sparsify_for_cpu(net, torch.ones(1, 3))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_networks_on_a_gpu_are_refused():
     with pytest.raises(ModelError, match="weight is on cuda:0"):

@@ -13,6 +13,7 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
 from prunekit.pruning import Pruned, prune
+from prunekit.runtime import SparseConv2d, SparseLinear
 from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
 from small_nets import Tied, blobs, convnet, copied, mlp, recipe, same
 
@@ -359,3 +360,19 @@ class TestAnotherModel:
         redescribed(saved, architecture=wanted)
         with pytest.raises(InputError, match="is of os:getcwd: build it and give"):
             load_pretrained(saved)
+
+
+@pytest.mark.parametrize("sparse", [SparseLinear, SparseConv2d])
+def test_networks_that_run_sparse_are_not_saved_and_an_earlier_save_stays(sparse, pruned, saved):
+    model = pruned.model
+    name, layer = next(
+        (n, m)
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Conv2d if sparse is SparseConv2d else nn.Linear)
+    )
+    setattr(model, name, sparse(layer) if sparse is SparseConv2d else sparse(layer.weight, layer.bias))
+    before = (saved / "model.safetensors").read_bytes()
+    for given in (pruned, model):
+        with pytest.raises(ModelError, match=f"{name} runs sparse on this machine: save the network before"):
+            save_pretrained(given, saved)
+    assert (saved / "model.safetensors").read_bytes() == before

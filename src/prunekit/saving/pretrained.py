@@ -29,6 +29,7 @@ from prunekit.masks import Masks
 from prunekit.models import MergedConv2d, ModelSettings
 from prunekit.parts.granularity import Granularity
 from prunekit.pruning import Pruned
+from prunekit.runtime import SparseConv2d, SparseLinear
 from prunekit.saving.folder import (
     BITS,
     BUFFER,
@@ -78,12 +79,14 @@ def save_pretrained(
     Raises:
         InputError: if the folder holds something else, or the masks are another model's.
         ModelError: if the model's state holds something other than tensors, or tensors of names or dtypes
-            that are not loaded again, or an exported graph holds what a file may not name.
+            that are not loaded again, or an exported graph holds what a file may not name; or if layers run
+            sparse.
         OSError: if it cannot be written; an earlier save is then as it was, and nothing is left behind.
     """
     folder = Path(folder)
     check_free(folder)
     model = unwrap(pruned if isinstance(pruned, nn.Module) else pruned.model)
+    _check_dense(model)
     masks = pruned.masks if isinstance(pruned, Pruned) else masks or Masks({})
     masks.parameters(model)
     tensors, tied = _tensors(model.state_dict(), masks)
@@ -314,6 +317,16 @@ def _unnamed(model: nn.Module) -> dict[str, Tensor]:
         and not (every and name.startswith("_constant"))
         and (every or buffer.is_floating_point())
     }
+
+
+def _check_dense(model: nn.Module) -> None:
+    """Refuse, with a `ModelError`, layers that run sparse: which do is for each machine to find out."""
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear | SparseConv2d):
+            raise ModelError(
+                f"{name or 'the model'} runs sparse on this machine: save the network before "
+                "sparsify_for_cpu, and call that again where it is loaded"
+            )
 
 
 def _check_loadable(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
