@@ -1,4 +1,4 @@
-"""The coder beside gaps and Huffman codes as published, general compressors and NNCodec: the same integers."""
+"""The coder beside gaps and Huffman codes as published, general compressors and NNCodec; same integers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,19 @@ import numpy as np
 import zstandard
 
 from codec_networks import NETWORKS, weights
-from prunekit.compress import decode_gaps, decode_levels, encode_gaps, encode_levels, optimal_kmeans
+from prunekit.compress import (
+    decode_gaps,
+    decode_levels,
+    encode_gaps,
+    encode_levels,
+    optimal_kmeans,
+    order_units,
+    regroup,
+)
 from side_by_side import finish
 
 LEVELS = 16
+CHAINS = ("lenet_300_100", "lenet5")
 LARGE = (3_200, 3_125)
 DENSITY = 0.08
 PLANES = {(300, 784): (28, 28), (500, 800): (50, 16)}
@@ -62,7 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     options.rounds = 1
     sizes = {
-        f"{name}, {kept} %": network(list(layers.values()), options.nncodec)
+        f"{name}, {kept} %": network(name, list(layers.values()), options.nncodec)
         for name in NETWORKS
         for kept, layers in weights(options.networks, name).items()
     }
@@ -75,7 +84,7 @@ def main() -> None:
     finish(options, {"levels": LEVELS, "bytes": sizes, "10 million weights": large})
 
 
-def network(layers: Layers, nncodec: Path | None) -> dict[str, Any]:
+def network(name: str, layers: Layers, nncodec: Path | None) -> dict[str, Any]:
     """Bytes of a network's levels by each way."""
     codes = [optimal_kmeans(layer, LEVELS).codes for layer in layers]
     found: dict[str, Any] = {
@@ -84,13 +93,24 @@ def network(layers: Layers, nncodec: Path | None) -> dict[str, Any]:
         "kept": sum(int(np.count_nonzero(code)) for code in codes),
         "order-0 entropy": round(sum(map(entropy, codes))),
     }
-    for name, (encode, decode) in ways().items():
+    for way, (encode, decode) in ways().items():
         data = encode(codes)
         back = decode(data, codes)
         assert all(map(np.array_equal, back, codes))
-        found[name] = size(data)
+        found[way] = size(data)
+    if name in CHAINS:
+        found["prunekit, units in order"] = size(ways()["prunekit"][0](ordered(codes)))
     if nncodec is not None:
         found["NNCodec"], found["NNCodec, zeros of these shapes"] = by_nncodec(codes, nncodec)
+    return found
+
+
+def ordered(codes: Layers) -> Layers:
+    """The layers of a chain with their hidden units in the order that takes fewer bytes."""
+    found = list(codes)
+    for number in range(len(found) - 1):
+        order = order_units(found[number], found[number + 1])
+        found[number], found[number + 1] = found[number][order], regroup(found[number + 1], order)
     return found
 
 

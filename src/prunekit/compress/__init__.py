@@ -3,6 +3,7 @@
 from prunekit.compress.codebook import Quantized, choose_rates, on_grid, optimal_kmeans, published_kmeans
 from prunekit.compress.coder import decode_levels, encode_levels
 from prunekit.compress.gaps import decode_gaps, encode_gaps
+from prunekit.compress.unit_order import order_units, regroup
 
 __all__ = [
     "Quantized",
@@ -13,5 +14,7 @@ __all__ = [
     "encode_levels",
     "on_grid",
     "optimal_kmeans",
+    "order_units",
     "published_kmeans",
+    "regroup",
 ]

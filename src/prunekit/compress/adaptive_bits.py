@@ -26,7 +26,12 @@ class ContextBits:
         self._ones = [np.zeros(size, np.int64) for size in sizes]
         self._all = [np.zeros(size, np.int64) for size in sizes]
         self._strength = strength
-        self._mixer = Mixer([1.0] + [0.3] * (len(sizes) - 1), inertia=200)
+        self._mixer = Mixer([1.0] + [0.2] * (len(sizes) - 1), inertia=200)
+
+    def forget(self) -> None:
+        """Let what was seen so far count an eighth of what it did; how evidence is weighed stays."""
+        for table in (*self._ones, *self._all):
+            table //= 8
 
     def code(self, contexts: Sequence[np.ndarray], bits: np.ndarray) -> np.ndarray:
         """Bits that are predicted at once.
@@ -88,6 +93,7 @@ class Numbers:
         reach = math.isqrt(low) + 1 if low else 0
         places = np.arange(max(low - reach, 0), min(low + reach, self._limit) + 1)
         added = self.UNIT * (reach + 1 - np.abs(places - low)) // (reach + 1)
+        added[low - places[0]] += self.UNIT
         self._mass[places] += added
         like[places] += added
         return low

@@ -42,6 +42,8 @@ class LevelModel:
             lowest, highest: the greatest magnitudes of negative and of positive levels.
             grid: height and width of the plane in which the columns are laid out.
         """
+        for tables in (self._signs, *self._magnitudes.values()):
+            tables.forget()
         places = np.flatnonzero(present)
         known = _Known(present, max(lowest, highest, 1), grid)
         digits = max(lowest - 1, highest - 1, 0).bit_length()
