@@ -194,8 +194,7 @@ def merge_layers(
         blocks = _chosen(blocks, only, refused)
     if not blocks:
         raise ModelError(_nothing(kinds, refused))
-    before = _sizes(model, timed)
-    snapshot = Snapshot(model)
+    given, snapshot = copy_of(model), Snapshot(model)
     undo: list[Callable[[], None]] = []
     merged, new = [], list[str]()
     try:
@@ -211,9 +210,8 @@ def merge_layers(
             each()
         snapshot.restore()
         raise
-    return MergeResult(
-        model, folds, tuple(merged), refused, tuple(dict.fromkeys(new)), before, _sizes(model, timed)
-    )
+    before, after = (_sizes(each, timed) for each in (given, model))  # in a row: a machine's load changes
+    return MergeResult(model, folds, tuple(merged), refused, tuple(dict.fromkeys(new)), before, after)
 
 
 # ---- what is asked for -------------------------------------------------------------------------------------
