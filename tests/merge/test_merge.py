@@ -199,6 +199,23 @@ def test_branches_end_with_the_activation_that_they_had():
     assert float(error) < 0.05
 
 
+def test_a_branch_with_a_layer_in_between_is_fitted_behind_it():
+    torch.manual_seed(0)
+    net, data = Reduced(nn.Sigmoid()).double(), examples()
+    before = net(data[0]).detach()
+    read = net.between(net.reduce(F.tanh(data[0])))
+    rows = F.unfold(read, 3, padding=1).transpose(1, 2).flatten(0, 1).detach().numpy()
+    rows = np.hstack([rows, np.ones((len(rows), 1))])
+    target = before[:, :2].flatten(2).transpose(1, 2).flatten(0, 1).numpy()
+    missed = target - rows @ np.linalg.lstsq(rows, target, rcond=None)[0]
+    (block,) = merge_layers(net, data, training=FIT_ONLY).blocks
+    found = net(data[0]).detach()
+    torch.testing.assert_close(found[:, 2:], before[:, 2:], rtol=0, atol=1e-12)
+    assert float((found - before).square().sum()) == pytest.approx(np.square(missed).sum(), rel=1e-2)
+    spread = (before - before.mean((0, 2, 3), keepdim=True)).square().sum()
+    assert block.error == pytest.approx(float((found - before).square().sum() / spread), rel=1e-6)
+
+
 # ---- a whole network ---------------------------------------------------------------------------------------
 
 
@@ -323,6 +340,20 @@ class HostReadTwice(Branched):
         ) + (y.mean())
 
 
+class Reduced(nn.Module):
+    """A 1x1 convolution beside a 1x1 and a 3x3 one, with something in between."""
+
+    def __init__(self, between, first=None):
+        super().__init__()
+        self.between, self.first = between, first or nn.Identity()
+        self.one, self.reduce, self.three = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 3, 1, 1)
+
+    def forward(self, x):
+        x = F.tanh(x)
+        wide = self.three(self.between(self.reduce(F.relu(x) if isinstance(self.first, nn.ReLU) else x)))
+        return torch.cat([self.one(x), wide], 1)
+
+
 REFUSED = {
     "nothing": (lambda: streamline(nn.ReLU()), "looked for convolutions with pooling"),
     "read elsewhere": (ReadTwice, "conv: its output is read by 'pool' and mean()"),
@@ -330,6 +361,18 @@ REFUSED = {
     "groups": (
         lambda: streamline(nn.MaxPool2d(2), conv=nn.Conv2d(3, 6, 3, groups=3)),
         "0: it is a convolution in 3 groups",
+    ),
+    "a function in a branch": (
+        lambda: Reduced(torch.sigmoid),
+        "three: its branch calls sigmoid() as a function",
+    ),
+    "a function at the beginning": (
+        lambda: Reduced(nn.Sigmoid(), nn.ReLU()),
+        "three: its branch begins with relu(): it is called as a function",
+    ),
+    "only batch norms": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+        "fold_batch_norms folds batch norms alone",
     ),
     "no statistics": (
         lambda: streamline(nn.ReLU(), nn.BatchNorm2d(4, track_running_stats=False)),

@@ -271,7 +271,7 @@ def _branches(calls: LayerCalls, meeting: LayerCall) -> Iterator[tuple[str, Merg
     for host, members in _shared_out(branches):
         conv = host.convolutions[-1]
         light = [each for each in members if each is not host]
-        why = _unfit(calls, conv)
+        why = _unfit(calls, conv) or _unfit_way(calls, host)
         for each in light:
             if each.rectified != host.rectified:
                 how = "with" if host.rectified else "without"
@@ -382,6 +382,16 @@ def _unfit(calls: LayerCalls, conv: LayerCall) -> str:
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return f"it is a convolution in {layer.groups} groups"
     return calls.oddity(conv)
+
+
+def _unfit_way(calls: LayerCalls, host: _Branch) -> str:
+    """Why a branch cannot be run by itself; empty if it can."""
+    first = host.calls[0]
+    why = calls.oddity(first)
+    if why:
+        return f"its branch begins with {first}: {why}"
+    function = next((call for call in host.calls if call.layer is None and not _is_relu(call)), None)
+    return "" if function is None else f"its branch calls {function} as a function"
 
 
 def _odd(calls: LayerCalls, call: LayerCall) -> str:

@@ -150,4 +150,5 @@ class LayerCalls:
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module computes what one of PyTorch's own does, by itself."""
     inner = [name for name, _ in module.named_children() if name != "parametrizations"]
-    return type(module).forward.__module__.startswith("torch.nn") and not inner
+    owner = getattr(type(module).forward, "__module__", None) or ""
+    return owner.startswith("torch.nn") and not inner

@@ -22,7 +22,7 @@ from prunekit.merge.fit import fit_convolution, relative_error
 from prunekit.merge.layer_calls import LayerCalls
 from prunekit.models.absent import EMPTY, PASSED, Absent
 from prunekit.models.merged_conv import MergedConv2d
-from prunekit.modes import Snapshot, evaluating, keeping_modes
+from prunekit.modes import Snapshot, evaluating
 from prunekit.settings import WHOLE, whole
 from prunekit.statistics.collect import watched_calls
 from prunekit.targets import device_of
@@ -193,7 +193,7 @@ def merge_layers(
     if only is not None:
         blocks = _chosen(blocks, only, refused)
     if not blocks:
-        raise ModelError(_nothing(kinds, refused))
+        raise ModelError(_nothing(kinds, refused, folds))
     given, snapshot = copy_of(model), Snapshot(model)
     undo: list[Callable[[], None]] = []
     merged, new = [], list[str]()
@@ -256,10 +256,14 @@ _LOOKED_FOR = {
 }
 
 
-def _nothing(kinds: Sequence[str], refused: Mapping[str, str]) -> str:
+def _nothing(kinds: Sequence[str], refused: Mapping[str, str], folds: Sequence[Fold]) -> str:
     wanted = "; ".join(_LOOKED_FOR[kind] for kind in kinds)
     reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
-    return f"there is nothing to merge: looked for {wanted}" + (f" (refused: {reasons})" if reasons else "")
+    return (
+        f"there is nothing to merge: looked for {wanted}"
+        + (f" (refused: {reasons})" if reasons else "")
+        + ("; fold_batch_norms folds batch norms alone" if folds else "")
+    )
 
 
 def _sizes(model: nn.Module, inputs: Any) -> MergeSizes:
@@ -325,8 +329,7 @@ def _fitted(
     if training.length(as_batches((reached, wanted))):
         before = Snapshot(row)
         new = {f"{place}.weight", f"{place}.bias"}
-        with keeping_modes(model):
-            train(row, (reached, wanted), training, loop=Loop(relative_lr=_faster(new, faster)), seed=seed)
+        train(row, (reached, wanted), training, loop=Loop(relative_lr=_faster(new, faster)), seed=seed)
         error = _error(row, reached, wanted)
         if not error <= least:
             before.restore()
