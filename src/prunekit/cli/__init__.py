@@ -11,6 +11,7 @@ import typer
 
 from prunekit import __version__
 from prunekit.cli.compare import compare, methods, report
+from prunekit.cli.export import export
 from prunekit.cli.inspect import inspect
 from prunekit.cli.options import StoppedError, interruptible, log_to_stderr
 from prunekit.cli.prune import prune
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (methods, compare, prune, shrink, inspect, report):
+for command in (methods, compare, prune, shrink, export, inspect, report):
     app.command(no_args_is_help=command is not methods)(interruptible(command))
 
 

@@ -1,0 +1,208 @@
+"""A network in C computes what PyTorch computes; what C cannot hold is refused by name."""
+
+import itertools
+import shutil
+import subprocess
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from prunekit.errors import InputError, ModelError
+from prunekit.export import export_c
+from prunekit.export.c_tables import FAR, tables_of
+from prunekit.models import create
+
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+
+
+def randomly_pruned(model, kept, *, levels=None):
+    """Weights that stay at random, on an even grid of levels where asked."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(torch.rand(weight.shape, generator=generator) < kept)
+                if levels:
+                    step = 2 * weight.abs().max() / levels
+                    weight.copy_((weight / step).round() * step)
+    return model
+
+
+def run_main(folder, header, name, inputs, outputs):
+    """The outputs of a program of its own that reads examples and prints what the function gives."""
+    (folder / "main.c").write_text(
+        f"""#include <stdio.h>
+#include "{header.name}"
+static float input[{name}_INPUTS], output[{name}_OUTPUTS];
+int main(void) {{
+  while (fread(input, sizeof(float), {name}_INPUTS, stdin) == {name}_INPUTS) {{
+    {name}_forward(input, output);
+    for (int i = 0; i < {name}_OUTPUTS; i++) printf("%.9g ", (double)output[i]);
+  }}
+  return 0;
+}}"""
+    )
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-O2", "-fsanitize=address,undefined"]
+    subprocess.run(["gcc", *flags, "main.c", "-o", "main", "-lm"], cwd=folder, check=True)
+    done = subprocess.run([folder / "main"], input=inputs.numpy().tobytes(), capture_output=True, check=True)
+    return torch.tensor([float(word) for word in done.stdout.split()]).reshape(len(inputs), outputs)
+
+
+@needs_gcc
+@pytest.mark.parametrize("levels", [None, 30])
+@pytest.mark.parametrize(("which", "kept"), [("lenet_300_100", 0.08), ("lenet5", 0.05)])
+def test_both_lenets_as_a_program_of_their_own(tmp_path, which, kept, levels):
+    model = randomly_pruned(create(which, (1, 28, 28), 10, seed=0), kept, levels=levels)
+    inputs = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    done = export_c(model, tmp_path / "net.h", inputs)
+    found = run_main(tmp_path, done.path, done.name, inputs, 10)
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(inputs), rtol=0, atol=1e-5)
+    assert all(form.startswith("gaps") for form in list(done.forms.values())[:2])
+    if levels:
+        assert all("codes" in form for form in list(done.forms.values())[:2])
+    dense = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert done.table_bytes < dense * kept * (1 if levels else 2)
+    assert done.deviation <= 1e-5
+
+
+class Called(nn.Module):
+    """Operations as functions, a batch norm, groups, dilation and padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=(1, 2), stride=(2, 1), bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.deep = nn.Conv2d(4, 6, (3, 2), groups=2, dilation=(1, 2), padding="same")
+        self.fc = nn.Linear(6 * 3 * 5, 7)
+
+    def forward(self, x):
+        x = F.max_pool2d(torch.tanh(self.norm(self.conv(x))), 2, stride=1, padding=1)
+        x = F.avg_pool2d(torch.relu(self.deep(x)), 3, 2, 1)
+        return torch.sigmoid(self.fc(F.dropout(x.flatten(1), training=self.training)))
+
+
+@needs_gcc
+def test_operations_called_as_functions_with_a_folded_batch_norm(tmp_path):
+    torch.manual_seed(0)
+    model = Called()
+    model(torch.randn(16, 2, 9, 7))  # statistics of the batch norm
+    model.eval()
+    inputs = torch.randn(3, 2, 9, 7)
+    done = export_c(model, tmp_path / "net.h", inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            run_main(tmp_path, done.path, done.name, inputs, 7), model(inputs), rtol=0, atol=1e-5
+        )
+    assert isinstance(model.norm, nn.BatchNorm2d)
+
+
+@needs_gcc
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.ELU(0.7), nn.SiLU(), nn.Softplus(2.0), nn.GELU(),
+        nn.Sigmoid(), nn.Tanh(), nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True), nn.MaxPool2d(2, dilation=2),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        nn.AdaptiveAvgPool2d(1),
+    ],
+    ids=lambda layer: str(layer).split("(")[0],
+)  # fmt: skip
+def test_each_operation(tmp_path, layer):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), layer)
+    inputs = 4 * torch.randn(2, 1, 9, 8)
+    with torch.no_grad():
+        expected = model(inputs).flatten(1)
+    done = export_c(model, tmp_path / "net.h", inputs)
+    found = run_main(tmp_path, done.path, done.name, inputs, expected.shape[1])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+
+
+def numbers_in(text, name):
+    return [
+        float(word.strip().rstrip("f"))
+        for word in text.split(f" {name}[")[1].split("{")[1].split("}")[0].split(",")
+    ]
+
+
+@pytest.mark.parametrize("columns", [1, 254, 255, 256, 257, 510, 511, 1100])
+def test_gaps_decoded_by_hand(columns):
+    weight = torch.zeros(4, columns)
+    weight[0, -1], weight[1, 0], weight[3, columns // 2], weight[3, -1] = 1.5, 2, 3, 4
+    found = tables_of("t", torch.cat([weight, torch.zeros(40, columns)]))
+    assert found.form.startswith("gaps")
+    counts, gaps, values = (numbers_in(found.text, f"t_{which}") for which in ("n", "gap", "w"))
+    decoded, gap, value = torch.zeros(4, columns), iter(gaps), iter(values)
+    for row, count in zip(decoded, counts[:4], strict=True):
+        place = 0
+        for step in itertools.islice(gap, int(count)):
+            place += int(step)
+            if step != FAR:
+                row[place] = next(value)
+                place += 1
+    assert torch.equal(decoded, weight)
+
+
+def test_a_layer_of_zeros_alone_and_names_that_would_be_code(tmp_path):
+    inner = nn.Linear(3, 2)
+    nn.init.zeros_(inner.weight)
+    model = nn.Sequential()
+    model.add_module('*/ int evil; /* "', inner)
+    done = export_c(model, tmp_path / "a-b; int evil;.h", torch.randn(2, 3))
+    text = done.path.read_text()
+    assert "int evil" not in text
+    assert done.name == "net_a_b__int_evil_"
+
+
+CHAIN = nn.Sequential(nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "options", "error", "message"),
+    [
+        (CHAIN, None, {}, InputError, "give a tensor"),
+        (CHAIN, torch.randn(0, 3), {}, InputError, "at least one"),
+        (CHAIN, torch.randn(2, 4), {}, ModelError, "fails on the example inputs"),
+        (CHAIN, torch.randn(2, 3), {"name": "a b"}, InputError, "letters, digits"),
+        (
+            nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)),
+            torch.randn(2, 3),
+            {},
+            ModelError,
+            "'1' .Softmax. cannot",
+        ),
+        (nn.Sequential(nn.Conv1d(1, 2, 3)), torch.randn(2, 1, 5), {}, ModelError, "'0' .Conv1d. cannot"),
+        (
+            nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2))),
+            torch.randn(2, 3),
+            {},
+            ModelError,
+            "'0' is parametrized",
+        ),
+        (
+            create("resnet20", (3, 8, 8), 10, seed=0),
+            torch.randn(2, 3, 8, 8),
+            {},
+            ModelError,
+            "no link of a chain",
+        ),
+    ],
+)
+def test_what_is_refused_leaves_no_file(tmp_path, model, inputs, options, error, message):
+    with pytest.raises(error, match=message):
+        export_c(model, tmp_path / "net.h", inputs, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_and_weights_that_are_not_finite_are_refused(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        export_c(CHAIN, tmp_path, torch.randn(2, 3))
+    model = nn.Sequential(nn.Linear(3, 2))
+    nn.init.constant_(model[0].weight, float("inf"))
+    with pytest.raises(ModelError, match="not finite"):
+        export_c(model, tmp_path / "net.h", torch.randn(2, 3))
