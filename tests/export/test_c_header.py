@@ -105,7 +105,8 @@ def test_operations_called_as_functions_with_a_folded_batch_norm(tmp_path):
     "layer",
     [
         nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.ELU(0.7), nn.SiLU(), nn.Softplus(2.0), nn.GELU(),
-        nn.Sigmoid(), nn.Tanh(), nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True), nn.MaxPool2d(2, dilation=2),
+        nn.Sigmoid(), nn.Tanh(), nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True),
+        nn.MaxPool2d(2, dilation=2),
         nn.AvgPool2d(2, divisor_override=3),
         nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False),
         nn.AdaptiveAvgPool2d(1),

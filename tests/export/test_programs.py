@@ -1,4 +1,4 @@
-"""Files that other programs read give PyTorch's outputs at any batch size; what cannot be exported is told."""
+"""Files that other programs read give PyTorch's outputs at any batch size; what cannot be is told."""
 
 import importlib.util
 
@@ -64,7 +64,7 @@ class DependsOnData(nn.Module):
     [
         (nn.Linear(3, 2), None, InputError, "give a tensor"),
         (DependsOnData(), torch.ones(2, 3), ModelError, "cannot export the model"),
-        (nn.Sequential(SparseLinear(nn.Linear(3, 2))), torch.ones(2, 3), ModelError, "'0' runs sparse"),
+        (nn.Sequential(SparseLinear(torch.eye(3))), torch.ones(2, 3), ModelError, "'0' runs sparse"),
         (
             parametrizations.weight_norm(nn.Linear(3, 2)),
             torch.ones(2, 3),

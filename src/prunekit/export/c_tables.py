@@ -57,7 +57,7 @@ def tables_of(name: str, weight: Tensor) -> Tables:
     """The tables of a matrix (rows, columns) of float32.
 
     With gaps, each row is a count and as many bytes: how many zeros stand before the next weight. `FAR` goes
-    on by so many positions and has no weight (Han et al. 2016, arXiv 1510.00149, whose filler is a zero weight).
+    on by so many positions and has no weight (Han et al., arXiv 1510.00149, store a zero weight).
     """
     rows, columns = weight.shape
     counts: list[int] = []

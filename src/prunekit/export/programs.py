@@ -20,7 +20,7 @@ from prunekit.graph.reference_run import VerificationError
 
 
 def export_onnx(model: nn.Module, path: str | Path, example_inputs: Tensor | None) -> Exported:
-    """A network as one ONNX file with a dynamic batch axis, kept only if ONNX Runtime gives PyTorch's outputs.
+    """A network as one ONNX file with a dynamic batch axis, kept if ONNX Runtime gives PyTorch's outputs.
 
     Compared at two batch sizes. Needs the extra `prunekit[export]`.
 
@@ -69,7 +69,7 @@ def export_onnx(model: nn.Module, path: str | Path, example_inputs: Tensor | Non
 
 
 def export_program(model: nn.Module, path: str | Path, example_inputs: Tensor | None) -> Exported:
-    """A network as a `torch.export` program with a dynamic batch axis, kept only if it loads and computes the same.
+    """A network as a `torch.export` program with a dynamic batch axis, kept if it loads and is right.
 
     Arguments and errors are those of `export_onnx`; `torch.export.load` reads the file.
     """
@@ -124,8 +124,8 @@ def _batches(model: nn.Module, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
     """
     if isinstance(model, GraphModel):
         raise ModelError(
-            f"the network is an exported graph for batches of {model.input_shapes[0][0]} only: there is no "
-            "dynamic batch axis; build it from modules of its own classes, or export it before it is shrunk"
+            "the network is an exported graph for batches of one size only: there is no dynamic batch axis; "
+            "build it from modules of its own classes, or export it before it is shrunk"
         )
     return [(batch, outputs_of(model, batch)) for batch in (inputs, torch.cat([inputs, inputs[:1]]))]
 
