@@ -11,6 +11,8 @@ from torch.nn.utils import parametrizations
 from prunekit.cli import run
 from prunekit.errors import InputError, ModelError
 from prunekit.export import export_onnx, export_program, export_safetensors
+from prunekit.graph import GraphModel
+from prunekit.graph.capture import captured_in
 from prunekit.runtime import SparseLinear
 
 needs_onnx = pytest.mark.skipif(
@@ -88,3 +90,12 @@ def test_the_command(tmp_path, capsys):
     assert "net_net_forward" in out.read_text()
     assert run([*words, "d"]) == 2
     assert "there is no such form" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("export", FORMS)
+def test_an_exported_graph_has_no_batch_axis_of_any_size(tmp_path, export):
+    model = small()
+    graph = GraphModel(model, [captured_in(model, X, "eval")])
+    with pytest.raises(ModelError, match="one size only"):
+        export(graph, tmp_path / "net", X)
+    assert not list(tmp_path.iterdir())
