@@ -211,11 +211,11 @@ def scratch_control(
 ) -> Recipe:
     """A recipe that leaves a structured one's final shape, trained from new random values.
 
-    The smallest units go, all at once: those that are zero in the network that it is given, if that has the
-    zeros of what the method has pruned.
+    The smallest units or filter shapes go, all at once: those that are zero in the network that it is given,
+    if that has the zeros of what the method has pruned.
 
     Args:
-        recipe: of the method, which removes units.
+        recipe: of the method, which removes units or filter shapes.
         training: of what is left.
         names: of the groups of units.
         removed: how many each of them has lost in the end. None for the same allocation and schedule.

@@ -83,3 +83,12 @@ class Seven(nn.Linear):
 
     def __init__(self) -> None:
         super().__init__(4, 7)
+
+
+class Strip(nn.Sequential):
+    """A convolution along the four measurements of a flower."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 6, 4, padding=2), nn.Flatten(), nn.Linear(30, 3)
+        )

@@ -112,18 +112,19 @@ def test_in_a_study_they_end_with_the_shape_of_each_recipe(tmp_path) -> None:
     assert (tmp_path / "results.csv").read_text() == before
 
 
-@pytest.mark.parametrize("granularity", [{"name": "unit", "inputs": True}, "block"])
-def test_they_keep_the_very_input_features_and_blocks_of_the_method(tmp_path, granularity) -> None:
+@pytest.mark.parametrize("granularity", [{"name": "unit", "inputs": True}, "block", "filter_shape"])
+def test_they_keep_the_very_input_features_blocks_and_shapes_of_the_method(tmp_path, granularity) -> None:
     """Units of a hidden layer are alike before a training, these are not."""
-    blocks = granularity == "block"
+    blocks, shapes = granularity == "block", granularity == "filter_shape"
     recipe = {
-        "score": "random" if blocks else "outgoing_norm",
+        "score": "outgoing_norm" if isinstance(granularity, dict) else "random",
         "granularity": granularity,
         "allocation": "per_layer",
         "schedule": {"name": "one_shot", "sparsity": 0.5},
         "retrain": {"name": "fine_tune", "training": {"iterations": 2}},
     }
-    model = "own_parts:Deep" if blocks else {"name": "mlp", "hidden": [12, 10]}
+    own = {blocks: "own_parts:Deep", shapes: "own_parts:Strip"}
+    model = own.get(True, {"name": "mlp", "hidden": [12, 10]})
     methods = {"units": {"recipe": recipe, "from_scratch": True}}
     study = tiny(methods=methods, controls={}, model=model, training=TRAINING)
     run_study(study, tmp_path, workers=1)

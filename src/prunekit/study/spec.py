@@ -19,6 +19,7 @@ from prunekit.history import random_control, scratch_control
 from prunekit.models import ModelSettings
 from prunekit.parts.allocation import NoPruning
 from prunekit.parts.base import LEVELS, modules_of
+from prunekit.parts.granularity import FilterShape
 from prunekit.parts.retrain import TrainingSettings
 from prunekit.permission import Named, allowing, current
 from prunekit.recipe import Recipe
@@ -47,7 +48,8 @@ class Method(Settings):
             elements, as many of each layer after each round as it has taken with the same seed.
         from_scratch: whether two controls stand beside it: what is left of each of its networks, trained from
             new random values as the dense network is, for as many steps as the retraining has taken, and for
-            as many as that and all training before it. For recipes that remove units.
+            as many as that and all training before it. For recipes that remove units, blocks or filter
+            shapes.
         sweep: dotted keys into `settings` or `recipe`, each with a list of values, of which every combination
             is a cell of its own; or a list of mappings from dotted keys to values, each of which is one.
         summary: one sentence for the report; by default the method's own.
@@ -81,11 +83,11 @@ class Method(Settings):
         # made once, while the user's own code that they name is allowed
         self._swept = tuple((_brief(point), self._recipe(point)) for point in self._points())
         for _, recipe in self._swept if self.from_scratch else ():
-            if recipe.granularity.counts != "units":
+            if recipe.granularity.counts != "units" and not isinstance(recipe.granularity, FilterShape):
                 raise ValueError(
                     f"from_scratch: the granularity {recipe.granularity.name!r} removes "
-                    f"{LEVELS[recipe.granularity.level]}, and the controls have fewer units or blocks: use "
-                    "'unit' or 'block'"
+                    f"{LEVELS[recipe.granularity.level]}, and the controls have fewer units, blocks or "
+                    "filter shapes: use 'unit', 'block' or 'filter_shape'"
                 )
             if recipe.retrain.plan is None:
                 raise ValueError(
