@@ -614,12 +614,12 @@ class Session:
         """The teacher, if the recipe learns from one that is given; what the recipe learns from must fit."""
         part = self.recipe.teacher
         if teacher is None:
-            if self.recipe.learns_from_given:
+            if part is not None and part.of == "given":
                 raise InputError(
                     "the recipe's teacher is 'of: given', but none is given: give prune() teacher=a network, "
                     "or take 'of: before'"
                 )
-        elif not self.recipe.learns_from_given:
+        elif part is None or part.of != "given":
             raise InputError(
                 "a teacher is given, but the recipe learns from none: set its teacher's 'of: given'"
             )
