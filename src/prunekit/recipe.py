@@ -166,11 +166,8 @@ class Recipe(Settings):
         taken = comparable or self.granularity.level in self.score.compared_if_named
         if self.allocation.compares and not taken:
             raise ValueError(comparison_refusal(self.score, self.allocation, self.granularity.level))
-        before = (
-            [each for each in plan.regularize if not each.interruptible]
-            if (plan := self.retrain.plan)
-            else []
-        )
+        acting = () if self.retrain.plan is None else self.retrain.plan.regularize
+        before = [each for each in acting if not each.interruptible]
         if before and self.allocation.name != "none":
             raise ValueError(
                 f"the retrain {self.retrain.name!r}: the regularizer {before[0].name!r} acts in a training "

@@ -204,7 +204,21 @@ _Block = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 _Widths = Annotated[tuple[_Block, ...], Field(min_length=1)]
 
 
-class VGGSmall(nn.Module):
+class LayersInTurn(nn.Module):
+    """A network for images that runs its layers one after the other, drawn as He et al. draw them."""
+
+    def reset_parameters(self) -> None:
+        """Draw all initial values again: He normal weights, zero biases, fresh batch norms."""
+        draw_he_normal(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw outputs (N, outputs) for images (N, channels, height, width)."""
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+class VGGSmall(LayersInTurn):
     """A VGG-like network (Simonyan & Zisserman 2015, arXiv 1409.1556) of six convolutions for 32 x 32 images.
 
     Blocks of 3x3 convolutions, each block ended by a 2x2 maximum pooling; then global average and `fc`.
@@ -248,16 +262,6 @@ class VGGSmall(nn.Module):
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(channels, size_of("outputs", outputs))
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw all initial values again: He normal weights, zero biases, fresh batch norms."""
-        draw_he_normal(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Raw outputs (N, outputs) for images (N, channels, height, width)."""
-        for layer in self.children():
-            x = layer(x)
-        return x
 
 
 class ResidualBlock(nn.Module):

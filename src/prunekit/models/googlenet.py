@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from prunekit.errors import InputError
-from prunekit.models.convnets import draw_he_normal, image_shape
+from prunekit.models.convnets import LayersInTurn, image_shape
 from prunekit.settings import size_of, sizes_of
 
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=6, max_length=6)]
@@ -50,7 +50,7 @@ class Inception(nn.Module):
         return torch.cat([self.one(x), self.three(x), self.five(x), self.pool(x)], 1)
 
 
-class GoogLeNetSmall(nn.Module):
+class GoogLeNetSmall(LayersInTurn):
     """A small GoogLeNet (Szegedy et al. 2015, arXiv 1409.4842) for 32 x 32 images.
 
     As in the paper the stem is `conv1`, `pool1`, `norm1`, `conv2` (1x1), `conv3`, `norm2`, `pool2`, the norms
@@ -101,16 +101,6 @@ class GoogLeNetSmall(nn.Module):
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(_width(blocks[2]), size_of("outputs", outputs))
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw all initial values again: He normal weights, zero biases, fresh batch norms."""
-        draw_he_normal(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Raw outputs (N, outputs) for images (N, channels, height, width)."""
-        for layer in self.children():
-            x = layer(x)
-        return x
 
 
 def _width(widths: Widths) -> int:

@@ -69,7 +69,7 @@ def plan(study: Study, data_dir: Path | None) -> Plans:
         if not chain.groups:
             raise ModelError("unit_figures: the network has no units that could be removed")
     batches = as_batches(data)
-    teacher = None
+    few, teacher = batches.first(2), None
     if study.teachers is not None:
         with naming("teacher"):
             teacher = build(study.teachers, data, seed=0)
@@ -78,8 +78,8 @@ def plan(study: Study, data_dir: Path | None) -> Plans:
     for cell in study.cells:
         with naming(f"method {cell.name!r}"):
             plans[cell.key] = _plan_cell(cell, study, model, batches, data.test.inputs[:2])
-            part, few = cell.recipe.teacher, batches.first(2)
-            if cell.recipe.learns_from_given and part and teacher and few:
+            part = cell.recipe.teacher
+            if part is not None and part.of == "given" and teacher is not None and few is not None:
                 part.check_teacher(model, teacher, few, PLAIN)
     return plans
 
@@ -114,29 +114,23 @@ def make_jobs(study: Study, layout: Layout, data_dir: Path | None, plans: Plans,
         OSError: if something cannot be read that may be whole, or a damaged file cannot be removed.
     """
     data = as_batches(dataset(study, data_dir))
-    networks = {
-        layout.network(study, seed): Job(
-            f"training of seed {seed}",
-            train_network,
-            (study, seed, layout, data_dir),
-            cost=float(OVERHEAD + study.training.length(data)),
-        )
-        for seed in range(study.seeds)
-    }
-    teachers = study.teachers
-    if teachers is not None:
+    networks: dict[Path, Job] = {}
+    trained = {"training": study} | ({} if study.teachers is None else {"teacher": study.teachers})
+    for called, each in trained.items():
         for seed in range(study.seeds):
             job = Job(
-                f"teacher of seed {seed}",
+                f"{called} of seed {seed}",
                 train_network,
-                (teachers, seed, layout, data_dir),
-                cost=float(OVERHEAD + teachers.training.length(data)),
+                (each, seed, layout, data_dir),
+                cost=float(OVERHEAD + each.training.length(data)),
             )
-            networks.setdefault(layout.network(teachers, seed), job)
+            # a teacher may be the very network that is pruned
+            networks.setdefault(layout.network(each, seed), job)
     cells: dict[Path, Job] = {}
     for seed in range(study.seeds):
         for cell in study.cells:
-            needs = [study] if teachers is None or not cell.recipe.learns_from_given else [study, teachers]
+            teachers = study.teachers_of(cell.recipe)
+            needs = [study] if teachers is None else [study, teachers]
             job = Job(
                 f"{cell.name}, seed {seed}",
                 run_cell,

@@ -329,6 +329,10 @@ class Study(Settings):
         settings = {"name": f"{self.name}-teacher", "dataset": self.dataset, "methods": {"teacher": nothing}}
         return Study.parse(settings | dict(self.teacher) | {"seeds": self.seeds, "splits": self.splits})
 
+    def teachers_of(self, recipe: Recipe) -> Study | None:
+        """The study whose trained networks a recipe learns from; None if it learns from none of them."""
+        return self.teachers if recipe.learns_from_given else None
+
     @cached_property
     def checkpoints(self) -> tuple[int, ...]:
         """The steps of the dense training whose values some recipe goes back to."""
@@ -348,8 +352,8 @@ class Study(Settings):
 
     def _cell_key(self, recipe: Recipe, control: str | None = None) -> str:
         of_control = {} if control is None else {"control": control}
-        learns = self.teachers is not None and recipe.learns_from_given
-        of_teacher = {"teacher": self.teachers.network_key} if self.teachers is not None and learns else {}
+        teachers = self.teachers_of(recipe)
+        of_teacher = {} if teachers is None else {"teacher": teachers.network_key}
         return digest({**self._network(), "recipe": recipe.identity(), **of_control, **of_teacher})
 
     def _network(self) -> dict[str, Any]:

@@ -168,11 +168,11 @@ def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -
         recipe = _control(study, cell, cell.random_of, plan, data, layout, seed)
         if cell.from_scratch is not None:  # what is zero goes: input features and blocks are not all alike
             load_masks(layout.cell(cell.random_of, seed) / MODEL).apply(model)
-    teaches = study.teachers if recipe.learns_from_given else None
+    teachers = study.teachers_of(recipe)
     return Session(
         model,
         recipe,
-        teacher=None if teaches is None else _trained_network(teaches, data, seed, layout),
+        teacher=None if teachers is None else _trained_network(teachers, data, seed, layout),
         data=data.train,
         validation=data.validation,
         seed=derive(seed, "cell"),
