@@ -22,6 +22,7 @@ from prunekit.parts.augment import Augment
 from prunekit.parts.base import Part
 from prunekit.parts.granularity import Granularity
 from prunekit.parts.grow import Grow
+from prunekit.parts.quantize import Quantizer
 from prunekit.parts.regularize import Regularizer
 from prunekit.parts.repair import Repair
 from prunekit.parts.retrain import Retrain
@@ -45,6 +46,7 @@ FAMILIES: Mapping[str, tuple[type[Part], str]] = {
     "retrain": (Retrain, "what follows each step"),
     "teacher": (Teacher, "what the survivors learn from beside the task, in any retraining"),
     "grow": (Grow, "which removed weights come back, in place of kept ones"),
+    "quantize": (Quantizer, "few values for the weights that are left, behind the last step"),
     "stop": (Stop, "what ends the pruning before its last step"),
     "regularize": (Regularizer, "what acts during a training"),
     "augment": (Augment, "how the inputs of a training are changed at random"),

@@ -38,6 +38,10 @@ class Record:
         train_loss: the mean loss of the last epoch of retraining; None without retraining.
         seconds: wall time of the step.
         measured: what `evaluate` returned.
+        levels: by the names of weights that the recipe's `quantize` has given few values, how many values
+            beside zero each has; none before it.
+        bits: the entropy of the values of these weights, zeros included, in bits per weight: each layer's by
+            how often each value is there, averaged over all weights.
     """
 
     step: int
@@ -49,6 +53,8 @@ class Record:
     train_loss: float | None
     seconds: float
     measured: Mapping[str, float] = field(default_factory=dict)
+    levels: Mapping[str, int] = field(default_factory=dict)
+    bits: float | None = None
 
 
 @dataclass

@@ -26,6 +26,7 @@ from prunekit.parts.base import Part, Requirement, level_refusal
 from prunekit.parts.context import CostModel, StepContext, comparison_refusal
 from prunekit.parts.granularity import Elements, Granularity, Weight
 from prunekit.parts.grow import Grow
+from prunekit.parts.quantize import NoQuantization, Quantizer
 from prunekit.parts.repair import NoRepair, Repair
 from prunekit.parts.retrain import NoRetraining, Retrain
 from prunekit.parts.schedule import Order, Schedule, Step, check_increasing
@@ -113,6 +114,8 @@ class Recipe(Settings):
             which what is to go becomes zero. In a loop of the user's the loop is the training.
         retrain: what follows each step.
         teacher: what the survivors learn from beside the task, in every retraining; by default nothing.
+        quantize: few values for the weights that are left, chosen behind the last step and its retraining,
+            and trained; by default weights are as they are.
         stop: what ends the pruning before its last step.
         targets: patterns of what is pruned; None for all linear and convolution layers.
         ignore: patterns of what is left out.
@@ -139,6 +142,7 @@ class Recipe(Settings):
     warm_up: Annotated[Training | None, BeforeValidator(_training_or_none)] = None
     retrain: Annotated[SerializeAsAny[Retrain], BeforeValidator(Retrain.build)] = NoRetraining()
     teacher: Annotated[SerializeAsAny[Teacher] | None, BeforeValidator(_teacher_or_none)] = None
+    quantize: Annotated[SerializeAsAny[Quantizer], BeforeValidator(Quantizer.build)] = NoQuantization()
     stop: Annotated[SerializeAsAny[Stop], BeforeValidator(Stop.build)] = NoStop()
     targets: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
@@ -173,6 +177,13 @@ class Recipe(Settings):
                 f"the retrain {self.retrain.name!r}: the regularizer {before[0].name!r} acts in a training "
                 "before the first removal, not behind it: set it in 'warm_up'"
             )
+        late = () if self.quantize.plan is None else self.quantize.plan.regularize
+        for each in late:
+            if not each.interruptible:
+                raise ValueError(
+                    f"the quantize {self.quantize.name!r}: the regularizer {each.name!r} acts in a training "
+                    "before the first removal: set it in 'warm_up'"
+                )
         if self.statistics == "once":
             _check_required(self, "statistics that are taken once", TAKEN_ONCE)
         return self
@@ -206,7 +217,7 @@ class Recipe(Settings):
     @property
     def trains(self) -> bool:
         """Whether the network is trained, after the steps or before the first."""
-        return self.retrain.plan is not None or bool(self.warm_ups)
+        return self.retrain.plan is not None or self.quantize.plan is not None or bool(self.warm_ups)
 
     @property
     def by_example(self) -> bool:
@@ -244,6 +255,8 @@ class Recipe(Settings):
         for target in targets:
             self.granularity.check(target, sparsities)
         self.allocation.check_even(self.granularity, targets)
+        if self.quantize.changes:
+            self.quantize.check(elements.model)
         context = StepContext.of(elements, self.granularity, elements.all_kept())
         for part in (self.score, self.repair) if self.repair.changes else (self.score,):
             part.check(context)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -174,6 +175,58 @@ def check_layers(
         if not any(fits_layer(pattern, target.name) for target in targets):
             known = ", ".join(target.layer or target.name for target in targets)
             raise InputError(f"{setting}: {pattern!r} matches no {kind} are: {known}")
+
+
+Number = TypeVar("Number", int, float)
+
+
+def value_of_layer(setting: str, values: Mapping[str, Number], target: Target) -> Number | None:
+    """What a setting by layers says of a target; None if nothing does.
+
+    Keys have no order (equal recipes have equal hashes), so that none of them can come first; but those that
+    a name fits come before types.
+
+    Args:
+        setting: what the error begins with.
+        values: by patterns as of `matches`, or by names of types.
+        target: of them.
+
+    Raises:
+        InputError: if two keys of a kind say different things.
+    """
+    named = [pattern for pattern in values if fits_layer(pattern, target.name)]
+    said = named or [pattern for pattern in values if pattern in target.types]
+    for pattern in said[1:]:
+        if values[pattern] != values[said[0]]:
+            raise InputError(
+                f"{setting}: {said[0]!r} and {pattern!r} both match {target.layer or target.name}, "
+                f"with {values[said[0]]:g} and {values[pattern]:g}: let only one of them match"
+            )
+    return values[said[0]] if said else None
+
+
+def value_by_layer(
+    setting: str, values: Mapping[str, Number], targets: Sequence[Target]
+) -> dict[str, Number]:
+    """What a setting by layers says of each target, by the parameter's full name.
+
+    A type of layers that there are by default, such as `Conv2d`, may have none in the network.
+
+    Raises:
+        InputError: naming a pattern that fits nothing, or a layer of which nothing or two things are said.
+    """
+    types = {*DEFAULT_TYPES, *(each for target in targets for each in target.types)}
+    check_layers(setting, [pattern for pattern in values if pattern not in types], targets, "layer; layers")
+    found = {}
+    for target in targets:
+        value = value_of_layer(setting, values, target)
+        if value is None:
+            raise InputError(
+                f"{setting}: nothing is said of {target.layer or target.name} ({target.kind}): name it, its "
+                "type, or '*'"
+            )
+        found[target.name] = value
+    return found
 
 
 def _check_expression(pattern: str) -> None:

@@ -312,6 +312,7 @@ def train(
     masks: Masks | None = None,
     loss: BatchLoss | None = None,
     before_step: Callable[[], None] | None = None,
+    attach: Callable[[nn.Module, Optimizer], list[Any]] | None = None,
     start: int = 0,
     part: TrainingPart | None = None,
     checkpoints: Collection[int] = (),
@@ -331,6 +332,8 @@ def train(
         masks: what stays removed; applied after every step.
         loss: what is minimised instead of the loss of `training`, from the batch and that loss.
         before_step: called before each step of the optimizer, when the gradients are those of the loss alone.
+        attach: called once with network and optimizer, to act at its steps behind all but the masks; the
+            handles that it returns are removed at the end.
         start: the first step's number; a run that is rewound to step k trains from k to the end.
         part: which part of a longer training this is; all of it by default.
         checkpoints: numbers of steps after which `on_checkpoint` gets a copy of the state; 0 is before any.
@@ -376,7 +379,8 @@ def train(
 
     losses: list[Tensor] = []
     mean = math.nan
-    with seeded(noise), _attached(model, optimizer, training, masks, before_step, loop, example):
+    hooks = _attached(model, optimizer, training, masks, before_step, attach, loop, example)
+    with seeded(noise), hooks:
         checkpoint(start)
         model.train()
         stepping = _Stepping(model, optimizer, task, loop, total, loss, training.changes(loop))
@@ -584,6 +588,7 @@ def _attached(
     training: Training,
     masks: Masks | None,
     before_step: Callable[[], None] | None,
+    attach: Callable[[nn.Module, Optimizer], list[Any]] | None,
     loop: Loop,
     example: Inputs | None,
 ) -> Iterator[None]:
@@ -596,6 +601,8 @@ def _attached(
         for regularizer in sorted(training.regularize, key=lambda each: not each.interruptible):
             known = {"example_inputs": example} if regularizer.by_example else {}
             handles += regularizer.attach(model, optimizer, masks, **known)
+        if attach is not None:
+            handles += attach(model, optimizer)
         # masks that keep everything have nothing to do, and gates stand where they would act
         gated = any(not each.interruptible for each in training.regularize)
         if masks is not None and not (gated and masks.kept == masks.total):

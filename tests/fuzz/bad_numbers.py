@@ -30,6 +30,7 @@ from prunekit.parts.allocation import Allocation
 from prunekit.parts.base import Part
 from prunekit.parts.granularity import Granularity
 from prunekit.parts.grow import Grow
+from prunekit.parts.quantize import Quantizer
 from prunekit.parts.regularize import Regularizer
 from prunekit.parts.repair import Repair
 from prunekit.parts.retrain import Retrain
@@ -60,6 +61,7 @@ FAMILIES: dict[str, type[Part]] = {
     "repair": Repair,
     "retrain": Retrain,
     "grow": Grow,
+    "quantize": Quantizer,
     "stop": Stop,
 }
 FILL = {

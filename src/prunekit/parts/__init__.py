@@ -8,6 +8,7 @@ __all__ = [
     "augment",
     "granularity",
     "grow",
+    "quantize",
     "regularize",
     "repair",
     "retrain",

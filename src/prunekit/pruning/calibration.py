@@ -30,7 +30,7 @@ from prunekit.statistics.collect import (
 )
 from prunekit.targets import device_of
 from prunekit.task import PLAIN, LossFunction, Task
-from prunekit.training import Loop, copy_state
+from prunekit.training import Loop, Training, copy_state
 
 BATCH = 256
 """Examples per batch of a calibration pass; a bound on memory, results do not depend on it."""
@@ -98,11 +98,13 @@ class Calibration:
         def stopping(outputs: Any, targets: Any) -> Tensor:
             return recipe.stop.error(outputs, targets, task)
 
-        def retrained(outputs: Any, targets: Any) -> Tensor:
-            assert training is not None
-            for part in recipe.parts.values():
-                part.check_batch(outputs, targets, training.task_of(task))
-            return training.task_of(task).loss(outputs, targets)
+        def with_parts(own: Task) -> LossFunction:
+            def loss(outputs: Any, targets: Any) -> Tensor:
+                for part in recipe.parts.values():
+                    part.check_batch(outputs, targets, own)
+                return own.loss(outputs, targets)
+
+            return loss
 
         uses: list[Use] = []
         measured: list[Use] = []
@@ -111,18 +113,23 @@ class Calibration:
             with_loss = recipe.allocation.needs_data or judged
             uses.append(Use(task, BATCH, task.loss if with_loss else None))
         if data is not None and training is not None and training.length(data) > recipe.retrain.start:
-            own = training.task_of(task)
-            uses.append(Use(own, training.batch_size, retrained, True, training.changes(self.loop)))
+            uses.append(self._of_training(training, with_parts))
         for each in recipe.warm_ups.values() if retraining else ():
             if data is not None and each.length(data):
-                own = each.task_of(task)
-                uses.append(Use(own, each.batch_size, own.loss, True, each.changes(self.loop)))
+                uses.append(self._of_training(each, lambda own: own.loss))
+        shared = recipe.quantize.plan if retraining else None
+        if data is not None and shared is not None and shared.length(data):
+            uses.append(self._of_training(shared, with_parts))
         if recipe.stop.needs_data:
             (uses if self.validation is None else measured).append(Use(task, BATCH, stopping))
         if data is not None:
             check_examples(self.model, "the data", data, uses)
         if self.validation is not None:
             check_examples(self.model, "the validation data", self.validation, measured)
+
+    def _of_training(self, training: Training, loss: Callable[[Task], LossFunction]) -> Use:
+        own = training.task_of(self.task)
+        return Use(own, training.batch_size, loss(own), True, training.changes(self.loop))
 
     def recalibrate(self) -> None:
         """Measure the running statistics of the norms anew, on the sample."""

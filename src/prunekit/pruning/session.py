@@ -24,6 +24,7 @@ from prunekit.history import Pruned, Record
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable, hooked
 from prunekit.modes import Snapshot
 from prunekit.parts.context import StepContext
+from prunekit.parts.quantize import Counted
 from prunekit.parts.regularize import check_gradients_are_there
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.schedule import Step
@@ -151,7 +152,7 @@ class Session:
         if recipe.needs_data and self._data is None:
             raise InputError(f"the recipe's {self._who_needs_data()} needs data, but no data is given")
         # what can fail after the first weight has changed
-        changes = recipe.repair.changes or recipe.allocation.changes
+        changes = recipe.repair.changes or recipe.allocation.changes or recipe.quantize.changes
         self._may_fail = recipe.trains or recipe.stop.needs_data or changes
         stateful = recipe.parts_with("initial_state")
         if recipe.by_example and example_inputs is None and self._data is not None:
@@ -261,8 +262,11 @@ class Session:
             train_loss = self._trainings.retrain(self._context(step), len(self.plan.steps), report)
         if retrains and self._check(step.number) and self.recipe.stop.rolls_back:
             return None
+        counted = None
+        if self.recipe.quantize.changes and step.number == len(self.plan.steps):
+            counted = self._quantize(step, report)
         measured = evaluate(self.model) if evaluate is not None else {}
-        return self._record(step, started, train_loss, measured)
+        return self._record(step, started, train_loss, measured, counted)
 
     @contextmanager
     def undoing(self, *, steps: int, evaluated: bool = False) -> Iterator[None]:
@@ -315,6 +319,7 @@ class Session:
                 if self.stopped
                 else f"all {len(self.plan.steps)} steps of the schedule are taken already"
             )
+        self._check_own_loop()
         self._try_data(retraining=False)
         if self.check() is not None:
             return None
@@ -436,6 +441,28 @@ class Session:
             self._calibration.recalibrate()
         return restarted
 
+    def _quantize(self, step: Step, report: Report | None) -> Counted:
+        """Few values for the weights that the last step and its retraining have left."""
+        part = self.recipe.quantize
+        context = self._context(step).told("quantize")
+        with torch.no_grad():
+            values = part.begin(context)
+        if part.plan is not None:
+            self._trainings.quantize(context, values, report)
+        values.settle()
+        if part.plan is None and self._calibration.norms:
+            self._calibration.recalibrate()
+        part.round_rest(self._inner)
+        return Counted.of(self._inner, part.targets(self._inner))
+
+    def _check_own_loop(self) -> None:
+        """Refuse a recipe that trains by itself where a loop of the user's does."""
+        if self.recipe.quantize.changes:
+            raise InputError(
+                f"the recipe's {self.recipe.called('quantize')} acts behind the last step's retraining, of "
+                "which a loop of your own knows the end: run the recipe with prune()"
+            )
+
     @property
     def _warmed_up(self) -> bool:
         """Whether the network was trained before the first removal, here or by a loop of the user's."""
@@ -447,7 +474,12 @@ class Session:
         return last or self.recipe.retrain.plan is None or step.number % self.recipe.retrain_every == 0
 
     def _record(
-        self, step: Step, started: float, train_loss: float | None, measured: Mapping[str, float]
+        self,
+        step: Step,
+        started: float,
+        train_loss: float | None,
+        measured: Mapping[str, float],
+        counted: Counted | None = None,
     ) -> Record:
         layers = {name: int(kept.sum()) for name, kept in self.kept.items()}
         record = Record(
@@ -460,6 +492,8 @@ class Session:
             train_loss=train_loss,
             seconds=time.perf_counter() - started,
             measured={name: _plain(value) for name, value in measured.items()},
+            levels={} if counted is None else counted.levels,
+            bits=None if counted is None else counted.bits,
         )
         self.history.append(record)
         return record
@@ -490,6 +524,7 @@ class Session:
         """
         if every is not None:
             every = whole("every", every, 1, WHOLE)
+        self._check_own_loop()
         if self._masked is not None and self._masked.optimizers:
             raise InputError("the session is attached to an optimizer already: detach() it first")
         check_attachable(self.model, optimizer, self.masks)

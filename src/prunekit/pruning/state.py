@@ -17,10 +17,11 @@ from prunekit.history import Record
 from prunekit.masks import Masks
 from prunekit.parts.stopping import Held, Stopped
 from prunekit.recipe import Plan, Recipe
-from prunekit.settings import whole
+from prunekit.settings import WHOLE, whole
 from prunekit.statistics import Found, Statistic
 
 NEEDED = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
+QUANTIZED = ("levels", "bits")
 OPTIONAL = ("measured", "stop", "parts", KEY)
 
 
@@ -206,7 +207,8 @@ def _history(values: Any, owner: Owner) -> list[Record]:
 
 def _record(values: Any, number: int, owner: Owner) -> Record:
     place = f"history: step {number}"
-    _keys(values, place, tuple(each.name for each in fields(Record)))
+    needed = [each.name for each in fields(Record) if each.name not in QUANTIZED]
+    _keys(values, place, needed, QUANTIZED)
     _keys(values["layers"], f"{place}: layers", tuple(owner.state.kept))
     layers = {
         name: whole(f"state: {place}: layers: {name}", values["layers"][name], 0, own.numel())
@@ -239,7 +241,22 @@ def _record(values: Any, number: int, owner: Owner) -> Record:
         train_loss=train_loss,
         seconds=values["seconds"],
         measured=_evaluated(values["measured"], f"{place}: measured"),
+        **_few_values(values, place, number == len(owner.plan.steps) and owner.recipe.quantize.changes),
     )
+
+
+def _few_values(values: Mapping[str, Any], place: str, quantized: bool) -> dict[str, Any]:
+    levels, bits = values.get("levels", {}), values.get("bits")
+    if not isinstance(levels, Mapping) or bool(levels) != quantized or (bits is not None) != quantized:
+        raise _wrong(f"{place}: levels", "they are there behind a quantisation, and only there")
+    if not quantized:
+        return {}
+    for name, number in levels.items():
+        whole(f"state: {place}: levels: {shown(name)}", number, 0, WHOLE)
+    number_of_bits = _number(bits, f"{place}: bits")
+    if number_of_bits < 0:
+        raise _wrong(f"{place}: bits", f"{bits} is no number of bits")
+    return {"levels": dict(levels), "bits": number_of_bits}
 
 
 def _evaluated(values: Any, place: str) -> dict[str, Any]:

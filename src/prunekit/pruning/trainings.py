@@ -13,6 +13,7 @@ from prunekit.batches import Batch, Batches, Inputs
 from prunekit.errors import InputError, ModelError, naming
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import StepContext
+from prunekit.parts.quantize import FewValues
 from prunekit.parts.retrain import Checkpoints, Retrain
 from prunekit.parts.schedule import Step
 from prunekit.pruning.calibration import two_examples
@@ -57,7 +58,11 @@ class Trainings:
         """
         retrain = self.recipe.retrain
         self.check_restart(checkpoints)
-        trainings = {**(self.recipe.warm_ups if warm_up else {}), "retrain": retrain.plan}
+        trainings = {
+            **(self.recipe.warm_ups if warm_up else {}),
+            "retrain": retrain.plan,
+            "quantize": self.recipe.quantize.plan,
+        }
         for key, training in trainings.items():
             if training is None:
                 continue
@@ -147,6 +152,14 @@ class Trainings:
             retrain.plan, context, seed, loss=loss, start=retrain.start, part=part, report=report
         )
         return trained.loss if trained.iterations else None
+
+    def quantize(self, context: StepContext, values: FewValues, report: Report | None) -> None:
+        """The training of weights that have few values, with what the parts make of its loss."""
+        training = self.recipe.quantize.plan
+        assert training is not None
+        seed = derive(self.seed, "training", "quantize")
+        loss = self._loss_of_batches(context)
+        self._train(training, context, seed, loss=loss, attach=values.attach, report=report)
 
     def _train(self, training: Training, context: StepContext, seed: int, **more: Any) -> Trained:
         assert self.data is not None

@@ -21,7 +21,7 @@ from prunekit.parts.context import Allocation, StepContext
 from prunekit.parts.schedule import Sparsity
 from prunekit.parts.scores.weight_scores import Magnitude
 from prunekit.settings import LARGE, WHOLE
-from prunekit.targets import Target, check_layers, fits_layer
+from prunekit.targets import Target, check_layers, fits_layer, value_of_layer
 
 DECIDED = Requirement(
     "schedule",
@@ -309,18 +309,8 @@ class Manual(Allocation):
         """Every key must match a layer, and no layer falls below its floor."""
         check_layers("sparsities", self.sparsities, targets)
         for target in targets:
-            self._check_one(target)
+            value_of_layer("sparsities", self.sparsities, target)
             _check_floor(self, target, self._sparsity(target.name))
-
-    def _check_one(self, target: Target) -> None:
-        """Keys have no order (equal recipes have equal hashes), so that none of them can come first."""
-        said = [each for each in self.sparsities.items() if fits_layer(each[0], target.name)]
-        for pattern, value in said[1:]:
-            if value != said[0][1]:
-                raise InputError(
-                    f"sparsities: {said[0][0]!r} and {pattern!r} both match {target.layer or target.name}, "
-                    f"with {said[0][1]:g} and {value:g}: let only one of them match"
-                )
 
     def _sparsity(self, name: str) -> float:
         return next((value for pattern, value in self.sparsities.items() if fits_layer(pattern, name)), 0.0)

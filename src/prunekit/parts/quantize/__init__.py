@@ -1,0 +1,7 @@
+"""Quantisation: few values for the weights that are left, chosen once at the end and trained."""
+
+from prunekit.parts.quantize.base import Counted, FewValues, LayerQuantizer, NoQuantization, Quantizer
+from prunekit.parts.quantize.kmeans import KMeans
+from prunekit.parts.quantize.shared_values import SharedValues
+
+__all__ = ["Counted", "FewValues", "KMeans", "LayerQuantizer", "NoQuantization", "Quantizer", "SharedValues"]

@@ -1,0 +1,176 @@
+"""What every quantisation is: which weights take few values, and what becomes of the other parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import BeforeValidator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from prunekit.parts.base import Part, Requirement
+from prunekit.parts.context import StepContext
+from prunekit.targets import Target, find_targets
+from prunekit.training import Training
+
+
+def _training_or_none(value: Any) -> Training | None:
+    return None if value is None else Training.parse(value)
+
+
+class FewValues(ABC):
+    """Weights of a network that are held to few values, in a training and behind it."""
+
+    @abstractmethod
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> list[Any]:
+        """Act in a training, behind all that acts on gradients; the handles that are returned end that.
+
+        Raises:
+            InputError: if the optimizer's gradients are not there before its step.
+        """
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Give the weights their values for good, when no training is to follow."""
+
+
+class Quantizer(Part):
+    """Few values for the weights of the network that the last step leaves, under its masks.
+
+    It acts once, when the last step's retraining is over.
+
+    Attributes:
+        changes: whether it does anything.
+        plan: how the values are trained; None for not at all.
+    """
+
+    changes: ClassVar[bool] = True
+    plan: ClassVar[Training | None] = None
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a network that it cannot act on, before anything is changed.
+
+        Raises:
+            InputError, ModelError: naming the setting or the layer.
+        """
+        self.targets(model)
+
+    @abstractmethod
+    def targets(self, model: nn.Module) -> tuple[Target, ...]:
+        """The weights that take few values.
+
+        Raises:
+            InputError: if a pattern matches nothing.
+            ModelError: if there is no such weight, or one that is no plain parameter.
+        """
+
+    @abstractmethod
+    def begin(self, context: StepContext) -> FewValues:
+        """Choose the values, which the training goes on from, or which are `settle`d at once.
+
+        Args:
+            context: behind the last step, with the network and its masks.
+        """
+
+    @abstractmethod
+    def round_rest(self, model: nn.Module) -> None:
+        """Round what is small beside the weights, when these have their values."""
+
+
+class NoQuantization(Quantizer):
+    """The weights stay as they are."""
+
+    name = "none"
+    changes = False
+
+    def targets(self, model: nn.Module) -> tuple[Target, ...]:
+        """None."""
+        return ()
+
+    def begin(self, context: StepContext) -> FewValues:
+        """There is nothing to begin."""
+        raise NotImplementedError
+
+    def round_rest(self, model: nn.Module) -> None:
+        """Nothing is rounded."""
+
+
+class LayerQuantizer(Quantizer):
+    """Few values for the weights of all linear and convolution layers, pruned or not.
+
+    Attributes:
+        training: how the values are trained, with the recipe's loss; None for not at all.
+        ignore: patterns of layers whose weights stay as they are.
+        half_biases: whether the values of weights, and all that is small beside them (biases, parameters of
+            one dimension, running statistics of batch norms), are rounded to numbers of half precision, so
+            that a file can hold each in two bytes without loss; by default they are.
+    """
+
+    requires: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(
+            "stop",
+            lambda stop: stop.name == "none",
+            "{part} acts behind the last step, before which the stop {value} may end the pruning: "
+            "leave it out",
+        ),
+    )
+
+    training: Annotated[Training | None, BeforeValidator(_training_or_none)] = None
+    ignore: tuple[str, ...] = ()
+    half_biases: bool = True
+
+    @property
+    def plan(self) -> Training | None:  # type: ignore[override]
+        """The training."""
+        return self.training
+
+    def targets(self, model: nn.Module) -> tuple[Target, ...]:
+        """The weights of linear and convolution layers, but for those that are ignored."""
+        return find_targets(model, None, self.ignore)
+
+    def round_rest(self, model: nn.Module) -> None:
+        """Half precision, if that is asked for."""
+        if self.half_biases:
+            small = [each for each in model.parameters() if each.dim() < 2]
+            norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+            running = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
+            for values in (*small, *running):
+                if values is not None and values.is_floating_point():
+                    values.data.copy_(rounded_to_half(values.data))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How few the values of some weights are.
+
+    Attributes:
+        levels: the number of values beside zero, by the full names of the weights.
+        bits: the entropy of the values, zeros included, in bits per weight.
+    """
+
+    levels: Mapping[str, int]
+    bits: float
+
+    @classmethod
+    def of(cls, model: nn.Module, targets: Sequence[Target]) -> Counted:
+        """Count the values of each weight tensor by itself."""
+        levels, bits, total = {}, 0.0, 0
+        for target in targets:
+            weight = model.get_parameter(target.name).detach()
+            values, counts = torch.unique(weight, return_counts=True)
+            levels[target.name] = int((values != 0).sum())
+            counts = counts.double()
+            bits += float((counts * (weight.numel() / counts).log2()).sum())
+            total += weight.numel()
+        return cls(levels, bits / total)
+
+
+def rounded_to_half(values: Tensor) -> Tensor:
+    """The nearest numbers of half precision, in the type of the values; no finite one becomes infinite."""
+    most = torch.finfo(torch.float16).max
+    return values.clamp(-most, most).half().to(values.dtype)
