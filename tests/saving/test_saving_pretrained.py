@@ -186,7 +186,7 @@ class TestReplacing:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(f"prunekit.saving.pretrained.{failing}", full)
+        monkeypatch.setattr(f"prunekit.saving.folder.{failing}", full)
         with pytest.raises(OSError, match="No space left on device"):
             save_pretrained(mlp(10, 3), saved)
         assert {name: (saved / name).read_bytes() for name in files(saved)} == before
@@ -196,7 +196,7 @@ class TestReplacing:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("prunekit.saving.pretrained.write_tensors", full)
+        monkeypatch.setattr("prunekit.saving.folder.write_tensors", full)
         with pytest.raises(OSError, match="No space left"):
             save_pretrained(mlp(10, 3), tmp_path / "net")
         assert files(tmp_path) == []

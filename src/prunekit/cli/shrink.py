@@ -140,7 +140,7 @@ def _costs(
         turns, and its quality, where both can be tested.
     """
     if network.saved is not None:
-        stored = folder_bytes(network.saved.folder)
+        stored = folder_bytes(network.saved.path)
     else:
         with tempfile.TemporaryDirectory() as place:
             saved = save_pretrained(dense, Path(place) / "net", architecture=network.architecture)

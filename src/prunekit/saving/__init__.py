@@ -1,6 +1,7 @@
 """Saving pruned networks: safetensors and JSON, never a pickle."""
 
-from prunekit.saving.folder import Architecture, check_free, check_saved
+from prunekit.saving.description import Architecture
+from prunekit.saving.folder import check_free, check_saved
 from prunekit.saving.pretrained import (
     SavedNetwork,
     load_masks,

@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -29,7 +28,7 @@ from prunekit.graph.captured import (
     leading_to,
     module_of,
 )
-from prunekit.saving.folder import CONSTANT, GRAPH, Description, consistent, read_graph
+from prunekit.saving.description import CONSTANT, consistent
 from prunekit.saving.functional import functional
 from prunekit.saving.graph_calls import MAX_BYTES, MAX_INT, check_calls
 from prunekit.saving.graph_values import (
@@ -41,6 +40,7 @@ from prunekit.saving.graph_values import (
     value_from_json,
     value_to_json,
 )
+from prunekit.saving.saved_files import SavedFiles
 
 MAX_NODES = 200_000
 """The most nodes that a graph may have."""
@@ -84,8 +84,7 @@ def graph_to_files(model: GraphModel) -> tuple[dict[str, Any], dict[str, Tensor]
 
 
 def graph_from_files(
-    folder: Path,
-    description: Description,
+    files: SavedFiles,
     state: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     max_bytes: int = MAX_BYTES,
@@ -93,8 +92,7 @@ def graph_from_files(
     """The network, with the values of `state`; parameters and buffers are new objects.
 
     Args:
-        folder: of the files.
-        description: what `prunekit.json` says.
+        files: that hold it.
         state: parameters and buffers by full name, tied ones under each of their names.
         tensors: everything that the file of the weights holds.
         max_bytes: what the tensors that a graph makes may take at any one time.
@@ -103,10 +101,10 @@ def graph_from_files(
         DataError: if the file is missing, damaged or was not written by prunekit, or a graph calls what it
             may not.
     """
-    saved = read_graph(folder, description)
-    with consistent(folder, GRAPH):
+    saved = files.graph()
+    with consistent(files.misfit("graph")):
         holder = nn.Module()
-        tied: Mapping[str, str] = description.tied
+        tied: Mapping[str, str] = files.description.tied
         made: dict[str, Tensor] = {}
         for name, trained in saved["parameters"].items():
             source = tied.get(name, name)

@@ -1,0 +1,126 @@
+"""What is saved of a network in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunekit.errors import ModelError, shown
+from prunekit.graph import GraphModel, ShrinkResult, size_attributes
+from prunekit.masks import Masks
+from prunekit.pruning import Pruned
+from prunekit.runtime import SparseConv2d, SparseLinear
+from prunekit.saving.description import (
+    BITS,
+    BUFFER,
+    VALUES,
+    Architecture,
+    BuiltAs,
+    Description,
+    PrunedTensor,
+    without_zeros,
+    wrong_dtype,
+    wrong_name,
+)
+from prunekit.saving.graph_files import graph_to_files
+from prunekit.saving.saved_files import Contents
+from prunekit.targets import unwrap
+
+Network = Pruned | ShrinkResult | nn.Module
+
+
+def contents_of(network: Network, masks: Masks | None, architecture: Architecture | None) -> Contents:
+    """What is saved of a network.
+
+    Args:
+        network: what `prune()`, `prune_groups()` or `shrink()` returned, or a model.
+        masks: which weights are removed, if a plain model is given.
+        architecture: how it is built, if that is to be said.
+
+    Raises:
+        InputError: if the masks are another model's.
+        ModelError: if the model's state holds something other than tensors, or tensors of names or dtypes
+            that are not loaded again, or an exported graph holds what a file may not name; or if layers run
+            sparse.
+    """
+    model = unwrap(network if isinstance(network, nn.Module) else network.model)
+    _check_dense(model)
+    masks = network.masks if isinstance(network, Pruned) else masks or Masks({})
+    masks.parameters(model)
+    tensors, tied = _tensors(model.state_dict(), masks)
+    graph, constants = graph_to_files(model) if isinstance(model, GraphModel) else (None, {})
+    tensors = {**tensors, **_unnamed(model), **constants}
+    _check_loadable(tensors, (*tensors, *tied, *(name for name, _ in model.named_modules())))
+    description = Description.model_construct(
+        architecture=BuiltAs.model_construct(**architecture.to_dict()) if architecture else None,
+        pruned={
+            name: PrunedTensor(shape=list(mask.shape), kept=int(mask.sum())) for name, mask in masks.items()
+        },
+        tied=tied,
+        sizes=size_attributes(model) if graph is None else {},
+        shrunk=network.to_dict() if isinstance(network, ShrinkResult) else None,
+        recipe=network.recipe.to_dict() if isinstance(network, Pruned) else None,
+        history=[asdict(record) for record in network.history] if isinstance(network, Pruned) else [],
+    )
+    return Contents(description, tensors, graph)
+
+
+def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What goes into the file, and the names that share the tensor of another name."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name in sorted(
+        state, key=lambda name: name not in masks
+    ):  # a tied weight is stored where its mask is
+        value = state[name]
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"{name} of the model's state is a {type(value).__name__}: only tensors are saved"
+            )
+        place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() and place in first:
+            tied[name] = first[place]
+            continue
+        first[place] = name
+        if name in masks:
+            tensors[name + BITS], tensors[name + VALUES] = without_zeros(value, masks[name])
+        else:
+            tensors[name] = value.detach().cpu().contiguous().clone()
+    return tensors, tied
+
+
+def _unnamed(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that the state leaves out: of real numbers, which may have lost entries; of a graph all."""
+    every = isinstance(model, GraphModel)
+    named = set(model.state_dict(keep_vars=True))
+    return {
+        name + BUFFER: buffer.detach().cpu().contiguous().clone()
+        for name, buffer in model.named_buffers(remove_duplicate=not every)
+        if name not in named
+        and not (every and name.startswith("_constant"))
+        and (every or buffer.is_floating_point())
+    }
+
+
+def _check_dense(model: nn.Module) -> None:
+    """Refuse, with a `ModelError`, layers that run sparse: which do is for each machine to find out."""
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear | SparseConv2d):
+            raise ModelError(
+                f"{name or 'the model'} runs sparse on this machine: save the network before "
+                "sparsify_for_cpu, and call that again where it is loaded"
+            )
+
+
+def _check_loadable(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Refuse, with a `ModelError`, to write what would be refused when it is read."""
+    name = wrong_name(names)
+    if name is not None:
+        raise ModelError(f"the model names {shown(name)}: a name must be of characters that can be printed")
+    wrong = wrong_dtype(tensors)
+    if wrong is not None:
+        raise ModelError(f"the network cannot be saved: {wrong}")
