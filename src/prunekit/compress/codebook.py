@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import ckwrap
 import numpy as np
+from torch import Tensor
 
 from prunekit.errors import InputError, shown
+from prunekit.settings import WHOLE, whole
 
 MAX_DISTINCT = 1 << 17
 """Distinct values up to which `optimal_kmeans` is exact: its tables have levels x values entries."""
@@ -52,16 +56,19 @@ def published_kmeans(weights: Any, levels: int, *, iterations: int = 100) -> Qua
     its members stays where it is and is left out of the result.
 
     Args:
-        weights: of one layer, of any shape; zeros stay zeros and belong to no centroid.
+        weights: of one layer, of any shape; zeros stay zeros and belong to no centroid. Where a centroid
+            comes to be 0, its weights become zeros.
         levels: the most centroids.
         iterations: the most of them; they end when no weight changes its centroid.
 
     Raises:
-        InputError: for weights that are not finite, or a number of levels out of range.
+        InputError: for weights that are not finite in float32, or a number of levels or iterations out of
+            range.
 
     Source: Han, Mao, Dally 2016, arXiv 1510.00149, section 3.
     """
-    array = _checked(weights, levels)
+    array, levels = _checked(weights, levels)
+    iterations = whole("iterations", iterations, 0, WHOLE)
     present = np.sort(array[array != 0].astype(np.float64))
     if present.size == 0:
         return _assigned(array, present)
@@ -86,20 +93,28 @@ def optimal_kmeans(weights: Any, levels: int, importance: Any = None) -> Quantiz
     width, each with the mean of its members.
 
     Args:
-        weights: of one layer, of any shape; zeros stay zeros and belong to no centroid.
+        weights: of one layer, of any shape; zeros stay zeros and belong to no centroid. Where a centroid
+            comes to be 0, its weights become zeros.
         levels: the most centroids; fewer distinct weights than that are their own centroids.
         importance: non-negative, of the same shape: how much the squared error of each weight counts.
 
     Raises:
-        InputError: for weights that are not finite, an importance that does not fit them, or a number of
-            levels out of range.
+        InputError: for weights that are not finite in float32, an importance that does not fit them, or a
+            number of levels out of range.
 
     Source: Wang, Song 2011, "Ckmeans.1d.dp", The R Journal 3(2), by dynamic programming.
     """
-    array = _checked(weights, levels)
-    counts = np.ones(array.shape) if importance is None else np.asarray(importance, np.float64)
-    if counts.shape != array.shape or not np.isfinite(counts).all() or (counts < 0).any():
+    array, levels = _checked(weights, levels)
+    counts = np.ones(array.shape) if importance is None else _array_of(importance)
+    if (
+        counts.dtype.kind not in "fiu"
+        or counts.shape != array.shape
+        or not np.isfinite(counts).all()
+        or (counts < 0).any()
+    ):
         raise InputError(f"importance must be finite, not negative and of the shape {array.shape}")
+    counts = counts.astype(np.float64)
+    counts /= counts.max(initial=0) or 1  # whose sums could be beyond what a number holds
     present = array != 0
     distinct, where = np.unique(array[present].astype(np.float64), return_inverse=True)
     if distinct.size <= levels:
@@ -125,27 +140,37 @@ def on_grid(weights: Any, step: float) -> Quantized:
     """The weights rounded to multiples of a step; those nearer to 0 than half a step become 0.
 
     Raises:
-        InputError: for weights that are not finite, or a step that gives more than `MAX_LEVELS` levels.
+        InputError: for weights that are not finite in float32, or a step that gives more than `MAX_LEVELS`
+            levels, or such as are the same number in float32 or none.
     """
-    array = _checked(weights, 1)
-    if not (np.isfinite(step) and step > 0):
+    array, _ = _checked(weights, 1)
+    if isinstance(step, bool) or not isinstance(step, Real) or not (math.isfinite(step) and step > 0):
         raise InputError(f"step must be a positive number, not {shown(step)}")
-    rounded = np.rint(array.astype(np.float64) / step)
+    with np.errstate(over="ignore"):
+        rounded = np.rint(array.astype(np.float64) / float(step))
     used, codes = np.unique(rounded, return_inverse=True)
     if used.size > MAX_LEVELS:
         raise InputError(f"a step of {step:g} gives {used.size:,} levels; at most {MAX_LEVELS:,}")
-    codes = codes.reshape(array.shape) - int((used < 0).sum())
+    codes = np.asarray(codes.reshape(array.shape) - int((used < 0).sum()), np.int32)
     if not (used == 0).any():
         codes += codes >= 0
-    return Quantized(codes.astype(np.int32), (used[used != 0] * step).astype(np.float32))
+    with np.errstate(over="ignore"):
+        centroids = (used[used != 0] * float(step)).astype(np.float32)
+    if not (np.isfinite(centroids).all() and centroids.all() and (np.diff(centroids) > 0).all()):
+        raise InputError(
+            f"a step of {step:g} gives levels that float32 does not hold, or does not tell apart"
+        )
+    return Quantized(codes, centroids)
 
 
 def choose_rates(options: Sequence[Sequence[tuple[float, float]]], budget: float) -> list[int]:
     """For each layer the number of the option that it gets, for the least distortion within a budget.
 
     All layers start with their cheapest option. Then the step to a dearer one that saves most distortion per
-    byte is taken, anywhere in the network, as long as the budget allows. Only options on a layer's lower
-    convex hull are ever chosen. So the result is the best there is for the bytes that it takes.
+    byte is taken, anywhere in the network. Only options on a layer's lower convex hull are ever chosen. So
+    up to the first step that the budget has no room for, the result is the best there is for the bytes that
+    it takes. That layer stays then, and the steps of others that there is room for are taken: as good as the
+    budget to less than one step, though not always the best.
 
     Args:
         options: per layer (rate, distortion) of each of its options, for example bytes at 2 to 8 bits and the
@@ -153,10 +178,16 @@ def choose_rates(options: Sequence[Sequence[tuple[float, float]]], budget: float
         budget: the most that the rates may add up to.
 
     Raises:
-        InputError: if the cheapest options of all layers are beyond the budget, or a layer has none.
+        InputError: if the cheapest options of all layers are beyond the budget, a layer has none, or a
+            number is not finite.
     """
     if not all(options):
         raise InputError("every layer needs at least one option")
+    for number, layer in enumerate(options):
+        if not np.isfinite(layer).all():
+            raise InputError(f"layer {number}: rates and distortions must be finite numbers")
+    if math.isnan(budget):
+        raise InputError("the budget must be a number, not nan")
     hulls = [_hull(layer) for layer in options]
     at = [0] * len(hulls)
     spent = sum(layer[hull[0]][0] for layer, hull in zip(options, hulls, strict=True))
@@ -200,13 +231,22 @@ def _hull(layer: Sequence[tuple[float, float]]) -> list[int]:
     return hull
 
 
-def _checked(weights: Any, levels: int) -> np.ndarray:
-    array = np.asarray(weights)
-    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        raise InputError("weights must be finite real numbers")
-    if not 1 <= levels <= MAX_LEVELS:
-        raise InputError(f"levels must be from 1 to {MAX_LEVELS:,}, not {shown(levels)}")
-    return array
+def _checked(weights: Any, levels: int) -> tuple[np.ndarray, int]:
+    array = _array_of(weights)
+    if (
+        array.dtype.kind not in "fiu"
+        or not (np.abs(array.astype(np.float64)) <= np.finfo(np.float32).max).all()
+    ):
+        raise InputError("weights must be real numbers, finite in float32")
+    return array, whole("levels", levels, 1, MAX_LEVELS)
+
+
+def _array_of(value: Any) -> np.ndarray:
+    """An array, also of a parameter, or of a tensor on another device or of a type that NumPy lacks."""
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype.is_floating_point and value.dtype.itemsize < 4 else value).numpy()
 
 
 def _binned(distinct: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -218,17 +258,16 @@ def _binned(distinct: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _assigned(array: np.ndarray, centroids: np.ndarray) -> Quantized:
-    """Each nonzero weight with its nearest centroid; centroids without members are left out."""
+    """Each nonzero weight with its nearest centroid; centroids without members, and 0, are left out."""
     table = np.unique(np.asarray(centroids, np.float64).astype(np.float32))
-    table = table[table != 0]
     codes = np.zeros(array.shape, np.int32)
     present = array != 0
-    if not table.size:  # also where all centroids round to 0: what is left of such weights is 0
-        return Quantized(codes, table)
     exact = table.astype(np.float64)
     nearest = np.searchsorted((exact[1:] + exact[:-1]) / 2, array[present].astype(np.float64))
     used, nearest = np.unique(nearest, return_inverse=True)
     table = table[used]
     signed = nearest - int((table < 0).sum())
-    codes[present] = signed + (signed >= 0)
-    return Quantized(codes, table)
+    if not (table == 0).any():  # else its members have the code 0
+        signed += signed >= 0
+    codes[present] = signed
+    return Quantized(codes, table[table != 0])
