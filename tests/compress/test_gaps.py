@@ -59,6 +59,11 @@ def test_decoding_is_inverse_and_the_best_width_is_taken(codes):
     assert len(data) == min(len(encode_gaps(codes, width)) for width in WIDTHS)
 
 
+@pytest.mark.parametrize("codes", [[-(1 << 31), (1 << 31) - 1], [(1 << 31) - 1], [-(1 << 31)]])
+def test_the_extremes_of_32_bits(codes):
+    assert decode_gaps(encode_gaps(np.array(codes)), (len(codes),)).tolist() == codes
+
+
 def total_bits(symbols):
     """Of a Huffman code: the sum of all inner nodes of its tree."""
     heap = np.unique(symbols, return_counts=True)[1].tolist()
@@ -121,10 +126,16 @@ def test_damaged_bytes_are_a_layer_or_a_clean_error(noise, data):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(InputError, match="width must be from 1 to 12, not 13"):
+    with pytest.raises(InputError, match=r"width = 13: .* at least 1 and at most 12"):
         encode_gaps(np.ones(3, int), 13)
     with pytest.raises(InputError, match="integers"):
         encode_gaps(np.ones(3))
+    for code in (1 << 31, -(1 << 31) - 1):
+        with pytest.raises(InputError, match="of 32 bits"):
+            encode_gaps(np.array([0, code]))
+    for shape in ((10**30,), (0, 10**30), (-1, 3), (2.5,)):
+        with pytest.raises(DataError, match="there is no layer of shape"):
+            decode_gaps(encode_gaps(np.zeros(0, int)), shape)
     with pytest.raises(DataError, match="999 codes in a layer of 4"):
         decode_gaps(bytes([4]) + varint(999) + varint(3) + bytes(9), (2, 2))
     with pytest.raises(DataError, match="symbols cannot be in"):

@@ -55,5 +55,8 @@ def test_it_takes_fewer_bytes():
 def test_layers_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="does not read 3 units"):
         order_units(np.ones((3, 2)), np.ones((2, 4)))
+    for order in ([0, 0, 1], [0, 1, 7], [-1, 0, 1]):
+        with pytest.raises(InputError, match="order of 3 units holds each number below that once"):
+            regroup(np.ones((2, 6)), np.array(order))
     with pytest.raises(InputError, match="does not read 0 units"):
         regroup(np.ones((2, 4)), np.array([], int))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ MAX_LEVEL = (1 << 12) - 1
 
 MAX_WEIGHTS = 1 << 30
 """The most weights of all layers together that are read."""
+
+MAX_SIDES = 32
+"""The most dimensions of a layer."""
 
 _LONG = 1 << 15  # sides beyond that are folded: each row and column has a number of its own
 
@@ -73,16 +77,30 @@ def decode_levels(
         max_weights: the most that all shapes may add up to.
 
     Raises:
-        DataError: for shapes beyond that, before anything is allocated; for bytes that cannot be read.
+        DataError: for shapes beyond that or that no array has, before anything is allocated; for bytes that
+            cannot be read.
         InputError: for planes that do not fit the shapes.
     """
-    sizes = [tuple(int(side) for side in shape) for shape in shapes]
-    if any(side < 0 for shape in sizes for side in shape):
-        raise DataError(f"shapes must not be negative: {shown(sizes)}")
+    sizes = [checked_shape(shape) for shape in shapes]
     if sum(map(math.prod, sizes)) > max_weights:
         raise DataError(f"the shapes add up to more than {max_weights:,} weights")
     checked = _checked(planes, sizes)
     return _decoded(data, sizes, checked)
+
+
+def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """A layer's shape.
+
+    Raises:
+        DataError: if there is no array of that shape.
+    """
+    try:
+        sides = tuple(map(operator.index, shape))
+    except TypeError:
+        sides = (-1,)
+    if len(sides) > MAX_SIDES or min(sides, default=0) < 0 or math.prod(side or 1 for side in sides) >> 48:
+        raise DataError(f"there is no layer of shape {shown(shape)}")
+    return sides
 
 
 def _decoded(
@@ -161,8 +179,17 @@ def _checked(
         return [None] * len(shapes)
     if len(planes) != len(shapes):
         raise InputError(f"there are {len(shapes)} layers and {len(planes)} planes")
-    for number, (plane, shape) in enumerate(zip(planes, shapes, strict=True)):
-        columns = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
-        if plane is not None and (min(plane) < 1 or plane[0] * plane[1] != columns):
-            raise InputError(f"layer {number}: a plane of {shown(plane)} does not hold {columns:,} inputs")
-    return planes
+    return [_checked_plane(number, *each) for number, each in enumerate(zip(planes, shapes, strict=True))]
+
+
+def _checked_plane(number: int, plane: Plane | None, shape: tuple[int, ...]) -> Plane | None:
+    if plane is None:
+        return None
+    columns = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+    try:
+        height, width = map(operator.index, plane)
+    except (TypeError, ValueError):
+        raise InputError(f"layer {number}: a plane is (height, width), not {shown(plane)}") from None
+    if min(height, width) < 1 or height * width != columns:
+        raise InputError(f"layer {number}: a plane of {shown(plane)} does not hold {columns:,} inputs")
+    return height, width

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prunekit.compress.coder import checked_shape
 from prunekit.compress.huffman import huffman_decode, huffman_encode, read_varint, varint
-from prunekit.errors import DataError, InputError, shown
+from prunekit.errors import DataError, InputError
+from prunekit.settings import whole
 
 WIDTHS = range(1, 13)
 """The widths of gaps in bits that are tried."""
@@ -67,15 +69,16 @@ def encode_gaps(codes: np.ndarray, width: int | None = None) -> bytes:
         width: of a gap in bits; by default that of `WIDTHS` that takes least bytes in all.
 
     Raises:
-        InputError: for a width out of range, or codes that are no integers.
+        InputError: for a width out of range, or codes that are no integers of 32 bits.
     """
     codes = np.asarray(codes)
     if codes.dtype.kind not in "iu":
         raise InputError(f"codes must be integers, not {codes.dtype}")
+    if codes.size and not -(1 << 31) <= int(codes.min()) <= int(codes.max()) < 1 << 31:
+        raise InputError("codes must be integers of 32 bits")
     if width is None:
         return min((encode_gaps(codes, width) for width in WIDTHS), key=len)
-    if width not in WIDTHS:
-        raise InputError(f"width must be from {WIDTHS[0]} to {WIDTHS[-1]}, not {shown(width)}")
+    width = whole("width", width, WIDTHS[0], WIDTHS[-1])
     gaps, values = gaps_of(codes, width)
     first = huffman_encode(gaps)
     return bytes([width]) + varint(len(gaps)) + varint(len(first)) + first + huffman_encode(values)
@@ -89,8 +92,10 @@ def decode_gaps(data: bytes, shape: Sequence[int]) -> np.ndarray:
         shape: of the layer.
 
     Raises:
-        DataError: for bytes that are none of its, before more is allocated than the layer takes.
+        DataError: for bytes that are none of its, before more is allocated than the layer takes; for a shape
+            that no array has.
     """
+    shape = checked_shape(shape)
     if not data or data[0] not in WIDTHS:
         raise DataError("damaged: no width of gaps")
     count, at = read_varint(data, 1)

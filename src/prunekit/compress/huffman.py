@@ -95,7 +95,7 @@ def _read_table(data: bytes) -> tuple[list[int], list[int], int]:
         step, at = read_varint(data, at)
         before += (step + 1) // 2 if step % 2 else -(step // 2)
         symbols.append(before)
-    if symbols and max(map(abs, symbols)) >= 1 << 31:
+    if symbols and not -(1 << 31) <= min(symbols) <= max(symbols) < 1 << 31:
         raise DataError("damaged: a symbol beyond 32 bits")
     return lengths, symbols, at
 

@@ -36,7 +36,7 @@ class BitDecoder:
     """Bytes to bits. Damaged bytes give other bits, or a `DataError`."""
 
     def __init__(self, data: bytes) -> None:
-        padded = data + b"\0" * (-len(data) % 4)
+        padded = bytes(data) + b"\0" * (-len(data) % 4)
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
     def code(self, probabilities: np.ndarray, bits: np.ndarray) -> np.ndarray:

@@ -29,11 +29,13 @@ def regroup(read: np.ndarray, order: np.ndarray) -> np.ndarray:
 
     Args:
         read: (outputs, inputs, ...), its inputs unit by unit.
-        order: the numbers of the units.
+        order: the numbers of the units, each once.
 
     Raises:
-        InputError: if the inputs are not a multiple of the units.
+        InputError: if the inputs are not a multiple of the units, or the order leaves units out.
     """
+    if not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise InputError(f"an order of {len(order):,} units holds each number below that once")
     return _by_unit(read, len(order))[:, order].reshape(read.shape)
 
 
