@@ -155,6 +155,53 @@ def test_layers_without_kernels_are_refused():
         SparseConv2d(nn.Conv2d(2, 2, 1, groups=2))
 
 
+def test_rows_that_lead_out_of_the_layer_are_not_loaded():
+    layer = SparseLinear(torch.tensor([[1.0, 0, 2], [0, 3, 0]]))
+    before = copy.deepcopy(layer.state_dict())
+    for name, place, value in (
+        ("col_indices", 0, 10**9),
+        ("col_indices", 2, -1),
+        ("crow_indices", 1, 10**6),
+        ("crow_indices", 2, 2),
+    ):
+        damaged = {key: each.clone() for key, each in before.items()}
+        damaged[name][place] = value
+        damaged["values"] += 1
+        for state, strict in ((damaged, True), ({name: damaged[name]}, False)):
+            with pytest.raises(RuntimeError, match="no rows of this layer"):
+                layer.load_state_dict(state, strict=strict)
+    other = SparseLinear(torch.ones(2, 3)).state_dict()
+    for state in (other, {"crow_indices": other["crow_indices"]}, {"values": "text"}):
+        with pytest.raises(RuntimeError, match="no rows of this layer"):
+            layer.load_state_dict(state, strict=False)
+    assert all(torch.equal(each, before[name]) for name, each in layer.state_dict().items())
+    assert layer(torch.ones(2, 3)).tolist() == [[3, 3], [3, 3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_under_autocast_types_are_those_of_a_dense_layer_and_values_are_no_less_exact(dtype):
+    dense = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 3)).to(dtype)
+    sparse = nn.Sequential(SparseConv2d(dense[0]), nn.Flatten(), SparseLinear(dense[2].weight, dense[2].bias))
+    x = sparse_values((5, 2, 4, 4), 1.0, dtype)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, found = dense(x), sparse(x)
+    assert found.dtype is expected.dtype
+    exact = dense.double()(x.double()).detach()
+    eps = torch.finfo(found.dtype).eps
+    torch.testing.assert_close(
+        found.double(), exact, rtol=0, atol=4 * eps * max(1.0, float(exact.abs().max()))
+    )
+
+
+def test_weights_and_biases_that_do_not_fit_are_refused():
+    for weight in (torch.ones(3), torch.ones(2, 3, 1)):
+        with pytest.raises(InputError, match="two dimensions"):
+            SparseLinear(weight)
+    for bias in (torch.ones(1), torch.ones(3), torch.ones(2, 1), torch.ones(2).double()):
+        with pytest.raises(InputError, match=r"a bias for weights \[2, 3\]"):
+            SparseLinear(torch.ones(2, 3), bias)
+
+
 def test_inputs_of_another_width_are_an_error_and_not_other_rows():
     layer = SparseLinear(sparse_values((5, 8), 0.3))
     with pytest.raises(RuntimeError):

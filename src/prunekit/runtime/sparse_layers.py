@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import InputError
+from prunekit.errors import InputError, said
 from prunekit.models.column_conv import Im2col
 
 KERNELS = (torch.float32, torch.float64)
@@ -29,7 +29,8 @@ class SparseLinear(nn.Module):
     (`benchmarks/sparse_runtime.py`). Indices are 32 bits wide, which MKL reads without a copy.
 
     The weights and biases are buffers, so that no optimizer gets them: gradients pass to the inputs only. In
-    training mode it computes the same.
+    training mode it computes the same. Under autocast it computes in its own precision, as there are no other
+    kernels, and gives the type that autocast would.
 
     Args:
         weight: (out_features, in_features), of float32 or float64; its zeros are left out.
@@ -42,7 +43,7 @@ class SparseLinear(nn.Module):
         bias: as given.
 
     Raises:
-        InputError: for weights of another dtype.
+        InputError: for weights of another dtype, or weights and biases that do not fit together.
     """
 
     crow_indices: Tensor
@@ -53,6 +54,13 @@ class SparseLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         _check_dtype(weight.dtype)
+        if weight.dim() != 2:
+            raise InputError(f"the weight of a linear layer has two dimensions, not {list(weight.shape)}")
+        if bias is not None and (bias.dtype, bias.shape) != (weight.dtype, weight.shape[:1]):
+            raise InputError(
+                f"a bias for weights {list(weight.shape)} of {weight.dtype} is {[len(weight)]} of that type, "
+                f"not {list(bias.shape)} of {bias.dtype}"
+            )
         self.out_features, self.in_features = weight.shape
         rows = weight.detach().to_sparse_csr()
         self.register_buffer("crow_indices", rows.crow_indices().int())
@@ -70,6 +78,10 @@ class SparseLinear(nn.Module):
 
     def times(self, x: Tensor) -> Tensor:
         """The weights times (in_features,) or (in_features, columns), with the bias added to each column."""
+        kind = x.device.type
+        if self.values.dtype is torch.float32 and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self.times(x.to(self.values.dtype)).to(torch.get_autocast_dtype(kind))
         rows, bias = self._rows(), self._buffers["bias"]
         if x.dim() == 1:
             return rows.mv(x) if bias is None else torch.addmv(bias, rows, x)
@@ -102,6 +114,32 @@ class SparseLinear(nn.Module):
             held["values"],
             (self.out_features, self.in_features),
             check_invariants=False,
+        )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # the kernels read wherever indices lead, so that all of them are checked before any is taken over
+        own = {name: self.get_buffer(name) for name in ("crow_indices", "col_indices", "values")}
+        given = {name: state_dict.get(prefix + name, value) for name, value in own.items()}
+        try:
+            if any(given[name].shape != value.shape for name, value in own.items()):
+                raise ValueError("another number of weights is not zero")
+            rows, columns, values = (given[name].to(value.dtype) for name, value in own.items())
+            size = (self.out_features, self.in_features)
+            torch.sparse_csr_tensor(rows, columns, values, size, check_invariants=True)
+        except (AttributeError, RuntimeError, ValueError) as error:
+            error_msgs.append(f"{prefix or 'SparseLinear'}: these are no rows of this layer: {said(error)}")
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
