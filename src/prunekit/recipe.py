@@ -177,8 +177,7 @@ class Recipe(Settings):
                 f"the retrain {self.retrain.name!r}: the regularizer {before[0].name!r} acts in a training "
                 "before the first removal, not behind it: set it in 'warm_up'"
             )
-        late = () if self.quantize.plan is None else self.quantize.plan.regularize
-        for each in late:
+        for each in (each for training in self.quantize.plans for each in training.regularize):
             if not each.interruptible:
                 raise ValueError(
                     f"the quantize {self.quantize.name!r}: the regularizer {each.name!r} acts in a training "
@@ -217,7 +216,12 @@ class Recipe(Settings):
     @property
     def trains(self) -> bool:
         """Whether the network is trained, after the steps or before the first."""
-        return self.retrain.plan is not None or self.quantize.plan is not None or bool(self.warm_ups)
+        return self.trains_survivors or bool(self.warm_ups)
+
+    @property
+    def trains_survivors(self) -> bool:
+        """Whether the network is trained after a step."""
+        return self.retrain.plan is not None or bool(self.quantize.plans)
 
     @property
     def by_example(self) -> bool:

@@ -147,9 +147,9 @@ class Teacher(Part):
 
     requires = (
         Requirement(
-            "retrain",
-            lambda retrain: retrain.plan is not None,
-            "{part} acts on a retraining, and the retrain {value} is none: use 'fine_tune'",
+            "trains_survivors",
+            bool,
+            "{part} acts on a retraining, and the retrain 'none' is none: use 'fine_tune'",
         ),
         Requirement(
             "retrain",

@@ -117,9 +117,9 @@ class Calibration:
         for each in recipe.warm_ups.values() if retraining else ():
             if data is not None and each.length(data):
                 uses.append(self._of_training(each, lambda own: own.loss))
-        shared = recipe.quantize.plan if retraining else None
-        if data is not None and shared is not None and shared.length(data):
-            uses.append(self._of_training(shared, with_parts))
+        for each in recipe.quantize.plans if retraining else ():
+            if data is not None and each.length(data):
+                uses.append(self._of_training(each, with_parts))
         if recipe.stop.needs_data:
             (uses if self.validation is None else measured).append(Use(task, BATCH, stopping))
         if data is not None:

@@ -444,13 +444,8 @@ class Session:
     def _quantize(self, step: Step, report: Report | None) -> Counted:
         """Few values for the weights that the last step and its retraining have left."""
         part = self.recipe.quantize
-        context = self._context(step).told("quantize")
-        with torch.no_grad():
-            values = part.begin(context)
-        if part.plan is not None:
-            self._trainings.quantize(context, values, report)
-        values.settle()
-        if part.plan is None and self._calibration.norms:
+        self._trainings.quantize(self._context(step), report)
+        if not part.plans and self._calibration.norms:
             self._calibration.recalibrate()
         part.round_rest(self._inner)
         return Counted.of(self._inner, part.targets(self._inner))

@@ -13,7 +13,6 @@ from prunekit.batches import Batch, Batches, Inputs
 from prunekit.errors import InputError, ModelError, naming
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import StepContext
-from prunekit.parts.quantize import FewValues
 from prunekit.parts.retrain import Checkpoints, Retrain
 from prunekit.parts.schedule import Step
 from prunekit.pruning.calibration import two_examples
@@ -58,12 +57,12 @@ class Trainings:
         """
         retrain = self.recipe.retrain
         self.check_restart(checkpoints)
-        trainings = {
-            **(self.recipe.warm_ups if warm_up else {}),
-            "retrain": retrain.plan,
-            "quantize": self.recipe.quantize.plan,
-        }
-        for key, training in trainings.items():
+        trainings = [
+            *(self.recipe.warm_ups.items() if warm_up else ()),
+            ("retrain", retrain.plan),
+            *(("quantize", training) for training in self.recipe.quantize.plans),
+        ]
+        for key, training in trainings:
             if training is None:
                 continue
             part = f"the recipe's {self.recipe.called(key)}"
@@ -153,13 +152,14 @@ class Trainings:
         )
         return trained.loss if trained.iterations else None
 
-    def quantize(self, context: StepContext, values: FewValues, report: Report | None) -> None:
-        """The training of weights that have few values, with what the parts make of its loss."""
-        training = self.recipe.quantize.plan
-        assert training is not None
-        seed = derive(self.seed, "training", "quantize")
-        loss = self._loss_of_batches(context)
-        self._train(training, context, seed, loss=loss, attach=values.attach, report=report)
+    def quantize(self, context: StepContext, report: Report | None) -> None:
+        """Few values for the weights, and their trainings, with what the parts make of the loss."""
+        for number, (values, training) in enumerate(self.recipe.quantize.stages(context.told("quantize"))):
+            if training is not None:
+                seed = derive(self.seed, "training", "quantize", *([number] if number else []))
+                loss = self._loss_of_batches(context)
+                self._train(training, context, seed, loss=loss, attach=values.attach, report=report)
+            values.settle()
 
     def _train(self, training: Training, context: StepContext, seed: int, **more: Any) -> Trained:
         assert self.data is not None

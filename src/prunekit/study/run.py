@@ -193,11 +193,10 @@ def _cost(cell: Cell, plan: Plan, data: Batches) -> float:
     retrain = cell.recipe.retrain
     length = 0 if retrain.plan is None else max(retrain.plan.length(data) - retrain.start, 0)
     warm_up = sum(training.length(data) for training in cell.recipe.warm_ups.values())
-    shared = cell.recipe.quantize.plan
-    warm_up += 0 if shared is None else shared.length(data)
+    few_values = sum(training.length(data) for training in cell.recipe.quantize.plans)
     steps, every = len(plan.steps), cell.recipe.retrain_every
     *_, trained = retrain.part(0, -(-steps // every), {}).span(length)
-    return float(OVERHEAD * steps + trained + warm_up)
+    return float(OVERHEAD * steps + trained + warm_up + few_values)
 
 
 class StudyError(PrunekitError):

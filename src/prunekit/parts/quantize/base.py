@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -19,7 +19,8 @@ from prunekit.targets import Target, find_targets
 from prunekit.training import Training
 
 
-def _training_or_none(value: Any) -> Training | None:
+def training_or_none(value: Any) -> Training | None:
+    """A training, from its settings or None."""
     return None if value is None else Training.parse(value)
 
 
@@ -46,11 +47,11 @@ class Quantizer(Part):
 
     Attributes:
         changes: whether it does anything.
-        plan: how the values are trained; None for not at all.
+        plans: how the values are trained, in order; none for not at all.
     """
 
     changes: ClassVar[bool] = True
-    plan: ClassVar[Training | None] = None
+    plans: ClassVar[tuple[Training, ...]] = ()
 
     def check(self, model: nn.Module) -> None:
         """Refuse a network that it cannot act on, before anything is changed.
@@ -70,8 +71,10 @@ class Quantizer(Part):
         """
 
     @abstractmethod
-    def begin(self, context: StepContext) -> FewValues:
-        """Choose the values, which the training goes on from, or which are `settle`d at once.
+    def stages(self, context: StepContext) -> Iterator[tuple[FewValues, Training | None]]:
+        """Choose the values, and yield them with the training that goes on from there.
+
+        Each stage is trained, if it has a training, and `settle`d before the next is asked for.
 
         Args:
             context: behind the last step, with the network and its masks.
@@ -92,9 +95,9 @@ class NoQuantization(Quantizer):
         """None."""
         return ()
 
-    def begin(self, context: StepContext) -> FewValues:
-        """There is nothing to begin."""
-        raise NotImplementedError
+    def stages(self, context: StepContext) -> Iterator[tuple[FewValues, Training | None]]:
+        """None."""
+        return iter(())
 
     def round_rest(self, model: nn.Module) -> None:
         """Nothing is rounded."""
@@ -120,14 +123,14 @@ class LayerQuantizer(Quantizer):
         ),
     )
 
-    training: Annotated[Training | None, BeforeValidator(_training_or_none)] = None
+    training: Annotated[Training | None, BeforeValidator(training_or_none)] = None
     ignore: tuple[str, ...] = ()
     half_biases: bool = True
 
     @property
-    def plan(self) -> Training | None:  # type: ignore[override]
+    def plans(self) -> tuple[Training, ...]:  # type: ignore[override]
         """The training."""
-        return self.training
+        return () if self.training is None else (self.training,)
 
     def targets(self, model: nn.Module) -> tuple[Target, ...]:
         """The weights of linear and convolution layers, but for those that are ignored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
@@ -13,6 +14,7 @@ from prunekit.parts.context import StepContext
 from prunekit.parts.quantize.base import FewValues, LayerQuantizer
 from prunekit.parts.quantize.shared_values import SharedValues
 from prunekit.targets import value_by_layer
+from prunekit.training import Training
 
 Bits = Annotated[int, Field(ge=1, le=12)]
 
@@ -44,15 +46,15 @@ class KMeans(LayerQuantizer):
         """Every layer must have one number of bits."""
         self._layer_bits(model)
 
-    def begin(self, context: StepContext) -> FewValues:
+    def stages(self, context: StepContext) -> Iterator[tuple[FewValues, Training | None]]:
         """Cluster the weights of each layer by themselves."""
         clusters = published_kmeans if self.start == "linear" else optimal_kmeans
         bits = self._layer_bits(context.model)
         for name, number in bits.items():
-            weight = context.model.get_parameter(name).data
+            weight = context.model.get_parameter(name).detach()
             found = clusters(weight.cpu().double().numpy(), 2**number)
             weight.copy_(torch.from_numpy(found.values()))
-        return SharedValues(context.model, list(bits), half=self.half_biases)
+        yield SharedValues(context.model, list(bits), half=self.half_biases), self.training
 
     def _layer_bits(self, model: nn.Module) -> dict[str, int]:
         targets = self.targets(model)

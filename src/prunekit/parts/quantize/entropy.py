@@ -1,0 +1,208 @@
+"""Retraining with the bits of a file in the loss: weights rounded to a grid, and what their levels cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunekit.parts.context import StepContext
+from prunekit.parts.quantize.base import (
+    FewValues,
+    LayerQuantizer,
+    rounded_to_half,
+    training_or_none,
+)
+from prunekit.parts.quantize.shared_values import SharedValues
+from prunekit.parts.quantize.symbol_costs import Magnitudes, SymbolCosts
+from prunekit.parts.regularize import StepHooks, check_gradients_are_there
+from prunekit.settings import LARGE, WHOLE
+from prunekit.training import Training
+
+LEVELS = 1 << 12
+"""The greatest magnitude of a level."""
+
+
+class EntropyTraining(LayerQuantizer):
+    """Weights trained behind a rounding to a uniform grid, with the bits of their levels in the loss.
+
+    The network computes with rounded weights; their gradients move the real ones that are rounded
+    (straight-through). The loss is that of the recipe plus rate * bits / weights, where `bits` is what a
+    model of the coder says of the levels, linear between one level and the next: see
+    `prunekit.parts.quantize.symbol_costs`. The model is made anew every `refresh` steps. At the end the
+    weights are on the grid; with `refine` the values of the levels are then trained as shared values.
+
+    Attributes:
+        training: of the real weights.
+        step: between two levels of a layer, in units of the root mean square of its nonzero weights.
+        learn_step: whether the step of each layer is trained, too.
+        rate: of a bit per weight in the loss.
+        refresh: steps of the optimizer for which the model of the coder stands still.
+        magnitudes: how the model predicts those of levels: `geometric`, by which less is never dearer, or as
+            `counted`, which draws them to the most frequent ones.
+        revive: whether a weight whose level has become zero may come back while it is trained. What the
+            masks of the recipe have removed never does, nor what was zero before.
+        refine: how the values of the levels are trained in the end; None for not at all, so that they are
+            on a uniform grid.
+    """
+
+    name = "entropy"
+    paper = "Oktay, Ballé, Singh, Shrivastava 2020, arXiv 1906.06624; straight-through: arXiv 1308.3432"
+
+    training: Annotated[Training, BeforeValidator(Training.parse)] = Field(default_factory=Training)
+    step: float = Field(default=0.5, gt=0, le=LARGE)
+    learn_step: bool = False
+    rate: float = Field(default=0.1, ge=0, le=LARGE)
+    refresh: int = Field(default=20, ge=1, le=WHOLE)
+    magnitudes: Magnitudes = "geometric"
+    revive: bool = True
+    refine: Annotated[Training | None, BeforeValidator(training_or_none)] = None
+
+    @property
+    def plans(self) -> tuple[Training, ...]:  # type: ignore[override]
+        """Both trainings."""
+        return self.training, *(() if self.refine is None else (self.refine,))
+
+    def stages(self, context: StepContext) -> Iterator[tuple[FewValues, Training | None]]:
+        """The weights on their grid; then the values of its levels."""
+        names = [target.name for target in self.targets(context.model)]
+        half = self.half_biases and self.refine is None
+        yield RoundedWeights(context.model, names, self, half=half), self.training
+        if self.refine is not None:
+            yield SharedValues(context.model, names, half=self.half_biases), self.refine
+
+
+class RoundedWeights(FewValues):
+    """Weights that are rounded to a grid whenever the network runs, and real whenever they are moved.
+
+    Args:
+        model: the network.
+        names: of the weights.
+        settings: of the training.
+        half: whether the values are rounded to half precision in the end.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str], settings: EntropyTraining, *, half: bool) -> None:
+        parameters = {name: model.get_parameter(name) for name in names}
+        total = sum(each.numel() for each in parameters.values())
+        self._rounded = [_Rounded(weight, settings, settings.rate / total) for weight in parameters.values()]
+        self._half = half
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> list[Any]:
+        """Hooks before and after the optimizer's step, for the weights that it trains."""
+        check_gradients_are_there("quantize entropy", optimizer)
+        handles: list[Any] = []
+        for rounded in self._rounded:
+            handles += rounded.attach(optimizer)
+        return handles
+
+    def settle(self) -> None:
+        """The weights on the grid, its values rounded if that was asked for."""
+        for rounded in self._rounded:
+            rounded.settle(self._half)
+
+
+class _Rounded:
+    """One weight tensor, and of it the places that are not zero when it begins."""
+
+    def __init__(self, weight: nn.Parameter, settings: EntropyTraining, rate: float) -> None:
+        self.weight, self._settings, self._rate = weight, settings, rate
+        flat = weight.detach().flatten()
+        self._places = flat.nonzero().flatten()
+        self._real = flat[self._places]
+        scale = self._real.square().mean().sqrt() if len(self._real) else flat.new_ones(())
+        self._start = settings.step * scale
+        # the step is start * exp(logarithm), which weight decay draws back to the start
+        self.logarithm = nn.Parameter(flat.new_zeros(()), requires_grad=settings.learn_step)
+        self._group: dict[str, Any] | None = None
+        self._count = 0
+        self._first = self._more = flat
+        self._write()
+
+    @property
+    def _step(self) -> Tensor:
+        return self._start * self.logarithm.detach().exp()
+
+    def _levels(self) -> Tensor:
+        return (self._real / self._step).clamp(-LEVELS, LEVELS).round()
+
+    def attach(self, optimizer: Optimizer) -> list[Any]:
+        """Hooks, and the step beside the weight; nothing where the optimizer does not train the weight."""
+        for group in optimizer.param_groups:
+            if any(each is self.weight for each in group["params"]):
+                if self.logarithm.requires_grad:
+                    group["params"].append(self.logarithm)
+                self._group = group
+                return [self, StepHooks(optimizer, before=self._before, after=self._after)]
+        return []
+
+    def remove(self) -> None:
+        """Take the step out of the optimizer."""
+        assert self._group is not None
+        self._group["params"] = [each for each in self._group["params"] if each is not self.logarithm]
+
+    @torch.no_grad()
+    def settle(self, half: bool) -> None:
+        """The nearest level of what the weights are, which an average over the training may have set."""
+        self._real = self.weight.detach().flatten()[self._places]
+        self._write(half=half)
+
+    @torch.no_grad()
+    def _before(self, *_: Any) -> None:
+        """The real weights, with the gradient of the loss and that of the bits."""
+        gradient = self.weight.grad
+        if self._count % self._settings.refresh == 0:
+            self._look()
+        self._count += 1
+        self._spread(self._real)
+        if gradient is None:
+            return
+        step = self._step
+        scaled = self._real / step
+        size = scaled.abs()
+        below = size.floor().long().clamp_max(len(self._more) - 1)
+        slope = torch.where(below == 0, self._first, self._more[below]) * self._rate
+        of_loss = gradient.flatten()[self._places]
+        if self.logarithm.requires_grad:
+            # of the rounded weight step * round(w / step), and of the bits, by the logarithm of the step
+            along = of_loss * step * (scaled.round() - scaled) - slope * size
+            self.logarithm.grad = along.sum()
+        moved = of_loss + slope * scaled.sign() / step
+        gradient.zero_()
+        flat = gradient.new_zeros(gradient.numel())
+        flat[self._places] = moved
+        gradient.copy_(flat.view(gradient.shape))
+
+    @torch.no_grad()
+    def _after(self, *_: Any) -> None:
+        """The weights that the step has made, rounded."""
+        self._real = self.weight.detach().flatten()[self._places]
+        if not self._settings.revive:
+            alive = self._levels() != 0
+            self._places, self._real = self._places[alive], self._real[alive]
+            self._first = self._first[alive]
+        self._write()
+
+    def _look(self) -> None:
+        """The model of the coder, by the levels that there are now."""
+        flat = self._real.new_zeros(self.weight.numel())
+        flat[self._places] = self._levels()
+        costs = SymbolCosts.of(
+            flat.view(len(self.weight), -1), self._real.dtype, magnitudes=self._settings.magnitudes
+        )
+        first, self._more = costs.steps()
+        self._first = first.flatten()[self._places]
+
+    def _write(self, *, half: bool = False) -> None:
+        values = self._levels() * self._step
+        self._spread(rounded_to_half(values) if half else values)
+
+    @torch.no_grad()
+    def _spread(self, values: Tensor) -> None:
+        flat = values.new_zeros(self.weight.numel())
+        flat[self._places] = values
+        self.weight.copy_(flat.view(self.weight.shape))
