@@ -301,7 +301,7 @@ def check_plain(model: nn.Module, names: Iterable[str]) -> None:
             )
         if not parameter.is_floating_point():
             raise ModelError(f"{name} holds {parameter.dtype}, only floating-point weights are pruned")
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(parameter.detach()).all()):
             raise ModelError(f"{name} holds NaN or infinite values: such a network cannot be pruned")
 
 

@@ -209,6 +209,28 @@ def test_what_cannot_be_folded_is_refused_with_the_reason(case):
     assert list(map(id, net.modules())) == list(map(id, modules))
 
 
+@pytest.mark.parametrize("behind", [True, False])
+def test_half_precision_is_rounded_once(behind):
+    torch.manual_seed(0)
+    layer, norm = nn.Conv2d(4, 4, 3), alive(nn.Sequential(nn.BatchNorm2d(4)))[0]
+    net = nn.Sequential(*((layer, norm) if behind else (norm, layer))).half().eval()
+    exact = copy.deepcopy(net).double()
+    fold_batch_norms(exact, torch.randn(2, 4, 5, 5).double())
+    fold_batch_norms(net, torch.randn(2, 4, 5, 5).half())
+    assert same(copied(net), copied(exact.half()))
+
+
+def test_weights_that_would_not_be_finite_are_refused():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).half()
+    with torch.no_grad():
+        net[3].running_var.fill_(1e-7)
+        net[3].weight.fill_(6e4)
+    before = copied(net)
+    with pytest.raises(ModelError, match="3 cannot go into 2: its weights would not be finite"):
+        fold_batch_norms(net, torch.randn(2, 3, 7, 7).half())
+    assert same(copied(net), before)
+
+
 def test_another_axis_than_the_features():
     net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).eval()
     with pytest.raises(ModelError, match="another axis than the features of '0'"):

@@ -340,6 +340,28 @@ class HostReadTwice(Branched):
         ) + (y.mean())
 
 
+class StandsTwice(Branched):
+    """The 3x3 branch is at two places of the concatenation."""
+
+    def forward(self, x):
+        y = F.relu(self.three(x))
+        return torch.cat([y, F.relu(self.one(x)), y], 1)
+
+
+class TiedWithin(Branched):
+    """The layer within the 3x3 branch has the weight of another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.within, self.other = (nn.Conv2d(3, 3, 3, padding=1).double() for _ in range(2))
+        self.other.weight = self.within.weight
+
+    def forward(self, x):
+        x = self.stem(x)
+        wide = self.three(self.within(x))
+        return torch.cat([self.one(x), wide], 1) + self.other(x).mean()
+
+
 class Reduced(nn.Module):
     """A 1x1 convolution beside a 1x1 and a 3x3 one, with something in between."""
 
@@ -358,6 +380,8 @@ REFUSED = {
     "nothing": (lambda: streamline(nn.ReLU()), "looked for convolutions with pooling"),
     "read elsewhere": (ReadTwice, "conv: its output is read by 'pool' and mean()"),
     "host read elsewhere": (HostReadTwice, "three: its output is read by cat() and mean()"),
+    "twice in a concatenation": (StandsTwice, "three: its output is read by cat() more than once"),
+    "tied within a branch": (TiedWithin, "three: its branch has 'within' within: within.weight is tied"),
     "groups": (
         lambda: streamline(nn.MaxPool2d(2), conv=nn.Conv2d(3, 6, 3, groups=3)),
         "0: it is a convolution in 3 groups",
@@ -400,11 +424,54 @@ def test_names_and_settings_that_there_are_not():
         merge_layers(ReadTwice().double(), data, only=["conv"])
     with pytest.raises(InputError, match="kinds: there is no 'stream'"):
         merge_layers(net, data, kinds=["stream"])
+    for wrong in ("0", []):
+        for name in ("only", "kinds"):
+            with pytest.raises(InputError, match=f"{name} must be a list of one or more names, not"):
+                merge_layers(net, data, **{name: wrong})
     with pytest.raises(InputError, match="kernel: there is no 'big'"):
         merge_layers(net, data, kernel="big")
     with pytest.raises(InputError, match="examples"):
         merge_layers(net, data, examples=0)
     assert type(net[0]) is nn.Conv2d
+
+
+class Counting(Branched):
+    """Its code knows how many channels a branch has."""
+
+    def __init__(self, checked):
+        super().__init__()
+        self.checked = checked
+
+    def forward(self, x):
+        one = self.one(x)
+        if self.checked and one.shape[1] != 3:
+            raise KeyError(one.shape[1])
+        return torch.cat([one, self.three(x)], 1)[:, : 4 * one.shape[1]]
+
+
+@pytest.mark.parametrize(
+    ("checked", "message"),
+    [
+        (True, "three: the network cannot be run with the new convolution: KeyError: 0"),
+        (False, "the merged network would give outputs of [[1, 0, 12, 12]] in place of [[1, 8, 12, 12]]"),
+    ],
+)
+def test_a_network_that_counts_the_channels_of_its_branches_is_refused_and_as_it_was(checked, message):
+    net = Counting(checked)
+    before, modules = copied(net), dict(net.named_modules())
+    with pytest.raises(ModelError) as error:
+        merge_layers(net, examples(8), training=FIT_ONLY)
+    assert str(error.value) == message
+    assert same(copied(net), before)
+    assert dict(net.named_modules()) == modules
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_holds_no_sums_of_squares_and_is_fitted_in_single(dtype):
+    net = streamline(nn.AvgPool2d(2)).to(dtype)
+    x = (100 * examples()[0]).to(dtype)
+    (block,) = merge_layers(net, (x, x), kernel="whole", training=FIT_ONLY).blocks
+    assert block.error < 4 * torch.finfo(dtype).eps ** 2
 
 
 def test_after_a_failure_the_network_is_as_it_was():

@@ -166,19 +166,26 @@ def _odd(calls: LayerCalls, call: LayerCall) -> str:
 
 
 def apply_folds(model: nn.Module, folds: tuple[Fold, ...]) -> Callable[[], None]:
-    """Put batch norms into the weights and biases of layers; what is returned makes all as it was."""
+    """Put batch norms into the weights and biases of layers; what is returned makes all as it was.
+
+    Raises:
+        ModelError: where a folded weight is beyond the precision of its layer; all is as it was.
+    """
     undo: list[Callable[[], None]] = []
-    for fold in folds:
-        norm, layer = model.get_submodule(fold.norm), model.get_submodule(fold.layer)
-        weight, bias = (_folded_behind if fold.behind else _folded_before)(layer, norm)
-        undo.append(_with_values(layer, weight, bias))
-        passing = Absent(torch.tensor(PASSED, dtype=torch.uint8, device=weight.device))
-        undo.append(put_modules(model, {fold.norm: passing}))
 
     def back() -> None:
         for each in reversed(undo):
             each()
 
+    for fold in folds:
+        norm, layer = model.get_submodule(fold.norm), model.get_submodule(fold.layer)
+        weight, bias = (_folded_behind if fold.behind else _folded_before)(layer, norm)
+        if not bool(weight.isfinite().all() and bias.isfinite().all()):
+            back()
+            raise ModelError(f"{fold.norm} cannot go into {fold.layer}: its weights would not be finite")
+        undo.append(_with_values(layer, weight, bias))
+        passing = Absent(torch.tensor(PASSED, dtype=torch.uint8, device=weight.device))
+        undo.append(put_modules(model, {fold.norm: passing}))
     return back
 
 
@@ -189,13 +196,13 @@ def _folded_behind(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
     # the weight of a transposed one is (inputs, outputs / groups, ...): each group has scales of its own
     groups = layer.groups if transposed else 1
     tensors = layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
-    parts = [[None] * groups if each is None else each.chunk(groups) for each in tensors]
+    parts = [[None] * groups if each is None else each.double().chunk(groups) for each in tensors]
     found = [
         fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, scale, shift, transposed)
         for weight, bias, mean, var, scale, shift in zip(*parts, strict=True)
     ]
     weights, biases = zip(*found, strict=True)
-    return torch.cat(weights), torch.cat(biases)
+    return torch.cat(weights).to(layer.weight.dtype), torch.cat(biases).to(layer.weight.dtype)
 
 
 @torch.no_grad()

@@ -265,7 +265,13 @@ def _branches(calls: LayerCalls, meeting: LayerCall) -> Iterator[tuple[str, Merg
     operands = argument(meeting.value, "tensors")
     if argument(meeting.value, "dim") not in (1, 1 - len(meeting.shape)) or len(meeting.shape) != 4:
         return
-    branches = [_branch(calls, calls.call_at(node), meeting, shape_of(node)[1]) for node in operands]
+    branches = [
+        # what stands in it twice would become wider at both places
+        _branch(calls, calls.call_at(node), meeting, shape_of(node)[1])
+        if operands.count(node) == 1
+        else _Branch((), calls.call_at(node), shape_of(node)[1])
+        for node in operands
+    ]
     if any(each.is_light for each in branches):
         yield from _read_elsewhere(calls, branches)
     for host, members in _shared_out(branches):
@@ -296,7 +302,9 @@ def _read_elsewhere(calls: LayerCalls, branches: Sequence[_Branch]) -> Iterator[
     for call in (each.origin for each in branches if not each.calls):
         end = calls.only_source(call) if call is not None and _is_relu(call) else call
         if call is not None and end is not None and isinstance(end.layer, nn.Conv2d):
-            yield end.name, f"its output is read by {calls.described(calls.readers(call))}"
+            readers = calls.readers(call)
+            times = " more than once" if len(readers) == 1 else ""
+            yield end.name, f"its output is read by {calls.described(readers)}{times}"
 
 
 def _widened(
@@ -390,8 +398,13 @@ def _unfit_way(calls: LayerCalls, host: _Branch) -> str:
     why = calls.oddity(first)
     if why:
         return f"its branch begins with {first}: {why}"
-    function = next((call for call in host.calls if call.layer is None and not _is_relu(call)), None)
-    return "" if function is None else f"its branch calls {function} as a function"
+    for call in host.calls:
+        if call.layer is None and not _is_relu(call):
+            return f"its branch calls {call} as a function"
+        # the training of the block would change it at its other places, too
+        if call.layer is not None and call.layer.state_dict() and (why := calls.oddity(call)):
+            return f"its branch has {call} within: {why}"
+    return ""
 
 
 def _odd(calls: LayerCalls, call: LayerCall) -> str:

@@ -85,8 +85,10 @@ def fit_convolution(
 def _parts(layer: nn.Conv2d, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The patches (positions, columns) of some examples, and the outputs (positions, rows) that they give."""
     positions = y[0, 0].numel()
-    each = max(1, _PATCH_BYTES // (positions * layer.weight[0].numel() * x.element_size()))
+    each = max(1, _PATCH_BYTES // (positions * layer.weight[0].numel() * max(4, x.element_size())))
     for some, wanted in zip(x.split(each), y.split(each), strict=True):  # type: ignore[no-untyped-call]
+        if x.element_size() < 4:  # the Gram matrix is beyond half precision
+            some, wanted = some.float(), wanted.float()
         found = patches(layer, some)[0]
         yield found, output_rows(layer, wanted)[0].reshape(len(found), -1)
 

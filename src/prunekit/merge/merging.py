@@ -9,9 +9,10 @@ from typing import Any, get_args
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunekit.batches import Batch, as_batches, feed, joined
-from prunekit.errors import InputError, ModelError, instead, naming
+from prunekit.errors import InputError, ModelError, explaining, instead, naming
 from prunekit.graph.capture import captured_in
 from prunekit.graph.surgery import copy_of, count_parameters, own_module, put_modules
 from prunekit.measure import count, human_count, human_seconds, layer_times, plain_table
@@ -178,7 +179,7 @@ def merge_layers(
             network cannot be exported. In every case the model is as it was.
         TrainingError: where the training of a block fails; likewise.
     """
-    _check(kinds, kernel)
+    _check(kinds, only, kernel)
     settings = _training(training)
     task, seed = task or PLAIN, whole("seed", seed, 0, WHOLE)
     model = own_module(model)
@@ -205,19 +206,24 @@ def merge_layers(
             new += [f"{block.convolution}.{short}" for short in ("weight", "bias")]
             with naming(block.convolution):
                 merged.append(_fitted(model, original, block, sample, settings, faster, seed))
+        with explaining(ModelError, lambda: "the merged network cannot be run"):
+            _check_form(given, model, timed)
+            before, after = (_sizes(each, timed) for each in (given, model))  # in a row: the load changes
     except BaseException:
         for each in reversed(undo):
             each()
         snapshot.restore()
         raise
-    before, after = (_sizes(each, timed) for each in (given, model))  # in a row: a machine's load changes
     return MergeResult(model, folds, tuple(merged), refused, tuple(dict.fromkeys(new)), before, after)
 
 
 # ---- what is asked for -------------------------------------------------------------------------------------
 
 
-def _check(kinds: Sequence[str], kernel: str) -> None:
+def _check(kinds: Sequence[str], only: Sequence[str] | None, kernel: str) -> None:
+    for name, several in (("kinds", kinds), ("only", only)):
+        if isinstance(several, str) or (several is not None and not several):
+            raise InputError(f"{name} must be a list of one or more names, not {several!r}")
     for name, value, allowed in (
         *(("kinds", each, get_args(BlockKind)) for each in kinds),
         ("kernel", kernel, get_args(Kernel)),
@@ -270,6 +276,22 @@ def _sizes(model: nn.Module, inputs: Any) -> MergeSizes:
     return MergeSizes(count(model, inputs).macs, count_parameters(model), layer_times(model, inputs))
 
 
+def _check_form(given: nn.Module, merged: nn.Module, inputs: Any) -> None:
+    """Refuse a merged network that gives outputs of other shapes.
+
+    Raises:
+        ModelError: if it does.
+    """
+    forms = []
+    for each in (given, merged):
+        with evaluating(each), torch.no_grad():
+            forms.append(
+                [list(one.shape) for one in tree_leaves(feed(each, inputs)) if isinstance(one, Tensor)]
+            )
+    if forms[0] != forms[1]:
+        raise ModelError(f"the merged network would give outputs of {forms[1]} in place of {forms[0]}")
+
+
 # ---- one block ---------------------------------------------------------------------------------------------
 
 
@@ -316,7 +338,8 @@ def _fitted(
     """Fit a new convolution that is in its place to the outputs of the old block."""
     first, conv = block.new.layers[0], model.get_submodule(block.convolution)
     assert isinstance(conv, nn.Conv2d)
-    given, reached = (_inputs(each, first, sample) for each in (original, model))
+    with explaining(ModelError, lambda: "the network cannot be run with the new convolution"):
+        given, reached = (_inputs(each, first, sample) for each in (original, model))
     with evaluating(original), torch.no_grad():
         wanted = torch.cat([_row(original, way.layers)(given) for way in block.old], 1)
     row = _row(model, block.new.layers)
