@@ -9,7 +9,7 @@ from torch import nn
 
 from prunekit import load_pretrained, save_pretrained
 from prunekit.errors import ModelError
-from prunekit.merge import fold_batch_norms
+from prunekit.merge import fold_batch_norms, restore_batch_norms
 from prunekit.models import Absent, VGGSmall, resnet20
 from small_nets import copied, same
 
@@ -273,3 +273,53 @@ def test_a_folded_network_is_saved_and_loaded(tmp_path, bias):
     with pytest.raises(ModelError):
         load_pretrained(tmp_path / "folded", other)
     assert (other[0].bias is not None) == bias
+
+
+# ---- batch norms put back ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", BEHIND)
+def test_restored_batch_norms_normalise_and_change_nothing(case):
+    """Outputs stay in evaluation mode; a layer's own outputs have means of 0 and variances of 1 behind it."""
+    torch.manual_seed(0)
+    layers, shape = BEHIND[case]
+    net = alive(conv_net(*layers()))
+    x = torch.randn(16, *shape, dtype=torch.float64)
+    folds = fold_batch_norms(net, x).folds
+    before = net(x).detach()
+    assert restore_batch_norms(net, folds, x) == ("1",)
+    torch.testing.assert_close(net(x).detach(), before, rtol=0, atol=1e-9)
+    torch.testing.assert_close(net[1].running_mean, net[0](x).detach().mean((0, 2, 3)), rtol=0, atol=1e-9)
+    given = net[0](x).detach()
+    found = (
+        copy.deepcopy(net[1]).train()(given).detach()
+    )  # by the statistics of the batch, which are the same
+    torch.testing.assert_close(found, given, rtol=0, atol=1e-9)
+    assert len(fold_batch_norms(net, x).folds) == 1
+    torch.testing.assert_close(net(x).detach(), before, rtol=0, atol=1e-6)
+
+
+def test_restored_batch_norms_of_linear_layers_and_of_frozen_ones():
+    torch.manual_seed(0)
+    net = alive(
+        nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.BatchNorm1d(7), nn.Linear(7, 2))
+    )
+    x = torch.randn(9, 5, dtype=torch.float64)
+    folds = fold_batch_norms(net, x).folds
+    net[0].weight.requires_grad_(False)
+    net.train()
+    assert restore_batch_norms(net, folds, x) == ("1",)  # the other went into the layer behind it
+    assert isinstance(net[1], nn.BatchNorm1d)
+    assert net[1].training
+    assert not net[1].weight.requires_grad
+    assert isinstance(net[3], Absent)
+
+
+def test_without_a_place_nothing_is_restored():
+    torch.manual_seed(0)
+    net = alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    folds = fold_batch_norms(net, x).folds
+    restore_batch_norms(net, folds, x)
+    with pytest.raises(ModelError, match="there is no place where a batch norm was folded"):
+        restore_batch_norms(net, folds, x)

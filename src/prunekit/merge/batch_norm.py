@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from prunekit.batches import Inputs
+from prunekit.batches import Inputs, feed
 from prunekit.errors import ModelError
 from prunekit.graph.capture import captured_in
 from prunekit.graph.proof import UNTOUCHED, same_function
@@ -20,6 +20,8 @@ from prunekit.graph.rows import LAYERS, TRANSPOSED
 from prunekit.graph.surgery import copy_of, own_module, put_modules
 from prunekit.merge.layer_calls import LayerCall, LayerCalls
 from prunekit.models.absent import PASSED, Absent
+from prunekit.modes import evaluating
+from prunekit.statistics.collect import watched_calls
 
 AFFINE = LAYERS + TRANSPOSED
 """The layers that a batch norm can be folded into."""
@@ -92,6 +94,65 @@ def fold_batch_norms(model: nn.Module, example_inputs: Inputs) -> FoldResult:
         raise VerificationError(f"the folded network computes something else: {deviation}{UNTOUCHED}")
     apply_folds(model, folds)
     return FoldResult(model, folds, refused, deviation)
+
+
+@torch.no_grad()
+def restore_batch_norms(model: nn.Module, folds: Sequence[Fold], inputs: Inputs) -> tuple[str, ...]:
+    """Batch norms in the places where some were folded into the layer before, for a training, in place.
+
+    Their statistics are those of what the layers give now, and they take back what they scale and shift, so
+    that in evaluation mode the network computes what it did. `fold_batch_norms` folds them again behind the
+    training.
+
+    Args:
+        model: the network.
+        folds: what was folded; places are left out whose layer, or whose place, holds something else now.
+        inputs: of examples enough for statistics: a tensor, a tuple of arguments, or a dict of named ones.
+
+    Returns:
+        The full names of the batch norms.
+
+    Raises:
+        ModelError: where no batch norm can be put back, or a layer never runs; the model is as it was.
+    """
+    model = own_module(model)
+    modules = dict(model.named_modules())
+    places = {
+        fold.layer: fold.norm
+        for fold in reversed(folds)  # of two behind one another the first
+        if fold.behind
+        and isinstance(modules.get(fold.layer), AFFINE)
+        and isinstance(modules.get(fold.norm), Absent)
+    }
+    if not places:
+        raise ModelError("there is no place where a batch norm was folded into a layer that is still there")
+    found: dict[str, _BatchNorm] = {}
+
+    def see(name: str, given: Tensor, output: Tensor) -> None:
+        layer = modules[name]
+        norm = _NORMS[layer.weight.dim() - 2](output.shape[1], device=output.device, dtype=output.dtype)
+        values = output.detach().transpose(0, 1).flatten(1).double()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(values.mean(1))
+        norm.running_var.copy_(values.var(1, correction=0))
+        norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
+        norm.bias.copy_(norm.running_mean)
+        found[name] = norm.requires_grad_(layer.weight.requires_grad)
+
+    with evaluating(model), watched_calls({name: modules[name] for name in places}, see):
+        feed(model, inputs)
+    for name in places:
+        if name not in found:
+            raise ModelError(f"{name} never runs on the examples, so that its outputs have no statistics")
+    for layer, norm in found.items():
+        norm.train(modules[layer].training)
+    put_modules(model, {norm: found[layer] for layer, norm in places.items()})
+    return tuple(places.values())
+
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""By the number of dimensions besides examples and features."""
 
 
 def folds_of(calls: LayerCalls) -> tuple[tuple[Fold, ...], dict[str, str]]:
