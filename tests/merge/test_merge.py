@@ -355,10 +355,11 @@ class TiedWithin(Branched):
         super().__init__()
         self.within, self.other = (nn.Conv2d(3, 3, 3, padding=1).double() for _ in range(2))
         self.other.weight = self.within.weight
+        self.first = nn.Conv2d(3, 3, 1)
 
     def forward(self, x):
         x = self.stem(x)
-        wide = self.three(self.within(x))
+        wide = self.three(self.within(self.first(x)))
         return torch.cat([self.one(x), wide], 1) + self.other(x).mean()
 
 
