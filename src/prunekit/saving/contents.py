@@ -52,7 +52,8 @@ def contents_of(network: Network, masks: Masks | None, architecture: Architectur
     masks.parameters(model)
     tensors, tied = _tensors(model.state_dict(), masks)
     graph, constants = graph_to_files(model) if isinstance(model, GraphModel) else (None, {})
-    tensors = {**tensors, **_unnamed(model), **constants}
+    beside = {name: value.detach().cpu().contiguous().clone() for name, value in beside_state(model).items()}
+    tensors = {**tensors, **beside, **constants}
     _check_loadable(tensors, (*tensors, *tied, *(name for name, _ in model.named_modules())))
     description = Description.model_construct(
         architecture=BuiltAs.model_construct(**architecture.to_dict()) if architecture else None,
@@ -93,12 +94,12 @@ def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tenso
     return tensors, tied
 
 
-def _unnamed(model: nn.Module) -> dict[str, Tensor]:
+def beside_state(model: nn.Module) -> dict[str, Tensor]:
     """Buffers that the state leaves out: of real numbers, which may have lost entries; of a graph all."""
     every = isinstance(model, GraphModel)
     named = set(model.state_dict(keep_vars=True))
     return {
-        name + BUFFER: buffer.detach().cpu().contiguous().clone()
+        name + BUFFER: buffer
         for name, buffer in model.named_buffers(remove_duplicate=not every)
         if name not in named
         and not (every and name.startswith("_constant"))

@@ -83,4 +83,6 @@ class SavedFiles(ABC):
         Raises:
             DataError: as `tensors` and `graph`.
         """
-        return Contents(self.description, self.tensors(), self.graph() if self.holds_graph else None)
+        said = {name: getattr(self.description, name) for name in Description.model_fields}
+        graph = self.graph() if self.holds_graph else None
+        return Contents(Description.model_construct(**said), self.tensors(), graph)

@@ -1,0 +1,230 @@
+"""A network as one small file: `pack` and `unpack`.
+
+The file is the coded form of what a saved folder holds, with the same tensors to the bit:
+
+    2 bytes  b"\\xb6P"
+    1 byte   the version, 1
+    ...      what is said of the network and of its tensors, deflated (`packed_head.py`)
+    ...      the payloads of the tensors one after the other (`tensor_codes.py`)
+    ...      the levels of all tensors, by one adaptive model (`compress.encode_levels`), or one after the
+             other by gaps and Huffman codes (`compress.encode_gaps`)
+    8 bytes  the first of the SHA-256 of everything before
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from prunekit.compress.gaps import WIDTHS
+from prunekit.digests import digest_of_json
+from prunekit.errors import DataError, InputError, ModelError, explaining, instead, naming, shown
+from prunekit.files import finite, read_bounded, replacing
+from prunekit.masks import Masks
+from prunekit.saving.contents import Network, contents_of
+from prunekit.saving.description import Architecture
+from prunekit.saving.packed_bytes import MAGIC, contents_in, packed, unpacked
+from prunekit.saving.pretrained import SavedNetwork
+from prunekit.saving.saved_files import Contents, Part, SavedFiles
+from prunekit.saving.tensor_codes import bits_of, real
+from prunekit.targets import unwrap
+
+Coding = Literal["adaptive", "published"]
+CODINGS: tuple[Coding, ...] = ("adaptive", "published")
+
+MAX_FILE = 1 << 40
+
+
+def pack(
+    network: Network,
+    path: str | Path,
+    *,
+    coding: Coding = "adaptive",
+    masks: Masks | None = None,
+    architecture: Architecture | None = None,
+    gap_bits: int | None = None,
+    keep_history: bool = False,
+) -> Path:
+    """Write a network to one small file, without a loss; an earlier file there is replaced.
+
+    Each tensor takes the form with least bytes: levels where it has few different values, half precision
+    where that holds all of them, and so on. So a network gets small whose weights were pruned and made to
+    share values before. The file is read again before it is kept.
+
+    Args:
+        network: what `prune()`, `prune_groups()` or `shrink()` returned, or a model.
+        path: of the file.
+        coding: of levels. "adaptive" is the smallest; "published" is that of Deep Compression, gaps between
+            weights and Huffman codes.
+        masks: which weights are removed, if a plain model is given.
+        architecture: for models of `prunekit.models`, so that unpacking needs no model.
+        gap_bits: of a published gap, 1 to 12; by default what is smallest for each layer.
+        keep_history: whether to keep the recipe, the history and what was taken out, as a folder does.
+
+    Raises:
+        InputError: if the path is a folder, the masks are another model's, or an argument has another value.
+        ModelError: as `save_pretrained`; if the model has gates or other parametrizations, or is not of the
+            architecture.
+        OSError: if it cannot be written; an earlier file is then as it was.
+    """
+    model = unwrap(network if isinstance(network, nn.Module) else network.model)
+    for name, module in model.named_modules():
+        if is_parametrized(module):
+            raise ModelError(
+                f"{shown(name) if name else 'the model'} is parametrized: let the training with gates end, "
+                "or call torch.nn.utils.parametrize.remove_parametrizations"
+            )
+    contents = contents_of(network, masks, architecture)
+    return write_packed(contents, path, coding=coding, gap_bits=gap_bits, keep_history=keep_history)
+
+
+def unpack(
+    path: str | Path,
+    model: nn.Module | None = None,
+    *,
+    allow_nan: bool = False,
+    max_bytes: int | None = None,
+) -> nn.Module:
+    """Load a network that `pack` wrote; removed weights are zeros.
+
+    Nothing that the file holds is run or imported, and it may come from strangers; see SECURITY.md.
+
+    Args:
+        path: of the file.
+        model: as of `load_pretrained`: only needed if the file names no architecture and holds no graph.
+        allow_nan: whether weights may be NaN, as those of a network whose training diverged are.
+        max_bytes: what all tensors may take in memory; by default 100 MB and 4,000 times the file.
+
+    Raises:
+        DataError: if the file is missing, damaged, of another version or kind, or says that it holds more
+            than `max_bytes`; if a weight is NaN; or if an exported graph calls what it may not.
+        InputError, ModelError: as `load_pretrained`.
+    """
+    return SavedNetwork(PackedFile(path, max_bytes=max_bytes)).load(model, allow_nan=allow_nan)
+
+
+class PackedFile(SavedFiles):
+    """A file that `pack` wrote.
+
+    Args:
+        path: of the file.
+        max_bytes: see `unpack`.
+
+    Raises:
+        DataError: as `unpack`, but for what only a model tells.
+    """
+
+    described_in = "what it says of its network"
+
+    def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
+        self.path = Path(path)
+        self._hold(_contents_in(_read(self.path), self.path, max_bytes))
+
+    @classmethod
+    def of(cls, contents: Contents, path: Path) -> PackedFile:
+        """What stands for a file that is not written yet."""
+        found = object.__new__(cls)
+        found.path = path
+        found._hold(contents)
+        return found
+
+    def _hold(self, contents: Contents) -> None:
+        self._contents, self.description = contents, contents.description
+
+    @property
+    def holds_graph(self) -> bool:
+        """See `SavedFiles`."""
+        return self._contents.graph is not None
+
+    def named(self, part: Part) -> str:
+        """See `SavedFiles`."""
+        return str(self.path)
+
+    def tensors(self, *, mapped: bool = False) -> Mapping[str, Tensor]:
+        """See `SavedFiles`."""
+        tensors = self._contents.tensors
+        return tensors if mapped else {name: value.clone() for name, value in tensors.items()}
+
+    def graph(self) -> Mapping[str, Any]:
+        """See `SavedFiles`."""
+        assert self._contents.graph is not None
+        return self._contents.graph
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file begins as `pack` writes it."""
+    try:
+        with path.open("rb") as file:
+            return path.is_file() and file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def write_packed(
+    contents: Contents,
+    path: str | Path,
+    *,
+    coding: Coding = "adaptive",
+    gap_bits: int | None = None,
+    keep_history: bool = False,
+) -> Path:
+    """Write what is saved of a network to one small file; see `pack`."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file")
+    if coding not in CODINGS:
+        raise InputError(f"coding = {shown(coding)}: there is no such coding{instead(coding, CODINGS)}")
+    if gap_bits is not None and (coding != "published" or gap_bits not in WIDTHS):
+        raise InputError(
+            f"gap_bits = {shown(gap_bits)}: write {WIDTHS[0]} to {WIDTHS[-1]}, with coding='published'"
+        )
+    if not keep_history:
+        plain = contents.description.model_copy(update={"shrunk": None, "recipe": None, "history": []})
+        contents = replace(contents, description=plain)
+    data = packed(contents, coding == "published", gap_bits)
+    with explaining(ModelError, lambda: "the network cannot be packed"):
+        _check_same(contents, data, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def _check_same(contents: Contents, data: bytes, path: Path) -> None:
+    """Refuse, with a `ModelError`, bytes that do not give what they were made of, or no network."""
+    found = _contents_in(data, path, sys.maxsize)
+    tensors, back = contents.tensors, found.tensors
+    same = set(tensors) == set(back) and all(
+        value.dtype == back[name].dtype
+        and value.shape == back[name].shape
+        and np.array_equal(bits_of(real(value)), bits_of(real(back[name])))
+        for name, value in tensors.items()
+    )
+    said = [digest_of_json(finite([each.description.model_dump(), each.graph])) for each in (contents, found)]
+    if not same or said[0] != said[1]:
+        raise ModelError("what was written is not what is read back")
+    built = contents.description.architecture
+    if found.graph is not None or (built is not None and ":" not in built.name):
+        SavedNetwork(PackedFile.of(found, path)).load(allow_nan=True, max_bytes=sys.maxsize)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_bounded(path, MAX_FILE, "a packed network")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _contents_in(data: bytes, path: Path, max_bytes: int | None) -> Contents:
+    found = unpacked(data, path, max_bytes)
+    with naming(str(path)):
+        return contents_in(found)
