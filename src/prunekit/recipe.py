@@ -236,7 +236,8 @@ class Recipe(Settings):
     @property
     def needs_data(self) -> bool:
         """Whether choosing the weights, or repairing the rest, cannot be done without data."""
-        return bool(self.needs) or self.allocation.needs_data or bool(self.recalibrate)
+        chosen = bool(self.needs) or self.allocation.needs_data or self.quantize.needs_data
+        return chosen or bool(self.recalibrate)
 
     def plan(self, model: nn.Module, example_inputs: Inputs | None = None) -> Plan:
         """Resolve the targets and the steps; everything that can be refused for a model is refused here.

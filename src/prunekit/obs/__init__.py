@@ -15,10 +15,13 @@ from prunekit.obs.least_squares import (
     shared_update,
 )
 from prunekit.obs.mask_search import admm_support, choose_count, choose_mask, choose_pattern, left_to_right
+from prunekit.obs.rate_aware import Grid, RowsOnGrid, rate_aware
 from prunekit.obs.row_elimination import RowElimination, eliminate, output_variance, removal_scores
 
 __all__ = [
+    "Grid",
     "RowElimination",
+    "RowsOnGrid",
     "admm_support",
     "choose_count",
     "choose_mask",
@@ -30,6 +33,7 @@ __all__ = [
     "left_to_right",
     "live_inputs",
     "output_variance",
+    "rate_aware",
     "recursive_inverse",
     "refit",
     "removal_scores",

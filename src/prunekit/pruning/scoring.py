@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from prunekit.pruning.calibration import Calibration
 from prunekit.pruning.state import State, asked_again
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import generator
-from prunekit.statistics import Found, StatContext, collect
+from prunekit.statistics import Found, StatContext, Statistic, collect
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,24 +47,28 @@ class Scorer:
 
     def measure(self, context: StepContext) -> Found:
         """The statistics that score, selection and repair ask for at a step."""
-        state, recipe, sample = self.state, self.recipe, self.calibration
+        state, recipe = self.state, self.recipe
         if state.measured is not None:
             return state.measured
         names = context.step.layers if self.plan.layer_by_layer else list(context.weights)
-        subject = StatContext(context.model, names, kept=context.kept, coupled=context.coupled)
         # what is ranked needs no second look
         needs = recipe.needs if state.ranking is None else asked_again(recipe)
-        wrong: list[DataError] = []
-        found: Found = {}
-        if needs:
-            draw = 0 if recipe.grow is None else context.step.number
-            judged = any(need.needs_loss for need in needs)
-            batches = sample.batches(draw) if judged else sample.watched(wrong, draw)
-            found = collect(subject, batches, needs, task=sample.task)
-        if wrong:
-            raise wrong[0]
+        found = self.collected(context, names, needs) if needs else {}
         if recipe.statistics == "once":
             state.measured = {statistic: found[statistic] for statistic in asked_again(recipe)}
+        return found
+
+    def collected(self, context: StepContext, names: Sequence[str], needs: Sequence[Statistic]) -> Found:
+        """Statistics of the parameters of these names, on the sample of the step."""
+        sample = self.calibration
+        subject = StatContext(context.model, names, kept=context.kept, coupled=context.coupled)
+        wrong: list[DataError] = []
+        draw = 0 if self.recipe.grow is None else context.step.number
+        judged = any(need.needs_loss for need in needs)
+        batches = sample.batches(draw) if judged else sample.watched(wrong, draw)
+        found = collect(subject, batches, needs, task=sample.task)
+        if wrong:
+            raise wrong[0]
         return found
 
     def scores(self, context: StepContext) -> Scores:

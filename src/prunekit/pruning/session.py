@@ -444,7 +444,11 @@ class Session:
     def _quantize(self, step: Step, report: Report | None) -> Counted:
         """Few values for the weights that the last step and its retraining have left."""
         part = self.recipe.quantize
-        self._trainings.quantize(self._context(step), report)
+        context = self._context(step)
+        if part.measures:
+            names = [target.name for target in part.targets(self._inner)]
+            context = replace(context, statistics=self._scorer.collected(context, names, part.measures))
+        self._trainings.quantize(context, report)
         if not part.plans and self._calibration.norms:
             self._calibration.recalibrate()
         part.round_rest(self._inner)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from prunekit.parts.base import Part, Requirement
 from prunekit.parts.context import StepContext
+from prunekit.statistics import Statistic
 from prunekit.targets import Target, find_targets
 from prunekit.training import Training
 
@@ -47,10 +48,14 @@ class Quantizer(Part):
 
     Attributes:
         changes: whether it does anything.
+        measures: the statistics that it is computed from, of the network behind the last step.
+        needs_data: whether the values cannot be chosen without data.
         plans: how the values are trained, in order; none for not at all.
     """
 
     changes: ClassVar[bool] = True
+    measures: ClassVar[tuple[Statistic, ...]] = ()
+    needs_data: ClassVar[bool] = False
     plans: ClassVar[tuple[Training, ...]] = ()
 
     def check(self, model: nn.Module) -> None:
@@ -77,7 +82,7 @@ class Quantizer(Part):
         Each stage is trained, if it has a training, and `settle`d before the next is asked for.
 
         Args:
-            context: behind the last step, with the network and its masks.
+            context: behind the last step, with the network, its masks and what it `measures`.
         """
 
     @abstractmethod
