@@ -77,8 +77,13 @@ def export_c(
     if not (name.isidentifier() and name.isascii()) or name.startswith("_"):
         raise InputError(f"name {shown(name)}: write letters, digits and '_', with a letter first")
     inputs = example_of(example_inputs)
+    if not isinstance(inputs, Tensor):
+        raise InputError("example_inputs: a network in C takes one tensor (N, ...)")
     model = exportable(model)
-    reference = outputs_of(model, inputs)
+    outputs = outputs_of(model, inputs)
+    if len(outputs) > 1:
+        raise ModelError(f"the model gives {len(outputs)} tensors; a network in C gives one")
+    reference = outputs[0]
     with written(path) as (path, temporary):
         if any(isinstance(module, _BatchNorm) for module in model.modules()):
             fold_batch_norms(model, inputs)
@@ -92,7 +97,7 @@ def export_c(
         temporary.write_text(writer.header(), encoding="ascii", newline="\n")
         found = run_c(temporary, name, inputs, prod(writer.shape))
         deviation = (
-            None if found is None else compared(found.reshape(reference.shape), reference, "the C function")
+            None if found is None else compared([found.reshape(reference.shape)], outputs, "the C function")
         )
     return CHeader(
         path,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils import _pytree as pytree
 
-from prunekit.errors import InputError, ModelError, shown
+from prunekit.batches import Inputs, examples_in, feed
+from prunekit.errors import InputError, ModelError, explaining, shown
 from prunekit.files import replacing
+from prunekit.graph.proof import tensors_in
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.surgery import copy_of
 from prunekit.runtime import SparseConv2d, SparseLinear
@@ -59,55 +63,100 @@ def exportable(model: nn.Module, *, as_float: bool = True) -> nn.Module:
     return copy.float() if as_float else copy
 
 
-def example_of(example_inputs: Tensor | None) -> Tensor:
-    """Two or more examples in float32; a single one is repeated.
+def example_of(example_inputs: Inputs | None) -> Inputs:
+    """Two or more examples, real numbers in float32; a single one is repeated.
 
     Raises:
-        InputError: if there are none, or they are no tensor (N, ...).
+        InputError: if there are none, or no tensor (N, ...) is among them.
     """
-    if not isinstance(example_inputs, Tensor) or example_inputs.dim() < 1 or not example_inputs.numel():
+    inputs: Inputs | None = example_inputs
+    if isinstance(inputs, Mapping):
+        inputs = dict(inputs)  # also of a tokenizer's class
+    elif isinstance(inputs, list):
+        inputs = tuple(inputs)
+    tensors = [each for each in pytree.tree_leaves(inputs) if isinstance(each, Tensor)]
+    if (
+        not isinstance(inputs, Tensor | tuple | dict)
+        or not any(each.dim() for each in tensors)
+        or not all(each.numel() for each in tensors)
+    ):
         raise InputError(
-            "example_inputs: give a tensor (N, ...) with at least one example of the network's inputs"
+            "example_inputs: give a tensor (N, ...) with at least one example of the network's inputs, a "
+            "tuple of arguments, or a dict of named ones"
         )
-    inputs = example_inputs.detach().cpu()
-    if inputs.is_floating_point():
-        inputs = inputs.float()
-    return inputs if len(inputs) > 1 else torch.cat([inputs, inputs])
+
+    def prepared(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().cpu()
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    inputs = pytree.tree_map_only(Tensor, prepared, inputs)
+    assert inputs is not None
+    return inputs if examples_in(inputs) > 1 else with_examples(inputs, 2)
 
 
-def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The outputs of a network, which are to be one tensor (N, ...).
+def with_examples(inputs: Inputs, count: int) -> Inputs:
+    """As many examples, the first ones again where there are too few; what has no axis of them stays."""
+    there = examples_in(inputs)
+
+    def resized(tensor: Tensor) -> Tensor:
+        return tensor[torch.arange(count) % there] if has_examples(tensor, there) else tensor
+
+    resized_inputs: Inputs = pytree.tree_map_only(Tensor, resized, inputs)
+    return resized_inputs
+
+
+def has_examples(tensor: Any, count: int) -> bool:
+    """Whether the first axis of a value is that of so many examples."""
+    return isinstance(tensor, Tensor) and tensor.dim() > 0 and len(tensor) == count
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """All tensors that a network gives, however nested.
 
     Raises:
-        ModelError: if it fails on the inputs, or gives something else.
+        ModelError: if it fails on the inputs, or gives none.
     """
-    try:
-        with torch.no_grad():
-            outputs = model(inputs)
-    except Exception as error:  # the user's code
-        raise ModelError(f"the model fails on the example inputs: {type(error).__name__}: {error}") from error
-    if not isinstance(outputs, Tensor):
+    with explaining(ModelError, lambda: "the model fails on the example inputs"), torch.no_grad():
+        outputs = feed(model, inputs)
+    tensors = tensors_in(outputs, real=False)
+    if not tensors:
         raise ModelError(
-            f"the model gives a {type(outputs).__name__}; networks are exported that give one tensor"
+            f"the model gives a {type(outputs).__name__}; networks are exported that give tensors"
         )
-    return outputs
+    return tensors
 
 
-def compared(outputs: Tensor, reference: Tensor, what: str) -> float:
-    """The largest absolute difference of outputs of the same shape.
+def compared(outputs: Sequence[Tensor], reference: Sequence[Tensor], what: str) -> float:
+    """The largest absolute difference of outputs.
 
     Raises:
-        VerificationError: if they differ by more than `TOLERANCE`, or in shape.
+        VerificationError: if they differ by more than `TOLERANCE`, in number, in shape, or in whole numbers.
     """
-    if outputs.shape != reference.shape:
-        raise VerificationError(f"{what} gives {list(outputs.shape)}, PyTorch {list(reference.shape)}")
-    difference = float((outputs.double() - reference.double()).abs().max())
-    bound = TOLERANCE * max(1.0, float(reference.abs().max()))
+    shapes = [[list(each.shape) for each in those] for those in (outputs, reference)]
+    if shapes[0] != shapes[1]:
+        raise VerificationError(f"{what} gives {_listed(shapes[0])}, PyTorch {_listed(shapes[1])}")
+    return max(_difference(*pair, what) for pair in zip(outputs, reference, strict=True))
+
+
+def _difference(found: Tensor, wanted: Tensor, what: str) -> float:
+    if not wanted.is_floating_point():
+        if not torch.equal(found.to(wanted.dtype), wanted):
+            raise VerificationError(f"{what} gives other whole numbers than PyTorch")
+        return 0.0
+    equal = found == wanted  # infinities, too, whose difference is no number
+    both = torch.stack([found.double(), wanted.double()]).masked_fill(equal, 0.0)
+    difference = float((both[0] - both[1]).abs().max()) if wanted.numel() else 0.0
+    finite = wanted[wanted.isfinite()]
+    bound = TOLERANCE * max(1.0, float(finite.abs().max()) if finite.numel() else 0.0)
     if not difference <= bound:  # also where it is no number
         raise VerificationError(
             f"{what} differs from PyTorch by {difference:.1e}, and {bound:.1e} is allowed"
         )
     return difference
+
+
+def _listed(shapes: Sequence[Any]) -> str:
+    return str(shapes[0]) if len(shapes) == 1 else str(list(shapes))
 
 
 @contextmanager

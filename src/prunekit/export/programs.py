@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from prunekit.errors import InputError, ModelError, said
-from prunekit.export.common import Exported, compared, example_of, exportable, outputs_of, written
-from prunekit.graph import GraphModel
+from prunekit.batches import Inputs, arguments, examples_in, feed
+from prunekit.errors import InputError, ModelError, explaining, first_line, said
+from prunekit.export.common import (
+    Exported,
+    compared,
+    example_of,
+    exportable,
+    has_examples,
+    outputs_of,
+    with_examples,
+    written,
+)
+from prunekit.graph import GraphModel, any_batch
+from prunekit.graph.proof import tensors_in
 from prunekit.graph.reference_run import VerificationError
 
 
-def export_onnx(model: nn.Module, path: str | Path, example_inputs: Tensor | None) -> Exported:
+def export_onnx(model: nn.Module, path: str | Path, example_inputs: Inputs | None) -> Exported:
     """A network as one ONNX file with a dynamic batch axis, kept if ONNX Runtime gives PyTorch's outputs.
 
-    Compared at two batch sizes. Needs the extra `prunekit[export]`.
+    Compared at two batch sizes. Needs the extra `prunekit[export]`. A single input is called `input`, others
+    as in the network's forward; outputs are called as in the mapping that the network gives, a single tensor
+    `output`, several `output_0`, `output_1` and so on.
 
     Args:
-        model: takes one tensor and gives one; computes in float32.
+        model: gives tensors, however nested; computes in float32.
         path: of the file.
-        example_inputs: (N, ...) of its inputs.
+        example_inputs: (N, ...) of its inputs: a tensor, a tuple of arguments, or a dict of named ones. The
+            first axis of every tensor that is as long as the first one's is that of the examples.
 
     Raises:
         InputError: for no examples, a path that is a folder, or where a package is missing.
@@ -39,42 +57,55 @@ def export_onnx(model: nn.Module, path: str | Path, example_inputs: Tensor | Non
     ]
     if missing:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'prunekit[export]'")
-    model, inputs = exportable(model), example_of(example_inputs)
-    batches = _batches(model, inputs)
+    model, inputs, batches = _prepared(model, example_inputs)
+    names = _names_of_outputs(model, inputs)
     with written(path) as (path, temporary):
-        program = _program(model, inputs)
+        program = _program(model, inputs, flat=names != ["output"])
         with _quiet():
             try:
                 made = torch.onnx.export(
-                    program, input_names=["input"], output_names=["output"], verbose=False
+                    program,
+                    input_names=["input"] if isinstance(inputs, Tensor) else None,
+                    output_names=names,
+                    verbose=False,
                 )
             except Exception as error:  # of many kinds
                 raise ModelError(f"PyTorch cannot export the model to ONNX: {said(error)}") from error
             assert made is not None
             made.save(temporary, external_data=False)
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(
-            temporary.read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
-        (name,) = [each.name for each in session.get_inputs()]
         deviation = max(
-            compared(torch.from_numpy(session.run(None, {name: batch.numpy()})[0]), reference, "ONNX Runtime")
-            for batch, reference in batches
+            compared(found, reference, "ONNX Runtime")
+            for found, (_, reference) in zip(_run_onnx(temporary, batches), batches, strict=True)
         )
-    return Exported(path, deviation, tuple(len(batch) for batch, _ in batches))
+    return Exported(path, deviation, tuple(examples_in(batch) for batch, _ in batches))
 
 
-def export_program(model: nn.Module, path: str | Path, example_inputs: Tensor | None) -> Exported:
+def _run_onnx(path: Path, batches: Sequence[tuple[Inputs, Any]]) -> Iterator[list[Tensor]]:
+    """What ONNX Runtime gives for the inputs of each batch.
+
+    Raises:
+        VerificationError: where it does not run the file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    with explaining(VerificationError, lambda: "ONNX Runtime does not run what PyTorch exported"):
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        names = [each.name for each in session.get_inputs()]
+        for batch, _ in batches:
+            tensors = [each.numpy() for each in pytree.tree_leaves(batch) if isinstance(each, Tensor)]
+            found = session.run(None, dict(zip(names, tensors, strict=True)))
+            yield [torch.from_numpy(each) for each in found]
+
+
+def export_program(model: nn.Module, path: str | Path, example_inputs: Inputs | None) -> Exported:
     """A network as a `torch.export` program with a dynamic batch axis, kept if it loads and is right.
 
     Arguments and errors are those of `export_onnx`; `torch.export.load` reads the file.
     """
-    model, inputs = exportable(model), example_of(example_inputs)
-    batches = _batches(model, inputs)
+    model, inputs, batches = _prepared(model, example_inputs)
     with written(path) as (path, temporary):
         program = _program(model, inputs)
         with _quiet(), temporary.open("wb") as file:
@@ -84,7 +115,7 @@ def export_program(model: nn.Module, path: str | Path, example_inputs: Tensor | 
         deviation = max(
             compared(outputs_of(loaded, batch), reference, "the program") for batch, reference in batches
         )
-    return Exported(path, deviation, tuple(len(batch) for batch, _ in batches))
+    return Exported(path, deviation, tuple(examples_in(batch) for batch, _ in batches))
 
 
 def export_safetensors(model: nn.Module, path: str | Path) -> Exported:
@@ -116,34 +147,72 @@ def export_safetensors(model: nn.Module, path: str | Path) -> Exported:
     return Exported(path, None, ())
 
 
-def _batches(model: nn.Module, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and PyTorch's outputs at two batch sizes.
+def _prepared(
+    model: nn.Module, example_inputs: Inputs | None
+) -> tuple[nn.Module, Inputs, list[tuple[Inputs, list[Tensor]]]]:
+    """A copy that may be changed, inputs for it, and inputs with PyTorch's outputs at two batch sizes.
 
     Raises:
-        ModelError: if the network takes batches of one size only.
+        InputError, ModelError: as `export_onnx`.
     """
+    model, inputs = exportable(model), example_of(example_inputs)
     if isinstance(model, GraphModel):
+        size = next((shape[0] for shape in model.input_shapes if shape), 0)
+        inputs = with_examples(inputs, size)
+        model = any_batch(model, inputs)
+        inputs = inputs if size > 1 else with_examples(inputs, 2)
+    more = with_examples(inputs, examples_in(inputs) + 1)
+    batches = [(inputs, outputs_of(model, inputs))]
+    try:
+        batches.append((more, outputs_of(model, more)))
+    except ModelError as error:
         raise ModelError(
-            "the network is an exported graph for batches of one size only: there is no dynamic batch axis; "
-            "build it from modules of its own classes, or export it before it is shrunk"
-        )
-    return [(batch, outputs_of(model, batch)) for batch in (inputs, torch.cat([inputs, inputs[:1]]))]
+            f"the model takes {examples_in(inputs)} examples, and not {examples_in(more)}: its code is "
+            f"written for batches of one size: {first_line(error)}"
+        ) from error
+    return model, inputs, batches
 
 
-def _program(model: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
+def _program(model: nn.Module, inputs: Inputs, *, flat: bool = False) -> torch.export.ExportedProgram:
     """The program, its batch axis dynamic.
+
+    Args:
+        model: a copy, which may be changed.
+        inputs: examples.
+        flat: whether it is to give its tensors in a row, however the network nests them.
 
     Raises:
         ModelError: with PyTorch's reason, as for a network whose path depends on its data.
     """
-    batch = torch.export.Dim("batch", min=1)
-    try:
-        with _quiet():
-            return torch.export.export(model, (inputs,), dynamic_shapes=({0: batch},))
-    except Exception as error:  # of many kinds
-        raise ModelError(
-            f"PyTorch cannot export the model with a batch axis of any size: {said(error)}"
-        ) from error
+    batch, count = torch.export.Dim("batch", min=1), examples_in(inputs)
+    args, kwargs = arguments(inputs)
+    named = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    shapes = pytree.tree_map(lambda each: {0: batch} if has_examples(each, count) else None, named)
+    if flat:
+        model.register_forward_hook(lambda *call: tuple(tensors_in(call[-1], real=False)))
+    reasons = []
+    for strict in (False, True):  # each takes networks that the other does not
+        try:
+            with _quiet():
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
+        except Exception as error:  # of many kinds
+            reasons.append(error)
+    fixed = _FIXED.search(str(reasons[0]))
+    why = f"its code holds it to {fixed[1]} examples" if fixed else said(reasons[0])
+    raise ModelError(f"PyTorch cannot export the model with a batch axis of any size: {why}") from reasons[0]
+
+
+_FIXED = re.compile(r"specialized it to be a constant \((\d+)\)")
+
+
+def _names_of_outputs(model: nn.Module, inputs: Inputs) -> list[str]:
+    """What the outputs are called, in their order."""
+    with torch.no_grad():
+        outputs = feed(model, inputs)
+    count = len(tensors_in(outputs, real=False))
+    if isinstance(outputs, Mapping) and count == sum(isinstance(each, Tensor) for each in outputs.values()):
+        return [str(name) for name, each in outputs.items() if isinstance(each, Tensor)]
+    return ["output"] if count == 1 else [f"output_{place}" for place in range(count)]
 
 
 @contextmanager

@@ -294,16 +294,16 @@ def _ran(
     return found
 
 
-def tensors_in(output: Any) -> list[Tensor]:
-    """All tensors of real numbers in what a network gives, however nested."""
+def tensors_in(output: Any, *, real: bool = True) -> list[Tensor]:
+    """All tensors in what a network gives, however nested; those of real numbers only, unless told not."""
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
+        return [output] if output.is_floating_point() or not real else []
     if isinstance(output, Mapping):
         output = list(output.values())
     elif is_dataclass(output) and not isinstance(output, type):
         output = [getattr(output, field.name) for field in fields(output)]
     if isinstance(output, (list, tuple)):
-        return [tensor for item in output for tensor in tensors_in(item)]
+        return [tensor for item in output for tensor in tensors_in(item, real=real)]
     return []
 
 
