@@ -11,9 +11,11 @@ from torch.nn.utils import parametrizations
 from prunekit.cli import run
 from prunekit.errors import InputError, ModelError
 from prunekit.export import export_onnx, export_program, export_safetensors
-from prunekit.graph import GraphModel
+from prunekit.export.common import compared
+from prunekit.graph import GraphModel, VerificationError, prune_groups
 from prunekit.graph.capture import captured_in
 from prunekit.runtime import SparseLinear
+from zoo import made
 
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(each) is None for each in ("onnx", "onnxruntime", "onnxscript")),
@@ -92,10 +94,110 @@ def test_the_command(tmp_path, capsys):
     assert "there is no such form" in capsys.readouterr().err
 
 
+@needs_onnx
+@pytest.mark.parametrize("name", ["vit", "res2net"])
+def test_a_graph_that_shrinking_left_has_a_batch_axis_of_any_size(tmp_path, name):
+    import onnxruntime
+
+    model, inputs = made(name)
+    result = prune_groups(model, inputs, 0.5)
+    assert isinstance(result.model, GraphModel)
+    small = result.model.eval()
+    done = export_onnx(small, tmp_path / "net.onnx", inputs)
+    more = torch.randn(4, *inputs.shape[1:])
+    (found,) = onnxruntime.InferenceSession(str(done.path)).run(None, {"input": more.numpy()})
+    expected = torch.cat([small(pair) for pair in more.split(2)])  # two at a time is what it takes
+    torch.testing.assert_close(torch.from_numpy(found), expected.detach(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("export", FORMS)
-def test_an_exported_graph_has_no_batch_axis_of_any_size(tmp_path, export):
-    model = small()
-    graph = GraphModel(model, [captured_in(model, X, "eval")])
-    with pytest.raises(ModelError, match="one size only"):
-        export(graph, tmp_path / "net", X)
+def test_a_graph_whose_examples_act_on_each_other_is_refused(tmp_path, export):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Softmax(0))
+    graph = GraphModel(model, [captured_in(model, torch.ones(2, 3), "eval")])
+    with pytest.raises(ModelError, match="something else in a batch of another size"):
+        export(graph, tmp_path / "net", torch.ones(2, 3))
     assert not list(tmp_path.iterdir())
+
+
+class Several(nn.Module):
+    """Tokens and a mask by name, and weights without examples; gives numbers and whole numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.last = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens, mask, weights=None, flag=True):
+        x = self.embed(tokens) * mask.unsqueeze(-1)
+        if weights is not None:
+            x = x * weights
+        out = self.last(x)
+        return {"scores": out.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf), "best": (out.argmax(-1), x)}
+
+
+TOKENS = {"tokens": torch.arange(12).reshape(2, 6) % 9, "mask": (torch.arange(12) % 4 > 0).reshape(2, 6)}
+
+
+@needs_onnx
+@pytest.mark.parametrize("weights", [{}, {"weights": torch.arange(4.0)}, {"flag": False}])
+def test_several_inputs_and_nested_outputs(tmp_path, weights):
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model = Several()
+    inputs = {**TOKENS, **weights}
+    done = export_onnx(model, tmp_path / "net.onnx", inputs)
+    assert done.batches == (2, 3)
+    more = {"tokens": torch.arange(30).reshape(5, 6) % 9, "mask": torch.ones(5, 6, dtype=torch.bool)}
+    fed = {
+        name: value.numpy() for name, value in {**inputs, **more}.items() if isinstance(value, torch.Tensor)
+    }
+    found = onnxruntime.InferenceSession(str(done.path)).run(None, fed)
+    wanted = model(**{**inputs, **more})
+    for each, expected in zip(found, [wanted["scores"], *wanted["best"]], strict=True):
+        torch.testing.assert_close(torch.from_numpy(each), expected.detach(), rtol=0, atol=1e-5)
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", ["hf-bert", "hf-t5"])
+def test_transformers_of_named_tokens(tmp_path, name):
+    pytest.importorskip("transformers")
+    import onnxruntime
+
+    model, inputs = made(name)
+    done = export_onnx(model, tmp_path / "net.onnx", inputs)
+    session = onnxruntime.InferenceSession(str(done.path))
+    assert {each.name for each in session.get_inputs()} == inputs.keys()
+    more = {key: torch.cat([value, value.flip(0), value])[:5] for key, value in inputs.items()}
+    (found, *_) = session.run(["logits"], {key: value.numpy() for key, value in more.items()})
+    torch.testing.assert_close(torch.from_numpy(found), model(**more).logits.detach(), rtol=0, atol=1e-5)
+
+
+class OfTwo(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, 4)
+
+
+@pytest.mark.parametrize("export", FORMS)
+def test_code_for_batches_of_one_size_is_told_from_wrong_examples(tmp_path, export):
+    with pytest.raises(ModelError, match="takes 2 examples, and not 3: its code is written for"):
+        export(OfTwo(), tmp_path / "net", torch.ones(2, 4))
+    with pytest.raises(ModelError, match="fails on the example inputs: RuntimeError: mat1 and mat2"):
+        export(nn.Linear(3, 2), tmp_path / "net", torch.ones(2, 4))
+    with pytest.raises(InputError, match="example_inputs: give a tensor"):
+        export(nn.Linear(3, 2), tmp_path / "net", {"x": 1.0})
+    assert not list(tmp_path.iterdir())
+
+
+def test_differences_are_found_in_any_output():
+    real, whole = torch.tensor([1.0, -torch.inf]), torch.tensor([3, 4])
+    assert compared([real, whole], [real.clone(), whole.clone()], "it") == 0
+    assert compared([real + 1e-6, whole], [real, whole], "it") == pytest.approx(1e-6, rel=0.2)
+    for found, message in [
+        ([real + 1e-4, whole], "differs from PyTorch by 1.0e-04"),
+        ([torch.tensor([1.0, torch.nan]), whole], "differs"),
+        ([torch.tensor([1.0, 5.0]), whole], "differs"),
+        ([real, whole + 1], "other whole numbers"),
+        ([real], r"it gives \[2\], PyTorch \[\[2\], \[2\]\]"),
+    ]:
+        with pytest.raises(VerificationError, match=message):
+            compared(found, [real, whole], "it")

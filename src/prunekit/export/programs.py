@@ -217,9 +217,9 @@ def _names_of_outputs(model: nn.Module, inputs: Inputs) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """PyTorch's exporters tell their steps to everybody."""
+    """PyTorch's exporters tell their steps, and errors that they raise as well, to everybody."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
