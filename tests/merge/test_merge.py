@@ -329,6 +329,13 @@ class ReadTwice(nn.Module):
         return self.fc(self.pool(y).mean((2, 3)) + y.mean((2, 3)))
 
 
+class PooledByFunction(ReadTwice):
+    """The same with a pooling that is no layer."""
+
+    def forward(self, x):
+        return self.fc(F.max_pool2d(self.conv(x).relu(), 2).mean((2, 3)))
+
+
 class HostReadTwice(Branched):
     """Branches of which the 3x3 one is read behind the concatenation, too."""
 
@@ -383,6 +390,10 @@ REFUSED = {
     "host read elsewhere": (HostReadTwice, "three: its output is read by cat() and mean()"),
     "twice in a concatenation": (StandsTwice, "three: its output is read by cat() more than once"),
     "tied within a branch": (TiedWithin, "three: its branch has 'within' within: within.weight is tied"),
+    "a function behind it": (
+        PooledByFunction,
+        "conv: max_pool2d() behind it is called as a function: a pooling that can go is a layer of its own",
+    ),
     "groups": (
         lambda: streamline(nn.MaxPool2d(2), conv=nn.Conv2d(3, 6, 3, groups=3)),
         "0: it is a convolution in 3 groups",

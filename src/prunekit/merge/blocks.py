@@ -21,6 +21,8 @@ Kernel = Literal["same", "whole"]
 """Of a new convolution: as large as the old one's, or as all that the block's outputs are computed from."""
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+_POOLINGS = ("max_pool2d", "avg_pool2d")
+"""What functions of these poolings are in a graph."""
 _PAIR = tuple[int, int]
 
 
@@ -112,6 +114,8 @@ def _streamline(calls: LayerCalls, conv: LayerCall, kernel: Kernel) -> Mergeable
         row.pop()
     gone = [call for call in row[1:] if not _is_relu(call)]
     if not gone:
+        if after is not None and after.layer is None and op_name(after.value) in _POOLINGS:
+            return f"{after} behind it is called as a function: a pooling that can go is a layer of its own"
         readers = calls.readers(conv)
         several = len(readers) > 1 and any(each is not None and _is_absorbable(each) for each in readers)
         return f"its output is read by {calls.described(readers)}" if several else ""
