@@ -210,16 +210,19 @@ def value_by_layer(
 ) -> dict[str, Number]:
     """What a setting by layers says of each target, by the parameter's full name.
 
-    A type of layers that there are by default, such as `Conv2d`, may have none in the network.
+    A type of layers that there are by default, such as `Conv2d`, may have none in the network. `*` stands for
+    all of which nothing else is said.
 
     Raises:
         InputError: naming a pattern that fits nothing, or a layer of which nothing or two things are said.
     """
     types = {*DEFAULT_TYPES, *(each for target in targets for each in target.types)}
     check_layers(setting, [pattern for pattern in values if pattern not in types], targets, "layer; layers")
-    found = {}
+    found, others = {}, {pattern: value for pattern, value in values.items() if pattern != "*"}
     for target in targets:
-        value = value_of_layer(setting, values, target)
+        value = value_of_layer(setting, others, target)
+        if value is None:
+            value = values.get("*")
         if value is None:
             raise InputError(
                 f"{setting}: nothing is said of {target.layer or target.name} ({target.kind}): name it, its "

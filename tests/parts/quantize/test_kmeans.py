@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 
-from prunekit import Loop, Recipe, prune
+from prunekit import Loop, Recipe, methods, prune
 from prunekit.errors import InputError, ModelError
 from prunekit.pruning import Session
 from prunekit.training import TrainingError
@@ -106,6 +106,42 @@ def test_bits_are_by_type_and_name_and_the_history_says_levels_and_bits():
         _, counts = np.unique(weight.numpy(), return_counts=True)
         entropy -= (counts * np.log2(counts / counts.sum())).sum()
     assert record.bits == pytest.approx(entropy / total, rel=1e-12)
+
+
+def test_deep_compression_keeps_and_shares_what_is_published():
+    kept = {"0": 0.08, "2": 0.09, "4": 0.26}
+    training = {"iterations": 3, "batch_size": 60}
+    chosen = methods.recipe("deep_compression", kept=kept, bits=3, steps=2, training=training)
+    model = mlp(30, 20, 15, 10, dtype=torch.float64)
+    data = torch.randn(60, 30, dtype=torch.float64), torch.arange(60) % 10
+    pruned = prune(model, chosen, data)
+    for name, weight in weights(model).items():
+        share = kept[name.partition(".")[0]]
+        assert pruned.history[-1].layers[name] == round(share * weight.numel())
+        assert (weight != 0).sum() == round(share * weight.numel())
+        assert distinct(weight) <= 8
+    assert len(pruned.history) == 2
+    others = methods.recipe("deep_compression", sparsity=0.8)
+    assert others.quantize.training.lr == pytest.approx(others.retrain.training.lr / 10)
+    with pytest.raises(InputError, match="method deep_compression: kept = "):
+        methods.recipe("deep_compression", kept={"0": 2.0})
+    with pytest.raises(InputError, match=r"kept = 0\.1: a mapping from layers to shares is needed, not 0\.1"):
+        methods.recipe("deep_compression", kept=0.1)
+    with pytest.raises(InputError, match=r"method deep_compression: bits = 1\.5"):
+        methods.recipe("deep_compression", bits=1.5)
+
+
+def test_types_names_and_all_others_have_their_bits():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 40), nn.Linear(40, 20))
+    chosen = Recipe.parse(
+        {
+            "schedule": "allocation_decides",
+            "allocation": "none",
+            "quantize": {"name": "kmeans", "bits": {"Linear": 2, "*": 1, "3": 3}, "start": "optimal"},
+        }
+    )
+    prune(model, chosen)
+    assert [distinct(each) for each in weights(model).values()] == [2, 4, 8]
 
 
 # ---- the training of shared values -------------------------------------------------------------------------

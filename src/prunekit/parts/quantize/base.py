@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -18,6 +18,9 @@ from prunekit.parts.context import StepContext
 from prunekit.statistics import Statistic
 from prunekit.targets import Target, find_targets
 from prunekit.training import Training
+
+Step = Annotated[float, Field(ge=0.01, le=100)]
+"""Between two levels of a layer, in units of the root mean square of its nonzero weights."""
 
 
 def training_or_none(value: Any) -> Training | None:

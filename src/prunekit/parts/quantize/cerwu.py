@@ -13,14 +13,12 @@ from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.obs import Grid, damped_groups, rate_aware
 from prunekit.parts.context import StepContext
-from prunekit.parts.quantize.base import FewValues, LayerQuantizer
+from prunekit.parts.quantize.base import FewValues, LayerQuantizer, Step
 from prunekit.parts.quantize.shared_values import SharedValues
 from prunekit.parts.quantize.symbol_costs import SymbolCosts
 from prunekit.settings import LARGE
 from prunekit.statistics import LayerHessian, LayerInputMean
 from prunekit.training import Training
-
-Step = Annotated[float, Field(gt=0.01, le=LARGE)]
 
 
 class RateAwareGrid(LayerQuantizer):

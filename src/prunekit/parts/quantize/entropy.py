@@ -14,6 +14,7 @@ from prunekit.parts.context import StepContext
 from prunekit.parts.quantize.base import (
     FewValues,
     LayerQuantizer,
+    Step,
     rounded_to_half,
     training_or_none,
 )
@@ -54,7 +55,7 @@ class EntropyTraining(LayerQuantizer):
     paper = "Oktay, Ballé, Singh, Shrivastava 2020, arXiv 1906.06624; straight-through: arXiv 1308.3432"
 
     training: Annotated[Training, BeforeValidator(Training.parse)] = Field(default_factory=Training)
-    step: float = Field(default=0.5, gt=0, le=LARGE)
+    step: Step = 0.5
     learn_step: bool = False
     rate: float = Field(default=0.1, ge=0, le=LARGE)
     refresh: int = Field(default=20, ge=1, le=WHOLE)
@@ -128,7 +129,7 @@ class _Rounded:
         return self._start * self.logarithm.detach().exp()
 
     def _levels(self) -> Tensor:
-        return (self._real / self._step).clamp(-LEVELS, LEVELS).round()
+        return (self._real / self._step).nan_to_num(0.0).clamp(-LEVELS, LEVELS).round()
 
     def attach(self, optimizer: Optimizer) -> list[Any]:
         """Hooks, and the step beside the weight; nothing where the optimizer does not train the weight."""
@@ -164,7 +165,8 @@ class _Rounded:
         step = self._step
         scaled = self._real / step
         size = scaled.abs()
-        below = size.floor().long().clamp_max(len(self._more) - 1)
+        # a training that diverges is told by its loss
+        below = size.floor().nan_to_num(0.0).clamp_max(len(self._more) - 1).long()
         slope = torch.where(below == 0, self._first, self._more[below]) * self._rate
         of_loss = gradient.flatten()[self._places]
         if self.logarithm.requires_grad:

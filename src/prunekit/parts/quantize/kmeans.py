@@ -31,7 +31,7 @@ class KMeans(LayerQuantizer):
 
     Attributes:
         bits: one number, or a mapping from types of layers, or names, globs or `re:` patterns of them, to
-            numbers; names come before types, and every layer needs a number.
+            numbers; names come before types, `*` stands for all other layers, and every layer needs a number.
         start: the centroids before Lloyd's iterations: `linear`, equally spaced from the least weight to the
             greatest; or none of that but the `optimal` clusters, of the least squared error.
     """
