@@ -1,4 +1,6 @@
-"""LAMP and RIA, scores relative to other weights, against loops over single numbers."""
+"""Scores relative to other weights of the layer, against loops over single numbers."""
+
+from math import log2
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch import nn
 
 from prunekit import Recipe, prune
 from prunekit.parts.context import StepContext
-from prunekit.parts.scores import LAMP, RIA
+from prunekit.parts.scores import LAMP, RIA, MagnitudePerBit
 from small_nets import mlp
 from three_nets import NETWORKS, TIGHT, names_of, scored
 
@@ -71,3 +73,44 @@ def test_ria_adds_the_shares_of_input_and_output(network):
                 norm = float(x[:, group * per_group + column].square().mean().sqrt())
                 expected[row, column] = shares * norm**0.5
         torch.testing.assert_close(value, expected.view(weight.shape), **TIGHT)
+
+
+@NETWORKS
+def test_magnitude_per_bit_divides_by_what_a_position_costs(network):
+    model, data = network()
+    with torch.no_grad():
+        for name in names_of(model):
+            weight = model.get_parameter(name)
+            weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.7] = 0
+    for name, value in scored(MagnitudePerBit(value_bits=3), model, data).items():
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        rows, found = layer.weight.detach().flatten(1).double(), value.flatten(1)
+        size = len(rows) // getattr(layer, "groups", 1)  # the rows of a group read the same inputs
+        for row in range(len(rows)):
+            group = rows[row // size * size :][:size]
+            for column in range(rows.shape[1]):
+                odds = 1.0
+                for part, power in ((rows[row], 1), (group[:, column], 1), (group.flatten(), -1)):
+                    share = min((int((part != 0).sum()) + 0.5) / len(part), 1 - 1e-4)
+                    odds *= (share / (1 - share)) ** power
+                bits = -log2(odds / (1 + odds)) + 3
+                assert float(found[row, column]) == pytest.approx(
+                    float(rows[row, column]) ** 2 / bits, rel=1e-9
+                )
+
+
+def test_of_equal_weights_those_that_lie_alone_go_first():
+    weight = torch.zeros(1, 6, 6)
+    weight[0, 0, :5] = weight[0, :5, 0] = 1.0  # a full row and a full column
+    weight[0, 4, 4] = 1.0  # and one that shares its row and its column with little
+    layer = nn.Linear(6, 6, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(weight[0])
+    recipe = Recipe(
+        score="magnitude_per_bit",
+        schedule={"name": "one_shot", "sparsity": 27 / 36},
+        allocation={"name": "global"},
+    )
+    masks = prune(nn.Sequential(layer), recipe).masks
+    assert int(masks["0.weight"].sum()) == 9
+    assert not masks["0.weight"][4, 4]
