@@ -24,6 +24,7 @@ from prunekit.graph import (
     proof,
     shrink_dead,
     traced,
+    zero_dead,
 )
 from prunekit.masks import Masks
 from prunekit.models import LeNet300100
@@ -593,3 +594,28 @@ def read_by(model: nn.Module, own: Collection[tuple[str, int]]) -> dict[str, Ten
                     row += 0.1 * torch.randn_like(row)
         changed(torch.randn(50, 2, 3, 3))
     return read
+
+
+def test_dead_units_become_zero_and_their_constants_biases() -> None:
+    model = perceptron()
+    with torch.no_grad():
+        model[0].weight[[1, 3]] = 0  # these put out sigmoid(bias)
+        model[4].weight[:, 2] = 0  # nothing reads this one
+    before = copy.deepcopy(model)
+    assert zero_dead(model, FOUR) == 3
+    torch.testing.assert_close(model(FOUR), before(FOUR), rtol=1e-12, atol=1e-12)
+    assert not model[0].bias[[1, 3]].any()
+    assert not model[2].weight[:, [1, 3]].any()
+    assert not model[2].weight[2].any()
+    expected = before[2].bias + before[2].weight[:, [1, 3]] @ torch.sigmoid(before[0].bias[[1, 3]])
+    expected[2] = 0
+    torch.testing.assert_close(model[2].bias, expected)
+    assert zero_dead(before, FOUR) == 3
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters(), strict=True))
+
+
+def test_a_network_without_dead_units_stays_to_the_bit() -> None:
+    model = perceptron()
+    before = copy.deepcopy(model)
+    assert zero_dead(model, FOUR) == 0
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters(), strict=True))

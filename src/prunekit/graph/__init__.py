@@ -8,7 +8,7 @@ from prunekit.graph.captured import Captured, GraphModel
 from prunekit.graph.chain import Chain, Stage, UnitGroup
 from prunekit.graph.chain_view import chain_of
 from prunekit.graph.columns import replace_convolutions, shrink_columns
-from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead
+from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead, zero_dead
 from prunekit.graph.depth import replace_with_absent, shrink_branches, without_branches
 from prunekit.graph.groups import INPUT, CouplingGraph, Group, GroupPlan, KeepMasks, Member
 from prunekit.graph.members import (
@@ -80,4 +80,5 @@ __all__ = [
     "unit_masks",
     "watched",
     "without_branches",
+    "zero_dead",
 ]

@@ -147,6 +147,35 @@ def shrink_dead(
         return shrunk(DeadUnits(kept, {}, training=True))
 
 
+@torch.no_grad()
+def zero_dead(model: nn.Module, example_inputs: Inputs, *, masks: Masks | None = None) -> int:
+    """The number of dead units, of which everything becomes zero, in place; nothing is taken out.
+
+    Constants that they put out go into the biases of what reads them, as where `shrink_dead` takes them out.
+
+    Args:
+        model: any network that PyTorch can export.
+        example_inputs: as of `shrink_dead`.
+        masks: of single weights; removed ones are set to zero first.
+
+    Raises:
+        InputError, ModelError, VerificationError: as `shrink_dead`; the model is then exactly as it was.
+    """
+    model = own_module(model)
+    result = shrink_dead(copy_of(model), example_inputs, masks=masks)
+    if not result.lost:
+        return 0
+    smaller = dict(result.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        stays = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
+        for axis, flags in result.axes.get(name, {}).items():
+            stays &= flags.to(stays.device).view([-1 if place == axis else 1 for place in range(stays.dim())])
+        values = torch.zeros_like(parameter)
+        values[stays] = smaller[name].flatten()
+        parameter.copy_(values)
+    return sum(group.before - group.after for group in result.lost)
+
+
 def _same(model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor], inputs: Inputs) -> bool:
     """Whether the network computes the same with everything of these units at zero."""
     masked = copy_of(model)
