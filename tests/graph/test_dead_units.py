@@ -611,11 +611,15 @@ def test_dead_units_become_zero_and_their_constants_biases() -> None:
     expected[2] = 0
     torch.testing.assert_close(model[2].bias, expected)
     assert zero_dead(before, FOUR) == 3
-    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters(), strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters(), strict=True)
+    )
 
 
 def test_a_network_without_dead_units_stays_to_the_bit() -> None:
     model = perceptron()
     before = copy.deepcopy(model)
     assert zero_dead(model, FOUR) == 0
-    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters(), strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(model.parameters(), before.parameters(), strict=True)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 import warnings
@@ -18,7 +19,8 @@ from torch.optim import Optimizer
 
 from prunekit.batches import Batches, Inputs, as_batches
 from prunekit.digests import KEY
-from prunekit.errors import DataError, InputError, StarvedLayerWarning, shown
+from prunekit.errors import DataError, InputError, ModelError, StarvedLayerWarning, shown
+from prunekit.graph import VerificationError, zero_dead
 from prunekit.graph.surgery import count_parameters
 from prunekit.history import Pruned, Record
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable, hooked
@@ -39,6 +41,8 @@ from prunekit.settings import WHOLE, checked_seed, whole
 from prunekit.targets import unwrap
 from prunekit.task import PLAIN, LossFunction, Task
 from prunekit.training import Loop, Report, copy_state
+
+log = logging.getLogger(__name__)
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a network after a step, for the history: names and values."""
@@ -157,6 +161,7 @@ class Session:
         stateful = recipe.parts_with("initial_state")
         if recipe.by_example and example_inputs is None and self._data is not None:
             example_inputs = two_examples(model, self._data).inputs
+        self._example_inputs = example_inputs
         self.plan: Plan = recipe.plan(model, example_inputs)
         elements = self.plan.elements
         self._inner = elements.model
@@ -451,8 +456,26 @@ class Session:
         self._trainings.quantize(context, report)
         if not part.plans and self._calibration.norms:
             self._calibration.recalibrate()
+        self._zero_dead()
         part.round_rest(self._inner)
+        if self.recipe.granularity.counts == "weights":  # those that have become zero are removed, too
+            values = {name: self._inner.get_parameter(name).detach() for name in self.kept}
+            self._keep(Masks({name: kept & (values[name] != 0) for name, kept in self.kept.items()}))
         return Counted.of(self._inner, part.targets(self._inner))
+
+    def _zero_dead(self) -> None:
+        """Zero the units that died, whose constants biases take while they are not rounded yet.
+
+        They stay what they are where nothing can be told of the network.
+        """
+        inputs = self._example_inputs
+        if inputs is None and self._data is not None:
+            inputs = two_examples(self.model, self._data).inputs
+        if inputs is not None:
+            try:
+                zero_dead(self._inner, inputs, masks=self.masks)
+            except (InputError, ModelError, VerificationError) as error:
+                log.info("dead units stay as they are: %s", error)
 
     def _check_own_loop(self) -> None:
         """Refuse a recipe that trains by itself where a loop of the user's does."""

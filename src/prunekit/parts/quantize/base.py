@@ -11,6 +11,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from prunekit.parts.base import Part, Requirement
@@ -120,6 +121,8 @@ class LayerQuantizer(Quantizer):
         half_biases: whether the values of weights, and all that is small beside them (biases, parameters of
             one dimension, running statistics of batch norms), are rounded to numbers of half precision, so
             that a file can hold each in two bytes without loss; by default they are.
+        bias_bits: how few values the biases of linear and convolution layers take instead: the whole
+            multiples of a step of each layer, 2^bits - 1 of them; by default as `half_biases` says.
     """
 
     requires: ClassVar[tuple[Requirement, ...]] = (
@@ -134,6 +137,7 @@ class LayerQuantizer(Quantizer):
     training: Annotated[Training | None, BeforeValidator(training_or_none)] = None
     ignore: tuple[str, ...] = ()
     half_biases: bool = True
+    bias_bits: int | None = Field(default=None, ge=2, le=12)
 
     @property
     def plans(self) -> tuple[Training, ...]:  # type: ignore[override]
@@ -145,14 +149,24 @@ class LayerQuantizer(Quantizer):
         return find_targets(model, None, self.ignore)
 
     def round_rest(self, model: nn.Module) -> None:
-        """Half precision, if that is asked for."""
+        """Half precision, and few values for biases, if that is asked for."""
+        on_grid = [] if self.bias_bits is None else _biases(model)
+        for bias in on_grid:
+            bias.data.copy_(rounded_to_grid(bias.data, self.bias_bits or 0))
         if self.half_biases:
-            small = [each for each in model.parameters() if each.dim() < 2]
+            done = {id(bias) for bias in on_grid}
+            small = [each for each in model.parameters() if each.dim() < 2 and id(each) not in done]
             norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
             running = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
             for values in (*small, *running):
                 if values is not None and values.is_floating_point():
                     values.data.copy_(rounded_to_half(values.data))
+
+
+def _biases(model: nn.Module) -> list[Tensor]:
+    """Those of linear and convolution layers."""
+    layers = (each for each in model.modules() if isinstance(each, nn.Linear | _ConvNd))
+    return [layer.bias for layer in layers if layer.bias is not None]
 
 
 @dataclass(frozen=True)
@@ -185,3 +199,15 @@ def rounded_to_half(values: Tensor) -> Tensor:
     """The nearest numbers of half precision, in the type of the values; no finite one becomes infinite."""
     most = torch.finfo(torch.float16).max
     return values.clamp(-most, most).half().to(values.dtype)
+
+
+def rounded_to_grid(values: Tensor, bits: int) -> Tensor:
+    """The nearest of 2^bits - 1 whole multiples of a step, which is a number of half precision.
+
+    The outermost are the greatest magnitude there is; values that are all 0 stay so.
+    """
+    most = 2 ** (bits - 1) - 1
+    step = rounded_to_half(values.abs().max() / most) if values.numel() else values.new_zeros(())
+    if not bool(step > 0):
+        return torch.zeros_like(values)
+    return (values / step).round().clamp(-most, most) * step

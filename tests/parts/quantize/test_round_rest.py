@@ -1,0 +1,80 @@
+"""What is rounded beside the weights, and what goes when weights have become zero."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from prunekit import Recipe, prune
+from prunekit.errors import InputError
+from prunekit.parts.quantize.base import rounded_to_grid
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+
+@given(
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40),
+    st.integers(2, 8),
+)
+def test_the_grid_has_so_many_values_and_the_nearest_is_taken(numbers: list[float], bits: int) -> None:
+    values = torch.tensor(numbers)
+    found = rounded_to_grid(values, bits)
+    most = 2 ** (bits - 1) - 1
+    step = float(np.float16(np.float32(np.abs(values.numpy()).max()) / np.float32(most)))
+    if step == 0:
+        assert not found.any()
+        return
+    grid = np.arange(-most, most + 1) * step
+    nearest = np.abs(values.double().numpy()[:, None] - grid).min(1)
+    error = np.abs(values.double().numpy() - found.double().numpy())
+    assert (np.abs(found.double().numpy()[:, None] - grid).min(1) <= 1e-6 * most * step).all()
+    np.testing.assert_allclose(error, nearest, atol=1e-5 * most * step)
+
+
+def test_biases_take_few_values_and_norms_stay_halves() -> None:
+    model = network()
+    quantize = {"name": "kmeans", "bits": 3, "bias_bits": 3}
+    prune(model, Recipe(schedule={"name": "one_shot", "sparsity": 0.5}, quantize=quantize))
+    for layer in (model[0], model[2], model[4]):
+        assert len(layer.bias.unique()) <= 7
+        step = layer.bias.abs().max() / 3
+        levels = layer.bias / step
+        torch.testing.assert_close(levels, levels.round(), atol=1e-5, rtol=0)
+    assert torch.equal(model[3].weight, model[3].weight.half().float())
+
+
+@pytest.mark.parametrize("bits", [1, 13])
+def test_bits_out_of_range_are_refused(bits: int) -> None:
+    with pytest.raises(InputError, match="bias_bits"):
+        Recipe(schedule={"name": "one_shot", "sparsity": 0.5}, quantize={"name": "kmeans", "bias_bits": bits})
+
+
+def test_weights_that_became_zero_and_dead_units_are_removed_from_the_masks_too() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        model[0].weight[2] *= 1e-4  # goes, and the unit's bias is a constant
+        model[0].bias[2] = 1.0
+    before = copy.deepcopy(model)
+    inputs = torch.randn(20, 6)
+    recipe = Recipe(
+        schedule={"name": "one_shot", "sparsity": 6 / 72},
+        allocation={"name": "global", "floor": 0},
+        quantize={"name": "kmeans", "bits": 8, "half_biases": False},
+    )
+    pruned = prune(model, recipe, (inputs, torch.randint(0, 3, (20,))))
+    for name, mask in pruned.masks.items():
+        assert torch.equal(mask, model.get_parameter(name) != 0)
+    assert not model[2].weight[:, 2].any()
+    assert not model[0].bias[2].any()
+    torch.testing.assert_close(model[2].bias, before[2].bias + before[2].weight[:, 2], atol=1e-6, rtol=0)
+    assert pruned.history[-1].kept == pruned.masks.kept
