@@ -26,7 +26,7 @@ from prunekit.history import Pruned, Record
 from prunekit.masks import MaskedOptimizer, Masks, check_attachable, hooked
 from prunekit.modes import Snapshot
 from prunekit.parts.context import StepContext
-from prunekit.parts.quantize import Counted
+from prunekit.parts.quantize import Counted, LayerQuantizer
 from prunekit.parts.regularize import check_gradients_are_there
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.schedule import Step
@@ -456,7 +456,8 @@ class Session:
         self._trainings.quantize(context, report)
         if not part.plans and self._calibration.norms:
             self._calibration.recalibrate()
-        self._zero_dead()
+        if isinstance(part, LayerQuantizer) and part.zero_dead:
+            self._zero_dead()
         part.round_rest(self._inner)
         if self.recipe.granularity.counts == "weights":  # those that have become zero are removed, too
             values = {name: self._inner.get_parameter(name).detach() for name in self.kept}

@@ -69,7 +69,7 @@ def test_weights_that_became_zero_and_dead_units_are_removed_from_the_masks_too(
     recipe = Recipe(
         schedule={"name": "one_shot", "sparsity": 6 / 72},
         allocation={"name": "global", "floor": 0},
-        quantize={"name": "kmeans", "bits": 8, "half_biases": False},
+        quantize={"name": "kmeans", "bits": 8, "half_biases": False, "zero_dead": True},
     )
     pruned = prune(model, recipe, (inputs, torch.randint(0, 3, (20,))))
     for name, mask in pruned.masks.items():

@@ -123,6 +123,9 @@ class LayerQuantizer(Quantizer):
             that a file can hold each in two bytes without loss; by default they are.
         bias_bits: how few values the biases of linear and convolution layers take instead: the whole
             multiples of a step of each layer, 2^bits - 1 of them; by default as `half_biases` says.
+        zero_dead: whether weights of units that died become zero, and what such a unit puts out goes into
+            biases before these are rounded, so that more is removed than the schedule says; where the network
+            cannot be traced they stay.
     """
 
     requires: ClassVar[tuple[Requirement, ...]] = (
@@ -138,6 +141,7 @@ class LayerQuantizer(Quantizer):
     ignore: tuple[str, ...] = ()
     half_biases: bool = True
     bias_bits: int | None = Field(default=None, ge=2, le=12)
+    zero_dead: bool = False
 
     @property
     def plans(self) -> tuple[Training, ...]:  # type: ignore[override]
