@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 from prunekit.errors import InputError, ModelError
 from prunekit.export import export_c
 from prunekit.export.c_tables import FAR, tables_of
+from prunekit.graph import VerificationError
 from prunekit.models import create
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
@@ -122,6 +123,41 @@ def test_each_operation(tmp_path, layer):
     done = export_c(model, tmp_path / "net.h", inputs)
     found = run_main(tmp_path, done.path, done.name, inputs, expected.shape[1])
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+
+
+@needs_gcc
+def test_no_number_is_passed_on_as_pytorch_does(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.ReLU6())
+    inputs = torch.randn(1, 1, 4, 4)
+    export_c(model, tmp_path / "net.h", inputs, name="net")
+    inputs[0, 0, 0, 0] = inputs[0, 0, 3, 2] = torch.nan
+    found = run_main(tmp_path, tmp_path / "net.h", "net", inputs, 8)
+    expected = model(inputs).detach().flatten(1)
+    assert int(expected.isnan().sum()) == 4
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_hooks_that_change_outputs_are_refused_and_others_are_not(tmp_path, monkeypatch, compiler):
+    if not compiler:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    inputs, path = torch.randn(3, 4), tmp_path / "net.h"
+    for change in (
+        lambda net, hook: net.register_forward_hook(hook),
+        lambda net, hook: net[0].register_forward_hook(hook),
+        lambda net, hook: net[1].register_forward_pre_hook(
+            lambda module, given: hook(module, given, given[0])
+        ),
+    ):
+        net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        change(net, lambda module, given, output: output + 1)
+        with pytest.raises(VerificationError, match="the network without its hooks, which are not exported"):
+            export_c(net, path, inputs)
+        assert not path.exists()
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    net.register_forward_hook(lambda module, given, output: None)
+    assert (export_c(net, path, inputs).deviation is None) != compiler or shutil.which("gcc") is None
 
 
 def numbers_in(text, name):

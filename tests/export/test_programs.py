@@ -85,6 +85,40 @@ def test_what_is_refused_leaves_no_file(tmp_path, export, model, inputs, error, 
         export(nn.Linear(3, 2), tmp_path, torch.ones(2, 3))
 
 
+@pytest.mark.parametrize(
+    ("buffer", "message"),
+    [
+        ({"kept": torch.eye(3).to_sparse()}, "'kept' of the state is sparse"),
+        ({"__metadata__": torch.ones(2)}, "safetensors do not hold this state"),
+        ({"kept": torch.ones(2, device="meta")}, "'kept' is on the meta device"),
+        ({"kept": nn.UninitializedBuffer()}, "'kept' has no shape yet: run the model once"),
+    ],
+)
+def test_states_that_safetensors_do_not_hold(tmp_path, buffer, message):
+    model = small()
+    for name, value in buffer.items():
+        model.register_buffer(name, value)
+    path = tmp_path / "net.safetensors"
+    path.write_text("as it was")
+    with pytest.raises(ModelError, match=message):
+        export_safetensors(model, path)
+    assert path.read_text() == "as it was"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("export", "examples"), [(export_program, [torch.ones(2, 2)]), (export_safetensors, [])]
+)
+def test_weights_that_have_no_values_yet_are_refused(tmp_path, export, examples):
+    for model, message in (
+        (nn.Sequential(nn.LazyLinear(3)), "'0.weight' has no shape yet"),
+        (nn.Linear(2, 3, device="meta"), "weight is on the meta device"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            export(model, tmp_path / "net", *examples)
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_command(tmp_path, capsys):
     out = tmp_path / "net.h"
     words = ["export", "{name: mlp, hidden: [4]}", "--input-shape", "3", "--out", str(out), "--to"]

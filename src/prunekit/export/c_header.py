@@ -24,6 +24,7 @@ from prunekit.graph.chain_view import chain_of
 from prunekit.graph.reference_run import VerificationError
 from prunekit.merge import fold_batch_norms
 from prunekit.models.absent import Absent
+from prunekit.modes import untouched
 
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-O2")
 """What the file is compiled with before it is kept."""
@@ -87,6 +88,8 @@ def export_c(
     with written(path) as (path, temporary):
         if any(isinstance(module, _BatchNorm) for module in model.modules()):
             fold_batch_norms(model, inputs)
+        if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+            _check_hooks(model, inputs)
         writer = _Writer(name, tuple(inputs.shape[1:]))
         for stage in chain_of(model, inputs).stages:
             writer.add(stage)
@@ -108,6 +111,18 @@ def export_c(
         writer.buffer_bytes,
         writer.forms,
     )
+
+
+def _check_hooks(model: nn.Module, inputs: Tensor) -> None:
+    """Refuse a network whose hooks change what it gives: they are no part of a chain.
+
+    Raises:
+        VerificationError: if they do.
+    """
+    given = outputs_of(model, inputs)
+    with untouched(model):
+        without = outputs_of(model, inputs)
+    compared(without, given, "the network without its hooks, which are not exported,")
 
 
 def run_c(header: Path, name: str, inputs: Tensor, outputs: int) -> Tensor | None:
@@ -136,7 +151,7 @@ def run_c(header: Path, name: str, inputs: Tensor, outputs: int) -> Tensor | Non
 # ---- operations ----------------------------------------------------------------------------------------
 
 _PLAIN = {
-    "relu": "x > 0.0f ? x : 0.0f",
+    "relu": "x < 0.0f ? 0.0f : x",
     "relu6": "x < 0.0f ? 0.0f : x > 6.0f ? 6.0f : x",
     "sigmoid": "1.0f / (1.0f + expf(-x))",
     "tanh": "tanhf(x)",
@@ -324,7 +339,7 @@ class _Writer:
         _, rows, columns = tuple(pool(torch.zeros(1, *self.shape)).shape[1:])
         (kh, kw), (sy, sx), (top, left) = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
         dy, dx = _pair(pool.dilation) if isinstance(pool, nn.MaxPool2d) else (1, 1)
-        start, step, end = "-INFINITY", "if (v > found) found = v;", "found"
+        start, step, end = "-INFINITY", "if (v > found || v != v) found = v;", "found"
         if isinstance(pool, nn.AvgPool2d):
             count = "count" if not pool.count_include_pad and not pool.divisor_override else None
             start, step = "0.0f", "found += v;" + (" count += 1.0f;" if count else "")

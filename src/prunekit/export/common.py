@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 
@@ -20,7 +21,7 @@ from prunekit.graph.proof import tensors_in
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.surgery import copy_of
 from prunekit.runtime import SparseConv2d, SparseLinear
-from prunekit.targets import unwrap
+from prunekit.targets import check_whole, unwrap
 
 TOLERANCE = 1e-5
 """The largest difference from PyTorch's outputs that is accepted, a share of the largest output or of 1."""
@@ -45,9 +46,16 @@ def exportable(model: nn.Module, *, as_float: bool = True) -> nn.Module:
     """A copy of a network, in evaluation mode and on the CPU, without wrappers; in float32 unless told not.
 
     Raises:
-        ModelError: naming what is in the way: layers that run sparse, gates and other parametrizations.
+        ModelError: naming what is in the way: layers that run sparse, gates and other parametrizations,
+            weights without values.
     """
     model = unwrap(model)
+    check_whole(model)
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise ModelError(f"{shown(name)} is on the meta device and has no values: load them first")
+        if is_lazy(value):
+            raise ModelError(f"{shown(name)} has no shape yet: run the model once on an example first")
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear | SparseConv2d):
             raise ModelError(

@@ -123,7 +123,8 @@ def export_safetensors(model: nn.Module, path: str | Path) -> Exported:
 
     Raises:
         InputError: if the path is a folder.
-        ModelError: if the network runs sparse or is parametrized, or its state holds other than tensors.
+        ModelError: if the network runs sparse or is parametrized, or its state holds other than dense
+            tensors.
         VerificationError: if what is read back is not what was written.
     """
     state = exportable(model, as_float=False).state_dict()
@@ -132,10 +133,13 @@ def export_safetensors(model: nn.Module, path: str | Path) -> Exported:
             raise ModelError(
                 f"{name!r} of the state is a {type(value).__name__}, and safetensors hold tensors only"
             )
+        if value.layout != torch.strided:
+            raise ModelError(f"{name!r} of the state is sparse, and safetensors hold dense tensors only")
     tensors = {name: value.detach().clone().contiguous() for name, value in state.items()}
     with written(path) as (path, temporary):
-        save_file(tensors, temporary)
-        again = load_file(temporary)
+        with explaining(ModelError, lambda: "safetensors do not hold this state"):
+            save_file(tensors, temporary)
+            again = load_file(temporary)
         if tensors.keys() != again.keys() or not all(
             tensors[name].dtype == again[name].dtype
             and torch.equal(
