@@ -60,6 +60,9 @@ RESULT_COLUMNS = (
     "validation_accuracy", "validation_loss", "validation_mse", "test_accuracy", "test_top5", "test_loss",
     "test_mse", "seconds",
 )  # fmt: skip
+FILE_COLUMNS = ("packed_bytes", "published_bytes")
+"""More of them where a method gives its weights few values."""
+
 LAYER_COLUMNS = ("method", "cell", "seed", "step", "layer", "shape", "parameters", "kept", "sparsity")
 
 DENSE = "dense"

@@ -11,7 +11,7 @@ from prunekit.models import names as model_names
 from prunekit.parts.scores import Score
 from prunekit.study import Method, Study
 from prunekit.study.spec import Controls
-from prunekit.study_files import LAYER_COLUMNS, RESULT_COLUMNS
+from prunekit.study_files import FILE_COLUMNS, LAYER_COLUMNS, RESULT_COLUMNS
 from prunekit.training import Training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def test_the_page_of_studies_explains_every_key_and_column() -> None:
     }  # which make it a suite
     assert rows_of("docs/studies.md", "key of a method") == set(Method.model_fields)
     assert rows_of("docs/studies.md", "key of controls") == set(Controls.model_fields)
-    assert rows_of("docs/studies.md", "column") == set(RESULT_COLUMNS)
+    assert rows_of("docs/studies.md", "column") == set(RESULT_COLUMNS + FILE_COLUMNS)
     assert rows_of("docs/studies.md", "column of layers.csv") == set(LAYER_COLUMNS)
 
 

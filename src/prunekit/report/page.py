@@ -80,6 +80,7 @@ def number_columns(points: Sequence[Point], primary: Primary) -> list[Column]:
         Column("test_loss", "test loss", plain_spread),
         Column("macs_nonzero", "MACs left", lambda macs: count(macs.mean if macs else None)),
         Column("bytes", "bytes", lambda size: count(size.mean if size else None)),
+        Column("packed_bytes", "packed file", lambda size: count(size.mean if size else None)),
         Column("seconds", "seconds", lambda seconds: f"{seconds.mean:.1f}" if seconds else "–"),
     )
     filled = {key for point in points for key in point.values}

@@ -67,6 +67,8 @@ class Measures(Sizes):
     validation_mse: Loss
     test_loss: Loss
     test_mse: Loss
+    packed_bytes: Size = None
+    published_bytes: Size = None
 
 
 MEASURES = tuple(Measures.model_fields)

@@ -32,6 +32,7 @@ from prunekit.files import read_json, remove, remove_leftovers, write_text
 from prunekit.study.spec import Cell, Study
 from prunekit.study_files import (
     DENSE,
+    FILE_COLUMNS,
     FILES,
     FORMAT,
     LAYER_COLUMNS,
@@ -56,6 +57,9 @@ TRAINED = "trained.safetensors"
 
 MODEL = "model"
 """In the folder of a cell: the pruned network, as a folder that `load_pretrained` reads."""
+
+PACKED = "model.packed"
+"""In the folder of a cell whose weights have few values: the network as one file, without dead units."""
 
 Rows = list[dict[str, Any]]
 
@@ -289,7 +293,8 @@ def write_tables(study: Study, layout: Layout, read: Results) -> None:
             layers += [{**where, **row} for row in cell_layers]
             prunable = prunable or cell_rows[0]["prunable"]
     dense = [{**common, **row} for row in _dense_rows(study, layout, read, prunable)]
-    write_text(layout.root / RESULTS_CSV, _csv(RESULT_COLUMNS, [*dense, *results]))
+    more = tuple(column for column in FILE_COLUMNS if any(column in row for row in results))
+    write_text(layout.root / RESULTS_CSV, _csv((*RESULT_COLUMNS, *more), [*dense, *results]))
     write_text(layout.root / LAYERS_CSV, _csv(LAYER_COLUMNS, layers))
     write_sums(layout.root, (RESULTS_CSV, LAYERS_CSV))
 

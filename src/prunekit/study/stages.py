@@ -21,18 +21,19 @@ from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json, remove
 from prunekit.graph import chain_of
-from prunekit.history import Record, random_control, scratch_control
+from prunekit.history import Pruned, Record, random_control, scratch_control
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.parts.granularity import Unit
 from prunekit.pruning import Session
 from prunekit.recipe import Plan, Recipe
-from prunekit.saving import Architecture, load_masks, save_pretrained
+from prunekit.saving import Architecture, load_masks, pack, save_pretrained
 from prunekit.seeds import derive
 from prunekit.statistics import ActivationStats, StatContext, collect
 from prunekit.study.jobs import Progress
 from prunekit.study.layout import (
     MODEL,
+    PACKED,
     STATE,
     TRAINED,
     Layout,
@@ -132,16 +133,33 @@ def run_cell(
     for _ in session.run(evaluate=measurements, report=tell):
         _save_session(session, state)
         tell(0, 1)
-    save_pretrained(
-        session.result(),
-        folder / MODEL,
-        architecture=Architecture(study.model, data.input_shape, data.outputs),
-    )
+    pruned = session.result()
+    architecture = Architecture(study.model, data.input_shape, data.outputs)
+    save_pretrained(pruned, folder / MODEL, architecture=architecture)
     # where its `stop` has rolled back the first step, the network is as it was
     history = session.history or [_unchanged(session, measured(session.model, data))]
+    rows, layers = rows_of(history), layers_of(session)
     files = [f"{MODEL}/{path.name}" for path in sorted((folder / MODEL).iterdir())]
-    write_result(folder, {"rows": rows_of(history), "layers": layers_of(session)}, files)
+    if cell.recipe.quantize.changes:
+        rows[-1] |= pack_network(pruned, folder / PACKED, architecture, data.test.inputs[:2])
+        files.append(PACKED)
+    write_result(folder, {"rows": rows, "layers": layers}, files)
     state.unlink(missing_ok=True)
+
+
+def pack_network(pruned: Pruned, path: Path, architecture: Architecture, inputs: Tensor) -> dict[str, int]:
+    """The sizes of a network as one file: as published, and the smallest, which is kept.
+
+    The first has gaps between weights and Huffman codes. The other is of the network without its dead units,
+    which are taken out of it, in place.
+    """
+    published = pack(pruned, path, architecture=architecture, coding="published").stat().st_size
+    try:
+        pruned.shrink(inputs)
+    except PrunekitError as error:  # no unit died, or they cannot be taken out
+        log.info("%s is packed as it is: %s", path, error)
+    packed = pack(pruned, path, architecture=architecture).stat().st_size
+    return {"packed_bytes": packed, "published_bytes": published}
 
 
 def _begun(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout, state: Path) -> Session:
