@@ -37,7 +37,7 @@ def test_onnx_runtime_at_a_batch_size_that_was_not_compared(tmp_path):
 
     model, more = small(), torch.randn(7, 1, 8, 8)
     done = export_onnx(model, tmp_path / "net.onnx", X)
-    assert done.batches == (2, 3)
+    assert done.batches == (1, 2, 3)
     session = onnxruntime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"input": more.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(more).detach(), rtol=0, atol=1e-5)
@@ -119,6 +119,31 @@ def test_weights_that_have_no_values_yet_are_refused(tmp_path, export, examples)
     assert not any(tmp_path.iterdir())
 
 
+class OtherwiseForOne(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return 2 * y if len(x) == 1 else y
+
+
+@pytest.mark.parametrize("export", FORMS)
+def test_what_is_otherwise_for_one_example_is_refused(tmp_path, export):
+    with pytest.raises(VerificationError, match="at a batch size of 1 differs from PyTorch by"):
+        export(OtherwiseForOne(3, 2), tmp_path / "net", torch.ones(2, 3))
+    assert not any(tmp_path.iterdir())
+
+
+class ForSeveral(nn.Linear):
+    def forward(self, x):
+        if len(x) == 1:
+            raise ValueError("there is nothing to compare")
+        return super().forward(x)
+
+
+def test_what_is_for_several_examples_only_is_compared_for_those(tmp_path):
+    done = export_program(ForSeveral(3, 2), tmp_path / "net", torch.ones(2, 3))
+    assert done.batches == (2, 3)
+
+
 def test_the_command(tmp_path, capsys):
     out = tmp_path / "net.h"
     words = ["export", "{name: mlp, hidden: [4]}", "--input-shape", "3", "--out", str(out), "--to"]
@@ -180,7 +205,7 @@ def test_several_inputs_and_nested_outputs(tmp_path, weights):
     model = Several()
     inputs = {**TOKENS, **weights}
     done = export_onnx(model, tmp_path / "net.onnx", inputs)
-    assert done.batches == (2, 3)
+    assert done.batches == (1, 2, 3)
     more = {"tokens": torch.arange(30).reshape(5, 6) % 9, "mask": torch.ones(5, 6, dtype=torch.bool)}
     fed = {
         name: value.numpy() for name, value in {**inputs, **more}.items() if isinstance(value, torch.Tensor)

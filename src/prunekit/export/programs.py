@@ -8,7 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ from prunekit.graph.reference_run import VerificationError
 def export_onnx(model: nn.Module, path: str | Path, example_inputs: Inputs | None) -> Exported:
     """A network as one ONNX file with a dynamic batch axis, kept if ONNX Runtime gives PyTorch's outputs.
 
-    Compared at two batch sizes. Needs the extra `prunekit[export]`. A single input is called `input`, others
-    as in the network's forward; outputs are called as in the mapping that the network gives, a single tensor
-    `output`, several `output_0`, `output_1` and so on.
+    Compared at a batch size of 1 and at two others. Needs the extra `prunekit[export]`. A single input is
+    called `input`, others as in the network's forward; outputs are called as in the mapping that the network
+    gives, a single tensor `output`, several `output_0`, `output_1` and so on.
 
     Args:
         model: gives tensors, however nested; computes in float32.
@@ -74,10 +74,12 @@ def export_onnx(model: nn.Module, path: str | Path, example_inputs: Inputs | Non
             assert made is not None
             made.save(temporary, external_data=False)
         deviation = max(
-            compared(found, reference, "ONNX Runtime")
-            for found, (_, reference) in zip(_run_onnx(temporary, batches), batches, strict=True)
+            compared(found, reference, f"ONNX Runtime at a batch size of {size}")
+            for found, (size, (_, reference)) in zip(
+                _run_onnx(temporary, list(batches.values())), batches.items(), strict=True
+            )
         )
-    return Exported(path, deviation, tuple(examples_in(batch) for batch, _ in batches))
+    return Exported(path, deviation, tuple(sorted(batches)))
 
 
 def _run_onnx(path: Path, batches: Sequence[tuple[Inputs, Any]]) -> Iterator[list[Tensor]]:
@@ -113,9 +115,10 @@ def export_program(model: nn.Module, path: str | Path, example_inputs: Inputs | 
         with _quiet(), temporary.open("rb") as file:
             loaded = torch.export.load(file).module()
         deviation = max(
-            compared(outputs_of(loaded, batch), reference, "the program") for batch, reference in batches
+            compared(outputs_of(loaded, batch), reference, f"the program at a batch size of {size}")
+            for size, (batch, reference) in batches.items()
         )
-    return Exported(path, deviation, tuple(examples_in(batch) for batch, _ in batches))
+    return Exported(path, deviation, tuple(sorted(batches)))
 
 
 def export_safetensors(model: nn.Module, path: str | Path) -> Exported:
@@ -153,8 +156,8 @@ def export_safetensors(model: nn.Module, path: str | Path) -> Exported:
 
 def _prepared(
     model: nn.Module, example_inputs: Inputs | None
-) -> tuple[nn.Module, Inputs, list[tuple[Inputs, list[Tensor]]]]:
-    """A copy that may be changed, inputs for it, and inputs with PyTorch's outputs at two batch sizes.
+) -> tuple[nn.Module, Inputs, dict[int, tuple[Inputs, list[Tensor]]]]:
+    """A copy that may be changed, inputs for it, and by batch size inputs with PyTorch's outputs.
 
     Raises:
         InputError, ModelError: as `export_onnx`.
@@ -166,14 +169,18 @@ def _prepared(
         model = any_batch(model, inputs)
         inputs = inputs if size > 1 else with_examples(inputs, 2)
     more = with_examples(inputs, examples_in(inputs) + 1)
-    batches = [(inputs, outputs_of(model, inputs))]
+    batches = {examples_in(inputs): (inputs, outputs_of(model, inputs))}
     try:
-        batches.append((more, outputs_of(model, more)))
+        batches[examples_in(more)] = more, outputs_of(model, more)
     except ModelError as error:
         raise ModelError(
             f"the model takes {examples_in(inputs)} examples, and not {examples_in(more)}: its code is "
             f"written for batches of one size: {first_line(error)}"
         ) from error
+    # a network may do something else with one example, where the exporter takes several as given
+    one = with_examples(inputs, 1)
+    with suppress(ModelError):  # it may also be for several only
+        batches[1] = one, outputs_of(model, one)
     return model, inputs, batches
 
 
