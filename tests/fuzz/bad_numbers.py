@@ -67,6 +67,7 @@ FAMILIES: dict[str, type[Part]] = {
 FILL = {
     "sparsity": 0.5, "steps": 2, "every": 40, "values": [0.2, 0.5], "q": 0.5, "rate": 0.2, "limit": 10.0,
     "sparsities": {"*": 0.5}, "strength": 0.001, "removed": ({"0.weight": 9, "2.weight": 9, "4.weight": 9},),
+    "bytes": 10_000,
 }  # fmt: skip
 """What the settings without a default are, where another one is tried."""
 

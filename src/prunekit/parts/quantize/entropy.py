@@ -57,7 +57,7 @@ class EntropyTraining(LayerQuantizer):
     training: Annotated[Training, BeforeValidator(Training.parse)] = Field(default_factory=Training)
     step: Step = 0.5
     learn_step: bool = False
-    rate: float = Field(default=0.1, ge=0, le=LARGE)
+    rate: float = Field(default=1.0, ge=0, le=LARGE)
     refresh: int = Field(default=20, ge=1, le=WHOLE)
     magnitudes: Magnitudes = "geometric"
     revive: bool = True
