@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 from prunekit.errors import InputError, ModelError
 from prunekit.export import export_c
-from prunekit.export.c_tables import FAR, tables_of
+from prunekit.export.c_tables import FAR, _by_codes, tables_of
 from prunekit.graph import VerificationError
 from prunekit.models import create
 
@@ -46,23 +46,26 @@ int main(void) {{
   return 0;
 }}"""
     )
-    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-O2", "-fsanitize=address,undefined"]
+    flags = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-O2", "-fsanitize=address,undefined"]
     subprocess.run(["gcc", *flags, "main.c", "-o", "main", "-lm"], cwd=folder, check=True)
     done = subprocess.run([folder / "main"], input=inputs.numpy().tobytes(), capture_output=True, check=True)
     return torch.tensor([float(word) for word in done.stdout.split()]).reshape(len(inputs), outputs)
 
 
 @needs_gcc
-@pytest.mark.parametrize("levels", [None, 30])
+@pytest.mark.parametrize(("levels", "huffman"), [(None, False), (30, False), (30, True)])
 @pytest.mark.parametrize(("which", "kept"), [("lenet_300_100", 0.08), ("lenet5", 0.05)])
-def test_both_lenets_as_a_program_of_their_own(tmp_path, which, kept, levels):
+def test_both_lenets_as_a_program_of_their_own(tmp_path, which, kept, levels, huffman):
     model = randomly_pruned(create(which, (1, 28, 28), 10, seed=0), kept, levels=levels)
     inputs = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    done = export_c(model, tmp_path / "net.h", inputs)
+    done = export_c(model, tmp_path / "net.h", inputs, huffman=huffman)
     found = run_main(tmp_path, done.path, done.name, inputs, 10)
     with torch.no_grad():
         torch.testing.assert_close(found, model(inputs), rtol=0, atol=1e-5)
-    assert all(form.startswith("gaps") for form in list(done.forms.values())[:2])
+    form = "Huffman" if huffman else "gaps"
+    assert all(each.startswith(form) for each in list(done.forms.values())[:2])
+    if huffman:
+        assert done.table_bytes < 0.75 * export_c(model, tmp_path / "plain.h", inputs).table_bytes
     if levels:
         assert all("codes" in form for form in list(done.forms.values())[:2])
     dense = 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -183,6 +186,67 @@ def test_gaps_decoded_by_hand(columns):
                 row[place] = next(value)
                 place += 1
     assert torch.equal(decoded, weight)
+
+
+def code_by_hand(counts):
+    """From strings of bits to places, by counting upwards: so many codes of one bit, of two, and so on."""
+    known, code = {}, 0
+    for length, count in enumerate(counts, 1):
+        for _ in range(int(count)):
+            known[format(code, f"0{length}b")] = len(known)
+            code += 1
+        code *= 2
+    return known
+
+
+def read_symbol(bits, known):
+    """The place of the next code of a stream of bits."""
+    code = next(bits)
+    while code not in known:
+        code += next(bits)
+    return known[code]
+
+
+@pytest.mark.parametrize("levels", [1, 2, 12, None])
+@pytest.mark.parametrize(("rows", "columns", "kept"), [(1, 3, 1), (5, 700, 9), (40, 300, 900), (3, 90, 270)])
+def test_streams_decoded_by_hand(rows, columns, kept, levels):
+    generator = torch.Generator().manual_seed(rows)
+    flat = torch.zeros(rows * columns)
+    drawn = torch.randn(kept, generator=generator)
+    if levels:
+        drawn = (torch.randint(levels, (kept,), generator=generator) + 1) / 4
+    flat[torch.randperm(rows * columns, generator=generator)[:kept]] = drawn
+    found = _by_codes("t", flat.reshape(rows, columns), "net")
+    read = {which: numbers_in(found.text, f"t_{which}") for which in ("bits", "gn", "gap")}
+    bits = iter("".join(format(int(byte), "08b") for byte in read["bits"]))
+    steps, coded = code_by_hand(read["gn"]), levels is not None and kept > 1
+    values = numbers_in(found.text, "t_book" if coded else "t_w")
+    known, loose = code_by_hand(numbers_in(found.text, "t_wn")) if coded else {}, iter(values)
+    decoded, place = torch.zeros(rows * columns), 0
+    for _ in range(kept):
+        while (gap := read["gap"][read_symbol(bits, steps)]) == FAR:
+            place += FAR
+        place += int(gap)
+        decoded[place] = values[read_symbol(bits, known)] if coded else next(loose)
+        place += 1
+    assert torch.equal(decoded, flat)
+
+
+@needs_gcc
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_streams_of_no_and_few_weights_in_a_convolution_and_behind_it(tmp_path, kept):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, groups=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2000))
+    with torch.no_grad():
+        for layer in (model[0], model[3]):
+            layer.weight.zero_().view(-1)[torch.arange(kept) * 11] = 0.5
+    inputs = torch.randn(2, 2, 6, 6)
+    done = export_c(model, tmp_path / "net.h", inputs, huffman=True)
+    assert done.forms["3"].startswith("Huffman")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            run_main(tmp_path, done.path, done.name, inputs, 2000), model(inputs), rtol=0, atol=1e-5
+        )
 
 
 def test_a_layer_of_zeros_alone_and_names_that_would_be_code(tmp_path):

@@ -30,6 +30,7 @@ def export(
     input_shape: options.InputShape = None,
     outputs: options.Outputs = 10,
     tokens: options.Tokens = None,
+    huffman: Annotated[bool, typer.Option(help="For c: fewer bytes, more time.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Write a network as a file for other programs, compared with PyTorch.
@@ -38,6 +39,8 @@ def export(
     """
     if to not in (known := [*_FORMS, "safetensors"]):
         raise InputError(f"--to {to}: there is no such form{instead(to, known)}")
+    if huffman and to != "c":
+        raise InputError(f"--huffman goes with --to c, not with --to {to}")
     with only_results():
         network = open_network(
             model, data=data, data_dir=data_dir, weights=weights, input_shape=input_shape, outputs=outputs
@@ -45,7 +48,9 @@ def export(
         if to == "safetensors":
             done = export_safetensors(network.model, out)
         else:
-            done = _FORMS[to](network.model, out, network.examples(network.batch(None, TRACED), tokens))
+            more = {"huffman": True} if huffman else {}
+            inputs = network.examples(network.batch(None, TRACED), tokens)
+            done = _FORMS[to](network.model, out, inputs, **more)
     size = done.path.stat().st_size
     if as_json:
         print_json({"file": str(done.path), "bytes": size, "deviation": done.deviation})

@@ -27,16 +27,35 @@ def huffman_encode(symbols: np.ndarray) -> bytes:
         InputError: if there are more than `MAX_SYMBOLS` different ones.
     """
     values, counts = np.unique(symbols, return_counts=True)
-    if len(values) > MAX_SYMBOLS:
-        raise InputError(f"{len(values):,} different symbols; at most {MAX_SYMBOLS:,}")
     if len(values) < 2:
         return _table([], [int(value) for value in values])
+    codes, lengths, order = canonical_code(values, counts)
+    bits = bitarray()
+    bits.encode(codes, symbols.ravel().tolist())
+    return _table(lengths, order) + bits.tobytes()
+
+
+def canonical_code(
+    values: np.ndarray, counts: np.ndarray
+) -> tuple[dict[int, bitarray], list[int], list[int]]:
+    """A canonical Huffman code of two or more symbols, its codes of at most 31 bits.
+
+    Args:
+        values: the symbols.
+        counts: how often each stands.
+
+    Returns:
+        The codes by symbol, the numbers of codes of 1, 2, 3, ... bits, and the symbols in the order of codes.
+
+    Raises:
+        InputError: if there are more than `MAX_SYMBOLS`.
+    """
+    if len(values) > MAX_SYMBOLS:
+        raise InputError(f"{len(values):,} different symbols; at most {MAX_SYMBOLS:,}")
     # codes grow longest with Fibonacci counts; none below a millionth keeps them within 31 bits
     weights = np.maximum(counts, counts.sum() >> 20)
     codes, lengths, order = canonical_huffman(dict(zip(values.tolist(), weights.tolist(), strict=True)))
-    bits = bitarray()
-    bits.encode(codes, symbols.ravel().tolist())
-    return _table(lengths[1:], order) + bits.tobytes()
+    return codes, lengths[1:], order
 
 
 def huffman_decode(data: bytes, count: int) -> np.ndarray:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError, shown
-from prunekit.export.c_tables import Tables, number, table, tables_of
+from prunekit.export.c_tables import Tables, decoder, number, table, tables_of
 from prunekit.export.common import Exported, compared, example_of, exportable, outputs_of, written
 from prunekit.graph.captured import argument, op_name
 from prunekit.graph.chain import Applied, Kind, Stage
@@ -26,7 +27,7 @@ from prunekit.merge import fold_batch_norms
 from prunekit.models.absent import Absent
 from prunekit.modes import untouched
 
-FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-O2")
+FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-O2")
 """What the file is compiled with before it is kept."""
 
 SUPPORTED = (
@@ -53,20 +54,27 @@ class CHeader(Exported):
 
 
 def export_c(
-    model: nn.Module, path: str | Path, example_inputs: Tensor | None, *, name: str | None = None
+    model: nn.Module,
+    path: str | Path,
+    example_inputs: Inputs | None,
+    *,
+    name: str | None = None,
+    huffman: bool = False,
 ) -> CHeader:
     """A chain of layers as a C header, to be included by one C file.
 
     Weights of each layer are stored in the form of the fewest bytes: dense, or with gaps between them of one
-    byte; as floats, or as codes of one byte into a codebook where a layer has at most 256 values. Where there
-    is a C compiler (`gcc` or `cc`) the file is compiled with `FLAGS` and run on the examples, and only kept
-    if its outputs are PyTorch's.
+    byte; as floats, or as codes of one byte into a codebook where a layer has at most 256 values. With
+    `huffman` there is one more: a stream of canonical Huffman codes of gaps and values, which the layer reads
+    as it computes, so that nothing is unpacked. Where there is a C compiler (`gcc` or `cc`) the file is
+    compiled with `FLAGS` and run on the examples, and only kept if its outputs are PyTorch's.
 
     Args:
         model: linear and convolution layers with what is in `SUPPORTED`; computes in float32.
         path: of the header.
         example_inputs: (N, ...) of its inputs.
         name: what the functions and tables are called; by default the file's name.
+        huffman: whether weights may be Huffman-coded.
 
     Raises:
         InputError: for no examples, a path that is a folder, or a name that is no C identifier.
@@ -90,7 +98,7 @@ def export_c(
             fold_batch_norms(model, inputs)
         if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
             _check_hooks(model, inputs)
-        writer = _Writer(name, tuple(inputs.shape[1:]))
+        writer = _Writer(name, tuple(inputs.shape[1:]), huffman=huffman)
         for stage in chain_of(model, inputs).stages:
             writer.add(stage)
         if writer.shape != tuple(reference.shape[1:]) and prod(writer.shape) != prod(reference.shape[1:]):
@@ -223,8 +231,10 @@ class _Writer:
         shape: of one example behind the last operation.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], *, huffman: bool) -> None:
         self.name, self.shape = name, shape
+        self._coder = name if huffman else None
+        self._decoder = ""
         self.table_bytes = self.buffer_bytes = 0
         self.forms: dict[str, str] = {}
         self._entries = prod(shape)
@@ -263,7 +273,9 @@ class _Writer:
         if not all(bool(each.isfinite().all()) for each in numbers):
             raise ModelError(f"{shown(stage.name)} holds weights that are not finite")
         place = f"{self.name}_t{len(self.forms)}"
-        tables = tables_of(place, weight.flatten(1))
+        tables = tables_of(place, weight.flatten(1), self._coder)
+        if tables.huffman:
+            self._decoder = decoder(self.name)
         self._tables.append(f"/* {self._label(stage.name)}: {tables.form} */\n{tables.text}")
         self.table_bytes += tables.size
         self.forms[stage.name] = tables.form
@@ -389,6 +401,7 @@ class _Writer:
                 "#include <math.h>\n#include <stddef.h>\n#include <stdint.h>\n",
                 f"#define {name}_INPUTS {entries}\n#define {name}_OUTPUTS {outputs}\n",
                 *self._tables,
+                self._decoder,
                 *steps,
                 f"void {name}_forward(const float *input, float *output);\n",
                 f"void {name}_forward(const float *input, float *output) {{",
