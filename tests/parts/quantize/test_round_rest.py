@@ -14,6 +14,7 @@ from torch import nn
 from prunekit import Recipe, prune
 from prunekit.errors import InputError
 from prunekit.parts.quantize.base import rounded_to_grid
+from prunekit.saving.tensor_codes import Form, coded
 
 
 def network() -> nn.Sequential:
@@ -78,3 +79,17 @@ def test_weights_that_became_zero_and_dead_units_are_removed_from_the_masks_too(
     assert not model[0].bias[2].any()
     torch.testing.assert_close(model[2].bias, before[2].bias + before[2].weight[:, 2], atol=1e-6, rtol=0)
     assert pruned.history[-1].kept == pruned.masks.kept
+
+
+def test_no_zero_has_a_sign_and_a_grid_is_one_to_the_bit() -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    training = {"iterations": 3, "batch_size": 20, "optimizer": "sgd", "lr": 0.01}
+    quantize = {"name": "entropy", "step": 1.0, "training": training, "bias_bits": 4}
+    recipe = Recipe.parse({"schedule": {"name": "one_shot", "sparsity": 0.3}, "quantize": quantize})
+    prune(model, recipe, (torch.randn(20, 6), torch.randint(0, 3, (20,))))
+    for value in model.parameters():
+        assert not torch.signbit(value[value == 0]).any()
+    for layer in (model[0], model[2]):
+        for value in (layer.weight, layer.bias):
+            assert coded(value.detach(), lambda levels: 0).form is Form.GRID

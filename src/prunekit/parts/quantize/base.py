@@ -153,7 +153,7 @@ class LayerQuantizer(Quantizer):
         return find_targets(model, None, self.ignore)
 
     def round_rest(self, model: nn.Module) -> None:
-        """Half precision, and few values for biases, if that is asked for."""
+        """Half precision, and few values for biases, if that is asked for; and no zero has a sign."""
         on_grid = [] if self.bias_bits is None else _biases(model)
         for bias in on_grid:
             bias.data.copy_(rounded_to_grid(bias.data, self.bias_bits or 0))
@@ -165,6 +165,8 @@ class LayerQuantizer(Quantizer):
             for values in (*small, *running):
                 if values is not None and values.is_floating_point():
                     values.data.copy_(rounded_to_half(values.data))
+        for each in model.parameters():
+            each.data.add_(0)  # -0 + 0 is 0; a file that is right to the bit tells the two apart
 
 
 def _biases(model: nn.Module) -> list[Tensor]:

@@ -200,8 +200,10 @@ class _Rounded:
         self._first = first.flatten()[self._places]
 
     def _write(self, *, half: bool = False) -> None:
-        values = self._levels() * self._step
-        self._spread(rounded_to_half(values) if half else values)
+        if half:  # with a step of 8 digits its multiples up to 8 are numbers of half precision as they are
+            self._spread(rounded_to_half(self._levels() * self._step.bfloat16().to(self._step.dtype)))
+        else:
+            self._spread(self._levels() * self._step)
 
     @torch.no_grad()
     def _spread(self, values: Tensor) -> None:
