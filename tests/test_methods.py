@@ -45,7 +45,11 @@ def test_every_method_prunes_what_it_says(name):
     pruned = prune(model, chosen, blobs(64, 12, 4), checkpoints=initial, seed=1)
     stated = chosen.schedule.sparsities()[-1]
     if stated is not None and name not in ("lottery_ticket", "random_ticket", "reinitialized_magnitude"):
-        assert pruned.kept.total - pruned.kept.kept == pytest.approx(stated * pruned.kept.total, abs=2)
+        removed, wanted = pruned.kept.total - pruned.kept.kept, stated * pruned.kept.total
+        if name == "smallest":  # and what is rounded to zero, or belongs to dead units
+            assert removed >= wanted - 2
+        else:
+            assert removed == pytest.approx(wanted, abs=2)
     assert len(pruned.history) == steps
     for parameter, mask in pruned.masks.parameters(model):
         assert bool((parameter[~mask] == 0).all())

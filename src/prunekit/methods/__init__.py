@@ -12,21 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import InputError, instead, shown
-from prunekit.methods import learned_methods, second_order, unit_methods, weight_methods
+from prunekit.methods import learned_methods, second_order, small_files, unit_methods, weight_methods
 from prunekit.methods.learned_methods import *
 from prunekit.methods.second_order import *
+from prunekit.methods.small_files import *
 from prunekit.methods.unit_methods import *
 from prunekit.methods.weight_methods import *
 from prunekit.recipe import Recipe
 
 __all__ = ["METHODS", "MethodInfo", "describe", "recipe"]
-__all__ += weight_methods.__all__ + second_order.__all__ + unit_methods.__all__ + learned_methods.__all__
+_FAMILIES = (weight_methods, second_order, unit_methods, learned_methods, small_files)
+__all__ += [name for family in _FAMILIES for name in family.__all__]
 
 METHODS: Mapping[str, Callable[..., Recipe]] = {
-    name: getattr(family, name)
-    for family in (weight_methods, second_order, unit_methods, learned_methods)
-    for name in vars(family)
-    if name in family.__all__
+    name: getattr(family, name) for family in _FAMILIES for name in vars(family) if name in family.__all__
 }
 """Every named method."""
 

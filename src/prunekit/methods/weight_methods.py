@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from prunekit.errors import InputError, shown
-from prunekit.parts.allocation import ERK, Manual, NoPruning, PerLayer, Sensitivity, Threshold
+from prunekit.parts.allocation import ERK, NoPruning, PerLayer, Sensitivity, Threshold
 from prunekit.parts.granularity import NM
 from prunekit.parts.grow import Grow, GrowAtRandom, GrowByGradient
-from prunekit.parts.quantize import KMeans
 from prunekit.parts.retrain import Continued, Distill, FineTune, RedrawTicket, Reinitialize, Retrain, Rewind
 from prunekit.parts.schedule import AllocationDecides, Constant, Cubic, Geometric, Linear, OneShot
 from prunekit.parts.scores import (
@@ -29,7 +26,6 @@ from prunekit.training import TrainingLike, training_of
 
 __all__ = [
     "correlation",
-    "deep_compression",
     "distilled_magnitude",
     "erk_magnitude",
     "gradient",
@@ -117,43 +113,6 @@ def iterative_magnitude(
         score=Magnitude(),
         schedule=Geometric(sparsity=sparsity, steps=steps),
         retrain=FineTune(training=training_of(epochs, training)),
-    )
-
-
-@method
-def deep_compression(
-    sparsity: float = 0.92,
-    steps: int = 5,
-    kept: Mapping[str, float] | None = None,
-    bits: int | Mapping[str, int] | None = None,
-    epochs: float = 5,
-    sharing_epochs: float = 2,
-    training: TrainingLike = None,
-) -> Recipe:
-    """The smallest |w| in steps, retrained after each; then few shared values for each layer, trained.
-
-    `kept` gives layers, by names or patterns, the share of their weights that stays, in place of `sparsity`:
-    as published, 8, 9 and 26 % of LeNet-300-100 with `bits` 6, and 66, 12, 8 and 19 % of LeNet-5; layers that
-    it does not name stay whole. By default linear layers have 5 bits, and others 8. Shared values are trained
-    at a tenth of the learning rate.
-
-    Paper: Han, Mao, Dally 2016, arXiv 1510.00149
-    """
-    sharing = training_of(sharing_epochs, training)
-    chosen: dict[str, Any] = {"schedule": Geometric(sparsity=sparsity, steps=steps)}
-    if kept is not None:
-        if not isinstance(kept, Mapping):
-            raise InputError(f"a mapping from layers to shares is needed, not {shown(kept)}")
-        chosen["schedule"] = AllocationDecides(steps=steps)
-        chosen["allocation"] = Manual(sparsities={name: 1 - share for name, share in kept.items()})
-    return Recipe(
-        score=Magnitude(),
-        retrain=FineTune(training=training_of(epochs, training)),
-        quantize=KMeans(
-            bits={"Linear": 5, "*": 8} if bits is None else bits,
-            training=sharing.model_copy(update={"lr": sharing.lr / 10}),
-        ),
-        **chosen,
     )
 
 
