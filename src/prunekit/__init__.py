@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prunekit.merge import merge_layers
     from prunekit.pruning import Pruned, Session, prune
     from prunekit.recipe import Recipe
-    from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
+    from prunekit.saving import Architecture, load_masks, load_pretrained, pack, save_pretrained, unpack
     from prunekit.task import Task
     from prunekit.training import Loop, Training, train
 
@@ -42,9 +42,11 @@ __all__ = [
     "load_masks",
     "load_pretrained",
     "merge_layers",
+    "pack",
     "prune",
     "save_pretrained",
     "train",
+    "unpack",
 ]
 
 _HOMES = {
@@ -54,7 +56,9 @@ _HOMES = {
     "merge_layers": "merge",
     **dict.fromkeys(("Pruned", "Session", "prune"), "pruning"),
     "Recipe": "recipe",
-    **dict.fromkeys(("Architecture", "load_masks", "load_pretrained", "save_pretrained"), "saving"),
+    **dict.fromkeys(
+        ("Architecture", "load_masks", "load_pretrained", "pack", "save_pretrained", "unpack"), "saving"
+    ),
     "Task": "task",
     **dict.fromkeys(("Loop", "Training", "train"), "training"),
 }

@@ -14,6 +14,7 @@ from prunekit.cli.compare import compare, methods, report
 from prunekit.cli.export import export
 from prunekit.cli.inspect import inspect
 from prunekit.cli.options import StoppedError, interruptible, log_to_stderr
+from prunekit.cli.pack import pack, unpack
 from prunekit.cli.prune import prune
 from prunekit.cli.shrink import shrink
 from prunekit.errors import PrunekitError, plain_line
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (methods, compare, prune, shrink, export, inspect, report):
+for command in (methods, compare, prune, shrink, export, pack, unpack, inspect, report):
     app.command(no_args_is_help=command is not methods)(interruptible(command))
 
 

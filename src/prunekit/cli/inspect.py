@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from rich.text import Text
 import prunekit.cli.options as options
 from prunekit.cli.networks import TRACED, open_network
 from prunekit.cli.options import as_options, only_results, print_json
+from prunekit.cli.pack import show_packed
 from prunekit.errors import InputError, escaped
 from prunekit.graph import GroupPlan, parameters_per_unit
 from prunekit.graph import groups as coupled
@@ -29,6 +31,7 @@ from prunekit.measure import (
     peak_memory,
     plain_table,
 )
+from prunekit.saving import is_packed
 
 
 def inspect(
@@ -54,6 +57,8 @@ def inspect(
 ) -> None:
     """Show a network layer by layer: parameters, zeros, MACs, and its latency and memory.
 
+    Of a packed file: what each layer takes in it.
+
     With --groups: the units that can be taken out, with everything that goes with
     them, and what has to stay, with the reason.
 
@@ -61,6 +66,9 @@ def inspect(
     """
     if not groups and (ignore or residual):
         raise InputError("--ignore and --residual say what can be taken out: add --groups")
+    if not groups and is_packed(Path(model)):
+        show_packed(Path(model), as_json)
+        return
     with only_results():
         network = open_network(
             model, data=data, data_dir=data_dir, weights=weights, input_shape=input_shape, outputs=outputs

@@ -20,7 +20,7 @@ from prunekit.measure import evaluate
 from prunekit.models import ModelSettings, create, names
 from prunekit.models.create import data_arguments
 from prunekit.pruning.calibration import check_takes
-from prunekit.saving import Architecture, SavedNetwork
+from prunekit.saving import Architecture, SavedNetwork, is_packed
 from prunekit.saving.folder import DESCRIPTION, WEIGHTS
 from prunekit.settings import load_yaml
 
@@ -138,8 +138,8 @@ def open_network(
     """The network that a person means.
 
     Args:
-        text: a folder that `save_pretrained` wrote, the name of a model, `module:function`, or a model's
-            settings as YAML, such as '{name: mlp, hidden: [64, 32]}'.
+        text: a folder that `save_pretrained` wrote, a file that `pack` wrote, the name of a model,
+            `module:function`, or a model's settings as YAML, such as '{name: mlp, hidden: [64, 32]}'.
         data: the dataset, whose sizes the named models take; the network must be able to take its examples.
         data_dir: where datasets lie.
         weights: a folder of `save_pretrained`, or a safetensors file with a state dict.
@@ -169,8 +169,9 @@ def open_network(
 
 
 def is_saved(text: str) -> bool:
-    """Whether a folder is meant; one that only happens to have the name of a model is not."""
-    return Path(text).is_dir() and (text not in names() or (Path(text) / DESCRIPTION).is_file())
+    """Whether a saved folder or a packed file is meant; what only happens to have a model's name is not."""
+    path = Path(text)
+    return is_packed(path) or (path.is_dir() and (text not in names() or (path / DESCRIPTION).is_file()))
 
 
 _Opened = tuple[nn.Module, Architecture | None, SavedNetwork | None]
@@ -253,5 +254,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """The bytes of the files in a folder."""
+    """The bytes of the files in a folder, or of a file."""
+    if folder.is_file():
+        return folder.stat().st_size
     return sum(path.stat().st_size for path in folder.iterdir())

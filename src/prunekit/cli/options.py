@@ -24,7 +24,8 @@ from prunekit.files import to_json
 from prunekit.permission import Named, allowing
 
 Model = Annotated[
-    str, typer.Argument(help="A saved folder, a model's name, module:function, or {name: mlp, ...}.")
+    str,
+    typer.Argument(help="A saved folder or packed file, a model's name, module:function, {name: mlp, ...}."),
 ]
 Data = Annotated[str | None, typer.Option(help="Dataset to test on; gives the shapes too.")]
 DataDir = Annotated[

@@ -1,7 +1,7 @@
 """Weights as few bytes: shared values and codes for them, positions, entropy coding. Knows arrays alone."""
 
 from prunekit.compress.codebook import Quantized, choose_rates, on_grid, optimal_kmeans, published_kmeans
-from prunekit.compress.coder import decode_levels, encode_levels
+from prunekit.compress.coder import decode_levels, encode_levels, measure_levels
 from prunekit.compress.gaps import decode_gaps, encode_gaps
 from prunekit.compress.unit_order import order_units, regroup
 
@@ -12,6 +12,7 @@ __all__ = [
     "decode_levels",
     "encode_gaps",
     "encode_levels",
+    "measure_levels",
     "on_grid",
     "optimal_kmeans",
     "order_units",

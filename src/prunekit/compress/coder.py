@@ -14,7 +14,7 @@ from prunekit.compress.adaptive_bits import Numbers
 from prunekit.compress.levels import LevelModel
 from prunekit.compress.logistic import BitCoder
 from prunekit.compress.positions import PositionModel
-from prunekit.compress.range_coder import BitDecoder, BitEncoder
+from prunekit.compress.range_coder import BitCounter, BitDecoder, BitEncoder
 from prunekit.errors import DataError, InputError, shown
 
 MAX_LEVEL = (1 << 12) - 1
@@ -52,10 +52,27 @@ def encode_levels(layers: Sequence[Any], planes: Sequence[Plane | None] | None =
         if array.size and max(int(array.max()), -int(array.min())) > MAX_LEVEL:
             raise InputError(f"layer {number}: levels must be from {-MAX_LEVEL:,} to {MAX_LEVEL:,}")
     encoder = BitEncoder()
-    model = _LayerModel(encoder)
+    model = _LayerModel(encoder, encoder)
     for array, plane in zip(arrays, _checked(planes, [array.shape for array in arrays]), strict=True):
         model.code(array.astype(np.int32), plane)
     return encoder.finish()
+
+
+def measure_levels(
+    layers: Sequence[np.ndarray], planes: Sequence[Plane | None] | None = None
+) -> list[tuple[float, float]]:
+    """The bits that `encode_levels` takes for each layer: of its values, and of its positions.
+
+    Args:
+        layers, planes: as of `encode_levels`.
+    """
+    values, positions = BitCounter(), BitCounter()
+    model, found = _LayerModel(positions, values), []
+    for layer, plane in zip(layers, _checked(planes, [layer.shape for layer in layers]), strict=True):
+        before = values.bits, positions.bits
+        model.code(layer.astype(np.int32), plane)
+        found.append((values.bits - before[0], positions.bits - before[1]))
+    return found
 
 
 def decode_levels(
@@ -106,18 +123,24 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
 def _decoded(
     data: bytes, shapes: Sequence[tuple[int, ...]], planes: Sequence[Plane | None]
 ) -> Iterator[np.ndarray]:
-    model = _LayerModel(BitDecoder(data))
+    decoder = BitDecoder(data)
+    model = _LayerModel(decoder, decoder)
     for shape, plane in zip(shapes, planes, strict=True):
         yield model.code(np.zeros(shape, np.int32), plane)
 
 
 class _LayerModel:
-    """Codes layers one after the other."""
+    """Codes layers one after the other.
 
-    def __init__(self, coder: BitCoder) -> None:
-        self._coder = coder
-        self._positions = PositionModel(coder)
-        self._levels = LevelModel(coder)
+    Args:
+        positions: writes or reads the bits of positions.
+        values: writes or reads those of values: the same, but where bits are counted.
+    """
+
+    def __init__(self, positions: BitCoder, values: BitCoder) -> None:
+        self._coder = values
+        self._positions = PositionModel(positions)
+        self._levels = LevelModel(values)
 
     def code(self, layer: np.ndarray, plane: Plane | None) -> np.ndarray:
         """The layer, written or read."""

@@ -50,3 +50,25 @@ class BitDecoder:
             return self._coder.decode(_BERNOULLI, probabilities / ONE).astype(np.int64)
         except AssertionError as error:
             raise DataError("damaged: the coded bits cannot have been written by this coder") from error
+
+
+class BitCounter:
+    """What bits would take, by their probabilities.
+
+    Attributes:
+        bits: of all so far.
+    """
+
+    def __init__(self) -> None:
+        self.bits = 0.0
+
+    def code(self, probabilities: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """The bits, which are counted.
+
+        Args:
+            probabilities: of ones, of 16 bits.
+            bits: int64, of the same length.
+        """
+        chances = np.where(bits > 0, probabilities, ONE - probabilities) / ONE
+        self.bits -= float(np.log2(chances).sum())
+        return bits

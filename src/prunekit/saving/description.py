@@ -17,6 +17,10 @@ from prunekit.errors import DataError, escaped, shown
 from prunekit.models import ModelSettings, create
 from prunekit.saving.graph_values import DTYPES
 
+BUILT_MIN, BUILT_RATIO = 25_000_000, 1000
+"""How many numbers a network may be built with before it is made as small as it was saved: the first, and the
+second for each number in its file."""
+
 BITS, VALUES = "#mask", "#values"
 BUFFER, CONSTANT = "#buffer", "#constant"
 _Size = Annotated[int, Field(ge=0, lt=2**48)]

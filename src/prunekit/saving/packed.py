@@ -14,39 +14,35 @@ The file is the coded form of what a saved folder holds, with the same tensors t
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from prunekit.compress.gaps import WIDTHS
 from prunekit.digests import digest_of_json
-from prunekit.errors import DataError, InputError, ModelError, explaining, instead, naming, shown
-from prunekit.files import finite, read_bounded, replacing
+from prunekit.errors import InputError, ModelError, explaining, instead, shown
+from prunekit.files import finite, replacing
 from prunekit.masks import Masks
 from prunekit.saving.contents import Network, contents_of
 from prunekit.saving.description import Architecture
-from prunekit.saving.packed_bytes import MAGIC, contents_in, packed, unpacked
+from prunekit.saving.packed_bytes import packed
+from prunekit.saving.packed_file import PackedFile, contents_of_bytes
 from prunekit.saving.pretrained import SavedNetwork
-from prunekit.saving.saved_files import Contents, Part, SavedFiles
+from prunekit.saving.saved_files import Contents
 from prunekit.saving.tensor_codes import bits_of, real
 from prunekit.targets import unwrap
 
-Coding = Literal["adaptive", "published"]
-CODINGS: tuple[Coding, ...] = ("adaptive", "published")
-
-MAX_FILE = 1 << 40
+CODINGS = ("adaptive", "published")
 
 
 def pack(
     network: Network,
     path: str | Path,
     *,
-    coding: Coding = "adaptive",
+    coding: str = "adaptive",
     masks: Masks | None = None,
     architecture: Architecture | None = None,
     gap_bits: int | None = None,
@@ -110,63 +106,6 @@ def unpack(
     return SavedNetwork(PackedFile(path, max_bytes=max_bytes)).load(model, allow_nan=allow_nan)
 
 
-class PackedFile(SavedFiles):
-    """A file that `pack` wrote.
-
-    Args:
-        path: of the file.
-        max_bytes: see `unpack`.
-
-    Raises:
-        DataError: as `unpack`, but for what only a model tells.
-    """
-
-    described_in = "what it says of its network"
-
-    def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
-        self.path = Path(path)
-        self._hold(_contents_in(_read(self.path), self.path, max_bytes))
-
-    @classmethod
-    def of(cls, contents: Contents, path: Path) -> PackedFile:
-        """What stands for a file that is not written yet."""
-        found = object.__new__(cls)
-        found.path = path
-        found._hold(contents)
-        return found
-
-    def _hold(self, contents: Contents) -> None:
-        self._contents, self.description = contents, contents.description
-
-    @property
-    def holds_graph(self) -> bool:
-        """See `SavedFiles`."""
-        return self._contents.graph is not None
-
-    def named(self, part: Part) -> str:
-        """See `SavedFiles`."""
-        return str(self.path)
-
-    def tensors(self, *, mapped: bool = False) -> Mapping[str, Tensor]:
-        """See `SavedFiles`."""
-        tensors = self._contents.tensors
-        return tensors if mapped else {name: value.clone() for name, value in tensors.items()}
-
-    def graph(self) -> Mapping[str, Any]:
-        """See `SavedFiles`."""
-        assert self._contents.graph is not None
-        return self._contents.graph
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a file begins as `pack` writes it."""
-    try:
-        with path.open("rb") as file:
-            return path.is_file() and file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
-
-
 # ---- files -------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +113,7 @@ def write_packed(
     contents: Contents,
     path: str | Path,
     *,
-    coding: Coding = "adaptive",
+    coding: str = "adaptive",
     gap_bits: int | None = None,
     keep_history: bool = False,
 ) -> Path:
@@ -201,7 +140,7 @@ def write_packed(
 
 def _check_same(contents: Contents, data: bytes, path: Path) -> None:
     """Refuse, with a `ModelError`, bytes that do not give what they were made of, or no network."""
-    found = _contents_in(data, path, sys.maxsize)
+    found = contents_of_bytes(data, path, sys.maxsize)
     tensors, back = contents.tensors, found.tensors
     same = set(tensors) == set(back) and all(
         value.dtype == back[name].dtype
@@ -215,16 +154,3 @@ def _check_same(contents: Contents, data: bytes, path: Path) -> None:
     built = contents.description.architecture
     if found.graph is not None or (built is not None and ":" not in built.name):
         SavedNetwork(PackedFile.of(found, path)).load(allow_nan=True, max_bytes=sys.maxsize)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return read_bounded(path, MAX_FILE, "a packed network")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _contents_in(data: bytes, path: Path, max_bytes: int | None) -> Contents:
-    found = unpacked(data, path, max_bytes)
-    with naming(str(path)):
-        return contents_in(found)

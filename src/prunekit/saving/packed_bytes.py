@@ -28,7 +28,17 @@ from torch import Tensor
 from prunekit.compress import decode_gaps, decode_levels, encode_gaps, encode_levels
 from prunekit.compress.huffman import varint
 from prunekit.errors import DataError, ModelError, naming
-from prunekit.saving.description import BITS, VALUES, PrunedTensor, mask_of, with_zeros, without_zeros
+from prunekit.files import read_bounded
+from prunekit.saving.description import (
+    BITS,
+    BUILT_MIN,
+    BUILT_RATIO,
+    VALUES,
+    PrunedTensor,
+    mask_of,
+    with_zeros,
+    without_zeros,
+)
 from prunekit.saving.packed_head import (
     MAX_DIMENSIONS,
     Head,
@@ -39,7 +49,6 @@ from prunekit.saving.packed_head import (
     order_of,
 )
 from prunekit.saving.planes import Plane, plane_of
-from prunekit.saving.pretrained import BUILT_MIN, BUILT_RATIO
 from prunekit.saving.saved_files import Contents
 from prunekit.saving.tensor_codes import Reader, bits_of, coded, decoded, real
 
@@ -47,8 +56,22 @@ MAGIC, VERSION = b"\xb6P", 1
 CHECKED = 8
 """Bytes of the SHA-256."""
 
+MAX_FILE = 1 << 40
 EXACT = 1 << 16
 """Up to how many levels the coder itself says how many bytes they take; else their entropy does."""
+
+
+@dataclass(frozen=True, eq=False)
+class LevelsOf:
+    """Levels that are coded: those of a tensor, or its mask as zeros and ones.
+
+    Attributes:
+        levels: integers of any shape.
+        plane: see `encode_levels`.
+    """
+
+    levels: np.ndarray
+    plane: Plane | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +84,7 @@ class UnpackedTensor:
         payload: the bytes that it takes beside its levels.
         levels: int32, of the shape of its real parts; None for forms without.
         mask: True = kept; None if it is not pruned.
+        gap_bits: of its gaps, if it is coded by such.
     """
 
     record: TensorRecord
@@ -68,6 +92,19 @@ class UnpackedTensor:
     payload: int
     levels: np.ndarray | None
     mask: Tensor | None
+    gap_bits: int | None = None
+
+    @property
+    def layers(self) -> list[LevelsOf]:
+        """What of it is coded as levels."""
+        found = []
+        if self.levels is not None:
+            height = self.record.plane
+            plane = (height, self.levels.shape[1] // height) if height else None
+            found.append(LevelsOf(self.levels, plane))
+        if self.record.mask is MaskKind.OWN and self.mask is not None:
+            found.append(LevelsOf(self.mask.numpy().astype(np.int32)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -89,14 +126,6 @@ class Unpacked:
     levels: int
 
 
-@dataclass(frozen=True, eq=False)
-class _LevelsOf:
-    """Levels that are coded: those of a tensor, or its mask as zeros and ones."""
-
-    levels: np.ndarray
-    plane: Plane | None = None
-
-
 def packed(contents: Contents, published: bool = False, gap_bits: int | None = None) -> bytes:
     """The bytes of a packed file.
 
@@ -110,7 +139,7 @@ def packed(contents: Contents, published: bool = False, gap_bits: int | None = N
     """
     encode = partial(encode_gaps, width=gap_bits) if published else _adaptive
     built = contents.description.architecture
-    records, payloads, layers = list[TensorRecord](), list[bytes](), list[_LevelsOf]()
+    records, payloads, layers = list[TensorRecord](), list[bytes](), list[LevelsOf]()
     for name, value, mask in _dense(contents):
         found = coded(value, partial(_cost, encode))
         kind, plane = MaskKind.NONE, None
@@ -118,11 +147,11 @@ def packed(contents: Contents, published: bool = False, gap_bits: int | None = N
             if found.levels.ndim == 2 and not published:
                 before = [record.shape[0] for record in records if len(record.shape) > 2]
                 plane = plane_of(found.levels, built.input_shape if built else None, before)
-            layers.append(_LevelsOf(found.levels, plane))
+            layers.append(LevelsOf(found.levels, plane))
         if mask is not None:
             kind = MaskKind.NONZERO if torch.equal(_nonzero(value), mask) else MaskKind.OWN
             if kind is MaskKind.OWN:
-                layers.append(_LevelsOf(mask.numpy().astype(np.int32)))
+                layers.append(LevelsOf(mask.numpy().astype(np.int32)))
         height = plane[0] if plane else 0
         shape = tuple(value.shape)
         records.append(TensorRecord(name, shape, value.dtype, found.form, found.stored, kind, height))
@@ -131,7 +160,7 @@ def packed(contents: Contents, published: bool = False, gap_bits: int | None = N
         codes = [encode(layer.levels) for layer in layers]
         levels = b"".join(varint(len(code)) + code for code in codes)
     else:
-        ordered = [layers[place] for place in _order([layer.levels.ndim for layer in layers])]
+        ordered = [layers[place] for place in coding_order([layer.levels.ndim for layer in layers])]
         levels = encode_levels([layer.levels for layer in ordered], [layer.plane for layer in ordered])
     head = head_to_bytes(Head(contents.description, contents.graph, published, records))
     data = MAGIC + bytes([VERSION]) + head + b"".join(payloads) + levels
@@ -224,13 +253,13 @@ def _cost(encode: Callable[[np.ndarray], bytes], levels: np.ndarray) -> float:
     return float(-(share * np.log2(share)).sum() * levels.size / 8)
 
 
-def _order(dimensions: Sequence[int]) -> list[int]:
+def coding_order(dimensions: Sequence[int]) -> list[int]:
     """The places of the layers as they are coded: what is learned of one serves the next of its kind."""
     return sorted(range(len(dimensions)), key=lambda place: dimensions[place] < 2)
 
 
-def _decoded(head: Head, reader: Reader) -> Iterator[np.ndarray]:
-    """The levels of all layers, in the order of their tensors."""
+def _decoded(head: Head, reader: Reader) -> Iterator[tuple[np.ndarray, int | None]]:
+    """The levels of all layers, in the order of their tensors, with the bits of gaps."""
     shapes, planes = list[tuple[int, ...]](), list[Plane | None]()
     for record in head.records:
         if record.form.has_levels:
@@ -241,11 +270,12 @@ def _decoded(head: Head, reader: Reader) -> Iterator[np.ndarray]:
             planes.append(None)
     if head.published:
         for shape in shapes:
-            yield decode_gaps(reader.take(reader.number()), shape)
+            code = reader.take(reader.number())
+            yield decode_gaps(code, shape), code[0]
         if reader.left:
             raise DataError("damaged: there are bytes behind its levels")
         return
-    order = _order([len(shape) for shape in shapes])
+    order = coding_order([len(shape) for shape in shapes])
     data = reader.take(reader.left)
     if data and not shapes:
         raise DataError("damaged: there are bytes behind its tensors")
@@ -253,26 +283,26 @@ def _decoded(head: Head, reader: Reader) -> Iterator[np.ndarray]:
         data, [shapes[place] for place in order], [planes[place] for place in order], max_weights=sys.maxsize
     )
     by_place = dict(zip(order, found, strict=True))
-    yield from (by_place[place] for place in range(len(shapes)))
+    yield from ((by_place[place], None) for place in range(len(shapes)))
 
 
 def _tensor(
     record: TensorRecord,
     value: Tensor | Callable[[np.ndarray], Tensor],
     payload: int,
-    layers: Iterator[np.ndarray],
+    layers: Iterator[tuple[np.ndarray, int | None]],
 ) -> UnpackedTensor:
-    levels, mask = None, None
+    levels, mask, gap_bits = None, None, None
     if callable(value):
-        levels = next(layers)
+        levels, gap_bits = next(layers)
         value = value(levels)
     if record.dtype.is_complex:
         value = torch.view_as_complex(value)
     if record.mask is MaskKind.NONZERO:
         mask = _nonzero(value)
     elif record.mask is MaskKind.OWN:
-        mask = torch.from_numpy(next(layers) != 0)
-    return UnpackedTensor(record, value, payload, levels, mask)
+        mask = torch.from_numpy(next(layers)[0] != 0)
+    return UnpackedTensor(record, value, payload, levels, mask, gap_bits)
 
 
 # ---- tensors -----------------------------------------------------------------------------------------------
@@ -303,3 +333,15 @@ def _nonzero(value: Tensor) -> Tensor:
     """The values whose bits are not all 0."""
     found = torch.from_numpy(bits_of(real(value)) != 0)
     return found.any(-1) if value.is_complex() else found
+
+
+def read_packed(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        return read_bounded(path, MAX_FILE, "a packed network")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error

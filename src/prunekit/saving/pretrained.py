@@ -16,6 +16,8 @@ from prunekit.saving.contents import Network, contents_of
 from prunekit.saving.description import (
     BITS,
     BUFFER,
+    BUILT_MIN,
+    BUILT_RATIO,
     CONSTANT,
     VALUES,
     Architecture,
@@ -25,15 +27,12 @@ from prunekit.saving.description import (
     with_zeros,
 )
 from prunekit.saving.fitting import check_state, fitted, tie, with_replaced
-from prunekit.saving.folder import SavedFolder, check_free, write_folder
+from prunekit.saving.folder import check_free, write_folder
 from prunekit.saving.graph_calls import MAX_BYTES
 from prunekit.saving.graph_files import graph_from_files
+from prunekit.saving.packed_file import files_at
 from prunekit.saving.saved_files import SavedFiles
 from prunekit.targets import unwrap
-
-BUILT_MIN, BUILT_RATIO = 25_000_000, 1000
-"""How many numbers a network may be built with before it is made as small as it was saved: the first, and the
-second for each number in its file."""
 
 
 def save_pretrained(
@@ -107,14 +106,14 @@ class SavedNetwork:
     """A network in files: what is said of it, read once, and what can be made of them.
 
     Args:
-        files: the folder, or what stands for other files.
+        files: a folder, a file that `pack` wrote, or what stands for them.
 
     Raises:
         DataError: if the description is missing, damaged, or of another format.
     """
 
     def __init__(self, files: str | Path | SavedFiles) -> None:
-        self.files = files if isinstance(files, SavedFiles) else SavedFolder(Path(files))
+        self.files = files if isinstance(files, SavedFiles) else files_at(Path(files))
         self.path, self.description = self.files.path, self.files.description
 
     @property

@@ -1,0 +1,124 @@
+"""`prunekit pack` and `prunekit unpack`: a network as one small file, and back; its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import prunekit.cli.options as options
+from prunekit import saving
+from prunekit.cli.networks import is_saved, open_network
+from prunekit.cli.options import only_results, print_json
+from prunekit.errors import escaped
+from prunekit.measure import human_bytes, human_count, plain_table
+from prunekit.saving.packed_costs import Bits, LayerCost, PackedCosts, costs_of
+
+
+def pack(
+    model: options.Model,
+    out: Annotated[Path, typer.Option(help="File to write; one that is there is replaced.")],
+    coding: Annotated[
+        str, typer.Option(help="adaptive, the smallest, or published: gaps and Huffman codes.")
+    ] = "adaptive",
+    gap_bits: Annotated[
+        int | None, typer.Option(help="Bits of a published gap, 1 to 12; else what is smallest.")
+    ] = None,
+    history: Annotated[bool, typer.Option("--history", help="Keep the recipe and the history, too.")] = False,
+    weights: options.Weights = None,
+    input_shape: options.InputShape = None,
+    outputs: options.Outputs = 10,
+    as_json: options.Json = False,
+) -> None:
+    """Write a network to one small file, to the bit.
+
+    It is small where weights were pruned and share few values.
+
+    Example: prunekit pack pruned --out small.pk
+    """
+    with only_results():
+        if is_saved(model) and weights is None:
+            contents = saving.SavedNetwork(model).files.contents()
+        else:
+            network = open_network(
+                model, data=None, data_dir=None, weights=weights, input_shape=input_shape, outputs=outputs
+            )
+            masks = None if network.saved is None else network.saved.masks()
+            contents = saving.contents_of(network.model, masks, network.architecture)
+        saving.write_packed(contents, out, coding=coding, gap_bits=gap_bits, keep_history=history)
+        costs = costs_of(out, max_bytes=None)
+    if as_json:
+        print_json({"file": str(out), "bytes": costs.size, "ratio": costs.ratio})
+    else:
+        typer.echo(f"{out}: {costs.size:,} bytes, {costs.ratio:.1f} times smaller than in float32")
+
+
+def unpack(
+    file: Annotated[Path, typer.Argument(help="A file that `prunekit pack` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for the network; new or empty.")],
+    max_bytes: Annotated[
+        int | None, typer.Option(min=0, help="What its tensors may take in memory, in bytes.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write the network of a packed file to a folder that loads.
+
+    Example: prunekit unpack small.pk --out network
+    """
+    saving.check_free(out)
+    saving.write_folder(saving.PackedFile(file, max_bytes=max_bytes).contents(), out)
+    if as_json:
+        print_json({"folder": str(out)})
+    else:
+        typer.echo(f'saved in {out}: prunekit.load_pretrained("{out}")')
+
+
+def show_packed(path: Path, as_json: bool) -> None:
+    """What a packed file takes, layer by layer."""
+    costs = costs_of(path)
+    if as_json:
+        print_json(costs.to_dict())
+        return
+    console = Console(highlight=False)
+    console.print(_table(costs))
+    console.print(
+        f"P, P+Q, P+Q+H, file: bits per weight that is kept, of values + positions\n"
+        f"coding: {costs.coding}\n"
+        f"bytes: {costs.size:,}; {costs.values:,} of them tensors that are no levels, "
+        f"{costs.overhead:,.0f} neither\n"
+        f"after P, P+Q, P+Q+H: "
+        f"{', '.join(human_bytes(costs.staged(stage)) for stage in ('pruned', 'quantized', 'huffman'))}\n"
+        f"ratio to float32: {costs.ratio:.1f} ({human_bytes(4 * costs.numbers)})"
+    )
+
+
+def _table(costs: PackedCosts) -> Table:
+    table = plain_table()
+    table.add_column("layer", overflow="fold")
+    for heading in ("weights", "kept", "values", "P", "P+Q", "P+Q+H", "file", "bytes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for layer in costs.layers:
+        table.add_row(Text(escaped(layer.name)), *_row([layer]), f"{layer.bytes:,.0f}")
+    table.add_section()
+    table.add_row("total", *_row(costs.layers), f"{sum(layer.bytes for layer in costs.layers):,.0f}")
+    return table
+
+
+def _row(layers: list[LayerCost] | tuple[LayerCost, ...]) -> list[str]:
+    weights, kept = sum(layer.weights for layer in layers), sum(layer.kept for layer in layers)
+    shared = f"{layers[0].shared:,}" if len(layers) == 1 else ""
+    stages = ("pruned", "quantized", "huffman", "stored")
+    spent = [[getattr(layer, stage) for layer in layers] for stage in stages]
+    share = f"{100 * kept / weights:.1f}%" if weights else "-"
+    return [human_count(weights), share, shared, *(_bits(each, kept) for each in spent)]
+
+
+def _bits(spent: list[Bits], kept: int) -> str:
+    if not kept:
+        return "-"
+    values, positions = (sum(getattr(each, what) for each in spent) for what in ("values", "positions"))
+    return f"{values / kept:.1f}+{positions / kept:.1f}"
