@@ -18,6 +18,8 @@ from prunekit.saving import (
     Architecture,
     PackedFile,
     SavedNetwork,
+    load_masks,
+    load_pretrained,
     pack,
     save_pretrained,
     unpack,
@@ -180,12 +182,15 @@ def test_masks_come_back_also_where_kept_weights_are_zero(tmp_path):
 
 
 def test_a_folder_and_a_file_hold_the_same(tmp_path):
-    model = shared_values(LENET_5.build())
+    small = Architecture(ModelSettings.parse("lenet5"), (1, 16, 16), 4)
+    model = shared_values(small.build())
     masks = Masks({"conv1.weight": model.conv1.weight != 0, "fc1.weight": model.fc1.weight != 0})
-    folder = save_pretrained(model, tmp_path / "net", masks=masks, architecture=LENET_5)
+    folder = save_pretrained(model, tmp_path / "net", masks=masks, architecture=small)
     write_packed(SavedNetwork(folder).files.contents(), tmp_path / "one.pk")
-    pack(model, tmp_path / "two.pk", masks=masks, architecture=LENET_5)
+    pack(model, tmp_path / "two.pk", masks=masks, architecture=small)
     assert (tmp_path / "one.pk").read_bytes() == (tmp_path / "two.pk").read_bytes()
+    assert same(load_pretrained(tmp_path / "one.pk"), load_pretrained(folder))
+    assert load_masks(tmp_path / "one.pk") == masks
 
 
 def test_history_is_kept_on_request(tmp_path):

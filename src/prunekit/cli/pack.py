@@ -102,7 +102,9 @@ def _table(costs: PackedCosts) -> Table:
     for heading in ("weights", "kept", "values", "P", "P+Q", "P+Q+H", "file", "bytes"):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in costs.layers:
-        table.add_row(Text(escaped(layer.name)), *_row([layer]), f"{layer.bytes:,.0f}")
+        table.add_row(
+            Text(escaped(layer.name.removesuffix(".weight"))), *_row([layer]), f"{layer.bytes:,.0f}"
+        )
     table.add_section()
     table.add_row("total", *_row(costs.layers), f"{sum(layer.bytes for layer in costs.layers):,.0f}")
     return table

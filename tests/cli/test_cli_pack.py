@@ -1,0 +1,75 @@
+"""`prunekit pack`, `unpack` and `inspect` of a packed file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit.masks import Masks
+from prunekit.models import ModelSettings
+from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
+
+MLP = Architecture(ModelSettings.parse({"name": "mlp", "hidden": [20]}), (1, 6, 6), 3)
+
+
+@pytest.fixture
+def saved(command):
+    """A network in the folder `net` of the current one."""
+    model = MLP.build()
+    with torch.no_grad():
+        model.fc1.weight.copy_((model.fc1.weight * 20).round() / 16)
+    masks = Masks({"fc1.weight": model.fc1.weight != 0})
+    save_pretrained(model, "net", masks=masks, architecture=MLP)
+    return model
+
+
+def test_there_and_back(command, saved):
+    done = command("pack net --out small.pk")
+    assert done.code == 0, done.err
+    size = Path("small.pk").stat().st_size
+    assert done.out == f"small.pk: {size:,} bytes, {4 * 803 / size:.1f} times smaller than in float32\n"
+    assert command("unpack small.pk --out again").code == 0
+    again = load_pretrained("again")
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in again.state_dict().items())
+    assert load_masks("again") == load_masks("net")
+    assert command("pack again --out second.pk").code == 0
+    assert Path("second.pk").read_bytes() == Path("small.pk").read_bytes()
+
+
+@pytest.mark.parametrize("options", ["", "--coding published", "--coding published --gap-bits 3"])
+def test_the_table(command, saved, options):
+    assert command(f"pack net --out small.pk {options}").code == 0
+    shown = command("inspect small.pk").out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "fc1 " in shown
+    assert f"coding: {'published' if options else 'adaptive'}" in shown
+    values = json.loads(command("inspect small.pk --json").out)
+    assert values["size"] == Path("small.pk").stat().st_size
+    layer = values["layers"][0]
+    assert (layer["name"], layer["weights"]) == ("fc1.weight", 720)
+    assert layer["kept"] == int((saved.fc1.weight != 0).sum())
+    assert layer["gap_bits"] == (3 if "3" in options else layer["gap_bits"])
+
+
+def test_a_packed_file_stands_where_a_folder_does(command, saved):
+    command("pack net --out small.pk")
+    shown = command("inspect small.pk --groups")
+    assert "neurons" in shown.out, shown.err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("pack net --out small.pk --coding zip", "coding = 'zip': there is no such coding"),
+        ("pack net --out small.pk --gap-bits 4", "gap_bits = 4: write 1 to 12, with coding='published'"),
+        ("pack net --out net", "net is a folder: name a file"),
+        ("unpack net/prunekit.json --out other", "was not written by prunekit pack"),
+        ("unpack absent.pk --out other", "cannot read absent.pk: No such file or directory"),
+        ("pack absent/net --out small.pk", "there is no folder absent/net"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(command, saved, line, message):
+    before = sorted(Path().iterdir())
+    assert message in command(line).complaint()
+    assert sorted(Path().iterdir()) == before
