@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim.swa_utils import AveragedModel
 
-from prunekit import Recipe, prune
+from prunekit import Loop, Recipe, prune
 from prunekit.errors import InputError
 from prunekit.parts.quantize import SymbolCosts
 from small_nets import blobs, convnet, mlp, same
@@ -254,6 +255,19 @@ def test_convolutions_and_batch_norms_are_trained_and_nothing_is_left_behind():
     copied = copy.deepcopy(model)
     assert torch.equal(copied.eval()(data[0]), model.eval()(data[0]))
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_average_over_the_training_ends_on_the_grid_too():
+    chosen = recipe(step=0.7)
+    before, model, plain = net(), net(), net()
+    prune(before, Recipe.parse({"schedule": {"name": "one_shot", "sparsity": 0.5}}))
+    prune(model, chosen, DATA, loop=Loop(average=lambda own: AveragedModel(own), clip=1.0))
+    prune(plain, chosen, DATA, loop=Loop(clip=1.0))
+    assert not same(model.state_dict(), plain.state_dict())
+    for name, weight in weights(model).items():
+        old = before.get_parameter(name).detach()
+        step = 0.7 * old[old != 0].square().mean().sqrt()
+        torch.testing.assert_close((weight / step).round() * step, weight)
 
 
 @pytest.mark.parametrize(

@@ -284,9 +284,10 @@ def test_the_loop_of_the_user_serves_the_shared_values_too():
 @pytest.mark.parametrize(
     ("quantize", "message"),
     [
-        ({"bits": 0}, "bits"),
-        ({"bits": 13}, "bits"),
-        ({"bits": {}}, "nothing is said of 0"),
+        ({"bits": 0}, "bits: a whole number from 1 to 12 is needed, not 0"),
+        ({"bits": 13}, "bits: a whole number from 1 to 12 is needed, not 13"),
+        ({"bits": {"0": 2.5, "*": 2}}, "bits: a whole number from 1 to 12 is needed, not 2.5"),
+        ({"bits": {}}, "bits: at least one number is needed"),
         ({"bits": {"Conv2d": 8}}, r"bits: nothing is said of 0 \(Linear\): name it, its type, or '\*'"),
         ({"bits": {"Linea": 8, "*": 2}}, "bits: 'Linea' matches no layer; layers are: 0, 2, 4"),
         ({"bits": {"[02]": 8, "2": 2, "4": 2}}, "'2' both match 2|'2' and .* both match 2"),

@@ -168,6 +168,12 @@ def test_what_cannot_be_judged_by_inputs_or_has_no_data_is_refused():
     with pytest.raises(ModelError, match="ConvTranspose2d"):
         prune(model, recipe(), data)
     prune(model, recipe(ignore=["0"]), data)
-    for wrong in ({"step": []}, {"step": 0}, {"rate": -1}, {"passes": 0}, {"damp": -1}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
+    for wrong, message in (
+        ({"step": []}, "step: at least one number is needed"),
+        ({"step": [1.0, 0]}, "step: a number from 0.01 to 100 is needed, not 0"),
+        ({"rate": -1}, "rate"),
+        ({"passes": 0}, "passes"),
+        ({"damp": -1}, "damp"),
+    ):
+        with pytest.raises(InputError, match=message):
             recipe(**wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
+from prunekit.errors import shown
 from prunekit.parts.base import Part, Requirement
 from prunekit.parts.context import StepContext
 from prunekit.statistics import Statistic
 from prunekit.targets import Target, find_targets
 from prunekit.training import Training
+
+
+def within(least: float, most: float, *, whole: bool = False) -> BeforeValidator:
+    """What refuses a number, or one of several in a list or by layers, that is not in a range.
+
+    Unions of types have no such words of their own.
+    """
+
+    def check(given: Any) -> Any:
+        several = isinstance(given, Mapping | list | tuple)
+        if several and not given:
+            raise ValueError("at least one number is needed")
+        for number in (given.values() if isinstance(given, Mapping) else given) if several else [given]:
+            kind = numbers.Integral if whole else numbers.Real
+            if not isinstance(number, kind) or isinstance(number, bool) or not least <= number <= most:  # type: ignore[operator]
+                word = "whole number" if whole else "number"
+                raise ValueError(f"a {word} from {least:g} to {most:g} is needed, not {shown(number)}")
+        return given
+
+    return BeforeValidator(check)
+
 
 Step = Annotated[float, Field(ge=0.01, le=100)]
 """Between two levels of a layer, in units of the root mean square of its nonzero weights."""

@@ -14,7 +14,7 @@ from prunekit.compress import Quantized, choose_rates, optimal_kmeans
 from prunekit.errors import InputError
 from prunekit.graph.rows import row_layers
 from prunekit.parts.context import StepContext
-from prunekit.parts.quantize.base import FewValues, LayerQuantizer
+from prunekit.parts.quantize.base import FewValues, LayerQuantizer, within
 from prunekit.parts.quantize.kmeans import Bits
 from prunekit.parts.quantize.shared_values import SharedValues
 from prunekit.settings import WHOLE
@@ -40,7 +40,7 @@ class BitAllocation(LayerQuantizer):
     name = "rate_distortion"
 
     bytes: int = Field(ge=1, le=WHOLE)
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (1, 2, 3, 4, 5, 6, 7, 8)
+    bits: Annotated[tuple[Bits, ...], within(1, 12, whole=True)] = (1, 2, 3, 4, 5, 6, 7, 8)
     importance: Literal["curvature", "none"] = "curvature"
 
     @property

@@ -13,7 +13,7 @@ from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.obs import Grid, damped_groups, rate_aware
 from prunekit.parts.context import StepContext
-from prunekit.parts.quantize.base import FewValues, LayerQuantizer, Step
+from prunekit.parts.quantize.base import FewValues, LayerQuantizer, Step, within
 from prunekit.parts.quantize.shared_values import SharedValues
 from prunekit.parts.quantize.symbol_costs import SymbolCosts
 from prunekit.settings import LARGE
@@ -47,7 +47,7 @@ class RateAwareGrid(LayerQuantizer):
     needs_data = True
 
     rate: float = Field(default=0.1, ge=0, le=LARGE)
-    step: Step | Annotated[tuple[Step, ...], Field(min_length=1, max_length=100)] = 0.5
+    step: Annotated[Step | tuple[Step, ...], within(0.01, 100)] = 0.5
     keep_zeros: bool = True
     passes: int = Field(default=2, ge=1, le=100)
     damp: float = Field(default=0.01, ge=0, le=LARGE)

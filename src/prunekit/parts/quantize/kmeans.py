@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.compress import optimal_kmeans, published_kmeans
 from prunekit.parts.context import StepContext
-from prunekit.parts.quantize.base import FewValues, LayerQuantizer
+from prunekit.parts.quantize.base import FewValues, LayerQuantizer, within
 from prunekit.parts.quantize.shared_values import SharedValues
 from prunekit.targets import value_by_layer
 from prunekit.training import Training
@@ -39,7 +39,7 @@ class KMeans(LayerQuantizer):
     name = "kmeans"
     paper = "Han, Mao, Dally 2016, arXiv 1510.00149, section 3"
 
-    bits: Bits | dict[str, Bits] = 6
+    bits: Annotated[Bits | dict[str, Bits], within(1, 12, whole=True)] = 6
     start: Literal["linear", "optimal"] = "linear"
 
     def check(self, model: nn.Module) -> None:
