@@ -223,7 +223,8 @@ def tried(recipe: Recipe) -> nn.Module:
     initial = {} if step is None else {step: {k: v.clone() for k, v in model.state_dict().items()}}
     before, generator = bits(model), torch.get_rng_state()
     try:
-        prune(model, recipe, blobs(64, 12, 4), checkpoints=initial, seed=1)
+        teacher = network(recipe) if recipe.learns_from_given else None
+        prune(model, recipe, blobs(64, 12, 4), checkpoints=initial, seed=1, teacher=teacher)
     except BaseException:
         assert equal(bits(model), before), "the model was changed before the error"
         raise

@@ -76,6 +76,8 @@ def smallest(
 
     Paper: none; after Zhu, Gupta 2017, arXiv 1710.01878, and Oktay et al. 2020, arXiv 1906.06624
     """
+    if not isinstance(taught, bool):
+        raise InputError(f"True or False is needed, not {shown(taught)}")
     rounded = training_of(rounded_epochs, training)
     teacher: dict[str, Any] = {"teacher": Logits(of="given", temperature=2, share=0.9)} if taught else {}
     return Recipe(
