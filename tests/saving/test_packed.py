@@ -14,6 +14,7 @@ from prunekit.graph import prune_groups
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, names
 from prunekit.pruning import prune
+from prunekit.runtime import SparseLinear
 from prunekit.saving import (
     Architecture,
     PackedFile,
@@ -202,6 +203,29 @@ def test_history_is_kept_on_request(tmp_path):
     assert kept.history[0]["kept"] == 15
 
 
+WRITTEN = {
+    "adaptive": "b650012318642654093033646b8d6a195881901300023fd0053fb99999a000be2096cda1b2452a16"
+    "4d78acdb7fa0ef025c70fd55",
+    "published": "b650012318642654093033646b8d8049bd342927b3380354de941495a6d6327033337002000e6360"
+    "c0052c1818b6c0495b181b000c3bcbc0c070068a6d19181c0000be8eaabae536244cb9",
+}
+"""Files of version 1 as they were written once: they must be read for ever."""
+
+
+@pytest.mark.parametrize("coding", WRITTEN)
+def test_files_that_were_written_once_are_read_for_ever(coding, tmp_path):
+    path = tmp_path / "old.pk"
+    path.write_bytes(bytes.fromhex(WRITTEN[coding]))
+    model = unpack(path)
+    assert [layer.weight.shape for layer in (model.fc1, model.fc2)] == [(4, 6), (2, 4)]
+    first = torch.tensor([[0, 0, 0.5, 0, 0, -0.25]] * 4)
+    first[2, 3] = 1.25
+    assert torch.equal(model.fc1.weight, first)
+    assert torch.equal(model.fc1.bias, torch.tensor([0.1, 0, 0, 2.0]))
+    assert not model.fc2.weight.any()
+    assert torch.equal(model.fc2.bias, torch.full((2,), -1.5))
+
+
 # ---- small -------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +303,10 @@ def test_what_cannot_be_packed(tmp_path):
     nn.utils.parametrizations.weight_norm(gated[0])
     with pytest.raises(ModelError, match="'0' is parametrized: let the training with gates end"):
         pack(gated, path)
+    with pytest.raises(ModelError, match="runs sparse on this machine: save the network before"):
+        pack(nn.Sequential(SparseLinear(torch.eye(4))), path)
+    with pytest.raises(ModelError, match="tensor0 is of float8_e4m3fn: the dtypes of a saved network are"):
+        pack(Holder(torch.zeros(3).to(torch.float8_e4m3fn)), path)
     with pytest.raises(ModelError, match="another one"):
         pack(mlp(4, 3), path, architecture=LENET_5)
     with pytest.raises(ModelError, match="shape"):
