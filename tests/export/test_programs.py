@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from prunekit.cli import run
 from prunekit.errors import InputError, ModelError
-from prunekit.export import export_onnx, export_program, export_safetensors
+from prunekit.export import export_executorch, export_onnx, export_program, export_safetensors
 from prunekit.export.common import compared
 from prunekit.graph import GraphModel, VerificationError, prune_groups
 from prunekit.graph.capture import captured_in
@@ -21,7 +21,13 @@ needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(each) is None for each in ("onnx", "onnxruntime", "onnxscript")),
     reason="ONNX is an extra: prunekit[export]",
 )
-FORMS = [export_program, pytest.param(export_onnx, marks=needs_onnx)]
+needs_executorch = pytest.mark.skipif(
+    importlib.util.find_spec("executorch") is None, reason="ExecuTorch is an extra: prunekit[executorch]"
+)
+FORMS = [
+    export_program,
+    pytest.param(export_onnx, marks=needs_onnx),
+]
 X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -260,3 +266,23 @@ def test_differences_are_found_in_any_output():
     ]:
         with pytest.raises(VerificationError, match=message):
             compared(found, [real, whole], "it")
+
+
+@needs_executorch
+def test_executorch_at_batch_sizes_up_to_the_largest(tmp_path):
+    from executorch.runtime import Runtime
+
+    model, more = small(), torch.randn(6, 1, 8, 8)
+    done = export_executorch(model, tmp_path / "net.pte", X, max_batch=6)
+    assert done.batches == (1, 2, 3)
+    method = Runtime.get().load_program(done.path.read_bytes()).load_method("forward")
+    torch.testing.assert_close(method.execute([more])[0], model(more).detach(), rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="max_batch must be at least 3"):
+        export_executorch(model, tmp_path / "other.pte", X, max_batch=2)
+    assert not (tmp_path / "other.pte").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("executorch") is not None, reason="the package is there")
+def test_executorch_that_is_missing_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"pip install 'prunekit\[executorch\]'"):
+        export_executorch(small(), tmp_path / "net.pte", X)

@@ -13,16 +13,23 @@ import prunekit.cli.options as options
 from prunekit.cli.networks import TRACED, open_network
 from prunekit.cli.options import only_results, print_json
 from prunekit.errors import InputError, instead
-from prunekit.export import Exported, export_c, export_onnx, export_program, export_safetensors
+from prunekit.export import (
+    Exported,
+    export_c,
+    export_executorch,
+    export_onnx,
+    export_program,
+    export_safetensors,
+)
 
 _FORMS: Mapping[str, Callable[..., Exported]] = MappingProxyType(
-    {"onnx": export_onnx, "torch": export_program, "c": export_c}
+    {"onnx": export_onnx, "torch": export_program, "executorch": export_executorch, "c": export_c}
 )
 
 
 def export(
     model: options.Model,
-    to: Annotated[str, typer.Option(help="onnx, torch, c or safetensors.")],
+    to: Annotated[str, typer.Option(help="onnx, torch, executorch, c or safetensors.")],
     out: Annotated[Path, typer.Option(help="File to write; one that is there is replaced.")],
     data: options.Data = None,
     data_dir: options.DataDir = None,

@@ -57,11 +57,11 @@ def export_onnx(model: nn.Module, path: str | Path, example_inputs: Inputs | Non
     ]
     if missing:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'prunekit[export]'")
-    model, inputs, batches = _prepared(model, example_inputs)
+    model, inputs, batches = prepared(model, example_inputs)
     names = _names_of_outputs(model, inputs)
     with written(path) as (path, temporary):
-        program = _program(model, inputs, flat=names != ["output"])
-        with _quiet():
+        program = program_of(model, inputs, flat=names != ["output"])
+        with quiet():
             try:
                 made = torch.onnx.export(
                     program,
@@ -107,12 +107,12 @@ def export_program(model: nn.Module, path: str | Path, example_inputs: Inputs | 
 
     Arguments and errors are those of `export_onnx`; `torch.export.load` reads the file.
     """
-    model, inputs, batches = _prepared(model, example_inputs)
+    model, inputs, batches = prepared(model, example_inputs)
     with written(path) as (path, temporary):
-        program = _program(model, inputs)
-        with _quiet(), temporary.open("wb") as file:
+        program = program_of(model, inputs)
+        with quiet(), temporary.open("wb") as file:
             torch.export.save(program, file)
-        with _quiet(), temporary.open("rb") as file:
+        with quiet(), temporary.open("rb") as file:
             loaded = torch.export.load(file).module()
         deviation = max(
             compared(outputs_of(loaded, batch), reference, f"the program at a batch size of {size}")
@@ -154,7 +154,7 @@ def export_safetensors(model: nn.Module, path: str | Path) -> Exported:
     return Exported(path, None, ())
 
 
-def _prepared(
+def prepared(
     model: nn.Module, example_inputs: Inputs | None
 ) -> tuple[nn.Module, Inputs, dict[int, tuple[Inputs, list[Tensor]]]]:
     """A copy that may be changed, inputs for it, and by batch size inputs with PyTorch's outputs.
@@ -184,18 +184,21 @@ def _prepared(
     return model, inputs, batches
 
 
-def _program(model: nn.Module, inputs: Inputs, *, flat: bool = False) -> torch.export.ExportedProgram:
+def program_of(
+    model: nn.Module, inputs: Inputs, *, flat: bool = False, most: int | None = None
+) -> torch.export.ExportedProgram:
     """The program, its batch axis dynamic.
 
     Args:
         model: a copy, which may be changed.
         inputs: examples.
         flat: whether it is to give its tensors in a row, however the network nests them.
+        most: examples of a batch; None for any number.
 
     Raises:
         ModelError: with PyTorch's reason, as for a network whose path depends on its data.
     """
-    batch, count = torch.export.Dim("batch", min=1), examples_in(inputs)
+    batch, count = torch.export.Dim("batch", min=1, max=most), examples_in(inputs)
     args, kwargs = arguments(inputs)
     named = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     shapes = pytree.tree_map(lambda each: {0: batch} if has_examples(each, count) else None, named)
@@ -204,7 +207,7 @@ def _program(model: nn.Module, inputs: Inputs, *, flat: bool = False) -> torch.e
     reasons = []
     for strict in (False, True):  # each takes networks that the other does not
         try:
-            with _quiet():
+            with quiet():
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
         except Exception as error:  # of many kinds
             reasons.append(error)
@@ -227,7 +230,7 @@ def _names_of_outputs(model: nn.Module, inputs: Inputs) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """PyTorch's exporters tell their steps, and errors that they raise as well, to everybody."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
