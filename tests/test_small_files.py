@@ -1,9 +1,11 @@
 """Methods for small files: each part of what they do is there, and the file is what it says."""
 
+import pytest
 import torch
 from torch import nn
 
-from prunekit import methods, prune
+from prunekit import Recipe, methods, prune
+from prunekit.errors import InputError
 from prunekit.saving import pack, unpack
 from small_nets import blobs, mlp
 
@@ -43,3 +45,22 @@ def test_a_taught_recipe_learns_from_the_teacher_that_is_given():
         prune(model, chosen, data, teacher=teacher, seed=1)
         found.append(model[0].weight.detach().clone())
     assert not torch.equal(*found)
+
+
+def test_units_in_order_keep_masks_and_function(tmp_path):
+    data = blobs(256, 12, 4)
+    pruned = prune(network(), methods.recipe("magnitude", sparsity=0.7), data)
+    before = pruned.model(data[0])
+    pruned.reorder(data[0][:2])
+    torch.testing.assert_close(pruned.model(data[0]), before)
+    for name, mask in pruned.masks.items():
+        assert torch.equal(pruned.model.get_parameter(name) != 0, mask)
+        assert torch.equal(pruned.kept[name], mask)
+    pack(pruned, tmp_path / "file")
+
+
+def test_units_that_are_masked_are_not_put_in_order():
+    recipe = Recipe(granularity="unit", schedule={"name": "one_shot", "sparsity": 0.5})
+    pruned = prune(network(), recipe, blobs(64, 12, 4))
+    with pytest.raises(InputError, match="shrink"):
+        pruned.reorder(torch.zeros(2, 12))

@@ -23,6 +23,7 @@ from prunekit.graph.members import (
 from prunekit.graph.plan import groups, traced
 from prunekit.graph.proof import same_function
 from prunekit.graph.reference_run import Deviation, VerificationError
+from prunekit.graph.reorder import reorder_units
 from prunekit.graph.resize import restore_sizes
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink
 from prunekit.graph.sizes import size_attributes
@@ -66,6 +67,7 @@ __all__ = [
     "parameters_after",
     "parameters_per_unit",
     "prune_groups",
+    "reorder_units",
     "replace_convolutions",
     "replace_with_absent",
     "restore_sizes",
