@@ -14,7 +14,10 @@ from prunekit.export import export_executorch, export_onnx, export_program, expo
 from prunekit.export.common import compared
 from prunekit.graph import GraphModel, VerificationError, prune_groups
 from prunekit.graph.capture import captured_in
+from prunekit.masks import Masks
+from prunekit.models import ModelSettings, create
 from prunekit.runtime import SparseLinear
+from prunekit.saving import Architecture, save_pretrained
 from zoo import made
 
 needs_onnx = pytest.mark.skipif(
@@ -286,3 +289,24 @@ def test_executorch_at_batch_sizes_up_to_the_largest(tmp_path):
 def test_executorch_that_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match=r"pip install 'prunekit\[executorch\]'"):
         export_executorch(small(), tmp_path / "net.pte", X)
+
+
+def test_the_command_on_folders_of_masked_and_shrunk_networks(tmp_path):
+    settings = {"name": "mlp", "hidden": [4]}
+    masked = create(settings, (3,), 2, seed=0)
+    mask = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)) > 0.5
+    save_pretrained(
+        masked,
+        tmp_path / "masked",
+        masks=Masks({name: mask for name, each in masked.named_parameters() if each.shape == (4, 3)}),
+        architecture=Architecture(ModelSettings.parse(settings), (3,), 2),
+    )
+    network = small()
+    graph = GraphModel(network, [captured_in(network, X, "eval")]).eval()
+    save_pretrained(graph, tmp_path / "graph")
+    with torch.no_grad():
+        next(each for each in masked.parameters() if each.shape == (4, 3)).mul_(mask)
+    for folder, model, more in (("masked", masked.eval(), torch.randn(5, 3)), ("graph", network, X[:1])):
+        out = tmp_path / f"{folder}.pt2"
+        assert run(["export", str(tmp_path / folder), "--to", "torch", "--out", str(out)]) == 0
+        torch.testing.assert_close(torch.export.load(out).module()(more), model(more), rtol=0, atol=1e-6)
