@@ -27,6 +27,7 @@ from prunekit.saving import (
     write_packed,
 )
 from prunekit.saving.packed_bytes import unpacked
+from prunekit.saving.tensor_codes import Form, Reader, decoded
 from small_nets import Tied, mlp, recipe
 
 MNIST = (1, 28, 28)
@@ -180,6 +181,26 @@ def test_masks_come_back_also_where_kept_weights_are_zero(tmp_path):
     path = pack(result, tmp_path / "zeros.pk")
     assert SavedNetwork(PackedFile(path)).masks() == result.masks
     assert same(unpack(path, mlp(20, 30, 5)), result.model)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("value", [0.0, 1.5])
+def test_a_mask_of_a_single_number(kept, value, tmp_path):
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.tensor(value))
+    masks = Masks({"scale": torch.tensor(kept)})
+    path = pack(model, tmp_path / "net.pk", masks=masks)
+    assert SavedNetwork(PackedFile(path)).masks() == masks
+    other = nn.Module()
+    other.scale = nn.Parameter(torch.tensor(7.0))
+    assert unpack(path, other).scale.item() == value * kept
+
+
+@pytest.mark.parametrize("form", [Form.TABLE, Form.GRID])
+def test_a_single_number_as_a_level(form):
+    payload = b"\0\2" + np.array([0.5, 2.5], "<f4").tobytes() if form is Form.TABLE else b"\2\x3f\xf4"
+    made = decoded(form, 0, (), torch.float32, Reader(payload))
+    assert made(np.array(2, np.int32)).tolist() == 2.5  # the second of the table, or twice 1.25
 
 
 def test_a_folder_and_a_file_hold_the_same(tmp_path):

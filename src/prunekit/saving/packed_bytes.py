@@ -301,7 +301,7 @@ def _tensor(
     if record.mask is MaskKind.NONZERO:
         mask = _nonzero(value)
     elif record.mask is MaskKind.OWN:
-        mask = torch.from_numpy(next(layers)[0] != 0)
+        mask = torch.from_numpy(np.asarray(next(layers)[0] != 0))
     return UnpackedTensor(record, value, payload, levels, mask, gap_bits)
 
 
@@ -331,7 +331,7 @@ def _dense(contents: Contents) -> Iterator[tuple[str, Tensor, Tensor | None]]:
 
 def _nonzero(value: Tensor) -> Tensor:
     """The values whose bits are not all 0."""
-    found = torch.from_numpy(bits_of(real(value)) != 0)
+    found = torch.from_numpy(np.asarray(bits_of(real(value)) != 0))  # of no dimension, a scalar
     return found.any(-1) if value.is_complex() else found
 
 

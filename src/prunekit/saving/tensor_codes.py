@@ -291,12 +291,12 @@ def _read_step(reader: Reader) -> float:
 def _of_table(levels: np.ndarray, table: Tensor, below: int) -> Tensor:
     if levels.size and (int(levels.min()) < -below or int(levels.max()) >= len(table) - below):
         raise DataError("damaged: a level has no value")
-    return table[torch.from_numpy(levels.astype(np.int64) + below)]
+    return table[torch.from_numpy(levels.astype(np.int64)) + below]
 
 
 def _of_grid(levels: np.ndarray, step: float, dtype: torch.dtype) -> Tensor:
     if dtype in _FLOATS:
-        return torch.from_numpy(levels * np.float64(step)).to(dtype)
+        return (torch.from_numpy(levels.astype(np.float64)) * step).to(dtype)
     values = torch.from_numpy(levels)
     found = values.to(dtype)
     if not torch.equal(found.to(values.dtype), values):
