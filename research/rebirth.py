@@ -3,10 +3,10 @@
     python research/rebirth.py
 
 Trains the network, merges its layers in several ways, and fine-tunes each beside the whole network, over as
-many epochs. Every part adds its lines to accuracy.csv, blocks.csv and times.csv in docs/results/rebirth; a
-part whose lines are there is not done again: without these files all is done anew. With --networks a folder
-keeps the trained networks, so that an interrupted run goes on; with --scratch the merged network is trained
-from new initial values as well, for scratch.csv.
+many epochs. Every part adds its lines to accuracy.csv, blocks.csv, alone.csv and times.csv in
+docs/results/rebirth; a part whose lines are there is not done again: without these files all is done anew.
+With --networks a folder keeps the trained networks, so that an interrupted run goes on; with --scratch the
+merged network is trained from new initial values as well, for scratch.csv.
 """
 
 import argparse
@@ -106,7 +106,9 @@ class Table:
             print(*row.values(), flush=True)
 
 
-ACCURACY, BLOCKS, TIMES, SCRATCH = (Table(name) for name in ("accuracy", "blocks", "times", "scratch"))
+ACCURACY, BLOCKS, ALONE, TIMES, SCRATCH = (
+    Table(name) for name in ("accuracy", "blocks", "alone", "times", "scratch")
+)
 
 
 @cache
@@ -155,12 +157,11 @@ def judged(model: nn.Module, network: str, state: str, seed: int) -> Row:
     }
 
 
-def fitted(block: MergedBlock, network: str, seed: int, accuracy: float | None = None) -> Row:
-    """What a block was, its error, and the accuracy of the network where nothing else is merged."""
+def fitted(block: MergedBlock, network: str, seed: int) -> Row:
+    """What a block was, and its error."""
     return {
         **{"network": network, "seed": seed, "convolution": block.convolution},
         **{"absorbed": " ".join(block.absorbed), "error": round(block.error, 4)},
-        "validation_accuracy": "" if accuracy is None else accuracy,
     }
 
 
@@ -222,12 +223,12 @@ def alone(base: nn.Module, seed: int) -> None:
         networks[name] = merged(copy.deepcopy(base), WAYS[name].merge, seed).model
     every = merged(copy.deepcopy(base), {}, seed).blocks
     nothing = {"convolution": "none", "absorbed": "", "error": "", "validation_accuracy": accuracy(base)}
-    rows = [{"network": "alone", "seed": seed, **nothing}]
+    rows: list[Row] = [{"network": "whole", "seed": seed, **nothing}]
     for block in every:
         result = merged(copy.deepcopy(base), {"only": [block.convolution]}, seed)
-        networks[f"{block.convolution} alone"] = result.model
-        rows.append(fitted(result.blocks[0], "alone", seed, accuracy(result.model)))
-    BLOCKS.add(rows)
+        networks[name := f"{block.convolution} alone"] = result.model
+        rows.append({**fitted(result.blocks[0], name, seed), "validation_accuracy": accuracy(result.model)})
+    ALONE.add(rows)
     TIMES.add([{**row, "seed": seed} for row in timed(networks)])
 
 

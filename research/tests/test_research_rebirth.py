@@ -53,8 +53,12 @@ def test_all_tables_are_written_once(small):
     # conv3 gives 6 channels from 3 x 3 x 4 numbers: at 8 x 8 places before, then at 4 x 4
     assert whole - chosen == 6 * 3 * 3 * 4 * (8 * 8 - 4 * 4)
     assert [int(row["macs"]) for row in lines("scratch")] == [chosen]
-    blocks = [row["convolution"] for row in lines("blocks") if row["network"] == "alone"]
-    assert len(blocks) == 1 + 8
+    alone = {row["network"] for row in lines("alone")}
+    assert len(alone) == 1 + 8
+    assert alone < {row["network"] for row in lines("times")}
+    assert [row["network"] for row in lines("blocks")] == [
+        way for way, count in zip(rebirth.WAYS, (1, 8, 8), strict=True) for _ in range(count)
+    ]
     times = {(row["network"], row["batch"]): row for row in lines("times") if row["layers"] == "all"}
     assert len(times) == 2 * (4 + 8)
     before, after = (times[name, "4"] for name in ("whole", rebirth.CHOSEN))
