@@ -8,7 +8,7 @@ import torch
 
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
-from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
+from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained, unpack
 
 MLP = Architecture(ModelSettings.parse({"name": "mlp", "hidden": [20]}), (1, 6, 6), 3)
 
@@ -35,6 +35,19 @@ def test_there_and_back(command, saved):
     assert load_masks("again") == load_masks("net")
     assert command("pack again --out second.pk").code == 0
     assert Path("second.pk").read_bytes() == Path("small.pk").read_bytes()
+
+
+def test_units_in_order_are_the_same_function_in_fewer_bytes(command, saved):
+    assert command("pack net --out plain.pk").code == 0
+    done = command("pack net --out ordered.pk --reorder")
+    assert done.code == 0, done.err
+    assert Path("ordered.pk").stat().st_size < Path("plain.pk").stat().st_size
+    inputs = torch.randn(5, 1, 6, 6)
+    torch.testing.assert_close(unpack("ordered.pk")(inputs), saved(inputs))
+    assert load_masks("ordered.pk").kept == load_masks("net").kept
+    refused = command("pack net --out ordered.pk --reorder --history")
+    assert refused.code == 2
+    assert "--reorder" in refused.err
 
 
 @pytest.mark.parametrize("options", ["", "--coding published", "--coding published --gap-bits 3"])

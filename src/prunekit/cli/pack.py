@@ -12,9 +12,10 @@ from rich.text import Text
 
 import prunekit.cli.options as options
 from prunekit import saving
-from prunekit.cli.networks import is_saved, open_network
+from prunekit.cli.networks import TRACED, is_saved, open_network
 from prunekit.cli.options import only_results, print_json
-from prunekit.errors import escaped
+from prunekit.errors import InputError, escaped
+from prunekit.graph import reorder_units
 from prunekit.measure import human_bytes, human_count, plain_table
 from prunekit.saving.packed_costs import Bits, LayerCost, PackedCosts, costs_of
 
@@ -29,25 +30,35 @@ def pack(
         int | None, typer.Option(help="Bits of a published gap, 1 to 12; else what is smallest.")
     ] = None,
     history: Annotated[bool, typer.Option("--history", help="Keep the recipe and the history, too.")] = False,
+    reorder: Annotated[
+        bool, typer.Option("--reorder", help="Put units in the order that takes fewest bytes first.")
+    ] = False,
     weights: options.Weights = None,
     input_shape: options.InputShape = None,
     outputs: options.Outputs = 10,
+    tokens: options.Tokens = None,
     as_json: options.Json = False,
 ) -> None:
     """Write a network to one small file, to the bit.
 
-    It is small where weights were pruned and share few values.
+    It is small where weights were pruned and share few values. Units that died of it are taken out by
+    prunekit shrink before.
 
     Example: prunekit pack pruned --out small.pk
     """
+    if reorder and history:
+        raise InputError("--history tells of units in the order that they had: leave out --reorder or it")
     with only_results():
-        if is_saved(model) and weights is None:
+        if is_saved(model) and weights is None and not reorder:
             contents = saving.SavedNetwork(model).files.contents()
         else:
             network = open_network(
                 model, data=None, data_dir=None, weights=weights, input_shape=input_shape, outputs=outputs
             )
             masks = None if network.saved is None else network.saved.masks()
+            if reorder:
+                inputs = network.examples(network.batch(None, TRACED), tokens)
+                masks = reorder_units(network.model, inputs, masks=masks)
             contents = saving.contents_of(network.model, masks, network.architecture)
         saving.write_packed(contents, out, coding=coding, gap_bits=gap_bits, keep_history=history)
         costs = costs_of(out, max_bytes=None)
