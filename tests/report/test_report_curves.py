@@ -122,3 +122,19 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
         write_atomically(path, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_bytes() == b"old"
+
+
+def test_packed_files_have_a_curve_of_their_own(tmp_path: Path) -> None:
+    folder = make_study(tmp_path, {"a": Method(10, (2, 4, 8)), "b": Method(8, (2,))}, seeds=2)
+    assert not [each for each in drawings(folder) if each.name == "error-file"]
+    with (folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        last = row["method"] == "a" and row["step"] == "3"
+        row["packed_bytes"] = str(int(row["bytes"]) // 40) if last else ""
+    write_csv(folder / "results.csv", [*RESULTS, "packed_bytes"], rows)
+    (drawing,) = (each for each in drawings(folder) if each.name == "error-file")
+    assert len(drawing.tips) == 1
+    assert "8x" in next(iter(drawing.tips.values()))
+    marker = next(line for line in drawing.figure.axes[0].lines if line.get_gid() in drawing.tips)
+    assert marker.get_xdata()[0] == pytest.approx(40, rel=0.01)

@@ -48,7 +48,7 @@ MOST_BANDS = 4
 class Across:
     """A horizontal axis; ``of(point, dense)`` is the place of a point, None where it has none."""
 
-    key: Literal["sparsity", "ratio", "speedup"]
+    key: Literal["sparsity", "ratio", "speedup", "file"]
     label: str
     words: str
     of: Callable[[Point, Point], float | None]
@@ -106,6 +106,19 @@ SPEEDUP = Across(
     "theoretical speed-up (MACs of dense / MACs with nonzero weights)",
     "theoretical speed-up",
     _speedup,
+)
+
+
+def _smaller_file(point: Point, dense: Point) -> float | None:
+    there, here = dense.values.get("bytes"), point.values.get("packed_bytes")
+    return there.mean / here.mean if there is not None and here is not None and here.mean > 0 else None
+
+
+FILE = Across(
+    "file",
+    "compression of the file (parameters of dense / packed file, in bytes)",
+    "the compression of the file",
+    _smaller_file,
 )
 
 LOSS = Measured("loss", "test_loss", "test loss (log scale)", log=True, higher_is_better=False)
@@ -183,6 +196,7 @@ def curve_drawings(data: PlotData, primary: Primary) -> list[Drawing]:
     pairs = [
         (plain, RATIO),
         (log, RATIO),
+        (log, FILE),
         (plain, SPARSITY),
         (plain, SPEEDUP),
         (LOSS, RATIO),
