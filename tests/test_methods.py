@@ -124,3 +124,8 @@ def test_refusals(name, settings, message):
 def test_settings_of_another_kind_are_refused():
     with pytest.raises(InputError, match=r"method n_m: n = 'x': n:m: n = 'x': .* valid integer"):
         recipe("n_m", n="x")
+
+
+def test_a_setting_that_is_called_name_is_an_unknown_one():
+    with pytest.raises(InputError, match="unknown key 'name'"):
+        recipe("magnitude", **{"name": "snip"})

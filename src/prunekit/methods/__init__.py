@@ -51,7 +51,7 @@ class MethodInfo:
     settings: Mapping[str, Any]
 
 
-def recipe(name: str, **settings: Any) -> Recipe:
+def recipe(name: str, /, **settings: Any) -> Recipe:
     """The recipe of a named method.
 
     Raises:
