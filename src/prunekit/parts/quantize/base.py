@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from prunekit.errors import shown
 from prunekit.parts.base import Part, Requirement
 from prunekit.parts.context import StepContext
+from prunekit.parts.regularize import StepHooks, check_gradients_are_there
 from prunekit.statistics import Statistic
 from prunekit.targets import Target, find_targets
 from prunekit.training import Training
@@ -52,20 +53,75 @@ def training_or_none(value: Any) -> Training | None:
     return None if value is None else Training.parse(value)
 
 
-class FewValues(ABC):
-    """Weights of a network that are held to few values, in a training and behind it."""
+class HeldTensor(ABC):
+    """One weight tensor that is held to few values, with a parameter that is trained beside it.
+
+    Args:
+        weight: the tensor.
+        beside: in the weight's group of the optimizer, where it needs a gradient.
+    """
+
+    def __init__(self, weight: nn.Parameter, beside: nn.Parameter) -> None:
+        self.weight, self.beside = weight, beside
+        self._group: dict[str, Any] | None = None
+
+    def attach(self, optimizer: Optimizer) -> list[Any]:
+        """Hooks, and the parameter beside the weight; nothing where the optimizer does not train that."""
+        for group in optimizer.param_groups:
+            if any(each is self.weight for each in group["params"]) and self.beside.numel():
+                if self.beside.requires_grad:
+                    group["params"].append(self.beside)
+                self._group = group
+                return [self, StepHooks(optimizer, before=self._before, after=self._after)]
+        return []
+
+    def remove(self) -> None:
+        """Take the parameter out of the optimizer."""
+        assert self._group is not None
+        self._group["params"] = [each for each in self._group["params"] if each is not self.beside]
 
     @abstractmethod
+    def settle(self, half: bool) -> None:
+        """Give the weights their values for good; an average over the training may have set them.
+
+        Args:
+            half: whether the values are rounded to half precision.
+        """
+
+    @abstractmethod
+    def _before(self, *_: Any) -> None:
+        """Called before each step of the optimizer, when the gradients are those of the loss."""
+
+    @abstractmethod
+    def _after(self, *_: Any) -> None:
+        """Called after each step of the optimizer."""
+
+
+class FewValues:
+    """Weights of a network that are held to few values, in a training and behind it.
+
+    Args:
+        who: what an optimizer is refused for.
+        tensors: the weights.
+        half: whether the values are rounded to half precision in the end.
+    """
+
+    def __init__(self, who: str, tensors: Sequence[HeldTensor], *, half: bool) -> None:
+        self._who, self._tensors, self._half = who, tensors, half
+
     def attach(self, model: nn.Module, optimizer: Optimizer) -> list[Any]:
         """Act in a training, behind all that acts on gradients; the handles that are returned end that.
 
         Raises:
             InputError: if the optimizer's gradients are not there before its step.
         """
+        check_gradients_are_there(self._who, optimizer)
+        return [handle for tensor in self._tensors for handle in tensor.attach(optimizer)]
 
-    @abstractmethod
     def settle(self) -> None:
         """Give the weights their values for good, when no training is to follow."""
+        for tensor in self._tensors:
+            tensor.settle(self._half)
 
 
 class Quantizer(Part):

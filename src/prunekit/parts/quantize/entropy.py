@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from prunekit.parts.context import StepContext
 from prunekit.parts.quantize.base import (
     FewValues,
+    HeldTensor,
     LayerQuantizer,
     Step,
     rounded_to_half,
@@ -20,7 +20,6 @@ from prunekit.parts.quantize.base import (
 )
 from prunekit.parts.quantize.shared_values import SharedValues
 from prunekit.parts.quantize.symbol_costs import Magnitudes, SymbolCosts
-from prunekit.parts.regularize import StepHooks, check_gradients_are_there
 from prunekit.settings import LARGE, WHOLE
 from prunekit.training import Training
 
@@ -90,28 +89,15 @@ class RoundedWeights(FewValues):
     def __init__(self, model: nn.Module, names: list[str], settings: EntropyTraining, *, half: bool) -> None:
         parameters = {name: model.get_parameter(name) for name in names}
         total = sum(each.numel() for each in parameters.values())
-        self._rounded = [_Rounded(weight, settings, settings.rate / total) for weight in parameters.values()]
-        self._half = half
-
-    def attach(self, model: nn.Module, optimizer: Optimizer) -> list[Any]:
-        """Hooks before and after the optimizer's step, for the weights that it trains."""
-        check_gradients_are_there("quantize entropy", optimizer)
-        handles: list[Any] = []
-        for rounded in self._rounded:
-            handles += rounded.attach(optimizer)
-        return handles
-
-    def settle(self) -> None:
-        """The weights on the grid, its values rounded if that was asked for."""
-        for rounded in self._rounded:
-            rounded.settle(self._half)
+        tensors = [_Rounded(weight, settings, settings.rate / total) for weight in parameters.values()]
+        super().__init__("quantize entropy", tensors, half=half)
 
 
-class _Rounded:
+class _Rounded(HeldTensor):
     """One weight tensor, and of it the places that are not zero when it begins."""
 
     def __init__(self, weight: nn.Parameter, settings: EntropyTraining, rate: float) -> None:
-        self.weight, self._settings, self._rate = weight, settings, rate
+        self._settings, self._rate = settings, rate
         flat = weight.detach().flatten()
         self._places = flat.nonzero().flatten()
         self._real = flat[self._places]
@@ -119,7 +105,7 @@ class _Rounded:
         self._start = settings.step * scale
         # the step is start * exp(logarithm), which weight decay draws back to the start
         self.logarithm = nn.Parameter(flat.new_zeros(()), requires_grad=settings.learn_step)
-        self._group: dict[str, Any] | None = None
+        super().__init__(weight, self.logarithm)
         self._count = 0
         self._first = self._more = flat
         self._write()
@@ -130,21 +116,6 @@ class _Rounded:
 
     def _levels(self) -> Tensor:
         return (self._real / self._step).nan_to_num(0.0).clamp(-LEVELS, LEVELS).round()
-
-    def attach(self, optimizer: Optimizer) -> list[Any]:
-        """Hooks, and the step beside the weight; nothing where the optimizer does not train the weight."""
-        for group in optimizer.param_groups:
-            if any(each is self.weight for each in group["params"]):
-                if self.logarithm.requires_grad:
-                    group["params"].append(self.logarithm)
-                self._group = group
-                return [self, StepHooks(optimizer, before=self._before, after=self._after)]
-        return []
-
-    def remove(self) -> None:
-        """Take the step out of the optimizer."""
-        assert self._group is not None
-        self._group["params"] = [each for each in self._group["params"] if each is not self.logarithm]
 
     @torch.no_grad()
     def settle(self, half: bool) -> None:

@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from prunekit.parts.quantize.base import FewValues, rounded_to_half
-from prunekit.parts.regularize import StepHooks, check_gradients_are_there
+from prunekit.parts.quantize.base import FewValues, HeldTensor, rounded_to_half
 
 
 class SharedValues(FewValues):
@@ -27,28 +25,13 @@ class SharedValues(FewValues):
     """
 
     def __init__(self, model: nn.Module, names: list[str], *, half: bool) -> None:
-        self._shared = [_Shared(model.get_parameter(name)) for name in names]
-        self._half = half
-
-    def attach(self, model: nn.Module, optimizer: Optimizer) -> list[Any]:
-        """Hooks before and after the optimizer's step, for the weights that it trains."""
-        check_gradients_are_there("shared values", optimizer)
-        handles: list[Any] = []
-        for shared in self._shared:
-            handles += shared.attach(optimizer)
-        return handles
-
-    def settle(self) -> None:
-        """The weights take the values that they share, rounded if that was asked for."""
-        for shared in self._shared:
-            shared.settle(self._half)
+        super().__init__("shared values", [_Shared(model.get_parameter(name)) for name in names], half=half)
 
 
-class _Shared:
-    """One weight tensor with its values."""
+class _Shared(HeldTensor):
+    """One weight tensor with its values, which are trained."""
 
     def __init__(self, weight: nn.Parameter) -> None:
-        self.weight = weight
         flat = weight.detach().flatten()
         places = flat.nonzero().flatten()
         values, codes = torch.unique(flat[places], return_inverse=True)
@@ -56,22 +39,12 @@ class _Shared:
         # members lie together: their sums are the same at every run, on every device
         self._places, self._counts = places[order], torch.bincount(codes, minlength=len(values))
         self.values = nn.Parameter(values)
-        self._group: dict[str, Any] | None = None
+        super().__init__(weight, self.values)
         self._written = self.values._version
-
-    def attach(self, optimizer: Optimizer) -> list[Any]:
-        """The values beside the weight in the optimizer; nothing where it does not train the weight."""
-        for group in optimizer.param_groups:
-            if any(each is self.weight for each in group["params"]) and len(self.values):
-                group["params"].append(self.values)
-                self._group = group
-                return [self, StepHooks(optimizer, before=self._before, after=self._after)]
-        return []
 
     def remove(self) -> None:
         """Take the values out of the optimizer; the weights have them, also those that its end has made."""
-        assert self._group is not None
-        self._group["params"] = [each for each in self._group["params"] if each is not self.values]
+        super().remove()
         if self.values._version != self._written:
             self._write()
 
