@@ -3,7 +3,7 @@
 from prunekit.compress.codebook import Quantized, choose_rates, on_grid, optimal_kmeans, published_kmeans
 from prunekit.compress.coder import decode_levels, encode_levels, measure_levels
 from prunekit.compress.gaps import decode_gaps, encode_gaps
-from prunekit.compress.unit_order import order_units, regroup
+from prunekit.compress.unit_order import order_by_counts, order_units, regroup
 
 __all__ = [
     "Quantized",
@@ -15,6 +15,7 @@ __all__ = [
     "measure_levels",
     "on_grid",
     "optimal_kmeans",
+    "order_by_counts",
     "order_units",
     "published_kmeans",
     "regroup",

@@ -21,7 +21,12 @@ def order_units(made: np.ndarray, read: np.ndarray) -> np.ndarray:
         InputError: if the inputs are not a multiple of the units.
     """
     by_unit = np.count_nonzero(_by_unit(read, len(made)), axis=(0, 2))
-    return np.lexsort((-by_unit, -np.count_nonzero(made.reshape(len(made), -1), axis=1)))
+    return order_by_counts(np.count_nonzero(made.reshape(len(made), -1), axis=1), by_unit)
+
+
+def order_by_counts(made: np.ndarray, read: np.ndarray) -> np.ndarray:
+    """The numbers of units, those of most weights first, of equal ones those that are read by most."""
+    return np.lexsort((-read, -made))
 
 
 def regroup(read: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both
 from prunekit.graph.reference_run import VerificationError, rounding
 from prunekit.graph.shrinking import ShrinkResult, shrink
-from prunekit.graph.surgery import alike, copy_of, masked_copy, own_module, unit_masks
+from prunekit.graph.surgery import alike, copy_of, masked_copy, own_module, staying, unit_masks
 from prunekit.masks import Masks
 from prunekit.targets import unwrap
 
@@ -167,9 +167,7 @@ def zero_dead(model: nn.Module, example_inputs: Inputs, *, masks: Masks | None =
         return 0
     smaller = dict(result.model.named_parameters())
     for name, parameter in model.named_parameters():
-        stays = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-        for axis, flags in result.axes.get(name, {}).items():
-            stays &= flags.to(stays.device).view([-1 if place == axis else 1 for place in range(stays.dim())])
+        stays = staying(parameter.shape, result.axes.get(name, {})).to(parameter.device)
         values = torch.zeros_like(parameter)
         values[stays] = smaller[name].flatten()
         parameter.copy_(values)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Inputs
+from prunekit.compress import order_by_counts
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import of_units
 from prunekit.graph.plan import traced
@@ -64,16 +65,15 @@ def _alike(member: Member) -> bool:
 
 
 def _sorted(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The numbers of the units: most weights first, of equal ones those that are read by most."""
+    """The numbers of the units in their new order."""
     made, read = (
         sum(
-            (of_units((tensors[each.tensor] != 0).double(), each, "sum") for each in members),
+            (of_units((tensors[each.tensor] != 0).double(), each, "sum").cpu() for each in members),
             torch.zeros(group.units, dtype=torch.float64),
         )
         for members in (group.producers, group.consumers)
     )
-    by_read = (-read.cpu()).argsort(stable=True)
-    return by_read[(-made.cpu())[by_read].argsort(stable=True)]
+    return torch.from_numpy(order_by_counts(made.numpy(), read.numpy()))
 
 
 def _moved(value: Tensor, member: Member, places: Tensor) -> Tensor:

@@ -124,11 +124,16 @@ def unit_masks(
     masks = {}
     for name, axes in axes_after(model, plan, _flags(plan, kept, allow_empty)).items():
         if name in parameters:
-            mask = torch.ones(parameters[name].shape, dtype=torch.bool)
-            for axis, flags in axes.items():
-                mask &= flags.view([-1 if place == axis else 1 for place in range(mask.dim())])
-            masks[name] = mask.to(parameters[name].device)
+            masks[name] = staying(parameters[name].shape, axes).to(parameters[name].device)
     return Masks(masks)
+
+
+def staying(shape: torch.Size, axes: Axes) -> Tensor:
+    """The boolean mask, on the CPU, of the entries of a tensor that stay along all axes."""
+    mask = torch.ones(shape, dtype=torch.bool)
+    for axis, flags in axes.items():
+        mask &= flags.cpu().view([-1 if place == axis else 1 for place in range(mask.dim())])
+    return mask
 
 
 def parameters_after(
