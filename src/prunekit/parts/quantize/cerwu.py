@@ -97,8 +97,8 @@ class RateAwareGrid(LayerQuantizer):
         Costs are compared by the levels that are there in the end: the model that chose them is of others.
         """
         levels = (rows / step).round()
+        costs = SymbolCosts.of(levels.flatten(0, 1), torch.float64, magnitudes="counted")
         for number in range(self.passes):
-            costs = SymbolCosts.of(levels.flatten(0, 1), torch.float64, magnitudes="counted")
             most = int(levels.abs().max()) + 1
             numbers = torch.arange(-most, most + 1, device=rows.device)
             values = numbers.double() * step
@@ -112,9 +112,9 @@ class RateAwareGrid(LayerQuantizer):
                 grid = Grid(values, flags[group], sizes)
                 found.append(numbers[rate_aware(matrix, part, grid, rate, mask=mask).chosen])
             levels = torch.stack(found).double()
-            own = SymbolCosts.of(levels.flatten(0, 1), torch.float64, magnitudes="counted")
+            costs = SymbolCosts.of(levels.flatten(0, 1), torch.float64, magnitudes="counted")
             moved = levels * step - rows
             error = sum(
                 float((part @ each * part).sum()) / 2 for part, each in zip(moved, hessians, strict=True)
             )
-            yield error + rate * float(own.bits(levels.flatten(0, 1)).sum()), levels * step
+            yield error + rate * float(costs.bits(levels.flatten(0, 1)).sum()), levels * step
