@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import InputError, ModelError, shown
 
 DEFAULT_TYPES = (
     "Linear", "Bilinear", "Conv1d", "Conv2d", "Conv3d",
@@ -284,6 +284,20 @@ def check_whole(model: nn.Module) -> None:
             raise ModelError(
                 f"{name} is a DTensor, shared out over processes (fully_shard, tensor parallel): "
                 "prune before that, or train with DistributedDataParallel"
+            )
+
+
+def check_unparametrized(model: nn.Module) -> None:
+    """Refuse weights that are computed from others: gates, weight norm and the like.
+
+    Raises:
+        ModelError: naming the first such module.
+    """
+    for name, module in model.named_modules():
+        if is_parametrized(module):
+            raise ModelError(
+                f"{shown(name) if name else 'the model'} is parametrized: let the training with gates end, "
+                "or call torch.nn.utils.parametrize.remove_parametrizations"
             )
 
 

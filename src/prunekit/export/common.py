@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, examples_in, feed
@@ -21,7 +20,7 @@ from prunekit.graph.proof import tensors_in
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.surgery import copy_of
 from prunekit.runtime import SparseConv2d, SparseLinear
-from prunekit.targets import check_whole, unwrap
+from prunekit.targets import check_unparametrized, check_whole, unwrap
 
 TOLERANCE = 1e-5
 """The largest difference from PyTorch's outputs that is accepted, a share of the largest output or of 1."""
@@ -62,11 +61,7 @@ def exportable(model: nn.Module, *, as_float: bool = True) -> nn.Module:
                 f"{shown(name)} runs sparse, by kernels of this package that other programs lack: export the "
                 "network from before sparsify_for_cpu"
             )
-        if is_parametrized(module):
-            raise ModelError(
-                f"{shown(name) if name else 'the model'} is parametrized: let the training with gates end, "
-                "or call torch.nn.utils.parametrize.remove_parametrizations"
-            )
+    check_unparametrized(model)
     copy = copy_of(model).cpu().eval()
     return copy.float() if as_float else copy
 

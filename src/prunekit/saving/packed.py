@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from prunekit.compress.gaps import WIDTHS
 from prunekit.digests import digest_of_json
@@ -33,7 +32,7 @@ from prunekit.saving.packed_file import PackedFile, contents_of_bytes
 from prunekit.saving.pretrained import SavedNetwork
 from prunekit.saving.saved_files import Contents
 from prunekit.saving.tensor_codes import bits_of, real
-from prunekit.targets import unwrap
+from prunekit.targets import check_unparametrized, unwrap
 
 CODINGS = ("adaptive", "published")
 
@@ -70,13 +69,7 @@ def pack(
             architecture.
         OSError: if it cannot be written; an earlier file is then as it was.
     """
-    model = unwrap(network if isinstance(network, nn.Module) else network.model)
-    for name, module in model.named_modules():
-        if is_parametrized(module):
-            raise ModelError(
-                f"{shown(name) if name else 'the model'} is parametrized: let the training with gates end, "
-                "or call torch.nn.utils.parametrize.remove_parametrizations"
-            )
+    check_unparametrized(unwrap(network if isinstance(network, nn.Module) else network.model))
     contents = contents_of(network, masks, architecture)
     return write_packed(contents, path, coding=coding, gap_bits=gap_bits, keep_history=keep_history)
 
