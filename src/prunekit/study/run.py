@@ -141,9 +141,10 @@ def make_jobs(study: Study, layout: Layout, data_dir: Path | None, plans: Plans,
             # labels that differ in punctuation share the folder of an equal recipe
             cells.setdefault(layout.cell(cell, seed), job)
         for cell in study.cells:
-            if cell.random_of is not None:
-                folder, other = layout.cell(cell, seed), layout.cell(cell.random_of, seed)
-                cells[folder] = replace(cells[folder], after=(*cells[folder].after, cells[other].name))
+            for before in (cell.random_of, cell.start):
+                if before is not None:
+                    folder, other = layout.cell(cell, seed), layout.cell(before, seed)
+                    cells[folder] = replace(cells[folder], after=(*cells[folder].after, cells[other].name))
     jobs = [job for folder, job in networks.items() if not _is_done(folder, job.name, read.network)]
     jobs += [job for folder, job in cells.items() if not _is_done(folder, job.name, read.cell)]
     if not _has_units(study, layout):

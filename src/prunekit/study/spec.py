@@ -60,6 +60,7 @@ class Method(Settings):
     recipe: dict[str, Any] | None = None
     random_of: str | None = None
     from_scratch: bool = False
+    start: str | None = None
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = Field(default_factory=dict)
     summary: str = ""
     _swept: tuple[tuple[str, Recipe], ...] = PrivateAttr(default=())
@@ -77,11 +78,25 @@ class Method(Settings):
                 raise ValueError("'random_of' takes the settings and the sweep of the other method")
             if self.from_scratch:
                 raise ValueError("'from_scratch' belongs to the other method: a control has none of its own")
+            if self.start is not None:
+                raise ValueError("'start' belongs to the other method: a control begins where that begins")
             return self
         if self.recipe is not None and self.settings:
             raise ValueError("'settings' belong to 'method'; write them into 'recipe'")
         # made once, while the user's own code that they name is allowed
         self._swept = tuple((_brief(point), self._recipe(point)) for point in self._points())
+        for _, recipe in self._swept if self.start is not None else ():
+            if recipe.granularity.counts != "weights":
+                raise ValueError(
+                    f"start: the granularity {recipe.granularity.name!r} removes "
+                    f"{LEVELS[recipe.granularity.level]}: a recipe that begins at the network of another "
+                    "method removes single weights"
+                )
+            if recipe.retrain.checkpoint is not None:
+                raise ValueError(
+                    f"start: the retrain {recipe.retrain.name!r} goes back to values of the whole network, "
+                    "which has other units"
+                )
         for _, recipe in self._swept if self.from_scratch else ():
             if recipe.granularity.counts != "units" and not isinstance(recipe.granularity, FilterShape):
                 raise ValueError(
@@ -211,6 +226,8 @@ class Study(Settings):
                     f"methods: {label}: random_of: there is no method {other!r} to be compared with"
                     f"{instead(other, known, 'labels')}"
                 )
+            if method.start is not None:
+                self._start_fits(label, method.start)
         recipes = (self.methods[method.random_of or label] for label, method in self.methods.items())
         check_recipes(sum(len(method.swept()) for method in recipes))
         for control, label in self.controls:
@@ -225,6 +242,18 @@ class Study(Settings):
         self._teacher_fits()
         self._allowed = current().used
         return self
+
+    def _start_fits(self, label: str, start: str) -> None:
+        known = [
+            each
+            for each, method in self.methods.items()
+            if method.random_of is None and method.start is None and len(method.swept()) == 1
+        ]
+        if start not in known:
+            raise ValueError(
+                f"methods: {label}: start: there is no method {start!r} of one recipe that begins at the "
+                f"trained network{instead(start, known, 'labels')}"
+            )
 
     def _teacher_fits(self) -> None:
         learning = [cell.name for cell in self.cells if cell.recipe.learns_from_given]
@@ -308,14 +337,16 @@ class Study(Settings):
                 Cell(
                     label,
                     random_control(each.recipe),
-                    self._cell_key(each.recipe, "random"),
+                    self._cell_key(each.recipe, "random", each.start),
                     each.swept,
                     each,
+                    start=each.start,
                 )
                 for each in self._cells_of(method.random_of)
             ]
+        start = None if method.start is None else next(iter(self._cells_of(method.start)))
         found = {
-            recipe.digest(): Cell(label, recipe, self._cell_key(recipe), swept)
+            recipe.digest(): Cell(label, recipe, self._cell_key(recipe, start=start), swept, start=start)
             for swept, recipe in method.swept()
         }
         return found.values()
@@ -350,11 +381,14 @@ class Study(Settings):
         asked = None if self.unit_figures is None else self.unit_figures.to_dict()
         return digest({**self._network(), "unit_figures": asked})
 
-    def _cell_key(self, recipe: Recipe, control: str | None = None) -> str:
+    def _cell_key(self, recipe: Recipe, control: str | None = None, start: Cell | None = None) -> str:
+        of_start = {} if start is None else {"start": start.key}
         of_control = {} if control is None else {"control": control}
         teachers = self.teachers_of(recipe)
         of_teacher = {} if teachers is None else {"teacher": teachers.network_key}
-        return digest({**self._network(), "recipe": recipe.identity(), **of_control, **of_teacher})
+        return digest(
+            {**self._network(), "recipe": recipe.identity(), **of_control, **of_teacher, **of_start}
+        )
 
     def _network(self) -> dict[str, Any]:
         return {
@@ -377,6 +411,7 @@ class Cell:
         random_of: the cell whose numbers per layer it takes, if it is a control; they are not in its recipe
             before that cell has been run.
         from_scratch: if it trains the final shape from new values, the steps that it gets.
+        start: the cell at whose network it begins, without the dead units; None for the trained network.
     """
 
     label: str
@@ -385,6 +420,7 @@ class Cell:
     swept: str = ""
     random_of: Cell | None = None
     from_scratch: Budget | None = None
+    start: Cell | None = None
 
     @property
     def name(self) -> str:

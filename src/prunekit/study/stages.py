@@ -20,14 +20,14 @@ from prunekit.data import Dataset, DataSettings, Split, load
 from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import parse_json, remove
-from prunekit.graph import chain_of
+from prunekit.graph import chain_of, shrink_dead
 from prunekit.history import Pruned, Record, random_control, scratch_control
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.parts.granularity import Unit
 from prunekit.pruning import Session
 from prunekit.recipe import Plan, Recipe
-from prunekit.saving import Architecture, load_masks, pack, save_pretrained
+from prunekit.saving import Architecture, load_masks, load_pretrained, pack, save_pretrained
 from prunekit.seeds import derive
 from prunekit.statistics import ActivationStats, StatContext, collect
 from prunekit.study.jobs import Progress
@@ -138,7 +138,7 @@ def run_cell(
     save_pretrained(pruned, folder / MODEL, architecture=architecture)
     # where its `stop` has rolled back the first step, the network is as it was
     history = session.history or [_unchanged(session, measured(session.model, data))]
-    rows, layers = rows_of(history), layers_of(session)
+    rows, layers = rows_of(history, _gone_before(cell, study, session, data, seed)), layers_of(session)
     files = [f"{MODEL}/{path.name}" for path in sorted((folder / MODEL).iterdir())]
     if cell.recipe.quantize.changes:
         rows[-1] |= pack_network(pruned, folder / PACKED, architecture, data.test.inputs[:2])
@@ -179,7 +179,10 @@ def _begun(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout, s
 
 def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -> Session:
     network = layout.network(study, seed)
-    model = _trained_network(study, data, seed, layout)
+    if cell.start is None:
+        model = _trained_network(study, data, seed, layout)
+    else:
+        model = _start_network(study, cell.start, seed, data, layout)
     wanted = cell.recipe.retrain.checkpoint
     recipe = cell.recipe
     if cell.random_of is not None:
@@ -203,6 +206,16 @@ def _trained_network(study: Study, data: Dataset, seed: int, layout: Layout) -> 
     model = build(study, data, seed)
     path = layout.network(study, seed) / TRAINED
     _fill(model, _values(path), path)
+    return model
+
+
+def _start_network(study: Study, start: Cell, seed: int, data: Dataset, layout: Layout) -> nn.Module:
+    """What a cell that has been run has left of the network, its dead units taken out."""
+    folder, inputs = layout.cell(start, seed) / MODEL, data.test.inputs[:2]
+    model = load_pretrained(folder, build(study, data, seed))
+    result = shrink_dead(model, inputs, masks=load_masks(folder))
+    if result.form == "graph":
+        raise ModelError(f"{study.model.name} would be left as a graph: {result.reason}")
     return model
 
 
@@ -312,19 +325,39 @@ def _unchanged(session: Session, measurements: dict[str, Any]) -> Record:
     )
 
 
-def rows_of(history: Sequence[Record]) -> list[dict[str, Any]]:
-    """One row per step that was measured, with the seconds since the one before."""
+def _gone_before(cell: Cell, study: Study, session: Session, data: Dataset, seed: int) -> int:
+    """The prunable weights of the whole network that were not there any more when a cell began."""
+    if cell.start is None:
+        return 0
+    whole = cell.recipe.plan(build(study, data, seed), data.test.inputs[:2])
+    counts = (sum(each.shape.numel() for each in plan.elements.targets) for plan in (whole, session.plan))
+    return next(counts) - next(counts)
+
+
+def rows_of(history: Sequence[Record], before: int = 0) -> list[dict[str, Any]]:
+    """One row per step that was measured, with the seconds since the one before.
+
+    Args:
+        history: what the steps achieved.
+        before: prunable weights that were gone before the first of them; they count as removed.
+    """
     rows = []
     seconds = 0.0
     for record in history:
         seconds += record.seconds
         if record.measured:
+            total = record.total + before
+            of_whole = {
+                "sparsity": (total - record.kept) / total,
+                "compression_ratio": total / max(record.kept, 1),
+            }
             rows.append(
                 {
                     "step": record.step,
                     "sparsity": record.sparsity,
                     "compression_ratio": record.compression_ratio,
-                    "prunable": record.total,
+                    **(of_whole if before else {}),
+                    "prunable": total,
                     "kept": record.kept,
                     **record.measured,
                     "train_loss": record.train_loss,
