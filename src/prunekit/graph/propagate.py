@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from prunekit.graph.capture import tensors_of
-from prunekit.graph.captured import Captured, attributes_of, is_view, is_written, op_name
+from prunekit.graph.captured import Captured, attributes_of, is_view, is_written
 from prunekit.graph.groups import Features
 from prunekit.graph.labels import (
     Classes,
@@ -32,6 +32,7 @@ from prunekit.graph.labels import (
 )
 from prunekit.graph.ops import Operator, operator_of
 from prunekit.graph.ops.pointwise import pointwise
+from prunekit.graph.streams import is_residual_sum
 
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper")
 # each round drops at least one way to cut an axis; more rounds than this mean that something is wrong
@@ -287,16 +288,17 @@ def _ruled(propagator: Propagator, node: fx.Node) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), propagator.env.get)
     try:
         if record.labels is not None:
-            return record.labels(propagator, *args, **kwargs)
-        if is_pointwise(record, target):
+            result = record.labels(propagator, *args, **kwargs)
+        elif is_pointwise(record, target):
             result = pointwise(propagator, record, args, kwargs)
-            if is_residual_sum(node):
-                for dim in result:
-                    propagator.hint("residual stream", dim.labels)
-            return result
+        else:
+            return propagator.unknown("goes through an operator without a rule")
     except (TypeError, ValueError, IndexError, AttributeError):
         return propagator.unknown("goes through an operator whose rule does not fit")
-    return propagator.unknown("goes through an operator without a rule")
+    if isinstance(result, tuple) and is_residual_sum(node, propagator.constants):
+        for dim in result:
+            propagator.hint("residual stream", dim.labels)
+    return result
 
 
 def is_pointwise(record: Operator, *targets: torch._ops.OpOverload) -> bool:
@@ -373,37 +375,3 @@ def _written_in_place(propagator: Propagator, node: fx.Node, result: Any) -> Non
 
 def _not_zero(value: Value) -> Value:
     return tuple(dim._replace(zero=False) for dim in value)
-
-
-def is_residual_sum(node: fx.Node) -> bool:
-    """Whether a node adds a value and what a layer computed from the same value.
-
-    Sums that are only part of a function, such as x + x^3, and sums of branches are none.
-    """
-    if op_name(node) != "add":
-        return False
-    first, second = [*node.args[:2], None, None][:2]
-    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
-        return False
-    return _computed_from(first, second) or _computed_from(second, first)
-
-
-def _computed_from(result: fx.Node, source: fx.Node) -> bool:
-    """Whether a layer lies on a way from `source` to `result`."""
-    seen: set[tuple[fx.Node, bool]] = set()
-    open_nodes = [(result, _is_layer(result))]
-    while open_nodes:
-        node, layered = open_nodes.pop()
-        for before in node.all_input_nodes:
-            if before is source and layered:
-                return True
-            # nodes before the source cannot come from it
-            step = (before, layered or _is_layer(before))
-            if before.op == "call_function" and before > source and step not in seen:
-                seen.add(step)
-                open_nodes.append(step)
-    return False
-
-
-def _is_layer(node: fx.Node) -> bool:
-    return operator_of(node).mixes
