@@ -284,3 +284,33 @@ def test_an_average_over_the_training_ends_on_the_grid_too():
 def test_settings_that_are_none_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         recipe(**settings)
+
+
+@pytest.mark.parametrize("quantize", ["kmeans", "entropy"])
+def test_layers_without_weights_have_no_levels(quantize: str) -> None:
+    model = nn.Sequential(nn.Linear(10, 0), nn.ReLU(), nn.Linear(0, 3))
+    chosen = {
+        "schedule": {"name": "one_shot", "sparsity": 0.5},
+        "quantize": {"name": quantize, "training": {**SGD, "iterations": 1}},
+    }
+    found = prune(model, Recipe.parse(chosen), blobs(60)).history[-1]
+    assert (dict(found.levels), found.bits) == ({"0.weight": 0, "2.weight": 0}, 0.0)
+
+
+@pytest.mark.parametrize("scale", [2.0**-9, 1.0])
+def test_in_half_precision_the_step_is_what_it_is_in_double(scale: float) -> None:
+    """Squares of small numbers are none that half precision tells apart."""
+    single = {**SGD, "lr": 1e-12, "weight_decay": 0.0, "iterations": 1}
+    found = []
+    for dtype in (torch.float16, torch.float64):
+        model = mlp(10, 12, 8, 3, seed=0, dtype=torch.float64)
+        with torch.no_grad():
+            for each in model.parameters():
+                each.copy_((each * scale).half())
+        model.to(dtype)
+        data = (DATA[0].to(dtype), DATA[1])
+        prune(model, recipe(training=single, step=1.0, half_biases=True), data)
+        found.append(weights(model))
+    for name, right in found[1].items():
+        assert torch.equal(found[0][name] != 0, right != 0)
+        torch.testing.assert_close(found[0][name].double(), right, rtol=2**-7, atol=0)

@@ -22,6 +22,7 @@ from small_nets import blobs, convnet, mlp, same
 DATA = blobs(60, dtype=torch.float64)
 SGD = {"optimizer": "sgd", "lr": 0.05, "batch_size": 60, "weight_decay": 0.01, "iterations": 4}
 RETRAIN = {"name": "fine_tune", "training": {"iterations": 2, "batch_size": 60}}
+UNTRAINED = {"retrain": Recipe.model_fields["retrain"].default}
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -360,3 +361,26 @@ def test_a_recipe_reads_what_it_writes_and_hashes_as_before_without_one():
     plain = {"schedule": {"name": "one_shot", "sparsity": 0.5}}
     assert "quantize" not in Recipe.parse(plain).identity()
     assert Recipe.parse({**plain, "quantize": "none"}).digest() == Recipe.parse(plain).digest()
+
+
+def test_a_layer_of_zeros_stays_one_while_others_are_trained():
+    model = net()
+    with torch.no_grad():
+        model[2].weight.zero_()
+    others = model[4].weight.detach().clone()
+    chosen = {"schedule": {"name": "one_shot", "sparsity": 0.5}, "ignore": ["2"]}
+    prune(model, Recipe.parse({**chosen, "quantize": {"name": "kmeans", "training": SGD}}), DATA)
+    assert not model[2].weight.any()
+    assert model[2].bias.any()
+    assert not torch.equal(model[4].weight, others)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
+def test_an_optimizer_of_matrices_is_refused_and_the_network_is_as_it_was():
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loop = Loop(optimizer=lambda each: torch.optim.Muon([one for one in each if one.dim() == 2]))
+    chosen = recipe(training=SGD).model_copy(update=UNTRAINED)
+    with pytest.raises(InputError, match="Muon trains nothing but matrices"):
+        prune(model, chosen, DATA, loop=loop)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -30,15 +30,59 @@ def test_the_grid_has_so_many_values_and_the_nearest_is_taken(numbers: list[floa
     values = torch.tensor(numbers)
     found = rounded_to_grid(values, bits)
     most = 2 ** (bits - 1) - 1
-    step = float(np.float16(np.float32(np.abs(values.numpy()).max()) / np.float32(most)))
+    step = float(np.float32(np.abs(values.numpy()).max()) / np.float32(most))
     if step == 0:
         assert not found.any()
         return
+    if step >= np.finfo(np.float16).tiny:
+        step = float(np.float16(step))
     grid = np.arange(-most, most + 1) * step
     nearest = np.abs(values.double().numpy()[:, None] - grid).min(1)
     error = np.abs(values.double().numpy() - found.double().numpy())
     assert (np.abs(found.double().numpy()[:, None] - grid).min(1) <= 1e-6 * most * step).all()
     np.testing.assert_allclose(error, nearest, atol=1e-5 * most * step)
+
+
+@pytest.mark.parametrize("scale", [2.0**-70, 2.0**-20, 2.0**30, 2.0**70])
+@pytest.mark.parametrize("bias_bits", [None, 4])
+def test_a_network_of_another_scale_has_the_same_levels(scale: float, bias_bits: int | None) -> None:
+    """By a power of two all stays what it is, and what half precision does not reach is not rounded to it."""
+
+    def quantized(by: float) -> nn.Module:
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+        with torch.no_grad():
+            for each in model.parameters():
+                each.copy_(each.half().float() * by)
+        quantize = {"name": "kmeans", "bits": 3, "start": "optimal", "bias_bits": bias_bits}
+        prune(model, Recipe(schedule={"name": "one_shot", "sparsity": 0.5}, quantize=quantize))
+        return model
+
+    for found, right in zip(quantized(scale).parameters(), quantized(1.0).parameters(), strict=True):
+        assert torch.equal(found != 0, right != 0)
+        torch.testing.assert_close(found / scale, right, rtol=2**-10, atol=0)
+
+
+@pytest.mark.parametrize("variance", [1e-9, 1e-4, 1.0, 3e4, 3e6, 1e12])
+@pytest.mark.parametrize("eps", [1e-5, 1e-12])
+def test_a_batch_norm_divides_by_what_it_did(variance: float, eps: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, eps=eps), nn.Linear(5, 3)).eval()
+    model[1].running_var.uniform_(1, 2).mul_(variance)
+    model[1].running_var[0] = 1.0
+    before = copy.deepcopy(model[1])
+    quantize = {"name": "kmeans", "bits": 3}
+    prune(model, Recipe(schedule={"name": "one_shot", "sparsity": 0.5}, quantize=quantize))
+    inputs = torch.randn(20, 5) * (variance + eps) ** 0.5
+    torch.testing.assert_close(model[1](inputs), before(inputs), rtol=2**-10, atol=1e-6)
+
+
+def test_a_variance_that_half_precision_holds_is_rounded() -> None:
+    model = network().eval()
+    model[3].running_var.uniform_(0.5, 2)
+    before = model[3].running_var.clone()
+    prune(model, Recipe(schedule={"name": "one_shot", "sparsity": 0.5}, quantize={"name": "kmeans"}))
+    assert torch.equal(model[3].running_var, before.half().float())
 
 
 def test_biases_take_few_values_and_norms_stay_halves() -> None:

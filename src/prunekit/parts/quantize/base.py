@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from prunekit.errors import shown
+from prunekit.errors import InputError, shown
 from prunekit.parts.base import Part, Requirement
 from prunekit.parts.context import StepContext
 from prunekit.parts.regularize import StepHooks, check_gradients_are_there
@@ -48,6 +48,11 @@ Step = Annotated[float, Field(ge=0.01, le=100)]
 """Between two levels of a layer, in units of the root mean square of its nonzero weights."""
 
 
+_OF_MATRICES: tuple[type[Optimizer], ...] = tuple(
+    getattr(torch.optim, name) for name in ("Muon",) if hasattr(torch.optim, name)
+)
+
+
 def training_or_none(value: Any) -> Training | None:
     """A training, from its settings or None."""
     return None if value is None else Training.parse(value)
@@ -66,10 +71,15 @@ class HeldTensor(ABC):
         self._group: dict[str, Any] | None = None
 
     def attach(self, optimizer: Optimizer) -> list[Any]:
-        """Hooks, and the parameter beside the weight; nothing where the optimizer does not train that."""
+        """Hooks, and the parameter beside the weight; nothing where the optimizer does not train that.
+
+        Raises:
+            InputError: if the optimizer trains nothing but matrices.
+        """
         for group in optimizer.param_groups:
-            if any(each is self.weight for each in group["params"]) and self.beside.numel():
-                if self.beside.requires_grad:
+            if any(each is self.weight for each in group["params"]):
+                if self.beside.requires_grad and self.beside.numel():
+                    _check_trains_vectors(optimizer)
                     group["params"].append(self.beside)
                 self._group = group
                 return [self, StepHooks(optimizer, before=self._before, after=self._after)]
@@ -113,7 +123,8 @@ class FewValues:
         """Act in a training, behind all that acts on gradients; the handles that are returned end that.
 
         Raises:
-            InputError: if the optimizer's gradients are not there before its step.
+            InputError: if the optimizer's gradients are not there before its step, or it trains nothing but
+                matrices.
         """
         check_gradients_are_there(self._who, optimizer)
         return [handle for tensor in self._tensors for handle in tensor.attach(optimizer)]
@@ -199,7 +210,7 @@ class LayerQuantizer(Quantizer):
         ignore: patterns of layers whose weights stay as they are.
         half_biases: whether the values of weights, and all that is small beside them (biases, parameters of
             one dimension, running statistics of batch norms), are rounded to numbers of half precision, so
-            that a file can hold each in two bytes without loss; by default they are.
+            that a file can hold each in two bytes without loss, as far as these reach; by default they are.
         bias_bits: how few values the biases of linear and convolution layers take instead: the whole
             multiples of a step of each layer, 2^bits - 1 of them; by default as `half_biases` says.
         zero_dead: whether weights of units that died become zero, and what such a unit puts out goes into
@@ -238,14 +249,27 @@ class LayerQuantizer(Quantizer):
             bias.data.copy_(rounded_to_grid(bias.data, self.bias_bits or 0))
         if self.half_biases:
             done = {id(bias) for bias in on_grid}
-            small = [each for each in model.parameters() if each.dim() < 2 and id(each) not in done]
-            norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
-            running = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
-            for values in (*small, *running):
-                if values is not None and values.is_floating_point():
+            small: list[Tensor] = [
+                each for each in model.parameters() if each.dim() < 2 and id(each) not in done
+            ]
+            norms = [each for each in model.modules() if isinstance(each, _BatchNorm)]
+            small += [norm.running_mean for norm in norms if norm.running_mean is not None]
+            for values in small:
+                if values.is_floating_point():
                     values.data.copy_(rounded_to_half(values.data))
+            for norm in norms:
+                if norm.running_var is not None:
+                    norm.running_var.copy_(_rounded_variance(norm.running_var, norm.eps))
         for each in model.parameters():
             each.data.add_(0)  # -0 + 0 is 0; a file that is right to the bit tells the two apart
+
+
+def _check_trains_vectors(optimizer: Optimizer) -> None:
+    if isinstance(optimizer, _OF_MATRICES):
+        raise InputError(
+            f"quantize: the values that weights share are a vector, and {type(optimizer).__name__} trains "
+            "nothing but matrices: use another optimizer"
+        )
 
 
 def _biases(model: nn.Module) -> list[Tensor]:
@@ -277,17 +301,30 @@ class Counted:
             counts = counts.double()
             bits += float((counts * (weight.numel() / counts).log2()).sum())
             total += weight.numel()
-        return cls(levels, bits / total)
+        return cls(levels, bits / total if total else 0.0)
 
 
 def rounded_to_half(values: Tensor) -> Tensor:
-    """The nearest numbers of half precision, in the type of the values; no finite one becomes infinite."""
-    most = torch.finfo(torch.float16).max
-    return values.clamp(-most, most).half().to(values.dtype)
+    """The nearest numbers of half precision, in the type of the values.
+
+    They stay as they are where it is too coarse for the greatest magnitude of them, which is then beyond its
+    largest number, or below its least with all digits.
+    """
+    half = torch.finfo(torch.float16)
+    if not values.numel() or not bool(half.tiny <= values.abs().max() <= half.max):
+        return values
+    return values.half().to(values.dtype)
+
+
+def _rounded_variance(values: Tensor, added: float) -> Tensor:
+    """The same of what a batch norm divides by; they stay, too, where one of them would change much."""
+    rounded = rounded_to_half(values)
+    few_digits = torch.finfo(torch.float16).eps
+    return values if bool(((rounded - values).abs() > few_digits * (values + added)).any()) else rounded
 
 
 def rounded_to_grid(values: Tensor, bits: int) -> Tensor:
-    """The nearest of 2^bits - 1 whole multiples of a step, which is a number of half precision.
+    """The nearest of 2^bits - 1 whole multiples of a step, which is rounded to half precision.
 
     The outermost are the greatest magnitude there is; values that are all 0 stay so.
     """

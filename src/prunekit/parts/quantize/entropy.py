@@ -89,7 +89,8 @@ class RoundedWeights(FewValues):
     def __init__(self, model: nn.Module, names: list[str], settings: EntropyTraining, *, half: bool) -> None:
         parameters = {name: model.get_parameter(name) for name in names}
         total = sum(each.numel() for each in parameters.values())
-        tensors = [_Rounded(weight, settings, settings.rate / total) for weight in parameters.values()]
+        rate = settings.rate / max(total, 1)
+        tensors = [_Rounded(weight, settings, rate) for weight in parameters.values()]
         super().__init__("quantize entropy", tensors, half=half)
 
 
@@ -101,8 +102,11 @@ class _Rounded(HeldTensor):
         flat = weight.detach().flatten()
         self._places = flat.nonzero().flatten()
         self._real = flat[self._places]
-        scale = self._real.square().mean().sqrt() if len(self._real) else flat.new_ones(())
-        self._start = settings.step * scale
+        # squares of what half precision holds are often none that it does
+        present = self._real.double()
+        most = present.abs().max() if len(present) else present.new_ones(())
+        scale = most * (present / most).square().mean().sqrt() if len(present) else most
+        self._start = (settings.step * scale).to(flat.dtype)
         # the step is start * exp(logarithm), which weight decay draws back to the start
         self.logarithm = nn.Parameter(flat.new_zeros(()), requires_grad=settings.learn_step)
         super().__init__(weight, self.logarithm)
@@ -165,7 +169,7 @@ class _Rounded(HeldTensor):
         flat = self._real.new_zeros(self.weight.numel())
         flat[self._places] = self._levels()
         costs = SymbolCosts.of(
-            flat.view(len(self.weight), -1), self._real.dtype, magnitudes=self._settings.magnitudes
+            flat.view(self.weight.flatten(1).shape), self._real.dtype, magnitudes=self._settings.magnitudes
         )
         first, self._more = costs.steps()
         self._first = first.flatten()[self._places]

@@ -63,8 +63,9 @@ class _Shared(HeldTensor):
         if gradient is None:
             self.values.grad = None
             return
-        members = gradient.flatten()[self._places]
-        self.values.grad = torch.segment_reduce(members, "sum", lengths=self._counts, unsafe=True)
+        if self.values.numel():
+            members = gradient.flatten()[self._places]
+            self.values.grad = torch.segment_reduce(members, "sum", lengths=self._counts, unsafe=True)
         self.weight.grad = None  # the optimizer does not move it
 
     @torch.no_grad()
