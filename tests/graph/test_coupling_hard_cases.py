@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from cut_by_hand import assert_same, stirred
 from torch import nn
 
-from prunekit.graph import groups
+from prunekit.graph import groups, prune_groups
 
 IMAGE = (torch.randn(4, 3, 6, 6, dtype=torch.float64),)
 WORDS = (torch.randn(2, 4, 6, dtype=torch.float64),)
@@ -413,3 +413,30 @@ def test_ignored_parts_keep_their_sizes():
     assert "ignore" in plan.frozen["0"]
     with pytest.raises(InputError, match="'layer9' matches no module"):
         groups(model, (torch.randn(4, 6),), ignore=["layer9"])
+
+
+@pytest.mark.parametrize("spread", ["product", "sum", "expand", "repeat", "matrix"])
+def test_one_unit_that_is_spread_over_others_stays(spread):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 3)
+            self.a.weight.data[2] = 0  # so that it would go first
+
+        def forward(self, x):
+            h = self.a(x)
+            gate = h[:, 2:3]
+            if spread == "product":
+                return self.b(h * gate)
+            if spread == "sum":
+                return self.b(h + gate)
+            if spread == "matrix":
+                return self.b(gate.unsqueeze(1) @ h.unsqueeze(1)).squeeze(1)
+            wide = gate.expand(-1, 12) if spread == "expand" else gate.repeat(1, 12)
+            return self.b(h * wide)
+
+    model, inputs = Gated(), torch.randn(4, 6)
+    result = prune_groups(model, inputs, 0.5)
+    stays = result.axes["a.weight"][0]
+    assert stays[2]
+    assert int(stays.sum()) == 7

@@ -355,6 +355,7 @@ def reshaped(propagator: Propagator, value: Value, shape: Sequence[int]) -> Valu
     """The labels of a tensor seen in another shape with the same order of entries."""
     if any(dim.size == 0 for dim in value):
         return tuple(Dim(size) for size in shape)
+    propagator.freeze([dim for dim in value if dim.size == 1], "is the only entry of an axis")
     result = [Dim(size) for size in shape]
     for run, (left, right) in enumerate(matched([dim.size for dim in value], shape)):
         if len(left) == 1 and len(right) == 1:

@@ -16,6 +16,7 @@ from prunekit.batches import Inputs, arguments
 from prunekit.errors import ModelError
 from prunekit.graph.capture import tensors_of
 from prunekit.graph.captured import GraphModel
+from prunekit.graph.draws import Draws
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.reference_run import (
     Deviation,
@@ -141,6 +142,7 @@ def proven(
     training: bool = True,
     tolerance: float | None = None,
     narrow: Callable[[Tensor], Tensor] | None = None,
+    draws: Callable[[bool], Draws] | None = None,
 ) -> Deviation:
     """Compare on given and on random inputs, with the gradients of the random ones.
 
@@ -154,6 +156,7 @@ def proven(
         training: whether in training mode, too.
         tolerance: as in `same_function`.
         narrow: from a tensor of the reference's inputs to the candidate's, if they are others.
+        draws: `(training)`, what hands the random numbers that the reference draws to the candidate.
 
     Raises:
         ModelError: where the reference cannot be run.
@@ -181,6 +184,7 @@ def proven(
                 training=mode,
                 names=("masked", "smaller"),
                 what=what if training else "",
+                draws=None if draws is None else draws(mode),
             )
             worst = found if worst is None else max(worst, found, key=_relative)
             if not worst.accepted:
@@ -220,13 +224,15 @@ def _deviation(
     training: bool = False,
     names: tuple[str, str] = ("reference", "candidate"),
     what: str = "",
+    draws: Draws | None = None,
 ) -> Deviation:
     """The largest difference of two prepared networks, whose buffers are put back."""
     before = Snapshot(reference.model, parameters=False), Snapshot(candidate, parameters=False)
     try:
-        with _magnitudes(reference.model) as magnitudes:
+        with _magnitudes(reference.model) as magnitudes, draws or nullcontext():
             expected = _ran(reference.model, calls[0], reference, training, names[0], ModelError)
-        found = _ran(candidate, calls[1], reference, training, names[1], VerificationError)
+        with nullcontext() if draws is None else draws.again():
+            found = _ran(candidate, calls[1], reference, training, names[1], VerificationError)
         tolerance = rounding(candidate, expected[0].dtype) if tolerance is None else tolerance
         deviations = of_outputs(expected, found, max(magnitudes, default=0.0), tolerance, what)
         if gradients is not None:

@@ -17,7 +17,8 @@ from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import takes, tensors_of
 from prunekit.graph.captured import GraphModel
-from prunekit.graph.groups import INPUT, CouplingGraph, Group
+from prunekit.graph.draws import Draws
+from prunekit.graph.groups import INPUT, CouplingGraph, Group, KeepMasks
 from prunekit.graph.members import entries
 from prunekit.graph.plan import KINDS, traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
@@ -198,6 +199,7 @@ def shrink(
         training=training and len(found.graphs) > 1,  # one graph computes the same in both modes
         tolerance=tolerance,
         narrow=narrow,
+        draws=partial(_draws, found, work.keeping),
     )
     before = count_parameters(model)
     reason: str = ""
@@ -227,6 +229,12 @@ def shrink(
         (times[1] - times[0], times[2] - times[1], times[3] - times[2]),
         work.cut.tensors,
     )
+
+
+def _draws(found: CouplingGraph, keeping: KeepMasks, training: bool) -> Draws:
+    """Random numbers of the whole network in one mode, for the smaller one."""
+    number = min(int(training), len(found.graphs) - 1)
+    return Draws(found.graphs[number], number, keeping)
 
 
 def _check_examples(example_inputs: Inputs) -> None:

@@ -190,8 +190,10 @@ def expand(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
     result = []
     for axis, size in enumerate(shape):
         old = x[axis - lead] if axis >= lead else Dim(1)
-        wide = Dim(size, propagator.labels.new(size)) if size > 1 else old
-        result.append(old if old.size == size else wide)
+        if old.size != size:
+            propagator.freeze([old], "is one entry that is repeated")
+            old = Dim(size, propagator.labels.new(size))
+        result.append(old)
     return tuple(result)
 
 
@@ -203,6 +205,7 @@ def repeat(propagator: Propagator, x: Value, repeats: Sequence[int]) -> Value:
     for axis, times in enumerate(repeats):
         old = x[axis - lead] if axis >= lead else Dim(1)
         if old.size == 1 and times > 1:
+            propagator.freeze([old], "is one entry that is repeated")
             result.append(Dim(times, propagator.labels.new(times)))
         elif times == 1:
             result.append(old)
@@ -313,8 +316,8 @@ def check_diff(arguments: Mapping[str, Any]) -> None:
 
 _moving = partial(operators, moves=True)
 _moving("cat concat concatenate", labels=cat, saved="default")
-_moving("broadcast_to expand_as", labels=expand, saved="default")
-_moving("expand", labels=expand, resize=resize_shape, saved="default")
+_moving("expand_as", labels=expand, saved="default")
+_moving("broadcast_to expand", labels=expand, resize=resize_shape, saved="default")
 _moving("expand_copy", labels=expand)
 _moving("flip", labels=flip, saved="default")
 _moving("moveaxis movedim", labels=movedim, saved="int intlist")

@@ -12,6 +12,8 @@ from prunekit.graph.labels import Dim, Propagator, Value, result_shape
 from prunekit.graph.ops.moves import resize_shape
 from prunekit.graph.ops.registry import ModuleSizes, Operator, operators, tensors_among
 
+SPREAD = "is one entry that is spread over others"
+
 
 def aligned(propagator: Propagator, values: Sequence[Value], zero: Callable[[list[bool]], bool]) -> Value:
     """Axes of tensors broadcast together; `zero` says from the operands' zeros whether the result is zero."""
@@ -21,6 +23,7 @@ def aligned(propagator: Propagator, values: Sequence[Value], zero: Callable[[lis
         dims = [value[axis] if -axis <= len(value) else None for value in values]
         size = max(dim.size for dim in dims if dim is not None)
         wide = [dim for dim in dims if dim is not None and dim.size == size]
+        propagator.freeze([dim for dim in dims if dim is not None and dim.size < size], SPREAD)
         zeros = [dim is not None and dim.size == size and dim.zero for dim in dims]
         origin = wide[0].origin if len(values) == 1 else None
         result.append(Dim(size, propagator.join_all(wide), zero(zeros), origin))
@@ -203,8 +206,13 @@ operators("xlogy", saved="Scalar_Other Scalar_Self Tensor")
 
 def like(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
     """Entries that are all alike, as many as x has."""
-    zero = "zeros" in propagator.operator
+    zero = "zero" in propagator.operator
     return tuple(dim._replace(zero=zero, origin=None) for dim in x)
+
+
+def filled(propagator: Propagator, x: Value, value: Any) -> Value:
+    """Entries that are all the same number."""
+    return tuple(dim._replace(zero=value == 0, origin=None) for dim in x)
 
 
 def new_like(propagator: Propagator, x: Value, size: Sequence[int], *_: Any, **__: Any) -> Value:
@@ -233,13 +241,16 @@ operators("bernoulli full_like ones_like rand_like randn_like zeros_like", label
 operators("empty_like", labels=like)
 operators("empty", labels=made, resize=resize_shape)
 operators("full ones zeros", labels=made, resize=resize_shape, saved="default")
+operators("new_empty", labels=new_like, resize=resize_shape)
 operators("new_full new_ones new_zeros", labels=new_like, resize=resize_shape, saved="default")
 operators("_tensor_constant randperm tensor", labels=numbers)
 operators("arange", labels=numbers, saved="default start start_step")
 operators("eye", labels=numbers, saved="default m")
 operators("linspace scalar_tensor", labels=numbers, saved="default")
-operators("rand randn", labels=numbers, resize=resize_shape)
-operators("exponential normal_functional tril_indices triu_indices uniform zero", saved="default")
-operators("fill", saved="Scalar Tensor")
-operators("new_empty", resize=resize_shape)
+operators("rand randn", labels=made, resize=resize_shape)
+operators("tril_indices triu_indices", labels=numbers, saved="default")
+operators("exponential normal_functional uniform", labels=like, saved="default")
+operators("cauchy geometric log_normal normal randint_like random", labels=like)
+operators("zero", labels=like, saved="default")
+operators("fill", labels=filled, saved="Scalar Tensor")
 operators("one_hot", saved="default", check=check_one_hot)

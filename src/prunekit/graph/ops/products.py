@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from prunekit.graph.captured import argument, shape_of
 from prunekit.graph.labels import GROUPS, Dim, Propagator, Value, along, merged
-from prunekit.graph.ops.pointwise import added, aligned
+from prunekit.graph.ops.pointwise import SPREAD, added, aligned
 from prunekit.graph.ops.registry import (
     MAX_PARTS,
     Keeps,
@@ -42,6 +42,7 @@ def contracted(propagator: Propagator, operands: Sequence[Value], letters: Seque
     for letter, dims in found.items():
         size = max(dim.size for dim in dims)
         wide = [dim for dim in dims if dim.size == size]
+        propagator.freeze([dim for dim in dims if dim.size < size], SPREAD)
         labels = propagator.join_all(wide)
         dim = Dim(size, labels, any(each.zero for each in wide))
         if labels is not None and letter not in out:
