@@ -149,12 +149,16 @@ class Pruned:
             example_inputs: (N, ...) inputs to prove it on.
 
         Raises:
-            InputError: if units were removed that are still there: `shrink` first.
+            InputError: if units were removed that are still there: `shrink` first; or if the weights lie in
+                a pattern of neighbouring inputs, such as 2:4.
             ModelError: if the network cannot be traced.
         """
         of_weights = self.recipe.granularity.counts == "weights"
         if not of_weights and self.shrunk is None:
             raise InputError("the removed units are still there, at places that are known: shrink() first")
+        if self.recipe.granularity.pattern is not None:
+            n, m = self.recipe.granularity.pattern
+            raise InputError(f"{n} of every {m} neighbouring inputs are kept, which another order would part")
         self.masks = reorder_units(self.model, example_inputs, masks=self.masks)
         if of_weights and self.shrunk is None:
             self.kept = self.masks

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunekit import Recipe, prune
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
 from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained, unpack
@@ -48,6 +49,16 @@ def test_units_in_order_are_the_same_function_in_fewer_bytes(command, saved):
     refused = command("pack net --out ordered.pk --reorder --history")
     assert refused.code == 2
     assert "--reorder" in refused.err
+
+
+def test_units_of_a_pattern_are_not_put_in_another_order(command):
+    chosen = {"granularity": "n:m", "schedule": {"name": "one_shot", "sparsity": 0.5}}
+    pruned = prune(MLP.build(), Recipe.parse(chosen))
+    save_pretrained(pruned, "pattern", architecture=MLP)
+    refused = command("pack pattern --out ordered.pk --reorder")
+    assert refused.code == 2
+    assert "neighbouring inputs" in refused.err
+    assert not Path("ordered.pk").exists()
 
 
 @pytest.mark.parametrize("options", ["", "--coding published", "--coding published --gap-bits 3"])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import reorder_units
+from prunekit import Recipe, prune
+from prunekit.errors import InputError
+from prunekit.graph import reorder, reorder_units, zero_dead
 from prunekit.masks import Masks
 from prunekit.models import create
 from prunekit.saving import pack
@@ -110,3 +112,67 @@ def test_a_file_in_order_takes_fewer_bytes(tmp_path) -> None:
     before = pack(model, tmp_path / "before", masks=masks).stat().st_size
     ordered = reorder_units(model, torch.randn(2, 60), masks=masks)
     assert pack(model, tmp_path / "after", masks=ordered).stat().st_size < before
+
+
+class TwoHeads(nn.Module):
+    """A second head that is only there for those who ask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.wide = nn.Linear(6, 8), nn.Linear(8, 12)
+        self.head, self.second = nn.Linear(12, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, *, second: bool = False) -> Tensor:
+        x = torch.relu(self.body(x))
+        return self.second(x) if second else self.head(torch.relu(self.wide(x)))
+
+
+@pytest.mark.parametrize("change", [reorder_units, zero_dead])
+def test_what_the_example_does_not_ask_for_stays_the_same(change) -> None:
+    torch.manual_seed(0)
+    model = TwoHeads()
+    masks = sparse(model, 0.2)
+    with torch.no_grad():
+        model.head.weight[:, 5] = 0.0
+        model.wide.weight[:, :4] = 0.0  # the second head alone reads these units
+        masks = Masks({name: mask & (model.get_parameter(name) != 0) for name, mask in masks.items()})
+    before, inputs = copy.deepcopy(model), torch.randn(40, 6)
+    change(model, inputs[:2], masks=masks)
+    for second in (False, True):
+        found, right = model(inputs, second=second), before(inputs, second=second)
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(model.wide.weight, before.wide.weight)
+
+
+def test_an_order_that_is_broken_off_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))
+    masks = sparse(model)
+    before = copy.deepcopy(model.state_dict())
+    proofs = []
+
+    def twice(*args, **more):
+        proofs.append(args)
+        if len(proofs) == 2:
+            raise KeyboardInterrupt
+        return same_function(*args, **more)
+
+    same_function = reorder.same_function
+    monkeypatch.setattr(reorder, "same_function", twice)
+    with pytest.raises(KeyboardInterrupt):
+        reorder_units(model, torch.randn(2, 6), masks=masks)
+    assert len(proofs) == 2
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_pattern_of_neighbouring_inputs_is_not_parted() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+    chosen = {
+        "granularity": {"name": "n:m", "n": 2, "m": 4},
+        "schedule": {"name": "one_shot", "sparsity": 0.5},
+    }
+    pruned = prune(model, Recipe.parse(chosen))
+    with pytest.raises(InputError, match="2 of every 4 neighbouring inputs"):
+        pruned.reorder(torch.randn(2, 16))
+    assert ((model[2].weight != 0).view(8, 4, 4).sum(2) == 2).all()

@@ -17,6 +17,7 @@ from prunekit.cli.options import only_results, print_json
 from prunekit.errors import InputError, escaped
 from prunekit.graph import reorder_units
 from prunekit.measure import human_bytes, human_count, plain_table
+from prunekit.parts.granularity import NM
 from prunekit.saving.packed_costs import Bits, LayerCost, PackedCosts, costs_of
 
 
@@ -56,6 +57,11 @@ def pack(
                 model, data=None, data_dir=None, weights=weights, input_shape=input_shape, outputs=outputs
             )
             masks = None if network.saved is None else network.saved.masks()
+            if reorder and network.saved is not None and network.saved.prunes(NM):
+                raise InputError(
+                    f"{model} keeps some of every few neighbouring inputs, which another order would part: "
+                    "leave out --reorder"
+                )
             if reorder:
                 inputs = network.examples(network.batch(None, TRACED), tokens)
                 masks = reorder_units(network.model, inputs, masks=masks)

@@ -97,6 +97,7 @@ def shrink_dead(
     masks: Masks | None = None,
     tolerance: float | None = None,
     over_units: bool = False,
+    among: Collection[str] | None = None,
 ) -> ShrinkResult:
     """Take all dead units out of a network, in place, and prove that its function stays the same.
 
@@ -106,7 +107,7 @@ def shrink_dead(
         masks: of single weights; removed ones are set to zero first, and the masks get smaller along.
         tolerance: see `same_function`; by default, where constants are folded into biases, 16 units in the
             last place of the biases' precision for each layer.
-        over_units: as in `dead_units`.
+        over_units, among: as in `dead_units`.
 
     Raises:
         InputError, ModelError, VerificationError: as `shrink`; the model is then exactly as it was.
@@ -114,7 +115,7 @@ def shrink_dead(
     model = own_module(model)
     masks = masks or Masks({})
     found = traced(model, example_inputs, residual=True)
-    dead = dead_units(model, found, masks, over_units=over_units)
+    dead = dead_units(model, found, masks, over_units=over_units, among=among)
     if tolerance is None and dead.biases:
         # a sum in a bias is rounded to the bias's own precision, which the proof's float64 sees
         dtype = max(
@@ -138,7 +139,7 @@ def shrink_dead(
         return shrunk(dead)
     except VerificationError:
         whole = masked_copy(model, masks)
-        dead = dead_units(model, found, masks, over_units=over_units, constants=False)
+        dead = dead_units(model, found, masks, over_units=over_units, constants=False, among=among)
         kept = {
             name: flags
             for name, flags in dead.kept.items()
@@ -152,6 +153,7 @@ def zero_dead(model: nn.Module, example_inputs: Inputs, *, masks: Masks | None =
     """The number of dead units, of which everything becomes zero, in place; nothing is taken out.
 
     Constants that they put out go into the biases of what reads them, as where `shrink_dead` takes them out.
+    Units stay that a layer may read which the example inputs do not reach.
 
     Args:
         model: any network that PyTorch can export.
@@ -162,7 +164,10 @@ def zero_dead(model: nn.Module, example_inputs: Inputs, *, masks: Masks | None =
         InputError, ModelError, VerificationError: as `shrink_dead`; the model is then exactly as it was.
     """
     model = own_module(model)
-    result = shrink_dead(copy_of(model), example_inputs, masks=masks)
+    found = traced(model, example_inputs, residual=True)
+    unseen = found.out_of_sight(model)
+    among = {group.name for group in found.plan.groups if group.name not in unseen} if unseen else None
+    result = shrink_dead(copy_of(model), example_inputs, masks=masks, among=among)
     if not result.lost:
         return 0
     smaller = dict(result.model.named_parameters())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from prunekit.errors import InputError
 from prunekit.graph.captured import Captured, leading_to, op_name
@@ -290,6 +290,26 @@ class CouplingGraph:
     graphs: tuple[Captured, ...]
     labellings: tuple[Labelling, ...]
     features: Features | None = None
+
+    def out_of_sight(self, model: nn.Module) -> set[str]:
+        """The names of the groups that parameters may belong to which no graph reads, by the sizes of these.
+
+        Such are those of a second head that the example inputs do not ask for. Of what it computes nothing is
+        known, and no proof on these inputs tells.
+
+        Args:
+            model: the network, without wrappers.
+        """
+        read = {
+            name
+            for graph in self.graphs
+            for node, (kind, name) in graph.placeholders.items()
+            if kind == "tensor" and node.users
+        }
+        sides = {side for name, each in model.named_parameters() if name not in read for side in each.shape}
+        return {
+            group.name for group in self.plan.groups if any(side % group.units == 0 for side in sides if side)
+        }
 
     def keeping(self, removed: Mapping[str, Collection[int]]) -> KeepMasks:
         """What stays of every node's axes without these units.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from prunekit.graph.plan import traced
 from prunekit.graph.proof import same_function
 from prunekit.graph.surgery import copy_of, own_module
 from prunekit.masks import Masks
+from prunekit.modes import Snapshot
 
 
 @torch.no_grad()
@@ -23,7 +24,8 @@ def reorder_units(model: nn.Module, example_inputs: Inputs, *, masks: Masks | No
 
     The order of neurons and filters means nothing to a network, and a file in which the numbers of weights
     never rise from one row to the next takes fewer bytes. A group stays as it is where its units are not all
-    alike, such as heads of attention, and where the proof on the example inputs finds another function.
+    alike, such as heads of attention, where a layer that the example inputs do not reach may read them, and
+    where the proof on these inputs finds another function.
 
     Args:
         model: any network that PyTorch can export.
@@ -37,9 +39,21 @@ def reorder_units(model: nn.Module, example_inputs: Inputs, *, masks: Masks | No
     model = own_module(model)
     masks = masks or Masks({})
     masks.parameters(model)
+    found = traced(model, example_inputs)
+    unseen = found.out_of_sight(model)
+    before = Snapshot(model)
+    try:
+        groups = [group for group in found.plan.prunable if group.name not in unseen]
+        return _in_order(model, example_inputs, groups, masks)
+    except BaseException:  # the masks are those of the order before
+        before.restore()
+        raise
+
+
+def _in_order(model: nn.Module, example_inputs: Inputs, groups: Sequence[Group], masks: Masks) -> Masks:
     order = dict(masks)
-    for group in traced(model, example_inputs).plan.prunable:
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for group in groups:
         if not all(_alike(member) and member.tensor in tensors for member in group.members):
             continue
         places = _sorted(group, tensors)

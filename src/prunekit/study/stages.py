@@ -151,14 +151,17 @@ def pack_network(pruned: Pruned, path: Path, architecture: Architecture, inputs:
     """The sizes of a network as one file: as published, and the smallest, which is kept.
 
     The first has gaps between weights and Huffman codes. The other is of the network without its dead units,
-    the others in the order that takes fewest bytes; both is done in place.
+    the others in the order that takes fewest bytes; both is done in place, where it can be.
     """
     published = pack(pruned, path, architecture=architecture, coding="published").stat().st_size
     try:
         pruned.shrink(inputs)
     except PrunekitError as error:  # no unit died, or they cannot be taken out
         log.info("%s is packed with all units: %s", path, error)
-    pruned.reorder(inputs)
+    try:
+        pruned.reorder(inputs)
+    except PrunekitError as error:
+        log.info("%s is packed with its units as they are: %s", path, error)
     packed = pack(pruned, path, architecture=architecture).stat().st_size
     return {"packed_bytes": packed, "published_bytes": published}
 
