@@ -120,7 +120,7 @@ def test_the_graph_of_a_network_that_writes_in_place(monkeypatch):
 def test_a_graph_that_is_exported(monkeypatch, forms):
     """It has checks of sizes, and the statistics of batch norms as outputs."""
 
-    def refused(*_):
+    def refused(*_, **__):
         raise NotRecordedError("it is to be exported")
 
     monkeypatch.setattr("prunekit.graph.capture.recorded", refused)

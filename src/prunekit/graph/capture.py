@@ -95,7 +95,7 @@ def captured_in(model: nn.Module, example_inputs: Inputs, mode: Mode, *, record:
             module.training = mode == "train"
         if record:
             try:
-                return recorded(model, args, kwargs, names)
+                return recorded(model, args, kwargs, names, sizes=mode == "eval")
             except NotRecordedError as error:
                 _LOG.debug("exported in %s mode, since it cannot be recorded: %s", mode, error)
         return exported(model, args, kwargs, names, mode)

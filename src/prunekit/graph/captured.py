@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError
+from prunekit.graph.size_run import SizeUses
 
 InputKind = Literal["tensor", "constant", "user"]
 OutputKind = Literal["user", "buffer", "other"]
@@ -35,6 +36,7 @@ class Captured:
         constants: tensors that the graph reads besides, by name.
         takes: how the user's inputs are nested in the arguments.
         gives: how the user's outputs are nested in what the network returns.
+        uses: what its sizes are computed from, where that was recorded.
     """
 
     graph: fx.Graph
@@ -44,6 +46,7 @@ class Captured:
     constants: Mapping[str, Tensor]
     takes: pytree.TreeSpec
     gives: pytree.TreeSpec
+    uses: SizeUses = field(default_factory=SizeUses)
 
     def __deepcopy__(self, memo: Any) -> Captured:
         """Itself, since nothing of it changes."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -23,6 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.graph.captured import Captured, InputKind
+from prunekit.graph.size_run import SizeMode, SizeUses, plain, remembering
 from prunekit.modes import untouched
 
 
@@ -73,9 +75,13 @@ class NotRecordedError(Exception):
 
     Attributes:
         operators: how many it called before.
+        so_far: the graph of these, without outputs.
+        attempted: the operator that it called then, if it came to one, and its arguments.
     """
 
     operators: int = 0
+    so_far: Captured | None = None
+    attempted: tuple[Any, Any] | None = None
 
 
 class MisfitError(NotRecordedError):
@@ -87,7 +93,12 @@ class MisfitError(NotRecordedError):
 
 
 def recorded(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Mapping[str, str]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: Mapping[str, str],
+    *,
+    sizes: bool = False,
 ) -> Captured:
     """The graph of a network as it is now; the network is left as it was.
 
@@ -96,44 +107,53 @@ def recorded(
         args: of its forward.
         kwargs: of its forward.
         names: the first name of each parameter and buffer.
+        sizes: whether to find out what its sizes are computed from, where its code lets that be done.
 
     Raises:
         NotRecordedError: where a value is asked for, or something is done that a graph might not show.
     """
     with untouched(model) as before:
-        found = _run(model, args, kwargs, names)
+        uses = None
+        try:
+            found = _run(model, args, kwargs, names, uses := SizeUses() if sizes else None)
+        except NotRecordedError:
+            if uses is None:
+                raise
+            before.put_back()
+            found = _run(model, args, kwargs, names)  # code may refuse numbers that are not plain
         if before.changed and not found.same_as(_run(model, args, kwargs, names)):
             raise NotRecordedError(f"the forward of {before.changed} changes what its next call gives")
     return found
 
 
 def _run(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: Mapping[str, str]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: Mapping[str, str],
+    uses: SizeUses | None = None,
 ) -> Captured:
     recorder = _Recorder(model, names)
     flat, takes = pytree.tree_flatten((args, kwargs))
     given = [recorder.user(value, number) for number, value in enumerate(flat)]
     own_args, own_kwargs = pytree.tree_unflatten(given, takes)
     try:
-        with recorder.calls(), torch.inference_mode(), torch.enable_grad(), recorder:
+        with recorder.calls(), torch.inference_mode(), torch.enable_grad(), recorder, ExitStack() as stack:
+            if uses is not None:
+                stack.enter_context(remembering(model, uses))
+                stack.enter_context(SizeMode(recorder.graph, recorder.node_of, uses))
             output = model(*own_args, **own_kwargs)
-    except NotRecordedError:
+        values, gives = pytree.tree_flatten(output)
+        recorder.graph.output(tuple(recorder.output(value) for value in values))
+    except NotRecordedError as failure:
+        recorder.describe(failure, takes)
         raise
     except Exception as error:  # whatever the user's forward raises on tensors without data
         failure = NotRecordedError(f"{type(error).__name__}: {error}")
-        failure.operators = recorder.operators
+        recorder.describe(failure, takes)
         raise failure from error
-    values, gives = pytree.tree_flatten(output)
-    recorder.graph.output(tuple(recorder.output(value) for value in values))
-    return Captured(
-        recorder.graph,
-        {},
-        tuple(recorder.inputs),
-        tuple(("user", "") for _ in values),
-        recorder.constants,
-        takes,
-        gives,
-    )
+    found = recorder.captured(takes, gives)
+    return replace(found, outputs=tuple(("user", "") for _ in values), uses=uses or SizeUses())
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -147,6 +167,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # tensors are kept with what is known of them: an object that is gone may pass on its identity
         self._known: dict[int, tuple[Tensor, fx.Node]] = {}
         self._last: fx.Node | None = None
+        self._attempted: tuple[Any, Any] | None = None
         self._modules = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self._stack: list[dict[str, tuple[str, str]]] = [{}]
         self._count: dict[str, int] = {}
@@ -163,6 +184,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         """No: to be left out by the compiler its modules would be loaded, which takes a second."""
         return False
+
+    def captured(self, takes: pytree.TreeSpec, gives: pytree.TreeSpec) -> Captured:
+        """The graph, as far as it has come."""
+        return Captured(self.graph, {}, tuple(self.inputs), (), self.constants, takes, gives)
+
+    def describe(self, failure: NotRecordedError, takes: pytree.TreeSpec) -> None:
+        """Let a failure know how far it has come."""
+        failure.operators, failure.attempted = self.operators, self._attempted
+        failure.so_far = self.captured(takes, takes)
+
+    def node_of(self, tensor: Tensor) -> fx.Node | None:
+        """The node that gave a tensor; None for one that was never seen."""
+        return self._known[id(tensor)][1] if id(tensor) in self._known else None
 
     @property
     def operators(self) -> int:
@@ -184,7 +218,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(value, Tensor):
             return self._found(value)
         if isinstance(value, _PLAIN):
-            return value
+            return plain(value)
         raise NotRecordedError(f"an output is a {type(value).__name__}")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -192,6 +226,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.aten.detach_.default:  # of what torch.tensor() makes
             return self._detached(args[0])
+        self._attempted = func, args
         self._check(func, args)
         if func is torch.ops.aten.linear.default and args[0].shape[-1:] != args[1].shape[-1:]:
             raise MisfitError(args[0].shape[-1], args[1].shape[-1])

@@ -14,7 +14,8 @@ from prunekit.graph.capture import tensors_of
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.propagate import is_pointwise
 from prunekit.graph.rows import CONVOLUTIONS
-from prunekit.graph.sizes import size_attributes, sizes_of_module
+from prunekit.graph.size_run import is_size
+from prunekit.graph.sizes import sizes_of_module
 from prunekit.graph.surgery import Cut, Surgery
 from prunekit.modes import evaluating, untouched
 from prunekit.targets import unwrap
@@ -86,15 +87,15 @@ def _smaller(model: nn.Module, shapes: Shapes) -> dict[str, dict[int, Tensor]]:
 
 
 def _changed(model: nn.Module, attributes: Sizes) -> dict[tuple[str, str], Any]:
-    own = size_attributes(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
     found: dict[tuple[str, str], Any] = {}
     for place, values in attributes.items():
         for name, value in values.items():
-            before = own.get(place, {}).get(name)
-            if before is None or isinstance(before, int) != isinstance(value, int):
+            before = vars(modules[place]).get(name) if place in modules else None
+            if not is_size(before) or isinstance(before, int) != isinstance(value, int):
                 where = repr(place) if place else "the model"
                 raise ModelError(f"{where} keeps no size {name!r} as the saved network does")
-            if before != value:
+            if list(_as_list(before)) != list(_as_list(value)):
                 if not _shrinks(_as_list(before), _as_list(value)):
                     where = f"{place}.{name}" if place else name
                     raise ModelError(

@@ -8,14 +8,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from prunekit.errors import InputError
-from prunekit.graph.captured import Captured, argument, attributes_of, module_of, op_name
-from prunekit.graph.groups import GroupPlan, KeepMasks
+from prunekit.graph.captured import Captured, argument, attributes_of, module_of, op_name, shape_of
+from prunekit.graph.groups import KeepMasks
 from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.graph.ops.registry import Keeps, Kept
+from prunekit.graph.size_equations import Equation, reads_of, solved
+from prunekit.graph.size_run import Applied, Extent, Place, Read, is_size
 
 
 def corrected(graph: Captured, keeping: KeepMasks, number: int) -> Captured:
@@ -77,43 +79,38 @@ def _not_empty(node: fx.Node, keeps: Keeps) -> None:
                 )
 
 
-# what attention in libraries and in users' code calls the number of heads, and the width of all or of one
-_HEADS = (
-    "num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads",
-    "num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads",
-)  # fmt: skip
-_ALL = (
-    "all_head_size", "embed_dim", "inner_dim", "split_size", "hidden_size", "dim", "hidden_dim",
-    "kv_dim", "attn_dim", "width",
-)  # fmt: skip
-_EACH = (
-    "head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "d_head", "dim_head", "d_kv",
-)  # fmt: skip
-
 # what PyTorch's layers and Conv1D of transformers call theirs
-_LAYERS = (
+LAYERS = (
     "out_features", "in_features", "out_channels", "in_channels", "groups", "num_features", "num_embeddings",
     "embedding_dim", "num_parameters", "nx", "nf", "normalized_shape", "num_groups", "num_channels",
 )  # fmt: skip
 
 
+CHANGED = "_resized"
+"""The attribute of a module that names others of its attributes: those that surgery has changed."""
+
+
+def changed(module: nn.Module) -> tuple[str, ...]:
+    """The names of the attributes, besides those of PyTorch's layers, that surgery has changed."""
+    return tuple(vars(module).get(CHANGED, ()))
+
+
 def size_attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """All attributes that surgery may change, by module and name: whole numbers, or lists of such."""
+    """The attributes that surgery has changed, or may change in PyTorch's layers, by module and name.
+
+    They are whole numbers, or lists of such.
+    """
     found: dict[str, dict[str, Any]] = {}
     for place, module in model.named_modules(remove_duplicate=False):
-        for name in (*_LAYERS, *_HEADS, *_ALL, *_EACH):
+        for name in dict.fromkeys((*LAYERS, *changed(module))):
             value = vars(module).get(name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                found.setdefault(place, {})[name] = value
-            elif isinstance(value, tuple | list) and value and all(type(each) is int for each in value):
-                found.setdefault(place, {})[name] = list(value)
+            if is_size(value):
+                found.setdefault(place, {})[name] = value if isinstance(value, int) else list(value)
     return found
 
 
 def sizes(
     model: nn.Module,
-    plan: GroupPlan,
-    kept: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     graphs: Sequence[Captured],
     keeping: KeepMasks,
@@ -122,15 +119,13 @@ def sizes(
 
     Args:
         model: the network as it is.
-        plan: its groups.
-        kept: for each group that loses units which stay.
         shapes: new shapes of the parameters and buffers that change.
         graphs: the captured graphs with corrected constants.
         keeping: what stays of every node.
     """
     found: dict[tuple[str, str], Any] = {}
     for (place, attribute), value in [
-        *_attention(model, plan, kept),
+        *_read(model, graphs[0], partial(keeping, 0)),
         *_in_graphs(model, graphs, keeping),
         *_by_shape(model, shapes, graphs),
     ]:
@@ -186,38 +181,49 @@ def _kept_of(keeping: KeepMasks, number: int, node: fx.Node) -> Kept:
     return keeping(number, node.name)
 
 
-def _attention(
-    model: nn.Module, plan: GroupPlan, kept: Mapping[str, Tensor]
+def _read(
+    model: nn.Module, graph: Captured, keeping: Callable[[str], Kept]
 ) -> list[tuple[tuple[str, str], Any]]:
-    """Numbers and widths of heads in the modules around the projections that make them."""
-    # for each module: kind, units and those left, with the widths they are met with; queries and values
-    # whose width shrinks alike count once
-    around: dict[str, dict[tuple[str, int, int], set[int]]] = {}
-    for name, flags in kept.items():
-        group = plan.group(name)
-        if group.kind not in ("heads", "head width") or bool(flags.all()):
+    """Of modules whose code hands them to PyTorch's functions, by themselves or in expressions."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+
+    def extent(of: Extent) -> int:
+        flags = next(iter(keeping(of.node)), ())
+        stays = flags[of.axis] if len(flags) > of.axis else None
+        return shape_of(nodes[of.node])[of.axis] if stays is None else int(stays.sum())
+
+    equations: list[Equation] = [
+        (use.expression, value)
+        for use in graph.uses.arguments
+        if (value := _value_at(nodes.get(use.node), use.place)) is not None
+    ]
+    equations += [(Applied("-", *pair), 0) for pair in graph.uses.equal]
+    before: dict[Read, int] = {}
+    for read in set().union(*(reads_of(expression) for expression, _ in equations)):
+        value = getattr(model.get_submodule(read.module), read.attribute)
+        before[read] = value if read.index is None else value[read.index]
+    found: dict[tuple[str, str], Any] = {}
+    for read, new in solved(equations, before, extent).items():
+        key = read.module, read.attribute
+        whole = found.get(key, getattr(model.get_submodule(read.module), read.attribute))
+        if read.index is None:
+            found[key] = new
+        else:
+            found[key] = type(whole)([*whole[: read.index], new, *whole[read.index + 1 :]])
+    return list(found.items())
+
+
+def _value_at(node: fx.Node | None, place: Place) -> int | None:
+    """A whole number among the arguments of a node; pieces of one size are of that size."""
+    value: Any = node
+    if node is None:
+        return None
+    for step in place:
+        if isinstance(step, str):
+            value = node.kwargs.get(step)
             continue
-        change = (group.kind, group.units, int(flags.sum()))
-        for member in group.members:
-            parts = member.tensor.split(".")[:-1]
-            for count in range(max(len(parts) - 2, 0), len(parts)):
-                widths = around.setdefault(".".join(parts[:count]), {}).setdefault(change, set())
-                widths.add(sum(map(len, member.indices)))
-    found: list[tuple[tuple[str, str], Any]] = []
-    for place, changes in around.items():
-        module = model.get_submodule(place)
-        for attribute in (*_HEADS, *_ALL, *_EACH):
-            value = getattr(module, attribute, None)
-            if not isinstance(value, int) or isinstance(value, bool):
-                continue
-            new = value
-            for (kind, units, left), widths in changes.items():
-                fits = (
-                    (kind == "heads" and attribute in _HEADS and value % units == 0)
-                    or (attribute in _ALL and value in widths)
-                    or (kind == "head width" and attribute in _EACH and value == units)
-                )
-                if fits:
-                    new = new * left // units
-            found.append(((place, attribute), new))
-    return found
+        holder = node.args if value is node else value
+        value = holder[step] if isinstance(holder, (tuple, list)) and len(holder) > step else None
+    if isinstance(value, (tuple, list)) and len({*value[:-1]}) == 1 and value[-1] <= value[0]:
+        return int(value[0])
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

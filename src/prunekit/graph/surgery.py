@@ -17,7 +17,7 @@ from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import canonical, tensors_of
 from prunekit.graph.captured import Captured, GraphModel
 from prunekit.graph.groups import CouplingGraph, Group, GroupPlan, KeepMasks
-from prunekit.graph.sizes import corrected, sizes
+from prunekit.graph.sizes import CHANGED, LAYERS, changed, corrected, sizes
 from prunekit.masks import Masks
 from prunekit.modes import evaluating
 from prunekit.targets import uncompiled, unwrap
@@ -68,7 +68,7 @@ def operation(model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor]
     keeping = found.keeping({name: (~each).nonzero().flatten().tolist() for name, each in kept.items()})
     tensors = axes_after(model, found.plan, kept)
     graphs = tuple(corrected(graph, keeping, number) for number, graph in enumerate(found.graphs))
-    attributes = sizes(model, found.plan, kept, _shapes(model, tensors), graphs, keeping)
+    attributes = sizes(model, _shapes(model, tensors), graphs, keeping)
     return Operation(Cut(tensors, attributes), keeping, graphs)
 
 
@@ -336,6 +336,10 @@ class Surgery:
             owner = self._model.get_submodule(module)
             self._undo.append(partial(setattr, owner, attribute, getattr(owner, attribute)))
             setattr(owner, attribute, size)
+            before = changed(owner)
+            if attribute not in LAYERS and attribute not in before:
+                self._undo.append(partial(vars(owner).__setitem__, CHANGED, before))
+                vars(owner)[CHANGED] = (*before, attribute)
 
     def write(self, name: str, value: Tensor) -> None:
         """Give a parameter other values; it stays the same object."""
