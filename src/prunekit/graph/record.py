@@ -149,9 +149,9 @@ def _run(
         recorder.describe(failure, takes)
         raise
     except Exception as error:  # whatever the user's forward raises on tensors without data
-        failure = NotRecordedError(f"{type(error).__name__}: {error}")
-        recorder.describe(failure, takes)
-        raise failure from error
+        raised = NotRecordedError(f"{type(error).__name__}: {error}")
+        recorder.describe(raised, takes)
+        raise raised from error
     found = recorder.captured(takes, gives)
     return replace(found, outputs=tuple(("user", "") for _ in values), uses=uses or SizeUses())
 
