@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunekit.graph import groups, prune_groups, size_attributes
 from prunekit.graph.capture import captured
 from prunekit.graph.size_equations import evaluated, solved
-from prunekit.graph.size_run import OPERATIONS, Applied, Expression, Extent, Read, Size, SizeUses
+from prunekit.graph.size_run import OPERATIONS, Computed, Expression, Extent, Read, Size, SizeUses
 from prunekit.saving import load_pretrained, save_pretrained
 
 ROWS = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
@@ -146,7 +146,7 @@ def test_what_an_operator_is_given_is_known_as_an_expression() -> None:
         (1, 2),
         (1, 3),
     ]
-    assert (Extent("reshape", 2), Applied("*", first, second)) in graph.uses.equal
+    assert (Extent("reshape", 2), Computed("*", first, second)) in graph.uses.equal
 
 
 class Looked(nn.Module):
@@ -189,7 +189,7 @@ def test_numbers_remember_and_are_plain_otherwise() -> None:
 NAMES = [Read("m", name) for name in "abc"]
 expressions: st.SearchStrategy[Expression] = st.recursive(
     st.one_of(st.sampled_from(NAMES), st.integers(1, 4), st.builds(Extent, st.just("x"), st.integers(0, 1))),
-    lambda inner: st.builds(Applied, st.sampled_from(sorted(OPERATIONS)), inner, inner),
+    lambda inner: st.builds(Computed, st.sampled_from(sorted(OPERATIONS)), inner, inner),
     max_leaves=4,
 )
 
@@ -219,14 +219,14 @@ def test_what_is_read_by_itself_is_solved(
 @pytest.mark.parametrize(
     ("expression", "value", "solution"),
     [
-        (Applied("*", 3, NAMES[0]), 12, 4),
-        (Applied("//", Extent("x", 0), NAMES[0]), 3, 8),
-        (Applied("//", NAMES[0], 2), 3, 6),
-        (Applied("-", Applied("+", NAMES[0], 1), 2), 7, 8),
-        (Applied("-", 10, NAMES[0]), 7, 3),
-        (Applied("*", 5, NAMES[0]), 12, None),
-        (Applied("-", 1, NAMES[0]), 7, None),
-        (Applied("*", NAMES[1], NAMES[0]), 10, 5),
+        (Computed("*", 3, NAMES[0]), 12, 4),
+        (Computed("//", Extent("x", 0), NAMES[0]), 3, 8),
+        (Computed("//", NAMES[0], 2), 3, 6),
+        (Computed("-", Computed("+", NAMES[0], 1), 2), 7, 8),
+        (Computed("-", 10, NAMES[0]), 7, 3),
+        (Computed("*", 5, NAMES[0]), 12, None),
+        (Computed("-", 1, NAMES[0]), 7, None),
+        (Computed("*", NAMES[1], NAMES[0]), 10, 5),
     ],
 )
 def test_one_unknown_in_an_expression(expression: Expression, value: int, solution: int | None) -> None:

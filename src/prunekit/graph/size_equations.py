@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from prunekit.graph.size_run import OPERATIONS, Applied, Expression, Extent, Read
+from prunekit.graph.size_run import OPERATIONS, Computed, Expression, Extent, Read
 
 Equation = tuple[Expression, int]
 """An expression, and the value that it has to have."""
@@ -73,7 +73,7 @@ def _settle(
 
 def reads_of(expression: Expression) -> set[Read]:
     """The attributes in an expression."""
-    if isinstance(expression, Applied):
+    if isinstance(expression, Computed):
         return reads_of(expression.first) | reads_of(expression.second)
     return {expression} if isinstance(expression, Read) else set()
 
@@ -111,7 +111,7 @@ def inverted(
         extent: the size of an axis.
     """
     while not isinstance(expression, Read):
-        if not isinstance(expression, Applied):
+        if not isinstance(expression, Computed):
             return None
         inside = [read in reads_of(each) for each in (expression.first, expression.second)]
         if all(inside):

@@ -47,7 +47,7 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Applied:
+class Computed:
     """An operation on two expressions."""
 
     operation: str
@@ -56,7 +56,7 @@ class Applied:
     depth: int = 1
 
 
-Expression = int | Read | Extent | Applied
+Expression = int | Read | Extent | Computed
 Place = tuple[int | str, ...]
 """Where an argument of a node is: its position or name, and where in it, if it is a list."""
 
@@ -124,8 +124,8 @@ def _operation(symbol: str, swapped: bool, first: Size, second: Any) -> Any:
         return NotImplemented
     found = OPERATIONS[symbol](*map(int, pair))
     one, other = map(expression_of, pair)
-    depth = 1 + max(each.depth if isinstance(each, Applied) else 0 for each in (one, other))
-    return Size(found, Applied(symbol, one, other, depth), first.uses) if depth < _DEEPEST else found
+    depth = 1 + max(each.depth if isinstance(each, Computed) else 0 for each in (one, other))
+    return Size(found, Computed(symbol, one, other, depth), first.uses) if depth < _DEEPEST else found
 
 
 def _method(symbol: str, swapped: bool) -> Callable[[Size, Any], Any]:

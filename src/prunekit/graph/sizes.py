@@ -17,7 +17,7 @@ from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.graph.ops.registry import Keeps, Kept
 from prunekit.graph.size_equations import Equation, reads_of, solved
-from prunekit.graph.size_run import Applied, Extent, Place, Read, is_size
+from prunekit.graph.size_run import Computed, Extent, Place, Read, is_size
 
 
 def corrected(graph: Captured, keeping: KeepMasks, number: int) -> Captured:
@@ -197,7 +197,7 @@ def _read(
         for use in graph.uses.arguments
         if (value := _value_at(nodes.get(use.node), use.place)) is not None
     ]
-    equations += [(Applied("-", *pair), 0) for pair in graph.uses.equal]
+    equations += [(Computed("-", *pair), 0) for pair in graph.uses.equal]
     before: dict[Read, int] = {}
     for read in set().union(*(reads_of(expression) for expression, _ in equations)):
         value = getattr(model.get_submodule(read.module), read.attribute)
