@@ -6,7 +6,7 @@ from torch import nn
 
 from prunekit import Recipe, methods, prune
 from prunekit.errors import InputError
-from prunekit.saving import pack, unpack
+from prunekit.packing import pack, unpack
 from small_nets import blobs, mlp
 
 TRAINING = {"batch_size": 32, "optimizer": "sgd", "lr": 0.05}

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from prunekit.errors import DataError, InputError, ModelError, PrunekitError
     from prunekit.masks import Masks
     from prunekit.merge import merge_layers
+    from prunekit.packing import pack, unpack
     from prunekit.pruning import Pruned, Session, prune
     from prunekit.recipe import Recipe
-    from prunekit.saving import Architecture, load_masks, load_pretrained, pack, save_pretrained, unpack
+    from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
     from prunekit.task import Task
     from prunekit.training import Loop, Training, train
 
@@ -54,11 +55,10 @@ _HOMES = {
     **dict.fromkeys(("DataError", "InputError", "ModelError", "PrunekitError"), "errors"),
     "Masks": "masks",
     "merge_layers": "merge",
+    **dict.fromkeys(("pack", "unpack"), "packing"),
     **dict.fromkeys(("Pruned", "Session", "prune"), "pruning"),
     "Recipe": "recipe",
-    **dict.fromkeys(
-        ("Architecture", "load_masks", "load_pretrained", "pack", "save_pretrained", "unpack"), "saving"
-    ),
+    **dict.fromkeys(("Architecture", "load_masks", "load_pretrained", "save_pretrained"), "saving"),
     "Task": "task",
     **dict.fromkeys(("Loop", "Training", "train"), "training"),
 }

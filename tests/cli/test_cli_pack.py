@@ -9,7 +9,8 @@ import torch
 from prunekit import Recipe, prune
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
-from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained, unpack
+from prunekit.packing import unpack
+from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
 
 MLP = Architecture(ModelSettings.parse({"name": "mlp", "hidden": [20]}), (1, 6, 6), 3)
 

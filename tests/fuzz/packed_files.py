@@ -20,10 +20,10 @@ from torch import nn
 from prunekit import Architecture, Masks, PrunekitError
 from prunekit.graph import prune_groups
 from prunekit.models import ModelSettings
-from prunekit.saving import SavedNetwork, pack
-from prunekit.saving.packed_costs import costs_of
-from prunekit.saving.packed_file import PackedFile
-from prunekit.saving.packed_head import DICTIONARY
+from prunekit.packing import PackedFile, pack
+from prunekit.packing.costs import costs_of
+from prunekit.packing.head import DICTIONARY
+from prunekit.saving import SavedNetwork
 from small_nets import Tied, convnet, mlp
 
 Make = Callable[[], nn.Module | None]

@@ -11,7 +11,7 @@ from prunekit.errors import InputError
 from prunekit.graph import reorder, reorder_units, zero_dead
 from prunekit.masks import Masks
 from prunekit.models import create
-from prunekit.saving import pack
+from prunekit.packing import pack
 from residual_nets import Residual
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from prunekit.saving import load_pretrained, unpack
+from prunekit.packing import unpack
+from prunekit.saving import load_pretrained
 from prunekit.study import run_study
 from prunekit.study_files import FILE_COLUMNS
 from tiny_study import one_shot, table, tiny

@@ -31,7 +31,7 @@ from prunekit.measure import (
     peak_memory,
     plain_table,
 )
-from prunekit.saving import is_packed
+from prunekit.packing import is_packed
 
 
 def inspect(

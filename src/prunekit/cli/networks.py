@@ -19,8 +19,9 @@ from prunekit.graph import GraphModel
 from prunekit.measure import evaluate
 from prunekit.models import ModelSettings, create, names
 from prunekit.models.create import data_arguments
+from prunekit.packing import is_packed
 from prunekit.pruning.calibration import check_takes
-from prunekit.saving import Architecture, SavedNetwork, is_packed
+from prunekit.saving import Architecture, SavedNetwork
 from prunekit.saving.folder import DESCRIPTION, WEIGHTS
 from prunekit.settings import load_yaml
 

@@ -11,14 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 import prunekit.cli.options as options
-from prunekit import saving
+from prunekit import packing, saving
 from prunekit.cli.networks import TRACED, is_saved, open_network
 from prunekit.cli.options import only_results, print_json
 from prunekit.errors import InputError, escaped
 from prunekit.graph import reorder_units
 from prunekit.measure import human_bytes, human_count, plain_table
+from prunekit.packing.costs import Bits, LayerCost, PackedCosts, costs_of
 from prunekit.parts.granularity import NM
-from prunekit.saving.packed_costs import Bits, LayerCost, PackedCosts, costs_of
 
 
 def pack(
@@ -66,7 +66,7 @@ def pack(
                 inputs = network.examples(network.batch(None, TRACED), tokens)
                 masks = reorder_units(network.model, inputs, masks=masks)
             contents = saving.contents_of(network.model, masks, network.architecture)
-        saving.write_packed(contents, out, coding=coding, gap_bits=gap_bits, keep_history=history)
+        packing.write_packed(contents, out, coding=coding, gap_bits=gap_bits, keep_history=history)
         costs = costs_of(out, max_bytes=None)
     if as_json:
         print_json({"file": str(out), "bytes": costs.size, "ratio": costs.ratio})
@@ -87,7 +87,7 @@ def unpack(
     Example: prunekit unpack small.pk --out network
     """
     saving.check_free(out)
-    saving.write_folder(saving.PackedFile(file, max_bytes=max_bytes).contents(), out)
+    saving.write_folder(packing.PackedFile(file, max_bytes=max_bytes).contents(), out)
     if as_json:
         print_json({"folder": str(out)})
     else:

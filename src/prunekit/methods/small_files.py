@@ -70,7 +70,7 @@ def smallest(
 
     One training of `epochs` that a cubic schedule interrupts; then `rounded_epochs` at half of its learning
     rate with weights that are rounded to multiples of `step` and with their bits in the loss, at `rate`. Dead
-    units become zero, and biases take few values. Pack the network with `prunekit.saving.pack`, after
+    units become zero, and biases take few values. Pack the network with `prunekit.packing.pack`, after
     `shrink()` where units died. If it is `taught`, a teacher is given to `prune()`, and nine tenths of the
     loss are from its outputs.
 

@@ -27,10 +27,9 @@ from prunekit.saving.description import (
     with_zeros,
 )
 from prunekit.saving.fitting import check_state, fitted, tie, with_replaced
-from prunekit.saving.folder import check_free, write_folder
+from prunekit.saving.folder import SavedFolder, check_free, write_folder
 from prunekit.saving.graph_calls import MAX_BYTES
 from prunekit.saving.graph_files import graph_from_files
-from prunekit.saving.packed_file import files_at
 from prunekit.saving.saved_files import SavedFiles
 from prunekit.targets import unwrap
 
@@ -113,7 +112,7 @@ class SavedNetwork:
     """
 
     def __init__(self, files: str | Path | SavedFiles) -> None:
-        self.files = files if isinstance(files, SavedFiles) else files_at(Path(files))
+        self.files = files if isinstance(files, SavedFiles) else _files_at(Path(files))
         self.path, self.description = self.files.path, self.files.description
 
     @property
@@ -231,6 +230,21 @@ class SavedNetwork:
                 model.load_state_dict(state, assign=True)
         tie(model, self.description.tied)
         return model
+
+
+def _files_at(path: Path) -> SavedFiles:
+    """The packed file, or the saved folder, that lies there.
+
+    Raises:
+        DataError: if it is neither, or is damaged.
+    """
+    if path.is_file():
+        # A packed file is read by the room above, which imports this one.
+        from prunekit.packing import PackedFile, is_packed
+
+        if is_packed(path):
+            return PackedFile(path)
+    return SavedFolder(path)
 
 
 def _check_numbers(place: str, tensors: Mapping[str, Tensor]) -> None:

@@ -24,10 +24,11 @@ from prunekit.graph import chain_of, shrink_dead
 from prunekit.history import Pruned, Record, random_control, scratch_control
 from prunekit.measure import count, evaluate
 from prunekit.models import create
+from prunekit.packing import pack
 from prunekit.parts.granularity import Unit
 from prunekit.pruning import Session
 from prunekit.recipe import Plan, Recipe
-from prunekit.saving import Architecture, load_masks, load_pretrained, pack, save_pretrained
+from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
 from prunekit.seeds import derive
 from prunekit.statistics import ActivationStats, StatContext, collect
 from prunekit.study.jobs import Progress

@@ -13,8 +13,8 @@ from torch import nn
 
 from prunekit import Recipe, prune
 from prunekit.errors import InputError
+from prunekit.packing.tensor_codes import Form, coded
 from prunekit.parts.quantize.base import rounded_to_grid
-from prunekit.saving.tensor_codes import Form, coded
 
 
 def network() -> nn.Sequential:

@@ -15,7 +15,7 @@ import numpy as np
 from prunekit.compress import measure_levels
 from prunekit.compress.gaps import WIDTHS, gaps_of
 from prunekit.compress.huffman import huffman_encode
-from prunekit.saving.packed_bytes import UnpackedTensor, coding_order, read_packed, unpacked
+from prunekit.packing.bytes import UnpackedTensor, coding_order, read_packed, unpacked
 
 FLOAT = 32
 """Bits of an uncompressed weight."""

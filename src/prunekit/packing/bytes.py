@@ -4,7 +4,7 @@ It is the coded form of what a saved folder holds, with the same tensors to the 
 
     2 bytes  b"\\xb6P"
     1 byte   the version, 1
-    ...      what is said of the network and of its tensors, deflated (`packed_head.py`)
+    ...      what is said of the network and of its tensors, deflated (`head.py`)
     ...      the payloads of the tensors one after the other (`tensor_codes.py`)
     ...      the levels of all tensors, matrices and filters first, by one adaptive model
              (`compress.encode_levels`), or each by gaps and Huffman codes, behind its number of bytes
@@ -29,6 +29,17 @@ from prunekit.compress import decode_gaps, decode_levels, encode_gaps, encode_le
 from prunekit.compress.huffman import varint
 from prunekit.errors import DataError, ModelError, naming
 from prunekit.files import read_bounded
+from prunekit.packing.head import (
+    MAX_DIMENSIONS,
+    Head,
+    MaskKind,
+    TensorRecord,
+    head_from_bytes,
+    head_to_bytes,
+    order_of,
+)
+from prunekit.packing.planes import Plane, plane_of
+from prunekit.packing.tensor_codes import Reader, bits_of, coded, decoded, real
 from prunekit.saving.description import (
     BITS,
     BUILT_MIN,
@@ -39,18 +50,7 @@ from prunekit.saving.description import (
     with_zeros,
     without_zeros,
 )
-from prunekit.saving.packed_head import (
-    MAX_DIMENSIONS,
-    Head,
-    MaskKind,
-    TensorRecord,
-    head_from_bytes,
-    head_to_bytes,
-    order_of,
-)
-from prunekit.saving.planes import Plane, plane_of
 from prunekit.saving.saved_files import Contents
-from prunekit.saving.tensor_codes import Reader, bits_of, coded, decoded, real
 
 MAGIC, VERSION = b"\xb6P", 1
 CHECKED = 8

@@ -21,11 +21,11 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.files import MAX_BYTES, finite, parse_json
 from prunekit.graph import restore_sizes, size_attributes
 from prunekit.models import ModelSettings
+from prunekit.packing.tensor_codes import Form
 from prunekit.saving.contents import beside_state
 from prunekit.saving.description import BUFFER, Architecture, BuiltAs, Description, check_names
 from prunekit.saving.graph_values import DTYPES
 from prunekit.saving.saved_files import Contents
-from prunekit.saving.tensor_codes import Form
 
 MAX_DIMENSIONS = 32
 """The most dimensions of a tensor; NumPy has no more everywhere."""

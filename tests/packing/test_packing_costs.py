@@ -9,8 +9,8 @@ import torch
 
 from prunekit.compress import encode_levels, measure_levels
 from prunekit.masks import Masks
-from prunekit.saving import pack
-from prunekit.saving.packed_costs import costs_of
+from prunekit.packing import pack
+from prunekit.packing.costs import costs_of
 from small_nets import mlp
 
 

@@ -1,37 +1,27 @@
-"""A network as one small file: `pack` and `unpack`.
-
-The file is the coded form of what a saved folder holds, with the same tensors to the bit:
-
-    2 bytes  b"\\xb6P"
-    1 byte   the version, 1
-    ...      what is said of the network and of its tensors, deflated (`packed_head.py`)
-    ...      the payloads of the tensors one after the other (`tensor_codes.py`)
-    ...      the levels of all tensors, by one adaptive model (`compress.encode_levels`), or one after the
-             other by gaps and Huffman codes (`compress.encode_gaps`)
-    8 bytes  the first of the SHA-256 of everything before
-"""
+"""A network as one small file: `pack` and `unpack`, and the file as one of the forms that hold a network."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit.compress.gaps import WIDTHS
 from prunekit.digests import digest_of_json
-from prunekit.errors import InputError, ModelError, explaining, instead, shown
-from prunekit.files import finite, replacing
+from prunekit.errors import DataError, InputError, ModelError, explaining, instead, naming, shown
+from prunekit.files import finite, open_regular, replacing
 from prunekit.masks import Masks
+from prunekit.packing.bytes import MAGIC, contents_in, packed, read_packed, unpacked
+from prunekit.packing.tensor_codes import bits_of, real
 from prunekit.saving.contents import Network, contents_of
 from prunekit.saving.description import Architecture
-from prunekit.saving.packed_bytes import packed
-from prunekit.saving.packed_file import PackedFile, contents_of_bytes
 from prunekit.saving.pretrained import SavedNetwork
-from prunekit.saving.saved_files import Contents
-from prunekit.saving.tensor_codes import bits_of, real
+from prunekit.saving.saved_files import Contents, Part, SavedFiles
 from prunekit.targets import check_unparametrized, unwrap
 
 CODINGS = ("adaptive", "published")
@@ -99,7 +89,7 @@ def unpack(
     return SavedNetwork(PackedFile(path, max_bytes=max_bytes)).load(model, allow_nan=allow_nan)
 
 
-# ---- files -------------------------------------------------------------------------------------------------
+# ---- from contents to the file -----------------------------------------------------------------------------
 
 
 def write_packed(
@@ -147,3 +137,74 @@ def _check_same(contents: Contents, data: bytes, path: Path) -> None:
     built = contents.description.architecture
     if found.graph is not None or (built is not None and ":" not in built.name):
         SavedNetwork(PackedFile.of(found, path)).load(allow_nan=True, max_bytes=sys.maxsize)
+
+
+# ---- the file as a form of a saved network -----------------------------------------------------------------
+
+
+class PackedFile(SavedFiles):
+    """A file that `pack` wrote.
+
+    Args:
+        path: of the file.
+        max_bytes: see `unpack`.
+
+    Raises:
+        DataError: as `unpack`, but for what only a model tells.
+    """
+
+    described_in = "what it says of its network"
+
+    def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
+        self.path = Path(path)
+        self._hold(contents_of_bytes(read_packed(self.path), self.path, max_bytes))
+
+    @classmethod
+    def of(cls, contents: Contents, path: Path) -> PackedFile:
+        """What stands for a file that is not written yet."""
+        found = object.__new__(cls)
+        found.path = path
+        found._hold(contents)
+        return found
+
+    def _hold(self, contents: Contents) -> None:
+        self._contents, self.description = contents, contents.description
+
+    @property
+    def holds_graph(self) -> bool:
+        """See `SavedFiles`."""
+        return self._contents.graph is not None
+
+    def named(self, part: Part) -> str:
+        """See `SavedFiles`."""
+        return str(self.path)
+
+    def tensors(self, *, mapped: bool = False) -> Mapping[str, Tensor]:
+        """See `SavedFiles`."""
+        tensors = self._contents.tensors
+        return tensors if mapped else {name: value.clone() for name, value in tensors.items()}
+
+    def graph(self) -> Mapping[str, Any]:
+        """See `SavedFiles`."""
+        assert self._contents.graph is not None
+        return self._contents.graph
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file begins as `pack` writes it."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError, DataError):
+        return False
+
+
+def contents_of_bytes(data: bytes, path: Path, max_bytes: int | None = None) -> Contents:
+    """What the bytes of a packed file hold.
+
+    Raises:
+        DataError: as `unpack`.
+    """
+    found = unpacked(data, path, max_bytes)
+    with naming(str(path)):
+        return contents_in(found)

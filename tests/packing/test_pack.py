@@ -13,21 +13,12 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import prune_groups
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, names
+from prunekit.packing import PackedFile, pack, unpack, write_packed
+from prunekit.packing.bytes import unpacked
+from prunekit.packing.tensor_codes import Form, Reader, decoded
 from prunekit.pruning import prune
 from prunekit.runtime import SparseLinear
-from prunekit.saving import (
-    Architecture,
-    PackedFile,
-    SavedNetwork,
-    load_masks,
-    load_pretrained,
-    pack,
-    save_pretrained,
-    unpack,
-    write_packed,
-)
-from prunekit.saving.packed_bytes import unpacked
-from prunekit.saving.tensor_codes import Form, Reader, decoded
+from prunekit.saving import Architecture, SavedNetwork, load_masks, load_pretrained, save_pretrained
 from small_nets import Tied, mlp, recipe
 
 MNIST = (1, 28, 28)
