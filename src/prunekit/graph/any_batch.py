@@ -24,7 +24,8 @@ from torch.utils import _pytree as pytree
 from prunekit.batches import Inputs, arguments, examples_in
 from prunekit.errors import ModelError, shown
 from prunekit.graph.captured import Captured, GraphModel, module_of, op_name
-from prunekit.graph.proof import drawn, tensors_in
+from prunekit.graph.other_inputs import drawn
+from prunekit.graph.proof import tensors_in
 from prunekit.modes import evaluating
 
 _RESHAPES = {"view": 1, "reshape": 1, "_unsafe_view": 1, "unflatten": 2}

@@ -24,7 +24,7 @@ from prunekit.graph.captured import (
     shape_of,
 )
 from prunekit.graph.groups import Group, Member
-from prunekit.graph.proof import drawn
+from prunekit.graph.other_inputs import drawn
 from prunekit.graph.reference_run import Interpreter
 from prunekit.modes import evaluating
 

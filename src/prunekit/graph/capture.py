@@ -9,11 +9,10 @@ from __future__ import annotations
 import inspect
 import io
 import logging
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +24,8 @@ from torch.utils import _pytree as pytree
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError, brief
 from prunekit.graph.captured import Captured, attributes_of
+from prunekit.graph.other_inputs import Arguments, drawn, shuffled
+from prunekit.graph.places import place_of
 from prunekit.graph.record import MisfitError, NotRecordedError, recorded
 from prunekit.modes import evaluating, keeping_modes, untouched
 
@@ -32,7 +33,9 @@ Mode = Literal["eval", "train"]
 _LOG = logging.getLogger(__name__)
 
 
-def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -> tuple[Captured, ...]:
+def captured(
+    model: nn.Module, example_inputs: Inputs, *, record: bool = True, decided: bool = False
+) -> tuple[Captured, ...]:
     """The graphs in evaluation and in training mode, one if they are the same; the network is left as it was.
 
     Where training cannot be captured, as where layers are left out at random, evaluation alone will do if it
@@ -43,22 +46,39 @@ def captured(model: nn.Module, example_inputs: Inputs, *, record: bool = True) -
         example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
         record: whether to record the operators as they are called, which takes a tenth of the time, before
             `torch.export` is asked.
+        decided: whether a graph will do of what values of the inputs, parameters or buffers decided
+            (`Captured.by_data`, `Captured.by_state`). It must not take the network's place.
 
     Raises:
         InputError: where the example inputs are of no usable kind or do not fit the network's arguments.
-        ModelError: where the network cannot be run or exported, with the line at which it fails.
+        ModelError: where the network cannot be run or exported, with the line at which it fails, or where
+            values decide what is read of it, and the example inputs do not reach all of it.
     """
-    evaluation = captured_in(model, example_inputs, "eval", record=record)
+    evaluation = captured_in(model, example_inputs, "eval", record=record, decided=decided)
+    graphs: tuple[Captured, ...] = (evaluation,)
     try:
-        training = captured_in(model, example_inputs, "train", record=record)
-        # nothing may depend on the mode
-        return (evaluation,) if evaluation.same_as(training) else (evaluation, training)
+        training = captured_in(model, example_inputs, "train", record=record, decided=decided)
+        if not evaluation.same_as(training):  # nothing may depend on the mode
+            graphs = evaluation, training
     except ModelError:
-        read = {evaluation.tensors.get(node.name) for node in evaluation.placeholders if node.users}
-        names = canonical(model)
-        if {names[name] for name, _ in model.named_parameters()} <= read:
-            return (evaluation,)
-        raise
+        if _unread(model, graphs):
+            raise
+    by_data = [line for graph in graphs for line in graph.by_data]
+    missed = _unread(model, graphs) if by_data else []
+    if missed:
+        raise ModelError(
+            f"values of the inputs decide what is computed, {by_data[0]}; {missed[0]} is not reached by the "
+            "example inputs: give some that reach all parameters"
+        )
+    return graphs
+
+
+def _unread(model: nn.Module, graphs: Sequence[Captured]) -> list[str]:
+    """The parameters that no graph reads."""
+    every = [each for graph in graphs for each in (graph, *graph.others)]
+    read = {graph.tensors.get(node.name) for graph in every for node in graph.placeholders if node.users}
+    names = canonical(model)
+    return [name for name, _ in model.named_parameters() if names[name] not in read]
 
 
 def takes(graph: Captured, example_inputs: Inputs) -> bool:
@@ -82,7 +102,9 @@ def canonical(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in every.items()}
 
 
-def captured_in(model: nn.Module, example_inputs: Inputs, mode: Mode, *, record: bool = True) -> Captured:
+def captured_in(
+    model: nn.Module, example_inputs: Inputs, mode: Mode, *, record: bool = True, decided: bool = False
+) -> Captured:
     """The graph in one mode; the arguments and what is raised are those of `captured`."""
     args, kwargs = arguments(example_inputs)
     try:
@@ -97,8 +119,28 @@ def captured_in(model: nn.Module, example_inputs: Inputs, mode: Mode, *, record:
             try:
                 return recorded(model, args, kwargs, names, sizes=mode == "eval")
             except NotRecordedError as error:
+                _LOG.debug("values are computed in %s mode, since it cannot be recorded: %s", mode, error)
+            try:
+                found = _with_values(model, (args, kwargs), names, sizes=mode == "eval")
+                if decided or not (found.by_data or found.by_state):
+                    return found
+            except NotRecordedError as error:
                 _LOG.debug("exported in %s mode, since it cannot be recorded: %s", mode, error)
         return exported(model, args, kwargs, names, mode)
+
+
+def _with_values(model: nn.Module, call: Arguments, names: dict[str, str], *, sizes: bool) -> Captured:
+    """The graph of what a network does on these inputs, with those of what it does on others."""
+    found = recorded(model, *call, names, sizes=sizes, values=True)
+    others: list[Captured] = []
+    for other in (drawn(call), shuffled(call)) if found.by_data else ():
+        try:
+            graph = recorded(model, *other, names, values=True)
+        except NotRecordedError:  # inputs that it does not take
+            continue
+        if not any(graph.same_as(each) for each in (found, *others)):
+            others.append(graph)
+    return replace(found, others=tuple(others))
 
 
 _INPUTS = {
@@ -163,13 +205,6 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         loud.setLevel(level)
 
 
-def _is_machinery(path: Path) -> bool:
-    """Whether a file is PyTorch's, Python's or this package's, not the network's."""
-    if {Path(torch.__file__).parent, Path(__file__).parent} & set(path.parents):
-        return True
-    return Path(inspect.__file__).parent in path.parents and "site-packages" not in path.parts
-
-
 def _check_sizes(program: ExportedProgram, mode: str) -> None:
     """Raise where a tensor's size depends on the data."""
     for node in program.graph.nodes:
@@ -187,16 +222,6 @@ def _refusal(error: Exception, mode: str) -> str:
     if "data-dependent" in first:  # PyTorch speaks of its symbols here
         first = "what it does next depends on the values of its data, which no single graph can hold"
     return f"the network cannot be exported in {mode} mode: {first}{place_of(error)}"
-
-
-def place_of(error: BaseException) -> str:
-    """The last line of the network's code that ran, such as `, at line 12 of net.py: if x.sum() > 0:`."""
-    place = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        path = Path(frame.filename)
-        if path.is_file() and not _is_machinery(path):
-            place = f", at line {frame.lineno} of {path.name}: {frame.line}"
-    return place
 
 
 # ---- inputs made up where none are given -------------------------------------------------------------------

@@ -37,6 +37,10 @@ class Captured:
         takes: how the user's inputs are nested in the arguments.
         gives: how the user's outputs are nested in what the network returns.
         uses: what its sizes are computed from, where that was recorded.
+        by_data: the lines that ask for values of the user's inputs: what is done next is what these decided.
+        by_state: the lines that ask for values of parameters or buffers.
+        others: graphs of the same network in the same mode on other inputs, where the values there decide
+            otherwise.
     """
 
     graph: fx.Graph
@@ -47,6 +51,9 @@ class Captured:
     takes: pytree.TreeSpec
     gives: pytree.TreeSpec
     uses: SizeUses = field(default_factory=SizeUses)
+    by_data: tuple[str, ...] = ()
+    by_state: tuple[str, ...] = ()
+    others: tuple[Captured, ...] = ()
 
     def __deepcopy__(self, memo: Any) -> Captured:
         """Itself, since nothing of it changes."""
@@ -266,6 +273,13 @@ def is_view(node: fx.Node) -> bool:
     arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
     aliased = any(each.alias_info is not None for each in arguments)
     return node.target is operator.getitem or (aliased and not is_written(node))
+
+
+def memory_of(node: fx.Node) -> fx.Node:
+    """The node whose memory a node's value lies in."""
+    while is_view(node) or is_written(node):
+        (node, *_) = node.all_input_nodes
+    return node
 
 
 def leading_to(node: fx.Node) -> set[fx.Node]:

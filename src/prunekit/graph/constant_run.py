@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from prunekit.graph.captured import Captured, argument, behind, is_view, is_written, op_name
+from prunekit.graph.captured import Captured, argument, behind, is_written, memory_of, op_name
 from prunekit.graph.groups import CouplingGraph, KeepMasks, Labelling
 from prunekit.graph.labels import Flags, Ints
 from prunekit.graph.ops import operator_of
@@ -153,17 +153,10 @@ class _Run(Interpreter):
         """What was written to has the node's value; of other views of the same memory nothing is known."""
         written = node.args[0]
         assert isinstance(written, fx.Node)
-        memory = _memory(written)
-        for other in [each for each in self.env if each is not written and _memory(each) is memory]:
+        memory = memory_of(written)
+        for other in [each for each in self.env if each is not written and memory_of(each) is memory]:
             self.env[other] = _lost(other.meta.get("val"), self._device)
         self.env[written] = found
-
-
-def _memory(node: fx.Node) -> fx.Node:
-    """The node whose memory a node's value lies in."""
-    while is_view(node) or is_written(node):
-        (node, *_) = node.all_input_nodes
-    return node
 
 
 def _of_removed(value: Any, axes: tuple[Any, ...]) -> Any:

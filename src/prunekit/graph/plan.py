@@ -180,12 +180,27 @@ def traced(
     and single features can be left out. Raises as `groups` does.
     """
     ignored = _ignored(model, ignore)
-    graphs = captured(model, example_inputs)
+    graphs = captured(model, example_inputs, decided=True)
     for features in features_of(graphs[0]) if inputs else ():
         found = _joined(graphs, _analyses(model, graphs, ignored, features), residual)
         if any(group.name == INPUT and group.frozen is None for group in found.plan.groups):
             return replace(found, features=features)
-    return _joined(graphs, _analyses(model, graphs, ignored), residual)
+    found = _joined(graphs, _analyses(model, graphs, ignored), residual)
+    return replace(found, plan=_without_statistics(found.plan, graphs))
+
+
+def _without_statistics(plan: GroupPlan, graphs: Sequence[Captured]) -> GroupPlan:
+    """Where data decide what is computed, no graph takes statistics over what stays: such groups stay."""
+    lines = [line for graph in graphs for line in graph.by_data]
+    if not lines:
+        return plan
+    reason = f"statistics run over it, and values of the inputs decide what is computed, {lines[0]}"
+    return GroupPlan(
+        tuple(
+            replace(group, frozen=reason) if group.normalised and group.frozen is None else group
+            for group in plan.groups
+        )
+    )
 
 
 def _analyses(
@@ -195,6 +210,7 @@ def _analyses(
     features: Features | None = None,
 ) -> list[Propagation]:
     """One analysis for each way to cut axes that makes a difference, the one with most units first."""
+    graphs = [*graphs, *(other for graph in graphs for other in graph.others)]
     found = [analysed(model, graphs, ignored, policy="most", features=features)]
     if any(choice.site[-1] != "groups" for choice in found[0].propagator.choices):
         for policy in _OTHER_POLICIES:

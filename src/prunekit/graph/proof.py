@@ -18,6 +18,7 @@ from prunekit.graph.capture import tensors_of
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.draws import Draws
 from prunekit.graph.groups import KeepMasks
+from prunekit.graph.other_inputs import Arguments, drawn, shuffled
 from prunekit.graph.reference_run import (
     Deviation,
     Interpreter,
@@ -32,7 +33,6 @@ from prunekit.graph.surgery import Axes, copy_of, count_parameters
 from prunekit.modes import Snapshot, keeping_modes
 
 UNTOUCHED = "; the model is as it was"
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 AFFORDABLE = 2**28  # parameters of which two copies in float64 are made: 4 GiB
 
 
@@ -165,6 +165,9 @@ def proven(
     small = _prepared(candidate, reference.dtype)
     call = arguments(inputs)
     random = drawn(call)
+    whole = [each for each in pytree.tree_leaves(call) if isinstance(each, Tensor)]
+    if not all(each.is_floating_point() for each in whole) and not _takes(reference, random):
+        random = shuffled(call)
     worst = None
     if training:
         try:
@@ -193,6 +196,15 @@ def proven(
                 )
     assert worst is not None
     return worst
+
+
+def _takes(reference: Reference, call: Arguments) -> bool:
+    """Whether a network can be run: of lengths and positions not every integer is allowed."""
+    try:
+        reference.outputs(call, training=False)
+    except ModelError:
+        return False
+    return True
 
 
 def run_both(model: nn.Module, other: nn.Module, inputs: Inputs) -> Deviation:
@@ -328,24 +340,6 @@ def _converted(call: Arguments, model: nn.Module, dtype: torch.dtype | None) -> 
         return value.to(dtype or own)
 
     return pytree.tree_map_only(Tensor, converted, call)
-
-
-def drawn(call: Arguments) -> Arguments:
-    """Random arguments of the same shapes: numbers of the same mean and spread, integers of one range."""
-    generator = torch.Generator().manual_seed(0)  # not the user's
-
-    def replaced(value: Tensor) -> Tensor:
-        if not value.numel() or value.dtype == torch.bool:
-            return value
-        if not value.is_floating_point():
-            low, high = int(value.min()), int(value.max())
-            return torch.randint(low, high + 1, value.shape, generator=generator).to(value)
-        exactly = value.double().cpu().nan_to_num(posinf=0, neginf=0)
-        spread = float(exactly.std(correction=0)) or 1.0
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        return (exactly.mean() + spread * noise).to(value)
-
-    return pytree.tree_map_only(Tensor, replaced, call)
 
 
 @contextmanager

@@ -1,30 +1,32 @@
 """A network's graph, recorded from the operators that it calls.
 
 The network runs once on tensors without data, so that nothing is computed, no buffer changes, and whatever
-asks for a value fails. Where it writes to its modules, it runs once more on what it has left there. PyTorch's
-inference mode lets the operators through as the network calls them, before they fall into others, so that the
-graph is of the kind that `torch.export` gives, in a tenth of its time. Wherever a recording might not be the
-network, it is refused, and `torch.export` decides.
+asks for a value fails, unless values are computed along. Where it writes to its modules, it runs once more on
+what it has left there. PyTorch's inference mode lets the operators through as the network calls them, before
+they fall into others, so that the graph is of the kind that `torch.export` gives, in a tenth of its time.
+Wherever a recording might not be the network, it is refused, and `torch.export` decides.
 """
 
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as hooks
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit.graph.captured import Captured, InputKind
+from prunekit.graph.places import CodePlace, line_at, place_here
+from prunekit.graph.result_shapes import shapes
 from prunekit.graph.size_run import SizeMode, SizeUses, plain, remembering
+from prunekit.graph.values import Values
 from prunekit.modes import untouched
 
 
@@ -32,6 +34,7 @@ class FakeTensor(Tensor):
     """A tensor of which there are shape, type and device, and no data."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    recorder: Callable[[], Any]
 
     @staticmethod
     def __new__(cls, meta: Tensor, device: torch.device) -> FakeTensor:
@@ -51,6 +54,21 @@ class FakeTensor(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         """Shape and type: there are no entries to show."""
         return f"FakeTensor({tuple(self.shape)}, {self.dtype})"
+
+    def tolist(self) -> Any:
+        """The values, where they are computed along."""
+        return self._real("tolist", Tensor.tolist)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Likewise."""
+        return self._real("numpy", Tensor.numpy)
+
+    def __array__(self, dtype: Any = None) -> Any:
+        """Likewise."""
+        return self._real("numpy", Tensor.numpy).astype(dtype or None)
+
+    def _real(self, how: str, to: Callable[[Tensor], Any]) -> Any:
+        return self.recorder().asked(how, self, to)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -99,6 +117,7 @@ def recorded(
     names: Mapping[str, str],
     *,
     sizes: bool = False,
+    values: bool = False,
 ) -> Captured:
     """The graph of a network as it is now; the network is left as it was.
 
@@ -108,6 +127,7 @@ def recorded(
         kwargs: of its forward.
         names: the first name of each parameter and buffer.
         sizes: whether to find out what its sizes are computed from, where its code lets that be done.
+        values: whether a value that is asked for is computed, which takes the memory and time of a run.
 
     Raises:
         NotRecordedError: where a value is asked for, or something is done that a graph might not show.
@@ -115,13 +135,14 @@ def recorded(
     with untouched(model) as before:
         uses = None
         try:
-            found = _run(model, args, kwargs, names, uses := SizeUses() if sizes else None)
+            found = _run(model, args, kwargs, names, uses := SizeUses() if sizes else None, values=values)
         except NotRecordedError:
             if uses is None:
                 raise
             before.put_back()
-            found = _run(model, args, kwargs, names)  # code may refuse numbers that are not plain
-        if before.changed and not found.same_as(_run(model, args, kwargs, names)):
+            # code may refuse numbers that are not plain
+            found = _run(model, args, kwargs, names, values=values)
+        if before.changed and not found.same_as(_run(model, args, kwargs, names, values=values)):
             raise NotRecordedError(f"the forward of {before.changed} changes what its next call gives")
     return found
 
@@ -132,8 +153,10 @@ def _run(
     kwargs: dict[str, Any],
     names: Mapping[str, str],
     uses: SizeUses | None = None,
+    *,
+    values: bool = False,
 ) -> Captured:
-    recorder = _Recorder(model, names)
+    recorder = _Recorder(model, names, Values() if values else None)
     flat, takes = pytree.tree_flatten((args, kwargs))
     given = [recorder.user(value, number) for number, value in enumerate(flat)]
     own_args, own_kwargs = pytree.tree_unflatten(given, takes)
@@ -143,8 +166,8 @@ def _run(
                 stack.enter_context(remembering(model, uses))
                 stack.enter_context(SizeMode(recorder.graph, recorder.node_of, uses))
             output = model(*own_args, **own_kwargs)
-        values, gives = pytree.tree_flatten(output)
-        recorder.graph.output(tuple(recorder.output(value) for value in values))
+        results, gives = pytree.tree_flatten(output)
+        recorder.graph.output(tuple(recorder.output(value) for value in results))
     except NotRecordedError as failure:
         recorder.describe(failure, takes)
         raise
@@ -153,15 +176,25 @@ def _run(
         recorder.describe(raised, takes)
         raise raised from error
     found = recorder.captured(takes, gives)
-    return replace(found, outputs=tuple(("user", "") for _ in values), uses=uses or SizeUses())
+    by_data, by_state = recorder.deciding()
+    return replace(
+        found,
+        outputs=tuple(("user", "") for _ in results),
+        uses=uses or SizeUses(),
+        by_data=by_data,
+        by_state=by_state,
+    )
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Takes every operator that is called down as a node."""
 
-    def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
+    def __init__(self, model: nn.Module, names: Mapping[str, str], values: Values | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
+        self._values = values
+        self._asked: list[tuple[CodePlace | None, dict[fx.Node, InputKind]]] = []
+        self._kinds: dict[fx.Node, InputKind] = {}
         self.inputs: list[tuple[InputKind, str]] = []
         self.constants: dict[str, Tensor] = {}
         # tensors are kept with what is known of them: an object that is gone may pass on its identity
@@ -178,6 +211,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages = {tensor.untyped_storage().data_ptr() for _, tensor in every if tensor.numel()}
         for name, tensor in every:
             node = self._placeholder(f"p_{name.replace('.', '_')}", "tensor", names[name], meta_of(tensor))
+            self._given(node, tensor)
             self._known[id(tensor)] = tensor, node
 
     @classmethod
@@ -211,6 +245,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if type(value) is not Tensor or value.layout != torch.strided:
             raise NotRecordedError(f"an input is a {type(value).__name__} of the layout {value.layout}")
         node = self._placeholder(f"input_{number}", "user", "", meta_of(value))
+        self._given(node, value)
         return self._made(node, value.device)
 
     def output(self, value: Any) -> Any:
@@ -231,10 +266,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten.linear.default and args[0].shape[-1:] != args[1].shape[-1:]:
             raise MisfitError(args[0].shape[-1], args[1].shape[-1])
         own_args, own_kwargs = _mapped((args, kwargs), self._found)
-        result = shapes(func, *_mapped((args, kwargs), lambda each: self._found(each).meta["val"]))
+        result = self._result(func, args, kwargs)
+        if not isinstance(result, (Tensor, tuple, list)):
+            return result
         name = func.overloadpacket.__name__
         node = self.graph.create_node("call_function", func, own_args, own_kwargs, name)
         self._describe(node, result)
+        if self._values is not None:
+            self._values.called(node)
         if func._schema.is_mutable:
             self._known[id(args[0])] = args[0], node
             return args[0]
@@ -246,6 +285,58 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(result, (list, tuple)) and torch.is_grad_enabled():
             return type(result)(self._item(node, number, each, device) for number, each in enumerate(result))
         raise NotRecordedError(f"{func} gives a {type(result).__name__}")
+
+    def asked(self, how: str, tensor: Tensor, to: Callable[[Tensor], Any]) -> Any:
+        """The values of a tensor, in another form."""
+        if self._values is None:
+            raise RuntimeError(f"{how} of a tensor without data")
+        node = self._found(tensor)
+        self._note([node])
+        with _disable_current_modes():
+            return to(self._values.of(node).clone())
+
+    def deciding(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The lines that ask for values which come from the inputs, and from the network's state."""
+        found: dict[str, list[str]] = {"user": [], "tensor": []}
+        for place, sources in self._asked:
+            for node, kind in sources.items():
+                if kind == "tensor" and self._values is not None and self._values.is_written_to(node):
+                    raise NotRecordedError(f"a value is asked for that the network writes{line_at(place)}")
+                if kind in found:
+                    found[kind].append(line_at(place).removeprefix(", "))
+        by_data, by_state = (tuple(dict.fromkeys(each)) for each in found.values())
+        return by_data, by_state
+
+    def _note(self, nodes: list[fx.Node]) -> None:
+        """Remember that values are asked for here, and what they come from."""
+        assert self._values is not None
+        self._asked.append((place_here(_run.__code__), self._values.sources(nodes, self._kinds)))
+
+    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator gives: tensors without data, or a value."""
+        if self._values is not None and _gives_values(func, args):
+            return self._computed(func, args, kwargs)
+        try:
+            return shapes(func, *_mapped((args, kwargs), lambda each: self._found(each).meta["val"]))
+        except (NotImplementedError, RuntimeError):
+            if self._values is None or func._schema.is_mutable:
+                raise
+            return self._computed(func, args, kwargs)  # some operators look at values, as of lengths
+
+    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator gives whose result, or its shape, depends on values; tensors without data."""
+        assert self._values is not None
+        nodes: list[fx.Node] = []
+        _mapped((args, kwargs), lambda each: nodes.append(self._found(each)))
+        self._note(nodes)
+        own_args, own_kwargs = self._values.of(_mapped((args, kwargs), self._found))
+        with _disable_current_modes(), torch.no_grad():
+            found = func(*own_args, **own_kwargs)
+        return pytree.tree_map_only(Tensor, meta_of, found)
+
+    def _given(self, node: fx.Node, value: Any) -> None:
+        if self._values is not None:
+            self._values.given(node, value)
 
     @contextmanager
     def calls(self) -> Iterator[None]:
@@ -276,7 +367,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _check(self, func: Any, args: Any) -> None:
         if not isinstance(func, torch._ops.OpOverload):
             raise NotRecordedError(f"{func} is no operator")
-        if any(tag in func.tags for tag in _REFUSED) and not _is_indexing_by_numbers(func, args):
+        refused = (torch.Tag.inplace_view,) if self._values is not None else _REFUSED
+        if any(tag in func.tags for tag in refused) and not _is_indexing_by_numbers(func, args):
             raise NotRecordedError(f"{func} depends on values, or changes a shape in place")
         if func._schema.is_mutable and not func.overloadpacket.__name__.endswith("_"):
             raise NotRecordedError(f"{func} writes to what it is given")
@@ -292,6 +384,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = f"constant_{len(self.constants)}"
         self.constants[name] = tensor
         node = self._placeholder(name, "constant", name, meta_of(tensor))
+        self._given(node, tensor)
         self._known[id(tensor)] = tensor, node
         return node
 
@@ -302,6 +395,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self.graph.inserting_after(self._last):
                 node = self.graph.placeholder(name)
         node.meta["val"] = value
+        self._kinds[node] = kind
         self.inputs.append((kind, stands_for))
         self._last = node
         return node
@@ -310,11 +404,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = self._found(tensor)
         node = self.graph.call_function(torch.ops.aten.detach.default, (before,))
         self._describe(node, before.meta["val"])
+        if self._values is not None:
+            self._values.called(node)
         self._known[id(tensor)] = tensor, node
         return tensor
 
     def _made(self, node: fx.Node, device: torch.device) -> FakeTensor:
         made = FakeTensor(node.meta["val"], device)
+        made.recorder = weakref.ref(self)
         self._known[id(made)] = made, node
         return made
 
@@ -323,11 +420,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return value
         item = self.graph.call_function(operator.getitem, (node, number))
         self._describe(item, value)
+        if self._values is not None:
+            self._values.called(item)
         return self._made(item, device)
 
     def _describe(self, node: fx.Node, value: Any) -> None:
         node.meta["val"] = value
         node.meta["nn_module_stack"] = self._stack[-1]
+        node.meta["place"] = place_here(_run.__code__)
 
     def _device(self, args: Any, kwargs: Mapping[str, Any]) -> torch.device:
         if kwargs.get("device") is not None:
@@ -349,113 +449,19 @@ def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return value
 
 
+_OF_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+
+
+def _gives_values(func: torch._ops.OpOverload, args: Any) -> bool:
+    """Whether what an operator gives, or its shape, depends on the values of what it reads."""
+    if func.overloadpacket.__name__ in ("is_nonzero", "nonzero_numpy"):
+        return True
+    return any(tag in func.tags for tag in _OF_VALUES) and not _is_indexing_by_numbers(func, args)
+
+
 def _is_indexing_by_numbers(func: torch._ops.OpOverload, args: Any) -> bool:
     """Whether what comes out has the size of the index; by a mask its size would depend on the mask."""
     by = [each for each in pytree.tree_leaves(args[1:2]) if isinstance(each, Tensor)]
     return func is torch.ops.aten.index.Tensor and all(
         each.dtype not in (torch.bool, torch.uint8) for each in by
     )
-
-
-# their results are like their first argument, or like what is broadcast; PyTorch works that out in its own
-# Python code, which takes up to milliseconds and loads its compiler first
-_ALIKE = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm"})
-_ENTRY_BY_ENTRY = (
-    frozenset({"add", "sub", "mul", "div", "neg", "clamp", "exp", "sqrt", "rsqrt"})
-    | {"sigmoid", "tanh", "softplus"}
-    | {"relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "mish"}
-    | {"hardtanh", "hardswish", "hardsigmoid"}
-)
-_POOLS = {"adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2, "adaptive_avg_pool3d": 3}
-
-
-def shapes(func: torch._ops.OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What an operator gives for tensors on the meta device, without anything written to them.
-
-    Args:
-        func: the operator.
-        args: its arguments.
-        kwargs: likewise.
-    """
-    if func._schema.is_mutable:
-        return args[0]
-    name = func.overloadpacket.__name__
-    if name in _ALIKE and args[0].is_floating_point():
-        return torch.empty_like(args[0])
-    if name in _ENTRY_BY_ENTRY:
-        given = [each for each in chain(args, kwargs.values()) if isinstance(each, Tensor)]
-        if _plain(given):
-            shape = given[0].shape
-            if any(each.shape != shape for each in given):
-                shape = torch.broadcast_shapes(*(each.shape for each in given))  # type: ignore[no-untyped-call]
-            return given[0].new_empty(shape)
-    if name in _WINDOWS and not kwargs and _plain([each for each in args[:3] if isinstance(each, Tensor)]):
-        found = _WINDOWS[name](*args)
-        if found is not None:
-            return args[0].new_empty(found)
-    if name in _POOLS:
-        return args[0].new_empty((*args[0].shape[: -_POOLS[name]], *args[1]))
-    if "device" in kwargs:
-        kwargs = {**kwargs, "device": "meta"}
-    return func(*args, **kwargs)
-
-
-def _plain(tensors: list[Tensor]) -> bool:
-    """Whether all are numbers of one real type, in the order of their axes, so that the result is, too."""
-    first = tensors[0]
-    return first.is_floating_point() and all(
-        each.dtype == first.dtype and each.dim() and each.is_contiguous() for each in tensors
-    )
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Any = None) -> tuple[int, ...] | None:
-    """The shape of the outputs; None where PyTorch is to say what does not fit."""
-    return (*x.shape[:-1], len(weight)) if x.shape[-1] == weight.shape[-1] and weight.dim() == 2 else None
-
-
-def _convolution(
-    sides: int,
-    x: Tensor,
-    weight: Tensor,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    gap: Any = 1,
-    groups: int = 1,
-) -> tuple[int, ...] | None:
-    """Likewise."""
-    if x.dim() != sides + 2 or x.shape[1] != weight.shape[1] * groups:
-        return None
-    places = _places(x, weight.shape[2:], stride, padding, gap)
-    return places and (len(x), len(weight), *places)
-
-
-def _max_pool(
-    sides: int, x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, gap: Any = 1, ceil: bool = False
-) -> tuple[int, ...] | None:
-    """Likewise."""
-    if ceil or len(kernel) != sides or x.dim() != sides + 2:
-        return None
-    places = _places(x, kernel, stride or kernel, padding, gap)
-    return places and (*x.shape[:2], *places)
-
-
-def _places(x: Tensor, kernel: Any, stride: Any, padding: Any, gap: Any) -> tuple[int, ...] | None:
-    """At how many places a window fits along each of the last axes."""
-    sides = len(kernel)
-    given = [[each] * sides if isinstance(each, int) else each for each in (stride, padding, gap)]
-    if any(isinstance(each, str) or len(each) != sides for each in given):
-        return None
-    left = [
-        size + 2 * pad - gap * (width - 1) - 1
-        for size, width, pad, gap in zip(x.shape[-sides:], kernel, *given[1:], strict=True)
-    ]
-    places = tuple(free // step + 1 for free, step in zip(left, given[0], strict=True))
-    return places if min(left) >= 0 else None
-
-
-_WINDOWS: dict[str, Callable[..., tuple[int, ...] | None]] = {
-    "linear": _linear,
-    **{f"conv{sides}d": partial(_convolution, sides) for sides in (1, 2, 3)},
-    **{f"max_pool{sides}d": partial(_max_pool, sides) for sides in (1, 2, 3)},
-}

@@ -209,6 +209,7 @@ def shrink(
         operate(model, work.cut, masks, values)
         result = model
     except VerificationError as error:
+        _check_decided(found, error)
         if not takes(found.graphs[0], example_inputs):
             found = analysed()
             work = operation(model, found, flags)
@@ -229,6 +230,18 @@ def shrink(
         (times[1] - times[0], times[2] - times[1], times[3] - times[2]),
         work.cut.tensors,
     )
+
+
+def _check_decided(found: CouplingGraph, error: VerificationError) -> None:
+    """Raise where no graph can take the place of the network's own code, since values decide what it does."""
+    for graph in found.graphs:
+        for what, lines in (("the inputs", graph.by_data), ("its tensors", graph.by_state)):
+            if lines:
+                why = str(error).splitlines()[0].removesuffix(UNTOUCHED)
+                raise VerificationError(
+                    f"{why}; no graph can take the place of its code, since values of {what} decide what it "
+                    f"computes, {lines[0]}{UNTOUCHED}"
+                ) from error
 
 
 def _draws(found: CouplingGraph, keeping: KeepMasks, training: bool) -> Draws:

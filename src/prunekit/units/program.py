@@ -24,7 +24,7 @@ from prunekit.graph.branches import BLOCKS, branches_by_unit
 from prunekit.graph.captured import Captured, attributes_of, behind, is_view, is_written, leading_to, op_name
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import entries
-from prunekit.graph.ops import moves, operator_of
+from prunekit.graph.ops import indexing, moves, operator_of
 from prunekit.losses import one_tensor
 
 
@@ -130,7 +130,7 @@ class Program:
         for member in members:
             node = self._named.get(member.tensor)
             if node is not None:
-                looked_up = {user for user in node.users if operator_of(user).labels is moves.embedding}
+                looked_up = {user for user in node.users if operator_of(user).labels is indexing.embedding}
                 users = set(node.users) - (set() if lookups else looked_up)
                 index, unit = entries(member)
                 units = torch.full((node.meta["val"].shape[member.dim],), -1)

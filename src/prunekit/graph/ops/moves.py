@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 
 from prunekit.graph.captured import argument, set_argument, shape_of
 from prunekit.graph.labels import Dim, Propagator, Value, position, reshaped, rows_joined
-from prunekit.graph.ops.registry import Keeps, ModuleSizes, kept_along, new_shape, operators
+from prunekit.graph.ops.registry import Keeps, kept_along, new_shape, operators
 
 MAX_DIFFERENCES = 64
 """The highest order of `diff` in a saved graph."""
@@ -60,7 +60,8 @@ def movedim(propagator: Propagator, x: Value, source: Any, target: Any) -> Value
     return tuple(x[order[axis] if axis in order else rest.pop(0)] for axis in range(len(x)))
 
 
-def _with(value: Value, axis: int, dim: Dim) -> Value:
+def with_axis(value: Value, axis: int, dim: Dim) -> Value:
+    """The tensor with another axis in the place of one."""
     return (*value[:axis], dim, *value[axis + 1 :])
 
 
@@ -89,7 +90,7 @@ def sliced(
             old = propagator.fix(old, "is read in steps")
         else:
             old = old._replace(labels=rows.repeat(step))
-    return _with(x, axis, _picked(old, slice(start, end, step)))
+    return with_axis(x, axis, _picked(old, slice(start, end, step)))
 
 
 def narrow(propagator: Propagator, x: Value, dim: int, start: int, length: int) -> Value:
@@ -117,7 +118,7 @@ def pieces(propagator: Propagator, x: Value, sizes: Any, dim: int = 0) -> list[V
     pieces, start = [], 0
     for val in propagator.val:
         size = int(val.shape[axis])
-        pieces.append(_with(x, axis, _picked(x[axis], slice(start, start + size))))
+        pieces.append(with_axis(x, axis, _picked(x[axis], slice(start, start + size))))
         start += size
     return pieces
 
@@ -159,7 +160,7 @@ def flip(propagator: Propagator, x: Value, dims: Sequence[int]) -> Value:
     """Axes the other way round."""
     for dim in dims:
         axis = position(dim, len(x))
-        x = _with(x, axis, _picked(x[axis], slice(None, None, -1)))
+        x = with_axis(x, axis, _picked(x[axis], slice(None, None, -1)))
     return x
 
 
@@ -179,7 +180,7 @@ def roll(propagator: Propagator, x: Value, shifts: Any, dims: Any = ()) -> Value
         axis = position(dim, len(x))
         labels = x[axis].labels
         if labels is not None:
-            x = _with(x, axis, Dim(x[axis].size, np.roll(labels, shift), x[axis].zero))
+            x = with_axis(x, axis, Dim(x[axis].size, np.roll(labels, shift), x[axis].zero))
     return x
 
 
@@ -222,7 +223,7 @@ def repeat_interleave(
     if not isinstance(repeats, int) or dim is None:
         return propagator.unknown("is repeated")
     axis = position(dim, len(x))
-    return _with(x, axis, widened(x[axis], repeats))
+    return with_axis(x, axis, widened(x[axis], repeats))
 
 
 def widened(dim: Dim, times: int) -> Dim:
@@ -308,6 +309,20 @@ def resize_shifts(node: fx.Node, keeps: Keeps) -> None:
     set_argument(node, "dims", dims)
 
 
+def unfolded(propagator: Propagator, x: Value, dim: int, size: int, step: int) -> Value:
+    """Windows along an axis, which lie along a new last one."""
+    axis = position(dim, len(x))
+    propagator.freeze([x[axis]], "is read in windows")
+    windows = Dim(int(propagator.val.shape[axis]))
+    return (*with_axis(tuple(each._replace(origin=None) for each in x), axis, windows), Dim(size))
+
+
+def triangular(propagator: Propagator, x: Value, *_: Any, **__: Any) -> Value:
+    """Zeros on one side of the diagonal of the last two axes, which so have a place."""
+    propagator.freeze(x[-2:], "has zeros by its place")
+    return (*x[:-2], *(Dim(dim.size) for dim in x[-2:]))
+
+
 def check_diff(arguments: Mapping[str, Any]) -> None:
     """Refuse differences of so high an order that they take for ever."""
     if not 0 <= arguments.get("n", 1) <= MAX_DIFFERENCES:
@@ -364,62 +379,11 @@ operators("hsplit vsplit", saved="array int", results={"int": lambda x, sections
 operators(
     """
     atleast_3d broadcast_tensors diag diag_embed diagonal diagonal_scatter dstack hstack lift_fresh_copy
-    select_scatter slice_scatter tril triu unfold vstack
+    select_scatter slice_scatter vstack
     """,
     saved="default",
 )
+_moving("unfold", labels=unfolded, saved="default")
+operators("tril triu", labels=triangular, saved="default")
 operators("diff", saved="default", check=check_diff)
 operators("meshgrid", saved="default indexing")
-
-
-def embedding(propagator: Propagator, weight: Value, index: Value, *_: Any, **__: Any) -> Value:
-    """weight (entries, width), one row for each index."""
-    propagator.freeze([weight[0]], "is looked up by the input")
-    propagator.freeze(index, "is looked up with")
-    if weight[1].origin is not None:
-        propagator.hint("embedding", weight[1].labels)
-    return (*(Dim(dim.size) for dim in index), weight[1]._replace(origin=None))
-
-
-def index(propagator: Propagator, x: Value, indices: Sequence[Value | None]) -> Any:
-    """Entries of some axes picked by tensors; the axes that are not picked stay."""
-    given = [axis for axis, each in enumerate(indices) if each is not None]
-    if not given or given != list(range(given[0], given[-1] + 1)):
-        return propagator.unknown("is indexed")
-    propagator.freeze([x[axis] for axis in given], "is indexed by a tensor")
-    for axis in given:
-        propagator.freeze(indices[axis] or (), "is an index")
-    shape = [int(size) for size in propagator.val.shape]
-    behind = len(x) - given[-1] - 1
-    middle = shape[given[0] : len(shape) - behind]
-    rest = [dim._replace(origin=None) for dim in x]
-    return (*rest[: given[0]], *(Dim(size) for size in middle), *rest[len(x) - behind :])
-
-
-def index_select(propagator: Propagator, x: Value, dim: int, index: Value) -> Value:
-    """Entries of one axis picked by a tensor."""
-    axis = position(dim, len(x))
-    propagator.freeze([x[axis], *index], "is indexed by a tensor")
-    return (*x[:axis], Dim(index[0].size if index else 1), *x[axis + 1 :])
-
-
-def check_indices(arguments: Mapping[str, Any]) -> None:
-    """Refuse masks: how many entries they pick depends on their values."""
-    for index in arguments["indices"]:
-        if index is not None and index.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"an index is of {index.dtype}, whose result's shape depends on values")
-
-
-_moving(
-    "embedding",
-    labels=embedding,
-    module_sizes=ModuleSizes((nn.Embedding,), {"weight": ("num_embeddings", "embedding_dim")}),
-    saved="default",
-)
-_moving("index", labels=index, saved="Tensor", check=check_indices)
-_moving("index_select", labels=index_select, saved="default")
-operators("gather index_add index_copy masked_scatter scatter_add take take_along_dim", saved="default")
-operators("index_fill", saved="int_Scalar int_Tensor")
-operators("index_put", saved="default", check=check_indices)
-operators("scatter", saved="reduce src value value_reduce")
-operators("scatter_reduce", saved="two")

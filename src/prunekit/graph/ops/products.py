@@ -119,6 +119,16 @@ def einsum(propagator: Propagator, equation: str, operands: Sequence[Value], **_
     return contracted(propagator, operands, letters, out)
 
 
+def distances(propagator: Propagator, a: Value, b: Value, *_: Any, **__: Any) -> Value:
+    """a (..., n, k) from b (..., m, k): where both have zeros, nothing is added."""
+    if not (a[-1].zero and b[-1].zero):
+        propagator.freeze([a[-1], b[-1]], "is summed over where it need not be zero")
+    propagator.join(a[-1], b[-1])
+    lead = aligned(propagator, [a[:-2], b[:-2]], lambda _: False)
+    return (*lead, *(each._replace(zero=False, origin=None) for each in (a[-2], b[-2])))
+
+
+operators("cdist", labels=distances)
 _sums = partial(operators, labels=addmm, factors=(1, 2), addend=0, saved="default")
 _sums("addbmm addmv baddbmm")
 _sums(

@@ -81,6 +81,13 @@ def channel_shuffle(propagator: Propagator, x: Value, groups: int) -> Value:
     return (x[0], merged(propagator, cut[::-1], tag=GROUPS), *x[2:])
 
 
+def sampled(propagator: Propagator, x: Value, grid: Value, *_: Any, **__: Any) -> Value:
+    """x (N, C, ...) read between its entries at the places (N, ..., axes) of a grid; zeros lie around it."""
+    propagator.freeze(grid, "says where to read")
+    lead = _places(propagator, x, len(x) - 2)
+    return (*lead, *(Dim(dim.size) for dim in grid[1:-1]))
+
+
 def blocks(propagator: Propagator, dim: Dim, size: int) -> Dim:
     """An axis of which several entries in a row become one."""
     return along(propagator, dim, [dim.size // size, size], 0)
@@ -137,7 +144,7 @@ operators(
     labels=pooled,
     saved="default vec",
 )
-operators("grid_sampler", saved="default")
+operators("grid_sampler", labels=sampled, saved="default")
 
 
 def pad(

@@ -1,0 +1,42 @@
+"""Other inputs than the given ones, of the same shapes, on which a network is tried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def drawn(call: Arguments) -> Arguments:
+    """Random arguments of the same shapes: numbers of the same mean and spread, integers of one range."""
+    generator = torch.Generator().manual_seed(0)  # not the user's
+
+    def replaced(value: Tensor) -> Tensor:
+        if not value.numel() or value.dtype == torch.bool:
+            return value
+        if not value.is_floating_point():
+            low, high = int(value.min()), int(value.max())
+            return torch.randint(low, high + 1, value.shape, generator=generator).to(value)
+        exactly = value.double().cpu().nan_to_num(posinf=0, neginf=0)
+        spread = float(exactly.std(correction=0)) or 1.0
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return (exactly.mean() + spread * noise).to(value)
+
+    return pytree.tree_map_only(Tensor, replaced, call)
+
+
+def shuffled(call: Arguments) -> Arguments:
+    """As `drawn`, but the integers are the given ones in another order: lengths keep their largest."""
+    generator = torch.Generator().manual_seed(0)
+
+    def replaced(given: Any, random: Any) -> Any:
+        if not isinstance(given, Tensor) or given.is_floating_point() or given.dtype == torch.bool:
+            return random
+        order = torch.randperm(given.numel(), generator=generator).to(given.device)
+        return given.flatten()[order].view(given.shape)
+
+    return pytree.tree_map(replaced, call, drawn(call))

@@ -1,0 +1,61 @@
+"""Lines of the network's own code: where an operator was called, and where something failed."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import sys
+import traceback
+from functools import cache
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+
+CodePlace = tuple[str, int]
+"""A file and a line in it."""
+
+
+@cache
+def is_machinery(filename: str) -> bool:
+    """Whether a file is PyTorch's, Python's or this package's, or none at all, and so not the network's."""
+    path = Path(filename)
+    if not path.is_file() or {Path(torch.__file__).parent, Path(__file__).parent} & set(path.parents):
+        return True
+    return Path(inspect.__file__).parent in path.parents and "site-packages" not in path.parts
+
+
+def place_here(above: CodeType) -> CodePlace | None:
+    """The innermost line of the network's code that is under way.
+
+    Args:
+        above: of the function that called the network, above which its code does not lie.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not above:
+        if not is_machinery(frame.f_code.co_filename):
+            return frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def short(place: CodePlace | None) -> str:
+    """The place as ` (net.py:12)`; nothing where there is none."""
+    return "" if place is None else f" ({Path(place[0]).name}:{place[1]})"
+
+
+def line_at(place: CodePlace | None) -> str:
+    """The place with its code, as `, at line 12 of net.py: if x.sum() > 0:`; nothing where there is none."""
+    if place is None:
+        return ""
+    code = linecache.getline(*place).strip()
+    return f", at line {place[1]} of {Path(place[0]).name}" + (f": {code}" if code else "")
+
+
+def place_of(error: BaseException) -> str:
+    """The last line of the network's code that ran before an error, as `line_at` gives it."""
+    found: list[Any] = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not is_machinery(frame.filename)
+    ]
+    return line_at((found[-1].filename, found[-1].lineno)) if found else ""
