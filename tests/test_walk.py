@@ -25,10 +25,11 @@ def test_a_unit_method_passes_through_no_more_files_than_it_did_and_unwraps_twic
     """At the plan and at the shrinking. The bar is 35 files: what is held here is what has been reached.
 
     Two more than before batches of any kind were taken and emptied layers were said: `task` and `errors`.
-        Four more since residual streams are found behind scales, and sizes by what the code does with them.
+    Four more since residual streams are found behind scales, and sizes by what the code does with them.
+    Three more since shapes of results, lines of code and other inputs have files of their own.
     """
     with torch.random.fork_rng(devices=[]):
         entered = walks.units()
     files = {file for file, _ in entered}
-    assert 30 < len(files) <= 50
+    assert 30 < len(files) <= 53
     assert sum(function == "unwrap" for _, function in entered) == 2
