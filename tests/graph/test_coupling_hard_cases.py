@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from cut_by_hand import assert_same, stirred
 from torch import nn
 
-from prunekit.graph import groups, prune_groups
+from prunekit.graph import captured, groups, prune_groups
 
 IMAGE = (torch.randn(4, 3, 6, 6, dtype=torch.float64),)
 WORDS = (torch.randn(2, 4, 6, dtype=torch.float64),)
@@ -286,24 +286,6 @@ def test_tied_embeddings_are_one_tensor():
     assert {member.tensor for member in widths[0].members} == {"embedding.weight", "norm.weight"}
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_recurrent_layers_are_refused_with_the_reason(kind):
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = nn.Linear(6, 5)
-            self.cell = kind(5, 8, batch_first=True)
-            self.out = nn.Linear(8, 3)
-
-        def forward(self, x):
-            return self.out(self.cell(self.first(x))[0])
-
-    plan = groups(Recurrent(), (torch.randn(2, 4, 6),))
-    assert plan.prunable == ()
-    assert kind.__name__.lower() in plan.frozen["first"]
-    assert "'cell'" in plan.frozen["first"]
-
-
 @pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
 def test_parametrized_weights_are_left(norm):
     first = getattr(torch.nn.utils.parametrizations, norm)(nn.Linear(6, 5))
@@ -388,7 +370,7 @@ def test_a_branch_on_data_names_its_line():
     from prunekit.errors import ModelError
 
     with pytest.raises(ModelError, match=r"cannot be exported.*if x\.sum\(\) > 0"):
-        groups(Branching(), (torch.randn(2, 6),))
+        captured(Branching(), (torch.randn(2, 6),))
 
 
 def test_the_network_is_left_as_it_was():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from prunekit.errors import InputError
-from prunekit.graph import Group, GroupPlan, Member, groups, shrink, traced
+from prunekit.graph import Group, GroupPlan, Member, captured, groups, shrink, traced
 from prunekit.graph.groups import INPUT
 
 
@@ -140,7 +140,9 @@ def test_sizes_that_depend_on_data_are_refused_with_the_line():
             return super().forward(x[x[:, 0] > 0])
 
     with pytest.raises(ModelError, match=r"(?s)sizes depend on its data.*line \d+.*x\[:, 0\] > 0"):
-        groups(Selecting(3, 2), torch.randn(4, 3))
+        captured(Selecting(3, 2), torch.randn(4, 3))
+    (group,) = groups(Selecting(3, 2), torch.randn(4, 3)).groups
+    assert group.frozen == "is the network's output"
 
 
 class Sum(nn.Module):

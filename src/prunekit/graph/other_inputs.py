@@ -40,3 +40,8 @@ def shuffled(call: Arguments) -> Arguments:
         return given.flatten()[order].view(given.shape)
 
     return pytree.tree_map(replaced, call, drawn(call))
+
+
+def negated(call: Arguments) -> Arguments:
+    """The given arguments, their real numbers with the other sign."""
+    return pytree.tree_map_only(Tensor, lambda given: -given if given.is_floating_point() else given, call)

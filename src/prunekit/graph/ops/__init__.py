@@ -5,6 +5,7 @@ from prunekit.graph.ops import (
     moves,
     pointwise,
     products,
+    recurrent,
     reductions,
     spatial,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "operator_of",
     "pointwise",
     "products",
+    "recurrent",
     "reductions",
     "spatial",
 ]
