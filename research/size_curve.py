@@ -32,6 +32,7 @@ class Series:
     joined: bool = True
 
 
+OURS = ("smallest", "other sizes")
 TINY = Series("tiny networks, shifted images", ("tiny.csv",), ("smallest",), GREY, "s")
 PANELS = {
     "LeNet-300-100": (
@@ -50,7 +51,7 @@ PANELS = {
         TINY,
     ),
     "LeNet-5": (
-        Series("shifted images", ("lenet5-shifted.csv",), ("smallest", "other sizes"), PALETTE[0], "o"),
+        Series("shifted images", ("lenet5-shifted.csv",), OURS, PALETTE[0], "o"),
         Series("plain images", ("lenet5-plain.csv",), ("smallest",), PALETTE[1], "^", False),
         TINY,
     ),
@@ -73,11 +74,11 @@ def points(rows: Iterable[dict[str, str]]) -> list[Point]:
     """The mean and spread of each recipe, by size; rows of one recipe differ in their seed only.
 
     Args:
-        rows: with `method`, `packed_bytes` and `test_accuracy`, and `cell` or `network` where a method has several.
+        rows: with `method`, `packed_bytes` and `test_accuracy`, and `cell` or `network` where a method has
+            several recipes or networks.
     """
     found = defaultdict(list)
     for row in rows:
-        # sparsities of one recipe differ by what the training has made zero
         recipe = row["method"], row.get("network", ""), row.get("cell", "")
         found[recipe].append((float(row["packed_bytes"]), 100 * (1 - float(row["test_accuracy"]))))
     drawn = []
@@ -112,7 +113,9 @@ def panel(axes: Axes, network: str, series: Sequence[Series]) -> None:
         )  # fmt: skip
     for name, (size, error) in PUBLISHED[network].items():
         axes.plot(size, error, "x", color=INK, markersize=6)
-        axes.annotate(name, (size, error), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        right = size > 20_000
+        place = {"xytext": (-4 if right else 5, 5), "ha": "right" if right else "left"}
+        axes.annotate(name, (size, error), textcoords="offset points", fontsize=8, **place)
     axes.plot([], [], "x", color=INK, label="published")
     axes.set_xscale("log")
     axes.set_yscale("log")
