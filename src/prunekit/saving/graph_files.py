@@ -301,7 +301,7 @@ def _graph(saved: Mapping[str, Any]) -> fx.Graph:
 def folded(graph: Captured) -> Captured:
     """The graph with constants in the place of operators that a file may not name, and of all before them.
 
-    What nothing reads is left out. Masks of attention are made so in transformers, by functions of PyTorch's
+    What nothing reads is left out, but for random draws. Masks of attention are made so in transformers, by functions of PyTorch's
     own machinery, from nothing but the shapes.
 
     Args:
@@ -315,7 +315,8 @@ def folded(graph: Captured) -> Captured:
     def fixed(node: fx.Node) -> bool:
         return inputs[node][0] == "constant" if node in inputs else not _random(node)
 
-    nodes.eliminate_dead_code(lambda node: node.op != "call_function" or _forbidden(node))
+    # a draw that nothing reads, such as that by which layers are dropped, moves the draws behind it
+    nodes.eliminate_dead_code(lambda node: node.op != "call_function" or _forbidden(node) or _random(node))
     before: set[fx.Node] = set()
     for node in filter(_forbidden, nodes.nodes):
         before |= leading_to(node)
@@ -339,7 +340,7 @@ def folded(graph: Captured) -> Captured:
             constant = nodes.placeholder(name)
         inputs[constant], constants[name] = ("constant", name), values[node].detach().clone()
         node.replace_all_uses_with(constant)
-    nodes.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    nodes.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _random(node))
     for node in nodes.find_nodes(op="placeholder"):
         if inputs[node][0] == "constant" and not node.users:
             nodes.erase_node(node)
