@@ -301,8 +301,8 @@ def _graph(saved: Mapping[str, Any]) -> fx.Graph:
 def folded(graph: Captured) -> Captured:
     """The graph with constants in the place of operators that a file may not name, and of all before them.
 
-    What nothing reads is left out, but for random draws. Masks of attention are made so in transformers, by functions of PyTorch's
-    own machinery, from nothing but the shapes.
+    What nothing reads is left out, but for random draws. Masks of attention are made so in transformers, by
+    functions of PyTorch's own machinery, from nothing but the shapes.
 
     Args:
         graph: without writes; its nodes are changed.
