@@ -235,6 +235,32 @@ def deeper_than(values: Any, limit: int) -> bool:
     return True
 
 
+# ---- paths that are given ----------------------------------------------------------------------------------
+
+
+def path_of(what: str, value: Any) -> Path:
+    """A path from a text or a `Path`; `what` names it in the error.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    if not isinstance(value, str | Path):
+        raise InputError(f"{what} = {shown(value)}: a path is needed, a text or a pathlib.Path")
+    return Path(value)
+
+
+def file_to_write(value: Any) -> Path:
+    """The path of a file that is to be written.
+
+    Raises:
+        InputError: if it is no path, or that of a folder.
+    """
+    path = path_of("path", value)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file")
+    return path
+
+
 # ---- names that every system takes -------------------------------------------------------------------------
 
 LONGEST = 100

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from prunekit import Recipe, prune
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
-from prunekit.packing import unpack
+from prunekit.packing import pack, unpack
 from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
 
 MLP = Architecture(ModelSettings.parse({"name": "mlp", "hidden": [20]}), (1, 6, 6), 3)
@@ -75,6 +76,32 @@ def test_the_table(command, saved, options):
     assert (layer["name"], layer["weights"]) == ("fc1.weight", 720)
     assert layer["kept"] == int((saved.fc1.weight != 0).sum())
     assert layer["gap_bits"] == (3 if "3" in options else layer["gap_bits"])
+
+
+def test_a_name_too_long_for_its_column_is_above_its_row(command):
+    layers = nn.ModuleDict({"self_attention_output_projection": nn.Linear(40, 40), "head": nn.Linear(40, 3)})
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter.copy_((parameter * 20).round() / 16)
+    pack(layers, "long.pk")
+    shown = command("inspect long.pk")
+    assert shown.code == 0, shown.err
+    lines = shown.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for row in json.loads(command("inspect long.pk --json").out)["layers"]:
+        name, numbers = row["name"].removesuffix(".weight"), f"{row['bytes']:,.0f}"
+        (place,) = [number for number, line in enumerate(lines) if line.split()[:1] == [name]]
+        assert len(name) < 12 or lines[place].split() == [name]
+        assert lines[place + (len(name) >= 12)].endswith(f" {numbers}")
+
+
+def test_how_much_is_read_has_a_limit(command, saved):
+    command("pack net --out small.pk")
+    assert command("inspect small.pk --max-bytes 3212").code == 0
+    refused = command("inspect small.pk --max-bytes 3211").complaint()
+    assert "its tensors take 3,212, and 3,211 are allowed" in refused
+    for line in ("inspect small.pk --groups --max-bytes 99", "inspect net --max-bytes 99"):
+        assert "--max-bytes goes with a packed file, without --groups" in command(line).complaint()
 
 
 def test_a_packed_file_stands_where_a_folder_does(command, saved):

@@ -109,6 +109,14 @@ def test_a_layer_is_there_before_the_next_is_read():
     assert np.array_equal(next(stream), layers[1])
 
 
+@pytest.mark.parametrize("behind", [b"\0", b"\1", bytes(4), b"more", bytes(50)])
+@pytest.mark.parametrize("keep", [0, 0.3, 1])
+def test_bytes_behind_the_last_one_are_refused(behind, keep):
+    layer = sparse(np.random.default_rng(0), (20, 20), keep)
+    with pytest.raises(DataError, match="cannot have been written by this coder"):
+        list(decode_levels(encode_levels([layer]) + behind, [(20, 20)]))
+
+
 def test_the_bytes_are_the_same_on_every_machine():
     layers = [
         sparse(np.random.default_rng(7), (20, 5, 3, 3), 0.3),

@@ -138,5 +138,9 @@ def test_what_cannot_be_is_refused():
             decode_gaps(encode_gaps(np.zeros(0, int)), shape)
     with pytest.raises(DataError, match="999 codes in a layer of 4"):
         decode_gaps(bytes([4]) + varint(999) + varint(3) + bytes(9), (2, 2))
+    for symbols in ([], [5], [5, 5, 7, 5, 8], [1, 2] * 8):
+        data = huffman_encode(np.array(symbols, int))
+        with pytest.raises(DataError, match="bytes behind the last code"):
+            huffman_decode(data + b"\0", len(symbols))
     with pytest.raises(DataError, match="symbols cannot be in"):
         huffman_decode(huffman_encode(np.array([1, 2, 3])), 10**9)

@@ -10,11 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from prunekit.cli import run
 from prunekit.errors import InputError, ModelError
 from prunekit.export import export_c
 from prunekit.export.c_tables import FAR, _by_codes, tables_of
 from prunekit.graph import VerificationError
-from prunekit.models import create
+from prunekit.models import ModelSettings, create
+from prunekit.saving import Architecture, save_pretrained
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
 
@@ -71,6 +73,28 @@ def test_both_lenets_as_a_program_of_their_own(tmp_path, which, kept, levels, hu
     dense = 4 * sum(parameter.numel() for parameter in model.parameters())
     assert done.table_bytes < dense * kept * (1 if levels else 2)
     assert done.deviation <= 1e-5
+
+
+@needs_gcc
+def test_the_command_with_huffman_codes(tmp_path):
+    lenet = Architecture(ModelSettings.parse("lenet_300_100"), (1, 28, 28), 10)
+    model = randomly_pruned(lenet.build(), 0.08, levels=30)
+    save_pretrained(model, tmp_path / "net", architecture=lenet)
+    plain, coded = tmp_path / "plain.h", tmp_path / "coded.h"
+    assert run(["export", str(tmp_path / "net"), "--to", "c", "--out", str(plain)]) == 0
+    assert run(["export", str(tmp_path / "net"), "--to", "c", "--huffman", "--out", str(coded)]) == 0
+    assert coded.stat().st_size < 0.75 * plain.stat().st_size
+    inputs = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = run_main(tmp_path, coded, "net_coded", inputs, 10)
+        torch.testing.assert_close(found, model(inputs), rtol=0, atol=1e-5)
+
+
+def test_huffman_codes_are_for_c_alone(tmp_path, capsys):
+    words = ["export", "{name: mlp, hidden: [4]}", "--input-shape", "3", "--out", str(tmp_path / "net")]
+    assert run([*words, "--to", "torch", "--huffman"]) == 2
+    assert "--huffman goes with --to c, not with --to torch" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 class Called(nn.Module):
@@ -269,7 +293,8 @@ CHAIN = nn.Sequential(nn.Linear(3, 2))
         (CHAIN, None, {}, InputError, "give a tensor"),
         (CHAIN, torch.randn(0, 3), {}, InputError, "at least one"),
         (CHAIN, torch.randn(2, 4), {}, ModelError, "fails on the example inputs"),
-        (CHAIN, torch.randn(2, 3), {"name": "a b"}, InputError, "letters, digits"),
+        (CHAIN, torch.randn(2, 3), {"name": "a b"}, InputError, "name = 'a b': write letters, digits"),
+        (CHAIN, torch.randn(2, 3), {"name": 5}, InputError, "name = 5: write letters, digits"),
         (
             nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)),
             torch.randn(2, 3),

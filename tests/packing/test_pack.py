@@ -15,6 +15,7 @@ from prunekit.masks import Masks
 from prunekit.models import ModelSettings, names
 from prunekit.packing import PackedFile, pack, unpack, write_packed
 from prunekit.packing.bytes import unpacked
+from prunekit.packing.costs import costs_of
 from prunekit.packing.tensor_codes import Form, Reader, decoded
 from prunekit.pruning import prune
 from prunekit.runtime import SparseLinear
@@ -309,6 +310,24 @@ def test_more_than_is_allowed(file):
         unpack(file, max_bytes=need - 1)
 
 
+@pytest.mark.parametrize("limit", ["9", float("nan"), 1.5, True, -1, 1 << 64])
+def test_a_limit_is_a_whole_number(file, limit):
+    for read in (unpack, PackedFile, costs_of):
+        with pytest.raises(InputError, match=r"max_bytes = .*: a whole number of at least 0"):
+            read(file, max_bytes=limit)
+
+
+@pytest.mark.parametrize("coding", ["adaptive", "published"])
+@pytest.mark.parametrize("behind", [b"\0", b"\1", bytes(4), b"another file", bytes(99)])
+def test_bytes_behind_the_end_are_refused_also_with_a_checksum(tmp_path, coding, behind):
+    path = tmp_path / "net.pk"
+    for model in (shared_values(mlp(30, 20, 5)), Holder(torch.zeros(3))):  # with levels, and without
+        data = pack(model, path, coding=coding).read_bytes()
+        path.write_bytes(resealed(data[:-8] + behind))
+        with pytest.raises(DataError, match="damaged: "):
+            unpack(path, model)
+
+
 def test_what_cannot_be_packed(tmp_path):
     path = tmp_path / "net.pk"
     gated = mlp(4, 3)
@@ -329,6 +348,8 @@ def test_what_cannot_be_packed(tmp_path):
         pack(mlp(4, 3), path, coding="published", gap_bits=13)
     with pytest.raises(InputError, match="is a folder: name a file"):
         pack(mlp(4, 3), tmp_path)
+    with pytest.raises(InputError, match="path = None: a path is needed"):
+        pack(mlp(4, 3), None)
     assert list(tmp_path.iterdir()) == []
 
 

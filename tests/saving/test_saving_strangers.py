@@ -10,7 +10,7 @@ from torch import nn
 
 from forged import redescribed, regraphed, resealed
 from prunekit.digests import read_tensors, write_tensors
-from prunekit.errors import DataError, ModelError
+from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import prune_groups
 from prunekit.models import ModelSettings
 from prunekit.saving import Architecture, check_saved, load_masks, load_pretrained, save_pretrained
@@ -125,6 +125,9 @@ class TestCalls:
         with pytest.raises(DataError, match=r"zeros\.default returns a tensor of 4,000,000 bytes"):
             load_pretrained(graph, max_bytes=10**6)
         assert load_pretrained(graph, max_bytes=5 * 10**6)(torch.randn(3, 6)).shape == (1000, 1000)
+        for limit in ("9", float("nan")):
+            with pytest.raises(InputError, match=r"max_bytes = .*: a whole number of at least 0"):
+                load_pretrained(graph, max_bytes=limit)
 
         def twice(values):  # each of the three fits, but not all
             smuggled("ones.default", [1000, 1000])(values)

@@ -53,6 +53,7 @@ def inspect(
     ] = False,
     ignore: options.Ignore = None,
     residual: options.Residual = False,
+    max_bytes: options.MaxBytes = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a network layer by layer: parameters, zeros, MACs, and its latency and memory.
@@ -67,8 +68,10 @@ def inspect(
     if not groups and (ignore or residual):
         raise InputError("--ignore and --residual say what can be taken out: add --groups")
     if not groups and is_packed(Path(model)):
-        show_packed(Path(model), as_json)
+        show_packed(Path(model), max_bytes, as_json)
         return
+    if max_bytes is not None:
+        raise InputError("--max-bytes goes with a packed file, without --groups: leave it out")
     with only_results():
         network = open_network(
             model, data=data, data_dir=data_dir, weights=weights, input_shape=input_shape, outputs=outputs

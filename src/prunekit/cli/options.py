@@ -54,6 +54,9 @@ Allow = Annotated[
     list[str] | None,
     typer.Option("--allow", metavar="MODULE", help="Let files name code of this module; may be repeated."),
 ]
+MaxBytes = Annotated[
+    int | None, typer.Option(min=0, help="What the tensors of a packed file may take in memory, in bytes.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 

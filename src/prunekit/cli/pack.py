@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -77,9 +79,7 @@ def pack(
 def unpack(
     file: Annotated[Path, typer.Argument(help="A file that `prunekit pack` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for the network; new or empty.")],
-    max_bytes: Annotated[
-        int | None, typer.Option(min=0, help="What its tensors may take in memory, in bytes.")
-    ] = None,
+    max_bytes: options.MaxBytes = None,
     as_json: options.Json = False,
 ) -> None:
     """Write the network of a packed file to a folder that loads.
@@ -94,14 +94,15 @@ def unpack(
         typer.echo(f'saved in {out}: prunekit.load_pretrained("{out}")')
 
 
-def show_packed(path: Path, as_json: bool) -> None:
+def show_packed(path: Path, max_bytes: int | None, as_json: bool) -> None:
     """What a packed file takes, layer by layer."""
-    costs = costs_of(path)
+    costs = costs_of(path, max_bytes=max_bytes)
     if as_json:
         print_json(costs.to_dict())
         return
     console = Console(highlight=False)
-    console.print(_table(costs))
+    for line in _lines(console, costs):
+        typer.echo(line)
     console.print(
         f"P, P+Q, P+Q+H, file: bits per weight that is kept, of values + positions\n"
         f"coding: {costs.coding}\n"
@@ -113,15 +114,31 @@ def show_packed(path: Path, as_json: bool) -> None:
     )
 
 
-def _table(costs: PackedCosts) -> Table:
+_HEADING = 2  # lines of it
+
+
+def _lines(console: Console, costs: PackedCosts) -> list[str]:
+    """The table; a name that is too long for its column stands in a line of its own above its row."""
+    names = [escaped(layer.name.removesuffix(".weight")) for layer in costs.layers]
+    least = "total"
+    room = console.width - console.measure(_table(costs, [least] * len(names))).maximum + len(least)
+    above = [place for place, name in enumerate(names) if cell_len(name) > room]
+    beside = ["" if place in above else name for place, name in enumerate(names)]
+    with console.capture() as captured:
+        console.print(_table(costs, beside))
+    lines = captured.get().splitlines()
+    for place in reversed(above):
+        lines.insert(_HEADING + place, names[place])
+    return lines
+
+
+def _table(costs: PackedCosts, names: Sequence[str]) -> Table:
     table = plain_table()
-    table.add_column("layer", overflow="fold")
+    table.add_column("layer", no_wrap=True)
     for heading in ("weights", "kept", "values", "P", "P+Q", "P+Q+H", "file", "bytes"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for layer in costs.layers:
-        table.add_row(
-            Text(escaped(layer.name.removesuffix(".weight"))), *_row([layer]), f"{layer.bytes:,.0f}"
-        )
+    for layer, name in zip(costs.layers, names, strict=True):
+        table.add_row(Text(name), *_row([layer]), f"{layer.bytes:,.0f}")  # a string would be read as markup
     table.add_section()
     table.add_row("total", *_row(costs.layers), f"{sum(layer.bytes for layer in costs.layers):,.0f}")
     return table

@@ -84,8 +84,9 @@ def decode_levels(
 ) -> Iterator[np.ndarray]:
     """The layers that were encoded, int32, one after the other as they are read.
 
-    Damaged bytes give other levels or an error; a checksum is for the caller to keep. Time and memory depend
-    on the shapes alone.
+    Bytes that `encode_levels` does not write are refused, those behind its last one when all layers are read;
+    others that are damaged give other levels: a checksum is for the caller to keep. Time and memory depend on
+    the shapes alone.
 
     Args:
         data: from `encode_levels`.
@@ -127,6 +128,7 @@ def _decoded(
     model = _LayerModel(decoder, decoder)
     for shape, plane in zip(shapes, planes, strict=True):
         yield model.code(np.zeros(shape, np.int32), plane)
+    decoder.finish()
 
 
 class _LayerModel:

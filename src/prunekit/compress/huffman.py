@@ -14,6 +14,7 @@ MAX_SYMBOLS = 1 << 16
 """The most different symbols."""
 
 _MAX_LENGTH = 31  # of a code in bits, as much as bitarray reads
+_BEHIND = "damaged: there are bytes behind the last code"
 
 
 def huffman_encode(symbols: np.ndarray) -> bytes:
@@ -69,6 +70,8 @@ def huffman_decode(data: bytes, count: int) -> np.ndarray:
         DataError: for bytes that are none of its.
     """
     lengths, order, at = _read_table(data)
+    if (not count or len(order) == 1) and len(data) > at:
+        raise DataError(_BEHIND)
     if not count:
         return np.zeros(0, np.int64)
     if not order:
@@ -85,6 +88,13 @@ def huffman_decode(data: bytes, count: int) -> np.ndarray:
         raise DataError(f"damaged: no Huffman code ({error})") from error
     if len(found) < count:
         raise DataError(f"damaged: {len(found):,} symbols of {count:,}")
+    of_symbol = dict(zip(order, np.repeat(np.arange(1, len(lengths) + 1), lengths).tolist(), strict=True))
+    values, counts = np.unique(found, return_counts=True)
+    used = sum(
+        of_symbol[value] * times for value, times in zip(values.tolist(), counts.tolist(), strict=True)
+    )
+    if len(bits) - used >= 8:
+        raise DataError(_BEHIND)
     return found
 
 

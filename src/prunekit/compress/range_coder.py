@@ -9,6 +9,7 @@ from prunekit.compress.logistic import ONE
 from prunekit.errors import DataError
 
 _BERNOULLI = constriction.stream.model.Bernoulli(perfect=False)
+_DAMAGED = "damaged: the coded bits cannot have been written by this coder"
 
 
 class BitEncoder:
@@ -36,6 +37,7 @@ class BitDecoder:
     """Bytes to bits. Damaged bytes give other bits, or a `DataError`."""
 
     def __init__(self, data: bytes) -> None:
+        self._data, self._again = bytes(data), BitEncoder()
         padded = bytes(data) + b"\0" * (-len(data) % 4)
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
@@ -47,9 +49,19 @@ class BitDecoder:
             bits: not looked at; here so that a model can be written once for both directions.
         """
         try:
-            return self._coder.decode(_BERNOULLI, probabilities / ONE).astype(np.int64)
+            found = self._coder.decode(_BERNOULLI, probabilities / ONE).astype(np.int64)
         except AssertionError as error:
-            raise DataError("damaged: the coded bits cannot have been written by this coder") from error
+            raise DataError(_DAMAGED) from error
+        return self._again.code(probabilities, found)
+
+    def finish(self) -> None:
+        """Compare the bytes with those of the bits that were read.
+
+        Raises:
+            DataError: if they are others, or more stand behind them.
+        """
+        if self._again.finish() != self._data:
+            raise DataError(_DAMAGED)
 
 
 class BitCounter:

@@ -19,6 +19,7 @@ from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError, shown
 from prunekit.export.c_tables import Tables, decoder, number, table, tables_of
 from prunekit.export.common import Exported, compared, example_of, exportable, outputs_of, written
+from prunekit.files import path_of
 from prunekit.graph.captured import argument, op_name
 from prunekit.graph.chain import Applied, Kind, Stage
 from prunekit.graph.chain_view import chain_of
@@ -82,9 +83,12 @@ def export_c(
         VerificationError: if the compiled function gives other outputs, or does not compile.
     """
     if name is None:
-        name = "net_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in Path(path).stem)[:40]
-    if not (name.isidentifier() and name.isascii()) or name.startswith("_"):
-        raise InputError(f"name {shown(name)}: write letters, digits and '_', with a letter first")
+        name = (
+            "net_"
+            + "".join(c if c.isascii() and c.isalnum() else "_" for c in path_of("path", path).stem)[:40]
+        )
+    if not isinstance(name, str) or not (name.isidentifier() and name.isascii()) or name.startswith("_"):
+        raise InputError(f"name = {shown(name)}: write letters, digits and '_', with a letter first")
     inputs = example_of(example_inputs)
     if not isinstance(inputs, Tensor):
         raise InputError("example_inputs: a network in C takes one tensor (N, ...)")

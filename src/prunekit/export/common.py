@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, examples_in, feed
 from prunekit.errors import InputError, ModelError, explaining, shown
-from prunekit.files import replacing
+from prunekit.files import file_to_write, replacing
 from prunekit.graph.proof import tensors_in
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.surgery import copy_of
@@ -167,10 +167,8 @@ def written(path: str | Path) -> Iterator[tuple[Path, Path]]:
     """The path, and a temporary one that takes its place only if the block ends well.
 
     Raises:
-        InputError: if the path is a folder.
+        InputError: if it is no path, or that of a folder.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: name a file")
+    path = file_to_write(path)
     with replacing(path) as temporary:
         yield path, temporary

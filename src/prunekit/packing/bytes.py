@@ -51,6 +51,7 @@ from prunekit.saving.description import (
     without_zeros,
 )
 from prunekit.saving.saved_files import Contents
+from prunekit.settings import whole
 
 MAGIC, VERSION = b"\xb6P", 1
 CHECKED = 8
@@ -177,14 +178,17 @@ def unpacked(data: bytes, path: Path, max_bytes: int | None = None) -> Unpacked:
 
     Raises:
         DataError: if it is damaged, of another version or kind, or says that it holds more.
+        InputError: if `max_bytes` is no whole number of at least 0.
     """
+    limit = 4 * (BUILT_MIN + BUILT_RATIO * len(data))
+    if max_bytes is not None:
+        limit = whole("max_bytes", max_bytes, 0, sys.maxsize)
     head, rest = _checked(data, path)
-    limit = 4 * (BUILT_MIN + BUILT_RATIO * len(data)) if max_bytes is None else max_bytes
-    whole = sum(record.memory for record in head.records)
-    if whole > limit:
+    needed = sum(record.memory for record in head.records)
+    if needed > limit:
         raise DataError(
-            f"{path} of {len(data):,} bytes says that its tensors take {whole:,}, and {limit:,} are allowed: "
-            f"give max_bytes={whole} to load it all the same"
+            f"{path} of {len(data):,} bytes says that its tensors take {needed:,}, and {limit:,} are "
+            f"allowed: give max_bytes={needed} to load it all the same"
         )
     reader = Reader(rest)
     with naming(str(path)):
@@ -194,7 +198,7 @@ def unpacked(data: bytes, path: Path, max_bytes: int | None = None) -> Unpacked:
             value = decoded(record.form, record.stored, record.real_shape, record.real_dtype, reader)
             made.append((value, before - reader.left))
         after = reader.left
-        layers = _decoded(head, reader)
+        layers = iter(_decoded(head, reader))
         found = [
             _tensor(record, value, payload, layers)
             for record, (value, payload) in zip(head.records, made, strict=True)
@@ -258,8 +262,12 @@ def coding_order(dimensions: Sequence[int]) -> list[int]:
     return sorted(range(len(dimensions)), key=lambda place: dimensions[place] < 2)
 
 
-def _decoded(head: Head, reader: Reader) -> Iterator[tuple[np.ndarray, int | None]]:
-    """The levels of all layers, in the order of their tensors, with the bits of gaps."""
+def _decoded(head: Head, reader: Reader) -> list[tuple[np.ndarray, int | None]]:
+    """The levels of all layers, in the order of their tensors, with the bits of gaps.
+
+    Raises:
+        DataError: if bytes are left behind them, or they are none of levels.
+    """
     shapes, planes = list[tuple[int, ...]](), list[Plane | None]()
     for record in head.records:
         if record.form.has_levels:
@@ -269,21 +277,19 @@ def _decoded(head: Head, reader: Reader) -> Iterator[tuple[np.ndarray, int | Non
             shapes.append(record.shape)
             planes.append(None)
     if head.published:
-        for shape in shapes:
-            code = reader.take(reader.number())
-            yield decode_gaps(code, shape), code[0]
+        codes = [reader.take(reader.number()) for _ in shapes]
         if reader.left:
             raise DataError("damaged: there are bytes behind its levels")
-        return
+        return [(decode_gaps(code, shape), code[0]) for code, shape in zip(codes, shapes, strict=True)]
     order = coding_order([len(shape) for shape in shapes])
-    data = reader.take(reader.left)
-    if data and not shapes:
-        raise DataError("damaged: there are bytes behind its tensors")
     found = decode_levels(
-        data, [shapes[place] for place in order], [planes[place] for place in order], max_weights=sys.maxsize
+        reader.take(reader.left),
+        [shapes[place] for place in order],
+        [planes[place] for place in order],
+        max_weights=sys.maxsize,
     )
     by_place = dict(zip(order, found, strict=True))
-    yield from ((by_place[place], None) for place in range(len(shapes)))
+    return [(by_place[place], None) for place in range(len(shapes))]
 
 
 def _tensor(

@@ -15,6 +15,7 @@ import numpy as np
 from prunekit.compress import measure_levels
 from prunekit.compress.gaps import WIDTHS, gaps_of
 from prunekit.compress.huffman import huffman_encode
+from prunekit.files import path_of
 from prunekit.packing.bytes import UnpackedTensor, coding_order, read_packed, unpacked
 
 FLOAT = 32
@@ -125,8 +126,10 @@ def costs_of(path: str | Path, *, max_bytes: int | None = None) -> PackedCosts:
 
     Raises:
         DataError: as `unpack`.
+        InputError: if `max_bytes` is no whole number of at least 0.
     """
-    found = unpacked(read_packed(Path(path)), Path(path), max_bytes)
+    path = path_of("path", path)
+    found = unpacked(read_packed(path), path, max_bytes)
     stored = [None] * len(found.tensors) if found.head.published else _adaptive(found.tensors)
     both = zip(found.tensors, stored, strict=True)
     layers = tuple(_layer(each, bits) for each, bits in both if each.levels is not None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunekit.compress.gaps import WIDTHS
 from prunekit.digests import digest_of_json
 from prunekit.errors import DataError, InputError, ModelError, explaining, instead, naming, shown
-from prunekit.files import finite, open_regular, replacing
+from prunekit.files import file_to_write, finite, open_regular, path_of, replacing
 from prunekit.masks import Masks
 from prunekit.packing.bytes import MAGIC, contents_in, packed, read_packed, unpacked
 from prunekit.packing.tensor_codes import bits_of, real
@@ -54,7 +54,8 @@ def pack(
         keep_history: whether to keep the recipe, the history and what was taken out, as a folder does.
 
     Raises:
-        InputError: if the path is a folder, the masks are another model's, or an argument has another value.
+        InputError: if it is no path, or that of a folder, the masks are another model's, or an argument has
+            another value.
         ModelError: as `save_pretrained`; if the model has gates or other parametrizations, or is not of the
             architecture.
         OSError: if it cannot be written; an earlier file is then as it was.
@@ -84,7 +85,7 @@ def unpack(
     Raises:
         DataError: if the file is missing, damaged, of another version or kind, or says that it holds more
             than `max_bytes`; if a weight is NaN; or if an exported graph calls what it may not.
-        InputError, ModelError: as `load_pretrained`.
+        InputError, ModelError: as `load_pretrained`; if `max_bytes` is no whole number of at least 0.
     """
     return SavedNetwork(PackedFile(path, max_bytes=max_bytes)).load(model, allow_nan=allow_nan)
 
@@ -101,9 +102,7 @@ def write_packed(
     keep_history: bool = False,
 ) -> Path:
     """Write what is saved of a network to one small file; see `pack`."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: name a file")
+    path = file_to_write(path)
     if coding not in CODINGS:
         raise InputError(f"coding = {shown(coding)}: there is no such coding{instead(coding, CODINGS)}")
     if gap_bits is not None and (coding != "published" or gap_bits not in WIDTHS):
@@ -150,13 +149,13 @@ class PackedFile(SavedFiles):
         max_bytes: see `unpack`.
 
     Raises:
-        DataError: as `unpack`, but for what only a model tells.
+        DataError, InputError: as `unpack`, but for what only a model tells.
     """
 
     described_in = "what it says of its network"
 
     def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
-        self.path = Path(path)
+        self.path = path_of("path", path)
         self._hold(contents_of_bytes(read_packed(self.path), self.path, max_bytes))
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import DataError, InputError, ModelError, escaped
+from prunekit.files import path_of
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
 from prunekit.parts.granularity import Granularity
@@ -31,6 +33,7 @@ from prunekit.saving.folder import SavedFolder, check_free, write_folder
 from prunekit.saving.graph_calls import MAX_BYTES
 from prunekit.saving.graph_files import graph_from_files
 from prunekit.saving.saved_files import SavedFiles
+from prunekit.settings import whole
 from prunekit.targets import unwrap
 
 
@@ -56,7 +59,7 @@ def save_pretrained(
             sparse.
         OSError: if it cannot be written; an earlier save is then as it was, and nothing is left behind.
     """
-    folder = Path(folder)
+    folder = path_of("folder", folder)
     check_free(folder)
     write_folder(contents_of(pruned, masks, architecture), folder)
     return folder
@@ -84,8 +87,8 @@ def load_pretrained(
     Raises:
         DataError: if a file is missing, damaged, truncated, or not of prunekit; if a weight is NaN; or if an
             exported graph calls what it may not, or takes more than `max_bytes`.
-        InputError: if the save names no architecture, or one of the user's, and no model is given; or one is
-            given for an exported graph.
+        InputError: if the save names no architecture, or one of the user's, and no model is given; if one is
+            given for an exported graph; or if `max_bytes` is no whole number of at least 0.
         ModelError: if the weights do not fit the model, which is left as it was; or if code of the model's
             own fails while they are copied into it: its layers then have the sizes they had.
     """
@@ -112,7 +115,7 @@ class SavedNetwork:
     """
 
     def __init__(self, files: str | Path | SavedFiles) -> None:
-        self.files = files if isinstance(files, SavedFiles) else _files_at(Path(files))
+        self.files = files if isinstance(files, SavedFiles) else _files_at(path_of("folder", files))
         self.path, self.description = self.files.path, self.files.description
 
     @property
@@ -158,6 +161,7 @@ class SavedNetwork:
         self, model: nn.Module | None = None, *, allow_nan: bool = False, max_bytes: int = MAX_BYTES
     ) -> nn.Module:
         """See `load_pretrained`."""
+        max_bytes = whole("max_bytes", max_bytes, 0, sys.maxsize)
         tensors = self.files.tensors(mapped=model is not None)
         state = self._state(tensors)
         if not allow_nan:
