@@ -92,12 +92,22 @@ def untouched(model: nn.Module) -> Iterator[Holdings]:
     Yields:
         What the modules held before.
     """
-    with _hooks_aside(model):
-        holdings = Holdings(model)
-        try:
-            yield holdings
-        finally:
-            holdings.put_back()
+    with _hooks_aside(model), holding(model) as holdings:
+        yield holdings
+
+
+@contextmanager
+def holding(model: nn.Module) -> Iterator[Holdings]:
+    """What the modules of a network hold is put back afterwards.
+
+    Yields:
+        What they held before.
+    """
+    holdings = Holdings(model)
+    try:
+        yield holdings
+    finally:
+        holdings.put_back()
 
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
+from torch.utils.checkpoint import checkpoint
 
 from prunekit.errors import ModelError
-from prunekit.graph import groups
+from prunekit.graph import groups, prune_groups
 from prunekit.graph.capture import captured
 from prunekit.graph.chain_view import chain_of
 
@@ -214,3 +215,52 @@ def test_hooks_of_weight_norm_are_part_of_what_is_computed() -> None:
 def _given(model: nn.Module, graph: Any, x: Tensor) -> list[Tensor]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return [x if kind == "user" else tensors[name] for kind, name in graph.inputs]
+
+
+def test_hooks_that_keep_activations_in_a_list_of_the_network():
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    model.seen = []
+    model[1].register_forward_hook(lambda module, given, output: model.seen.append(output))
+    assert prune_groups(model, torch.randn(4, 16), 0.5).form == "modules"
+    assert model.seen == []
+    copy.deepcopy(model)
+
+
+class Keeping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last, self.every = nn.Linear(16, 8), nn.Linear(8, 3), None, {}
+
+    def forward(self, x):
+        self.last = torch.relu(self.a(x))
+        self.every["last"] = [self.last]
+        return self.b(self.last)
+
+
+def test_activations_that_a_network_keeps_from_its_last_step():
+    model, inputs = Keeping(), torch.randn(4, 16)
+    model(inputs).sum().backward()
+    before = model.last
+    assert prune_groups(model, inputs, 0.5).form == "modules"
+    assert model.last is before
+    assert model.every["last"][0] is before
+
+
+def test_gradients_of_embeddings_may_be_sparse():
+    model = nn.Sequential(nn.Embedding(20, 16, sparse=True), nn.Linear(16, 12), nn.Linear(12, 3))
+    result = prune_groups(model, torch.randint(0, 20, (4, 6)), 0.5)
+    assert result.form == "modules"
+    assert model[0].embedding_dim == 8
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU()), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.b(checkpoint(self.a, x, use_reentrant=reentrant))
+
+    assert prune_groups(Checkpointed(), torch.randn(4, 16), 0.5).form == "modules"

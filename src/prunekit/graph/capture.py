@@ -111,6 +111,7 @@ def captured_in(
         inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise InputError(f"example_inputs do not fit the network's forward: {error}") from error
+    _check_kinds(model)
     names = canonical(model)
     with keeping_modes(model), torch.enable_grad():
         for module in model.modules():
@@ -127,6 +128,17 @@ def captured_in(
             except NotRecordedError as error:
                 _LOG.debug("exported in %s mode, since it cannot be recorded: %s", mode, error)
         return exported(model, args, kwargs, names, mode)
+
+
+def _check_kinds(model: nn.Module) -> None:
+    """Refuse modules whose code cannot be read, and such as have no parameters yet."""
+    for name, module in model.named_modules():
+        what = f"the module {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{what} is scripted (torch.jit): give the module that it was made from")
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if any(map(torch.nn.parameter.is_lazy, own)):
+            raise ModelError(f"{what} is lazy and has no parameters yet: run the model once before")
 
 
 def _with_values(model: nn.Module, call: Arguments, names: dict[str, str], *, sizes: bool) -> Captured:

@@ -26,7 +26,8 @@ class Member:
         tensor: full name of the parameter or buffer, the first one if it is tied.
         dim: the dimension that gets shorter.
         indices: for each unit of the group its entries along `dim`; empty where a unit has none here.
-        role: "producer" where the entries compute the unit, "consumer" where they read it, "along" for what
+        role: "producer" where the entries compute the unit, "consumer" where they read it, "divisor" where
+            the unit is divided by them, which must not be zero while it is there, "along" for what
             goes with it entry by entry: biases, norms, buffers, embeddings.
     """
 

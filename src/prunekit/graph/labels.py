@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from prunekit.graph.captured import argument, module_of, op_name
+from prunekit.graph.places import place_in, short
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -139,7 +140,7 @@ def position(dim: int, rank: int) -> int:
     return dim % rank if rank else 0
 
 
-Role = Literal["producer", "consumer", "along"]
+Role = Literal["producer", "consumer", "along", "divisor"]
 """What an axis of a parameter does with units."""
 SplitSite = tuple[object, ...]
 SplitPolicy = Literal["most", "first", "last"]
@@ -200,8 +201,11 @@ class Propagator:
 
     @property
     def where(self) -> str:
-        """The operator and the module, for a reason."""
-        return f"'{self.operator}' in '{self.module}'" if self.module else f"'{self.operator}'"
+        """The operator, the module and the line of the network's code, for a reason."""
+        if self.node is None:
+            return ""
+        within = f" in '{self.module}'" if self.module else ""
+        return f"'{self.operator}'{within}{short(place_in(self.node))}"
 
     @property
     def operator(self) -> str:
@@ -377,12 +381,14 @@ def merged(propagator: Propagator, dims: Sequence[Dim], *, tag: object) -> Dim:
     axis = alive[0]
     if len(alive) > 1:
         found = propagator.choose(tag, alive, [dim.size for dim in dims])
-        axis = alive[0] if found is None else found
+        if found is None:
+            propagator.freeze([dims[each] for each in alive], "is merged with another axis")
+            return Dim(size)
+        axis = found
         propagator.freeze([dims[other] for other in alive if other != axis], "is merged with another axis")
+        propagator.chosen(tag, axis, dims[axis].labels)
     labels = dims[axis].labels
     assert labels is not None
-    if len(alive) > 1:
-        propagator.chosen(tag, axis, labels)
     shape = [1] * len(dims)
     shape[axis] = dims[axis].size
     flat = np.broadcast_to(labels.reshape(shape), [dim.size for dim in dims]).reshape(-1)

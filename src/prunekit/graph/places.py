@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import re
 import sys
 import traceback
 from functools import cache
@@ -12,9 +13,13 @@ from types import CodeType
 from typing import Any
 
 import torch
+from torch import fx
 
 CodePlace = tuple[str, int]
 """A file and a line in it."""
+
+
+_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 @cache
@@ -43,6 +48,14 @@ def place_here(above: CodeType) -> CodePlace | None:
 def short(place: CodePlace | None) -> str:
     """The place as ` (net.py:12)`; nothing where there is none."""
     return "" if place is None else f" ({Path(place[0]).name}:{place[1]})"
+
+
+def place_in(node: fx.Node) -> CodePlace | None:
+    """The line of the network's code that calls a node, where the recording or the export knows."""
+    place: CodePlace | None = node.meta.get("place")
+    found = _LINE.findall(node.meta.get("stack_trace") or "") if place is None else []
+    own = [(name, int(line)) for name, line in found if not is_machinery(name)]
+    return own[-1] if own else place
 
 
 def line_at(place: CodePlace | None) -> str:

@@ -95,8 +95,8 @@ def analysed(
     rejected: set[tuple[SplitSite, int]] = set()
     for _ in range(_ROUNDS):
         found = _propagated(model, graphs, ignored, rejected, policy, features)
-        more = _rejected_splits(found)
-        if not more:
+        more = _rejected_splits(found) - rejected
+        if not more:  # nothing new is to blame
             break
         rejected |= more
     return found

@@ -228,7 +228,8 @@ def of_gradients(
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _difference(

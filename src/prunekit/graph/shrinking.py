@@ -30,6 +30,7 @@ from prunekit.graph.surgery import (
     checked,
     copy_of,
     count_parameters,
+    divisors_of,
     masked_copy,
     operate,
     operation,
@@ -38,6 +39,7 @@ from prunekit.graph.surgery import (
 )
 from prunekit.masks import Masks
 from prunekit.models import Maxout
+from prunekit.modes import holding
 from prunekit.targets import unwrap
 
 _EXAMPLES = 32  # more make the proof slower (float64 is), not stronger
@@ -186,7 +188,9 @@ def shrink(
         exported = run_both(whole, masked, example_inputs)
         if not exported.accepted:
             raise VerificationError(f"what was exported is not what the network computes: {exported}")
-    reference = masked_reference(masked, tensors if values is None else {}, example_inputs, keeping)
+    divisors = divisors_of(found.plan)
+    off = {name: axes for name, axes in tensors.items() if values is None and name not in divisors}
+    reference = masked_reference(masked, off, example_inputs, keeping)
     narrow = None
     if INPUT in flags:
         assert found.features is not None
@@ -205,7 +209,8 @@ def shrink(
     reason: str = ""
     form: Literal["modules", "graph"] = "modules"
     try:
-        deviation = prove(candidate)
+        with holding(model):  # hooks of the copies may write to what the network itself holds
+            deviation = prove(candidate)
         operate(model, work.cut, masks, values)
         result = model
     except VerificationError as error:
@@ -215,7 +220,8 @@ def shrink(
             work = operation(model, found, flags)
         reason, form = str(error).splitlines()[0].removesuffix(UNTOUCHED), "graph"
         result = GraphModel(candidate, work.graphs)
-        deviation = prove(result)
+        with holding(model):
+            deviation = prove(result)
     times.append(time.process_time())
     return ShrinkResult(
         result,
@@ -338,6 +344,8 @@ def smallest(tensors: Mapping[str, Tensor], group: Group, share: float, round_to
             # in the weights' own precision, which takes a fifth of the time of `of_units`
             exactly = torch.promote_types(tensor.dtype, torch.float32)
             each = tensor.abs().sum(others, dtype=exactly).double().cpu()
+            if not bool(each.isfinite().all()):
+                raise ModelError(f"{member.tensor} has weights that are no finite numbers")
             index, unit = entries(member)
             norms.index_add_(0, unit, each[index])
     flags = torch.ones(group.units, dtype=torch.bool)

@@ -34,6 +34,7 @@ def is_residual_sum(node: fx.Node, constants: Collection[fx.Node] = ()) -> bool:
         _computed_from(other, source)
         for place, term in enumerate(terms)
         for source in _passed_on(term, constants)
+        if source not in constants
         for other in (*terms[:place], *terms[place + 1 :])
     )
 

@@ -122,10 +122,16 @@ def unit_masks(
     """
     parameters = dict(model.named_parameters())
     masks = {}
+    divisors = divisors_of(plan)
     for name, axes in axes_after(model, plan, _flags(plan, kept, allow_empty)).items():
-        if name in parameters:
+        if name in parameters and name not in divisors:
             masks[name] = staying(parameters[name].shape, axes).to(parameters[name].device)
     return Masks(masks)
+
+
+def divisors_of(plan: GroupPlan) -> set[str]:
+    """The tensors that units are divided by: zeros in them would make what is masked infinite."""
+    return {member.tensor for group in plan.groups for member in group.members if member.role == "divisor"}
 
 
 def staying(shape: torch.Size, axes: Axes) -> Tensor:
@@ -266,11 +272,31 @@ def copy_of(model: nn.Module) -> nn.Module:
         ModelError: if the model cannot be copied.
     """
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, _computed_values(model))
     except Exception as error:  # copying runs the user's code
         raise ModelError(
             f"the model cannot be copied for the proof: {type(error).__name__}: {error}"
         ) from error
+
+
+def _computed_values(model: nn.Module) -> dict[int, Any]:
+    """Copies of what a network keeps of its last call, which PyTorch does not copy, as a memo."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [vars(module) for module in model.modules()]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                found[id(value)] = value.detach().clone()
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, (list, tuple, set)):
+            waiting.extend(value)
+    return found
 
 
 def smaller_masks(masks: Masks, cut: Cut) -> Masks:

@@ -35,9 +35,19 @@ def added(propagator: Propagator, values: Sequence[Value]) -> Value:
     return aligned(propagator, values, all)
 
 
+_DIVISORS = {
+    **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "fmod", "remainder"), 1),
+    **dict.fromkeys(("reciprocal", "rsqrt", "log", "log2", "log10"), 0),
+}
+"""The place of the argument that must not be zero, by operator."""
+
+
 def pointwise(propagator: Propagator, record: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> Value:
     """Any operator that works entry by entry: the axes of all operands go together."""
     operands = [arg for arg in [*args, *kwargs.values()] if _is_value(arg)]
+    for divisor in args[_DIVISORS.get(record.name, len(args)) :][:1]:
+        for dim in divisor if _is_value(divisor) else ():
+            propagator.role(dim, "divisor")
     zero = record.zero or _lost
     return aligned(propagator, operands, lambda zeros: zero(zeros, args, kwargs))
 
