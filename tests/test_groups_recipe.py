@@ -115,8 +115,10 @@ class TestByHand:
         masked = copy.deepcopy(model)(inputs)
         pruned.shrink(inputs[:2])
         left = pruned.model
-        assert left.value.weight.shape == (4, 12)
-        assert left.out.weight.shape == (12, 4)
+        assert left is model
+        assert "unflatten(-1, (3, -1))" in pruned.shrunk.stayed["query (heads)"]  # one head has no effect
+        assert left.value.weight.shape == (6, 12)
+        assert left.out.weight.shape == (12, 6)
         assert left.up.weight.shape == (12, 12)
         assert torch.allclose(left(inputs[:2]), masked[:2], atol=1e-6)
 

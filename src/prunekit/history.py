@@ -18,7 +18,8 @@ from prunekit.graph import (
     shrink_columns,
     shrink_dead,
 )
-from prunekit.graph.shrinking import shrink_pieces
+from prunekit.graph.pieces import shrink_pieces
+from prunekit.graph.shrinking import Form
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Recorded, Zeros
 from prunekit.parts.granularity import Block, FilterShape, Unit
@@ -90,7 +91,7 @@ class Pruned:
     stopped: Stopped | None = None
     coupled: Coupled | None = field(default=None, repr=False, compare=False)
 
-    def shrink(self, example_inputs: Tensor) -> ShrinkResult:
+    def shrink(self, example_inputs: Tensor, *, form: Form = "modules") -> ShrinkResult:
         """Take the removed units out of the model, in place, with the proof that it computes the same.
 
         Where single weights were removed, these are the units that died of it: nothing reads them, or what
@@ -98,11 +99,13 @@ class Pruned:
         convolutions become layers that multiply with fewer columns (`prunekit.models.ColumnConv2d`), behind
         the units that died of it. Of blocks the modules go (`prunekit.graph.shrink_branches`).
 
-        Where the model's own code has sizes written in it, `model` is its exported graph afterwards, which
-        takes inputs of the shape of these examples only; `shrunk.reason` says why.
+        Where the model's own code cannot do without some of the units, as where sizes are written in it,
+        these stay, without effect, and `shrunk.stayed` names them with the line of code; where it can do
+        without none, `model` is its graph afterwards, which takes inputs of the shape of these examples only.
 
         Args:
             example_inputs: (N, ...) inputs to prove it on.
+            form: "graph" for a graph without these units in place of the model with them; of units only.
 
         Raises:
             InputError: if single weights were removed and no unit died, a layer has lost all its units, or
@@ -132,6 +135,7 @@ class Pruned:
                 self.kept,
                 masks=self.masks,
                 found=found,
+                form=form,
                 residual=getattr(self.recipe.granularity, "residual", False),
             )
         else:

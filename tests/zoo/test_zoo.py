@@ -6,15 +6,16 @@ import copy
 
 import pytest
 import torch
+from constructions import WORDS, attention
 
 from prunekit.batches import arguments
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink
 from prunekit.graph.proof import tensors_in
-from zoo import OWN, ZOO, made
+from zoo import OWN, ZOO, made, stirred
 
-# written sizes in their forward, or the temperature of heads that become narrower
-AS_GRAPHS = {"vit", "swin", "hf-bert", "hf-distilbert", "hf-swin"}
+# their code divides the width of the stream by the number of heads, or lays it out by it
+WITH_HEADS = {"vit"}
 
 
 @pytest.mark.parametrize("name", list(ZOO))
@@ -34,22 +35,22 @@ def test_half_of_everything(name: str) -> None:
     if result.form == "graph":
         assert {key: value.shape for key, value in model.named_parameters()} == shapes
     assert type(result.model) is type(before) or result.form == "graph"
-    if name in AS_GRAPHS:
-        assert result.reason
+    assert result.form == "modules", result.reason
+    assert bool(result.stayed) == (name in WITH_HEADS)
+    assert all("the code asks for other sizes, at line" in reason for reason in result.stayed.values())
     _trains(result, inputs)
 
 
-@pytest.mark.parametrize("width", ["q_lin (head width)", "v_lin"])
-def test_narrower_keys_or_values_are_laid_out_in_another_order(width: str) -> None:
+@pytest.mark.parametrize("name", ["q (head width)", "v"])
+def test_narrower_keys_or_values_are_laid_out_in_another_order(name: str) -> None:
     """Attention whose keys and values have the same width gives what no `contiguous` has to copy."""
-    pytest.importorskip("transformers")
-    model, inputs = made("hf-distilbert")
-    name = f"distilbert.transformer.layer.0.attention.{width}"
-    result = shrink(model, inputs, {name: torch.arange(4) > 0})
+    torch.manual_seed(0)
+    model = stirred(attention()).eval()
+    result = shrink(model, WORDS, {name: torch.arange(4) > 0})
     assert result.form == "graph"
     assert [(each.name, each.after) for each in result.groups] == [(name, 3)]
     assert result.deviation.accepted
-    _trains(result, inputs)
+    _trains(result, WORDS)
 
 
 def _is_smaller(result: ShrinkResult) -> None:
@@ -100,7 +101,9 @@ def test_a_residual_stream_when_asked_for() -> None:
     assert torch.isfinite(result.model(inputs)).all()
 
 
-@pytest.mark.parametrize("name", ["hf-gpt2", "hf-llama", "hf-mistral", "hf-qwen2", "hf-t5", "hf-vit"])
+@pytest.mark.parametrize(
+    "name", ["hf-bert", "hf-gpt2", "hf-llama", "hf-mistral", "hf-qwen2", "hf-t5", "hf-vit"]
+)
 def test_heads_go_within_the_classes_of_transformers(name: str) -> None:
     pytest.importorskip("transformers")
     model, inputs = made(name)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import prunekit.cli.options as options
 from prunekit.cli.networks import TRACED, Network, folder_bytes, open_network
 from prunekit.cli.options import as_options, only_results, print_json
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import InputError, ModelError, shown
 from prunekit.graph import (
     GraphModel,
     ShrinkResult,
@@ -44,6 +44,10 @@ def shrink(
     ignore: options.Ignore = None,
     residual: options.Residual = False,
     round_to: Annotated[int, typer.Option(min=1, help="Keep multiples of so many units.")] = 1,
+    form: Annotated[
+        str,
+        typer.Option(help="modules: units that the code needs stay. graph: they go, as does the class."),
+    ] = "modules",
     data: options.Data = None,
     data_dir: options.DataDir = None,
     weights: options.Weights = None,
@@ -62,10 +66,14 @@ def shrink(
     """
     kept_kinds = None if kinds is None else tuple(kind.strip() for kind in kinds.split(","))
     if sparsity is None:
-        if kept_kinds is not None or ignore or residual or round_to > 1:
-            raise InputError("--kinds, --ignore, --residual and --round-to say what --sparsity takes: add it")
+        if kept_kinds is not None or ignore or residual or round_to > 1 or form != "modules":
+            raise InputError(
+                "--kinds, --ignore, --residual, --round-to and --form say what --sparsity takes: add it"
+            )
     elif not 0 < sparsity < 1:
         raise InputError(f"--sparsity {sparsity:g}: write a share between 0 and 1, such as 0.4 for 40 %")
+    if form not in ("modules", "graph"):
+        raise InputError(f"--form {shown(form)}: write modules or graph")
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out} is not empty: choose another folder with --out")
     check_free(out)
@@ -105,6 +113,7 @@ def shrink(
                     residual=residual,
                     round_to=round_to,
                     masks=masks,
+                    form="graph" if form == "graph" else "modules",
                 )
             except ModelError as error:
                 raise ModelError(as_options(str(error))) from error
@@ -190,6 +199,8 @@ def _show(done: ShrinkResult, batch: int, out: Path, network: Network) -> None:
         console.print(f"form: the exported graph, for batches of {batch} only, because {escape(done.reason)}")
     else:
         console.print("form: modules of its own classes")
+        for name, reason in done.stayed.items():
+            console.print(f"{escape(name)} stays: {escape(reason)}", soft_wrap=True)
     console.print("saved in")
     typer.echo(str(out))
     loading = network.loading(out, as_graph=done.form == "graph")

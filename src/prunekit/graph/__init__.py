@@ -11,6 +11,7 @@ from prunekit.graph.columns import replace_convolutions, shrink_columns
 from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead, zero_dead
 from prunekit.graph.depth import replace_with_absent, shrink_branches, without_branches
 from prunekit.graph.groups import INPUT, CouplingGraph, Group, GroupPlan, KeepMasks, Member
+from prunekit.graph.l1_pruning import prune_groups
 from prunekit.graph.members import (
     Combine,
     Coupled,
@@ -25,7 +26,7 @@ from prunekit.graph.proof import same_function
 from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.graph.reorder import reorder_units
 from prunekit.graph.resize import restore_sizes
-from prunekit.graph.shrinking import GroupSize, ShrinkResult, prune_groups, shrink
+from prunekit.graph.shrinking import GroupSize, ShrinkResult, shrink
 from prunekit.graph.sizes import size_attributes
 from prunekit.graph.surgery import alike, parameters_after, smaller, unit_masks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, Literal
@@ -36,7 +36,7 @@ class Captured:
         constants: tensors that the graph reads besides, by name.
         takes: how the user's inputs are nested in the arguments.
         gives: how the user's outputs are nested in what the network returns.
-        uses: what its sizes are computed from, where that was recorded.
+        uses: what its sizes are computed from; None if it was not recorded.
         by_data: the lines that ask for values of the user's inputs: what is done next is what these decided.
         by_state: the lines that ask for values of parameters or buffers.
         others: graphs of the same network in the same mode on other inputs, where the values there decide
@@ -50,7 +50,7 @@ class Captured:
     constants: Mapping[str, Tensor]
     takes: pytree.TreeSpec
     gives: pytree.TreeSpec
-    uses: SizeUses = field(default_factory=SizeUses)
+    uses: SizeUses | None = None
     by_data: tuple[str, ...] = ()
     by_state: tuple[str, ...] = ()
     others: tuple[Captured, ...] = ()

@@ -20,7 +20,7 @@ from prunekit.graph.captured import Captured, GraphModel, is_written
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
-from prunekit.graph.surgery import copy_of, count_parameters, masked_copy, own_module, put_modules
+from prunekit.graph.surgery import Cut, copy_of, count_parameters, masked_copy, own_module, put_modules
 from prunekit.masks import Masks
 from prunekit.models import Absent
 from prunekit.models.absent import PASSED, ZERO, ZEROS, absent_for
@@ -62,7 +62,7 @@ def shrink_branches(model: nn.Module, example_inputs: Inputs, masks: Masks) -> S
         raise InputError("no residual branch was removed, so there is nothing to take out")
     whole = masked_copy(model, masks)
     reference = masked_reference(whole, {}, example_inputs)
-    prove = partial(proven, reference, tensors={}, inputs=example_inputs, training=len(graphs) > 1)
+    prove = partial(proven, reference, cut=Cut({}, {}), inputs=example_inputs, training=len(graphs) > 1)
     before, result, reason = count_parameters(model), None, ""
     for form in FORMS:
         small = copy_of(whole)

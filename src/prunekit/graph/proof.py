@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from prunekit.graph.reference_run import (
     of_outputs,
     rounding,
 )
-from prunekit.graph.surgery import Axes, copy_of, count_parameters
+from prunekit.graph.surgery import Axes, Cut, copy_of, count_parameters
 from prunekit.modes import Snapshot, keeping_modes
 
 UNTOUCHED = "; the model is as it was"
@@ -136,7 +137,7 @@ def masked_reference(
 def proven(
     reference: Reference,
     candidate: nn.Module,
-    tensors: Mapping[str, Axes],
+    cut: Cut,
     inputs: Inputs,
     *,
     training: bool = True,
@@ -151,7 +152,7 @@ def proven(
     Args:
         reference: the masked network.
         candidate: the smaller one.
-        tensors: what stays of each tensor.
+        cut: what stays of each tensor, and what was multiplied.
         inputs: of the reference.
         training: whether in training mode, too.
         tolerance: as in `same_function`.
@@ -183,7 +184,8 @@ def proven(
                 (given, given if narrow is None else pytree.tree_map_only(Tensor, narrow, given)),
                 tolerance=tolerance,
                 # at a kink (a ReLU at 0, a tie in a maximum) rounding decides: random inputs hit none
-                gradients=tensors if given is random else None,
+                gradients=cut.tensors if given is random else None,
+                factors=cut.factors,
                 training=mode,
                 names=("masked", "smaller"),
                 what=what if training else "",
@@ -233,6 +235,7 @@ def _deviation(
     *,
     tolerance: float | None = None,
     gradients: Mapping[str, Axes] | None = None,
+    factors: Mapping[str, Tensor] = MappingProxyType({}),
     training: bool = False,
     names: tuple[str, str] = ("reference", "candidate"),
     what: str = "",
@@ -249,7 +252,7 @@ def _deviation(
         deviations = of_outputs(expected, found, max(magnitudes, default=0.0), tolerance, what)
         if gradients is not None:
             models = reference.model, candidate
-            deviations += of_gradients(models, (expected, found), gradients, tolerance, what)
+            deviations += of_gradients(models, (expected, found), gradients, tolerance, what, factors)
     finally:
         for each in before:
             each.restore()

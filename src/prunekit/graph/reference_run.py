@@ -189,6 +189,7 @@ def of_gradients(
     kept: Mapping[str, Axes],
     tolerance: float,
     what: str,
+    factors: Mapping[str, Tensor],
 ) -> list[Deviation]:
     """Of the gradients of all parameters, for a random weighting of the outputs.
 
@@ -222,6 +223,8 @@ def of_gradients(
     found = []
     for name, gradient in got.items():
         survivors = taken(wanted[name], kept.get(name, {}))
+        if name in factors:
+            survivors = survivors / factors[name].to(survivors)
         where = f"gradient of {name} at {{}}{what}"
         found.append(_difference(survivors, gradient, scale, tolerance, where.format))
     return found

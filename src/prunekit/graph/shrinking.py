@@ -1,10 +1,9 @@
-"""Taking units, or pieces of maxout layers, out of a network, proven to compute what the masked one does."""
+"""Taking units out of a network, proven to compute what the masked one does."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -14,19 +13,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, arguments
-from prunekit.errors import InputError, ModelError
-from prunekit.graph.capture import takes, tensors_of
+from prunekit.errors import InputError
+from prunekit.graph.capture import takes
 from prunekit.graph.captured import GraphModel
+from prunekit.graph.class_fit import in_the_way, misfit
 from prunekit.graph.draws import Draws
-from prunekit.graph.groups import INPUT, CouplingGraph, Group, KeepMasks
-from prunekit.graph.members import entries
-from prunekit.graph.plan import KINDS, traced
+from prunekit.graph.groups import INPUT, CouplingGraph, KeepMasks
+from prunekit.graph.plan import traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
 from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.graph.surgery import (
     Axes,
     Cut,
-    alike,
+    Operation,
     checked,
     copy_of,
     count_parameters,
@@ -36,13 +35,13 @@ from prunekit.graph.surgery import (
     operation,
     own_module,
     smaller_masks,
+    unit_masks,
 )
 from prunekit.masks import Masks
-from prunekit.models import Maxout
 from prunekit.modes import holding
-from prunekit.targets import unwrap
 
-_EXAMPLES = 32  # more make the proof slower (float64 is), not stronger
+Form = Literal["modules", "graph"]
+"""Whether a network is what it was, with smaller layers, or a graph."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,14 @@ class ShrinkResult:
         kept_inputs: the positions of the input features that the network still takes, if the group `input`
             was named: of images their channels, else the numbers that the first layer reads, flattened.
         reason: why the form is that of a graph.
+        stayed: groups that were to lose units, but stay whole so that the classes' own code holds, each with
+            the reason. The units' weights are zero then where they were chosen by name, as in `shrink`.
         seconds: of the processor for the analysis, the surgery and the proof, where they were taken.
         axes: what stays of each parameter and buffer that lost entries.
     """
 
     model: nn.Module
-    form: Literal["modules", "graph"]
+    form: Form
     groups: tuple[GroupSize, ...]
     parameters_before: int
     parameters_after: int
@@ -89,6 +90,7 @@ class ShrinkResult:
     reason: str = ""
     seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
     axes: Mapping[str, Axes] = field(default_factory=dict)
+    stayed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def lost(self) -> tuple[GroupSize, ...]:
@@ -100,6 +102,7 @@ class ShrinkResult:
         return {
             "form": self.form,
             "reason": self.reason,
+            "stayed": dict(self.stayed),
             "groups": [asdict(group) for group in self.lost],
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
@@ -114,6 +117,7 @@ class ShrinkResult:
             share = 100 * row.after / max(1, row.before)
             name = row.name if len(row.name) <= width else "…" + row.name[1 - width :]
             lines.append(f"{name:<{width}}  {row.before:>12,}  {row.after:>12,}  {share:>6.1f}%")
+        lines += [f"{name} stays as it is: {reason}" for name, reason in self.stayed.items()]
         lines.append(f"same function: largest relative difference {self.deviation.relative:.1e}")
         return "\n".join(lines)
 
@@ -131,6 +135,7 @@ def shrink(
     values: Mapping[str, Tensor] | None = None,
     tolerance: float | None = None,
     training: bool = True,
+    form: Form = "modules",
 ) -> ShrinkResult:
     """Take units out of any network that PyTorch can export, and prove what is left.
 
@@ -154,6 +159,9 @@ def shrink(
             that of the network before, not of the masked one: what was constant is in the biases then.
         tolerance: the relative difference that counts as rounding, see `same_function`.
         training: whether the proof is for training mode, too.
+        form: what is preferred where the classes' own code cannot do without some of the units: "modules" for
+            the network with these units left in, their weights zero (see `stayed` of the result), or "graph"
+            for a graph without them. Where that does not help, it is a graph in either case.
 
     Raises:
         InputError: for an unknown group, flags that are not boolean or of another length, or where nothing
@@ -163,8 +171,7 @@ def shrink(
         VerificationError: if the networks differ. In every case the model is exactly as it was.
     """
     model = own_module(model)
-    _check_examples(example_inputs)
-    masks = masks or Masks({})
+    check_examples(example_inputs)
     times = [time.process_time()]
 
     def analysed() -> CouplingGraph:
@@ -172,70 +179,186 @@ def shrink(
 
     found = found or analysed()
     flags = checked(found.plan, kept)
-    over_units = any(found.plan.group(name).normalised for name in flags)
-    if over_units and not takes(found.graphs[0], example_inputs):
+    if any(found.plan.group(name).normalised for name in flags) and not takes(
+        found.graphs[0], example_inputs
+    ):
         found = analysed()  # the graphs will be run, which are made for inputs of one shape
     times.append(time.process_time())
-    work = operation(model, found, flags)
-    whole = masked_copy(model, masks) if masks else model
-    candidate = copy_of(whole)
-    operate(candidate, work.cut, values=values)
-    times.append(time.process_time())
-    tensors = work.cut.tensors
-    masked, keeping = whole, None
-    if over_units:
-        masked, keeping = GraphModel(copy_of(whole), found.graphs), work.keeping
-        exported = run_both(whole, masked, example_inputs)
-        if not exported.accepted:
-            raise VerificationError(f"what was exported is not what the network computes: {exported}")
-    divisors = divisors_of(found.plan)
-    off = {name: axes for name, axes in tensors.items() if values is None and name not in divisors}
-    reference = masked_reference(masked, off, example_inputs, keeping)
-    narrow = None
-    if INPUT in flags:
-        assert found.features is not None
-        narrow = partial(found.features.narrowed, kept=flags[INPUT])
-    prove = partial(
-        proven,
-        reference,
-        tensors=tensors,
-        inputs=example_inputs,
-        training=training and len(found.graphs) > 1,  # one graph computes the same in both modes
-        tolerance=tolerance,
-        narrow=narrow,
-        draws=partial(_draws, found, work.keeping),
-    )
-    before = count_parameters(model)
-    reason: str = ""
-    form: Literal["modules", "graph"] = "modules"
-    try:
-        with holding(model):  # hooks of the copies may write to what the network itself holds
-            deviation = prove(candidate)
-        operate(model, work.cut, masks, values)
-        result = model
-    except VerificationError as error:
-        _check_decided(found, error)
-        if not takes(found.graphs[0], example_inputs):
+    case = Case(model, example_inputs, masks or Masks({}), values, tolerance, training)
+    result = taken_out(case, found, flags, form=form, analysed=analysed)
+    analysis = times[1] - times[0]
+    return replace(result, seconds=(analysis, *result.seconds[1:]))
+
+
+def check_examples(example_inputs: Inputs) -> None:
+    """Refuse inputs without an example."""
+    tensors = [each for each in pytree.tree_leaves(arguments(example_inputs)) if isinstance(each, Tensor)]
+    if not all(each.numel() for each in tensors):
+        raise InputError("example_inputs must have at least one example")
+
+
+# ---- the network in its own class, as far as that goes -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network that is to lose units, and how that is proven; see the arguments of `shrink`."""
+
+    model: nn.Module
+    example_inputs: Inputs
+    masks: Masks
+    values: Mapping[str, Tensor] | None = None
+    tolerance: float | None = None
+    training: bool = True
+
+
+def taken_out(
+    case: Case,
+    found: CouplingGraph,
+    flags: Mapping[str, Tensor],
+    *,
+    form: Form,
+    analysed: Callable[[], CouplingGraph],
+    whole: bool = False,
+) -> ShrinkResult:
+    """Take out the units that the network's own code can do without, or all if a graph is preferred.
+
+    Args:
+        case: the network.
+        found: its plan with its graphs.
+        flags: checked, of the groups that lose units.
+        form: what is preferred.
+        analysed: gives the plan with graphs for inputs of the shapes of the example inputs.
+        whole: whether groups that stay keep all that their units do; else their units' weights become zero.
+    """
+    start, before = time.process_time(), count_parameters(case.model)
+    work = operation(case.model, found, flags)
+    surgery = time.process_time() - start
+    proof = _Proof(case, found, flags, work)
+    left, stayed, reason, zeros = dict(flags), dict[str, str](), "", case.masks
+    own: Form = "modules"
+    while True:
+        candidate = _candidate(case, work.cut, zeros, proof.dtype)
+        try:
+            deviation = proof(candidate, work.cut)
+            operate(case.model, work.cut, zeros, case.values)
+            result = case.model
+            break
+        except VerificationError as error:
+            failure = error
+            reason = reason or str(error).splitlines()[0].removesuffix(UNTOUCHED)
+        if not takes(found.graphs[0], case.example_inputs):
             found = analysed()
-            work = operation(model, found, flags)
-        reason, form = str(error).splitlines()[0].removesuffix(UNTOUCHED), "graph"
-        result = GraphModel(candidate, work.graphs)
-        with holding(model):
-            deviation = prove(result)
-    times.append(time.process_time())
+            work = operation(case.model, found, left)
+        names = in_the_way(work, found, left)
+        if not names and not work.cut.factors:
+            place, factors = misfit(candidate, work.graphs[0], work.keeping, case.example_inputs)
+            if factors:
+                work = replace(work, cut=replace(work.cut, factors=factors))
+                continue
+            named = [] if place is None else place.groups(found, left, before=True)
+            names = dict.fromkeys(named, "" if place is None else place.why)
+        over_units = any(found.plan.group(name).normalised for name in names)
+        if form == "graph" or len(names) in (0, len(left)) or INPUT in names or (over_units and not whole):
+            _check_decided(found, failure)
+            own, left, stayed, zeros = "graph", dict(flags), {}, case.masks
+            work = operation(case.model, found, flags)
+            proof = _Proof(case, found, flags, work)
+            result = GraphModel(_candidate(case, work.cut, zeros, None), work.graphs)
+            deviation = proof(result, work.cut)
+            break
+        left = {name: each for name, each in left.items() if name not in names}
+        stayed |= names
+        work = operation(case.model, found, left)
+        if whole:
+            proof = _Proof(case, found, left, work)
+        else:
+            zeros = _with_zeros(case, found, {name: flags[name] for name in stayed})
     return ShrinkResult(
         result,
-        form,
-        tuple(GroupSize(name, found.plan.group(name).units, int(each.sum())) for name, each in flags.items()),
+        own,
+        tuple(GroupSize(name, found.plan.group(name).units, int(each.sum())) for name, each in left.items()),
         before,
         count_parameters(result),
         deviation,
-        smaller_masks(masks, work.cut),
+        smaller_masks(zeros, work.cut),
         flags[INPUT].nonzero().flatten() if INPUT in flags else None,
-        reason,
-        (times[1] - times[0], times[2] - times[1], times[3] - times[2]),
+        reason if own == "graph" else "",
+        (0.0, surgery, time.process_time() - start - surgery),
         work.cut.tensors,
+        stayed,
     )
+
+
+class _Proof:
+    """The masked network, with which smaller ones are compared.
+
+    Args:
+        case: the network.
+        found: its plan with its graphs.
+        flags: of the groups whose units it lacks.
+        work: what takes them out.
+    """
+
+    def __init__(
+        self, case: Case, found: CouplingGraph, flags: Mapping[str, Tensor], work: Operation
+    ) -> None:
+        whole = masked_copy(case.model, case.masks) if case.masks else case.model
+        masked, keeping = whole, None
+        if any(found.plan.group(name).normalised for name in flags):
+            masked, keeping = GraphModel(copy_of(whole), found.graphs), work.keeping
+            exported = run_both(whole, masked, case.example_inputs)
+            if not exported.accepted:
+                raise VerificationError(f"what was exported is not what the network computes: {exported}")
+        divisors, tensors = divisors_of(found.plan), work.cut.tensors if case.values is None else {}
+        off = {name: axes for name, axes in tensors.items() if name not in divisors}
+        self._reference = masked_reference(masked, off, case.example_inputs, keeping)
+        self._case = case
+        self._training = case.training and len(found.graphs) > 1  # one graph computes the same in both modes
+        self._draws = partial(_draws, found, work.keeping)
+        self._narrow: Callable[[Tensor], Tensor] | None = None
+        if INPUT in flags:
+            assert found.features is not None
+            self._narrow = partial(found.features.narrowed, kept=flags[INPUT])
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The precision of the proof; None for that of the network."""
+        return self._reference.dtype
+
+    def __call__(self, candidate: nn.Module, cut: Cut) -> Deviation:
+        """How far a smaller network is from the masked one.
+
+        Raises:
+            VerificationError: where it computes something else.
+        """
+        with holding(self._case.model):  # hooks of the copies may write to what the network itself holds
+            return proven(
+                self._reference,
+                candidate,
+                cut,
+                self._case.example_inputs,
+                training=self._training,
+                tolerance=self._case.tolerance,
+                narrow=self._narrow,
+                draws=self._draws,
+            )
+
+
+def _candidate(case: Case, cut: Cut, masks: Masks, dtype: torch.dtype | None) -> nn.Module:
+    """A copy of the network without units; parameters that are multiplied are so in the proof's precision."""
+    candidate = copy_of(case.model)
+    if cut.factors and dtype is not None:
+        candidate = candidate.to(dtype)
+    operate(candidate, cut, masks, case.values)
+    return candidate
+
+
+def _with_zeros(case: Case, found: CouplingGraph, flags: Mapping[str, Tensor]) -> Masks:
+    """The masks, in which the weights of units that stay without effect are removed, too."""
+    zeros = unit_masks(case.model, found.plan, flags)
+    both = {name: mask & case.masks[name] if name in case.masks else mask for name, mask in zeros.items()}
+    return Masks({**case.masks, **both})
 
 
 def _check_decided(found: CouplingGraph, error: VerificationError) -> None:
@@ -254,157 +377,3 @@ def _draws(found: CouplingGraph, keeping: KeepMasks, training: bool) -> Draws:
     """Random numbers of the whole network in one mode, for the smaller one."""
     number = min(int(training), len(found.graphs) - 1)
     return Draws(found.graphs[number], number, keeping)
-
-
-def _check_examples(example_inputs: Inputs) -> None:
-    tensors = [each for each in pytree.tree_leaves(arguments(example_inputs)) if isinstance(each, Tensor)]
-    if not all(each.numel() for each in tensors):
-        raise InputError("example_inputs must have at least one example")
-
-
-@torch.inference_mode(False)  # parameters made in it could not be trained
-def shrink_pieces(
-    model: nn.Module,
-    example_inputs: Inputs,
-    kept: Mapping[str, Tensor],
-    *,
-    masks: Masks | None = None,
-) -> ShrinkResult:
-    """Take pieces out of maxout layers, in place, if what is left computes what the masked network does.
-
-    Args:
-        model: the network.
-        example_inputs: as of `shrink`; the first 32 are looked at.
-        kept: by maxout layer, (units, pieces) flags; every unit keeps the same number.
-        masks: of single weights; removed ones are set to zero.
-
-    Raises:
-        InputError: for flags of another shape, or units that keep different numbers of pieces, or none.
-        VerificationError: if the smaller network computes something else; the model is untouched then.
-    """
-    model = own_module(model)
-    _check_examples(example_inputs)
-    inputs = pytree.tree_map_only(Tensor, lambda given: given[:_EXAMPLES], example_inputs)
-    masks = masks or Masks({})
-    groups = tuple(GroupSize(name, flags.numel(), int(flags.sum())) for name, flags in kept.items())
-    cut = _cut_of_pieces(model, kept)
-    whole = masked_copy(model, masks)
-    candidate = copy_of(whole)
-    operate(candidate, cut)
-    reference = masked_reference(whole, cut.tensors, inputs)
-    deviation = proven(reference, candidate, cut.tensors, inputs, training=False)
-    before = count_parameters(model)
-    operate(model, cut, masks)
-    after, left = count_parameters(model), smaller_masks(masks, cut)
-    return ShrinkResult(model, "modules", groups, before, after, deviation, left, axes=cut.tensors)
-
-
-def _cut_of_pieces(model: nn.Module, kept: Mapping[str, Tensor]) -> Cut:
-    """What stays of the network when flags of pieces, (units, pieces) by maxout layer, are carried out."""
-    tensors: dict[str, dict[int, Tensor]] = {}
-    sizes: dict[tuple[str, str], int] = {}
-    for name, flags in kept.items():
-        maxout = model.get_submodule(name)
-        if not isinstance(maxout, Maxout):
-            raise InputError(f"{name!r} is no maxout layer, it is a {type(maxout).__name__}")
-        _check_pieces(name, maxout, flags)
-        rows = flags.detach().cpu().flatten()
-        for short, _ in maxout.layer.named_parameters():
-            tensors[f"{name}.layer.{short}"] = {0: rows}
-        counter = "out_features" if isinstance(maxout.layer, nn.Linear) else "out_channels"
-        sizes[f"{name}.layer", counter] = int(rows.sum())
-    return Cut(tensors, sizes)
-
-
-def _check_pieces(name: str, layer: Maxout, flags: Tensor) -> None:
-    shape = (layer.units, layer.pieces)
-    if flags.dtype != torch.bool or tuple(flags.shape) != shape:
-        raise InputError(f"kept[{name!r}] must be {shape} booleans, got {flags.dtype} {tuple(flags.shape)}")
-    counts = flags.sum(1)
-    if int(counts.min()) < 1 or int(counts.min()) != int(counts.max()):
-        raise InputError(
-            f"kept[{name!r}] leaves units between {int(counts.min())} and {int(counts.max())} pieces: "
-            "all units must keep the same number, at least 1"
-        )
-
-
-def smallest(tensors: Mapping[str, Tensor], group: Group, share: float, round_to: int = 1) -> Tensor:
-    """Flags of a group without its units of the least L1 norm over what makes them; ties by place.
-
-    The share is taken of all units that reach into the same tensors, so that none is left without;
-    what stays of them is a multiple of `round_to`, or all.
-
-    Li et al. 2017, Pruning filters for efficient ConvNets, arXiv 1608.08710.
-    """
-    norms = torch.zeros(group.units, dtype=torch.float64)
-    for member in group.members:
-        if member.role == "producer":
-            tensor = tensors[member.tensor].detach().unsqueeze(-1)
-            others = [dim for dim in range(tensor.dim()) if dim != member.dim]
-            # in the weights' own precision, which takes a fifth of the time of `of_units`
-            exactly = torch.promote_types(tensor.dtype, torch.float32)
-            each = tensor.abs().sum(others, dtype=exactly).double().cpu()
-            if not bool(each.isfinite().all()):
-                raise ModelError(f"{member.tensor} has weights that are no finite numbers")
-            index, unit = entries(member)
-            norms.index_add_(0, unit, each[index])
-    flags = torch.ones(group.units, dtype=torch.bool)
-    for units in alike(group):
-        left = max(len(units) - int(len(units) * share), 1)
-        count = max(len(units) - math.ceil(left / round_to) * round_to, 0)
-        order = norms[units].argsort(stable=True)[:count]
-        flags[torch.tensor(units)[order]] = False
-    return flags
-
-
-def prune_groups(
-    model: nn.Module,
-    example_inputs: Inputs,
-    sparsity: float,
-    *,
-    kinds: Collection[str] | None = None,
-    ignore: Sequence[str] = (),
-    residual: bool = False,
-    round_to: int = 1,
-    masks: Masks | None = None,
-) -> ShrinkResult:
-    """Take that share of the units out of every group that can lose some, the least by L1 norm first.
-
-    Args:
-        model: the network.
-        example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
-        sparsity: the share in [0, 1); of each group at least one unit stays.
-        kinds: of the groups to prune, such as "filters" and "heads"; None for all.
-        ignore: names or patterns of what may not change.
-        residual: whether the widths of residual streams can be pruned.
-        round_to: what stays of a group is a multiple of it, where the group is not smaller.
-        masks: of single weights; removed ones are set to zero.
-
-    Raises:
-        InputError: for a sparsity out of its range, an unknown kind, or as `shrink`.
-        ModelError: where nothing can be pruned, with the reasons, or as `shrink`.
-    """
-    if not 0 <= sparsity < 1:
-        raise InputError(f"sparsity must be in [0, 1), got {sparsity}")
-    if round_to < 1:
-        raise InputError(f"round_to must be at least 1, got {round_to}")
-    unknown = [kind for kind in kinds or () if kind not in KINDS]
-    if unknown:
-        raise InputError(f"no groups are of the kind {unknown[0]!r}; kinds are: {', '.join(KINDS)}")
-    model = unwrap(model)
-    start = time.process_time()
-    found = traced(model, example_inputs, ignore=ignore, residual=residual)
-    analysis = time.process_time() - start
-    chosen = [group for group in found.plan.prunable if kinds is None or group.kind in kinds]
-    if not chosen and found.plan.prunable:
-        there = ", ".join(dict.fromkeys(group.kind for group in found.plan.prunable))
-        raise ModelError(
-            f"no group of the kind {' or '.join(kinds or ())} can be pruned in this network, but {there} can"
-        )
-    if not chosen:
-        reasons = "; ".join(f"{name}: {why}" for name, why in found.plan.frozen.items())
-        raise ModelError(f"nothing of this network can be pruned: {reasons or 'it has no layers'}")
-    tensors = tensors_of(model)
-    kept = {group.name: smallest(tensors, group, sparsity, round_to) for group in chosen}
-    result = shrink(model, example_inputs, kept, masks=masks, found=found)
-    return replace(result, seconds=(analysis, *result.seconds[1:]))

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from prunekit.graph.places import CodePlace, place_here
+
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -63,11 +65,12 @@ Place = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class SizeUse:
-    """A whole number among the arguments of a node, and what the network's code computes it from."""
+    """A whole number among the arguments of a node, what it is computed from, and the line of code."""
 
     node: str
     place: Place
     expression: Expression
+    line: CodePlace | None
 
 
 @dataclass
@@ -218,9 +221,9 @@ class SizeMode(TorchFunctionMode):
             return func(*args, **kwargs)
         last = self._graph._root.prev
         result = func(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
-        node = last.next
+        node, line = last.next, place_here(place_here.__code__)
         while node.op != "root":
-            self._tie(func, args, kwargs, node)
+            self._tie(func, args, kwargs, node, line)
             node = node.next
         return result
 
@@ -236,12 +239,12 @@ class SizeMode(TorchFunctionMode):
             [Size(size, Extent(node.name, axis), self._uses) for axis, size in enumerate(found)]
         )
 
-    def _tie(self, func: Any, args: Any, kwargs: Any, node: fx.Node) -> None:
+    def _tie(self, func: Any, args: Any, kwargs: Any, node: fx.Node, line: CodePlace | None) -> None:
         schema = getattr(node.target, "_schema", None)
         if schema is None:
             return
         if getattr(func, "__name__", "") == "__getitem__":
-            self._tie_slice(args[1], node)
+            self._tie_slice(args[1], node, line)
             return
         for position, each in enumerate(schema.arguments):
             given = kwargs.get(each.name)
@@ -252,26 +255,28 @@ class SizeMode(TorchFunctionMode):
             if given is not None and holds_sizes(given):
                 inside: Any = position if position < len(node.args) else each.name
                 value = node.args[position] if position < len(node.args) else node.kwargs.get(each.name)
-                self._tie_argument(given, value, node, (inside,))
+                self._tie_argument(given, value, node, (inside,), line)
 
-    def _tie_argument(self, given: Any, value: Any, node: fx.Node, place: Place) -> None:
+    def _tie_argument(
+        self, given: Any, value: Any, node: fx.Node, place: Place, line: CodePlace | None
+    ) -> None:
         if isinstance(given, int) and isinstance(value, int) and int(given) == value:
-            self._uses.arguments.append(SizeUse(node.name, place, expression_of(given)))
+            self._uses.arguments.append(SizeUse(node.name, place, expression_of(given), line))
         elif isinstance(given, (tuple, list)) and isinstance(value, (tuple, list)):
             if len(given) == len(value):
                 for index, pair in enumerate(zip(given, value, strict=True)):
                     if isinstance(pair[0], int):
-                        self._tie_argument(*pair, node, (*place, index))
+                        self._tie_argument(*pair, node, (*place, index), line)
         elif isinstance(given, int) and isinstance(value, (tuple, list)):
             for index, each in enumerate(value):
-                self._tie_argument(given, each, node, (*place, index))
+                self._tie_argument(given, each, node, (*place, index), line)
 
-    def _tie_slice(self, index: Any, node: fx.Node) -> None:
+    def _tie_slice(self, index: Any, node: fx.Node, line: CodePlace | None) -> None:
         """`x[:, start:end]`, of which each slice becomes a node."""
         parts = index if isinstance(index, tuple) else (index,)
         if node.target is not torch.ops.aten.slice.Tensor or any(each is Ellipsis for each in parts):
             return
         for each in parts:
             if isinstance(each, slice) and plain((each.start or 0, each.stop)) == tuple(node.args[2:4]):
-                self._tie_argument(each.start, node.args[2], node, (2,))
-                self._tie_argument(each.stop, node.args[3], node, (3,))
+                self._tie_argument(each.start, node.args[2], node, (2,), line)
+                self._tie_argument(each.stop, node.args[3], node, (3,), line)

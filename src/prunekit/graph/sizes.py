@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,9 @@ from prunekit.graph.groups import KeepMasks
 from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.graph.ops.registry import Keeps, Kept
-from prunekit.graph.size_equations import Equation, reads_of, solved
-from prunekit.graph.size_run import Computed, Extent, Place, Read, is_size
+from prunekit.graph.places import line_at
+from prunekit.graph.size_equations import Equation, evaluated, reads_of, solved
+from prunekit.graph.size_run import Computed, Extent, Place, Read, SizeUses, is_size
 
 
 def corrected(graph: Captured, keeping: KeepMasks, number: int) -> Captured:
@@ -109,13 +110,22 @@ def size_attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
     return found
 
 
+@dataclass(frozen=True)
+class Unmet:
+    """A whole number among the arguments of a node that the network's code does not give."""
+
+    node: str
+    place: Place
+    line: str
+
+
 def sizes(
     model: nn.Module,
     shapes: Mapping[str, tuple[int, ...]],
     graphs: Sequence[Captured],
     keeping: KeepMasks,
-) -> dict[tuple[str, str], Any]:
-    """New values by (module, attribute); those that stay are not named.
+) -> tuple[dict[tuple[str, str], Any], tuple[Unmet, ...]]:
+    """New values by (module, attribute), of those that change, and what no values of attributes give.
 
     Args:
         model: the network as it is.
@@ -124,15 +134,16 @@ def sizes(
         keeping: what stays of every node.
     """
     found: dict[tuple[str, str], Any] = {}
+    read, unmet = _read(model, graphs[0], partial(keeping, 0))
     for (place, attribute), value in [
-        *_read(model, graphs[0], partial(keeping, 0)),
+        *read.items(),
         *_in_graphs(model, graphs, keeping),
         *_by_shape(model, shapes, graphs),
     ]:
         before = getattr(model.get_submodule(place), attribute, None)
         if before is not None and before != value:
             found[(place, attribute)] = value
-    return found
+    return found, unmet
 
 
 def _by_shape(
@@ -183,34 +194,39 @@ def _kept_of(keeping: KeepMasks, number: int, node: fx.Node) -> Kept:
 
 def _read(
     model: nn.Module, graph: Captured, keeping: Callable[[str], Kept]
-) -> list[tuple[tuple[str, str], Any]]:
+) -> tuple[dict[tuple[str, str], Any], tuple[Unmet, ...]]:
     """Of modules whose code hands them to PyTorch's functions, by themselves or in expressions."""
     nodes = {node.name: node for node in graph.graph.nodes}
+    uses = graph.uses or SizeUses()
 
     def extent(of: Extent) -> int:
         flags = next(iter(keeping(of.node)), ())
         stays = flags[of.axis] if len(flags) > of.axis else None
         return shape_of(nodes[of.node])[of.axis] if stays is None else int(stays.sum())
 
-    equations: list[Equation] = [
-        (use.expression, value)
-        for use in graph.uses.arguments
-        if (value := _value_at(nodes.get(use.node), use.place)) is not None
-    ]
-    equations += [(Computed("-", *pair), 0) for pair in graph.uses.equal]
+    wanted = [(use, _value_at(nodes.get(use.node), use.place)) for use in uses.arguments]
+    equations: list[Equation] = [(use.expression, value) for use, value in wanted if value is not None]
+    equations += [(Computed("-", *pair), 0) for pair in uses.equal]
     before: dict[Read, int] = {}
     for read in set().union(*(reads_of(expression) for expression, _ in equations)):
         value = getattr(model.get_submodule(read.module), read.attribute)
         before[read] = value if read.index is None else value[read.index]
     found: dict[tuple[str, str], Any] = {}
-    for read, new in solved(equations, before, extent).items():
+    new = solved(equations, before, extent)
+    for read, value in new.items():
         key = read.module, read.attribute
         whole = found.get(key, getattr(model.get_submodule(read.module), read.attribute))
         if read.index is None:
-            found[key] = new
+            found[key] = value
         else:
-            found[key] = type(whole)([*whole[: read.index], new, *whole[read.index + 1 :]])
-    return list(found.items())
+            found[key] = type(whole)([*whole[: read.index], value, *whole[read.index + 1 :]])
+    after = {**before, **new}
+    unmet = (
+        Unmet(use.node, use.place, line_at(use.line))
+        for use, value in wanted
+        if value is not None and evaluated(use.expression, after, extent) != value
+    )
+    return found, tuple(unmet)
 
 
 def _value_at(node: fx.Node | None, place: Place) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import canonical, tensors_of
 from prunekit.graph.captured import Captured, GraphModel
 from prunekit.graph.groups import CouplingGraph, Group, GroupPlan, KeepMasks
-from prunekit.graph.sizes import CHANGED, LAYERS, changed, corrected, sizes
+from prunekit.graph.sizes import CHANGED, LAYERS, Unmet, changed, corrected, sizes
 from prunekit.masks import Masks
 from prunekit.modes import evaluating
 from prunekit.targets import uncompiled, unwrap
@@ -33,10 +33,12 @@ class Cut:
     Attributes:
         tensors: for each parameter and buffer that units reach into, by full name, the axes they are on.
         sizes: attributes of modules that count units, by (module, attribute), with their new values.
+        factors: by which the entries of some parameters are multiplied once units are taken out.
     """
 
     tensors: Mapping[str, Axes]
     sizes: Mapping[tuple[str, str], Any]
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ class Operation:
         cut: of tensors and attributes.
         keeping: what stays of every node.
         graphs: the captured graphs with sizes that fit.
+        unmet: arguments that the network's own code does not make to fit.
     """
 
     cut: Cut
     keeping: KeepMasks
     graphs: tuple[Captured, ...]
+    unmet: tuple[Unmet, ...] = ()
 
 
 def operation(model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor]) -> Operation:
@@ -68,8 +72,8 @@ def operation(model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor]
     keeping = found.keeping({name: (~each).nonzero().flatten().tolist() for name, each in kept.items()})
     tensors = axes_after(model, found.plan, kept)
     graphs = tuple(corrected(graph, keeping, number) for number, graph in enumerate(found.graphs))
-    attributes = sizes(model, _shapes(model, tensors), graphs, keeping)
-    return Operation(Cut(tensors, attributes), keeping, graphs)
+    attributes, unmet = sizes(model, _shapes(model, tensors), graphs, keeping)
+    return Operation(Cut(tensors, attributes), keeping, graphs, unmet)
 
 
 def smaller(
@@ -353,11 +357,14 @@ class Surgery:
         self._undo: list[Callable[[], None]] = []
 
     def cut(self, cut: Cut) -> None:
-        """Carry out a cut: parameters, buffers and the attributes that count units."""
+        """Carry out a cut: parameters, buffers, their factors and the attributes that count units."""
         for name, axes in cut.tensors.items():
             lost = {axis: flags for axis, flags in axes.items() if not bool(flags.all())}
             if lost:
                 self._replace(name, lost)
+        for name, factor in cut.factors.items():
+            parameter = self._model.get_parameter(name).detach()
+            self.write(name, parameter * factor.to(parameter))
         for (module, attribute), size in cut.sizes.items():
             owner = self._model.get_submodule(module)
             self._undo.append(partial(setattr, owner, attribute, getattr(owner, attribute)))
