@@ -82,7 +82,8 @@ def prune(
         validation: examples of the same kinds as `data`, on which a recipe's `stop` measures the error; by
             default the recipe's calibration sample of `data`.
         evaluate: measures the network after each step, for the history.
-        report: told how far a retraining is.
+        report: told how far the trainings of a step are, those before the first removal and in `quantize`
+            counted in.
         example_inputs: what the network can be run on, for recipes that find out so what is coupled in it; by
             default the first two of the data.
         teacher: the network that the recipe's `teacher` learns from, where that is a given one; it is copied.
@@ -257,19 +258,28 @@ class Session:
         """The next step with its retraining; None where it was rolled back."""
         started = time.perf_counter()
         step = self.plan.steps[len(self.history)]
-        if self.recipe.warm_ups and not self._warmed_up:
+        warms_up = bool(self.recipe.warm_ups) and not self._warmed_up
+        retrains = self._retrains(step)
+        quantizes = self.recipe.quantize.changes and step.number == len(self.plan.steps)
+        if report is not None and self._data is not None:
+            report = self._trainings.as_one(
+                report,
+                step,
+                len(self.plan.steps),
+                warm_up=warms_up,
+                retrain=retrains,
+                quantize=quantizes,
+            )
+        if warms_up:
             self._trainings.warm_up(self._context(step), report)
         self._hold()
         self._prune_step(step)
-        retrains = self._retrains(step)
         train_loss = None
         if retrains and self.recipe.retrain.plan is not None:
             train_loss = self._trainings.retrain(self._context(step), len(self.plan.steps), report)
         if retrains and self._check(step.number) and self.recipe.stop.rolls_back:
             return None
-        counted = None
-        if self.recipe.quantize.changes and step.number == len(self.plan.steps):
-            counted = self._quantize(step, report)
+        counted = self._quantize(step, report) if quantizes else None
         measured = evaluate(self.model) if evaluate is not None else {}
         return self._record(step, started, train_loss, measured, counted)
 

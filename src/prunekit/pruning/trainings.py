@@ -20,7 +20,7 @@ from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.targets import uncompiled
 from prunekit.task import PLAIN, Task
-from prunekit.training import Loop, Report, Trained, Training, train
+from prunekit.training import Loop, Report, Trained, Training, TrainingPart, train
 
 
 @dataclass(eq=False)
@@ -122,6 +122,31 @@ class Trainings:
         for key, part in self.recipe.parts_with("before_optimizer_step"):
             part.before_optimizer_step(context.told(key))
 
+    def as_one(
+        self, report: Report, step: Step, steps: int, *, warm_up: bool, retrain: bool, quantize: bool
+    ) -> Report:
+        """What tells a report of all trainings of a step as if they were one.
+
+        Args:
+            report: told how far they are together.
+            step: which it is.
+            steps: how many the pruning has in all.
+            warm_up, retrain, quantize: which trainings it has.
+        """
+        assert self.data is not None
+        lengths = []
+        if warm_up:
+            lengths += [self._steps(training, self.data) for training in self.recipe.warm_ups.values()]
+        plan = self.recipe.retrain.plan
+        if retrain and plan is not None:
+            length = self._steps(plan, self.data)
+            part = self._part(step, steps, {})
+            first, end, _ = (0, length, length) if part is None else part.span(length)
+            lengths.append(end - first)
+        if quantize:
+            lengths += [self._steps(training, self.data) for training in self.recipe.quantize.plans]
+        return _OneReport(report, sum(lengths))
+
     def warm_up(self, context: StepContext, report: Report | None) -> None:
         """The trainings before the first removal."""
         for key, training in self.recipe.warm_ups.items():
@@ -138,19 +163,24 @@ class Trainings:
         Returns:
             The mean loss of its last epoch; None without any step.
         """
-        retrain, every = self.recipe.retrain, self.recipe.retrain_every
+        retrain = self.recipe.retrain
         assert retrain.plan is not None
-        part = None
         seed = derive(self.seed, "training", "retrain", context.step.number)
-        if retrain.continues:
-            number, parts = -(-context.step.number // every) - 1, -(-steps // every)
-            part = retrain.part(number, parts, context.told("retrain").state)
+        part = self._part(context.step, steps, context.told("retrain").state)
+        if part is not None:
             seed = derive(self.seed, "training", "retrain")  # one order of the data for all parts
         loss = self._loss_of_batches(context)
         trained = self._train(
             retrain.plan, context, seed, loss=loss, start=retrain.start, part=part, report=report
         )
         return trained.loss if trained.iterations else None
+
+    def _part(self, step: Step, steps: int, state: Mapping[str, Tensor]) -> TrainingPart | None:
+        """The part after a step of a retraining that the steps interrupt; None of any other."""
+        retrain, every = self.recipe.retrain, self.recipe.retrain_every
+        if not retrain.continues:
+            return None
+        return retrain.part(-(-step.number // every) - 1, -(-steps // every), state)
 
     def quantize(self, context: StepContext, report: Report | None) -> None:
         """Few values for the weights, and their trainings, with what the parts make of the loss."""
@@ -208,6 +238,18 @@ class Trainings:
         found = [part.training_loss(context.told(key, task=self.task)) for key, part in parts]
         losses = [each for each in found if each is not None]
         return _in_turn(losses) if losses else None
+
+
+class _OneReport:
+    """Tells how far trainings are that follow on one another, each from where the one before it ended."""
+
+    def __init__(self, report: Report, total: int) -> None:
+        self._report, self._total, self._before = report, total, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self._report(self._before + done, self._total)
+        if done == total:
+            self._before += total
 
 
 def _in_turn(losses: Sequence[BatchLoss]) -> BatchLoss:

@@ -245,6 +245,22 @@ def test_refined_values_are_trained_without_new_ones_and_a_teacher_is_heard():
     assert same(model.state_dict(), again.state_dict())
 
 
+@pytest.mark.parametrize("retrain", ["fine_tune", "continued"])
+def test_all_trainings_of_a_step_are_reported_as_one(retrain: str) -> None:
+    told: list[tuple[int, int]] = []
+    chosen = Recipe.parse(
+        {
+            "schedule": {"name": "linear", "sparsity": 0.5, "steps": 2},
+            "warm_up": {**SGD, "iterations": 3},
+            "retrain": {"name": retrain, "training": {**SGD, "iterations": 6}},
+            "quantize": {"name": "entropy", "training": SGD, "refine": {**SGD, "iterations": 4}},
+        }
+    )
+    prune(net(), chosen, DATA, report=lambda *progress: told.append(progress))
+    first = [(number, 3 + 6) for number in range(1, 10)]  # a batch is an epoch
+    assert told == [*first, *((number, 6 + 5 + 4) for number in range(1, 16))]
+
+
 def test_convolutions_and_batch_norms_are_trained_and_nothing_is_left_behind():
     data = torch.randn(24, 4, 6, 6), torch.arange(24) % 3
     model = convnet().to(memory_format=torch.channels_last)
