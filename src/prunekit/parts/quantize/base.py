@@ -208,9 +208,12 @@ class LayerQuantizer(Quantizer):
     Attributes:
         training: how the values are trained, with the recipe's loss; None for not at all.
         ignore: patterns of layers whose weights stay as they are.
-        half_biases: whether the values of weights, and all that is small beside them (biases, parameters of
-            one dimension, running statistics of batch norms), are rounded to numbers of half precision, so
-            that a file can hold each in two bytes without loss, as far as these reach; by default they are.
+        half_biases: whether numbers become those of half precision, which a file holds in two bytes without
+            loss, by default they do: not biases alone, but the values that the weights of layers take, all
+            parameters of no or one dimension (biases, scales and shifts of norms, slopes), and means and
+            variances that batch norms keep. Tensors that half precision is too coarse for stay as they are,
+            and so do matrices that are no weight of a linear or convolution layer, such as embeddings, and
+            layers that `ignore` names.
         bias_bits: how few values the biases of linear and convolution layers take instead: the whole
             multiples of a step of each layer, 2^bits - 1 of them; by default as `half_biases` says.
         zero_dead: whether weights of units that died become zero, and what such a unit puts out goes into
