@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import ModelError
+from prunekit.graph.cached_path import with_cache
 from prunekit.graph.capture import tensors_of
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.draws import Draws
@@ -197,7 +198,34 @@ def proven(
                     f"the smaller network computes something else than the masked one: {worst}{UNTOUCHED}"
                 )
     assert worst is not None
-    return worst
+    return max(worst, _cached(reference, small, call, tolerance) or worst, key=_relative)
+
+
+def _cached(
+    reference: Reference, small: nn.Module, call: Arguments, tolerance: float | None
+) -> Deviation | None:
+    """The difference on the way that `generate()` goes, where the networks are language models that do."""
+    try:
+        with _prepared_run(reference.model, reference, training=False), torch.no_grad():
+            expected = with_cache(reference.model, _converted(call, reference.model, reference.dtype))
+    except Exception:  # it takes its words in another way, or more than words
+        return None
+    if expected is None:
+        return None
+    try:
+        with _prepared_run(small, reference, training=False), torch.no_grad():
+            found = with_cache(small, _converted(call, small, reference.dtype))
+    except Exception as error:  # whatever the user's forward raises
+        raise VerificationError(
+            f"the smaller network failed where it generates with a cache: {type(error).__name__}: {error}"
+        ) from error
+    tolerance = rounding(small, expected.dtype) if tolerance is None else tolerance
+    (deviation,) = of_outputs([expected], [] if found is None else [found], 0.0, tolerance, " with a cache")
+    if not deviation.accepted:
+        raise VerificationError(
+            f"the smaller network computes something else than the masked one: {deviation}{UNTOUCHED}"
+        )
+    return deviation
 
 
 def _takes(reference: Reference, call: Arguments) -> bool:
@@ -286,11 +314,8 @@ def _ran(
 ) -> list[Tensor]:
     """All tensors of real numbers that a prepared network gives."""
     args, kwargs = _converted(call, model, reference.dtype)
-    exactly = nullcontext() if reference.dtype is None else exact()
     keeping = reference.keeping if model is reference.model else None
-    with keeping_modes(model), torch.enable_grad(), exactly:
-        for module in model.modules():
-            module.training = training
+    with _prepared_run(model, reference, training=training), torch.enable_grad():
         try:
             if isinstance(model, GraphModel):
                 output = model.run(
@@ -313,6 +338,16 @@ def _ran(
             "nothing can be proven of it"
         )
     return found
+
+
+@contextmanager
+def _prepared_run(model: nn.Module, reference: Reference, *, training: bool) -> Iterator[None]:
+    """One mode for all modules, and the precision of the proof."""
+    exactly = nullcontext() if reference.dtype is None else exact()
+    with keeping_modes(model), exactly:
+        for module in model.modules():
+            module.training = training
+        yield
 
 
 def tensors_in(output: Any, *, real: bool = True) -> list[Tensor]:

@@ -1,0 +1,73 @@
+"""Language models that generate with a cache: that way is part of the proof."""
+
+import copy
+
+import pytest
+import torch
+
+from prunekit.graph import VerificationError, proof, prune_groups
+from prunekit.graph.cached_path import with_cache
+
+transformers = pytest.importorskip("transformers")
+
+WORDS = {"input_ids": torch.arange(12).reshape(2, 6) % 30}
+
+
+def llama(**options):
+    config = transformers.LlamaConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        use_cache=False,
+        **options,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def test_the_last_word_gives_what_it_gives_without_a_cache():
+    model = llama()
+    found = with_cache(model, ((), WORDS))
+    torch.testing.assert_close(found, model(**WORDS).logits[:, -1:])
+
+
+def test_what_has_no_such_way():
+    assert with_cache(torch.nn.Linear(3, 2), ((torch.randn(2, 3),), {})) is None
+    assert with_cache(llama(), ((), {"input_ids": WORDS["input_ids"][:, :1]})) is None
+    assert with_cache(llama(), ((), {"inputs_embeds": torch.randn(2, 6, 16)})) is None
+
+
+def test_the_smaller_model_generates_what_the_masked_one_does():
+    torch.manual_seed(0)
+    model = llama()
+    result = prune_groups(model, WORDS, 0.5, kinds=["MLP width", "heads"])
+    assert result.form == "modules"
+    plain = result.model(**WORDS).logits[:, -1:]
+    torch.testing.assert_close(with_cache(result.model, ((), WORDS)), plain)
+    words = result.model.generate(**WORDS, max_new_tokens=3, do_sample=False, use_cache=True)
+    again = result.model.generate(**WORDS, max_new_tokens=3, do_sample=False, use_cache=False)
+    assert torch.equal(words, again)
+
+
+@pytest.mark.parametrize("how", ["another number", "an error"])
+def test_a_cache_that_does_not_fit_is_found(how):
+    model = llama()
+    other = copy.deepcopy(model)
+    whole = type(model).forward
+
+    def forward(self, input_ids=None, past_key_values=None, **named):
+        found = whole(self, input_ids=input_ids, past_key_values=past_key_values, **named)
+        if past_key_values is not None and how == "an error":
+            raise ValueError("sizes of the cache")
+        if past_key_values is not None:
+            found.logits = found.logits * 2
+        return found
+
+    other.__class__ = type("Other", (type(model),), {"forward": forward})
+    reference = proof.masked_reference(model, {}, WORDS)
+    message = "sizes of the cache" if how == "an error" else "something else .* with a cache"
+    with pytest.raises(VerificationError, match=message):
+        proof.proven(reference, other, {}, WORDS, training=False)
