@@ -7,6 +7,7 @@ import torch
 
 from prunekit.graph import VerificationError, proof, prune_groups
 from prunekit.graph.cached_path import with_cache
+from prunekit.graph.surgery import Cut
 
 transformers = pytest.importorskip("transformers")
 
@@ -70,4 +71,4 @@ def test_a_cache_that_does_not_fit_is_found(how):
     reference = proof.masked_reference(model, {}, WORDS)
     message = "sizes of the cache" if how == "an error" else "something else .* with a cache"
     with pytest.raises(VerificationError, match=message):
-        proof.proven(reference, other, {}, WORDS, training=False)
+        proof.proven(reference, other, Cut({}, {}), WORDS, training=False)
