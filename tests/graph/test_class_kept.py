@@ -236,3 +236,73 @@ def test_units_that_were_chosen_and_stay_have_no_effect() -> None:
     assert not result.masks["out.weight"].all()
     assert torch.equal(model.out.weight == 0, ~result.masks["out.weight"])
     assert result.model(stream(9)[:1]).shape == (1, 9, 3)
+
+
+class Chunked(nn.Module):
+    """As in YOLOv8: halves of which one is a residual stream, behind a layer that can lose units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 16, 1)
+        self.b, self.c = nn.Conv2d(8, 8, 1), nn.Conv2d(24, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = list(self.a(self.first(x).relu()).chunk(2, 1))
+        y.append(y[-1] + self.b(y[-1]))
+        return self.c(torch.cat(y, 1))
+
+
+class Halved(nn.Module):
+    """As in ShuffleNet: one half goes by, the other through a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.a, self.o = nn.Conv2d(3, 20, 1), nn.Conv2d(10, 10, 1), nn.Conv2d(20, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.i(x).chunk(2, 1)
+        return self.o(torch.cat([a, self.a(b)], 1))
+
+
+def images() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, 4, 4, generator=generator).to(torch.get_default_dtype())
+
+
+def test_a_half_stays_where_the_other_must() -> None:
+    torch.manual_seed(0)
+    model, x = Chunked().eval(), images()
+    result = prune_groups(model, x, 0.5)
+    assert result.form == "modules", result.reason
+    assert [(group.name, group.before, group.after) for group in result.lost] == [("first", 12, 6)]
+    assert result.stayed == {"a (filters)": "the pieces that 'chunk' cuts must lose equally many units"}
+    assert prune_groups(Chunked().eval(), x, 0.5, form="graph").form == "graph"
+
+
+@given(
+    st.lists(st.booleans(), min_size=10, max_size=10).filter(any),
+    st.lists(st.booleans(), min_size=10, max_size=10).filter(any),
+)
+@settings(max_examples=15, deadline=None, phases=[Phase.generate])
+def test_halves_lose_equally_many_units_the_least_ones(first: list[bool], second: list[bool]) -> None:
+    torch.manual_seed(0)
+    model, x = Halved().eval(), images()
+    flags = torch.tensor(first + second)
+    norms = model.i.weight.detach().abs().sum((1, 2, 3))
+    wanted = by_hand(model, {"i": flags}, x)(x)
+    more = max(sum(first), sum(second))
+    result = shrink(model, x, {"i": flags})
+    if more == 10:  # one half is whole, so that the other would have to be
+        assert result.form == ("graph" if sum(first) != sum(second) else "modules")
+        return
+    assert result.form == "modules", result.reason
+    assert [group.after for group in result.groups] == [2 * more]
+    assert bool(result.stayed) == (sum(first) != sum(second))
+    torch.testing.assert_close(model(x), wanted)
+    stays = result.axes["i.weight"][0]
+    for half, own in ((slice(0, 10), first), (slice(10, 20), second)):
+        gone = ~torch.tensor(own)
+        back = stays[half] & gone
+        assert int(back.sum()) == more - sum(own)
+        if bool(back.any()):
+            assert not bool((norms[half][gone & ~back] > norms[half][back].min()).any())

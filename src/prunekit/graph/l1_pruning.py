@@ -15,7 +15,7 @@ from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import tensors_of
 from prunekit.graph.groups import Group
-from prunekit.graph.members import entries
+from prunekit.graph.members import l1_norms
 from prunekit.graph.plan import KINDS, traced
 from prunekit.graph.shrinking import Case, Form, ShrinkResult, check_examples, taken_out
 from prunekit.graph.surgery import alike, checked, own_module
@@ -31,18 +31,7 @@ def smallest(tensors: Mapping[str, Tensor], group: Group, share: float, round_to
 
     Li et al. 2017, Pruning filters for efficient ConvNets, arXiv 1608.08710.
     """
-    norms = torch.zeros(group.units, dtype=torch.float64)
-    for member in group.members:
-        if member.role == "producer":
-            tensor = tensors[member.tensor].detach().unsqueeze(-1)
-            others = [dim for dim in range(tensor.dim()) if dim != member.dim]
-            # in the weights' own precision, which takes a fifth of the time of `of_units`
-            exactly = torch.promote_types(tensor.dtype, torch.float32)
-            each = tensor.abs().sum(others, dtype=exactly).double().cpu()
-            if not bool(each.isfinite().all()):
-                raise ModelError(f"{member.tensor} has weights that are no finite numbers")
-            index, unit = entries(member)
-            norms.index_add_(0, unit, each[index])
+    norms = l1_norms(tensors, group)
     flags = torch.ones(group.units, dtype=torch.bool)
     for units in alike(group):
         left = max(len(units) - int(len(units) * share), 1)

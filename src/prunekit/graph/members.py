@@ -232,6 +232,31 @@ def group_norm_scales(found: Coupled, name: str) -> Tensor:
     return found.together([of_units(own[each.tensor].detach().abs(), each, "mean") for each in scales])
 
 
+def l1_norms(tensors: Mapping[str, Tensor], group: Group) -> Tensor:
+    """(units,) float64: the L1 norms of what makes the units.
+
+    Args:
+        tensors: parameters and buffers by full name.
+        group: of the units.
+
+    Raises:
+        ModelError: for weights that are no finite numbers.
+    """
+    norms = torch.zeros(group.units, dtype=torch.float64)
+    for member in group.members:
+        if member.role == "producer":
+            tensor = tensors[member.tensor].detach().unsqueeze(-1)
+            others = [dim for dim in range(tensor.dim()) if dim != member.dim]
+            # in the weights' own precision, which takes a fifth of the time of `of_units`
+            exactly = torch.promote_types(tensor.dtype, torch.float32)
+            each = tensor.abs().sum(others, dtype=exactly).double().cpu()
+            if not bool(each.isfinite().all()):
+                raise ModelError(f"{member.tensor} has weights that are no finite numbers")
+            index, unit = entries(member)
+            norms.index_add_(0, unit, each[index])
+    return norms
+
+
 def unit_rows(name: str, weight: Tensor, member: Member) -> tuple[Tensor, Tensor]:
     """(units there, numbers) all weights of each unit in one parameter, and (units,) flags of those it has.
 

@@ -18,6 +18,7 @@ from prunekit.graph.capture import takes
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.class_fit import in_the_way, misfit
 from prunekit.graph.draws import Draws
+from prunekit.graph.equal_pieces import evened
 from prunekit.graph.groups import INPUT, CouplingGraph, KeepMasks
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
@@ -73,8 +74,9 @@ class ShrinkResult:
         kept_inputs: the positions of the input features that the network still takes, if the group `input`
             was named: of images their channels, else the numbers that the first layer reads, flattened.
         reason: why the form is that of a graph.
-        stayed: groups that were to lose units, but stay whole so that the classes' own code holds, each with
-            the reason. The units' weights are zero then where they were chosen by name, as in `shrink`.
+        stayed: groups that were to lose units, but stay whole or lose fewer so that the classes' own code
+            holds, each with the reason. The weights of the units that stay are zero then where these were
+            chosen by name, as in `shrink`.
         seconds: of the processor for the analysis, the surgery and the proof, where they were taken.
         axes: what stays of each parameter and buffer that lost entries.
     """
@@ -232,10 +234,19 @@ def taken_out(
         whole: whether groups that stay keep all that their units do; else their units' weights become zero.
     """
     start, before = time.process_time(), count_parameters(case.model)
-    work = operation(case.model, found, flags)
+    left, stayed, zeros = dict(flags), dict[str, str](), case.masks
+    if form == "modules":
+        left, stayed = evened(case.model, found, flags)
+        if not left or (not whole and any(found.plan.group(name).normalised for name in stayed)):
+            left, stayed = dict(flags), {}
+    work = operation(case.model, found, left)
     surgery = time.process_time() - start
-    proof = _Proof(case, found, flags, work)
-    left, stayed, reason, zeros = dict(flags), dict[str, str](), "", case.masks
+    if whole or not stayed:
+        proof = _Proof(case, found, left, work)
+    else:
+        proof = _Proof(case, found, flags, operation(case.model, found, flags))
+        zeros = _with_zeros(case, found, {name: flags[name] for name in stayed})
+    reason = ""
     own: Form = "modules"
     while True:
         candidate = _candidate(case, work.cut, zeros, proof.dtype)
