@@ -231,9 +231,14 @@ class TestCounts:
             model.both.weight[4:] *= 1e-3
         pruned = prune(model, groups(), example_inputs=torch.rand(2, 6))
         assert int(pruned.kept["both"][4:].sum()) == 1
-        pruned.shrink(torch.rand(2, 6))
-        assert pruned.model.right.weight.shape == (3, 1)
-        assert pruned.model.left.weight.shape == (3, 3)
+        graph = copy.deepcopy(pruned)
+        graph.shrink(torch.rand(2, 6), form="graph")
+        assert graph.model.right.weight.shape == (3, 1)
+        assert graph.model.left.weight.shape == (3, 3)
+        pruned.shrink(torch.rand(2, 6))  # its code cuts in the middle
+        assert "must lose equally many units" in pruned.shrunk.stayed["both"]
+        assert pruned.model.right.weight.shape == pruned.model.left.weight.shape == (3, 3)
+        assert int(pruned.model.right.weight.any(0).sum()) == 1
 
     @pytest.mark.parametrize(
         ("round_to", "left"), [(1, [2, 4, 5, 7]), (4, [4, 4, 8, 8]), (32, [4, 8, 16, 8])]
