@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from prunekit.errors import InputError, shown
@@ -40,8 +41,15 @@ def deep_compression(
     sharing = training_of(sharing_epochs, training)
     chosen: dict[str, Any] = {"schedule": Geometric(sparsity=sparsity, steps=steps)}
     if kept is not None:
-        if not isinstance(kept, Mapping):
+        if not isinstance(kept, Mapping) or not kept:
             raise InputError(f"a mapping from layers to shares is needed, not {shown(kept)}")
+        for layer, share in kept.items():
+            number = isinstance(share, Real) and not isinstance(share, bool)
+            if not isinstance(layer, str) or not number or not 0 < share <= 1:
+                raise InputError(
+                    f"{shown(layer)}: a name or pattern of layers needs a share above 0 and up to 1, "
+                    f"not {shown(share)}"
+                )
         chosen["schedule"] = AllocationDecides(steps=steps)
         chosen["allocation"] = Manual(sparsities={name: 1 - share for name, share in kept.items()})
     return Recipe(

@@ -460,8 +460,7 @@ class Session:
         """Few values for the weights that the last step and its retraining have left."""
         part = self.recipe.quantize
         context = self._context(step)
-        if part.measures:
-            names = [target.name for target in part.targets(self._inner)]
+        if part.measures and (names := part.filled(self._inner)):
             context = replace(context, statistics=self._scorer.collected(context, names, part.measures))
         self._trainings.quantize(context, report)
         if not part.plans and self._calibration.norms:

@@ -302,12 +302,21 @@ def test_settings_that_are_none_are_refused(settings, message):
         recipe(**settings)
 
 
-@pytest.mark.parametrize("quantize", ["kmeans", "entropy"])
-def test_layers_without_weights_have_no_levels(quantize: str) -> None:
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        {"name": "kmeans"},
+        {"name": "entropy"},
+        {"name": "second_order"},
+        {"name": "rate_distortion", "bytes": 100},
+        {"name": "rate_distortion", "bytes": 100, "importance": "none"},
+    ],
+)
+def test_layers_without_weights_have_no_levels(quantize: dict[str, object]) -> None:
     model = nn.Sequential(nn.Linear(10, 0), nn.ReLU(), nn.Linear(0, 3))
     chosen = {
         "schedule": {"name": "one_shot", "sparsity": 0.5},
-        "quantize": {"name": quantize, "training": {**SGD, "iterations": 1}},
+        "quantize": {**quantize, "training": {**SGD, "iterations": 1}},
     }
     found = prune(model, Recipe.parse(chosen), blobs(60)).history[-1]
     assert (dict(found.levels), found.bits) == ({"0.weight": 0, "2.weight": 0}, 0.0)

@@ -1,6 +1,7 @@
 """Weight sharing as a part of a recipe: clusters, and the training of the values that they share."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -124,8 +125,11 @@ def test_deep_compression_keeps_and_shares_what_is_published():
     assert len(pruned.history) == 2
     others = methods.recipe("deep_compression", sparsity=0.8)
     assert others.quantize.training.lr == pytest.approx(others.retrain.training.lr / 10)
-    with pytest.raises(InputError, match="method deep_compression: kept = "):
-        methods.recipe("deep_compression", kept={"0": 2.0})
+    for wrong in ({"Linear": "a"}, {"0": 2.0}, {"0": 0}, {"0": True}, {"0": math.nan}, {3: 0.5}):
+        with pytest.raises(InputError, match=r"kept = .*a name or pattern of layers needs a share above 0"):
+            methods.recipe("deep_compression", kept=wrong)
+    with pytest.raises(InputError, match=r"a mapping from layers to shares is needed, not \{\}"):
+        methods.recipe("deep_compression", kept={})
     with pytest.raises(InputError, match=r"kept = 0\.1: a mapping from layers to shares is needed, not 0\.1"):
         methods.recipe("deep_compression", kept=0.1)
     with pytest.raises(InputError, match=r"method deep_compression: bits = 1\.5"):
@@ -288,6 +292,7 @@ def test_the_loop_of_the_user_serves_the_shared_values_too():
         ({"bits": 0}, "bits: a whole number from 1 to 12 is needed, not 0"),
         ({"bits": 13}, "bits: a whole number from 1 to 12 is needed, not 13"),
         ({"bits": {"0": 2.5, "*": 2}}, "bits: a whole number from 1 to 12 is needed, not 2.5"),
+        ({"bits": [1]}, r"bits: a whole number from 1 to 12 is needed, not \[1\]"),
         ({"bits": {}}, "bits: at least one number is needed"),
         ({"bits": {"Conv2d": 8}}, r"bits: nothing is said of 0 \(Linear\): name it, its type, or '\*'"),
         ({"bits": {"Linea": 8, "*": 2}}, "bits: 'Linea' matches no layer; layers are: 0, 2, 4"),

@@ -24,14 +24,20 @@ from prunekit.targets import Target, find_targets
 from prunekit.training import Training
 
 
-def within(least: float, most: float, *, whole: bool = False) -> BeforeValidator:
-    """What refuses a number, or one of several in a list or by layers, that is not in a range.
+def within(least: float, most: float, *, of: type, whole: bool = False) -> BeforeValidator:
+    """What refuses a number, or one of several, that is not in a range.
 
     Unions of types have no such words of their own.
+
+    Args:
+        least, most: the range.
+        of: what may hold several: `list`, or `Mapping` for numbers by layers.
+        whole: whether they are whole numbers.
     """
+    holders = (list, tuple) if of is list else (of,)
 
     def check(given: Any) -> Any:
-        several = isinstance(given, Mapping | list | tuple)
+        several = isinstance(given, holders)
         if several and not given:
             raise ValueError("at least one number is needed")
         for number in (given.values() if isinstance(given, Mapping) else given) if several else [given]:
@@ -168,6 +174,11 @@ class Quantizer(Part):
             InputError: if a pattern matches nothing.
             ModelError: if there is no such weight, or one that is no plain parameter.
         """
+
+    def filled(self, model: nn.Module) -> list[str]:
+        """The full names of those that hold any number: a layer without inputs or outputs has none."""
+        names = [target.name for target in self.targets(model)]
+        return [name for name in names if model.get_parameter(name).numel()]
 
     @abstractmethod
     def stages(self, context: StepContext) -> Iterator[tuple[FewValues, Training | None]]:

@@ -40,7 +40,7 @@ class BitAllocation(LayerQuantizer):
     name = "rate_distortion"
 
     bytes: int = Field(ge=1, le=WHOLE)
-    bits: Annotated[tuple[Bits, ...], within(1, 12, whole=True)] = (1, 2, 3, 4, 5, 6, 7, 8)
+    bits: Annotated[tuple[Bits, ...], within(1, 12, of=list, whole=True)] = (1, 2, 3, 4, 5, 6, 7, 8)
     importance: Literal["curvature", "none"] = "curvature"
 
     @property
@@ -61,7 +61,7 @@ class BitAllocation(LayerQuantizer):
 
     def stages(self, context: StepContext) -> Iterator[tuple[FewValues, Training | None]]:
         """Cluster each layer with each number of bits, and take the best choice."""
-        names = [target.name for target in self.targets(context.model)]
+        names = self.filled(context.model)
         tried = {name: self._tried(name, context) for name in names}
         options = [[(rate, distortion) for rate, distortion, _ in each] for each in tried.values()]
         try:

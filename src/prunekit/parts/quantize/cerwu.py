@@ -47,7 +47,7 @@ class RateAwareGrid(LayerQuantizer):
     needs_data = True
 
     rate: float = Field(default=0.1, ge=0, le=LARGE)
-    step: Annotated[Step | tuple[Step, ...], within(0.01, 100)] = 0.5
+    step: Annotated[Step | tuple[Step, ...], within(0.01, 100, of=list)] = 0.5
     keep_zeros: bool = True
     passes: int = Field(default=2, ge=1, le=100)
     damp: float = Field(default=0.01, ge=0, le=LARGE)
@@ -58,7 +58,7 @@ class RateAwareGrid(LayerQuantizer):
 
     def stages(self, context: StepContext) -> Iterator[tuple[FewValues, Training | None]]:
         """One layer after the other, by the inputs that all had before."""
-        names = [target.name for target in self.targets(context.model)]
+        names = self.filled(context.model)
         total = sum(context.model.get_parameter(name).numel() for name in names)
         with torch.no_grad():
             for name in names:

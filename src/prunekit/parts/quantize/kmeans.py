@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -39,7 +39,7 @@ class KMeans(LayerQuantizer):
     name = "kmeans"
     paper = "Han, Mao, Dally 2016, arXiv 1510.00149, section 3"
 
-    bits: Annotated[Bits | dict[str, Bits], within(1, 12, whole=True)] = 6
+    bits: Annotated[Bits | dict[str, Bits], within(1, 12, of=Mapping, whole=True)] = 6
     start: Literal["linear", "optimal"] = "linear"
 
     def check(self, model: nn.Module) -> None:
