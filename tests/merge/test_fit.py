@@ -61,6 +61,18 @@ def test_memory_in_parts_gives_the_same(monkeypatch):
     torch.testing.assert_close(layer.weight.detach(), whole, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("mean", [0.0, 500.0, -1e4])
+def test_what_a_layer_gives_is_fitted_in_single_precision_wherever_its_inputs_lie(mean):
+    layer, x, _ = problem()
+    x = x + mean
+    with torch.no_grad():
+        y = layer(x)
+    fitted = nn.Conv2d(3, 4, 3)
+    fit_convolution(fitted, x.float(), y.float())
+    found = fitted(x.float()).double()
+    assert relative_error(found.detach(), y) < 1e-3
+
+
 def test_some_rows_are_fitted_and_others_stay():
     layer, x, y = problem()
     before = layer.weight.detach().clone()

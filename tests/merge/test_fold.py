@@ -237,6 +237,18 @@ def test_another_axis_than_the_features():
         fold_batch_norms(net, torch.randn(2, 4, 5))
 
 
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_convolution_of_one_example_has_its_positions_normalised(behind):
+    if behind:  # (4, 8) is one example of 4 channels to the convolution, and 4 examples to the norm
+        net = alive(nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(8)))
+    else:
+        net = alive(nn.Sequential(nn.BatchNorm1d(10), nn.Conv1d(3, 4, 3)))
+    before = copied(net)
+    with pytest.raises(ModelError, match="it normalises another axis than the features"):
+        fold_batch_norms(net, torch.randn(3, 10, dtype=torch.float64))
+    assert same(before, copied(net))
+
+
 def test_some_stay_with_a_reason_while_others_go():
     torch.manual_seed(0)
     net = alive(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), Shared()))

@@ -200,7 +200,7 @@ def _behind(calls: LayerCalls, source: LayerCall | None, norm: LayerCall) -> str
     if readers != [norm]:
         others = calls.described(each for each in readers if each is not norm)
         return f"the output of {source} is also read by {others}"
-    if isinstance(source.layer, nn.Linear) and len(source.shape) != 2:
+    if len(source.shape) != source.layer.weight.dim():  # a convolution without a batch, or a row of tokens
         return f"it normalises another axis than the features of {source}"
     return _odd(calls, source)
 
@@ -210,10 +210,9 @@ def _before(calls: LayerCalls, norm: LayerCall, reader: LayerCall | None) -> str
     if reader is None or not isinstance(reader.layer, AFFINE):
         return f"it is read by {calls.described(calls.readers(norm))}, and not by one such layer alone"
     layer = reader.layer
-    if isinstance(layer, nn.Linear):
-        if len(norm.shape) != 2:
-            return f"it normalises another axis than the features that {reader} reads"
-    elif bool(_scale_and_shift(norm.layer)[1].any()):
+    if len(norm.shape) != layer.weight.dim():
+        return f"it normalises another axis than the features that {reader} reads"
+    if not isinstance(layer, nn.Linear) and bool(_scale_and_shift(norm.layer)[1].any()):
         if isinstance(layer, TRANSPOSED):
             return f"{reader} is transposed, so that a shift before it is none behind it"
         if layer.padding_mode == "zeros" and any(layer._reversed_padding_repeated_twice):

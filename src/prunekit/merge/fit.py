@@ -57,7 +57,11 @@ def fit_convolution(
         raise InputError(f"the layer is to give outputs of the shape {expected}, not {tuple(y.shape)}")
     size = layer.weight[0].numel()
     gram, total, count = x.new_zeros((size, size), dtype=torch.float64), x.new_zeros(size).double(), 0
+    # sums of products in single precision hold no spread that is small beside the mean: near it they do
+    first, given = next(_parts(layer, x, y))
+    near, near_wanted = first.mean(0), given.mean(0)
     for part, _ in _parts(layer, x, y):
+        part = part - near
         gram += (part.T @ part).double()
         total += part.sum(0, dtype=torch.float64)
         count += len(part)
@@ -69,15 +73,18 @@ def fit_convolution(
     for number in range(1 + rounds if rectified else 1):
         cross, sums = torch.zeros_like(weight), torch.zeros_like(bias)
         for part, wanted in _parts(layer, x, y):
+            part = part - near
             if number:
                 given = torch.addmm(bias.to(part.dtype), part, weight.T.to(part.dtype))
                 wanted = torch.where(wanted > 0, wanted, given.clamp(max=0))
+            wanted = wanted - near_wanted
             cross += (wanted.T @ part).double()
             sums += wanted.sum(0, dtype=torch.float64)
         wanted_mean = sums / count
         right = (cross / count - wanted_mean.outer(mean))[:, live]
         weight[:, live] = torch.cholesky_solve(right.T, lower).T
-        bias = wanted_mean - weight @ mean
+        bias = wanted_mean + near_wanted - weight @ mean
+    bias -= weight @ near.double()
     layer.weight[rows] = weight.view(-1, *layer.weight.shape[1:]).to(layer.weight.dtype)
     layer.bias[rows] = bias.to(layer.bias.dtype)
 
