@@ -301,8 +301,13 @@ def check_unparametrized(model: nn.Module) -> None:
             )
 
 
-def check_plain(model: nn.Module, names: Iterable[str]) -> None:
+def check_plain(model: nn.Module, names: Iterable[str], *, ignorable: bool = True) -> None:
     """Refuse parameters that have no shape or no finite real values, or are part of a parametrization.
+
+    Args:
+        model: the network.
+        names: of the parameters.
+        ignorable: whether the caller takes an `ignore` that leaves layers out.
 
     Raises:
         ModelError: naming the first one.
@@ -314,7 +319,7 @@ def check_plain(model: nn.Module, names: Iterable[str]) -> None:
         if ".parametrizations." in f".{name}" or name.endswith(("weight_g", "weight_v", "weight_orig")):
             raise ModelError(
                 f"{name} is part of a parametrization, so its zeros are not zeros of the weight: "
-                "remove the parametrization first, or name the layer in `ignore`"
+                f"remove the parametrization first{', or name the layer in `ignore`' if ignorable else ''}"
             )
         if not parameter.is_floating_point():
             raise ModelError(f"{name} holds {parameter.dtype}, only floating-point weights are pruned")

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_map_only
 
 from prunekit.batches import Inputs
@@ -26,7 +25,7 @@ from prunekit.graph.surgery import copy_of, put_modules
 from prunekit.measure.forward_pass import call_of
 from prunekit.modes import evaluating
 from prunekit.runtime.sparse_layers import KERNELS, SparseConv2d, SparseLinear
-from prunekit.targets import check_plain, check_whole, unwrap
+from prunekit.targets import check_plain, check_unparametrized, check_whole, unwrap
 
 SLOWEST = 0.9
 """The share of a dense layer's time that a sparse one may take to be chosen; noise is less than the rest."""
@@ -268,16 +267,11 @@ def _layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
             raise ModelError(
                 f"{name} is on {tensor.device}: sparse layers are for the CPU, call model.cpu() first"
             )
-    for name, module in model.named_modules():
-        if is_parametrized(module):
-            raise ModelError(
-                f"{name or 'the model'} is parametrized, so its zeros are not zeros of the weight: let the "
-                "training with gates end, or call torch.nn.utils.parametrize.remove_parametrizations"
-            )
+    check_unparametrized(model)
     layers = {name: each for name, each in model.named_modules() if type(each) in (nn.Linear, nn.Conv2d)}
     for name, layer in layers.items():
         matrices = [short for short, value in layer.named_parameters() if value.dim() > 1]
-        check_plain(model, [f"{name}.{short}".lstrip(".") for short in matrices])
+        check_plain(model, [f"{name}.{short}".lstrip(".") for short in matrices], ignorable=False)
     if all(_density(layer) == 1 for layer in layers.values()):
         raise ModelError(
             "no linear layer or two-dimensional convolution holds zeros: prune the network first"
