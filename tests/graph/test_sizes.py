@@ -89,6 +89,12 @@ def blurred() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), Blur(16), nn.Conv2d(16, 3, 1))
 
 
+def unflattened() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 16), nn.Unflatten(2, (16, 1)), nn.Flatten(2), nn.ReLU(), nn.Linear(16, 3)
+    )
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, Any]]] = {
     "heads of other names": (
         Heads,
@@ -97,6 +103,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, Any]]] = {
     ),
     "a split by a list": (Halves, ROWS, {"inner": [12, 12], "steps": 3}),
     "groups of a fixed filter": (blurred, IMAGES, {"2.channels": 8}),
+    "a layer that takes axes apart": (unflattened, ROWS, {"1.unflattened_size": (8, 1)}),
     "a view by a tuple": (Scaled, IMAGES, {"shape": (8, 1, 1), "each": 4}),
 }
 

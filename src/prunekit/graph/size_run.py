@@ -170,6 +170,10 @@ def is_size(value: Any) -> bool:
     return type(value) is int
 
 
+_FOLLOWING = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+"""PyTorch's layers, of which there are many, whose sizes follow from their tensors and operators."""
+
+
 @contextmanager
 def remembering(model: nn.Module, uses: SizeUses) -> Iterator[None]:
     """The whole numbers among the attributes of a network's modules remember what they are.
@@ -178,6 +182,8 @@ def remembering(model: nn.Module, uses: SizeUses) -> Iterator[None]:
     """
     replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
     for place, module in model.named_modules():
+        if isinstance(module, _FOLLOWING) and type(module).__module__.startswith("torch.nn."):
+            continue
         held = vars(module)
         for name, value in list(held.items()):
             if is_size(value):
