@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from prunekit.errors import InputError, ModelError, shown
+from prunekit.errors import InputError, ModelError, escaped, shown
 
 DEFAULT_TYPES = (
     "Linear", "Bilinear", "Conv1d", "Conv2d", "Conv3d",
@@ -263,10 +264,10 @@ def _candidates(model: nn.Module) -> list[tuple[Target, Known]]:
 
 
 def check_whole(model: nn.Module) -> None:
-    """Refuse a network whose weights have no values yet, or of which a process has only a part.
+    """Refuse a network whose weights or buffers have no values yet, or of which a process has only a part.
 
     Raises:
-        ModelError: naming the first such module or parameter.
+        ModelError: naming the first such module or tensor.
     """
     for name, module in model.named_modules():
         if "FullyShardedDataParallel" in types_of(module):
@@ -274,17 +275,28 @@ def check_whole(model: nn.Module) -> None:
                 f"{name or 'the model'} is a FullyShardedDataParallel, whose weights are shared out over "
                 "processes: prune before wrapping, or train with DistributedDataParallel"
             )
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
             raise ModelError(
-                f"{name} is on the meta device and has no values: load the network's weights first "
+                f"{escaped(name)} is on the meta device and has no values: load the network's weights first "
                 "(to_empty(), then load_state_dict())"
             )
-        if "DTensor" in {kind.__name__ for kind in type(parameter).__mro__}:
+        if "DTensor" in {kind.__name__ for kind in type(value).__mro__}:
             raise ModelError(
-                f"{name} is a DTensor, shared out over processes (fully_shard, tensor parallel): "
+                f"{escaped(name)} is a DTensor, shared out over processes (fully_shard, tensor parallel): "
                 "prune before that, or train with DistributedDataParallel"
             )
+
+
+def check_shaped(model: nn.Module) -> None:
+    """Refuse lazy parameters and buffers, which get their shapes when the network first runs.
+
+    Raises:
+        ModelError: naming the first one.
+    """
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value):
+            raise ModelError(f"{escaped(name)} has no shape yet: run the model once on an example first")
 
 
 def check_unparametrized(model: nn.Module) -> None:

@@ -353,6 +353,21 @@ def test_what_cannot_be_packed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.LazyLinear(3)), "^0.weight has no shape yet: run the model once"),
+        (nn.Linear(2, 3, device="meta"), "^weight is on the meta device and has no values"),
+        (nn.BatchNorm1d(3, affine=False, device="meta"), "^running_mean is on the meta device"),
+    ],
+)
+def test_weights_without_values_are_neither_packed_nor_saved(tmp_path, model, message):
+    for write in (pack, save_pretrained):
+        with pytest.raises(ModelError, match=message):
+            write(model, tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_write_that_fails_leaves_the_file_that_was_there(file, monkeypatch):
     before = file.read_bytes()
 

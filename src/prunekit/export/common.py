@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, examples_in, feed
@@ -20,7 +19,7 @@ from prunekit.graph.proof import tensors_in
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.surgery import copy_of
 from prunekit.runtime import SparseConv2d, SparseLinear
-from prunekit.targets import check_unparametrized, check_whole, unwrap
+from prunekit.targets import check_shaped, check_unparametrized, check_whole, unwrap
 
 TOLERANCE = 1e-5
 """The largest difference from PyTorch's outputs that is accepted, a share of the largest output or of 1."""
@@ -50,11 +49,7 @@ def exportable(model: nn.Module, *, as_float: bool = True) -> nn.Module:
     """
     model = unwrap(model)
     check_whole(model)
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if value.is_meta:
-            raise ModelError(f"{shown(name)} is on the meta device and has no values: load them first")
-        if is_lazy(value):
-            raise ModelError(f"{shown(name)} has no shape yet: run the model once on an example first")
+    check_shaped(model)
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear | SparseConv2d):
             raise ModelError(

@@ -24,7 +24,7 @@ from prunekit.graph.chain import NORMS, Chain, Function, Kind, Stage, linked, od
 from prunekit.graph.groups import CouplingGraph
 from prunekit.graph.plan import traced
 from prunekit.graph.rows import LAYERS
-from prunekit.targets import unwrap
+from prunekit.targets import check_shaped, unwrap
 
 _MEETINGS = {"add": "sum", "sub": "difference", "mul": "product", "cat": "concatenation", "stack": "stack"}
 
@@ -47,9 +47,7 @@ def chain_of(model: nn.Module, example_inputs: Inputs | None = None, *, inputs: 
             or the line of `forward` that no graph can hold.
     """
     model = unwrap(model)
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ModelError(f"{name} has no shape yet: run the model once on an example first")
+    check_shaped(model)
     if not any(isinstance(module, LAYERS) for module in model.modules()):
         raise ModelError("the model has no linear or convolution layer")
     if example_inputs is None:

@@ -16,14 +16,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parameter import UninitializedParameter
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from prunekit.batches import Inputs
-from prunekit.errors import ModelError
 from prunekit.measure.forward_pass import PassInputs, call_of
 from prunekit.modes import evaluating
-from prunekit.targets import device_of
+from prunekit.targets import check_shaped, device_of
 
 
 @dataclass(frozen=True)
@@ -134,9 +132,7 @@ def count(model: nn.Module, example_inputs: Inputs) -> Counts:
         InputError: if `example_inputs` have no tensor with a batch.
         ModelError: if the model has lazy parameters that no batch has given a shape yet.
     """
-    lazy = next((name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)), None)
-    if lazy is not None:
-        raise ModelError(f"{lazy} has no shape yet: run the model on one batch before counting")
+    check_shaped(model)
     call = call_of(example_inputs, device_of(model))
     macs = count_macs(model, call)
     owners: dict[Tensor, str] = {}

@@ -27,7 +27,7 @@ from prunekit.saving.description import (
 )
 from prunekit.saving.graph_files import graph_to_files
 from prunekit.saving.saved_files import Contents
-from prunekit.targets import unwrap
+from prunekit.targets import check_shaped, check_whole, unwrap
 
 Network = Pruned | ShrinkResult | nn.Module
 
@@ -43,10 +43,12 @@ def contents_of(network: Network, masks: Masks | None, architecture: Architectur
     Raises:
         InputError: if the masks are another model's.
         ModelError: if the model's state holds something other than tensors, or tensors of names or dtypes
-            that are not loaded again, or an exported graph holds what a file may not name; or if layers run
-            sparse.
+            that are not loaded again, or an exported graph holds what a file may not name; if tensors have
+            no values or no shape yet; or if layers run sparse.
     """
     model = unwrap(network if isinstance(network, nn.Module) else network.model)
+    check_whole(model)
+    check_shaped(model)
     _check_dense(model)
     masks = network.masks if isinstance(network, Pruned) else masks or Masks({})
     masks.parameters(model)
