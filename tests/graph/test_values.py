@@ -205,15 +205,34 @@ def test_experts_lose_their_hidden_units():
     assert model.router.out_features == 3
 
 
-def test_statistics_over_units_stay_where_data_decide():
-    class Normed(nn.Module):
+class Normed(Branching):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(12)
+
+    def forward(self, x):
+        h = self.first(x)
+        h = self.left(h) if x[0, 0] > self.bound else self.right(h)
+        return self.last(self.norm(h))
+
+
+def test_statistics_over_units_stay_where_other_data_lead_elsewhere():
+    model = Normed()
+    model.bound = 0
+    frozen = groups(model, X).frozen
+    assert "statistics run over it, and values of the inputs decide" in frozen["right"]
+
+
+def test_statistics_over_units_where_data_are_only_looked_at():
+    class Checked(Layers):
         def __init__(self):
             super().__init__()
-            self.a, self.norm, self.b = nn.Linear(6, 24), nn.LayerNorm(24), nn.Linear(24, 3)
+            self.norm = nn.LayerNorm(24)
 
         def forward(self, x):
             assert x.sum() != 12345
             return self.b(self.norm(self.a(x)))
 
-    frozen = groups(Normed(), X).frozen
-    assert "statistics run over it, and values of the inputs decide" in frozen["a"]
+    result = prune_groups(Checked(), X, 0.5)
+    assert result.form == "modules"
+    assert result.model.norm.normalized_shape == (12,)

@@ -19,7 +19,9 @@ def test_the_plan_is_that_of_an_export(name: str, monkeypatch: pytest.MonkeyPatc
         pytest.importorskip("transformers")
     model, inputs = made(name)
     found = plans.groups(model, inputs, residual=True)
-    exporting: Callable[..., object] = lambda *args: captured(*args, record=False)  # noqa: E731
+    exporting: Callable[..., object] = lambda *args, **named: captured(  # noqa: E731
+        *args, record=False, **named
+    )
     monkeypatch.setattr(plans, "captured", exporting)
     expected = plans.groups(model, inputs, residual=True)
     assert _by_name(found) == _by_name(expected)

@@ -173,14 +173,16 @@ def traced(
     ignore: Sequence[str] = (),
     residual: bool = False,
     inputs: bool = False,
+    decided: bool = True,
 ) -> CouplingGraph:
     """The same plan of a network without wrappers, with the graphs and the labels of all their nodes.
 
     With `inputs` the features that the network reads are a group, too, where it has one input of real numbers
-    and single features can be left out. Raises as `groups` does.
+    and single features can be left out; with `decided` the graphs may be what values decided, see `captured`.
+    Raises as `groups` does.
     """
     ignored = _ignored(model, ignore)
-    graphs = captured(model, example_inputs, decided=True)
+    graphs = captured(model, example_inputs, decided=decided)
     for features in features_of(graphs[0]) if inputs else ():
         found = _joined(graphs, _analyses(model, graphs, ignored, features), residual)
         if any(group.name == INPUT and group.frozen is None for group in found.plan.groups):
@@ -190,8 +192,8 @@ def traced(
 
 
 def _without_statistics(plan: GroupPlan, graphs: Sequence[Captured]) -> GroupPlan:
-    """Where data decide what is computed, no graph takes statistics over what stays: such groups stay."""
-    lines = [line for graph in graphs for line in graph.by_data]
+    """Where other data lead elsewhere, no graph takes statistics over what stays: such groups stay."""
+    lines = [line for graph in graphs if graph.others for line in graph.by_data]
     if not lines:
         return plan
     reason = f"statistics run over it, and values of the inputs decide what is computed, {lines[0]}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, arguments
-from prunekit.errors import InputError
+from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import takes
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.class_fit import in_the_way, misfit
@@ -176,8 +176,10 @@ def shrink(
     check_examples(example_inputs)
     times = [time.process_time()]
 
-    def analysed() -> CouplingGraph:
-        return traced(model, example_inputs, ignore=ignore, residual=residual, inputs=INPUT in kept)
+    def analysed(*, decided: bool = True) -> CouplingGraph:
+        return traced(
+            model, example_inputs, ignore=ignore, residual=residual, inputs=INPUT in kept, decided=decided
+        )
 
     found = found or analysed()
     flags = checked(found.plan, kept)
@@ -271,7 +273,7 @@ def taken_out(
             names = dict.fromkeys(named, "" if place is None else place.why)
         over_units = any(found.plan.group(name).normalised for name in names)
         if form == "graph" or len(names) in (0, len(left)) or INPUT in names or (over_units and not whole):
-            _check_decided(found, failure)
+            found = _undecided(found, failure, analysed)
             own, left, stayed, zeros = "graph", dict(flags), {}, case.masks
             work = operation(case.model, found, flags)
             proof = _Proof(case, found, flags, work)
@@ -372,16 +374,28 @@ def _with_zeros(case: Case, found: CouplingGraph, flags: Mapping[str, Tensor]) -
     return Masks({**case.masks, **both})
 
 
-def _check_decided(found: CouplingGraph, error: VerificationError) -> None:
-    """Raise where no graph can take the place of the network's own code, since values decide what it does."""
+def _undecided(
+    found: CouplingGraph, error: VerificationError, analysed: Callable[..., CouplingGraph]
+) -> CouplingGraph:
+    """Graphs that can take the place of the network's own code, as no values decide what they do.
+
+    Raises:
+        VerificationError: where there are none.
+    """
     for graph in found.graphs:
         for what, lines in (("the inputs", graph.by_data), ("its tensors", graph.by_state)):
             if lines:
+                if not graph.others:  # the export may know better what is a check only
+                    try:
+                        return analysed(decided=False)
+                    except ModelError:
+                        pass
                 why = str(error).splitlines()[0].removesuffix(UNTOUCHED)
                 raise VerificationError(
                     f"{why}; no graph can take the place of its code, since values of {what} decide what it "
                     f"computes, {lines[0]}{UNTOUCHED}"
                 ) from error
+    return found
 
 
 def _draws(found: CouplingGraph, keeping: KeepMasks, training: bool) -> Draws:
