@@ -253,6 +253,16 @@ def without_data(call):
     return func, [torch.empty(each, device="meta") if isinstance(each, tuple) else each for each in args]
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1, 2])
+def test_the_shape_of_tensors_in_a_row_is_what_pytorch_gives(dim):
+    whole = torch.empty(2, 4, 4, device="meta")
+    tensors = [whole, whole[:, :1].expand(2, 4, 4), whole.transpose(0, 1)[:2].transpose(1, 2)[:, :4]]
+    tensors = [each for each in tensors if each.shape == whole.shape]
+    assert len(tensors) > 1
+    found, expected = shapes(A.cat.default, [tensors, dim], {}), torch.cat(tensors, dim)
+    assert (found.shape, found.dtype, found.stride()) == (expected.shape, expected.dtype, expected.stride())
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_shapes_are_those_that_pytorch_gives(name):
     func, args = without_data(CALLS[name])

@@ -46,6 +46,10 @@ def shapes(func: torch._ops.OpOverload, args: Any, kwargs: dict[str, Any]) -> An
         found = _WINDOWS[name](*args)
         if found is not None:
             return args[0].new_empty(found)
+    if name == "cat" and not kwargs and _laid_out(args[0]):
+        found = _joined(*args)
+        if found is not None:
+            return args[0][0].new_empty(found)
     if name in _POOLS:
         return args[0].new_empty((*args[0].shape[: -_POOLS[name]], *args[1]))
     if "device" in kwargs:
@@ -59,6 +63,25 @@ def _plain(tensors: list[Tensor]) -> bool:
     return first.is_floating_point() and all(
         each.dtype == first.dtype and each.dim() and each.is_contiguous() for each in tensors
     )
+
+
+def _laid_out(tensors: list[Tensor]) -> bool:
+    """Whether all are of one real type, and what they give one after the other is in the order of its axes."""
+    first = tensors[0]
+    return first.is_floating_point() and all(
+        each.dtype == first.dtype and (each.dim() < 4 or each.is_contiguous()) for each in tensors
+    )
+
+
+def _joined(tensors: list[Tensor], dim: int = 0) -> tuple[int, ...] | None:
+    """The shape of tensors one after the other; None where PyTorch is to say what does not fit."""
+    first = tensors[0].shape
+    if not -len(first) <= dim < len(first) or any(each.dim() != len(first) for each in tensors):
+        return None
+    dim %= len(first)
+    others = {(each.shape[:dim], each.shape[dim + 1 :]) for each in tensors}
+    whole = sum(each.shape[dim] for each in tensors)
+    return (*first[:dim], whole, *first[dim + 1 :]) if len(others) == 1 else None
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Any = None) -> tuple[int, ...] | None:
