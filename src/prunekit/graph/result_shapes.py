@@ -66,7 +66,7 @@ def _plain(tensors: list[Tensor]) -> bool:
 
 
 def _laid_out(tensors: list[Tensor]) -> bool:
-    """Whether all are of one real type, and what they give one after the other is in the order of its axes."""
+    """Whether all are of one real type, and give a tensor in the order of its axes one after the other."""
     first = tensors[0]
     return first.is_floating_point() and all(
         each.dtype == first.dtype and (each.dim() < 4 or each.is_contiguous()) for each in tensors
