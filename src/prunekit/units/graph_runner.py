@@ -19,7 +19,7 @@ from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
 from prunekit.graph.capture import captured_in, tensors_of
 from prunekit.graph.captured import Captured, op_name
-from prunekit.losses import Loss
+from prunekit.losses import Loss, one_tensor
 from prunekit.modes import evaluating
 from prunekit.units.chain_derivatives import along
 from prunekit.units.program import Program, Suffix, bytes_of, called, read_last, without_writes, writes_shared
@@ -64,7 +64,7 @@ class GraphRunner(Runner):
         flat = [each.shape if isinstance(each, Tensor) else None for each in joined(args, kwargs.values())]
         shapes = tuple(None if shape is None else tuple(shape) for shape in flat)
         if shapes not in self._programs:
-            graph = captured_in(self._model, inputs, "eval")
+            graph = captured_in(self._model, inputs, "eval", decided=True)
             traced = self._coupled.traced.graphs[0]
             if [node.name for node in graph.graph.nodes] != [node.name for node in traced.graph.nodes]:
                 raise ModelError(
@@ -74,7 +74,23 @@ class GraphRunner(Runner):
             self._programs[shapes] = self._program(graph, args, kwargs)
         program = self._programs[shapes]
         given = program.graph.flattened(args, kwargs)
-        return GraphRun(self, program, given, targets, error, kept)
+        found = GraphRun(self, program, given, targets, error, kept)
+        if program.graph.by_data:
+            whole = GraphRun(self, program, given, targets, error, {}) if kept else found
+            self._check_decided(whole.outputs, program.graph, args, kwargs)
+        return found
+
+    def _check_decided(
+        self, outputs: Tensor, graph: Captured, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Refuse examples whose values lead the network another way than those it was recorded on."""
+        expected = one_tensor(self._model(*args, **kwargs), "units are judged by one output").detach()
+        close = torch.finfo(outputs.dtype).eps ** 0.5
+        if float((outputs - expected).abs().max()) > close * float(expected.abs().max()):
+            raise ModelError(
+                "the network computes something else on these examples than on those it was traced on: "
+                f"values of its inputs decide what, {graph.by_data[0]}"
+            )
 
     def _program(self, graph: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         if writes_shared(graph):
