@@ -81,7 +81,8 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 def checked(name: str, result: ShrinkResult, plan: GroupPlan) -> Row:
     """The result held against zeros in the original, on other inputs, other batches and other sizes."""
     original, inputs = made_wide(name)
-    if any(plan.group(each.name).normalised for each in result.lost):
+    over_units = {each.name for each in plan.groups if each.normalised}
+    if over_units & {each.name for each in result.lost}:
         # zeros are not what it computes without these: they stay, for the check
         other = halved(name, plan)
         if other is None:
@@ -139,8 +140,10 @@ def ours(name: str) -> Row:
             "seconds": time.process_time() - start,
         }
     )  # fmt: skip
+    known = {each.name: (each.kind, each.units) for each in plan.groups}
     for group, why in result.stayed.items():
-        stays.append([name, group, plan.group(group).kind, plan.group(group).units, why])
+        kind, units = known.get(group, ("", ""))  # where it was analysed again, names may be others
+        stays.append([name, group, kind, units, why])
     return {**found, **checked(name, result, plan), "stays": stays}
 
 

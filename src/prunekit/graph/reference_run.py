@@ -165,7 +165,7 @@ def of_outputs(
     """
     shapes, others = ([tuple(tensor.shape) for tensor in each] for each in (expected, found))
     if shapes != others:
-        several = len(shapes) > 1 or len(others) > 1
+        several = len(shapes) != 1 or len(others) != 1
         one, other = (shapes, others) if several else (shapes[0], others[0])
         raise VerificationError(f"outputs have shape{'s' if several else ''} {other} in place of {one}")
     deviations = []
