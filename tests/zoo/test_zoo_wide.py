@@ -16,7 +16,6 @@ from prunekit.graph import groups, prune_groups
 from zoo import OWN
 
 NAMES = [name for part in ("the literature", "held out") for name in PARTS[part] if name not in OWN]
-SPARSE = pytest.mark.xfail(raises=NotImplementedError, reason="sparse gradients of tables")
 MAY_BE_REFUSED = {"gat", "tabnet", "tcn-weight-norm", "torch-transformer"}
 
 
@@ -30,9 +29,7 @@ def plainly(model: nn.Module) -> list[Any]:
     return [modules, {key: value.tolist() for key, value in model.state_dict().items()}]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SPARSE) if name == "dlrm-sparse" else name for name in NAMES]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_half_goes_and_the_rest_computes_what_it_did(name: str) -> None:
     model, inputs = made_wide(name)
     before, outputs = plainly(model), independent.call(model, inputs)
