@@ -37,7 +37,11 @@ TINY = Series("tiny networks, shifted images", ("tiny.csv",), ("smallest",), GRE
 PANELS = {
     "LeNet-300-100": (
         Series(
-            "shifted images", ("lenet-300-100-shifted.csv",), ("smallest", "other sizes"), PALETTE[0], "o"
+            "shifted images",
+            ("lenet-300-100-shifted.csv", "lenet-300-100-sizes.csv"),
+            OURS,
+            PALETTE[0],
+            "o",
         ),
         Series("plain images", ("lenet-300-100-plain.csv",), ("smallest",), PALETTE[1], "^", False),
         Series(
