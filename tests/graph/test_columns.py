@@ -256,7 +256,7 @@ def test_where_whole_channels_went_a_plain_convolution_is_left():
 
 
 class Branching(nn.Module):
-    """Its way depends on values, so that PyTorch cannot export it."""
+    """Its way depends on values, so that PyTorch cannot export it, on all inputs alike."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ class Branching(nn.Module):
         return self.two(self.one(x) if x.sum() > -1e9 else x)
 
 
-def test_they_stay_where_the_network_cannot_be_exported():
+def test_units_that_columns_leave_unread_go_from_a_network_that_asks_for_values():
     model, x = Branching(), torch.randn(2, 1, 8, 8)
     mask = torch.ones(2, 3, 3, 3, dtype=torch.bool)
     mask[:, 1] = False
@@ -274,8 +274,7 @@ def test_they_stay_where_the_network_cannot_be_exported():
     masked = copy.deepcopy(model)
     masks.apply(masked)
     shrink_columns(model, x, masks)
-    assert model.one.out_channels == 3
-    assert model.two.kernel == ([0, 2], range(3), range(3))
+    assert model.one.out_channels == 2
     torch.testing.assert_close(model(x), masked(x))
 
 

@@ -288,7 +288,7 @@ def test_networks_with_gates_on_are_refused_until_the_gates_have_come_off(gates,
 def test_networks_that_are_not_wholly_on_the_cpu_are_refused():
     net = with_zeros(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
     net[1].running_mean = net[1].running_mean.to("meta")
-    with pytest.raises(ModelError, match=r"1.running_mean is on meta: .* call model.cpu\(\) first"):
+    with pytest.raises(ModelError, match=r"1.running_mean is on the meta device and has no values"):
         sparsify_for_cpu(net, torch.ones(1, 3))
 
 

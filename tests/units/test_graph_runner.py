@@ -266,7 +266,11 @@ def test_a_network_is_captured_once_for_each_size_of_a_batch(monkeypatch):
     coupled, inputs, targets = network("residual", examples=23)
     batches = list(zip(inputs[0].split(5), targets.split(5), strict=True))
     calls = []
-    monkeypatch.setattr(graph_runner, "captured_in", lambda *given: calls.append(1) or captured_in(*given))
+    monkeypatch.setattr(
+        graph_runner,
+        "captured_in",
+        lambda *given, **settings: calls.append(1) or captured_in(*given, **settings),
+    )
     first = relevance(coupled, batches)
     assert len(calls) == 2  # of 5 and of 3
     close(relevance(copy.deepcopy(coupled), batches), first)
