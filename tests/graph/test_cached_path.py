@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from prunekit.graph import VerificationError, proof, prune_groups
+from prunekit.graph import GraphModel, VerificationError, captured, proof, prune_groups
 from prunekit.graph.cached_path import with_cache
 from prunekit.graph.surgery import Cut
 
@@ -72,3 +72,11 @@ def test_a_cache_that_does_not_fit_is_found(how):
     message = "sizes of the cache" if how == "an error" else "something else .* with a cache"
     with pytest.raises(VerificationError, match=message):
         proof.proven(reference, other, Cut({}, {}), WORDS, training=False)
+
+
+def test_a_graph_has_no_such_way_and_is_proven_without():
+    model = llama()
+    reference = proof.masked_reference(model, {}, WORDS)
+    graph = GraphModel(copy.deepcopy(model), captured(model, WORDS))
+    assert with_cache(graph, ((), WORDS)) is None
+    assert proof.proven(reference, graph, Cut({}, {}), WORDS).accepted

@@ -222,6 +222,8 @@ def _cached(
         raise VerificationError(
             f"the smaller network failed where it generates with a cache: {type(error).__name__}: {error}"
         ) from error
+    if found is None and isinstance(small, GraphModel):  # which has no such way
+        return None
     tolerance = rounding(small, expected.dtype) if tolerance is None else tolerance
     (deviation,) = of_outputs([expected], [] if found is None else [found], 0.0, tolerance, " with a cache")
     if not deviation.accepted:
