@@ -38,11 +38,12 @@ def evened(
     kept = {name: each.clone() for name, each in flags.items()}
     norms: dict[str, Tensor] = {}
     reasons: dict[str, str] = {}
-    cuts = [node for node in found.graphs[0].graph.nodes if _cuts_equally(node)]
+    tensors = tensors_of(model)
+    cuts = {node: _owners(node, found, kept) for node in found.graphs[0].graph.nodes if _cuts_equally(node)}
     for _ in range(_PASSES):
         changed = False
-        for node in cuts:
-            for name, unit in _missing(node, found, kept, norms, tensors_of(model)):
+        for node, owners in cuts.items():
+            for name, unit in _missing(owners, len(node.meta["val"]), found, kept, norms, tensors):
                 kept[name][unit] = changed = True
                 place = module_of(node)
                 where = f"{op_name(node)!r}{f' in {place!r}' if place else ''}"
@@ -61,15 +62,14 @@ def _cuts_equally(node: fx.Node) -> bool:
 
 
 def _missing(
-    node: fx.Node,
+    owners: Sequence[Units],
+    count: int,
     found: CouplingGraph,
     kept: Mapping[str, Tensor],
     norms: dict[str, Tensor],
     tensors: Mapping[str, Tensor],
 ) -> Units:
-    """The units that have to come back at one place."""
-    owners = _owners(node, found, kept)
-    count = len(node.meta["val"])
+    """The units that have to come back where an axis with these owners is cut into so many pieces."""
     if not owners or len(owners) % count:
         return []
     kept = {name: each.clone() for name, each in kept.items()}

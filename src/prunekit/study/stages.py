@@ -28,7 +28,7 @@ from prunekit.packing import pack
 from prunekit.parts.granularity import Unit
 from prunekit.pruning import Session
 from prunekit.recipe import Plan, Recipe
-from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
+from prunekit.saving import Architecture, SavedNetwork, load_masks, save_pretrained
 from prunekit.seeds import derive
 from prunekit.statistics import ActivationStats, StatContext, collect
 from prunekit.study.jobs import Progress
@@ -216,8 +216,9 @@ def _trained_network(study: Study, data: Dataset, seed: int, layout: Layout) -> 
 def _start_network(study: Study, start: Cell, seed: int, data: Dataset, layout: Layout) -> nn.Module:
     """What a cell that has been run has left of the network, its dead units taken out."""
     folder, inputs = layout.cell(start, seed) / MODEL, data.test.inputs[:2]
-    model = load_pretrained(folder, build(study, data, seed))
-    result = shrink_dead(model, inputs, masks=load_masks(folder))
+    saved = SavedNetwork(folder)
+    model = saved.load(build(study, data, seed))
+    result = shrink_dead(model, inputs, masks=saved.masks())
     if result.form == "graph":
         raise ModelError(f"{study.model.name} would be left as a graph: {result.reason}")
     return model
