@@ -267,12 +267,12 @@ def test_forward_each_layer_is_measured_behind_the_pruned_ones():
 
 
 def test_layer_by_layer_only_the_layer_in_turn_is_measured(monkeypatch):
-    from prunekit.pruning import scoring
+    from prunekit.pruning import step_work
 
     asked = []
-    collect = scoring.collect
+    collect = step_work.collect
     monkeypatch.setattr(
-        scoring,
+        step_work,
         "collect",
         lambda subject, *rest, **more: asked.append(list(subject.names)) or collect(subject, *rest, **more),
     )

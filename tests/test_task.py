@@ -655,8 +655,8 @@ def test_feature_maps_of_taggers_with_ignored_and_padded_positions() -> None:
     found = []
     for data in (alone, padded_together):
         session = Session(copy.deepcopy(net), chosen, data=data, example_inputs=example)
-        context = session._context(session.plan.steps[0])
-        found.append(session._scorer.measure(context)[chosen.score.needs[0]])
+        context = session._work.context(session.plan.steps[0])
+        found.append(session._work.scorer.measure(context)[chosen.score.needs[0]])
     for name, score in found[0].items():
         torch.testing.assert_close(found[1][name], score, rtol=1e-9, atol=1e-12)
 
@@ -670,7 +670,9 @@ def test_classes_that_the_loss_ignores_by_a_number_of_its_own_say_nothing_of_uni
     found = []
     for data, loss in (((inputs, marked), None), ((inputs, targets), nn.CrossEntropyLoss(ignore_index=0))):
         session = Session(mlp(10, 8, 3).double(), chosen, data=data, loss=loss)
-        found.append(session._scorer.measure(session._context(session.plan.steps[0]))[chosen.score.needs[0]])
+        found.append(
+            session._work.scorer.measure(session._work.context(session.plan.steps[0]))[chosen.score.needs[0]]
+        )
     for name, values in found[0].items():
         torch.testing.assert_close(found[1][name], values, rtol=1e-12, atol=0)
 

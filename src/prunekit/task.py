@@ -270,6 +270,21 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _ALL = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
 
 
+def task_of(task: Task | None, loss: str | LossFunction | None) -> Task:
+    """How the network is fed a batch and what its loss is.
+
+    Raises:
+        InputError: if both are given, or the task is none.
+    """
+    if task is None:
+        return PLAIN if loss is None else Task(loss)
+    if not isinstance(task, Task):
+        raise InputError(f"task must be a prunekit.Task, not {type(task).__name__}")
+    if loss is not None:
+        raise InputError("give either 'loss' or 'task', which has a loss of its own")
+    return task
+
+
 def _are_flags(mask: Tensor) -> bool:
     """Whether a mask says 1 or 0; one of real values may be added to scores instead, as 0 or -inf."""
     if not mask.is_floating_point():

@@ -231,7 +231,7 @@ def whole_of(session: Session, optimizer: SGD) -> dict[str, Any]:
         "masks": {name: mask.clone() for name, mask in session.masks.items()},
         "moments": copy.deepcopy(optimizer.state_dict()),
         "hooks": len(optimizer._optimizer_step_post_hooks),
-        "attached": str(id(session._masked)),
+        "attached": str(id(session._loop.masked)),
     }
 
 

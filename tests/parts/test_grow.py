@@ -83,7 +83,7 @@ def test_rigl_is_the_loop_by_hand() -> None:
     chosen = dynamic()
     model = net()
     session = Session(model, chosen, data=DATA, seed=4)
-    session._prune_step(session.plan.steps[0])
+    session._work.remove(session.plan.steps[0], None)
     masks = {name: mask.clone() for name, mask in session.masks.items()}
     wanted = net()
     session.masks.apply(wanted)
@@ -220,7 +220,7 @@ def test_the_first_removal_is_drawn_or_scored() -> None:
     scored["grow"]["start"] = "score"
     by_score = Session(net(), Recipe.parse(scored), data=DATA, seed=1)
     for session in (drawn, again, by_score):
-        session._prune_step(session.plan.steps[0])
+        session._work.remove(session.plan.steps[0], None)
     assert drawn.masks != again.masks
     for name, mask in by_score.masks.items():
         values = by_score.model.get_parameter(name).abs()

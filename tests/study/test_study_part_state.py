@@ -2,7 +2,7 @@
 
 import pytest
 
-from prunekit.pruning import Session
+from prunekit.pruning.step_work import StepWork
 from prunekit.study import run_study
 from tiny_study import TRAINING, table, tiny
 
@@ -25,16 +25,16 @@ def study():
 def test_interrupted_it_goes_on_to_the_same(tmp_path, monkeypatch):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     run_study(study(), whole, workers=1)
-    original, steps = Session._prune_step, []
+    original, steps = StepWork.remove, []
 
-    def interrupted(self, step):
+    def interrupted(self, step, masked):
         if "movement" in str(self.recipe.score.name):
             steps.append(step.number)
             if steps == [1, 2]:
                 raise RuntimeError("interrupted")
-        return original(self, step)
+        return original(self, step, masked)
 
-    monkeypatch.setattr(Session, "_prune_step", interrupted)
+    monkeypatch.setattr(StepWork, "remove", interrupted)
     with pytest.raises(Exception, match="interrupted"):
         run_study(study(), parted, workers=1)
     run_study(study(), parted, workers=1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prunekit.pruning import Session
+from prunekit.pruning.stop_check import StopCheck
 from prunekit.report import write_report
 from prunekit.study import run_study
 from tiny_study import tables, tiny
@@ -73,15 +73,15 @@ def test_a_method_that_cannot_take_a_step_is_the_dense_network(done):
 def test_a_study_that_is_interrupted_goes_on_to_the_same(done, tmp_path, monkeypatch):
     taken = []
 
-    def checked(self, step, original=Session._check):
+    def checked(self, step, masked, original=StopCheck.broken):
         if len(taken) == 2:
             taken.append(step)
             raise RuntimeError("interrupted")
         taken.append(step)
-        return original(self, step)
+        return original(self, step, masked)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Session, "_check", checked)
+        patched.setattr(StopCheck, "broken", checked)
         with pytest.raises(Exception, match="interrupted"):
             run_study(study(), tmp_path / "s", workers=1)
     run_study(study(), tmp_path / "s", workers=1)

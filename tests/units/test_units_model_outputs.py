@@ -54,8 +54,8 @@ def scored(score: dict[str, Any]) -> tuple[Session, dict[str, Tensor]]:
     for _ in session.run():
         pass
     context = Session(bert(), chosen, data=batches())
-    step = context._context(context.plan.steps[0])
-    found = context._scorer.measure(step)
+    step = context._work.context(context.plan.steps[0])
+    found = context._work.scorer.measure(step)
     return session, dict(found[chosen.score.needs[0]])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch, Batches, Inputs
-from prunekit.errors import InputError, ModelError, naming
+from prunekit.errors import InputError, ModelError, naming, shown
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import StepContext
 from prunekit.parts.retrain import Checkpoints, Retrain
@@ -18,7 +18,7 @@ from prunekit.parts.schedule import Step
 from prunekit.pruning.calibration import two_examples
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
-from prunekit.targets import uncompiled
+from prunekit.targets import uncompiled, unwrap
 from prunekit.task import PLAIN, Task
 from prunekit.training import Loop, Report, Trained, Training, TrainingPart, train
 
@@ -290,3 +290,45 @@ def check_apart(model: nn.Module, checkpoints: Checkpoints) -> None:
                     f"checkpoints: step {step}: {name} shares its memory with the model, so it changes "
                     "with it: keep copy.deepcopy(model.state_dict())"
                 )
+
+
+def checked_teacher(
+    teacher: nn.Module | None,
+    recipe: Recipe,
+    model: nn.Module,
+    inner: nn.Module,
+    data: Batches | None,
+    task: Task,
+) -> nn.Module | None:
+    """The teacher, if the recipe learns from one that is given; what the recipe learns from must fit.
+
+    Args:
+        teacher: as given.
+        recipe: says what it learns from.
+        model: that is pruned.
+        inner: the same without wrappers.
+        data: training examples.
+        task: how the network is fed a batch.
+
+    Raises:
+        InputError, ModelError: if a teacher is missing, or is not what the recipe can learn from.
+    """
+    part = recipe.teacher
+    if teacher is None:
+        if part is not None and part.of == "given":
+            raise InputError(
+                "the recipe's teacher is 'of: given', but none is given: give prune() teacher=a network, "
+                "or take 'of: before'"
+            )
+    elif part is None or part.of != "given":
+        raise InputError("a teacher is given, but the recipe learns from none: set its teacher's 'of: given'")
+    elif not isinstance(teacher, nn.Module):
+        raise InputError(f"the teacher must be a torch.nn.Module, not {shown(teacher)}")
+    elif unwrap(teacher) is inner:
+        raise InputError(
+            "the teacher is the network that is pruned: take 'of: before', or give copy.deepcopy(model)"
+        )
+    if part is not None and data is not None:
+        batch = two_examples(model, data)
+        part.check_teacher(inner, inner if teacher is None else teacher, batch, task)
+    return teacher

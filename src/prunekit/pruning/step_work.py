@@ -1,23 +1,36 @@
-"""A step of a pruning: statistics of the data, scores from them, and the masks that follow."""
+"""One step of a pruning: what is measured and scored, what goes, what becomes of the rest, its record."""
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.batches import Inputs
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.masks import Masks
+from prunekit.graph import VerificationError, zero_dead
+from prunekit.graph.surgery import count_parameters
+from prunekit.history import Record
+from prunekit.masks import MaskedOptimizer, Masks
 from prunekit.parts.context import CostModel, StepContext
+from prunekit.parts.quantize import Counted, LayerQuantizer
+from prunekit.parts.schedule import Step
 from prunekit.parts.scores import Random, Scores
-from prunekit.pruning.calibration import Calibration
+from prunekit.pruning.calibration import Calibration, two_examples
 from prunekit.pruning.state import State, asked_again
+from prunekit.pruning.trainings import Trainings
 from prunekit.recipe import Plan, Recipe
-from prunekit.seeds import generator
+from prunekit.seeds import derive, generator
 from prunekit.statistics import Found, StatContext, Statistic, collect
+from prunekit.training import Report
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,3 +186,173 @@ def _checked(scores: Scores, place: str, wanted: Iterable[str], like: Mapping[st
         if bool(torch.isnan(scores[name]).any()):
             raise ModelError(f"the {place} of {name} is NaN")
     return {name: scores[name] for name in wanted}
+
+
+@dataclass(eq=False)
+class StepWork:
+    """The parts of a recipe at work on a network, a step at a time.
+
+    Attributes:
+        plan: the steps, and what is chosen from.
+        state: of the session, which steps change.
+        calibration: takes running statistics anew.
+        trainings: with the network and the recipe.
+        scorer: measures, scores and selects.
+        example_inputs: what the network can be run on; by default two examples of the data.
+        teacher: a given one that the recipe learns from.
+    """
+
+    plan: Plan
+    state: State
+    calibration: Calibration
+    trainings: Trainings
+    scorer: Scorer
+    example_inputs: Inputs | None = None
+    teacher: nn.Module | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """Its parts."""
+        return self.trainings.recipe
+
+    @property
+    def inner(self) -> nn.Module:
+        """The network without wrappers."""
+        return self.trainings.inner
+
+    def keep(self, kept: Masks) -> None:
+        """Let this be what is kept from now on; the weights stay as they are."""
+        self.state.kept, self.state.masks = kept, self.plan.elements.masks(kept)
+
+    def context(self, step: Step) -> StepContext:
+        """What the parts are told at a step, before anything is measured."""
+        return StepContext.of(
+            self.plan.elements,
+            self.recipe.granularity,
+            self.state.kept,
+            step=step,
+            states=self.state.parts,
+            masks=self.state.masks,
+            teacher=self.teacher,
+        )
+
+    def retrains(self, step: Step) -> bool:
+        """Whether a step ends with what follows it, rather than with the next one."""
+        last = step.number == len(self.plan.steps)
+        return last or self.recipe.retrain.plan is None or step.number % self.recipe.retrain_every == 0
+
+    def remove(self, step: Step, masked: MaskedOptimizer | None) -> bool:
+        """Score, select, repair, and let the new masks act.
+
+        Args:
+            step: which it is.
+            masked: the optimizer of a training loop of the user's.
+
+        Returns:
+            Whether the values are others than those that were trained, as of a rewind.
+        """
+        if self.recipe.recalibrate and not self.state.history:
+            self.calibration.recalibrate()
+        context = self.context(step)
+        with torch.no_grad():
+            for key, part in self.recipe.parts_with("before_step"):
+                part.before_step(context.told(key))
+        context = replace(context, statistics=self.scorer.measure(context))
+        context = replace(context, scores=self.scorer.scores(context))
+        self.keep(self.scorer.select(context))
+        # before the masks act: a repair looks at the values that go
+        if self.recipe.repair.changes:
+            self.recipe.repair(context.told("repair", kept_after=self.state.kept, masks=self.state.masks))
+        self.state.masks.apply(self.inner)
+        restarted = False
+        if self.recipe.retrain.changes and self.retrains(step):
+            # until then the trained values go on being ranked by
+            restarted = self.recipe.retrain.restart(
+                context.told("retrain", masks=self.state.masks),
+                self.state.checkpoints,
+                derive(self.trainings.seed, "step", step.number),
+            )
+            self.state.masks.apply(self.inner)
+        if masked is not None:
+            masked.update(self.state.masks)
+        # the loop of a user who attached trains
+        if self.calibration.norms and (masked is None or self.recipe.recalibrate):
+            self.calibration.recalibrate()
+        return restarted
+
+    def quantize(self, step: Step, report: Report | None) -> Counted:
+        """Few values for the weights that the last step and its retraining have left."""
+        part = self.recipe.quantize
+        context = self.context(step)
+        if part.measures and (names := part.filled(self.inner)):
+            context = replace(context, statistics=self.scorer.collected(context, names, part.measures))
+        self.trainings.quantize(context, report)
+        if not part.plans and self.calibration.norms:
+            self.calibration.recalibrate()
+        if isinstance(part, LayerQuantizer) and part.zero_dead:
+            self._zero_dead()
+        part.round_rest(self.inner)
+        if self.recipe.granularity.counts == "weights":  # those that have become zero are removed, too
+            values = {name: self.inner.get_parameter(name).detach() for name in self.state.kept}
+            self.keep(Masks({name: kept & (values[name] != 0) for name, kept in self.state.kept.items()}))
+        return Counted.of(self.inner, part.targets(self.inner))
+
+    def _zero_dead(self) -> None:
+        """Zero the units that died, whose constants biases take while they are not rounded yet.
+
+        They stay what they are where nothing can be told of the network.
+        """
+        inputs = self.example_inputs
+        if inputs is None and self.trainings.data is not None:
+            inputs = two_examples(self.trainings.model, self.trainings.data).inputs
+        if inputs is not None:
+            try:
+                zero_dead(self.inner, inputs, masks=self.state.masks)
+            except (InputError, ModelError, VerificationError) as error:
+                log.info("dead units stay as they are: %s", error)
+
+    def record(
+        self,
+        step: Step,
+        started: float,
+        train_loss: float | None,
+        measured: Mapping[str, float],
+        counted: Counted | None = None,
+    ) -> Record:
+        """What the step achieved, which the history has from now on.
+
+        Args:
+            step: which it is.
+            started: when, as `time.perf_counter` tells it.
+            train_loss: of its retraining.
+            measured: by the user's function.
+            counted: the values that are left, where few were made of them.
+        """
+        layers = {name: int(kept.sum()) for name, kept in self.state.kept.items()}
+        record = Record(
+            step=step.number,
+            sparsity=self.state.kept.sparsity,
+            kept=sum(layers.values()),
+            total=self.state.kept.total,
+            layers=layers,
+            compression_ratio=self._compression_ratio(),
+            train_loss=train_loss,
+            seconds=time.perf_counter() - started,
+            measured={name: _plain(value) for name, value in measured.items()},
+            levels={} if counted is None else counted.levels,
+            bits=None if counted is None else counted.bits,
+        )
+        self.state.history.append(record)
+        return record
+
+    def _compression_ratio(self) -> float:
+        if self.recipe.granularity.counts == "weights":
+            return self.state.kept.compression_ratio
+        whole = count_parameters(self.inner)
+        left = whole - (self.state.masks.total - self.state.masks.kept)
+        return whole / left if left else math.inf
+
+
+def _plain(value: Any) -> Any:
+    """A figure as a number of Python: those of NumPy and torch do not go into every checkpoint."""
+    return value.item() if hasattr(value, "item") else value
