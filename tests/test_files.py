@@ -8,6 +8,7 @@ from prunekit.files import (
     check_folder_name,
     check_label,
     check_out,
+    file_to_write,
     read_json,
     remove_leftovers,
     replacing,
@@ -47,6 +48,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("full")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes on this system")
+def test_what_is_neither_file_nor_folder_is_never_replaced(tmp_path):
+    """As root a device would be gone for every program."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match=r"device or a pipe, no file: .*pipe"):
+        write_text(path, "new")
+    with pytest.raises(InputError, match="pipe is a device or a pipe: name a file"):
+        file_to_write(path)
+    assert path.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -31,9 +32,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and is removed if not.
 
     Raises:
-        OSError: naming `path`, if it cannot be written, also where safetensors reports that in its own way.
+        OSError: naming `path`, if it cannot be written, also where safetensors reports that in its own way;
+            if it is a device or a pipe, which stays what it is.
     """
     with _errors_of(path):
+        if _is_special(path):
+            raise OSError(errno.EINVAL, "It is a device or a pipe, no file", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
@@ -242,22 +246,29 @@ def path_of(what: str, value: Any) -> Path:
     """A path from a text or a `Path`; `what` names it in the error.
 
     Raises:
-        InputError: if it is something else.
+        InputError: if it is something else, or holds a zero character, which no system takes.
     """
-    if not isinstance(value, str | Path):
+    if not isinstance(value, str | Path) or "\0" in str(value):
         raise InputError(f"{what} = {shown(value)}: a path is needed, a text or a pathlib.Path")
     return Path(value)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is there, and is neither a file nor a folder."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def file_to_write(value: Any) -> Path:
     """The path of a file that is to be written.
 
     Raises:
-        InputError: if it is no path, or that of a folder.
+        InputError: if it is no path, or that of a folder, a device or a pipe.
     """
     path = path_of("path", value)
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file")
+    if _is_special(path):
+        raise InputError(f"{path} is a device or a pipe: name a file")
     return path
 
 

@@ -30,7 +30,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int
 
 def bits(value):
     """The bits of a tensor as bytes, by NumPy alone."""
-    value = value.detach().cpu().contiguous()
+    value = torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
     return (
         value.view(torch.uint8).numpy().tobytes() if value.dim() and value.numel() else repr(value.tolist())
     )
@@ -350,7 +350,90 @@ def test_what_cannot_be_packed(tmp_path):
         pack(mlp(4, 3), tmp_path)
     with pytest.raises(InputError, match="path = None: a path is needed"):
         pack(mlp(4, 3), None)
+    with pytest.raises(InputError, match="a path is needed"):
+        pack(mlp(4, 3), "a\0b")
+    with pytest.raises(InputError, match="masks must be Masks, of names and boolean tensors, not"):
+        pack(mlp(4, 3), path, masks={"0.weight": torch.ones(3, 4, dtype=torch.bool)})
+    with pytest.raises(InputError, match="architecture must be an Architecture, not 'lenet5'"):
+        pack(mlp(4, 3), path, architecture="lenet5")
     assert list(tmp_path.iterdir()) == []
+
+
+def quantized():
+    return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "sparse_coo"),
+        (lambda: torch.eye(3).to_sparse_csr(), "sparse_csr"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+        (lambda: torch.ones(3).to_mkldnn(), "_mkldnn"),
+        (quantized, "quantized"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of what is new or old in torch
+def test_tensors_that_are_not_dense_are_named(tmp_path, make, kind, persistent):
+    model = mlp(4, 3)
+    model.register_buffer("table", make(), persistent=persistent)
+    if not persistent and not model.table.is_floating_point():
+        pytest.skip("such buffers are the class's own")
+    for save in (pack, save_pretrained):
+        with pytest.raises(ModelError, match=f"^table is a {kind} tensor: only dense ones are saved"):
+            save(model, tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ["#mask", "#values", "#buffer", "#constant"])
+def test_names_that_only_a_file_gives_are_refused(tmp_path, ending):
+    model = nn.Linear(3, 2)
+    model.register_parameter(f"weight{ending}", nn.Parameter(torch.ones(3)))
+    for save in (pack, save_pretrained):
+        with pytest.raises(
+            ModelError, match=f"^the model names 'weight{ending}': in a file '{ending}' means"
+        ):
+            save(model, tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Odd(nn.Module):
+    """Shared tensors, views of one storage, a layer used twice, names of any script, no numbers."""
+
+    def __init__(self):
+        super().__init__()
+        both = torch.arange(12.0).view(4, 3)
+        self.upper, self.lower = nn.Parameter(both[:3]), nn.Parameter(both[1:])
+        self.table, self.head = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
+        self.head.weight = self.table.weight
+        self.turned = nn.Linear(4, 3, bias=False)
+        self.turned.weight = nn.Parameter(self.table.weight.t())
+        self.same = nn.ModuleList([self.head, self.head])
+        self.none, self.of_none = nn.Linear(3, 0), nn.Conv2d(0, 2, 1)
+        self.filters = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+        self.add_module("größe 层 🦊", nn.Linear(2, 1))
+        self.register_buffer("shared", self.table.weight.data)
+        self.register_buffer("flipped", torch.tensor([1 + 2j, -0.0 - 0j]).conj())
+        self.register_buffer("part", torch.tensor([1 + 2j]).conj().imag)
+        self.register_buffer("least", torch.tensor(-(2**63)))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("coding", ["adaptive", "published"])
+def test_odd_tensors_come_back_to_the_bit_and_shared_ones_are_shared_again(tmp_path, coding):
+    model, fresh = Odd(), Odd()
+    for parameter in fresh.parameters():
+        parameter.data.zero_()
+    again = unpack(pack(model, tmp_path / "net.pk", coding=coding), fresh)
+    one, other = (
+        {name: value.resolve_conj().resolve_neg() for name, value in each.state_dict().items()}
+        for each in (model, again)
+    )
+    assert list(one) == list(other)
+    assert all(bits(value) == bits(other[name]) for name, value in one.items())
+    assert again.head.weight is again.table.weight
+    assert again.same[1] is again.head
 
 
 @pytest.mark.parametrize(
@@ -387,6 +470,8 @@ def test_another_network_is_named(file, tmp_path):
     own = pack(mlp(4, 3), tmp_path / "own.pk")
     with pytest.raises(InputError, match="does not say how its network is built"):
         unpack(own)
+    with pytest.raises(InputError, match=r"the model must be a torch[.]nn[.]Module, not 'mlp'"):
+        unpack(own, "mlp")
     broken = mlp(4, 3)
     with torch.no_grad():
         broken[0].bias[1] = torch.nan

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.errors import ModelError, shown
+from prunekit.errors import InputError, ModelError, escaped, shown
 from prunekit.graph import GraphModel, ShrinkResult, size_attributes
 from prunekit.masks import Masks
 from prunekit.pruning import Pruned
@@ -16,6 +16,7 @@ from prunekit.runtime import SparseConv2d, SparseLinear
 from prunekit.saving.description import (
     BITS,
     BUFFER,
+    CONSTANT,
     VALUES,
     Architecture,
     BuiltAs,
@@ -41,8 +42,8 @@ def contents_of(network: Network, masks: Masks | None, architecture: Architectur
         architecture: how it is built, if that is to be said.
 
     Raises:
-        InputError: if the masks are another model's.
-        ModelError: if the model's state holds something other than tensors, or tensors of names or dtypes
+        InputError: if the masks are another model's, or an argument is of another kind.
+        ModelError: if the model's state holds something other than dense tensors, or of names or dtypes
             that are not loaded again, or an exported graph holds what a file may not name; if tensors have
             no values or no shape yet; or if layers run sparse.
     """
@@ -50,11 +51,18 @@ def contents_of(network: Network, masks: Masks | None, architecture: Architectur
     check_whole(model)
     check_shaped(model)
     _check_dense(model)
+    if masks is not None and not isinstance(masks, Masks):
+        raise InputError(f"masks must be Masks, of names and boolean tensors, not {shown(masks)}")
+    if architecture is not None and not isinstance(architecture, Architecture):
+        raise InputError(f"architecture must be an Architecture, not {shown(architecture)}")
     masks = network.masks if isinstance(network, Pruned) else masks or Masks({})
     masks.parameters(model)
     tensors, tied = _tensors(model.state_dict(), masks)
     graph, constants = graph_to_files(model) if isinstance(model, GraphModel) else (None, {})
-    beside = {name: value.detach().cpu().contiguous().clone() for name, value in beside_state(model).items()}
+    beside = beside_state(model)
+    for name, value in beside.items():
+        _check_storable(name.removesuffix(BUFFER), value)
+    beside = {name: value.detach().cpu().contiguous().clone() for name, value in beside.items()}
     tensors = {**tensors, **beside, **constants}
     _check_loadable(tensors, (*tensors, *tied, *(name for name, _ in model.named_modules())))
     description = Description.model_construct(
@@ -84,6 +92,7 @@ def _tensors(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tenso
             raise ModelError(
                 f"{name} of the model's state is a {type(value).__name__}: only tensors are saved"
             )
+        _check_storable(name, value)
         place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() and place in first:
             tied[name] = first[place]
@@ -117,6 +126,15 @@ def _check_dense(model: nn.Module) -> None:
                 f"{name or 'the model'} runs sparse on this machine: save the network before "
                 "sparsify_for_cpu, and call that again where it is loaded"
             )
+
+
+def _check_storable(name: str, value: Tensor) -> None:
+    """Refuse, with a `ModelError`, tensors that are not dense, and names that only a file gives."""
+    kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)[6:]
+    if kind != "strided":
+        raise ModelError(f"{escaped(name)} is a {kind} tensor: only dense ones are saved")
+    if name.endswith((BITS, VALUES, BUFFER, CONSTANT)):
+        raise ModelError(f"the model names {shown(name)}: in a file '#{name.rpartition('#')[2]}' means more")
 
 
 def _check_loadable(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
