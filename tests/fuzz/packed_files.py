@@ -74,9 +74,10 @@ def make_case(folder: Path) -> Case:
     models = [make() for _, make in found]
     states = [SavedNetwork(base).load(make()).state_dict() for base, make in found]
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESSES, resource.RLIM_INFINITY))
 
     def case(number: int) -> str:
+        # in the process of the case: what is limited in that of the tests is so for all tests after this one
+        resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESSES, resource.RLIM_INFINITY))
         draw = random.Random(number)
         base = draw.randrange(len(found))
         kind = draw.choice(("damaged", "resealed", "forged"))
