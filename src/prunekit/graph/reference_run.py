@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
@@ -208,15 +209,18 @@ def of_gradients(
         for parameter in model.parameters():
             parameter.grad = None
         generator = torch.Generator().manual_seed(0)  # not the user's
+        sums = []
         for output in each:
             weighting = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
             if output.requires_grad:
-                try:
-                    output.backward(weighting, retain_graph=True)  # type: ignore[no-untyped-call]
-                except RuntimeError as error:
-                    if not gradients:  # the reference has none, as where it writes over what they need
-                        return []
-                    raise VerificationError(f"the smaller network has no gradients: {error}") from error
+                sums.append((output * weighting).sum())
+        try:
+            for each_sum in sums[:1]:
+                sum((other.to(each_sum) for other in sums[1:]), each_sum).backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if not gradients:  # the reference has none, as where it writes over what they need
+                return []
+            raise VerificationError(f"the smaller network has no gradients: {error}") from error
         gradients.append({name: _gradient(parameter) for name, parameter in model.named_parameters()})
     wanted, got = gradients
     scale = max(map(largest, wanted.values()), default=0.0)
@@ -249,7 +253,7 @@ def _difference(
     place = int(apart.argmax())
     largest = float(apart[place])
     relative = 0.0 if largest == 0 else largest / scale if scale > 0 else float("inf")
-    index = [int(step) for step in torch.unravel_index(torch.tensor(place), expected.shape)]
+    index = [int(step) for step in np.unravel_index(place, tuple(expected.shape))]
     return Deviation(largest, relative, tolerance, where(index))
 
 
