@@ -192,7 +192,7 @@ class Torch(nn.Module):
 
 STAYS: dict[str, tuple[Callable[[], nn.Module], Tensor, set[str], str]] = {
     "a view with numbers": (Written, torch.randn(2, 6), {"second"}, "view(-1, 3, 2, 2)"),
-    "heads by division": (Divided, torch.randn(2, 5, 6), {"qkv", "qkv (head width)"}, "c // self.num_heads"),
+    "heads by division": (Divided, torch.randn(2, 5, 6), {"qkv", "qkv (head width)"}, "reshape(b, n, "),
     "PyTorch's attention": (Torch, torch.randn(2, 5, 6), {"attention", "attention.out_proj"}, "attention"),
 }
 

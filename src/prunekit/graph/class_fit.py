@@ -36,6 +36,8 @@ _SAME = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "view_as", "reshape_as"), "reshape"),
 }
 _CLOSE = 1e-12
+Blamed = dict[str, str]
+"""Groups that cannot all lose their units at a place, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Misfit:
     axes: tuple[int, ...]
     why: str
 
-    def groups(self, found: CouplingGraph, losing: Mapping[str, Any], *, before: bool = False) -> list[str]:
-        """The groups whose missing units meet this axis, or else the node.
+    def groups(self, found: CouplingGraph, losing: Mapping[str, Any], *, before: bool = False) -> Blamed:
+        """The groups whose missing units meet this axis, or else the node, with the reason.
 
         Args:
             found: the plan and its graphs.
@@ -68,10 +70,7 @@ class Misfit:
             if not before:
                 break
             node = node.prev
-        kinds = {name: found.plan.group(name).kind for name in names}
-        if {*kinds.values()} == {"heads", "head width"}:  # one of them may be enough
-            return [name for name, kind in kinds.items() if kind == "head width"]
-        return names
+        return dict.fromkeys(names, self.why)
 
 
 def _meeting(
@@ -91,8 +90,8 @@ def _meeting(
     ]
 
 
-def in_the_way(work: Operation, found: CouplingGraph, losing: Mapping[str, Any]) -> dict[str, str]:
-    """The groups whose units the code cannot do without by what its sizes are computed from, with the reason.
+def in_the_way(work: Operation, found: CouplingGraph, losing: Mapping[str, Any]) -> list[Blamed]:
+    """The groups whose units the code cannot do without by what its sizes are computed from, place by place.
 
     Args:
         work: that takes them out.
@@ -100,7 +99,7 @@ def in_the_way(work: Operation, found: CouplingGraph, losing: Mapping[str, Any])
         losing: groups that lose units.
     """
     nodes = {node.name: node for node in work.graphs[0].graph.nodes}
-    names: dict[str, str] = {}
+    places: list[Blamed] = []
     for unmet in work.unmet:
         node, axes = nodes[unmet.node], tuple[int, ...]()
         if len(unmet.place) == 2 and isinstance(unmet.place[1], int):
@@ -108,10 +107,8 @@ def in_the_way(work: Operation, found: CouplingGraph, losing: Mapping[str, Any])
                 axes = (unmet.place[1],)
             elif op_name(node) == "unflatten":
                 axes = (position(argument(node, "dim"), len(shape_of(node.args[0]))) + unmet.place[1],)
-        place = Misfit(node, axes, _asks(unmet.line))
-        for name in place.groups(found, losing):
-            names.setdefault(name, place.why)
-    return names
+        places.append(Misfit(node, axes, _asks(unmet.line)).groups(found, losing))
+    return [each for each in places if each]
 
 
 def misfit(
@@ -194,15 +191,29 @@ class _Compared:
         factors = [_factor(*pair) for pair in zip((wanted, given), self._graphs, strict=True)]
         if factors[0] is None or not factors[1] or abs(factors[0] - factors[1]) <= _CLOSE * abs(factors[1]):
             return None
-        source: Any = given.args[0] if isinstance(given.args[0], fx.Node) else given.args[1]
-        behind = scaled_back(source)
+        sources: list[Any] = [each for each in given.args[:2] if isinstance(each, fx.Node)]
+        if op_name(given) != "scaled_dot_product_attention":
+            sources = sources[:1]
         names = self._graphs[1].tensors
-        if behind is not None and all(node.name in names for node in behind):
-            self._multiply(
-                {names[node.name]: marks for node, marks in behind.items()}, factors[0] / factors[1]
-            )
-            return None
-        return _too_narrow(wanted)
+        ways = [
+            {names[node.name]: marks for node, marks in way.items()}
+            for way in scaled_back(given, sources)
+            if all(node.name in names for node in way)
+        ]
+        if not ways:
+            return _too_narrow(wanted)
+        factor = factors[0] / factors[1]
+        if not any(self._multiplied(way, factor) for way in ways):
+            self._multiply(ways[0], factor)
+        return None
+
+    def _multiplied(self, entries: Mapping[str, Flags], factor: float) -> bool:
+        """Whether these are multiplied already, as keys are that other queries meet."""
+        return all(
+            name in self._factors
+            and bool((self._factors[name][torch.from_numpy(marks.copy())] == factor).all())
+            for name, marks in entries.items()
+        )
 
     def _multiply(self, entries: Mapping[str, Flags], factor: float) -> None:
         for name, marks in entries.items():

@@ -1,13 +1,13 @@
 """Which parameters to multiply so that the value of a node is multiplied: back from it to the layers behind.
 
 Scores of attention are products of queries and keys, so that a factor of the scores can be taken by the layer
-that makes the queries: through views, splits, rotations and the scale of a norm.
+that makes the one or the other: through views, splits, rotations and the scale of a norm.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,30 +20,48 @@ Marks = list[tuple[fx.Node, Flags]]
 """Nodes with the entries of their values that are to be multiplied."""
 
 
-def scaled_back(node: fx.Node) -> dict[fx.Node, Flags] | None:
+def scaled_back(reader: fx.Node, nodes: Sequence[fx.Node]) -> list[dict[fx.Node, Flags]]:
     """The placeholders, and which entries of them are to be multiplied, so that all of a node's value is.
 
     Args:
-        node: of a recorded graph.
+        reader: a node of a recorded graph.
+        nodes: those that it reads of which any one may be multiplied.
 
     Returns:
-        None where the way back meets something that a factor does not go through.
+        The ways there are, of which one is enough: by the queries, and by the keys. Those come first that
+        multiply nothing that others read, too.
+    """
+    ways = [way for node in nodes for side in (0, 1) if (way := _way(reader, node, side)) is not None]
+    return [found for found, _ in sorted(ways, key=lambda way: way[1])]
+
+
+def _way(reader: fx.Node, node: fx.Node, side: int) -> tuple[dict[fx.Node, Flags], bool] | None:
+    """The entries of placeholders by one side of the products, and whether something else is multiplied.
+
+    None where the way back meets something that a factor does not go through.
     """
     found: dict[fx.Node, Flags] = {}
+    seen = {node}
     waiting: Marks = [(node, np.ones(shape_of(node), dtype=bool))]
     while waiting:
         each, marks = waiting.pop()
         if not marks.any():
             continue
+        seen.add(each)
         if each.op == "placeholder":
             found[each] = found.get(each, np.zeros(marks.shape, dtype=bool)) | marks
+            continue
+        if op_name(each) in _SCORES:
+            # scores that nothing reads, as of padding, may be multiplied, too
+            waiting.append(_scores(each, side))
             continue
         rule = _item if each.target is operator.getitem else _RULES.get(op_name(each))
         before = None if rule is None else rule(each, marks)
         if before is None:
             return None
         waiting.extend(before)
-    return found
+    others = {user for each in seen for user in each.users} - seen - {reader}
+    return found, any(op_name(user) not in _PARTS for user in others)
 
 
 def _first(node: fx.Node) -> fx.Node:
@@ -170,10 +188,20 @@ def _product(node: fx.Node, marks: Flags) -> Marks | None:
     return None
 
 
-def _scores(node: fx.Node, marks: Flags) -> Marks | None:
-    """The first of the tensors whose products are summed: the queries."""
+def _scores(node: fx.Node, side: int) -> tuple[fx.Node, Flags]:
+    """One of the tensors whose products are summed."""
     factors: Any = node.args[1] if op_name(node) == "einsum" else node.args
-    return [(factors[0], np.ones(shape_of(factors[0]), dtype=bool))] if marks.all() else None
+    return factors[side], np.ones(shape_of(factors[side]), dtype=bool)
+
+
+def _picked(node: fx.Node, marks: Flags) -> Marks:
+    """Entries that an index names: all that there are, of which some may be read nowhere."""
+    return [(_first(node), np.ones(shape_of(_first(node)), dtype=bool))]
+
+
+def _zeros(node: fx.Node, marks: Flags) -> Marks:
+    """What a factor does not change."""
+    return []
 
 
 def _alike(marks: Flags, axis: int) -> Flags | None:
@@ -234,6 +262,9 @@ _VIEWS = (
     *("view", "reshape", "_unsafe_view", "flatten", "unflatten"),
     *("squeeze", "unsqueeze", "reshape_as", "view_as"),
 )
+_SCORES = frozenset({"matmul", "bmm", "einsum"})
+_PARTS = frozenset({"select", "slice", "getitem", "<built-in function getitem>"})
+"""What reads a part of a value only."""
 _RULES: dict[str, Callable[[fx.Node, Flags], Marks | None]] = {
     **dict.fromkeys(_COPIES, _same),
     **dict.fromkeys(_VIEWS, _reshaped),
@@ -241,10 +272,11 @@ _RULES: dict[str, Callable[[fx.Node, Flags], Marks | None]] = {
     **dict.fromkeys(("layer_norm", "rms_norm"), _norm),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("mul", "div"), _product),
-    **dict.fromkeys(("matmul", "bmm", "einsum"), _scores),
     **dict.fromkeys(("add", "sub"), _sum),
     **dict.fromkeys(("cat", "concat"), _joined),
     **dict.fromkeys(("expand", "broadcast_to"), _expanded),
+    **dict.fromkeys(("gather", "index_select", "repeat"), _picked),
+    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _zeros),
     "t": _turned,
     "flip": _flipped,
     "permute": _permuted,

@@ -133,15 +133,17 @@ def recorded(
         NotRecordedError: where a value is asked for, or something is done that a graph might not show.
     """
     with untouched(model) as before:
-        uses = None
-        try:
-            found = _run(model, args, kwargs, names, uses := SizeUses() if sizes else None, values=values)
-        except NotRecordedError:
-            if uses is None:
-                raise
-            before.put_back()
-            # code may refuse numbers that are not plain
-            found = _run(model, args, kwargs, names, values=values)
+        uses = SizeUses() if sizes else None
+        while True:
+            try:
+                found = _run(model, args, kwargs, names, uses, values=values)
+                break
+            except NotRecordedError:
+                if uses is None:
+                    raise
+                before.put_back()
+                # code may refuse numbers that are not plain: those that it looks things up by, or all
+                uses = SizeUses(keys=uses.keys | uses.hashed) if uses.hashed else None
         if before.changed and not found.same_as(_run(model, args, kwargs, names, values=values)):
             raise NotRecordedError(f"the forward of {before.changed} changes what its next call gives")
     return found

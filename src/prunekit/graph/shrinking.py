@@ -23,6 +23,7 @@ from prunekit.graph.groups import INPUT, CouplingGraph, KeepMasks
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
 from prunekit.graph.reference_run import Deviation, VerificationError
+from prunekit.graph.staying import chosen
 from prunekit.graph.surgery import (
     Axes,
     Cut,
@@ -263,16 +264,17 @@ def taken_out(
         if not takes(found.graphs[0], case.example_inputs):
             found = analysed()
             work = operation(case.model, found, left)
-        names = in_the_way(work, found, left)
-        if not names and not work.cut.factors:
+        blamed = in_the_way(work, found, left)
+        if not blamed and not work.cut.factors:
             place, factors = misfit(candidate, work.graphs[0], work.keeping, case.example_inputs)
             if factors:
                 work = replace(work, cut=replace(work.cut, factors=factors))
                 continue
-            named = [] if place is None else place.groups(found, left, before=True)
-            names = dict.fromkeys(named, "" if place is None else place.why)
+            blamed = [] if place is None else [place.groups(found, left, before=True)]
+        choice = chosen(case.model, found, left, blamed) if form == "modules" and any(blamed) else None
+        names = choice.stayed if choice else {}
         over_units = any(found.plan.group(name).normalised for name in names)
-        if form == "graph" or len(names) in (0, len(left)) or INPUT in names or (over_units and not whole):
+        if choice is None or INPUT in names or (over_units and not whole):
             found = _undecided(found, failure, analysed)
             own, left, stayed, zeros = "graph", dict(flags), {}, case.masks
             work = operation(case.model, found, flags)
@@ -280,9 +282,8 @@ def taken_out(
             result = GraphModel(_candidate(case, work.cut, zeros, None), work.graphs)
             deviation = proof(result, work.cut)
             break
-        left = {name: each for name, each in left.items() if name not in names}
+        left, work = choice.left, choice.work
         stayed |= names
-        work = operation(case.model, found, left)
         if whole:
             proof = _Proof(case, found, left, work)
         else:

@@ -8,6 +8,7 @@ then known as an expression, such as `C // self.num_heads`.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,16 +81,20 @@ class SizeUses:
     Attributes:
         arguments: of nodes.
         equal: pairs of expressions that the code compared and found equal.
+        keys: names of attributes that the code looks things up by: they stay plain numbers.
+        hashed: the names of those that it tried to look something up by.
     """
 
     arguments: list[SizeUse] = field(default_factory=list)
     equal: list[tuple[Expression, Expression]] = field(default_factory=list)
+    keys: frozenset[str] = frozenset()
+    hashed: set[str] = field(default_factory=set)
 
 
 class Size(int):
     """A whole number with the expression that it comes from.
 
-    It has no hash, so that no cache keeps it, or hands it to code that it does not come from.
+    It gives no hash, so that no cache keeps it, or hands it to code that it does not come from.
     """
 
     expression: Expression
@@ -101,7 +106,11 @@ class Size(int):
         made.expression, made.uses = expression, uses
         return made
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        """None: a recording that comes to this is made again with a plain number."""
+        if isinstance(self.expression, Read):
+            self.uses.hashed.add(self.expression.attribute)
+        raise TypeError(f"unhashable type: {type(self).__name__!r}")
 
     def __eq__(self, other: object) -> bool:
         """Compared as the number; what is found equal is written down."""
@@ -178,7 +187,7 @@ _FOLLOWING = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase
 def remembering(model: nn.Module, uses: SizeUses) -> Iterator[None]:
     """The whole numbers among the attributes of a network's modules remember what they are.
 
-    Afterwards they are what they were, but for those that the network has written to.
+    Keys do not. Afterwards they are what they were, but for those that the network has written to.
     """
     replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
     for place, module in model.named_modules():
@@ -186,7 +195,7 @@ def remembering(model: nn.Module, uses: SizeUses) -> Iterator[None]:
             continue
         held = vars(module)
         for name, value in list(held.items()):
-            if is_size(value):
+            if is_size(value) and name not in uses.keys:
                 held[name] = _remembers(value, partial(Read, place, name), uses)
                 replaced.append((held, name, value, held[name]))
     try:
@@ -280,9 +289,13 @@ class SizeMode(TorchFunctionMode):
     def _tie_slice(self, index: Any, node: fx.Node, line: CodePlace | None) -> None:
         """`x[:, start:end]`, of which each slice becomes a node."""
         parts = index if isinstance(index, tuple) else (index,)
-        if node.target is not torch.ops.aten.slice.Tensor or any(each is Ellipsis for each in parts):
+        if node.target is not torch.ops.aten.slice.Tensor:
             return
         for each in parts:
-            if isinstance(each, slice) and plain((each.start or 0, each.stop)) == tuple(node.args[2:4]):
-                self._tie_argument(each.start, node.args[2], node, (2,), line)
-                self._tie_argument(each.stop, node.args[3], node, (3,), line)
+            if not isinstance(each, slice):
+                continue
+            given = (each.start or 0, sys.maxsize if each.stop is None else each.stop)
+            if plain(given) == tuple(node.args[2:4]):
+                for position, bound in enumerate(given, 2):
+                    if isinstance(bound, Size):
+                        self._tie_argument(bound, node.args[position], node, (position,), line)

@@ -155,7 +155,7 @@ operators("double float half lift_fresh", labels=same)
 operators("to", labels=same, saved="device dtype dtype_layout other")
 operators(
     """
-    __and__ __or__ __xor__ bitwise_or bitwise_xor copysign eq fmod ge gt le lt ne rsub
+    __xor__ bitwise_or bitwise_xor copysign eq fmod ge gt le lt ne rsub
     """,
     saved="Scalar Tensor",
 )
@@ -175,6 +175,7 @@ operators(
     """,
     saved="default",
 )
+operators("__and__ __or__", pointwise=True, saved="Scalar Tensor")
 operators("add sub", zero=zero_of_sum, saved="Scalar Tensor")
 operators("bitwise_and", zero=zero_of_product, saved="Scalar Tensor")
 operators("mul", zero=zero_of_product, factors=(0, 1), saved="Scalar Tensor")
@@ -185,11 +186,11 @@ operators("clamp_max", zero=partial(zero_of_clamp, names=("max",)), saved="Tenso
 operators("clip", pointwise=True, zero=zero_of_clamp, saved="Tensor default")
 operators("copy", pointwise=True, zero=zero_of_sum, saved="default")
 operators("div", zero=zero_of_quotient, saved="Scalar Scalar_mode Tensor Tensor_mode", check=check_division)
-operators("divide", zero=zero_of_quotient)
+operators("divide", pointwise=True, zero=zero_of_quotient)
 operators("feature_alpha_dropout", drops=True, saved="default")
 operators("native_dropout", labels=with_mask, saved="default")
 operators("float_power", saved="Scalar Tensor_Scalar Tensor_Tensor")
-operators("floor_divide", zero=zero_of_quotient, saved="Scalar default")
+operators("floor_divide", pointwise=True, zero=zero_of_quotient, saved="Scalar default")
 operators("hardsigmoid log_sigmoid", pointwise=True, activation=True, saved="default")
 operators("hardswish mish relu6 rrelu", pointwise=True, zero=zero_stays, activation=True, saved="default")
 operators(
@@ -198,13 +199,13 @@ operators(
 operators("lerp", zero=zero_stays, saved="Scalar Tensor")
 operators("logical_and", zero=zero_of_product, saved="default")
 operators("masked_fill", zero=zero_of_masked_fill, saved="Scalar Tensor")
-operators("multiply", zero=zero_of_product, factors=(0, 1))
+operators("multiply", pointwise=True, zero=zero_of_product, factors=(0, 1))
 operators("pow", zero=zero_of_power, saved="Scalar Tensor_Scalar Tensor_Tensor")
 operators("remainder", saved="Scalar Scalar_Tensor Tensor")
 operators("round", zero=zero_stays, saved="decimals default")
 operators("sigmoid softplus threshold", activation=True, saved="default")
 operators("softsign", zero=zero_stays, activation=True)
-operators("subtract", zero=zero_of_sum)
+operators("subtract", pointwise=True, zero=zero_of_sum)
 operators("tanhshrink", zero=zero_stays)
 operators("true_divide", zero=zero_of_quotient, saved="Scalar Tensor")
 operators("where", zero=zero_of_where, saved="ScalarOther ScalarSelf self")

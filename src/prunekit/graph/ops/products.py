@@ -164,7 +164,10 @@ def conv(
     propagator.role(out, "producer")
     propagator.role(inside, "consumer")
     channel = len(x) - len(kernel) - 1
-    propagator.freeze([*kernel, *x[channel + 1 :]], "is convolved over")
+    places = x[channel + 1 :]
+    apart = [_one_by_one(propagator, axis, dim) for axis, dim in enumerate(kernel)]
+    mixed = [dim for dim, alone in zip(places, apart, strict=True) if not alone]
+    propagator.freeze([*kernel, *mixed], "is convolved over")
     if groups == 1:
         propagator.join(x[channel], inside)
         made = out
@@ -174,8 +177,18 @@ def conv(
     made = Dim(made.size, made.labels, out.zero)
     if bias is not None:
         made = Dim(made.size, propagator.join(made, bias[0]), out.zero and bias[0].zero)
-    spatial = [Dim(int(size)) for size in propagator.val.shape[channel + 1 :]]
+    spatial = [
+        Dim(dim.size, dim.labels, dim.zero and bias is None) if alone else Dim(int(size))
+        for dim, alone, size in zip(places, apart, propagator.val.shape[channel + 1 :], strict=True)
+    ]
     return (*(dim._replace(origin=None) for dim in x[:channel]), made, *spatial)
+
+
+def _one_by_one(propagator: Propagator, axis: int, kernel: Dim) -> bool:
+    """Whether the entries along an axis of places stay apart."""
+    steps = [propagator.argument(name) for name in ("stride", "padding", "output_padding")]
+    given = [step[axis % len(step)] if isinstance(step, (list, tuple)) else step for step in steps]
+    return kernel.size == 1 and given[0] == 1 and not any(given[1:])
 
 
 def _grouped(
