@@ -1,4 +1,4 @@
-"""A study whose weights get few values, stopped by Ctrl-C at any of its works: it goes on to the same bits."""
+"""A study whose weights get few values, stopped by Ctrl-C at any of its works, goes on to the same bits."""
 
 from pathlib import Path
 
