@@ -10,14 +10,17 @@ import subprocess
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zstandard
+from torch import nn
 
 from codec_networks import NETWORKS, weights
+from prunekit import pack
 from prunekit.compress import (
     decode_gaps,
     decode_levels,
@@ -71,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     options.rounds = 1
     sizes = {
-        f"{name}, {kept} %": network(name, list(layers.values()), options.nncodec)
+        f"{name}, {kept} %": network(name, layers, options.nncodec)
         for name in NETWORKS
         for kept, layers in weights(options.networks, name).items()
     }
@@ -84,9 +87,10 @@ def main() -> None:
     finish(options, {"levels": LEVELS, "bytes": sizes, "10 million weights": large})
 
 
-def network(name: str, layers: Layers, nncodec: Path | None) -> dict[str, Any]:
-    """Bytes of a network's levels by each way."""
-    codes = [optimal_kmeans(layer, LEVELS).codes for layer in layers]
+def network(name: str, layers: Mapping[str, np.ndarray], nncodec: Path | None) -> dict[str, Any]:
+    """Bytes of a network's levels by each way, and of the whole file with names and shapes."""
+    named = {key: optimal_kmeans(layer, LEVELS).codes for key, layer in layers.items()}
+    codes = list(named.values())
     found: dict[str, Any] = {
         "layers": len(codes),
         "weights": sum(code.size for code in codes),
@@ -100,6 +104,7 @@ def network(name: str, layers: Layers, nncodec: Path | None) -> dict[str, Any]:
         found[way] = size(data)
     if name in CHAINS:
         found["prunekit, units in order"] = size(ways()["prunekit"][0](ordered(codes)))
+    found["prunekit, whole file"] = by_pack(named)
     if nncodec is not None:
         found["NNCodec"], found["NNCodec, zeros of these shapes"] = by_nncodec(codes, nncodec)
     return found
@@ -158,6 +163,21 @@ def entropy(codes: np.ndarray) -> float:
     return float((counts * np.log2(counts.sum() / counts)).sum() / 8)
 
 
+def by_pack(codes: Mapping[str, np.ndarray]) -> int:
+    """Bytes of the file that `pack` writes of tensors of these names, which is read back."""
+    model = nn.Module()
+    for name, levels in codes.items():
+        *path, last = name.split(".")
+        owner = model
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_parameter(last, nn.Parameter(torch.from_numpy(levels.astype(np.float32))))
+    with tempfile.TemporaryDirectory() as folder:
+        return pack(model, Path(folder) / "small.pk").stat().st_size
+
+
 def by_nncodec(codes: Layers, python: Path) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "codes.npz"
@@ -169,7 +189,7 @@ def by_nncodec(codes: Layers, python: Path) -> tuple[int, int]:
 
 
 def cost(name: str) -> dict[str, float]:
-    """Bytes, seconds and mebibytes of memory, beyond that of the integers, for a large layer at random."""
+    """Bytes, seconds of the processor and mebibytes beyond the integers, for a large layer at random."""
     rng = np.random.default_rng(0)
     layer = np.zeros(LARGE, np.int32)
     places = rng.choice(layer.size, round(DENSITY * layer.size), replace=False)
@@ -178,12 +198,12 @@ def cost(name: str) -> dict[str, float]:
     encode, decode = ways()[name]
     encode([layer[:4, :4]])  # tables that are made once
     found: dict[str, float] = {}
-    before, began = reset_peak(), time.perf_counter()
+    before, began = reset_peak(), time.process_time()
     data = encode([layer])
-    found |= {"encode_s": round(time.perf_counter() - began, 2), "encode_mib": round(peak() - before)}
-    before, began = reset_peak(), time.perf_counter()
+    found |= {"encode_s": round(time.process_time() - began, 2), "encode_mib": round(peak() - before)}
+    before, began = reset_peak(), time.process_time()
     back = decode(data, [layer])
-    found |= {"decode_s": round(time.perf_counter() - began, 2), "decode_mib": round(peak() - before)}
+    found |= {"decode_s": round(time.process_time() - began, 2), "decode_mib": round(peak() - before)}
     assert np.array_equal(back[0], layer)
     return {"bytes": size(data), "order-0 entropy": round(entropy(layer)), **found}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from prunekit import Recipe, prune
@@ -101,13 +102,33 @@ def test_how_much_is_read_has_a_limit(command, saved):
     refused = command("inspect small.pk --max-bytes 3211").complaint()
     assert "its tensors take 3,212, and 3,211 are allowed" in refused
     for line in ("inspect small.pk --groups --max-bytes 99", "inspect net --max-bytes 99"):
-        assert "--max-bytes goes with a packed file, without --groups" in command(line).complaint()
+        assert (
+            "--max-bytes goes with the table of a packed file, without other options"
+            in command(line).complaint()
+        )
 
 
 def test_a_packed_file_stands_where_a_folder_does(command, saved):
     command("pack net --out small.pk")
     shown = command("inspect small.pk --groups")
     assert "neurons" in shown.out, shown.err
+    for line in ("inspect {} --batch 3 --json", "inspect {} --input-shape 1,6,6 --json"):
+        small, net = (json.loads(command(line.format(each)).out) for each in ("small.pk", "net"))
+        assert small["layers"] == net["layers"]
+
+
+def test_a_packed_network_of_own_code_is_its_weights(command, own_models):
+    """As what refuses it says."""
+    model, fresh = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) for _ in range(2))
+    pack(model, "own.pk", masks=Masks({"0.weight": model[0].weight > 0}))
+    assert (
+        "write module:function in its place, and --weights own.pk"
+        in command("inspect own.pk --groups").complaint()
+    )
+    line = "export own_models_of_cli:small --weights own.pk --input-shape 4 --to safetensors --out own.st"
+    assert command(line).code == 0
+    wanted = unpack("own.pk", fresh).state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in load_file("own.st").items())
 
 
 @pytest.mark.parametrize(
@@ -119,6 +140,9 @@ def test_a_packed_file_stands_where_a_folder_does(command, saved):
         ("unpack net/prunekit.json --out other", "was not written by prunekit pack"),
         ("unpack absent.pk --out other", "cannot read absent.pk: No such file or directory"),
         ("pack absent/net --out small.pk", "there is no folder absent/net"),
+        ("inspect net/model.safetensors", "net/model.safetensors is no file that prunekit pack wrote"),
+        ("export net/prunekit.json --to torch --out net.pt2", "one of weights goes with --weights"),
+        ("pack lenet5 --out small.pk", "add --data or, where the command has it, --input-shape"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(command, saved, line, message):

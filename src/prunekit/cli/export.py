@@ -37,7 +37,7 @@ def export(
     input_shape: options.InputShape = None,
     outputs: options.Outputs = 10,
     tokens: options.Tokens = None,
-    huffman: Annotated[bool, typer.Option(help="For c: fewer bytes, more time.")] = False,
+    huffman: Annotated[bool, typer.Option("--huffman", help="For c: fewer bytes, more time.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Write a network as a file for other programs, compared with PyTorch.

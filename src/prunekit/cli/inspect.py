@@ -58,7 +58,8 @@ def inspect(
 ) -> None:
     """Show a network layer by layer: parameters, zeros, MACs, and its latency and memory.
 
-    Of a packed file: what each layer takes in it.
+    Of a packed file: what each layer takes in it;
+    with --data, --input-shape or --batch as of any other network.
 
     With --groups: the units that can be taken out, with everything that goes with
     them, and what has to stay, with the reason.
@@ -67,11 +68,12 @@ def inspect(
     """
     if not groups and (ignore or residual):
         raise InputError("--ignore and --residual say what can be taken out: add --groups")
-    if not groups and is_packed(Path(model)):
+    as_any_other = groups or any(each is not None for each in (data, weights, input_shape, tokens, batch))
+    if not as_any_other and is_packed(Path(model)):
         show_packed(Path(model), max_bytes, as_json)
         return
     if max_bytes is not None:
-        raise InputError("--max-bytes goes with a packed file, without --groups: leave it out")
+        raise InputError("--max-bytes goes with the table of a packed file, without other options")
     with only_results():
         network = open_network(
             model, data=data, data_dir=data_dir, weights=weights, input_shape=input_shape, outputs=outputs

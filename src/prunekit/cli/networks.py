@@ -37,7 +37,7 @@ class Network:
         name: what the person calls it.
         model: the network.
         architecture: how it is built; None if that is not known.
-        saved: the folder of `save_pretrained` that its weights come from, if they do.
+        saved: the folder or the packed file that its weights come from, if they do.
         data: the dataset that was named with it, whose examples it takes.
         input_shape: of one example; None if nothing tells it.
     """
@@ -143,7 +143,7 @@ def open_network(
             `module:function`, or a model's settings as YAML, such as '{name: mlp, hidden: [64, 32]}'.
         data: the dataset, whose sizes the named models take; the network must be able to take its examples.
         data_dir: where datasets lie.
-        weights: a folder of `save_pretrained`, or a safetensors file with a state dict.
+        weights: a folder of `save_pretrained`, a file of `pack`, or a safetensors file with a state dict.
         input_shape: without a dataset, the shape of one example, such as 3,32,32.
         outputs: without a dataset, the number of outputs.
         seed: of the initial values, if there are no weights.
@@ -200,8 +200,8 @@ def _new(text: str, sizes: tuple[tuple[int, ...], int] | None, seed: int) -> _Op
         return create(settings, *sizes, seed=seed), architecture, None
     if data_arguments(settings.name, settings.factory, (1,), 1):
         raise InputError(
-            f"the model {settings.name} takes its shapes from a dataset: add --data "
-            "(to inspect it, --input-shape will do)"
+            f"the model {settings.name} takes its shapes from a dataset: add --data or, where the command "
+            "has it, --input-shape"
         )
     return create(settings, (1,), 1, seed=seed), None, None
 
@@ -213,6 +213,10 @@ def _settings(text: str) -> ModelSettings:
             values = load_yaml(text)
         except InputError as error:
             raise InputError(f"the model {text!r} is not valid YAML: {error}") from None
+    elif text not in names() and Path(text).is_file():
+        raise InputError(
+            f"{text} is no file that prunekit pack wrote; one of weights goes with --weights, beside a model"
+        )
     elif "/" in text and ":" not in text:
         raise InputError(f"there is no folder {text}")
     with typed(values.get("name") if isinstance(values, dict) else None):
@@ -220,9 +224,10 @@ def _settings(text: str) -> ModelSettings:
 
 
 def _load_weights(model: nn.Module, weights: Path) -> SavedNetwork | None:
-    """Fill a network; the folder of `save_pretrained` that the weights come from, if they do."""
+    """Fill a network; the saved network that the weights come from, if they do."""
     folder = weights.parent if weights.name == WEIGHTS else weights
-    if folder.is_dir() and (folder == weights or (folder / DESCRIPTION).is_file()):
+    is_folder = folder.is_dir() and (folder == weights or (folder / DESCRIPTION).is_file())
+    if is_folder or is_packed(folder):
         saved = SavedNetwork(folder)  # also where the file in such a folder is named
         saved.load(model)
         return saved

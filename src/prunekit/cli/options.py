@@ -32,7 +32,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder of datasets; else PRUNEKIT_DATA, else cache or download."),
 ]
-Weights = Annotated[Path | None, typer.Option(help="Weights: safetensors, or a saved folder.")]
+Weights = Annotated[Path | None, typer.Option(help="Weights: safetensors, or a saved folder or packed file.")]
 InputShape = Annotated[
     str | None, typer.Option(help="Shape of one example, such as 3,32,32, without a dataset.")
 ]

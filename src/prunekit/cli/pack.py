@@ -34,7 +34,7 @@ def pack(
     ] = None,
     history: Annotated[bool, typer.Option("--history", help="Keep the recipe and the history, too.")] = False,
     reorder: Annotated[
-        bool, typer.Option("--reorder", help="Put units in the order that takes fewest bytes first.")
+        bool, typer.Option("--reorder", help="Before, put units in the order that takes fewest bytes.")
     ] = False,
     weights: options.Weights = None,
     input_shape: options.InputShape = None,
@@ -44,8 +44,8 @@ def pack(
 ) -> None:
     """Write a network to one small file, to the bit.
 
-    It is small where weights were pruned and share few values. Units that died of it are taken out by
-    prunekit shrink before.
+    It is small where weights were pruned and share few values.
+    Take out units that died of it before, with prunekit shrink.
 
     Example: prunekit pack pruned --out small.pk
     """
@@ -78,7 +78,7 @@ def pack(
 
 def unpack(
     file: Annotated[Path, typer.Argument(help="A file that `prunekit pack` wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder for the network; new or empty.")],
+    out: Annotated[Path, typer.Option(help="Folder: new, empty, or with an earlier network.")],
     max_bytes: options.MaxBytes = None,
     as_json: options.Json = False,
 ) -> None:

@@ -34,7 +34,7 @@ from prunekit.saving import check_free, save_pretrained
 
 def shrink(
     model: options.Model,
-    out: Annotated[Path, typer.Option(help="Folder for the smaller network; new or empty.")],
+    out: Annotated[Path, typer.Option(help="Folder: new, empty, or with an earlier network.")],
     sparsity: Annotated[
         float | None, typer.Option(help="Share of the units of every group to take out, the least first.")
     ] = None,
