@@ -43,7 +43,7 @@ LIMIT, PEERS_LIMIT = 120, 10  # seconds of the processor for one network, with a
 COLUMNS = [
     "network", "part", "form", "groups", "groups that stay", "parameters", "what can go", "parameters after",
     "difference", "independent difference", "bit-equal", "other batch", "other size", "seconds", "reason",
-    "peer", "peer after", "peer seconds", "peer reason",
+    "form with streams", "after with streams", "peer", "peer after", "peer seconds", "peer reason",
 ]  # fmt: skip
 Row = dict[str, Any]
 
@@ -147,6 +147,17 @@ def ours(name: str) -> Row:
     return {**found, **checked(name, result, plan), "stays": stays}
 
 
+def with_streams(name: str) -> Row:
+    """What prunekit makes of a network whose residual streams are to lose half, too."""
+    model, inputs = made_wide(name)
+    try:
+        result = prune_groups(model, inputs, 0.5, residual=True)
+    except PrunekitError:
+        return {"form with streams": "refused"}
+    form = "own class" if result.form == "modules" else "graph"
+    return {"form with streams": form, "after with streams": result.parameters_after}
+
+
 def theirs(name: str) -> Row:
     """What torch-pruning makes of a network."""
     from peer import outcome
@@ -188,6 +199,8 @@ def row(name: str, peer: bool) -> Row:
     found = apart(ours, name, LIMIT)
     if isinstance(found, str):
         found = {"network": name, "part": PART_OF[name], "form": "failed", "reason": found, "seconds": 0.0}
+    streams = apart(with_streams, name, LIMIT)
+    found |= {"form with streams": "failed"} if isinstance(streams, str) else streams
     if peer:
         other = apart(theirs, name, PEERS_LIMIT)
         found |= (

@@ -14,6 +14,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results" / "any-network"
 WRONG = 1e-4  # of the largest value of an output: far above what single precision leaves
 RUNS = {"right", "runs"}
+FORMS = {"own class", "graph"}
 Line = Mapping[str, str]
 
 
@@ -99,22 +100,35 @@ def beside(networks: Sequence[Line]) -> Iterator[str]:
     for word, text in said.items():
         if counts.get(word):
             yield f"| {text} | {counts[word]} |"
-    both = [
-        line for line in tried
-        if line["peer"] in RUNS and line["form"] in {"own class", "graph"} and line["peer after"]
-    ]  # fmt: skip
-    if both:
-        ours, theirs = (
-            statistics.mean(1 - int(line[key]) / int(line["parameters"]) for line in both)
-            for key in ("parameters after", "peer after")
-        )
+    text = removed([line for line in tried if line["peer"] in RUNS and line["peer after"]])
+    if text:
         yield ""
-        text = (
-            f"On the {len(both)} networks where both succeed, prunekit takes out {100 * ours:.0f} % of the "
-            f"parameters in the mean and torch-pruning {100 * theirs:.0f} %. Its share includes residual "
-            "streams, which stay in prunekit unless they are asked for."
-        )
         yield wrapped(text, indent="")
+
+
+def removed(networks: Sequence[Line]) -> str:
+    """Which share of the parameters goes in the mean, with and without residual streams; "" for no networks."""
+    both = [
+        line for line in networks
+        if line["form"] in FORMS and (not line["form with streams"] or line["after with streams"])
+    ]  # fmt: skip
+    if not both:
+        return ""
+
+    def mean(key: str) -> str:
+        return f"{100 * statistics.mean(1 - int(line[key]) / int(line['parameters']) for line in both):.0f} %"
+
+    text = (
+        f"On the {len(both)} networks where both succeed, prunekit takes out {mean('parameters after')} of the "
+        f"parameters in the mean and torch-pruning {mean('peer after')}, which includes residual streams."
+    )
+    if all(line["after with streams"] for line in both):
+        own = share(sum(line["form with streams"] == "own class" for line in both), len(both))
+        text += (
+            f" With residual streams, as they are asked for by `residual=True`, prunekit takes out "
+            f"{mean('after with streams')}; {own} of the networks keep their own class then."
+        )
+    return text
 
 
 def table(networks: Iterable[Line]) -> Iterator[str]:

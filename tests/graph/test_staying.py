@@ -189,3 +189,48 @@ def test_other_names_of_arithmetic_work_entry_by_entry(name: str) -> None:
     result = prune_groups(Two().eval(), given(4, 6), 0.5)
     assert result.form == "modules"
     assert [(each.before, each.after) for each in result.lost] == [(8, 4)]
+
+
+class Torch(nn.Module):
+    """A stream between PyTorch's own layers of attention, of which one may read something else."""
+
+    def __init__(self, width: int = 16, heads: int = 4, other: int | None = None, hidden: int = 24) -> None:
+        super().__init__()
+        self.enter, self.other = nn.Linear(6, width), nn.Linear(6, other or width)
+        self.layer = nn.TransformerEncoderLayer(width, heads, hidden, dropout=0.0, batch_first=True)
+        self.cross = nn.MultiheadAttention(width, heads, kdim=other, vdim=other, batch_first=True)
+        self.out = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, other = self.layer(self.enter(x)), self.other(x).tanh()
+        return self.out(y + self.cross(y, other, other)[0])
+
+
+@pytest.mark.parametrize("other", [None, 10])
+def test_pytorchs_attention_goes_with_the_stream(other: int | None) -> None:
+    """What is left is PyTorch's own network of that width, and computes what that one does."""
+    torch.manual_seed(0)
+    model, x = Torch(other=other).eval(), given(2, 5, 6)
+    result = prune_groups(model, x, 0.5, residual=True)
+    assert result.form == "modules", result.reason
+    assert model.out.weight.shape == (3, 8)
+    for each in (model.layer.self_attn, model.cross):
+        assert each.num_heads * each.head_dim == each.embed_dim == 8
+    fresh = Torch(8, model.cross.num_heads, model.cross.kdim if other else None, 12).eval()
+    assert model.other.weight.shape == (8 if other is None else 5, 6)
+    fresh.load_state_dict(model.state_dict())
+    for name in ("embed_dim", "num_heads", "head_dim", "kdim", "vdim"):
+        assert getattr(model.cross, name) == getattr(fresh.cross, name), name
+    with torch.no_grad():
+        torch.testing.assert_close(model(given(3, 7, 6)), fresh(given(3, 7, 6)))
+
+
+def test_pytorchs_attention_stays_where_the_stream_does() -> None:
+    torch.manual_seed(0)
+    model, x = Torch().eval(), given(2, 5, 6)
+    result = prune_groups(model, x, 0.5)
+    assert result.form == "modules", result.reason
+    assert {group.name for group in result.lost} == {"layer.linear1"}
+    assert result.stayed["layer.self_attn (heads)"].endswith(
+        "in 'layer.self_attn': its heads must make up the width of what it is given"
+    )

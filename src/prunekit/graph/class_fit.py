@@ -101,6 +101,11 @@ def in_the_way(work: Operation, found: CouplingGraph, losing: Mapping[str, Any])
     nodes = {node.name: node for node in work.graphs[0].graph.nodes}
     places: list[Blamed] = []
     for unmet in work.unmet:
+        if unmet.module:
+            within = [node for node in nodes.values() if module_of(node) == unmet.module]
+            names = dict.fromkeys(name for node in within for name in _meeting(node, found, losing))
+            places.append(dict.fromkeys(names, _asks(unmet.line)))
+            continue
         node, axes = nodes[unmet.node], tuple[int, ...]()
         if len(unmet.place) == 2 and isinstance(unmet.place[1], int):
             if _SAME.get(op_name(node)) == "reshape":

@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from prunekit.errors import InputError
+from prunekit.graph.attention_sizes import attention_sizes
 from prunekit.graph.captured import Captured, argument, attributes_of, module_of, op_name, shape_of
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.ops import OPERATORS, operator_of
@@ -112,11 +113,19 @@ def size_attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Unmet:
-    """A whole number among the arguments of a node that the network's code does not give."""
+    """A whole number among the arguments of a node that the network's code does not give.
+
+    Attributes:
+        node: in the graph; empty where a whole module cannot take its new sizes.
+        place: among its arguments.
+        line: of the code.
+        module: that cannot take its new sizes.
+    """
 
     node: str
     place: Place
     line: str
+    module: str = ""
 
 
 def sizes(
@@ -135,15 +144,18 @@ def sizes(
     """
     found: dict[tuple[str, str], Any] = {}
     read, unmet = _read(model, graphs[0], partial(keeping, 0))
+    of_attention, unfit = attention_sizes(model, shapes, graphs[0], partial(_kept_of, keeping, 0))
     for (place, attribute), value in [
         *read.items(),
         *_in_graphs(model, graphs, keeping),
         *_by_shape(model, shapes, graphs),
+        *of_attention,
     ]:
         before = getattr(model.get_submodule(place), attribute, None)
         if before is not None and before != value:
             found[(place, attribute)] = value
-    return found, unmet
+    why = ": its heads must make up the width of what it is given"
+    return found, (*unmet, *(Unmet("", (), f" in {place!r}{why}", place) for place in unfit))
 
 
 def _by_shape(
