@@ -107,10 +107,10 @@ def beside(networks: Sequence[Line]) -> Iterator[str]:
 
 
 def removed(networks: Sequence[Line]) -> str:
-    """Which share of the parameters goes in the mean, with and without residual streams; "" for no networks."""
+    """What share of the parameters goes in the mean, with and without residual streams."""
     both = [
         line for line in networks
-        if line["form"] in FORMS and (not line["form with streams"] or line["after with streams"])
+        if line["form"] in FORMS and (not line.get("form with streams") or line["after with streams"])
     ]  # fmt: skip
     if not both:
         return ""
@@ -119,13 +119,13 @@ def removed(networks: Sequence[Line]) -> str:
         return f"{100 * statistics.mean(1 - int(line[key]) / int(line['parameters']) for line in both):.0f} %"
 
     text = (
-        f"On the {len(both)} networks where both succeed, prunekit takes out {mean('parameters after')} of the "
-        f"parameters in the mean and torch-pruning {mean('peer after')}, which includes residual streams."
+        f"On the {len(both)} networks where both succeed, prunekit takes out {mean('parameters after')} of "
+        f"the parameters in the mean and torch-pruning {mean('peer after')}, residual streams among them."
     )
-    if all(line["after with streams"] for line in both):
+    if all(line.get("after with streams") for line in both):
         own = share(sum(line["form with streams"] == "own class" for line in both), len(both))
         text += (
-            f" With residual streams, as they are asked for by `residual=True`, prunekit takes out "
+            " With residual streams, which are asked for by `residual=True`, prunekit takes out "
             f"{mean('after with streams')}; {own} of the networks keep their own class then."
         )
     return text
