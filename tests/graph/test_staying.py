@@ -7,9 +7,11 @@ from itertools import chain, combinations
 
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunekit.graph import groups, prune_groups, shrink, unit_masks
+from prunekit.graph import groups, prune_groups, shrink, smaller, traced, unit_masks
 
 
 class Fixed(nn.Module):
@@ -40,9 +42,9 @@ class Fixed(nn.Module):
 class Shared(nn.Module):
     """Queries that something else reads, too, so that only the keys can be multiplied."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: bool = True) -> None:
         super().__init__()
-        self.h, self.d = 3, 8
+        self.h, self.d, self.gate = 3, 8, gate
         self.enter, self.out = nn.Linear(6, 24), nn.Linear(24, 3)
         self.q, self.k, self.v = (nn.Linear(24, 24) for _ in range(3))
 
@@ -50,7 +52,7 @@ class Shared(nn.Module):
         x = self.enter(x).tanh()
         b, n, _ = x.shape
         q, k, v = (layer(x).view(b, n, self.h, self.d).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        y = nn.functional.scaled_dot_product_attention(q, k, v) * q.sigmoid()
+        y = nn.functional.scaled_dot_product_attention(q, k, v) * (q.sigmoid() if self.gate else 1.0)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -102,7 +104,7 @@ class Places(nn.Module):
         return self.b(self.mix(self.a(x)))
 
 
-def given(*sides: int) -> Tensor:
+def given_inputs(*sides: int) -> Tensor:
     return torch.randn(*sides, generator=torch.Generator().manual_seed(0)).to(torch.get_default_dtype())
 
 
@@ -114,7 +116,7 @@ def halves(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("fixed", ["heads", "width", "both", "none"])
 def test_no_other_choice_keeps_the_class_with_fewer_parameters(fixed: str) -> None:
     torch.manual_seed(0)
-    model, x = Fixed(fixed).eval(), given(2, 5, 6)
+    model, x = Fixed(fixed).eval(), given_inputs(2, 5, 6)
     flags = halves(model, x)
     assert len(flags) == 3  # heads, their widths, and the MLP
     found = shrink(copy.deepcopy(model), x, flags)
@@ -131,10 +133,30 @@ def test_no_other_choice_keeps_the_class_with_fewer_parameters(fixed: str) -> No
     assert kinds == allowed[fixed]
 
 
+@settings(max_examples=8, deadline=None, phases=[Phase.generate])
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 3))
+def test_widths_with_one_attribute_lose_equally_many(scores: int, values: int, heads: int) -> None:
+    """Of what would lose more the units with the largest norms stay, and what is counted is what is left."""
+    torch.manual_seed(0)
+    model, x = Shared(gate=False).double().eval(), given_inputs(2, 5, 6).double()
+    found = traced(model, x)
+    names = {(each.kind, each.units): each.name for each in found.plan.prunable}
+    widths = [each.name for each in found.plan.prunable if each.kind == "head width"]
+    assert len(widths) == 2
+    flags = {widths[0]: torch.arange(8) < scores, widths[1]: torch.arange(8) < values}
+    flags[names["heads", 3]] = torch.arange(3) < heads
+    count = sum(each.numel() for each in smaller(model, found, flags, x).parameters())
+    result = shrink(model, x, flags)
+    assert result.form == "modules", result.reason
+    assert (model.h, model.d) == (heads, max(scores, values))
+    assert set(result.stayed) == ({widths[scores > values]} if scores != values else set())
+    assert count == result.parameters_after
+
+
 @pytest.mark.parametrize("make", [Shared, Relative])
 def test_a_temperature_is_made_up_for_where_nothing_else_is_multiplied(make: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    model, x = make().double().eval(), given(2, 5, 6).double()
+    model, x = make().double().eval(), given_inputs(2, 5, 6).double()
     flags = halves(model, x)
     assert {each.kind for each in groups(model, x).prunable} >= {"heads", "head width"}
     masked = copy.deepcopy(model)
@@ -151,18 +173,18 @@ def test_a_temperature_is_made_up_for_where_nothing_else_is_multiplied(make: typ
 
 def test_numbers_that_something_is_looked_up_by_do_not_keep_others_from_being_found() -> None:
     torch.manual_seed(0)
-    model, x = Looked().eval(), given(4, 6)
+    model, x = Looked().eval(), given_inputs(4, 6)
     result = prune_groups(model, x, 0.5)
     assert result.form == "modules", result.reason
     assert not result.stayed
     assert (model.number, model.width) == (1, 4)
     assert type(model.number) is int
-    assert model(given(7, 6)).shape == (7, 3)
+    assert model(given_inputs(7, 6)).shape == (7, 3)
 
 
 def test_places_that_are_not_mixed_lose_units() -> None:
     torch.manual_seed(0)
-    model, x = Places().eval(), given(2, 4, 5, 6)
+    model, x = Places().eval(), given_inputs(2, 4, 5, 6)
     flags = halves(model, x)
     assert flags["a"].sum() == 5
     masked = copy.deepcopy(model)
@@ -186,7 +208,7 @@ def test_other_names_of_arithmetic_work_entry_by_entry(name: str) -> None:
             return self.out(getattr(torch, name)(self.a(x), 1 + self.b(x).exp()))
 
     torch.manual_seed(0)
-    result = prune_groups(Two().eval(), given(4, 6), 0.5)
+    result = prune_groups(Two().eval(), given_inputs(4, 6), 0.5)
     assert result.form == "modules"
     assert [(each.before, each.after) for each in result.lost] == [(8, 4)]
 
@@ -210,7 +232,7 @@ class Torch(nn.Module):
 def test_pytorchs_attention_goes_with_the_stream(other: int | None) -> None:
     """What is left is PyTorch's own network of that width, and computes what that one does."""
     torch.manual_seed(0)
-    model, x = Torch(other=other).eval(), given(2, 5, 6)
+    model, x = Torch(other=other).eval(), given_inputs(2, 5, 6)
     result = prune_groups(model, x, 0.5, residual=True)
     assert result.form == "modules", result.reason
     assert model.out.weight.shape == (3, 8)
@@ -222,12 +244,12 @@ def test_pytorchs_attention_goes_with_the_stream(other: int | None) -> None:
     for name in ("embed_dim", "num_heads", "head_dim", "kdim", "vdim"):
         assert getattr(model.cross, name) == getattr(fresh.cross, name), name
     with torch.no_grad():
-        torch.testing.assert_close(model(given(3, 7, 6)), fresh(given(3, 7, 6)))
+        torch.testing.assert_close(model(given_inputs(3, 7, 6)), fresh(given_inputs(3, 7, 6)))
 
 
 def test_pytorchs_attention_stays_where_the_stream_does() -> None:
     torch.manual_seed(0)
-    model, x = Torch().eval(), given(2, 5, 6)
+    model, x = Torch().eval(), given_inputs(2, 5, 6)
     result = prune_groups(model, x, 0.5)
     assert result.form == "modules", result.reason
     assert {group.name for group in result.lost} == {"layer.linear1"}

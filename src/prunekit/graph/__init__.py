@@ -28,7 +28,8 @@ from prunekit.graph.reorder import reorder_units
 from prunekit.graph.resize import restore_sizes
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, shrink
 from prunekit.graph.sizes import size_attributes
-from prunekit.graph.surgery import alike, parameters_after, smaller, unit_masks
+from prunekit.graph.staying import smaller
+from prunekit.graph.surgery import alike, parameters_after, unit_masks
 
 __all__ = [
     "BLOCKS",

@@ -1,19 +1,21 @@
-"""Pieces of one size stay of one size: code that cuts a tensor into halves cuts it in the middle."""
+"""Pieces of one size stay of one size: halves that are cut in the middle, axes that one attribute counts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor, fx, nn
 
 from prunekit.graph.capture import tensors_of
 from prunekit.graph.captured import argument, module_of, op_name, shape_of
 from prunekit.graph.groups import CouplingGraph
-from prunekit.graph.labels import Flags, position
+from prunekit.graph.labels import position
 from prunekit.graph.members import l1_norms
+from prunekit.graph.size_run import Read
 
 _HALVES = ("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split")
+_LAID = ("view", "reshape", "_unsafe_view")
 _PASSES = 8
 """Passes over the graph: what comes back at one place may be missing at another."""
 Units = list[tuple[str, int]]
@@ -39,18 +41,59 @@ def evened(
     norms: dict[str, Tensor] = {}
     reasons: dict[str, str] = {}
     tensors = tensors_of(model)
-    cuts = {node: _owners(node, found, kept) for node in found.graphs[0].graph.nodes if _cuts_equally(node)}
+    ties = [*_cuts(found, kept), *_attributes(found, kept)]
     for _ in range(_PASSES):
         changed = False
-        for node, owners in cuts.items():
-            for name, unit in _missing(owners, len(node.meta["val"]), found, kept, norms, tensors):
+        for tie in ties:
+            for name, unit in _missing(tie.pieces, found, kept, norms, tensors):
                 kept[name][unit] = changed = True
-                place = module_of(node)
-                where = f"{op_name(node)!r}{f' in {place!r}' if place else ''}"
-                reasons[name] = f"the pieces that {where} cuts must lose equally many units"
+                reasons[name] = tie.why
         if not changed:
             break
     return {name: each for name, each in kept.items() if not bool(each.all())}, reasons
+
+
+@dataclass(frozen=True)
+class _Tie:
+    """Pieces that must keep equally many entries, each by the units of its entries, and why."""
+
+    pieces: Sequence[Sequence[Units]]
+    why: str
+
+
+def _cuts(found: CouplingGraph, kept: Mapping[str, Tensor]) -> Iterator[_Tie]:
+    for node in found.graphs[0].graph.nodes:
+        if not _cuts_equally(node):
+            continue
+        source = node.args[0]
+        owners = _owners(str(source), position(argument(node, "dim"), len(shape_of(source))), found, kept)
+        size, count = len(owners), len(node.meta["val"])
+        if size and size % count == 0:
+            place = module_of(node)
+            where = f"{op_name(node)!r}{f' in {place!r}' if place else ''}"
+            pieces = [owners[start : start + size // count] for start in range(0, size, size // count)]
+            yield _Tie(pieces, f"the pieces that {where} cuts must lose equally many units")
+
+
+def _attributes(found: CouplingGraph, kept: Mapping[str, Tensor]) -> Iterator[_Tie]:
+    """Axes of which the code says by one attribute how many entries they have."""
+    uses = found.graphs[0].uses
+    nodes = {node.name: node for node in found.graphs[0].graph.nodes}
+    axes: dict[Read, dict[tuple[str, int], None]] = {}
+    for use in uses.arguments if uses else ():
+        node = nodes.get(use.node)
+        axis = use.place[1] if len(use.place) == 2 else None
+        if isinstance(use.expression, Read) and node and op_name(node) in _LAID and isinstance(axis, int):
+            axes.setdefault(use.expression, {})[use.node, axis] = None
+    for read, places in axes.items():
+        pieces = {}
+        for place in places if len(places) > 1 else ():
+            owners = _owners(*place, found, kept)
+            if owners:  # others cannot lose any, which the code says by another line
+                pieces[tuple(map(tuple, owners))] = owners
+        if len(pieces) > 1:
+            where = f"{read.attribute!r}{f' of {read.module!r}' if read.module else ''}"
+            yield _Tie(list(pieces.values()), f"all that {where} counts must lose equally many units")
 
 
 def _cuts_equally(node: fx.Node) -> bool:
@@ -62,31 +105,29 @@ def _cuts_equally(node: fx.Node) -> bool:
 
 
 def _missing(
-    owners: Sequence[Units],
-    count: int,
+    pieces: Sequence[Sequence[Units]],
     found: CouplingGraph,
     kept: Mapping[str, Tensor],
     norms: dict[str, Tensor],
     tensors: Mapping[str, Tensor],
 ) -> Units:
-    """The units that have to come back where an axis with these owners is cut into so many pieces."""
-    if not owners or len(owners) % count:
-        return []
+    """The units that have to come back for the pieces to keep equally many entries."""
     kept = {name: each.clone() for name, each in kept.items()}
     back: Units = []
     while True:
-        stays = np.array([all(bool(kept[name][unit]) for name, unit in units) for units in owners])
-        pieces: Flags = stays.reshape(count, -1)
-        sums = pieces.sum(1)
-        if sums.min() == sums.max():
+        sums = [
+            sum(all(bool(kept[name][unit]) for name, unit in units) for units in piece) for piece in pieces
+        ]
+        if min(sums) == max(sums):
             return back
-        start = int(sums.argmin()) * pieces.shape[1]
         gone = [
             each
-            for entry in range(start, start + pieces.shape[1])
-            for each in owners[entry]
+            for units in pieces[sums.index(min(sums))]
+            for each in units
             if not bool(kept[each[0]][each[1]])
         ]
+        if not gone:  # of axes that are not of one size, all that they have
+            return back
         for name in {name for name, _ in gone} - norms.keys():
             norms[name] = l1_norms(tensors, found.plan.group(name))
         name, unit = max(gone, key=lambda each: float(norms[each[0]][each[1]]))
@@ -94,18 +135,17 @@ def _missing(
         back.append((name, unit))
 
 
-def _owners(node: fx.Node, found: CouplingGraph, kept: Mapping[str, Tensor]) -> Sequence[Units]:
-    """For each entry along the axis that a node cuts the units that it goes with; empty if none can go."""
-    source = node.args[0]
-    axis = position(argument(node, "dim"), len(shape_of(source)))
-    size = shape_of(source)[axis]
-    owners: list[Units] = [[] for _ in range(size)]
+def _owners(node: str, axis: int, found: CouplingGraph, kept: Mapping[str, Tensor]) -> list[Units]:
+    """For each entry along an axis of a node the units that it goes with; empty if none can go."""
+    owners: list[Units] = []
     names = [group.name for group in found.plan.groups]
     for labelling in found.labellings:
-        values = labelling.nodes[0].get(str(source), ())
+        values = labelling.nodes[0].get(node, ())
         labels = values[0][axis] if values else None
-        for entry, label in enumerate(() if labels is None else labels.tolist()):
-            number = int(labelling.group[label]) if label > 0 else -1
-            if number >= 0 and names[number] in kept:
-                owners[entry].append((names[number], int(labelling.unit[label])))
+        if labels is not None:
+            owners = owners or [[] for _ in range(len(labels))]
+            for entry, label in enumerate(labels.tolist()):
+                number = int(labelling.group[label]) if label > 0 else -1
+                if number >= 0 and names[number] in kept:
+                    owners[entry].append((names[number], int(labelling.unit[label])))
     return owners if any(owners) else []

@@ -18,12 +18,11 @@ from prunekit.graph.capture import takes
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.class_fit import in_the_way, misfit
 from prunekit.graph.draws import Draws
-from prunekit.graph.equal_pieces import evened
 from prunekit.graph.groups import INPUT, CouplingGraph, KeepMasks
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
 from prunekit.graph.reference_run import Deviation, VerificationError
-from prunekit.graph.staying import chosen
+from prunekit.graph.staying import chosen, started
 from prunekit.graph.surgery import (
     Axes,
     Cut,
@@ -239,9 +238,7 @@ def taken_out(
     start, before = time.process_time(), count_parameters(case.model)
     left, stayed, zeros = dict(flags), dict[str, str](), case.masks
     if form == "modules":
-        left, stayed = evened(case.model, found, flags)
-        if not left or (not whole and any(found.plan.group(name).normalised for name in stayed)):
-            left, stayed = dict(flags), {}
+        left, stayed = started(case.model, found, flags, whole=whole)
     work = operation(case.model, found, left)
     surgery = time.process_time() - start
     if whole or not stayed:
@@ -271,7 +268,7 @@ def taken_out(
                 work = replace(work, cut=replace(work.cut, factors=factors))
                 continue
             blamed = [] if place is None else [place.groups(found, left, before=True)]
-        choice = chosen(case.model, found, left, blamed) if form == "modules" and any(blamed) else None
+        choice = chosen(case.model, found, left, blamed) if form == "modules" else None
         names = choice.stayed if choice else {}
         over_units = any(found.plan.group(name).normalised for name in names)
         if choice is None or INPUT in names or (over_units and not whole):

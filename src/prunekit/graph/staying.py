@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from prunekit.graph.class_fit import Blamed, in_the_way
+from prunekit.batches import Inputs, arguments
+from prunekit.graph.captured import GraphModel
+from prunekit.graph.class_fit import Blamed, in_the_way, misfit
 from prunekit.graph.equal_pieces import evened
 from prunekit.graph.groups import CouplingGraph
-from prunekit.graph.surgery import Operation, operation, parameters_after
+from prunekit.graph.surgery import Operation, checked, copy_of, operate, operation, parameters_after
+from prunekit.modes import evaluating
+from prunekit.targets import unwrap
 
 _EITHER = ("head width", "heads")
 """Kinds of groups that meet in one axis or one product, of which one may be enough to stay."""
@@ -48,10 +53,72 @@ def chosen(
     Returns:
         None where nothing would go.
     """
+    if not any(blamed):
+        return None
     kinds = _EITHER if any(_either(each, found) for each in blamed) else _EITHER[:1]
     ways = [_settled(model, found, left, blamed, kind) for kind in kinds]
     possible = [way for way in ways if way is not None]
     return min(possible, key=lambda way: parameters_after(model, found.plan, way.left), default=None)
+
+
+def started(
+    model: nn.Module, found: CouplingGraph, flags: Mapping[str, Tensor], *, whole: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The flags with which pieces of one size stay so, and of which groups more stays; see `evened`.
+
+    They are as given where nothing would go, or where statistics run over units that stay without effect.
+
+    Args:
+        model: the network.
+        found: its plan with its graphs.
+        flags: of the groups that lose units.
+        whole: whether groups that stay keep all that their units do.
+    """
+    left, stayed = evened(model, found, flags)
+    if not left or (not whole and any(found.plan.group(name).normalised for name in stayed)):
+        return dict(flags), {}
+    return left, stayed
+
+
+def smaller(
+    model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor], example_inputs: Inputs
+) -> nn.Module:
+    """A copy of a network without some of its units, to be counted or timed: what is left is not proven.
+
+    As in `shrink`, units without which the network's own code cannot do are there.
+
+    Args:
+        model: the network, which stays as it is.
+        found: its plan with its graphs.
+        kept: for each group that loses units (units,) boolean flags, True = kept.
+        example_inputs: on which the copy must run; where its own code does not, its graphs do.
+
+    Raises:
+        InputError, ModelError: as `shrink`.
+    """
+    model = unwrap(model)
+    flags = checked(found.plan, kept)
+    left, _ = started(model, found, flags, whole=False)
+    args, kwargs = arguments(example_inputs)
+    while True:
+        work = operation(model, found, left)
+        copied = copy_of(model)
+        operate(copied, work.cut)
+        try:
+            with evaluating(copied), torch.no_grad():
+                copied(*args, **kwargs)
+            return copied
+        except Exception:  # whatever a forward raises that has sizes written in its code
+            blamed = in_the_way(work, found, left)
+        if not blamed:
+            place, _ = misfit(copied, work.graphs[0], work.keeping, example_inputs)
+            blamed = [] if place is None else [place.groups(found, left, before=True)]
+        choice = chosen(model, found, left, blamed)
+        if choice is None or any(found.plan.group(name).normalised for name in choice.stayed):
+            work, copied = operation(model, found, flags), copy_of(model)
+            operate(copied, work.cut)
+            return GraphModel(copied, work.graphs)
+        left = choice.left
 
 
 def _settled(

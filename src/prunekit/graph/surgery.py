@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import canonical, tensors_of
-from prunekit.graph.captured import Captured, GraphModel
+from prunekit.graph.captured import Captured
 from prunekit.graph.groups import CouplingGraph, Group, GroupPlan, KeepMasks
 from prunekit.graph.sizes import CHANGED, LAYERS, Unmet, changed, corrected, sizes
 from prunekit.masks import Masks
-from prunekit.modes import evaluating
 from prunekit.targets import uncompiled, unwrap
 
 Axes = Mapping[int, Tensor]
@@ -74,34 +72,6 @@ def operation(model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor]
     graphs = tuple(corrected(graph, keeping, number) for number, graph in enumerate(found.graphs))
     attributes, unmet = sizes(model, _shapes(model, tensors), graphs, keeping)
     return Operation(Cut(tensors, attributes), keeping, graphs, unmet)
-
-
-def smaller(
-    model: nn.Module, found: CouplingGraph, kept: Mapping[str, Tensor], example_inputs: Inputs
-) -> nn.Module:
-    """A copy of a network without some of its units, to be counted or timed: what is left is not proven.
-
-    Args:
-        model: the network, which stays as it is.
-        found: its plan with its graphs.
-        kept: for each group that loses units (units,) boolean flags, True = kept.
-        example_inputs: on which the copy must run; where its own code does not, its graphs do.
-
-    Raises:
-        InputError, ModelError: as `shrink`.
-    """
-    model = unwrap(model)
-    flags = checked(found.plan, kept)
-    work = operation(model, found, flags)
-    copied = copy_of(model)
-    operate(copied, work.cut)
-    args, kwargs = arguments(example_inputs)
-    try:
-        with evaluating(copied), torch.no_grad():
-            copied(*args, **kwargs)
-    except Exception:  # whatever a forward raises that has sizes written in its code
-        return GraphModel(copied, work.graphs)
-    return copied
 
 
 def unit_masks(
