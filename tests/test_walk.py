@@ -29,9 +29,10 @@ def test_a_unit_method_passes_through_no_more_files_than_it_did_and_unwraps_twic
     Three more since shapes of results, lines of code and other inputs have files of their own.
     Two more since halves lose equally, and language models are proven with their cache.
     One more since how results lie in memory is worked out here.
+    One more since PyTorch's own attention gets new sizes.
     """
     with torch.random.fork_rng(devices=[]):
         entered = walks.units()
     files = {file for file, _ in entered}
-    assert 30 < len(files) <= 56
+    assert 30 < len(files) <= 57
     assert sum(function == "unwrap" for _, function in entered) == 2

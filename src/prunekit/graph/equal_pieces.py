@@ -22,6 +22,25 @@ Units = list[tuple[str, int]]
 """The units that an entry belongs to, each by its group and number."""
 
 
+def started(
+    model: nn.Module, found: CouplingGraph, flags: Mapping[str, Tensor], *, whole: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The flags with which pieces of one size stay so, and of which groups more stays; see `evened`.
+
+    They are as given where nothing would go, or where statistics run over units that stay without effect.
+
+    Args:
+        model: the network.
+        found: its plan with its graphs.
+        flags: of the groups that lose units.
+        whole: whether groups that stay keep all that their units do.
+    """
+    left, stayed = evened(model, found, flags)
+    if not left or (not whole and any(found.plan.group(name).normalised for name in stayed)):
+        return dict(flags), {}
+    return left, stayed
+
+
 def evened(
     model: nn.Module, found: CouplingGraph, flags: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -18,11 +18,12 @@ from prunekit.graph.capture import takes
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.class_fit import in_the_way, misfit
 from prunekit.graph.draws import Draws
+from prunekit.graph.equal_pieces import started
 from prunekit.graph.groups import INPUT, CouplingGraph, KeepMasks
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
 from prunekit.graph.reference_run import Deviation, VerificationError
-from prunekit.graph.staying import chosen, started
+from prunekit.graph.staying import chosen
 from prunekit.graph.surgery import (
     Axes,
     Cut,

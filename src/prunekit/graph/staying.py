@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunekit.batches import Inputs, arguments
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.class_fit import Blamed, in_the_way, misfit
-from prunekit.graph.equal_pieces import evened
+from prunekit.graph.equal_pieces import evened, started
 from prunekit.graph.groups import CouplingGraph
 from prunekit.graph.surgery import Operation, checked, copy_of, operate, operation, parameters_after
 from prunekit.modes import evaluating
@@ -59,25 +59,6 @@ def chosen(
     ways = [_settled(model, found, left, blamed, kind) for kind in kinds]
     possible = [way for way in ways if way is not None]
     return min(possible, key=lambda way: parameters_after(model, found.plan, way.left), default=None)
-
-
-def started(
-    model: nn.Module, found: CouplingGraph, flags: Mapping[str, Tensor], *, whole: bool
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The flags with which pieces of one size stay so, and of which groups more stays; see `evened`.
-
-    They are as given where nothing would go, or where statistics run over units that stay without effect.
-
-    Args:
-        model: the network.
-        found: its plan with its graphs.
-        flags: of the groups that lose units.
-        whole: whether groups that stay keep all that their units do.
-    """
-    left, stayed = evened(model, found, flags)
-    if not left or (not whole and any(found.plan.group(name).normalised for name in stayed)):
-        return dict(flags), {}
-    return left, stayed
 
 
 def smaller(
