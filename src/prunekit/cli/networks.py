@@ -50,9 +50,8 @@ class Network:
     input_shape: tuple[int, ...] | None
 
     def batch(self, asked: int | None, default: int) -> int:
-        """How many examples a pass has; an exported graph takes only as many as it was exported with."""
-        shape = _graph_shape(self.model)
-        return asked or (shape[0] if shape else default)
+        """How many examples a pass has; some exported graphs take only as many as they were exported with."""
+        return asked or only_batch(self.model) or default
 
     def examples(self, batch: int, tokens: int | None) -> Tensor:
         """(batch, ...) the first examples of the dataset's test part, or drawn numbers of the known shape.
@@ -93,13 +92,13 @@ class Network:
     def quality(self, model: nn.Module | None = None) -> dict[str, float]:
         """Accuracy, top-5 accuracy where there are more than five classes, and loss; or the squared error.
 
-        Empty without data, and for an exported graph, which takes batches of one size only.
+        Empty without data, and for an exported graph that takes batches of one size only.
 
         Args:
             model: what has become of the network; by default as it is.
         """
         model = self.model if model is None else model
-        if self.data is None or isinstance(model, GraphModel):
+        if self.data is None or only_batch(model) is not None:
             return {}
         found = evaluate(model, self.data.test.inputs, self.data.test.targets, task=self.data.task)
         if self.data.task == "regression":
@@ -160,7 +159,7 @@ def open_network(
         saved = _load_weights(model, weights)
     graph_shape = _graph_shape(model)
     if found is not None:
-        check_takes(model, text, found.test.inputs[: graph_shape[0] if graph_shape else TRACED])
+        check_takes(model, text, found.test.inputs[: only_batch(model) or TRACED])
     shape = graph_shape[1:] if graph_shape else None
     if sizes is not None:
         shape, _ = sizes
@@ -242,6 +241,11 @@ def _load_weights(model: nn.Module, weights: Path) -> SavedNetwork | None:
     except RuntimeError as error:
         raise ModelError(f"{weights} does not fit the model: {error}") from None
     return None
+
+
+def only_batch(model: nn.Module) -> int | None:
+    """The number of examples that an exported graph is bound to; None for other networks."""
+    return model.only_batch if isinstance(model, GraphModel) else None
 
 
 def _graph_shape(model: nn.Module) -> tuple[int, ...] | None:

@@ -15,11 +15,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import prunekit.cli.options as options
-from prunekit.cli.networks import TRACED, Network, folder_bytes, open_network
+from prunekit.cli.networks import TRACED, Network, folder_bytes, only_batch, open_network
 from prunekit.cli.options import as_options, only_results, print_json
 from prunekit.errors import InputError, ModelError, shown
 from prunekit.graph import (
-    GraphModel,
     ShrinkResult,
     prune_groups,
     shrink_branches,
@@ -156,7 +155,7 @@ def _costs(
             stored = folder_bytes(saved)
     models = (dense, small)
     turns = [[latency(model, inputs, runs=_RUNS).median for model in models] for _ in range(_TURNS)]
-    tested = not isinstance(small, GraphModel)  # which takes batches of one size only
+    tested = only_batch(small) is None
     found = []
     for model, size, *seconds in zip(models, (stored, folder_bytes(out)), *turns, strict=True):
         counts = count(model, inputs)
@@ -196,7 +195,9 @@ def _show(done: ShrinkResult, batch: int, out: Path, network: Network) -> None:
         f"{done.deviation.tolerance:.1e}"
     )
     if done.form == "graph":
-        console.print(f"form: the exported graph, for batches of {batch} only, because {escape(done.reason)}")
+        bound = only_batch(done.model)
+        batches = "" if bound is None else f", for batches of {bound} only"
+        console.print(f"form: the exported graph{batches}, because {escape(done.reason)}")
     else:
         console.print("form: modules of its own classes")
         for name, reason in done.stayed.items():

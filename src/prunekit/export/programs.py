@@ -29,7 +29,7 @@ from prunekit.export.common import (
     with_examples,
     written,
 )
-from prunekit.graph import GraphModel, any_batch
+from prunekit.graph import GraphModel
 from prunekit.graph.proof import tensors_in
 from prunekit.graph.reference_run import VerificationError
 
@@ -163,11 +163,11 @@ def prepared(
         InputError, ModelError: as `export_onnx`.
     """
     model, inputs = exportable(model), example_of(example_inputs)
-    if isinstance(model, GraphModel):
-        size = next((shape[0] for shape in model.input_shapes if shape), 0)
-        inputs = with_examples(inputs, size)
-        model = any_batch(model, inputs)
-        inputs = inputs if size > 1 else with_examples(inputs, 2)
+    if isinstance(model, GraphModel) and model.only_batch is not None:
+        raise ModelError(
+            f"the network is an exported graph for batches of {model.only_batch} only: "
+            "export it before it is shrunk"
+        )
     more = with_examples(inputs, examples_in(inputs) + 1)
     batches = {examples_in(inputs): (inputs, outputs_of(model, inputs))}
     try:

@@ -1,7 +1,7 @@
 """What is coupled in any network that PyTorch can export, and taking it out with the proof."""
 
 from prunekit.graph.activation_taps import Place, watched
-from prunekit.graph.any_batch import any_batch
+from prunekit.graph.any_size import any_size
 from prunekit.graph.branches import BLOCKS, Branch, Branches, captured_blocks, group_of
 from prunekit.graph.capture import captured
 from prunekit.graph.captured import Captured, GraphModel
@@ -57,7 +57,7 @@ __all__ = [
     "UnitGroup",
     "VerificationError",
     "alike",
-    "any_batch",
+    "any_size",
     "captured",
     "captured_blocks",
     "chain_of",

@@ -112,6 +112,31 @@ def captured_in(
     except TypeError as error:
         raise InputError(f"example_inputs do not fit the network's forward: {error}") from error
     _check_kinds(model)
+    found = _captured_in(model, args, kwargs, mode, record=record, decided=decided)
+    return replace(found, parameters=_parameters_of(model))
+
+
+def _parameters_of(model: nn.Module) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """The names of what a forward takes, with defaults; none where it takes any number of arguments."""
+    taken = list(inspect.signature(model.forward).parameters.values())
+    if any(each.kind is each.VAR_POSITIONAL for each in taken):
+        return ()
+    return tuple(
+        (each.name, () if each.default is each.empty else (each.default,))
+        for each in taken
+        if each.kind is not each.VAR_KEYWORD
+    )
+
+
+def _captured_in(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    mode: Mode,
+    *,
+    record: bool,
+    decided: bool,
+) -> Captured:
     names = canonical(model)
     with keeping_modes(model), torch.enable_grad():
         for module in model.modules():

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import tensors_of
-from prunekit.graph.groups import Group
+from prunekit.graph.groups import CouplingGraph, Group
 from prunekit.graph.members import l1_norms
 from prunekit.graph.plan import KINDS, traced
 from prunekit.graph.shrinking import Case, Form, ShrinkResult, check_examples, taken_out
@@ -98,7 +97,10 @@ def prune_groups(
     model = own_module(model)
     check_examples(example_inputs)
     case = Case(model, example_inputs, masks or Masks({}))
-    again = partial(traced, model, example_inputs, ignore=ignore, residual=residual)
+
+    def again(inputs: Inputs = example_inputs, *, decided: bool = True) -> CouplingGraph:
+        return traced(model, inputs, ignore=ignore, residual=residual, decided=decided)
+
     flags = checked(found.plan, kept)
     result = taken_out(case, found, flags, form=form, analysed=again, whole=True)
     return replace(result, seconds=(analysis, *result.seconds[1:]))

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError
+from prunekit.graph.any_size import of_any_size
 from prunekit.graph.capture import takes
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.class_fit import in_the_way, misfit
@@ -177,10 +178,8 @@ def shrink(
     check_examples(example_inputs)
     times = [time.process_time()]
 
-    def analysed(*, decided: bool = True) -> CouplingGraph:
-        return traced(
-            model, example_inputs, ignore=ignore, residual=residual, inputs=INPUT in kept, decided=decided
-        )
+    def analysed(inputs: Inputs = example_inputs, *, decided: bool = True) -> CouplingGraph:
+        return traced(model, inputs, ignore=ignore, residual=residual, inputs=INPUT in kept, decided=decided)
 
     found = found or analysed()
     flags = checked(found.plan, kept)
@@ -223,7 +222,7 @@ def taken_out(
     flags: Mapping[str, Tensor],
     *,
     form: Form,
-    analysed: Callable[[], CouplingGraph],
+    analysed: Callable[..., CouplingGraph],
     whole: bool = False,
 ) -> ShrinkResult:
     """Take out the units that the network's own code can do without, or all if a graph is preferred.
@@ -233,7 +232,7 @@ def taken_out(
         found: its plan with its graphs.
         flags: checked, of the groups that lose units.
         form: what is preferred.
-        analysed: gives the plan with graphs for inputs of the shapes of the example inputs.
+        analysed: gives the plan with graphs for inputs of the shapes of the example inputs, or of others.
         whole: whether groups that stay keep all that their units do; else their units' weights become zero.
     """
     start, before = time.process_time(), count_parameters(case.model)
@@ -277,8 +276,9 @@ def taken_out(
             own, left, stayed, zeros = "graph", dict(flags), {}, case.masks
             work = operation(case.model, found, flags)
             proof = _Proof(case, found, flags, work)
-            result = GraphModel(_candidate(case, work.cut, zeros, None), work.graphs)
-            deviation = proof(result, work.cut)
+            graph = GraphModel(_candidate(case, work.cut, zeros, None), work.graphs)
+            deviation = proof(graph, work.cut)
+            result = of_any_size(graph, case.model, case.example_inputs, flags, work, analysed)
             break
         left, work = choice.left, choice.work
         stayed |= names

@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
 from prunekit.graph.captured import Captured, InputKind, OutputKind, attributes_of, module_of
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.saving.graph_calls import called_without_data, inputs_without_data
-from prunekit.saving.graph_values import batch_norm_training, bernoulli_like
+from prunekit.saving.graph_values import SIZES, batch_norm_training, bernoulli_like
 
 aten = torch.ops.aten
 
@@ -118,6 +119,9 @@ class _Builder:
             self._placeholder(kind, name, value, self._old.constants[name] if kind == "constant" else None)
             for (kind, name), value in zip(self._old.inputs, given, strict=True)
         ]
+        for (node, (kind, _)), made in zip(self._old.placeholders.items(), arguments, strict=True):
+            if kind == "user":
+                made.node.meta.update({key: node.meta[key] for key in ("val", "free") if key in node.meta})
         returned = self._now(self._run(self._old.graph, self._old.named, arguments, no_grad=False))
         written = [base for base in self._buffers if base.version]
         self._graph.output((*returned, *(base.node for base in written)))
@@ -196,6 +200,8 @@ class _Builder:
         if name == "lift_fresh":
             return args[0]
         given = self._now(args), self._now(kwargs)
+        if target in SIZES.values():
+            return self._emit(target, *given)
         if target in _ZEROS or name == "empty_permuted":
             return self._zeros(target, *given)
         if target in _DRAWN:
@@ -290,7 +296,7 @@ class _Builder:
         if name in _SAME or (name == "detach" and parent in self._plain):
             return value
         if name in _SHAPED:
-            return self._emit(aten.reshape.default, (value, shape), {})
+            return self._emit(aten.reshape.default, (value, self._sizes(parent)), {})
         if name in ("transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT", "adjoint"):
             return self._emit(step.target, (value, *args), kwargs)
         if name == "permute":
@@ -303,6 +309,8 @@ class _Builder:
         if step.target is aten.narrow.default:
             piece = dict(zip(("dim", "start", "length"), args, strict=False)) | kwargs
             size = shape[piece["dim"]]
+            if any(isinstance(each, fx.Node) for each in piece.values()):
+                raise ModelError(_refusal(node, "writes through a piece whose place depends on a free size"))
             start = piece["start"] + (size if piece["start"] < 0 else 0)
             place = (piece["dim"], start, start + piece["length"])
             return self._emit(aten.slice_scatter.default, (parent, value, *place), {})
@@ -310,6 +318,8 @@ class _Builder:
             dim = args[0] if args else kwargs.get("dim", 0)
             return self._emit(aten.select_scatter.default, (parent, value, dim, step.place), {})
         if name in _SPLIT and step.place is not None:
+            if any(isinstance(each, fx.Node) for each in pytree.tree_leaves((step.args, step.kwargs))):
+                raise ModelError(_refusal(node, "writes through a piece whose place depends on a free size"))
             return self._put_back(step, parent, value)
         raise ModelError(_refusal(node, f"writes through a view by {name!r}"))
 
@@ -321,6 +331,13 @@ class _Builder:
         start = sum(piece.shape[dim] for piece in pieces[: step.place])
         end = start + pieces[step.place].shape[dim]
         return self._emit(aten.slice_scatter.default, (parent, value, dim, start, end), {})
+
+    def _sizes(self, node: fx.Node) -> list[Any]:
+        """The sizes of a tensor: nodes that ask it, where axes of the inputs are free."""
+        shape = list(self._meta[node].shape)
+        if not any(self._old.free):
+            return shape
+        return [self._emit(aten.sym_size.int, (node, axis), {}) for axis in range(len(shape))]
 
     # ---- values ------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.ops.registry import MAX_PARTS, tensors_among
 from prunekit.saving.graph_values import (
     DTYPES,
+    SIZES,
     argument_types,
     batch_norm_training,
     bernoulli_like,
@@ -77,6 +78,10 @@ class NoDataRun:
         self._results += len(found) if isinstance(found, tuple | list) else 1
         if self._results > MAX_RESULTS:
             raise ValueError(f"its calls return more than {MAX_RESULTS:,} tensors")
+        if name in SIZES:
+            if type(found) is not int or abs(found) > MAX_INT:
+                raise ValueError(f"{name} returns {shown(found, 60)}, which is no size")
+            return
         for value in found if isinstance(found, tuple | list) else (found,):
             if not isinstance(value, Tensor):
                 raise ValueError(f"{name} returns a {type(value).__name__}, which is no tensor")
@@ -201,6 +206,10 @@ def _check_arguments(
         _check_getitem(*args, **kwargs)
         return
     if target in (batch_norm_training, bernoulli_like):
+        return
+    if name in SIZES and name != "sym_size.int":
+        if kwargs or [type(each) for each in args] != [int, int]:
+            raise ValueError("sizes are computed from two whole numbers")
         return
     types = argument_types(target)
     named = {**dict(zip(types, args, strict=False)), **kwargs}

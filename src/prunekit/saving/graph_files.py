@@ -32,6 +32,7 @@ from prunekit.saving.description import CONSTANT, consistent
 from prunekit.saving.functional import functional
 from prunekit.saving.graph_calls import MAX_BYTES, MAX_INT, check_calls
 from prunekit.saving.graph_values import (
+    SIZES,
     argument_types,
     layout_from_json,
     layout_to_json,
@@ -205,6 +206,9 @@ def to_json(
         "outputs": [list(output) for output in graph.outputs],
         "shapes": [None if shape is None else list(shape) for shape in graph.shapes],
         "dtypes": [None if dtype is None else value_to_json(dtype, {})["dtype"] for dtype in dtypes],
+        "free": [list(axes) for axes in graph.free],
+        "values": [None if isinstance(each, Tensor) else _plain(each) for each in values],
+        "parameters": [[name, [_plain(each) for each in default]] for name, default in graph.parameters],
         "takes": layout_to_json(graph.takes),
         "gives": layout_to_json(graph.gives),
         **_nodes_to_json(graph.graph),
@@ -235,11 +239,38 @@ def from_json(saved: Mapping[str, Any], constants: Mapping[str, Tensor]) -> Capt
     if not isinstance(returned, tuple) or len(returned) != len(outputs):
         raise ValueError(f"the graph's outputs are not the {len(outputs)} of its signature")
     read = {name: constants[name] for kind, name in inputs if kind == "constant"}
-    found = Captured(graph, {}, inputs, outputs, read, takes, gives)
-    for node, shape, dtype in zip(found.given, shapes, dtypes, strict=True):
-        if shape is not None and dtype is not None:
+    parameters = tuple(_parameter(each) for each in saved.get("parameters", []))
+    found = Captured(graph, {}, inputs, outputs, read, takes, gives, parameters=parameters)
+    values = saved.get("values", [None] * users)
+    free = [_shape(axes) for axes in saved.get("free", [[]] * users)]
+    for node, shape, dtype, value, axes in zip(found.given, shapes, dtypes, values, free, strict=True):
+        node.meta["free"] = axes
+        if shape is None:
+            node.meta["val"] = value if isinstance(value, _PLAIN) else None
+        elif dtype is not None:
             node.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
     return found
+
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON holds.
+
+    Raises:
+        ModelError: for any other one.
+    """
+    if not isinstance(value, _PLAIN):
+        raise ModelError(f"the network cannot be saved as a graph: an argument is a {type(value).__name__}")
+    return value
+
+
+def _parameter(saved: Any) -> tuple[str, tuple[Any, ...]]:
+    name, default = saved
+    if not isinstance(name, str) or len(default) > 1 or not all(isinstance(each, _PLAIN) for each in default):
+        raise ValueError(f"{str(saved)[:60]!r} is no argument")
+    return name, tuple(default)
 
 
 Kind = TypeVar("Kind", bound=str)
@@ -275,6 +306,7 @@ def _nodes_to_json(graph: fx.Graph) -> dict[str, Any]:
 def _graph(saved: Mapping[str, Any]) -> fx.Graph:
     graph = fx.Graph()
     nodes: list[fx.Node] = []
+    nested: dict[fx.Node, int] = {}
     if len(saved["nodes"]) > MAX_NODES:
         raise ValueError(f"it has {len(saved['nodes']):,} nodes; at most {MAX_NODES:,} are allowed")
     for number, item in enumerate(saved["nodes"]):
@@ -290,9 +322,21 @@ def _graph(saved: Mapping[str, Any]) -> fx.Graph:
             if target is operator.getitem and [type(arg) for arg in args] != [fx.Node, int]:
                 raise ValueError("getitem takes the place of a node, and a number")
             nodes.append(graph.call_function(target, args, kwargs))
+            _check_nested(nodes[-1], nested)
     graph.output(value_from_json(saved["returns"], nodes))
     graph.lint()
     return graph
+
+
+_DEEPEST = 16
+
+
+def _check_nested(node: fx.Node, nested: dict[fx.Node, int]) -> None:
+    """Refuse long chains of arithmetic: products of products of other sizes could be of any length."""
+    if node.target in SIZES.values():
+        nested[node] = 1 + max((nested.get(each, 0) for each in node.all_input_nodes), default=0)
+        if nested[node] > _DEEPEST:
+            raise ValueError(f"sizes are computed in more than {_DEEPEST} steps")
 
 
 # ---- what reads no input -----------------------------------------------------------------------------------

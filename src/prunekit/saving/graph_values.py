@@ -62,12 +62,22 @@ _OWN: dict[str, Callable[..., Any]] = {
     "bernoulli_like": bernoulli_like,
     "batch_norm_training": batch_norm_training,
 }
-_NAMES = {function: name for name, function in _OWN.items()}
+SIZES: dict[str, Callable[..., Any]] = {
+    "sym_size.int": torch.ops.aten.sym_size.int,
+    "size_add": operator.add,
+    "size_sub": operator.sub,
+    "size_mul": operator.mul,
+    "size_floordiv": operator.floordiv,
+    "size_mod": operator.mod,
+}
+"""The size of one axis of a tensor, and arithmetic with whole numbers: what sizes are computed with."""
+
+_NAMES = {function: name for name, function in {**_OWN, **SIZES}.items()}
 
 
 def operator_name(target: Any) -> str | None:
     """The name under which an operator is saved; None for one that must not be."""
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, torch._ops.OpOverload) and target not in _NAMES:
         name = f"{target.overloadpacket.__name__}.{target._overloadname}"
         return name if target.namespace == "aten" and name in OVERLOADS else None
     return _NAMES.get(target) if callable(target) else None
@@ -79,8 +89,8 @@ def named_operator(name: Any) -> Callable[..., Any]:
     Raises:
         ValueError: for one that is not among those allowed, or that this PyTorch does not have.
     """
-    if isinstance(name, str) and name in _OWN:
-        return _OWN[name]
+    if isinstance(name, str) and (name in _OWN or name in SIZES):
+        return _OWN.get(name) or SIZES[name]
     if not isinstance(name, str) or name not in OVERLOADS:
         raise ValueError(f"{str(name)[:60]!r} is no operator that a saved graph may hold")
     packet, _, overload = name.partition(".")
