@@ -79,6 +79,24 @@ class Relative(nn.Module):
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+class Joined(nn.Module):
+    """As in set transformers: heads by splits, queries that are added, one temperature for all heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.h = 24, 3
+        self.enter, self.out = nn.Linear(6, 24), nn.Linear(24, 3)
+        self.q, self.k, self.v = (nn.Linear(24, 24) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x).tanh()
+        q, k, v = (
+            torch.cat(layer(x).split(self.width // self.h, 2), 0) for layer in (self.q, self.k, self.v)
+        )
+        scores = q.bmm(k.transpose(1, 2)) / self.width**0.5
+        return self.out(torch.cat((q + scores.softmax(2).bmm(v)).split(len(x), 0), 2))
+
+
 class Looked(nn.Module):
     """A layer that looks something up by its number, beside a width that it slices by."""
 
@@ -151,6 +169,19 @@ def test_widths_with_one_attribute_lose_equally_many(scores: int, values: int, h
     assert (model.h, model.d) == (heads, max(scores, values))
     assert set(result.stayed) == ({widths[scores > values]} if scores != values else set())
     assert count == result.parameters_after
+
+
+def test_heads_that_are_split_and_joined_keep_their_class() -> None:
+    torch.manual_seed(0)
+    model, x = Joined().double().eval(), given_inputs(2, 5, 6).double()
+    before = copy.deepcopy(model)
+    result = prune_groups(model, x, 0.5)
+    assert result.form == "modules", result.reason
+    assert (model.width, model.h) == (12, 3)
+    rows, columns = result.axes["k.weight"][0], result.axes["k.weight"][1]
+    whole = before.k.weight[rows][:, columns]  # the keys make up for the width in the temperature
+    torch.testing.assert_close(model.k.weight, whole * 0.5**0.5, rtol=1e-14, atol=0)
+    assert model(given_inputs(3, 7, 6).double()).shape == (3, 7, 3)
 
 
 @pytest.mark.parametrize("make", [Shared, Relative])

@@ -106,7 +106,7 @@ def _item(node: fx.Node, marks: Flags) -> Marks | None:
     axis = position(argument(whole, "dim"), len(shape_of(source)))
     if op_name(whole) == "unbind":
         return [(source, _placed(source, axis, number, np.expand_dims(marks, axis)))]
-    if op_name(whole) not in ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk"):
+    if op_name(whole) not in _SPLITS:
         return None
     return [(source, _placed(source, axis, sum(each.shape[axis] for each in values[:number]), marks))]
 
@@ -263,7 +263,8 @@ _VIEWS = (
     *("squeeze", "unsqueeze", "reshape_as", "view_as"),
 )
 _SCORES = frozenset({"matmul", "bmm", "einsum"})
-_PARTS = frozenset({"select", "slice", "getitem", "<built-in function getitem>"})
+_SPLITS = frozenset({"split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk"})
+_PARTS = _SPLITS | {"unbind", "select", "slice", "getitem", "<built-in function getitem>"}
 """What reads a part of a value only."""
 _RULES: dict[str, Callable[[fx.Node, Flags], Marks | None]] = {
     **dict.fromkeys(_COPIES, _same),

@@ -36,7 +36,8 @@ def solved(
     while _settle(rest, known, before, extent):
         pass
     for expression, value, reads in rest:  # of several unknowns, as in `self.heads * self.width`, one changes
-        free = [read for read in reads if read not in known]
+        # in their order there, as that of a set is another in every process
+        free = sorted(reads - known.keys(), key=lambda read: repr(expression).find(repr(read)))
         if evaluated(expression, {**before, **known}, extent) != value:
             for read in free:
                 found = inverted(expression, value, read, {**before, **known}, extent)
