@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from prunekit.errors import InputError
 from prunekit.graph import GraphModel, any_size
 from prunekit.graph.capture import captured
+from prunekit.saving import load_pretrained, save_pretrained
 
 
 def words(count):
@@ -118,6 +119,35 @@ def test_what_another_size_changes_holds_the_batch(run, message):
     assert torch.equal(graph(words(2)), model(words(2)))
     with pytest.raises(InputError, match=rf"\(2, any, 8\), the batch included; got \(3, 6, 8\): .*{message}"):
         graph(words(3))
+
+
+class Cropped(nn.Module):
+    """Does without what is beyond twenty words, and with one example something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        if x.shape[1] > 20:
+            x = x[:, :20]
+        if x.size(0) == 1:
+            x = 2 * x
+        return self.last(x)
+
+
+def test_sizes_for_which_the_code_takes_another_way_are_refused(tmp_path):
+    torch.manual_seed(0)
+    model = Cropped().eval()
+    graph = graph_of(model, words(2))
+    save_pretrained(graph, tmp_path / "net")
+    for each in (graph, pickle.loads(pickle.dumps(graph)), load_pretrained(tmp_path / "net")):
+        given = torch.randn(3, 20, 8)
+        assert torch.equal(each(given), model(given))
+        with pytest.raises(InputError, match=r"code goes another: 21 > 20 is True, at .*test_any_size.py"):
+            each(torch.randn(3, 21, 8))
+        with pytest.raises(InputError, match="1 == 1 is True"):
+            each(words(1))
 
 
 def images(count, high, wide):

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.batches import Inputs
+from prunekit.errors import InputError
 from prunekit.graph.captured import Captured, GraphModel, op_name
 from prunekit.graph.free_axes import Axis, FreeAxes, sizes_of
 from prunekit.graph.places import line_at
-from prunekit.graph.size_run import OPERATIONS, Computed, Expression, Extent, Place, Read
+from prunekit.graph.size_run import COMPARISONS, OPERATIONS, Computed, Expression, Extent, Place, Read
 
 Graphs = tuple[Captured, ...]
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
@@ -90,6 +91,26 @@ def differing(value: Any, other: Any, place: tuple[Any, ...]) -> Iterator[tuple[
         yield place, value, other
 
 
+def same_answer(first: int, second: int, symbol: str, outcome: bool, line: str) -> None:
+    """Refuse inputs of a size for which the network's own code takes another way.
+
+    Args:
+        first: a size.
+        second: a number that the code compares it with.
+        symbol: of the comparison, as in Python.
+        outcome: what came out of it where the network was captured.
+        line: of the code.
+
+    Raises:
+        InputError: where something else comes out.
+    """
+    if COMPARISONS[symbol](first, second) != outcome:
+        raise InputError(
+            "an exported network goes the way of its example inputs, and for these its code goes another: "
+            f"{first} {symbol} {second} is {not outcome}{line}"
+        )
+
+
 @dataclass(frozen=True)
 class _Rule:
     """A size: an expression times a fraction, plus a number."""
@@ -121,6 +142,7 @@ class FreedGraph:
         self._order = {name: place for place, name in enumerate(self._nodes)}
         self._extents: dict[tuple[str, int], fx.Node] = {}
         every = [graph.uses for graph in runs[0].graphs if graph.uses is not None]
+        self._compared = [each for uses in every for each in uses.compared]
         self._expressions: dict[tuple[str, Place], list[Expression]] = {}
         for uses in every:
             for use in uses.arguments:
@@ -139,12 +161,29 @@ class FreedGraph:
                 for where, before, after in differing((node.args, node.kwargs), same, ()):
                     found.setdefault(where, [before] * len(self._runs))[run] = after
             self._free(node, found)
+        self._ask_again()
         for number, node in enumerate(self._given()):
             free = tuple(sorted(axis for each in axes for which, axis in each.axes if which == number))
             node.meta["free"] = free
             node.meta["bound"] = {axis: why for (which, axis), why in held.items() if which == number}
         self._graph.lint()
         return replace(self._captured, graph=self._graph)
+
+    def _ask_again(self) -> None:
+        """What the code asked of free sizes is asked in every run, and has to be answered the same."""
+        asked: dict[tuple[Any, ...], None] = {}
+        for each in self._compared:
+            pairs = [
+                (self._evaluated(each.first, run), self._evaluated(each.second, run))
+                for run in range(len(self._runs))
+            ]
+            if not any(None in pair for pair in pairs) and len({*pairs}) > 1:
+                asked[each.symbol, each.first, each.second, each.outcome, line_at(each.line)] = None
+        end = self._graph.output_node()
+        for symbol, first, second, outcome, line in asked:
+            operands = [self._node_of(each, end) for each in (first, second)]
+            with self._graph.inserting_before(end):
+                self._graph.call_function(same_answer, (*operands, symbol, outcome, line))
 
     def _given(self) -> list[fx.Node]:
         pairs = zip(self._graph.find_nodes(op="placeholder"), self._captured.inputs, strict=True)

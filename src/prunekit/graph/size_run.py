@@ -74,6 +74,26 @@ class SizeUse:
     line: CodePlace | None
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What a network's code asked of two whole numbers, what came out, and the line of code."""
+
+    symbol: str
+    first: Expression
+    second: Expression
+    outcome: bool
+    line: CodePlace | None
+
+
+COMPARISONS: dict[str, Callable[[int, int], bool]] = {
+    "==": operator.eq,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
 @dataclass
 class SizeUses:
     """What a recording saw of whole numbers.
@@ -81,12 +101,14 @@ class SizeUses:
     Attributes:
         arguments: of nodes.
         equal: pairs of expressions that the code compared and found equal.
+        compared: comparisons with the size of a tensor, with what came out of them.
         keys: names of attributes that the code looks things up by: they stay plain numbers.
         hashed: the names of those that it tried to look something up by.
     """
 
     arguments: list[SizeUse] = field(default_factory=list)
     equal: list[tuple[Expression, Expression]] = field(default_factory=list)
+    compared: list[Comparison] = field(default_factory=list)
     keys: frozenset[str] = frozenset()
     hashed: set[str] = field(default_factory=set)
 
@@ -117,6 +139,8 @@ class Size(int):
         same = int.__eq__(self, other)
         if same is True:
             self.uses.equal.append((self.expression, expression_of(other)))
+        if same is not NotImplemented:
+            _note(self, "==", other, same)
         return same
 
     def __ne__(self, other: object) -> bool:
@@ -128,6 +152,33 @@ class Size(int):
 def expression_of(value: Any) -> Expression:
     """What a whole number comes from: itself, if it stands in the code."""
     return value.expression if isinstance(value, Size) else int(value)
+
+
+def _note(size: Size, symbol: str, other: Any, outcome: bool) -> None:
+    """Write a comparison down, if the size of a tensor is in it."""
+    pair = size.expression, expression_of(other)
+    if any(map(_has_extent, pair)):
+        size.uses.compared.append(Comparison(symbol, *pair, outcome, place_here(place_here.__code__)))
+
+
+def _has_extent(expression: Expression) -> bool:
+    if isinstance(expression, Computed):
+        return _has_extent(expression.first) or _has_extent(expression.second)
+    return isinstance(expression, Extent)
+
+
+def _comparing(symbol: str, name: str) -> Callable[[Size, Any], Any]:
+    def compare(first: Size, second: Any) -> Any:
+        outcome = getattr(int, name)(first, second)
+        if outcome is not NotImplemented:
+            _note(first, symbol, second, outcome)
+        return outcome
+
+    return compare
+
+
+for _symbol, _name in {"<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}.items():
+    setattr(Size, _name, _comparing(_symbol, _name))
 
 
 def _operation(symbol: str, swapped: bool, first: Size, second: Any) -> Any:

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
 from prunekit.graph.captured import Captured, InputKind, OutputKind, attributes_of, module_of
+from prunekit.graph.free_sizes import same_answer
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.saving.graph_calls import called_without_data, inputs_without_data
 from prunekit.saving.graph_values import SIZES, batch_norm_training, bernoulli_like
@@ -200,7 +201,7 @@ class _Builder:
         if name == "lift_fresh":
             return args[0]
         given = self._now(args), self._now(kwargs)
-        if target in SIZES.values():
+        if target in SIZES.values() or target is same_answer:
             return self._emit(target, *given)
         if target in _ZEROS or name == "empty_permuted":
             return self._zeros(target, *given)

@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.errors import first_line, shown
 from prunekit.graph.captured import Captured
+from prunekit.graph.free_sizes import same_answer
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.ops.registry import MAX_PARTS, tensors_among
+from prunekit.graph.size_run import COMPARISONS
 from prunekit.saving.graph_values import (
     DTYPES,
     SIZES,
@@ -78,6 +80,8 @@ class NoDataRun:
         self._results += len(found) if isinstance(found, tuple | list) else 1
         if self._results > MAX_RESULTS:
             raise ValueError(f"its calls return more than {MAX_RESULTS:,} tensors")
+        if name == "same_answer":
+            return
         if name in SIZES:
             if type(found) is not int or abs(found) > MAX_INT:
                 raise ValueError(f"{name} returns {shown(found, 60)}, which is no size")
@@ -206,6 +210,14 @@ def _check_arguments(
         _check_getitem(*args, **kwargs)
         return
     if target in (batch_norm_training, bernoulli_like):
+        return
+    if target is same_answer:
+        if (
+            kwargs
+            or [type(each) for each in args] != [int, int, str, bool, str]
+            or args[2] not in COMPARISONS
+        ):
+            raise ValueError("sizes are compared by a symbol, with an outcome and a line of code")
         return
     if name in SIZES and name != "sym_size.int":
         if kwargs or [type(each) for each in args] != [int, int]:

@@ -28,6 +28,7 @@ from prunekit.graph.captured import (
     leading_to,
     module_of,
 )
+from prunekit.graph.free_sizes import same_answer
 from prunekit.saving.description import CONSTANT, consistent
 from prunekit.saving.functional import functional
 from prunekit.saving.graph_calls import MAX_BYTES, MAX_INT, check_calls
@@ -357,10 +358,10 @@ def folded(graph: Captured) -> Captured:
     nodes, constants, inputs = graph.graph, dict(graph.constants), dict(graph.placeholders)
 
     def fixed(node: fx.Node) -> bool:
-        return inputs[node][0] == "constant" if node in inputs else not _random(node)
+        return inputs[node][0] == "constant" if node in inputs else not _stays(node)
 
     # a draw that nothing reads, such as that by which layers are dropped, moves the draws behind it
-    nodes.eliminate_dead_code(lambda node: node.op != "call_function" or _forbidden(node) or _random(node))
+    nodes.eliminate_dead_code(lambda node: node.op != "call_function" or _forbidden(node) or _stays(node))
     before: set[fx.Node] = set()
     for node in filter(_forbidden, nodes.nodes):
         before |= leading_to(node)
@@ -384,7 +385,7 @@ def folded(graph: Captured) -> Captured:
             constant = nodes.placeholder(name)
         inputs[constant], constants[name] = ("constant", name), values[node].detach().clone()
         node.replace_all_uses_with(constant)
-    nodes.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _random(node))
+    nodes.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _stays(node))
     for node in nodes.find_nodes(op="placeholder"):
         if inputs[node][0] == "constant" and not node.users:
             nodes.erase_node(node)
@@ -397,8 +398,9 @@ def _forbidden(node: fx.Node) -> bool:
     return node.op == "call_function" and operator_name(node.target) is None
 
 
-def _random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+def _stays(node: fx.Node) -> bool:
+    """Whether it draws numbers, or refuses inputs: what stays though nothing reads it."""
+    return node.target is same_answer or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _refusal(node: fx.Node) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
+from prunekit.graph.free_sizes import same_answer
 from prunekit.graph.ops import OPERATORS
 
 OVERLOADS = frozenset(
@@ -59,6 +60,7 @@ def bernoulli_like(x: Tensor, p: float = 0.5) -> Tensor:
 
 _OWN: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
+    "same_answer": same_answer,
     "bernoulli_like": bernoulli_like,
     "batch_norm_training": batch_norm_training,
 }
