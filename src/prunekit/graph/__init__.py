@@ -12,6 +12,7 @@ from prunekit.graph.dead_units import DeadUnits, dead_units, shrink_dead, zero_d
 from prunekit.graph.depth import replace_with_absent, shrink_branches, without_branches
 from prunekit.graph.groups import INPUT, CouplingGraph, Group, GroupPlan, KeepMasks, Member
 from prunekit.graph.l1_pruning import prune_groups
+from prunekit.graph.layer_lists import drop_layers, dropped_layers
 from prunekit.graph.members import (
     Combine,
     Coupled,
@@ -62,6 +63,8 @@ __all__ = [
     "captured_blocks",
     "chain_of",
     "dead_units",
+    "drop_layers",
+    "dropped_layers",
     "group_of",
     "groups",
     "of_units",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -10,33 +11,51 @@ from torch import Tensor, nn
 from prunekit.graph.other_inputs import Arguments
 
 
+def keeps_cache(model: nn.Module) -> bool:
+    """Whether a network can be asked to keep what it read in a cache, which is given to its next call."""
+    return {"use_cache", "past_key_values"} <= inspect.signature(model.forward).parameters.keys()
+
+
 def with_cache(model: nn.Module, call: Arguments) -> Tensor | None:
     """What the last of the words gives, where the cache holds those before.
 
-    None where the model has no such way: it generates nothing, keeps no cache, or reads more than words.
+    None where the model has no such way: it keeps no cache, or reads more than words.
 
     Args:
         model: the network, in evaluation mode.
         call: its arguments.
     """
-    words = _words(model, call)
-    if words is None:
+    found = _words(model, call)
+    if found is None:
         return None
-    before = model(input_ids=words[:, :-1], use_cache=True)
+    name, words, others = found
+    before = model(**{name: words[:, :-1]}, **others, use_cache=True)
     cache = getattr(before, "past_key_values", None)
     if cache is None:
         return None
-    found = getattr(model(input_ids=words[:, -1:], past_key_values=cache, use_cache=True), "logits", None)
-    return found if isinstance(found, Tensor) else None
+    after = model(**{name: words[:, -1:]}, **others, past_key_values=cache, use_cache=True)
+    given = next(
+        (getattr(after, each, None) for each in ("logits", "last_hidden_state") if each in after), None
+    )
+    return given if isinstance(given, Tensor) else None
 
 
-def _words(model: Any, call: Arguments) -> Tensor | None:
-    """(examples, words) what a decoder reads, at least two each."""
+def _words(model: Any, call: Arguments) -> tuple[str, Tensor, dict[str, Any]] | None:
+    """The name of what a decoder reads, (examples, words), at least two each, and what an encoder reads."""
     args, kwargs = call
-    config, can = getattr(model, "config", None), getattr(model, "can_generate", None)
-    if not callable(can) or not can() or getattr(config, "is_encoder_decoder", False):
+    config = getattr(model, "config", None)
+    if config is None or not keeps_cache(model):
         return None
-    words = kwargs.get("input_ids", args[0] if args else None)
+    named = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
+    name, others = "input_ids", dict[str, Any]()
+    if getattr(config, "is_encoder_decoder", False):
+        name = "decoder_input_ids"
+        others = {each: value for each, value in named.items() if each not in (name, *_OF_THE_DECODER)}
+    words = named.get(name)
     if not isinstance(words, Tensor) or words.dtype not in (torch.int64, torch.int32) or words.dim() != 2:
         return None
-    return words if words.shape[1] > 1 else None
+    return (name, words, others) if words.shape[1] > 1 else None
+
+
+_OF_THE_DECODER = ("decoder_attention_mask", "decoder_position_ids", "labels", "past_key_values", "use_cache")
+"""Arguments that are for all words at once, or that are given here."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,8 +15,10 @@ from torch import Tensor, fx, nn
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError, shown
 from prunekit.graph.branches import Branch, branches_of, modules_of, residual_blocks, unread_of
+from prunekit.graph.cache_places import close_gaps
 from prunekit.graph.capture import canonical, captured
 from prunekit.graph.captured import Captured, GraphModel, is_written
+from prunekit.graph.layer_lists import FewerLayers, fewer_layers, whole_layers
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
@@ -32,9 +34,12 @@ def shrink_branches(model: nn.Module, example_inputs: Inputs, masks: Masks) -> S
     """Take the residual branches that masks remove whole out of a network, if that computes the same.
 
     Modules that work for them alone become `Absent`: the network keeps its class and the names of what is
-    left. Where its own code cannot go on without them, as where it takes heads apart by itself, the captured
-    graph without the branches takes its place. Compared are outputs and gradients with those of the masked
-    network, as in `shrink`.
+    left. A network of the library transformers loses layers that go as a whole, where its configuration
+    counts them: those behind move up, and what the library's own `save_pretrained` writes is read by
+    `from_pretrained`. Layers write to their cache without gaps, and the way with it is part of the proof.
+    Where the network's own code cannot go on without the modules, as where it takes heads apart by itself,
+    the captured graph without the branches takes its place. Compared are outputs and gradients with those of
+    the masked network, as in `shrink`.
 
     Args:
         model: the network, which is changed in place where its form is that of modules.
@@ -62,22 +67,22 @@ def shrink_branches(model: nn.Module, example_inputs: Inputs, masks: Masks) -> S
         raise InputError("no residual branch was removed, so there is nothing to take out")
     whole = masked_copy(model, masks)
     reference = masked_reference(whole, {}, example_inputs)
-    # a cache counts its words by its first layer, which may be among those that go
-    prove = partial(
-        proven, reference, cut=Cut({}, {}), inputs=example_inputs, training=len(graphs) > 1, cache=False
-    )
+    prove = partial(proven, reference, cut=Cut({}, {}), inputs=example_inputs, training=len(graphs) > 1)
     before, result, reason = count_parameters(model), None, ""
-    for form in FORMS:
+    fewer: FewerLayers | None = None
+    for edit in _edits(model, graphs[0], removed, example_inputs):
         small = copy_of(whole)
         try:
-            absent = put_absent(small, graphs[0], removed, example_inputs, form)
-            deviation = prove(small)
+            absent = edit.absent(small)
+            edit.finish(small)
+            deviation = prove(small, names=edit.names(small))
         except VerificationError as error:
             reason = reason or str(error).splitlines()[0].removesuffix(UNTOUCHED)
             continue
         masks.apply(model)
         put_modules(model, absent)
-        result, reason = model, ""
+        edit.finish(model)
+        result, reason, fewer = model, "", edit.fewer
         break
     if result is None:
         result = graph_without(whole, graphs, removed)
@@ -90,9 +95,71 @@ def shrink_branches(model: nn.Module, example_inputs: Inputs, masks: Masks) -> S
         before,
         count_parameters(result),
         deviation,
-        Masks({name: mask for name, mask in masks.items() if name in names}),
+        Masks({name: mask for name, mask in _renamed(masks, fewer) if name in names}),
         reason=reason,
     )
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """How branches are taken out of a network in the form of modules.
+
+    Attributes:
+        branches: those in whose place `Absent` modules stand.
+        fewer: the layers that go as a whole.
+        graph: of the network, in evaluation mode.
+        example_inputs: of the graph.
+        form: what absent modules give.
+    """
+
+    branches: tuple[Branch, ...]
+    fewer: FewerLayers | None
+    graph: Captured
+    example_inputs: Inputs
+    form: Form
+
+    def absent(self, model: nn.Module) -> dict[str, nn.Module]:
+        """As `put_absent`, for those that do not go with their layer."""
+        return (
+            {}
+            if not self.branches
+            else put_absent(model, self.graph, self.branches, self.example_inputs, self.form)
+        )
+
+    def finish(self, model: nn.Module) -> None:
+        """Where `Absent` modules are in their places, take the layers out, and let caches have no gaps."""
+        if self.fewer is not None:
+            self.fewer.apply(model)
+        close_gaps(model)
+
+    def names(self, small: nn.Module) -> dict[str, str]:
+        """By the new name of each parameter of the smaller network, the old one where it is another."""
+        own = [name for name, _ in small.named_parameters()]
+        return {} if self.fewer is None else self.fewer.names_before(own)
+
+
+def _edits(
+    model: nn.Module, graph: Captured, removed: Sequence[Branch], example_inputs: Inputs
+) -> Iterator[_Edit]:
+    """The ways to take branches out, in the order in which they are tried: with layers that go as a whole."""
+    gone = whole_layers(model, {name for branch in removed for name in branch.tensors})
+    fewer = fewer_layers(model, gone)
+    parameters = {name for name, _ in model.named_parameters()}
+    for each in (None,) if fewer is None else (fewer, None):
+        left = tuple(
+            branch
+            for branch in removed
+            if each is None or any(each.name(name) for name in parameters.intersection(branch.tensors))
+        )
+        for form in FORMS if left else FORMS[:1]:
+            yield _Edit(left, each, graph, example_inputs, form)
+
+
+def _renamed(masks: Masks, fewer: FewerLayers | None) -> Iterator[tuple[str, Tensor]]:
+    for name, mask in masks.items():
+        after = name if fewer is None else fewer.name(name)
+        if after is not None:
+            yield after, mask
 
 
 def without_branches(
@@ -287,4 +354,11 @@ def replace_with_absent(model: nn.Module, absent: Mapping[str, Tensor]) -> Calla
         outer = [name[:place] for place, each in enumerate(name) if each == "."]
         if not name or name not in every or any(each in absent for each in outer):
             raise ModelError(f"the model has no module {shown(name)} that could be absent")
-    return put_modules(model, {name: Absent(value) for name, value in absent.items()})
+    back = put_modules(model, {name: Absent(value) for name, value in absent.items()})
+    places = close_gaps(model)
+
+    def undo() -> None:
+        places()
+        back()
+
+    return undo

@@ -145,7 +145,7 @@ def proven(
     tolerance: float | None = None,
     narrow: Callable[[Tensor], Tensor] | None = None,
     draws: Callable[[bool], Draws] | None = None,
-    cache: bool = True,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Deviation:
     """Compare on given and on random inputs, with the gradients of the random ones.
 
@@ -160,7 +160,7 @@ def proven(
         tolerance: as in `same_function`.
         narrow: from a tensor of the reference's inputs to the candidate's, if they are others.
         draws: `(training)`, what hands the random numbers that the reference draws to the candidate.
-        cache: whether language models are compared on the way that `generate()` goes, too.
+        names: of parameters of the candidate, those that they have in the reference, where these are others.
 
     Raises:
         ModelError: where the reference cannot be run.
@@ -190,8 +190,9 @@ def proven(
                 gradients=cut.tensors if given is random else None,
                 factors=cut.factors,
                 training=mode,
-                names=("masked", "smaller"),
+                models=("masked", "smaller"),
                 what=what if training else "",
+                names=names,
                 draws=None if draws is None else draws(mode),
             )
             worst = found if worst is None else max(worst, found, key=_relative)
@@ -200,7 +201,7 @@ def proven(
                     f"the smaller network computes something else than the masked one: {worst}{UNTOUCHED}"
                 )
     assert worst is not None
-    generated = _cached(reference, small, call, tolerance) if cache else None
+    generated = _cached(reference, small, call, tolerance)
     return max(worst, generated or worst, key=_relative)
 
 
@@ -253,7 +254,7 @@ def run_both(model: nn.Module, other: nn.Module, inputs: Inputs) -> Deviation:
             second,
             (call, call),
             training=training,
-            names=("given", "exported"),
+            models=("given", "exported"),
             what=f" in {'training' if training else 'evaluation'}",
         )
         for training in (False, True)
@@ -270,22 +271,23 @@ def _deviation(
     gradients: Mapping[str, Axes] | None = None,
     factors: Mapping[str, Tensor] = MappingProxyType({}),
     training: bool = False,
-    names: tuple[str, str] = ("reference", "candidate"),
+    models: tuple[str, str] = ("reference", "candidate"),
     what: str = "",
+    names: Mapping[str, str] = MappingProxyType({}),
     draws: Draws | None = None,
 ) -> Deviation:
     """The largest difference of two prepared networks, whose buffers are put back."""
     before = Snapshot(reference.model, parameters=False), Snapshot(candidate, parameters=False)
     try:
         with _magnitudes(reference.model) as magnitudes, draws or nullcontext():
-            expected = _ran(reference.model, calls[0], reference, training, names[0], ModelError)
+            expected = _ran(reference.model, calls[0], reference, training, models[0], ModelError)
         with nullcontext() if draws is None else draws.again():
-            found = _ran(candidate, calls[1], reference, training, names[1], VerificationError)
+            found = _ran(candidate, calls[1], reference, training, models[1], VerificationError)
         tolerance = rounding(candidate, expected[0].dtype) if tolerance is None else tolerance
         deviations = of_outputs(expected, found, max(magnitudes, default=0.0), tolerance, what)
         if gradients is not None:
-            models = reference.model, candidate
-            deviations += of_gradients(models, (expected, found), gradients, tolerance, what, factors)
+            both = reference.model, candidate
+            deviations += of_gradients(both, (expected, found), gradients, tolerance, what, factors, names)
     finally:
         for each in before:
             each.restore()

@@ -191,6 +191,7 @@ def of_gradients(
     tolerance: float,
     what: str,
     factors: Mapping[str, Tensor],
+    names: Mapping[str, str],
 ) -> list[Deviation]:
     """Of the gradients of all parameters, for a random weighting of the outputs.
 
@@ -200,6 +201,8 @@ def of_gradients(
         kept: what the candidate kept of the reference's parameters.
         tolerance: relative to the largest gradient.
         what: was run.
+        factors: by which parameters of the candidate were multiplied.
+        names: of parameters of the candidate, those in the reference, where these are others.
 
     Raises:
         VerificationError: where shapes differ.
@@ -226,7 +229,7 @@ def of_gradients(
     scale = max(map(largest, wanted.values()), default=0.0)
     found = []
     for name, gradient in got.items():
-        survivors = taken(wanted[name], kept.get(name, {}))
+        survivors = taken(wanted[names.get(name, name)], kept.get(name, {}))
         if name in factors:
             survivors = survivors / factors[name].to(survivors)
         where = f"gradient of {name} at {{}}{what}"

@@ -179,7 +179,7 @@ def head_to_bytes(head: Head) -> bytes:
             "without": [name for name in own if name not in names],
             "with": [name for name in names if name not in expected.tensors],
         }
-    for key in ("tied", "shrunk", "recipe", "history"):
+    for key in ("tied", "dropped", "shrunk", "recipe", "history"):
         if getattr(description, key):
             said[key] = getattr(description, key)
     following = expected.sizes(head.records, description.tied)
@@ -242,7 +242,7 @@ def _head(said: dict[str, Any], records: bytes, path: Path) -> Head:
     except (InputError, ModelError) as error:
         raise DataError(f"{path} describes no network: {error}") from None
     names = [name for name in expected.tensors if name not in {*tied, *without}] + beside
-    check_names(path, (*names, *tied, *tied.values(), *description.sizes))
+    check_names(path, (*names, *tied, *tied.values(), *description.sizes, *description.dropped))
     check_names(path, (name for each in description.sizes.values() for name in each))
     if len(set(names)) < len(names):
         raise DataError(f"{path} is damaged: a tensor is there twice")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError, escaped, shown
-from prunekit.graph import GraphModel, ShrinkResult, size_attributes
+from prunekit.graph import GraphModel, ShrinkResult, dropped_layers, size_attributes
 from prunekit.masks import Masks
 from prunekit.pruning import Pruned
 from prunekit.runtime import SparseConv2d, SparseLinear
@@ -72,6 +72,7 @@ def contents_of(network: Network, masks: Masks | None, architecture: Architectur
         },
         tied=tied,
         sizes=size_attributes(model) if graph is None else {},
+        dropped=dropped_layers(model) if graph is None else {},
         shrunk=network.to_dict() if isinstance(network, ShrinkResult) else None,
         recipe=network.recipe.to_dict() if isinstance(network, Pruned) else None,
         history=[asdict(record) for record in network.history] if isinstance(network, Pruned) else [],

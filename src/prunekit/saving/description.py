@@ -85,6 +85,7 @@ class Description(StrictModel):
         pruned: the parameters that are saved without their zeros.
         tied: names that share the tensor of another name.
         sizes: the attributes of modules that hold sizes.
+        dropped: by list of layers, the places of those that it was built with and has no more.
         shrunk: what was taken out, if it was.
         recipe: what was done.
         history: what each step achieved.
@@ -94,6 +95,7 @@ class Description(StrictModel):
     pruned: dict[str, PrunedTensor]
     tied: dict[str, str]
     sizes: dict[str, dict[str, _Attribute]]
+    dropped: dict[str, list[_Size]] = Field(default_factory=dict)
     shrunk: dict[str, Any] | None
     recipe: dict[str, Any] | None
     history: list[dict[str, Any]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError, shown
-from prunekit.graph import replace_convolutions, replace_with_absent, restore_sizes
+from prunekit.graph import drop_layers, replace_convolutions, replace_with_absent, restore_sizes
 from prunekit.graph.rows import LAYERS, TRANSPOSED
 from prunekit.graph.surgery import put_modules
 from prunekit.models import MergedConv2d
@@ -49,8 +49,10 @@ def _check_kinds(own: Mapping[str, Tensor], state: Mapping[str, Tensor], files: 
 
 
 @contextmanager
-def with_replaced(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model without modules, with convolutions that have some of their columns, and with merged ones.
+def with_replaced(
+    model: nn.Module, state: Mapping[str, Tensor], dropped: Mapping[str, Sequence[int]]
+) -> Iterator[None]:
+    """The model without layers and modules, with convolutions of some columns, and with merged ones.
 
     Layers without a bias get one where batch norms went into them. The model is whole again if what is done
     inside fails.
@@ -58,6 +60,28 @@ def with_replaced(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Non
     Raises:
         ModelError: if what was saved does not come from this network; it is left as it was.
     """
+    undo = [
+        drop_layers(model, {name: each for name, each in dropped.items() if _has_all(model, name, state)})
+    ]
+    try:
+        undo += _replaced(model, state)
+        yield
+    except BaseException:
+        for each in reversed(undo):
+            each()
+        raise
+
+
+def _has_all(model: nn.Module, place: str, state: Iterable[str]) -> bool:
+    """Whether a list is longer than what was saved of it: the network may have been built with fewer."""
+    numbers = [name.removeprefix(f"{place}.").partition(".")[0] for name in state if f"{place}." in name]
+    saved = {int(each) for each in numbers if each.isdecimal()}
+    built = {name.removeprefix(f"{place}.") for name, _ in model.named_modules() if f"{place}." in name}
+    return sum(each.isdecimal() for each in built) > max(saved, default=-1) + 1
+
+
+def _replaced(model: nn.Module, state: Mapping[str, Tensor]) -> list[Callable[[], None]]:
+    """Put other modules in the places of those that were saved as such; what is returned puts them back."""
     modules, own = dict(model.named_modules(remove_duplicate=False)), model.state_dict()
     columns, absent = dict[str, Tensor](), dict[str, Tensor]()
     merged, biases = dict[str, nn.Module](), list[nn.Module]()
@@ -78,11 +102,11 @@ def with_replaced(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Non
         undo.append(replace_convolutions(model, columns))
         undo.append(put_modules(model, merged))
         undo.append(_with_biases([each for each in biases if absent and each not in merged.values()]))
-        yield
     except BaseException:
         for each in reversed(undo):
             each()
         raise
+    return undo
 
 
 def _with_biases(layers: Iterable[Any]) -> Callable[[], None]:

@@ -64,7 +64,7 @@ def describe(folder: Path) -> FolderDescription:
     values = checked_json(path, values)
     description = validated(FolderDescription, values, f"{path} was not written by prunekit")
     tied, sizes = description.tied, description.sizes
-    check_names(path, (*description.pruned, *tied, *tied.values(), *sizes))
+    check_names(path, (*description.pruned, *tied, *tied.values(), *sizes, *description.dropped))
     check_names(path, (name for each in sizes.values() for name in each))
     return description
 
@@ -188,5 +188,9 @@ def write_folder(contents: Contents, folder: Path) -> None:
         digests = {WEIGHTS: write_tensors(temporary / WEIGHTS, contents.tensors)}
         if contents.graph is not None:
             digests[GRAPH] = write_json_with_digest(temporary / GRAPH, contents.graph)
-        said = {"format": FORMAT, "prunekit": __version__, **contents.description.model_dump()}
+        said = {
+            "format": FORMAT,
+            "prunekit": __version__,
+            **contents.description.model_dump(exclude_defaults=True),
+        }
         write_json_with_digest(temporary / DESCRIPTION, {**said, "files": digests})

@@ -194,7 +194,7 @@ class SavedNetwork:
 
     def _fill(self, model: nn.Module, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Copy what was saved into a network of the user's, made as small as it was."""
-        with with_replaced(model, state):
+        with with_replaced(model, state, self.description.dropped):
             check_state(model, state, self.files)
             with fitted(model, state, tensors, self.files) as buffers:
                 try:
@@ -230,7 +230,7 @@ class SavedNetwork:
             raise DataError(
                 f"{described_in} describes a network of {described:,} numbers, but {stored:,} are saved"
             )
-        with with_replaced(model, state):
+        with with_replaced(model, state, self.description.dropped):
             check_state(model, state, self.files)
             with fitted(model, state, tensors, self.files), consistent(self.files.misfit("weights")):
                 model.load_state_dict(state, assign=True)
