@@ -13,7 +13,14 @@ from prunekit.graph.other_inputs import Arguments
 
 def keeps_cache(model: nn.Module) -> bool:
     """Whether a network can be asked to keep what it read in a cache, which is given to its next call."""
-    return {"use_cache", "past_key_values"} <= inspect.signature(model.forward).parameters.keys()
+    taken = inspect.signature(model.forward).parameters
+    any_name = any(each.kind is each.VAR_KEYWORD for each in taken.values())
+    return {"use_cache", "past_key_values"} <= taken.keys() or (any_name and _generates(model))
+
+
+def _generates(model: Any) -> bool:
+    can = getattr(model, "can_generate", None)
+    return callable(can) and bool(can())
 
 
 def with_cache(model: nn.Module, call: Arguments) -> Tensor | None:

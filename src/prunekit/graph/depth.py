@@ -77,7 +77,8 @@ def shrink_branches(model: nn.Module, example_inputs: Inputs, masks: Masks) -> S
             edit.finish(small)
             deviation = prove(small, names=edit.names(small))
         except VerificationError as error:
-            reason = reason or str(error).splitlines()[0].removesuffix(UNTOUCHED)
+            if edit.fewer is None:
+                reason = reason or str(error).splitlines()[0].removesuffix(UNTOUCHED)
             continue
         masks.apply(model)
         put_modules(model, absent)
@@ -301,17 +302,20 @@ def _without(graph: Captured, removed: Sequence[Branch], model: nn.Module) -> Ca
         for branch in branches_of(copied, parameters)
     }
     erased: dict[fx.Node, None] = {}
+    instead: dict[fx.Node, fx.Node] = {}
     for tensors in wanted:
         branch = by_parameters.get(tuple(name for name in tensors if name in parameters))
         if branch is None:
             raise ModelError(f"the branch of {tensors[0]} is no branch in training mode")
         erased |= dict.fromkeys((*branch.nodes, branch.addition))
-        passed = branch.shortcut
+        passed = instead.get(branch.shortcut, branch.shortcut)  # the sum of another branch may be gone
         if any(is_written(user) and user.args[0] is branch.addition for user in branch.addition.users):
             with copied.graph.inserting_after(branch.addition):
                 passed = copied.graph.call_function(torch.ops.aten.clone.default, (branch.shortcut,))
                 passed.meta = dict(branch.addition.meta)
         branch.addition.replace_all_uses_with(passed)
+        instead = {each: passed if value is branch.addition else value for each, value in instead.items()}
+        instead[branch.addition] = passed
     for node in copied.graph.nodes:  # what nothing reads, but reads them
         if (
             node not in erased

@@ -144,9 +144,14 @@ def drop_layers(model: nn.Module, gone: Mapping[str, Sequence[int]]) -> Callable
 
 
 def whole_layers(model: nn.Module, tensors: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """By the full names of lists of layers, the places of those all of whose parameters are among these.
+    """By the full names of lists of layers, the places of those that lose all of their matrices.
 
-    Lists of which nothing would be left are not among them, nor those within a layer that goes.
+    Norms may be left, which several branches share. Lists of which nothing would be left are not among them,
+    nor are those within a layer that goes.
+
+    Args:
+        model: the network.
+        tensors: the full names of what it loses.
     """
     found: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
@@ -154,7 +159,7 @@ def whole_layers(model: nn.Module, tensors: Collection[str]) -> dict[str, tuple[
             continue
         gone = []
         for number, layer in enumerate(module):
-            own = [f"{name}.{number}.{each}" for each, _ in layer.named_parameters()]
+            own = [f"{name}.{number}.{each}" for each, value in layer.named_parameters() if value.dim() > 1]
             if own and all(each in tensors for each in own):
                 gone.append(number)
         if gone and len(gone) < len(module):
