@@ -74,9 +74,12 @@ def with_replaced(
 
 def _has_all(model: nn.Module, place: str, state: Iterable[str]) -> bool:
     """Whether a list is longer than what was saved of it: the network may have been built with fewer."""
-    numbers = [name.removeprefix(f"{place}.").partition(".")[0] for name in state if f"{place}." in name]
+    numbers = [
+        name.removeprefix(f"{place}.").partition(".")[0] for name in state if name.startswith(f"{place}.")
+    ]
     saved = {int(each) for each in numbers if each.isdecimal()}
-    built = {name.removeprefix(f"{place}.") for name, _ in model.named_modules() if f"{place}." in name}
+    names = [name for name, _ in model.named_modules() if name.startswith(f"{place}.")]
+    built = [name.removeprefix(f"{place}.") for name in names]
     return sum(each.isdecimal() for each in built) > max(saved, default=-1) + 1
 
 
