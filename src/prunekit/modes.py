@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache, partial
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -88,11 +91,12 @@ def untouched(model: nn.Module) -> Iterator[Holdings]:
     """A network runs to be looked at: what it writes to its modules is put back, and hooks are set aside.
 
     Hooks that are PyTorch's own, such as those of weight norm, are part of what it computes and stay.
+    Functions that remember their results (`functools.lru_cache`) are called anew, and remember nothing.
 
     Yields:
         What the modules held before.
     """
-    with _hooks_aside(model), holding(model) as holdings:
+    with _hooks_aside(model), _caches_aside(model), _data_kept(model), holding(model) as holdings:
         yield holdings
 
 
@@ -128,6 +132,64 @@ def _hooks_aside(model: nn.Module) -> Iterator[None]:
         for place, found in before:
             place.clear()
             place.update(found)
+
+
+@contextmanager
+def _data_kept(model: nn.Module) -> Iterator[None]:
+    """Tensors get back the data that the forward took from them, as where it casts a layer."""
+    every = [*model.parameters(), *model.buffers()]
+    before = [(tensor, tensor.detach()) for tensor in every if tensor.layout == torch.strided]
+    try:
+        yield
+    finally:
+        for tensor, data in before:
+            if not _same_data(tensor, data):
+                tensor.data = data
+
+
+def _same_data(tensor: Tensor, data: Tensor) -> bool:
+    try:
+        return tensor.data_ptr() == data.data_ptr() and tensor.dtype == data.dtype
+    except RuntimeError:  # it has no data any more
+        return False
+
+
+_Cache = type(lru_cache(len))
+
+
+@contextmanager
+def _caches_aside(model: nn.Module) -> Iterator[None]:
+    """Functions in the place of those that remember their results, in the modules' classes and files."""
+    files: dict[str, None] = {}
+    places: list[Any] = []
+    for kind in dict.fromkeys(base for module in model.modules() for base in type(module).__mro__):
+        if not kind.__module__.startswith(("torch.", "builtins")):
+            places.append(kind)
+            files[kind.__module__] = None
+    places += [sys.modules[name] for name in files if name in sys.modules]
+    put_back: list[Callable[[], None]] = []
+    for place in places:
+        for name, value in list(vars(place).items()):
+            if isinstance(value, _Cache):
+                put_back.append(partial(setattr, place, name, value))
+                setattr(place, name, value.__wrapped__)
+            closure = value.__closure__ if isinstance(value, FunctionType) else None
+            for cell in closure or ():
+                if isinstance(cached := _content(cell), _Cache):
+                    put_back.append(partial(setattr, cell, "cell_contents", cached))
+                    cell.cell_contents = cached.__wrapped__
+    try:
+        yield
+    finally:
+        for each in put_back:
+            each()
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty yet
+        return None
 
 
 class Snapshot:

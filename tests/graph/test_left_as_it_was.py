@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from torch.nn.modules import module as global_hooks
 from torch.utils.checkpoint import checkpoint
 
 from prunekit.errors import ModelError
-from prunekit.graph import groups, prune_groups
+from prunekit.graph import VerificationError, groups, prune_groups
 from prunekit.graph.capture import captured
 from prunekit.graph.chain_view import chain_of
+from prunekit.graph.proof import masked_reference, proven
+from prunekit.graph.surgery import Cut
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -264,3 +267,127 @@ def test_gradient_checkpointing(reentrant):
             return self.b(checkpoint(self.a, x, use_reentrant=reentrant))
 
     assert prune_groups(Checkpointed(), torch.randn(4, 16), 0.5).form == "modules"
+
+
+class CastsALayer(Net):
+    def write(self, x: Tensor) -> None:
+        self.b = self.b.to(x.dtype)
+
+
+class ReplacesData(Net):
+    def write(self, x: Tensor) -> None:
+        self.b.bias.data = self.b.bias.data * 1
+
+
+@pytest.mark.parametrize("look", ["groups", "exported"])
+@pytest.mark.parametrize("kind", [CastsALayer, ReplacesData])
+def test_a_forward_that_gives_parameters_other_data(kind: type[Net], look: str) -> None:
+    model = kind().double()
+    before = {name: (each.data_ptr(), each.clone()) for name, each in model.named_parameters()}
+    try:
+        LOOKS[look](model)
+    except ModelError:
+        assert (kind, look) != (CastsALayer, "groups")
+    for name, each in model.named_parameters():
+        assert each.data_ptr() == before[name][0]
+        assert torch.equal(each, before[name][1])
+
+
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    cached = functools.lru_cache(function)
+    return functools.wraps(function)(lambda *given: cached(*given))
+
+
+@functools.lru_cache
+def positions(count: int) -> Tensor:
+    return torch.arange(count) / count
+
+
+@_remembering
+def steps(count: int) -> Tensor:
+    return torch.ones(count)
+
+
+class Remembers(Net):
+    """Three functions that remember what they gave, and the number of heads in a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.heads = nn.Linear(4, 8), 4
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def scale(self, count: int) -> Tensor:
+        return torch.full((count,), 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.c(x).view(len(x), self.heads, -1).sum(-1)
+        return h.sum(1, keepdim=True) + positions(len(x))[:, None] + steps(len(x))[:, None] * self.scale(1)
+
+
+@pytest.mark.parametrize("look", ["groups", "exported"])
+def test_functions_that_remember_their_results_remember_none_without_data(look: str) -> None:
+    model = Remembers()
+    wanted = copy.deepcopy(model).double()(X)
+    scale, at = Remembers.__dict__["scale"], positions
+    for function in (Remembers.scale, positions):
+        function.cache_clear()
+    LOOKS[look](model.double())
+    assert Remembers.__dict__["scale"] is scale
+    assert positions is at
+    assert positions.cache_info().currsize == scale.cache_info().currsize == 0
+    assert torch.equal(model(X), wanted)
+
+
+def test_a_network_that_remembers_tensors_keeps_its_class() -> None:
+    model = Remembers().double()
+    assert prune_groups(model, X, 0.5).form == "modules"
+    assert model.heads * model.c.out_features < 32
+
+
+class Accumulates(nn.Module):
+    """What the last call gave comes in again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.state: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        self.state = h if self.state is None else h + 0.5 * self.state.detach()
+        return self.b(self.state)
+
+
+def test_a_network_that_keeps_state_between_calls_is_pruned_and_keeps_it() -> None:
+    model = Accumulates().double()
+    whole = copy.deepcopy(model)
+    result = prune_groups(model, X, 0.5)
+    assert (result.form, model.a.out_features, model.state) == ("modules", 3, None)
+    gone = ~result.axes["a.weight"][0]
+    with torch.no_grad():
+        whole.a.weight[gone] = whole.a.bias[gone] = 0
+    for step in range(3):
+        torch.testing.assert_close(model(X + step), whole(X + step))
+
+
+def test_no_graph_takes_the_place_of_a_network_that_keeps_state() -> None:
+    class Fixed(Accumulates):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if self.a(x).view(-1, 6) is not None else x
+
+    with pytest.raises(ModelError, match=r"earlier calls decide .* forward of Fixed changes what its next"):
+        prune_groups(Fixed().double(), X, 0.5)
+
+
+def test_the_second_call_is_compared_too() -> None:
+    class Forgets(Accumulates):
+        def forward(self, x: Tensor) -> Tensor:
+            self.state = None
+            return super().forward(x)
+
+    keeps, forgets = Accumulates().double(), Forgets().double()
+    forgets.load_state_dict(keeps.state_dict())
+    cut = Cut({}, {})
+    proven(masked_reference(keeps, {}, X), forgets, cut, X)
+    with pytest.raises(VerificationError, match="computes something else"):
+        proven(masked_reference(keeps, {}, X, calls=2), forgets, cut, X)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ModelError
-from prunekit.graph import VerificationError, proof, same_function
+from prunekit.graph import VerificationError, proof, prune_groups, same_function
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +177,19 @@ def test_every_output_is_compared() -> None:
     assert deviation.where.startswith("number [")
     with pytest.raises(VerificationError, match=r"shapes \[\(5, 3\), \(1, 3\)\] in place of \[\(5, 2\)"):
         same_function(model, nn.GRU(3, 3), X)
+
+
+def test_complex_numbers_are_computed_in_double_precision():
+    class Rotates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            angles = torch.arange(len(x), dtype=torch.float32)[:, None]
+            turns = torch.polar(torch.ones_like(angles), angles).to(x.device)
+            out = torch.view_as_complex(self.b(self.norm(self.a(x))).float().unflatten(-1, (-1, 2)))
+            return torch.view_as_real(out * turns).flatten(-2)
+
+    result = prune_groups(Rotates(), torch.randn(4, 6), 0.5)
+    assert (result.form, result.deviation.accepted) == ("modules", True)

@@ -28,6 +28,12 @@ class Constant(Layers):
         return self.b(torch.relu(self.a(x))) * (2 if (mask == mask.T).all() else mask.sum().item())
 
 
+class OfPlainNumbers(Layers):
+    def forward(self, x):
+        count = torch.div(len(x), 3, rounding_mode="trunc")
+        return self.b(torch.relu(self.a(x))) * (count if count > 1 else int(count) + 1)
+
+
 class Buffer(Layers):
     def forward(self, x):
         return self.b(torch.relu(self.a(x)) / float(self.t))
@@ -69,6 +75,7 @@ class Written(Layers):
 
 TAKEN = {
     Constant: (X, False, False),
+    OfPlainNumbers: (X, False, False),
     Buffer: (X, False, True),
     Check: (X, True, False),
     Assertion: (X, True, True),

@@ -46,8 +46,8 @@ def captured(
         example_inputs: a tensor, a tuple of arguments, or a dict of named arguments.
         record: whether to record the operators as they are called, which takes a tenth of the time, before
             `torch.export` is asked.
-        decided: whether a graph will do of what values of the inputs, parameters or buffers decided
-            (`Captured.by_data`, `Captured.by_state`). It must not take the network's place.
+        decided: whether a graph will do of what values of the inputs, parameters or buffers, or earlier calls
+            decided (`Captured.by_data`, `by_state`, `by_calls`). It must not take the network's place.
 
     Raises:
         InputError: where the example inputs are of no usable kind or do not fit the network's arguments.
@@ -143,11 +143,11 @@ def _captured_in(
             module.training = mode == "train"
         if record:
             try:
-                return recorded(model, args, kwargs, names, sizes=mode == "eval")
+                return recorded(model, args, kwargs, names, sizes=mode == "eval", state=decided)
             except NotRecordedError as error:
                 _LOG.debug("values are computed in %s mode, since it cannot be recorded: %s", mode, error)
             try:
-                found = _with_values(model, (args, kwargs), names, sizes=mode == "eval")
+                found = _with_values(model, (args, kwargs), names, sizes=mode == "eval", state=decided)
                 if decided or not (found.by_data or found.by_state):
                     return found
             except NotRecordedError as error:
@@ -166,13 +166,15 @@ def _check_kinds(model: nn.Module) -> None:
             raise ModelError(f"{what} is lazy and has no parameters yet: run the model once before")
 
 
-def _with_values(model: nn.Module, call: Arguments, names: dict[str, str], *, sizes: bool) -> Captured:
+def _with_values(
+    model: nn.Module, call: Arguments, names: dict[str, str], *, sizes: bool, state: bool
+) -> Captured:
     """The graph of what a network does on these inputs, with those of what it does on others."""
-    found = recorded(model, *call, names, sizes=sizes, values=True)
+    found = recorded(model, *call, names, sizes=sizes, values=True, state=state)
     others: list[Captured] = []
     for other in (negated(call), drawn(call), shuffled(call)) if found.by_data else ():
         try:
-            graph = recorded(model, *other, names, values=True)
+            graph = recorded(model, *other, names, values=True, state=state)
         except NotRecordedError:  # inputs that it does not take
             continue
         if not any(graph.same_as(each) for each in (found, *others)):

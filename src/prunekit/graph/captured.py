@@ -41,6 +41,7 @@ class Captured:
         uses: what its sizes are computed from; None if it was not recorded.
         by_data: the lines that ask for values of the user's inputs: what is done next is what these decided.
         by_state: the lines that ask for values of parameters or buffers.
+        by_calls: whose forward changes what the next call gives: the graph is that of the first call.
         others: graphs of the same network in the same mode on other inputs, where the values there decide
             otherwise.
         parameters: the names of what the network's forward takes, in order, each with its default in a tuple,
@@ -57,6 +58,7 @@ class Captured:
     uses: SizeUses | None = None
     by_data: tuple[str, ...] = ()
     by_state: tuple[str, ...] = ()
+    by_calls: tuple[str, ...] = ()
     others: tuple[Captured, ...] = ()
     parameters: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 

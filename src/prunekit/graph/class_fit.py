@@ -135,9 +135,11 @@ def misfit(
         return None, {}
     args, kwargs = arguments(example_inputs)
     with evaluating(model), torch.enable_grad():
-        given, failure = _recorded(partial(recorded, model, args, kwargs, canonical(model)))
+        given, failure = _recorded(partial(recorded, model, args, kwargs, canonical(model), state=True))
         if failure is not None:  # it may ask for values
-            given, failure = _recorded(partial(recorded, model, args, kwargs, canonical(model), values=True))
+            given, failure = _recorded(
+                partial(recorded, model, args, kwargs, canonical(model), values=True, state=True)
+            )
     return (None, {}) if given is None else _Compared(graph, keeping, given, failure).run()
 
 

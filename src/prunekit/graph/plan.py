@@ -192,11 +192,13 @@ def traced(
 
 
 def _without_statistics(plan: GroupPlan, graphs: Sequence[Captured]) -> GroupPlan:
-    """Where other data lead elsewhere, no graph takes statistics over what stays: such groups stay."""
-    lines = [line for graph in graphs if graph.others for line in graph.by_data]
-    if not lines:
+    """Where other data or calls lead elsewhere, none takes statistics over kept units: such groups stay."""
+    by_data = [line for graph in graphs if graph.others for line in graph.by_data]
+    by_calls = [line for graph in graphs for line in graph.by_calls]
+    if not by_data and not by_calls:
         return plan
-    reason = f"statistics run over it, and values of the inputs decide what is computed, {lines[0]}"
+    decided = f"values of the inputs decide what is computed, {by_data[0]}" if by_data else by_calls[0]
+    reason = f"statistics run over it, and {decided}"
     return GroupPlan(
         tuple(
             replace(group, frozen=reason) if group.normalised and group.frozen is None else group

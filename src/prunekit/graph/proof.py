@@ -32,7 +32,7 @@ from prunekit.graph.reference_run import (
     rounding,
 )
 from prunekit.graph.surgery import Axes, Cut, copy_of, count_parameters
-from prunekit.modes import Snapshot, keeping_modes
+from prunekit.modes import Snapshot, holding, keeping_modes
 
 UNTOUCHED = "; the model is as it was"
 AFFORDABLE = 2**28  # parameters of which two copies in float64 are made: 4 GiB
@@ -78,6 +78,7 @@ class Reference:
         call: the arguments that it will be run on.
         keeping: what stays of each node of its graphs, where statistics run over what stays.
         affordable: up to how many parameters copies in float64 are made; None for any number.
+        calls: how often it is run in a row, each time: more than once if a call changes what the next gives.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Reference:
         keeping: KeepMasks | None = None,
         *,
         affordable: int | None = None,
+        calls: int = 1,
     ) -> None:
         given = [each for each in pytree.tree_leaves(call) if isinstance(each, Tensor)]
         too_many = affordable is not None and count_parameters(model) > affordable
@@ -94,6 +96,7 @@ class Reference:
         self.dtype = None if too_many or without else torch.float64
         self.model = _prepared(model, self.dtype)
         self.keeping = keeping
+        self.calls = calls
 
     def outputs(self, call: Arguments, *, training: bool) -> list[Tensor]:
         """What it gives; its buffers are put back.
@@ -109,7 +112,11 @@ class Reference:
 
 
 def masked_reference(
-    model: nn.Module, tensors: Mapping[str, Axes], inputs: Inputs, keeping: KeepMasks | None = None
+    model: nn.Module,
+    tensors: Mapping[str, Axes],
+    inputs: Inputs,
+    keeping: KeepMasks | None = None,
+    calls: int = 1,
 ) -> Reference:
     """The masked network: zeros in all slices of the units, statistics over what is kept.
 
@@ -119,9 +126,10 @@ def masked_reference(
         inputs: on which it must give numbers: where it divides by a buffer that would be zero, as by a
             spread for each channel, buffers keep their values.
         keeping: what stays of each node of the graphs.
+        calls: as of `Reference`.
     """
     call = arguments(inputs)
-    reference = Reference(model, call, keeping)
+    reference = Reference(model, call, keeping, calls=calls)
     masked = reference.model
     buffers = {name: buffer.clone() for name, buffer in masked.named_buffers() if name in tensors}
     found = tensors_of(masked)
@@ -334,6 +342,8 @@ def _ran(
                 )
             else:
                 output = model(*args, **kwargs)
+                if reference.calls > 1:
+                    output = [output, *(model(*args, **kwargs) for _ in range(reference.calls - 1))]
         except Exception as error:  # whatever the user's forward raises
             raise refused(
                 f"the {what} network failed on the inputs: {type(error).__name__}: {error}"
@@ -349,9 +359,9 @@ def _ran(
 
 @contextmanager
 def _prepared_run(model: nn.Module, reference: Reference, *, training: bool) -> Iterator[None]:
-    """One mode for all modules, and the precision of the proof."""
+    """One mode for all modules and the precision of the proof; what modules keep of a run is put back."""
     exactly = nullcontext() if reference.dtype is None else exact()
-    with keeping_modes(model), exactly:
+    with keeping_modes(model), holding(model), exactly:
         for module in model.modules():
             module.training = training
         yield

@@ -19,12 +19,18 @@ from prunekit.graph.ops import operator_of
 from prunekit.graph.ops.registry import Kept
 from prunekit.graph.surgery import Axes, taken
 
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_WIDE = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+    torch.complex32: torch.complex128,
+}
 
 
 def doubled(value: Any) -> Any:
-    """The value, or float64 for a narrower type of real numbers."""
-    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+    """The value, or the double precision for a narrower type of real or complex numbers."""
+    return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 _DROPPING = {"scaled_dot_product_attention": 4, "multi_head_attention_forward": 10}

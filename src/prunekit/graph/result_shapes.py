@@ -42,7 +42,8 @@ def shapes(func: torch._ops.OpOverload, args: Any, kwargs: dict[str, Any]) -> An
             found = func.decompose(*args, **kwargs)
         if found is not NotImplemented:
             return found
-    return func(*args, **kwargs)
+    found = func(*args, **kwargs)
+    return found.to("meta") if isinstance(found, Tensor) else found  # of plain numbers it is on the CPU
 
 
 class _Within(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -324,7 +324,8 @@ class _Proof:
                 raise VerificationError(f"what was exported is not what the network computes: {exported}")
         divisors, tensors = divisors_of(found.plan), work.cut.tensors if case.values is None else {}
         off = {name: axes for name, axes in tensors.items() if name not in divisors}
-        self._reference = masked_reference(masked, off, case.example_inputs, keeping)
+        calls = 2 if any(graph.by_calls for graph in found.graphs) else 1
+        self._reference = masked_reference(masked, off, case.example_inputs, keeping, calls)
         self._case = case
         self._training = case.training and len(found.graphs) > 1  # one graph computes the same in both modes
         self._draws = partial(_draws, found, work.keeping)
@@ -382,16 +383,21 @@ def _undecided(
         VerificationError: where there are none.
     """
     for graph in found.graphs:
-        for what, lines in (("the inputs", graph.by_data), ("its tensors", graph.by_state)):
+        decided = (
+            ("values of the inputs", graph.by_data),
+            ("values of its tensors", graph.by_state),
+            ("earlier calls", graph.by_calls),
+        )
+        for what, lines in decided:
             if lines:
-                if not graph.others:  # the export may know better what is a check only
+                if not graph.others and not graph.by_calls:  # the export may know better what is a check only
                     try:
                         return analysed(decided=False)
                     except ModelError:
                         pass
                 why = str(error).splitlines()[0].removesuffix(UNTOUCHED)
                 raise VerificationError(
-                    f"{why}; no graph can take the place of its code, since values of {what} decide what it "
+                    f"{why}; no graph can take the place of its code, since {what} decide what it "
                     f"computes, {lines[0]}{UNTOUCHED}"
                 ) from error
     return found
