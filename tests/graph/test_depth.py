@@ -283,6 +283,33 @@ def test_what_cannot_be_taken_out_is_refused():
     assert same(copied(model), before)
 
 
+class Recalls(nn.Module):
+    """A residual block whose branch takes in what it saw at the call before, as a cache in modules does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.seen: torch.Tensor | float = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        branch = self.layer(x + self.seen)
+        self.seen = x.detach()
+        return x + branch
+
+
+def test_blocks_of_a_network_that_keeps_state_between_calls_stay():
+    model = nn.Sequential(nn.Linear(4, 4), Recalls(), Recalls(), nn.Linear(4, 2)).eval()
+    gone = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in model[1].named_parameters()}
+    masks = Masks({f"1.{name}": mask for name, mask in gone.items()})
+    masks.apply(model)
+    before = copied(model)
+    with pytest.raises(
+        ModelError, match=r"blocks cannot be taken out: the forward of .* changes what its next"
+    ):
+        shrink_branches(model, torch.randn(2, 4), masks)
+    assert same(copied(model), before)
+
+
 def test_a_pruning_to_the_end():
     model = resnet()
     recipe = Recipe.parse(

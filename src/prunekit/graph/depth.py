@@ -16,7 +16,7 @@ from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError, shown
 from prunekit.graph.branches import Branch, branches_of, modules_of, residual_blocks, unread_of
 from prunekit.graph.cache_places import close_gaps
-from prunekit.graph.capture import canonical, captured
+from prunekit.graph.capture import canonical, captured, captured_in
 from prunekit.graph.captured import Captured, GraphModel, is_written
 from prunekit.graph.layer_lists import FewerLayers, fewer_layers, whole_layers
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven
@@ -48,13 +48,17 @@ def shrink_branches(model: nn.Module, example_inputs: Inputs, masks: Masks) -> S
 
     Raises:
         InputError: if no branch was removed.
-        ModelError: where the network cannot be exported.
+        ModelError: where the network cannot be exported, or what a call leaves behind in it changes what the
+            next one gives, as a cache in its modules does.
         VerificationError: if the smaller network computes something else. In every case the model is as it
             was.
     """
     model = own_module(model)
     masks.parameters(model)
     graphs = captured(model, example_inputs)
+    by_calls = captured_in(model, example_inputs, "eval", decided=True).by_calls
+    if by_calls:
+        raise ModelError(f"blocks cannot be taken out: {by_calls[0]}, which would not be proven")
     gone = {name for name, mask in masks.items() if not bool(mask.any())}
     own = dict(model.named_parameters())
     removed = [
