@@ -156,6 +156,19 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
     return int(value)
 
 
+def number(name: str, value: Any, least: float, most: float) -> float:
+    """A number of Python, from one of Python's or NumPy's.
+
+    Raises:
+        InputError: naming it and its range, if it is something else or outside of it.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= float(value) <= most:
+        raise InputError(
+            f"{name} = {shown(value)}: a number of at least {least:,g} and at most {most:,g} is needed"
+        )
+    return float(value)
+
+
 def size_of(what: str, size: int) -> int:
     """A size, in [1, MAX_SIZE]; `what` names it in the error."""
     return whole(what, size, 1, MAX_SIZE)

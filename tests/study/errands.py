@@ -65,6 +65,26 @@ def hang(folder: Path, name: str, progress) -> None:
         time.sleep(1000)
 
 
+def die_at_first(folder: Path, name: str, progress) -> None:
+    """End the process the first time, after half of the work; the second time be done."""
+    progress(0.5)
+    if not (folder / name).exists():
+        (folder / name).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang_at_first(folder: Path, name: str, progress) -> None:
+    """Say where it runs and hang, the first time; the second time say where it runs."""
+    import ray
+
+    progress(0.5)
+    path = folder / name
+    places = path.read_text().split() if path.exists() else []
+    path.write_text(" ".join([*places, ray.get_runtime_context().get_node_id()]))
+    while not places:
+        time.sleep(1000)
+
+
 def fork_and_hang(progress) -> None:
     """As statistics do that are shared out over processes."""
 

@@ -16,6 +16,10 @@ class Notes:
         self.started_jobs = []
         self.fractions = {}
         self.ended = {}
+        self.lost_jobs = []
+
+    def lost(self, job, failure):
+        self.lost_jobs.append(job.name)
 
     def started(self, job):
         self.started_jobs.append(job.name)

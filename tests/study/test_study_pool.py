@@ -15,7 +15,7 @@ from process_groups import living
 from test_study_jobs import Notes, fail, leave
 
 from prunekit.study.jobs import Job
-from prunekit.study.pool import run_jobs
+from prunekit.study.pool import LocalPool, run_jobs
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,17 @@ def test_a_task_that_hangs_is_ended_and_the_others_are_done(tmp_path):
     }
     assert sorted((tmp_path / "order").read_text().split()) == ["a", "b"]
     assert set(notes.ended) == {"hang", "a", "heir", "b"}
+
+
+def test_a_task_whose_process_dies_is_begun_again_as_often_as_it_may(tmp_path, caplog):
+    jobs = [Job("dies once", errands.die_at_first, (tmp_path, "x")), fail("kill"), fail("exit")]
+    notes = Notes()
+    failures = LocalPool(2, attempts=3).run(jobs, notes, None)
+    assert {failure.name: failure.lost for failure in failures} == {"kill": True, "exit": False}
+    assert sorted(notes.lost_jobs) == ["dies once", "kill", "kill"]
+    assert set(notes.ended) == {"dies once", "kill", "exit"}
+    assert "dies once: its process was killed" in caplog.text
+    assert "begun again (2 of 3)" in caplog.text
 
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the workers")

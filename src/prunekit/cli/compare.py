@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -17,8 +17,10 @@ from prunekit.cli.options import StoppedError, only_results, own_code, print_jso
 from prunekit.errors import InputError, plain_line
 from prunekit.measure import plain_table
 from prunekit.methods import METHODS, MethodInfo, describe, recipe
-from prunekit.study import load_study, names, run_study
+from prunekit.study import Executor, LocalPool, RayCluster, load_study, names, run_study
 from prunekit.study_files import STUDY_JSON
+
+ExecutorName = Literal["local", "ray"]
 
 
 def methods(
@@ -67,8 +69,12 @@ def _methods_table(rows: list[MethodInfo]) -> Table:
 def compare(
     study: Annotated[str | None, typer.Argument(help="A named study, or a path ending in .yaml.")] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the results, runs/NAME by default; an earlier run there goes on."),
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Folder of the results, runs/NAME by default, or a URL such as s3://bucket/NAME; an earlier "
+            "run there goes on.",
+        ),
     ] = None,
     data_dir: options.DataDir = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
@@ -78,6 +84,24 @@ def compare(
         typer.Option(
             metavar="SECONDS", help="End a cell or training that takes longer; it counts as failed."
         ),
+    ] = None,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="Who runs the cells: processes of this machine, or a Ray cluster.")
+    ] = "local",
+    attempts: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Begin a cell so often if its process or machine dies; 1, and 3 with Ray."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster; auto for the one on this machine. One is made by default."),
+    ] = None,
+    cpus: Annotated[float | None, typer.Option(help="CPUs that a cell takes on Ray; 1 by default.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs that a cell takes on Ray; 0 by default.")] = None,
+    memory: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="Memory that Ray sets aside for a cell.")
     ] = None,
     assignments: options.SetOption = None,
     allow: options.Allow = None,
@@ -96,7 +120,9 @@ def compare(
     changes = list(assignments or []) + ([] if seeds is None else [f"seeds={seeds}"])
     with own_code(allow):
         chosen = load_study(study, changes)
-    folder = out or Path("runs") / chosen.name
+    folder = str(Path("runs") / chosen.name) if out is None else out
+    on_ray = {"address": address, "cpus": cpus, "gpus": gpus, "memory": memory}
+    runs = _executor(executor, workers, attempts, on_ray)
     words = ["prunekit", "compare", study]
     words += [word for module in allow or () for word in ("--allow", module)]
     words += [word for change in changes for word in ("--set", change)]
@@ -106,13 +132,27 @@ def compare(
                 chosen,
                 folder,
                 data_dir=data_dir,
-                workers=workers,
+                executor=runs,
                 cell_timeout=cell_timeout,
                 command=shlex.join(words),
             )
     except KeyboardInterrupt:
         raise StoppedError("stopped; the same command goes on from here") from None
     _show_findings(page, as_json)
+
+
+def _executor(
+    name: ExecutorName, workers: int | None, attempts: int | None, on_ray: dict[str, Any]
+) -> Executor:
+    tries: dict[str, Any] = {} if attempts is None else {"attempts": attempts}
+    given: dict[str, Any] = {key: value for key, value in on_ray.items() if value is not None}
+    if name == "ray":
+        if workers is not None:
+            raise InputError("--workers are processes of this machine: give --cpus with --executor ray")
+        return RayCluster(**given, **tries)
+    if given:
+        raise InputError(f"--{next(iter(given))} is for --executor ray")
+    return LocalPool(workers, **tries)
 
 
 def report(

@@ -88,6 +88,11 @@ SOURCES = MappingProxyType(_sources())
 """Those of all datasets that are read from files, by name, as `sources.yaml` says."""
 
 
+def cache_folder() -> Path:
+    """Where downloads and copies are kept: PRUNEKIT_CACHE, or else the user's cache."""
+    return Path(os.environ.get("PRUNEKIT_CACHE") or pooch.os_cache("prunekit")).expanduser()
+
+
 @dataclass(frozen=True)
 class Store:
     """The places where data is looked for.
@@ -106,8 +111,7 @@ class Store:
     def open(cls, data_dir: Path | str | None = None, *, download: bool = True) -> Store:
         """The store at `data_dir` or else PRUNEKIT_DATA, with PRUNEKIT_CACHE or else the user's cache."""
         folder = data_dir or os.environ.get("PRUNEKIT_DATA") or None
-        cache = os.environ.get("PRUNEKIT_CACHE") or pooch.os_cache("prunekit")
-        return cls(Path(cache).expanduser(), Path(folder).expanduser() if folder else None, download)
+        return cls(cache_folder(), Path(folder).expanduser() if folder else None, download)
 
     def find(self, source: Source) -> list[Path] | None:
         """The path of each of the source's files, from the first place that has all of them; or None."""

@@ -9,14 +9,20 @@ from typing import Any
 
 from prunekit.errors import InputError, instead
 from prunekit.settings import read_yaml, with_assignments
+from prunekit.study.jobs import Executor
 from prunekit.study.layout import Layout
+from prunekit.study.pool import LocalPool
+from prunekit.study.ray_cluster import RayCluster
 from prunekit.study.run import StudyError, run_study
 from prunekit.study.spec import Cell, Method, Study, StudySuite
 
 __all__ = [
     "Cell",
+    "Executor",
     "Layout",
+    "LocalPool",
     "Method",
+    "RayCluster",
     "Study",
     "StudyError",
     "StudySuite",

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import errno
+import logging
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prunekit.errors import PrunekitError, brief, escaped
 
+log = logging.getLogger(__name__)
+
 LONGEST_LINE, LONGEST_TRACE = 2_000, 10_000
 """Characters that are kept of what an exception says, and of where it happened."""
+
+START = 60.0
+"""Seconds that a job with a time limit is given besides until it reports: to load code and data."""
+
+MAX_ATTEMPTS = 100
+"""How often a job can be begun at most."""
 
 Progress = Callable[[float], None]
 """Takes the fraction of a job that is done; its first call says where the job begins, 0 if afresh."""
@@ -27,6 +38,8 @@ class Job:
         arguments: its arguments.
         after: names of jobs that must have succeeded before.
         cost: the expected effort, in any unit that all jobs share.
+        reads: the files and folders that it reads, below the folder of the study.
+        writes: those that it writes there, the last of them when it is done.
     """
 
     name: str
@@ -34,6 +47,8 @@ class Job:
     arguments: tuple[Any, ...]
     after: tuple[str, ...] = ()
     cost: float = 1.0
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,7 @@ class Failure:
         trace: where it happened, for the log.
         skipped: whether it was not even begun, because of another's failure.
         disk_full: whether no other job could write its results either.
+        lost: whether it is the process or the machine that came to an end, so that another try may succeed.
     """
 
     name: str
@@ -53,6 +69,7 @@ class Failure:
     trace: str = ""
     skipped: bool = False
     disk_full: bool = False
+    lost: bool = False
 
     @classmethod
     def of(cls, job: Job, error: BaseException) -> Failure:
@@ -73,16 +90,49 @@ class Watcher(Protocol):
     def finished(self, job: Job, seconds: float, failure: Failure | None) -> None:
         """The job has ended, or will not be begun."""
 
+    def lost(self, job: Job, failure: Failure) -> None:
+        """The process of the job has come to an end; the job will be started again."""
+
+
+class Executor(Protocol):
+    """Who runs the jobs of a study: processes of this machine, or a cluster."""
+
+    def connected(self) -> AbstractContextManager[Any]:
+        """Be ready for jobs until the block ends; blocks may lie in each other."""
+
+    def slots(self, jobs: int) -> int:
+        """How many of so many jobs run at a time."""
+
+    def run(self, jobs: Sequence[Job], watcher: Watcher, timeout: float | None) -> list[Failure]:
+        """Run every job after those that it waits for; a failure stops only what depends on it.
+
+        Args:
+            jobs: in the order in which they are begun, as far as they do not wait.
+            watcher: is told how it goes.
+            timeout: seconds after its first report after which a job is ended, and has failed.
+
+        Raises:
+            KeyboardInterrupt: when what was under way has been ended.
+        """
+
 
 class JobQueue:
-    """Which jobs are ready, under way and done."""
+    """Which jobs are ready, under way and done.
 
-    def __init__(self, jobs: Sequence[Job], watcher: Watcher) -> None:
+    Args:
+        jobs: all of them.
+        watcher: is told how it goes.
+        attempts: how often a job is begun whose process or machine comes to an end.
+    """
+
+    def __init__(self, jobs: Sequence[Job], watcher: Watcher, attempts: int = 1) -> None:
         names = {job.name for job in jobs}
         assert len(names) == len(jobs), "two jobs have the same name"
         assert all(names.issuperset(job.after) for job in jobs), "a job waits for one that is not there"
         self._waiting = list(jobs)
         self._watcher = watcher
+        self._attempts = attempts
+        self._lost: Counter[str] = Counter()
         self._succeeded: set[str] = set()
         self.failures: list[Failure] = []
 
@@ -98,8 +148,17 @@ class JobQueue:
     def settle(self, job: Job, seconds: float, failure: Failure | None) -> None:
         """A job that was under way has ended; what waits for one that failed is given up.
 
-        After one that found the disk full everything is given up: hours of computing could not be kept.
+        One whose process came to an end is ready again, if it has been begun less often than it may. After
+        one that found the disk full everything is given up: hours of computing could not be kept.
         """
+        if failure is not None and failure.lost:
+            self._lost[job.name] += 1
+            if self._lost[job.name] < self._attempts:
+                tries = f"{self._lost[job.name] + 1} of {self._attempts}"
+                log.warning("%s: %s; begun again (%s)", job.name, failure.message, tries)
+                self._watcher.lost(job, failure)
+                self._waiting.insert(0, job)
+                return
         self._watcher.finished(job, seconds, failure)
         if failure is None:
             self._succeeded.add(job.name)

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,6 +82,10 @@ class Layout:
     def cell(self, cell: Cell, seed: int) -> Path:
         """One recipe for one seed."""
         return self.root / f"cells/{_plain(cell.label)}-{cell.key}/seed-{seed}"
+
+    def name(self, path: Path) -> str:
+        """What a path is called below the folder."""
+        return path.relative_to(self.root).as_posix()
 
     def check(self) -> None:
         """Refuse a folder that holds something else, results of another version, or links.
@@ -166,8 +170,8 @@ def write_result(folder: Path, measurements: Mapping[str, Any], files: Sequence[
     write_json_with_digest(folder / RESULT, {"stage": stage_of(folder), **measurements, "files": digests})
 
 
-def _check_below(name: str) -> str:
-    """A name that leads to something inside a folder, on every system."""
+def check_below(name: str) -> str:
+    """A name that leads to something inside a folder, on every system; ValueError for another."""
     odd = PureWindowsPath(name).anchor or "\\" in name or "\0" in name
     if odd or any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(f"{name[:200]!r} names no file in its folder")
@@ -207,7 +211,7 @@ class _LayerRow(_Row):
 
 class _StageResult(BaseModel):
     stage: str
-    files: dict[Annotated[str, AfterValidator(_check_below)], Any] = Field(min_length=1)
+    files: dict[Annotated[str, AfterValidator(check_below)], Any] = Field(min_length=1)
 
 
 class _NetworkResult(_StageResult):
@@ -225,10 +229,15 @@ class Results:
     Raises:
         DataError: naming the file, if the result or one of the files is missing or damaged.
         OSError: if a file cannot be read for another reason.
+
+    Args:
+        check: is called with the path and the digest of each file that a stage has written besides; by
+            default the file must lie there and have this digest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[Path, Any], None] | None = None) -> None:
         self._found: dict[Path, dict[str, Any]] = {}
+        self._check = check or check_file
 
     def has(self, folder: Path) -> bool:
         """Whether a stage is finished."""
@@ -253,12 +262,13 @@ class Results:
             if said != stage_of(folder):
                 raise DataError(f"{path} is damaged: it is the result of {said[:200]!r}")
             for name, digest in found["files"].items():
-                _check_file(folder / name, digest)
+                self._check(folder / name, digest)
             self._found[folder] = found
         return self._found[folder]
 
 
-def _check_file(path: Path, digest: Any) -> None:
+def check_file(path: Path, digest: Any) -> None:
+    """DataError if a file is missing, or has another digest."""
     try:
         found = digest_of_file(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing import resource_tracker
@@ -24,18 +24,64 @@ import torch
 
 from prunekit.errors import PrunekitError
 from prunekit.measure.forward_pass import using_threads
-from prunekit.study.jobs import Failure, Job, JobQueue, Watcher, line_of, perform
+from prunekit.settings import whole
+from prunekit.study.jobs import (
+    MAX_ATTEMPTS,
+    START,
+    Executor,
+    Failure,
+    Job,
+    JobQueue,
+    Watcher,
+    line_of,
+    perform,
+)
 from prunekit.worker import work
 
 PATIENCE = 10.0
 """Seconds that a worker is given to end before it is killed."""
 
-START = 60.0
-"""Seconds that a job with a time limit is given besides until it reports: to load code and data."""
+MAX_WORKERS = 1_024
+"""How many processes may work at a time."""
+
+
+@dataclass(frozen=True)
+class LocalPool(Executor):
+    """Processes of this machine.
+
+    Attributes:
+        workers: how many; one per core if None.
+        attempts: how often a job is begun whose process comes to an end.
+    """
+
+    workers: int | None = None
+    attempts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            whole("workers", self.workers, 1, MAX_WORKERS)
+        whole("attempts", self.attempts, 1, MAX_ATTEMPTS)
+
+    def connected(self) -> AbstractContextManager[None]:
+        """Always ready: processes are started for jobs."""
+        return nullcontext()
+
+    def slots(self, jobs: int) -> int:
+        """As many as there are workers, but no more than jobs."""
+        most = min(os.cpu_count() or 1, MAX_WORKERS) if self.workers is None else self.workers
+        return min(most, max(jobs, 1))
+
+    def run(self, jobs: Sequence[Job], watcher: Watcher, timeout: float | None) -> list[Failure]:
+        """As `run_jobs`."""
+        return run_jobs(jobs, self.slots(len(jobs)), watcher, timeout, self.attempts)
 
 
 def run_jobs(
-    jobs: Sequence[Job], workers: int, watcher: Watcher, timeout: float | None = None
+    jobs: Sequence[Job],
+    workers: int,
+    watcher: Watcher,
+    timeout: float | None = None,
+    attempts: int = 1,
 ) -> list[Failure]:
     """Run every job after those that it waits for; a failure stops only what depends on it.
 
@@ -47,7 +93,7 @@ def run_jobs(
     Raises:
         KeyboardInterrupt: when the workers have ended.
     """
-    queue = JobQueue(jobs, watcher)
+    queue = JobQueue(jobs, watcher, attempts)
     if workers == 1 and timeout is None:
         _run_here(queue, watcher)
     else:
@@ -175,7 +221,7 @@ class _Worker:
             message = self.connection.recv()
         except (EOFError, OSError):
             self.process.join(PATIENCE)
-            self._lose(queue, _exit_reason(self.process.exitcode))
+            self._lose(queue, _exit_reason(self.process.exitcode), lost=True)
             return False
         except Exception as error:  # something else has written into its pipe
             self._lose(queue, f"its process said what cannot be read: {line_of(error)}")
@@ -203,7 +249,7 @@ class _Worker:
         self._lose(queue, f"took longer than {self._timeout:g} s, the limit of a cell")
         return True
 
-    def _lose(self, queue: JobQueue, why: str) -> None:
+    def _lose(self, queue: JobQueue, why: str, *, lost: bool = False) -> None:
         """Make an end of it and of its job."""
         job = self.job
         assert job is not None
@@ -211,7 +257,7 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
-        queue.settle(job, self._seconds(), Failure(job.name, why))
+        queue.settle(job, self._seconds(), Failure(job.name, why, lost=lost))
 
     def _hear_first(self) -> None:
         """Let the time of the job begin, if it has not."""

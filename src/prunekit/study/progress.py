@@ -95,6 +95,11 @@ class ETA(Watcher):
         self.ended += 1
         self.failed += failure is not None
 
+    def lost(self, job: Job, failure: Failure) -> None:
+        """The job waits to be started again, from where it had kept what it did."""
+        record = self._progress_of[job.name]
+        record.begin, record.running = None, False
+
     def fraction(self) -> float:
         """How far the whole is, in [0, 1]."""
         records = self._progress_of.values()
@@ -188,6 +193,11 @@ class Display(ETA):
         if job.name in self._rows:
             self._bars.remove_task(self._rows.pop(job.name))
         self._show_whole()
+
+    def lost(self, job: Job, failure: Failure) -> None:
+        """The row goes, until the job is started again."""
+        super().lost(job, failure)
+        self._bars.remove_task(self._rows.pop(job.name))
 
     def _show_whole(self) -> None:
         """In its bar, or in a line if the last one is long ago."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import os
 import platform
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,11 @@ from prunekit.files import check_out, remove
 from prunekit.graph import chain_of
 from prunekit.pruning.calibration import check_takes
 from prunekit.recipe import Plan
-from prunekit.settings import whole
-from prunekit.study.jobs import Failure, Job
+from prunekit.study.jobs import Executor, Failure, Job
 from prunekit.study.layout import Layout, Results, discard, is_finished, only_run, write_tables
-from prunekit.study.pool import run_jobs
+from prunekit.study.pool import LocalPool
 from prunekit.study.progress import Display
+from prunekit.study.remote import RemoteFolder, is_remote
 from prunekit.study.spec import Cell, Study, StudySuite
 from prunekit.study.stages import (
     build,
@@ -48,9 +46,6 @@ OVERHEAD = 50
 
 Plans = dict[str, Plan]
 """The plan of every cell, by the cell's key."""
-
-MAX_WORKERS = 1_024
-"""How many processes may work at a time."""
 
 
 def plan(study: Study, data_dir: Path | None) -> Plans:
@@ -123,6 +118,7 @@ def make_jobs(study: Study, layout: Layout, data_dir: Path | None, plans: Plans,
                 train_network,
                 (each, seed, layout, data_dir),
                 cost=float(OVERHEAD + each.training.length(data)),
+                writes=(layout.name(layout.network(each, seed)),),
             )
             # a teacher may be the very network that is pruned
             networks.setdefault(layout.network(each, seed), job)
@@ -131,12 +127,16 @@ def make_jobs(study: Study, layout: Layout, data_dir: Path | None, plans: Plans,
         for cell in study.cells:
             teachers = study.teachers_of(cell.recipe)
             needs = [study] if teachers is None else [study, teachers]
+            others = (layout.cell(each, seed) for each in (cell.random_of, cell.start) if each is not None)
+            reads = [*(layout.network(each, seed) for each in needs), *others]
             job = Job(
                 f"{cell.name}, seed {seed}",
                 run_cell,
                 (study, cell.label, cell.key, seed, layout, data_dir),
                 after=tuple(networks[layout.network(each, seed)].name for each in needs),
                 cost=_cost(cell, plans[cell.key], data),
+                reads=tuple(map(layout.name, reads)),
+                writes=(layout.name(layout.cell(cell, seed)),),
             )
             # labels that differ in punctuation share the folder of an equal recipe
             cells.setdefault(layout.cell(cell, seed), job)
@@ -155,6 +155,8 @@ def make_jobs(study: Study, layout: Layout, data_dir: Path | None, plans: Plans,
                 (study, layout, data_dir),
                 after=(networks[layout.network(study, 0)].name,),
                 cost=float(10 * OVERHEAD),
+                reads=(layout.name(layout.network(study, 0)),),
+                writes=(UNITS_JSON,),
             )
         )
     to_do = {job.name for job in jobs}
@@ -210,6 +212,7 @@ def run_study(
     *,
     data_dir: Path | str | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     cell_timeout: float | None = None,
     command: str | None = None,
     console: Console | None = None,
@@ -218,9 +221,13 @@ def run_study(
 
     Args:
         study: what to compare.
-        out: the folder of the results; an interrupted study goes on there.
+        out: the folder of the results; an interrupted study goes on there. A text with `://` names one that
+            fsspec reaches, such as `s3://bucket/study`: every job fetches what it needs from there and sends
+            what it writes, so that workers need no common disk; what was measured is copied to this machine.
+            Nothing keeps a second run on another machine out of it.
         data_dir: where datasets lie.
-        workers: processes; by default one per core.
+        workers: processes of this machine; by default one per core.
+        executor: who runs the cells instead, such as `RayCluster()`; the results are the same.
         cell_timeout: seconds after which a cell, or a training, is ended and counts as failed, besides the
             time that code and data take to load; no limit if None. With a limit there is a worker process
             also where there is only one.
@@ -230,7 +237,8 @@ def run_study(
     A result that is damaged is named in a warning, and what had it is done anew.
 
     Returns:
-        The path of the report; of a suite, of the page that leads to the reports of its studies.
+        The path of the report; of a suite, of the page that leads to the reports of its studies. Of results
+        elsewhere, the path of the copy on this machine.
 
     Raises:
         InputError, DataError, ModelError: before the first network is trained; also if another run is at
@@ -239,42 +247,80 @@ def run_study(
         StudyError: if a cell failed; the results of all others are written.
     """
     _check_timeout(cell_timeout)
-    if isinstance(study, StudySuite):
-        each = partial(
-            run_study, data_dir=data_dir, workers=workers, cell_timeout=cell_timeout, console=console
-        )
-        return _run_suite(study, Path(out), data_dir, command, each)
-    layout = Layout(check_out(Path(out)))
-    most = (
-        min(os.cpu_count() or 1, MAX_WORKERS)
-        if workers is None
-        else whole("workers", workers, 1, MAX_WORKERS)
-    )
+    if executor is not None and workers is not None:
+        raise InputError("workers are processes of this machine: give them, or an executor")
+    runs = LocalPool(workers) if executor is None else executor
+    remote = RemoteFolder(str(out)) if is_remote(out) else None
+    here = Path(out) if remote is None else remote.copy
+    with runs.connected():
+        if remote is not None:
+            remote.check()
+        data = None if data_dir is None else Path(data_dir)
+        options = _Options(data, runs, cell_timeout, console)
+        if isinstance(study, StudySuite):
+            return _run_suite(study, here, remote, options, command)
+        return _run(study, here, remote, options, command)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How studies are run, whatever they are; the attributes are arguments of `run_study`."""
+
+    data_dir: Path | None
+    executor: Executor
+    cell_timeout: float | None
+    console: Console | None
+
+
+def _run(
+    study: Study, out: Path, remote: RemoteFolder | None, options: _Options, command: str | None
+) -> Path:
+    """Run a study.
+
+    Args:
+        study: what to compare.
+        out: the folder of the results, or of the copy of what was measured.
+        remote: the folder of the results, if it is on another file system.
+        options: see there.
+        command: how a person repeats this.
+    """
+    layout = Layout(check_out(out))
     layout.check()
-    folder = None if data_dir is None else Path(data_dir)
-    plans = plan(study, folder)
+    data_dir = options.data_dir
+    plans = plan(study, data_dir)
     with only_run(layout.root):
         layout.tidy()
-        read = Results()
-        jobs = make_jobs(study, layout, folder, plans, read)
+        read = Results() if remote is None else Results(remote.fetch_results(layout.root))
+        layout.check()
+        jobs = make_jobs(study, layout, data_dir, plans, read)
         write_json_unless_same(
-            layout.root / STUDY_JSON, describe(study, dataset(study, folder).task, command)
+            layout.root / STUDY_JSON, describe(study, dataset(study, data_dir).task, command)
         )
-        processes = min(most, max(len(jobs), 1))
+        to_run = jobs if remote is None else [remote.job(job) for job in jobs]
         try:
-            with Display(jobs, processes, console or Console(stderr=True)) as watcher:
-                failures = run_jobs(jobs, processes, watcher, cell_timeout)
+            console = options.console or Console(stderr=True)
+            with Display(jobs, options.executor.slots(len(jobs)), console) as watcher:
+                failures = options.executor.run(to_run, watcher, options.cell_timeout)
         except KeyboardInterrupt:
-            write_tables(study, layout, read)  # so that `prunekit report` shows what there is so far
+            _write_tables(study, layout, remote, read)  # so that `prunekit report` shows what there is so far
             raise
-        write_tables(study, layout, read)
+        _write_tables(study, layout, remote, read)
+        report = _report_of_rest(layout) if failures else _report(layout)
+        if remote is not None:
+            remote.send_tops(layout.root)
         if failures:
-            raise StudyError(_summary(failures, _report_of_rest(layout)))
-        return _report(layout)
+            raise StudyError(_summary(failures, report))
+        return report
+
+
+def _write_tables(study: Study, layout: Layout, remote: RemoteFolder | None, read: Results) -> None:
+    write_tables(study, layout, read if remote is None else Results(remote.fetch_results(layout.root)))
+    if remote is not None:
+        remote.send_tops(layout.root)
 
 
 def _run_suite(
-    suite: StudySuite, out: Path, data_dir: Path | str | None, command: str | None, run: Callable[..., Path]
+    suite: StudySuite, out: Path, remote: RemoteFolder | None, options: _Options, command: str | None
 ) -> Path:
     """Every study of a suite in its own folder, then the page of all; a failure in one stops no other."""
     check_out(out)
@@ -282,20 +328,23 @@ def _run_suite(
     for label, study in suite.studies.items():  # so that the last is not refused when the first has been run
         Layout(out / label).check()
         with naming(label):
-            plan(study, None if data_dir is None else Path(data_dir))
+            plan(study, options.data_dir)
     about = describe_suite(suite, command)
     write_json_with_digest(out / SUITE_JSON, about)
     failures: list[str] = []
     for label, study in suite.studies.items():
         try:
-            run(study, out / label, command=about["command"])
+            _run(study, out / label, None if remote is None else remote / label, options, about["command"])
         except StudyError as error:
             failures.append(f"{label}: {error}")
     if failures:
         raise StudyError("; ".join(failures))
     from prunekit.report import write_suite_page  # as in _report
 
-    return write_suite_page(out)
+    page = write_suite_page(out)
+    if remote is not None:
+        remote.send_tops(out)
+    return page
 
 
 def describe(study: Study, task: str, command: str | None) -> dict[str, Any]:
