@@ -8,6 +8,8 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
 from prunekit import __version__
 from prunekit.cli.compare import compare, methods, report
@@ -18,10 +20,14 @@ from prunekit.cli.pack import pack, unpack
 from prunekit.cli.prune import prune
 from prunekit.cli.shrink import shrink
 from prunekit.errors import PrunekitError, plain_line
+from prunekit.measure import plain_table
 from prunekit.study import StudyError
 
 # typer depends on click or, lately, carries it inside itself: its own exception leads to the base in both
 UsageProblem: Any = typer.BadParameter.__mro__[2]
+
+MOST_SHOWN = 50
+"""Failures of a study that are listed; the log has named them all."""
 
 app = typer.Typer(
     name="prunekit",
@@ -71,6 +77,7 @@ def run(arguments: list[str]) -> int:
             return 2
         return _complain(error.format_message(), 2)
     except StudyError as error:
+        _show_failures(error)
         return _complain(str(error), 1)
     except PrunekitError as error:
         return _complain(str(error), 2)
@@ -82,6 +89,20 @@ def run(arguments: list[str]) -> int:
     except StoppedError as error:
         return _complain(str(error), 130)
     return int(result or 0)
+
+
+def _show_failures(error: StudyError) -> None:
+    """A table of what failed and why, where it is more than the message says."""
+    if len(error.failures) < 2:
+        return
+    table = plain_table()
+    table.add_column("not done", no_wrap=True)
+    table.add_column("why", ratio=1)
+    for failure in error.failures[:MOST_SHOWN]:
+        table.add_row(*(escape(plain_line(text)) for text in (failure.name, failure.message)))
+    if len(error.failures) > MOST_SHOWN:
+        table.add_row(f"and {len(error.failures) - MOST_SHOWN:,} more", "")
+    Console(stderr=True, highlight=False).print(table)
 
 
 def _complain(message: str, code: int) -> int:

@@ -6,7 +6,7 @@ import errno
 import logging
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,16 @@ def _cost(cell: Cell, plan: Plan, data: Batches) -> float:
 
 
 class StudyError(PrunekitError):
-    """Some cells of a study failed; the results of the others, and a report of them, are written."""
+    """Some cells of a study failed; the results of the others, and a report of them, are written.
+
+    Attributes:
+        failures: what failed and what could not be run because of that, in order; of a suite with its
+            study's label before the names.
+    """
+
+    def __init__(self, message: str, failures: Sequence[Failure]) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
 
 
 def run_study(
@@ -309,7 +318,7 @@ def _run(
         if remote is not None:
             remote.send_tops(layout.root)
         if failures:
-            raise StudyError(_summary(failures, report))
+            raise StudyError(_summary(failures, report), failures)
         return report
 
 
@@ -331,14 +340,16 @@ def _run_suite(
             plan(study, options.data_dir)
     about = describe_suite(suite, command)
     write_json_with_digest(out / SUITE_JSON, about)
-    failures: list[str] = []
+    messages: list[str] = []
+    failures: list[Failure] = []
     for label, study in suite.studies.items():
         try:
             _run(study, out / label, None if remote is None else remote / label, options, about["command"])
         except StudyError as error:
-            failures.append(f"{label}: {error}")
+            messages.append(f"{label}: {error}")
+            failures += [replace(each, name=f"{label}: {each.name}") for each in error.failures]
     if failures:
-        raise StudyError("; ".join(failures))
+        raise StudyError("; ".join(messages), failures)
     from prunekit.report import write_suite_page  # as in _report
 
     page = write_suite_page(out)
