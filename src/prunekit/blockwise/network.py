@@ -1,0 +1,309 @@
+"""A network of which only one block is in memory: its other parameters have shapes and no values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.blockwise.shards import Shards
+from prunekit.errors import DataError, InputError, ModelError, escaped
+from prunekit.modes import keeping_modes
+
+WIDE = torch.float32
+"""What values of half precision are computed in; they are written back as they were."""
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Networks that are made in this block have parameters on the meta device, but buffers with values.
+
+    A buffer that no file holds, such as the frequencies of a rotary embedding, is computed where it is made.
+    """
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = _empty(parameter)
+
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _empty(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+
+def causal_model(folder: Path) -> nn.Module:
+    """The language model of a folder of transformers, without values; nothing that the folder names is run.
+
+    Raises:
+        InputError: if transformers is not installed, or knows no causal model for the folder's config.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError:
+        raise InputError(
+            "language models are read by the package transformers, which is not installed"
+        ) from None
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: there is no config.json: give the network as `model`")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with without_values():
+            model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"{folder}: {escaped(str(error))[:300]}") from None
+    model.tie_weights()  # type: ignore[operator]  # what is tied was made apart
+    return model
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a block is called, but for its first argument: the stream of activations.
+
+    Attributes:
+        name: of the first argument where it is given by name.
+        args: the others by position.
+        kwargs: the others by name.
+    """
+
+    name: str | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def run(self, block: nn.Module, stream: Tensor) -> Any:
+        """What the block gives."""
+        if self.name is not None:
+            return block(*self.args, **{self.name: stream}, **self.kwargs)
+        return block(stream, *self.args, **self.kwargs)
+
+
+class BlockOnStream(nn.Module):
+    """A block as a network of one argument: activations (1, length, width) in, the same out."""
+
+    def __init__(self, block: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.block, self._call = block, call
+
+    def forward(self, stream: Tensor) -> Tensor:
+        """The stream behind the block."""
+        return stream_of(self._call.run(self.block, stream))
+
+
+def stream_of(output: Any) -> Tensor:
+    """The activations among what a block gives: the first of several."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def with_stream(output: Any, stream: Tensor) -> Any:
+    """What a block gives, with other activations."""
+    return stream if isinstance(output, Tensor) else type(output)((stream, *output[1:]))
+
+
+class _ReachedError(Exception):
+    """All blocks have been called: nothing behind them is needed."""
+
+
+class BlockNetwork:
+    """A network that is a list of blocks with something before and behind it, and the files of its values.
+
+    Args:
+        model: without values, see `without_values`.
+        shards: its values.
+        blocks: the name of its list of blocks; by default its longest list of modules of one class.
+
+    Raises:
+        InputError: if there is no such list, or no list at all.
+        DataError: if the files lack values that the network has.
+    """
+
+    def __init__(self, model: nn.Module, shards: Shards, blocks: str | None = None) -> None:
+        self.model, self.shards = model.eval(), shards
+        self.name = _list_of(model) if blocks is None else blocks
+        found = dict(model.named_modules()).get(self.name)
+        if not isinstance(found, nn.ModuleList | nn.Sequential) or not len(found):
+            lists = [name for name, each in model.named_modules() if isinstance(each, nn.ModuleList)]
+            raise InputError(f"blocks = {self.name!r}: not a list of modules; there are {lists[:20]}")
+        self.blocks: Sequence[nn.Module] = list(found)
+        self._form: Any = None
+        self._prefix = f"{getattr(model, 'base_model_prefix', '')}."
+        self._check_apart()
+        self.keys = {name: self._key(name) for name in self._stored()}
+
+    def keys_of(self, block: int) -> dict[str, str]:
+        """The names in the files of a block's values, by their names in the block."""
+        prefix = f"{self.name}.{block}."
+        return {n.removeprefix(prefix): key for n, key in self.keys.items() if n.startswith(prefix)}
+
+    def keys_of_rest(self) -> set[str]:
+        """The names in the files of all that is in no block."""
+        inside = {key for block in range(len(self.blocks)) for key in self.keys_of(block).values()}
+        return set(self.shards.file_of) - inside
+
+    def load(self, block: int) -> dict[str, torch.dtype]:
+        """Give a block its values; half precision becomes single.
+
+        Returns:
+            The types in the files.
+        """
+        return self._fill(self.blocks[block], self.keys_of(block))
+
+    def empty(self, block: int) -> None:
+        """Take the values of a block from memory."""
+        _unload(self.blocks[block])
+
+    @torch.no_grad()
+    def streams(self, tokens: Tensor) -> tuple[list[Tensor], list[Call]]:
+        """What the first block is given, and how each is called.
+
+        Args:
+            tokens: (sequences, length) token numbers, all used: without padding.
+
+        Returns:
+            Of each sequence the activations (1, length, width), and of each block its other arguments; they
+            are the same for all sequences.
+        """
+        calls: dict[int, Call] = {}
+        found: list[Tensor] = []
+        self._form = None
+
+        def watch(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def called(*args: Any, **kwargs: Any) -> Any:
+                name = None if args else next(iter(kwargs))
+                stream = args[0] if name is None else kwargs[name]
+                if number == 0:
+                    found.append(stream)
+                rest = {key: value for key, value in kwargs.items() if key != name}
+                calls.setdefault(number, Call(name, args[1:], rest))
+                if self._form is None:  # the first block says in what form a block gives its stream
+                    self._form = forward(*args, **kwargs)
+                if number == len(self.blocks) - 1 or len(found) > 1:
+                    raise _ReachedError
+                return with_stream(self._form, stream)
+
+            return called
+
+        self.load(0)
+        with ExitStack() as undo:
+            undo.callback(self.empty, 0)
+            undo.enter_context(keeping_modes(self.model))
+            self._load_when_called(undo)
+            for number, block in enumerate(self.blocks):
+                undo.callback(vars(block).pop, "forward", None)
+                block.forward = watch(number, block.forward)
+            for row in tokens:
+                try:
+                    self.model(row[None], **self._plain())
+                except _ReachedError:
+                    continue
+                raise ModelError(
+                    f"{type(self.model).__name__} does not call the last of its blocks {self.name!r}"
+                )
+        return found, [calls[number] for number in range(len(self.blocks))]
+
+    @torch.no_grad()
+    def outputs(self, stream: Tensor, tokens: Tensor) -> Any:
+        """What the network gives for a sequence (1, length), from the activations behind its last block."""
+        with ExitStack() as undo:
+            self._load_when_called(undo)
+            for block in self.blocks:
+                undo.callback(vars(block).pop, "forward", None)
+                block.forward = lambda *args, **kwargs: with_stream(self._form, stream)
+            return self.model(tokens, **self._plain())
+
+    def _plain(self) -> dict[str, Any]:
+        """Arguments that keep a network of transformers from building a cache."""
+        return {"use_cache": False} if hasattr(self.model, "config") else {}
+
+    def _load_when_called(self, undo: ExitStack) -> None:
+        """Give modules outside of the blocks their own values when they are called, until the end."""
+        inside = {id(each) for block in self.blocks for each in block.modules()}
+        for name, module in self.model.named_modules():
+            own = [n for n, value in module._parameters.items() if value is not None]
+            if id(module) in inside or not own:
+                continue
+            keys = {n: self.keys[f"{name}.{n}".removeprefix(".")] for n in own}
+
+            def fill(module: nn.Module, args: Any, keys: dict[str, str] = keys) -> None:
+                if any(value is not None and value.is_meta for value in module._parameters.values()):
+                    self._fill(module, keys)
+
+            undo.callback(_unload, module, own)
+            undo.callback(module.register_forward_pre_hook(fill).remove)
+
+    def _fill(self, module: nn.Module, keys: Mapping[str, str]) -> dict[str, torch.dtype]:
+        values = self.shards.read(keys.values())
+        types = {}
+        for name, key in keys.items():
+            value = values[key]
+            types[name] = value.dtype
+            *path, last = name.split(".")
+            owner = module.get_submodule(".".join(path))
+            wide = value.to(WIDE) if value.dtype in (torch.float16, torch.bfloat16) else value
+            old = getattr(owner, last)
+            if old.shape != wide.shape:
+                raise DataError(
+                    f"{self.shards.folder}: {key} is {list(wide.shape)}, the network has {list(old.shape)}"
+                )
+            if last in owner._parameters:
+                owner._parameters[last] = nn.Parameter(wide, requires_grad=old.requires_grad)
+            else:
+                owner._buffers[last] = wide
+        return types
+
+    def _stored(self) -> Iterator[str]:
+        """The names of all values that a file must hold; those of tied ones as often as they are used."""
+        yield from (name for name, _ in self.model.named_parameters(remove_duplicate=False))
+        saved = self.model.state_dict().keys()
+        yield from (name for name, _ in self.model.named_buffers() if name in saved)
+
+    def _key(self, name: str) -> str:
+        """What a value is called in the files, also where they are of the network without its head."""
+        tied = [name, *_tied(self.model, name)]
+        for each in (*tied, *(each.removeprefix(self._prefix) for each in tied)):
+            if each in self.shards.file_of:
+                return each
+        raise DataError(f"{self.shards.folder}: {name} is in none of its files")
+
+    def _check_apart(self) -> None:
+        """InputError if a parameter of a block is used elsewhere, too: blocks are written one by one."""
+        seen: dict[int, int] = {}
+        for number, block in enumerate(self.blocks):
+            for name, value in block.named_parameters():
+                if seen.setdefault(id(value), number) != number:
+                    raise InputError(f"blocks: {self.name}.{number}.{name} is shared with another block")
+
+
+def _tied(model: nn.Module, name: str) -> list[str]:
+    """The other names of a parameter."""
+    all_names = dict(model.named_parameters(remove_duplicate=False))
+    return [other for other, value in all_names.items() if value is all_names.get(name) and other != name]
+
+
+def _unload(module: nn.Module, names: Sequence[str] | None = None) -> None:
+    for owner in [module] if names is not None else list(module.modules()):
+        for name, value in owner._parameters.items():
+            if value is not None and (names is None or name in names):
+                owner._parameters[name] = _empty(value)
+
+
+def _list_of(model: nn.Module) -> str:
+    """The name of the longest list of modules that are of one class."""
+    lists = {
+        name: each
+        for name, each in model.named_modules()
+        if isinstance(each, nn.ModuleList) and len({type(part) for part in each}) == 1
+    }
+    if not lists:
+        raise InputError(f"{type(model).__name__} has no list of blocks: name one as `blocks`")
+    return max(lists, key=lambda name: len(lists[name]))

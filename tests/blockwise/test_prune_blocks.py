@@ -1,0 +1,264 @@
+"""Networks pruned block by block, against the same networks pruned whole."""
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import prunekit.blockwise.pruning as module
+from prunekit import prune
+from prunekit.blockwise import memory_needed, prune_blocks, without_values
+from prunekit.blockwise.network import BlockNetwork, causal_model
+from prunekit.blockwise.shards import Shards, write_shard
+from prunekit.errors import DataError, InputError
+from prunekit.methods import recipe
+
+transformers = pytest.importorskip("transformers")
+
+VOCABULARY = 50
+COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": VOCABULARY}
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**COMMON, intermediate_size=64, num_key_value_heads=2),
+    "gpt2": lambda: transformers.GPT2Config(
+        n_embd=32, n_layer=3, n_head=4, vocab_size=VOCABULARY, n_positions=64
+    ),
+    "bloom": lambda: transformers.BloomConfig(hidden_size=32, n_layer=3, n_head=4, vocab_size=VOCABULARY),
+    "qwen2, tied": lambda: transformers.Qwen2Config(
+        **COMMON, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True
+    ),
+    "gemma3, windows": lambda: transformers.Gemma3TextConfig(
+        **COMMON, intermediate_size=64, num_key_value_heads=2, head_dim=8, sliding_window=8
+    ),
+}
+
+
+def saved(folder, name="llama", **changes):
+    """A network with random values, and its files in several shards."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), **changes).eval()
+    model.save_pretrained(folder, max_shard_size="40KB")
+    return model
+
+
+def tokens():
+    return torch.randint(0, VOCABULARY, (5, 12), generator=torch.Generator().manual_seed(1))
+
+
+def loaded(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto").eval()
+
+
+def whole(model, chosen):
+    """The same recipe on the whole network."""
+    ids = tokens()
+    lists = [name for name, each in model.named_modules() if isinstance(each, nn.ModuleList)]
+    mine = chosen.model_copy(update={"targets": (f"{lists[0]}.*",), "calibration": len(ids)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prune(model, mine, [{"input_ids": row[None], "labels": row[None]} for row in ids])
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("method", "inputs"), [("wanda", "dense"), ("sparsegpt", "pruned")])
+def test_the_result_is_that_of_the_whole_network(tmp_path, name, method, inputs):
+    model = saved(tmp_path / "in", name)
+    chosen = recipe(method, sparsity=0.5)
+    reports = []
+    kept = prune_blocks(
+        tmp_path / "in",
+        chosen,
+        tokens(),
+        tmp_path / "out",
+        inputs=inputs,
+        report=lambda *a: reports.append(a),
+    )
+    expected, found = whole(model, chosen).state_dict(), loaded(tmp_path / "out").state_dict()
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        assert torch.equal(value, found[key]), key
+    assert [each.sparsity for each in kept] == pytest.approx([0.5] * 3)
+    assert reports == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    left = {path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")}
+    assert left == set()
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path, monkeypatch, after):
+    saved(tmp_path / "in")
+    chosen = recipe("wanda", sparsity=0.5)
+    prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "once")
+    calls = []
+    really = module.prune
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return really(*args, **kwargs)
+
+    monkeypatch.setattr(module, "prune", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice")
+    with pytest.raises(InputError, match="another seed"):
+        prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice", seed=1)
+    monkeypatch.setattr(module, "prune", lambda *a, **k: calls.append(2) or really(*a, **k))
+    kept = prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice")
+    assert calls.count(2) == 3 - after
+    assert len(kept) == 3
+    names = {path.name for path in (tmp_path / "once").iterdir()}
+    assert names == {path.name for path in (tmp_path / "twice").iterdir()}
+    for name in names:
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes(), name
+    assert (
+        prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice") == kept
+    )  # nothing is left to do
+
+
+def test_only_one_block_has_values_at_a_time(tmp_path, monkeypatch):
+    saved(tmp_path / "in")
+    seen = []
+    really = module.prune
+
+    def watched(block, *args, **kwargs):
+        seen.append([not any(value.is_meta for value in each.parameters()) for each in network[0].blocks])
+        assert all(value.is_meta for value in network[0].model.get_input_embeddings().parameters())
+        return really(block, *args, **kwargs)
+
+    network = []
+    build = module.BlockNetwork
+    monkeypatch.setattr(module, "BlockNetwork", lambda *a: network.append(build(*a)) or network[0])
+    monkeypatch.setattr(module, "prune", watched)
+    prune_blocks(tmp_path / "in", recipe("wanda", sparsity=0.5), tokens(), tmp_path / "out")
+    assert seen == [[True, False, False], [False, True, False], [False, False, True]]
+
+
+def test_half_precision_stays_half_precision(tmp_path):
+    model = saved(tmp_path / "in", torch_dtype=torch.bfloat16)
+    prune_blocks(tmp_path / "in", recipe("wanda", sparsity=0.5), tokens(), tmp_path / "out")
+    found = loaded(tmp_path / "out")
+    assert {value.dtype for value in found.parameters()} == {torch.bfloat16}
+    before, after = model.state_dict(), found.state_dict()
+    for key, value in after.items():
+        assert torch.equal(value, torch.where(value == 0, value, before[key])), key  # Wanda moves no weight
+
+
+def test_the_outputs_are_those_of_the_whole_network(tmp_path):
+    model = saved(tmp_path / "in", "qwen2, tied")
+    network = BlockNetwork(causal_model(tmp_path / "in"), Shards.of(tmp_path / "in"))
+    ids = tokens()
+    streams, calls = network.streams(ids)
+    for number, call in enumerate(calls):
+        network.load(number)
+        with torch.no_grad():
+            streams = [call.run(network.blocks[number], stream) for stream in streams]
+        network.empty(number)
+    with torch.no_grad():
+        for row, stream in zip(ids, streams, strict=True):
+            assert torch.equal(network.outputs(stream, row[None]).logits, model(row[None]).logits)
+    assert all(value.is_meta for value in network.model.parameters())
+
+
+class Own(nn.Module):
+    """A network of nobody's package."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8))
+        self.embed = nn.Embedding(VOCABULARY, 8)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(2))
+        self.head = nn.Linear(8, VOCABULARY)
+
+    def forward(self, ids):
+        x = self.embed(ids) * self.scale
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def test_a_network_of_any_class_with_a_named_list_of_blocks(tmp_path):
+    torch.manual_seed(0)
+    model = Own()
+    write_shard(tmp_path / "in" / "model.safetensors", model.state_dict())
+    with without_values():
+        empty = Own()
+    prune_blocks(
+        tmp_path / "in",
+        recipe("magnitude", sparsity=0.5).model_copy(update={"allocation": recipe("wanda").allocation}),
+        tokens(),
+        tmp_path / "out",
+        model=empty,
+        blocks="layers",
+    )
+    found = Shards.of(tmp_path / "out")
+    values = found.read(found.file_of)
+    for name, value in model.state_dict().items():
+        if name.endswith("0.weight"):
+            least = value.abs().flatten().sort().values[32]
+            assert torch.equal(values[name], torch.where(value.abs() >= least, value, 0))
+        else:
+            assert torch.equal(values[name], value)
+
+
+def test_too_little_memory_is_refused_with_the_sum(tmp_path):
+    saved(tmp_path / "in")
+    chosen = recipe("sparsegpt", sparsity=0.5)
+    need = memory_needed(tmp_path / "in", chosen, tokens())
+    assert need.stream == 2 * 4 * 5 * 12 * 32
+    assert need.block == 2 * 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
+    with pytest.raises(InputError, match=r"takes .* \(.* block \+ .* matrices .*\), but .* are allowed"):
+        prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", memory=need.total - 1)
+    assert not (tmp_path / "out").exists()
+    prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", memory=need.total)
+
+
+def refused(tmp_path, match, method="wanda", **changes):
+    given = {"tokens": tokens(), "out": tmp_path / "out", **changes}
+    with pytest.raises(InputError, match=match):
+        prune_blocks(tmp_path / "in", recipe(method, sparsity=0.5), **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path):
+    saved(tmp_path / "in")
+    refused(tmp_path, "the allocation 'global' compares layers", "magnitude")
+    refused(tmp_path, "it removes units", "random_units")
+    refused(tmp_path, "it trains", "layer_obs_retrained")
+    refused(tmp_path, "inputs = 'both': must be", inputs="both")
+    refused(tmp_path, r"tokens: must be whole numbers \(sequences, length\)", tokens=torch.rand(3, 4))
+    refused(tmp_path, "blocks = 'model.norm': not a list of modules", blocks="model.norm")
+    (tmp_path / "in" / "config.json").unlink()
+    refused(tmp_path, "there is no config.json")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x").touch()
+    saved(tmp_path / "in")
+    with pytest.raises(InputError, match="is not empty and holds no pruning under way"):
+        prune_blocks(tmp_path / "in", recipe("wanda"), tokens(), other)
+
+
+def test_damaged_files_are_named(tmp_path):
+    saved(tmp_path / "in")
+    index = tmp_path / "in" / "model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    for wrong, match in [
+        ({"weight_map": []}, "is damaged"),
+        ({"weight_map": {**good["weight_map"], "x": "../../secret"}}, "there is no file"),
+    ]:
+        index.write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match=match):
+            prune_blocks(tmp_path / "in", recipe("wanda"), tokens(), tmp_path / "out")
+    missing = copy.deepcopy(good)
+    del missing["weight_map"]["model.layers.1.mlp.up_proj.weight"]
+    index.write_text(json.dumps(missing))
+    with pytest.raises(DataError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is in none of its files"):
+        prune_blocks(tmp_path / "in", recipe("wanda"), tokens(), tmp_path / "out")
+    index.write_text(json.dumps(good))
+    first = tmp_path / "in" / sorted(set(good["weight_map"].values()))[0]
+    first.write_bytes(first.read_bytes()[:-100])
+    with pytest.raises(DataError, match="cannot be read"):
+        prune_blocks(tmp_path / "in", recipe("wanda"), tokens(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
