@@ -1,8 +1,8 @@
 """What a study of thousands of cells costs beyond their work: `python benchmarks/many_cells.py`.
 
-A study of 1,000 recipes and 2 seeds of a network that is trained for a few steps, in one process: the time that
-is spent outside of the cells. With two workers, and on a Ray cluster of this machine: 2,000 jobs that do nothing,
-and how much the memory of this process grows in the second half of them.
+A study of 1,000 recipes and 2 seeds of a network that is trained for a few steps, in one process: the time
+that is spent outside of the cells. With two workers, and on a Ray cluster of this machine: 2,000 jobs that do
+nothing, and how much the memory of this process grows in the second half of them.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ PAGES = (
     "docs/add-a-method.md",
     "docs/add-an-operator.md",
     "docs/learn-sparsity.md",
+    "docs/large-models.md",
     "docs/pack.md",
     "docs/prune-my-own-model.md",
     "docs/second-order.md",
