@@ -68,7 +68,7 @@ def causal_model(folder: Path) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Call:
+class BlockCall:
     """How a block is called, but for its first argument: the stream of activations.
 
     Attributes:
@@ -91,7 +91,7 @@ class Call:
 class BlockOnStream(nn.Module):
     """A block as a network of one argument: activations (1, length, width) in, the same out."""
 
-    def __init__(self, block: nn.Module, call: Call) -> None:
+    def __init__(self, block: nn.Module, call: BlockCall) -> None:
         super().__init__()
         self.block, self._call = block, call
 
@@ -163,7 +163,7 @@ class BlockNetwork:
         _unload(self.blocks[block])
 
     @torch.no_grad()
-    def streams(self, tokens: Tensor) -> tuple[list[Tensor], list[Call]]:
+    def streams(self, tokens: Tensor) -> tuple[list[Tensor], list[BlockCall]]:
         """What the first block is given, and how each is called.
 
         Args:
@@ -173,7 +173,7 @@ class BlockNetwork:
             Of each sequence the activations (1, length, width), and of each block its other arguments; they
             are the same for all sequences.
         """
-        calls: dict[int, Call] = {}
+        calls: dict[int, BlockCall] = {}
         found: list[Tensor] = []
         self._form = None
 
@@ -184,7 +184,7 @@ class BlockNetwork:
                 if number == 0:
                     found.append(stream)
                 rest = {key: value for key, value in kwargs.items() if key != name}
-                calls.setdefault(number, Call(name, args[1:], rest))
+                calls.setdefault(number, BlockCall(name, args[1:], rest))
                 if self._form is None:  # the first block says in what form a block gives its stream
                     self._form = forward(*args, **kwargs)
                 if number == len(self.blocks) - 1 or len(found) > 1:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.blockwise.memory import MemoryNeed, needed
-from prunekit.blockwise.network import BlockNetwork, BlockOnStream, Call, causal_model
+from prunekit.blockwise.network import BlockNetwork, BlockOnStream, BlockCall, causal_model
 from prunekit.blockwise.shards import INDEX, Shards, write_index, write_shard
 from prunekit.digests import (
     digest_of_file,
@@ -119,7 +119,7 @@ def prune_blocks(
     shards = Shards.of(source)
     network = BlockNetwork(causal_model(source) if model is None else model, shards, blocks)
     _check_keys(network)
-    run = _Run(network, recipe, tokens, out, inputs, seed)
+    run = _BlockwiseRun(network, recipe, tokens, out, inputs, seed)
     begun = run.begun()
     streams, calls = network.streams(tokens)
     sequences, length, width = len(streams), *streams[0].shape[1:]
@@ -165,7 +165,7 @@ def _check_keys(network: BlockNetwork) -> None:
         )
 
 
-class _Run:
+class _BlockwiseRun:
     """One pruning: its folder, and what is done of it."""
 
     def __init__(
@@ -205,7 +205,7 @@ class _Run:
         return found
 
     def go_on(
-        self, begun: dict[str, Any], streams: list[Tensor], calls: Sequence[Call], report: Report
+        self, begun: dict[str, Any], streams: list[Tensor], calls: Sequence[BlockCall], report: Report
     ) -> list[BlockKept]:
         """The blocks that are not done, then what is outside of them, then the index."""
         done = [BlockKept(**each) for each in begun["done"]]
@@ -227,7 +227,7 @@ class _Run:
         self._finish(shards)
         return done
 
-    def _prune(self, number: int, streams: list[Tensor], call: Call) -> tuple[BlockKept, list[Tensor]]:
+    def _prune(self, number: int, streams: list[Tensor], call: BlockCall) -> tuple[BlockKept, list[Tensor]]:
         self._types = self._network.load(number)
         block = BlockOnStream(self._network.blocks[number], call).eval()
         dense = _passed(block, streams) if self._inputs == "dense" else []
