@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.blockwise.memory import MemoryNeed, needed
-from prunekit.blockwise.network import BlockNetwork, BlockOnStream, BlockCall, causal_model
+from prunekit.blockwise.network import BlockCall, BlockNetwork, BlockOnStream, causal_model
 from prunekit.blockwise.shards import INDEX, Shards, write_index, write_shard
 from prunekit.digests import (
     digest_of_file,
