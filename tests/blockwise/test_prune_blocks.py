@@ -11,7 +11,7 @@ from torch import nn
 import prunekit.blockwise.pruning as module
 from prunekit import prune
 from prunekit.blockwise import memory_needed, prune_blocks, without_values
-from prunekit.blockwise.network import BlockNetwork, causal_model
+from prunekit.blockwise.block_network import BlockNetwork, causal_model
 from prunekit.blockwise.shards import Shards, write_shard
 from prunekit.errors import DataError, InputError
 from prunekit.methods import recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from prunekit.blockwise.network import BlockNetwork
+from prunekit.blockwise.block_network import BlockNetwork
 from prunekit.errors import InputError
 from prunekit.measure.human import human_bytes
 from prunekit.recipe import Recipe

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.blockwise.block_network import BlockCall, BlockNetwork, BlockOnStream, causal_model
 from prunekit.blockwise.memory import MemoryNeed, needed
-from prunekit.blockwise.network import BlockCall, BlockNetwork, BlockOnStream, causal_model
 from prunekit.blockwise.shards import INDEX, Shards, write_index, write_shard
 from prunekit.digests import (
     digest_of_file,
