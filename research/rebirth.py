@@ -6,7 +6,7 @@ Trains the network, merges its layers in several ways, and fine-tunes each besid
 many epochs. Every part adds its lines to accuracy.csv, blocks.csv, alone.csv and times.csv in
 docs/results/rebirth; a part whose lines are there is not done again: without these files all is done anew.
 With --networks a folder keeps the trained networks, so that an interrupted run goes on; with --scratch the
-merged network is trained from new initial values as well, for scratch.csv.
+whole and the merged network are trained from new initial values as well, in one training, for scratch.csv.
 """
 
 import argparse
@@ -193,18 +193,23 @@ def tuned(base: nn.Module, network: str, seed: int) -> None:
 
 
 def from_scratch(base: nn.Module, seed: int) -> None:
-    """The chosen merged network from new initial values, over as many epochs as training and fine-tuning."""
-    if not SCRATCH.has(seed=seed):
-        result = merged(copy.deepcopy(base), WAYS[CHOSEN].merge, seed)
-        restored(result)
+    """The whole and the chosen merged network from new initial values, over all epochs in one training."""
+    for network in ("whole", CHOSEN):
+        if SCRATCH.has(network=network, seed=seed):
+            continue
+        model = copy.deepcopy(base)
+        if network != "whole":
+            result = merged(model, WAYS[network].merge, seed)
+            restored(result)
+            model = result.model
         torch.manual_seed(seed)
-        for module in result.model.modules():
+        for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
                 module.reset_parameters()
         epochs = (TRAINING.epochs or 0) + (TUNING.epochs or 0)
-        train(result.model, data().train, TRAINING.model_copy(update={"epochs": epochs}), seed=seed)
-        fold_batch_norms(result.model, data().test.inputs[:2])
-        SCRATCH.add([judged(result.model, CHOSEN, "from scratch", seed)])
+        train(model, data().train, TRAINING.model_copy(update={"epochs": epochs}), seed=seed)
+        fold_batch_norms(model, data().test.inputs[:2])
+        SCRATCH.add([judged(model, network, "from scratch", seed)])
 
 
 def alone(base: nn.Module, seed: int) -> None:

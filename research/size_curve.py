@@ -33,7 +33,7 @@ class Series:
 
 
 OURS = ("smallest", "other sizes")
-TINY = Series("tiny networks, shifted images", ("tiny.csv",), ("smallest",), GREY, "s")
+TINY = Series("tiny networks, shifted images", ("tiny.csv",), ("smallest",), GREY, "s", False)
 PANELS = {
     "LeNet-300-100": (
         Series(
