@@ -117,7 +117,7 @@ def in_the_way(work: Operation, found: CouplingGraph, losing: Mapping[str, Any])
 
 
 def misfit(
-    model: nn.Module, graph: Captured, keeping: KeepMasks, example_inputs: Inputs
+    model: nn.Module, graph: Captured, keeping: KeepMasks, example_inputs: Inputs, *, scaling: bool = True
 ) -> tuple[Misfit | None, dict[str, Tensor]]:
     """The first place where a smaller network's code asks for something else, and factors that help before.
 
@@ -126,6 +126,7 @@ def misfit(
         graph: of the whole one in evaluation mode, with constants that fit the smaller one.
         keeping: what stays of every node.
         example_inputs: of the shapes that the graph was captured with.
+        scaling: whether factors may help; else a temperature that follows the width is such a place.
 
     Returns:
         None where there is no such place, and for parameters of the smaller network by which numbers they are
@@ -140,7 +141,7 @@ def misfit(
             given, failure = _recorded(
                 partial(recorded, model, args, kwargs, canonical(model), values=True, state=True)
             )
-    return (None, {}) if given is None else _Compared(graph, keeping, given, failure).run()
+    return (None, {}) if given is None else _Compared(graph, keeping, given, failure, scaling).run()
 
 
 def _recorded(record: Callable[[], Captured]) -> tuple[Captured | None, NotRecordedError | None]:
@@ -159,14 +160,21 @@ class _Compared:
         keeping: what stays of its nodes.
         given: by the code, as far as it came.
         failure: that it came to.
+        scaling: whether factors may help.
     """
 
     def __init__(
-        self, graph: Captured, keeping: KeepMasks, given: Captured, failure: NotRecordedError | None
+        self,
+        graph: Captured,
+        keeping: KeepMasks,
+        given: Captured,
+        failure: NotRecordedError | None,
+        scaling: bool,
     ) -> None:
         self._keeps: Callable[[fx.Node], Any] = lambda node: keeping(0, node.name)
         self._graphs = graph, given
         self._failure = failure
+        self._scaling = scaling
         self._factors: dict[str, Tensor] = {}
 
     def run(self) -> tuple[Misfit | None, dict[str, Tensor]]:
@@ -207,7 +215,7 @@ class _Compared:
             for way in scaled_back(given, sources)
             if all(node.name in names for node in way)
         ]
-        if not ways:
+        if not ways or not self._scaling:
             return _too_narrow(wanted)
         factor = factors[0] / factors[1]
         if not any(self._multiplied(way, factor) for way in ways):

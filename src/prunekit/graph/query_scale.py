@@ -135,8 +135,9 @@ def _sliced(node: fx.Node, marks: Flags) -> Marks:
 
 
 def _joined(node: fx.Node, marks: Flags) -> Marks:
-    """Tensors one after the other."""
-    parts: Any = node.args[0]
+    """Tensors one after the other; PyTorch passes over those of shape (0,), whatever the others' axes are."""
+    given: Any = node.args[0]
+    parts = [each for each in given if list(shape_of(each)) != [0] or marks.ndim == 1]
     axis = position(argument(node, "dim"), marks.ndim)
     ends = np.cumsum([shape_of(each)[axis] for each in parts])[:-1]
     return list(zip(parts, np.split(marks, ends, axis), strict=True))

@@ -262,8 +262,10 @@ def taken_out(
             found = analysed()
             work = operation(case.model, found, left)
         blamed = in_the_way(work, found, left)
-        if not blamed and not work.cut.factors:
-            place, factors = misfit(candidate, work.graphs[0], work.keeping, case.example_inputs)
+        if not blamed:
+            scaling = not work.cut.factors  # factors that were tried and do not help are not tried again
+            graph = work.graphs[0]
+            place, factors = misfit(candidate, graph, work.keeping, case.example_inputs, scaling=scaling)
             if factors:
                 work = replace(work, cut=replace(work.cut, factors=factors))
                 continue
@@ -276,9 +278,9 @@ def taken_out(
             own, left, stayed, zeros = "graph", dict(flags), {}, case.masks
             work = operation(case.model, found, flags)
             proof = _Proof(case, found, flags, work)
-            graph = GraphModel(_candidate(case, work.cut, zeros, None), work.graphs)
-            deviation = proof(graph, work.cut)
-            result = of_any_size(graph, case.model, case.example_inputs, flags, work, analysed)
+            model = GraphModel(_candidate(case, work.cut, zeros, None), work.graphs)
+            deviation = proof(model, work.cut)
+            result = of_any_size(model, case.model, case.example_inputs, flags, work, analysed)
             break
         left, work = choice.left, choice.work
         stayed |= names
