@@ -34,7 +34,7 @@ def study(recipes: int) -> Study:
             "methods": {
                 "random": {
                     "recipe": {"score": "random", "schedule": {"name": "one_shot", "sparsity": 0.1}},
-                    "sweep": {"schedule.sparsity": [(k + 1) / (recipes + 2) for k in range(recipes)]},
+                    "sweep": {"schedule.sparsity": [0.9 * (k + 1) / recipes for k in range(recipes)]},
                 }
             },
         }
