@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 import warnings
@@ -22,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from prunekit import prune
 from prunekit.blockwise import memory_needed, prune_blocks
 from prunekit.methods import wanda
+from side_by_side import resident
 
 BLOCKS, WIDTH = (4, 12, 24), 1024
 SEQUENCES, LENGTH, WORDS = 8, 128, 1000
@@ -38,12 +38,6 @@ def config(blocks: int, width: int) -> LlamaConfig:
 def tokens() -> torch.Tensor:
     """The calibration text."""
     return torch.randint(0, WORDS, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0))
-
-
-def resident(what: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at the peak."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.split(f"{what}:")[1].split()[0]) * 1024
 
 
 def save(folder: str, blocks: int, width: int) -> None:
@@ -71,8 +65,7 @@ def measured(way: Any, folder: str, found: Any) -> None:
     torch.set_num_threads(1)
     before, began = resident("VmRSS"), time.process_time()
     way(folder)
-    peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, resident("VmHWM"))
-    found.put({"peak, MB": (peak - before) / 1e6, "seconds": time.process_time() - began})
+    found.put({"peak, MB": (resident("VmHWM") - before) / 1e6, "seconds": time.process_time() - began})
 
 
 def alone(target: Any, *arguments: Any) -> Any:

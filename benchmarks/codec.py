@@ -30,7 +30,7 @@ from prunekit.compress import (
     order_units,
     regroup,
 )
-from side_by_side import finish
+from side_by_side import finish, resident
 
 LEVELS = 16
 CHAINS = ("lenet_300_100", "lenet5")
@@ -216,8 +216,7 @@ def reset_peak() -> float:
 
 def peak() -> float:
     """The most mebibytes in use."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    return resident("VmHWM") / (1 << 20)
 
 
 if __name__ == "__main__":

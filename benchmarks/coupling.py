@@ -34,7 +34,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "zoo"))
 import zoo_attention  # noqa: E402
 import zoo_convnets as nets  # noqa: E402
 
-from side_by_side import machine  # noqa: E402
+from side_by_side import machine, resident  # noqa: E402
 
 LIMIT = 60  # seconds for one case
 REPEATS = 3
@@ -109,14 +109,9 @@ def tiny() -> tuple[nn.Module, Any]:
 def peak(run: Callable[[], Any]) -> int:
     """Bytes that a call takes at its peak, beyond what the process held before."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     run()
-    return _resident("VmHWM") - before
-
-
-def _resident(which: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
+    return resident("VmHWM") - before
 
 
 def passes(model: nn.Module, inputs: Any) -> None:

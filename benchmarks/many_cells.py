@@ -20,6 +20,7 @@ import prunekit.study.run as study_run
 from prunekit.study import Executor, LocalPool, RayCluster, Study, run_study
 from prunekit.study.jobs import Failure, Job, Watcher
 from prunekit.study.stages import run_cell
+from side_by_side import resident
 
 RECIPES, SEEDS = 1_000, 2
 TRAINING = {"iterations": 2, "batch_size": 32, "lr": 0.01}
@@ -79,12 +80,6 @@ NOTHING = operator.not_
 """A job without work, which a worker can import."""
 
 
-def resident() -> float:
-    """Megabytes of memory that this process has."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.split("VmRSS:")[1].split()[0]) / 1024
-
-
 class Memory(Watcher):
     """The memory of this process after each job."""
 
@@ -99,7 +94,7 @@ class Memory(Watcher):
 
     def finished(self, job: Job, seconds: float, failure: Failure | None) -> None:
         assert failure is None
-        self.megabytes.append(resident())
+        self.megabytes.append(resident("VmRSS") / (1 << 20))
 
 
 def empty_jobs(executor: Executor, count: int) -> dict[str, float]:

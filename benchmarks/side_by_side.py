@@ -66,6 +66,12 @@ def finish(options: argparse.Namespace, figures: Mapping[str, Any]) -> None:
         options.json.write_text(text + "\n", encoding="utf-8")
 
 
+def resident(which: str) -> int:
+    """Bytes of memory of this process (Linux): `VmRSS` now, `VmHWM` at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
