@@ -203,6 +203,21 @@ def test_a_network_of_any_class_with_a_named_list_of_blocks(tmp_path):
             assert torch.equal(values[name], value)
 
 
+@pytest.mark.parametrize("at", [(0, 1), (0, 0)])
+def test_values_that_blocks_share_are_refused(tmp_path, at):
+    with without_values():
+        model = Own()
+        model.layers[at[1]].append(nn.Linear(8, 8))
+    write_shard(tmp_path / "in" / "model.safetensors", Own().state_dict())
+    model.layers[at[1]][2] = model.layers[at[0]][0]
+    with pytest.raises(
+        InputError, match=rf"layers\.{at[1]}\.2\.weight is shared with layers\.{at[0]}\.0\.weight"
+    ):
+        prune_blocks(
+            tmp_path / "in", recipe("wanda"), tokens(), tmp_path / "out", model=model, blocks="layers"
+        )
+
+
 def test_too_little_memory_is_refused_with_the_sum(tmp_path):
     saved(tmp_path / "in")
     chosen = recipe("sparsegpt", sparsity=0.5)

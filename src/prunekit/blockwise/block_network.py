@@ -137,8 +137,12 @@ class BlockNetwork:
         self.blocks: Sequence[nn.Module] = list(found)
         self._form: Any = None
         self._prefix = f"{getattr(model, 'base_model_prefix', '')}."
+        tied: dict[int, list[str]] = {}
+        for name, value in model.named_parameters(remove_duplicate=False):
+            tied.setdefault(id(value), []).append(name)
+        same = {name: names for names in tied.values() for name in names}
+        self.keys = {name: self._key([name, *same.get(name, [])]) for name in self._stored()}
         self._check_apart()
-        self.keys = {name: self._key(name) for name in self._stored()}
 
     def keys_of(self, block: int) -> dict[str, str]:
         """The names in the files of a block's values, by their names in the block."""
@@ -267,27 +271,22 @@ class BlockNetwork:
         saved = self.model.state_dict().keys()
         yield from (name for name, _ in self.model.named_buffers() if name in saved)
 
-    def _key(self, name: str) -> str:
-        """What a value is called in the files, also where they are of the network without its head."""
-        tied = [name, *_tied(self.model, name)]
-        for each in (*tied, *(each.removeprefix(self._prefix) for each in tied)):
+    def _key(self, names: Sequence[str]) -> str:
+        """What a value of these names is called in the files, also where they are of the network without its
+        head."""
+        for each in (*names, *(each.removeprefix(self._prefix) for each in names)):
             if each in self.shards.file_of:
                 return each
-        raise DataError(f"{self.shards.folder}: {name} is in none of its files")
+        raise DataError(f"{self.shards.folder}: {names[0]} is in none of its files")
 
     def _check_apart(self) -> None:
-        """InputError if a parameter of a block is used elsewhere, too: blocks are written one by one."""
-        seen: dict[int, int] = {}
-        for number, block in enumerate(self.blocks):
-            for name, value in block.named_parameters():
-                if seen.setdefault(id(value), number) != number:
-                    raise InputError(f"blocks: {self.name}.{number}.{name} is shared with another block")
-
-
-def _tied(model: nn.Module, name: str) -> list[str]:
-    """The other names of a parameter."""
-    all_names = dict(model.named_parameters(remove_duplicate=False))
-    return [other for other, value in all_names.items() if value is all_names.get(name) and other != name]
+        """InputError if a value is used twice in blocks, which are written one by one."""
+        seen: dict[str, str] = {}
+        for number in range(len(self.blocks)):
+            for name, key in self.keys_of(number).items():
+                whole = f"{self.name}.{number}.{name}"
+                if seen.setdefault(key, whole) != whole:
+                    raise InputError(f"blocks: {whole} is shared with {seen[key]}")
 
 
 def _unload(module: nn.Module, names: Sequence[str] | None = None) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +30,6 @@ from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.settings import checked_seed
 
-log = logging.getLogger(__name__)
-
 FORMAT = 1
 PROGRESS = "pruning.json"
 """In the new folder: what is done, and what it was done with."""
@@ -43,7 +40,9 @@ STREAM = ".stream-{}.safetensors"
 REST = 2 << 30
 """Bytes of values outside of blocks that are copied at a time."""
 
-Inputs = str
+Inputs = Literal["pruned", "dense"]
+"""What statistics are taken behind: blocks that are pruned already, or dense ones."""
+
 Report = Callable[[int, int], None]
 """Takes the blocks that are done, and how many there are."""
 
@@ -118,7 +117,6 @@ def prune_blocks(
     source, out, seed = Path(source), Path(out), checked_seed(seed)
     shards = Shards.of(source)
     network = BlockNetwork(causal_model(source) if model is None else model, shards, blocks)
-    _check_keys(network)
     run = _BlockwiseRun(network, recipe, tokens, out, inputs, seed)
     begun = run.begun()
     streams, calls = network.streams(tokens)
@@ -155,14 +153,6 @@ def _check_recipe(recipe: Recipe) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise InputError(f"the recipe cannot prune block by block: {reason}")
-
-
-def _check_keys(network: BlockNetwork) -> None:
-    counted = [key for number in range(len(network.blocks)) for key in network.keys_of(number).values()]
-    if len(counted) != len(set(counted)):
-        raise InputError(
-            "blocks: two of them have a value in common, so that they cannot be written one by one"
-        )
 
 
 class _BlockwiseRun:

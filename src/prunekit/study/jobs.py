@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import pickle
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from logging.handlers import QueueHandler
 from typing import Any, Protocol
 
 from prunekit.errors import PrunekitError, brief, escaped
@@ -180,6 +182,46 @@ def perform(job: Job, progress: Progress) -> Failure | None:
     except BaseException as error:  # a user's score may do anything, also call exit()
         return Failure.of(job, error)
     return None
+
+
+def perform_sent(content: bytes, name: str, progress: Progress) -> Failure | None:
+    """Run a job that another process has sent as it is pickled.
+
+    Args:
+        content: the job; only what this study's own process has written is read here.
+        name: its name, for the failure of one that cannot be read.
+        progress: takes the fraction that is done.
+    """
+    try:
+        job: Job = pickle.loads(content)
+    except PrunekitError as error:  # of a study, which is made again from its settings
+        return Failure(name, line_of(error))
+    except Exception as error:
+        return Failure(name, f"cannot be read by its process: {line_of(error)}")
+    try:
+        return perform(job, progress)
+    except KeyboardInterrupt as error:  # no Ctrl-C, which does not reach a worker, but the user's code
+        return Failure.of(job, error)
+
+
+class WarningsTo(QueueHandler):
+    """A handler that gives warnings, such as can be sent to another process, to a function."""
+
+    def __init__(self, tell: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__(tell)  # type: ignore[arg-type]  # no queue, but enqueue() knows
+        self.setLevel(logging.WARNING)
+        self._tell = tell
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Give one to the function."""
+        self._tell(record)
+
+
+def log_here(record: logging.LogRecord) -> None:
+    """Log what another process has logged, as if it had been said here."""
+    logger = logging.getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
 
 
 def line_of(error: BaseException) -> str:

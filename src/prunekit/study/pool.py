@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from logging.handlers import QueueHandler
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
@@ -22,7 +21,6 @@ from types import ModuleType
 
 import torch
 
-from prunekit.errors import PrunekitError
 from prunekit.measure.forward_pass import using_threads
 from prunekit.settings import whole
 from prunekit.study.jobs import (
@@ -32,9 +30,12 @@ from prunekit.study.jobs import (
     Failure,
     Job,
     JobQueue,
+    WarningsTo,
     Watcher,
     line_of,
+    log_here,
     perform,
+    perform_sent,
 )
 from prunekit.worker import work
 
@@ -230,9 +231,7 @@ class _Worker:
             self._hear_first()
             watcher.progressed(job, message)
         elif isinstance(message, logging.LogRecord):
-            logger = logging.getLogger(message.name)
-            if logger.isEnabledFor(message.levelno):
-                logger.handle(message)
+            log_here(message)
         elif message is None or isinstance(message, Failure):
             self.job = self.due = None
             failure = message and replace(message, name=job.name)  # it knows none if it cannot be read
@@ -318,33 +317,19 @@ def serve(connection: Connection) -> None:
     os.dup2(2, 1)  # what a user's code prints is for the eye: stdout belongs to the parent's result
     torch.set_num_threads(1)
     channel = _ParentChannel(connection)
-    logging.getLogger("prunekit").addHandler(channel)
+    logging.getLogger("prunekit").addHandler(WarningsTo(channel.warn))
     try:
         while True:
-            channel.send(_outcome(connection.recv_bytes(), channel))
+            content = connection.recv_bytes()
+            channel.send(perform_sent(content, "job", lambda fraction: channel.send(float(fraction))))
     except (EOFError, OSError):
         os._exit(1)  # the parent is gone, and nobody wants to read why
 
 
-def _outcome(content: bytes, channel: _ParentChannel) -> Failure | None:
-    try:
-        job: Job = pickle.loads(content)
-    except PrunekitError as error:  # of a study, which is made again from its settings
-        return Failure("job", line_of(error))
-    except Exception as error:
-        return Failure("job", f"cannot be read by its process: {line_of(error)}")
-    try:
-        return perform(job, lambda fraction: channel.send(float(fraction)))
-    except KeyboardInterrupt as error:  # no Ctrl-C, which does not reach a worker, but the user's code
-        return Failure.of(job, error)
-
-
-class _ParentChannel(QueueHandler):
-    """The messages of a worker, of any thread, one at a time; a handler that takes the log to the parent."""
+class _ParentChannel:
+    """The messages of a worker, of any thread, one at a time."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)  # type: ignore[arg-type]  # no queue, but enqueue() knows
-        self.setLevel(logging.WARNING)
         self._connection = connection
         self._one_at_a_time = threading.Lock()
 
@@ -352,6 +337,6 @@ class _ParentChannel(QueueHandler):
         with self._one_at_a_time:
             self._connection.send(message)
 
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def warn(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
             self.send(record)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from logging.handlers import QueueHandler
 from typing import Any, Literal
 
 from prunekit.errors import InputError
@@ -21,9 +20,11 @@ from prunekit.study.jobs import (
     Failure,
     Job,
     JobQueue,
+    WarningsTo,
     Watcher,
     line_of,
-    perform,
+    log_here,
+    perform_sent,
 )
 
 log = logging.getLogger(__name__)
@@ -201,7 +202,8 @@ class _Tasks:
             self._ray.kill(self._mailbox)
 
     def _hand_out(self) -> None:
-        while len(self._tasks) < AHEAD * self._cluster.slots(1 << 20):
+        most = AHEAD * self._cluster.slots(1 << 20)
+        while len(self._tasks) < most:
             job = self._queue.take()
             if job is None:
                 return
@@ -226,9 +228,7 @@ class _Tasks:
         with suppress(self._ray.exceptions.RayError):  # the next look hears it
             for name, attempt, said in self._ray.get(self._mailbox.take.remote(), timeout=10 * EVERY):
                 if isinstance(said, logging.LogRecord):
-                    logger = logging.getLogger(said.name)
-                    if logger.isEnabledFor(said.levelno):
-                        logger.handle(said)
+                    log_here(said)
                 elif name in by_name and by_name[name].attempt == attempt:
                     self._note(by_name[name], said)
         for reference, task in list(self._tasks.items()):
@@ -319,17 +319,10 @@ def perform_as_task(content: bytes, name: str, attempt: int, mailbox: Any) -> Fa
         mailbox.put.remote((name, attempt, said))
 
     tell("begun")
-    channel = _MailboxHandler(tell)
+    channel = WarningsTo(tell)
     logging.getLogger("prunekit").addHandler(channel)
     try:
-        try:
-            job: Job = pickle.loads(content)
-        except Exception as error:
-            return Failure(name, f"cannot be read by its process: {line_of(error)}")
-        try:
-            return perform(job, _Seldom(tell))
-        except KeyboardInterrupt as error:  # the user's code: a task that is cancelled is killed
-            return Failure.of(job, error)
+        return perform_sent(content, name, _Seldom(tell))
     finally:
         logging.getLogger("prunekit").removeHandler(channel)
 
@@ -345,15 +338,3 @@ class _Seldom:
         if now - self._told >= EVERY:
             self._told = now
             self._tell(float(fraction))
-
-
-class _MailboxHandler(QueueHandler):
-    """A handler that takes warnings to the process that runs the study."""
-
-    def __init__(self, tell: Callable[[logging.LogRecord], None]) -> None:
-        super().__init__(tell)  # type: ignore[arg-type]  # no queue, but enqueue() knows
-        self.setLevel(logging.WARNING)
-        self._tell = tell
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self._tell(record)

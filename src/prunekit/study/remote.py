@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -62,12 +63,15 @@ class RemoteFolder:
         except Exception as error:  # of as many kinds as there are file systems
             raise InputError(f"{self.url} cannot be written to: {line_of(error)}") from None
 
-    def files(self) -> set[str]:
-        """The names of all files, below the folder."""
+    def files(self, names: Iterable[str] = ("",)) -> set[str]:
+        """The names of all files, or of those that have one of these names or lie in such a folder."""
         system, root = self._reached()
         system.invalidate_cache()
-        prefix = root.rstrip("/") + "/"
-        return {check_below(name.removeprefix(prefix)) for name in system.find(root)}
+        prefix, found = root.rstrip("/") + "/", set[str]()
+        for name in names:
+            with suppress(FileNotFoundError):
+                found |= {check_below(path.removeprefix(prefix)) for path in system.find(prefix + name)}
+        return found
 
     def fetch(self, names: Iterable[str], to: Path) -> None:
         """Copy files into a folder of this machine."""
@@ -125,10 +129,9 @@ def _run_in_copy(remote: RemoteFolder, job: Job, progress: Progress) -> None:
     """Run a job in a folder of this machine with what it needs of the remote one."""
     with tempfile.TemporaryDirectory(prefix="prunekit-") as folder:
         root = Path(folder)
-        there = remote.files()
-        wanted = _below(job.reads + job.writes, there)
-        remote.fetch(wanted, root)
-        sent = _Sent(remote, root, job.writes, _below(job.writes, there))
+        there = remote.files(job.writes)
+        remote.fetch(there | remote.files(job.reads), root)
+        sent = _Sent(remote, root, job.writes, there)
 
         def tell(fraction: float) -> None:
             sent.now_and_then()
@@ -139,11 +142,6 @@ def _run_in_copy(remote: RemoteFolder, job: Job, progress: Progress) -> None:
             job.run(*moved, tell)
         finally:
             sent.send()
-
-
-def _below(names: tuple[str, ...], there: set[str]) -> set[str]:
-    """Those files that have one of the names, or lie in a folder that has it."""
-    return {file for file in there if any(file == name or file.startswith(f"{name}/") for name in names)}
 
 
 class _Sent:
