@@ -150,10 +150,13 @@ class Score(Part):
             same fraction by default, and an allocation that compares layers is refused.
         compared_if_named: where they cannot, but an allocation that does is taken if it is named, as it was
             published.
+        by_layer: whether the scores of a layer follow from its own weights and statistics alone, so that they
+            need not all be in memory at a time.
     """
 
     comparable: ClassVar[tuple[Level, ...]] = ()
     compared_if_named: ClassVar[tuple[Level, ...]] = ()
+    by_layer: ClassVar[bool] = False
 
     @property
     def of_weights(self) -> bool:
@@ -191,6 +194,8 @@ class Allocation(Part):
         floor: the fraction of every layer that is always kept, rounded up to whole weights, so that no
             layer is emptied by accident; 0 allows it.
         local: whether a layer's amount follows from its own scores and the sizes of the others.
+        by_size: whether it follows from the sizes alone: no score is looked at, and those of
+            `StepContext.scores` need not be in memory at a time.
         compares: whether the scores of one layer are compared with those of another.
         even: whether every layer loses the same fraction, which some granularities need.
         of_figure: whether the schedule's sparsity is a fraction of what the network costs, not of its units.
@@ -201,6 +206,7 @@ class Allocation(Part):
 
     requires: ClassVar[tuple[Requirement, ...]] = (STATED,)
     local: ClassVar[bool] = False
+    by_size: ClassVar[bool] = False
     compares: ClassVar[bool] = False
     even: ClassVar[bool] = False
     of_figure: ClassVar[bool] = False
@@ -247,7 +253,7 @@ class Allocation(Part):
 
     def max_removable(self, name: str, context: StepContext) -> int:
         """The most weights that a layer may lose."""
-        return self.capacity(context.scores[name].numel(), context.min_kept.get(name, 0))
+        return self.capacity(context.kept[name].numel(), context.min_kept.get(name, 0))
 
 
 def comparison_refusal(score: Score, allocation: Allocation, level: Level) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,29 @@ from prunekit.statistics import Found, StatContext, Statistic, collect
 from prunekit.training import Report
 
 log = logging.getLogger(__name__)
+
+
+class LayerScores(Mapping[str, Tensor]):
+    """The scores of each layer, found when they are asked for and held by nobody.
+
+    Args:
+        kept: what there is to be scored, by layer.
+        score: the scores of one layer by its name.
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor], score: Callable[[str], Tensor]) -> None:
+        self._kept, self._score = kept, score
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._kept:
+            raise KeyError(name)
+        return self._score(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +107,14 @@ class Scorer:
             raise wrong[0]
         return found
 
-    def scores(self, context: StepContext) -> Scores:
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each layer is scored when its elements are chosen, and its scores forgotten then."""
+        recipe = self.recipe
+        alone = recipe.score.by_layer and recipe.allocation.by_size and recipe.granularity.counts == "weights"
+        return alone and recipe.rank == "every_step" and recipe.grow is None
+
+    def scores(self, context: StepContext) -> Mapping[str, Tensor]:
         """A score for each element, the least to go first.
 
         Raises:
@@ -94,24 +124,40 @@ class Scorer:
         weights, kept = context.weights, context.kept
         if self.plan.layer_by_layer and self.recipe.score.needs:
             weights = {name: weights[name] for name in context.step.layers}
+
+        def untaken(name: str) -> Tensor:
+            # layers whose turn is another time only count by their size, which takes no memory
+            return torch.zeros((), device=kept[name].device).expand(kept[name].shape)
+
+        def alone(name: str) -> Tensor:
+            if name not in weights:
+                return untaken(name)
+            score = self._ranked(context.told("score", weights={name: weights[name]}))[name]
+            return self._removed_first(name, score, kept)
+
+        if self.one_by_one:
+            return LayerScores(kept, alone)
         scores = self.state.ranking
         if scores is None:
             random = generator(self.seed, "score", context.step.number)
             scores = self._ranked(context.told("score", weights=weights, generator=random))
         if self.recipe.rank == "once":
             self.state.ranking = scores
+        scores = {name: self._removed_first(name, score, kept) for name, score in scores.items()}
+        return {name: scores[name] if name in scores else untaken(name) for name in kept}
+
+    def _removed_first(self, name: str, score: Tensor, kept: Masks) -> Tensor:
+        """The scores of a layer, minus infinity for what is removed, unless that competes again.
+
+        So what was removed stays removed, and pruning twice removes no more.
+        """
         if self.recipe.grow is not None:
             # what comes back does so by another score; a weight that has just done so may still be zero
-            scores = {name: score.masked_fill(~kept[name], float("-inf")) for name, score in scores.items()}
-        elif not self.competes:
-            # what is gone goes first: what was removed stays removed, and pruning twice removes no more
-            gone = {name: self.plan.elements.gone(name, kept) for name in scores}
-            scores = {name: score.masked_fill(gone[name], float("-inf")) for name, score in scores.items()}
-        # layers whose turn is another time only count by their size, which takes no memory
-        return {
-            name: scores[name] if name in scores else torch.zeros((), device=each.device).expand(each.shape)
-            for name, each in kept.items()
-        }
+            return score.masked_fill(~kept[name], float("-inf"))
+        if self.competes:
+            return score
+        removed = self.plan.elements.gone(name, kept)
+        return score.masked_fill(removed, float("-inf")) if bool(removed.any()) else score
 
     def _ranked(self, context: StepContext) -> Scores:
         grow, score = self.recipe.grow, self.recipe.score
@@ -119,8 +165,8 @@ class Scorer:
             score = Random()
         with torch.no_grad():
             scores = self.recipe.granularity.gather(score(context), self.plan.elements)
-        # with an order, some scores see a part of the layers only
-        wanted = context.weights if self.plan.layer_by_layer else context.kept
+        # some scores see a part of the layers only: those of a step, or one
+        wanted = context.weights if self.recipe.granularity.counts == "weights" else context.kept
         return _checked(scores, f"score {score.name!r}", wanted, context.kept)
 
     def select(self, context: StepContext) -> Masks:
@@ -138,10 +184,12 @@ class Scorer:
             for name in earlier.layers
         )
         pruned = {
-            name: int((~each).sum()) if name in frozen or not self.competes else 0
+            name: each.numel() - kept.count(name) if name in frozen or not self.competes else 0
             for name, each in kept.items()
         }
-        shielded = {**scores, **{name: elements.shielded(name, scores[name]) for name in step.layers}}
+        shielded = LayerScores(
+            {name: kept[name] for name in step.layers}, lambda name: elements.shielded(name, scores[name])
+        )
 
         @torch.no_grad()
         def keeping(amounts: Mapping[str, int]) -> Masks:
@@ -149,7 +197,7 @@ class Scorer:
             for name in step.layers:
                 random = generator(self.seed, "selection", step.number, name)
                 told = context.told("selection", scores=shielded, generator=random)
-                count = max(recipe.granularity.rounded(scores[name].numel(), amounts[name]), pruned[name])
+                count = max(recipe.granularity.rounded(kept[name].numel(), amounts[name]), pruned[name])
                 masks[name] = recipe.selection(told, name, count)
             return kept.replace(masks)
 
@@ -328,7 +376,7 @@ class StepWork:
             measured: by the user's function.
             counted: the values that are left, where few were made of them.
         """
-        layers = {name: int(kept.sum()) for name, kept in self.state.kept.items()}
+        layers = {name: self.state.kept.count(name) for name in self.state.kept}
         record = Record(
             step=step.number,
             sparsity=self.state.kept.sparsity,

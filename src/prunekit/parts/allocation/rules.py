@@ -188,6 +188,7 @@ class PerLayer(Allocation):
 
     name = "per_layer"
     local = True
+    by_size = True
     output_rate: float = Field(default=1.0, ge=0, le=1)
 
     @property
@@ -197,7 +198,7 @@ class PerLayer(Allocation):
 
     def amounts(self, context: StepContext) -> dict[str, int]:
         """round(sparsity * size) for each layer."""
-        amounts = {name: round(context.sparsity * scores.numel()) for name, scores in context.scores.items()}
+        amounts = {name: round(context.sparsity * kept.numel()) for name, kept in context.kept.items()}
         if self.output_rate < 1:
             last = list(amounts)[-1]
             kept = int(context.kept[last].sum())
@@ -234,14 +235,15 @@ class ERK(Allocation):
     name = "erk"
     paper = "Evci et al. 2020 (RigL), arXiv 1911.11134"
     local = True
+    by_size = True
     dense: tuple[str, ...] = ()
 
     def amounts(self, context: StepContext) -> dict[str, int]:
         """Densities scaled so that the total is exactly round(sparsity * total)."""
-        sizes = {name: scores.numel() for name, scores in context.scores.items()}
+        sizes = {name: kept.numel() for name, kept in context.kept.items()}
         total = round(context.sparsity * sum(sizes.values()))
         whole = {name for name in sizes if self._whole(name)}
-        density = self._densities(context.scores, sum(sizes.values()) - total, whole)
+        density = self._densities(context.kept, sum(sizes.values()) - total, whole)
         wanted = {name: (1 - density[name]) * size for name, size in sizes.items()}
         return shared_out(self, total, wanted, replace(context, frozen=context.frozen | whole))
 
@@ -291,6 +293,7 @@ class Manual(Allocation):
 
     name = "manual"
     local = True
+    by_size = True
     requires = (DECIDED,)
     sparsities: dict[str, Sparsity] = Field(min_length=1)
     ramp: Literal["linear", "cubic"] = "linear"
@@ -301,8 +304,7 @@ class Manual(Allocation):
         if self.ramp == "cubic":
             share = 1 - (1 - share) ** 3
         return {
-            name: round(self._sparsity(name) * share * scores.numel())
-            for name, scores in context.scores.items()
+            name: round(self._sparsity(name) * share * kept.numel()) for name, kept in context.kept.items()
         }
 
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
@@ -414,11 +416,12 @@ class NoPruning(Allocation):
 
     name = "none"
     local = True
+    by_size = True
     requires = (DECIDED,)
 
     def amounts(self, context: StepContext) -> dict[str, int]:
         """Zero everywhere."""
-        return dict.fromkeys(context.scores, 0)
+        return dict.fromkeys(context.kept, 0)
 
 
 class Recorded(Allocation):
@@ -432,6 +435,7 @@ class Recorded(Allocation):
 
     name = "recorded"
     local = True
+    by_size = True
     requires = (DECIDED,)
     removed: tuple[dict[str, Annotated[int, Field(ge=0, le=WHOLE)]], ...] = Field(min_length=1)
 

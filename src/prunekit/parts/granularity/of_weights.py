@@ -285,7 +285,7 @@ class FilterShape(Granularity):
 
     def gather(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
         """Each column's score, for each of its weights."""
-        return {name: self._of_columns(scores[name]).expand_as(scores[name]) for name in elements.names}
+        return {name: self._of_columns(each).expand_as(each) for name, each in scores.items()}
 
     def select(self, scores: Tensor, count: int) -> Tensor:
         """Remove as many of the lowest columns as `count` has room for; those that are gone go first."""

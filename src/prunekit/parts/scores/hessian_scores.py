@@ -143,6 +143,7 @@ class LayerOBS(RowScore):
 
     name = "layer_obs"
     paper = "Dong, Chen, Pan 2017, arXiv 1705.07565; exact: Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
+    by_layer = True
     compared_if_named = ("weights",)
     needs = (LayerHessian(),)
     form: Literal["exact", "shared"] = "exact"

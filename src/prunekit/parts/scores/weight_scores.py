@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.graph.rows import from_rows, row_layers, rows_of
+from prunekit.masks import stable_order
 from prunekit.parts.base import LEVELS, Level, Requirement
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.parts.retrain import TrainingSettings
@@ -59,6 +60,7 @@ class Magnitude(Score):
 
     name = "magnitude"
     paper = "Han et al. 2015, arXiv 1506.02626"
+    by_layer = True
     comparable = ("weights",)
     compared_if_named = ("units",)  # "minimum weight" of Molchanov et al. 2017, arXiv 1611.06440
     relative_to: Literal["nothing", "layer_norm"] = "nothing"
@@ -87,6 +89,7 @@ class MagnitudePerBit(RowScore):
 
     name = "magnitude_per_bit"
     paper = "after Chou, Lookabaugh, Gray 1989 (entropy-constrained quantization), with costs of positions"
+    by_layer = True
     comparable = ("weights",)
     value_bits: float = Field(default=2.5, ge=0, le=LARGE)
 
@@ -133,6 +136,7 @@ class LAMP(Score):
 
     name = "lamp"
     paper = "Lee, Park, Mo, Ahn, Shin 2021, arXiv 2010.07611"
+    by_layer = True
     comparable = ("weights",)
 
     def __call__(self, context: StepContext) -> Scores:
@@ -229,15 +233,17 @@ class Movement(Score):
 class InputScore(RowScore):
     """|w| times a figure of the input that the weight reads."""
 
+    by_layer = True
+
     def __call__(self, context: StepContext) -> Scores:
-        """The products, in float64."""
+        """The products, in float64, or what they are compared by."""
         return {name: self._layer(context, name) for name in context.weights}
 
     def _layer(self, context: StepContext, name: str) -> Tensor:
         layer = context.layer(name)
         squares = context.statistics[self.squares(layer)][name]
-        rows = rows_of(context.weights[name], layer).double().abs()
-        return from_rows(self.compared(self.product(rows, squares.sqrt().unsqueeze(1))), layer)
+        rows = rows_of(context.weights[name], layer)
+        return from_rows(self.compared(rows, squares.sqrt().unsqueeze(1)), layer)
 
     @abstractmethod
     def squares(self, layer: nn.Module) -> InputSquares:
@@ -247,9 +253,9 @@ class InputScore(RowScore):
         """The scores of |weights| (groups, rows, columns) and figures of inputs (groups, 1, columns)."""
         return rows * inputs
 
-    def compared(self, rows: Tensor) -> Tensor:
-        """The scores (groups, rows, columns) as the weights of a layer are compared by them."""
-        return rows
+    def compared(self, rows: Tensor, inputs: Tensor) -> Tensor:
+        """(groups, rows, columns): the numbers by which the weights of a layer are compared."""
+        return self.product(rows.double().abs(), inputs)
 
 
 class InputDeviation(InputScore):
@@ -268,6 +274,10 @@ class InputDeviation(InputScore):
     def squares(self, layer: nn.Module) -> InputSquares:
         """About the mean where there is a bias."""
         return InputSquares(centred=getattr(layer, "bias", None) is not None)
+
+
+_RANKED_TOGETHER = 2**20
+"""Weights whose products and places are held at a time: they take four times the memory of the weights."""
 
 
 _NOT_OF_UNITS = Requirement(
@@ -304,13 +314,20 @@ class Wanda(InputScore):
         """About zero."""
         return InputSquares(centred=False)
 
-    def compared(self, rows: Tensor) -> Tensor:
-        """Ranks within rows, from 0; equal scores by position."""
+    def compared(self, rows: Tensor, inputs: Tensor) -> Tensor:
+        """The products, or their ranks within rows, from 0; equal products by position."""
         if self.within == "layer":
-            return rows
-        order = rows.argsort(dim=2, stable=True)
-        places = torch.arange(rows.shape[2], dtype=rows.dtype, device=rows.device).expand_as(rows)
-        return torch.empty_like(rows).scatter_(2, order, places)
+            return super().compared(rows, inputs)
+        count = rows.shape[2]
+        exact = torch.float32 if count <= 2**24 else torch.float64  # every whole number up to there
+        found = torch.empty_like(rows, dtype=exact)
+        places = torch.arange(count, dtype=exact, device=rows.device)
+        together = max(1, _RANKED_TOGETHER // max(1, len(rows) * count))
+        for some, ranks in zip(torch.split(rows, together, 1), torch.split(found, together, 1), strict=True):
+            products = self.product(some.double().abs(), inputs)
+            order = stable_order(products.flatten(0, 1)).view(products.shape)
+            ranks.scatter_(2, order, places.expand_as(order))
+        return found
 
 
 class RIA(InputScore):
