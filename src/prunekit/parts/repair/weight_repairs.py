@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.distributed import shared_layers
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.obs import damped, damped_groups, inverse_of, refit, shared_update
@@ -69,6 +70,7 @@ class WeightRepair(Repair):
 
     works_on = ("weights", "patterns")
     needs = (LayerHessian(), LayerInputMean())
+    by_owner = True
     damp: float = Field(default=0.01, ge=0, le=LARGE)
 
     def check(self, context: StepContext) -> None:
@@ -82,26 +84,39 @@ class WeightRepair(Repair):
     @torch.no_grad()
     def __call__(self, context: StepContext) -> None:
         """Repair each layer that changes at this step; what is removed is exactly zero afterwards."""
-        for name, kept in context.kept_after.items():
-            before = context.kept[name]
-            if torch.equal(kept, before):
-                continue
+        changed = [
+            name for name, kept in context.kept_after.items() if not torch.equal(kept, context.kept[name])
+        ]
+        before = {name: self._rows(context, name) for name in changed}
+        after = shared_layers(
+            changed,
+            context.owners,
+            lambda name: self._updated(context, name, before[name]),
+            lambda name: torch.empty_like(before[name]),
+        )
+        for name in changed:
             layer: Any = context.layer(name)
-            rows = rows_of(layer.weight, layer).double()
-            on, was = rows_of(kept, layer), rows_of(before, layer)
-            matrices = damped_groups(name, context.statistics[LayerHessian()][name], self.damp)
-            try:
-                updated = torch.stack(
-                    [self.update(*group) for group in zip(matrices, rows, on, was & ~on, strict=True)]
-                )
-            except DataError as error:
-                raise DataError(f"{name}: {error}") from None
-            updated = updated * on
             if getattr(layer, "bias", None) is not None:
                 mean = context.statistics[LayerInputMean()][name]
-                shift = ((rows - updated) @ mean.unsqueeze(2)).flatten()
+                shift = ((before[name] - after[name]) @ mean.unsqueeze(2)).flatten()
                 layer.bias.copy_(layer.bias.double() + shift)
-            layer.weight.copy_(from_rows(updated, layer))
+            layer.weight.copy_(from_rows(after[name], layer))
+
+    @staticmethod
+    def _rows(context: StepContext, name: str) -> Tensor:
+        layer: Any = context.layer(name)
+        return rows_of(layer.weight, layer).double()
+
+    def _updated(self, context: StepContext, name: str, rows: Tensor) -> Tensor:
+        """(groups, rows, columns) the new weights of a layer, from those before."""
+        layer = context.layer(name)
+        on, was = rows_of(context.kept_after[name], layer), rows_of(context.kept[name], layer)
+        matrices = damped_groups(name, context.statistics[LayerHessian()][name], self.damp)
+        try:
+            updated = [self.update(*group) for group in zip(matrices, rows, on, was & ~on, strict=True)]
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
+        return torch.stack(updated) * on
 
     @abstractmethod
     def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
