@@ -14,7 +14,14 @@ from prunekit.obs.least_squares import (
     shared_saliency,
     shared_update,
 )
-from prunekit.obs.mask_search import admm_support, choose_count, choose_mask, choose_pattern, left_to_right
+from prunekit.obs.mask_search import (
+    admm_support,
+    choose_count,
+    choose_mask,
+    choose_pattern,
+    inverse_factor,
+    left_to_right,
+)
 from prunekit.obs.rate_aware import Grid, RowsOnGrid, rate_aware
 from prunekit.obs.row_elimination import RowElimination, eliminate, output_variance, removal_scores
 
@@ -29,6 +36,7 @@ __all__ = [
     "damped",
     "damped_groups",
     "eliminate",
+    "inverse_factor",
     "inverse_of",
     "left_to_right",
     "live_inputs",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit.masks import lowest, lowest_per_row
-from prunekit.obs.least_squares import check_rows, factor
+from prunekit.obs.least_squares import check_rows, factor, live_inputs
 
 Choose = Callable[[Tensor, int], Tensor]
 """(saliencies (rows, width), first column) -> (rows, width) booleans, True = kept."""
@@ -17,8 +17,54 @@ BLOCK = 128
 """Columns whose masks are chosen together, as published."""
 
 
+def inverse_factor(matrix: Tensor) -> Tensor:
+    """The upper triangular U with `U^T U = H^-1` and a positive diagonal; dead inputs stand alone, with ones.
+
+    With P the reversal of the order, `P H P = M M^T` gives `U = P M^-1 P`: one factorisation, and no inverse
+    of the matrix itself.
+
+    Args:
+        matrix: H (n, n), from `damped`.
+
+    Returns:
+        (n, n) float64.
+
+    Raises:
+        InputError: if the matrix is not square.
+        DataError: if it is not finite or singular.
+    """
+    dead = ~live_inputs(matrix)
+    reversed_ = matrix.double().flip(0, 1)
+    reversed_.diagonal().add_(dead.flip(0))
+    return triangular_inverse(factor(reversed_)).flip(0, 1)
+
+
+_SMALL = 256
+"""Columns up to which a triangular matrix is inverted by substitution."""
+
+
+def triangular_inverse(lower: Tensor) -> Tensor:
+    """(n, n): the inverse of a lower triangular matrix, from those of its halves by matrix products."""
+    size = len(lower)
+    if size <= _SMALL:
+        one = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, one, upper=False)
+    half = size // 2
+    found = torch.zeros_like(lower)
+    found[:half, :half] = first = triangular_inverse(lower[:half, :half])
+    found[half:, half:] = second = triangular_inverse(lower[half:, half:])
+    found[half:, :half] = (second @ lower[half:, :half] @ first).neg_()
+    return found
+
+
 def left_to_right(
-    matrix: Tensor, weights: Tensor, choose: Choose, *, block: int = BLOCK, together: int | None = None
+    matrix: Tensor,
+    weights: Tensor,
+    choose: Choose,
+    *,
+    block: int = BLOCK,
+    together: int | None = None,
+    upper: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Freeze one column after the other; what is cut off is made up for by the columns behind it.
 
@@ -32,6 +78,7 @@ def left_to_right(
         choose: which weights of some columns stay, by their saliencies w^2 / U_jj^2 as they are then.
         block: columns that are brought up to date at once; a matter of speed, unless chosen together.
         together: columns that are chosen at once; a block by default.
+        upper: the matrix's `inverse_factor`, where that is at hand.
 
     Returns:
         The new weights (rows, n) float64, zero where they were cut off, and the mask.
@@ -42,9 +89,7 @@ def left_to_right(
     """
     live = check_rows(matrix, weights)
     columns = len(live)
-    filled = matrix.double() + torch.diag((~live).double())  # dead inputs stand alone
-    inverse = torch.cholesky_inverse(factor(filled))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    upper = inverse_factor(matrix) if upper is None else upper
     diagonal = upper.diagonal()
     original = weights.double()
     weights = original * live
@@ -52,16 +97,20 @@ def left_to_right(
     together = together or block
     for start in range(0, columns, block):
         end = min(start + block, columns)
-        errors = torch.zeros_like(weights[:, start:end])
+        own = weights[:, start:end].T.contiguous()  # so that each column lies in one piece
+        kept = torch.zeros_like(own, dtype=torch.bool)
+        errors = torch.empty_like(own)
         for j in range(start, end):
-            if (j - start) % together == 0:
-                own = slice(j, min(j + together, end))
-                mask[:, own] = choose(weights[:, own].square() / diagonal[own].square(), j)
-            lost = (weights[:, j] * ~mask[:, j]) / upper[j, j]
-            weights[:, j:end] -= lost.outer(upper[j, j:end])
-            weights[:, j] *= mask[:, j]
-            errors[:, j - start] = lost
-        weights[:, end:] -= errors @ upper[start:end, end:]
+            here = j - start
+            if here % together == 0:
+                some = slice(here, min(here + together, end - start))
+                saliencies = own[some].square() / diagonal[start:end][some, None].square()
+                kept[some] = choose(saliencies.T, j).T
+            errors[here] = lost = own[here] * ~kept[here] / diagonal[j]
+            own[here + 1 :] -= upper[j, j + 1 : end].outer(lost)
+        weights[:, start:end] = (own * kept).T
+        mask[:, start:end] = kept.T
+        weights[:, end:].addmm_(errors.T, upper[start:end, end:], alpha=-1)
     return torch.where(live, weights, original * mask), mask
 
 

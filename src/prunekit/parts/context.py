@@ -6,14 +6,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.batches import Inputs
-from prunekit.distributed import Owners
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.masks import Masks
@@ -23,6 +22,8 @@ from prunekit.parts.schedule import Step
 from prunekit.statistics import Found
 from prunekit.targets import Target, owner_of
 from prunekit.task import PLAIN, Task
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class StepContext:
         kept_after: (repair) flags of the elements that are kept after the step.
         masks: (repair, and where a retraining sets values) the same as masks over the parameters.
         task: (training) how the network is fed a batch, and what its loss is.
-        owners: by parameter the process that solves its layer; empty where each process solves all.
+        shared: (selection, repair) what `once` has worked out; None where too many layers are pruned together
+            for it to be kept.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class StepContext:
     kept_after: Masks = field(default_factory=lambda: Masks({}))
     masks: Masks = field(default_factory=lambda: Masks({}))
     task: Task = PLAIN
-    owners: Owners = field(default_factory=dict)
+    shared: dict[object, Any] | None = None
 
     @classmethod
     def of(cls, elements: Elements, granularity: Granularity, kept: Masks, **more: Any) -> StepContext:
@@ -110,6 +112,20 @@ class StepContext:
     def told(self, key: str, **more: Any) -> StepContext:
         """The context for the part of this key, which it sees its own state in, and what else is known."""
         return replace(self, state=self.states.get(key, {}), **more)
+
+    def once(self, key: object, found: Callable[[], Kept]) -> Kept:
+        """What selection and repair both need, of layers with the same statistics, worked out by the first.
+
+        Args:
+            key: what it is.
+            found: works it out.
+        """
+        if self.shared is None:
+            return found()
+        if key not in self.shared:
+            self.shared[key] = found()
+        value: Kept = self.shared[key]
+        return value
 
     @property
     def of_units(self) -> bool:

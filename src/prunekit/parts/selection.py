@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import floor
 from typing import Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.masks import lowest, lowest_per_row
-from prunekit.obs import damped_groups
+from prunekit.obs import inverse_factor
 from prunekit.obs.layer_gates import ITERATIONS as GATED_ITERATIONS
 from prunekit.obs.layer_gates import fitted_gates
 from prunekit.obs.mask_search import (
@@ -29,6 +30,7 @@ from prunekit.obs.mask_search import (
 )
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
+from prunekit.parts.input_matrices import damped_inputs, factor_of
 from prunekit.settings import LARGE, STEPS, WHOLE
 from prunekit.statistics import ConnectionCorrelation, LayerHessian
 
@@ -117,6 +119,7 @@ class _Group:
         gone: (rows, columns) booleans, True for those that are removed already.
         count: how many go in all.
         pattern: (n, m) where n of every m consecutive columns stay; None for no pattern.
+        factor: gives the matrix's `inverse_factor`.
     """
 
     matrix: Tensor
@@ -124,6 +127,7 @@ class _Group:
     gone: Tensor
     count: int
     pattern: tuple[int, int] | None
+    factor: Callable[[], Tensor]
 
     def keep(self, importance: Tensor) -> Tensor:
         """The most important ones, as many as are to stay."""
@@ -143,7 +147,6 @@ class LayerSelection(Selection):
 
     works_on = ("weights", "patterns")
     needs = (LayerHessian(),)
-    by_owner = True
 
     damp: float = Field(default=0.01, ge=0, le=LARGE)
 
@@ -153,7 +156,7 @@ class LayerSelection(Selection):
         pattern = context.pattern
         rows = rows_of(context.weights[name].detach(), layer).double()
         gone = rows_of(context.scores[name] == -torch.inf, layer)
-        matrices = damped_groups(name, context.statistics[LayerHessian()][name], self.damp)
+        matrices = damped_inputs(context, name, self.damp)
         # the columns of one group of a pattern are neighbours after this: channels at a kernel's position
         positions = context.weights[name][0, 0].numel() if pattern else 1
         order = torch.arange(rows.shape[2], device=rows.device).view(-1, positions).T.flatten()
@@ -165,8 +168,14 @@ class LayerSelection(Selection):
             count = min(max(left // (groups - number), int(off.sum())), left - behind, off.numel())
             left -= count
             mask = torch.empty_like(off)
-            own = matrix[order][:, order], group[:, order], off[:, order]
-            mask[:, order] = self.select(_Group(*own, count, pattern))
+            if positions == 1:
+                factor = partial(factor_of, context, matrix)
+                mask = self.select(_Group(matrix, group, off, count, pattern, factor))
+            else:
+                matrix = matrix[order][:, order]
+                factor = partial(inverse_factor, matrix)
+                own = _Group(matrix, group[:, order], off[:, order], count, pattern, factor)
+                mask[:, order] = self.select(own)
             masks.append(mask)
         return from_rows(torch.stack(masks), layer)
 
@@ -194,7 +203,9 @@ class SparseGPT(LayerSelection):
             together = group.pattern[1]
             choose = choose_pattern(group.gone, group.count * together // group.rows.numel())
             block = -(-self.block // together) * together
-        return left_to_right(group.matrix, group.rows, choose, block=block, together=together)[1]
+        return left_to_right(
+            group.matrix, group.rows, choose, block=block, together=together, upper=group.factor()
+        )[1]
 
 
 class ADMM(LayerSelection):

@@ -26,6 +26,7 @@ from prunekit.pruning.state import Owner, State, digest_of, read_state
 from prunekit.pruning.step_work import Scorer, StepWork
 from prunekit.pruning.stop_check import StopCheck
 from prunekit.pruning.trainings import Trainings, check_apart, checked_teacher
+from prunekit.pruning.turn_statistics import TurnStatistics
 from prunekit.recipe import Plan, Recipe
 from prunekit.settings import WHOLE, checked_seed, whole
 from prunekit.task import PLAIN, LossFunction, Task, task_of
@@ -235,14 +236,17 @@ class Session:
             self._trainings.check(self._state.checkpoints, warm_up=not self._warmed_up)
         if not self.done:
             self._try_data(retraining=True)
+        turns = self._work.in_turn() if self._undo_held and evaluate is None else None
         while not self.done:
             with self.undoing(steps=1, evaluated=evaluate is not None):
-                record = self._whole_step(evaluate, report)
+                record = self._whole_step(evaluate, report, turns)
             if record is None:
                 return
             yield record
 
-    def _whole_step(self, evaluate: Evaluate | None, report: Report | None) -> Record | None:
+    def _whole_step(
+        self, evaluate: Evaluate | None, report: Report | None, turns: TurnStatistics | None
+    ) -> Record | None:
         """The next step with its retraining; None where it was rolled back."""
         started = time.perf_counter()
         step = self.plan.steps[len(self.history)]
@@ -261,11 +265,10 @@ class Session:
         if warms_up:
             self._trainings.warm_up(self._work.context(step), report)
         self._hold()
-        self._work.remove(step, self._loop.masked)
+        self._work.remove(step, self._loop.masked, turns)
         train_loss = None
         if retrains and self.recipe.retrain.plan is not None:
             train_loss = self._trainings.retrain(self._work.context(step), len(self.plan.steps), report)
-            self._work.check_agreement()
         if retrains and self._broken(step.number) and self.recipe.stop.rolls_back:
             return None
         counted = self._work.quantize(step, report) if quantizes else None

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Inputs
-from prunekit.distributed import Owners, check_same, deal, of_first, processes, shared_layers
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import VerificationError, zero_dead
 from prunekit.graph.surgery import count_parameters
@@ -26,6 +26,7 @@ from prunekit.parts.scores import Random, Scores
 from prunekit.pruning.calibration import Calibration, two_examples
 from prunekit.pruning.state import State, asked_again
 from prunekit.pruning.trainings import Trainings
+from prunekit.pruning.turn_statistics import Around, TurnStatistics
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive, generator
 from prunekit.statistics import Found, StatContext, Statistic, collect
@@ -82,23 +83,27 @@ class Scorer:
         """Whether what is removed competes again by its score; with a `grow` it comes back in exchange."""
         return self.recipe.regrow and self.recipe.grow is None
 
-    @property
-    def by_owner(self) -> bool:
-        """Whether all parts that look at pairs of a layer's inputs do so in its owner alone."""
-        readers = (part for part in self.recipe.parts.values() if any(each.of_pairs for each in part.needs))
-        return all(part.by_owner for part in readers)
+    def measured(self, context: StepContext, turns: TurnStatistics | None) -> StepContext:
+        """The context with the statistics that score, selection and repair ask for at a step.
+
+        Args:
+            context: of the step.
+            turns: where nothing but these steps changes the network.
+        """
+        needs = self.recipe.needs
+        if turns is None or not needs or not self.plan.layer_by_layer or not turns.serves(needs):
+            return replace(context, statistics=self.measure(context))
+        return replace(context, statistics=turns.measure(context, needs), shared=turns.shared)
 
     def measure(self, context: StepContext) -> Found:
-        """The statistics that score, selection and repair ask for at a step."""
+        """The statistics of a step, whatever may have changed since the last."""
         state, recipe = self.state, self.recipe
         if state.measured is not None:
             return state.measured
         names = context.step.layers if self.plan.layer_by_layer else list(context.weights)
         # what is ranked needs no second look
         needs = recipe.needs if state.ranking is None else asked_again(recipe)
-        # what is measured once is saved with the session, which may go on with other processes
-        owners = context.owners if self.by_owner and recipe.statistics != "once" else {}
-        found = self.collected(context, names, needs, owners) if needs else {}
+        found = self.collected(context, names, needs) if needs else {}
         if recipe.statistics == "once":
             state.measured = {statistic: found[statistic] for statistic in asked_again(recipe)}
         return found
@@ -108,18 +113,23 @@ class Scorer:
         context: StepContext,
         names: Sequence[str],
         needs: Sequence[Statistic],
-        owners: Owners | None = None,
+        around: Around = nullcontext,
     ) -> Found:
-        """Statistics of the parameters of these names, on the sample of the step."""
+        """Statistics of the parameters of these names, on the sample of the step.
+
+        Args:
+            context: of the step.
+            names: of the parameters.
+            needs: the statistics.
+            around: as of `collect`.
+        """
         sample = self.calibration
-        subject = StatContext(
-            context.model, names, kept=context.kept, coupled=context.coupled, owners=owners or {}
-        )
+        subject = StatContext(context.model, names, kept=context.kept, coupled=context.coupled)
         wrong: list[DataError] = []
         draw = 0 if self.recipe.grow is None else context.step.number
         judged = any(need.needs_loss for need in needs)
         batches = sample.batches(draw) if judged else sample.watched(wrong, draw)
-        found = collect(subject, batches, needs, task=sample.task)
+        found = collect(subject, batches, needs, task=sample.task, around=around)
         if wrong:
             raise wrong[0]
         return found
@@ -210,15 +220,12 @@ class Scorer:
 
         @torch.no_grad()
         def keeping(amounts: Mapping[str, int]) -> Masks:
-            def chosen(name: str) -> Tensor:
+            masks = {}
+            for name in step.layers:
                 random = generator(self.seed, "selection", step.number, name)
                 told = context.told("selection", scores=shielded, generator=random)
                 count = max(recipe.granularity.rounded(kept[name].numel(), amounts[name]), pruned[name])
-                return recipe.selection(told, name, count)
-
-            # all processes have a part in a score that is not the owner's alone
-            owners = context.owners if recipe.selection.by_owner and self.by_owner else {}
-            masks = shared_layers(step.layers, owners, chosen, lambda name: torch.empty_like(kept[name]))
+                masks[name] = recipe.selection(told, name, count)
             return kept.replace(masks)
 
         told = context.told(
@@ -302,46 +309,43 @@ class StepWork:
             states=self.state.parts,
             masks=self.state.masks,
             teacher=self.teacher,
-            owners=self._owners(),
         )
-
-    def _owners(self) -> Owners:
-        """The process that solves each layer, by the operations of an inverse and of a pass over all rows."""
-        elements = self.plan.elements
-        if processes() == 1 or elements.coupled is not None:
-            return {}
-        costs = {}
-        for name, weight in elements.weights.items():
-            columns = weight.numel() // len(weight)
-            costs[name] = float(columns**2 * (columns + len(weight)))
-        return deal(costs, processes())
 
     def retrains(self, step: Step) -> bool:
         """Whether a step ends with what follows it, rather than with the next one."""
         last = step.number == len(self.plan.steps)
         return last or self.recipe.retrain.plan is None or step.number % self.recipe.retrain_every == 0
 
-    def remove(self, step: Step, masked: MaskedOptimizer | None) -> bool:
+    def in_turn(self) -> TurnStatistics | None:
+        """Statistics of one layer after the other, where nothing but their pruning changes the network."""
+        recipe = self.recipe
+        changed = (
+            recipe.trains or recipe.retrain.changes or bool(self.calibration.norms) or recipe.recalibrate
+        )
+        if changed or recipe.grow is not None or recipe.parts_with("before_step"):
+            return None
+        return TurnStatistics(self.scorer.collected)
+
+    def remove(self, step: Step, masked: MaskedOptimizer | None, turns: TurnStatistics | None = None) -> bool:
         """Score, select, repair, and let the new masks act.
 
         Args:
             step: which it is.
             masked: the optimizer of a training loop of the user's.
+            turns: of the steps before, where nobody else has the network between them.
 
         Returns:
             Whether the values are others than those that were trained, as of a rewind.
         """
-        self.check_agreement()
         if self.recipe.recalibrate and not self.state.history:
             self.calibration.recalibrate()
         context = self.context(step)
         with torch.no_grad():
             for key, part in self.recipe.parts_with("before_step"):
                 part.before_step(context.told(key))
-        context = replace(context, statistics=self.scorer.measure(context))
+        context = self.scorer.measured(context, turns)
         context = replace(context, scores=self.scorer.scores(context))
-        kept = self.scorer.select(context)
-        self.keep(kept if processes() == 1 else kept.replace(of_first(kept)))
+        self.keep(self.scorer.select(context))
         # before the masks act: a repair looks at the values that go
         if self.recipe.repair.changes:
             self.recipe.repair(context.told("repair", kept_after=self.state.kept, masks=self.state.masks))
@@ -361,15 +365,6 @@ class StepWork:
         if self.calibration.norms and (masked is None or self.recipe.recalibrate):
             self.calibration.recalibrate()
         return restarted
-
-    def check_agreement(self) -> None:
-        """Refuse weights that differ between the processes, of which each would choose others.
-
-        Raises:
-            PrunekitError: on all processes, naming the first.
-        """
-        values = {name: self.inner.get_parameter(name) for name in self.plan.elements.parameters}
-        check_same(values, "load the same weights everywhere, and train in DistributedDataParallel")
 
     def quantize(self, step: Step, report: Report | None) -> Counted:
         """Few values for the weights that the last step and its retraining have left."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from prunekit.distributed import shared_layers
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, row_layers, rows_of
-from prunekit.obs import damped, damped_groups, inverse_of, refit, shared_update
+from prunekit.obs import damped, inverse_of, refit, shared_update
 from prunekit.obs.mask_search import choose_mask, left_to_right
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
+from prunekit.parts.input_matrices import damped_inputs, factor_of
 from prunekit.settings import LARGE
 from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean
 from prunekit.statistics.curvature import check_size
@@ -57,6 +60,25 @@ class NoRepair(Repair):
         return
 
 
+@dataclass(frozen=True, eq=False)
+class RowGroup:
+    """The weights of one group of a layer, of which some go.
+
+    Attributes:
+        matrix: (columns, columns) second moments of the inputs, damped.
+        rows: (rows, columns) float64, before the step.
+        kept: of the same shape, True = kept after the step.
+        removed: True for what goes at this step.
+        factor: gives the matrix's `inverse_factor`.
+    """
+
+    matrix: Tensor
+    rows: Tensor
+    kept: Tensor
+    removed: Tensor
+    factor: Callable[[], Tensor]
+
+
 class WeightRepair(Repair):
     """A repair of each layer that loses weights at a step, by the second moments of its inputs.
 
@@ -70,7 +92,6 @@ class WeightRepair(Repair):
 
     works_on = ("weights", "patterns")
     needs = (LayerHessian(), LayerInputMean())
-    by_owner = True
     damp: float = Field(default=0.01, ge=0, le=LARGE)
 
     def check(self, context: StepContext) -> None:
@@ -84,50 +105,34 @@ class WeightRepair(Repair):
     @torch.no_grad()
     def __call__(self, context: StepContext) -> None:
         """Repair each layer that changes at this step; what is removed is exactly zero afterwards."""
-        changed = [
-            name for name, kept in context.kept_after.items() if not torch.equal(kept, context.kept[name])
-        ]
-        before = {name: self._rows(context, name) for name in changed}
-        after = shared_layers(
-            changed,
-            context.owners,
-            lambda name: self._updated(context, name, before[name]),
-            lambda name: torch.empty_like(before[name]),
-        )
-        for name in changed:
+        for name, kept in context.kept_after.items():
+            before = context.kept[name]
+            if kept is before or torch.equal(kept, before):
+                continue
             layer: Any = context.layer(name)
+            rows = rows_of(layer.weight, layer).double()
+            on, was = rows_of(kept, layer), rows_of(before, layer)
+            matrices = damped_inputs(context, name, self.damp)
+            gone = was & ~on
+            try:
+                updated = torch.stack(
+                    [
+                        self.update(RowGroup(matrix, group, kept, going, partial(factor_of, context, matrix)))
+                        for matrix, group, kept, going in zip(matrices, rows, on, gone, strict=True)
+                    ]
+                )
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from None
+            updated = updated * on
             if getattr(layer, "bias", None) is not None:
                 mean = context.statistics[LayerInputMean()][name]
-                shift = ((before[name] - after[name]) @ mean.unsqueeze(2)).flatten()
+                shift = ((rows - updated) @ mean.unsqueeze(2)).flatten()
                 layer.bias.copy_(layer.bias.double() + shift)
-            layer.weight.copy_(from_rows(after[name], layer))
-
-    @staticmethod
-    def _rows(context: StepContext, name: str) -> Tensor:
-        layer: Any = context.layer(name)
-        return rows_of(layer.weight, layer).double()
-
-    def _updated(self, context: StepContext, name: str, rows: Tensor) -> Tensor:
-        """(groups, rows, columns) the new weights of a layer, from those before."""
-        layer = context.layer(name)
-        on, was = rows_of(context.kept_after[name], layer), rows_of(context.kept[name], layer)
-        matrices = damped_groups(name, context.statistics[LayerHessian()][name], self.damp)
-        try:
-            updated = [self.update(*group) for group in zip(matrices, rows, on, was & ~on, strict=True)]
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from None
-        return torch.stack(updated) * on
+            layer.weight.copy_(from_rows(updated, layer))
 
     @abstractmethod
-    def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
-        """The new weights (rows, columns) of one group of a layer; what is not kept is cut off afterwards.
-
-        Args:
-            matrix: (columns, columns), damped.
-            rows: (rows, columns) float64, before the step.
-            kept: of the same shape, True = kept after the step.
-            removed: True for what goes at this step.
-        """
+    def update(self, group: RowGroup) -> Tensor:
+        """The new weights (rows, columns) of one group of a layer; what is not kept is cut off afterwards."""
 
 
 class MaskedLeastSquares(WeightRepair):
@@ -140,9 +145,9 @@ class MaskedLeastSquares(WeightRepair):
     name = "masked_least_squares"
     paper = "Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
 
-    def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+    def update(self, group: RowGroup) -> Tensor:
         """Least squares on the support."""
-        return refit(matrix, rows, kept)
+        return refit(group.matrix, group.rows, group.kept)
 
 
 class OBSUpdate(WeightRepair):
@@ -162,9 +167,10 @@ class OBSUpdate(WeightRepair):
     paper = "Dong, Chen, Pan 2017, arXiv 1705.07565"
     in_turn: bool = False
 
-    def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+    def update(self, group: RowGroup) -> Tensor:
         """The sum of the updates."""
-        return shared_update(inverse_of(matrix), rows, removed, in_turn=self.in_turn)
+        inverse = inverse_of(group.matrix)
+        return shared_update(inverse, group.rows, group.removed, in_turn=self.in_turn)
 
 
 class SparseGPTUpdate(WeightRepair):
@@ -177,9 +183,10 @@ class SparseGPTUpdate(WeightRepair):
     name = "sparsegpt"
     paper = "Frantar, Alistarh 2023, arXiv 2301.00774"
 
-    def update(self, matrix: Tensor, rows: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+    def update(self, group: RowGroup) -> Tensor:
         """One pass over the columns."""
-        return left_to_right(matrix, rows, choose_mask(kept))[0]
+        choose = choose_mask(group.kept)
+        return left_to_right(group.matrix, group.rows, choose, upper=group.factor())[0]
 
 
 class OBSRefit(Repair):
