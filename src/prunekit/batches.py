@@ -157,6 +157,7 @@ Read = Callable[[Any], Batch]
 """From what a loader yields to a batch."""
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Where training and statistics get their examples from."""
 
@@ -200,13 +201,19 @@ class _ByIndex(ABC):
 
     def epoch(self, number: int, batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """All examples once; the order is a function of the seed and the epoch's number alone."""
-        order = torch.randperm(self.size, generator=generator(seed, "epoch", number))
-        return self._batches(order, batch_size, skip)
+        return self._batches(self.epoch_order(number, seed), batch_size, skip)
 
     def sample(self, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """`count` different examples, or all when there are fewer."""
-        order = torch.randperm(self.size, generator=generator(seed, "sample"))[:count]
-        return self._batches(order, batch_size)
+        return self._batches(self.sample_order(count, seed), batch_size)
+
+    def epoch_order(self, number: int, seed: int) -> Tensor:
+        """(examples,) their numbers in the order of an epoch."""
+        return torch.randperm(self.size, generator=generator(seed, "epoch", number))
+
+    def sample_order(self, count: int, seed: int) -> Tensor:
+        """(count,) the numbers of a sample, or of all examples when there are fewer."""
+        return torch.randperm(self.size, generator=generator(seed, "sample"))[:count]
 
     def length(self, batch_size: int) -> int:
         """The number of batches of an epoch; the last may be smaller."""
@@ -217,10 +224,10 @@ class _ByIndex(ABC):
         return self.size % batch_size or batch_size
 
     def _batches(self, order: Tensor, batch_size: int, skip: int = 0) -> Iterator[Batch]:
-        return map(self._chosen, order.split(batch_size)[skip:])  # type: ignore[no-untyped-call]
+        return map(self.chosen, order.split(batch_size)[skip:])  # type: ignore[no-untyped-call]
 
     @abstractmethod
-    def _chosen(self, numbers: Tensor) -> Batch:
+    def chosen(self, numbers: Tensor) -> Batch:
         """The examples of these numbers."""
 
 
@@ -257,7 +264,8 @@ class TensorBatches(_ByIndex):
     def _batches(self, order: Tensor, batch_size: int, skip: int = 0) -> Iterator[Batch]:
         return super()._batches(order.to(_leaves(self.all.inputs)[0].device), batch_size, skip)
 
-    def _chosen(self, numbers: Tensor) -> Batch:
+    def chosen(self, numbers: Tensor) -> Batch:
+        """The examples of these numbers."""
         return self.all.map(lambda tensor: tensor[numbers])
 
     def first(self, count: int) -> Batch:
@@ -277,9 +285,10 @@ class DatasetBatches(_ByIndex):
     def first(self, count: int) -> Batch | None:
         """The first ones."""
         with keeping_generators():
-            return self._chosen(torch.arange(min(count, self.size)))
+            return self.chosen(torch.arange(min(count, self.size)))
 
-    def _chosen(self, numbers: Tensor) -> Batch:
+    def chosen(self, numbers: Tensor) -> Batch:
+        """The examples of these numbers."""
         return self.read(_collated(self.dataset, [self.dataset[number] for number in numbers.tolist()]))
 
 
@@ -437,7 +446,8 @@ def as_batches(data: Any, read: Read | None = None) -> Batches:
     - a mapping of them, such as a tokenizer gives, with the targets among them by name (see `read_batch`);
     - a split or dataset of `prunekit.data`, which gives its training part;
     - a `torch.utils.data.Dataset`, or one of Hugging Face's, of single examples;
-    - a loader, or a list, of batches of any kind that `read` can read.
+    - a loader, or a list, of batches of any kind that `read` can read;
+    - what has a method `as_batches`, such as `prunekit.distributed.shard(data)`.
 
     Args:
         data: the examples.
@@ -448,10 +458,13 @@ def as_batches(data: Any, read: Read | None = None) -> Batches:
         InputError: for other things.
     """
     read = read or read_batch
+    if hasattr(data, "as_batches"):
+        own: Batches = data.as_batches(read)
+        return own
     part = getattr(data, "train", None)
     if isinstance(part, Examples | tuple | list):
         data = part
-    if isinstance(data, TensorBatches | DatasetBatches | StreamBatches | LoaderBatches):
+    if isinstance(data, Batches):
         return data
     if isinstance(data, Examples) and not isinstance(data, Mapping):
         return TensorBatches(data.inputs, data.targets)

@@ -75,6 +75,8 @@ class Part(Settings):
         needs: the statistics of the data that the part is computed from, collected before each step.
         warm_up: how the network is trained before the first removal; None for not at all. In a training loop
             of the user's the loop is the training: at least one step must come first.
+        by_owner: whether it works on a layer's statistics of pairs of inputs in the process alone that
+            `context.owners` names; they are then summed up there alone.
     """
 
     name: ClassVar[str]
@@ -83,6 +85,7 @@ class Part(Settings):
     requires: ClassVar[tuple[Requirement, ...]] = ()
     needs: ClassVar[tuple[Statistic, ...]] = ()
     warm_up: ClassVar[Training | None] = None
+    by_owner: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:

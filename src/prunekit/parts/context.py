@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prunekit.batches import Inputs
+from prunekit.distributed import Owners
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.masks import Masks
@@ -71,6 +72,7 @@ class StepContext:
         kept_after: (repair) flags of the elements that are kept after the step.
         masks: (repair, and where a retraining sets values) the same as masks over the parameters.
         task: (training) how the network is fed a batch, and what its loss is.
+        owners: by parameter the process that solves its layer; empty where each process solves all.
         shared: (selection, repair) what `once` has worked out; None where too many layers are pruned together
             for it to be kept.
     """
@@ -95,6 +97,7 @@ class StepContext:
     kept_after: Masks = field(default_factory=lambda: Masks({}))
     masks: Masks = field(default_factory=lambda: Masks({}))
     task: Task = PLAIN
+    owners: Owners = field(default_factory=dict)
     shared: dict[object, Any] | None = None
 
     @classmethod

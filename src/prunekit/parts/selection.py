@@ -147,6 +147,7 @@ class LayerSelection(Selection):
 
     works_on = ("weights", "patterns")
     needs = (LayerHessian(),)
+    by_owner = True
 
     damp: float = Field(default=0.01, ge=0, le=LARGE)
 

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import Batch, Batches, Inputs, TensorBatches, feed, read_batch, shaped
+from prunekit.distributed import count_processes, on_processes, refuse_together, sum_over_processes
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, explaining, naming, said
 from prunekit.masks import Masks
 from prunekit.modes import Snapshot, evaluating, keeping_modes
@@ -21,13 +22,7 @@ from prunekit.parts.granularity import Elements
 from prunekit.parts.stopping import Stop
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive, keeping_generators
-from prunekit.statistics.collect import (
-    average,
-    count_processes,
-    on_processes,
-    refuse_together,
-    sum_over_processes,
-)
+from prunekit.statistics.collect import average
 from prunekit.targets import device_of
 from prunekit.task import PLAIN, LossFunction, Task
 from prunekit.training import Loop, Training, copy_state
@@ -299,7 +294,7 @@ def two_examples(model: nn.Module, data: Batches) -> Batch:
         DataError: if there are none, on one of the processes.
     """
     device = device_of(model)
-    batch = next(iter(data.sample(2, 2, 0)), None)
+    batch = data.first(2)
     without, processes = count_processes(batch is None, device)
     if batch is None or without:
         where = on_processes(without, processes)

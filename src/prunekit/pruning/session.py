@@ -269,6 +269,7 @@ class Session:
         train_loss = None
         if retrains and self.recipe.retrain.plan is not None:
             train_loss = self._trainings.retrain(self._work.context(step), len(self.plan.steps), report)
+            self._work.check_agreement()
         if retrains and self._broken(step.number) and self.recipe.stop.rolls_back:
             return None
         counted = self._work.quantize(step, report) if quantizes else None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Inputs
+from prunekit.distributed import Owners, check_same, deal, of_first, processes, shared_layers
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import VerificationError, zero_dead
 from prunekit.graph.surgery import count_parameters
@@ -83,6 +84,12 @@ class Scorer:
         """Whether what is removed competes again by its score; with a `grow` it comes back in exchange."""
         return self.recipe.regrow and self.recipe.grow is None
 
+    @property
+    def by_owner(self) -> bool:
+        """Whether all parts that look at pairs of a layer's inputs do so in its owner alone."""
+        readers = (part for part in self.recipe.parts.values() if any(each.of_pairs for each in part.needs))
+        return all(part.by_owner for part in readers)
+
     def measured(self, context: StepContext, turns: TurnStatistics | None) -> StepContext:
         """The context with the statistics that score, selection and repair ask for at a step.
 
@@ -103,7 +110,9 @@ class Scorer:
         names = context.step.layers if self.plan.layer_by_layer else list(context.weights)
         # what is ranked needs no second look
         needs = recipe.needs if state.ranking is None else asked_again(recipe)
-        found = self.collected(context, names, needs) if needs else {}
+        # what is measured once is saved with the session, which may go on with other processes
+        owners = context.owners if self.by_owner and recipe.statistics != "once" else {}
+        found = self.collected(context, names, needs, owners) if needs else {}
         if recipe.statistics == "once":
             state.measured = {statistic: found[statistic] for statistic in asked_again(recipe)}
         return found
@@ -113,6 +122,7 @@ class Scorer:
         context: StepContext,
         names: Sequence[str],
         needs: Sequence[Statistic],
+        owners: Owners | None = None,
         around: Around = nullcontext,
     ) -> Found:
         """Statistics of the parameters of these names, on the sample of the step.
@@ -121,10 +131,13 @@ class Scorer:
             context: of the step.
             names: of the parameters.
             needs: the statistics.
+            owners: as of `StatContext`.
             around: as of `collect`.
         """
         sample = self.calibration
-        subject = StatContext(context.model, names, kept=context.kept, coupled=context.coupled)
+        subject = StatContext(
+            context.model, names, kept=context.kept, coupled=context.coupled, owners=owners or {}
+        )
         wrong: list[DataError] = []
         draw = 0 if self.recipe.grow is None else context.step.number
         judged = any(need.needs_loss for need in needs)
@@ -220,12 +233,15 @@ class Scorer:
 
         @torch.no_grad()
         def keeping(amounts: Mapping[str, int]) -> Masks:
-            masks = {}
-            for name in step.layers:
+            def chosen(name: str) -> Tensor:
                 random = generator(self.seed, "selection", step.number, name)
                 told = context.told("selection", scores=shielded, generator=random)
                 count = max(recipe.granularity.rounded(kept[name].numel(), amounts[name]), pruned[name])
-                masks[name] = recipe.selection(told, name, count)
+                return recipe.selection(told, name, count)
+
+            # all processes have a part in a score that is not the owner's alone
+            owners = context.owners if recipe.selection.by_owner and self.by_owner else {}
+            masks = shared_layers(step.layers, owners, chosen, lambda name: torch.empty_like(kept[name]))
             return kept.replace(masks)
 
         told = context.told(
@@ -309,7 +325,19 @@ class StepWork:
             states=self.state.parts,
             masks=self.state.masks,
             teacher=self.teacher,
+            owners=self._owners(),
         )
+
+    def _owners(self) -> Owners:
+        """The process that solves each layer, by the operations of an inverse and of a pass over all rows."""
+        elements = self.plan.elements
+        if processes() == 1 or elements.coupled is not None:
+            return {}
+        costs = {}
+        for name, weight in elements.weights.items():
+            columns = weight.numel() // len(weight)
+            costs[name] = float(columns**2 * (columns + len(weight)))
+        return deal(costs, processes())
 
     def retrains(self, step: Step) -> bool:
         """Whether a step ends with what follows it, rather than with the next one."""
@@ -337,6 +365,7 @@ class StepWork:
         Returns:
             Whether the values are others than those that were trained, as of a rewind.
         """
+        self.check_agreement()
         if self.recipe.recalibrate and not self.state.history:
             self.calibration.recalibrate()
         context = self.context(step)
@@ -345,7 +374,8 @@ class StepWork:
                 part.before_step(context.told(key))
         context = self.scorer.measured(context, turns)
         context = replace(context, scores=self.scorer.scores(context))
-        self.keep(self.scorer.select(context))
+        kept = self.scorer.select(context)
+        self.keep(kept if processes() == 1 else kept.replace(of_first(kept)))
         # before the masks act: a repair looks at the values that go
         if self.recipe.repair.changes:
             self.recipe.repair(context.told("repair", kept_after=self.state.kept, masks=self.state.masks))
@@ -365,6 +395,15 @@ class StepWork:
         if self.calibration.norms and (masked is None or self.recipe.recalibrate):
             self.calibration.recalibrate()
         return restarted
+
+    def check_agreement(self) -> None:
+        """Refuse weights that differ between the processes, of which each would choose others.
+
+        Raises:
+            PrunekitError: on all processes, naming the first.
+        """
+        values = {name: self.inner.get_parameter(name) for name in self.plan.elements.parameters}
+        check_same(values, "load the same weights everywhere, and train in DistributedDataParallel")
 
     def quantize(self, step: Step, report: Report | None) -> Counted:
         """Few values for the weights that the last step and its retraining have left."""

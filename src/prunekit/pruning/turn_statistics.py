@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from prunekit.distributed import processes
 from prunekit.graph.rows import inputs_first, row_layers
 from prunekit.parts.context import StepContext
 from prunekit.statistics import Found, InputStatistic, Statistic
@@ -18,8 +18,9 @@ from prunekit.statistics.shared_inputs import SharedInputs, ending_behind
 
 Around = Callable[[], AbstractContextManager[Any]]
 
-Collected = Callable[[StepContext, Sequence[str], Sequence[Statistic], Around], Found]
-"""Takes statistics of the parameters of some names, with something around the pass of each batch."""
+
+Collected = Callable[..., Found]
+"""Takes a context, names of parameters, statistics of them, and `around`: what goes around each pass."""
 
 
 @dataclass(eq=False)
@@ -44,8 +45,9 @@ class TurnStatistics:
     @staticmethod
     def serves(needs: Sequence[Statistic]) -> bool:
         """Whether all that is asked for is about the inputs of the layers, in one process."""
-        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        return alone and all(isinstance(need, InputStatistic) and not need.consumers for need in needs)
+        return processes() == 1 and all(
+            isinstance(need, InputStatistic) and not need.consumers for need in needs
+        )
 
     def measure(self, context: StepContext, needs: Sequence[Statistic]) -> Found:
         """The statistics of the one layer of a step."""
@@ -60,7 +62,7 @@ class TurnStatistics:
             asked = *asked, SharedInputs(tuple(context.weights))
         elif int(self._calls[name][0]) == 1:
             around = partial(ending_behind, row_layers(context.model, [name]))
-        found = self.collected(context, [name], asked, around)
+        found = self.collected(context, [name], asked, around=around)
         if not self._calls:
             self._calls = found[asked[-1]]
         self._found = {need: found[need] for need in needs}

@@ -9,8 +9,6 @@ from prunekit.statistics.collect import (
     Statistic,
     average,
     collect,
-    means_over_processes,
-    sum_over_processes,
 )
 from prunekit.statistics.curvature import GaussNewton, GaussNewtonDiagonal, RecursiveDiagonal
 from prunekit.statistics.inputs import (
@@ -63,6 +61,4 @@ __all__ = [
     "UnitStatistic",
     "average",
     "collect",
-    "means_over_processes",
-    "sum_over_processes",
 ]

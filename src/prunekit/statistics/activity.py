@@ -12,17 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prunekit.batches import Batch, without_padding
+from prunekit.distributed import means_over_processes, sum_over_processes
 from prunekit.errors import InputError
 from prunekit.graph import Coupled, Group, Place, over_entries, watched
 from prunekit.graph.activation_taps import FeatureMap, Key
 from prunekit.losses import NOTHING, class_axis
-from prunekit.statistics.collect import (
-    Collector,
-    StatContext,
-    following,
-    means_over_processes,
-    sum_over_processes,
-)
+from prunekit.statistics.collect import Collector, StatContext, following
 from prunekit.statistics.moments import Moments
 from prunekit.statistics.unit_statistics import Error, UnitStatistic
 from prunekit.units.runner import error_of

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import Batch, arguments, without_padding
+from prunekit.distributed import sum_over_processes
 from prunekit.errors import InputError
 from prunekit.graph import BLOCKS, Branch, Captured, Coupled, GraphModel
 from prunekit.graph.branches import branches_by_unit
@@ -18,7 +19,7 @@ from prunekit.graph.capture import captured_in
 from prunekit.graph.captured import op_name
 from prunekit.graph.reference_run import Interpreter
 from prunekit.modes import evaluating
-from prunekit.statistics.collect import Collector, StatContext, sum_over_processes
+from prunekit.statistics.collect import Collector, StatContext
 from prunekit.statistics.unit_statistics import UnitStatistic
 
 

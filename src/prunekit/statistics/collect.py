@@ -1,4 +1,4 @@
-"""One pass over the data for every statistic that is asked for, and sums over processes."""
+"""One pass over the data for every statistic that is asked for."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch, read_batch
-from prunekit.errors import DataError, ModelError, PrunekitError, explaining
+from prunekit.distributed import Owners, count_processes, means_over_processes, on_processes
+from prunekit.errors import DataError, ModelError, explaining
 from prunekit.graph import Coupled
 from prunekit.modes import keeping_modes
 from prunekit.targets import device_of
 from prunekit.task import PLAIN, Task
-
-Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class StatContext:
         kept: by group of units, (units,) booleans: False for those that are off already.
         task: how the network is fed a batch, and what its loss is.
         shared: what the collectors of one pass have in common, by keys of their own.
+        owners: by parameter the process that alone gets what grows with the square of a layer's inputs; where
+            there is none, all do.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class StatContext:
     task: Task = PLAIN
     shared: dict[object, Any] = field(default_factory=dict)
     coupled: Coupled | None = None
+    owners: Owners = field(default_factory=dict)
 
 
 class Statistic(ABC):
@@ -53,12 +55,15 @@ class Statistic(ABC):
         takes_loss: whether it takes the loss of outputs by itself, in passes of its own.
         needs_forward: whether it watches such a pass, with or without its loss.
         additive: whether a process without examples simply adds nothing; otherwise it is an error on all.
+        of_pairs: whether it grows with the square of a layer's inputs. Where layers have owners, only the
+            owner of a layer is given it.
     """
 
     needs_loss: ClassVar[bool] = True
     takes_loss: ClassVar[bool] = False
     needs_forward: ClassVar[bool] = False
     additive: ClassVar[bool] = False
+    of_pairs: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, subject: StatContext) -> Collector:
@@ -225,50 +230,6 @@ def average(
                 count += here
     sums = {"": torch.tensor(total, dtype=torch.float64, device=device)}
     return float(means_over_processes(sums, count)[""])
-
-
-def means_over_processes(sums: Mapping[Key, Tensor], examples: float) -> dict[Key, Tensor]:
-    """Sums over the examples (or terms) of this process as means over those of all."""
-    device = next(iter(sums.values())).device
-    count = torch.tensor(float(examples), dtype=torch.float64, device=device)
-    sum_over_processes([*sums.values(), count])
-    return {key: total / count.to(total.dtype) for key, total in sums.items()}
-
-
-def sum_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Add up tensors in place over all processes of torch.distributed, if there are several."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
-
-
-def count_processes(holds: bool, device: torch.device) -> tuple[int, int]:
-    """(for how many processes something holds, how many there are); all of them must ask.
-
-    A process that stopped alone would leave the others waiting for its sums.
-    """
-    counted = torch.tensor([float(holds), 1.0], device=device)
-    sum_over_processes([counted])
-    return int(counted[0]), int(counted[1])
-
-
-def refuse_together(wrong: PrunekitError | None, device: torch.device) -> None:
-    """Refuse what this process cannot take, or another one; all of them must ask, as of `count_processes`.
-
-    Raises:
-        PrunekitError: what is wrong here.
-        DataError: if that is nothing, but something is with another process.
-    """
-    refusing, _ = count_processes(wrong is not None, device)
-    if wrong is not None:
-        raise wrong
-    if refusing:
-        raise DataError("the examples of another process cannot be taken: see what it says")
-
-
-def on_processes(some: int, processes: int) -> str:
-    """Where something holds, for messages, such as " on 1 of 2 processes"; empty where there is only one."""
-    return "" if processes == 1 else f" on {some} of {processes} processes"
 
 
 def layer_label(name: str) -> str:

@@ -13,19 +13,13 @@ from torch.func import functional_call, jacrev, vmap
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import Batch, Inputs, arguments
+from prunekit.distributed import means_over_processes
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import Stage, chain_of
 from prunekit.graph.chain import Function, Kind
 from prunekit.graph.rows import LAYERS, from_rows, output_rows, patches, row_layers, rows_of
 from prunekit.losses import one_tensor
-from prunekit.statistics.collect import (
-    Collector,
-    StatContext,
-    Statistic,
-    means_over_processes,
-    never_ran,
-    watched_calls,
-)
+from prunekit.statistics.collect import Collector, StatContext, Statistic, never_ran, watched_calls
 from prunekit.statistics.moments import add_product, mirrored
 from prunekit.task import LossFunction
 

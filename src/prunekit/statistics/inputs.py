@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch, without_padding
+from prunekit.distributed import rank
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import Coupled, Member
 from prunekit.graph.members import entries
@@ -106,6 +107,7 @@ class LayerHessian(InputStatistic):
     """
 
     sums: ClassVar[int] = PAIRS
+    of_pairs = True
     centred: bool | None = None
 
     def about_means(self, layer: nn.Module) -> bool:
@@ -156,6 +158,7 @@ class ChannelCovariance(ChannelMean):
     """By weight: (1, inputs, inputs) float64, their covariances over examples and positions."""
 
     sums: ClassVar[int] = PAIRS
+    of_pairs = True
 
     def of(self, moments: Moments, layer: nn.Module) -> Tensor:
         """The covariances."""
@@ -181,7 +184,7 @@ class _Sums:
     ) -> None:
         self.wanted = MEANS
         self._layers, self._form, self._exact = layers, form, exact
-        self._model, self._task = subject.model, subject.task
+        self._model, self._task, self._owners = subject.model, subject.task, subject.owners
         self._watched: dict[str, _Watched] = {}
         self._finished = False
 
@@ -206,7 +209,7 @@ class _Sums:
         self._finished = True
         for name in self._layers:
             self._watch(name).flush()
-            self._watch(name).moments.reduce()
+            self._watch(name).moments.reduce(self._owners.get(name))
         for name in self._layers:
             moments = self._watch(name).moments
             if not moments.count:
@@ -218,14 +221,18 @@ class _Sums:
                 )
 
     def read(self, statistic: InputStatistic) -> dict[str, Tensor]:
-        """One statistic of every layer."""
+        """One statistic of every layer; products of pairs, of those alone that this process has."""
         for name, layer in self._layers.items():
             if self._watch(name).moments.count < 2 and statistic.about_means(layer):
                 raise DataError(
                     f"the layer {layer_label(name)!r} was given one row of inputs only on the calibration "
                     "data, of which there is no variance: give more data"
                 )
-        return {name: statistic.of(self._watch(name).moments, layer) for name, layer in self._layers.items()}
+        return {
+            name: statistic.of(self._watch(name).moments, layer)
+            for name, layer in self._layers.items()
+            if not statistic.of_pairs or self._owners.get(name, rank()) == rank()
+        }
 
 
 class _Watched:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.statistics.collect import sum_over_processes
+from prunekit.distributed import processes, rank, sum_over_processes, sum_to_process
 
 _NARROW = 256
 """Columns up to which a product of a matrix with itself is taken whole, not its upper half alone."""
@@ -80,15 +80,26 @@ class Moments:
             self._second += other._second
             self.join(other.count, other.mean)
 
-    def reduce(self) -> None:
-        """Merge with those of all processes; one that saw nothing adds nothing."""
+    def reduce(self, owner: int | None = None) -> None:
+        """Merge with those of all processes; one that saw nothing adds nothing.
+
+        Args:
+            owner: the process that alone gets the products of pairs; the others are left with the squares.
+        """
         count = torch.tensor(float(self.count), dtype=torch.float64, device=self.mean.device)
         total, sums = count.clone(), self.mean * count
         sum_over_processes([total, sums])
         mean = sums / total.clamp(min=1)
         self._correct(self.mean - mean, self.count)
-        sum_over_processes([self._second])
         self.count, self.mean = int(total), mean
+        if owner is None or not self._pairs or processes() == 1:
+            sum_over_processes([self._second])
+            return
+        squares = self._second.diagonal(dim1=1, dim2=2).clone()
+        sum_to_process(self._second, owner)
+        sum_over_processes([squares])
+        if rank() != owner:
+            self._pairs, self._second = False, squares
 
     @property
     def variance(self) -> Tensor:

@@ -14,19 +14,13 @@ from torch.utils import _pytree as pytree
 
 from prunekit import units
 from prunekit.batches import Batch, Inputs, joined
+from prunekit.distributed import means_over_processes, sum_over_processes
 from prunekit.errors import InputError
 from prunekit.graph import Coupled
 from prunekit.losses import NOTHING, one_tensor, probability_error
 from prunekit.measure import count
 from prunekit.models import Maxout
-from prunekit.statistics.collect import (
-    Collector,
-    StatContext,
-    Statistic,
-    means_over_processes,
-    sum_over_processes,
-    watched_calls,
-)
+from prunekit.statistics.collect import Collector, StatContext, Statistic, watched_calls
 from prunekit.targets import device_of
 from prunekit.units.runner import Structure
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch, without_padding
+from prunekit.distributed import count_processes, means_over_processes, on_processes, sum_over_processes
 from prunekit.errors import DataError
 from prunekit.graph.chain import Function
 from prunekit.graph.chain_view import activations
@@ -19,12 +20,8 @@ from prunekit.statistics.collect import (
     Collector,
     StatContext,
     Statistic,
-    count_processes,
     layer_label,
-    means_over_processes,
     never_ran,
-    on_processes,
-    sum_over_processes,
     watched_calls,
 )
 from prunekit.statistics.moments import CrossMoments

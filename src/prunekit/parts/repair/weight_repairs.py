@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunekit.distributed import shared_layers
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.obs import damped, inverse_of, refit, shared_update
@@ -92,6 +93,7 @@ class WeightRepair(Repair):
 
     works_on = ("weights", "patterns")
     needs = (LayerHessian(), LayerInputMean())
+    by_owner = True
     damp: float = Field(default=0.01, ge=0, le=LARGE)
 
     def check(self, context: StepContext) -> None:
@@ -105,30 +107,49 @@ class WeightRepair(Repair):
     @torch.no_grad()
     def __call__(self, context: StepContext) -> None:
         """Repair each layer that changes at this step; what is removed is exactly zero afterwards."""
-        for name, kept in context.kept_after.items():
-            before = context.kept[name]
-            if kept is before or torch.equal(kept, before):
-                continue
+        changed = [
+            name
+            for name, kept in context.kept_after.items()
+            if kept is not context.kept[name] and not torch.equal(kept, context.kept[name])
+        ]
+        # one process alone has the wide rows of one layer in memory at a time
+        for names in [changed] if context.owners else [[name] for name in changed]:
+            self._repair(context, names)
+
+    def _repair(self, context: StepContext, names: list[str]) -> None:
+        before = {name: self._rows(context, name) for name in names}
+        after = shared_layers(
+            names,
+            context.owners,
+            lambda name: self._updated(context, name, before[name]),
+            lambda name: torch.empty_like(before[name]),
+        )
+        for name in names:
             layer: Any = context.layer(name)
-            rows = rows_of(layer.weight, layer).double()
-            on, was = rows_of(kept, layer), rows_of(before, layer)
-            matrices = damped_inputs(context, name, self.damp)
-            gone = was & ~on
-            try:
-                updated = torch.stack(
-                    [
-                        self.update(RowGroup(matrix, group, kept, going, partial(factor_of, context, matrix)))
-                        for matrix, group, kept, going in zip(matrices, rows, on, gone, strict=True)
-                    ]
-                )
-            except DataError as error:
-                raise DataError(f"{name}: {error}") from None
-            updated = updated * on
             if getattr(layer, "bias", None) is not None:
                 mean = context.statistics[LayerInputMean()][name]
-                shift = ((rows - updated) @ mean.unsqueeze(2)).flatten()
+                shift = ((before[name] - after[name]) @ mean.unsqueeze(2)).flatten()
                 layer.bias.copy_(layer.bias.double() + shift)
-            layer.weight.copy_(from_rows(updated, layer))
+            layer.weight.copy_(from_rows(after[name], layer))
+
+    @staticmethod
+    def _rows(context: StepContext, name: str) -> Tensor:
+        layer: Any = context.layer(name)
+        return rows_of(layer.weight, layer).double()
+
+    def _updated(self, context: StepContext, name: str, rows: Tensor) -> Tensor:
+        """(groups, rows, columns) the new weights of a layer, from those before."""
+        layer = context.layer(name)
+        on, was = rows_of(context.kept_after[name], layer), rows_of(context.kept[name], layer)
+        matrices, gone = damped_inputs(context, name, self.damp), was & ~on
+        try:
+            updated = [
+                self.update(RowGroup(matrix, group, kept, going, partial(factor_of, context, matrix)))
+                for matrix, group, kept, going in zip(matrices, rows, on, gone, strict=True)
+            ]
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
+        return torch.stack(updated) * on
 
     @abstractmethod
     def update(self, group: RowGroup) -> Tensor:

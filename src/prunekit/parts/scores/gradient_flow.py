@@ -14,11 +14,12 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunekit.batches import Batch, arguments
+from prunekit.distributed import means_over_processes
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, said
 from prunekit.parts.base import LEVELS
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.settings import LARGE
-from prunekit.statistics import Collector, StatContext, Statistic, means_over_processes
+from prunekit.statistics import Collector, StatContext, Statistic
 
 ROUNDING = 1e-9
 """By how much of the largest derivative a sum over all paths, in float64, may be below zero."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from prunekit.batches import Batch, arguments
+from prunekit.distributed import means_over_processes, shared_rows
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.obs import damped, damped_groups, eliminate, inverse_of, removal_scores, shared_saliency
@@ -28,7 +29,6 @@ from prunekit.statistics import (
     RecursiveDiagonal,
     StatContext,
     Statistic,
-    means_over_processes,
 )
 from prunekit.statistics.curvature import check_size
 
@@ -178,20 +178,29 @@ class LayerOBS(RowScore):
             ]
         else:
             width = context.weights[name][0, 0].numel()  # positions of a kernel
-            scores = [
-                removal_scores(
-                    eliminate(
-                        matrix,
-                        group,
-                        on,
-                        pattern=context.pattern,
-                        spacing=width if context.pattern else 1,
-                        dtype=getattr(torch, self.precision),
-                    ),
-                    variance,
-                )
-                for matrix, group, on in zip(matrices, rows, kept, strict=True)
-            ]
+            spacing = width if context.pattern else 1
+
+            def eliminated(part: slice) -> Tensor:
+                """Of rows of the layer, numbered over all its groups."""
+                found = []
+                for number, matrix in enumerate(matrices):
+                    first = number * rows.shape[1]
+                    own = slice(max(part.start - first, 0), max(part.stop - first, 0))
+                    if len(rows[number, own]):
+                        removals = eliminate(
+                            matrix,
+                            rows[number, own],
+                            kept[number, own],
+                            pattern=context.pattern,
+                            spacing=spacing,
+                            dtype=getattr(torch, self.precision),
+                        )
+                        found.append(removal_scores(removals, variance))
+                return torch.cat(found)
+
+            return from_rows(
+                shared_rows(torch.empty_like(rows).flatten(0, 1), eliminated).view_as(rows), layer
+            )
         return from_rows(torch.stack(scores), layer)
 
     def _variance(self, rows: Tensor, hessians: Tensor) -> float:

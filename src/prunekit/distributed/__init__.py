@@ -1,0 +1,35 @@
+"""Several processes of torch.distributed at one pruning: what they exchange, and how work is shared out."""
+
+from prunekit.distributed.agreement import check_same, of_first
+from prunekit.distributed.collectives import (
+    count_processes,
+    from_process,
+    means_over_processes,
+    on_processes,
+    processes,
+    rank,
+    refuse_together,
+    sum_over_processes,
+    sum_to_process,
+)
+from prunekit.distributed.data_shards import shard
+from prunekit.distributed.shared_work import Owners, deal, shared_layers, shared_rows
+
+__all__ = [
+    "Owners",
+    "check_same",
+    "count_processes",
+    "deal",
+    "from_process",
+    "means_over_processes",
+    "of_first",
+    "on_processes",
+    "processes",
+    "rank",
+    "refuse_together",
+    "shard",
+    "shared_layers",
+    "shared_rows",
+    "sum_over_processes",
+    "sum_to_process",
+]

@@ -1,0 +1,38 @@
+"""Functions run by several processes of one gloo group, and what each of them returns."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+needs_gloo = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="torch is built without gloo"
+)
+
+
+def on_ranks(work: Callable[[int], Any], count: int = 2) -> list[Any]:
+    """What `work(rank)`, a function of a module, returns on each rank: tensors and plain values."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_process, args=(work, count, folder), nprocs=count)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _process(rank: int, work: Callable[[int], Any], count: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=count,
+        timeout=timedelta(seconds=60),
+    )
+    torch.save(work(rank), f"{folder}/{rank}.pt")
+    # see `two_processes`: an interpreter that is taken down can end in DDP's threads
+    os._exit(0)
