@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, AdamW
 
 import attached_loop
+from prunekit import Recipe
 from prunekit.errors import InputError, ModelError
 from prunekit.pruning import Session
 from small_nets import blobs, copied, mlp, recipe, same, zeros
@@ -94,6 +96,20 @@ def test_detached_it_acts_no_more():
     assert zeros(model, "0.weight") < int((~session.masks["0.weight"]).sum())
     session.attach(optimizer)  # and can be attached again
     assert zeros(model, "0.weight") == int((~session.masks["0.weight"]).sum())
+
+
+def test_a_network_that_was_shrunk_while_attached_is_refused_at_the_next_step():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer, inputs = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(5, 6)
+    recipe = Recipe(granularity="unit", schedule={"name": "one_shot", "sparsity": 0.5})
+    session = recipe.attach(model, optimizer, every=1, example_inputs=inputs)
+    model(inputs).square().sum().backward()
+    optimizer.step()
+    session.result().shrink(inputs)
+    model(inputs).square().sum().backward()
+    with pytest.raises(InputError, match=r"was shrunk: .* ends with detach\(\) before shrink\(\)"):
+        optimizer.step()
 
 
 def test_attaching_twice_is_refused():

@@ -1,6 +1,5 @@
 """The coder: inverse to the bit, near what its model promises, and calm with damaged bytes."""
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -147,7 +146,6 @@ def test_bytes_of_any_kind_end_in_levels_or_a_clean_error(noise, data):
 
 def test_declared_sizes_are_checked_before_anything_is_allocated():
     tracemalloc.start()
-    began = time.perf_counter()
     with pytest.raises(DataError, match="more than 1,073,741,824 weights"):
         decode_levels(b"\1\2", [(10, 10), (1 << 20, 1 << 20)])
     with pytest.raises(DataError, match="more than 99 weights"):
@@ -155,7 +153,6 @@ def test_declared_sizes_are_checked_before_anything_is_allocated():
     for shape in ((-10, 10), (1 << 40, 1 << 40), (0, 10**30), (1,) * 33, (2.7,), "ab", 3):
         with pytest.raises(DataError, match="there is no layer of shape"):
             decode_levels(b"\1\2", [shape])
-    assert time.perf_counter() - began < 1
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 

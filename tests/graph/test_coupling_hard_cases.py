@@ -254,6 +254,21 @@ def test_group_norm_goes_in_whole_groups_or_offsets():
     assert few.members[0].indices[1] == (1, 5)
 
 
+def test_groups_of_groups_go_whole_where_more_of_these_are_left():
+    """8 groups of 4, then 16 of 2, then 4 of 8: four runs of 8 go exactly; two pairs of offsets would not."""
+    layers = (
+        nn.Conv2d(3, 32, 1),
+        nn.GroupNorm(8, 32),
+        nn.Conv2d(32, 32, 1, groups=16),
+        nn.GroupNorm(4, 32),
+        nn.Conv2d(32, 2, 1),
+    )
+    group = groups(nn.Sequential(*layers), IMAGE).group("0")
+    assert group.units == 4
+    assert group.normalised == ()
+    assert group.members[0].indices[1] == tuple(range(8, 16))
+
+
 class Auxiliary(nn.Module):
     def __init__(self, width):
         super().__init__()

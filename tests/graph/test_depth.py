@@ -1,7 +1,6 @@
 """Residual branches: found in the graph, and taken out, held against networks that skip them by hand."""
 
 import copy
-import time
 
 import pytest
 import torch
@@ -74,20 +73,6 @@ def test_a_resnet_without_blocks_trains_as_the_one_that_skips_them():
     torch.testing.assert_close(copy.deepcopy(model).eval()(IMAGES), model.eval()(IMAGES))
 
 
-def test_the_latency_falls():
-    dense = create("resnet20", (3, 32, 32), 10, seed=0).eval()
-    small, images = copy.deepcopy(dense), torch.randn(8, 3, 32, 32)
-    shrink_branches(small, images[:2], without(small, images[:2], *IDENTITY))
-    best = {}
-    with torch.no_grad():
-        for _ in range(9):
-            for net in (dense, small):
-                start = time.perf_counter()
-                net(images)
-                best[net] = min(best.get(net, 1e9), time.perf_counter() - start)
-    assert best[small] < 0.7 * best[dense]  # two of nine blocks are left
-
-
 @pytest.mark.parametrize("preactivated", [False, True])
 def test_additions_and_activations_that_write_in_place(preactivated):
     torch.manual_seed(0)
@@ -113,6 +98,8 @@ def test_the_graph_of_a_network_that_writes_in_place(monkeypatch):
     for net in (result.model, masked):
         net.train()
     torch.testing.assert_close(result.model(IMAGES[:2]), masked(IMAGES[:2]))
+    for images in (IMAGES, IMAGES[:1, :, :12, :14]):  # of other numbers and sizes
+        torch.testing.assert_close(result.model(images), masked(images))
     assert not any(name.startswith("blocks.0.conv") for name, _ in result.model.named_parameters())
 
 

@@ -8,11 +8,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import groups, proof, prune_groups, shrink, surgery, traced
 from prunekit.graph.groups import INPUT
+from prunekit.graph.l1_pruning import units_left
 from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.masks import Masks
 from prunekit.models import LeNet5, LeNet300100, VGGSmall
@@ -392,6 +395,35 @@ INPUTS = torch.randn(3, 2, 5, 5, generator=torch.Generator().manual_seed(0)).dou
 def test_widths_are_multiples(multiple, left):
     result = prune_groups(Residual().eval(), INPUTS, 0.5, round_to=multiple)
     assert [(group.name, group.after) for group in result.groups] == [("up", left)]
+
+
+class Apart(nn.Module):
+    """A layer whose first 4 and last 28 outputs are read by two others."""
+
+    def __init__(self):
+        super().__init__()
+        self.u, self.a, self.b = nn.Linear(6, 32), nn.Linear(4, 3), nn.Linear(28, 3)
+
+    def forward(self, x):
+        y = self.u(x)
+        return self.a(y[:, :4]) + self.b(y[:, 4:])
+
+
+def test_parts_of_a_layer_add_up_to_a_multiple():
+    result = prune_groups(Apart(), torch.randn(2, 6), 0.5, round_to=8)
+    assert result.model.get_parameter("u.weight").shape[0] == 16
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    share=st.floats(0, 0.99),
+    round_to=st.integers(1, 12),
+)
+def test_what_stays_is_a_multiple_or_all_and_no_less_than_was_asked(sizes, share, round_to):
+    left = units_left(sizes, share, round_to)
+    asked = [max(size - int(size * share), 1) for size in sizes]
+    assert sum(left) % round_to == 0 or sum(left) == sum(sizes)
+    assert all(least <= stay <= size for least, stay, size in zip(asked, left, sizes, strict=True))
 
 
 def test_a_group_smaller_than_the_multiple_stays_whole():

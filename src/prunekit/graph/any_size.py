@@ -15,7 +15,9 @@ from torch import Tensor, fx, nn
 
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError
+from prunekit.graph.capture import captured
 from prunekit.graph.captured import Captured, GraphModel, op_name
+from prunekit.graph.conversion import mark_types
 from prunekit.graph.free_axes import Axis, FreeAxes, free_axes, with_sizes
 from prunekit.graph.free_sizes import FreedGraph, Graphs, HeldError, SizedRun, differing, line_of
 from prunekit.graph.groups import CouplingGraph
@@ -31,7 +33,7 @@ def of_any_size(
     work: Operation,
     analysed: Callable[..., CouplingGraph],
 ) -> GraphModel:
-    """A smaller network of graphs for inputs of all sizes that the original takes.
+    """A smaller network of graphs for inputs of all sizes that the original takes; see `any_size`.
 
     Args:
         result: the graphs for inputs of one shape.
@@ -65,6 +67,8 @@ def any_size(
 ) -> GraphModel:
     """A network of graphs that takes inputs of all sizes that the original takes.
 
+    Converted to another type, it computes in that as the original does.
+
     Args:
         result: the graphs for inputs of one shape.
         model: the original.
@@ -74,6 +78,7 @@ def any_size(
     Returns:
         The same network, with the same parameters, with free axes where they could be found.
     """
+    mark_types([each.graph for each in result.graphs], model, example_inputs, _graphs_of)
     axes = free_axes(model, example_inputs)
     held: dict[Axis, str] = {}
     while axes:
@@ -90,6 +95,10 @@ def any_size(
             continue
         return found
     return result
+
+
+def _graphs_of(model: nn.Module, inputs: Inputs) -> list[fx.Graph]:
+    return [each.graph for each in captured(model, inputs)]
 
 
 def _recorded(

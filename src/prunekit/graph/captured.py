@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError
+from prunekit.graph.conversion import FOLLOWS, follow, placement
 from prunekit.graph.size_run import SizeUses
 
 InputKind = Literal["tensor", "constant", "user"]
@@ -212,7 +213,7 @@ def _misfit(value: Any, shape: tuple[int, ...], meta: Mapping[str, Any]) -> str:
 
 # ---- as what can be pickled --------------------------------------------------------------------------------
 
-_META = ("val", "nn_module_stack", "free", "bound")
+_META = ("val", "nn_module_stack", "free", "bound", FOLLOWS)
 
 
 @dataclass(frozen=True)
@@ -369,6 +370,16 @@ class GraphModel(nn.Module):
             next(user) if owner is None else getattr(owner, name) for owner, name in self._sources[number]
         ]
         return call(number, getattr(self, graph_name(number)), given)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraphModel:
+        """The network converted, as by `to` and `half`, with types and devices in its graphs."""
+        before = placement(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = placement(self)
+        if before is not None and after is not None and before != after:
+            for number in range(len(self._captured)):
+                follow(getattr(self, graph_name(number)), before, after)
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         """A copy with parameters, buffers and graphs of its own."""

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError, shown
+from prunekit.graph.any_size import any_size
 from prunekit.graph.branches import Branch, branches_of, modules_of, residual_blocks, unread_of
 from prunekit.graph.cache_places import close_gaps
 from prunekit.graph.capture import canonical, captured, captured_in
@@ -92,6 +93,11 @@ def shrink_branches(model: nn.Module, example_inputs: Inputs, masks: Masks) -> S
     if result is None:
         result = graph_without(whole, graphs, removed)
         deviation = prove(result)
+
+        def graphs_for(inputs: Inputs) -> tuple[Captured, ...]:
+            return tuple(_without(graph, removed, whole) for graph in captured(model, inputs))
+
+        result = any_size(result, model, example_inputs, graphs_for)
     names = set(dict(result.named_parameters()))
     return ShrinkResult(
         result,

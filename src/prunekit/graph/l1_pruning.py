@@ -22,20 +22,38 @@ from prunekit.masks import Masks
 from prunekit.targets import unwrap
 
 
+def units_left(sizes: Sequence[int], share: float, round_to: int = 1) -> list[int]:
+    """How many of each set of a group's units stay without that share, at least one.
+
+    With `round_to`, what stays of each set is a multiple of it, or the whole set; where these do not add up
+    to a multiple, what stays of the group is one instead, or the whole group, and the largest sets keep more.
+    Sets of 4 and 28 lose half at multiples of 8: 4 and 16 would make 20, so that 2 and 14 stay.
+    """
+    asked = [max(size - int(size * share), 1) for size in sizes]
+    left = [min(size, math.ceil(stay / round_to) * round_to) for size, stay in zip(sizes, asked, strict=True)]
+    if sum(left) % round_to == 0 or left == list(sizes):
+        return left
+    more = min(math.ceil(sum(asked) / round_to) * round_to, sum(sizes)) - sum(asked)
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        extra = min(more, sizes[number] - asked[number])
+        asked[number] += extra
+        more -= extra
+    return asked
+
+
 def smallest(tensors: Mapping[str, Tensor], group: Group, share: float, round_to: int = 1) -> Tensor:
     """Flags of a group without its units of the least L1 norm over what makes them; ties by place.
 
     The share is taken of all units that reach into the same tensors, so that none is left without;
-    what stays of them is a multiple of `round_to`, or all.
+    `units_left` says how many stay.
 
     Li et al. 2017, Pruning filters for efficient ConvNets, arXiv 1608.08710.
     """
     norms = l1_norms(tensors, group)
     flags = torch.ones(group.units, dtype=torch.bool)
-    for units in alike(group):
-        left = max(len(units) - int(len(units) * share), 1)
-        count = max(len(units) - math.ceil(left / round_to) * round_to, 0)
-        order = norms[units].argsort(stable=True)[:count]
+    sets = alike(group)
+    for units, left in zip(sets, units_left([len(each) for each in sets], share, round_to), strict=True):
+        order = norms[units].argsort(stable=True)[: len(units) - left]
         flags[torch.tensor(units)[order]] = False
     return flags
 

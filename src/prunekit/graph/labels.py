@@ -271,7 +271,7 @@ class Propagator:
         Args:
             tag: tells this cut from others at the same node; `GROUPS` leave most units in any case.
             axes: by number.
-            sizes: of all axes.
+            sizes: of all axes: how many units each would leave.
         """
         if self.policy == "most" or tag == GROUPS:
             axes = sorted(axes, key=lambda axis: -sizes[axis])
@@ -409,8 +409,9 @@ def split(propagator: Propagator, dim: Dim, sizes: Sequence[int], *, tag: object
     result = [Dim(size) for size in sizes]
     if dim.labels is None:
         return result
-    possible = [axis for axis in range(len(sizes)) if _distinct(dim.labels.reshape(sizes), axis) > 1]
-    axis = propagator.choose(tag, possible, sizes)
+    left = [_distinct(dim.labels.reshape(sizes), axis) for axis in range(len(sizes))]
+    possible = [axis for axis, units in enumerate(left) if units > 1]
+    axis = propagator.choose(tag, possible, left)
     if axis is None:
         propagator.freeze([dim], f"is cut into {tuple(sizes)}, of which nothing can be taken out,")
         return result

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
 from prunekit.graph.captured import Captured, InputKind, OutputKind, attributes_of, module_of
+from prunekit.graph.conversion import FOLLOWS
 from prunekit.graph.free_sizes import same_answer
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.saving.graph_calls import called_without_data, inputs_without_data
@@ -176,8 +177,9 @@ class _Builder:
 
     def _emit(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> fx.Node:
         node = self._graph.call_function(target, tuple(args), dict(kwargs))
-        if self._at is not None and "nn_module_stack" in self._at.meta:
-            node.meta["nn_module_stack"] = self._at.meta["nn_module_stack"]  # for errors to name the place
+        if self._at is not None:  # the place is for errors to name
+            kept = ("nn_module_stack", FOLLOWS)
+            node.meta.update({key: self._at.meta[key] for key in kept if key in self._at.meta})
         if self._plain.issuperset(node.all_input_nodes):
             self._plain.add(node)
         given = fx.node.map_arg((node.args, node.kwargs), self._meta.get)

@@ -28,6 +28,7 @@ from prunekit.graph.captured import (
     leading_to,
     module_of,
 )
+from prunekit.graph.conversion import FOLLOWS
 from prunekit.graph.free_sizes import same_answer
 from prunekit.saving.description import CONSTANT, consistent
 from prunekit.saving.functional import functional
@@ -300,7 +301,10 @@ def _nodes_to_json(graph: fx.Graph) -> dict[str, Any]:
         elif node.op == "call_function":
             kwargs = {key: value_to_json(value, places) for key, value in node.kwargs.items()}
             args = [value_to_json(arg, places) for arg in node.args]
-            nodes.append({"call": operator_name(node.target), "args": args, "kwargs": kwargs})
+            call = {"call": operator_name(node.target), "args": args, "kwargs": kwargs}
+            if FOLLOWS in node.meta:
+                call["follows"] = value_to_json(node.meta[FOLLOWS], {})["dtype"]
+            nodes.append(call)
     return {"nodes": nodes, "returns": value_to_json(graph.output_node().args[0], places)}
 
 
@@ -323,6 +327,8 @@ def _graph(saved: Mapping[str, Any]) -> fx.Graph:
             if target is operator.getitem and [type(arg) for arg in args] != [fx.Node, int]:
                 raise ValueError("getitem takes the place of a node, and a number")
             nodes.append(graph.call_function(target, args, kwargs))
+            if "follows" in item:
+                nodes[-1].meta[FOLLOWS] = value_from_json({"dtype": item["follows"]}, [])
             _check_nested(nodes[-1], nested)
     graph.output(value_from_json(saved["returns"], nodes))
     graph.lint()
