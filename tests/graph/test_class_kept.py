@@ -275,7 +275,8 @@ def test_a_half_stays_where_the_other_must() -> None:
     result = prune_groups(model, x, 0.5)
     assert result.form == "modules", result.reason
     assert [(group.name, group.before, group.after) for group in result.lost] == [("first", 12, 6)]
-    assert result.stayed == {"a (filters)": "the pieces that 'chunk' cuts must lose equally many units"}
+    why = "the pieces that 'chunk' (test_class_kept.py:250) cuts must lose equally many units"
+    assert result.stayed == {"a (filters)": why}
     assert prune_groups(Chunked().eval(), x, 0.5, form="graph").form == "graph"
 
 

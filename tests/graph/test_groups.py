@@ -142,7 +142,7 @@ def test_sizes_that_depend_on_data_are_refused_with_the_line():
     with pytest.raises(ModelError, match=r"(?s)sizes depend on its data.*line \d+.*x\[:, 0\] > 0"):
         captured(Selecting(3, 2), torch.randn(4, 3))
     (group,) = groups(Selecting(3, 2), torch.randn(4, 3)).groups
-    assert group.frozen == "is the network's output"
+    assert group.frozen == "is the network's output (test_groups.py:140)"
 
 
 class Sum(nn.Module):

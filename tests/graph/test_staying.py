@@ -285,5 +285,5 @@ def test_pytorchs_attention_stays_where_the_stream_does() -> None:
     assert result.form == "modules", result.reason
     assert {group.name for group in result.lost} == {"layer.linear1"}
     assert result.stayed["layer.self_attn (heads)"].endswith(
-        "in 'layer.self_attn': its heads must make up the width of what it is given"
+        "in 'layer.self_attn' (test_staying.py:258): its heads must make up the width of what it is given"
     )

@@ -25,7 +25,7 @@ from prunekit.graph.groups import CouplingGraph, KeepMasks
 from prunekit.graph.labels import Flags, position
 from prunekit.graph.ops import operator_of
 from prunekit.graph.ops.registry import new_shape
-from prunekit.graph.places import place_of
+from prunekit.graph.places import place_in, place_of, short
 from prunekit.graph.query_scale import scaled_back
 from prunekit.graph.record import NotRecordedError, recorded
 from prunekit.graph.surgery import Operation
@@ -191,14 +191,17 @@ class _Compared:
     def _sizes(self, wanted: fx.Node, given: fx.Node) -> Misfit | None:
         names = [_SAME.get(op_name(each), op_name(each)) for each in (wanted, given)]
         if names[0] != names[1]:
-            return Misfit(wanted, (), f"the code calls {names[1]!r} in place of {names[0]!r}")
+            return Misfit(
+                wanted, (), f"the code calls {names[1]!r} in place of {names[0]!r}{short(place_in(given))}"
+            )
         value = given.meta.get("val")
         if isinstance(value, Tensor) and isinstance(wanted.meta.get("val"), Tensor):
             shape, right = list(value.shape), new_shape(wanted, self._keeps)
             if shape != right:
                 why = f"the code gives {tuple(shape)} in place of {tuple(right)} at {names[0]!r}"
                 place = module_of(wanted)
-                return Misfit(wanted, _differing(shape, right), f"{why} in {place!r}" if place else why)
+                where = f"{f' in {place!r}' if place else ''}{short(place_in(wanted))}"
+                return Misfit(wanted, _differing(shape, right), f"{why}{where}")
         return None
 
     def _temperature(self, wanted: fx.Node, given: fx.Node) -> Misfit | None:
@@ -272,7 +275,8 @@ def _too_narrow(node: fx.Node) -> Misfit:
     if operator_of(source).mixes and isinstance(source.args[0], fx.Node):
         source = source.args[0]
     axis = len(shape_of(source)) - 1
-    return Misfit(source, (axis,), f"the temperature at {op_name(node)!r} follows the width of the heads")
+    where = f"{op_name(node)!r}{short(place_in(node))}"
+    return Misfit(source, (axis,), f"the temperature at {where} follows the width of the heads")
 
 
 def _factor(node: fx.Node, graph: Captured) -> float | None:

@@ -42,7 +42,7 @@ def follow(module: fx.GraphModule, before: Placement, after: Placement) -> None:
         if not isinstance(part, fx.GraphModule):
             continue
         for node in part.graph.nodes:
-            changed = {before.device: after.device}
+            changed: dict[Any, Any] = {before.device: after.device}
             if node.meta.get(FOLLOWS) == before.dtype:
                 changed[before.dtype] = node.meta[FOLLOWS] = after.dtype
             _replace(node, changed)

@@ -12,6 +12,7 @@ from prunekit.graph.captured import argument, module_of, op_name, shape_of
 from prunekit.graph.groups import CouplingGraph
 from prunekit.graph.labels import position
 from prunekit.graph.members import l1_norms
+from prunekit.graph.places import CodePlace, place_in, short
 from prunekit.graph.size_run import Read
 
 _HALVES = ("chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split")
@@ -89,7 +90,7 @@ def _cuts(found: CouplingGraph, kept: Mapping[str, Tensor]) -> Iterator[_Tie]:
         size, count = len(owners), len(node.meta["val"])
         if size and size % count == 0:
             place = module_of(node)
-            where = f"{op_name(node)!r}{f' in {place!r}' if place else ''}"
+            where = f"{op_name(node)!r}{f' in {place!r}' if place else ''}{short(place_in(node))}"
             pieces = [owners[start : start + size // count] for start in range(0, size, size // count)]
             yield _Tie(pieces, f"the pieces that {where} cuts must lose equally many units")
 
@@ -99,11 +100,13 @@ def _attributes(found: CouplingGraph, kept: Mapping[str, Tensor]) -> Iterator[_T
     uses = found.graphs[0].uses
     nodes = {node.name: node for node in found.graphs[0].graph.nodes}
     axes: dict[Read, dict[tuple[str, int], None]] = {}
+    lines: dict[Read, CodePlace | None] = {}
     for use in uses.arguments if uses else ():
         node = nodes.get(use.node)
         axis = use.place[1] if len(use.place) == 2 else None
         if isinstance(use.expression, Read) and node and op_name(node) in _LAID and isinstance(axis, int):
             axes.setdefault(use.expression, {})[use.node, axis] = None
+            lines.setdefault(use.expression, use.line)
     for read, places in axes.items():
         pieces = {}
         for place in places if len(places) > 1 else ():
@@ -111,7 +114,8 @@ def _attributes(found: CouplingGraph, kept: Mapping[str, Tensor]) -> Iterator[_T
             if owners:  # others cannot lose any, which the code says by another line
                 pieces[tuple(map(tuple, owners))] = owners
         if len(pieces) > 1:
-            where = f"{read.attribute!r}{f' of {read.module!r}' if read.module else ''}"
+            owner = f" of {read.module!r}" if read.module else ""
+            where = f"{read.attribute!r}{owner}{short(lines[read])}"
             yield _Tie(list(pieces.values()), f"all that {where} counts must lose equally many units")
 
 

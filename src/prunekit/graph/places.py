@@ -50,6 +50,11 @@ def short(place: CodePlace | None) -> str:
     return "" if place is None else f" ({Path(place[0]).name}:{place[1]})"
 
 
+def names_a_line(reason: str) -> bool:
+    """Whether a text holds a place as `short` or `line_at` gives it."""
+    return bool(re.search(r"\w:\d+\)|, at line \d+ of ", reason))
+
+
 def place_in(node: fx.Node) -> CodePlace | None:
     """The line of the network's code that calls a node, where the recording or the export knows."""
     place: CodePlace | None = node.meta.get("place")

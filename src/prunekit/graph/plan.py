@@ -25,6 +25,7 @@ from prunekit.graph.groups import (
     features_of,
 )
 from prunekit.graph.labels import Ints, SplitPolicy
+from prunekit.graph.places import names_a_line, place_in, short
 from prunekit.graph.propagate import FEATURES, PARAMETRIZED, Propagation, analysed, positions
 from prunekit.targets import unwrap
 
@@ -269,7 +270,8 @@ def _joined(graphs: Sequence[Captured], analyses: Sequence[Propagation], residua
         replace(labelling, group=places[labelling.group])
         for (_, labelling), places in zip(found, final, strict=True)
     ]
-    plan = GroupPlan(tuple(_named(_told_apart([_asked(group, residual) for group, *_ in chosen]))))
+    asked = [_asked(group, residual) for group, *_ in chosen]
+    plan = GroupPlan(tuple(_named(_told_apart(_with_lines(asked, graphs)))))
     return CouplingGraph(plan, tuple(graphs), tuple(labellings))
 
 
@@ -306,6 +308,23 @@ def _asked(group: Group, residual: bool) -> Group:
     if group.kind == "residual stream" and group.frozen is None and not residual:
         return replace(group, frozen=_STREAM)
     return group
+
+
+def _with_lines(groups: Sequence[Group], graphs: Sequence[Captured]) -> list[Group]:
+    """Groups whose reasons name a line: that where the network's code calls what makes them, if no other."""
+    lines: dict[str, str] = {}
+    for graph in graphs:
+        for node in graph.placeholders:
+            place = next(filter(None, map(place_in, node.users)), None)
+            if node.name in graph.tensors and place is not None:
+                lines.setdefault(graph.tensors[node.name], short(place))
+
+    def named(group: Group) -> Group:
+        if group.frozen is None or names_a_line(group.frozen):
+            return group
+        return replace(group, frozen=group.frozen + lines.get(group.members[0].tensor, ""))
+
+    return list(map(named, groups))
 
 
 def _told_apart(groups: Sequence[Group]) -> list[Group]:

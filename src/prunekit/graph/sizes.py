@@ -17,7 +17,7 @@ from prunekit.graph.groups import KeepMasks
 from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.graph.ops.registry import Keeps, Kept
-from prunekit.graph.places import line_at
+from prunekit.graph.places import CodePlace, line_at, place_in, short
 from prunekit.graph.size_equations import Equation, evaluated, reads_of, solved
 from prunekit.graph.size_run import Computed, Extent, Place, Read, SizeUses, is_size
 
@@ -155,7 +155,14 @@ def sizes(
         if before is not None and before != value:
             found[(place, attribute)] = value
     why = ": its heads must make up the width of what it is given"
-    return found, (*unmet, *(Unmet("", (), f" in {place!r}{why}", place) for place in unfit))
+    lines = {place: short(_line_in(graphs[0], place)) for place in unfit}
+    return found, (*unmet, *(Unmet("", (), f" in {place!r}{lines[place]}{why}", place) for place in unfit))
+
+
+def _line_in(graph: Captured, module: str) -> CodePlace | None:
+    """The line of the network's code that calls a module."""
+    nodes = (node for node in graph.graph.nodes if f"{module_of(node)}.".startswith(f"{module}."))
+    return next(filter(None, map(place_in, nodes)), None)
 
 
 def _by_shape(
