@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from prunekit.errors import InputError, ModelError, escaped, shown
@@ -313,13 +314,44 @@ def check_unparametrized(model: nn.Module) -> None:
             )
 
 
-def check_plain(model: nn.Module, names: Iterable[str], *, ignorable: bool = True) -> None:
+def weight_of(name: str) -> tuple[str, str]:
+    """The layer, and the short name of its weight, that a parameter or buffer has the shape of.
+
+    'body.fc.weight' gives ('body.fc', 'weight'), and so do the directions of a weight norm,
+    'body.fc.parametrizations.weight.original1' and 'body.fc.weight_v'. Its norms have another shape:
+    'body.fc.weight_g' gives ('body.fc', '').
+    """
+    place, _, short = name.rpartition(".")
+    layer, parametrized, weight = f".{place}".rpartition(".parametrizations.")
+    if parametrized:
+        return layer.removeprefix("."), weight if short in ("original", "original1") else ""
+    return place, {"weight_v": "weight", "weight_g": ""}.get(short, short)
+
+
+def parametrized_by(model: nn.Module, name: str) -> Literal["weight norm", "another"] | None:
+    """The kind of the parametrization that computes a weight from this parameter; None for a plain one.
+
+    Under a weight norm, units that are zero in its parts are zero in the weight, single entries are not.
+    """
+    place, _, short = name.rpartition(".")
+    if short in ("weight_g", "weight_v"):
+        return "weight norm"
+    if ".parametrizations." not in f".{place}.":
+        return "another" if short == "weight_orig" else None
+    made = model.get_submodule(place).children()
+    return "weight norm" if all(isinstance(each, _WeightNorm) for each in made) else "another"
+
+
+def check_plain(
+    model: nn.Module, names: Iterable[str], *, ignorable: bool = True, units: bool = False
+) -> None:
     """Refuse parameters that have no shape or no finite real values, or are part of a parametrization.
 
     Args:
         model: the network.
         names: of the parameters.
         ignorable: whether the caller takes an `ignore` that leaves layers out.
+        units: whether whole units are to be removed, which the parts of a weight norm have, too.
 
     Raises:
         ModelError: naming the first one.
@@ -328,7 +360,8 @@ def check_plain(model: nn.Module, names: Iterable[str], *, ignorable: bool = Tru
         parameter = model.get_parameter(name)
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(f"{name} has no shape yet: run the model once on an example first")
-        if ".parametrizations." in f".{name}" or name.endswith(("weight_g", "weight_v", "weight_orig")):
+        kind = parametrized_by(model, name)
+        if kind == "another" or (kind and not units):
             raise ModelError(
                 f"{name} is part of a parametrization, so its zeros are not zeros of the weight: "
                 f"remove the parametrization first{', or name the layer in `ignore`' if ignorable else ''}"

@@ -39,6 +39,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def silenced(model: nn.Module, axes: Axes) -> nn.Module:
     """A copy in which what went of each parameter is zero: rows that make a unit, columns that read it.
 
+    Of a row under a weight norm that is its norm, since the direction is divided by its own length.
+
     Args:
         model: the network before.
         axes: for each parameter by dimension (size,) flags of what stays.
@@ -48,7 +50,8 @@ def silenced(model: nn.Module, axes: Axes) -> nn.Module:
     with torch.no_grad():
         for name, dims in axes.items():
             for dim, stays in dims.items():
-                if name in tensors:
+                norm = axes.get(name.removesuffix("original1") + "original0", {})
+                if name in tensors and not (name.endswith("original1") and dim in norm):
                     shape = [1] * tensors[name].dim()
                     shape[dim] = -1
                     tensors[name].mul_(stays.view(shape).to(tensors[name].dtype))

@@ -16,7 +16,7 @@ from prunekit.graph import groups, prune_groups
 from zoo import OWN
 
 NAMES = [name for part in ("the literature", "held out") for name in PARTS[part] if name not in OWN]
-MAY_BE_REFUSED = {"gat", "tabnet", "tcn-weight-norm", "torch-transformer"}
+MAY_BE_REFUSED = {"gat", "tabnet", "torch-transformer"}
 
 
 def plainly(model: nn.Module) -> list[Any]:

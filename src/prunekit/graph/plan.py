@@ -27,7 +27,7 @@ from prunekit.graph.groups import (
 from prunekit.graph.labels import Ints, SplitPolicy
 from prunekit.graph.places import names_a_line, place_in, short
 from prunekit.graph.propagate import FEATURES, PARAMETRIZED, Propagation, analysed, positions
-from prunekit.targets import unwrap
+from prunekit.targets import parametrized_by, unwrap, weight_of
 
 # the first of these that was seen names the group
 KINDS = ("heads", "head width", "residual stream", "filters", "MLP width", "neurons", "embedding")
@@ -115,7 +115,7 @@ def _group(
         return Group(INPUT, "input features", int(units.size), tuple(members[1:]), reason)
     if members[0].tensor == FEATURES:  # features that meet units, as in x + f(x)
         members, reason = members[1:], reason or "is the network's input, too"
-    name = first.rpartition(".")[0] or first
+    name = weight_of(first)[0] or first
     return Group(
         name, KINDS[kind] if kind < len(KINDS) else "neurons", int(units.size), tuple(members), reason
     )
@@ -233,7 +233,7 @@ def _ignored(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
     if isinstance(patterns, str):
         raise InputError(f"ignore must be a list of names or patterns, not the text {patterns!r}")
     names = list(tensors_of(model))
-    found = {name: PARAMETRIZED for name in names if ".parametrizations." in f".{name}"}
+    found = {name: PARAMETRIZED for name in names if parametrized_by(model, name) == "another"}
     for pattern in patterns:
         hit = [name for name in names if _names(pattern, name)]
         if not hit:

@@ -18,7 +18,7 @@ from prunekit.graph.size_run import is_size
 from prunekit.graph.sizes import sizes_of_module
 from prunekit.graph.surgery import Cut, Surgery
 from prunekit.modes import evaluating, untouched
-from prunekit.targets import unwrap
+from prunekit.targets import unwrap, weight_of
 
 Shapes = Mapping[str, Sequence[int]]
 Sizes = Mapping[str, Mapping[str, Any]]
@@ -127,7 +127,7 @@ def _checked(model: nn.Module, shapes: Shapes, attributes: Sizes) -> Sizes:
     found = {place: dict(values) for place, values in attributes.items()}
     told: dict[tuple[str, str], str] = {}  # which tensor an attribute follows from
     for name, wanted in shapes.items():
-        place, _, short = name.rpartition(".")
+        place, short = weight_of(name)
         module = model.get_submodule(place)
         groups = attributes.get(place, {}).get("groups", getattr(module, "groups", 1))
         own = sizes_of_module(module, short, tuple(every[name].shape), getattr(module, "groups", 1))

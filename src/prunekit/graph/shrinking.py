@@ -32,13 +32,13 @@ from prunekit.graph.surgery import (
     checked,
     copy_of,
     count_parameters,
-    divisors_of,
     masked_copy,
     operate,
     operation,
     own_module,
     smaller_masks,
     unit_masks,
+    zeroed,
 )
 from prunekit.masks import Masks
 from prunekit.modes import holding
@@ -324,8 +324,7 @@ class _Proof:
             exported = run_both(whole, masked, case.example_inputs)
             if not exported.accepted:
                 raise VerificationError(f"what was exported is not what the network computes: {exported}")
-        divisors, tensors = divisors_of(found.plan), work.cut.tensors if case.values is None else {}
-        off = {name: axes for name, axes in tensors.items() if name not in divisors}
+        off = zeroed(found.plan, work.cut.tensors if case.values is None else {})
         calls = 2 if any(graph.by_calls for graph in found.graphs) else 1
         self._reference = masked_reference(masked, off, case.example_inputs, keeping, calls)
         self._case = case

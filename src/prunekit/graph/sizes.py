@@ -20,6 +20,7 @@ from prunekit.graph.ops.registry import Keeps, Kept
 from prunekit.graph.places import CodePlace, line_at, place_in, short
 from prunekit.graph.size_equations import Equation, evaluated, reads_of, solved
 from prunekit.graph.size_run import Computed, Extent, Place, Read, SizeUses, is_size
+from prunekit.targets import weight_of
 
 
 def corrected(graph: Captured, keeping: KeepMasks, number: int) -> Captured:
@@ -171,18 +172,24 @@ def _by_shape(
     graphs: Sequence[Captured],
 ) -> list[tuple[tuple[str, str], Any]]:
     groups = {
-        graph.tensors.get(str(node.args[1])): argument(node, "groups")
+        graph.tensors.get(_weight_read(node)): argument(node, "groups")
         for graph in graphs
         for node in graph.graph.nodes
         if operator_of(node).convolves
     }
     found: list[tuple[tuple[str, str], Any]] = []
     for name, shape in shapes.items():
-        place, _, short = name.rpartition(".")
+        place, tensor = weight_of(name)
         module = model.get_submodule(place)
-        for attribute, value in sizes_of_module(module, short, shape, groups.get(name) or 1).items():
+        for attribute, value in sizes_of_module(module, tensor, shape, groups.get(name) or 1).items():
             found.append(((place, attribute), value))
     return found
+
+
+def _weight_read(node: fx.Node) -> str:
+    """The name of the node of a convolution's weight, or of what a weight norm makes it of."""
+    weight: Any = node.args[1]
+    return str(weight.args[0] if op_name(weight) == "_weight_norm" else weight)
 
 
 def sizes_of_module(module: nn.Module, short: str, shape: tuple[int, ...], groups: int) -> dict[str, Any]:

@@ -96,16 +96,28 @@ def unit_masks(
     """
     parameters = dict(model.named_parameters())
     masks = {}
-    divisors = divisors_of(plan)
-    for name, axes in axes_after(model, plan, _flags(plan, kept, allow_empty)).items():
-        if name in parameters and name not in divisors:
+    for name, axes in zeroed(plan, axes_after(model, plan, _flags(plan, kept, allow_empty))).items():
+        if name in parameters:
             masks[name] = staying(parameters[name].shape, axes).to(parameters[name].device)
     return Masks(masks)
 
 
-def divisors_of(plan: GroupPlan) -> set[str]:
-    """The tensors that units are divided by: zeros in them would make what is masked infinite."""
-    return {member.tensor for group in plan.groups for member in group.members if member.role == "divisor"}
+def zeroed(plan: GroupPlan, tensors: Mapping[str, Axes]) -> dict[str, Axes]:
+    """The axes along which units are zero while they are there: not those that they are divided by.
+
+    Zeros there would make what is masked infinite.
+    """
+    divisors = {
+        (member.tensor, member.dim)
+        for group in plan.groups
+        for member in group.members
+        if member.role == "divisor"
+    }
+    left = {
+        name: {axis: flags for axis, flags in axes.items() if (name, axis) not in divisors}
+        for name, axes in tensors.items()
+    }
+    return {name: axes for name, axes in left.items() if axes}
 
 
 def staying(shape: torch.Size, axes: Axes) -> Tensor:

@@ -192,6 +192,21 @@ def group_norm(
     return (x[0], channels._replace(zero=weight is not None), *(Dim(dim.size) for dim in x[2:]))
 
 
+def weight_norm(propagator: Propagator, v: Value, g: Value, dim: int = 0) -> Value:
+    """v with norms g, one for each entry along `dim`, or, if that is -1, one for all.
+
+    Where entries along another axis go, the norm is that of the rest, as it is of a v with zeros there. Along
+    `dim` the norm is zero, and not v, by whose own norm it is divided.
+
+    Salimans & Kingma 2016, Weight normalization, arXiv 1602.07868.
+    """
+    if dim == -1:
+        return v
+    labels = propagator.join(v[dim], g[dim])
+    propagator.role(v[dim], "divisor")
+    return (*v[:dim], g[dim]._replace(labels=labels), *v[dim + 1 :])
+
+
 def resize_normalized_shape(node: fx.Node, keeps: Keeps) -> None:
     """The last axes that stay."""
     shape = argument(node, "normalized_shape")
@@ -291,4 +306,4 @@ _last_axes = partial(
 )
 _last_axes("layer_norm", labels=layer_norm)
 _last_axes("rms_norm", labels=rms_norm)
-operators("_weight_norm", saved="default", check=check_weight_norm)
+operators("_weight_norm", labels=weight_norm, saved="default", check=check_weight_norm)

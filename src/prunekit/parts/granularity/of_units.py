@@ -159,7 +159,7 @@ class Unit(Weight):
                 model, found, tuple(group.name for group in left), example_inputs, self.combine, self.over
             ),
         )
-        check_plain(model, elements.parameters)
+        check_plain(model, elements.parameters, units=True)
         return elements
 
     def pooled(self, scores: Mapping[str, Tensor], elements: Elements) -> dict[str, Tensor]:
