@@ -304,20 +304,12 @@ def test_tied_embeddings_are_one_tensor():
     assert {member.tensor for member in widths[0].members} == {"embedding.weight", "norm.weight"}
 
 
-@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
-def test_parametrized_weights_are_left(norm):
-    first = getattr(torch.nn.utils.parametrizations, norm)(nn.Linear(6, 5))
+def test_parametrized_weights_are_left():
+    first = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5))
     model = nn.Sequential(first, nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
     plan = groups(model, (torch.randn(2, 6),))
     assert [group.name for group in plan.prunable] == ["2"]
     assert any("parametrization" in reason for reason in plan.frozen.values())
-
-
-def test_old_weight_norm_is_left():
-    with pytest.warns(FutureWarning):
-        first = nn.utils.weight_norm(nn.Linear(6, 5))
-    plan = groups(nn.Sequential(first, nn.ReLU(), nn.Linear(5, 2)), (torch.randn(2, 6),))
-    assert plan.prunable == ()
 
 
 class Permuted(nn.Module):
