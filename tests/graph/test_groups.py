@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.parametrizations import spectral_norm
 
 from prunekit.errors import InputError
 from prunekit.graph import Group, GroupPlan, Member, captured, groups, shrink, traced
@@ -244,7 +244,6 @@ def test_without_a_feature_the_network_computes_what_it_did_for_a_zero(name: str
         (Two(), (torch.randn(3, 5), torch.randn(3, 4))),
         (nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 2)), torch.arange(6).view(2, 3)),
         (nn.Sequential(nn.LSTM(1, 4, batch_first=True)), torch.randn(3, 1, 1)),
-        (nn.Sequential(weight_norm(nn.Linear(6, 5)), nn.ReLU()), torch.randn(2, 6)),
         (
             nn.Sequential(spectral_norm(nn.Linear(6, 5)), nn.ReLU()),
             torch.randn(2, 6),
@@ -253,7 +252,7 @@ def test_without_a_feature_the_network_computes_what_it_did_for_a_zero(name: str
     ],
     ids=[
         *("added to units", "two inputs", "no real numbers", "one feature"),
-        *("weight norm", "spectral norm", "spectral norm by a hook"),
+        *("spectral norm", "spectral norm by a hook"),
     ],
 )
 def test_where_features_cannot_be_left_out_there_is_no_such_group(model: nn.Module, inputs: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 
 from prunekit import Recipe, load_pretrained, prune, save_pretrained
 from prunekit.errors import ModelError
-from prunekit.graph import groups, prune_groups
+from prunekit.graph import INPUT, groups, prune_groups, shrink
 
 INPUTS = torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(0)).double()
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
@@ -65,6 +65,18 @@ def test_a_recipe_takes_units_and_the_smaller_network_is_saved(tmp_path):
     save_pretrained(pruned, tmp_path / "net")
     loaded = load_pretrained(tmp_path / "net", model=network(parametrizations.weight_norm))
     torch.testing.assert_close(loaded(INPUTS), masked(INPUTS))
+
+
+def test_features_that_it_reads_go():
+    """The norm of what is left of each row stays what it was, as where the direction is zero there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU()).double()
+    inputs, kept = torch.randn(3, 6).double(), torch.arange(6) % 2 == 0
+    weight = model[0].weight.detach().clone()
+    norms = weight.norm(dim=1, keepdim=True)
+    result = shrink(model, inputs, {INPUT: kept})
+    wanted = weight[:, kept] / weight[:, kept].norm(dim=1, keepdim=True) * norms
+    torch.testing.assert_close(result.model[0].weight, wanted)
 
 
 def test_single_weights_of_a_norm_are_refused():
