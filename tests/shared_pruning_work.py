@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from group_nets import all_groups
 from prunekit.distributed import shard
 from prunekit.methods import recipe as method
 from prunekit.pruning import prune
 from prunekit.statistics import InputSquares, LayerHessian, StatContext, collect
+from prunekit.units import eliminate, oracle_changes
 from small_nets import blobs, convnet, copied, images, mlp, recipe
 
 METHODS = {
@@ -79,6 +81,27 @@ def work(rank: int) -> dict[str, object]:
     found["loader"] = pruned("wanda", shard(two_batches()))
     found["mixed"] = mixed(shard(data()))
     found["convolutions"] = convolutions(shard(convolution_data()))
+    found["oracle"] = oracle(together=True)
     found["owned"] = statistics(part, {"0.weight": 1, "2.weight": 0})
     found["everywhere"] = statistics(part, {})
     return found
+
+
+def oracle(together: bool) -> dict[str, object]:
+    """Changes of a chain's units, of a convolution's with a budget for many chunks, and an elimination."""
+    inputs, targets = data()
+    chain = all_groups(network().eval(), inputs[:2])
+    pictures, classes = convolution_data()
+    groups = all_groups(convnet().double().eval(), pictures[:2])
+    off = {groups.groups[0].name: torch.arange(groups.groups[0].units) % 3 != 1}
+    course = eliminate(chain.chain or chain, inputs, targets, "cross_entropy", count=9, together=together)
+    found = oracle_changes(groups, pictures, classes, "cross_entropy", kept=off, together=together)
+    return {
+        "chain": oracle_changes(chain.chain or chain, inputs, targets, "cross_entropy", together=together),
+        "any": found,
+        "chunks": oracle_changes(
+            groups, pictures, classes, "cross_entropy", kept=off, budget_bytes=2**16, together=together
+        ),
+        "order": [f"{name} {unit}" for name, unit in course.order],
+        "errors": course.errors,
+    }

@@ -3,6 +3,11 @@
 import pytest
 import torch
 
+from group_nets import all_groups
+from prunekit.errors import InputError
+from prunekit.units import oracle_changes
+from prunekit.units.gains import runner_of
+from prunekit.units.runner import error_of
 from ranks import needs_gloo, on_ranks
 from shared_pruning_work import (
     METHODS,
@@ -10,6 +15,8 @@ from shared_pruning_work import (
     convolutions,
     data,
     mixed,
+    network,
+    oracle,
     pruned,
     statistics,
     two_batches,
@@ -85,3 +92,41 @@ def test_the_shards_are_not_all_there_is_to_know():
     inputs, targets = data()
     alone = pruned("sparsegpt", (inputs[::2], targets[::2]))
     assert not close(alone["model"], pruned("sparsegpt", data())["model"], 1e-3)
+
+
+@pytest.mark.parametrize("name", ["chain", "any", "chunks"])
+def test_the_oracle_judges_the_same_units(ranks, name):
+    expected = oracle(together=False)[name]
+    for rank in ranks:
+        found = rank["oracle"][name]
+        assert all(torch.equal(found[group].isnan(), expected[group].isnan()) for group in expected)
+        assert close(
+            {g: v.nan_to_num(7) for g, v in found.items()}, {g: v.nan_to_num(7) for g, v in expected.items()}
+        )
+    assert any(bool(each.isnan().any()) for each in expected.values()) == (name != "chain")
+
+
+def test_an_elimination_takes_the_same_course(ranks):
+    expected = oracle(together=False)
+    for rank in ranks:
+        assert rank["oracle"]["order"] == expected["order"]
+        assert torch.allclose(rank["oracle"]["errors"], expected["errors"])
+    assert len(expected["order"]) == 9
+
+
+def test_units_are_shared_out_in_one_way():
+    with pytest.raises(InputError, match="processes = 2: where units are shared out, each process is one"):
+        oracle_changes(network(), *data(), "cross_entropy", processes=2, together=True)
+
+
+def test_a_process_judges_its_own_units_alone():
+    chain = all_groups(network().eval(), data()[0][:2])
+    expected = oracle_changes(chain, *data(), "cross_entropy")
+    runner = runner_of(chain, data()[0], None, 2**28)
+    with runner.evaluating(), torch.no_grad():
+        run = runner.run(*data(), error_of("cross_entropy"), {})
+        for name in run.names:
+            one, other = (run.changes(name, slice(number, None, 2)) for number in (0, 1))
+            assert bool((one[1::2] == 0).all())
+            assert bool((other[::2] == 0).all())
+            assert torch.allclose(one + other, expected[name] * len(data()[1]))

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from prunekit import distributed
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, PrunekitError
 from prunekit.losses import Loss
@@ -31,6 +32,7 @@ def oracle_changes(
     kept: Mapping[str, Tensor] | None = None,
     budget_bytes: int = BUDGET_BYTES,
     processes: int = 1,
+    together: bool = False,
 ) -> dict[str, Tensor]:
     """The exact E(unit off) - E(now) of every unit, E being the **mean** over the examples.
 
@@ -53,6 +55,9 @@ def oracle_changes(
         processes: workers on this machine, each with a share of the examples (so that none repeats another's
             forward pass); the same to rounding. The training on several devices shares by itself: there each
             rank has its own examples, and the statistics add up.
+        together: whether the processes of torch.distributed share out the units: all of them call this with
+            the same network and examples, and each judges some of the units. For few examples and many units;
+            where there are more examples than processes, a share of them for each repeats no forward pass.
 
     Returns:
         By group (units,) float64; NaN for units that are off already.
@@ -60,20 +65,26 @@ def oracle_changes(
     Raises:
         InputError: for data, groups or kept units that do not fit the network.
     """
+    if together and processes != 1:
+        raise InputError(f"processes = {processes}: where units are shared out, each process is one: use 1")
     if processes == 1:
-        return means(
+        part = _own_units(together)
+        found = means(
             structure,
             inputs,
             targets,
             error,
-            lambda run: {name: run.changes(name) for name in run.names},
+            lambda run: {name: run.changes(name, part) for name in run.names},
             groups=groups,
             kept=kept,
             budget_bytes=budget_bytes,
         )
+        if together:
+            distributed.sum_over_processes(list(found.values()))
+        return found
     check_examples(inputs, targets)
 
-    def part(chosen: slice) -> dict[str, Tensor]:
+    def of_examples(chosen: slice) -> dict[str, Tensor]:
         return oracle_changes(
             structure,
             taken(inputs, chosen),
@@ -84,7 +95,12 @@ def oracle_changes(
             budget_bytes=budget_bytes // max(processes, 1),
         )
 
-    return parallel_map(part, targets, processes)
+    return parallel_map(of_examples, targets, processes)
+
+
+def _own_units(together: bool) -> slice:
+    """Which of the units that are kept are this process's; neighbours go to different ones."""
+    return slice(distributed.rank(), None, distributed.processes()) if together else slice(None)
 
 
 def parallel_map(part: Part, inputs: Tensor, processes: int) -> dict[str, Tensor]:
@@ -164,6 +180,7 @@ def eliminate(
     kept: Mapping[str, Tensor] | None = None,
     floor: int = 0,
     budget_bytes: int = BUDGET_BYTES,
+    together: bool = False,
 ) -> Elimination:
     """Remove units one after the other, always the one with the lowest **signed** predicted change.
 
@@ -182,6 +199,8 @@ def eliminate(
         kept: by group (units,) booleans, False for units that are off already.
         floor: how many units each group keeps at least.
         budget_bytes: memory for activations.
+        together: whether the processes of torch.distributed share out the units that the oracle judges, as in
+            `oracle_changes`; the course is the same on all of them.
 
     Returns:
         The course; equal changes go by position: the group nearer to the input first, then the lower number.
@@ -206,7 +225,7 @@ def eliminate(
             raise InputError(
                 f"{count} units cannot be removed: there are {possible} beyond {floor} in each group"
             )
-        course = _Course(runner, inputs, targets, error, left)
+        course = _Course(runner, inputs, targets, error, left, together)
         before = course.error()
         order: list[tuple[str, int]] = []
         errors: list[float] = []
@@ -256,8 +275,16 @@ def _ranked(runner: Runner, kept: Mapping[str, Tensor], rank: Rank) -> list[tupl
 class _Course:
     """The present state of an elimination: the runs with the units that are left."""
 
-    def __init__(self, runner: Runner, inputs: Inputs, targets: Tensor, error: Loss, kept: dict[str, Tensor]):
-        self._kept, self._examples = kept, len(targets)
+    def __init__(
+        self,
+        runner: Runner,
+        inputs: Inputs,
+        targets: Tensor,
+        error: Loss,
+        kept: dict[str, Tensor],
+        together: bool,
+    ) -> None:
+        self._kept, self._examples, self._together = kept, len(targets), together
         self._anew = partial(runner.runs, inputs, targets, error, kept)
         fits = runner.bytes_per_example * len(targets) <= runner.budget_bytes // 2
         self._runs = list(self._anew()) if fits else []
@@ -274,7 +301,10 @@ class _Course:
     def oracle(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
         """The true change of the error for each unit."""
         sums: dict[str, Tensor] = {}
+        part = _own_units(self._together)
         for run in self._runs or self._anew():
             for name in run.names:
-                sums[name] = sums.get(name, 0) + run.changes(name)
+                sums[name] = sums.get(name, 0) + run.changes(name, part)
+        if self._together:
+            distributed.sum_over_processes(list(sums.values()))
         return {name: total / self._examples for name, total in sums.items()}

@@ -277,13 +277,20 @@ class Run(ABC):
     def remove(self, name: str, unit: int) -> None:
         """Bring the run up to date after a unit was switched off in `kept`."""
 
-    def changes(self, name: str) -> Tensor:
+    def changes(self, name: str, part: slice = slice(None)) -> Tensor:
         """(units,) float64: the change of the error, summed over the examples, without each unit that is
-        still kept; NaN for the others."""
+        still kept; NaN for the others.
+
+        Args:
+            name: of their group.
+            part: which of the units that are kept are judged; the change is 0 for the rest of them.
+        """
         units = torch.arange(self.sizes[name], device=self.outputs.device)
         found = torch.full((len(units),), torch.nan, dtype=torch.float64, device=units.device)
         if name in self.kept:
             units = units[self.kept[name].to(units.device)]
+        found[units] = 0.0
+        units = units[part]
         if len(units):
             found[units] = self.weighted(name, units)
         return found
