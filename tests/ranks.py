@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ needs_gloo = pytest.mark.skipif(
 )
 
 
-def on_ranks(work: Callable[[int], Any], count: int = 2) -> list[Any]:
-    """What `work(rank)`, a function of a module, returns on each rank: tensors and plain values."""
+def on_ranks(work: Callable[[int], Any], count: int = 2, returning: Sequence[int] | None = None) -> list[Any]:
+    """What `work(rank)`, a function of a module, returns on each rank, or those that return: plain values."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_process, args=(work, count, folder), nprocs=count)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(count)]
+        return [
+            torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in returning or range(count)
+        ]
 
 
 def _process(rank: int, work: Callable[[int], Any], count: int, folder: str) -> None:

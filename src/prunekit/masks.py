@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from prunekit.distributed import local_part
 from prunekit.errors import InputError, starved
-from prunekit.targets import check_whole, unwrap
+from prunekit.targets import check_whole, is_shared_out, unwrap
 
 
 def lowest(values: Tensor, count: int) -> Tensor:
@@ -122,7 +123,8 @@ class Masks(Mapping[str, Tensor]):
         version = -1 if mask.is_inference() else mask._version
         known, count = self._counts.get(name, (-1, 0))
         if known == -1 or known != version:
-            count = int(mask.count_nonzero())
+            # of DTensors each process counts its part, and all of them have to ask
+            count = _count_shards(name, mask) if is_shared_out(mask) else int(mask.count_nonzero())
             self._counts[name] = version, count
         return count
 
@@ -217,6 +219,12 @@ class Masks(Mapping[str, Tensor]):
         return dict(self._masks)
 
 
+def _count_shards(name: str, mask: Tensor) -> int:
+    from prunekit.distributed.sharded_ranking import count_true
+
+    return count_true({name: mask})[name]
+
+
 def _parameter(model: nn.Module, name: str) -> nn.Parameter:
     """The parameter of this name, also of a network in wrappers, under which it has another one."""
     return (model if _has_parameter(model, name) else unwrap(model)).get_parameter(name)
@@ -258,7 +266,7 @@ class _Held:
         """Clear what is removed of the weight."""
         self._look()
         self._integers.bitwise_and_(self._bits)
-        self._version = self.weight._version
+        self._version = self._values._version
 
     def zero_gradient(self) -> None:
         """Clear what is removed of the gradient."""
@@ -270,16 +278,16 @@ class _Held:
             gradient._values().masked_fill_(~kept, 0)
         else:
             self._look()
-            gradient.detach().view(self._bits.dtype).bitwise_and_(self._bits)
-        self._gradient_version = gradient._version
+            local_part(gradient).view(self._bits.dtype).bitwise_and_(self._bits)
+        self._gradient_version = local_part(gradient)._version
 
     def settle(self) -> None:
         """Clear both where something has moved them since, which their versions tell in no time."""
-        if self.weight._version != self._version:
+        if local_part(self.weight)._version != self._version:
             self.zero()
         if self._gradients and self.weight.requires_grad:
             gradient = self.weight.grad
-            if gradient is not None and gradient._version != self._gradient_version:
+            if gradient is not None and local_part(gradient)._version != self._gradient_version:
                 self.zero_gradient()
             self._watch()
 
@@ -302,12 +310,13 @@ class _Held:
 
     def _look(self) -> None:
         """See where the values are: the model may have been moved to another device or precision."""
-        if self.weight.data_ptr() == self._address:
+        values = local_part(self.weight)
+        if values.data_ptr() == self._address:
             return
-        values = self.weight.detach()
-        self._address = values.data_ptr()
+        self._values, self._address = values, values.data_ptr()
         self._integers = values.view(_INTEGERS[values.element_size()])
-        self._bits = self.mask.to(values.device, self._integers.dtype).neg_()  # all bits of a value, or none
+        # all bits of a value, or none
+        self._bits = local_part(self.mask).to(values.device, self._integers.dtype).neg_()
 
 
 class MaskedOptimizer:
@@ -377,7 +386,7 @@ class MaskedOptimizer:
     def resume(self, masks: Masks) -> None:
         """Take the masks of a checkpoint: the moments that belong to them are the optimizer's to load."""
         pairs = masks.parameters(self._model)
-        check_whole(self._model)
+        check_whole(self._model, sharded=all(map(is_shared_out, masks.values())))
         for held in self._held:
             held.release()
         self._masks = masks
@@ -447,7 +456,7 @@ class MaskedOptimizer:
     def _clear_moments(self, before: Mapping[int, Tensor]) -> None:
         kept = {id(held.weight): held.mask for held in self._held}
         kept = {key: mask & before.get(key, mask).to(mask.device) for key, mask in kept.items()}
-        removed = {key: ~mask for key, mask in kept.items() if not bool(mask.all())}
+        removed = {key: ~mask for key, mask in kept.items() if not bool(local_part(mask).all())}
         if not removed:
             return
         for optimizer in self.optimizers:
@@ -466,6 +475,7 @@ class MaskedOptimizer:
 
 def _coded(value: Tensor) -> bool:
     """Whether the values are not the numbers that are there, as in states of 8 bits."""
+    value = local_part(value)
     plain = type(value) in (Tensor, nn.Parameter) and value.is_floating_point() and value.element_size() > 1
     return value.numel() > 1 and not plain
 

@@ -87,7 +87,11 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def find_targets(
-    model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = ()
+    model: nn.Module,
+    targets: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    *,
+    sharded: bool = False,
 ) -> tuple[Target, ...]:
     """The parameters that fit the patterns, in the model's order; a tied weight counts once.
 
@@ -96,12 +100,13 @@ def find_targets(
         targets: patterns, each a layer's or parameter's full name (globs allowed), a type name, or `re:...`.
             None takes the weights of all linear and convolution layers.
         ignore: patterns of what is left out, of the same form.
+        sharded: whether DTensors are taken, whose values are not looked at.
 
     Raises:
         InputError: if a pattern matches nothing or is no regular expression.
         ModelError: if nothing is left to prune, or a chosen weight is not a plain parameter.
     """
-    check_whole(model)
+    check_whole(model, sharded=sharded)
     candidates = _candidates(model)
     listed = [(target.layer or target.name, known) for target, known in candidates]
     check_patterns([*(targets or ()), *ignore], listed, "layer of the model; layers")
@@ -264,8 +269,17 @@ def _candidates(model: nn.Module) -> list[tuple[Target, Known]]:
     return list(found.values())
 
 
-def check_whole(model: nn.Module) -> None:
+def is_shared_out(tensor: torch.Tensor) -> bool:
+    """Whether it is a DTensor, told without importing its module, which takes long."""
+    return "DTensor" in {kind.__name__ for kind in type(tensor).__mro__}
+
+
+def check_whole(model: nn.Module, *, sharded: bool = False) -> None:
     """Refuse a network whose weights or buffers have no values yet, or of which a process has only a part.
+
+    Args:
+        model: the network.
+        sharded: whether DTensors are taken, of which each process has a part.
 
     Raises:
         ModelError: naming the first such module or tensor.
@@ -282,10 +296,11 @@ def check_whole(model: nn.Module) -> None:
                 f"{escaped(name)} is on the meta device and has no values: load the network's weights first "
                 "(to_empty(), then load_state_dict())"
             )
-        if "DTensor" in {kind.__name__ for kind in type(value).__mro__}:
+        if is_shared_out(value) and not sharded:
             raise ModelError(
                 f"{escaped(name)} is a DTensor, shared out over processes (fully_shard, tensor parallel): "
-                "prune before that, or train with DistributedDataParallel"
+                "prune before that, train with DistributedDataParallel, or use "
+                "prunekit.pruning.prune_sharded"
             )
 
 
@@ -368,7 +383,8 @@ def check_plain(
             )
         if not parameter.is_floating_point():
             raise ModelError(f"{name} holds {parameter.dtype}, only floating-point weights are pruned")
-        if not bool(torch.isfinite(parameter.detach()).all()):
+        # of DTensors each process has a part: they are looked at together
+        if not is_shared_out(parameter) and not bool(torch.isfinite(parameter.detach()).all()):
             raise ModelError(f"{name} holds NaN or infinite values: such a network cannot be pruned")
 
 

@@ -18,6 +18,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from prunekit.batches import Batch, Batches, Inputs, as_batches
+from prunekit.distributed import (
+    failing_together,
+    from_all_processes,
+    from_process,
+    processes,
+    sum_over_processes,
+    trained_as_one,
+)
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, explaining, shown
 from prunekit.losses import NO_GRADIENT
 from prunekit.masks import MaskedOptimizer, Masks
@@ -27,7 +35,7 @@ from prunekit.parts.base import BatchLoss
 from prunekit.parts.regularize import Regularizer, StepHooks, check_gradients_are_there, needs_closure
 from prunekit.seeds import derive, seeded
 from prunekit.settings import EPOCHS, LARGE, WHOLE, Settings, checked_seed, whole
-from prunekit.targets import device_of, unwrap
+from prunekit.targets import device_of, uncompiled, unwrap
 from prunekit.task import PLAIN, Task
 
 State = dict[str, Tensor]
@@ -301,6 +309,7 @@ Report = Callable[[int, int], None]
 """(optimizer steps done, steps in all): called once per epoch, for progress bars."""
 
 
+@failing_together()
 def train(
     model: nn.Module,
     data: Any,
@@ -323,6 +332,11 @@ def train(
 
     Everything random in it, dropout included, comes from `seed`; torch's global generators are put back
     afterwards. Batches are moved to where the model is.
+
+    Several processes train one network in DistributedDataParallel: each gives its part of the data, such as
+    `prunekit.distributed.shard(data)`, in as many batches. A batch's loss is the mean over the terms of all
+    processes, as if one had seen them together; norms of batches see those of their own process. Buffers are
+    those of the first process at the end.
 
     Args:
         data: training examples: `(inputs, targets)` in memory, a dataset, or a loader of batches of any kind;
@@ -352,6 +366,9 @@ def train(
     data = as_batches(data, partial(task.read, model=model))
     loop = loop or Loop()
     total = training.length(data, loop.accumulate)
+    together = trained_as_one(uncompiled(model))
+    if together:
+        _check_equal_steps(total, device_of(model))
     per_epoch = -(-(data.length(training.batch_size) or total * loop.accumulate) // loop.accumulate)
     end, first = total, 0
     if part is not None and not loop.interrupts:
@@ -383,7 +400,7 @@ def train(
     with seeded(noise), hooks:
         checkpoint(start)
         model.train()
-        stepping = _Stepping(model, optimizer, task, loop, total, loss, training.changes(loop))
+        stepping = _Stepping(model, optimizer, task, loop, total, loss, training.changes(loop), together)
         for step, batches in _stream(data, training.batch_size, seed, start, end, loop.accumulate):
             if training.decay != "constant" and loop.scheduler is None and loop.optimizer is None:
                 _set_lr(optimizer, training.lr * _decay(training.decay, step / total))
@@ -403,6 +420,8 @@ def train(
                 if report is not None:
                     report(step + 1 - first, end - first)
         stepping.finish()
+        if together:  # statistics of norms, which the first process's next call would send to the others
+            from_process(list(model.buffers()), 0)
         if end > start and not _are_finite(model):  # the last step may be the one that was too long
             raise TrainingError(f"weights are not finite after step {end}: lower the learning rate")
     if masks is not None and loop.average is not None:
@@ -431,7 +450,9 @@ class _Stepping:
         steps: int,
         batch_loss: BatchLoss | None,
         augment: Callable[[Batch], Batch] | None,
+        together: bool,
     ) -> None:
+        self._together = together
         self._model, self._optimizer, self._task, self._loop = model, optimizer, task, loop
         self._batch_loss, self._augment, self._device = batch_loss, augment, device_of(model)
         kind = self._device.type
@@ -482,9 +503,9 @@ class _Stepping:
                     parameter.copy_(averaged[name])
 
     def _backward(self, batches: Sequence[Batch]) -> Tensor:
-        """The gradients of the mean loss, and that loss."""
+        """The gradients of the mean loss, and that loss; of all processes that train one network."""
         self._optimizer.zero_grad()
-        if len(batches) == 1:
+        if len(batches) == 1 and not self._together:
             loss, count = self._loss(batches[0], counted=False)
             if count:
                 self._scaled(loss).backward()  # type: ignore[no-untyped-call]
@@ -495,7 +516,15 @@ class _Stepping:
                 if terms:
                     self._scaled(mean * terms).backward()  # type: ignore[no-untyped-call]
                     total, count = total + mean.detach() * terms, count + terms
-            self._divide(count)
+                elif self._together:  # the others wait for gradients of every batch
+                    torch.stack([each.sum() for each in self._trained]).sum().mul(0.0).backward()  # type: ignore
+            shares = 1
+            if self._together:  # gradients are means over the processes, whatever the terms of each
+                shares = processes()
+                sums = torch.stack([total.double(), total.new_tensor(count, dtype=torch.float64)])
+                sum_over_processes([sums])
+                total, count = sums[0], float(sums[1])
+            self._divide(count / shares)
             loss = total / (count or 1.0)
         self._counted = bool(count)
         if self._counted and self._loop.clip is not None:
@@ -529,10 +558,24 @@ class _Stepping:
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self._scaler is None else self._scaler.scale(loss)
 
+    @property
+    def _trained(self) -> list[nn.Parameter]:
+        return [each for each in self._model.parameters() if each.requires_grad]
+
     def _divide(self, count: float) -> None:
         for parameter in self._model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= count or 1.0  # class weights may add up to less than one
+
+
+def _check_equal_steps(steps: int, device: torch.device) -> None:
+    """Refuse a training in which one process would wait for gradients that no other has left to give."""
+    found = from_all_processes(steps, device)
+    if len(set(found)) > 1:
+        raise DataError(
+            f"the processes' parts of the data make {', '.join(map(str, found))} steps of the training: give "
+            "each as many batches, or the same data to all and prunekit.distributed.shard divides it"
+        )
 
 
 def _are_finite(model: nn.Module) -> bool:

@@ -1,9 +1,11 @@
 """Several processes of torch.distributed at one pruning: what they exchange, and how work is shared out."""
 
-from prunekit.distributed.agreement import check_same, of_first
+from prunekit.distributed.agreement import check_same, of_first, trained_as_one
 from prunekit.distributed.collectives import (
     count_processes,
+    from_all_processes,
     from_process,
+    local_part,
     means_over_processes,
     on_processes,
     processes,
@@ -13,6 +15,7 @@ from prunekit.distributed.collectives import (
     sum_to_process,
 )
 from prunekit.distributed.data_shards import shard
+from prunekit.distributed.failure import failing_together
 from prunekit.distributed.shared_work import Owners, deal, shared_layers, shared_rows
 
 __all__ = [
@@ -20,7 +23,10 @@ __all__ = [
     "check_same",
     "count_processes",
     "deal",
+    "failing_together",
+    "from_all_processes",
     "from_process",
+    "local_part",
     "means_over_processes",
     "of_first",
     "on_processes",
@@ -32,4 +38,5 @@ __all__ = [
     "shared_rows",
     "sum_over_processes",
     "sum_to_process",
+    "trained_as_one",
 ]

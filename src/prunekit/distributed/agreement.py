@@ -6,13 +6,28 @@ import zlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from prunekit.distributed.collectives import from_process, processes
 from prunekit.errors import PrunekitError
 
 _PIECE = 2**22
 """Elements whose bits are summed at once, which bounds the memory for it."""
+
+
+def trained_as_one(model: nn.Module) -> bool:
+    """Whether the processes train one network: its gradients are those of the examples of all of them.
+
+    So it is in DistributedDataParallel and after `fully_shard`.
+
+    Args:
+        model: not inside `torch.compile`.
+    """
+    if processes() == 1:
+        return False
+    # FSDPModule is told by its name: its module takes long to import
+    sharded = "FSDPModule" in {kind.__name__ for kind in type(model).__mro__}
+    return sharded or isinstance(model, nn.parallel.DistributedDataParallel)
 
 
 def check_same(tensors: Mapping[str, Tensor], what: str) -> None:

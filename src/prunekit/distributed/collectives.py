@@ -57,6 +57,16 @@ def from_process(tensors: Sequence[Tensor], owner: int) -> None:
             tensor.copy_(sent)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a DTensor, with the same memory; of another tensor, all of it."""
+    whole = tensor.detach()
+    if not hasattr(whole, "to_local"):  # a DTensor, whose module takes long to import
+        return whole
+    with torch.no_grad():
+        part: Tensor = whole.to_local()
+        return part
+
+
 def means_over_processes(sums: Mapping[Key, Tensor], examples: float) -> dict[Key, Tensor]:
     """Sums over the examples (or terms) of this process as means over those of all."""
     device = next(iter(sums.values())).device
@@ -102,6 +112,14 @@ def _texts(own: str, device: torch.device) -> list[str]:
         bytes(row[:length].tolist()).decode()
         for row, length in zip(sent.cpu(), lengths.tolist(), strict=True)
     ]
+
+
+def from_all_processes(number: int, device: torch.device) -> list[int]:
+    """A number of each process."""
+    found = torch.zeros(processes(), dtype=torch.int64, device=device)
+    found[rank()] = number
+    sum_over_processes([found])
+    return [int(each) for each in found]
 
 
 def on_processes(some: int, processes: int) -> str:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from prunekit.batches import Batches, Inputs, as_batches
 from prunekit.digests import KEY
+from prunekit.distributed import failing_together
 from prunekit.errors import InputError, StarvedLayerWarning
 from prunekit.history import Pruned, Record
 from prunekit.masks import Masks
@@ -79,24 +80,25 @@ def prune(
     Raises:
         InputError, ModelError, DataError: before anything is changed; data is tried on the network first.
         Exception: whatever the training, a repair or `evaluate` raises later; the network is put back as it
-            was then.
+            was then. Of several processes the others raise a PrunekitError that says what it was.
     """
-    session = Session(
-        model,
-        recipe,
-        data=data,
-        seed=seed,
-        loss=loss,
-        task=task,
-        loop=loop,
-        checkpoints=checkpoints,
-        validation=validation,
-        example_inputs=example_inputs,
-        teacher=teacher,
-    )
-    with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
-        for _ in session.run(evaluate=evaluate, report=report):
-            pass
+    with failing_together():
+        session = Session(
+            model,
+            recipe,
+            data=data,
+            seed=seed,
+            loss=loss,
+            task=task,
+            loop=loop,
+            checkpoints=checkpoints,
+            validation=validation,
+            example_inputs=example_inputs,
+            teacher=teacher,
+        )
+        with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
+            for _ in session.run(evaluate=evaluate, report=report):
+                pass
     _warn_of_starved(session)
     return session.result()
 
@@ -340,7 +342,7 @@ class Session:
                     "before the first advance()"
                 )
         step = self.plan.steps[len(self.history)]
-        with self.undoing(steps=1):
+        with failing_together(), self.undoing(steps=1):
             self._hold()
             restarted = self._work.remove(step, self._loop.masked)
             self._loop.begin(step)

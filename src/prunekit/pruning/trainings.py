@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Batch, Batches, Inputs
+from prunekit.distributed import processes, trained_as_one
 from prunekit.errors import InputError, ModelError, naming, shown
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.context import StepContext
@@ -68,6 +69,11 @@ class Trainings:
             part = f"the recipe's {self.recipe.called(key)}"
             if self.data is None:
                 raise InputError(f"{part} needs data, but none is given")
+            if processes() > 1 and not trained_as_one(uncompiled(self.model)):
+                raise InputError(
+                    f"{part} trains in {processes()} processes, each of which would go its own way: give "
+                    "prune() the model in DistributedDataParallel"
+                )
             if not any(parameter.requires_grad for parameter in self.inner.parameters()):
                 raise ModelError(f"{part} cannot train the model: all its parameters are frozen")
             start = retrain.start if key == "retrain" else 0
