@@ -15,7 +15,7 @@ from prunekit.batches import arguments
 from prunekit.errors import ModelError
 from prunekit.graph.capture import captured
 from prunekit.graph.captured import GraphModel
-from prunekit.graph.proof import tensors_in
+from prunekit.graph.proof_run import tensors_in
 from prunekit.saving import load_pretrained, save_pretrained
 from prunekit.saving.graph_values import OVERLOADS
 from zoo import OWN, ZOO, made, stirred

@@ -17,7 +17,7 @@ from forged import regraphed
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import GraphModel, prune_groups
 from prunekit.graph.capture import captured
-from prunekit.graph.proof import tensors_in
+from prunekit.graph.proof_run import tensors_in
 from prunekit.saving import load_masks, load_pretrained, save_pretrained
 from prunekit.saving.graph_values import (
     Outputs,

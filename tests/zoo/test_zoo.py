@@ -11,7 +11,7 @@ from constructions import WORDS, attention
 from prunekit.batches import arguments
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import GraphModel, ShrinkResult, prune_groups, shrink
-from prunekit.graph.proof import tensors_in
+from prunekit.graph.proof_run import tensors_in
 from zoo import OWN, ZOO, made, stirred
 
 # their code divides the width of the stream by the number of heads, or lays it out by it

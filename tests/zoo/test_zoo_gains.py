@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from group_nets import all_groups, gained, naive_changes
 from prunekit.batches import arguments
 from prunekit.graph import Coupled
-from prunekit.graph.proof import tensors_in
+from prunekit.graph.proof_run import tensors_in
 from prunekit.graph.reference_run import exact
 from prunekit.losses import squared_error
 from prunekit.models import ResNet

@@ -30,7 +30,7 @@ from prunekit.export.common import (
     written,
 )
 from prunekit.graph import GraphModel
-from prunekit.graph.proof import tensors_in
+from prunekit.graph.proof_run import tensors_in
 from prunekit.graph.reference_run import VerificationError
 
 

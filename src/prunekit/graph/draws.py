@@ -46,6 +46,13 @@ class Draws(TorchFunctionMode):
         self._taken: dict[str, list[Tensor]] = {}
         self._places: dict[str, int] | None = None
 
+    def __enter__(self) -> Draws:
+        """Remember what is drawn within, and that alone, or give it again."""
+        if self._places is None:
+            self._taken = {}
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
     @contextmanager
     def again(self) -> Iterator[None]:
         """What is drawn within is given from what was drawn before."""

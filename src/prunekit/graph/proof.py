@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +18,18 @@ from prunekit.graph.cached_path import with_cache
 from prunekit.graph.capture import tensors_of
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.draws import Draws
+from prunekit.graph.gradient_differences import GradientDifferences, GradientSlices
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.other_inputs import Arguments, drawn, shuffled
-from prunekit.graph.reference_run import (
-    Deviation,
-    Interpreter,
-    VerificationError,
-    exact,
-    largest,
-    of_gradients,
-    of_outputs,
-    rounding,
-)
-from prunekit.graph.surgery import Axes, Cut, copy_of, count_parameters
-from prunekit.modes import Snapshot, holding, keeping_modes
+from prunekit.graph.proof_run import Entered, ProofCopy, ProofRun, exact_copy, in_precision, with_gradients
+from prunekit.graph.reference_run import Deviation, VerificationError, of_outputs, rounding
+from prunekit.graph.surgery import Axes, Cut, count_parameters
+from prunekit.masks import Masks
 
 UNTOUCHED = "; the model is as it was"
-AFFORDABLE = 2**28  # parameters of which two copies in float64 are made: 4 GiB
+AFFORDABLE = 2**28  # parameters of which a copy in float64 is made: 2 GiB
+Candidate = nn.Module | Callable[[], nn.Module]
+"""A smaller network, or what makes it, each time anew, so that it need not be held."""
 
 
 def same_function(
@@ -65,20 +59,29 @@ def same_function(
         VerificationError: if it is the candidate that cannot be run, or its outputs have other shapes.
     """
     call = arguments(inputs)
-    first = Reference(reference, call, affordable=AFFORDABLE)
-    second = _prepared(candidate, first.dtype)
-    return _deviation(first, second, (call, call), tolerance=tolerance, gradients=gradients)
+    first = Reference(reference, call, what="reference", affordable=AFFORDABLE)
+    second = _copied(candidate, first.dtype, "candidate")
+    if gradients is None:
+        expected = first.run(call, magnitudes=True)
+        first.release()
+        return _deviation(expected, second.run(call), _tolerance(tolerance, second, expected))
+    slices = partial(GradientSlices, gradients, [name for name, _ in candidate.named_parameters()])
+    wanted = first.run_with_gradients(call, slices, magnitudes=True)
+    return _deviation_with_gradients(wanted, second, call, tolerance)
 
 
-class Reference:
-    """A copy of the network to agree with, in float64 where the device has it and that is affordable.
+class Reference(ProofCopy):
+    """The network to agree with, in float64 where the device has it and that is affordable.
 
     Args:
-        model: the network.
+        model: the network; copies of it are run.
         call: the arguments that it will be run on.
-        keeping: what stays of each node of its graphs, where statistics run over what stays.
+        keeping: as of `ProofCopy`.
+        calls: as of `ProofCopy`.
+        off: what stays of its tensors; the rest is zero in the copies.
+        masks: of single weights; removed ones are zero in the copies.
+        what: as of `ProofCopy`.
         affordable: up to how many parameters copies in float64 are made; None for any number.
-        calls: how often it is run in a row, each time: more than once if a call changes what the next gives.
     """
 
     def __init__(
@@ -86,29 +89,48 @@ class Reference:
         model: nn.Module,
         call: Arguments,
         keeping: KeepMasks | None = None,
-        *,
-        affordable: int | None = None,
         calls: int = 1,
+        *,
+        off: Mapping[str, Axes] = MappingProxyType({}),
+        masks: Masks | None = None,
+        what: str = "masked",
+        affordable: int | None = None,
     ) -> None:
         given = [each for each in pytree.tree_leaves(call) if isinstance(each, Tensor)]
         too_many = affordable is not None and count_parameters(model) > affordable
         without = any(tensor.device.type == "mps" for tensor in [*model.parameters(), *given])
-        self.dtype = None if too_many or without else torch.float64
-        self.model = _prepared(model, self.dtype)
-        self.keeping = keeping
-        self.calls = calls
+        dtype = None if too_many or without else torch.float64
+        super().__init__(self._masked, dtype, what, ModelError, calls, keeping)
+        self._network, self._masks = model, masks or Masks({})
+        self._off = dict(off)
 
-    def outputs(self, call: Arguments, *, training: bool) -> list[Tensor]:
-        """What it gives; its buffers are put back.
+    def run_on_given(self, call: Arguments, draws: Entered) -> ProofRun:
+        """What it gives in evaluation mode.
+
+        Where it gives what is no number, as where it divides by a buffer that would be zero, such as a spread
+        for each channel, buffers keep their values from then on.
 
         Raises:
             ModelError: where it cannot be run.
         """
-        before = Snapshot(self.model, parameters=False)
-        try:
-            return _ran(self.model, call, self, training, "masked", ModelError)
-        finally:
-            before.restore()
+        found = self.run(call, draws=draws, magnitudes=True)
+        buffers = [name for name, _ in self._network.named_buffers() if name in self._off]
+        if buffers and not all(bool(each.isfinite().all()) for each in found.outputs):
+            for name in buffers:
+                del self._off[name]
+            self.release()
+            found = self.run(call, draws=draws, magnitudes=True)
+        return found
+
+    def _masked(self) -> nn.Module:
+        copied = exact_copy(self._network, self.dtype)
+        self._masks.apply(copied)
+        found = tensors_of(copied)
+        for name, axes in self._off.items():
+            for axis, flags in axes.items():
+                gone = (~flags).nonzero().flatten()
+                found[name].data.index_fill_(axis, gone.to(found[name].device), 0)
+        return copied
 
 
 def masked_reference(
@@ -117,35 +139,24 @@ def masked_reference(
     inputs: Inputs,
     keeping: KeepMasks | None = None,
     calls: int = 1,
+    masks: Masks | None = None,
 ) -> Reference:
     """The masked network: zeros in all slices of the units, statistics over what is kept.
 
     Args:
         model: the network as it is; its graphs, where statistics run over units.
         tensors: what stays of each tensor.
-        inputs: on which it must give numbers: where it divides by a buffer that would be zero, as by a
-            spread for each channel, buffers keep their values.
+        inputs: that it will be run on.
         keeping: what stays of each node of the graphs.
-        calls: as of `Reference`.
+        calls: as of `ProofCopy`.
+        masks: of single weights; removed ones are zero.
     """
-    call = arguments(inputs)
-    reference = Reference(model, call, keeping, calls=calls)
-    masked = reference.model
-    buffers = {name: buffer.clone() for name, buffer in masked.named_buffers() if name in tensors}
-    found = tensors_of(masked)
-    for name, axes in tensors.items():
-        for axis, flags in axes.items():
-            gone = (~flags).nonzero().flatten()
-            found[name].data.index_fill_(axis, gone.to(found[name].device), 0)
-    if buffers and not all(bool(each.isfinite().all()) for each in reference.outputs(call, training=False)):
-        for name, buffer in buffers.items():
-            found[name].data.copy_(buffer)
-    return reference
+    return Reference(model, arguments(inputs), keeping, calls, off=tensors, masks=masks)
 
 
 def proven(
     reference: Reference,
-    candidate: nn.Module,
+    candidate: Candidate,
     cut: Cut,
     inputs: Inputs,
     *,
@@ -157,7 +168,10 @@ def proven(
 ) -> Deviation:
     """Compare on given and on random inputs, with the gradients of the random ones.
 
-    In training mode only where the reference runs in it: some batch norms refuse a single example.
+    In training mode only where the reference runs in it: some batch norms refuse a single example. The two
+    networks are in memory one after the other, and in each mode each is run twice: on the given inputs, and
+    on the random ones with its gradients, of which those of the reference are kept that the smaller one has.
+    Whether the smaller one can be run at all is seen before, in one run more.
 
     Args:
         reference: the masked network.
@@ -174,242 +188,207 @@ def proven(
         ModelError: where the reference cannot be run.
         VerificationError: where the smaller network cannot be run or computes something else.
     """
-    small = _prepared(candidate, reference.dtype)
+    small = _copied(candidate, reference.dtype, "smaller", reference.calls)
+    pair = _Pair(reference, small, cut, names, tolerance, narrow, draws)
     call = arguments(inputs)
-    random = drawn(call)
-    whole = [each for each in pytree.tree_leaves(call) if isinstance(each, Tensor)]
-    if not all(each.is_floating_point() for each in whole) and not _takes(reference, random):
-        random = shuffled(call)
-    worst = None
-    if training:
-        try:
-            reference.outputs(call, training=True)
-        except ModelError:
-            training = False
+    small.run(pair.narrowed(call))
+    parameters = [name for name, _ in small.model.named_parameters()]
+    small.release()
+    worst: list[Deviation] = []
     for mode in (False, True) if training else (False,):
-        for given in (call, random):
-            what = f" in {'training' if mode else 'evaluation'}{', random inputs' if given is random else ''}"
-            found = _deviation(
-                reference,
-                small,
-                (given, given if narrow is None else pytree.tree_map_only(Tensor, narrow, given)),
-                tolerance=tolerance,
-                # at a kink (a ReLU at 0, a tie in a maximum) rounding decides: random inputs hit none
-                gradients=cut.tensors if given is random else None,
-                factors=cut.factors,
-                training=mode,
-                models=("masked", "smaller"),
-                what=what if training else "",
-                names=names,
-                draws=None if draws is None else draws(mode),
-            )
-            worst = found if worst is None else max(worst, found, key=_relative)
-            if not worst.accepted:
+        what = f" in {'training' if mode else 'evaluation'}" if training else ""
+        for deviation in pair.deviations(call, parameters, what, training=mode):
+            if not deviation.accepted:
                 raise VerificationError(
-                    f"the smaller network computes something else than the masked one: {worst}{UNTOUCHED}"
+                    f"the smaller network computes something else than the masked one: {deviation}{UNTOUCHED}"
                 )
-    assert worst is not None
-    generated = _cached(reference, small, call, tolerance)
-    return max(worst, generated or worst, key=_relative)
+            worst.append(deviation)
+    return max(worst, key=_relative)
 
 
-def _cached(
-    reference: Reference, small: nn.Module, call: Arguments, tolerance: float | None
-) -> Deviation | None:
-    """The difference on the way that `generate()` goes, where the networks are language models that do."""
+@dataclass(frozen=True)
+class _Pair:
+    """The masked network and the smaller one, and how they are compared; see the arguments of `proven`."""
+
+    reference: Reference
+    small: ProofCopy
+    cut: Cut
+    names: Mapping[str, str]
+    tolerance: float | None
+    narrow: Callable[[Tensor], Tensor] | None
+    draws: Callable[[bool], Draws] | None
+
+    def narrowed(self, call: Arguments) -> Arguments:
+        """The arguments of the smaller network."""
+        return call if self.narrow is None else pytree.tree_map_only(Tensor, self.narrow, call)
+
+    def deviations(
+        self, call: Arguments, parameters: Collection[str], what: str, *, training: bool
+    ) -> Iterator[Deviation]:
+        """The differences in a mode, none in training mode where the reference does not run in it.
+
+        Args:
+            call: the given arguments.
+            parameters: the names of those of the smaller network.
+            what: is run, for the text.
+            training: the mode.
+        """
+        (draw, again), (draw_random, again_random) = self._drawing(training), self._drawing(training)
+        try:
+            expected = (
+                self.reference.run(call, training=True, draws=draw, magnitudes=True)
+                if training
+                else self.reference.run_on_given(call, draw)
+            )
+        except ModelError:
+            if training:
+                return
+            raise
+        words = None if training else _expected_words(self.reference, call)
+        # at a kink (a ReLU at 0, a tie in a maximum) rounding decides on gradients: random inputs hit none
+        slices = partial(GradientSlices, self.cut.tensors, parameters, self.names, self.cut.factors)
+        random, wanted = self._of_random_inputs(call, slices, draw_random, training=training)
+        found = self.small.run(self.narrowed(call), training=training, draws=again)
+        yield _deviation(expected, found, _tolerance(self.tolerance, self.small, expected), what)
+        if words is not None:
+            yield from _words_deviation(words, self.small, call, self.tolerance)
+        what = f"{what}, random inputs" if what else ""
+        yield _deviation_with_gradients(
+            wanted,
+            self.small,
+            self.narrowed(random),
+            self.tolerance,
+            what,
+            training=training,
+            draws=again_random,
+        )
+
+    def _drawing(self, training: bool) -> tuple[Entered, Entered]:
+        """What a run of the reference, and then one of the smaller network, is within."""
+        if self.draws is None:
+            return nullcontext, nullcontext
+        draws = self.draws(training)
+        return (lambda: draws), draws.again
+
+    def _of_random_inputs(
+        self, call: Arguments, slices: Callable[[], GradientSlices], draws: Entered, *, training: bool
+    ) -> tuple[Arguments, _WithGradients]:
+        """Random inputs that the reference takes, and what it gives for them with its gradients."""
+        run = partial(
+            self.reference.run_with_gradients,
+            begin=slices,
+            training=training,
+            draws=draws,
+            magnitudes=True,
+        )
+        random = drawn(call)
+        whole = [each for each in pytree.tree_leaves(call) if isinstance(each, Tensor)]
+        try:
+            return random, run(random)
+        except ModelError:  # of lengths and positions not every integer is allowed
+            if all(each.is_floating_point() for each in whole):
+                raise
+        random = shuffled(call)
+        return random, run(random)
+
+
+def _expected_words(reference: Reference, call: Arguments) -> Tensor | None:
+    """What a language model gives on the way that `generate()` goes; None where it is none, or goes none."""
     try:
-        with _prepared_run(reference.model, reference, training=False), torch.no_grad():
-            expected = with_cache(reference.model, _converted(call, reference.model, reference.dtype))
+        return _words(reference, call)
     except Exception:  # it takes its words in another way, or more than words
         return None
-    if expected is None:
-        return None
+
+
+def _words(copy: ProofCopy, call: Arguments) -> Tensor | None:
+    with copy.prepared(training=False), torch.no_grad():
+        return with_cache(copy.model, copy.converted(call))
+
+
+def _words_deviation(
+    expected: Tensor, small: ProofCopy, call: Arguments, tolerance: float | None
+) -> list[Deviation]:
+    """The difference on the way that `generate()` goes; none of a graph, which has no such way."""
     try:
-        with _prepared_run(small, reference, training=False), torch.no_grad():
-            found = with_cache(small, _converted(call, small, reference.dtype))
+        found = _words(small, call)
     except Exception as error:  # whatever the user's forward raises
         raise VerificationError(
             f"the smaller network failed where it generates with a cache: {type(error).__name__}: {error}"
         ) from error
-    if found is None and isinstance(small, GraphModel):  # which has no such way
-        return None
-    tolerance = rounding(small, expected.dtype) if tolerance is None else tolerance
-    (deviation,) = of_outputs([expected], [] if found is None else [found], 0.0, tolerance, " with a cache")
-    if not deviation.accepted:
-        raise VerificationError(
-            f"the smaller network computes something else than the masked one: {deviation}{UNTOUCHED}"
-        )
-    return deviation
+    if found is None and isinstance(small.model, GraphModel):
+        return []
+    wanted = ProofRun([expected])
+    tolerance = _tolerance(tolerance, small, wanted)
+    return [_deviation(wanted, ProofRun([] if found is None else [found]), tolerance, " with a cache")]
 
 
-def _takes(reference: Reference, call: Arguments) -> bool:
-    """Whether a network can be run: of lengths and positions not every integer is allowed."""
-    try:
-        reference.outputs(call, training=False)
-    except ModelError:
-        return False
-    return True
-
-
-def run_both(model: nn.Module, other: nn.Module, inputs: Inputs) -> Deviation:
+def run_both(model: nn.Module, other: nn.Module, inputs: Inputs, masks: Masks | None = None) -> Deviation:
     """How far exported graphs, or a masked copy, are from the network itself, in both modes."""
     call = arguments(inputs)
-    reference = Reference(model, call)
-    second = _prepared(other, reference.dtype)
-    found = (
-        _deviation(
-            reference,
-            second,
-            (call, call),
-            training=training,
-            models=("given", "exported"),
-            what=f" in {'training' if training else 'evaluation'}",
-        )
-        for training in (False, True)
+    reference = Reference(model, call, what="given", masks=masks)
+    expected = [reference.run(call, training=training, magnitudes=True) for training in (False, True)]
+    reference.release()
+    second = _copied(other, reference.dtype, "exported", masks=masks)
+    found = [second.run(call, training=training) for training in (False, True)]
+    pairs = zip(expected, found, (" in evaluation", " in training"), strict=True)
+    return max(
+        (_deviation(one, two, _tolerance(None, second, one), what) for one, two, what in pairs),
+        key=_relative,
     )
-    return max(found, key=_relative)
 
 
-def _deviation(
-    reference: Reference,
-    candidate: nn.Module,
-    calls: tuple[Arguments, Arguments],
-    *,
-    tolerance: float | None = None,
-    gradients: Mapping[str, Axes] | None = None,
-    factors: Mapping[str, Tensor] = MappingProxyType({}),
-    training: bool = False,
-    models: tuple[str, str] = ("reference", "candidate"),
+_WithGradients = tuple[ProofRun, GradientSlices | None, str]
+
+
+def _deviation_with_gradients(
+    wanted: _WithGradients,
+    second: ProofCopy,
+    call: Arguments,
+    tolerance: float | None,
     what: str = "",
-    names: Mapping[str, str] = MappingProxyType({}),
-    draws: Draws | None = None,
+    *,
+    training: bool = False,
+    draws: Entered = nullcontext,
 ) -> Deviation:
-    """The largest difference of two prepared networks, whose buffers are put back."""
-    before = Snapshot(reference.model, parameters=False), Snapshot(candidate, parameters=False)
-    try:
-        with _magnitudes(reference.model) as magnitudes, draws or nullcontext():
-            expected = _ran(reference.model, calls[0], reference, training, models[0], ModelError)
-        with nullcontext() if draws is None else draws.again():
-            found = _ran(candidate, calls[1], reference, training, models[1], VerificationError)
-        tolerance = rounding(candidate, expected[0].dtype) if tolerance is None else tolerance
-        deviations = of_outputs(expected, found, max(magnitudes, default=0.0), tolerance, what)
-        if gradients is not None:
-            both = reference.model, candidate
-            deviations += of_gradients(both, (expected, found), gradients, tolerance, what, factors, names)
-    finally:
-        for each in before:
-            each.restore()
-    return max(deviations, key=_relative)
+    """The largest difference of outputs and of the gradients that there are of the reference."""
+    expected, slices, _ = wanted
+    tolerance = _tolerance(tolerance, second, expected)
+    if slices is None:
+        return _deviation(expected, second.run(call, training=training, draws=draws), tolerance, what)
+    begin = partial(GradientDifferences, slices, tolerance, what)
+    found, differences, why = second.run_with_gradients(call, begin, training=training, draws=draws)
+    of_outputs = _deviation(expected, found, tolerance, what)
+    if differences is None:
+        raise VerificationError(f"the smaller network has no gradients: {why}")
+    return max([of_outputs, *differences.all()], key=_relative)
+
+
+def _deviation(expected: ProofRun, found: ProofRun, tolerance: float, what: str = "") -> Deviation:
+    """The largest difference of outputs."""
+    every = of_outputs(expected.outputs, found.outputs, expected.magnitude, tolerance, what)
+    return max(every, key=_relative)
+
+
+def _tolerance(given: float | None, second: ProofCopy, expected: ProofRun) -> float:
+    return rounding(second.model, expected.outputs[0].dtype) if given is None else given
 
 
 def _relative(deviation: Deviation) -> float:
     return deviation.relative
 
 
-# ---- copies ------------------------------------------------------------------------------------------------
+def _copied(
+    candidate: Candidate, dtype: torch.dtype | None, what: str, calls: int = 1, masks: Masks | None = None
+) -> ProofCopy:
+    """The network that is held against the reference."""
 
+    def made() -> nn.Module:
+        if isinstance(candidate, nn.Module):
+            copied = exact_copy(candidate, dtype)
+        else:
+            copied = with_gradients(in_precision(candidate(), dtype))
+        if masks is not None:
+            masks.apply(copied)
+        return copied
 
-def _prepared(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """A copy all of whose parameters have gradients."""
-    copied = copy_of(model)
-    copied = copied if dtype is None else copied.to(dtype)
-    for parameter in copied.parameters():
-        parameter.grad = None
-        parameter.requires_grad_(parameter.is_floating_point())
-    return copied
-
-
-def _ran(
-    model: nn.Module,
-    call: Arguments,
-    reference: Reference,
-    training: bool,
-    what: str,
-    refused: type[ModelError],
-) -> list[Tensor]:
-    """All tensors of real numbers that a prepared network gives."""
-    args, kwargs = _converted(call, model, reference.dtype)
-    keeping = reference.keeping if model is reference.model else None
-    with _prepared_run(model, reference, training=training), torch.enable_grad():
-        try:
-            if isinstance(model, GraphModel):
-                output = model.run(
-                    args,
-                    kwargs,
-                    lambda number, graph, given: Interpreter(
-                        graph, None if keeping is None else partial(keeping, number)
-                    ).run(*given),
-                )
-            else:
-                output = model(*args, **kwargs)
-                if reference.calls > 1:
-                    output = [output, *(model(*args, **kwargs) for _ in range(reference.calls - 1))]
-        except Exception as error:  # whatever the user's forward raises
-            raise refused(
-                f"the {what} network failed on the inputs: {type(error).__name__}: {error}"
-            ) from error
-    found = tensors_in(output)
-    if not found:
-        raise refused(
-            f"the {what} network gives {type(output).__name__} in place of a tensor of real numbers, so "
-            "nothing can be proven of it"
-        )
-    return found
-
-
-@contextmanager
-def _prepared_run(model: nn.Module, reference: Reference, *, training: bool) -> Iterator[None]:
-    """One mode for all modules and the precision of the proof; what modules keep of a run is put back."""
-    exactly = nullcontext() if reference.dtype is None else exact()
-    with keeping_modes(model), holding(model), exactly:
-        for module in model.modules():
-            module.training = training
-        yield
-
-
-def tensors_in(output: Any, *, real: bool = True) -> list[Tensor]:
-    """All tensors in what a network gives, however nested; those of real numbers only, unless told not."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() or not real else []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    elif is_dataclass(output) and not isinstance(output, type):
-        output = [getattr(output, field.name) for field in fields(output)]
-    if isinstance(output, (list, tuple)):
-        return [tensor for item in output for tensor in tensors_in(item, real=real)]
-    return []
-
-
-def _converted(call: Arguments, model: nn.Module, dtype: torch.dtype | None) -> Arguments:
-    """The arguments in the precision of the proof, where the network is, if it is at one place."""
-    parameter = next(model.parameters(), None)
-    places = {each.device for each in model.parameters()}
-
-    def converted(value: Tensor) -> Tensor:
-        value = value.detach().clone()  # what was made in inference mode is no input of a derivative
-        if len(places) == 1:
-            value = value.to(next(iter(places)))
-        if not value.is_floating_point():
-            return value
-        own = value.dtype if parameter is None else parameter.dtype
-        return value.to(dtype or own)
-
-    return pytree.tree_map_only(Tensor, converted, call)
-
-
-@contextmanager
-def _magnitudes(model: nn.Module) -> Iterator[list[float]]:
-    """The largest magnitude that each layer puts out while the model runs: rounding grows with it."""
-    found: list[float] = []
-
-    def note(module: nn.Module, given: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.is_floating_point():
-            found.append(largest(output))
-
-    leaves = [module for module in model.modules() if not any(module.children())]
-    handles = [module.register_forward_hook(note) for module in leaves]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    return ProofCopy(made, dtype, what, VerificationError, calls)

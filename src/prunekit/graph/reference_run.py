@@ -1,7 +1,8 @@
-"""Runs in double precision, and how far apart two networks' outputs and gradients are."""
+"""Runs in double precision, and how far apart two networks' outputs are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from prunekit.errors import ModelError
 from prunekit.graph.captured import op_name
 from prunekit.graph.ops import operator_of
 from prunekit.graph.ops.registry import Kept
-from prunekit.graph.surgery import Axes, taken
 
 _WIDE = {
     torch.float32: torch.float64,
@@ -180,7 +180,7 @@ def of_outputs(
         scale = max(largest(right), magnitude)
         name = f" of output {number}" if len(expected) > 1 else ""
         where = partial(_output, name=name, what=what)
-        deviations.append(_difference(right.detach(), given.detach(), scale, tolerance, where))
+        deviations.append(difference(right.detach(), given.detach(), scale, tolerance, where))
     return deviations
 
 
@@ -190,77 +190,26 @@ def _output(index: list[int], name: str, what: str) -> str:
     return f"output {', '.join(map(str, index[1:])) or '0'} of example {(index or [0])[0]}{what}"
 
 
-def of_gradients(
-    models: tuple[nn.Module, nn.Module],
-    outputs: tuple[Sequence[Tensor], Sequence[Tensor]],
-    kept: Mapping[str, Axes],
-    tolerance: float,
-    what: str,
-    factors: Mapping[str, Tensor],
-    names: Mapping[str, str],
-) -> list[Deviation]:
-    """Of the gradients of all parameters, for a random weighting of the outputs.
-
-    Args:
-        models: the reference and the candidate.
-        outputs: of both, with their graphs.
-        kept: what the candidate kept of the reference's parameters.
-        tolerance: relative to the largest gradient.
-        what: was run.
-        factors: by which parameters of the candidate were multiplied.
-        names: of parameters of the candidate, those in the reference, where these are others.
+def difference(
+    expected: Tensor, found: Tensor, scale: float, tolerance: float, where: Callable[[list[int]], str]
+) -> Deviation:
+    """The largest difference of two tensors, relative to a scale; numbers that are none agree with such.
 
     Raises:
         VerificationError: where shapes differ.
     """
-    gradients: list[dict[str, Tensor]] = []
-    for model, each in zip(models, outputs, strict=True):
-        for parameter in model.parameters():
-            parameter.grad = None
-        generator = torch.Generator().manual_seed(0)  # not the user's
-        sums = []
-        for output in each:
-            weighting = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-            if output.requires_grad:
-                sums.append((output * weighting).sum())
-        try:
-            for each_sum in sums[:1]:
-                sum((other.to(each_sum) for other in sums[1:]), each_sum).backward()  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            if not gradients:  # the reference has none, as where it writes over what they need
-                return []
-            raise VerificationError(f"the smaller network has no gradients: {error}") from error
-        gradients.append({name: _gradient(parameter) for name, parameter in model.named_parameters()})
-    wanted, got = gradients
-    scale = max(map(largest, wanted.values()), default=0.0)
-    found = []
-    for name, gradient in got.items():
-        survivors = taken(wanted[names.get(name, name)], kept.get(name, {}))
-        if name in factors:
-            survivors = survivors / factors[name].to(survivors)
-        where = f"gradient of {name} at {{}}{what}"
-        found.append(_difference(survivors, gradient, scale, tolerance, where.format))
-    return found
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    return gradient.to_dense() if gradient.is_sparse else gradient
-
-
-def _difference(
-    expected: Tensor, found: Tensor, scale: float, tolerance: float, where: Callable[[list[int]], str]
-) -> Deviation:
     if expected.shape != found.shape:
         raise VerificationError(
             f"{where([])} has shape {tuple(found.shape)} in place of {tuple(expected.shape)}"
         )
     if not expected.numel():
         return Deviation(0.0, 0.0, tolerance, where([]))
-    same = (expected == found) | (expected.isnan() & found.isnan())
-    apart = torch.where(same, 0.0, (expected - found).abs()).nan_to_num(nan=torch.inf).flatten()
+    apart = (expected - found).abs_()
+    if not bool(apart.max().isfinite()):
+        same = (expected == found) | (expected.isnan() & found.isnan())
+        apart = torch.where(same, 0.0, apart).nan_to_num(nan=torch.inf)
     place = int(apart.argmax())
-    largest = float(apart[place])
+    largest = float(apart.flatten()[place])
     relative = 0.0 if largest == 0 else largest / scale if scale > 0 else float("inf")
     index = [int(step) for step in np.unravel_index(place, tuple(expected.shape))]
     return Deviation(largest, relative, tolerance, where(index))
@@ -268,5 +217,15 @@ def _difference(
 
 def largest(tensor: Tensor) -> float:
     """The largest finite magnitude."""
-    tensor = tensor.detach()
-    return min(float(tensor.abs().nan_to_num(posinf=0).max()), _LARGE) if tensor.numel() else 0.0
+    found = magnitude(tensor)
+    if not math.isfinite(found):
+        found = float(tensor.detach().abs().nan_to_num(posinf=0).max())
+    return min(found, _LARGE)
+
+
+def magnitude(tensor: Tensor) -> float:
+    """The largest magnitude, not finite if any is not; 0 of nothing. No second tensor is made for it."""
+    if not tensor.numel():
+        return 0.0
+    low, high = map(float, tensor.detach().aminmax())
+    return max(-low, high)

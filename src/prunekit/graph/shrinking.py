@@ -22,7 +22,8 @@ from prunekit.graph.draws import Draws
 from prunekit.graph.equal_pieces import started
 from prunekit.graph.groups import INPUT, CouplingGraph, KeepMasks
 from prunekit.graph.plan import traced
-from prunekit.graph.proof import UNTOUCHED, masked_reference, proven, run_both
+from prunekit.graph.proof import UNTOUCHED, Candidate, masked_reference, proven, run_both
+from prunekit.graph.proof_run import in_precision
 from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.graph.staying import chosen
 from prunekit.graph.surgery import (
@@ -32,10 +33,10 @@ from prunekit.graph.surgery import (
     checked,
     copy_of,
     count_parameters,
-    masked_copy,
     operate,
     operation,
     own_module,
+    sharing_copy,
     smaller_masks,
     unit_masks,
     zeroed,
@@ -249,9 +250,8 @@ def taken_out(
     reason = ""
     own: Form = "modules"
     while True:
-        candidate = _candidate(case, work.cut, zeros, proof.dtype)
         try:
-            deviation = proof(candidate, work.cut)
+            deviation = proof(partial(_candidate, case, work.cut, zeros, proof.dtype), work.cut)
             operate(case.model, work.cut, zeros, case.values)
             result = case.model
             break
@@ -265,6 +265,7 @@ def taken_out(
         if not blamed:
             scaling = not work.cut.factors  # factors that were tried and do not help are not tried again
             graph = work.graphs[0]
+            candidate = _candidate(case, work.cut, zeros)
             place, factors = misfit(candidate, graph, work.keeping, case.example_inputs, scaling=scaling)
             if factors:
                 work = replace(work, cut=replace(work.cut, factors=factors))
@@ -278,7 +279,9 @@ def taken_out(
             own, left, stayed, zeros = "graph", dict(flags), {}, case.masks
             work = operation(case.model, found, flags)
             proof = _Proof(case, found, flags, work)
-            model = GraphModel(_candidate(case, work.cut, zeros, None), work.graphs)
+            smaller = copy_of(case.model)
+            operate(smaller, work.cut, zeros, case.values)
+            model = GraphModel(smaller, work.graphs)
             deviation = proof(model, work.cut)
             result = of_any_size(model, case.model, case.example_inputs, flags, work, analysed)
             break
@@ -317,16 +320,17 @@ class _Proof:
     def __init__(
         self, case: Case, found: CouplingGraph, flags: Mapping[str, Tensor], work: Operation
     ) -> None:
-        whole = masked_copy(case.model, case.masks) if case.masks else case.model
-        masked, keeping = whole, None
+        case.masks.parameters(case.model)  # refuses those of another network
+        whole, keeping = case.model, None
         if any(found.plan.group(name).normalised for name in flags):
-            masked, keeping = GraphModel(copy_of(whole), found.graphs), work.keeping
-            exported = run_both(whole, masked, case.example_inputs)
+            whole, keeping = GraphModel(case.model, found.graphs), work.keeping
+            with holding(case.model):
+                exported = run_both(case.model, whole, case.example_inputs, case.masks)
             if not exported.accepted:
                 raise VerificationError(f"what was exported is not what the network computes: {exported}")
         off = zeroed(found.plan, work.cut.tensors if case.values is None else {})
         calls = 2 if any(graph.by_calls for graph in found.graphs) else 1
-        self._reference = masked_reference(masked, off, case.example_inputs, keeping, calls)
+        self._reference = masked_reference(whole, off, case.example_inputs, keeping, calls, case.masks)
         self._case = case
         self._training = case.training and len(found.graphs) > 1  # one graph computes the same in both modes
         self._draws = partial(_draws, found, work.keeping)
@@ -340,7 +344,7 @@ class _Proof:
         """The precision of the proof; None for that of the network."""
         return self._reference.dtype
 
-    def __call__(self, candidate: nn.Module, cut: Cut) -> Deviation:
+    def __call__(self, candidate: Candidate, cut: Cut) -> Deviation:
         """How far a smaller network is from the masked one.
 
         Raises:
@@ -359,12 +363,17 @@ class _Proof:
             )
 
 
-def _candidate(case: Case, cut: Cut, masks: Masks, dtype: torch.dtype | None) -> nn.Module:
-    """A copy of the network without units; parameters that are multiplied are so in the proof's precision."""
-    candidate = copy_of(case.model)
-    if cut.factors and dtype is not None:
-        candidate = candidate.to(dtype)
-    operate(candidate, cut, masks, case.values)
+def _candidate(case: Case, cut: Cut, masks: Masks, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of the network without units, with tensors of its own in a precision if one is named.
+
+    Else those that do not change lie in the network's memory. Parameters are multiplied in that precision.
+    """
+    written = {*masks, *(case.values or {}), *cut.factors}
+    candidate = sharing_copy(case.model, written)
+    operate(candidate, replace(cut, factors={}), masks, case.values)
+    if dtype is not None:
+        in_precision(candidate, dtype, own=False)
+    operate(candidate, Cut({}, {}, cut.factors))
     return candidate
 
 

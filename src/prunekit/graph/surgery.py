@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -251,18 +251,41 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
     """A deep copy.
+
+    Args:
+        model: the network.
+        instead: what stands in the copy for some of its tensors, by their identities.
 
     Raises:
         ModelError: if the model cannot be copied.
     """
     try:
-        return copy.deepcopy(model, _computed_values(model))
+        return copy.deepcopy(model, {**_computed_values(model), **(instead or {})})
     except Exception as error:  # copying runs the user's code
         raise ModelError(
             f"the model cannot be copied for the proof: {type(error).__name__}: {error}"
         ) from error
+
+
+def sharing_copy(model: nn.Module, written: Collection[str] = ()) -> nn.Module:
+    """A copy to be operated on, whose parameters lie in the network's own memory until they get smaller.
+
+    Args:
+        model: the network.
+        written: names of parameters that will be written to, and of which it gets copies.
+
+    Raises:
+        ModelError: if the model cannot be copied.
+    """
+    copied = {id(model.get_parameter(name)) for name in written}
+    shared = {
+        id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad)
+        for parameter in model.parameters()
+        if type(parameter) is nn.Parameter and not parameter.is_inference() and id(parameter) not in copied
+    }
+    return copy_of(model, shared)
 
 
 def _computed_values(model: nn.Module) -> dict[int, Any]:
