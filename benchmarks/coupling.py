@@ -8,8 +8,7 @@ network of two layers, which loads what PyTorch loads on first use; those second
 The proof, which torch-pruning has not, is given apart, and so is the memory that the whole call takes at its
 peak, beside that of a forward and a backward pass (Linux only). Bars: at most 0.8 of torch-pruning's time in
 the median where it finishes within the limit, with the proof at most four times, linear in depth, and at most
-three times the memory of the passes. ResNet, DenseNet and ViT have full widths, Llama is
-narrow; images are small, so that the forward passes count little.
+three times the memory of the passes. The networks are those of `real_widths.py`.
 """
 
 from __future__ import annotations
@@ -28,78 +27,15 @@ from typing import Any
 import torch
 from torch import nn
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests" / "zoo"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "zoo"))
 
-import zoo_attention  # noqa: E402
-import zoo_convnets as nets  # noqa: E402
+import zoo_convnets as nets
 
-from side_by_side import machine, resident  # noqa: E402
+from real_widths import NETWORKS
+from side_by_side import machine, resident
 
 LIMIT = 60  # seconds for one case
 REPEATS = 3
-IMAGE = 64
-
-
-def resnet50() -> tuple[nn.Module, Any]:
-    blocks, width = [], 64
-    for stage, count in enumerate((3, 4, 6, 3)):
-        for number in range(count):
-            inner = 64 * 2**stage
-            stride = 2 if stage and not number else 1
-            blocks.append(nets.Bottleneck(width, inner, 4 * inner, stride))
-            width = 4 * inner
-    body = nn.Sequential(nets.conv_bn(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1), *blocks)
-    return nets.Head(body, width, 1000), torch.randn(2, 3, IMAGE, IMAGE)
-
-
-def densenet121() -> tuple[nn.Module, Any]:
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)]
-    width = 64
-    for stage, count in enumerate((6, 12, 24, 16)):
-        for _ in range(count):
-            layers.append(_Dense(width, 32, 128))
-            width += 32
-        if stage < 3:
-            layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width // 2, 1), nn.AvgPool2d(2)]
-            width //= 2
-    return nets.Head(nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU()), width, 1000), torch.randn(
-        2, 3, IMAGE, IMAGE
-    )
-
-
-class _Dense(nets.Dense):
-    def __init__(self, a: int, growth: int, inner: int) -> None:
-        super().__init__(a, growth)
-        self.conv1, self.norm2 = nn.Conv2d(a, inner, 1, bias=False), nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, growth, 3, padding=1, bias=False)
-
-
-def vit(depth: int = 12) -> tuple[nn.Module, Any]:
-    model = zoo_attention.Vit(width=768, depth=depth, heads=12, image=IMAGE, patch=16)
-    for block in model.blocks:
-        block.mlp = zoo_attention.Mlp(768, 3072)
-    return model, torch.randn(2, 3, IMAGE, IMAGE)
-
-
-def llama(depth: int = 12) -> tuple[nn.Module, Any]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=2000, hidden_size=256, intermediate_size=688, num_hidden_layers=depth,
-        num_attention_heads=8, num_key_value_heads=4, use_cache=False,
-    )  # fmt: skip
-    return LlamaForCausalLM(config), {"input_ids": torch.arange(16).reshape(2, 8)}
-
-
-CASES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "resnet-50": resnet50,
-    "densenet-121": densenet121,
-    "vit-b-16": vit,
-    "llama-12": llama,
-    "llama-24": lambda: llama(24),
-    "llama-48": lambda: llama(48),
-}
 
 
 def tiny() -> tuple[nn.Module, Any]:
@@ -116,7 +52,7 @@ def peak(run: Callable[[], Any]) -> int:
 
 def passes(model: nn.Module, inputs: Any) -> None:
     """A forward and a backward pass."""
-    outputs = model(**inputs).logits if isinstance(inputs, dict) else model(inputs)
+    outputs = model(**inputs)[0] if isinstance(inputs, dict) else model(inputs)
     outputs.square().sum().backward()
     model.zero_grad()
 
@@ -127,7 +63,7 @@ def ours(name: str) -> dict[str, Any]:
     start = time.process_time()
     prune_groups(*tiny(), 0.5)
     first = time.process_time() - start
-    model, inputs = CASES[name]()
+    model, inputs = NETWORKS[name]()
     of_passes = peak(lambda: passes(model, inputs))
     found: list[ShrinkResult] = []
     start = time.process_time()
@@ -150,14 +86,16 @@ def theirs(name: str) -> dict[str, Any]:
         *tiny(), importance=torch_pruning.importance.MagnitudeImportance(p=1), pruning_ratio=0.5
     ).step()
     first = time.process_time() - start
-    model, inputs = CASES[name]()
+    model, inputs = NETWORKS[name]()
     model.eval()
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    layers = (nn.Linear, nn.Conv2d)
+    last = [module for module in model.modules() if isinstance(module, layers)][-1]
     before = sum(parameter.numel() for parameter in model.parameters())
     start = time.process_time()
     pruner = torch_pruning.pruner.MagnitudePruner(
         model, inputs, importance=torch_pruning.importance.MagnitudeImportance(p=1),
-        pruning_ratio=0.5, ignored_layers=[last], output_transform=lambda out: getattr(out, "logits", out),
+        pruning_ratio=0.5, ignored_layers=[last],
+        output_transform=lambda out: out if isinstance(out, torch.Tensor) else out[0],
     )  # fmt: skip
     analysis = time.process_time() - start
     pruner.step()
@@ -221,7 +159,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "repeats": REPEATS}
     totals = {"prunekit": 0.0, "torch-pruning": 0.0}
     ratios, whole = list[float](), list[float]()
-    for name in CASES:
+    for name in NETWORKS:
         found[name] = {"prunekit": several("prunekit", name, None)}
         if given.peer:
             found[name]["torch-pruning"] = several("torch-pruning", name, given.peer)

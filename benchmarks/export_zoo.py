@@ -27,12 +27,12 @@ sys.path.append(str(Path(__file__).parent.parent / "tests" / "zoo"))
 
 from constructions import CONSTRUCTIONS
 
-from coupling import CASES
 from prunekit.batches import arguments as call_arguments
 from prunekit.errors import PrunekitError, brief, said
 from prunekit.export import export_onnx
 from prunekit.graph import prune_groups
 from prunekit.models import create
+from real_widths import NETWORKS
 from side_by_side import arguments, finish
 from zoo import ZOO, stirred
 
@@ -68,7 +68,7 @@ def networks() -> Iterator[tuple[str, str, Callable[[], tuple[nn.Module, Any]]]]
         kind = "zoo" if name in ZOO else "constructions"
         yield kind, name, lambda make=make, inputs=inputs: (stirred(make()), inputs)  # type: ignore[misc]
     for name in LARGE:
-        yield "large", name, CASES[name]
+        yield "large", name, NETWORKS[name]
 
 
 def outcome(model: nn.Module, inputs: Any) -> dict[str, Any]:

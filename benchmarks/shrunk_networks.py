@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from coupling import CASES
 from prunekit.batches import arguments as call_arguments
 from prunekit.graph import prune_groups
 from prunekit.models import create
+from real_widths import NETWORKS
 from shrinking import saved_bytes
 from side_by_side import arguments, finish, measure, ratio
 
@@ -29,7 +29,7 @@ def networks() -> dict[str, tuple[nn.Module, Any]]:
         "resnet20": (create("resnet20", (3, 32, 32), 10, seed=0), pictures),
         "vgg_small": (create("vgg_small", (3, 32, 32), 10, seed=0), pictures),
         "char_transformer": (create("char_transformer", (64,), 65, seed=0), text),
-        **{name: CASES[name]() for name in ("resnet-50", "densenet-121", "vit-b-16", "llama-12")},
+        **{name: NETWORKS[name]() for name in ("resnet-50", "densenet-121", "vit-b-16", "llama-12")},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -256,7 +257,7 @@ def taken_out(
             result = case.model
             break
         except VerificationError as error:
-            failure = error
+            failure = without_locals(error)
             reason = reason or str(error).splitlines()[0].removesuffix(UNTOUCHED)
         if not takes(found.graphs[0], case.example_inputs):
             found = analysed()
@@ -382,6 +383,15 @@ def _with_zeros(case: Case, found: CouplingGraph, flags: Mapping[str, Tensor]) -
     zeros = unit_masks(case.model, found.plan, flags)
     both = {name: mask & case.masks[name] if name in case.masks else mask for name, mask in zeros.items()}
     return Masks({**case.masks, **both})
+
+
+def without_locals(error: VerificationError) -> VerificationError:
+    """The error without what the functions held that it comes from, such as the copies of a proof."""
+    each: BaseException | None = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each = each.__cause__
+    return error
 
 
 def _undecided(
