@@ -58,15 +58,15 @@ def examples(count: int, inputs: int, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def oracle_by_units() -> Callable[[], object]:
-    """LeNet-300-100 on 1,000 examples that both have; each judges half of the units."""
-    model, (inputs, targets) = mlp(784, 300, 100, 10).eval(), examples(1000, 784, 10)
+    """LeNet-300-100 on 8,000 examples that both have; each judges half of the units."""
+    model, (inputs, targets) = mlp(784, 300, 100, 10).eval(), examples(8000, 784, 10)
     chain = chain_of(model, inputs)
     return partial(oracle_changes, chain, inputs, targets, "cross_entropy", together=processes() > 1)
 
 
 def oracle_by_examples() -> Callable[[], object]:
     """The same; each judges all units on half of the examples, and the means are taken together."""
-    model, (inputs, targets) = mlp(784, 300, 100, 10).eval(), examples(1000, 784, 10)
+    model, (inputs, targets) = mlp(784, 300, 100, 10).eval(), examples(8000, 784, 10)
     own = slice(rank(), None, processes())
     chain, inputs, targets = chain_of(model, inputs), inputs[own].clone(), targets[own].clone()
 
