@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from prunekit.graph.captured import Captured, op_name
@@ -22,6 +22,11 @@ DRAWS = frozenset(
 """Operators that draw numbers, without the "_" of those that write in place."""
 
 Axes = Sequence[Flags | None]
+
+
+def draws_of(graph: Captured) -> list[fx.Node]:
+    """The nodes of a graph that draw numbers."""
+    return [node for node in graph.graph.nodes if node.op == "call_function" and op_name(node) in DRAWS]
 
 
 class Draws(TorchFunctionMode):
@@ -39,10 +44,9 @@ class Draws(TorchFunctionMode):
     def __init__(self, graph: Captured, number: int, keeping: KeepMasks) -> None:
         super().__init__()
         self._axes: dict[str, list[Axes]] = {}
-        for node in graph.graph.nodes:
-            if node.op == "call_function" and op_name(node) in DRAWS:
-                axes = keeping(number, node.name)
-                self._axes.setdefault(op_name(node), []).append(axes[0] if axes else ())
+        for node in draws_of(graph):
+            axes = keeping(number, node.name)
+            self._axes.setdefault(op_name(node), []).append(axes[0] if axes else ())
         self._taken: dict[str, list[Tensor]] = {}
         self._places: dict[str, int] | None = None
 

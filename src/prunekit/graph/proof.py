@@ -163,7 +163,7 @@ def proven(
     training: bool = True,
     tolerance: float | None = None,
     narrow: Callable[[Tensor], Tensor] | None = None,
-    draws: Callable[[bool], Draws] | None = None,
+    draws: Callable[[bool], Draws | None] | None = None,
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> Deviation:
     """Compare on given and on random inputs, with the gradients of the random ones.
@@ -181,7 +181,7 @@ def proven(
         training: whether in training mode, too.
         tolerance: as in `same_function`.
         narrow: from a tensor of the reference's inputs to the candidate's, if they are others.
-        draws: `(training)`, what hands the random numbers that the reference draws to the candidate.
+        draws: `(training)`, what hands the random numbers that the reference draws to the candidate, if any.
         names: of parameters of the candidate, those that they have in the reference, where these are others.
 
     Raises:
@@ -191,9 +191,8 @@ def proven(
     small = _copied(candidate, reference.dtype, "smaller", reference.calls)
     pair = _Pair(reference, small, cut, names, tolerance, narrow, draws)
     call = arguments(inputs)
-    small.run(pair.narrowed(call))
     parameters = [name for name, _ in small.model.named_parameters()]
-    small.release()
+    small.run(pair.narrowed(call), last=True)
     worst: list[Deviation] = []
     for mode in (False, True) if training else (False,):
         what = f" in {'training' if mode else 'evaluation'}" if training else ""
@@ -216,7 +215,7 @@ class _Pair:
     names: Mapping[str, str]
     tolerance: float | None
     narrow: Callable[[Tensor], Tensor] | None
-    draws: Callable[[bool], Draws] | None
+    draws: Callable[[bool], Draws | None] | None
 
     def narrowed(self, call: Arguments) -> Arguments:
         """The arguments of the smaller network."""
@@ -265,9 +264,9 @@ class _Pair:
 
     def _drawing(self, training: bool) -> tuple[Entered, Entered]:
         """What a run of the reference, and then one of the smaller network, is within."""
-        if self.draws is None:
+        draws = None if self.draws is None else self.draws(training)
+        if draws is None:
             return nullcontext, nullcontext
-        draws = self.draws(training)
         return (lambda: draws), draws.again
 
     def _of_random_inputs(

@@ -101,19 +101,21 @@ class ProofCopy:
         training: bool = False,
         draws: Entered = nullcontext,
         magnitudes: bool = False,
+        last: bool = False,
     ) -> ProofRun:
-        """What it gives; its buffers are put back.
+        """What it gives.
 
         Args:
             call: its arguments.
             training: the mode of all its modules.
             draws: gives what is entered while it computes.
             magnitudes: whether these are asked for.
+            last: whether the copy is let go afterwards.
 
         Raises:
             ModelError: of the class for it, where it cannot be run or gives no tensor of real numbers.
         """
-        with self.prepared(training=training):
+        with self.prepared(training=training, last=last):
             outputs, magnitude = self._outputs(call, draws, magnitudes)
         return ProofRun([each.detach() for each in outputs], magnitude)
 
@@ -144,35 +146,37 @@ class ProofCopy:
         """
         for streamed in (True, False):
             sink, why, whole = begin(), "", True
-            try:
-                with self.prepared(training=training):
-                    parameters = dict(self.model.named_parameters())
-                    outputs, magnitude = self._outputs(call, draws, magnitudes)
-                    found = ProofRun([each.detach() for each in outputs], magnitude)
-                    try:
-                        whole = _backward(parameters, outputs, sink, streamed=streamed)
-                    except RuntimeError as error:  # as where it writes over what they need
-                        why = str(error)
-                    del outputs
-            finally:
-                self.release()
+            with self.prepared(training=training, last=True):
+                parameters = dict(self.model.named_parameters())
+                outputs, magnitude = self._outputs(call, draws, magnitudes)
+                found = ProofRun([each.detach() for each in outputs], magnitude)
+                try:
+                    whole = _backward(parameters, outputs, sink, streamed=streamed)
+                except RuntimeError as error:  # as where it writes over what they need
+                    why = str(error)
+                del outputs, parameters
             if whole and sink.finite and not why:
                 break
         return found, None if why else sink, why
 
     @contextmanager
-    def prepared(self, *, training: bool) -> Iterator[None]:
-        """One mode for all modules and the precision of the proof; what a run writes is put back."""
+    def prepared(self, *, training: bool, last: bool = False) -> Iterator[None]:
+        """One mode for all modules and the precision of the proof.
+
+        Args:
+            training: the mode.
+            last: whether the copy is let go afterwards; else what a run writes to it is put back.
+        """
         model = self.model
-        before = Snapshot(model, parameters=False)
         exactly = nullcontext() if self.dtype is None else exact()
         try:
-            with keeping_modes(model), holding(model), exactly, torch.enable_grad():
+            with nullcontext() if last else _put_back(model), exactly, torch.enable_grad():
                 for module in model.modules():
                     module.training = training
                 yield
         finally:
-            before.restore()
+            if last:
+                self.release()
 
     def converted(self, call: Arguments) -> Arguments:
         """The arguments in the precision of the proof, where the network is, if it is at one place."""
@@ -218,6 +222,17 @@ class ProofCopy:
     def _interpreted(self, number: int, graph: Any, given: list[Any]) -> Any:
         keeping = None if self._keeping is None else partial(self._keeping, number)
         return Interpreter(graph, keeping).run(*given)
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """What a run writes to a network, to its buffers too, is put back."""
+    before = Snapshot(model, parameters=False)
+    try:
+        with keeping_modes(model), holding(model):
+            yield
+    finally:
+        before.restore()
 
 
 def exact_copy(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:

@@ -19,7 +19,7 @@ from prunekit.graph.any_size import of_any_size
 from prunekit.graph.capture import takes
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.class_fit import in_the_way, misfit
-from prunekit.graph.draws import Draws
+from prunekit.graph.draws import Draws, draws_of
 from prunekit.graph.equal_pieces import started
 from prunekit.graph.groups import INPUT, CouplingGraph, KeepMasks
 from prunekit.graph.plan import traced
@@ -423,7 +423,10 @@ def _undecided(
     return found
 
 
-def _draws(found: CouplingGraph, keeping: KeepMasks, training: bool) -> Draws:
-    """Random numbers of the whole network in one mode, for the smaller one."""
+def _draws(found: CouplingGraph, keeping: KeepMasks, training: bool) -> Draws | None:
+    """Random numbers of the whole network in one mode, for the smaller one; None where it draws none."""
     number = min(int(training), len(found.graphs) - 1)
-    return Draws(found.graphs[number], number, keeping)
+    graph = found.graphs[number]
+    # graphs within a graph, which it names, may draw, too
+    drawing = any(draws_of(each) or each.named for each in (graph, *graph.others))
+    return Draws(graph, number, keeping) if drawing else None
