@@ -15,6 +15,7 @@ from prunekit.blockwise.block_network import BlockNetwork, causal_model
 from prunekit.blockwise.shards import Shards, write_shard
 from prunekit.errors import DataError, InputError
 from prunekit.methods import recipe
+from prunekit.parts.allocation import PerLayer
 
 transformers = pytest.importorskip("transformers")
 
@@ -223,7 +224,7 @@ def test_too_little_memory_is_refused_with_the_sum(tmp_path):
     chosen = recipe("sparsegpt", sparsity=0.5)
     need = memory_needed(tmp_path / "in", chosen, tokens())
     assert need.stream == 2 * 4 * 5 * 12 * 32
-    assert need.block == 2 * 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
+    assert need.block == need.copies / 2 == 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
     with pytest.raises(InputError, match=r"takes .* \(.* block \+ .* matrices .*\), but .* are allowed"):
         prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", memory=need.total - 1)
     assert not (tmp_path / "out").exists()
@@ -277,3 +278,24 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         prune_blocks(tmp_path / "in", recipe("wanda"), tokens(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_memory_that_is_worked_out_counts_what_a_recipe_and_the_files_need(tmp_path):
+    """By hand, for a Llama of width 32 with 2 of 4 heads for keys and values, and 64 units in between."""
+    values = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
+    for dtype, item in ((torch.float32, 4), (torch.bfloat16, 2)):
+        folder = tmp_path / str(item)
+        saved(folder, torch_dtype=dtype)
+        plain = memory_needed(folder, recipe("wanda", sparsity=0.5), tokens())
+        assert (plain.block, plain.copies, plain.masks) == (4 * values, 2 * item * values, 2 * values)
+        assert (plain.matrices, plain.stream) == (0, 2 * 4 * 5 * 12 * 32)
+        assert plain.solving == 5 * 8 * 32 * 64 * 2
+        solved = memory_needed(folder, recipe("sparsegpt", sparsity=0.5), tokens())
+        # one layer after the other: the widest inputs are those of the last one
+        assert solved.matrices == 8 * (2 * 64**2 + 6 * 64**2)
+        assert solved.copies == max(4, 2 * item) * values
+        all_at_once = recipe("masked_least_squares", sparsity=0.5).model_copy(
+            update={"allocation": PerLayer()}
+        )
+        together = memory_needed(folder, all_at_once, tokens())
+        assert together.matrices == 8 * (2 * (6 * 32**2 + 64**2) + 6 * 64**2)

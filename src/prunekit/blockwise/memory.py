@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,12 +16,15 @@ from prunekit.errors import InputError
 from prunekit.measure.human import human_bytes
 from prunekit.recipe import Recipe
 
-SINGLE = 4
-"""Bytes of a value of single precision, in which blocks are computed."""
+SINGLE, DOUBLE = 4, 8
+"""Bytes of a value of the precision in which blocks are computed, and in which layers are solved."""
 
-MATRICES = 4
-"""Square matrices of a layer's inputs at a time where second order is needed: the Gram matrix in double
-precision, and as much again for its inverse or factor."""
+MATRICES = 6
+"""Square matrices of a layer's inputs at a time while it is solved: damped, factorised and inverted, each
+with what it is worked out from."""
+
+ROWS = 5
+"""Times the weights of a layer in double precision while they are ranked or solved."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +32,20 @@ class MemoryNeed:
     """Bytes at the peak, by what they are for.
 
     Attributes:
-        block: the largest block's values, and a copy that puts it back if something fails.
-        masks: what is kept of it, and its scores.
+        block: the largest block's values in single precision.
+        copies: of it: to put it back if a repair fails, or, if that is more, what is written.
+        masks: what is kept of it, before and after.
+        solving: the scores of its largest layer, or its weights while they are solved, and what the solver
+            takes for rows that go together.
         matrices: of the inputs of its layers, for repairs and selections of second order.
         stream: the activations of the calibration set before and behind a block.
         passing: what one sequence takes on its way through a block.
     """
 
     block: int
+    copies: int
     masks: int
+    solving: int
     matrices: int
     stream: int
     passing: int
@@ -60,16 +71,44 @@ def needed(network: BlockNetwork, recipe: Recipe, sequences: int, length: int, w
     """What a recipe takes for so many sequences of a length, in a stream of this width."""
     blocks = [_layers(block) for block in network.blocks]
     values = max(sum(value.numel() for value in block.parameters()) for block in network.blocks)
-    squares = max((sum(inputs**2 for inputs, _ in layers) for layers in blocks), default=0)
-    widest = max((max(layer) for layers in blocks for layer in layers), default=width)
+    stored = max(_stored(network, number) for number in range(len(network.blocks)))
+    layers = [layer for layers in blocks for layer in layers]
+    largest = max((inputs * outputs for inputs, outputs in layers), default=0)
+    widest = max((max(layer) for layer in layers), default=width)
+    in_turn = recipe.order != "all"
     second_order = any(getattr(part, "damp", None) is not None for part in recipe.parts.values())
+    inputs = max((inputs for inputs, _ in layers), default=0)
+    squares = [[n**2 for n, _ in each] or [0] for each in blocks]
+    measured = max(max(each) if in_turn else sum(each) for each in squares)
+    working = (part.working_bytes(n, m) for part in recipe.parts.values() for m, n in layers)
     return MemoryNeed(
-        block=2 * SINGLE * values,
-        masks=(SINGLE + 1) * values,
-        matrices=MATRICES * SINGLE * squares if second_order else 0,
+        block=SINGLE * values,
+        # tensors that are written are laid out as bytes, and these once more as a file
+        copies=max(SINGLE * values if recipe.repair.changes else 0, 2 * stored),
+        masks=2 * values,
+        solving=ROWS * DOUBLE * largest + max(working, default=0),
+        # sums over the examples, and the matrices that come of them
+        matrices=DOUBLE * (2 * measured + MATRICES * inputs**2) if second_order else 0,
         stream=2 * SINGLE * sequences * length * width,
         passing=SINGLE * length * (8 * widest + 2 * length),
     )
+
+
+def _stored(network: BlockNetwork, block: int) -> int:
+    """Bytes of a block's values in the files."""
+    sizes = network.shards.sizes(network.keys_of(block).values()).values()
+    return sum(dtype.itemsize * math.prod(shape) for shape, dtype in sizes)
+
+
+def give_back_memory() -> None:
+    """Let the system have what was freed, where the C library keeps it for later (glibc).
+
+    It keeps what is free between pieces that are not, and a process that loads and forgets one block after
+    another grows by that, though it holds nothing of them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _layers(block: nn.Module) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.blockwise.block_network import BlockCall, BlockNetwork, BlockOnStream, causal_model
-from prunekit.blockwise.memory import MemoryNeed, needed
+from prunekit.blockwise.memory import MemoryNeed, give_back_memory, needed
 from prunekit.blockwise.shards import INDEX, Shards, write_index, write_shard
 from prunekit.digests import (
     digest_of_file,
@@ -206,9 +206,11 @@ class _BlockwiseRun:
             report(number, len(self._network.blocks))
             with naming(f"{self._network.name}.{number}"):
                 kept, streams = self._prune(number, streams, calls[number])
+            give_back_memory()
             done.append(kept)
             shards[_file(number)] = self._write_block(number)
             self._network.empty(number)
+            give_back_memory()
             last = number + 1 == len(self._network.blocks)
             stream = None if last else self._write_streams(number + 1, streams)
             self._write_progress(done, shards, stream)

@@ -128,6 +128,10 @@ class Part(Settings):
         """Refuse what `training_loss` cannot be taken of, before a weight changes, with an `InputError`."""
         return
 
+    def working_bytes(self, rows: int, columns: int) -> int:
+        """The memory for rows of a layer of this size that are worked on together, at most."""
+        return 0
+
     @classmethod
     def build(cls, value: Any) -> Self:
         """The member of this family that a name, a mapping or a ready part describes."""

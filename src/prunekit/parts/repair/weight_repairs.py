@@ -16,6 +16,7 @@ from prunekit.distributed import shared_layers
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.obs import damped, inverse_of, refit, shared_update
+from prunekit.obs.least_squares import BUDGET_BYTES as REFIT_BYTES
 from prunekit.obs.mask_search import choose_mask, left_to_right
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
@@ -165,6 +166,10 @@ class MaskedLeastSquares(WeightRepair):
 
     name = "masked_least_squares"
     paper = "Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
+
+    def working_bytes(self, rows: int, columns: int) -> int:
+        """Matrices on the supports of the rows of a batch, of which one always goes."""
+        return 8 * columns**2 * min(rows, max(1, REFIT_BYTES // (8 * columns**2)))
 
     def update(self, group: RowGroup) -> Tensor:
         """Least squares on the support."""

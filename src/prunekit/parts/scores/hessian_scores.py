@@ -17,6 +17,7 @@ from prunekit.distributed import means_over_processes, shared_rows
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.obs import damped, damped_groups, eliminate, inverse_of, removal_scores, shared_saliency
+from prunekit.obs.row_elimination import BUDGET_BYTES as ELIMINATION_BYTES
 from prunekit.parts.base import LEVELS, Level
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.parts.scores.weight_scores import RowScore
@@ -158,6 +159,10 @@ class LayerOBS(RowScore):
         The error itself is as large as the layer's outputs.
         """
         return ("weights", "patterns") if self.relative_to == "output_variance" else ()
+
+    def working_bytes(self, rows: int, columns: int) -> int:
+        """Inverses, one for each row of a batch, of which one always goes."""
+        return 8 * columns**2 * min(rows, max(1, ELIMINATION_BYTES // (8 * columns**2)))
 
     def __call__(self, context: StepContext) -> Scores:
         """The losses, (float64) infinite for what a pattern never removes."""

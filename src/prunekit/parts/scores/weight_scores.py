@@ -310,6 +310,10 @@ class Wanda(InputScore):
         """As ranks it tells no row from another, and so no unit."""
         return () if self.within == "layer" else (_NOT_OF_UNITS,)
 
+    def working_bytes(self, rows: int, columns: int) -> int:
+        """Products, their magnitudes, their places and what these are checked by, in 8 bytes each."""
+        return 5 * 8 * min(rows * columns, _RANKED_TOGETHER)
+
     def squares(self, layer: nn.Module) -> InputSquares:
         """About zero."""
         return InputSquares(centred=False)
