@@ -1,7 +1,16 @@
 """Networks that are larger than memory, pruned one block at a time from files to files."""
 
 from prunekit.blockwise.block_network import without_values
+from prunekit.blockwise.lm_text import drawn_sequences, text_tokens
 from prunekit.blockwise.memory import MemoryNeed
 from prunekit.blockwise.pruning import BlockKept, memory_needed, prune_blocks
 
-__all__ = ["BlockKept", "MemoryNeed", "memory_needed", "prune_blocks", "without_values"]
+__all__ = [
+    "BlockKept",
+    "MemoryNeed",
+    "drawn_sequences",
+    "memory_needed",
+    "prune_blocks",
+    "text_tokens",
+    "without_values",
+]

@@ -18,6 +18,7 @@ from prunekit.cli.inspect import inspect
 from prunekit.cli.options import StoppedError, interruptible, log_to_stderr
 from prunekit.cli.pack import pack, unpack
 from prunekit.cli.prune import prune
+from prunekit.cli.prune_blocks import prune_blocks
 from prunekit.cli.shrink import shrink
 from prunekit.errors import PrunekitError, plain_line
 from prunekit.measure import plain_table
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (methods, compare, prune, shrink, export, pack, unpack, inspect, report):
+for command in (methods, compare, prune, prune_blocks, shrink, export, pack, unpack, inspect, report):
     app.command(no_args_is_help=command is not methods)(interruptible(command))
 
 

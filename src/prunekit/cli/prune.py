@@ -55,7 +55,7 @@ def prune(
     Example: prunekit prune mlp --data digits --train 20 --method snip --out small
     """
     with own_code(allow):
-        chosen = _recipe(method, recipe, assignments or [])
+        chosen = chosen_recipe(method, recipe, assignments or [])
     check_free(out)
     console = Console(stderr=True)
     bars = Progress(console=console, transient=True, disable=not console.is_terminal)
@@ -94,7 +94,8 @@ def prune(
         _show(pruned, before, out, network)
 
 
-def _recipe(method: str | None, path: Path | None, assignments: list[str]) -> Recipe:
+def chosen_recipe(method: str | None, path: Path | None, assignments: list[str]) -> Recipe:
+    """The recipe of a named method, or of a file, with settings changed."""
     if (method is None) == (path is None):
         raise InputError("give either --method NAME (see `prunekit methods`) or --recipe FILE")
     if path is not None:

@@ -4,6 +4,7 @@ from prunekit.measure.counts import Counts, LayerCount, count
 from prunekit.measure.forward_pass import Latency, latency, peak_memory, state_bytes
 from prunekit.measure.human import human_bytes, human_count, human_seconds, layer_table, plain_table
 from prunekit.measure.layer_times import layer_times
+from prunekit.measure.perplexity import perplexity
 from prunekit.measure.quality import Quality, evaluate
 from prunekit.measure.task_metrics import metrics
 
@@ -22,6 +23,7 @@ __all__ = [
     "layer_times",
     "metrics",
     "peak_memory",
+    "perplexity",
     "plain_table",
     "state_bytes",
 ]

@@ -15,6 +15,7 @@ from prunekit.permission import import_object
 from prunekit.settings import Settings
 
 if TYPE_CHECKING:
+    from prunekit.obs.rates import Rates
     from prunekit.parts.context import StepContext
     from prunekit.statistics import Statistic
     from prunekit.task import Task
@@ -131,6 +132,10 @@ class Part(Settings):
     def working_bytes(self, rows: int, columns: int) -> int:
         """The memory for rows of a layer of this size that are worked on together, at most."""
         return 0
+
+    def solving_seconds(self, rows: int, columns: int, sparsity: float, rates: Rates) -> float:
+        """The time for a layer of this size at one step, where it grows faster than the layer."""
+        return 0.0
 
     @classmethod
     def build(cls, value: Any) -> Self:

@@ -28,6 +28,7 @@ from prunekit.obs.mask_search import (
     choose_pattern,
     left_to_right,
 )
+from prunekit.obs.rates import Rates
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
 from prunekit.parts.input_matrices import damped_inputs, factor_of
@@ -194,6 +195,11 @@ class SparseGPT(LayerSelection):
     name = "sparsegpt"
     paper = "Frantar, Alistarh 2023, arXiv 2301.00774"
     block: int = Field(default=BLOCK, ge=1, le=WHOLE)
+
+    def solving_seconds(self, rows: int, columns: int, sparsity: float, rates: Rates) -> float:
+        """Two factorisations, an inverse by matrix products, and a pass over the columns."""
+        cube = columns**3 * 2 / 3
+        return cube / rates.factorised + (cube + rows * columns**2) / rates.double
 
     def select(self, group: _Group) -> Tensor:
         """The mask of the published algorithm."""

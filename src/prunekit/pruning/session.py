@@ -26,6 +26,7 @@ from prunekit.pruning.own_loop import OwnLoop
 from prunekit.pruning.state import Owner, State, digest_of, read_state
 from prunekit.pruning.step_work import Scorer, StepWork
 from prunekit.pruning.stop_check import StopCheck
+from prunekit.pruning.time_ahead import announce
 from prunekit.pruning.trainings import Trainings, check_apart, checked_teacher
 from prunekit.pruning.turn_statistics import TurnStatistics
 from prunekit.recipe import Plan, Recipe
@@ -96,6 +97,7 @@ def prune(
             example_inputs=example_inputs,
             teacher=teacher,
         )
+        announce(session.plan, recipe)
         with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
             for _ in session.run(evaluate=evaluate, report=report):
                 pass

@@ -18,6 +18,7 @@ from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.obs import damped, inverse_of, refit, shared_update
 from prunekit.obs.least_squares import BUDGET_BYTES as REFIT_BYTES
 from prunekit.obs.mask_search import choose_mask, left_to_right
+from prunekit.obs.rates import Rates
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
 from prunekit.parts.input_matrices import damped_inputs, factor_of
@@ -167,6 +168,11 @@ class MaskedLeastSquares(WeightRepair):
     name = "masked_least_squares"
     paper = "Frantar, Singh, Alistarh 2022, arXiv 2208.11580"
 
+    def solving_seconds(self, rows: int, columns: int, sparsity: float, rates: Rates) -> float:
+        """A factorisation for each row, of what is kept or of what is not, whichever is less."""
+        support = columns * min(sparsity, 1 - sparsity)
+        return (rows * support**3 / 3 + columns**3 * 4 / 3) / rates.factorised
+
     def working_bytes(self, rows: int, columns: int) -> int:
         """Matrices on the supports of the rows of a batch, of which one always goes."""
         return 8 * columns**2 * min(rows, max(1, REFIT_BYTES // (8 * columns**2)))
@@ -208,6 +214,10 @@ class SparseGPTUpdate(WeightRepair):
 
     name = "sparsegpt"
     paper = "Frantar, Alistarh 2023, arXiv 2301.00774"
+
+    def solving_seconds(self, rows: int, columns: int, sparsity: float, rates: Rates) -> float:
+        """A pass over the columns, whose factor the selection may have left."""
+        return rows * columns**2 / rates.double
 
     def update(self, group: RowGroup) -> Tensor:
         """One pass over the columns."""

@@ -17,6 +17,7 @@ from prunekit.distributed import means_over_processes, shared_rows
 from prunekit.errors import DataError
 from prunekit.graph.rows import from_rows, rows_of
 from prunekit.obs import damped, damped_groups, eliminate, inverse_of, removal_scores, shared_saliency
+from prunekit.obs.rates import Rates
 from prunekit.obs.row_elimination import BUDGET_BYTES as ELIMINATION_BYTES
 from prunekit.parts.base import LEVELS, Level
 from prunekit.parts.context import Score, Scores, StepContext
@@ -159,6 +160,11 @@ class LayerOBS(RowScore):
         The error itself is as large as the layer's outputs.
         """
         return ("weights", "patterns") if self.relative_to == "output_variance" else ()
+
+    def solving_seconds(self, rows: int, columns: int, sparsity: float, rates: Rates) -> float:
+        """One elimination for each row, or an inverse for all."""
+        inverse = columns**3 * 4 / 3 / rates.factorised
+        return inverse + (rates.elimination(rows, columns) if self.form == "exact" else 0.0)
 
     def working_bytes(self, rows: int, columns: int) -> int:
         """Inverses, one for each row of a batch, of which one always goes."""

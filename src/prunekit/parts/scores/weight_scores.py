@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.graph.rows import from_rows, row_layers, rows_of
 from prunekit.masks import stable_order
+from prunekit.obs.rates import Rates
 from prunekit.parts.base import LEVELS, Level, Requirement
 from prunekit.parts.context import Score, Scores, StepContext
 from prunekit.parts.retrain import TrainingSettings
@@ -309,6 +310,10 @@ class Wanda(InputScore):
     def requires(self) -> tuple[Requirement, ...]:  # type: ignore[override]
         """As ranks it tells no row from another, and so no unit."""
         return () if self.within == "layer" else (_NOT_OF_UNITS,)
+
+    def solving_seconds(self, rows: int, columns: int, sparsity: float, rates: Rates) -> float:
+        """Ranks within rows."""
+        return rows * columns / rates.ranked if self.within == "row" else 0.0
 
     def working_bytes(self, rows: int, columns: int) -> int:
         """Products, their magnitudes, their places and what these are checked by, in 8 bytes each."""

@@ -1,0 +1,90 @@
+"""`prunekit prune-blocks`: a text and a model to the files of the pruned one, also where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import prunekit.blockwise.pruning as blockwise
+from prunekit.blockwise import drawn_sequences, prune_blocks, text_tokens
+from prunekit.cli import run
+from prunekit.errors import InputError
+from prunekit.methods import wanda
+
+WORDS = [f"w{number}" for number in range(40)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A Llama with a tokenizer of whole words, and beside it a text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="w0")
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    source = tmp_path / "dense"
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2},
+        vocab_size=len(WORDS),
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(source)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(source)
+    (tmp_path / "text.txt").write_text(" ".join(WORDS[place % 37] for place in range(200)))
+    return source
+
+
+def command(folder: Path, out: Path, *more: str) -> list[str]:
+    text = folder.parent / "text.txt"
+    fixed = ["prune-blocks", str(folder), "--text", str(text), "--out", str(out), "--method", "wanda"]
+    return [*fixed, "--sequences", "4", "--length", "10", "--seed", "3", *more]
+
+
+def test_the_files_are_those_of_the_function(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run(command(folder, tmp_path / "out", "--json", "--set", "sparsity=0.25")) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["sparsity"] == [0.25] * 3
+    tokens = text_tokens(tmp_path / "text.txt", folder)
+    assert tokens.tolist() == [place % 37 for place in range(200)]
+    sequences = drawn_sequences(tokens, 4, 10, 3)
+    assert all((row.diff() % 37 == 1).all() for row in sequences)
+    prune_blocks(folder, wanda(0.25), sequences, tmp_path / "expected", seed=3)
+    for path in (tmp_path / "expected").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+
+
+def test_stopped_and_gone_on_with(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    assert run(command(folder, tmp_path / "whole")) == 0
+    assert "of 3 blocks are removed" in capsys.readouterr().out
+    prune, calls = blockwise.prune, []
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return prune(*args, **kwargs)
+
+    monkeypatch.setattr(blockwise, "prune", stopped)
+    assert run(command(folder, tmp_path / "parts")) == 130
+    assert "stopped behind 2 blocks; the same command goes on from there" in capsys.readouterr().err
+    assert run(command(folder, tmp_path / "parts")) == 0
+    assert len(calls) == 4  # the third block alone was left
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes(), path.name
+
+
+def test_what_is_wrong_is_said_in_a_line(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    assert run(command(folder, tmp_path / "out", "--length", "300")) == 2
+    assert "the text has 200 tokens, a sequence 300" in capsys.readouterr().err
+    assert run(command(folder, tmp_path / "out", "--memory", "10")) == 2
+    assert "are allowed (memory)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="there is no tokenizer"):
+        text_tokens(tmp_path / "text.txt", tmp_path)
+    (tmp_path / "odd.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="cannot be read as text"):
+        text_tokens(tmp_path / "odd.txt", folder)
