@@ -1,13 +1,16 @@
 """Networks that are larger than memory, pruned one block at a time from files to files."""
 
 from prunekit.blockwise.block_network import without_values
+from prunekit.blockwise.cost_model import BlockCosts, block_costs
 from prunekit.blockwise.lm_text import drawn_sequences, text_tokens
 from prunekit.blockwise.memory import MemoryNeed
 from prunekit.blockwise.pruning import BlockKept, memory_needed, prune_blocks
 
 __all__ = [
+    "BlockCosts",
     "BlockKept",
     "MemoryNeed",
+    "block_costs",
     "drawn_sequences",
     "memory_needed",
     "prune_blocks",

@@ -129,7 +129,7 @@ class BlockNetwork:
 
     def __init__(self, model: nn.Module, shards: Shards, blocks: str | None = None) -> None:
         self.model, self.shards = model.eval(), shards
-        self.name = _list_of(model) if blocks is None else blocks
+        self.name = list_of_blocks(model) if blocks is None else blocks
         found = dict(model.named_modules()).get(self.name)
         if not isinstance(found, nn.ModuleList | nn.Sequential) or not len(found):
             lists = [name for name, each in model.named_modules() if isinstance(each, nn.ModuleList)]
@@ -296,7 +296,7 @@ def _unload(module: nn.Module, names: Sequence[str] | None = None) -> None:
                 owner._parameters[name] = _empty(value)
 
 
-def _list_of(model: nn.Module) -> str:
+def list_of_blocks(model: nn.Module) -> str:
     """The name of the longest list of modules that are of one class."""
     lists = {
         name: each

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -69,9 +69,16 @@ class MemoryNeed:
 
 def needed(network: BlockNetwork, recipe: Recipe, sequences: int, length: int, width: int) -> MemoryNeed:
     """What a recipe takes for so many sequences of a length, in a stream of this width."""
-    blocks = [_layers(block) for block in network.blocks]
-    values = max(sum(value.numel() for value in block.parameters()) for block in network.blocks)
     stored = max(_stored(network, number) for number in range(len(network.blocks)))
+    return needed_for(network.blocks, stored, recipe, sequences, length, width)
+
+
+def needed_for(
+    modules: Sequence[nn.Module], stored: int, recipe: Recipe, sequences: int, length: int, width: int
+) -> MemoryNeed:
+    """The same of blocks whose largest takes so many bytes in the files; only their shapes are looked at."""
+    blocks = [matrices_of(module) for module in modules]
+    values = max(sum(value.numel() for value in module.parameters()) for module in modules)
     layers = [layer for layers in blocks for layer in layers]
     largest = max((inputs * outputs for inputs, outputs in layers), default=0)
     widest = max((max(layer) for layer in layers), default=width)
@@ -111,7 +118,7 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def _layers(block: nn.Module) -> list[tuple[int, int]]:
+def matrices_of(block: nn.Module) -> list[tuple[int, int]]:
     """(inputs, outputs) of each matrix."""
     return [(value.shape[1], value.shape[0]) for value in block.parameters() if value.dim() == 2]
 
