@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -158,6 +158,29 @@ class StepContext:
 
 Scores = dict[str, Tensor]
 """One tensor of scores per parameter, of its shape; or (units,) per group of units."""
+
+
+class LayerScores(Mapping[str, Tensor]):
+    """The scores of each layer, found when they are asked for and held by nobody.
+
+    Args:
+        kept: what there is to be scored, by layer.
+        score: the scores of one layer by its name.
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor], score: Callable[[str], Tensor]) -> None:
+        self._kept, self._score = kept, score
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._kept:
+            raise KeyError(name)
+        return self._score(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
 
 class Score(Part):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,7 @@ from prunekit.graph import VerificationError, zero_dead
 from prunekit.graph.surgery import count_parameters
 from prunekit.history import Record
 from prunekit.masks import MaskedOptimizer, Masks
-from prunekit.parts.context import CostModel, StepContext
+from prunekit.parts.context import CostModel, LayerScores, StepContext
 from prunekit.parts.quantize import Counted, LayerQuantizer
 from prunekit.parts.schedule import Step
 from prunekit.parts.scores import Random, Scores
@@ -34,29 +34,6 @@ from prunekit.statistics import Found, StatContext, Statistic, collect
 from prunekit.training import Report
 
 log = logging.getLogger(__name__)
-
-
-class LayerScores(Mapping[str, Tensor]):
-    """The scores of each layer, found when they are asked for and held by nobody.
-
-    Args:
-        kept: what there is to be scored, by layer.
-        score: the scores of one layer by its name.
-    """
-
-    def __init__(self, kept: Mapping[str, Tensor], score: Callable[[str], Tensor]) -> None:
-        self._kept, self._score = kept, score
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._kept:
-            raise KeyError(name)
-        return self._score(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
-
-    def __len__(self) -> int:
-        return len(self._kept)
 
 
 @dataclass(frozen=True, eq=False)
