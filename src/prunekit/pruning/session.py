@@ -56,6 +56,9 @@ def prune(
 ) -> Pruned:
     """Prune a network in place, following a recipe. To keep the dense one, pass `copy.deepcopy(model)`.
 
+    Under torch.distributed all processes call it together, each with its own part of the data, such as
+    `prunekit.distributed.shard(data)`; they end with the same masks and weights.
+
     Args:
         model: a trained network.
         recipe: what to do.
