@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from prunekit.task import Task
     from prunekit.training import Loop, Training, train
 
-__version__ = version("prunekit")
+    __version__: str
 
 __all__ = [
     "Architecture",
@@ -66,6 +65,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # a tenth of the time that `prunekit --help` takes
+
+        return version("prunekit")
     if name in _HOMES:
         value = getattr(importlib.import_module(f"prunekit.{_HOMES[name]}"), name)
         globals()[name] = value

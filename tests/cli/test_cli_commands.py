@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from prunekit import __version__, load_pretrained
+from prunekit.cli import lazy
 from prunekit.data.dataset import from_tensors
 from prunekit.methods import METHODS
 from prunekit.study import names
@@ -51,10 +52,24 @@ def test_the_help_of_all(command):
 def test_help_does_not_wait_for_what_it_does_not_need():
     code = (
         "import sys; from prunekit.cli import run; run(['--help']);"
-        "print([name for name in ('matplotlib', 'sklearn', 'jinja2') if name in sys.modules])"
+        "slow = ('torch', 'numpy', 'matplotlib', 'sklearn', 'jinja2');"
+        "print([name for name in slow if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", lazy.COMMANDS)
+def test_the_list_says_what_the_command_says(name):
+    defined = lazy.loaded(name)
+    assert defined.name == name
+    assert defined.help.splitlines()[0] == lazy.COMMANDS[name][1]
+
+
+def test_a_command_that_is_nearly_one(command):
+    ended = command("shrnk")
+    assert (ended.code, ended.out) == (2, "")
+    assert "No such command 'shrnk'. Did you mean 'shrink'?" in ended.err
 
 
 # ---- methods -------------------------------------------------------------------------------------

@@ -5,24 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prunekit import __version__
-from prunekit.cli.compare import compare, methods, report
-from prunekit.cli.export import export
-from prunekit.cli.inspect import inspect
-from prunekit.cli.options import StoppedError, interruptible, log_to_stderr
-from prunekit.cli.pack import pack, unpack
-from prunekit.cli.prune import prune
-from prunekit.cli.prune_blocks import prune_blocks
-from prunekit.cli.shrink import shrink
+from prunekit.cli.lazy import LazyCommands
+from prunekit.cli.options import StoppedError, log_to_stderr
 from prunekit.errors import PrunekitError, plain_line
-from prunekit.measure import plain_table
-from prunekit.study import StudyError
 
 # typer depends on click or, lately, carries it inside itself: its own exception leads to the base in both
 UsageProblem: Any = typer.BadParameter.__mro__[2]
@@ -32,19 +24,19 @@ MOST_SHOWN = 50
 
 app = typer.Typer(
     name="prunekit",
+    cls=LazyCommands,
     help="Make trained neural networks smaller, and compare the ways to do it.",
     epilog="Try: [bold]prunekit compare digits-quick[/bold]  (a minute, no download)",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-for command in (methods, compare, prune, prune_blocks, shrink, export, pack, unpack, inspect, report):
-    app.command(no_args_is_help=command is not methods)(interruptible(command))
 
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from prunekit import __version__
+
         typer.echo(f"prunekit {__version__}")
         raise typer.Exit
 
@@ -77,11 +69,11 @@ def run(arguments: list[str]) -> int:
             error.show()
             return 2
         return _complain(error.format_message(), 2)
-    except StudyError as error:
-        _show_failures(error)
-        return _complain(str(error), 1)
     except PrunekitError as error:
-        return _complain(str(error), 2)
+        failures = getattr(error, "failures", None)  # of a study, whose own error loads PyTorch
+        if failures is not None:
+            _show_failures(failures)
+        return _complain(str(error), 2 if failures is None else 1)
     except BrokenPipeError:  # who reads our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -92,17 +84,19 @@ def run(arguments: list[str]) -> int:
     return int(result or 0)
 
 
-def _show_failures(error: StudyError) -> None:
+def _show_failures(failures: Sequence[Any]) -> None:
     """A table of what failed and why, where it is more than the message says."""
-    if len(error.failures) < 2:
+    if len(failures) < 2:
         return
+    from prunekit.measure import plain_table
+
     table = plain_table()
     table.add_column("not done", no_wrap=True)
     table.add_column("why", ratio=1)
-    for failure in error.failures[:MOST_SHOWN]:
+    for failure in failures[:MOST_SHOWN]:
         table.add_row(*(escape(plain_line(text)) for text in (failure.name, failure.message)))
-    if len(error.failures) > MOST_SHOWN:
-        table.add_row(f"and {len(error.failures) - MOST_SHOWN:,} more", "")
+    if len(failures) > MOST_SHOWN:
+        table.add_row(f"and {len(failures) - MOST_SHOWN:,} more", "")
     Console(stderr=True, highlight=False).print(table)
 
 

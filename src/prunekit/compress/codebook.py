@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-import ckwrap
 import numpy as np
 from torch import Tensor
 
 from prunekit.errors import InputError, shown
+from prunekit.extras import imported
 from prunekit.settings import WHOLE, whole
 
 MAX_DISTINCT = 1 << 17
@@ -131,7 +131,8 @@ def optimal_kmeans(weights: Any, levels: int, importance: Any = None) -> Quantiz
         return _assigned(array, distinct)
     # the solver's sums of squares lose digits when values are far from 1
     scale = float(np.abs(distinct).max())
-    labels = ckwrap.ckmeans(distinct / scale, levels, weights=mass / mass.max()).labels
+    solver = imported("ckwrap", "Optimal k-means")
+    labels = solver.ckmeans(distinct / scale, levels, weights=mass / mass.max()).labels
     sums = np.bincount(labels, weights=mass * (distinct / scale))
     return _assigned(array, sums / np.bincount(labels, weights=mass) * scale)
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-from bitarray import bitarray
-from bitarray.util import canonical_decode, canonical_huffman
 
 from prunekit.errors import DataError, InputError
+from prunekit.extras import imported
+
+if TYPE_CHECKING:
+    from bitarray import bitarray
 
 MAX_SYMBOLS = 1 << 16
 """The most different symbols."""
 
 _MAX_LENGTH = 31  # of a code in bits, as much as bitarray reads
+_PURPOSE = "A Huffman code"
 _BEHIND = "damaged: there are bytes behind the last code"
 
 
@@ -31,9 +35,15 @@ def huffman_encode(symbols: np.ndarray) -> bytes:
     if len(values) < 2:
         return _table([], [int(value) for value in values])
     codes, lengths, order = canonical_code(values, counts)
-    bits = bitarray()
+    bits = no_bits()
     bits.encode(codes, symbols.ravel().tolist())
     return _table(lengths, order) + bits.tobytes()
+
+
+def no_bits() -> bitarray:
+    """An array of bits, empty, to which codes are added."""
+    bits: bitarray = imported("bitarray", _PURPOSE).bitarray()
+    return bits
 
 
 def canonical_code(
@@ -55,6 +65,7 @@ def canonical_code(
         raise InputError(f"{len(values):,} different symbols; at most {MAX_SYMBOLS:,}")
     # codes grow longest with Fibonacci counts; none below a millionth keeps them within 31 bits
     weights = np.maximum(counts, counts.sum() >> 20)
+    canonical_huffman = imported("bitarray.util", _PURPOSE).canonical_huffman
     codes, lengths, order = canonical_huffman(dict(zip(values.tolist(), weights.tolist(), strict=True)))
     return codes, lengths[1:], order
 
@@ -80,8 +91,9 @@ def huffman_decode(data: bytes, count: int) -> np.ndarray:
         return np.full(count, order[0], np.int64)
     if count > 8 * (len(data) - at):  # every code has a bit at least
         raise DataError(f"damaged: {count:,} symbols cannot be in {len(data) - at:,} bytes")
-    bits = bitarray()
+    bits = no_bits()
     bits.frombytes(data[at:])
+    canonical_decode = imported("bitarray.util", _PURPOSE).canonical_decode
     try:
         found = np.fromiter(islice(canonical_decode(bits, [0, *lengths], order), count), np.int64)
     except ValueError as error:

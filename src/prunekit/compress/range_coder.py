@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import constriction
+from functools import cache
+from typing import Any
+
 import numpy as np
 
 from prunekit.compress.logistic import ONE
 from prunekit.errors import DataError
+from prunekit.extras import imported
 
-_BERNOULLI = constriction.stream.model.Bernoulli(perfect=False)
 _DAMAGED = "damaged: the coded bits cannot have been written by this coder"
+
+
+def _stream() -> Any:
+    return imported("constriction", "A packed file").stream
+
+
+@cache
+def _bernoulli() -> Any:
+    return _stream().model.Bernoulli(perfect=False)
 
 
 class BitEncoder:
     """Bits to bytes."""
 
     def __init__(self) -> None:
-        self._coder = constriction.stream.queue.RangeEncoder()
+        self._coder = _stream().queue.RangeEncoder()
 
     def code(self, probabilities: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """The bits, which are added to the bytes.
@@ -25,7 +36,7 @@ class BitEncoder:
             probabilities: of ones, of 16 bits.
             bits: int64, of the same length.
         """
-        self._coder.encode(bits.astype(np.int32), _BERNOULLI, probabilities / ONE)
+        self._coder.encode(bits.astype(np.int32), _bernoulli(), probabilities / ONE)
         return bits
 
     def finish(self) -> bytes:
@@ -39,7 +50,7 @@ class BitDecoder:
     def __init__(self, data: bytes) -> None:
         self._data, self._again = bytes(data), BitEncoder()
         padded = bytes(data) + b"\0" * (-len(data) % 4)
-        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+        self._coder = _stream().queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
 
     def code(self, probabilities: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """The next bits.
@@ -49,7 +60,7 @@ class BitDecoder:
             bits: not looked at; here so that a model can be written once for both directions.
         """
         try:
-            found = self._coder.decode(_BERNOULLI, probabilities / ONE).astype(np.int64)
+            found = self._coder.decode(_bernoulli(), probabilities / ONE).astype(np.int64)
         except AssertionError as error:
             raise DataError(_DAMAGED) from error
         return self._again.code(probabilities, found)

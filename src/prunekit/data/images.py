@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from prunekit.data.dataset import Dataset, DataSettings, Raw, assemble
 from prunekit.data.store import SOURCES, Source, Store, damaged, read_bytes
+from prunekit.extras import imported
 
 
 def load_mnist(settings: DataSettings, store: Store, source: Source = SOURCES["mnist"]) -> Dataset:
@@ -127,8 +128,6 @@ def load_digits(settings: DataSettings, store: Store) -> Dataset:
 
     Source: Alpaydin & Kaynak 1998, Optical recognition of handwritten digits, UCI; scikit-learn's copy.
     """
-    from sklearn.datasets import load_digits as bundled  # slow to import, and few need it
-
-    found = bundled()
+    found = imported("sklearn.datasets", "The data set digits").load_digits()
     images = found.images[:, None].astype(np.uint8)
     return assemble(Raw(images, found.target.astype(np.int64)), settings, classes=10)

@@ -12,11 +12,12 @@ from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
+from typing import Any
 
-import pooch
 from pydantic import TypeAdapter
 
 from prunekit.errors import DataError
+from prunekit.extras import imported
 from prunekit.settings import load_yaml
 
 
@@ -90,7 +91,7 @@ SOURCES = MappingProxyType(_sources())
 
 def cache_folder() -> Path:
     """Where downloads and copies are kept: PRUNEKIT_CACHE, or else the user's cache."""
-    return Path(os.environ.get("PRUNEKIT_CACHE") or pooch.os_cache("prunekit")).expanduser()
+    return Path(os.environ.get("PRUNEKIT_CACHE") or _pooch().os_cache("prunekit")).expanduser()
 
 
 @dataclass(frozen=True)
@@ -178,15 +179,19 @@ class _DownloadError(Exception):
     """No mirror gave what was asked for; says why for each."""
 
 
+def _pooch() -> Any:
+    return imported("pooch", "A download")
+
+
 def _retrieve(url: str, item: Download, target: Path) -> None:
     """Put one download, unpacked if it is an archive, into a folder; nothing half-written is left there."""
     if not item.is_archive:
         # pooch writes to a temporary name and renames it once the checksum is right.
-        pooch.retrieve(url, known_hash=item.checksum, fname=item.name, path=target)
+        _pooch().retrieve(url, known_hash=item.checksum, fname=item.name, path=target)
         return
     target.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target, prefix="unpacking-") as temporary:
-        archive = pooch.retrieve(url, known_hash=item.checksum, fname=item.name, path=temporary)
+        archive = _pooch().retrieve(url, known_hash=item.checksum, fname=item.name, path=temporary)
         unpacked = Path(temporary, "unpacked")
         with tarfile.open(archive) as tar:
             tar.extractall(unpacked, filter="data")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from prunekit.data.dataset import Dataset, DataSettings, Raw, assemble
 from prunekit.data.store import SOURCES, Store, damaged, read_bytes
+from prunekit.extras import imported
 from prunekit.seeds import derive
 
 Rows = list[list[str]]
@@ -205,9 +206,7 @@ def load_iris(settings: DataSettings, store: Store) -> Dataset:
     """
     found = store.find(SOURCES["iris"])
     if found is None:
-        from sklearn.datasets import load_iris as bundled  # slow to import, and few need it
-
-        copy = bundled()
+        copy = imported("sklearn.datasets", "The data set iris").load_iris()
         raw = Raw(copy.data.astype(np.float64), copy.target.astype(np.int64))
     else:
         (path,) = found

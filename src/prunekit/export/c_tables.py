@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from bitarray import bitarray
 from torch import Tensor
 
-from prunekit.compress.huffman import MAX_SYMBOLS, canonical_code
+from prunekit.compress.huffman import MAX_SYMBOLS, canonical_code, no_bits
 
 FAR = 255
 """The gap that goes on by so many positions without a weight."""
@@ -133,7 +133,7 @@ def _by_codes(name: str, weight: Tensor, coder: str) -> Tables:
     coded = len(book) <= MAX_SYMBOLS and len(kept) > len(book)
     gap_codes, gap_counts, gap_order = _code(gaps)
     value_codes, value_counts, value_order = _code(codes.tolist() if coded else [])
-    bits, weights = bitarray(), iter(codes.tolist())
+    bits, weights = no_bits(), iter(codes.tolist())
     for gap in gaps:
         bits += gap_codes[gap]
         if gap != FAR and coded:
@@ -164,7 +164,7 @@ def _by_codes(name: str, weight: Tensor, coder: str) -> Tables:
     return Tables(text, loop, start, size, f"Huffman, {'codes' if coded else 'floats'}", huffman=True)
 
 
-def _code(symbols: list[int]) -> tuple[dict[int, bitarray], list[int], list[int]]:
+def _code(symbols: list[int]) -> tuple[dict[int, Any], list[int], list[int]]:
     """A canonical Huffman code; of fewer than two symbols it is one of two, so that each has a bit."""
     values, counts = np.unique(np.array(symbols, dtype=np.int64), return_counts=True)
     while len(values) < 2:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError, explaining
 from prunekit.export.common import Exported, compared, written
 from prunekit.export.programs import prepared, program_of, quiet
+from prunekit.extras import check_installed
 from prunekit.graph.reference_run import VerificationError
 
 
@@ -36,8 +36,7 @@ def export_executorch(
         ModelError: if the network runs sparse, is parametrized, or cannot be exported.
         VerificationError: if the runtime gives other outputs.
     """
-    if importlib.util.find_spec("executorch") is None:
-        raise InputError("ExecuTorch needs the package executorch: pip install 'prunekit[executorch]'")
+    check_installed("ExecuTorch", "executorch")
     model, inputs, batches = prepared(model, example_inputs)
     if max_batch < max(batches):
         raise InputError(

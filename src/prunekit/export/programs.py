@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import logging
 import re
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, arguments, examples_in, feed
-from prunekit.errors import InputError, ModelError, explaining, first_line, said
+from prunekit.errors import ModelError, explaining, first_line, said
 from prunekit.export.common import (
     Exported,
     compared,
@@ -29,6 +28,7 @@ from prunekit.export.common import (
     with_examples,
     written,
 )
+from prunekit.extras import check_installed
 from prunekit.graph import GraphModel
 from prunekit.graph.proof_run import tensors_in
 from prunekit.graph.reference_run import VerificationError
@@ -52,11 +52,7 @@ def export_onnx(model: nn.Module, path: str | Path, example_inputs: Inputs | Non
         ModelError: if the network runs sparse, is parametrized, or cannot be exported.
         VerificationError: if ONNX Runtime gives other outputs.
     """
-    missing = [
-        each for each in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(each) is None
-    ]
-    if missing:
-        raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'prunekit[export]'")
+    check_installed("ONNX", "onnx", "onnxruntime", "onnxscript")
     model, inputs, batches = prepared(model, example_inputs)
     names = _names_of_outputs(model, inputs)
     with written(path) as (path, temporary):

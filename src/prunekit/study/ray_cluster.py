@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prunekit.errors import InputError
+from prunekit.extras import imported
 from prunekit.settings import number, whole
 from prunekit.study.jobs import (
     MAX_ATTEMPTS,
@@ -126,14 +127,7 @@ class RayCluster(Executor):
 
 
 def _ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise InputError(
-            "the executor 'ray' needs the package ray: pip install 'prunekit[ray]' on every machine of the "
-            "cluster"
-        ) from None
-    return ray
+    return imported("ray", "The executor 'ray', on every machine of the cluster,")
 
 
 def _environment() -> dict[str, Any]:

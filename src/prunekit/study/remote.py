@@ -16,10 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from prunekit.data.store import cache_folder
 from prunekit.errors import DataError, InputError
+from prunekit.extras import imported
 from prunekit.study.jobs import Job, Progress, line_of
 from prunekit.study.layout import RESULT, Layout, check_below
 from prunekit.study_files import FILES, LOCK
@@ -115,7 +114,7 @@ class RemoteFolder:
         return replace(job, run=_run_in_copy, arguments=(self, job))
 
     def _reached(self) -> tuple[Any, str]:
-        system, root = fsspec.core.url_to_fs(self.url)
+        system, root = imported("fsspec.core", "A folder on another file system").url_to_fs(self.url)
         return system, root
 
 

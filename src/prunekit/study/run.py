@@ -19,6 +19,7 @@ from prunekit import __version__
 from prunekit.batches import Batches, as_batches
 from prunekit.digests import read_json_with_digest, write_json_unless_same, write_json_with_digest
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming
+from prunekit.extras import check_installed
 from prunekit.files import check_out, remove
 from prunekit.graph import chain_of
 from prunekit.pruning.calibration import check_takes
@@ -256,6 +257,7 @@ def run_study(
         StudyError: if a cell failed; the results of all others are written.
     """
     _check_timeout(cell_timeout)
+    check_installed("A study", "matplotlib", "jinja2", "scipy")
     if executor is not None and workers is not None:
         raise InputError("workers are processes of this machine: give them, or an executor")
     runs = LocalPool(workers) if executor is None else executor
