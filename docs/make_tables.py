@@ -33,7 +33,7 @@ from prunekit.parts.stopping import Stop
 from prunekit.parts.teacher import Teacher
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/parts.md")
+PAGES = ("docs/methods.md", "docs/models-and-data.md", "docs/parts.md")
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 FAMILIES: Mapping[str, tuple[type[Part], str]] = {

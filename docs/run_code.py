@@ -41,6 +41,7 @@ from prunekit.cli import run as run_prunekit
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     "README.md",
+    "docs/command-line.md",
     "docs/tutorial.md",
     "docs/add-a-method.md",
     "docs/add-an-operator.md",

@@ -45,10 +45,17 @@ def rows_of(page: str, first_column: str) -> set[str]:
     return found
 
 
-def test_the_readme_names_every_method_model_and_dataset() -> None:
-    assert rows_of("README.md", "method") == set(methods.METHODS)
-    assert rows_of("README.md", "model") == set(model_names())
-    assert rows_of("README.md", "dataset") == set(data.names())
+def test_pages_name_every_method_model_and_dataset() -> None:
+    assert rows_of("docs/methods.md", "method") == set(methods.METHODS)
+    assert rows_of("docs/models-and-data.md", "model") == set(model_names())
+    assert rows_of("docs/models-and-data.md", "dataset") == set(data.names())
+
+
+def test_the_readme_leads_to_every_page_and_is_short() -> None:
+    text = read("README.md")
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= {target for page, target in local_links() if page == "README.md"}
+    assert len(text.split()) < 920
 
 
 def test_the_page_of_parts_names_every_part_of_the_package_and_no_other() -> None:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError
+from prunekit.measure.human import human_seconds
 from prunekit.modes import evaluating
 from prunekit.settings import WHOLE, whole
 from prunekit.targets import device_of
@@ -67,6 +68,10 @@ class Latency:
     runs: int
     threads: int
     batch: int
+
+    def __str__(self) -> str:
+        examples = "1 example" if self.batch == 1 else f"{self.batch:,} examples"
+        return f"{human_seconds(self.median)} for {examples}"
 
 
 def latency(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from prunekit.errors import escaped
-from prunekit.measure.counts import Counts, LayerCount
+
+if TYPE_CHECKING:
+    from prunekit.measure.counts import Counts, LayerCount
 
 
 def human_bytes(count: float) -> str:
