@@ -46,6 +46,7 @@ PAGES = (
     "docs/add-a-method.md",
     "docs/add-an-operator.md",
     "docs/learn-sparsity.md",
+    "docs/other-loops.md",
     "docs/large-models.md",
     "docs/pack.md",
     "docs/prune-my-own-model.md",

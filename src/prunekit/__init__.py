@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from prunekit.packing import pack, unpack
     from prunekit.pruning import Pruned, Session, prune
     from prunekit.recipe import Recipe
-    from prunekit.saving import Architecture, load_masks, load_pretrained, save_pretrained
+    from prunekit.saving import (
+        Architecture,
+        load_masks,
+        load_pretrained,
+        load_session,
+        save_pretrained,
+        save_session,
+    )
     from prunekit.task import Task
     from prunekit.training import Loop, Training, train
 
@@ -41,10 +48,12 @@ __all__ = [
     "__version__",
     "load_masks",
     "load_pretrained",
+    "load_session",
     "merge_layers",
     "pack",
     "prune",
     "save_pretrained",
+    "save_session",
     "train",
     "unpack",
 ]
@@ -57,7 +66,17 @@ _HOMES = {
     **dict.fromkeys(("pack", "unpack"), "packing"),
     **dict.fromkeys(("Pruned", "Session", "prune"), "pruning"),
     "Recipe": "recipe",
-    **dict.fromkeys(("Architecture", "load_masks", "load_pretrained", "save_pretrained"), "saving"),
+    **dict.fromkeys(
+        (
+            "Architecture",
+            "load_masks",
+            "load_pretrained",
+            "load_session",
+            "save_pretrained",
+            "save_session",
+        ),
+        "saving",
+    ),
     "Task": "task",
     **dict.fromkeys(("Loop", "Training", "train"), "training"),
 }

@@ -9,6 +9,12 @@ from prunekit.saving.pretrained import (
     load_pretrained,
     save_pretrained,
 )
+from prunekit.saving.session_files import (
+    load_session,
+    save_session,
+    session_from_tensors,
+    session_to_tensors,
+)
 
 __all__ = [
     "Architecture",
@@ -18,6 +24,10 @@ __all__ = [
     "contents_of",
     "load_masks",
     "load_pretrained",
+    "load_session",
     "save_pretrained",
+    "save_session",
+    "session_from_tensors",
+    "session_to_tensors",
     "write_folder",
 ]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import groupby
@@ -19,7 +18,7 @@ from prunekit.batches import as_batches
 from prunekit.data import Dataset, DataSettings, Split, load
 from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
-from prunekit.files import parse_json, remove
+from prunekit.files import remove
 from prunekit.graph import chain_of, shrink_dead
 from prunekit.history import Pruned, Record, random_control, scratch_control
 from prunekit.measure import count, evaluate
@@ -28,7 +27,14 @@ from prunekit.packing import pack
 from prunekit.parts.granularity import Unit
 from prunekit.pruning import Session
 from prunekit.recipe import Plan, Recipe
-from prunekit.saving import Architecture, SavedNetwork, load_masks, save_pretrained
+from prunekit.saving import (
+    Architecture,
+    SavedNetwork,
+    load_masks,
+    save_pretrained,
+    session_from_tensors,
+    session_to_tensors,
+)
 from prunekit.seeds import derive
 from prunekit.statistics import ActivationStats, StatContext, collect
 from prunekit.study.jobs import Progress
@@ -395,15 +401,8 @@ def _save_session(session: Session, path: Path) -> None:
     """The network and the session in one file, so that they cannot disagree."""
     tensors = {f"model/{name}": value for name, value in copy_state(session.model).items()}
     state = {key: value for key, value in session.state_dict().items() if key != "checkpoints"}
-
-    def beside(value: Tensor) -> dict[str, str]:
-        """Put a tensor into the file; in the JSON stands a reference to it."""
-        place = f"session/{len(tensors)}"
-        tensors[place] = value.clone()  # a file holds no two views of the same memory
-        return {"tensor": place}
-
-    text = json.dumps(state, default=beside)
-    write_tensors(path, tensors, {"session": text, "stage": stage_of(path.parent)})
+    own, text = session_to_tensors(state)
+    write_tensors(path, {**tensors, **own}, {"session": text, "stage": stage_of(path.parent)})
 
 
 def _resume(session: Session, path: Path) -> None:
@@ -416,23 +415,13 @@ def _resume(session: Session, path: Path) -> None:
     tensors, metadata = read_tensors(path)
     if metadata.get("stage") != stage_of(path.parent):
         raise DataError(f"{path} is the state of another cell")
-    rest = parse_json(metadata.get("session", ""), path)
+    state = session_from_tensors(metadata.get("session", ""), tensors, path)
     values = {name[6:]: value for name, value in tensors.items() if name.startswith("model/")}
     _fill(session.model, values, path)
     try:
-        state = _with_tensors(rest, tensors)
         session.load_state_dict({**state, "checkpoints": session.state_dict()["checkpoints"]})
     except (PrunekitError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DataError(f"{path} holds no state of this session: {error}") from None
-
-
-def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Nested values with the tensors that `_save_session` has put beside them."""
-    if not isinstance(value, Mapping):
-        return value
-    if set(value) == {"tensor"}:
-        return tensors[value["tensor"]]
-    return {key: _with_tensors(each, tensors) for key, each in value.items()}
 
 
 # ---- figures of units --------------------------------------------------------------------------------------

@@ -1,0 +1,82 @@
+"""Pruning in Lightning's Trainer, the library itself, with clipping and mixed precision."""
+
+import pytest
+import torch
+from torch import nn
+
+from prunekit.errors import InputError
+from prunekit.methods import gradual_magnitude
+
+lightning = pytest.importorskip("lightning.pytorch")
+
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+
+from prunekit.integrations.lightning import LightningPruning  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+class Classifier(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+def module():
+    torch.manual_seed(0)
+    return Classifier()
+
+
+def loader():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 6, generator=generator)
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(inputs, inputs[:, :3].argmax(1)), batch_size=8
+    )
+
+
+def trainer(folder, callback, *others, **settings):
+    return lightning.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, gradient_clip_val=0.1, precision="bf16-mixed", callbacks=[callback, *others],
+        **{"max_steps": 16, "enable_checkpointing": False, **settings},
+    )  # fmt: skip
+
+
+def pruning(**settings):
+    return LightningPruning(gradual_magnitude(sparsity=0.8, steps=4, **settings), every=3)
+
+
+def test_it_prunes_while_it_trains(tmp_path):
+    model, callback = module(), pruning()
+    trainer(tmp_path, callback).fit(model, loader())
+    session = callback.session
+    assert session.done
+    assert callback.result().masks.kept == 57  # of 288; 230.4 to remove are 231
+    for name, mask in session.masks.items():
+        assert torch.equal(model.get_parameter(name) != 0, mask), name
+
+
+def test_it_goes_on_from_a_checkpoint_in_mid_schedule_bit_for_bit(tmp_path):
+    # by steps: of a checkpoint by epochs Lightning repeats a batch
+    whole, saving = module(), ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
+    trainer(tmp_path, pruning(), saving, enable_checkpointing=True).fit(whole, loader())
+    rest, callback = module(), pruning()
+    trainer(tmp_path, callback).fit(rest, loader(), ckpt_path=tmp_path / "step=8.ckpt")
+    assert callback.session.done
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[name]), name
+
+
+def test_the_checkpoint_of_another_recipe_is_refused(tmp_path):
+    first = trainer(tmp_path, pruning(), max_steps=8)
+    first.fit(module(), loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    with pytest.raises(InputError, match="another recipe"):
+        trainer(tmp_path, pruning(epochs=7)).fit(module(), loader(), ckpt_path=tmp_path / "half.ckpt")
