@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "methods": ("compare", "List the methods with their papers, or show one as a recipe."),
     "compare": ("compare", "Compare pruning methods: several recipes, several seeds, one report."),
     "prune": ("prune", "Prune one network and save it."),
+    "prune-blocks": ("prune_blocks", "Prune a language model block by block, from files to files."),
     "shrink": ("shrink", "Make a network physically smaller, prove it, and save it."),
     "export": ("export", "Write a network as a file for other programs, compared with PyTorch."),
     "pack": ("pack", "Write a network to one small file, to the bit."),
@@ -46,7 +47,8 @@ class LazyCommands(TyperGroup):
 
 def loaded(name: str) -> Any:
     """A command as it is defined."""
-    function = getattr(importlib.import_module(f"prunekit.cli.{COMMANDS[name][0]}"), name)
+    module = importlib.import_module(f"prunekit.cli.{COMMANDS[name][0]}")
+    function = getattr(module, name.replace("-", "_"))
     app = typer.Typer(rich_markup_mode="rich", add_completion=False)
     app.command(name, no_args_is_help=name not in _WITHOUT_ARGUMENTS)(interruptible(function))
     return typer.main.get_command(app)
