@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,20 @@ def keeps_cache(model: nn.Module) -> bool:
 def _generates(model: Any) -> bool:
     can = getattr(model, "can_generate", None)
     return callable(can) and bool(can())
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Let a network that keeps a cache unless it is told otherwise keep none: it is no result of its own."""
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    asked = [config for config in configs if getattr(config, "use_cache", None) is True]
+    for config in asked:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in asked:
+            config.use_cache = True
 
 
 def with_cache(model: nn.Module, call: Arguments) -> Tensor | None:

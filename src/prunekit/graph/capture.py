@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError, brief
+from prunekit.graph.cached_path import without_cache
 from prunekit.graph.captured import Captured, attributes_of
 from prunekit.graph.other_inputs import Arguments, drawn, negated, shuffled
 from prunekit.graph.places import place_of
@@ -209,7 +210,7 @@ def exported(
         ModelError: where it cannot be run or exported, with the line at which it fails.
     """
     try:
-        with untouched(model):
+        with untouched(model), without_cache(model):
             program = _exported(model, args, kwargs)
     except Exception as error:
         raise ModelError(_refusal(error, mode)) from error

@@ -23,6 +23,7 @@ from torch.nn.modules import module as hooks
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from prunekit.graph.cached_path import without_cache
 from prunekit.graph.captured import Captured, InputKind
 from prunekit.graph.places import CodePlace, line_at, place_here
 from prunekit.graph.result_shapes import shapes
@@ -181,6 +182,7 @@ def _run(
     own_args, own_kwargs = pytree.tree_unflatten(given, takes)
     try:
         with recorder.calls(), torch.inference_mode(), torch.enable_grad(), recorder, ExitStack() as stack:
+            stack.enter_context(without_cache(model))
             if uses is not None:
                 stack.enter_context(remembering(model, uses))
                 stack.enter_context(SizeMode(recorder.graph, recorder.node_of, uses))
