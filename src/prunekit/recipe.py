@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunekit.batches import Inputs
+from prunekit.display import Displayed, some_rows
 from prunekit.errors import InputError, shown
 from prunekit.masks import Masks
 from prunekit.parts.allocation import Allocation, Global, PerLayer
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Displayed):
     """What a recipe will do to a model: its targets resolved, and every step.
 
     Attributes:
@@ -62,6 +63,20 @@ class Plan:
     def names(self) -> list[str]:
         """The full names of the pruned parameters, or of the groups of units."""
         return self.elements.names
+
+    def __repr__(self) -> str:
+        targets, steps = self.elements.targets, len(self.steps)
+        total = sum(target.shape.numel() for target in targets)
+        return (
+            f"<Plan: {total:,} elements of {len(targets):,} target{'s' if len(targets) != 1 else ''} "
+            f"in {steps} step{'s' if steps != 1 else ''}>"
+        )
+
+    def __str__(self) -> str:
+        rows = [(target.name, f"{target.shape.numel():,}") for target in self.elements.targets]
+        levels = [f"{100 * step.sparsity:.3g}%" for step in self.steps if step.sparsity is not None]
+        removed = [f"removed: {', '.join(levels)}"] if levels else []
+        return "\n".join([repr(self)[1:-1], *some_rows(rows), *removed])
 
 
 TAKEN_ONCE = (

@@ -11,7 +11,7 @@ import json
 import numbers
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
 
@@ -64,6 +64,13 @@ class Settings(BaseModel):
             raise InputError(f"{cls._label()}: the key {shown(wrong[0])} is not a text")
         with allowing(allow):
             return cls(**values)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is shown: the settings that are not the default ones."""
+        for name, info in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value != info.get_default(call_default_factory=True, validated_data={}):
+                yield name, value
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain JSON values; `parse` is its inverse."""

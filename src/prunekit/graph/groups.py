@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from prunekit.display import Displayed
 from prunekit.errors import InputError
 from prunekit.graph.captured import Captured, leading_to, op_name
 from prunekit.graph.labels import Dim, Flags, Ints, Role, Value, fixed
@@ -38,7 +39,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(Displayed):
     """Units that can be taken out one by one, each with everything that has to go with it.
 
     Attributes:
@@ -59,6 +60,11 @@ class Group:
     frozen: str | None = None
     normalised: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        stays = "" if self.frozen is None else f", stays: {self.frozen}"
+        units = f"{self.units:,} units ({self.kind}) in {len(self.members)} tensors"
+        return f"<Group {self.name}: {units}{stays}>"
+
     @property
     def producers(self) -> tuple[Member, ...]:
         """The members that make the units; all of them where none is known to."""
@@ -71,10 +77,16 @@ class Group:
 
 
 @dataclass(frozen=True)
-class GroupPlan:
+class GroupPlan(Displayed):
     """All groups of a network, those that cannot be pruned with their reason."""
 
     groups: tuple[Group, ...]
+
+    def __repr__(self) -> str:
+        return f"<GroupPlan: {len(self.prunable):,} groups can lose units, {len(self.frozen):,} stay>"
+
+    def __str__(self) -> str:
+        return self.table()
 
     @property
     def prunable(self) -> tuple[Group, ...]:
@@ -277,7 +289,7 @@ class KeepMasks:
 
 
 @dataclass(frozen=True)
-class CouplingGraph:
+class CouplingGraph(Displayed):
     """A plan with the graphs it was read from.
 
     Attributes:
@@ -291,6 +303,12 @@ class CouplingGraph:
     graphs: tuple[Captured, ...]
     labellings: tuple[Labelling, ...]
     features: Features | None = None
+
+    def __repr__(self) -> str:
+        return f"<CouplingGraph of {repr(self.plan)[1:]}"
+
+    def __str__(self) -> str:
+        return str(self.plan)
 
     def out_of_sight(self, model: nn.Module) -> set[str]:
         """The names of the groups that parameters may belong to which no graph reads, by the sizes of these.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, arguments
+from prunekit.display import Displayed
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.any_size import of_any_size
 from prunekit.graph.capture import takes
@@ -59,7 +60,7 @@ class GroupSize:
 
 
 @dataclass(frozen=True)
-class ShrinkResult:
+class ShrinkResult(Displayed):
     """What was taken out of a network, and how well the smaller one agrees with the masked one.
 
     Attributes:
@@ -102,6 +103,12 @@ class ShrinkResult:
     def lost(self) -> tuple[GroupSize, ...]:
         """The groups that lost units."""
         return tuple(group for group in self.groups if group.after < group.before)
+
+    def __repr__(self) -> str:
+        return (
+            f"<ShrinkResult: {self.parameters_after:,} of {self.parameters_before:,} parameters are left, "
+            f"form {self.form!r}>"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the network, as plain JSON values."""

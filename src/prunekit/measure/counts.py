@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from prunekit.batches import Inputs
+from prunekit.display import Displayed, some_rows
 from prunekit.measure.forward_pass import PassInputs, call_of
 from prunekit.modes import evaluating
 from prunekit.targets import check_shaped, device_of
@@ -52,10 +53,22 @@ class LayerCount:
 
 
 @dataclass(frozen=True)
-class Counts:
+class Counts(Displayed):
     """Every layer in the order of the model's modules, and their totals."""
 
     layers: tuple[LayerCount, ...]
+
+    def __repr__(self) -> str:
+        nonzeros = f"{self.nonzeros:,} of them not zero"
+        return f"<Counts: {self.parameters:,} parameters, {nonzeros}, {self.macs:,} MACs>"
+
+    def __str__(self) -> str:
+        rows = [
+            (each.name, "x".join(map(str, each.shape)), f"{each.parameters:,}", f"{each.macs:,}")
+            for each in self.layers
+        ]
+        heading = ("layer", "weight", "parameters", "MACs")
+        return "\n".join([*some_rows([heading, *rows]), repr(self)[1:-1]])
 
     @property
     def parameters(self) -> int:

@@ -192,6 +192,11 @@ class Session:
         self._stop = StopCheck(self._work)
         self._loop = OwnLoop(self._work, self._go_on)
 
+    def __repr__(self) -> str:
+        done, steps = len(self.history), len(self.plan.steps)
+        counts = self.recipe.granularity.counts
+        return f"<Session: {done} of {steps} steps, {self.kept.kept:,} of {self.kept.total:,} {counts} kept>"
+
     # ---- where it is -------------------------------------------------------------------------------------
 
     @property
