@@ -51,6 +51,10 @@ def test_every_point_has_a_tooltip(tmp_path: Path) -> None:
     assert "http" not in page
     assert "<style" not in page
     assert 'id="accuracy-ratio--axes_1"' in page
+    assert "fill: #ffffff" in svg
+    assert "#ffffff" not in page  # the paper of the page, which may be dark
+    assert "fill: var(--card)" in page
+    assert "var(--ink)" in page
 
 
 def test_no_error_at_all_has_no_place_on_a_log_axis(tmp_path: Path) -> None:

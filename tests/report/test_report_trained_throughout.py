@@ -76,7 +76,7 @@ def test_the_reference_is_the_control_that_was_trained_as_long(from_initial_valu
     assert "it is unpruned, trained for as long as the pruned ones" in said[0]
     assert not any("no results" in str(each) for each in overview.cautions)
     page = Page(folder / "report.html")
-    assert "bar; the black line is the dense network, the grey dashes removal at random." in page.said
+    assert "bar; the full line without marks is the dense network, the grey dashes removal at random." in page.said
     facts = page.said.split("dense test accuracy")[1]
     assert facts.split()[0] == f"{trained:.2f}"
     assert f"{untrained:.2f}" not in page.said.split("All numbers")[0]
@@ -119,7 +119,7 @@ def test_without_such_a_control_nothing_is_compared_with_dense(from_initial_valu
     assert f"{untrained:.2f}" not in page.said.split("All numbers")[0]
     assert "No dense network was trained as long" in page.said
     assert (folder / "figures" / "accuracy-ratio.svg").exists()
-    assert "the black line is the dense network" not in page.said
+    assert "the full line without marks is the dense network" not in page.said
     assert "bar, a dotted line a control from which nothing was removed, the grey dashes" in page.said
     assert "reference" not in page.said.split("What was compared")[1].split("Best method")[0]
 

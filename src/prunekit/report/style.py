@@ -29,7 +29,9 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)), (0, (7, 2)
 #: From first to last; of more shades a colour bar would be a picture inside of its SVG.
 DEPTH = matplotlib.colormaps["viridis"]
 DEPTH_OF_BAR = DEPTH.resampled(48)
-GREY, INK, PALE = "#7a7a7a", "#1d2129", "#dfe2e8"
+GREY, INK, PALE, EDGE = "#7a7a7a", "#1d2129", "#dfe2e8", "#8b919c"
+#: What these are on a page, whose paper may be dark: variables of its style sheet.
+THEME = {"#ffffff": "card", INK: "ink", GREY: "soft", EDGE: "soft", PALE: "line"}
 
 #: Settings for drawing and saving. DejaVu Sans comes with matplotlib, so that measures are the same
 #: everywhere; the salt and the missing date make the same numbers give the same bytes.
@@ -43,7 +45,7 @@ RC: Any = {
     "axes.labelcolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "axes.edgecolor": "#8b919c",
+    "axes.edgecolor": EDGE,
     "axes.linewidth": 0.8,
 }
 
@@ -353,7 +355,7 @@ def _open_group(found: re.Match[str], tips: Mapping[str, str]) -> str:
 
 
 def inline(svg: str, drawing: Drawing) -> str:
-    """The SVG for use within HTML.
+    """The SVG for use within HTML, in the colours of the page.
 
     Without the XML head and fixed size; every id gets the figure's name in front, since ids must be unique
     in a page; role and label for those who do not see it.
@@ -365,6 +367,7 @@ def inline(svg: str, drawing: Drawing) -> str:
     body = re.sub(r'(<\w+ id=")', rf"\1{drawing.name}--", body)
     body = re.sub(r'(<[^<>]* xlink:href="#)', rf"\1{drawing.name}--", body)
     body = re.sub(r"(<[^<>]*\burl\(#)", rf"\1{drawing.name}--", body)
+    body = re.sub(r'style="[^"]*"', _themed, body)
     box = re.search(r'viewBox="[^"]+"', head)
     if box is None:  # every matplotlib SVG has one
         raise ValueError("SVG without a viewBox")
@@ -372,6 +375,14 @@ def inline(svg: str, drawing: Drawing) -> str:
     share = drawing.figure.get_figwidth() / WIDTH
     style = f"stroke-linejoin:round;stroke-linecap:butt;--share:{share:g}"
     return f'<svg {box.group()} role="img" aria-label="{label}" style="{style}">{body}'
+
+
+def _themed(style: re.Match[str]) -> str:
+    return re.sub("#[0-9a-f]{6}", lambda found: _of_page(found.group()), style.group())
+
+
+def _of_page(color: str) -> str:
+    return f"var(--{THEME[color]})" if color in THEME else color
 
 
 @drawing_style()
