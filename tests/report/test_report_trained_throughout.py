@@ -76,7 +76,10 @@ def test_the_reference_is_the_control_that_was_trained_as_long(from_initial_valu
     assert "it is unpruned, trained for as long as the pruned ones" in said[0]
     assert not any("no results" in str(each) for each in overview.cautions)
     page = Page(folder / "report.html")
-    assert "bar; the full line without marks is the dense network, the grey dashes removal at random." in page.said
+    assert (
+        "bar; the full line without marks is the dense network, the grey dashes removal at random."
+        in page.said
+    )
     facts = page.said.split("dense test accuracy")[1]
     assert facts.split()[0] == f"{trained:.2f}"
     assert f"{untrained:.2f}" not in page.said.split("All numbers")[0]

@@ -28,7 +28,7 @@ def _generates(model: Any) -> bool:
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
     """Let a network that keeps a cache unless it is told otherwise keep none: it is no result of its own."""
-    configs = [getattr(module, "config", None) for module in model.modules()]
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     asked = [config for config in configs if getattr(config, "use_cache", None) is True]
     for config in asked:
         config.use_cache = False

@@ -71,3 +71,10 @@ def with_value(settings: dict[str, Any], path: Path, value: Any) -> dict[str, An
         inner = inner[name]
     inner[path[-1]] = value
     return changed
+
+
+def set_value(config: Any, path: Path, value: Any) -> None:
+    """Give a setting of a configuration another value, in place."""
+    for name in path[:-1]:
+        config = getattr(config, name)
+    vars(config)[path[-1]] = value

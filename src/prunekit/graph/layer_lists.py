@@ -21,6 +21,7 @@ from prunekit.graph.configured import (
     has_settings,
     is_plain,
     leaves,
+    set_value,
     settings_of,
     with_value,
 )
@@ -95,7 +96,7 @@ class FewerLayers:
             if (place, name) in self.settings:
                 own[name] = copy.deepcopy(own[name], copies)
                 for path, value in self.settings[place, name].items():
-                    _set(own[name], path, copy.deepcopy(value))
+                    set_value(own[name], path, copy.deepcopy(value))
             else:
                 own[name] = copy.deepcopy(self.attributes[place, name])
 
@@ -285,9 +286,3 @@ def _differing(own: Any, whole: Any, small: Any) -> Iterator[tuple[Path, Any]]:
             yield from (((name, *path), new) for path, new in _differing(value, *others))
         elif is_plain(value) and value == others[0] != others[1]:
             yield (name,), others[1]
-
-
-def _set(config: Any, path: Path, value: Any) -> None:
-    for name in path[:-1]:
-        config = getattr(config, name)
-    vars(config)[path[-1]] = value

@@ -22,6 +22,7 @@ from prunekit.graph.captured import GraphModel
 from prunekit.graph.class_fit import in_the_way, misfit
 from prunekit.graph.draws import Draws, draws_of
 from prunekit.graph.equal_pieces import started
+from prunekit.graph.fitted_settings import fit_settings
 from prunekit.graph.groups import INPUT, CouplingGraph, KeepMasks
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import UNTOUCHED, Candidate, masked_reference, proven, run_both
@@ -84,6 +85,8 @@ class ShrinkResult(Displayed):
             chosen by name, as in `shrink`.
         seconds: of the processor for the analysis, the surgery and the proof, where they were taken.
         axes: what stays of each parameter and buffer that lost entries.
+        configuration: of a network that is built from a configuration, as those of transformers are: why its
+            class cannot build the smaller one from any; empty where its own says the new sizes now.
     """
 
     model: nn.Module
@@ -98,6 +101,7 @@ class ShrinkResult(Displayed):
     seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
     axes: Mapping[str, Axes] = field(default_factory=dict)
     stayed: Mapping[str, str] = field(default_factory=dict)
+    configuration: str = ""
 
     @property
     def lost(self) -> tuple[GroupSize, ...]:
@@ -131,6 +135,8 @@ class ShrinkResult(Displayed):
             name = row.name if len(row.name) <= width else "…" + row.name[1 - width :]
             lines.append(f"{name:<{width}}  {row.before:>12,}  {row.after:>12,}  {share:>6.1f}%")
         lines += [f"{name} stays as it is: {reason}" for name, reason in self.stayed.items()]
+        if self.configuration:
+            lines.append(f"from_pretrained cannot build it, prunekit's own files can: {self.configuration}")
         lines.append(f"same function: largest relative difference {self.deviation.relative:.1e}")
         return "\n".join(lines)
 
@@ -299,6 +305,9 @@ def taken_out(
             proof = _Proof(case, found, left, work)
         else:
             zeros = _with_zeros(case, found, {name: flags[name] for name in stayed})
+    configuration = ""
+    if own == "modules" and work.cut.tensors:
+        configuration = fit_settings(case.model, case.example_inputs)
     return ShrinkResult(
         result,
         own,
@@ -312,6 +321,7 @@ def taken_out(
         (0.0, surgery, time.process_time() - start - surgery),
         work.cut.tensors,
         stayed,
+        configuration,
     )
 
 

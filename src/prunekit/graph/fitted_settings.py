@@ -1,0 +1,250 @@
+"""The configuration of a network that lost units, so that its class builds the smaller one from it.
+
+Which settings count what is found by trying: the class is built anew, without data, from settings in which a
+number is another one, until every tensor has the size that it has in the smaller network.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain, combinations
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.batches import Inputs, arguments
+from prunekit.graph.configured import (
+    Path,
+    built_anew,
+    form_of,
+    has_settings,
+    leaves,
+    set_value,
+    settings_of,
+    with_value,
+)
+from prunekit.graph.proof import tensors_in
+from prunekit.modes import evaluating
+
+_MOST_BUILT = 120
+"""Networks that are built at most before the search is given up."""
+_UNLISTED = ("head_dim",)
+"""Settings that classes of transformers read where they are given, though configurations do not list them."""
+Change = tuple[Path, int]
+"""A setting, and what it becomes."""
+Distance = tuple[float, str]
+"""The ratios of the sizes of two networks, as logarithms, and a tensor whose size is another one."""
+
+
+def fit_settings(model: nn.Module, example_inputs: Inputs) -> str:
+    """Let a network's configuration say the sizes that it has now, if it can.
+
+    Args:
+        model: the network, in its own class. Its configuration is replaced by another one.
+        example_inputs: on which it must give what it gave before.
+
+    Returns:
+        Why its class cannot build it from any configuration; empty where it can, or where it keeps none.
+    """
+    settings = settings_of(model)
+    if settings is None:
+        return ""
+    before = built_anew(model, settings)
+    if before is None:
+        return f"{type(model).__name__} cannot be built from its own configuration"
+    found = _Search(model, settings, before).found()
+    if isinstance(found, str):
+        return found
+    if not found.changes:
+        return ""
+    outputs = _outputs(model, example_inputs)
+    undo = _applied(model, found)
+    try:
+        same = all(map(torch.equal, outputs, _outputs(model, example_inputs)))
+    except Exception:  # whatever a forward raises that reads its configuration
+        same = False
+    if same:
+        return ""
+    undo()
+    return f"{type(model).__name__} reads sizes from its configuration while it computes"
+
+
+def _applied(model: nn.Module, found: _Found) -> Callable[[], None]:
+    """Give a network the settings that were found, in configurations of its own; what undoes it."""
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    copies: dict[int, Any] = {}  # one configuration may be held by many modules
+    for place, module in model.named_modules():
+        own = vars(module)
+        for name, value in list(own.items()):
+            if has_settings(value):
+                fitted = copy.deepcopy(value, copies)
+                held = dict(leaves(fitted.to_dict()))
+                for path, number in found.changes:
+                    if path in held or (path[-1] in _UNLISTED and value is getattr(model, "config", None)):
+                        set_value(fitted, path, number)
+                replaced.append((own, name, value))
+                own[name] = fitted
+            elif (place, name) in found.attributes:
+                replaced.append((own, name, value))
+                own[name] = found.attributes[place, name]
+
+    def undo() -> None:
+        for own, name, value in replaced:
+            own[name] = value
+
+    return undo
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    args, kwargs = arguments(inputs)
+    with evaluating(model), torch.no_grad():
+        return [each.nan_to_num() for each in tensors_in(model(*args, **kwargs))]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Settings that give the smaller network.
+
+    Attributes:
+        changes: those that are others.
+        attributes: by module and name, whole numbers that modules built from them keep for the record.
+    """
+
+    changes: list[Change]
+    attributes: dict[tuple[str, str], int]
+
+
+class _Search:
+    """The search for settings.
+
+    Args:
+        model: the smaller network.
+        settings: those of the larger one.
+        before: the larger one, built from them.
+    """
+
+    def __init__(self, model: nn.Module, settings: dict[str, Any], before: nn.Module) -> None:
+        self._model, self._settings = model, settings
+        self._wanted = form_of(model)
+        self._before = before
+        self._left = _MOST_BUILT
+
+    def found(self) -> _Found | str:
+        """What changes in the settings, or why nothing will do."""
+        changes: list[Change] = []
+        distance, where = self._distance(self._before)
+        while distance:
+            nearer = self._nearer(changes, distance)
+            if nearer is None:
+                return f"no setting of {type(self._model).__name__}'s configuration gives {where}"
+            changes, (distance, where) = nearer
+        return self._with_attributes(changes)
+
+    def _nearer(self, changes: list[Change], distance: float) -> tuple[list[Change], Distance] | None:
+        """The first changes with which the network is nearer: of one setting more, else of two."""
+        single = [each for each in self._candidates() if each not in changes]
+        pairs = (pair for pair in combinations(single, 2) if pair[0][0] != pair[1][0])
+        for more in chain(((each,) for each in single), pairs):
+            if self._left == 0:
+                return None
+            replaced = {path for path, _ in more}
+            tried = [*(each for each in changes if each[0] not in replaced), *more]
+            found = self._tried(tried)
+            if found is not None and found[0] < distance - 1e-9:
+                return tried, found
+        return None
+
+    def _candidates(self) -> list[Change]:
+        """Settings with the number that they may have become: what equals them has, or shrank like it."""
+        sizes, named = self._changed_numbers()
+        pairs = [(old, new) for old, every in sizes.items() for new in sorted(every)]
+        same: list[Change] = []
+        alike: list[Change] = []
+        for path, value in leaves(self._settings):
+            if type(value) is int and value > 1:
+                same += [(path, new) for new in sorted(sizes.get(value, ()))]
+                alike += [(path, value * new // old) for old, new in pairs if value * new % old == 0]
+            elif value is None:
+                given = named.get(path[-1]) or {new for _, new in pairs}
+                alike += [(path, each) for each in sorted(given)[:4]]
+        unlisted = [
+            ((name,), vars(module)[name])
+            for module in self._model.modules()
+            for name in _UNLISTED
+            if name not in self._settings and type(vars(module).get(name)) is int
+        ]
+        return list(dict.fromkeys((*unlisted, *same, *alike)))
+
+    def _changed_numbers(self) -> tuple[dict[int, set[int]], dict[str, set[int]]]:
+        """What numbers have become: by the number, of axes and attributes; by the name of the attribute."""
+        sizes: dict[int, set[int]] = {}
+        named: dict[str, set[int]] = {}
+        for name, shape in form_of(self._before).items():
+            if isinstance(shape, torch.Size) and isinstance(self._wanted.get(name), torch.Size):
+                for old, new in zip(shape, self._wanted[name], strict=False):
+                    if old != new:
+                        sizes.setdefault(old, set()).add(new)
+        now = dict(self._model.named_modules())
+        for name, module in self._before.named_modules():
+            for attribute, old in vars(module).items():
+                new = vars(now[name]).get(attribute) if name in now else None
+                if type(old) is int and type(new) is int and old != new:
+                    sizes.setdefault(old, set()).add(new)
+                    named.setdefault(attribute, set()).add(new)
+        return sizes, named
+
+    def _tried(self, changes: list[Change]) -> Distance | None:
+        """How far a network from other settings is from the smaller one, and where; None if there is none."""
+        self._left -= 1
+        built = self._built(changes)
+        return None if built is None else self._distance(built)
+
+    def _built(self, changes: list[Change]) -> nn.Module | None:
+        settings = self._settings
+        for path, number in changes:
+            settings = with_value(settings, path, number)
+        return built_anew(self._model, settings)
+
+    def _distance(self, built: nn.Module) -> Distance:
+        """Of a network from the smaller one."""
+        form, distance, where = form_of(built), 0.0, ""
+        for name, wanted in self._wanted.items():
+            given = form.get(name)
+            if given == wanted:
+                continue
+            where = where or f"{name} {_in_words(wanted)}"
+            if not isinstance(wanted, torch.Size) or not isinstance(given, torch.Size):
+                return math.inf, where
+            if len(wanted) != len(given) or 0 in (*wanted, *given):
+                return math.inf, where
+            distance += sum(abs(math.log(one / other)) for one, other in zip(wanted, given, strict=True))
+        return distance, where
+
+    def _with_attributes(self, changes: list[Change]) -> _Found | str:
+        """The changes, or where the class would compute with another number, such as a temperature."""
+        built = self._built(changes)
+        assert built is not None
+        now = dict(self._model.named_modules())
+        attributes: dict[tuple[str, str], int] = {}
+        for name, module in built.named_modules():
+            for attribute, number in vars(module).items():
+                own = vars(now[name]).get(attribute)
+                if type(number) not in (int, float) or type(own) is not type(number) or own == number:
+                    continue
+                if type(number) is int:
+                    attributes[name, attribute] = number
+                else:
+                    place = f"{name}.{attribute}" if name else attribute
+                    return (
+                        f"built from its configuration, {type(self._model).__name__} would have {place} = "
+                        f"{number:g}, and it is {own:g}"
+                    )
+        return _Found(changes, attributes)
+
+
+def _in_words(wanted: Any) -> str:
+    return f"the shape {tuple(wanted)}" if isinstance(wanted, torch.Size) else f"the class {wanted.__name__}"

@@ -1,0 +1,70 @@
+"""Networks of transformers whose configuration says the new sizes, read by from_pretrained."""
+
+import copy
+
+import pytest
+import torch
+from test_cached_path import WORDS, default
+
+from prunekit.graph import prune_groups
+
+transformers = pytest.importorskip("transformers")
+
+
+def inputs_of(name):
+    words = WORDS["input_ids"]
+    if name == "whisper":
+        return {"input_features": torch.randn(2, 8, 32), "decoder_input_ids": words}
+    return {**WORDS, "decoder_input_ids": words} if name == "t5" else dict(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "settings"),
+    [
+        ("llama", ["heads", "MLP width"], {"num_attention_heads": 2, "num_key_value_heads": 1}),
+        ("qwen2", ["heads", "MLP width"], {"intermediate_size": 12, "num_attention_heads": 2}),
+        ("gpt2", ["MLP width"], {"n_inner": 32}),
+        ("opt", ["MLP width"], {"ffn_dim": 12}),
+        ("t5", None, {"d_ff": 12, "num_heads": 2, "d_kv": 2}),
+        ("phi3", ["MLP width"], {"intermediate_size": 12}),
+        ("whisper", ["MLP width"], {"encoder_ffn_dim": 12, "decoder_ffn_dim": 12}),
+    ],
+)
+def test_the_library_reads_what_it_has_written(name, kinds, settings, tmp_path):
+    model, inputs = default(name), inputs_of(name)
+    given = copy.deepcopy(model.config)
+    result = prune_groups(model, inputs, 0.5, kinds=kinds)
+    assert result.configuration == ""
+    for setting, value in settings.items():
+        assert getattr(model.config, setting) == value, setting
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+    assert again.config.use_cache
+    assert given.to_dict() != again.config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("opt", "no setting of OPTForCausalLM's configuration gives model.decoder.layers.0"),
+        ("llama", "LlamaForCausalLM would have model.layers.0.self_attn.scaling = 0.707107, and it is 0.5"),
+    ],
+)
+def test_where_the_configuration_cannot_say_it_the_result_does(name, why):
+    model, inputs = default(name), inputs_of(name)
+    before = model.config.to_dict()
+    result = prune_groups(model, inputs, 0.5)
+    assert why in result.configuration
+    assert "from_pretrained cannot build it" in str(result)
+    assert model.config.to_dict() == before
+
+
+def test_the_configuration_that_was_given_stays_what_it_is():
+    model = default("llama")
+    config = model.config
+    before = config.to_dict()
+    prune_groups(model, WORDS, 0.5, kinds=["MLP width"])
+    assert config.to_dict() == before
+    assert model.config.intermediate_size == model.model.config.intermediate_size == 12
