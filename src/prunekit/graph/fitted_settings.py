@@ -27,7 +27,7 @@ from prunekit.graph.configured import (
     settings_of,
     with_value,
 )
-from prunekit.graph.proof import tensors_in
+from prunekit.graph.proof_run import tensors_in
 from prunekit.modes import evaluating
 
 _MOST_BUILT = 120
