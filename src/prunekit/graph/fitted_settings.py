@@ -56,7 +56,7 @@ def fit_settings(model: nn.Module, example_inputs: Inputs) -> str:
     before = built_anew(model, settings)
     if before is None:
         return f"{type(model).__name__} cannot be built from its own configuration"
-    found = _Search(model, settings, before).found()
+    found = _SettingsSearch(model, settings, before).found()
     if isinstance(found, str):
         return found
     if not found.changes:
@@ -73,7 +73,7 @@ def fit_settings(model: nn.Module, example_inputs: Inputs) -> str:
     return f"{type(model).__name__} reads sizes from its configuration while it computes"
 
 
-def _applied(model: nn.Module, found: _Found) -> Callable[[], None]:
+def _applied(model: nn.Module, found: _FittedSettings) -> Callable[[], None]:
     """Give a network the settings that were found, in configurations of its own; what undoes it."""
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     copies: dict[int, Any] = {}  # one configuration may be held by many modules
@@ -106,7 +106,7 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FittedSettings:
     """Settings that give the smaller network.
 
     Attributes:
@@ -118,7 +118,7 @@ class _Found:
     attributes: dict[tuple[str, str], int]
 
 
-class _Search:
+class _SettingsSearch:
     """The search for settings.
 
     Args:
@@ -133,7 +133,7 @@ class _Search:
         self._before = before
         self._left = _MOST_BUILT
 
-    def found(self) -> _Found | str:
+    def found(self) -> _FittedSettings | str:
         """What changes in the settings, or why nothing will do."""
         changes: list[Change] = []
         distance, where = self._distance(self._before)
@@ -224,7 +224,7 @@ class _Search:
             distance += sum(abs(math.log(one / other)) for one, other in zip(wanted, given, strict=True))
         return distance, where
 
-    def _with_attributes(self, changes: list[Change]) -> _Found | str:
+    def _with_attributes(self, changes: list[Change]) -> _FittedSettings | str:
         """The changes, or where the class would compute with another number, such as a temperature."""
         built = self._built(changes)
         assert built is not None
@@ -243,7 +243,7 @@ class _Search:
                         f"built from its configuration, {type(self._model).__name__} would have {place} = "
                         f"{number:g}, and it is {own:g}"
                     )
-        return _Found(changes, attributes)
+        return _FittedSettings(changes, attributes)
 
 
 def _in_words(wanted: Any) -> str:
