@@ -47,6 +47,8 @@ def test_growth_goes_through_both_measurements() -> None:
     assert square * 100 + cube * 1000 == pytest.approx(2e-3)
     assert square * 900 + cube * 27000 == pytest.approx(3e-2)
     assert growth(10, 1.0, 30, 4.0) == (pytest.approx(4 / 900), 0.0)  # grows by less than the square
+    square, cube = growth(10, 1.0, 30, 4.0, 1e-4)
+    assert (cube, square * 900 + cube * 27000) == (1e-4, pytest.approx(4.0))
     assert growth(10, 1e-6, 30, 27.0) == (pytest.approx(0.0), pytest.approx(1e-3))  # by more than the cube
 
 

@@ -21,7 +21,7 @@ ROWS = 8
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured throughput, with the threads that torch has.
+    """Measured throughput, with the threads that torch has; of one thread, by the time of the processor.
 
     Attributes:
         single: operations a second of a matrix product in single precision.
@@ -44,16 +44,16 @@ class Rates:
         rows = torch.randn(2 * width, width, generator=random)
         wide = rows.double()
         matrix = wide.mT @ wide / len(wide) + torch.eye(width, dtype=torch.float64)
-        product = 2.0 * len(rows) * width**2
-        small, large = (
-            _elimination(matrix[:size, :size], wide[:ROWS, :size]) for size in (width // 2, width)
-        )
+        single = 2.0 * len(rows) * width**2 / _seconds(lambda: rows.mT @ rows)
+        half = width // 2
+        small, large = (_elimination(matrix[:n, :n], wide[:ROWS, :n]) for n in (half, width))
         return cls(
-            single=product / _seconds(lambda: rows.mT @ rows),
-            double=product / _seconds(lambda: wide.mT @ wide),
+            single=single,
+            double=2.0 * len(rows) * width**2 / _seconds(lambda: wide.mT @ wide),
             factorised=width**3 / 3 / _seconds(lambda: torch.linalg.cholesky_ex(matrix)),
             ranked=rows.numel() / _seconds(lambda: stable_order(wide)),
-            removal=growth(width // 2, small, width, large),
+            # a row takes 2 n^3 / 3 operations of products at least, which few columns hide
+            removal=growth(half, small, width, large, 2 / 3 / single),
         )
 
     def elimination(self, rows: int, columns: int) -> float:
@@ -62,10 +62,18 @@ class Rates:
         return rows * (square * columns**2 + cube * columns**3)
 
 
-def growth(size: int, seconds: float, larger: int, longer: float) -> tuple[float, float]:
-    """(a, b) with seconds = a n^2 + b n^3 at both sizes, none of them negative."""
+def growth(size: int, seconds: float, larger: int, longer: float, least: float = 0.0) -> tuple[float, float]:
+    """(a, b) with seconds = a n^2 + b n^3 at both sizes, none of them negative.
+
+    Args:
+        size: a number of columns.
+        seconds: what it takes.
+        larger: another number of columns.
+        longer: what that takes.
+        least: what b is at least, which small sizes do not show: the larger size is then met alone.
+    """
     cube = (longer / larger**2 - seconds / size**2) / (larger - size)
-    cube = min(max(cube, 0.0), longer / larger**3)
+    cube = min(max(cube, least), longer / larger**3)
     return longer / larger**2 - cube * larger, cube
 
 
@@ -75,9 +83,11 @@ def _elimination(matrix: Tensor, weights: Tensor) -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
+    # of one thread, what the processor gives to others does not count
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     taken = []
     for _ in range(2):
-        began = time.perf_counter()
+        began = clock()
         work()
-        taken.append(time.perf_counter() - began)
+        taken.append(clock() - began)
     return max(min(taken), 1e-9)
