@@ -80,3 +80,11 @@ def test_the_checkpoint_of_another_recipe_is_refused(tmp_path):
     first.save_checkpoint(tmp_path / "half.ckpt")
     with pytest.raises(InputError, match="another recipe"):
         trainer(tmp_path, pruning(epochs=7)).fit(module(), loader(), ckpt_path=tmp_path / "half.ckpt")
+
+
+def test_a_checkpoint_without_the_pruning_is_refused(tmp_path):
+    first = trainer(tmp_path, lightning.Callback(), max_steps=8)
+    first.fit(module(), loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    with pytest.raises(InputError, match="goes on at step 8, but its checkpoint has no state of the pruning"):
+        trainer(tmp_path, pruning()).fit(module(), loader(), ckpt_path=tmp_path / "half.ckpt")

@@ -128,3 +128,44 @@ def test_before_the_training_there_is_no_result():
     with pytest.raises(InputError, match="has not begun"):
         TrainerPruning(recipe(), every=1).result()
     copy.deepcopy(TrainerPruning(recipe(), every=1))
+
+
+class Worse(transformers.Trainer):
+    """One whose first checkpoint is the best."""
+
+    def evaluate(self, *_, **__):
+        found = {"eval_loss": float(self.state.global_step)}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+
+def test_it_goes_back_with_the_best_checkpoint(tmp_path):
+    callback = TrainerPruning(recipe(), every=2)
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=8, max_steps=12, save_steps=4, eval_steps=4, report_to=[],
+        eval_strategy="steps", load_best_model_at_end=True, use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    run = Worse(bert(), arguments, train_dataset=examples(), eval_dataset=examples(), callbacks=[callback])
+    run.train()
+    assert run.state.best_model_checkpoint.endswith("checkpoint-4")
+    assert callback.session.masks.sparsity < 0.75
+    for name, mask in callback.result().masks.items():
+        assert torch.equal(run.model.get_parameter(name) != 0, mask), name
+
+
+def test_a_second_training_goes_on_with_what_is_pruned(tmp_path):
+    callback = TrainerPruning(recipe(), every=2)
+    run = trainer(tmp_path, callback, save_strategy="no")
+    run.train()
+    masks = dict(callback.session.masks)
+    run.train()
+    for name, mask in masks.items():
+        assert torch.equal(run.model.get_parameter(name) != 0, mask), name
+    assert run.state.log_history[-1]["sparsity"] == callback.session.masks.sparsity
+
+
+def test_units_are_found_by_the_trainers_batches(tmp_path):
+    units = Recipe(granularity="unit", allocation="per_layer", schedule={"name": "one_shot", "sparsity": 0.5})
+    callback = TrainerPruning(units, every=1)
+    trainer(tmp_path, callback, max_steps=2, save_strategy="no").train()
+    assert callback.session.kept.sparsity == pytest.approx(0.5, abs=0.05)

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from prunekit.batches import Inputs
+from prunekit.errors import InputError
 from prunekit.history import Pruned
 from prunekit.integrations.own_session import CallbackSession
 from prunekit.pruning import Session
@@ -63,8 +64,14 @@ class LightningPruning(Callback):
         """Let the masks act; after a checkpoint, those of the checkpoint.
 
         Raises:
-            InputError: where the checkpoint holds the state of another recipe, or a damaged one.
+            InputError: where the checkpoint holds no state of the pruning, that of another recipe, or a
+                damaged one.
         """
+        if trainer.global_step and self._state is None and self._own.session is None:
+            raise InputError(
+                f"the training goes on at step {trainer.global_step}, but its checkpoint has no state of the "
+                "pruning: train from the beginning"
+            )
         session = self._own.begin(pl_module, trainer.optimizers)
         if self._state is not None:
             session.load_state_dict(self._state)

@@ -53,9 +53,12 @@ class CallbackSession:
             )
 
     def begin(self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> Session:
-        """Let the masks act in a training that begins, or goes on."""
+        """Let the masks act in a training that begins, or goes on: what is pruned of a network stays so."""
         if self.session is not None:
             self.session.detach()
+            if self.session.model is model:
+                self.session.attach(optimizer, every=self.every)
+                return self.session
         self.session = self.recipe.attach(
             model,
             optimizer,

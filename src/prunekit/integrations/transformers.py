@@ -77,7 +77,9 @@ class TrainerPruning(TrainerCallback):
             DataError: where it is damaged.
         """
         model, optimizer = given["model"], given["optimizer"]
-        if self._own.data is None and self._own.recipe.needs_data:
+        recipe = self._own.recipe
+        by_example = recipe.by_example and self._own.example_inputs is None
+        if self._own.data is None and (recipe.needs_data or by_example):
             self._own.data = given["train_dataloader"]
         file = None if not state.global_step else self._file(args, state)
         session = self._own.begin(model, optimizer)
@@ -104,14 +106,24 @@ class TrainerPruning(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **given: Any
     ) -> None:
-        """Add the sparsity to what is logged."""
+        """Add the sparsity to the Trainer's history, and to what callbacks behind this one log."""
         if isinstance(logs, dict) and self._own.session is not None:
-            logs["sparsity"] = self._own.session.masks.sparsity
+            for each in (logs, *state.log_history[-1:]):
+                each["sparsity"] = self._own.session.masks.sparsity
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Let the masks act no more; the network stays pruned as it is."""
-        if self._own.session is not None:
-            self._own.session.detach()
+        """Let the masks act no more; the network stays pruned as it is.
+
+        Where the Trainer has gone back to its best checkpoint, the pruning goes back with it.
+
+        Raises:
+            InputError, DataError: where that has no state of the pruning, or a damaged one.
+        """
+        if self._own.session is None:
+            return
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            load_session(self._own.session, Path(state.best_model_checkpoint) / SESSION_FILE)
+        self._own.session.detach()
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from prunekit.digests import read_tensors, write_tensors
-from prunekit.errors import DataError, PrunekitError
+from prunekit.errors import DataError, InputError, PrunekitError
 from prunekit.files import file_to_write, parse_json
 from prunekit.pruning import Session
 
@@ -33,8 +33,11 @@ def load_session(session: Session, path: str | Path) -> None:
 
     Raises:
         DataError: naming the file, if it is missing or damaged, or was written by something else.
-        InputError: if it belongs to another recipe, seed or model. In both cases nothing is changed.
+        InputError: if the path is a folder, or it belongs to another recipe, seed or model. In all cases
+            nothing is changed.
     """
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder: name the file of the session")
     tensors, metadata = read_tensors(Path(path))
     if _SESSION not in metadata:
         raise DataError(f"{path} holds no session: save_session writes them")
