@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     "README.md",
     "docs/command-line.md",
+    "docs/distributed.md",
     "docs/tutorial.md",
     "docs/add-a-method.md",
     "docs/add-an-operator.md",

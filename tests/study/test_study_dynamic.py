@@ -18,12 +18,12 @@ def test_an_interrupted_one_goes_on_to_the_same_and_the_last_step_is_the_result(
     run_study(study, whole, workers=1)
     original, steps = StepWork.remove, []
 
-    def interrupted(self, step, masked):
+    def interrupted(self, step, *rest):
         if self.recipe.grow is not None:
             steps.append(step.number)
             if steps == [1, 2, 3]:
                 raise RuntimeError("interrupted")
-        return original(self, step, masked)
+        return original(self, step, *rest)
 
     monkeypatch.setattr(StepWork, "remove", interrupted)
     with pytest.raises(Exception, match="interrupted"):

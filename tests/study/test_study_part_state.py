@@ -27,12 +27,12 @@ def test_interrupted_it_goes_on_to_the_same(tmp_path, monkeypatch):
     run_study(study(), whole, workers=1)
     original, steps = StepWork.remove, []
 
-    def interrupted(self, step, masked):
+    def interrupted(self, step, *rest):
         if "movement" in str(self.recipe.score.name):
             steps.append(step.number)
             if steps == [1, 2]:
                 raise RuntimeError("interrupted")
-        return original(self, step, masked)
+        return original(self, step, *rest)
 
     monkeypatch.setattr(StepWork, "remove", interrupted)
     with pytest.raises(Exception, match="interrupted"):

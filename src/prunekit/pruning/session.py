@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from prunekit.batches import Batches, Inputs, as_batches
@@ -86,7 +86,8 @@ def prune(
         Exception: whatever the training, a repair or `evaluate` raises later; the network is put back as it
             was then. Of several processes the others raise a PrunekitError that says what it was.
     """
-    with failing_together():
+    several = distributed.is_available() and distributed.is_initialized()
+    with failing_together() if several else nullcontext():
         session = Session(
             model,
             recipe,
@@ -100,7 +101,8 @@ def prune(
             example_inputs=example_inputs,
             teacher=teacher,
         )
-        announce(session.plan, recipe)
+        if recipe.parts_with("solving_seconds"):
+            announce(session.plan, recipe)
         with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
             for _ in session.run(evaluate=evaluate, report=report):
                 pass
