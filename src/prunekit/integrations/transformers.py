@@ -8,66 +8,34 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from prunekit.batches import Inputs
 from prunekit.errors import InputError
-from prunekit.history import Pruned
-from prunekit.integrations.own_session import CallbackSession
-from prunekit.pruning import Session
+from prunekit.integrations.pruning_callback import PruningCallback
 from prunekit.recipe import Recipe
 from prunekit.saving import load_session, save_session
-from prunekit.task import LossFunction, Task
 
 SESSION_FILE = "prunekit_session.safetensors"
 """What stands of the pruning in a checkpoint's folder."""
 
 
-class TrainerPruning(TrainerCallback):
+class TrainerPruning(PruningCallback, TrainerCallback):
     """A recipe whose steps are taken while a `Trainer` trains.
 
     Each checkpoint of the Trainer gets a file with the state of the pruning, from which
-    `train(resume_from_checkpoint=...)` goes on, to the same weights bit for bit.
+    `train(resume_from_checkpoint=...)` goes on, to the same weights bit for bit. Where no data is given, a
+    recipe that needs some gets the batches of the Trainer.
 
     Args:
-        recipe: what is done; its own retraining settings do not act, since the Trainer is the training.
+        recipe: what is done.
         every: a step of the recipe is taken after so many steps of the optimizer.
-        data: calibration examples; by default the batches of the Trainer, for recipes that need data.
-        loss: what is scored by; by default the loss that the model gives.
-        task: in place of `loss`, how the network is fed a batch and what its loss is.
-        seed: of everything random in the recipe.
-        example_inputs: what the network can be run on, for recipes of units.
         resume_from: the checkpoint's folder, where it is not in the Trainer's own `output_dir`.
-
-    Raises:
-        InputError: for a recipe whose parts change the loss, which the Trainer computes by itself.
+        settings: the other arguments of `PruningCallback`.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        *,
-        every: int,
-        data: Any = None,
-        loss: str | LossFunction | None = None,
-        task: Task | None = None,
-        seed: int = 0,
-        example_inputs: Inputs | None = None,
-        resume_from: str | Path | None = None,
+        self, recipe: Recipe, *, every: int, resume_from: str | Path | None = None, **settings: Any
     ) -> None:
-        self._own = CallbackSession(recipe, every, data, loss, task, seed, example_inputs)
+        super().__init__(recipe, every=every, **settings)
         self._resume_from = resume_from
-
-    @property
-    def session(self) -> Session | None:
-        """The pruning under way, once the training has begun."""
-        return self._own.session
-
-    def result(self) -> Pruned:
-        """The pruned network as it is now.
-
-        Raises:
-            InputError: before the training has begun.
-        """
-        return self._own.result()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Let the masks act; after a checkpoint, those of the checkpoint.
@@ -77,12 +45,11 @@ class TrainerPruning(TrainerCallback):
             DataError: where it is damaged.
         """
         model, optimizer = given["model"], given["optimizer"]
-        recipe = self._own.recipe
-        by_example = recipe.by_example and self._own.example_inputs is None
-        if self._own.data is None and (recipe.needs_data or by_example):
-            self._own.data = given["train_dataloader"]
+        by_example = self._recipe.by_example and self._example_inputs is None
+        if self._data is None and (self._recipe.needs_data or by_example):
+            self._data = given["train_dataloader"]
         file = None if not state.global_step else self._file(args, state)
-        session = self._own.begin(model, optimizer)
+        session = self._begin(model, optimizer)
         if file is not None:
             load_session(session, file)
 
@@ -100,16 +67,16 @@ class TrainerPruning(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Write the state of the pruning into the checkpoint."""
         folder = _checkpoint(args, state)
-        if state.is_world_process_zero and self._own.session is not None and folder.is_dir():
-            save_session(self._own.session, folder / SESSION_FILE)
+        if state.is_world_process_zero and self.session is not None and folder.is_dir():
+            save_session(self.session, folder / SESSION_FILE)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **given: Any
     ) -> None:
         """Add the sparsity to the Trainer's history, and to what callbacks behind this one log."""
-        if isinstance(logs, dict) and self._own.session is not None:
+        if isinstance(logs, dict) and self.session is not None:
             for each in (logs, *state.log_history[-1:]):
-                each["sparsity"] = self._own.session.masks.sparsity
+                each["sparsity"] = self.session.masks.sparsity
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Let the masks act no more; the network stays pruned as it is.
@@ -119,11 +86,11 @@ class TrainerPruning(TrainerCallback):
         Raises:
             InputError, DataError: where that has no state of the pruning, or a damaged one.
         """
-        if self._own.session is None:
+        if self.session is None:
             return
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            load_session(self._own.session, Path(state.best_model_checkpoint) / SESSION_FILE)
-        self._own.session.detach()
+            load_session(self.session, Path(state.best_model_checkpoint) / SESSION_FILE)
+        self._end()
 
 
 def _checkpoint(args: Any, state: Any) -> Path:
