@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import tempfile
 import time
 import warnings
@@ -22,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from prunekit import prune
 from prunekit.blockwise import memory_needed, prune_blocks
 from prunekit.methods import recipe
-from side_by_side import resident
+from side_by_side import alone, resident
 
 BLOCKS, WIDTH = (4, 12, 24), 1024
 SEQUENCES, LENGTH, WORDS = 8, 128, 1000
@@ -70,17 +69,6 @@ def measured(way: Any, folder: str, method: str, found: Any) -> None:
     before, began = resident("VmRSS"), time.process_time()
     way(folder, method)
     found.put({"peak, MB": (resident("VmHWM") - before) / 1e6, "seconds": time.process_time() - began})
-
-
-def alone(target: Any, *arguments: Any) -> Any:
-    """What a function puts into a queue, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    process = context.Process(target=target, args=(*arguments, queue))
-    process.start()
-    found = queue.get()
-    process.join()
-    return found
 
 
 def main() -> None:

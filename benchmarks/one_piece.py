@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import time
 import warnings
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from prunekit import prune
 from prunekit.methods import recipe
 from prunekit.pruning import solving_time
-from side_by_side import machine, resident
+from side_by_side import alone, machine, resident
 
 BLOCKS, WIDTH = (4, 8), 2048
 SEQUENCES, LENGTH, WORDS = 8, 128, 32000
@@ -77,17 +76,6 @@ def measured(method: str, blocks: int, width: int, threads: int, found: Any) -> 
             "sparsity": pruned.masks.sparsity,
         }
     )
-
-
-def alone(target: Any, *arguments: Any) -> Any:
-    """What a function puts into a queue, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    process = context.Process(target=target, args=(*arguments, queue))
-    process.start()
-    found = queue.get()
-    process.join()
-    return found
 
 
 def main() -> None:

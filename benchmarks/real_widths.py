@@ -6,7 +6,7 @@ Images are small and texts short, so that the forward passes count little; Llama
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,18 @@ def llama(depth: int = 12) -> tuple[nn.Module, Any]:
     return LlamaForCausalLM(config), {"input_ids": torch.arange(16).reshape(2, 8)}
 
 
+def inverted(stages: Sequence[tuple[int, int, int, int]], *activations: Any) -> tuple[nn.Module, Any]:
+    """Inverted residual blocks: of each stage the expansion, the width, how many, and the first's stride."""
+    blocks, width = [], 32
+    for times, out, count, stride in stages:
+        for number in range(count):
+            step = 1 if number else stride
+            blocks.append(nets.Inverted(width, times * width, out, step, *activations))
+            width = out
+    body = nn.Sequential(nets.conv_bn(3, 32, 3, 2), *blocks, nets.conv_bn(320, 1280, 1))
+    return nets.Head(body, 1280, 1000), image()
+
+
 def mobilenet_v2() -> tuple[nn.Module, Any]:
     """Sandler et al. 2018, arXiv 1801.04381, table 2."""
     stages = (
@@ -88,13 +100,7 @@ def mobilenet_v2() -> tuple[nn.Module, Any]:
         (6, 160, 3, 2),
         (6, 320, 1, 1),
     )
-    blocks, width = [], 32
-    for times, out, count, stride in stages:
-        for number in range(count):
-            blocks.append(nets.Inverted(width, times * width, out, 1 if number else stride))
-            width = out
-    body = nn.Sequential(nets.conv_bn(3, 32, 3, 2), *blocks, nets.conv_bn(320, 1280, 1))
-    return nets.Head(body, 1280, 1000), image()
+    return inverted(stages)
 
 
 def efficientnet_b0() -> tuple[nn.Module, Any]:
@@ -108,14 +114,7 @@ def efficientnet_b0() -> tuple[nn.Module, Any]:
         (6, 192, 4, 2),
         (6, 320, 1, 1),
     )
-    blocks, width = [], 32
-    for times, out, count, stride in stages:
-        for number in range(count):
-            step = 1 if number else stride
-            blocks.append(nets.Inverted(width, times * width, out, step, nn.SiLU, nn.Sigmoid()))
-            width = out
-    body = nn.Sequential(nets.conv_bn(3, 32, 3, 2), *blocks, nets.conv_bn(320, 1280, 1))
-    return nets.Head(body, 1280, 1000), image()
+    return inverted(stages, nn.SiLU, nn.Sigmoid())
 
 
 def convnext_tiny() -> tuple[nn.Module, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -70,6 +71,17 @@ def resident(which: str) -> int:
     """Bytes of memory of this process (Linux): `VmRSS` now, `VmHWM` at the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
+
+
+def alone(target: Any, *arguments: Any) -> Any:
+    """What a function puts into a queue, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=target, args=(*arguments, queue))
+    process.start()
+    found = queue.get()
+    process.join()
+    return found
 
 
 def _processor() -> str:
