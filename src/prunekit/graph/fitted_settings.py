@@ -131,34 +131,41 @@ class _SettingsSearch:
         self._model, self._settings = model, settings
         self._wanted = form_of(model)
         self._before = before
+        self._candidates = self._possible()
         self._left = _MOST_BUILT
 
     def found(self) -> _FittedSettings | str:
         """What changes in the settings, or why nothing will do."""
-        changes: list[Change] = []
-        distance, where = self._distance(self._before)
+        changes, built = list[Change](), self._before
+        distance, where = self._distance(built)
         while distance:
             nearer = self._nearer(changes, distance)
             if nearer is None:
                 return f"no setting of {type(self._model).__name__}'s configuration gives {where}"
-            changes, (distance, where) = nearer
-        return self._with_attributes(changes)
+            changes, built, (distance, where) = nearer
+        return self._with_attributes(changes, built)
 
-    def _nearer(self, changes: list[Change], distance: float) -> tuple[list[Change], Distance] | None:
+    def _nearer(
+        self, changes: list[Change], distance: float
+    ) -> tuple[list[Change], nn.Module, Distance] | None:
         """The first changes with which the network is nearer: of one setting more, else of two."""
-        single = [each for each in self._candidates() if each not in changes]
+        single = [each for each in self._candidates if each not in changes]
         pairs = (pair for pair in combinations(single, 2) if pair[0][0] != pair[1][0])
         for more in chain(((each,) for each in single), pairs):
             if self._left == 0:
                 return None
             replaced = {path for path, _ in more}
             tried = [*(each for each in changes if each[0] not in replaced), *more]
-            found = self._tried(tried)
-            if found is not None and found[0] < distance - 1e-9:
-                return tried, found
+            self._left -= 1
+            built = self._built(tried)
+            if built is None:
+                continue
+            found = self._distance(built)
+            if found[0] < distance - 1e-9:
+                return tried, built, found
         return None
 
-    def _candidates(self) -> list[Change]:
+    def _possible(self) -> list[Change]:
         """Settings with the number that they may have become: what equals them has, or shrank like it."""
         sizes, named = self._changed_numbers()
         pairs = [(old, new) for old, every in sizes.items() for new in sorted(every)]
@@ -197,12 +204,6 @@ class _SettingsSearch:
                     named.setdefault(attribute, set()).add(new)
         return sizes, named
 
-    def _tried(self, changes: list[Change]) -> Distance | None:
-        """How far a network from other settings is from the smaller one, and where; None if there is none."""
-        self._left -= 1
-        built = self._built(changes)
-        return None if built is None else self._distance(built)
-
     def _built(self, changes: list[Change]) -> nn.Module | None:
         settings = self._settings
         for path, number in changes:
@@ -224,10 +225,8 @@ class _SettingsSearch:
             distance += sum(abs(math.log(one / other)) for one, other in zip(wanted, given, strict=True))
         return distance, where
 
-    def _with_attributes(self, changes: list[Change]) -> _FittedSettings | str:
+    def _with_attributes(self, changes: list[Change], built: nn.Module) -> _FittedSettings | str:
         """The changes, or where the class would compute with another number, such as a temperature."""
-        built = self._built(changes)
-        assert built is not None
         now = dict(self._model.named_modules())
         attributes: dict[tuple[str, str], int] = {}
         for name, module in built.named_modules():
