@@ -8,10 +8,12 @@ there, or a number is explained by nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError
@@ -21,7 +23,7 @@ from prunekit.graph.conversion import mark_types
 from prunekit.graph.free_axes import Axis, FreeAxes, free_axes, with_sizes
 from prunekit.graph.free_sizes import FreedGraph, Graphs, HeldError, SizedRun, differing, line_of
 from prunekit.graph.groups import CouplingGraph
-from prunekit.graph.surgery import Cut, Operation, checked, operation
+from prunekit.graph.surgery import Cut, Operation, checked, copy_of, operation
 from prunekit.modes import evaluating
 
 
@@ -78,7 +80,7 @@ def any_size(
     Returns:
         The same network, with the same parameters, with free axes where they could be found.
     """
-    mark_types([each.graph for each in result.graphs], model, example_inputs, _graphs_of)
+    mark_types([each.graph for each in result.graphs], model, partial(_graphs_in, model, example_inputs))
     axes = free_axes(model, example_inputs)
     held: dict[Axis, str] = {}
     while axes:
@@ -97,8 +99,14 @@ def any_size(
     return result
 
 
-def _graphs_of(model: nn.Module, inputs: Inputs) -> list[fx.Graph]:
-    return [each.graph for each in captured(model, inputs)]
+def _graphs_in(model: nn.Module, inputs: Inputs, own: torch.dtype, other: torch.dtype) -> list[fx.Graph]:
+    """The graphs of a network in another type, on inputs of that type."""
+
+    def converted(value: Tensor) -> Tensor:
+        return value.to(other) if value.dtype == own else value
+
+    given = pytree.tree_map_only(Tensor, converted, inputs)
+    return [each.graph for each in captured(copy_of(model).to(other), given)]
 
 
 def _recorded(

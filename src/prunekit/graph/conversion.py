@@ -7,14 +7,12 @@ network records another one when it is itself of another type; `softmax(x, dtype
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from prunekit.errors import InputError, ModelError
 
@@ -62,28 +60,22 @@ def _replace(node: fx.Node, changed: dict[Any, Any]) -> None:
 def mark_types(
     graphs: Sequence[fx.Graph],
     model: nn.Module,
-    inputs: Any,
-    graphs_for: Callable[[nn.Module, Any], Sequence[fx.Graph]],
+    graphs_in: Callable[[torch.dtype, torch.dtype], Sequence[fx.Graph]],
 ) -> None:
     """Write down which types in a network's graphs are its own, by recording it in another type.
 
     Args:
         graphs: of the network, or made from such by taking something out; their nodes' `meta` is changed.
         model: the network.
-        inputs: those that it was recorded with.
-        graphs_for: records another network on other inputs. Where it cannot, nothing is written down.
+        graphs_in: records a copy of it, in which the first of two types is the second. Where it cannot,
+            nothing is written down.
     """
     here = placement(model)
     if here is None or not any(_types(node) for graph in graphs for node in graph.nodes):
         return
     other = torch.float32 if here.dtype == torch.float64 else torch.float64
-
-    def converted(value: Tensor) -> Tensor:
-        return value.to(other) if value.dtype == here.dtype else value
-
     try:
-        twin = copy.deepcopy(model).to(other)
-        recorded = graphs_for(twin, pytree.tree_map_only(Tensor, converted, inputs))
+        recorded = graphs_in(here.dtype, other)
     except (InputError, ModelError, RuntimeError):
         return
     for graph, there in zip(graphs, recorded, strict=False):
