@@ -253,7 +253,7 @@ def _candidates(model: nn.Module) -> list[tuple[Target, Known]]:
     for place, module in model.named_modules(remove_duplicate=False):
         layer = place
         if isinstance(module, ParametrizationList):  # the user knows it as the layer's
-            layer, _, _ = place.rpartition(".parametrizations.")
+            layer, _ = weight_of(f"{place}.original")
         owner = model.get_submodule(layer)
         for short, parameter in module.named_parameters(recurse=False):
             unknown = isinstance(parameter, nn.parameter.UninitializedParameter)

@@ -13,6 +13,7 @@ from prunekit.distributed.collectives import (
     refuse_together,
     sum_over_processes,
     sum_to_process,
+    together,
 )
 from prunekit.distributed.data_shards import shard
 from prunekit.distributed.failure import failing_together
@@ -38,5 +39,6 @@ __all__ = [
     "shared_rows",
     "sum_over_processes",
     "sum_to_process",
+    "together",
     "trained_as_one",
 ]

@@ -9,12 +9,12 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.batches import Batches, Inputs, as_batches
 from prunekit.digests import KEY
-from prunekit.distributed import failing_together
+from prunekit.distributed import failing_together, together
 from prunekit.errors import InputError, StarvedLayerWarning
 from prunekit.history import Pruned, Record
 from prunekit.masks import Masks
@@ -86,8 +86,7 @@ def prune(
         Exception: whatever the training, a repair or `evaluate` raises later; the network is put back as it
             was then. Of several processes the others raise a PrunekitError that says what it was.
     """
-    several = distributed.is_available() and distributed.is_initialized()
-    with failing_together() if several else nullcontext():
+    with failing_together() if together() else nullcontext():
         session = Session(
             model,
             recipe,

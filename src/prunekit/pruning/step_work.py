@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from prunekit.batches import Inputs
-from prunekit.distributed import Owners, check_same, deal, of_first, processes, shared_layers
+from prunekit.distributed import Owners, check_same, deal, of_first, processes, shared_layers, together
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import VerificationError, zero_dead
 from prunekit.graph.surgery import count_parameters
@@ -310,7 +310,7 @@ class StepWork:
     def _owners(self) -> Owners:
         """The process that solves each layer, by the operations of an inverse and of a pass over all rows."""
         elements = self.plan.elements
-        if not _in_group() or processes() == 1 or elements.coupled is not None:
+        if not together() or processes() == 1 or elements.coupled is not None:
             return {}
         costs = {}
         for name, weight in elements.weights.items():
@@ -354,7 +354,7 @@ class StepWork:
         context = self.scorer.measured(context, turns)
         context = replace(context, scores=self.scorer.scores(context))
         kept = self.scorer.select(context)
-        self.keep(kept.replace(of_first(kept)) if _in_group() and processes() > 1 else kept)
+        self.keep(kept.replace(of_first(kept)) if together() and processes() > 1 else kept)
         # before the masks act: a repair looks at the values that go
         if self.recipe.repair.changes:
             self.recipe.repair(context.told("repair", kept_after=self.state.kept, masks=self.state.masks))
@@ -381,7 +381,7 @@ class StepWork:
         Raises:
             PrunekitError: on all processes, naming the first.
         """
-        if not _in_group():
+        if not together():
             return
         values = {name: self.inner.get_parameter(name) for name in self.plan.elements.parameters}
         check_same(values, "load the same weights everywhere, and train in DistributedDataParallel")
@@ -462,8 +462,3 @@ class StepWork:
 def _plain(value: Any) -> Any:
     """A figure as a number of Python: those of NumPy and torch do not go into every checkpoint."""
     return value.item() if hasattr(value, "item") else value
-
-
-def _in_group() -> bool:
-    """Whether this process works with others; asked here first, as most work alone."""
-    return distributed.is_available() and distributed.is_initialized()
