@@ -16,6 +16,7 @@ from prunekit.blockwise.shards import Shards, write_shard
 from prunekit.errors import DataError, InputError
 from prunekit.methods import recipe
 from prunekit.parts.allocation import PerLayer
+from prunekit.parts.granularity import NM
 
 transformers = pytest.importorskip("transformers")
 
@@ -63,6 +64,14 @@ def whole(model, chosen):
     return model
 
 
+def check_same(expected, folder):
+    """The files of a folder hold these values bit for bit."""
+    expected, found = expected.state_dict(), loaded(folder).state_dict()
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        assert torch.equal(value, found[key]), key
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("method", "inputs"), [("wanda", "dense"), ("sparsegpt", "pruned")])
 def test_the_result_is_that_of_the_whole_network(tmp_path, name, method, inputs):
@@ -77,14 +86,66 @@ def test_the_result_is_that_of_the_whole_network(tmp_path, name, method, inputs)
         inputs=inputs,
         report=lambda *a: reports.append(a),
     )
-    expected, found = whole(model, chosen).state_dict(), loaded(tmp_path / "out").state_dict()
-    assert expected.keys() == found.keys()
-    for key, value in expected.items():
-        assert torch.equal(value, found[key]), key
+    check_same(whole(model, chosen), tmp_path / "out")
     assert [each.sparsity for each in kept] == pytest.approx([0.5] * 3)
     assert reports == [(0, 3), (1, 3), (2, 3), (3, 3)]
     left = {path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")}
     assert left == set()
+
+
+def of_methods():
+    """Recipes beside those above, each with what its statistics are taken behind on the whole network."""
+    pattern = {"granularity": NM(n=2, m=4)}
+    exact = recipe("exact_layer_obs", sparsity=0.5)
+    return {
+        "ria": (recipe("ria", sparsity=0.5), "dense"),
+        "alps": (recipe("alps", sparsity=0.5), "pruned"),
+        "exact OBS": (exact.model_copy(update={"allocation": PerLayer()}), "dense"),
+        "exact OBS in turn": (
+            exact.model_copy(update={"allocation": PerLayer(), "order": "forward"}),
+            "pruned",
+        ),
+        "2:4 by wanda": (recipe("wanda", sparsity=0.5).model_copy(update=pattern), "dense"),
+        "2:4 by sparsegpt": (recipe("sparsegpt", sparsity=0.5).model_copy(update=pattern), "pruned"),
+        "2:4 by alps": (recipe("alps", sparsity=0.5).model_copy(update=pattern), "pruned"),
+    }
+
+
+@pytest.mark.parametrize("name", of_methods())
+def test_every_method_gives_the_whole_network_and_goes_on_to_the_same_files(tmp_path, monkeypatch, name):
+    chosen, inputs = of_methods()[name]
+    model = saved(tmp_path / "in")
+    prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", inputs=inputs)
+    check_same(whole(model, chosen), tmp_path / "out")
+    stop_at(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice", inputs=inputs)
+    monkeypatch.undo()
+    prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice", inputs=inputs)
+    check_same_files(tmp_path / "out", tmp_path / "twice")
+    if name.startswith("2:4"):
+        for layer in loaded(tmp_path / "out").model.layers:
+            assert torch.all((layer.mlp.up_proj.weight.unflatten(1, (-1, 4)) != 0).sum(2) == 2)
+
+
+def stop_at(monkeypatch, call):
+    """End the run where it prunes a block for this time, the first being 0."""
+    really, calls = module.prune, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > call:
+            raise KeyboardInterrupt
+        return really(*args, **kwargs)
+
+    monkeypatch.setattr(module, "prune", interrupted)
+
+
+def check_same_files(one, other):
+    names = {path.name for path in one.iterdir()}
+    assert names == {path.name for path in other.iterdir()}
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("after", [1, 2])
@@ -92,28 +153,18 @@ def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path, monkeypatch, aft
     saved(tmp_path / "in")
     chosen = recipe("wanda", sparsity=0.5)
     prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "once")
-    calls = []
-    really = module.prune
-
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-        return really(*args, **kwargs)
-
-    monkeypatch.setattr(module, "prune", interrupted)
+    stop_at(monkeypatch, after)
     with pytest.raises(KeyboardInterrupt):
         prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice")
     with pytest.raises(InputError, match="another seed"):
         prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice", seed=1)
-    monkeypatch.setattr(module, "prune", lambda *a, **k: calls.append(2) or really(*a, **k))
+    monkeypatch.undo()
+    really, calls = module.prune, []
+    monkeypatch.setattr(module, "prune", lambda *a, **k: calls.append(1) or really(*a, **k))
     kept = prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice")
-    assert calls.count(2) == 3 - after
+    assert len(calls) == 3 - after
     assert len(kept) == 3
-    names = {path.name for path in (tmp_path / "once").iterdir()}
-    assert names == {path.name for path in (tmp_path / "twice").iterdir()}
-    for name in names:
-        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes(), name
+    check_same_files(tmp_path / "once", tmp_path / "twice")
     assert (
         prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice") == kept
     )  # nothing is left to do
