@@ -2,23 +2,18 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from prunekit.pruning import prune
+from ranks import needs_gloo, on_ranks
 from small_nets import blobs, mlp, recipe, same
 from two_processes import RECIPES, work
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-    reason="torch is built without gloo",
-)
+pytestmark = needs_gloo
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def ranks():
+    return on_ranks(work)
 
 
 @pytest.mark.parametrize("name", [*RECIPES, "attached", "one without data"])
