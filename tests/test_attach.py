@@ -330,6 +330,19 @@ class TestRefusals:
         first.detach()
         recipe(schedule=GRADUAL, **settings).attach(model, optimizer)
 
+    def test_two_sessions_of_other_weights_of_a_network(self):
+        model = mlp(10, 16, 3)
+        optimizer = AdamW(model.parameters(), 0.05, weight_decay=0.1)
+        first = recipe(schedule=GRADUAL, targets=("0",)).attach(model, optimizer, every=1)
+        rewound = {"targets": ("2",), "retrain": {"name": "rewind", "step": 0}}
+        second = recipe(schedule=GRADUAL, **rewound).attach(model, optimizer, every=4)
+        for done in range(1, 13):
+            steps(model, optimizer, 1)  # every fourth goes back to the dense values of both layers
+            for session, every in ((first, 1), (second, 4)):
+                for name, mask in session.masks.items():
+                    assert zeros(model, name) == int((~mask).sum())
+                    assert int((~mask).sum()) == round(0.2 * min(done // every, 3) * mask.numel())
+
     def test_two_networks_on_one_optimizer(self):
         one, other = mlp(10, 16, 3), mlp(10, 16, 3)
         optimizer = SGD([*one.parameters(), *other.parameters()], 0.1)
@@ -362,13 +375,22 @@ class TestRefusals:
 
     def test_the_state_of_another_recipe(self):
         _, _, session = attached()
-        with pytest.raises(InputError, match="another recipe"):
+        with pytest.raises(InputError, match=r"another recipe, with score.name = 'magnitude', not 'random'"):
             attached(score="random")[2].load_state_dict(session.state_dict())
 
     def test_the_state_of_another_model(self):
         _, _, session = attached()
-        with pytest.raises(InputError, match="pruned other layers"):
+        with pytest.raises(
+            InputError, match=r"other layers, 2 where this one prunes 3: this one has '4.weight', it has not"
+        ):
             attached(model=mlp(10, 16, 8, 3))[2].load_state_dict(session.state_dict())
+
+    def test_the_state_of_other_steps_between(self):
+        _, _, session = attached(every=3)
+        with pytest.raises(InputError, match=r"a step after every 3 steps .*, this one has every = 4"):
+            attached(every=4)[2].load_state_dict(session.state_dict())
+        for every in (3, None):
+            attached(every=every)[2].load_state_dict(session.state_dict())
 
 
 RESUMED = {

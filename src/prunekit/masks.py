@@ -394,9 +394,15 @@ class MaskedOptimizer:
         self._held = [_Held(parameter, mask, self._gradients) for parameter, mask in pairs]
 
     def forget(self) -> None:
-        """Moments of other values say nothing about those that the network has now."""
+        """Drop the moments, which are of other values than the network has now.
+
+        Where several sessions prune a network, the masks of all act on these values at once.
+        """
         for optimizer in self.optimizers:
             optimizer.state.clear()
+            for masked in self.on(optimizer):
+                for held in masked._held:
+                    held.settle()
 
     def remove(self) -> None:
         """Stop acting on optimizers and gradients."""
@@ -421,11 +427,11 @@ class MaskedOptimizer:
             if isinstance(getattr(hook, "__self__", None), MaskedOptimizer):
                 hooks[key] = hooks.pop(key)
 
-    def shares(self, model: nn.Module) -> str | None:
-        """The first parameter of a network that is of the one whose weights are masked here; None if none."""
-        own = {id(parameter) for parameter in self._model.parameters()}
-        named = unwrap(model).named_parameters()
-        return next((name for name, parameter in named if id(parameter) in own), None)
+    def shares(self, model: nn.Module, masks: Masks) -> str | None:
+        """The first of the masked parameters of a network that is masked here, too; None if none is."""
+        own = {id(held.weight) for held in self._held}
+        weights = (parameter for parameter, _ in masks.parameters(model))
+        return next((name for name, each in zip(masks, weights, strict=True) if id(each) in own), None)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if any(place.get(key) is not value for place, key, value in self._path):
@@ -559,11 +565,11 @@ def check_attachable(model: nn.Module, optimizers: Any, masks: Masks) -> None:
     found = _unique(chain(*map(hooked, given)))
     for optimizer in found:
         for other in MaskedOptimizer.on(optimizer):
-            shared = other.shares(model)
+            shared = other.shares(model, masks)
             if shared is not None:
                 raise InputError(
                     f"the optimizer ({type(optimizer).__name__}) carries the masks of another session "
-                    f"already, of the network that {shared} belongs to: detach() that session first"
+                    f"already, of {shared}: detach() that session first, or prune other weights"
                 )
     _check_trained(model, found, masks)
 

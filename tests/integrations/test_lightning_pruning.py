@@ -49,8 +49,9 @@ def trainer(folder, callback, *others, **settings):
     )  # fmt: skip
 
 
-def pruning(**settings):
-    return LightningPruning(gradual_magnitude(sparsity=0.8, steps=4, **settings), every=3)
+def pruning(every=3, targets=None, **settings):
+    recipe = gradual_magnitude(sparsity=0.8, steps=4, **settings).model_copy(update={"targets": targets})
+    return LightningPruning(recipe, every=every)
 
 
 def test_it_prunes_while_it_trains(tmp_path):
@@ -78,8 +79,49 @@ def test_the_checkpoint_of_another_recipe_is_refused(tmp_path):
     first = trainer(tmp_path, pruning(), max_steps=8)
     first.fit(module(), loader())
     first.save_checkpoint(tmp_path / "half.ckpt")
-    with pytest.raises(InputError, match="another recipe"):
+    with pytest.raises(InputError, match=r"another recipe, with retrain.training.epochs = .*, not 7"):
         trainer(tmp_path, pruning(epochs=7)).fit(module(), loader(), ckpt_path=tmp_path / "half.ckpt")
+
+
+def test_a_checkpoint_with_other_steps_between_is_refused(tmp_path):
+    first = trainer(tmp_path, pruning(every=3), max_steps=8)
+    first.fit(module(), loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    with pytest.raises(InputError, match=r"after every 3 steps of the optimizer, this one has every = 2"):
+        trainer(tmp_path, pruning(every=2)).fit(module(), loader(), ckpt_path=tmp_path / "half.ckpt")
+
+
+def layers_apart():
+    return pruning(every=3, targets=("net.0",)), pruning(every=2, targets=("net.2",))
+
+
+def test_two_callbacks_prune_one_module_and_go_on_from_its_checkpoint(tmp_path):
+    whole, saving = module(), ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
+    trainer(tmp_path, *layers_apart(), saving, enable_checkpointing=True).fit(whole, loader())
+    rest, callbacks = module(), layers_apart()
+    trainer(tmp_path, *callbacks).fit(rest, loader(), ckpt_path=tmp_path / "step=8.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[name]), name
+    for callback, name, size in zip(callbacks, ("net.0.weight", "net.2.weight"), (192, 96), strict=True):
+        mask = callback.session.masks[name]
+        assert int(mask.sum()) == size - round(0.8 * size)
+        assert torch.equal(rest.get_parameter(name) != 0, mask)
+
+
+def test_two_callbacks_on_the_same_weights_are_refused(tmp_path):
+    both = pruning(targets=("net.0",)), pruning(targets=("net.*",))
+    with pytest.raises(InputError, match=r"carries the masks of another session already, of net.0.weight"):
+        trainer(tmp_path, *both).fit(module(), loader())
+
+
+def test_a_checkpoint_of_other_targets_is_refused(tmp_path):
+    first = trainer(tmp_path, pruning(targets=("net.0",)), max_steps=8)
+    first.fit(module(), loader())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    with pytest.raises(InputError, match=r"'targets': \('net.2',\).*, only as .*'targets': \('net.0',\)"):
+        trainer(tmp_path, pruning(targets=("net.2",))).fit(
+            module(), loader(), ckpt_path=tmp_path / "half.ckpt"
+        )
 
 
 def test_a_checkpoint_without_the_pruning_is_refused(tmp_path):

@@ -101,8 +101,10 @@ def test_a_damaged_state_and_that_of_another_recipe_are_refused(tmp_path):
     trainer(tmp_path, TrainerPruning(recipe(), every=2)).train()
     place = tmp_path / "checkpoint-6"
     other = TrainerPruning(recipe(epochs=3), every=2)
-    with pytest.raises(InputError, match="another recipe"):
+    with pytest.raises(InputError, match=r"another recipe, with retrain.training.epochs = .*, not 3"):
         trainer(tmp_path, other).train(resume_from_checkpoint=str(place))
+    with pytest.raises(InputError, match=r"after every 2 steps of the optimizer, this one has every = 1"):
+        trainer(tmp_path, TrainerPruning(recipe(), every=1)).train(resume_from_checkpoint=str(place))
     file = place / SESSION_FILE
     content = bytearray(file.read_bytes())
     content[-3] ^= 1

@@ -41,7 +41,8 @@ class TrainerPruning(PruningCallback, TrainerCallback):
         """Let the masks act; after a checkpoint, those of the checkpoint.
 
         Raises:
-            InputError: where a checkpoint has no state of the pruning, or that of another recipe.
+            InputError: where a checkpoint has no state of the pruning, or that of another recipe or another
+                `every`.
             DataError: where it is damaged.
         """
         model, optimizer = given["model"], given["optimizer"]

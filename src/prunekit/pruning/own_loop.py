@@ -29,12 +29,13 @@ class OwnLoop:
         work: whose masks and parts act.
         go_on: takes the session's next step.
         masked: the optimizer; None where none is attached.
+        every: the session advances by itself after so many steps of the optimizer; None where it does not.
     """
 
     work: StepWork
     go_on: Callable[[], object]
     masked: MaskedOptimizer | None = field(default=None, init=False)
-    _every: int | None = field(default=None, init=False)
+    every: int | None = field(default=None, init=False)
 
     @property
     def _state(self) -> State:
@@ -67,7 +68,7 @@ class OwnLoop:
     def attach(self, optimizer: Optimizer | Sequence[Optimizer], every: int | None) -> None:
         """Let the masks act; see `Session.attach`."""
         self._keep_checkpoint()
-        self._every = every
+        self.every = every
         self.masked = self._act_on(optimizer)
         self.begin()
 
@@ -123,7 +124,7 @@ class OwnLoop:
     def _after_step(self) -> None:
         self._state.optimizer_steps += 1
         self._keep_checkpoint()
-        if self._every is not None and self._state.optimizer_steps % self._every == 0:
+        if self.every is not None and self._state.optimizer_steps % self.every == 0:
             self.go_on()
 
     def resume(self) -> None:

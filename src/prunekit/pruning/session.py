@@ -448,17 +448,23 @@ class Session:
         Save it beside the state dicts of the model and of the optimizer; `torch.load(weights_only=True)`
         reads it. It carries a digest of its content, by which damage is noticed.
         """
-        values = {"recipe": self.recipe.to_dict(), "seed": self._seed, **self._state.to_dict()}
+        values = {
+            "recipe": self.recipe.to_dict(),
+            "seed": self._seed,
+            "every": self._loop.every,
+            **self._state.to_dict(),
+        }
         return {**values, KEY: digest_of(values)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where another session of the same recipe, seed and model was.
 
         Raises:
-            InputError: if the state is damaged, or belongs to another recipe, seed or model; nothing is
-                changed then.
+            InputError: if the state is damaged, belongs to another recipe, seed or model, or was taken with
+                another `every` than this session is attached with; nothing is changed then.
         """
-        self._go_on_from(read_state(state, Owner(self.recipe, self.plan, self._seed, self._state)))
+        owner = Owner(self.recipe, self.plan, self._seed, self._state, self._loop.every)
+        self._go_on_from(read_state(state, owner))
         self.masks.apply(self._inner)
         self._loop.resume()
 

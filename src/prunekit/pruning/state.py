@@ -22,7 +22,7 @@ from prunekit.statistics import Found, Statistic
 
 NEEDED = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
 QUANTIZED = ("levels", "bits")
-OPTIONAL = ("measured", "stop", "parts", KEY)
+OPTIONAL = ("measured", "stop", "parts", "every", KEY)
 
 
 @dataclass
@@ -96,12 +96,17 @@ def asked_again(recipe: Recipe) -> tuple[Statistic, ...]:
 
 @dataclass(frozen=True)
 class Owner:
-    """The session that a state is read for: what it does, and how its own state looks."""
+    """The session that a state is read for: what it does, and how its own state looks.
+
+    Attributes:
+        every: by how many steps of an optimizer it takes one of its own; None where it does not.
+    """
 
     recipe: Recipe
     plan: Plan
     seed: int
     state: State
+    every: int | None = None
 
 
 def read_state(values: Any, owner: Owner) -> State:
@@ -146,10 +151,20 @@ def _feed(found: Any, value: Any) -> None:
 
 def _read(values: Any, owner: Owner) -> State:
     _keys(values, "", NEEDED, OPTIONAL)
-    if digest_of(values["recipe"]) != digest_of(owner.recipe.to_dict()):
-        raise InputError("the saved session followed another recipe: build the session from the same one")
+    recipe = owner.recipe.to_dict()
+    if digest_of(values["recipe"]) != digest_of(recipe):
+        raise InputError(
+            f"the saved session followed another recipe, with {_difference(values['recipe'], recipe)}: "
+            "build the session from the same one"
+        )
     if type(values["seed"]) is not int or values["seed"] != owner.seed:
         raise InputError(f"the saved session has seed {shown(values['seed'])}, this one {owner.seed}")
+    every = values.get("every")
+    if every is not None and owner.every is not None and every != owner.every:
+        raise InputError(
+            f"the saved session took a step after every {shown(every)} steps of the optimizer, this one has "
+            f"every = {owner.every}: attach it with the same"
+        )
     kept = _flags(values["masks"], "masks", owner)
     history = _history(values["history"], owner)
     _check_counts(kept, "masks", history, owner)
@@ -170,13 +185,30 @@ def _read(values: Any, owner: Owner) -> State:
     return state
 
 
+def _difference(saved: Any, own: Any, place: str = "") -> str:
+    """The first setting in which two recipes differ, with both values: "schedule.steps = 4, not 5"."""
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        for key in (*own, *saved):
+            if digest_of(saved.get(key)) != digest_of(own.get(key)):
+                return _difference(saved.get(key), own.get(key), f"{place}.{key}" if place else str(key))
+    return f"{place or 'settings'} = {shown(saved)}, not {shown(own)}"
+
+
 # ---- masks and history -----------------------------------------------------------------------------------
 
 
 def _flags(values: Any, place: str, owner: Owner) -> Masks:
     """In the session's own order, which decides between equal scores."""
-    if not isinstance(values, Mapping) or set(values) != set(owner.state.kept):
-        raise InputError("the saved session pruned other layers: it belongs to another model")
+    own_names = list(owner.state.kept)
+    if not isinstance(values, Mapping):
+        raise _wrong(place, f"a mapping is needed, not a {type(values).__name__}")
+    for name in (*values, *own_names):
+        if name not in values or name not in own_names:
+            has, lacks = ("it", "this one") if name in values else ("this one", "it")
+            raise InputError(
+                f"the saved session pruned other layers, {len(values)} where this one prunes "
+                f"{len(own_names)}: {has} has {shown(name)}, {lacks} has not; it belongs to another model"
+            )
     found = {}
     for name, own in owner.state.kept.items():
         flags = values[name]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from prunekit.digests import read_tensors, write_tensors
-from prunekit.errors import DataError, InputError, PrunekitError
+from prunekit.errors import DataError, InputError, PrunekitError, naming, shown
 from prunekit.files import file_to_write, parse_json
 from prunekit.pruning import Session
 
@@ -21,9 +21,10 @@ def save_session(session: Session, path: str | Path) -> None:
     """Write what a session needs to go on; the network and the optimizer are for you to save beside it.
 
     Raises:
-        InputError: if the path is a folder.
+        InputError: if it is no session, or the path is a folder.
         OSError: if it cannot be written; what was there before is left then.
     """
+    _check_session(session)
     tensors, text = session_to_tensors(session.state_dict())
     write_tensors(file_to_write(path), tensors, {_SESSION: text})
 
@@ -33,15 +34,26 @@ def load_session(session: Session, path: str | Path) -> None:
 
     Raises:
         DataError: naming the file, if it is missing or damaged, or was written by something else.
-        InputError: if the path is a folder, or it belongs to another recipe, seed or model. In all cases
-            nothing is changed.
+        InputError: if it is no session that is to go on, the path is a folder, or the file belongs to
+            another recipe, seed or model. In all cases nothing is changed.
     """
+    _check_session(session)
     if Path(path).is_dir():
         raise InputError(f"{path} is a folder: name the file of the session")
     tensors, metadata = read_tensors(Path(path))
     if _SESSION not in metadata:
         raise DataError(f"{path} holds no session: save_session writes them")
-    session.load_state_dict(session_from_tensors(metadata[_SESSION], tensors, Path(path)))
+    state = session_from_tensors(metadata[_SESSION], tensors, Path(path))
+    with naming(str(path)):
+        session.load_state_dict(state)
+
+
+def _check_session(session: Any) -> None:
+    if not isinstance(session, Session):
+        raise InputError(
+            f"a session is needed, not {shown(session)}: recipe.attach gives one, a callback has one once "
+            "the training has begun"
+        )
 
 
 def session_to_tensors(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
