@@ -427,11 +427,14 @@ class MaskedOptimizer:
             if isinstance(getattr(hook, "__self__", None), MaskedOptimizer):
                 hooks[key] = hooks.pop(key)
 
-    def shares(self, model: nn.Module, masks: Masks) -> str | None:
-        """The first of the masked parameters of a network that is masked here, too; None if none is."""
+    def shares(self, model: nn.Module, masks: Masks | None = None) -> str | None:
+        """The first parameter of a network, or of those that masks of it are for, that is masked here."""
         own = {id(held.weight) for held in self._held}
-        weights = (parameter for parameter, _ in masks.parameters(model))
-        return next((name for name, each in zip(masks, weights, strict=True) if id(each) in own), None)
+        if masks is None:
+            named = [*unwrap(model).named_parameters()]
+        else:
+            named = [(name, each) for name, (each, _) in zip(masks, masks.parameters(model), strict=True)]
+        return next((name for name, parameter in named if id(parameter) in own), None)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if any(place.get(key) is not value for place, key, value in self._path):
