@@ -1,5 +1,6 @@
 """The choosing, against answers worked out by hand."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,21 +8,23 @@ import pytest
 from report_fixture import MANY, Method, make_study
 
 from prunekit.digests import read_json_with_digest, write_json_with_digest
-from prunekit.report.findings import (
-    Finding,
-    _starved,
-    asked_ratios,
-    best_at,
-    best_table,
-    findings,
-    max_compression_within_tolerance,
-)
+from prunekit.report.best import asked_ratios, best_at, best_table, max_compression_within_tolerance
+from prunekit.report.findings import Finding, _emptied, _starved, findings
 from prunekit.report.layers import layer_table
 from prunekit.report.page import write_report
-from prunekit.report.points import ACCURACY, MSE, LayerPoint, Point, points_of, spread_of
-from prunekit.report.read_tables import read_results
+from prunekit.report.points import (
+    ACCURACY,
+    MSE,
+    LayerPoint,
+    Point,
+    layer_points_of,
+    points_of,
+    spread_of,
+    times_of,
+)
+from prunekit.report.read_tables import LayerRow, read_results
 from prunekit.report.style import looks_of
-from prunekit.study_files import read_study
+from prunekit.study_files import StudyFile, read_study
 
 
 def point(
@@ -46,7 +49,7 @@ def test_chosen_on_validation_and_reported_on_test() -> None:
     assert best.point.method == "a"
     assert best.runner_up is not None
     assert best.runner_up.method == "b"
-    assert best.candidates == 3
+    assert [each.method for each in best.candidates] == ["a", "b", "c"]
     assert best.test(ACCURACY).mean == pytest.approx(0.905)
     # |0.905 - 0.925| = 0.02 is more than 2 x 0.00707: b is better on test, beyond the spread
     assert (best.verdict, best.rivals) == ("behind on test", ("b",))
@@ -91,7 +94,7 @@ def test_a_method_that_does_as_well_with_fewer_weights_forbids_the_claim() -> No
     ]
     best = best_at(points, 8.0, ACCURACY)
     assert best is not None
-    assert (best.candidates, best.verdict, best.rivals) == (2, "within the spread", ("c",))
+    assert (len(best.candidates), best.verdict, best.rivals) == (2, "within the spread", ("c",))
 
 
 def test_the_smallest_ratio_at_or_above_within_a_quarter() -> None:
@@ -99,7 +102,7 @@ def test_the_smallest_ratio_at_or_above_within_a_quarter() -> None:
     points = [DENSE, *(point("a", r, fine, fine) for r in (3.9, 4.3, 4.8)), point("b", 5.1, fine, fine)]
     best = best_at(points, 4.0, ACCURACY)
     assert best is not None
-    assert (best.point.ratio, best.candidates, best.verdict) == (4.3, 1, "only method here")
+    assert (best.point.ratio, len(best.candidates), best.verdict) == (4.3, 1, "only method here")
     assert best_at(points, 8.0, ACCURACY) is None
     near = best_at([DENSE, point("a", 3.97, fine, fine)], 4.0, ACCURACY)  # whole weights: 3.97 is 4
     assert near is not None
@@ -264,6 +267,74 @@ def test_controls_from_scratch_are_said_by_their_budget_and_told_apart(tmp_path)
     looks = looks_of(list(methods), None, [], read_study(folder / "study.json").control_of)
     assert len({look.dasharray for look in looks.values()}) == 3
     assert len({look.color for look in looks.values()}) == 1
+
+
+def test_figures_are_named_at_the_ratios_that_were_run() -> None:
+    """4 and 8 are asked for; the methods were run at 4.6 and 9.6 to 9.8, and nothing else may be named."""
+    note = {"recipe": {"retrain": {"name": "none"}}}
+    study = StudyFile(
+        **{"format": 2, "name": "s", "title": "t", "question": "", "expected": "", "command": ""},
+        **{"dataset": {}, "model": {}, "training": {"epochs": 1}, "seeds": 2, "environment": {}},
+        **{"methods": dict.fromkeys(("a", "b", "random"), note), "primary": "test_accuracy"},
+        controls={"random": "random"},
+    )
+    points = [
+        DENSE,
+        point("a", 4.6, [0.93, 0.93], [0.92, 0.93]),
+        point("b", 4.6, [0.92, 0.92], [0.92, 0.93]),
+        point("random", 4.6, [0.5, 0.5], [0.5, 0.51]),
+        point("a", 9.8, [0.91, 0.91], [0.91, 0.92]),
+        point("b", 9.6, [0.8, 0.8], [0.8, 0.81]),
+        point("random", 9.6, [0.3, 0.3], [0.3, 0.31]),
+    ]
+    sentences = [str(finding) for finding in findings(study, points, ACCURACY).findings]
+    run = {"4.6x", "9.6x", "9.8x"}
+    assert {ratio for text in sentences for ratio in re.findall(r"[\d.]+x", text)} <= run
+    assert (
+        "a is ahead of every other method measured there, beyond the spread, at 9.8x (by 11.00 points)."
+        in sentences
+    )
+    assert "At 4.6x the best methods lie within the spread of each other: no winner there." in sentences
+    assert "Removal at random is beaten beyond the spread by every method at 4.6x and 9.6x." in sentences
+    layers = [LayerPoint(p.method, p.cell, p.step, "in", "4x4", 16, p.sparsity) for p in points[1:]]
+    table = layer_table(points, layers, ACCURACY)
+    assert table is not None
+    assert (table.asked, table.ratios) == (4.0, "4.6x")
+    assert times_of(points[4:]) == "9.6x to 9.8x"
+
+
+def test_an_emptied_layer_is_said_with_its_method_sparsity_and_seeds() -> None:
+    """Also one that is empty in some seeds only, of which the mean over the seeds says nothing."""
+
+    def layer(step: int, name: str, kept: dict[int, int]) -> list[LayerRow]:
+        return [
+            LayerRow(
+                **{"method": "ranks", "cell": "a", "seed": seed, "step": step, "layer": name},
+                **{"shape": "10x30", "parameters": 300, "kept": left, "sparsity": 1 - left / 300},
+            )
+            for seed, left in kept.items()
+        ]
+
+    points = [
+        Point("ranks", "a", step, 3, sparsity, 1 / (1 - sparsity), {})
+        for step, sparsity in ((1, 0.5), (2, 0.75), (3, 0.9))
+    ]
+    rows = [
+        *layer(1, "fc1", {0: 150, 1: 150, 2: 150}),
+        *layer(2, "fc1", {0: 0, 1: 90, 2: 0}),
+        *layer(3, "fc1", {0: 0, 1: 0, 2: 0}),
+        *layer(2, "fc2", {0: 1, 1: 1, 2: 1}),
+        *layer(3, "fc2", {0: 0, 1: 0, 2: 0}),
+    ]
+    layers = layer_points_of(rows)
+    assert [str(Finding(each)) for each in _emptied(points, layers)] == [
+        "ranks empties fc1 (first at a sparsity of 75.0%, seeds 0 and 2 of 3) and fc2 (first at a sparsity "
+        "of 90.0%, all 3 seeds): an empty layer passes nothing of its input on."
+    ]
+    # what is said there is not said twice
+    (starved,) = (str(Finding(each)) for each in _starved(points, layers))
+    assert "almost nothing of fc2, first at a sparsity of 75.0%" in starved
+    assert _emptied(points, layers[:1]) == []
 
 
 def test_a_layer_that_keeps_almost_nothing_is_said_with_its_method_and_sparsity():

@@ -10,7 +10,7 @@ from test_report_page import Page
 
 from prunekit.digests import read_json_with_digest, write_json_with_digest
 from prunekit.report import study_overview, write_report
-from prunekit.report.findings import asked_ratios
+from prunekit.report.best import asked_ratios
 from prunekit.report.points import ACCURACY
 from prunekit.study import Study, run_study
 from tiny_study import table

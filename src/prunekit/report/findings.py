@@ -1,7 +1,4 @@
-"""Findings of a study: the best method at each compression, and sentences that its spreads carry.
-
-A method is chosen on validation data and reported on test data.
-"""
+"""Findings of a study: sentences that its spreads carry, and the cautions that limit what they mean."""
 
 from __future__ import annotations
 
@@ -10,16 +7,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from markupsafe import escape
 
 from prunekit.errors import starved
+from prunekit.report.best import SAME_RATIO, Best, best_table, max_compression_within_tolerance, point_at
 from prunekit.report.points import (
     LayerPoint,
     Point,
     Primary,
-    Spread,
     dense_of,
     grouped,
     judged,
@@ -33,158 +30,6 @@ from prunekit.report.points import (
 )
 from prunekit.report.read_tables import check_tables, read_layers, read_results
 from prunekit.study_files import LAYERS_CSV, RESULTS_CSV, STUDY_JSON, StudyFile, read_study
-
-# ---- the best at each compression ----------------------------------------------------------------------
-
-ASKED = (2.0, 4.0, 8.0, 12.0, 20.0, 50.0, 100.0)
-
-#: A point answers for an asked ratio if its own is from 1% below it (weights are whole) to 25% above.
-BELOW, ABOVE = 0.99, 1.25
-
-#: Points of one method whose ratios differ by less are one place: there, validation chooses.
-SAME_RATIO = 1.01
-
-Verdict = Literal["ahead", "within the spread", "behind on test", "spread unknown", "only method here"]
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The method chosen at one compression.
-
-    ``point`` has the best validation mean of the ``candidates`` methods that have a point there and
-    ``runner_up`` the second best. ``verdict`` is about test metrics: 'ahead' only where the spread of the
-    chosen method touches that of no other method, there or at a higher ratio; ``rivals`` are the methods
-    whose spreads it does touch, or, for 'behind on test', those that lie clear of it on the better side.
-    """
-
-    asked: float
-    point: Point
-    runner_up: Point | None
-    candidates: int
-    verdict: Verdict
-    rivals: tuple[str, ...]
-
-    def test(self, primary: Primary) -> Spread:
-        """The test metric of the chosen method."""
-        return self.point.values[primary.test]
-
-
-def point_at(points: Sequence[Point], method: str, asked: float, primary: Primary) -> Point | None:
-    """The method's point for an asked ratio, or None.
-
-    It is the point of the smallest ratio in [0.99, 1.25] x asked; of several within 1% of that one (a sweep),
-    the one with the best validation mean. Points that diverged do not count.
-    """
-    inside = [
-        point
-        for point in points
-        if point.method == method
-        and BELOW * asked <= point.ratio <= ABOVE * asked
-        and point.sparsity > 0
-        and _finished(point, primary)
-    ]
-    if not inside:
-        return None
-    least = min(point.ratio for point in inside)
-    same = [point for point in inside if point.ratio <= SAME_RATIO * least]
-    return max(same, key=lambda point: _rank(point, primary))
-
-
-def _finished(point: Point, primary: Primary) -> bool:
-    return point.values[primary.validation].finite and point.values[primary.test].finite
-
-
-def _rank(point: Point, primary: Primary) -> float:
-    mean = point.values[primary.validation].mean
-    return mean if primary.higher_is_better else -mean
-
-
-def _verdict(chosen: Point, others: Sequence[Point], primary: Primary) -> tuple[Verdict, tuple[str, ...]]:
-    """What the test metrics allow to be said of the chosen point against all the others."""
-    if not others:
-        return "only method here", ()
-    mine = chosen.values[primary.test]
-    touching: list[str] = []
-    higher: list[str] = []
-    for other in others:
-        theirs = other.values[primary.test]
-        touches = mine.overlaps(theirs)
-        if touches is None:
-            return "spread unknown", ()
-        if touches:
-            touching.append(other.method)
-        elif primary.better(theirs.mean, mine.mean) > 0:
-            higher.append(other.method)
-    if higher:
-        return "behind on test", tuple(dict.fromkeys(higher))
-    return ("within the spread", tuple(dict.fromkeys(touching))) if touching else ("ahead", ())
-
-
-def _further(points: Sequence[Point], chosen: Point, primary: Primary) -> list[Point]:
-    """Each other method's best point, by validation, among those compressed at least as much as the chosen.
-
-    A method without a point at the asked ratio, or with a worse one there than further on, still refutes a
-    lead if it does as well with fewer weights.
-    """
-    found = []
-    for method in methods_of(points):
-        further = [
-            point
-            for point in points
-            if method == point.method != chosen.method
-            and point.ratio >= BELOW * chosen.ratio
-            and _finished(point, primary)
-        ]
-        if further:
-            found.append(max(further, key=lambda point: _rank(point, primary)))
-    return found
-
-
-def asked_ratios(points: Sequence[Point], primary: Primary) -> list[float]:
-    """The ratios of ASKED that some method reaches, and the highest of methods that reach none of these.
-
-    Of those each answers for what lies up to 25% above it.
-    """
-    reached = {r: {m for m in methods_of(points) if point_at(points, m, r, primary)} for r in ASKED}
-    others = set(methods_of(points)).difference(*reached.values())
-    pruned = [p for p in points if p.method in others and p.sparsity > 0 and _finished(p, primary)]
-    ends = {p.method: p.ratio for p in sorted(pruned, key=lambda point: point.ratio)}
-    own: list[float] = []
-    for ratio in sorted(float(f"{end:.3g}") for end in ends.values()):
-        if not own or ratio > ABOVE * own[-1]:
-            own.append(ratio)
-    return sorted([*(ratio for ratio, methods in reached.items() if methods), *own])
-
-
-def best_at(points: Sequence[Point], asked: float, primary: Primary) -> Best | None:
-    """The best method at one ratio, or None where no method has a point; controls compete like all others."""
-    found = [point_at(points, method, asked, primary) for method in methods_of(points)]
-    ranked = sorted((p for p in found if p is not None), key=lambda p: -_rank(p, primary))
-    if not ranked:
-        return None
-    chosen, *others = ranked
-    further = [*others, *_further(points, chosen, primary)] if others else []
-    verdict, rivals = _verdict(chosen, further, primary)
-    return Best(asked, chosen, others[0] if others else None, len(ranked), verdict, rivals)
-
-
-def best_table(points: Sequence[Point], primary: Primary) -> list[Best]:
-    """A Best for each ratio of ``asked_ratios``."""
-    found = (best_at(points, asked, primary) for asked in asked_ratios(points, primary))
-    return [best for best in found if best is not None]
-
-
-def max_compression_within_tolerance(points: Sequence[Point], method: str, primary: Primary) -> Point | None:
-    """The method's most compressed point whose test mean loses no more than the tolerance against dense.
-
-    None where it has no such point, and for a control that removes nothing.
-    """
-    dense = dense_of(points)
-    held = [p for p in points if p.method == method and p.sparsity > 0 and primary.holds(p, dense)]
-    return max(held, key=lambda point: (point.ratio, _rank(point, primary)), default=None)
-
-
-# ---- sentences -----------------------------------------------------------------------------------------
 
 # Control characters that no name can hold once it is cleaned, so that a name is always found whole.
 _OPEN, _CLOSE = "\x02", "\x03"
@@ -259,6 +104,7 @@ def findings(
         *_uneven(points),
         *_diverged(points, primary),
         *_absent(study, measured),
+        *_emptied(points, layers),
         *_starved(points, layers),
     ]
     return Overview(study.title, tuple(map(Finding, results)), tuple(map(Finding, cautions)))
@@ -272,6 +118,11 @@ def compared(study: StudyFile, points: Sequence[Point]) -> list[str]:
 
 def _list(methods: Iterable[str]) -> str:
     return names([named(method) for method in methods])
+
+
+def _once(ratios: Iterable[str]) -> str:
+    """Ratios in a sentence, each once, though points of one ratio may answer for two that are asked for."""
+    return names(list(dict.fromkeys(ratios)))
 
 
 def _dense(study: StudyFile, points: Sequence[Point], primary: Primary) -> str:
@@ -334,22 +185,22 @@ def _leads(bests: Sequence[Best], primary: Primary) -> list[str]:
         if best.verdict == "ahead" and best.runner_up is not None:
             mine, theirs = best.test(primary).mean, best.runner_up.values[primary.test].mean
             gap = primary.gap(mine - theirs, theirs)
-            ahead.setdefault(best.point.method, []).append(f"{times(best.asked)} (by {gap})")
+            ahead.setdefault(best.point.method, []).append(f"{times(best.point.ratio)} (by {gap})")
     found = [
-        f"{named(m)} is ahead of every other method measured there, beyond the spread, at {names(ratios)}."
+        f"{named(m)} is ahead of every other method measured there, beyond the spread, at {_once(ratios)}."
         for m, ratios in ahead.items()
     ]
-    close = [times(best.asked) for best in bests if best.verdict == "within the spread"]
+    close = [times(best.point.ratio) for best in bests if best.verdict == "within the spread"]
     if close:
         found.append(
-            f"At {names(close)} the best methods lie within the spread of each other: no winner there."
+            f"At {_once(close)} the best methods lie within the spread of each other: no winner there."
         )
     for best in bests:
         if best.verdict == "behind on test":
             verb = "is" if len(best.rivals) == 1 else "are"
             found.append(
-                f"At {times(best.asked)} validation chooses {named(best.point.method)}, but on the test set "
-                f"{_list(best.rivals)} {verb} better, beyond the spread."
+                f"At {times(best.point.ratio)} validation chooses {named(best.point.method)}, but on the "
+                f"test set {_list(best.rivals)} {verb} better, beyond the spread."
             )
     return found
 
@@ -370,18 +221,19 @@ def _against_random(
     for best in bests:
         found = {m: _beats(points, m, label, best.asked, primary) for m in alike}
         failed = [method for method, beats in found.items() if beats is False]
+        ratio = _ratio_run(points, label, best.asked, primary)
         for method in failed:
-            lost.setdefault(method, []).append(times(best.asked))
+            lost.setdefault(method, []).append(ratio)
         if not failed and any(found.values()):
-            everywhere.append(times(best.asked))
+            everywhere.append(ratio)
     if not everywhere and not lost:
         return []
     every = (
         "every method" if len(alike) == len(compared(study, points)) else "every method retrained as it is"
     )
-    parts = [f"beaten beyond the spread by {every} at {names(everywhere)}"] if everywhere else []
+    parts = [f"beaten beyond the spread by {every} at {_once(everywhere)}"] if everywhere else []
     together = grouped(lost, lambda method: tuple(lost[method]))
-    parts += [f"not beaten by {_list(those)} at {names(list(ratios))}" for ratios, those in together.items()]
+    parts += [f"not beaten by {_list(those)} at {_once(ratios)}" for ratios, those in together.items()]
     return [f"Removal at random is {'; '.join(parts)}."]
 
 
@@ -397,17 +249,20 @@ def _against_own(
     found: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
     for control, method in controls.items():
         beats = {b.asked: _beats(points, method, control, b.asked, primary) for b in bests}
-        won, lost = (tuple(times(at) for at, beat in beats.items() if beat is one) for one in (True, False))
+        won, lost = (
+            tuple(_ratio_run(points, control, at, primary) for at, beat in beats.items() if beat is one)
+            for one in (True, False)
+        )
         if won or lost:
             found[method] = won, lost
     sentences = []
     for (won, lost), methods in grouped(found, lambda method: found[method]).items():
         one = len(methods) == 1
         verb = ("beats" if one else "beat") if won else ("does not beat" if one else "do not beat")
-        but = f", but not at {names(list(lost))}" if won and lost else ""
+        but = f", but not at {_once(lost)}" if won and lost else ""
         sentences.append(
             f"Beyond the spread, {_list(methods)} {verb} {what.format('its' if one else 'their')} "
-            f"at {names(list(won or lost))}{but}."
+            f"at {_once(won or lost)}{but}."
         )
     return sentences
 
@@ -432,6 +287,12 @@ def _beats(points: Sequence[Point], method: str, control: str, asked: float, pri
     if mine is None or theirs is None or (touches := mine.overlaps(theirs)) is None:
         return None
     return not touches and primary.better(mine.mean, theirs.mean) > 0
+
+
+def _ratio_run(points: Sequence[Point], control: str, asked: float, primary: Primary) -> str:
+    """The ratio that a control was run at where it answers for the asked one; empty if it has no point."""
+    point = point_at(points, control, asked, primary)
+    return "" if point is None else times(point.ratio)
 
 
 def _few_seeds(points: Sequence[Point]) -> list[str]:
@@ -465,13 +326,38 @@ def _absent(study: StudyFile, points: Sequence[Point]) -> list[str]:
     return [f"There are no results yet for {_list(gone)}."] if gone else []
 
 
+def _emptied(points: Sequence[Point], layers: Sequence[LayerPoint]) -> list[str]:
+    """Which methods leave nothing at all of which layers, first at which sparsity, and in which seeds."""
+    whole = {(point.method, point.cell, point.step): point.sparsity for point in points}
+    first: dict[tuple[str, str], tuple[float, LayerPoint]] = {}
+    for each in layers:
+        sparsity = whole.get((each.method, each.cell, each.step))
+        place = each.method, each.layer
+        if each.emptied and sparsity is not None and (place not in first or sparsity < first[place][0]):
+            first[place] = sparsity, each
+    return [
+        f"{named(method)} empties "
+        + names([f"{each.layer} (first at a sparsity of {at:.1%}, {_seeds(each)})" for at, each in found])
+        + ": an empty layer passes nothing of its input on."
+        for method, found in grouped(first.values(), lambda item: item[1].method).items()
+    ]
+
+
+def _seeds(layer: LayerPoint) -> str:
+    """The seeds in which a layer is emptied: 'seeds 0 and 2 of 3', 'all 3 seeds'."""
+    if len(layer.seeds) == len(layer.emptied) > 1:
+        return f"all {len(layer.seeds)} seeds"
+    which = names([str(seed) for seed in layer.emptied])
+    return f"seed{'s' if len(layer.emptied) > 1 else ''} {which} of {len(layer.seeds)}"
+
+
 def _starved(points: Sequence[Point], layers: Sequence[LayerPoint]) -> list[str]:
-    """Which methods leave almost nothing of which layers, and from which sparsity on."""
+    """Which methods leave almost nothing of which layers, but not nothing, and from which sparsity on."""
     whole = {(point.method, point.cell, point.step): point.sparsity for point in points}
     first: dict[tuple[str, str], float] = {}
     for each in layers:
         sparsity = whole.get((each.method, each.cell, each.step))
-        if sparsity is None:
+        if sparsity is None or each.emptied:
             continue
         shape = [int(length) for length in each.shape.split("x")]
         if starved(shape, (1 - each.sparsity) * each.parameters, 1 - sparsity):

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from prunekit.report.best import asked_ratios, point_at
 from prunekit.report.curves import Measured, Placed, PlotData, draw_lines
-from prunekit.report.findings import asked_ratios, point_at
 from prunekit.report.points import (
     MOST_POINTS,
     LayerPoint,
@@ -25,6 +25,7 @@ from prunekit.report.points import (
     methods_of,
     removes_nothing,
     times,
+    times_of,
 )
 from prunekit.report.style import (
     DENSE_LOOK,
@@ -63,14 +64,20 @@ MOST_NUMBERED = 40
 class LayerTable:
     """Per-layer sparsity of several methods at about the same compression.
 
-    ``layers`` has a point of each layer, for its name and size. ``sparsity[layer][method]`` is a fraction in
-    [0, 1], or missing; ``at`` gives each method's own point.
+    ``asked`` only says which points are shown: texts give the ratios of the points themselves. ``layers``
+    has a point of each layer, for its name and size. ``sparsity[layer][method]`` is a fraction in [0, 1], or
+    missing; ``at`` gives each method's own point.
     """
 
     asked: float
     layers: tuple[LayerPoint, ...]
     at: dict[str, Point]
     sparsity: dict[str, dict[str, float]]
+
+    @property
+    def ratios(self) -> str:
+        """The compression that the methods were run at there: '10x', '7.8x to 10x'."""
+        return times_of(self.at.values())
 
 
 def layers_of(found: Sequence[LayerPoint]) -> tuple[LayerPoint, ...]:
@@ -209,7 +216,7 @@ def heat_drawing(table: LayerTable) -> Drawing:
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=ink)
     return Drawing(
         "layers-methods",
-        f"What each method removes from each layer at about {times(table.asked)}",
+        f"What each method removes from each layer at {table.ratios}",
         "Percent of the layer removed (darker is more), layers in the order of the network; beside "
         "each method its own compression at that point.",
         figure,

@@ -15,17 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prunekit.digests import SUMS
+from prunekit.report.best import ABOVE, Best, best_table, max_compression_within_tolerance
 from prunekit.report.curves import PlotData, curve_drawings
-from prunekit.report.findings import (
-    ABOVE,
-    Best,
-    Finding,
-    Overview,
-    best_table,
-    findings,
-    max_compression_within_tolerance,
-    study_overview,
-)
+from prunekit.report.findings import Finding, Overview, findings, study_overview
 from prunekit.report.layers import heat_drawing, layer_table, multiples_drawing, unit_drawings
 from prunekit.report.points import (
     Point,
@@ -41,6 +33,7 @@ from prunekit.report.points import (
     points_of,
     primary_of,
     times,
+    times_of,
     under_way,
 )
 from prunekit.report.read_tables import check_tables, read_layers, read_results, require_filled
@@ -146,6 +139,7 @@ def write_report(folder: Path) -> Path:
         drawing.name: Markup(inline(save(drawing, folder / "figures"), drawing))
         for drawing in (*curves, *layers, *units)
     }
+    bests = best_table(points, primary)
     held = {m: max_compression_within_tolerance(points, m, primary) for m in data.methods}
     script = _part("report.js")
     page = render(
@@ -162,7 +156,8 @@ def write_report(folder: Path) -> Path:
         found=findings(study, measured, primary, layer_points),
         held=held,
         furthest=max((point.ratio for point in held.values() if point), default=1.0),
-        bests=best_table(points, primary),
+        bests=bests,
+        asked=[times(best.asked) for best in bests],
         table=table,
         measured=measured,
         passed=passed,
@@ -180,6 +175,8 @@ def write_report(folder: Path) -> Path:
         above=ABOVE,
         count=count,
         times=times,
+        times_of=times_of,
+        names=names,
         explain=explain,
         yaml=_yaml,
     )

@@ -63,7 +63,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class LayerPoint:
-    """One layer at one step of one cell: shape and size of its weight, mean sparsity over the seeds."""
+    """One layer at one step of one cell: shape and size of its weight, mean sparsity over the seeds.
+
+    ``emptied`` are those of the ``seeds`` in which nothing of the layer is left.
+    """
 
     method: str
     cell: str
@@ -72,6 +75,8 @@ class LayerPoint:
     shape: str
     parameters: int
     sparsity: float
+    seeds: tuple[int, ...] = ()
+    emptied: tuple[int, ...] = ()
 
 
 def spread_of(values: Sequence[float]) -> Spread:
@@ -182,6 +187,8 @@ def layer_points_of(rows: Iterable[LayerRow]) -> list[LayerPoint]:
             shape=found[0].shape,
             parameters=found[0].parameters,
             sparsity=statistics.fmean(row.sparsity for row in found),
+            seeds=tuple(sorted(row.seed for row in found)),
+            emptied=tuple(sorted(row.seed for row in found if row.kept == 0)),
         )
         for key, found in groups.items()
     ]
@@ -303,6 +310,12 @@ def times(ratio: float) -> str:
     """A compression ratio: '2x', '4.2x', '12x'."""
     text = f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:.0f}"
     return text.removesuffix(".0") + "x"
+
+
+def times_of(points: Iterable[Point]) -> str:
+    """The compression ratios that points were run at: '10x', or the least and the largest, '7.8x to 10x'."""
+    ratios = [point.ratio for point in points]
+    return " to ".join(dict.fromkeys((times(min(ratios)), times(max(ratios)))))
 
 
 def count(value: float | None) -> str:
