@@ -186,8 +186,6 @@ REFUSED = {
     Branches: "item",
     Lists: "tolist",
     Masked: "depends on values",
-    Remembers: "a FakeTensor comes from elsewhere",
-    Counts: "the forward of Counts changes what its next call gives",
     Writes: "writes to what it is given",
     Reshapes: "changes a shape in place",
     Objects: "an output is a object",
@@ -201,6 +199,19 @@ def test_what_a_graph_might_not_show_is_not_recorded(kind):
         taken(model, torch.randn(2, 4))
     assert model.seen is None
     assert not hooks._global_forward_hooks
+
+
+@pytest.mark.parametrize("kind", [Remembers, Counts])
+@pytest.mark.parametrize("way", ["recorded", "exported"])
+def test_a_graph_says_where_a_call_changes_what_the_next_one_gives(kind, way):
+    model, inputs = kind(), torch.randn(2, 4)
+    graphs = (taken(model, inputs),) if way == "recorded" else captured(model, inputs)
+    for graph in graphs:
+        assert graph.by_calls == (f"the forward of {kind.__name__} changes what its next call gives",)
+        assert (graph.uses is None) == (way == "exported")
+    assert model.seen is None
+    assert "calls" not in vars(model)
+    assert captured(nn.Linear(4, 4), inputs)[0].by_calls == ()
 
 
 class Behind(Base):

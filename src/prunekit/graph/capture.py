@@ -48,7 +48,8 @@ def captured(
         record: whether to record the operators as they are called, which takes a tenth of the time, before
             `torch.export` is asked.
         decided: whether a graph will do of what values of the inputs, parameters or buffers, or earlier calls
-            decided (`Captured.by_data`, `by_state`, `by_calls`). It must not take the network's place.
+            decided (`Captured.by_data`, `by_state`, `by_calls`). It must not take the network's place. An
+            export that is made in its place says only whether earlier calls do.
 
     Raises:
         InputError: where the example inputs are of no usable kind or do not fit the network's arguments.
@@ -138,22 +139,21 @@ def _captured_in(
     record: bool,
     decided: bool,
 ) -> Captured:
-    names = canonical(model)
+    names, by_calls = canonical(model), tuple[str, ...]()
     with keeping_modes(model), torch.enable_grad():
         for module in model.modules():
             module.training = mode == "train"
-        if record:
+        for recording in (_without_values, _with_values) if record else ():
             try:
-                return recorded(model, args, kwargs, names, sizes=mode == "eval", state=decided)
+                found = recording(model, (args, kwargs), names, sizes=mode == "eval")
             except NotRecordedError as error:
-                _LOG.debug("values are computed in %s mode, since it cannot be recorded: %s", mode, error)
-            try:
-                found = _with_values(model, (args, kwargs), names, sizes=mode == "eval", state=decided)
-                if decided or not (found.by_data or found.by_state):
-                    return found
-            except NotRecordedError as error:
-                _LOG.debug("exported in %s mode, since it cannot be recorded: %s", mode, error)
-        return exported(model, args, kwargs, names, mode)
+                _LOG.debug("in %s mode the network cannot be recorded: %s", mode, error)
+                continue
+            if decided or not (found.by_data or found.by_state or found.by_calls):
+                return found
+            by_calls = found.by_calls
+        # an export sees one call only
+        return replace(exported(model, args, kwargs, names, mode), by_calls=by_calls)
 
 
 def _check_kinds(model: nn.Module) -> None:
@@ -167,15 +167,18 @@ def _check_kinds(model: nn.Module) -> None:
             raise ModelError(f"{what} is lazy and has no parameters yet: run the model once before")
 
 
-def _with_values(
-    model: nn.Module, call: Arguments, names: dict[str, str], *, sizes: bool, state: bool
-) -> Captured:
+def _without_values(model: nn.Module, call: Arguments, names: dict[str, str], *, sizes: bool) -> Captured:
+    """The graph of a network that asks for no values."""
+    return recorded(model, *call, names, sizes=sizes)
+
+
+def _with_values(model: nn.Module, call: Arguments, names: dict[str, str], *, sizes: bool) -> Captured:
     """The graph of what a network does on these inputs, with those of what it does on others."""
-    found = recorded(model, *call, names, sizes=sizes, values=True, state=state)
+    found = recorded(model, *call, names, sizes=sizes, values=True)
     others: list[Captured] = []
     for other in (negated(call), drawn(call), shuffled(call)) if found.by_data else ():
         try:
-            graph = recorded(model, *other, names, values=True, state=state)
+            graph = recorded(model, *other, names, values=True)
         except NotRecordedError:  # inputs that it does not take
             continue
         if not any(graph.same_as(each) for each in (found, *others)):

@@ -136,11 +136,9 @@ def misfit(
         return None, {}
     args, kwargs = arguments(example_inputs)
     with evaluating(model), torch.enable_grad():
-        given, failure = _recorded(partial(recorded, model, args, kwargs, canonical(model), state=True))
+        given, failure = _recorded(partial(recorded, model, args, kwargs, canonical(model)))
         if failure is not None:  # it may ask for values
-            given, failure = _recorded(
-                partial(recorded, model, args, kwargs, canonical(model), values=True, state=True)
-            )
+            given, failure = _recorded(partial(recorded, model, args, kwargs, canonical(model), values=True))
     return (None, {}) if given is None else _Compared(graph, keeping, given, failure, scaling).run()
 
 

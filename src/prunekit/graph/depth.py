@@ -17,7 +17,7 @@ from prunekit.errors import InputError, ModelError, shown
 from prunekit.graph.any_size import any_size
 from prunekit.graph.branches import Branch, branches_of, modules_of, residual_blocks, unread_of
 from prunekit.graph.cache_places import close_gaps
-from prunekit.graph.capture import canonical, captured, captured_in
+from prunekit.graph.capture import canonical, captured
 from prunekit.graph.captured import Captured, GraphModel, is_written
 from prunekit.graph.layer_lists import FewerLayers, fewer_layers, whole_layers
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven
@@ -57,9 +57,9 @@ def shrink_branches(model: nn.Module, example_inputs: Inputs, masks: Masks) -> S
     model = own_module(model)
     masks.parameters(model)
     graphs = captured(model, example_inputs)
-    by_calls = captured_in(model, example_inputs, "eval", decided=True).by_calls
-    if by_calls:
-        raise ModelError(f"blocks cannot be taken out: {by_calls[0]}, which would not be proven")
+    for graph in graphs:
+        if graph.by_calls:
+            raise ModelError(f"blocks cannot be taken out: {graph.by_calls[0]}, which would not be proven")
     gone = {name for name, mask in masks.items() if not bool(mask.any())}
     own = dict(model.named_parameters())
     removed = [

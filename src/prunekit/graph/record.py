@@ -120,9 +120,10 @@ def recorded(
     *,
     sizes: bool = False,
     values: bool = False,
-    state: bool = False,
 ) -> Captured:
     """The graph of a network as it is now; the network is left as it was.
+
+    Where a call changes what the next one gives it is that of the first, and says so (`Captured.by_calls`).
 
     Args:
         model: the network.
@@ -131,8 +132,6 @@ def recorded(
         names: the first name of each parameter and buffer.
         sizes: whether to find out what its sizes are computed from, where its code lets that be done.
         values: whether a value that is asked for is computed, which takes the memory and time of a run.
-        state: whether the graph of the first call will do where a call changes what the next one gives
-            (`Captured.by_calls`).
 
     Raises:
         NotRecordedError: where a value is asked for, or something is done that a graph might not show.
@@ -150,21 +149,17 @@ def recorded(
                 # code may refuse numbers that are not plain: those that it looks things up by, or all
                 uses = SizeUses(keys=uses.keys | uses.hashed) if uses.hashed else None
         keeper = before.changed
-        if keeper and not _again(found, partial(_run, model, args, kwargs, names, values=values), state):
+        if keeper and not _repeats(found, partial(_run, model, args, kwargs, names, values=values)):
             found = replace(found, by_calls=(f"the forward of {keeper} changes what its next call gives",))
-            if not state:
-                raise NotRecordedError(found.by_calls[0])
     return found
 
 
-def _again(found: Captured, run: Callable[[], Captured], state: bool) -> bool:
-    """Whether the next call is recorded as the first one was; with `state` it need not be recorded at all."""
+def _repeats(found: Captured, run: Callable[[], Captured]) -> bool:
+    """Whether the next call is recorded as the first one was."""
     try:
         return found.same_as(run())
     except NotRecordedError:
-        if state:
-            return False
-        raise
+        return False
 
 
 def _run(
