@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from prunekit import prune
 from prunekit.blockwise import memory_needed, prune_blocks, without_values
 from prunekit.blockwise.block_network import BlockNetwork, causal_model
 from prunekit.blockwise.shards import Shards, write_shard
+from prunekit.blockwise.text_activations import StreamFile
 from prunekit.errors import DataError, InputError
 from prunekit.methods import recipe
 from prunekit.parts.allocation import PerLayer
 from prunekit.parts.granularity import NM
+from prunekit.parts.schedule import Linear
 
 transformers = pytest.importorskip("transformers")
 
@@ -105,6 +108,7 @@ def of_methods():
             exact.model_copy(update={"allocation": PerLayer(), "order": "forward"}),
             "pruned",
         ),
+        "OWL": (recipe("owl_wanda", sparsity=0.5), "dense"),
         "2:4 by wanda": (recipe("wanda", sparsity=0.5).model_copy(update=pattern), "dense"),
         "2:4 by sparsegpt": (recipe("sparsegpt", sparsity=0.5).model_copy(update=pattern), "pruned"),
         "2:4 by alps": (recipe("alps", sparsity=0.5).model_copy(update=pattern), "pruned"),
@@ -121,11 +125,99 @@ def test_every_method_gives_the_whole_network_and_goes_on_to_the_same_files(tmp_
     with pytest.raises(KeyboardInterrupt):
         prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice", inputs=inputs)
     monkeypatch.undo()
-    prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice", inputs=inputs)
+    # activations may be elsewhere than before: what comes out is the same
+    prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice", inputs=inputs, activations="disk")
     check_same_files(tmp_path / "out", tmp_path / "twice")
     if name.startswith("2:4"):
         for layer in loaded(tmp_path / "out").model.layers:
             assert torch.all((layer.mlp.up_proj.weight.unflatten(1, (-1, 4)) != 0).sum(2) == 2)
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_layers_that_are_compared_are_measured_once(tmp_path, monkeypatch, after):
+    """Of three blocks, stopped behind the first that is measured, and behind the first that is pruned."""
+    saved(tmp_path / "in")
+    chosen, told = recipe("owl_wanda", sparsity=0.6), []
+    prune_blocks(
+        tmp_path / "in", chosen, tokens(), tmp_path / "once", report=lambda *given: told.append(given)
+    )
+    assert told == [(done, 6) for done in range(7)]
+    told.clear()
+
+    def stopping(done, count):
+        told.append(done)
+        if done == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice", report=stopping)
+    assert told == list(range(after + 1))
+    kept = prune_blocks(
+        tmp_path / "in", chosen, tokens(), tmp_path / "twice", report=lambda done, count: told.append(done)
+    )
+    assert told[after + 1 :] == list(range(after, 7))
+    check_same_files(tmp_path / "once", tmp_path / "twice")
+    removed = [block.total[name] - block.kept[name] for block in kept for name in block.kept]
+    total = sum(sum(block.total.values()) for block in kept)
+    assert sum(removed) == round(0.6 * total)
+    assert len({round(block.sparsity, 3) for block in kept}) > 1
+
+
+@pytest.mark.parametrize("inputs", ["pruned", "dense"])
+def test_activations_on_disk_are_in_memory_one_sequence_at_a_time(tmp_path, monkeypatch, inputs):
+    model = saved(tmp_path / "in")
+    chosen, alive = recipe("wanda", sparsity=0.5), []
+    really = StreamFile.__getitem__
+
+    def counted(self, place):
+        found = really(self, place)
+        alive.append(weakref.ref(found))
+        most.append(sum(each() is not None for each in alive))
+        return found
+
+    most = []
+    monkeypatch.setattr(StreamFile, "__getitem__", counted)
+    prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", inputs=inputs, activations="disk")
+    assert len(alive) > 3 * len(tokens())
+    assert max(most) <= 2  # that which is looked at, and the next
+    monkeypatch.undo()
+    prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "memory", inputs=inputs)
+    check_same_files(tmp_path / "out", tmp_path / "memory")
+    if inputs == "dense":
+        check_same(whole(model, chosen), tmp_path / "out")
+
+
+@pytest.mark.parametrize("activations", ["memory", "disk"])
+def test_a_run_that_was_killed_in_its_first_block_leaves_a_folder_to_begin_again_in(
+    tmp_path, monkeypatch, activations
+):
+    saved(tmp_path / "in")
+    given = (tmp_path / "in", recipe("wanda", sparsity=0.5), tokens())
+    prune_blocks(*given, tmp_path / "once")
+    stop_at(monkeypatch, 0)
+    with pytest.raises(KeyboardInterrupt):
+        prune_blocks(*given, tmp_path / "twice", activations=activations)
+    monkeypatch.undo()
+    if activations == "disk":
+        (tmp_path / "twice" / "..stream-1.npy.half").touch()  # what a kill leaves of a file that is written
+    prune_blocks(*given, tmp_path / "twice", activations=activations)
+    check_same_files(tmp_path / "once", tmp_path / "twice")
+
+
+def test_activations_that_were_changed_in_between_are_refused(tmp_path, monkeypatch):
+    saved(tmp_path / "in")
+    given = (tmp_path / "in", recipe("wanda", sparsity=0.5), tokens(), tmp_path / "out")
+    stop_at(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        prune_blocks(*given)
+    monkeypatch.undo()
+    path = tmp_path / "out" / ".stream-1.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for change in (lambda: None, path.unlink):
+        change()
+        with pytest.raises(DataError, match=r"\.stream-1\.npy is missing or damaged"):
+            prune_blocks(*given)
 
 
 def stop_at(monkeypatch, call):
@@ -202,7 +294,8 @@ def test_the_outputs_are_those_of_the_whole_network(tmp_path):
     model = saved(tmp_path / "in", "qwen2, tied")
     network = BlockNetwork(causal_model(tmp_path / "in"), Shards.of(tmp_path / "in"))
     ids = tokens()
-    streams, calls = network.streams(ids)
+    _, calls = network.calls(ids[:1])
+    streams = list(network.streams(ids))
     for number, call in enumerate(calls):
         network.load(number)
         with torch.no_grad():
@@ -280,6 +373,9 @@ def test_too_little_memory_is_refused_with_the_sum(tmp_path):
         prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", memory=need.total - 1)
     assert not (tmp_path / "out").exists()
     prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", memory=need.total)
+    less = memory_needed(tmp_path / "in", chosen, tokens(), activations="disk")
+    assert less.stream == 2 * 4 * 12 * 32  # whatever the number of sequences is
+    assert need.total - less.total == need.stream - less.stream
 
 
 def refused(tmp_path, match, method="wanda", **changes):
@@ -292,6 +388,10 @@ def refused(tmp_path, match, method="wanda", **changes):
 def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path):
     saved(tmp_path / "in")
     refused(tmp_path, "the allocation 'global' compares layers", "magnitude")
+    refused(tmp_path, "activations = 'tape': must be 'memory' or 'disk'", activations="tape")
+    steps = recipe("owl_wanda").model_copy(update={"schedule": Linear(sparsity=0.5, steps=3)})
+    with pytest.raises(InputError, match="the allocation 'owl' compares layers at each of several steps"):
+        prune_blocks(tmp_path / "in", steps, tokens(), tmp_path / "out")
     refused(tmp_path, "it removes units", "random_units")
     refused(tmp_path, "it trains", "layer_obs_retrained")
     refused(tmp_path, "inputs = 'both': must be", inputs="both")

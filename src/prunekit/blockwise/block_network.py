@@ -166,20 +166,26 @@ class BlockNetwork:
         """Take the values of a block from memory."""
         _unload(self.blocks[block])
 
-    @torch.no_grad()
-    def streams(self, tokens: Tensor) -> tuple[list[Tensor], list[BlockCall]]:
-        """What the first block is given, and how each is called.
+    def calls(self, tokens: Tensor) -> tuple[Tensor, list[BlockCall]]:
+        """The activations (1, length, width) that the first block is given for one sequence (1, length), and
+        how each block is called; its other arguments are the same for all sequences."""
+        calls: dict[int, BlockCall] = {}
+        (stream,) = self._streams(tokens, calls)
+        return stream, [calls[number] for number in range(len(self.blocks))]
+
+    def streams(self, tokens: Tensor) -> Iterator[Tensor]:
+        """The activations (1, length, width) that the first block is given, sequence by sequence.
 
         Args:
             tokens: (sequences, length) token numbers, all used: without padding.
-
-        Returns:
-            Of each sequence the activations (1, length, width), and of each block its other arguments; they
-            are the same for all sequences.
         """
-        calls: dict[int, BlockCall] = {}
+        return self._streams(tokens, None)
+
+    @torch.no_grad()
+    def _streams(self, tokens: Tensor, calls: dict[int, BlockCall] | None) -> Iterator[Tensor]:
+        """Likewise; how each block is called goes into `calls`; without it none is."""
         found: list[Tensor] = []
-        self._form = None
+        self._form = None if calls is not None else self._form
 
         def watch(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
             def called(*args: Any, **kwargs: Any) -> Any:
@@ -187,19 +193,23 @@ class BlockNetwork:
                 stream = args[0] if name is None else kwargs[name]
                 if number == 0:
                     found.append(stream)
+                    if calls is None:
+                        raise _ReachedError
                 rest = {key: value for key, value in kwargs.items() if key != name}
-                calls.setdefault(number, BlockCall(name, args[1:], rest))
+                if calls is not None:
+                    calls[number] = BlockCall(name, args[1:], rest)
                 if self._form is None:  # the first block says in what form a block gives its stream
                     self._form = forward(*args, **kwargs)
-                if number == len(self.blocks) - 1 or len(found) > 1:
+                if number == len(self.blocks) - 1:
                     raise _ReachedError
                 return with_stream(self._form, stream)
 
             return called
 
-        self.load(0)
         with ExitStack() as undo:
-            undo.callback(self.empty, 0)
+            if calls is not None:
+                self.load(0)
+                undo.callback(self.empty, 0)
             undo.enter_context(keeping_modes(self.model))
             self._load_when_called(undo)
             for number, block in enumerate(self.blocks):
@@ -209,11 +219,11 @@ class BlockNetwork:
                 try:
                     self.model(row[None], **self._plain())
                 except _ReachedError:
+                    yield found.pop()
                     continue
                 raise ModelError(
                     f"{type(self.model).__name__} does not call the last of its blocks {self.name!r}"
                 )
-        return found, [calls[number] for number in range(len(self.blocks))]
 
     @torch.no_grad()
     def outputs(self, stream: Tensor, tokens: Tensor) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from prunekit.blockwise.block_network import BlockNetwork
+from prunekit.blockwise.text_activations import Place
 from prunekit.errors import InputError
 from prunekit.measure.human import human_bytes
 from prunekit.recipe import Recipe
@@ -38,7 +39,8 @@ class MemoryNeed:
         solving: the scores of its largest layer, or its weights while they are solved, and what the solver
             takes for rows that go together.
         matrices: of the inputs of its layers, for repairs and selections of second order.
-        stream: the activations of the calibration set before and behind a block.
+        stream: the activations before and behind a block: of the calibration set, or of one sequence where
+            they are kept on disk.
         passing: what one sequence takes on its way through a block.
     """
 
@@ -63,18 +65,26 @@ class MemoryNeed:
             there = "are free" if limit is None else "are allowed (memory)"
             raise InputError(
                 f"pruning block by block takes {human_bytes(self.total)} ({terms}), but {human_bytes(free)} "
-                f"{there}: fewer or shorter sequences take less"
+                f"{there}: fewer or shorter sequences take less, or their activations on disk"
             )
 
 
-def needed(network: BlockNetwork, recipe: Recipe, sequences: int, length: int, width: int) -> MemoryNeed:
-    """What a recipe takes for so many sequences of a length, in a stream of this width."""
+def needed(
+    network: BlockNetwork, recipe: Recipe, sequences: int, length: int, width: int, activations: Place
+) -> MemoryNeed:
+    """What a recipe takes for so many sequences of a length, of this width, kept at this place."""
     stored = max(_stored(network, number) for number in range(len(network.blocks)))
-    return needed_for(network.blocks, stored, recipe, sequences, length, width)
+    return needed_for(network.blocks, stored, recipe, sequences, length, width, activations)
 
 
 def needed_for(
-    modules: Sequence[nn.Module], stored: int, recipe: Recipe, sequences: int, length: int, width: int
+    modules: Sequence[nn.Module],
+    stored: int,
+    recipe: Recipe,
+    sequences: int,
+    length: int,
+    width: int,
+    activations: Place = "memory",
 ) -> MemoryNeed:
     """The same of blocks whose largest takes so many bytes in the files; only their shapes are looked at."""
     blocks = [matrices_of(module) for module in modules]
@@ -96,7 +106,8 @@ def needed_for(
         solving=ROWS * DOUBLE * largest + max(working, default=0),
         # sums over the examples, and the matrices that come of them
         matrices=DOUBLE * (2 * measured + MATRICES * inputs**2) if second_order else 0,
-        stream=2 * SINGLE * sequences * length * width,
+        # on disk but for the sequence that is looked at
+        stream=2 * SINGLE * (sequences if activations == "memory" else 1) * length * width,
         passing=SINGLE * length * (8 * widest + 2 * length),
     )
 

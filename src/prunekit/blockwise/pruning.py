@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.blockwise.block_network import BlockCall, BlockNetwork, BlockOnStream, causal_model
 from prunekit.blockwise.memory import MemoryNeed, give_back_memory, needed
+from prunekit.blockwise.run_progress import PROGRESS, BlockKept, LayerSummary, RunProgress
 from prunekit.blockwise.shards import INDEX, Shards, write_index, write_shard
-from prunekit.digests import (
-    digest_of_file,
-    digest_of_tensors,
-    read_json_with_digest,
-    read_tensors,
-    write_json_with_digest,
-    write_tensors,
-)
-from prunekit.errors import DataError, InputError, naming
-from prunekit.files import remove
-from prunekit.pruning.session import prune
+from prunekit.blockwise.text_activations import Place, SequenceBatches, StreamStore
+from prunekit.digests import digest_of_tensors
+from prunekit.errors import InputError, naming
+from prunekit.masks import Masks
+from prunekit.parts.allocation import PerLayer, Recorded, SummaryAllocation
+from prunekit.parts.context import StepContext
+from prunekit.parts.schedule import AllocationDecides, Step
+from prunekit.pruning.session import Session, prune
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.settings import checked_seed
 
-FORMAT = 1
-PROGRESS = "pruning.json"
-"""In the new folder: what is done, and what it was done with."""
-
-STREAM = ".stream-{}.safetensors"
-"""In the new folder, until it is whole: the activations before a block."""
-
+FORMAT = 2
 REST = 2 << 30
 """Bytes of values outside of blocks that are copied at a time."""
 
@@ -44,25 +35,13 @@ Inputs = Literal["pruned", "dense"]
 """What statistics are taken behind: blocks that are pruned already, or dense ones."""
 
 Report = Callable[[int, int], None]
-"""Takes the blocks that are done, and how many there are."""
+"""Takes how many times the text has gone through a block, and how many times it will have in the end: once
+for each block, or twice where all of them are measured before the first is pruned."""
 
+Finding = TypeVar("Finding")
 
-@dataclass(frozen=True)
-class BlockKept:
-    """What is left of a block.
-
-    Attributes:
-        kept: by layer, the weights that are not removed.
-        total: by layer, all of them.
-    """
-
-    kept: dict[str, int]
-    total: dict[str, int]
-
-    @property
-    def sparsity(self) -> float:
-        """The share that is removed."""
-        return 1 - sum(self.kept.values()) / max(sum(self.total.values()), 1)
+Worked = tuple[Finding, Sequence[Tensor]]
+"""What is found of a block, and the activations before the next one."""
 
 
 def prune_blocks(
@@ -74,6 +53,7 @@ def prune_blocks(
     inputs: Inputs = "pruned",
     blocks: str | None = None,
     model: nn.Module | None = None,
+    activations: Place = "memory",
     memory: int | None = None,
     seed: int = 0,
     report: Report | None = None,
@@ -88,13 +68,17 @@ def prune_blocks(
     Args:
         source: a folder of transformers with its config, or of `model`'s values alone.
         recipe: removes single weights, each layer by itself, without training: `wanda`, `ria`, `sparsegpt`,
-            `alps`, `exact_layer_obs` with an allocation of its own for each layer, N:M patterns.
+            `alps`, `exact_layer_obs` with the allocation `per_layer`, N:M patterns. With an allocation that
+            compares layers by a number of each, `owl`, all dense blocks are measured before the first is
+            pruned.
         tokens: (sequences, length) token numbers of the calibration text, without padding.
         out: the new folder.
         inputs: what a layer's statistics are taken of: behind the blocks that are `pruned` already, as Wanda
             and SparseGPT are published, or behind the `dense` ones, as in pruning the whole network at once.
         blocks: the name of the list of blocks, such as `model.layers`; by default the longest list.
         model: the network, made within `without_values()`, where it is not a causal model of transformers.
+        activations: where those of the text are kept: in `memory`, or on `disk`, in the new folder, so that
+            memory does not grow with the text. The result is the same.
         memory: bytes that may be taken; what is free by default.
         seed: of everything random.
         report: told how far it is.
@@ -114,15 +98,14 @@ def prune_blocks(
         raise InputError(f"inputs = {inputs!r}: must be 'pruned' or 'dense'")
     if tokens.dim() != 2 or tokens.is_floating_point() or not tokens.numel():
         raise InputError(f"tokens: must be whole numbers (sequences, length), not {list(tokens.shape)}")
+    _check_place(activations)
     source, out, seed = Path(source), Path(out), checked_seed(seed)
-    shards = Shards.of(source)
-    network = BlockNetwork(causal_model(source) if model is None else model, shards, blocks)
-    run = _BlockwiseRun(network, recipe, tokens, out, inputs, seed)
-    begun = run.begun()
-    streams, calls = network.streams(tokens)
-    sequences, length, width = len(streams), *streams[0].shape[1:]
-    needed(network, recipe, sequences, length, width).check(memory)
-    return run.go_on(begun, streams, calls, report or (lambda done, count: None))
+    network = BlockNetwork(causal_model(source) if model is None else model, Shards.of(source), blocks)
+    run = _BlockwiseRun(network, recipe, tokens, out, inputs, seed, activations, report)
+    stream, calls = network.calls(tokens[:1])
+    _, length, width = stream.shape
+    needed(network, recipe, len(tokens), length, width, activations).check(memory)
+    return run.go_on(calls)
 
 
 def memory_needed(
@@ -132,12 +115,20 @@ def memory_needed(
     *,
     blocks: str | None = None,
     model: nn.Module | None = None,
+    activations: Place = "memory",
 ) -> MemoryNeed:
     """The memory that `prune_blocks` takes at its peak, with what each part of it is for."""
+    _check_place(activations)
     source = Path(source)
     network = BlockNetwork(causal_model(source) if model is None else model, Shards.of(source), blocks)
-    streams, _ = network.streams(tokens[:1])
-    return needed(network, recipe, len(tokens), *streams[0].shape[1:])
+    stream, _ = network.calls(tokens[:1])
+    _, length, width = stream.shape
+    return needed(network, recipe, len(tokens), length, width, activations)
+
+
+def _check_place(activations: str) -> None:
+    if activations not in get_args(Place):
+        raise InputError(f"activations = {activations!r}: must be 'memory' or 'disk'")
 
 
 def _check_recipe(recipe: Recipe) -> None:
@@ -145,7 +136,12 @@ def _check_recipe(recipe: Recipe) -> None:
     reasons = {
         f"it removes {recipe.granularity.counts}": recipe.granularity.counts != "weights",
         "it trains": recipe.trains,
-        f"the allocation {recipe.allocation.name!r} compares layers": not recipe.allocation.local,
+        f"the allocation {recipe.allocation.name!r} compares layers": not (
+            recipe.allocation.local or isinstance(recipe.allocation, SummaryAllocation)
+        ),
+        f"the allocation {recipe.allocation.name!r} compares layers at each of several steps": (
+            isinstance(recipe.allocation, SummaryAllocation) and len(recipe.schedule.sparsities()) > 1
+        ),
         f"the stop {recipe.stop.name!r} measures the whole network": recipe.stop.needs_data,
         f"the quantize {recipe.quantize.name!r} gives values to the whole network": recipe.quantize.changes,
         "a statistic needs the loss": any(need.needs_loss or need.takes_loss for need in recipe.needs),
@@ -159,12 +155,22 @@ class _BlockwiseRun:
     """One pruning: its folder, and what is done of it."""
 
     def __init__(
-        self, network: BlockNetwork, recipe: Recipe, tokens: Tensor, out: Path, inputs: Inputs, seed: int
+        self,
+        network: BlockNetwork,
+        recipe: Recipe,
+        tokens: Tensor,
+        out: Path,
+        inputs: Inputs,
+        seed: int,
+        place: Place,
+        report: Report | None,
     ) -> None:
-        self._network, self._recipe, self._out = network, recipe, out
-        self._inputs, self._seed = inputs, seed
+        self._network, self._recipe, self._tokens, self._out = network, recipe, tokens, out
+        self._inputs, self._seed, self._report = inputs, seed, report
+        self._store = StreamStore(out, place, len(tokens))
         self._types: dict[str, torch.dtype] = {}
-        self._about = {
+        self._calls: Sequence[BlockCall] = ()
+        about = {
             "format": FORMAT,
             "recipe": recipe.to_dict(),
             "tokens": digest_of_tensors({"tokens": tokens}),
@@ -173,84 +179,128 @@ class _BlockwiseRun:
             "inputs": inputs,
             "seed": seed,
         }
+        self._progress = RunProgress.of(out, about)
 
-    def begun(self) -> dict[str, Any]:
-        """What an earlier run has done; InputError if the folder holds something else."""
-        path = self._out / PROGRESS
-        if not path.exists():
-            if self._out.exists() and (not self._out.is_dir() or any(self._out.iterdir())):
-                raise InputError(
-                    f"{self._out} is not empty and holds no pruning under way: choose another folder"
-                )
-            return {"done": [], "shards": {}}
-        found = read_json_with_digest(path)
-        for name, digest in found["shards"].items():
-            if not (self._out / name).is_file() or digest_of_file(self._out / name) != digest:
-                raise DataError(
-                    f"{self._out / name} is missing or damaged: remove {self._out} and begin again"
-                )
-        for key, value in self._about.items():
-            if found.get(key) != value:
-                raise InputError(f"{self._out} holds a pruning with another {key}: choose another folder")
-        return found
-
-    def go_on(
-        self, begun: dict[str, Any], streams: list[Tensor], calls: Sequence[BlockCall], report: Report
-    ) -> list[BlockKept]:
+    def go_on(self, calls: Sequence[BlockCall]) -> list[BlockKept]:
         """The blocks that are not done, then what is outside of them, then the index."""
-        done = [BlockKept(**each) for each in begun["done"]]
-        shards: dict[str, str] = begun["shards"]
-        if done and len(done) < len(self._network.blocks):
-            streams = self._read_streams(len(done), begun["stream"])
-        for number in range(len(done), len(self._network.blocks)):
-            report(number, len(self._network.blocks))
-            with naming(f"{self._network.name}.{number}"):
-                kept, streams = self._prune(number, streams, calls[number])
-            give_back_memory()
-            done.append(kept)
-            shards[_file(number)] = self._write_block(number)
-            self._network.empty(number)
-            give_back_memory()
-            last = number + 1 == len(self._network.blocks)
-            stream = None if last else self._write_streams(number + 1, streams)
-            self._write_progress(done, shards, stream)
-            remove(self._out / STREAM.format(number))
-        report(len(done), len(self._network.blocks))
-        self._finish(shards)
-        return done
+        progress, allocation = self._progress, self._recipe.allocation
+        self._calls = calls
+        if isinstance(allocation, SummaryAllocation) and not progress.done:
+            self._through(progress.measured, self._measured)
+        self._through(progress.done, self._pruned)
+        self._told()
+        self._finish(progress.shards)
+        self._store.clear()
+        return progress.done
 
-    def _prune(self, number: int, streams: list[Tensor], call: BlockCall) -> tuple[BlockKept, list[Tensor]]:
-        self._types = self._network.load(number)
-        block = BlockOnStream(self._network.blocks[number], call).eval()
-        dense = _passed(block, streams) if self._inputs == "dense" else []
-        batches = [(stream, torch.zeros(len(stream), dtype=torch.long)) for stream in streams]
-        recipe = self._recipe.model_copy(update={"calibration": len(streams)})
-        pruned = prune(block, recipe, batches, seed=derive(self._seed, "block", str(number)))
+    def _through(self, done: list[Finding], work: Callable[[int, Sequence[Tensor]], Worked[Finding]]) -> None:
+        """Take the text through the blocks that are not done, and write after each how far it is.
+
+        Args:
+            done: what was found of the blocks so far; the others are added.
+            work: from a block's number and the activations before it to what is found of it, and the
+                activations before the next one.
+        """
+        network, progress, store = self._network, self._progress, self._store
+        count = len(network.blocks)
+        if len(done) == count:
+            return
+        if progress.stream is None:
+            streams = store.kept(0, network.streams(self._tokens))
+        else:
+            streams = store.read(len(done), progress.stream)
+        for number in range(len(done), count):
+            self._told()
+            with naming(f"{network.name}.{number}"):
+                self._types = network.load(number)
+                found, streams = work(number, streams)
+            network.empty(number)
+            give_back_memory()
+            done.append(found)
+            progress.stream = None if number + 1 == count else store.saved(number + 1, streams)
+            self._progress.write()
+            store.remove(number)
+
+    def _told(self) -> None:
+        if self._report is not None:
+            passes = 2 if isinstance(self._recipe.allocation, SummaryAllocation) else 1
+            done = len(self._progress.measured) + len(self._progress.done)
+            self._report(done, passes * len(self._network.blocks))
+
+    def _measured(self, number: int, streams: Sequence[Tensor]) -> Worked[dict[str, LayerSummary]]:
+        """What an allocation that compares layers looks at, of each layer of a dense block."""
+        allocation = self._recipe.allocation
+        assert isinstance(allocation, SummaryAllocation)
+        block, recipe = self._on_stream(number), self._of_block({"allocation": PerLayer(), "order": "all"})
+        session = Session(block, recipe, data=SequenceBatches(streams), seed=self._block_seed(number))
+        summaries = {
+            name: LayerSummary(allocation.summarised(scores), scores.numel())
+            for name, scores in session.scores().items()
+        }
+        return summaries, self._behind(number, block, streams)
+
+    def _pruned(self, number: int, streams: Sequence[Tensor]) -> Worked[BlockKept]:
+        """Prune a block and write it."""
+        block = self._on_stream(number)
+        behind: Sequence[Tensor] = []
+        if self._inputs == "dense":
+            behind = self._behind(number, block, streams)
+        recipe = self._of_block(self._amounts(number))
+        pruned = prune(block, recipe, SequenceBatches(streams), seed=self._block_seed(number))
         masks = {name.removeprefix("block."): mask for name, mask in pruned.masks.items()}
         kept = BlockKept(
             {name: int(mask.sum()) for name, mask in masks.items()},
             {name: mask.numel() for name, mask in masks.items()},
         )
-        return kept, dense or _passed(block, streams)
+        if self._inputs == "pruned":
+            behind = self._behind(number, block, streams)
+        give_back_memory()
+        if not self._progress.shards:  # a folder that holds anything says what it is
+            self._progress.write()
+        self._progress.shards[_file(number)] = self._write_block(number)
+        return kept, behind
+
+    def _on_stream(self, number: int) -> BlockOnStream:
+        return BlockOnStream(self._network.blocks[number], self._calls[number]).eval()
+
+    def _behind(self, number: int, block: nn.Module, streams: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The activations behind a block, if there is another one."""
+        if number + 1 == len(self._network.blocks):
+            return []
+        with torch.no_grad():
+            return self._store.kept(number + 1, (block(stream) for stream in streams))
+
+    def _of_block(self, changes: Mapping[str, Any]) -> Recipe:
+        """The recipe as that of a block, which sees all sequences."""
+        return self._recipe.model_copy(update={"calibration": len(self._tokens), **changes})
+
+    def _amounts(self, number: int) -> dict[str, Any]:
+        """What an allocation that compares layers takes of those of a block, once all are measured."""
+        allocation = self._recipe.allocation
+        if not isinstance(allocation, SummaryAllocation):
+            return {}
+        layers = {
+            f"{block} {name}": layer
+            for block, found in enumerate(self._progress.measured)
+            for name, layer in found.items()
+        }
+        # the sizes count, for which no memory is taken
+        kept = {name: torch.ones((), dtype=torch.bool).expand(layer.size) for name, layer in layers.items()}
+        amounts = allocation.amounts_by(
+            {name: layer.summary for name, layer in layers.items()},
+            StepContext(step=Step(sparsity=self._recipe.schedule.sparsities()[0]), kept=Masks(kept)),
+        )
+        own = {name: amounts[f"{number} {name}"] for name in self._progress.measured[number]}
+        return {"allocation": Recorded(removed=(own,)), "schedule": AllocationDecides()}
+
+    def _block_seed(self, number: int) -> int:
+        return derive(self._seed, "block", str(number))
 
     def _write_block(self, number: int) -> str:
         block, keys = self._network.blocks[number], self._network.keys_of(number)
         values = block.state_dict()
         tensors = {key: values[name].to(self._types[name]) for name, key in keys.items()}
         return write_shard(self._out / _file(number), tensors)
-
-    def _write_streams(self, number: int, streams: list[Tensor]) -> str:
-        return write_tensors(
-            self._out / STREAM.format(number), {str(place): each for place, each in enumerate(streams)}
-        )
-
-    def _read_streams(self, number: int, digest: str) -> list[Tensor]:
-        found, _ = read_tensors(self._out / STREAM.format(number), digest)
-        return [found[str(place)] for place in range(len(found))]
-
-    def _write_progress(self, done: list[BlockKept], shards: dict[str, str], stream: str | None) -> None:
-        parts = {"done": [vars(each) for each in done], "shards": shards, "stream": stream}
-        write_json_with_digest(self._out / PROGRESS, {**self._about, **parts})
 
     def _finish(self, shards: dict[str, str]) -> None:
         """Copy what is outside of the blocks, and the files beside the values; the index comes last."""
@@ -272,11 +322,6 @@ class _BlockwiseRun:
             if other and path.is_file() and not path.is_symlink():
                 shutil.copyfile(path, self._out / path.name)
         write_index(self._out, file_of, size)
-
-
-def _passed(block: nn.Module, streams: list[Tensor]) -> list[Tensor]:
-    with torch.no_grad():
-        return [block(stream) for stream in streams]
 
 
 def _file(number: int) -> str:

@@ -30,6 +30,9 @@ def prune_blocks(
     inputs: Annotated[
         Literal["pruned", "dense"], typer.Option(help="Measure behind pruned blocks, or dense ones.")
     ] = "pruned",
+    activations: Annotated[
+        Literal["memory", "disk"], typer.Option(help="Where those of the text are kept.")
+    ] = "memory",
     memory: Annotated[int | None, typer.Option(min=1, help="Bytes it may take; else what is free.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     as_json: options.Json = False,
@@ -42,23 +45,34 @@ def prune_blocks(
         chosen = chosen_recipe(method, recipe, assignments or [])
     console = Console(stderr=True)
     bars = Progress(console=console, transient=True, disable=not console.is_terminal)
-    done = 0
+    done = passes = 0
     with only_results(), bars as progress:
         tokens = drawn_sequences(text_tokens(text, source), sequences, length, seed)
-        need = memory_needed(source, chosen, tokens).total
-        bar = progress.add_task(f"blocks, at most {human_bytes(need)} of memory", total=None)
+        need = memory_needed(source, chosen, tokens, activations=activations).total
+        bar = progress.add_task(f"passes through a block, at most {human_bytes(need)} of memory", total=None)
 
         def report(number: int, count: int) -> None:
-            nonlocal done
-            done = number
+            nonlocal done, passes
+            done, passes = number, count
             progress.update(bar, completed=number, total=count)
 
         try:
             kept = prune_in_blocks(
-                source, chosen, tokens, out, inputs=inputs, memory=memory, seed=seed, report=report
+                source,
+                chosen,
+                tokens,
+                out,
+                inputs=inputs,
+                activations=activations,
+                memory=memory,
+                seed=seed,
+                report=report,
             )
         except KeyboardInterrupt:
-            raise StoppedError(f"stopped behind {done} blocks; the same command goes on from there") from None
+            raise StoppedError(
+                f"stopped behind {done} of {passes} passes through a block; the same command goes on from "
+                "there"
+            ) from None
     sparsities = [block.sparsity for block in kept]
     if as_json:
         print_json({"folder": str(out), "memory": need, "sparsity": sparsities})

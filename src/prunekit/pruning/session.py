@@ -225,6 +225,14 @@ class Session:
         """Whether every step of the plan has been taken, or the recipe's `stop` has ended it before."""
         return self.stopped is not None or len(self.history) == len(self.plan.steps)
 
+    def scores(self) -> Mapping[str, Tensor]:
+        """What the next step would rank, measured on the network as it is; nothing is changed.
+
+        By parameter, or by group of units; minus infinity for what is removed already.
+        """
+        self._try_data(retraining=False)
+        return self._work.scored(self._work.context(self.plan.steps[len(self.history)])).scores
+
     def result(self) -> Pruned:
         """The pruned network as it is now."""
         return Pruned(

@@ -351,8 +351,7 @@ class StepWork:
         with torch.no_grad():
             for key, part in self.recipe.parts_with("before_step"):
                 part.before_step(context.told(key))
-        context = self.scorer.measured(context, turns)
-        context = replace(context, scores=self.scorer.scores(context))
+        context = self.scored(context, turns)
         kept = self.scorer.select(context)
         self.keep(kept.replace(of_first(kept)) if together() and processes() > 1 else kept)
         # before the masks act: a repair looks at the values that go
@@ -374,6 +373,11 @@ class StepWork:
         if self.calibration.norms and (masked is None or self.recipe.recalibrate):
             self.calibration.recalibrate()
         return restarted
+
+    def scored(self, context: StepContext, turns: TurnStatistics | None = None) -> StepContext:
+        """The context of a step with what is measured, and with the scores; `turns` as of `remove`."""
+        context = self.scorer.measured(context, turns)
+        return replace(context, scores=self.scorer.scores(context))
 
     def check_agreement(self) -> None:
         """Refuse weights that differ between the processes, of which each would choose others.

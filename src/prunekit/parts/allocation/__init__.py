@@ -10,6 +10,7 @@ from prunekit.parts.allocation.rules import (
     NoPruning,
     PerLayer,
     Recorded,
+    SummaryAllocation,
     Threshold,
     Zeros,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "PerLayer",
     "Recorded",
     "Sensitivity",
+    "SummaryAllocation",
     "Threshold",
     "Zeros",
 ]

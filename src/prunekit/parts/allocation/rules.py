@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -136,7 +137,22 @@ class BelowMean(Allocation):
         return amounts
 
 
-class OWL(Allocation):
+class SummaryAllocation(Allocation):
+    """An allocation by one number of each layer's scores, and by the layers' sizes.
+
+    Scores of several layers are not needed at a time: a network may be measured in parts.
+    """
+
+    @abstractmethod
+    def summarised(self, scores: Tensor) -> float:
+        """What is looked at of a layer's scores."""
+
+    @abstractmethod
+    def amounts_by(self, summaries: Mapping[str, float], context: StepContext) -> dict[str, int]:
+        """As `amounts`, from the summaries of all layers."""
+
+
+class OWL(SummaryAllocation):
     """A layer's sparsity falls with its share of outliers, scores far above the layer's mean.
 
     Made for the scores |w| ||x|| (`wanda` with `within: layer`). With D the share of a layer's scores above
@@ -162,16 +178,26 @@ class OWL(Allocation):
 
     def amounts(self, context: StepContext) -> dict[str, int]:
         """Sparsities shifted so that the total is exactly round(sparsity * total)."""
-        sizes = {name: scores.numel() for name, scores in context.scores.items()}
         shares = {}
         for name, scores in context.scores.items():
-            finite = scores.double().clamp(min=0)  # what is removed already is minus infinity
-            share = (finite > self.outlier * finite.mean()).double().mean()
-            state = context.state.get(name, share)
-            shares[name] = float(state if context.frozen else state.copy_(share))
-        low, high = min(shares.values()), max(shares.values())
+            state = context.state.get(name)  # of weights; units are pruned all at once
+            if state is None or not context.frozen:
+                shares[name] = self.summarised(scores)
+            if state is not None:
+                shares[name] = float(state if context.frozen else state.fill_(shares[name]))
+        return self.amounts_by(shares, context)
+
+    def summarised(self, scores: Tensor) -> float:
+        """D, the share of outliers."""
+        finite = scores.double().clamp(min=0)  # what is removed already is minus infinity
+        return float((finite > self.outlier * finite.mean()).double().mean())
+
+    def amounts_by(self, summaries: Mapping[str, float], context: StepContext) -> dict[str, int]:
+        """From the shares of outliers."""
+        sizes = {name: context.kept[name].numel() for name in summaries}
+        low, high = min(summaries.values()), max(summaries.values())
         width = high - low if high > low else 1.0
-        scaled = {name: 2 * self.spread * (share - low) / width for name, share in shares.items()}
+        scaled = {name: 2 * self.spread * (share - low) / width for name, share in summaries.items()}
         total = sum(sizes.values())
         mean = sum(scaled[name] * size for name, size in sizes.items()) / total
         wanted = {name: (context.sparsity - scaled[name] + mean) * size for name, size in sizes.items()}
