@@ -54,7 +54,7 @@ def test_packing_asks_for_its_coder(without):
 
 
 def test_every_extra_brings_its_packages():
-    distributions = {"sklearn": "scikit-learn"}
+    distributions = {"mlflow": "mlflow-skinny", "sklearn": "scikit-learn"}
     for package, extra in EXTRAS.items():
         wanted = PROJECT["optional-dependencies"][extra]
         names = {re.split(r"[<>=\[]", each)[0] for each in wanted}

@@ -16,6 +16,7 @@ EXTRAS = {
     "fsspec": "study",
     "jinja2": "study",
     "matplotlib": "study",
+    "mlflow": "mlflow",
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
@@ -23,6 +24,8 @@ EXTRAS = {
     "ray": "ray",
     "scipy": "study",
     "sklearn": "study",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
 }
 """The extra of prunekit that each package comes with."""
 

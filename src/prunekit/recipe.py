@@ -41,7 +41,7 @@ from prunekit.task import LossFunction, Task
 from prunekit.training import Training
 
 if TYPE_CHECKING:
-    from prunekit.pruning import Session
+    from prunekit.pruning import Logger, Session
 
 
 @dataclass(frozen=True)
@@ -307,6 +307,7 @@ class Recipe(Settings):
         task: Task | None = None,
         seed: int = 0,
         every: int | None = None,
+        loggers: Iterable[Logger] = (),
         example_inputs: Inputs | None = None,
         teacher: nn.Module | None = None,
     ) -> Session:
@@ -324,6 +325,7 @@ class Recipe(Settings):
             task: in place of `loss`, how the network is fed a batch and what its loss is.
             seed: of everything random in the recipe.
             every: advance by itself after this many optimizer steps.
+            loggers: told what each step achieved; see `prunekit.loggers`.
             example_inputs: see `plan`; by default the first of the data.
             teacher: as in `prunekit.prune`.
         """
@@ -336,6 +338,7 @@ class Recipe(Settings):
             loss=loss,
             task=task,
             seed=seed,
+            loggers=loggers,
             example_inputs=example_inputs,
             teacher=teacher,
         )

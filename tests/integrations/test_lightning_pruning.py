@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError
+from prunekit.loggers import Logger
 from prunekit.methods import gradual_magnitude
 
 lightning = pytest.importorskip("lightning.pytorch")
@@ -49,9 +50,9 @@ def trainer(folder, callback, *others, **settings):
     )  # fmt: skip
 
 
-def pruning(every=3, targets=None, **settings):
+def pruning(every=3, targets=None, loggers=(), **settings):
     recipe = gradual_magnitude(sparsity=0.8, steps=4, **settings).model_copy(update={"targets": targets})
-    return LightningPruning(recipe, every=every)
+    return LightningPruning(recipe, every=every, loggers=loggers)
 
 
 def test_it_prunes_while_it_trains(tmp_path):
@@ -62,6 +63,18 @@ def test_it_prunes_while_it_trains(tmp_path):
     assert callback.result().masks.kept == 57  # of 288; 230.4 to remove are 231
     for name, mask in session.masks.items():
         assert torch.equal(model.get_parameter(name) != 0, mask), name
+
+
+def test_its_loggers_are_told_every_step(tmp_path):
+    class Told(Logger):
+        def log(self, record):
+            records.append(record)
+
+    records, model = [], module()
+    callback = pruning(loggers=[Told()])
+    trainer(tmp_path, callback).fit(model, loader())
+    assert len(records) == 4
+    assert records == callback.session.history
 
 
 def test_it_goes_on_from_a_checkpoint_in_mid_schedule_bit_for_bit(tmp_path):

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 
 import prunekit.cli.options as options
 from prunekit.batches import as_batches
 from prunekit.cli.networks import Network, folder_bytes, is_saved, open_network
 from prunekit.cli.options import only_results, own_code, print_json
 from prunekit.errors import InputError, StarvedLayerWarning
+from prunekit.loggers import ProgressBar
 from prunekit.measure import count, human_bytes, layer_table
 from prunekit.methods import recipe as named_recipe
 from prunekit.parts.granularity import FilterShape
@@ -57,22 +57,14 @@ def prune(
     with own_code(allow):
         chosen = chosen_recipe(method, recipe, assignments or [])
     check_free(out)
-    console = Console(stderr=True)
-    bars = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with only_results(), bars as progress:
+    with only_results(), ProgressBar() as bar:
         network = open_network(model, data=data, data_dir=data_dir, weights=weights, seed=seed)
         found = network.data
         chosen.plan(network.model, None if found is None else found.train.inputs[:2])
-        bar = progress.add_task("training", total=None)
-
-        def report(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-
-        checkpoints = _train(network, chosen, train_epochs, seed, report)
+        checkpoints = _train(network, chosen, train_epochs, seed, bar.progress)
         if not is_saved(model) and weights is None and train_epochs is None and ":" not in model:
             log.warning("the network is not trained: its initial values are pruned; see --train, --weights")
         before = network.quality()
-        progress.update(bar, description="pruning", total=None)
         with warnings.catch_warnings():  # the log has its own form
             warnings.simplefilter("ignore", StarvedLayerWarning)
             pruned = prune_model(
@@ -83,7 +75,7 @@ def prune(
                 seed=seed,
                 checkpoints=checkpoints,
                 evaluate=network.quality,
-                report=report,
+                loggers=[bar],
             )
         for each in pruned.starved:
             log.warning("%s", each)

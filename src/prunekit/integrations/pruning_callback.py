@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from prunekit.batches import Inputs
 from prunekit.errors import InputError
 from prunekit.history import Pruned
+from prunekit.loggers import Logger, Loggers
 from prunekit.pruning import Session
 from prunekit.recipe import Recipe
 from prunekit.task import LossFunction, Task
@@ -26,6 +27,7 @@ class PruningCallback:
         loss: what is scored by.
         task: in place of `loss`, how the network is fed a batch and what its loss is.
         seed: of everything random in the recipe.
+        loggers: told what each step achieved; see `prunekit.loggers`.
         example_inputs: what the network can be run on, for recipes of units.
 
     Attributes:
@@ -44,6 +46,7 @@ class PruningCallback:
         loss: str | LossFunction | None = None,
         task: Task | None = None,
         seed: int = 0,
+        loggers: Iterable[Logger] = (),
         example_inputs: Inputs | None = None,
     ) -> None:
         changing = [recipe.called(key) for key, _ in recipe.parts_with("training_loss")]
@@ -55,6 +58,7 @@ class PruningCallback:
         self.session: Session | None = None
         self._recipe, self._every, self._data, self._seed = recipe, every, data, seed
         self._loss, self._task, self._example_inputs = loss, task, example_inputs
+        self._loggers = Loggers(loggers)
 
     def result(self) -> Pruned:
         """The pruned network as it is now.
@@ -80,6 +84,7 @@ class PruningCallback:
             task=self._task,
             seed=self._seed,
             every=self._every,
+            loggers=(self._loggers,),
             example_inputs=self._example_inputs,
         )
         return self.session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from prunekit.digests import KEY
 from prunekit.distributed import failing_together, together
 from prunekit.errors import InputError, StarvedLayerWarning
 from prunekit.history import Pruned, Record
+from prunekit.loggers import Logger, Loggers
 from prunekit.masks import Masks
 from prunekit.modes import Snapshot
 from prunekit.parts.retrain import Checkpoints
@@ -32,7 +33,7 @@ from prunekit.pruning.turn_statistics import TurnStatistics
 from prunekit.recipe import Plan, Recipe
 from prunekit.settings import WHOLE, checked_seed, whole
 from prunekit.task import PLAIN, LossFunction, Task, task_of
-from prunekit.training import Loop, Report
+from prunekit.training import Loop
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a network after a step, for the history: names and values."""
@@ -50,7 +51,7 @@ def prune(
     checkpoints: Checkpoints | None = None,
     validation: Any = None,
     evaluate: Evaluate | None = None,
-    report: Report | None = None,
+    loggers: Iterable[Logger] = (),
     example_inputs: Inputs | None = None,
     teacher: nn.Module | None = None,
 ) -> Pruned:
@@ -75,8 +76,8 @@ def prune(
         validation: examples of the same kinds as `data`, on which a recipe's `stop` measures the error; by
             default the recipe's calibration sample of `data`.
         evaluate: measures the network after each step, for the history.
-        report: told how far the trainings of a step are, those before the first removal and in `quantize`
-            counted in.
+        loggers: told what each step achieved, and how far its trainings are, those before the first removal
+            and in `quantize` counted in; see `prunekit.loggers`.
         example_inputs: what the network can be run on, for recipes that find out so what is coupled in it; by
             default the first two of the data.
         teacher: the network that the recipe's `teacher` learns from, where that is a given one; it is copied.
@@ -97,13 +98,14 @@ def prune(
             loop=loop,
             checkpoints=checkpoints,
             validation=validation,
+            loggers=loggers,
             example_inputs=example_inputs,
             teacher=teacher,
         )
         if recipe.parts_with("solving_seconds"):
             announce(session.plan, recipe)
         with session.undoing(steps=len(session.plan.steps), evaluated=evaluate is not None):
-            for _ in session.run(evaluate=evaluate, report=report):
+            for _ in session.run(evaluate=evaluate):
                 pass
     _warn_of_starved(session)
     return session.result()
@@ -133,6 +135,7 @@ class Session:
         loop: Loop | None = None,
         checkpoints: Checkpoints | None = None,
         validation: Any = None,
+        loggers: Iterable[Logger] = (),
         example_inputs: Inputs | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
@@ -143,6 +146,7 @@ class Session:
                 "for a named method write prunekit.methods.recipe('magnitude', sparsity=0.9)"
             )
         self.recipe = recipe
+        self._loggers, self._logged = Loggers(loggers), False
         self.task = PLAIN if task is None and loss is None else task_of(task, loss)
         read = partial(self.task.read, model=model)
         self._data: Batches | None = None if data is None else as_batches(data, read)
@@ -247,7 +251,7 @@ class Session:
 
     # ---- the loop ----------------------------------------------------------------------------------------
 
-    def run(self, *, evaluate: Evaluate | None = None, report: Report | None = None) -> Iterator[Record]:
+    def run(self, *, evaluate: Evaluate | None = None) -> Iterator[Record]:
         """Take the steps that are left, each with its retraining, and yield what each achieved.
 
         A step that the recipe's `stop` rolls back is neither yielded nor in the history. Where a step fails,
@@ -259,24 +263,30 @@ class Session:
             self._try_data(retraining=True)
         turns = self._work.in_turn() if self._undo_held and evaluate is None else None
         while not self.done:
+            self._start_logging()
             with self.undoing(steps=1, evaluated=evaluate is not None):
-                record = self._whole_step(evaluate, report, turns)
+                record = self._whole_step(evaluate, turns)
             if record is None:
                 return
+            self._loggers.log(record)
             yield record
 
-    def _whole_step(
-        self, evaluate: Evaluate | None, report: Report | None, turns: TurnStatistics | None
-    ) -> Record | None:
+    def _start_logging(self) -> None:
+        if not self._logged:
+            self._loggers.start(self.recipe, len(self.plan.steps))
+        self._logged = True
+
+    def _whole_step(self, evaluate: Evaluate | None, turns: TurnStatistics | None) -> Record | None:
         """The next step with its retraining; None where it was rolled back."""
         started = time.perf_counter()
         step = self.plan.steps[len(self.history)]
         warms_up = bool(self.recipe.warm_ups) and not self._warmed_up
         retrains = self._work.retrains(step)
         quantizes = self.recipe.quantize.changes and step.number == len(self.plan.steps)
-        if report is not None and self._data is not None:
+        report = None
+        if self._loggers and self._data is not None:
             report = self._trainings.as_one(
-                report,
+                self._loggers.progress,
                 step,
                 len(self.plan.steps),
                 warm_up=warms_up,
@@ -368,6 +378,8 @@ class Session:
         if self._loop.masked is not None and restarted:
             self._loop.masked.forget()
         record = self._work.record(step, started, None, {})
+        self._start_logging()
+        self._loggers.log(record)
         if self.done:
             _warn_of_starved(self)
         return record

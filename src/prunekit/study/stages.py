@@ -21,6 +21,7 @@ from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import remove
 from prunekit.graph import chain_of, shrink_dead
 from prunekit.history import Pruned, Record, random_control, scratch_control
+from prunekit.loggers import Logger
 from prunekit.measure import count, evaluate
 from prunekit.models import create
 from prunekit.packing import pack
@@ -128,18 +129,16 @@ def run_cell(
     discard(folder, keep=(STATE,))
     data = dataset(study, data_dir, seed)
     state = folder / STATE
-    session = _begun(study, cell, seed, data, layout, state)
-
-    def tell(done: int, total: int) -> None:
-        progress((len(session.history) + done / max(total, 1)) / len(session.plan.steps))
+    told = CellProgress(progress)
+    session = _begun(study, cell, seed, data, layout, state, told)
 
     def measurements(model: nn.Module) -> dict[str, Any]:
         return measured(model, data) if _counts(session, len(session.history) + 1) else {}
 
-    tell(0, 1)  # where an interrupted cell goes on: what was done before says nothing of the pace
-    for _ in session.run(evaluate=measurements, report=tell):
+    told.at(session)  # where an interrupted cell goes on: what was done before says nothing of the pace
+    for _ in session.run(evaluate=measurements):
         _save_session(session, state)
-        tell(0, 1)
+        told.at(session)
     pruned = session.result()
     architecture = Architecture(study.model, data.input_shape, data.outputs)
     save_pretrained(pruned, folder / MODEL, architecture=architecture)
@@ -152,6 +151,22 @@ def run_cell(
         files.append(PACKED)
     write_result(folder, {"rows": rows, "layers": layers}, files)
     state.unlink(missing_ok=True)
+
+
+class CellProgress(Logger):
+    """How far a cell is, in [0, 1]: the steps that are saved, and the trainings of the one under way."""
+
+    def __init__(self, tell: Progress) -> None:
+        self._tell, self._taken, self._steps = tell, 0, 1
+
+    def at(self, session: Session) -> None:
+        """All that the session has done is saved."""
+        self._taken, self._steps = len(session.history), len(session.plan.steps)
+        self.progress(0, 1)
+
+    def progress(self, done: int, total: int) -> None:
+        """A training of the step is this far."""
+        self._tell((self._taken + done / max(total, 1)) / self._steps)
 
 
 def pack_network(pruned: Pruned, path: Path, architecture: Architecture, inputs: Tensor) -> dict[str, int]:
@@ -173,9 +188,11 @@ def pack_network(pruned: Pruned, path: Path, architecture: Architecture, inputs:
     return {"packed_bytes": packed, "published_bytes": published}
 
 
-def _begun(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout, state: Path) -> Session:
+def _begun(
+    study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout, state: Path, told: Logger
+) -> Session:
     """The session of a cell where it was interrupted, or at its beginning, also if its state is damaged."""
-    session = _fresh(study, cell, seed, data, layout)
+    session = _fresh(study, cell, seed, data, layout, told)
     if not state.exists():
         return session
     try:
@@ -183,11 +200,11 @@ def _begun(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout, s
     except PrunekitError as error:
         log.warning("%s; %s, seed %d, begins afresh", error, cell.name, seed)
         remove(state)
-        return _fresh(study, cell, seed, data, layout)  # what was there may be half of another state
+        return _fresh(study, cell, seed, data, layout, told)  # what was there may be half of another state
     return session
 
 
-def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -> Session:
+def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout, told: Logger) -> Session:
     network = layout.network(study, seed)
     if cell.start is None:
         model = _trained_network(study, data, seed, layout)
@@ -208,6 +225,7 @@ def _fresh(study: Study, cell: Cell, seed: int, data: Dataset, layout: Layout) -
         data=data.train,
         validation=data.validation,
         seed=derive(seed, "cell"),
+        loggers=(told,),
         checkpoints={} if wanted is None else {wanted: _values(network / checkpoint(wanted))},
     )
 

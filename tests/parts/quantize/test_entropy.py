@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from prunekit import Loop, Recipe, prune
 from prunekit.errors import InputError
+from prunekit.loggers import Logger
 from prunekit.parts.quantize import SymbolCosts
 from small_nets import blobs, convnet, mlp, same
 
@@ -256,7 +257,12 @@ def test_all_trainings_of_a_step_are_reported_as_one(retrain: str) -> None:
             "quantize": {"name": "entropy", "training": SGD, "refine": {**SGD, "iterations": 4}},
         }
     )
-    prune(net(), chosen, DATA, report=lambda *progress: told.append(progress))
+
+    class Told(Logger):
+        def progress(self, done, total):
+            told.append((done, total))
+
+    prune(net(), chosen, DATA, loggers=[Told()])
     first = [(number, 3 + 6) for number in range(1, 10)]  # a batch is an epoch
     assert told == [*first, *((number, 6 + 5 + 4) for number in range(1, 16))]
 
