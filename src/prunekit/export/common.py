@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 from prunekit.batches import Inputs, examples_in, feed
 from prunekit.errors import InputError, ModelError, explaining, shown
 from prunekit.files import file_to_write, replacing
+from prunekit.graph.copies import copy_of
 from prunekit.graph.proof_run import tensors_in
 from prunekit.graph.reference_run import VerificationError
-from prunekit.graph.surgery import copy_of
 from prunekit.runtime import SparseConv2d, SparseLinear
 from prunekit.targets import check_shaped, check_unparametrized, check_whole, unwrap
 

@@ -10,11 +10,12 @@ from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError
+from prunekit.graph.copies import copy_of, masked_copy
 from prunekit.graph.dead_units import shrink_dead
 from prunekit.graph.proof import UNTOUCHED, same_function
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
-from prunekit.graph.surgery import copy_of, count_parameters, masked_copy, own_module, put_modules
+from prunekit.graph.surgery import count_parameters, own_module, put_modules
 from prunekit.masks import Masks
 from prunekit.models import ColumnConv2d
 

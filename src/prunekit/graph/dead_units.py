@@ -14,6 +14,7 @@ from prunekit.batches import Inputs
 from prunekit.graph.capture import canonical, tensors_of
 from prunekit.graph.captured import leading_to, op_name
 from prunekit.graph.constant_run import FOLDING, ConstantReaders, depending_on_input, grouped, units_at
+from prunekit.graph.copies import copy_of, masked_copy
 from prunekit.graph.groups import CouplingGraph, Group, Member
 from prunekit.graph.members import of_units
 from prunekit.graph.ops import operator_of
@@ -21,7 +22,7 @@ from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both
 from prunekit.graph.reference_run import VerificationError, rounding
 from prunekit.graph.shrinking import ShrinkResult, shrink
-from prunekit.graph.surgery import alike, copy_of, masked_copy, own_module, staying, unit_masks
+from prunekit.graph.surgery import alike, own_module, staying, unit_masks
 from prunekit.masks import Masks
 from prunekit.targets import unwrap
 

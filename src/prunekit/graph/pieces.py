@@ -10,17 +10,10 @@ from torch.utils import _pytree as pytree
 
 from prunekit.batches import Inputs
 from prunekit.errors import InputError
+from prunekit.graph.copies import copy_of, masked_copy
 from prunekit.graph.proof import masked_reference, proven
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, check_examples
-from prunekit.graph.surgery import (
-    Cut,
-    copy_of,
-    count_parameters,
-    masked_copy,
-    operate,
-    own_module,
-    smaller_masks,
-)
+from prunekit.graph.surgery import Cut, count_parameters, operate, own_module, smaller_masks
 from prunekit.masks import Masks
 from prunekit.models import Maxout
 

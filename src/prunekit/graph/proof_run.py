@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
 from prunekit.graph.captured import GraphModel
+from prunekit.graph.copies import copy_of
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.other_inputs import Arguments
 from prunekit.graph.reference_run import Interpreter, exact, largest
-from prunekit.graph.surgery import copy_of
 from prunekit.modes import Snapshot, holding, keeping_modes
 
 

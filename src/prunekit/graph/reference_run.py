@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunekit.errors import ModelError
 from prunekit.graph.captured import op_name
+from prunekit.graph.depthwise import depthwise
 from prunekit.graph.ops import operator_of
 from prunekit.graph.ops.registry import Kept
 
@@ -35,6 +36,7 @@ def doubled(value: Any) -> Any:
 
 _DROPPING = {"scaled_dot_product_attention": 4, "multi_head_attention_forward": 10}
 """The place of the argument `dropout_p`."""
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
@@ -62,7 +64,10 @@ class Exactly(TorchFunctionMode):
             args = tuple(0.0 if isinstance(each, float) else each for each in args)
         if name in ("float", "half", "bfloat16") and args and isinstance(args[0], Tensor):
             return args[0].double()
-        return func(*map(doubled, args), **kwargs)
+        args = tuple(map(doubled, args))
+        if name in _CONVOLUTIONS and (found := depthwise(*args, **kwargs)) is not None:
+            return found
+        return func(*args, **kwargs)
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from prunekit.batches import Inputs
 from prunekit.compress import order_by_counts
+from prunekit.graph.copies import copy_of
 from prunekit.graph.groups import Group, Member
 from prunekit.graph.members import of_units
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import same_function
-from prunekit.graph.surgery import copy_of, own_module
+from prunekit.graph.surgery import own_module
 from prunekit.masks import Masks
 from prunekit.modes import Snapshot
 

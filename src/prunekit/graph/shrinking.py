@@ -20,6 +20,7 @@ from prunekit.graph.any_size import of_any_size
 from prunekit.graph.capture import takes
 from prunekit.graph.captured import GraphModel
 from prunekit.graph.class_fit import in_the_way, misfit
+from prunekit.graph.copies import copy_of, sharing_copy
 from prunekit.graph.draws import Draws, draws_of
 from prunekit.graph.equal_pieces import started
 from prunekit.graph.fitted_settings import fit_settings
@@ -34,12 +35,10 @@ from prunekit.graph.surgery import (
     Cut,
     Operation,
     checked,
-    copy_of,
     count_parameters,
     operate,
     operation,
     own_module,
-    sharing_copy,
     smaller_masks,
     unit_masks,
     zeroed,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -251,79 +250,9 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def copy_of(model: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """A deep copy.
-
-    Args:
-        model: the network.
-        instead: what stands in the copy for some of its tensors, by their identities.
-
-    Raises:
-        ModelError: if the model cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model, {**_computed_values(model), **(instead or {})})
-    except Exception as error:  # copying runs the user's code
-        raise ModelError(
-            f"the model cannot be copied for the proof: {type(error).__name__}: {error}"
-        ) from error
-
-
-def sharing_copy(model: nn.Module, written: Collection[str] = ()) -> nn.Module:
-    """A copy to be operated on, whose parameters lie in the network's own memory until they get smaller.
-
-    Args:
-        model: the network.
-        written: names of parameters that will be written to, and of which it gets copies.
-
-    Raises:
-        ModelError: if the model cannot be copied.
-    """
-    copied = {id(model.get_parameter(name)) for name in written}
-    shared = {
-        id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad)
-        for parameter in model.parameters()
-        if type(parameter) is nn.Parameter and not parameter.is_inference() and id(parameter) not in copied
-    }
-    return copy_of(model, shared)
-
-
-def _computed_values(model: nn.Module) -> dict[int, Any]:
-    """Copies of what a network keeps of its last call, which PyTorch does not copy, as a memo."""
-    found: dict[int, Any] = {}
-    waiting: list[Any] = [vars(module) for module in model.modules()]
-    seen: set[int] = set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            if not value.is_leaf:
-                found[id(value)] = value.detach().clone()
-        elif isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, (list, tuple, set)):
-            waiting.extend(value)
-    return found
-
-
 def smaller_masks(masks: Masks, cut: Cut) -> Masks:
     """Masks of single weights, for the layers after a cut."""
     return Masks({name: taken(mask, cut.tensors.get(name, {})) for name, mask in masks.items()})
-
-
-def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
-    """A copy whose removed weights are zero.
-
-    Raises:
-        InputError: if the masks are another model's.
-        ModelError: if the model cannot be copied.
-    """
-    masks.parameters(model)
-    copied = copy_of(model)
-    masks.apply(copied)
-    return copied
 
 
 def own_module(model: nn.Module) -> nn.Module:

@@ -14,10 +14,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from prunekit.batches import Inputs, feed
 from prunekit.errors import ModelError
 from prunekit.graph.capture import captured_in
+from prunekit.graph.copies import copy_of
 from prunekit.graph.proof import UNTOUCHED, same_function
 from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.graph.rows import LAYERS, TRANSPOSED
-from prunekit.graph.surgery import copy_of, own_module, put_modules
+from prunekit.graph.surgery import own_module, put_modules
 from prunekit.merge.layer_calls import LayerCall, LayerCalls
 from prunekit.models.absent import PASSED, Absent
 from prunekit.modes import evaluating

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from prunekit.batches import Batch, as_batches, feed, joined
 from prunekit.errors import InputError, ModelError, explaining, instead, naming
 from prunekit.graph.capture import captured_in
-from prunekit.graph.surgery import copy_of, count_parameters, own_module, put_modules
+from prunekit.graph.copies import copy_of
+from prunekit.graph.surgery import count_parameters, own_module, put_modules
 from prunekit.measure import count, human_count, human_seconds, layer_times, plain_table
 from prunekit.measure.layer_times import OTHER
 from prunekit.merge.batch_norm import Fold, apply_folds, folds_of

@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_map_only
 from prunekit.batches import Inputs
 from prunekit.errors import ModelError, explaining
 from prunekit.graph import Deviation, VerificationError, same_function
+from prunekit.graph.copies import copy_of
 from prunekit.graph.reference_run import of_outputs, rounding
-from prunekit.graph.surgery import copy_of, put_modules
+from prunekit.graph.surgery import put_modules
 from prunekit.measure.forward_pass import call_of
 from prunekit.modes import evaluating
 from prunekit.runtime.sparse_layers import KERNELS, SparseConv2d, SparseLinear
