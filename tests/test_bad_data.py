@@ -79,7 +79,7 @@ BAD: dict[str, Callable[[], Data]] = {
 OF_TARGETS = {"a class too large", "a negative class", "far too large", "targets in a column", "real targets"}
 WITHOUT_TARGETS = {
     "layer_obs", "exact_layer_obs", "masked_least_squares", "wanda", "owl_wanda", "ria", "sparsegpt", "alps",
-    "layer_l0", "synflow",
+    "layer_l0", "synflow", "flap", "minitron",
 }  # fmt: skip
 """Methods that look at what layers are given, and at no target."""
 

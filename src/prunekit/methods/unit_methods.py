@@ -7,15 +7,17 @@ from typing import Literal
 
 from prunekit.errors import InputError, shown
 from prunekit.parts.allocation import BelowMean, Global, PerLayer
-from prunekit.parts.granularity import Block, MaxoutPiece, Unit
-from prunekit.parts.repair import ChannelScale
+from prunekit.parts.granularity import Block, Kind, MaxoutPiece, Unit
+from prunekit.parts.repair import ChannelScale, FoldMean, NoRepair
 from prunekit.parts.retrain import FineTune, Reinitialize, Retrain, Rewind
 from prunekit.parts.schedule import AllocationDecides, Linear, OneShot
 from prunekit.parts.scores import (
     N2PS,
     Activation,
+    ActivationNorm,
     BlockInfluence,
     FeatureTaylor,
+    Fluctuation,
     GeometricMedian,
     GradCAM,
     Magnitude,
@@ -37,9 +39,11 @@ __all__ = [
     "apoz",
     "apoz_units",
     "filter_norm",
+    "flap",
     "geometric_median",
     "grad_cam_filters",
     "maxout_pruning",
+    "minitron",
     "n2ps",
     "n2ps_units",
     "network_slimming",
@@ -52,6 +56,9 @@ __all__ = [
     "taylor_units",
     "thinet",
 ]
+
+_WIDTHS: tuple[Kind, ...] = ("filters", "neurons", "heads", "MLP width")
+"""Whole heads, and not their widths."""
 
 
 @method
@@ -343,6 +350,41 @@ def maxout_pruning(
         schedule=Linear(sparsity=rounds / pieces, steps=rounds),
         retrain=FineTune(training=training_of(epochs, training)),
         calibration=60_000,
+    )
+
+
+@method
+def flap(sparsity: float = 0.2, even: bool = False, compensate: bool = False) -> Recipe:
+    """The heads, neurons and filters of the least variance times squares of the weights that read them.
+
+    All layers compete by standard scores, or with `even` each loses the same share, as where a configuration
+    says one width for all. With `compensate` the mean of what goes is put into the next layer's bias, which
+    must be there.
+
+    Paper: An, Zhao, Yu, Tang, Wang 2023 (FLAP), arXiv 2312.11983
+    """
+    return Recipe(
+        score=Fluctuation(),
+        granularity=Unit(kinds=_WIDTHS),
+        allocation=PerLayer() if even else Global(),
+        repair=FoldMean() if compensate else NoRepair(),
+        schedule=OneShot(sparsity=sparsity),
+    )
+
+
+@method
+def minitron(sparsity: float = 0.25) -> Recipe:
+    """The heads, neurons and filters that give the next layer the least, the same share of every layer.
+
+    The paper trains with distillation behind it: put `retrain` and `teacher` into the recipe.
+
+    Paper: Muralidharan et al. 2024 (Minitron), arXiv 2407.14679
+    """
+    return Recipe(
+        score=ActivationNorm(),
+        granularity=Unit(kinds=_WIDTHS),
+        allocation=PerLayer(),
+        schedule=OneShot(sparsity=sparsity),
     )
 
 

@@ -35,9 +35,9 @@ _ROWS_BYTES = 8 * 2**20
 enough to be used again and again, as large pieces of memory are handed back and have to be cleared anew."""
 
 
-Form = Literal["patches", "channels", "magnitudes"]
+Form = Literal["patches", "channels", "magnitudes", "magnitudes by example"]
 """What counts as a row of inputs: what an output is computed from, or what there is at a position, padding
-left out, or the magnitudes of that."""
+left out, or the magnitudes of that, or their means over the positions of an example."""
 
 MEANS, SQUARES, PAIRS = 1, 2, 3
 """What is summed up of these rows: means alone, squares about them as well, or the products of all pairs."""
@@ -172,6 +172,18 @@ class ChannelMagnitude(ChannelMean):
     form: ClassVar[Form] = "magnitudes"
 
 
+@dataclass(frozen=True)
+class ExampleMagnitude(InputStatistic):
+    """By weight: (1, inputs) float64, root mean squares over examples of mean magnitudes over positions."""
+
+    form: ClassVar[Form] = "magnitudes by example"
+    sums: ClassVar[int] = SQUARES
+
+    def of(self, moments: Moments, layer: nn.Module) -> Tensor:
+        """From squares about the mean."""
+        return (moments.variance + moments.mean.square()).sqrt()
+
+
 def _has_bias(layer: nn.Module) -> bool:
     return getattr(layer, "bias", None) is not None
 
@@ -195,7 +207,12 @@ class _Sums:
 
     @torch.no_grad()
     def _see(self, real: Tensor | None, name: str, x: Tensor, output: Tensor) -> None:
-        self._watch(name).take(without_padding(x.detach(), real))
+        watched, x = self._watch(name), x.detach()
+        if real is not None and self._form == "magnitudes by example":  # without padding all would be one
+            for one, positions in zip(torch.split(x, 1), torch.split(real, 1), strict=True):
+                watched.take(without_padding(one, positions))
+            return
+        watched.take(without_padding(x, real))
 
     def _watch(self, name: str) -> _Watched:
         if name not in self._watched:
@@ -280,6 +297,11 @@ class _Watched:
                 self.moments.join(len(part) * rows.shape[1], rows.mean(1))
 
     def _rows(self, x: Tensor) -> Iterator[Tensor]:
+        if self._form == "magnitudes by example":
+            for part in torch.split(x, max(1, _ROWS_BYTES * len(x) // max(1, x.numel() * x.element_size()))):
+                rows = torch.unflatten(channels(self._layer, part), 1, (len(part), -1))
+                yield rows.abs().mean(2)
+            return
         if self._form != "patches" or not isinstance(self._layer, nn.modules.conv._ConvNd):
             yield (patches if self._form == "patches" else channels)(self._layer, x)
             return

@@ -20,7 +20,9 @@ from prunekit.settings import LARGE, WHOLE
 from prunekit.statistics import (
     ActivationStats,
     ChannelMagnitude,
+    ExampleMagnitude,
     FirstOrderTaylor,
+    InputSquares,
     LayerHessian,
     MaxoutMaxima,
     OracleChange,
@@ -423,6 +425,82 @@ class ThiNet(ConsumerScore):
                 )
             scores[name] = greedy_order(products, kept).to(kept.device, torch.float64)
         return scores
+
+
+class Fluctuation(ConsumerScore):
+    """The variance of what the next layer reads of the unit, times the squares of the weights that read it.
+
+    It is the mean square of what the next layer's outputs are off where the unit gives its mean instead, if
+    its inputs vary by themselves. The mean is what the repair `fold_mean` puts into the next bias.
+
+    Attributes:
+        standardize: whether the products of a group's inputs are taken about their mean and divided by their
+            standard deviation, so that groups of several layers can be compared. A unit of several inputs, as
+            a head, has their mean.
+    """
+
+    name = "fluctuation"
+    paper = "An et al. 2023 (FLAP), arXiv 2312.11983"
+    needs = (InputSquares(centred=True, consumers=True),)
+    standardize: bool = True
+
+    @property
+    def comparable(self) -> tuple[Level, ...]:  # type: ignore[override]
+        """If they are standardized."""
+        return ("units",) if self.standardize else ()
+
+    def __call__(self, context: StepContext) -> Scores:
+        """The mean over a unit's inputs; over all layers that read it, their sum."""
+        found = {}
+        for name, each in _by_group(context).items():
+            kept = context.kept[name]
+            value = torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
+            for consumer in each:
+                units = consumer.units[name]
+                variance = context.statistics[self.needs[0]][consumer.weight]
+                by_column = variance * consumer.rows().square().sum(1)
+                products = torch.unflatten(by_column, 1, (units.shape[1], -1)).sum(2)
+                read = units >= 0
+                unit, product = units[read], products[read]
+                if self.standardize:
+                    left = product[kept[unit]]
+                    product = (product - left.mean()) / _divisor(left.std(correction=0))
+                value += _mean_by_unit(product, unit, len(kept))
+            found[name] = value
+        return found
+
+
+class ActivationNorm(ConsumerScore):
+    """The norm of what the next layer reads of the unit: mean magnitudes over positions, L2 over examples.
+
+    Of a unit of several inputs, as a head, it is the L2 norm over these as well.
+    """
+
+    name = "activation_norm"
+    paper = "Muralidharan et al. 2024 (Minitron), arXiv 2407.14679"
+    comparable = ()  # as large as the layer's outputs
+    needs = (ExampleMagnitude(consumers=True),)
+
+    def __call__(self, context: StepContext) -> Scores:
+        """Over all layers that read a unit, the root of the sum of squares."""
+        found = {}
+        for name, each in _by_group(context).items():
+            kept = context.kept[name]
+            square = torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
+            for consumer in each:
+                units = consumer.units[name]
+                read = units >= 0
+                magnitude = context.statistics[self.needs[0]][consumer.weight].view_as(units)
+                square.index_add_(0, units[read], magnitude[read].square())
+            found[name] = square.sqrt()
+        return found
+
+
+def _mean_by_unit(values: Tensor, unit: Tensor, units: int) -> Tensor:
+    """(units,) the means of the values of each unit's inputs; 0 for a unit without."""
+    zeros = torch.zeros(units, dtype=values.dtype, device=values.device)
+    count = zeros.index_add(0, unit, torch.ones_like(values))
+    return zeros.index_add(0, unit, values) / count.clamp(min=1)
 
 
 def greedy_order(products: Tensor, alive: Tensor) -> Tensor:
