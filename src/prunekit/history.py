@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from prunekit.graph import (
 from prunekit.graph.pieces import shrink_pieces
 from prunekit.graph.shrinking import Form
 from prunekit.masks import Masks
-from prunekit.parts.allocation import Recorded, Zeros
+from prunekit.parts.allocation import Budget, Recorded, Zeros
+from prunekit.parts.context import ASKED, REACHED
 from prunekit.parts.granularity import Block, FilterShape, Unit
 from prunekit.parts.repair import NoRepair
 from prunekit.parts.retrain import Reinitialize
@@ -51,6 +52,9 @@ class Record:
             beside zero each has; none before it.
         bits: the entropy of the values of these weights, zeros included, in bits per weight: each layer's by
             how often each value is there, averaged over all weights.
+        asked: where the allocation is a budget, the most of its cost that the step may leave, in MACs,
+            parameters, bytes, seconds or the user's own metric.
+        reached: what it has left of that cost.
     """
 
     step: int
@@ -64,6 +68,13 @@ class Record:
     measured: Mapping[str, float] = field(default_factory=dict)
     levels: Mapping[str, int] = field(default_factory=dict)
     bits: float | None = None
+    asked: float | None = None
+    reached: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, for files; without `asked` and `reached` where there is no budget."""
+        values = asdict(self)
+        return {key: each for key, each in values.items() if key not in (ASKED, REACHED) or each is not None}
 
 
 @dataclass
@@ -189,10 +200,17 @@ class Pruned:
 
     @property
     def achieved(self) -> str:
-        """How much of what was chosen from is removed, in words, with the compression ratio."""
+        """How much of what was chosen from is removed, in words, with the ratio and the budget."""
         ratio = f"{self.history[-1].compression_ratio if self.history else 1.0:.4g}x"
         counts = self.recipe.granularity.counts
-        return f"{self.kept.sparsity:.1%} of {self.kept.total:,} {counts} removed ({ratio})"
+        return f"{self.kept.sparsity:.1%} of {self.kept.total:,} {counts} removed ({ratio}{self._budget})"
+
+    @property
+    def _budget(self) -> str:
+        allocation, last = self.recipe.allocation, self.history[-1] if self.history else None
+        if not isinstance(allocation, Budget) or last is None or last.asked is None or last.reached is None:
+            return ""
+        return f"; {allocation.shown(last.reached)} left, at most {allocation.shown(last.asked)} asked"
 
     def __str__(self) -> str:
         if self.shrunk is not None:

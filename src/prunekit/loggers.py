@@ -87,8 +87,8 @@ class Loggers(Logger):
 def metrics_of(record: Record) -> dict[str, float]:
     """The numbers of a step by the names that loggers give them.
 
-    `pruning/` stands before `sparsity`, `kept`, `compression_ratio`, `seconds`, and `train_loss` and `bits`
-    where there are any; `measured/` before what `evaluate` returned.
+    `pruning/` stands before `sparsity`, `kept`, `compression_ratio`, `seconds`, and `train_loss`, `bits`,
+    `asked` and `reached` where there are any; `measured/` before what `evaluate` returned.
     """
     own = {
         "sparsity": record.sparsity,
@@ -97,6 +97,8 @@ def metrics_of(record: Record) -> dict[str, float]:
         "seconds": record.seconds,
         "train_loss": record.train_loss,
         "bits": record.bits,
+        "asked": record.asked,
+        "reached": record.reached,
     }
     named = {f"pruning/{name}": value for name, value in own.items() if value is not None}
     return named | {f"measured/{name}": value for name, value in record.measured.items()}

@@ -280,7 +280,7 @@ class Recipe(Settings):
         context = StepContext.of(elements, self.granularity, elements.all_kept())
         for part in (self.score, self.repair) if self.repair.changes else (self.score,):
             part.check(context)
-        if self.allocation.of_figure:
+        if self.allocation.of_cost:
 
             def choose(amounts: Mapping[str, int]) -> Masks:
                 """All units are as good as any others."""

@@ -127,8 +127,14 @@ def _train(
 
 def _described(pruned: Pruned, before: Mapping[str, float], out: Path) -> dict[str, Any]:
     steps = [
-        {"step": r.step, "sparsity": r.sparsity, "compression_ratio": r.compression_ratio, **r.measured}
-        for r in pruned.history
+        {
+            "step": record.step,
+            "sparsity": record.sparsity,
+            "compression_ratio": record.compression_ratio,
+            **({} if record.asked is None else {"asked": record.asked, "reached": record.reached}),
+            **record.measured,
+        }
+        for record in pruned.history
     ]
     stopped = {} if pruned.stopped is None else {"stopped": asdict(pruned.stopped)}
     starved = {"starved": list(pruned.starved)} if pruned.starved else {}

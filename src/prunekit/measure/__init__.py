@@ -1,5 +1,6 @@
 """Abilities and costs of a model: quality, parameters, MACs, bytes, time and memory."""
 
+from prunekit.measure.amounts import Cost, read_amount
 from prunekit.measure.counts import Counts, LayerCount, count
 from prunekit.measure.forward_pass import Latency, latency, peak_memory, state_bytes
 from prunekit.measure.human import human_bytes, human_count, human_seconds, layer_table, plain_table
@@ -9,6 +10,7 @@ from prunekit.measure.quality import Quality, evaluate
 from prunekit.measure.task_metrics import metrics
 
 __all__ = [
+    "Cost",
     "Counts",
     "Latency",
     "LayerCount",
@@ -25,5 +27,6 @@ __all__ = [
     "peak_memory",
     "perplexity",
     "plain_table",
+    "read_amount",
     "state_bytes",
 ]

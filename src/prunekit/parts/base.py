@@ -250,7 +250,7 @@ def _others(part: Part, level: Level) -> list[str]:
 
 
 def modules_of(value: Any) -> set[str]:
-    """The modules of the user's own parts that are anywhere in settings."""
+    """The modules of the user's own parts and functions that are anywhere in settings."""
     found: set[str] = set()
     left = [value]
     while left:
@@ -263,4 +263,6 @@ def modules_of(value: Any) -> set[str]:
             left += each.values()
         elif isinstance(each, list | tuple):
             left += each
+        elif callable(each):
+            found.add(each.__module__)
     return found

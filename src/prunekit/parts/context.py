@@ -232,6 +232,10 @@ STATED = Requirement(
 """The allocation shares out a sparsity."""
 
 
+ASKED, REACHED = "asked", "reached"
+"""The names by which the state of a budget says what a step may leave at most, and what it has left."""
+
+
 class Allocation(Part):
     """How the removals are shared over layers.
 
@@ -243,7 +247,8 @@ class Allocation(Part):
             `StepContext.scores` need not be in memory at a time.
         compares: whether the scores of one layer are compared with those of another.
         even: whether every layer loses the same fraction, which some granularities need.
-        of_figure: whether the schedule's sparsity is a fraction of what the network costs, not of its units.
+        of_cost: whether the schedule's sparsity is a fraction of what the network costs, not of its units;
+            its state then has `ASKED` and `REACHED`.
         by_example: whether the network is run on an example.
         needs_data: whether the allocation evaluates the network.
         changes: whether it changes the network's values before it counts.
@@ -254,7 +259,7 @@ class Allocation(Part):
     by_size: ClassVar[bool] = False
     compares: ClassVar[bool] = False
     even: ClassVar[bool] = False
-    of_figure: ClassVar[bool] = False
+    of_cost: ClassVar[bool] = False
     by_example: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
     changes: ClassVar[bool] = False

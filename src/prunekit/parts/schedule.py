@@ -250,7 +250,8 @@ class FixedCount(Schedule):
 
 
 class AllocationDecides(Schedule):
-    """A number of rounds whose amounts the allocation itself decides (`threshold`, `manual`, `none`).
+    """A number of rounds whose amounts the allocation itself decides, as `threshold`, `manual`, `none`, and
+    a `budget` with `at_most`.
 
     Attributes:
         steps: how many rounds.

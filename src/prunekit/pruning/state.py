@@ -15,13 +15,14 @@ from prunekit.digests import KEY, bytes_of
 from prunekit.errors import InputError, PrunekitError, said, shown
 from prunekit.history import Record
 from prunekit.masks import Masks
+from prunekit.parts.context import ASKED, REACHED
 from prunekit.parts.stopping import Held, Stopped
 from prunekit.recipe import Plan, Recipe
 from prunekit.settings import WHOLE, whole
 from prunekit.statistics import Found, Statistic
 
 NEEDED = ("recipe", "seed", "masks", "ranking", "optimizer_steps", "checkpoints", "history")
-QUANTIZED = ("levels", "bits")
+QUANTIZED, BUDGETED = ("levels", "bits"), (ASKED, REACHED)
 OPTIONAL = ("measured", "stop", "parts", "every", KEY)
 
 
@@ -79,7 +80,7 @@ class State:
             "measured": measured,
             "optimizer_steps": self.optimizer_steps,
             "checkpoints": {step: dict(state) for step, state in self.checkpoints.items()},
-            "history": [asdict(record) for record in self.history],
+            "history": [record.to_dict() for record in self.history],
             "stop": {
                 "allowed": self.allowed,
                 "held": held,
@@ -239,8 +240,9 @@ def _history(values: Any, owner: Owner) -> list[Record]:
 
 def _record(values: Any, number: int, owner: Owner) -> Record:
     place = f"history: step {number}"
-    needed = [each.name for each in fields(Record) if each.name not in QUANTIZED]
-    _keys(values, place, needed, QUANTIZED)
+    optional = (*QUANTIZED, *BUDGETED)
+    needed = [each.name for each in fields(Record) if each.name not in optional]
+    _keys(values, place, needed, optional)
     _keys(values["layers"], f"{place}: layers", tuple(owner.state.kept))
     layers = {
         name: whole(f"state: {place}: layers: {name}", values["layers"][name], 0, own.numel())
@@ -274,7 +276,16 @@ def _record(values: Any, number: int, owner: Owner) -> Record:
         seconds=values["seconds"],
         measured=_evaluated(values["measured"], f"{place}: measured"),
         **_few_values(values, place, number == len(owner.plan.steps) and owner.recipe.quantize.changes),
+        **_budgeted(values, place, owner.recipe.allocation.of_cost),
     )
+
+
+def _budgeted(values: Mapping[str, Any], place: str, budget: bool) -> dict[str, Any]:
+    if any((values.get(name) is not None) != budget for name in BUDGETED):
+        raise _wrong(
+            f"{place}: asked, reached", "they are there where the allocation is a budget, and only there"
+        )
+    return {name: _number(values[name], f"{place}: {name}") for name in BUDGETED} if budget else {}
 
 
 def _few_values(values: Mapping[str, Any], place: str, quantized: bool) -> dict[str, Any]:

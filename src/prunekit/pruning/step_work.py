@@ -20,7 +20,7 @@ from prunekit.graph import VerificationError, zero_dead
 from prunekit.graph.surgery import count_parameters
 from prunekit.history import Record
 from prunekit.masks import MaskedOptimizer, Masks
-from prunekit.parts.context import CostModel, LayerScores, StepContext
+from prunekit.parts.context import ASKED, REACHED, CostModel, LayerScores, StepContext
 from prunekit.parts.quantize import Counted, LayerQuantizer
 from prunekit.parts.schedule import Step
 from prunekit.parts.scores import Random, Scores
@@ -230,7 +230,7 @@ class Scorer:
             frozen=frozen,
             min_kept={target.name: target.least for target in elements.targets},
             cost_model=CostModel(elements, keeping, self.example_inputs)
-            if recipe.allocation.of_figure
+            if recipe.allocation.of_cost
             else None,
         )
         amounts = recipe.allocation.amounts(told)
@@ -451,9 +451,16 @@ class StepWork:
             measured={name: _plain(value) for name, value in measured.items()},
             levels={} if counted is None else counted.levels,
             bits=None if counted is None else counted.bits,
+            **self._budgeted(),
         )
         self.state.history.append(record)
         return record
+
+    def _budgeted(self) -> dict[str, float]:
+        """What was asked of the step and reached, where the allocation is a budget."""
+        if not self.recipe.allocation.of_cost:
+            return {}
+        return {name: float(self.state.parts["allocation"][name]) for name in (ASKED, REACHED)}
 
     def _compression_ratio(self) -> float:
         if self.recipe.granularity.counts == "weights":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
@@ -75,7 +74,7 @@ def contents_of(network: Network, masks: Masks | None, architecture: Architectur
         dropped=dropped_layers(model) if graph is None else {},
         shrunk=network.to_dict() if isinstance(network, ShrinkResult) else None,
         recipe=network.recipe.to_dict() if isinstance(network, Pruned) else None,
-        history=[asdict(record) for record in network.history] if isinstance(network, Pruned) else [],
+        history=[record.to_dict() for record in network.history] if isinstance(network, Pruned) else [],
     )
     return Contents(description, tensors, graph)
 

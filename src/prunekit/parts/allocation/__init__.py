@@ -1,6 +1,6 @@
 """Allocation: how the amount to remove is shared out over the layers."""
 
-from prunekit.parts.allocation.measured import Budget, Figure, Sensitivity
+from prunekit.parts.allocation.measured import Budget, Sensitivity
 from prunekit.parts.allocation.rules import (
     ERK,
     OWL,
@@ -22,7 +22,6 @@ __all__ = [
     "Allocation",
     "BelowMean",
     "Budget",
-    "Figure",
     "Global",
     "Manual",
     "NoPruning",

@@ -19,7 +19,7 @@ from prunekit.graph.dead_units import dead_units
 from prunekit.masks import lowest
 from prunekit.parts.base import Requirement
 from prunekit.parts.context import Allocation, StepContext
-from prunekit.parts.schedule import Sparsity
+from prunekit.parts.schedule import Sparsity, Step
 from prunekit.parts.scores.weight_scores import Magnitude
 from prunekit.settings import LARGE, WHOLE
 from prunekit.targets import Target, check_layers, fits_layer, value_of_layer
@@ -30,6 +30,16 @@ DECIDED = Requirement(
     "{part} decides the amount itself: use the schedule 'allocation_decides', not {value}",
 )
 """The allocation states the amount by itself."""
+
+
+Ramp = Literal["linear", "cubic"]
+"""How rounds reach what is wanted: in equal steps, or as the schedule `cubic`, fast at first."""
+
+
+def share_of_round(step: Step, ramp: Ramp) -> float:
+    """How much of the way to its end a pruning has gone after round k of K: k / K, or 1 - (1 - k / K)^3."""
+    share = step.round / step.rounds
+    return 1 - (1 - share) ** 3 if ramp == "cubic" else share
 
 
 def share_out(
@@ -322,13 +332,11 @@ class Manual(Allocation):
     by_size = True
     requires = (DECIDED,)
     sparsities: dict[str, Sparsity] = Field(min_length=1)
-    ramp: Literal["linear", "cubic"] = "linear"
+    ramp: Ramp = "linear"
 
     def amounts(self, context: StepContext) -> dict[str, int]:
-        """round(sparsity of the layer * share * size), with the share k / K after round k of K, or cubic."""
-        share = context.step.round / context.step.rounds
-        if self.ramp == "cubic":
-            share = 1 - (1 - share) ** 3
+        """round(sparsity of the layer * share * size), with the share of the way that the round has gone."""
+        share = share_of_round(context.step, self.ramp)
         return {
             name: round(self._sparsity(name) * share * kept.numel()) for name, kept in context.kept.items()
         }

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import nn
 
 from prunekit.compress import Quantized, choose_rates, optimal_kmeans
-from prunekit.errors import InputError
+from prunekit.errors import InputError, shown
 from prunekit.graph.rows import row_layers
+from prunekit.measure import read_amount
 from prunekit.parts.context import StepContext
 from prunekit.parts.quantize.base import FewValues, LayerQuantizer, within
 from prunekit.parts.quantize.kmeans import Bits
@@ -20,6 +22,15 @@ from prunekit.parts.quantize.shared_values import SharedValues
 from prunekit.settings import WHOLE
 from prunekit.statistics import GaussNewtonDiagonal, Statistic
 from prunekit.training import Training
+
+
+def _in_bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    amount, cost = read_amount(value)
+    if cost != "bytes":
+        raise ValueError(f"{shown(value)} is of {cost}, not of bytes")
+    return math.floor(amount)
 
 
 class BitAllocation(LayerQuantizer):
@@ -32,14 +43,14 @@ class BitAllocation(LayerQuantizer):
     the values are trained as those of `kmeans`.
 
     Attributes:
-        bytes: the most that the rates of all layers may add up to.
+        bytes: the most that the rates of all layers may add up to; also as "500 kB".
         bits: what a layer may have: 2^bits clusters.
         importance: by which distortions count: `curvature`, or `none`, by which all weights count alike.
     """
 
     name = "rate_distortion"
 
-    bytes: int = Field(ge=1, le=WHOLE)
+    bytes: Annotated[int, BeforeValidator(_in_bytes), Field(ge=1, le=WHOLE)]
     bits: Annotated[tuple[Bits, ...], within(1, 12, of=list, whole=True)] = (1, 2, 3, 4, 5, 6, 7, 8)
     importance: Literal["curvature", "none"] = "curvature"
 
