@@ -96,7 +96,7 @@ def test_regret_is_what_the_yardstick_has_more() -> None:
     assert (19.0, 28.0, 87.0) in lines
     low, high = drawing.figure.axes[0].get_ylim()
     assert low < 0.5 < 8.0 < high < 19.0  # random does not set the scale
-    assert drawing.tips["point-1-0"] == (
+    assert drawing.tips["point-0-0"] == (
         "first\n1.3x, 25.0% removed\ntest accuracy below that of oracle 0.500 (1 seed)"
     )
 

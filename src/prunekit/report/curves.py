@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from prunekit.report.charts import Chart, chart_curve, chart_level
 from prunekit.report.points import (
     Point,
     Primary,
@@ -30,6 +31,7 @@ from prunekit.report.style import (
     Drawing,
     End,
     Look,
+    chart_axis,
     drawing_style,
     linear_limits,
     log_limits,
@@ -39,6 +41,7 @@ from prunekit.report.style import (
     set_log_y,
     set_ratio_x,
 )
+from prunekit.study_files import DENSE
 
 #: With more methods than this, shaded bands cover each other: error bars are drawn instead.
 MOST_BANDS = 4
@@ -57,6 +60,10 @@ class Across:
     def log(self) -> bool:
         """True for the ratios, which are read in factors."""
         return self.key != "sparsity"
+
+    def show(self, x: float) -> str:
+        """'10x', or '90.0%' where weights are removed."""
+        return times(x) if self.log else f"{x:.1f}%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +183,6 @@ class PlotData:
         """The look of a method, dense among them."""
         return self.looks.get(method, DENSE_LOOK)
 
-    def series(self, method: str) -> int:
-        """The number of a method in the figures, -1 for dense."""
-        return self.methods.index(method) if method in self.methods else -1
-
 
 @dataclass(frozen=True, slots=True)
 class Placed:
@@ -188,6 +191,20 @@ class Placed:
     point: Point
     x: float
     y: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A horizontal line for a network from which nothing was removed, for dense with its spread."""
+
+    name: str
+    look: Look
+    value: Spread
+
+    @property
+    def banded(self) -> bool:
+        """Whether its spread is drawn."""
+        return self.name == DENSE
 
 
 def curve_drawings(data: PlotData, primary: Primary) -> list[Drawing]:
@@ -226,12 +243,12 @@ def curve_drawing(data: PlotData, measured: Measured, across: Across) -> Drawing
     base = dense or best((item.y for item in everything), key=lambda value: value.mean)
     _limits(axes, measured, across, base, everything, data.controls)
     low, high = axes.get_ylim()
-    ends = [] if dense is None else [_level(axes, data, "dense", dense)]
+    levels = [] if dense is None else [Level(DENSE, DENSE_LOOK, dense)]
     for method in data.unpruned:
         value = measured.of([p for p in data.points if p.method == method][-1])
         if value is not None and low < value.mean < high:
-            ends.append(_level(axes, data, method, value))
-    tips = draw_lines(axes, data, curves, measured, ends)
+            levels.append(Level(method, data.look(method), value))
+    tips = draw_lines(axes, data, curves, measured, levels)
     axes.set_xlabel(across.label)
     scale = ", log scale" if measured.log else ""
     return Drawing(
@@ -240,6 +257,7 @@ def curve_drawing(data: PlotData, measured: Measured, across: Across) -> Drawing
         _caption(measured, len(_beyond(axes, everything)), _zeros(data, measured)),
         figure,
         tips,
+        charts=(chart_of(axes, data, curves, measured, levels, across.show),),
         first=measured is not LOSS and across is not SPEEDUP,
     )
 
@@ -258,27 +276,27 @@ def draw_lines(
     data: PlotData,
     curves: Mapping[str, Sequence[Placed]],
     measured: Measured,
-    levels: Sequence[End],
+    levels: Sequence[Level],
 ) -> dict[str, str]:
-    """Draw the curves of methods within the limits, and name them beside what is level.
+    """Draw the curves of methods within the limits, and what is level, and name them.
 
     Returns:
         The tooltips of the markers.
     """
-    ends = list(levels)
+    ends = [_level(axes, level) for level in levels]
     tips: dict[str, str] = {}
-    bands = sum(bool(curve) and method not in data.controls for method, curve in curves.items()) <= MOST_BANDS
-    for method, curve in curves.items():
+    bands = _has_bands(data, curves)
+    for series, (method, curve) in enumerate(curves.items()):
         if not curve:
             continue
-        series, look, last = data.series(method), data.look(method), curve[-1]
-        _line(axes, curve, series, look, bands and len(curve) > 1)
+        look, last = data.look(method), curve[-1]
+        _line(axes, curve, look, bands and len(curve) > 1)
         for number, item in enumerate(even(curve)):
             tips[f"point-{series}-{number}"] = _tip(item, measured)
             _marker(axes, item, f"point-{series}-{number}", look)
         # Lines that leave the frame are named in the order in which they leave, not by last values.
         leaves = (_beyond(axes, curve) or [last])[0].x
-        ends.append(End(series, method, look, last.x, last.y.mean, leaves))
+        ends.append(End(method, look, last.x, last.y.mean, leaves))
     set_labels(axes, ends)
     axes.set_ylabel(measured.label)
     if any(_beyond(axes, curve) for curve in curves.values()):
@@ -287,6 +305,46 @@ def draw_lines(
         text = f"{'▽' if measured.higher_is_better else '△'} beyond the axis"
         axes.text(*place, text, transform=axes.transAxes, fontsize=8, color="#555b66")
     return tips
+
+
+def _has_bands(data: PlotData, curves: Mapping[str, Sequence[Placed]]) -> bool:
+    return sum(bool(curve) and method not in data.controls for method, curve in curves.items()) <= MOST_BANDS
+
+
+def chart_of(
+    axes: Axes,
+    data: PlotData,
+    curves: Mapping[str, Sequence[Placed]],
+    measured: Measured,
+    levels: Sequence[Level],
+    show: Callable[[float], str],
+) -> Chart:
+    """What is drawn on axes, for a page that draws it itself; ``show`` writes a place on the x axis."""
+    return Chart(
+        chart_axis(axes.xaxis, axes.get_xlabel(), "x" if axes.get_xscale() == "log" else ""),
+        chart_axis(axes.yaxis, measured.label),
+        tuple(
+            chart_curve(
+                method,
+                data.look(method).on_page,
+                [(item.point, item.x, item.y) for item in curve],
+                values=[measured.show(item.y) for item in curve],
+                places=[show(item.x) for item in curve],
+            )
+            for method, curve in curves.items()
+            if curve
+        ),
+        tuple(
+            chart_level(
+                level.name,
+                level.look.on_page,
+                level.value if level.banded else replace(level.value, sd=None),
+                measured.show(level.value),
+            )
+            for level in levels
+        ),
+        bands=_has_bands(data, curves),
+    )
 
 
 def _beyond(axes: Axes, curve: Sequence[Placed]) -> list[Placed]:
@@ -320,29 +378,27 @@ def _limits(
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _level(axes: Axes, data: PlotData, method: str, value: Spread) -> End:
-    """A horizontal line for a network from which nothing was removed, for dense with its spread."""
-    series, look = data.series(method), data.look(method)
-    if series < 0 and value.sd:
+def _level(axes: Axes, level: Level) -> End:
+    look, value = level.look, level.value
+    if level.banded and value.sd:
         axes.axhspan(value.mean - value.sd, value.mean + value.sd, color=look.color, alpha=0.08, linewidth=0)
-    axes.axhline(value.mean, gid=None if series < 0 else f"series-{series}-level", **look.line)
-    return End(series, method, look, None, value.mean, 0.0)
+    axes.axhline(value.mean, **look.line)
+    return End(level.name, look, None, value.mean, 0.0)
 
 
-def _line(axes: Axes, curve: Sequence[Placed], series: int, look: Look, band: bool) -> None:
+def _line(axes: Axes, curve: Sequence[Placed], look: Look, band: bool) -> None:
     """Line and spread of one curve."""
     x = np.array([item.x for item in curve])
     y = np.array([item.y.mean for item in curve])
     sd = np.array([item.y.sd or 0.0 for item in curve])
     floor = y - sd if axes.get_yscale() == "linear" else np.maximum(y - sd, axes.get_ylim()[0] * 0.5)
-    axes.plot(x, y, gid=f"series-{series}-line", **look.line)
+    axes.plot(x, y, **look.line)
     if band:
-        gid = f"series-{series}-band"
-        axes.fill_between(x, floor, y + sd, color=look.color, alpha=0.13, linewidth=0, gid=gid)
+        axes.fill_between(x, floor, y + sd, color=look.color, alpha=0.13, linewidth=0)
     else:
         some = even(range(len(curve)))
         bars = (x[some], floor[some], (y + sd)[some])
-        axes.vlines(*bars, color=look.color, linewidth=1.0, alpha=0.7, gid=f"series-{series}-bars")
+        axes.vlines(*bars, color=look.color, linewidth=1.0, alpha=0.7)
 
 
 def _marker(axes: Axes, item: Placed, gid: str, look: Look) -> None:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from prunekit.report.best import asked_ratios, point_at
-from prunekit.report.curves import Measured, Placed, PlotData, draw_lines
+from prunekit.report.charts import Chart, chart_curve
+from prunekit.report.curves import Level, Measured, Placed, PlotData, chart_of, draw_lines
 from prunekit.report.points import (
     MOST_POINTS,
     LayerPoint,
@@ -31,12 +33,10 @@ from prunekit.report.style import (
     DENSE_LOOK,
     DEPTH,
     DEPTH_OF_BAR,
-    GREY,
-    INK,
-    PALE,
     WIDTH,
     Drawing,
-    End,
+    Look,
+    chart_axis,
     clean,
     cut,
     drawing_style,
@@ -44,6 +44,7 @@ from prunekit.report.style import (
     new_labelled,
     set_log_y,
 )
+from prunekit.report.theme import GREY, INK, PALE
 from prunekit.study_files import UNITS_JSON, StudyFile, UnitData, part_name, read_checked
 
 Numbers = NDArray[np.float64]
@@ -52,6 +53,8 @@ Numbers = NDArray[np.float64]
 
 #: From light to dark blue: legible in grey print too, and text on it can be black or white.
 BLUES = LinearSegmentedColormap.from_list("prunekit", ["#f4f8fc", "#9ecae8", "#2b7cb8", "#08335f"])
+#: Letters on its colours, which are the same on every page: not those of the page's theme.
+ON_PALE, ON_DARK = "#16191f", "#fdfdfd"
 #: More layers than this are not named one by one beside the small multiples, but shown on a colour bar.
 MOST_NAMED = 10
 #: Height of a line of panels, in inches, and length to which names are cut.
@@ -127,7 +130,7 @@ def multiples_drawing(
     if not methods:
         return None
     layers = [p.layer for p in layers_of(found)]
-    shade = {name: DEPTH(0.85 * i / max(1, len(layers) - 1)) for i, name in enumerate(layers)}
+    shade = {name: to_hex(DEPTH(0.85 * i / max(1, len(layers) - 1))) for i, name in enumerate(layers)}
     sparsity = {(p.method, p.cell, p.step, p.layer): 100 * p.sparsity for p in found}
     columns = min(4, max(2, len(methods)))
     lines = -(-len(methods) // columns)
@@ -143,6 +146,7 @@ def multiples_drawing(
     panels[0, 0].set_ylim(max(-2.0, least - 6), 103)
     for axes in panels.flat[len(methods) :]:
         axes.set_axis_off()
+    charts = []
     for axes, method in zip(panels.flat, methods, strict=False):
         axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)))
         clean(axes)
@@ -155,6 +159,7 @@ def multiples_drawing(
         for name in layers:
             y = [sparsity.get((p.method, p.cell, p.step, name), np.nan) for p in curve]
             axes.plot(x, y, color=shade[name], linewidth=1.3, marker=marker, markersize=2.4)
+        charts.append(_panel(axes, method, curve, sparsity, shade))
     for axes in panels[:, 0]:
         axes.set_ylabel("removed in layer (%)", fontsize=8)
     for axes in panels[-1]:
@@ -176,6 +181,35 @@ def multiples_drawing(
         "diagonal a layer loses as much as the network does; above it loses more, below it is spared.",
         figure,
         {},
+        charts=tuple(charts),
+    )
+
+
+def _panel(
+    axes: Axes,
+    method: str,
+    curve: Sequence[Point],
+    sparsity: Mapping[tuple[str, str, int, str], float],
+    shade: Mapping[str, str],
+) -> Chart:
+    """The panel of a method, for a page that draws it itself."""
+    curves = []
+    for name, color in shade.items():
+        found = [
+            (p, 100 * p.sparsity, Spread(removed, None))
+            for p in curve
+            if (removed := sparsity.get((p.method, p.cell, p.step, name))) is not None
+        ]
+        if found:
+            values = [f"{removed.mean:.1f}%" for _, _, removed in found]
+            places = [f"{x:.1f}%" for _, x, _ in found]
+            curves.append(chart_curve(name, Look(color, "o", "-", 1.3).on_page, found, values, places))
+    return Chart(
+        chart_axis(axes.xaxis, "removed in the whole (%)"),
+        chart_axis(axes.yaxis, "removed in layer (%)"),
+        tuple(curves),
+        method=method,
+        diagonal=True,
     )
 
 
@@ -212,7 +246,7 @@ def heat_drawing(table: LayerTable) -> Drawing:
     if rows <= MOST_NUMBERED:
         for (i, j), value in np.ndenumerate(values):
             text = "–" if np.isnan(value) else f"{value:.0f}" if value < 99 else f"{value:.1f}"
-            ink = "white" if scale(value) > 0.62 else INK
+            ink = ON_DARK if scale(value) > 0.62 else ON_PALE
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=ink)
     return Drawing(
         "layers-methods",
@@ -304,9 +338,8 @@ def regret_drawing(
     figure, axes = new_labelled(list(curves))
     axes.set_xlim(*_around([item.x for item in everything], 0.05))
     axes.set_ylim(*_around([item.y.mean for item in shown], 0.04))
-    axes.axhline(0.0, **DENSE_LOOK.line)
-    level = End(-1, yardstick, DENSE_LOOK, None, 0.0, 0.0)
-    tips = draw_lines(axes, data, curves, measured, [level])
+    levels = [Level(yardstick, DENSE_LOOK, Spread(0.0, None))]
+    tips = draw_lines(axes, data, curves, measured, levels)
     axes.set_xlabel("units removed")
     return Drawing(
         "regret",
@@ -314,6 +347,7 @@ def regret_drawing(
         "Means over the seeds; above the line a method loses more with as many units removed.",
         figure,
         tips,
+        charts=(chart_of(axes, data, curves, measured, levels, lambda units: f"{units:.0f} units"),),
     )
 
 

@@ -37,7 +37,7 @@ from prunekit.report.points import (
     under_way,
 )
 from prunekit.report.read_tables import check_tables, read_layers, read_results, require_filled
-from prunekit.report.style import INK, inline, save, write_atomically
+from prunekit.report.style import inline, save, write_atomically
 from prunekit.study_files import (
     DENSE,
     LAYERS_CSV,
@@ -101,11 +101,18 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(style=Markup(_part("report.css")), **values)
+    return environment.get_template(template).render(style=Markup(_part("templates/report.css")), **values)
 
 
 def _part(name: str) -> str:
-    return files("prunekit.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return files("prunekit.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _scripts() -> dict[str, str]:
+    """The scripts of a report, each with the digest by which the content policy allows it."""
+    library = f"/*\n{_part('vendor/uplot/LICENSE')}*/\n{_part('vendor/uplot/uPlot.iife.min.js')}"
+    scripts = [library, _part("templates/charts.js"), _part("templates/tables.js")]
+    return {each: base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts}
 
 
 def write_report(folder: Path) -> Path:
@@ -141,7 +148,6 @@ def write_report(folder: Path) -> Path:
     }
     bests = best_table(points, primary)
     held = {m: max_compression_within_tolerance(points, m, primary) for m in data.methods}
-    script = _part("report.js")
     page = render(
         "report.html.j2",
         study=study,
@@ -169,9 +175,16 @@ def write_report(folder: Path) -> Path:
         svg=svg,
         # heat maps of many cells are pictures inside of their SVG, which the policy must allow
         has_pictures=any("<image " in each for each in svg.values()),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        ink=INK,
+        charts={
+            "reach": ABOVE,
+            "figures": [
+                {"name": drawing.name, "charts": [chart.to_dict() for chart in drawing.charts]}
+                for drawing in (*curves, *layers, *units)
+                if drawing.charts
+            ],
+        },
+        chart_style=Markup(_part("vendor/uplot/uPlot.min.css")),
+        scripts={Markup(text): digest for text, digest in _scripts().items()},
         above=ABOVE,
         count=count,
         times=times,

@@ -15,11 +15,14 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from prunekit.errors import DataError
 from prunekit.files import replacing
+from prunekit.report.charts import Chart, ChartAxis
+from prunekit.report.theme import EDGE, GREY, INK, PALE, of_page, themed
 
 # Okabe and Ito's palette, safe for the common kinds of colour blindness; without its yellow, which is too
 # pale for a line on white, and without black, which is dense.
@@ -29,10 +32,6 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)), (0, (7, 2)
 #: From first to last; of more shades a colour bar would be a picture inside of its SVG.
 DEPTH = matplotlib.colormaps["viridis"]
 DEPTH_OF_BAR = DEPTH.resampled(48)
-GREY, INK, PALE, EDGE = "#7a7a7a", "#1d2129", "#dfe2e8", "#8b919c"
-#: What these are on a page, whose paper may be dark: variables of its style sheet.
-THEME = {"#ffffff": "card", INK: "ink", GREY: "soft", EDGE: "soft", PALE: "line"}
-
 #: Settings for drawing and saving. DejaVu Sans comes with matplotlib, so that measures are the same
 #: everywhere; the salt and the missing date make the same numbers give the same bytes.
 RC: Any = {
@@ -92,9 +91,15 @@ class Look:
         return {"color": self.color, "linestyle": self.dash, "linewidth": self.width}
 
     @property
+    def on_page(self) -> dict[str, Any]:
+        """The look within HTML: a CSS colour, which follows the theme; the dash in pixels, [] for none."""
+        dash = [] if self.dash == "-" else [round(1.6 * part, 3) for part in self.dash[1]]
+        return {"color": of_page(self.color), "marker": self.marker, "dash": dash, "width": self.width}
+
+    @property
     def dasharray(self) -> str:
         """The dash for SVG's stroke-dasharray, 'none' for a full line."""
-        return "none" if self.dash == "-" else " ".join(f"{1.6 * part:g}" for part in self.dash[1])
+        return " ".join(f"{part:g}" for part in self.on_page["dash"]) or "none"
 
 
 DENSE_LOOK = Look(INK, "", "-", 1.3)
@@ -192,6 +197,15 @@ def tick_text(value: float) -> str:
     return f"{value:.6g}" if 1e-4 <= abs(value) < 1e6 or value == 0 else f"{value:.0e}"
 
 
+def chart_axis(axis: Axis, label: str, unit: str = "") -> ChartAxis:
+    """The limits and ticks of a drawn axis; ``unit`` stands behind the number of each tick."""
+    low, high = sorted(float(limit) for limit in axis.get_view_interval())
+    ticks = tuple(
+        (float(tick), f"{tick_text(tick)}{unit}") for tick in axis.get_majorticklocs() if low <= tick <= high
+    )
+    return ChartAxis(label, axis.get_scale() == "log", low, high, ticks)
+
+
 def clean(axes: Axes) -> None:
     """Pale horizontal grid, no frame on top and right."""
     axes.grid(axis="y", color=PALE, linewidth=0.8)
@@ -222,10 +236,9 @@ def set_ratio_x(axes: Axes, high: float) -> None:
 class End:
     """The end of a line to be named: data coordinates; ``x`` is None for a line over the whole width.
 
-    ``leaves`` is where a line that ends outside the frame leaves it; ``series`` is negative for dense.
+    ``leaves`` is where a line that ends outside the frame leaves it.
     """
 
-    series: int
     text: str
     look: Look
     x: float | None
@@ -253,11 +266,10 @@ def set_labels(axes: Axes, ends: Sequence[End]) -> None:
     height, inch = size.height / axes.figure.dpi, axes.figure.dpi / size.width
     wanted = [_height(axes, end) for end in ends]
     for end, want, y in zip(ends, wanted, spread_out(wanted, LINE / height, 0.01, 0.99), strict=True):
-        gid = None if end.series < 0 else f"series-{end.series}-label"
         start = 1.0 if end.x is None else _in_axes(axes, end.x, end.y)[0]
         moved = abs(want - y) > 0.2 * LINE / height
         inside = axes.get_ylim()[0] <= end.y <= axes.get_ylim()[1]
-        around: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False, "gid": gid}
+        around: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
         if inside and start > 1 - NEAR and (moved or end.x is not None):
             x = [start + 0.06 * inch, max(start, 1) + 0.02 * inch, 1 + 0.12 * inch]
             axes.plot(x, [want, want, y], color=end.look.color, linewidth=0.7, alpha=0.45, **around)
@@ -309,7 +321,7 @@ def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> 
     return [found[index] for index in range(n)]
 
 
-_GROUP = re.compile(r'<g id="(series|point)-(\d+)-([\w-]+)">')
+_MARKER = re.compile(r'<g id="(point-\d+-\d+)">')
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +329,7 @@ class Drawing:
     """A figure with what a page needs around it.
 
     ``tips`` maps the gid of a marker ('point-<method>-<k>') to the text shown when it is pointed at.
+    ``charts`` are the same curves as an interactive page draws them, none where a figure is shown as it is.
     Figures that are not ``first`` may be folded away.
     """
 
@@ -325,6 +338,7 @@ class Drawing:
     caption: str
     figure: Figure
     tips: Mapping[str, str]
+    charts: tuple[Chart, ...] = ()
     first: bool = True
 
 
@@ -343,15 +357,10 @@ def svg_of(drawing: Drawing) -> str:
     buffer = io.BytesIO()
     unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     drawing.figure.savefig(buffer, format="svg", metadata=unsaid)
-    return _GROUP.sub(lambda found: _open_group(found, drawing.tips), buffer.getvalue().decode())
-
-
-def _open_group(found: re.Match[str], tips: Mapping[str, str]) -> str:
-    kind, series, rest = found.groups()
-    if kind == "series":  # several parts of a method's line share the mark, and an id must be unique
-        return f'<g data-series="{series}">'
-    gid = f"{kind}-{series}-{rest}"
-    return f'<g id="{gid}" data-series="{series}" class="point"><title>{escape(tips[gid])}</title>'
+    return _MARKER.sub(
+        lambda found: f"{found.group()}<title>{escape(drawing.tips[found.group(1)])}</title>",
+        buffer.getvalue().decode(),
+    )
 
 
 def inline(svg: str, drawing: Drawing) -> str:
@@ -367,7 +376,7 @@ def inline(svg: str, drawing: Drawing) -> str:
     body = re.sub(r'(<\w+ id=")', rf"\1{drawing.name}--", body)
     body = re.sub(r'(<[^<>]* xlink:href="#)', rf"\1{drawing.name}--", body)
     body = re.sub(r"(<[^<>]*\burl\(#)", rf"\1{drawing.name}--", body)
-    body = re.sub(r'style="[^"]*"', _themed, body)
+    body = re.sub(r'style="[^"]*"', lambda found: themed(found.group()), body)
     box = re.search(r'viewBox="[^"]+"', head)
     if box is None:  # every matplotlib SVG has one
         raise ValueError("SVG without a viewBox")
@@ -375,14 +384,6 @@ def inline(svg: str, drawing: Drawing) -> str:
     share = drawing.figure.get_figwidth() / WIDTH
     style = f"stroke-linejoin:round;stroke-linecap:butt;--share:{share:g}"
     return f'<svg {box.group()} role="img" aria-label="{label}" style="{style}">{body}'
-
-
-def _themed(style: re.Match[str]) -> str:
-    return re.sub("#[0-9a-f]{6}", lambda found: _of_page(found.group()), style.group())
-
-
-def _of_page(color: str) -> str:
-    return f"var(--{THEME[color]})" if color in THEME else color
 
 
 @drawing_style()

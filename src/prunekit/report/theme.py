@@ -1,0 +1,56 @@
+"""Colours of figures on a page, whose theme is light or dark."""
+
+import re
+
+import numpy as np
+from matplotlib.colors import to_hex, to_rgb
+from numpy.typing import NDArray
+
+GREY, INK, PALE, EDGE = "#7a7a7a", "#1d2129", "#dfe2e8", "#8b919c"
+#: What these are on a page: variables of its style sheet.
+THEME = {"#ffffff": "card", INK: "ink", GREY: "soft", EDGE: "soft", PALE: "line"}
+#: What the style sheet has for the paper of figures where the theme is dark.
+DARK_CARD = "#1d2127"
+#: The contrast that a line needs to be seen (WCAG 2, 1.4.11).
+CONTRAST = 3.0
+
+
+def of_page(color: str) -> str:
+    """The colour of a line as CSS: a variable of the page, or two where one is not seen in both themes."""
+    if color in THEME:
+        return f"var(--{THEME[color]})"
+    dark = lightened(color)
+    return color if dark == color else f"light-dark({color}, {dark})"
+
+
+def lightened(color: str) -> str:
+    """The colour, mixed with as much white as it takes for it to be seen on the dark paper."""
+    own, paper = np.array(to_rgb(color)), np.array(to_rgb(DARK_CARD))
+    for white in np.linspace(0.0, 1.0, 41):
+        mixed = own + white * (1 - own)
+        if contrast(mixed, paper) >= CONTRAST:
+            return color if white == 0 else str(to_hex(mixed))
+    return "#ffffff"
+
+
+def contrast(light: NDArray[np.float64], dark: NDArray[np.float64]) -> float:
+    """The contrast of a lighter sRGB colour, in [0, 1], against a darker one (WCAG 2)."""
+    return (_luminance(light) + 0.05) / (_luminance(dark) + 0.05)
+
+
+def _luminance(rgb: NDArray[np.float64]) -> float:
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ np.array([0.2126, 0.7152, 0.0722]))
+
+
+def themed(style: str) -> str:
+    """The style of a part of an SVG figure, in the colours of the page.
+
+    What is filled in another colour than those of THEME keeps it: it has it by a scale, or letters in it.
+    """
+    return re.sub("(fill|stroke): (#[0-9a-f]{6})", _of_part, style)
+
+
+def _of_part(found: re.Match[str]) -> str:
+    kind, color = found.groups()
+    return f"{kind}: {of_page(color) if kind == 'stroke' or color in THEME else color}"
