@@ -1,6 +1,7 @@
 """Networks pruned block by block, against the same networks pruned whole."""
 
 import copy
+import gc
 import json
 import warnings
 import weakref
@@ -280,6 +281,25 @@ def test_only_one_block_has_values_at_a_time(tmp_path, monkeypatch):
     assert seen == [[True, False, False], [False, True, False], [False, False, True]]
 
 
+def test_nothing_of_a_block_stays_in_memory(tmp_path):
+    """Whatever refers to itself is looked for behind each block, and not left to Python's own count."""
+    saved(tmp_path / "in")
+    held = []
+
+    def count(done, blocks):
+        every = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+        held.append(sum(each.numel() for each in every if not each.is_meta))
+
+    gc.collect()
+    gc.disable()
+    try:
+        prune_blocks(tmp_path / "in", recipe("wanda", sparsity=0.5), tokens(), tmp_path / "out", report=count)
+    finally:
+        gc.enable()
+    assert len(held) == 4
+    assert held[1] == held[2]
+
+
 def test_half_precision_stays_half_precision(tmp_path):
     model = saved(tmp_path / "in", torch_dtype=torch.bfloat16)
     prune_blocks(tmp_path / "in", recipe("wanda", sparsity=0.5), tokens(), tmp_path / "out")
@@ -392,7 +412,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path):
     steps = recipe("owl_wanda").model_copy(update={"schedule": Linear(sparsity=0.5, steps=3)})
     with pytest.raises(InputError, match="the allocation 'owl' compares layers at each of several steps"):
         prune_blocks(tmp_path / "in", steps, tokens(), tmp_path / "out")
-    refused(tmp_path, "it removes units", "random_units")
+    refused(tmp_path, "it removes whole blocks", "shortgpt")
     refused(tmp_path, "it trains", "layer_obs_retrained")
     refused(tmp_path, "inputs = 'both': must be", inputs="both")
     refused(tmp_path, r"tokens: must be whole numbers \(sequences, length\)", tokens=torch.rand(3, 4))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from prunekit.blockwise.shards import Shards
 from prunekit.errors import DataError, InputError, ModelError, escaped
@@ -82,10 +83,19 @@ class BlockCall:
     kwargs: Mapping[str, Any]
 
     def run(self, block: nn.Module, stream: Tensor) -> Any:
-        """What the block gives."""
+        """What the block gives, also in another precision than that of the text."""
+        args, kwargs = self.args, self.kwargs
+        if stream.dtype != WIDE:
+            args, kwargs = pytree.tree_map(
+                lambda each: each.to(stream.dtype) if _is_floating(each) else each, (args, dict(kwargs))
+            )
         if self.name is not None:
-            return block(*self.args, **{self.name: stream}, **self.kwargs)
-        return block(stream, *self.args, **self.kwargs)
+            return block(*args, **{self.name: stream}, **kwargs)
+        return block(stream, *args, **kwargs)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 class BlockOnStream(nn.Module):
@@ -93,11 +103,11 @@ class BlockOnStream(nn.Module):
 
     def __init__(self, block: nn.Module, call: BlockCall) -> None:
         super().__init__()
-        self.block, self._call = block, call
+        self.block, self.call = block, call
 
     def forward(self, stream: Tensor) -> Tensor:
         """The stream behind the block."""
-        return stream_of(self._call.run(self.block, stream))
+        return stream_of(self.call.run(self.block, stream))
 
 
 def stream_of(output: Any) -> Tensor:

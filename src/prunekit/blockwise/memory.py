@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,8 @@ class MemoryNeed:
 
     Attributes:
         block: the largest block's values in single precision.
-        copies: of it: to put it back if a repair fails, or, if that is more, what is written.
+        copies: of it: to put it back if a repair fails, or, if that is more, what is written, or what proves
+            that a block without units computes the same.
         masks: what is kept of it, before and after.
         solving: the scores of its largest layer, or its weights while they are solved, and what the solver
             takes for rows that go together.
@@ -93,7 +95,11 @@ def needed_for(
     largest = max((inputs * outputs for inputs, outputs in layers), default=0)
     widest = max((max(layer) for layer in layers), default=width)
     in_turn = recipe.order != "all"
-    second_order = any(getattr(part, "damp", None) is not None for part in recipe.parts.values())
+    second_order = any(getattr(part, "damp", None) is not None for part in recipe.parts.values()) or any(
+        need.of_pairs for need in recipe.needs
+    )
+    # of blocks that lose units one from before, and the proof's two with gradients, in double precision
+    proof = (SINGLE + 4 * DOUBLE) * values if recipe.granularity.level == "units" else 0
     inputs = max((inputs for inputs, _ in layers), default=0)
     squares = [[n**2 for n, _ in each] or [0] for each in blocks]
     measured = max(max(each) if in_turn else sum(each) for each in squares)
@@ -101,7 +107,7 @@ def needed_for(
     return MemoryNeed(
         block=SINGLE * values,
         # tensors that are written are laid out as bytes, and these once more as a file
-        copies=max(SINGLE * values if recipe.repair.changes else 0, 2 * stored),
+        copies=max(SINGLE * values if recipe.repair.changes else 0, 2 * stored, proof),
         masks=2 * values,
         solving=ROWS * DOUBLE * largest + max(working, default=0),
         # sums over the examples, and the matrices that come of them
@@ -119,11 +125,13 @@ def _stored(network: BlockNetwork, block: int) -> int:
 
 
 def give_back_memory() -> None:
-    """Let the system have what was freed, where the C library keeps it for later (glibc).
+    """Let the system have what nothing refers to any more.
 
-    It keeps what is free between pieces that are not, and a process that loads and forgets one block after
-    another grows by that, though it holds nothing of them.
+    A session of a pruning and its loop refer to each other, and with them masks and activations wait for
+    Python to look for such circles, which it does by the number of objects, not by their size. The C library
+    (glibc) keeps what is free between pieces that are not.
     """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -15,17 +15,21 @@ from prunekit.blockwise.block_network import BlockCall, BlockNetwork, BlockOnStr
 from prunekit.blockwise.memory import MemoryNeed, give_back_memory, needed
 from prunekit.blockwise.run_progress import PROGRESS, BlockKept, LayerSummary, RunProgress
 from prunekit.blockwise.shards import INDEX, Shards, write_index, write_shard
+from prunekit.blockwise.smaller_blocks import smaller_form, take_out, write_settings
 from prunekit.blockwise.text_activations import Place, SequenceBatches, StreamStore
 from prunekit.digests import digest_of_tensors
 from prunekit.errors import InputError, naming
 from prunekit.masks import Masks
 from prunekit.parts.allocation import PerLayer, Recorded, SummaryAllocation
+from prunekit.parts.base import LEVELS
 from prunekit.parts.context import StepContext
+from prunekit.parts.granularity import Unit
 from prunekit.parts.schedule import AllocationDecides, Step
 from prunekit.pruning.session import Session, prune
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
 from prunekit.settings import checked_seed
+from prunekit.statistics import ActivationStats, InputStatistic
 
 FORMAT = 2
 REST = 2 << 30
@@ -70,7 +74,8 @@ def prune_blocks(
         recipe: removes single weights, each layer by itself, without training: `wanda`, `ria`, `sparsegpt`,
             `alps`, `exact_layer_obs` with the allocation `per_layer`, N:M patterns. With an allocation that
             compares layers by a number of each, `owl`, all dense blocks are measured before the first is
-            pruned.
+            pruned. Or it removes heads and widths, the same share of every block, as `minitron` and `flap`
+            with `even`: they are taken out, and the configuration says the new sizes.
         tokens: (sequences, length) token numbers of the calibration text, without padding.
         out: the new folder.
         inputs: what a layer's statistics are taken of: behind the blocks that are `pruned` already, as Wanda
@@ -89,9 +94,11 @@ def prune_blocks(
     Raises:
         InputError: before anything is written: a recipe that needs more than one block at a time, a folder
             that holds something else, too little memory, with the sum.
+        ModelError: before anything is written, where units cannot be taken out of the first block, or no
+            configuration says its new sizes; behind a block whose sizes differ from those.
         DataError: if a file is damaged.
 
-    Source: the loop of SparseGPT (arXiv 2301.00774) and Wanda (arXiv 2306.11695).
+    Source: the loop of SparseGPT (arXiv 2301.00774), Wanda (arXiv 2306.11695) and FLAP (arXiv 2312.11983).
     """
     _check_recipe(recipe)
     if inputs not in ("pruned", "dense"):
@@ -133,18 +140,29 @@ def _check_place(activations: str) -> None:
 
 def _check_recipe(recipe: Recipe) -> None:
     """InputError for what needs more than one block at a time."""
+    allocation, granularity = recipe.allocation, recipe.granularity
+    compared = isinstance(allocation, SummaryAllocation)
+    units = granularity.level == "units"
+    compares = f"the allocation {allocation.name!r} compares layers"
     reasons = {
-        f"it removes {recipe.granularity.counts}": recipe.granularity.counts != "weights",
+        f"it removes {LEVELS[granularity.level]}": granularity.level not in ("weights", "patterns", "units"),
+        "it removes parts of the stream, which goes through all blocks": (
+            isinstance(granularity, Unit) and (granularity.residual or granularity.inputs)
+        ),
         "it trains": recipe.trains,
-        f"the allocation {recipe.allocation.name!r} compares layers": not (
-            recipe.allocation.local or isinstance(recipe.allocation, SummaryAllocation)
+        f"{compares}, and blocks of one configuration have one width: use 'per_layer'": (
+            units and not allocation.even
         ),
-        f"the allocation {recipe.allocation.name!r} compares layers at each of several steps": (
-            isinstance(recipe.allocation, SummaryAllocation) and len(recipe.schedule.sparsities()) > 1
-        ),
+        compares: not (allocation.local or compared),
+        f"{compares} at each of several steps": compared and len(recipe.schedule.sparsities()) > 1,
         f"the stop {recipe.stop.name!r} measures the whole network": recipe.stop.needs_data,
         f"the quantize {recipe.quantize.name!r} gives values to the whole network": recipe.quantize.changes,
-        "a statistic needs the loss": any(need.needs_loss or need.takes_loss for need in recipe.needs),
+        "a statistic needs the loss of the whole network, as scores by gradients do": any(
+            need.needs_loss
+            or need.takes_loss
+            or (units and not isinstance(need, InputStatistic | ActivationStats))
+            for need in recipe.needs
+        ),
     }
     for reason, holds in reasons.items():
         if holds:
@@ -247,11 +265,13 @@ class _BlockwiseRun:
             behind = self._behind(number, block, streams)
         recipe = self._of_block(self._amounts(number))
         pruned = prune(block, recipe, SequenceBatches(streams), seed=self._block_seed(number))
-        masks = {name.removeprefix("block."): mask for name, mask in pruned.masks.items()}
+        flags = {name.removeprefix("block."): each for name, each in pruned.kept.items()}
         kept = BlockKept(
-            {name: int(mask.sum()) for name, mask in masks.items()},
-            {name: mask.numel() for name, mask in masks.items()},
+            {name: int(each.sum()) for name, each in flags.items()},
+            {name: each.numel() for name, each in flags.items()},
         )
+        if pruned.coupled is not None:
+            self._take_out(number, block, pruned.kept, streams[0])
         if self._inputs == "pruned":
             behind = self._behind(number, block, streams)
         give_back_memory()
@@ -259,6 +279,13 @@ class _BlockwiseRun:
             self._progress.write()
         self._progress.shards[_file(number)] = self._write_block(number)
         return kept, behind
+
+    def _take_out(self, number: int, block: BlockOnStream, kept: Masks, stream: Tensor) -> None:
+        """Make a block smaller, to the form of the first one."""
+        take_out(block, kept, stream)
+        if self._progress.form is None:
+            self._progress.form = smaller_form(self._network, number, block, stream)
+        self._progress.form.check(block.block)
 
     def _on_stream(self, number: int) -> BlockOnStream:
         return BlockOnStream(self._network.blocks[number], self._calls[number]).eval()
@@ -312,7 +339,7 @@ class _BlockwiseRun:
             if name not in shards:
                 write_shard(self._out / name, network.shards.read(keys))
         file_of = {key: name for name, keys in portions.items() for key in keys}
-        sizes = network.shards.sizes(file_of).values()
+        sizes = Shards(self._out, file_of).sizes(file_of).values()
         size = sum(dtype.itemsize * math.prod(shape) for shape, dtype in sizes)
         for path in sorted(network.shards.folder.iterdir()):
             other = path.suffix in (".json", ".txt", ".model", ".jinja") and path.name not in (
@@ -321,6 +348,9 @@ class _BlockwiseRun:
             )
             if other and path.is_file() and not path.is_symlink():
                 shutil.copyfile(path, self._out / path.name)
+        if self._progress.form is not None and self._progress.form.changes:
+            name = "config.json"
+            write_settings(network.shards.folder / name, self._out / name, self._progress.form.changes)
         write_index(self._out, file_of, size)
 
 

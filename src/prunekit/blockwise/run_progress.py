@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunekit.blockwise.smaller_blocks import SmallerForm
 from prunekit.digests import digest_of_file, read_json_with_digest, write_json_with_digest
 from prunekit.errors import DataError, InputError
 
@@ -32,8 +33,8 @@ class BlockKept:
     """What is left of a block.
 
     Attributes:
-        kept: by layer, the weights that are not removed.
-        total: by layer, all of them.
+        kept: by layer, the weights that are not removed; or by group of units, these.
+        total: likewise, all of them.
     """
 
     kept: dict[str, int]
@@ -54,6 +55,7 @@ class RunProgress:
         about: what it is done with, as plain JSON values.
         measured: of each block that was measured before the first is pruned, by layer.
         done: what is left of each block that is pruned.
+        form: of the blocks, where these lose units and the first one is pruned.
         shards: the digests of the files that are written.
         stream: that of the file of the activations before the next block; None where it is the first one.
     """
@@ -62,6 +64,7 @@ class RunProgress:
     about: Mapping[str, Any]
     measured: list[dict[str, LayerSummary]] = field(default_factory=list)
     done: list[BlockKept] = field(default_factory=list)
+    form: SmallerForm | None = None
     shards: dict[str, str] = field(default_factory=dict)
     stream: str | None = None
 
@@ -95,6 +98,7 @@ class RunProgress:
             about,
             [{name: LayerSummary(**each) for name, each in block.items()} for block in found["measured"]],
             [BlockKept(**each) for each in found["done"]],
+            None if found["form"] is None else SmallerForm(**found["form"]),
             found["shards"],
             found["stream"],
         )
@@ -104,6 +108,7 @@ class RunProgress:
         parts = {
             "measured": [{name: asdict(each) for name, each in layers.items()} for layers in self.measured],
             "done": [asdict(each) for each in self.done],
+            "form": None if self.form is None else asdict(self.form),
             "shards": self.shards,
             "stream": self.stream,
         }

@@ -79,5 +79,6 @@ def prune_blocks(
         return
     total = sum(sum(block.total.values()) for block in kept)
     left = sum(sum(block.kept.values()) for block in kept)
-    typer.echo(f"{total - left:,} of {total:,} weights of {len(kept)} blocks are removed; in")
+    counts = chosen.granularity.counts
+    typer.echo(f"{total - left:,} of {total:,} {counts} of {len(kept)} blocks are removed; in")
     typer.echo(str(out))

@@ -53,10 +53,7 @@ def fit_settings(model: nn.Module, example_inputs: Inputs) -> str:
     settings = settings_of(model)
     if settings is None:
         return ""
-    before = built_anew(model, settings)
-    if before is None:
-        return f"{type(model).__name__} cannot be built from its own configuration"
-    found = _SettingsSearch(model, settings, before).found()
+    found = _searched(model, settings)
     if isinstance(found, str):
         return found
     if not found.changes:
@@ -71,6 +68,26 @@ def fit_settings(model: nn.Module, example_inputs: Inputs) -> str:
         return ""
     undo()
     return f"{type(model).__name__} reads sizes from its configuration while it computes"
+
+
+def setting_changes(model: nn.Module) -> list[Change] | str:
+    """The settings that a network which lost units has otherwise, or why its class cannot build it from any.
+
+    Args:
+        model: the network, in its own class, with the configuration from before; values are not looked at.
+    """
+    settings = settings_of(model)
+    if settings is None:
+        return f"{type(model).__name__} keeps no configuration"
+    found = _searched(model, settings)
+    return found if isinstance(found, str) else found.changes
+
+
+def _searched(model: nn.Module, settings: dict[str, Any]) -> _FittedSettings | str:
+    before = built_anew(model, settings)
+    if before is None:
+        return f"{type(model).__name__} cannot be built from its own configuration"
+    return _SettingsSearch(model, settings, before).found()
 
 
 def _applied(model: nn.Module, found: _FittedSettings) -> Callable[[], None]:
