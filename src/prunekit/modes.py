@@ -63,16 +63,22 @@ class Holdings:
                 value.clear()
                 (value.update if isinstance(value, (dict, set)) else value.extend)(before)
 
-    def _take(self, value: Any, owner: str) -> None:
-        if id(value) in self._held:
-            return
-        if not isinstance(value, tuple):
-            kind = next(each for each in (dict, set, list) if isinstance(value, each) or each is list)
-            self._held[id(value)] = value, kind(value), owner
-        if value:
-            for each in value.values() if isinstance(value, dict) else value:
-                if isinstance(each, _CONTAINERS):
-                    self._take(each, owner)
+    def _take(self, held: dict[str, Any], owner: str) -> None:
+        waiting: list[Any] = [held]
+        while waiting:
+            value = waiting.pop()
+            if id(value) in self._held:
+                continue
+            self._held[id(value)] = value, _content(value) if value else (), owner  # most are empty
+            if value:
+                every = value.values() if isinstance(value, dict) else value
+                waiting.extend(each for each in every if isinstance(each, _CONTAINERS))
+
+
+def _content(value: Any) -> Any:
+    """What a container holds, to be put back; of a tuple that is itself."""
+    kinds = (tuple, dict, set)
+    return next((kind for kind in kinds if isinstance(value, kind)), list)(value)
 
 
 def _alike(value: Any, before: Any) -> bool:
@@ -175,7 +181,7 @@ def _caches_aside(model: nn.Module) -> Iterator[None]:
                 setattr(place, name, value.__wrapped__)
             closure = value.__closure__ if isinstance(value, FunctionType) else None
             for cell in closure or ():
-                if isinstance(cached := _content(cell), _Cache):
+                if isinstance(cached := _cell_content(cell), _Cache):
                     put_back.append(partial(setattr, cell, "cell_contents", cached))
                     cell.cell_contents = cached.__wrapped__
     try:
@@ -185,7 +191,7 @@ def _caches_aside(model: nn.Module) -> Iterator[None]:
             each()
 
 
-def _content(cell: CellType) -> Any:
+def _cell_content(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # it is empty yet

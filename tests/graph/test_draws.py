@@ -53,6 +53,14 @@ def test_noise_of_hidden_units(name):
     torch.testing.assert_close(model.eval()(inputs), before.eval()(inputs))
 
 
+def test_noise_in_evaluation_mode_is_that_of_the_whole_network():
+    class Always(Noisy):
+        def forward(self, x):
+            return self.b(self.noise(torch.relu(self.a(x))))
+
+    assert prune_groups(Always(NOISES["several"]), torch.randn(5, 6), 0.5).form == "modules"
+
+
 def test_the_numbers_of_what_stays_are_given_again():
     model, inputs = Noisy(NOISES["several"]), torch.randn(4, 6)
     found = traced(model, inputs)

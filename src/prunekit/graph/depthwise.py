@@ -89,15 +89,23 @@ class _Depthwise(torch.autograd.Function):
         for kernel, place in _entries(weight, tuple(last.shape[1:-1]), stride, dilation):
             of_input[place].addcmul_(last, kernel)
             of_kernel.append((last * wide[place]).flatten(0, -2).sum(0))
-        within = tuple(slice(pad, pad + size) for pad, size in zip(padding, input.shape[2:], strict=True))
         of_weight = torch.stack(of_kernel, 1).view(weight.shape)
-        return of_input[:, *within].movedim(-1, 1).contiguous(), of_weight, None, None, None
+        of_input = of_input[_within(input, padding)].movedim(-1, 1).contiguous()
+        return of_input, of_weight, None, None, None
 
 
 def _padded(input: Tensor, padding: Sizes) -> Tensor:
     """(examples, sides..., channels) with zeros around the sides."""
-    around = [0, 0, *(each for pad in reversed(padding) for each in (pad, pad))]
-    return nn.functional.pad(input.movedim(1, -1), around).contiguous()
+    sides = (size + 2 * pad for size, pad in zip(input.shape[2:], padding, strict=True))
+    wide = input.new_zeros(len(input), *sides, input.shape[1])
+    wide[_within(input, padding)] = input.movedim(1, -1)
+    return wide
+
+
+def _within(input: Tensor, padding: Sizes) -> tuple[slice, ...]:
+    """Where in what is padded the input is."""
+    sides = (slice(pad, pad + size) for size, pad in zip(input.shape[2:], padding, strict=True))
+    return (slice(None), *sides)
 
 
 def _entries(

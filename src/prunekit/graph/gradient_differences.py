@@ -44,13 +44,14 @@ class GradientSlices:
 
     def take(self, name: str, gradient: Tensor) -> None:
         """Keep what is needed of a gradient."""
-        self.scale = max(self.scale, largest(gradient))
-        self.finite = self.finite and math.isfinite(magnitude(gradient))
+        found = magnitude(gradient)
+        self.scale = max(self.scale, largest(gradient, found))
+        self.finite = self.finite and math.isfinite(found)
         for reader in self._readers.get(name, ()):
-            found = taken(gradient, self._kept.get(reader, {}))
+            kept = taken(gradient, self._kept.get(reader, {}))
             if reader in self._factors:
-                found = found / self._factors[reader].to(found)
-            self._found[reader] = found
+                kept = kept / self._factors[reader].to(kept)
+            self._found[reader] = kept
 
     def of(self, name: str, like: Tensor) -> Tensor:
         """What the gradient of a parameter of the smaller network must be: zeros where there was none."""
@@ -85,8 +86,9 @@ class GradientDifferences:
         Raises:
             VerificationError: where it has another shape.
         """
-        self.finite = self.finite and math.isfinite(magnitude(gradient))
         self._compare(name, self._wanted.of(name, gradient), gradient)
+        if not (self._wanted.finite and math.isfinite(self._found[name].largest)):
+            self.finite = self.finite and math.isfinite(magnitude(gradient))
 
     def all(self) -> list[Deviation]:
         """Of every parameter that either network has a gradient for; where one has none, it is zero."""

@@ -171,7 +171,7 @@ def proven(
     In training mode only where the reference runs in it: some batch norms refuse a single example. The two
     networks are in memory one after the other, and in each mode each is run twice: on the given inputs, and
     on the random ones with its gradients, of which those of the reference are kept that the smaller one has.
-    Whether the smaller one can be run at all is seen before, in one run more.
+    The smaller one is run first: it is seen before all else whether it can be run.
 
     Args:
         reference: the masked network.
@@ -192,11 +192,11 @@ def proven(
     pair = _Pair(reference, small, cut, names, tolerance, narrow, draws)
     call = arguments(inputs)
     parameters = [name for name, _ in small.model.named_parameters()]
-    small.run(pair.narrowed(call), last=True)
+    first = small.run(pair.narrowed(call), last=True)
     worst: list[Deviation] = []
     for mode in (False, True) if training else (False,):
         what = f" in {'training' if mode else 'evaluation'}" if training else ""
-        for deviation in pair.deviations(call, parameters, what, training=mode):
+        for deviation in pair.deviations(call, first, parameters, what, training=mode):
             if not deviation.accepted:
                 raise VerificationError(
                     f"the smaller network computes something else than the masked one: {deviation}{UNTOUCHED}"
@@ -222,12 +222,13 @@ class _Pair:
         return call if self.narrow is None else pytree.tree_map_only(Tensor, self.narrow, call)
 
     def deviations(
-        self, call: Arguments, parameters: Collection[str], what: str, *, training: bool
+        self, call: Arguments, first: ProofRun, parameters: Collection[str], what: str, *, training: bool
     ) -> Iterator[Deviation]:
         """The differences in a mode, none in training mode where the reference does not run in it.
 
         Args:
             call: the given arguments.
+            first: what the smaller network gives for them in evaluation mode, with random numbers of its own.
             parameters: the names of those of the smaller network.
             what: is run, for the text.
             training: the mode.
@@ -247,7 +248,9 @@ class _Pair:
         # at a kink (a ReLU at 0, a tie in a maximum) rounding decides on gradients: random inputs hit none
         slices = partial(GradientSlices, self.cut.tensors, parameters, self.names, self.cut.factors)
         random, wanted = self._of_random_inputs(call, slices, draw_random, training=training)
-        found = self.small.run(self.narrowed(call), training=training, draws=again)
+        found = first
+        if training or again is not nullcontext:  # numbers are to be drawn that the reference drew
+            found = self.small.run(self.narrowed(call), training=training, draws=again)
         yield _deviation(expected, found, _tolerance(self.tolerance, self.small, expected), what)
         if words is not None:
             yield from _words_deviation(words, self.small, call, self.tolerance)

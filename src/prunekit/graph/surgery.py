@@ -338,7 +338,7 @@ class Surgery:
         holder, short = self._holder(name)
         before = holder[short]
         whole = before.detach()
-        smaller = taken(whole, axes).clone(memory_format=_memory_format(whole))
+        smaller = taken(whole, axes).contiguous(memory_format=_memory_format(whole))
         if isinstance(before, nn.Parameter):
             smaller = nn.Parameter(smaller, requires_grad=before.requires_grad)
             vars(smaller).update(vars(before))  # marks that users and optimizers hang on parameters
