@@ -232,7 +232,7 @@ def test_nothing_is_wider_than_a_telephone(browser: "sync_api.Browser", study: P
     wide = (
         "cards => cards.filter(card => card.scrollWidth > card.clientWidth).map(card => card.parentNode.id)"
     )
-    assert page.locator(".card.drawn").evaluate_all(wide) == []
+    assert page.locator(".card").evaluate_all(wide) == []
     assert page.locator("#accuracy-ratio .u-over").evaluate("area => area.clientWidth") > 280
     sizes = "all => all.map(each => parseFloat(getComputedStyle(each).fontSize))"
     assert min(page.locator("#accuracy-ratio .chart *").evaluate_all(sizes)) >= 12

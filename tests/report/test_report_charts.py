@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 from report_fixture import Method, make_study
 
 from prunekit.report import write_report
+from prunekit.report.heat_map import HeatCell, LayerTable, percent_removed
+from prunekit.report.points import LayerPoint
 from prunekit.report.style import PALETTE
 from prunekit.report.theme import DARK_CARD, contrast, lightened, of_page, themed
 
@@ -163,14 +163,30 @@ def test_uplot_is_as_published_and_comes_with_its_licence(study: Path) -> None:
 def test_lines_are_seen_on_dark_paper() -> None:
     style = (files("prunekit.report") / "templates" / "report.css").read_text()
     assert f"--card: {DARK_CARD}" in style
-    paper = np.array(to_rgb(DARK_CARD))
     shades = [
         matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](place)) for place in (0, 0.2, 0.5, 0.8)
     ]
     for color in (*PALETTE, *shades, "#000000"):
-        assert contrast(np.array(to_rgb(lightened(color))), paper) >= 3
+        assert contrast(lightened(color), DARK_CARD) >= 3
     assert lightened("#ffffff") == "#ffffff"
-    assert contrast(np.ones(3), np.zeros(3)) == pytest.approx(21)  # white on black, by definition
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)  # by definition
+    assert contrast("#ffffff", "#767676") == pytest.approx(4.54, abs=0.01)  # a well-known grey
     assert of_page("#440154").startswith("light-dark(#440154, #")
     assert themed("fill: #440154; stroke: #440154").startswith("fill: #440154; stroke: light-dark(")
     assert themed("fill: #1d2129") == "fill: var(--ink)"
+
+
+def test_numbers_on_the_heat_map_are_read_in_every_theme() -> None:
+    layer = LayerPoint("a", "c", 1, "fc", "4x4", 16, 0.0)
+    for percent in range(101):
+        table = LayerTable(2.0, (layer,), {}, {"fc": {"a": percent / 100, "b": 0.1}})
+        cell = table.cell("fc", "a")
+        assert contrast(cell.ink, cell.paper) >= 4.5
+        assert table.cell("fc", "c") == HeatCell("–", "#dfe2e8", "#000000")
+    assert [percent_removed(x) for x in (0.0, 0.8321, 0.9994, 0.99951, 1.0)] == [
+        "0.0",
+        "83.2",
+        "99.9",
+        ">99.9",
+        "100",
+    ]

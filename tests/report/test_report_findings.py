@@ -10,7 +10,7 @@ from report_fixture import MANY, Method, make_study
 from prunekit.digests import read_json_with_digest, write_json_with_digest
 from prunekit.report.best import asked_ratios, best_at, best_table, max_compression_within_tolerance
 from prunekit.report.findings import Finding, _emptied, _starved, findings
-from prunekit.report.layers import layer_table
+from prunekit.report.heat_map import layer_table
 from prunekit.report.page import write_report
 from prunekit.report.points import (
     ACCURACY,

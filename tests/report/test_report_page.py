@@ -82,7 +82,7 @@ def test_accessible(many: Path) -> None:
     page = Page(many / "report.html")
     assert all(a.get("scope") in {"col", "row"} for t, a in page.tags if t == "th")
     figures = [a for t, a in page.tags if t == "svg" and a.get("aria-hidden") != "true"]
-    assert len(figures) == 8
+    assert len(figures) == 7
     assert all(a.get("role") == "img" and a.get("aria-label") for a in figures)
     assert ("html", {"lang": "en"}) in page.tags
 

@@ -1,19 +1,17 @@
 """Figures of layers and of their units: sparsity by layer, regret against the oracle, gains, correlations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from prunekit.report.best import asked_ratios, point_at
 from prunekit.report.charts import Chart, chart_curve
 from prunekit.report.curves import Level, Measured, Placed, PlotData, chart_of, draw_lines
 from prunekit.report.points import (
@@ -23,11 +21,8 @@ from prunekit.report.points import (
     Primary,
     Spread,
     curve_of,
-    dense_of,
-    methods_of,
+    layers_of,
     removes_nothing,
-    times,
-    times_of,
 )
 from prunekit.report.style import (
     DENSE_LOOK,
@@ -51,73 +46,10 @@ Numbers = NDArray[np.float64]
 
 # ---- layers ------------------------------------------------------------------------------------------------
 
-#: From light to dark blue: legible in grey print too, and text on it can be black or white.
-BLUES = LinearSegmentedColormap.from_list("prunekit", ["#f4f8fc", "#9ecae8", "#2b7cb8", "#08335f"])
-#: Letters on its colours, which are the same on every page: not those of the page's theme.
-ON_PALE, ON_DARK = "#16191f", "#fdfdfd"
 #: More layers than this are not named one by one beside the small multiples, but shown on a colour bar.
 MOST_NAMED = 10
 #: Height of a line of panels, in inches, and length to which names are cut.
 ROW, NAME = 1.95, 26
-#: A heat map of more rows than this has no numbers in its cells.
-MOST_NUMBERED = 40
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTable:
-    """Per-layer sparsity of several methods at about the same compression.
-
-    ``asked`` only says which points are shown: texts give the ratios of the points themselves. ``layers``
-    has a point of each layer, for its name and size. ``sparsity[layer][method]`` is a fraction in [0, 1], or
-    missing; ``at`` gives each method's own point.
-    """
-
-    asked: float
-    layers: tuple[LayerPoint, ...]
-    at: dict[str, Point]
-    sparsity: dict[str, dict[str, float]]
-
-    @property
-    def ratios(self) -> str:
-        """The compression that the methods were run at there: '10x', '7.8x to 10x'."""
-        return times_of(self.at.values())
-
-
-def layers_of(found: Sequence[LayerPoint]) -> tuple[LayerPoint, ...]:
-    """The first point of each layer, in their order in the network."""
-    layers: dict[str, LayerPoint] = {}
-    for p in found:
-        layers.setdefault(p.layer, p)
-    return tuple(layers.values())
-
-
-def layer_table(points: Sequence[Point], found: Sequence[LayerPoint], primary: Primary) -> LayerTable | None:
-    """The table at the ratio of ASKED where most methods have a point; None if there is no such point.
-
-    Of ratios with as many methods: the largest at which some method still holds to dense, since what is
-    spared matters most there; failing that the smallest.
-    """
-    known = {p.method for p in found}
-    methods = [m for m in methods_of(points) if m in known]
-    dense = dense_of(points)
-    best: tuple[tuple[int, bool, float], float, dict[str, Point]] | None = None
-    for asked in asked_ratios(points, primary):
-        at = {m: point for m in methods if (point := point_at(points, m, asked, primary))}
-        held = any(primary.holds(p, dense) for p in at.values())
-        rank = (len(at), held, asked if held else -asked)
-        if at and (best is None or rank > best[0]):
-            best = rank, asked, at
-    if best is None:
-        return None
-    _, asked, at = best
-    places = {(p.method, p.cell, p.step): m for m, p in at.items()}
-    sparsity: dict[str, dict[str, float]] = {}
-    for p in found:
-        method = places.get((p.method, p.cell, p.step))
-        if method is not None:
-            sparsity.setdefault(p.layer, {})[method] = p.sparsity
-    there = tuple(p for p in layers_of(found) if p.layer in sparsity)
-    return LayerTable(asked, there, at, sparsity) if there else None
 
 
 @drawing_style()
@@ -210,51 +142,6 @@ def _panel(
         tuple(curves),
         method=method,
         diagonal=True,
-    )
-
-
-@drawing_style()
-def heat_drawing(table: LayerTable) -> Drawing:
-    """Layers (rows) by methods (columns) at about one compression; a cell is the percent removed."""
-    methods = list(table.at)
-    values = np.array(
-        [[100 * table.sparsity[layer.layer].get(m, np.nan) for m in methods] for layer in table.layers]
-    )
-    rows, columns = values.shape
-    names = [f"{cut(layer.layer, 30)}  {layer.shape}" for layer in table.layers]
-    margin = 0.3 + 0.07 * max(len(name) for name in names)
-    cell = min(1.1, (9.8 - margin - 0.9) / columns)
-    line = 0.3 if rows <= MOST_NUMBERED else 0.14
-    top = 0.2 + 0.04 * max(len(cut(m, 30)) + 5 for m in methods)
-    width, height = WIDTH, top + line * rows + 0.2
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((margin / width, 0.12 / height, cell * columns / width, line * rows / height))
-    # From the lowest value, and over at least 20 points: small differences must not look large.
-    lowest = min(80.0, 10 * np.floor(np.nanmin(values) / 10))
-    scale = Normalize(lowest, 100)
-    axes.pcolormesh(values, cmap=BLUES, norm=scale, edgecolors="white", linewidth=1.2)
-    axes.set_ylim(rows, 0)
-    axes.set_xlim(0, columns)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_yticks(np.arange(rows) + 0.5, names, fontsize=8 if rows <= MOST_NUMBERED else 5.5)
-    axes.xaxis.tick_top()
-    labels = [f"{cut(m, 30)} ({times(table.at[m].ratio)})" for m in methods]
-    axes.set_xticks(
-        np.arange(columns) + 0.5, labels, fontsize=8, rotation=35, ha="left", rotation_mode="anchor"
-    )
-    if rows <= MOST_NUMBERED:
-        for (i, j), value in np.ndenumerate(values):
-            text = "–" if np.isnan(value) else f"{value:.0f}" if value < 99 else f"{value:.1f}"
-            ink = ON_DARK if scale(value) > 0.62 else ON_PALE
-            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8, color=ink)
-    return Drawing(
-        "layers-methods",
-        f"What each method removes from each layer at {table.ratios}",
-        "Percent of the layer removed (darker is more), layers in the order of the network; beside "
-        "each method its own compression at that point.",
-        figure,
-        {},
     )
 
 

@@ -18,7 +18,8 @@ from prunekit.digests import SUMS
 from prunekit.report.best import ABOVE, Best, best_table, max_compression_within_tolerance
 from prunekit.report.curves import PlotData, curve_drawings
 from prunekit.report.findings import Finding, Overview, findings, study_overview
-from prunekit.report.layers import heat_drawing, layer_table, multiples_drawing, unit_drawings
+from prunekit.report.heat_map import heat_drawing, layer_table
+from prunekit.report.layers import multiples_drawing, unit_drawings
 from prunekit.report.points import (
     Point,
     Primary,
@@ -138,8 +139,8 @@ def write_report(folder: Path) -> Path:
     data = PlotData(tuple(points), study.controls.random, study.control_of)
     table = layer_table(points, layer_points, primary)
     curves = curve_drawings(data, primary)
-    found = multiples_drawing(measured, layer_points, data.methods), heat_drawing(table) if table else None
-    layers = [drawing for drawing in found if drawing is not None]
+    multiples = multiples_drawing(measured, layer_points, data.methods)
+    layers = [] if multiples is None else [multiples]
     units = unit_drawings(folder, study, data, primary)
     # trusted markup: matplotlib escapes the texts in it
     svg = {
@@ -147,6 +148,8 @@ def write_report(folder: Path) -> Path:
         for drawing in (*curves, *layers, *units)
     }
     bests = best_table(points, primary)
+    if table is not None:  # the page has it as a table
+        save(heat_drawing(table), folder / "figures")
     held = {m: max_compression_within_tolerance(points, m, primary) for m in data.methods}
     page = render(
         "report.html.j2",

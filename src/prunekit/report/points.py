@@ -194,6 +194,14 @@ def layer_points_of(rows: Iterable[LayerRow]) -> list[LayerPoint]:
     ]
 
 
+def layers_of(found: Sequence[LayerPoint]) -> tuple[LayerPoint, ...]:
+    """The first point of each layer, in their order in the network."""
+    layers: dict[str, LayerPoint] = {}
+    for p in found:
+        layers.setdefault(p.layer, p)
+    return tuple(layers.values())
+
+
 def even(items: Sequence[Item]) -> list[Item]:
     """All of a few; of more than MOST_POINTS an even choice, with the first and the last."""
     if len(items) <= MOST_POINTS:

@@ -25,17 +25,18 @@ def of_page(color: str) -> str:
 
 def lightened(color: str) -> str:
     """The colour, mixed with as much white as it takes for it to be seen on the dark paper."""
-    own, paper = np.array(to_rgb(color)), np.array(to_rgb(DARK_CARD))
+    own = np.array(to_rgb(color))
     for white in np.linspace(0.0, 1.0, 41):
-        mixed = own + white * (1 - own)
-        if contrast(mixed, paper) >= CONTRAST:
-            return color if white == 0 else str(to_hex(mixed))
+        mixed = str(to_hex(own + white * (1 - own)))
+        if contrast(mixed, DARK_CARD) >= CONTRAST:
+            return color if white == 0 else mixed
     return "#ffffff"
 
 
-def contrast(light: NDArray[np.float64], dark: NDArray[np.float64]) -> float:
-    """The contrast of a lighter sRGB colour, in [0, 1], against a darker one (WCAG 2)."""
-    return (_luminance(light) + 0.05) / (_luminance(dark) + 0.05)
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours, from 1 to 21 (WCAG 2)."""
+    dark, light = sorted(_luminance(np.array(to_rgb(color))) + 0.05 for color in (one, other))
+    return light / dark
 
 
 def _luminance(rgb: NDArray[np.float64]) -> float:
