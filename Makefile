@@ -1,6 +1,7 @@
-# Two commands set everything up on a machine with Python (3.11 or newer), pip and make:
+# Three commands set everything up on a machine with Python (3.11 or newer), pip and make:
 #   make demo    an environment, the package, a small study; prints the path of its report
 #   make test    an environment, the package, all tests
+#   make docs    an environment, the documentation as a site; prints the path of its front page
 # and one looks for what no test has found yet, as long as an hour:
 #   make fuzz    properties with examples at random (make fuzz SEED=N repeats a run), then all of tests/fuzz
 PYTHON ?= python3
@@ -12,13 +13,17 @@ SEED := $(shell date +%s)
 endif
 FUZZ_RUNS = $(shell grep -l __main__ tests/fuzz/*.py)
 
-.PHONY: demo test check fuzz clean
+.PHONY: demo test docs check fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/prunekit compare digits-quick --out runs/digits-quick
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . docs/_build/html
+	@echo docs/_build/html/index.html
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -39,5 +44,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
+	rm -rf docs/_build docs/api docs/auto_gallery
 	rm -rf $(VENV) runs build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@
 puts the real output into it. The tests run every page through `run_page`. What a fenced block means:
 
     python   runs, all blocks of a page in order, in one namespace and one temporary folder
+    py       code of other libraries, which do not have to be installed: for the reader
     sh       its lines that start with prunekit, python, pytest or torchrun run; others are for the reader
     yaml     written to a file; also a python block, if its first line is a comment with a file's name
     text     after a block that ran: what it printed. A line of three dots stands for any lines
@@ -53,6 +54,10 @@ PAGES = (
     "docs/prune-my-own-model.md",
     "docs/second-order.md",
     "docs/studies.md",
+    "docs/coming-from/llm-compressor.md",
+    "docs/coming-from/nncf.md",
+    "docs/coming-from/torch-nn-utils-prune.md",
+    "docs/coming-from/torch-pruning.md",
     "CONTRIBUTING.md",
 )
 
@@ -129,7 +134,7 @@ def run_page(page: Path, folder: Path) -> list[Shown]:
     shown: list[Shown] = []
     printed: str | None = None
     files: list[str] = []
-    with _like_a_user(folder):
+    with like_a_user(folder):
         for block in blocks(page.read_text(encoding="utf-8")):
             place = f"{page.name}, line {block.line}"
             if block.language in ("python", "yaml") and block.file is not None:
@@ -298,7 +303,7 @@ def _run_alone(script: str, place: str) -> str:
 
 
 @contextlib.contextmanager
-def _like_a_user(folder: Path) -> Iterator[None]:
+def like_a_user(folder: Path) -> Iterator[None]:
     """In the folder, with its modules importable, 80 columns, and torch as it is when a process starts."""
     before, path, threads = Path.cwd(), list(sys.path), torch.get_num_threads()
     os.chdir(folder)

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from prunekit.errors import DataError, InputError, said
 from prunekit.seeds import generator, keeping_generators
 
+__all__ = ["Batch", "Batches", "as_batches", "read_batch"]
+
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """What a network is given: one tensor, a tuple of positional arguments, or a mapping of named ones."""
 

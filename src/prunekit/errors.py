@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+__all__ = ["DataError", "InputError", "ModelError", "PrunekitError", "StarvedLayerWarning"]
+
 
 class PrunekitError(Exception):
     """Base of every error that prunekit raises on purpose; its text is meant for the user."""

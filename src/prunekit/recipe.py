@@ -43,6 +43,8 @@ from prunekit.training import Training
 if TYPE_CHECKING:
     from prunekit.pruning import Logger, Session
 
+__all__ = ["Plan", "Recipe", "Taken", "method"]
+
 
 @dataclass(frozen=True)
 class Plan(Displayed):

@@ -28,6 +28,8 @@ from prunekit.losses import (
 )
 from prunekit.targets import unwrap
 
+__all__ = ["Task"]
+
 LossFunction = Callable[[Any, Any], Any]
 """(outputs as the network gives them, targets) -> the mean over a batch: a scalar, or a mapping of them."""
 

@@ -38,6 +38,8 @@ from prunekit.settings import EPOCHS, LARGE, WHOLE, Settings, checked_seed, whol
 from prunekit.targets import device_of, uncompiled, unwrap
 from prunekit.task import PLAIN, Task
 
+__all__ = ["Loop", "Trained", "Training", "TrainingError", "train"]
+
 State = dict[str, Tensor]
 """A model's state dict, copied."""
 

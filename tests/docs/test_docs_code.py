@@ -30,7 +30,7 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page: str, tmp_p
 
 
 def test_every_page_with_code_is_run() -> None:
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     with_code = {
         page.relative_to(ROOT).as_posix()
         for page in pages

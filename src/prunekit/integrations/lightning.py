@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from prunekit.errors import InputError
 from prunekit.integrations.pruning_callback import PruningCallback
 
+__all__ = ["LightningPruning"]
+
 
 class LightningPruning(PruningCallback, Callback):
     """A recipe whose steps are taken while Lightning trains a module; its arguments are the base's.

@@ -16,6 +16,8 @@ from prunekit.pruning import Session
 from prunekit.recipe import Recipe
 from prunekit.task import LossFunction, Task
 
+__all__ = ["PruningCallback"]
+
 
 class PruningCallback:
     """A recipe whose steps are taken in a training loop that belongs to a library.

@@ -13,6 +13,8 @@ from torch import Tensor
 from prunekit.errors import InputError, shown
 from prunekit.parts.base import Part
 
+__all__ = ["Augment", "Flip", "Shift"]
+
 
 class Augment(Part):
     """A random change of the inputs of every batch of a training.

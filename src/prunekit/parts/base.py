@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from prunekit.task import Task
     from prunekit.training import Training
 
+__all__ = ["Part", "Requirement"]
+
 Level = Literal["weights", "patterns", "units", "pieces", "blocks"]
 """What a recipe removes, as its granularity says."""
 

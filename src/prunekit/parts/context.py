@@ -24,6 +24,8 @@ from prunekit.statistics import Found
 from prunekit.targets import Target, owner_of
 from prunekit.task import PLAIN, Task
 
+__all__ = ["Allocation", "CostModel", "Kept", "LayerScores", "Score", "Scores", "StepContext"]
+
 Kept = TypeVar("Kept")
 
 

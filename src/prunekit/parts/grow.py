@@ -16,6 +16,8 @@ from prunekit.parts.context import Scores, StepContext
 from prunekit.parts.schedule import Step
 from prunekit.statistics import MeanGradient
 
+__all__ = ["Grow", "GrowAtRandom", "GrowByGradient"]
+
 
 class Grow(Part):
     """A score of removed weights, the highest come back: dynamic sparse training.

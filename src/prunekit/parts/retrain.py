@@ -22,6 +22,18 @@ from prunekit.targets import owner_of
 from prunekit.task import Task
 from prunekit.training import Training, TrainingPart, copy_state, initial_optimizer_state
 
+__all__ = [
+    "Continued",
+    "Distill",
+    "FineTune",
+    "NoRetraining",
+    "RedrawTicket",
+    "Reinitialize",
+    "Retrain",
+    "Rewind",
+    "TrainedOn",
+]
+
 TrainingSettings = Annotated[Training, BeforeValidator(Training.parse)]
 
 Checkpoints = Mapping[int, Mapping[str, Tensor]]

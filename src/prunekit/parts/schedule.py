@@ -13,6 +13,20 @@ from prunekit.errors import InputError
 from prunekit.parts.base import Part, Requirement
 from prunekit.settings import STEPS, WHOLE
 
+__all__ = [
+    "AllocationDecides",
+    "Constant",
+    "Cubic",
+    "Explicit",
+    "FixedCount",
+    "Geometric",
+    "Linear",
+    "OneShot",
+    "Schedule",
+    "Sparsity",
+    "Step",
+]
+
 
 def _below_one(value: float) -> float:
     if not 0 <= value < 1:

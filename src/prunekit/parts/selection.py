@@ -35,6 +35,8 @@ from prunekit.parts.input_matrices import damped_inputs, factor_of
 from prunekit.settings import LARGE, STEPS, WHOLE
 from prunekit.statistics import ConnectionCorrelation, LayerHessian
 
+__all__ = ["ADMM", "CorrelatedHalves", "LayerL0", "LayerSelection", "Lowest", "Selection", "SparseGPT"]
+
 
 class Selection(Part):
     """How the elements that go are chosen in a layer when the allocation has said how many."""

@@ -17,6 +17,8 @@ from prunekit.masks import Masks
 from prunekit.parts.base import Part
 from prunekit.task import PLAIN, Task
 
+__all__ = ["ErrorLimit", "NoStop", "Stop", "Stopped"]
+
 
 class Stop(Part):
     """What ends a pruning before its last step.

@@ -26,6 +26,8 @@ from prunekit.targets import device_of, matches
 from prunekit.task import PLAIN, Task
 from prunekit.training import copy_state
 
+__all__ = ["Distillation", "FeatureHints", "Hints", "Logits", "SoftTargets", "Teacher"]
+
 CANNOT_RUN = "the teacher cannot be run on the data"
 
 

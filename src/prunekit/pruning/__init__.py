@@ -18,3 +18,7 @@ def __getattr__(name: str) -> Any:
     if name == "prune_sharded":  # DTensors take long to import, and few need them
         return importlib.import_module("prunekit.pruning.sharded_weights").prune_sharded
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -184,7 +184,7 @@ class Quantizer(Part):
     def stages(self, context: StepContext) -> Iterator[tuple[FewValues, Training | None]]:
         """Choose the values, and yield them with the training that goes on from there.
 
-        Each stage is trained, if it has a training, and `settle`d before the next is asked for.
+        Each stage is trained, if it has a training, and settled before the next is asked for.
 
         Args:
             context: behind the last step, with the network, its masks and what it `measures`.
