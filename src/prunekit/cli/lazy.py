@@ -24,6 +24,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "inspect",
         "Show a network layer by layer: parameters, zeros, MACs, and its latency and memory.",
     ),
+    "sensitivity": (
+        "sensitivity",
+        "Show the loss where one layer alone is pruned, at several sparsities.",
+    ),
     "report": ("compare", "Make the figures and the page of a study anew from its tables."),
 }
 """For each command the module of `prunekit.cli` that holds it, and the first line of its help."""

@@ -5,13 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.history import Pruned, Record
 from prunekit.loggers import Logger
+from prunekit.pruning.layer_sensitivity import SensitivityCurves
 from prunekit.pruning.session import Evaluate, Session, prune
 from prunekit.pruning.time_ahead import solving_time
 
 if TYPE_CHECKING:
     from prunekit.pruning.sharded_weights import prune_sharded
 
-__all__ = ["Evaluate", "Logger", "Pruned", "Record", "Session", "prune", "prune_sharded", "solving_time"]
+__all__ = [
+    "Evaluate",
+    "Logger",
+    "Pruned",
+    "Record",
+    "SensitivityCurves",
+    "Session",
+    "prune",
+    "prune_sharded",
+    "solving_time",
+]
 
 
 def __getattr__(name: str) -> Any:

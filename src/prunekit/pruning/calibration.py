@@ -173,18 +173,32 @@ class Calibration:
                 lambda outputs, targets: stop.terms(outputs, targets, self.task),
             )
 
-    @torch.no_grad()
-    def loss_with(self, kept: Masks) -> float:
-        """The loss on the sample if only this were kept; the weights are put back afterwards."""
-        model = self.model
+    @contextmanager
+    def masked(self, kept: Masks) -> Iterator[None]:
+        """The network with only this kept inside; the weights are put back afterwards."""
         masks = self.elements.masks(kept)
-        saved = [(parameter, parameter.detach().clone()) for parameter, _ in masks.parameters(model)]
-        try:
-            masks.apply(model)
-            mean = average(model, self.batches(), self.task.loss, self.task, self.device)
-        finally:
-            for parameter, values in saved:
-                parameter.copy_(values)
+        with torch.no_grad():
+            saved = [(parameter, parameter.detach().clone()) for parameter, _ in masks.parameters(self.model)]
+            try:
+                masks.apply(self.model)
+                yield
+            finally:
+                for parameter, values in saved:
+                    parameter.copy_(values)
+
+    @torch.no_grad()
+    def mean_loss(self) -> float:
+        """The loss on the sample of the network as it is."""
+        return average(self.model, self.batches(), self.task.loss, self.task, self.device)
+
+    def loss_with(self, kept: Masks) -> float:
+        """The loss on the sample if only this were kept.
+
+        Raises:
+            DataError: where it is not finite.
+        """
+        with self.masked(kept):
+            mean = self.mean_loss()
         if not math.isfinite(mean):
             raise DataError(f"the loss on the calibration data is {mean}: layers cannot be compared by it")
         return mean

@@ -23,6 +23,7 @@ from prunekit.modes import Snapshot
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
 from prunekit.pruning.calibration import Calibration, norms_with_statistics, two_examples
+from prunekit.pruning.layer_sensitivity import SPARSITIES, Metric, SensitivityCurves, measure_sensitivity
 from prunekit.pruning.own_loop import OwnLoop
 from prunekit.pruning.state import Owner, State, digest_of, read_state
 from prunekit.pruning.step_work import Scorer, StepWork
@@ -383,6 +384,27 @@ class Session:
         if self.done:
             _warn_of_starved(self)
         return record
+
+    def sensitivity(
+        self, sparsities: Sequence[float] = SPARSITIES, *, metric: Metric | None = None
+    ) -> SensitivityCurves:
+        """What the network loses where one layer (or group of units) alone is pruned, all else as it is now.
+
+        The recipe's score ranks what is in the layer; nothing is repaired or trained, and the network is put
+        back. The curves tell which layers to leave out by `ignore`, or to give less in the allocation
+        `manual`; the allocation `sensitivity` does so by itself.
+
+        Args:
+            sparsities: at which each layer is tried, increasing, in (0, 1).
+            metric: measures the network; by default its loss on the recipe's calibration sample.
+
+        Raises:
+            InputError: for other sparsities, a granularity that leaves layers no choice of their own, or
+                where there is nothing to measure with.
+            DataError, ModelError: as a step of the pruning.
+        """
+        self._try_data(retraining=False)
+        return measure_sensitivity(self._work, self.model, sparsities, metric)
 
     def check(self) -> Stopped | None:
         """Measure what a training loop of one's own has made of the last step; `advance()` does so by itself.

@@ -1,6 +1,6 @@
 """Allocation: how the amount to remove is shared out over the layers."""
 
-from prunekit.parts.allocation.measured import Budget, Sensitivity
+from prunekit.parts.allocation.measured import Budget, Sensitivity, without_lowest
 from prunekit.parts.allocation.rules import (
     ERK,
     OWL,
@@ -31,4 +31,5 @@ __all__ = [
     "SummaryAllocation",
     "Threshold",
     "Zeros",
+    "without_lowest",
 ]

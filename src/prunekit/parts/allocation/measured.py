@@ -308,14 +308,9 @@ class Sensitivity(Allocation):
         assert context.loss_with is not None
         increases = [0.0]
         for sparsity in self.grid:
-            mask = self._alone(context.scores[name], context.kept[name], sparsity)
+            mask = without_lowest(context.scores[name], context.kept[name], sparsity)
             increases.append(context.loss_with(context.kept.replace({name: mask})) - base)
         return np.maximum.accumulate(np.array(increases))
-
-    @staticmethod
-    def _alone(scores: Tensor, kept: Tensor, sparsity: float) -> Tensor:
-        count = max(round(sparsity * scores.numel()), int((~kept).sum()))
-        return ~lowest(scores, count)
 
     def _at_equal_increase(
         self, curves: dict[str, np.ndarray], sizes: dict[str, int], total: int, lost: Mapping[str, int]
@@ -333,6 +328,11 @@ class Sensitivity(Allocation):
             middle = (low + high) / 2
             low, high = (low, middle) if sum(wanted(middle).values()) > total else (middle, high)
         return wanted(low)
+
+
+def without_lowest(scores: Tensor, kept: Tensor, sparsity: float) -> Tensor:
+    """Flags of a layer without its lowest scores, a fraction of all; what it has lost stays lost."""
+    return ~lowest(scores, max(round(sparsity * scores.numel()), int((~kept).sum())))
 
 
 def _reach(points: np.ndarray, curve: np.ndarray, increase: float) -> float:
