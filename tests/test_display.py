@@ -36,7 +36,7 @@ def test_results_are_shown_in_short(what):
     made = MADE[what]()
     assert len(repr(made)) < 330
     assert len(str(made)) < 1600
-    if hasattr(made, "_repr_html_"):
+    if what != "session":
         assert made._repr_html_().startswith("<pre>")
 
 
@@ -51,6 +51,19 @@ def test_html_is_escaped():
 def test_a_recipe_shows_what_is_not_the_default():
     quarter = Recipe(schedule={"name": "one_shot", "sparsity": 0.25})
     assert repr(quarter) == "Recipe(schedule=OneShot(sparsity=0.25))"
+
+
+def test_a_recipe_is_printed_a_setting_a_line():
+    chosen = Recipe(score="random", schedule={"name": "one_shot", "sparsity": 0.25}, ignore=("<head>",))
+    lines = ["Recipe", "score:     Random()", "schedule:  OneShot(sparsity=0.25)", "ignore:    ('<head>',)"]
+    assert str(chosen).splitlines() == lines
+    assert chosen._repr_html_().splitlines()[-1] == "ignore:    (&#x27;&lt;head&gt;&#x27;,)</pre>"
+
+
+def test_a_result_says_in_a_notebook_what_to_do_next():
+    pruned = MADE["result"]()
+    assert pruned._repr_html_() == f"<pre>{pruned}</pre>"
+    assert "next, save_pretrained(pruned, folder)" in pruned._repr_html_()
 
 
 def test_long_tables_are_cut():

@@ -81,6 +81,28 @@ def test_under_way_the_others_are_as_they_are_and_nothing_comes_back():
     assert len(running.history) == 1
 
 
+def test_of_all_layers_also_where_a_step_takes_one():
+    found = [
+        session(score="wanda", order=order, allocation="per_layer", granularity="weight").sensitivity(TRIED)
+        for order in ("all", "forward")
+    ]
+    assert found[0] == found[1]
+    assert len(set(found[0].values["4.weight"])) == 3
+
+
+def test_a_ranking_that_is_made_once_is_that_of_the_first_step():
+    warm_up = {"iterations": 20, "batch_size": 24, "lr": 0.1}
+    results = []
+    for looked in (False, True):
+        running = session(rank="once", warm_up=warm_up)
+        if looked:
+            running.sensitivity(TRIED)
+            assert running.state_dict()["ranking"] is None
+        list(running.run())
+        results.append(running.masks)
+    assert results[0] == results[1]
+
+
 def test_a_metric_that_fails_leaves_the_network_as_it_was():
     model = mlp(10, 16, 8, 3)
     before = copied(model)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunekit.display import Displayed
 from prunekit.errors import InputError
 from prunekit.graph import (
     Coupled,
@@ -78,7 +79,7 @@ class Record:
 
 
 @dataclass
-class Pruned:
+class Pruned(Displayed):
     """A pruned network; only `shrink` and `reorder` change it.
 
     Attributes:

@@ -112,7 +112,7 @@ def _grow_or_none(value: Any) -> Grow | None:
     return None if value is None else Grow.build(value)
 
 
-class Recipe(Settings):
+class Recipe(Displayed, Settings):
     """A score, taken at some granularity, shared out over the layers, in some number of steps, with a repair
     and a retraining after each.
 
@@ -203,6 +203,10 @@ class Recipe(Settings):
         if self.statistics == "once":
             _check_required(self, "statistics that are taken once", TAKEN_ONCE)
         return self
+
+    def __str__(self) -> str:
+        chosen = [(f"{key}:", repr(value)) for key, value in self.__repr_args__() if key is not None]
+        return "\n".join(["Recipe", *some_rows(chosen)])
 
     @property
     def parts(self) -> dict[str, Part]:

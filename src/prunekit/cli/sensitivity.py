@@ -15,6 +15,7 @@ from prunekit.cli.options import only_results, own_code, print_json
 from prunekit.errors import InputError, escaped, shown
 from prunekit.files import file_to_write
 from prunekit.measure import plain_table
+from prunekit.parts.allocation import GRID
 from prunekit.pruning import SensitivityCurves, Session
 from prunekit.recipe import Recipe
 
@@ -31,7 +32,7 @@ def sensitivity(
     ignore: options.Ignore = None,
     sparsities: Annotated[
         str, typer.Option(help="At which each layer is tried, joined by commas.")
-    ] = "0.25,0.5,0.7,0.8,0.9,0.95,0.98",
+    ] = ",".join(map(str, GRID)),
     csv: Annotated[Path | None, typer.Option(help="File for the table.")] = None,
     plot: Annotated[Path | None, typer.Option(help="File for the curves: .png, .svg or .pdf.")] = None,
     allow: options.Allow = None,

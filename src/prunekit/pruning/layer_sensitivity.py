@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,6 @@ from prunekit.files import file_to_write, write_text
 from prunekit.parts.allocation import without_lowest
 from prunekit.pruning.step_work import StepWork
 from prunekit.settings import number
-
-SPARSITIES = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
-"""Those that layers are tried at by default: the grid of the allocation `sensitivity`."""
 
 Metric = Callable[[nn.Module], float]
 """Measures a network: its accuracy, for example."""
@@ -127,7 +124,8 @@ def measure_sensitivity(
     if metric is None and work.calibration.data is None:
         raise InputError("the sensitivity is the loss on data: give the session some, or a metric")
     kept = work.state.kept
-    context = work.scored(work.context(work.plan.steps[0]))
+    # also where an order takes one layer at a time
+    context = work.scored(work.context(replace(work.plan.steps[0], layers=tuple(kept))))
 
     def measured() -> float:
         return work.calibration.mean_loss() if metric is None else float(metric(model))

@@ -20,10 +20,11 @@ from prunekit.history import Pruned, Record
 from prunekit.loggers import Logger, Loggers
 from prunekit.masks import Masks
 from prunekit.modes import Snapshot
+from prunekit.parts.allocation import GRID
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
 from prunekit.pruning.calibration import Calibration, norms_with_statistics, two_examples
-from prunekit.pruning.layer_sensitivity import SPARSITIES, Metric, SensitivityCurves, measure_sensitivity
+from prunekit.pruning.layer_sensitivity import Metric, SensitivityCurves, measure_sensitivity
 from prunekit.pruning.own_loop import OwnLoop
 from prunekit.pruning.state import Owner, State, digest_of, read_state
 from prunekit.pruning.step_work import Scorer, StepWork
@@ -386,7 +387,7 @@ class Session:
         return record
 
     def sensitivity(
-        self, sparsities: Sequence[float] = SPARSITIES, *, metric: Metric | None = None
+        self, sparsities: Sequence[float] = GRID, *, metric: Metric | None = None
     ) -> SensitivityCurves:
         """What the network loses where one layer (or group of units) alone is pruned, all else as it is now.
 
@@ -404,7 +405,11 @@ class Session:
             DataError, ModelError: as a step of the pruning.
         """
         self._try_data(retraining=False)
-        return measure_sensitivity(self._work, self.model, sparsities, metric)
+        before = self._state.copy()  # ranks and statistics that are taken once are those of the first step
+        try:
+            return measure_sensitivity(self._work, self.model, sparsities, metric)
+        finally:
+            self._state.take_over(before)
 
     def check(self) -> Stopped | None:
         """Measure what a training loop of one's own has made of the last step; `advance()` does so by itself.

@@ -1,6 +1,6 @@
 """Allocation: how the amount to remove is shared out over the layers."""
 
-from prunekit.parts.allocation.measured import Budget, Sensitivity, without_lowest
+from prunekit.parts.allocation.measured import GRID, Budget, Sensitivity, without_lowest
 from prunekit.parts.allocation.rules import (
     ERK,
     OWL,
@@ -18,6 +18,7 @@ from prunekit.parts.context import Allocation
 
 __all__ = [
     "ERK",
+    "GRID",
     "OWL",
     "Allocation",
     "BelowMean",

@@ -53,7 +53,7 @@ def _measure(value: Any) -> Any:
     """A cost, or a function of the user's, also by its name as `package.module:function`."""
     if isinstance(value, str) and ":" in value:
         value = import_object(value)
-    if callable(value) or value in _COSTS:
+    if callable(value) or (isinstance(value, str) and value in _COSTS):
         return value
     raise ValueError(
         f"{shown(value)} is neither a cost nor a function of a network{instead(value, _COSTS, 'costs')}"
@@ -270,6 +270,10 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole:.3g}" if whole else "-"
 
 
+GRID = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+"""Sparsities at which a layer is tried."""
+
+
 class Sensitivity(Allocation):
     """Each layer is pruned alone on a grid and the loss measured; then all are given the same loss increase.
 
@@ -283,9 +287,7 @@ class Sensitivity(Allocation):
     name = "sensitivity"
     paper = "Han et al. 2015, arXiv 1506.02626, section 5"
     needs_data = True
-    grid: tuple[Sparsity, ...] = Field(
-        default=(0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98), min_length=1, max_length=STEPS
-    )
+    grid: tuple[Sparsity, ...] = Field(default=GRID, min_length=1, max_length=STEPS)
 
     @model_validator(mode="after")
     def _increasing(self) -> Sensitivity:
