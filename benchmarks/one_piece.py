@@ -3,7 +3,8 @@
 Llamas of width 2048 with random weights and 4 and 8 blocks (307 and 483 million parameters, single precision)
 are pruned by `prunekit.prune` in a process each, on 8 sequences of 128 tokens. The peak of a process is what
 it takes, the network included, beyond what it had with all code loaded. Exact layer-wise OBS is not run, but
-its time told as `solving_time` tells it.
+its time told as `solving_time` tells it. The blocks alone are pruned, or, with `--head`, all that a recipe
+takes by default, the language model's head as well.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def examples() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row[None], "labels": row[None]} for row in tokens]
 
 
-def measured(method: str, blocks: int, width: int, threads: int, found: Any) -> None:
+def measured(method: str, blocks: int, width: int, threads: int, head: bool, found: Any) -> None:
     """Prune in this process, and send what it took."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
@@ -53,11 +54,11 @@ def measured(method: str, blocks: int, width: int, threads: int, found: Any) -> 
     model = llama(blocks, width)
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
     chosen = recipe(method, sparsity=0.5).model_copy(
-        update={"targets": ("model.layers.*",), "calibration": SEQUENCES}
+        update={"targets": None if head else ("model.layers.*",), "calibration": SEQUENCES}
     )
+    row = {"method": method, "blocks": blocks, "width": width, "threads": threads, "head": head}
     if method in TOLD:
         seconds = solving_time(model, chosen)
-        row = {"method": method, "blocks": blocks, "width": width, "threads": threads}
         found.put({**row, "hours as told": sum(seconds.values()) / 3600})
         return
     made = resident("VmHWM") - before
@@ -66,7 +67,7 @@ def measured(method: str, blocks: int, width: int, threads: int, found: Any) -> 
     seconds, wall = time.process_time() - began, time.perf_counter() - on_wall
     found.put(
         {
-            **{"method": method, "blocks": blocks, "width": width, "threads": threads},
+            **row,
             "million parameters": sum(each.numel() for each in model.parameters()) / 1e6,
             "weights, MB": weights / 1e6,
             "peak of making it / weights": made / weights,
@@ -86,11 +87,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--blocks", type=int, nargs="+", default=BLOCKS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--head", action="store_true", help="prune the head as well")
     given = parser.parse_args()
     rows = []
     for method in given.methods:
         for blocks in given.blocks:
-            rows.append(alone(measured, method, blocks, given.width, given.threads))
+            rows.append(alone(measured, method, blocks, given.width, given.threads, given.head))
             print(json.dumps(rows[-1]), flush=True)
             if given.json:
                 given.json.write_text(json.dumps({"machine": machine(), "runs": rows}, indent=1) + "\n")

@@ -8,7 +8,7 @@ import transformers
 
 from prunekit.blockwise import block_costs, memory_needed, without_values
 from prunekit.errors import InputError
-from prunekit.methods import sparsegpt, wanda
+from prunekit.methods import owl_wanda, sparsegpt, wanda
 from prunekit.obs.rates import Rates
 
 RATES = Rates(single=1e9, double=1e8, factorised=1e7, ranked=1e6, removal=(2e-6, 3e-9))
@@ -36,6 +36,8 @@ def test_by_hand_and_the_memory_is_that_of_the_files(tmp_path):
     cubes = sum(columns**3 * 2 / 3 for _, columns in MATRICES)
     passes = 2 * sum(rows * columns**2 for rows, columns in MATRICES)
     assert solved.seconds["solving"] == pytest.approx(cubes / 1e7 + (cubes + passes) / 1e8)
+    compared = block_costs(model, owl_wanda(0.5), 5, length, width=32, item=4, rates=RATES)
+    assert compared.seconds == {"measuring": 2 * one_pass, **found.seconds, "solving": 0.0}
 
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(CONFIG).save_pretrained(tmp_path)

@@ -12,6 +12,7 @@ from prunekit.blockwise.memory import MemoryNeed, matrices_of, needed_for
 from prunekit.errors import InputError
 from prunekit.measure.human import human_bytes
 from prunekit.obs.rates import Rates
+from prunekit.parts.allocation import SummaryAllocation
 from prunekit.pruning.time_ahead import in_words
 from prunekit.recipe import Recipe
 
@@ -23,7 +24,8 @@ class BlockCosts:
     Attributes:
         blocks: how many there are.
         seconds: of one block, by stage: `statistics` (passes of the calibration text and products of inputs),
-            `solving` (scores, selection, repair), and `passing` (the text once more, through what is left).
+            `solving` (scores, selection, repair), and `passing` (the text once more, through what is left);
+            before these `measuring`, where layers are compared (statistics and passing of dense blocks).
         memory: at the peak.
     """
 
@@ -98,6 +100,8 @@ def block_costs(
         "solving": solving,
         "passing": one_pass,
     }
+    if isinstance(recipe.allocation, SummaryAllocation):
+        seconds = {"measuring": 2 * one_pass, **seconds}
     stored = item * max(sum(value.numel() for value in block.parameters()) for block in modules)
     need = needed_for(list(modules), stored, recipe, sequences, length, width)
     return BlockCosts(len(modules), seconds, need)

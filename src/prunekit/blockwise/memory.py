@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from prunekit.blockwise.block_network import BlockNetwork
-from prunekit.blockwise.text_activations import Place
+from prunekit.blockwise.text_activations import Medium
 from prunekit.errors import InputError
 from prunekit.measure.human import human_bytes
 from prunekit.recipe import Recipe
@@ -72,9 +72,9 @@ class MemoryNeed:
 
 
 def needed(
-    network: BlockNetwork, recipe: Recipe, sequences: int, length: int, width: int, activations: Place
+    network: BlockNetwork, recipe: Recipe, sequences: int, length: int, width: int, activations: Medium
 ) -> MemoryNeed:
-    """What a recipe takes for so many sequences of a length, of this width, kept at this place."""
+    """What a recipe takes for so many sequences of a length, of this width, kept there."""
     stored = max(_stored(network, number) for number in range(len(network.blocks)))
     return needed_for(network.blocks, stored, recipe, sequences, length, width, activations)
 
@@ -86,7 +86,7 @@ def needed_for(
     sequences: int,
     length: int,
     width: int,
-    activations: Place = "memory",
+    activations: Medium = "memory",
 ) -> MemoryNeed:
     """The same of blocks whose largest takes so many bytes in the files; only their shapes are looked at."""
     blocks = [matrices_of(module) for module in modules]
@@ -98,8 +98,8 @@ def needed_for(
     second_order = any(getattr(part, "damp", None) is not None for part in recipe.parts.values()) or any(
         need.of_pairs for need in recipe.needs
     )
-    # of blocks that lose units one from before, and the proof's two with gradients, in double precision
-    proof = (SINGLE + 4 * DOUBLE) * values if recipe.granularity.level == "units" else 0
+    # of blocks that lose units one from before, and that of the proof with its gradients in double precision
+    proof = (SINGLE + 2 * DOUBLE) * values if recipe.granularity.level == "units" else 0
     inputs = max((inputs for inputs, _ in layers), default=0)
     squares = [[n**2 for n, _ in each] or [0] for each in blocks]
     measured = max(max(each) if in_turn else sum(each) for each in squares)

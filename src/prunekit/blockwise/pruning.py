@@ -16,7 +16,7 @@ from prunekit.blockwise.memory import MemoryNeed, give_back_memory, needed
 from prunekit.blockwise.run_progress import PROGRESS, BlockKept, LayerSummary, RunProgress
 from prunekit.blockwise.shards import INDEX, Shards, write_index, write_shard
 from prunekit.blockwise.smaller_blocks import smaller_form, take_out, write_settings
-from prunekit.blockwise.text_activations import Place, SequenceBatches, StreamStore
+from prunekit.blockwise.text_activations import Medium, SequenceBatches, StreamStore
 from prunekit.digests import digest_of_tensors
 from prunekit.errors import InputError, naming
 from prunekit.masks import Masks
@@ -57,7 +57,7 @@ def prune_blocks(
     inputs: Inputs = "pruned",
     blocks: str | None = None,
     model: nn.Module | None = None,
-    activations: Place = "memory",
+    activations: Medium = "memory",
     memory: int | None = None,
     seed: int = 0,
     report: Report | None = None,
@@ -105,7 +105,7 @@ def prune_blocks(
         raise InputError(f"inputs = {inputs!r}: must be 'pruned' or 'dense'")
     if tokens.dim() != 2 or tokens.is_floating_point() or not tokens.numel():
         raise InputError(f"tokens: must be whole numbers (sequences, length), not {list(tokens.shape)}")
-    _check_place(activations)
+    _check_medium(activations)
     source, out, seed = Path(source), Path(out), checked_seed(seed)
     network = BlockNetwork(causal_model(source) if model is None else model, Shards.of(source), blocks)
     run = _BlockwiseRun(network, recipe, tokens, out, inputs, seed, activations, report)
@@ -122,10 +122,10 @@ def memory_needed(
     *,
     blocks: str | None = None,
     model: nn.Module | None = None,
-    activations: Place = "memory",
+    activations: Medium = "memory",
 ) -> MemoryNeed:
     """The memory that `prune_blocks` takes at its peak, with what each part of it is for."""
-    _check_place(activations)
+    _check_medium(activations)
     source = Path(source)
     network = BlockNetwork(causal_model(source) if model is None else model, Shards.of(source), blocks)
     stream, _ = network.calls(tokens[:1])
@@ -133,8 +133,8 @@ def memory_needed(
     return needed(network, recipe, len(tokens), length, width, activations)
 
 
-def _check_place(activations: str) -> None:
-    if activations not in get_args(Place):
+def _check_medium(activations: str) -> None:
+    if activations not in get_args(Medium):
         raise InputError(f"activations = {activations!r}: must be 'memory' or 'disk'")
 
 
@@ -180,12 +180,12 @@ class _BlockwiseRun:
         out: Path,
         inputs: Inputs,
         seed: int,
-        place: Place,
+        medium: Medium,
         report: Report | None,
     ) -> None:
         self._network, self._recipe, self._tokens, self._out = network, recipe, tokens, out
         self._inputs, self._seed, self._report = inputs, seed, report
-        self._store = StreamStore(out, place, len(tokens))
+        self._store = StreamStore(out, medium, len(tokens))
         self._types: dict[str, torch.dtype] = {}
         self._calls: Sequence[BlockCall] = ()
         about = {

@@ -15,7 +15,7 @@ from prunekit.digests import digest_of_file
 from prunekit.errors import DataError
 from prunekit.files import remove, replacing
 
-Place = Literal["memory", "disk"]
+Medium = Literal["memory", "disk"]
 """Where activations are kept: all of them in memory, or on disk but for the sequence that is looked at."""
 
 
@@ -62,24 +62,24 @@ class StreamStore:
 
     Attributes:
         folder: of the files, whose names are hidden.
-        place: where activations are looked at; an interrupted run may go on with the other one.
+        medium: where activations are looked at; an interrupted run may go on with the other one.
         count: of sequences.
     """
 
     folder: Path
-    place: Place
+    medium: Medium
     count: int
 
     def kept(self, block: int, streams: Iterable[Tensor]) -> Sequence[Tensor]:
         """Activations before a block, each worked out and put away before the next."""
-        if self.place == "memory":
+        if self.medium == "memory":
             return list(streams)
         self._write(block, streams)
         return StreamFile(self._path(block))
 
     def saved(self, block: int, streams: Sequence[Tensor]) -> str:
         """Have them in their file; its digest."""
-        if self.place == "memory":
+        if self.medium == "memory":
             self._write(block, streams)
         return digest_of_file(self._path(block))
 
@@ -93,7 +93,7 @@ class StreamStore:
         if not path.is_file() or digest_of_file(path) != digest:
             raise DataError(f"{path} is missing or damaged: remove {self.folder} and begin again")
         found = StreamFile(path)
-        return found if self.place == "disk" else list(found)
+        return found if self.medium == "disk" else list(found)
 
     def remove(self, block: int) -> None:
         """Forget them."""
