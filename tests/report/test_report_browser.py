@@ -73,6 +73,14 @@ class Opened:
             for entry in self.page.locator(f"#{figure} .entry").all()
         }
 
+    def settle(self) -> None:
+        """Wait for what was done to be drawn."""
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def point(self, x: float, y: float) -> None:
+        self.page.mouse.move(x, y)
+        self.settle()
+
     def line(self, figure: str, panel: int = 0) -> float | None:
         """Where the line stands in a chart, as a share of its width; None where it is not shown."""
         return (
@@ -156,10 +164,10 @@ def test_values_read_off_by_keys_and_pointer_are_those_of_the_table(opened: Open
     area = opened.page.locator("#accuracy-ratio .u-over").bounding_box()
     assert area is not None
     left = area["x"] + area["width"] * share_of(chart["x"], known["a", 2][1])
-    opened.page.mouse.move(left + 3, area["y"] + 30)
+    opened.point(left + 3, area["y"] + 30)
     assert opened.read("accuracy-ratio")["a"] == (known["a", 2][0], "at 8x")
     # not run anywhere near 8x: nothing is said, and nothing is interpolated
-    opened.page.mouse.move(area["x"] + area["width"] * share_of(chart["x"], 30), area["y"] + 30)
+    opened.point(area["x"] + area["width"] * share_of(chart["x"], 30), area["y"] + 30)
     assert opened.read("accuracy-ratio")[HOSTILE] == ("–", "")
 
 
@@ -195,14 +203,14 @@ def test_a_method_is_switched_off_and_on_in_all_charts(opened: Opened) -> None:
     button.click()
     opened.page.mouse.move(5, 5)  # what is pointed at is drawn in full, the others pale
     button.evaluate("button => button.blur()")
-    opened.page.wait_for_timeout(100)
+    opened.settle()
     pressed = opened.page.locator("#accuracy-ratio .entry").first
     assert pressed.get_attribute("aria-pressed") == "false"
     assert opened.drawn("accuracy-ratio", color) == opened.drawn("error-ratio", color) == 0
     pressed.focus()
     opened.page.keyboard.press("Space")
     pressed.evaluate("button => button.blur()")
-    opened.page.wait_for_timeout(100)
+    opened.settle()
     assert button.get_attribute("aria-pressed") == "true"
     assert opened.drawn("accuracy-ratio", color) == before
     assert opened.said == []
@@ -213,7 +221,7 @@ def test_the_charts_follow_the_theme(opened: Opened) -> None:
     assert opened.drawn("accuracy-ratio", light) > 100
     assert opened.drawn("accuracy-ratio", dark) == 0
     opened.page.emulate_media(color_scheme="dark")
-    opened.page.wait_for_timeout(100)
+    opened.settle()
     assert opened.drawn("accuracy-ratio", light) == 0
     assert opened.drawn("accuracy-ratio", dark) > 100
     assert opened.said == []
@@ -238,7 +246,9 @@ def test_nothing_is_wider_than_a_telephone(browser: "sync_api.Browser", study: P
     assert min(page.locator("#accuracy-ratio .chart *").evaluate_all(sizes)) >= 12
     # a tap reads values off as a pointer does
     page.locator("#accuracy-ratio .u-over").tap()
-    assert "removed" in page.locator("#accuracy-ratio .said").inner_text()
+    page.wait_for_function(
+        "() => document.querySelector('#accuracy-ratio .said').textContent.includes('removed')"
+    )
     assert opened.said == []
     context.close()
 

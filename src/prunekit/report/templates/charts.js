@@ -53,8 +53,10 @@
   function readIn(curve) {
     if (reading === null) return null;
     let best = null;
-    curve.sparsity.forEach((sparsity, index) => {
-      const far = Math.abs(Math.log((1 - sparsity) / (1 - reading.sparsity)));
+    const kept = Math.log(1 - reading.sparsity);
+    curve.kept ??= curve.sparsity.map((sparsity) => Math.log(1 - sparsity));
+    curve.kept.forEach((other, index) => {
+      const far = Math.abs(other - kept);
       if (far <= REACH && (best === null || far < best.far)) best = { index, far };
     });
     return best;
@@ -118,7 +120,8 @@
         }
       });
     }
-    if (best !== null) read({ method: best.method, sparsity: best.sparsity });
+    if (best === null || (best.method === reading?.method && best.sparsity === reading.sparsity)) return;
+    read({ method: best.method, sparsity: best.sparsity });
   }
 
   function step(chart, by) {
@@ -354,13 +357,25 @@
     };
     chart.plot = new uPlot(options, alignedData(chart), chart.box);
     const { over } = chart.plot;
+    let last = null; // where the pointer is; it may move more often than anything is drawn
     const follow = (event) => {
-      const area = over.getBoundingClientRect();
-      pick(chart, event.clientX - area.x, event.clientY - area.y);
+      if (last === null) {
+        requestAnimationFrame(() => {
+          if (last === null) return;
+          const area = over.getBoundingClientRect();
+          pick(chart, last.clientX - area.x, last.clientY - area.y);
+          last = null;
+        });
+      }
+      last = event;
     };
     over.addEventListener("pointermove", follow);
     over.addEventListener("pointerdown", follow);
-    over.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && read(null));
+    over.addEventListener("pointerleave", (event) => {
+      if (event.pointerType !== "mouse") return;
+      last = null;
+      read(null);
+    });
   }
 
   const KEYS = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
