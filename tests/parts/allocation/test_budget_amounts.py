@@ -168,6 +168,7 @@ def test_a_metric_that_gives_no_number_is_named(of, message):
         ({"at_most": 5}, "at_most = 5: write its unit, as in '100 MMACs'"),
         ({"at_most": -5, "of": "macs"}, "at_most = -5 must be above 0"),
         ({"at_most": True, "of": "macs"}, "at_most"),
+        ({"of": ["macs"]}, "is neither a cost nor a function"),
         ({"ramp": "cubic"}, "'ramp' says how 'at_most' is reached"),
         (
             {"of": "watts"},
