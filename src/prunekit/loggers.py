@@ -241,3 +241,14 @@ def _flat(values: Mapping[str, Any], place: str) -> dict[str, Any]:
         under = f"{place}.{key}"
         found |= _flat(value, under) if isinstance(value, Mapping) else {under: value}
     return found
+
+
+__all__ = [
+    "Logger",
+    "Loggers",
+    "MLflowLogger",
+    "ProgressBar",
+    "TensorBoardLogger",
+    "WandbLogger",
+    "metrics_of",
+]
