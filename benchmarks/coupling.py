@@ -145,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peer", help="folder that torch-pruning is installed in")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
@@ -159,7 +160,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "repeats": REPEATS}
     totals = {"prunekit": 0.0, "torch-pruning": 0.0}
     ratios, whole = list[float](), list[float]()
-    for name in NETWORKS:
+    for name in given.networks:
         found[name] = {"prunekit": several("prunekit", name, None)}
         if given.peer:
             found[name]["torch-pruning"] = several("torch-pruning", name, given.peer)

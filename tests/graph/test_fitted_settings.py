@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_cached_path import WORDS, default
 
-from prunekit.graph import prune_groups
+from prunekit.graph import fitted_settings, prune_groups
 
 transformers = pytest.importorskip("transformers")
 
@@ -59,6 +59,16 @@ def test_where_the_configuration_cannot_say_it_the_result_does(name, why):
     assert why in result.configuration
     assert "from_pretrained cannot build it" in str(result)
     assert model.config.to_dict() == before
+
+
+def test_a_layer_that_no_setting_counts_is_named_after_few_networks(monkeypatch):
+    built, count = fitted_settings.built_anew, []
+    monkeypatch.setattr(fitted_settings, "built_anew", lambda *given: count.append(1) or built(*given))
+    config = transformers.DistilBertConfig(vocab_size=30, dim=16, n_heads=4, hidden_dim=24, n_layers=1)
+    model = transformers.DistilBertForSequenceClassification(config).eval()
+    result = prune_groups(model, WORDS, 0.5, kinds=["MLP width"])
+    assert "gives pre_classifier.weight the shape (8, 16)" in result.configuration
+    assert len(count) < 40
 
 
 def test_the_configuration_that_was_given_stays_what_it_is():

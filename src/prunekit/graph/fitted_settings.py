@@ -1,15 +1,17 @@
 """The configuration of a network that lost units, so that its class builds the smaller one from it.
 
 Which settings count what is found by trying: the class is built anew, without data, from settings in which a
-number is another one, until every tensor has the size that it has in the smaller network.
+number is another one, until every tensor has the size that it has in the smaller network. Where no setting is
+soon found, it is looked at first what each counts: some axis may be counted by none that can change.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, combinations
 from typing import Any
 
@@ -27,6 +29,7 @@ from prunekit.graph.configured import (
     settings_of,
     with_value,
 )
+from prunekit.graph.counted_axes import Sizes, counted_axes, may_change, sizes_of
 from prunekit.graph.proof_run import tensors_in
 from prunekit.modes import evaluating
 
@@ -148,7 +151,7 @@ class _SettingsSearch:
         self._model, self._settings = model, settings
         self._wanted = form_of(model)
         self._before = before
-        self._candidates = self._possible()
+        self._likely, self._others = self._possible()
         self._left = _MOST_BUILT
 
     def found(self) -> _FittedSettings | str:
@@ -156,24 +159,57 @@ class _SettingsSearch:
         changes, built = list[Change](), self._before
         distance, where = self._distance(built)
         while distance:
-            nearer = self._nearer(changes, distance)
+            nearer = self._nearer(changes, distance, self._likely, 1)
+            if nearer is None:
+                free, uncounted = self._counted
+                where = uncounted or where
+                nearer = None if uncounted else self._nearer(changes, distance, free, 2)
             if nearer is None:
                 return f"no setting of {type(self._model).__name__}'s configuration gives {where}"
             changes, built, (distance, where) = nearer
         return self._with_attributes(changes, built)
 
+    @cached_property
+    def _counted(self) -> tuple[list[Change], str]:
+        """The changes of settings that count something and may be others, and what none of these counts.
+
+        Left out is what alone counts an axis that stays. What cannot be another by itself may count anything.
+        """
+        before, after = sizes_of(form_of(self._before)), sizes_of(self._wanted)
+        changed = dict.fromkeys(axis for axis, size in after.items() if before.get(axis) != size)
+        every, own = [*self._likely, *self._others], dict(leaves(self._settings))
+        first = dict(reversed(every))
+        unset = {path: number for path, number in first.items() if own.get(path, 0) is None}
+        single = [{path: number} for path, number in first.items() if path not in unset]
+        # for those whose number is refused, or counts nothing, as that of heads whose width follows it
+        doubled = [{path: 2 * own.get(path, number) for path, number in each.items()} for each in single]
+        counts = counted_axes(self._sizes_with, before, [*single, *doubled, unset])
+        counts = {path: axes for path, axes in counts.items() if axes or (axes is None and path not in unset)}
+        free = may_change(counts, after.keys() - changed.keys())
+        known = [counts[path] for path in free]
+        counted = set().union(*(axes for axes in known if axes))
+        missed = next((name for name, axis in changed if (name, axis) not in counted), None)
+        return (
+            [each for each in every if each[0] in free],
+            "" if missed is None or None in known else f"{missed} {_in_words(self._wanted[missed])}",
+        )
+
+    def _sizes_with(self, numbers: Mapping[Path, int]) -> Sizes | None:
+        built = self._built(list(numbers.items()))
+        return None if built is None else sizes_of(form_of(built))
+
     def _nearer(
-        self, changes: list[Change], distance: float
+        self, changes: list[Change], distance: float, candidates: Sequence[Change], most: int
     ) -> tuple[list[Change], nn.Module, Distance] | None:
-        """The first changes with which the network is nearer: of one setting more, else of two."""
-        single = [each for each in self._candidates if each not in changes]
-        pairs = (pair for pair in combinations(single, 2) if pair[0][0] != pair[1][0])
-        for more in chain(((each,) for each in single), pairs):
-            if self._left == 0:
-                return None
+        """The first changes with which the network is nearer: of one setting more, or a few."""
+        single = [each for each in candidates if each not in changes]
+        for more in chain(*(combinations(single, number) for number in range(1, most + 1))):
             replaced = {path for path, _ in more}
+            if len(replaced) < len(more):
+                continue
+            if self._left <= 0:
+                return None
             tried = [*(each for each in changes if each[0] not in replaced), *more]
-            self._left -= 1
             built = self._built(tried)
             if built is None:
                 continue
@@ -182,8 +218,8 @@ class _SettingsSearch:
                 return tried, built, found
         return None
 
-    def _possible(self) -> list[Change]:
-        """Settings with the number that they may have become: what equals them has, or shrank like it."""
+    def _possible(self) -> tuple[list[Change], list[Change]]:
+        """Settings with the number that they may have become: what equals them has; what shrank like it."""
         sizes, named = self._changed_numbers()
         pairs = [(old, new) for old, every in sizes.items() for new in sorted(every)]
         same: list[Change] = []
@@ -201,7 +237,8 @@ class _SettingsSearch:
             for name in _UNLISTED
             if name not in self._settings and type(vars(module).get(name)) is int
         ]
-        return list(dict.fromkeys((*unlisted, *same, *alike)))
+        likely = list(dict.fromkeys((*unlisted, *same)))
+        return likely, [each for each in dict.fromkeys(alike) if each not in likely]
 
     def _changed_numbers(self) -> tuple[dict[int, set[int]], dict[str, set[int]]]:
         """What numbers have become: by the number, of axes and attributes; by the name of the attribute."""
@@ -222,6 +259,7 @@ class _SettingsSearch:
         return sizes, named
 
     def _built(self, changes: list[Change]) -> nn.Module | None:
+        self._left -= 1
         settings = self._settings
         for path, number in changes:
             settings = with_value(settings, path, number)
