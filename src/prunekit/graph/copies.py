@@ -1,4 +1,4 @@
-"""Copies of networks: deep ones, in a tenth of the time that Python takes, and such as share memory."""
+"""Copies of networks: deep ones, in a third of the time that Python takes, and such as share memory."""
 
 from __future__ import annotations
 
