@@ -51,7 +51,7 @@ python_use_unqualified_type_names = True
 add_module_names = False
 default_role = "py:obj"
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 
 html_theme = "pydata_sphinx_theme"
 html_title = "prunekit"
@@ -75,6 +75,8 @@ templates_path = [str(DOCS / "_templates")]
 sphinx_gallery_conf = {
     "examples_dirs": "docs/gallery",
     "gallery_dirs": "docs/auto_gallery",
+    "default_thumb_file": str(DOCS / "_static" / "thumbnail.svg"),
+    "within_subsection_order": "FileNameSortKey",
     "filename_pattern": r"\.py$",
     "ignore_pattern": r"_network\.py$",
     "download_all_examples": False,

@@ -4,7 +4,7 @@ A detector, shrunk, saved, loaded and exported
 
 A network in the style of YOLOv8 loses half of its multiply-accumulates. It branches, joins maps of two
 strides, cuts channels into halves and gives its outputs in a dict; nothing of that needs a hint. The
-network and its loss are in ``detector_network.py`` beside this page's script.
+network and its loss are in :download:`detector_network.py <../gallery/detector_network.py>`.
 """
 
 # %%
