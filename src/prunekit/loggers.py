@@ -16,6 +16,16 @@ from prunekit.extras import check_installed, imported
 from prunekit.history import Record
 from prunekit.recipe import Recipe
 
+__all__ = [
+    "Logger",
+    "Loggers",
+    "MLflowLogger",
+    "ProgressBar",
+    "TensorBoardLogger",
+    "WandbLogger",
+    "metrics_of",
+]
+
 
 @runtime_checkable
 class Logger(Protocol):
@@ -241,14 +251,3 @@ def _flat(values: Mapping[str, Any], place: str) -> dict[str, Any]:
         under = f"{place}.{key}"
         found |= _flat(value, under) if isinstance(value, Mapping) else {under: value}
     return found
-
-
-__all__ = [
-    "Logger",
-    "Loggers",
-    "MLflowLogger",
-    "ProgressBar",
-    "TensorBoardLogger",
-    "WandbLogger",
-    "metrics_of",
-]
