@@ -81,6 +81,7 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"_network\.py$",
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,
     "min_reported_time": 1e6,
     "plot_gallery": "True",
     "abort_on_example_error": True,
