@@ -9,11 +9,11 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import torch
@@ -169,7 +169,7 @@ def numeric(kind: type) -> list[str]:
     """The fields that hold numbers."""
 
     def leaves(annotation: Any) -> set[Any]:
-        parts = get_args(annotation)
+        parts = () if get_origin(annotation) is Callable else get_args(annotation)  # its arguments are a list
         return set().union(*map(leaves, parts)) if parts else {annotation}
 
     fields = kind.model_fields.items()  # type: ignore[attr-defined]

@@ -209,6 +209,7 @@ def case(number: int) -> str:
         return "loaded equal"
     given.setdefault("stop", {"allowed": None, "held": None, "stopped": None})
     given.setdefault("measured", None)
+    given.setdefault("every", original["every"])
     if given["stop"] is None:
         given["stop"] = {"allowed": None, "held": None, "stopped": None}
     loaded.pop("sha256")

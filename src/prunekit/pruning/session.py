@@ -148,7 +148,7 @@ class Session:
                 "for a named method write prunekit.methods.recipe('magnitude', sparsity=0.9)"
             )
         self.recipe = recipe
-        self._loggers, self._logged = Loggers(loggers), False
+        self._loggers, self._logged = None if loggers == () else Loggers(loggers), False
         self.task = PLAIN if task is None and loss is None else task_of(task, loss)
         read = partial(self.task.read, model=model)
         self._data: Batches | None = None if data is None else as_batches(data, read)
@@ -270,11 +270,12 @@ class Session:
                 record = self._whole_step(evaluate, turns)
             if record is None:
                 return
-            self._loggers.log(record)
+            if self._loggers:
+                self._loggers.log(record)
             yield record
 
     def _start_logging(self) -> None:
-        if not self._logged:
+        if self._loggers and not self._logged:
             self._loggers.start(self.recipe, len(self.plan.steps))
         self._logged = True
 
@@ -381,7 +382,8 @@ class Session:
             self._loop.masked.forget()
         record = self._work.record(step, started, None, {})
         self._start_logging()
-        self._loggers.log(record)
+        if self._loggers:
+            self._loggers.log(record)
         if self.done:
             _warn_of_starved(self)
         return record
