@@ -55,7 +55,7 @@ PANELS = {
         TINY,
     ),
     "LeNet-5": (
-        Series("shifted images", ("lenet5-shifted.csv",), OURS, PALETTE[0], "o"),
+        Series("shifted images", ("lenet5-shifted.csv", "lenet5-sizes.csv"), OURS, PALETTE[0], "o"),
         Series("plain images", ("lenet5-plain.csv",), ("smallest",), PALETTE[1], "^", False),
         TINY,
     ),
