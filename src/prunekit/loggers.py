@@ -121,12 +121,13 @@ class ProgressBar(Logger):
 
     Args:
         console: whose terminal it is; by default that of stderr.
+        description: what is said beside the bar until a pruning begins.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, description: str = "training") -> None:
         console = console or Console(stderr=True)
         self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
-        self._bar = self._bars.add_task("training", total=None)
+        self._bar = self._bars.add_task(description, total=None)
         self._steps, self._done = 1, 0
 
     def __enter__(self) -> Self:

@@ -101,11 +101,10 @@ def prune_blocks(
     Source: the loop of SparseGPT (arXiv 2301.00774), Wanda (arXiv 2306.11695) and FLAP (arXiv 2312.11983).
     """
     _check_recipe(recipe)
-    if inputs not in ("pruned", "dense"):
-        raise InputError(f"inputs = {inputs!r}: must be 'pruned' or 'dense'")
+    _check_word("inputs", inputs, Inputs)
     if tokens.dim() != 2 or tokens.is_floating_point() or not tokens.numel():
         raise InputError(f"tokens: must be whole numbers (sequences, length), not {list(tokens.shape)}")
-    _check_medium(activations)
+    _check_word("activations", activations, Medium)
     source, out, seed = Path(source), Path(out), checked_seed(seed)
     network = BlockNetwork(causal_model(source) if model is None else model, Shards.of(source), blocks)
     run = _BlockwiseRun(network, recipe, tokens, out, inputs, seed, activations, report)
@@ -125,7 +124,7 @@ def memory_needed(
     activations: Medium = "memory",
 ) -> MemoryNeed:
     """The memory that `prune_blocks` takes at its peak, with what each part of it is for."""
-    _check_medium(activations)
+    _check_word("activations", activations, Medium)
     source = Path(source)
     network = BlockNetwork(causal_model(source) if model is None else model, Shards.of(source), blocks)
     stream, _ = network.calls(tokens[:1])
@@ -133,9 +132,10 @@ def memory_needed(
     return needed(network, recipe, len(tokens), length, width, activations)
 
 
-def _check_medium(activations: str) -> None:
-    if activations not in get_args(Medium):
-        raise InputError(f"activations = {activations!r}: must be 'memory' or 'disk'")
+def _check_word(name: str, value: str, words: Any) -> None:
+    """InputError if an argument is none of the words of a `Literal`."""
+    if value not in get_args(words):
+        raise InputError(f"{name} = {value!r}: must be {' or '.join(map(repr, get_args(words)))}")
 
 
 def _check_recipe(recipe: Recipe) -> None:

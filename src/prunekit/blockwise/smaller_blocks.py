@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +13,8 @@ from prunekit.blockwise.block_network import BlockNetwork, BlockOnStream, withou
 from prunekit.errors import ModelError
 from prunekit.files import read_json, to_json, write_text
 from prunekit.graph import restore_sizes, shrink, size_attributes
-from prunekit.graph.configured import built_anew, settings_of, with_value
-from prunekit.graph.fitted_settings import Change, setting_changes
+from prunekit.graph.configured import built_anew, from_settings, settings_of, with_changes
+from prunekit.graph.fitted_settings import setting_changes
 
 ROUNDING = 1e-5
 """The share of its norm by which a stream may differ where the same is computed in another order."""
@@ -87,7 +85,9 @@ def smaller_form(network: BlockNetwork, number: int, block: BlockOnStream, strea
     changes = setting_changes(smaller)
     if isinstance(changes, str):
         raise ModelError(f"from_pretrained could not load the smaller network: {changes}")
-    other = _from_settings(model, settings, changes).get_submodule(network.name).get_submodule(str(number))
+    with without_values():  # but its buffers have some
+        whole = from_settings(model, with_changes(settings, changes))
+    other = whole.get_submodule(f"{network.name}.{number}")
     other.load_state_dict(block.block.state_dict(), assign=True)
     with torch.no_grad():
         here, there = block(stream), BlockOnStream(other.eval(), block.call)(stream)
@@ -101,23 +101,8 @@ def smaller_form(network: BlockNetwork, number: int, block: BlockOnStream, strea
 
 def write_settings(source: Path, target: Path, changes: Sequence[tuple[Sequence[str], int]]) -> None:
     """Write a configuration in JSON with some settings that are others."""
-    settings = read_json(source)
-    for path, value in changes:
-        inner: Any = settings
-        for name in path[:-1]:
-            inner = inner.setdefault(name, {})
-        inner[path[-1]] = value
-    write_text(target, to_json(settings))
+    write_text(target, to_json(with_changes(read_json(source), changes)))
 
 
 def _shapes(block: nn.Module) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in block.state_dict().items()}
-
-
-def _from_settings(model: nn.Module, settings: dict[str, Any], changes: Sequence[Change]) -> nn.Module:
-    """A network of the same class from other settings; its buffers have values."""
-    for path, value in changes:
-        settings = with_value(settings, path, value)
-    config: Any = type(model.config).from_dict(copy.deepcopy(settings))  # type: ignore[union-attr]
-    with torch.random.fork_rng(devices=[]), without_values():
-        return type(model)(config)

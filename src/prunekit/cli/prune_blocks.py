@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 import prunekit.cli.options as options
 from prunekit.blockwise import drawn_sequences, memory_needed, text_tokens
 from prunekit.blockwise import prune_blocks as prune_in_blocks
 from prunekit.cli.options import StoppedError, only_results, own_code, print_json
 from prunekit.cli.prune import chosen_recipe
+from prunekit.loggers import ProgressBar
 from prunekit.measure import human_bytes
 
 
@@ -43,31 +42,30 @@ def prune_blocks(
     """
     with own_code(allow):
         chosen = chosen_recipe(method, recipe, assignments or [])
-    console = Console(stderr=True)
-    bars = Progress(console=console, transient=True, disable=not console.is_terminal)
     done = passes = 0
-    with only_results(), bars as progress:
+    with only_results():
         tokens = drawn_sequences(text_tokens(text, source), sequences, length, seed)
         need = memory_needed(source, chosen, tokens, activations=activations).total
-        bar = progress.add_task(f"passes through a block, at most {human_bytes(need)} of memory", total=None)
+        bar = ProgressBar(description=f"passes through a block, at most {human_bytes(need)} of memory")
 
         def report(number: int, count: int) -> None:
             nonlocal done, passes
             done, passes = number, count
-            progress.update(bar, completed=number, total=count)
+            bar.progress(number, count)
 
         try:
-            kept = prune_in_blocks(
-                source,
-                chosen,
-                tokens,
-                out,
-                inputs=inputs,
-                activations=activations,
-                memory=memory,
-                seed=seed,
-                report=report,
-            )
+            with bar:
+                kept = prune_in_blocks(
+                    source,
+                    chosen,
+                    tokens,
+                    out,
+                    inputs=inputs,
+                    activations=activations,
+                    memory=memory,
+                    seed=seed,
+                    report=report,
+                )
         except KeyboardInterrupt:
             raise StoppedError(
                 f"stopped behind {done} of {passes} passes through a block; the same command goes on from "

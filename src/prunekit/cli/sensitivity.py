@@ -79,11 +79,11 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _show(found: SensitivityCurves) -> None:
-    table = plain_table()
-    table.add_column("layer", overflow="fold")
-    for heading in ("size", *(f"{100 * each:.4g}%" for each in found.sparsities)):
+    table, ((layer, *headings), *rows) = plain_table(), found.to_table()
+    table.add_column(layer, overflow="fold")
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, values in found.values.items():
-        table.add_row(Text(escaped(name)), f"{found.sizes[name]:,}", *(f"{value:.4g}" for value in values))
+    for name, *cells in rows:
+        table.add_row(Text(escaped(name)), *cells)
     Console(highlight=False).print(table)
     typer.echo(f"{found.metric} of the dense network: {found.dense:.4g}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,22 @@ def has_settings(value: Any) -> bool:
 
 def built_anew(model: nn.Module, settings: dict[str, Any]) -> nn.Module | None:
     """A network of the same class from settings, without data; None where there is none."""
-    config: Any = model.config
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return type(model)(type(config).from_dict(copy.deepcopy(settings)))
+        with torch.device("meta"):
+            return from_settings(model, settings)
     except Exception:  # whatever the constructors of the network's class raise
         return None
+
+
+def from_settings(model: nn.Module, settings: dict[str, Any]) -> nn.Module:
+    """A network of the same class from settings; random numbers are left as they were.
+
+    Raises:
+        Exception: whatever the constructors of the network's class raise.
+    """
+    config: Any = model.config
+    with torch.random.fork_rng(devices=[]):
+        return type(model)(type(config).from_dict(copy.deepcopy(settings)))
 
 
 def form_of(model: nn.Module) -> dict[str, Any]:
@@ -63,13 +73,19 @@ def leaves(settings: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path,
             yield (*path, str(name)), value
 
 
-def with_value(settings: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
+def with_value(settings: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
     """Settings in which one is another."""
+    return with_changes(settings, [(path, value)])
+
+
+def with_changes(settings: dict[str, Any], changes: Iterable[tuple[Sequence[str], Any]]) -> dict[str, Any]:
+    """Settings in which some are others; those within settings that are not there are added."""
     changed = copy.deepcopy(settings)
-    inner = changed
-    for name in path[:-1]:
-        inner = inner[name]
-    inner[path[-1]] = value
+    for path, value in changes:
+        inner = changed
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = value
     return changed
 
 

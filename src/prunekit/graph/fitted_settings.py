@@ -27,7 +27,7 @@ from prunekit.graph.configured import (
     leaves,
     set_value,
     settings_of,
-    with_value,
+    with_changes,
 )
 from prunekit.graph.counted_axes import Sizes, counted_axes, may_change, sizes_of
 from prunekit.graph.proof_run import tensors_in
@@ -260,10 +260,7 @@ class _SettingsSearch:
 
     def _built(self, changes: list[Change]) -> nn.Module | None:
         self._left -= 1
-        settings = self._settings
-        for path, number in changes:
-            settings = with_value(settings, path, number)
-        return built_anew(self._model, settings)
+        return built_anew(self._model, with_changes(self._settings, changes))
 
     def _distance(self, built: nn.Module) -> Distance:
         """Of a network from the smaller one."""

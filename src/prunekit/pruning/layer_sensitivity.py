@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,7 +14,7 @@ from torch import nn
 from prunekit.display import Displayed, some_rows
 from prunekit.errors import InputError
 from prunekit.extras import imported
-from prunekit.files import file_to_write, write_text
+from prunekit.files import file_to_write, to_csv, write_text
 from prunekit.parts.allocation import without_lowest
 from prunekit.pruning.step_work import StepWork
 from prunekit.settings import number
@@ -53,12 +51,16 @@ class SensitivityCurves(Displayed):
         )
 
     def __str__(self) -> str:
+        return "\n".join([f"{self.metric}, {self.dense:.4g} dense", *some_rows(self.to_table())])
+
+    def to_table(self) -> list[tuple[str, ...]]:
+        """A heading and a row for each layer, as people read them."""
         heading = ("layer", "size", *(f"{100 * each:.4g}%" for each in self.sparsities))
-        rows = [
+        rows = (
             (name, f"{self.sizes[name]:,}", *(f"{value:.4g}" for value in values))
             for name, values in self.values.items()
-        ]
-        return "\n".join([f"{self.metric}, {self.dense:.4g} dense", *some_rows([heading, *rows])])
+        )
+        return [heading, *rows]
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One plain mapping for each point of each curve, for JSON or a data frame; each begins dense."""
@@ -76,11 +78,8 @@ class SensitivityCurves(Displayed):
         Raises:
             OSError: if it cannot be written; what was there before is left then.
         """
-        rows, text = self.to_rows(), io.StringIO()
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(file_to_write(path), text.getvalue())
+        rows = self.to_rows()
+        write_text(file_to_write(path), to_csv(rows[0], rows))
 
     def plot(self, ax: Any = None) -> Any:
         """The curves over the sparsity that each layer has, and a line where the dense network is.

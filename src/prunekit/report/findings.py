@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -328,19 +328,29 @@ def _absent(study: StudyFile, points: Sequence[Point]) -> list[str]:
 
 def _emptied(points: Sequence[Point], layers: Sequence[LayerPoint]) -> list[str]:
     """Which methods leave nothing at all of which layers, first at which sparsity, and in which seeds."""
-    whole = {(point.method, point.cell, point.step): point.sparsity for point in points}
-    first: dict[tuple[str, str], tuple[float, LayerPoint]] = {}
-    for each in layers:
-        sparsity = whole.get((each.method, each.cell, each.step))
-        place = each.method, each.layer
-        if each.emptied and sparsity is not None and (place not in first or sparsity < first[place][0]):
-            first[place] = sparsity, each
+    first = _first(points, layers, lambda layer, sparsity: bool(layer.emptied))
     return [
         f"{named(method)} empties "
         + names([f"{each.layer} (first at a sparsity of {at:.1%}, {_seeds(each)})" for at, each in found])
         + ": an empty layer passes nothing of its input on."
         for method, found in grouped(first.values(), lambda item: item[1].method).items()
     ]
+
+
+def _first(
+    points: Sequence[Point], layers: Sequence[LayerPoint], holds: Callable[[LayerPoint, float], bool]
+) -> dict[tuple[str, str], tuple[float, LayerPoint]]:
+    """By method and layer the lowest sparsity of the network at which something holds of a layer's point."""
+    whole = {(point.method, point.cell, point.step): point.sparsity for point in points}
+    first: dict[tuple[str, str], tuple[float, LayerPoint]] = {}
+    for each in layers:
+        sparsity = whole.get((each.method, each.cell, each.step))
+        if sparsity is None or not holds(each, sparsity):
+            continue
+        place = each.method, each.layer
+        if place not in first or sparsity < first[place][0]:
+            first[place] = sparsity, each
+    return first
 
 
 def _seeds(layer: LayerPoint) -> str:
@@ -353,19 +363,16 @@ def _seeds(layer: LayerPoint) -> str:
 
 def _starved(points: Sequence[Point], layers: Sequence[LayerPoint]) -> list[str]:
     """Which methods leave almost nothing of which layers, but not nothing, and from which sparsity on."""
-    whole = {(point.method, point.cell, point.step): point.sparsity for point in points}
-    first: dict[tuple[str, str], float] = {}
-    for each in layers:
-        sparsity = whole.get((each.method, each.cell, each.step))
-        if sparsity is None or each.emptied:
-            continue
-        shape = [int(length) for length in each.shape.split("x")]
-        if starved(shape, (1 - each.sparsity) * each.parameters, 1 - sparsity):
-            place = (each.method, each.layer)
-            first[place] = min(sparsity, first.get(place, 1.0))
+
+    def is_starved(layer: LayerPoint, sparsity: float) -> bool:
+        shape = [int(length) for length in layer.shape.split("x")]
+        left = (1 - layer.sparsity) * layer.parameters
+        return not layer.emptied and starved(shape, left, 1 - sparsity)
+
+    first = _first(points, layers, is_starved)
     return [
         f"{named(method)} leaves almost nothing of {names([layer for _, layer in places])}, first at a "
-        f"sparsity of {min(first[place] for place in places):.1%}: "
+        f"sparsity of {min(first[place][0] for place in places):.1%}: "
         "the allocation per_layer or a higher floor keeps more."
         for method, places in grouped(first, lambda place: place[0]).items()
     ]

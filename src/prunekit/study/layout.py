@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import logging
 import os
 import re
@@ -28,7 +26,7 @@ from prunekit.digests import (
     write_sums,
 )
 from prunekit.errors import DataError, InputError
-from prunekit.files import read_json, remove, remove_leftovers, write_text
+from prunekit.files import read_json, remove, remove_leftovers, to_csv, write_text
 from prunekit.study.spec import Cell, Study
 from prunekit.study_files import (
     DENSE,
@@ -304,8 +302,8 @@ def write_tables(study: Study, layout: Layout, read: Results) -> None:
             prunable = prunable or cell_rows[0]["prunable"]
     dense = [{**common, **row} for row in _dense_rows(study, layout, read, prunable)]
     more = tuple(column for column in FILE_COLUMNS if any(column in row for row in results))
-    write_text(layout.root / RESULTS_CSV, _csv((*RESULT_COLUMNS, *more), [*dense, *results]))
-    write_text(layout.root / LAYERS_CSV, _csv(LAYER_COLUMNS, layers))
+    write_text(layout.root / RESULTS_CSV, to_csv((*RESULT_COLUMNS, *more), [*dense, *results]))
+    write_text(layout.root / LAYERS_CSV, to_csv(LAYER_COLUMNS, layers))
     write_sums(layout.root, (RESULTS_CSV, LAYERS_CSV))
 
 
@@ -326,14 +324,6 @@ def _dense_rows(
                 "kept": prunable,
                 **read.network(folder),
             }
-
-
-def _csv(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def discard(folder: Path, keep: Collection[str] = ()) -> None:

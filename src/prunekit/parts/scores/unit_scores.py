@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -366,6 +366,27 @@ def _by_group(context: StepContext) -> dict[str, list[Consumer]]:
     return by_group
 
 
+def _totals(context: StepContext, add: Callable[[Tensor, Consumer, str], None]) -> dict[str, Tensor]:
+    """By group (units,) float64, what is put together over all layers that read its units.
+
+    Args:
+        context: of the step.
+        add: adds what one layer has to say of a group to its total so far.
+    """
+    totals = {}
+    for name, each in _by_group(context).items():
+        kept = context.kept[name]
+        totals[name] = torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
+        for consumer in each:
+            add(totals[name], consumer, name)
+    return totals
+
+
+def _by_input(by_column: Tensor, units: Tensor) -> Tensor:
+    """(groups, inputs) sums over the positions of a kernel of what there is by column of a layer's rows."""
+    return torch.unflatten(by_column, 1, (units.shape[1], -1)).sum(2)
+
+
 class N2PS(ConsumerScore):
     """Significance: the mean of sum_j |output w_j|, relative to the mean of the unit's layer.
 
@@ -384,18 +405,16 @@ class N2PS(ConsumerScore):
 
     def __call__(self, context: StepContext) -> Scores:
         """Each group divided by its mean over the units that are left."""
-        found = {}
-        for name, each in _by_group(context).items():
-            kept = context.kept[name]
-            value = torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
-            for consumer in each:
-                units = consumer.units[name]
-                outgoing = torch.unflatten(consumer.rows().abs().sum(1), 1, (units.shape[1], -1)).sum(2)
-                magnitude = context.statistics[self.needs[0]][consumer.weight].view_as(units)
-                read = units >= 0
-                value.index_add_(0, units[read], (magnitude * outgoing)[read])
-            found[name] = value / _divisor(value[kept].mean())
-        return found
+
+        def add(total: Tensor, consumer: Consumer, name: str) -> None:
+            units = consumer.units[name]
+            outgoing = _by_input(consumer.rows().abs().sum(1), units)
+            magnitude = context.statistics[self.needs[0]][consumer.weight].view_as(units)
+            read = units >= 0
+            total.index_add_(0, units[read], (magnitude * outgoing)[read])
+
+        totals = _totals(context, add)
+        return {name: total / _divisor(total[context.kept[name]].mean()) for name, total in totals.items()}
 
 
 class ThiNet(ConsumerScore):
@@ -451,23 +470,19 @@ class Fluctuation(ConsumerScore):
 
     def __call__(self, context: StepContext) -> Scores:
         """The mean over a unit's inputs; over all layers that read it, their sum."""
-        found = {}
-        for name, each in _by_group(context).items():
-            kept = context.kept[name]
-            value = torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
-            for consumer in each:
-                units = consumer.units[name]
-                variance = context.statistics[self.needs[0]][consumer.weight]
-                by_column = variance * consumer.rows().square().sum(1)
-                products = torch.unflatten(by_column, 1, (units.shape[1], -1)).sum(2)
-                read = units >= 0
-                unit, product = units[read], products[read]
-                if self.standardize:
-                    left = product[kept[unit]]
-                    product = (product - left.mean()) / _divisor(left.std(correction=0))
-                value += _mean_by_unit(product, unit, len(kept))
-            found[name] = value
-        return found
+
+        def add(total: Tensor, consumer: Consumer, name: str) -> None:
+            units = consumer.units[name]
+            variance = context.statistics[self.needs[0]][consumer.weight]
+            products = _by_input(variance * consumer.rows().square().sum(1), units)
+            read = units >= 0
+            unit, product = units[read], products[read]
+            if self.standardize:
+                left = product[context.kept[name][unit]]
+                product = (product - left.mean()) / _divisor(left.std(correction=0))
+            total += _mean_by_unit(product, unit, len(total))
+
+        return _totals(context, add)
 
 
 class ActivationNorm(ConsumerScore):
@@ -483,17 +498,14 @@ class ActivationNorm(ConsumerScore):
 
     def __call__(self, context: StepContext) -> Scores:
         """Over all layers that read a unit, the root of the sum of squares."""
-        found = {}
-        for name, each in _by_group(context).items():
-            kept = context.kept[name]
-            square = torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
-            for consumer in each:
-                units = consumer.units[name]
-                read = units >= 0
-                magnitude = context.statistics[self.needs[0]][consumer.weight].view_as(units)
-                square.index_add_(0, units[read], magnitude[read].square())
-            found[name] = square.sqrt()
-        return found
+
+        def add(total: Tensor, consumer: Consumer, name: str) -> None:
+            units = consumer.units[name]
+            read = units >= 0
+            magnitude = context.statistics[self.needs[0]][consumer.weight].view_as(units)
+            total.index_add_(0, units[read], magnitude[read].square())
+
+        return {name: total.sqrt() for name, total in _totals(context, add).items()}
 
 
 def _mean_by_unit(values: Tensor, unit: Tensor, units: int) -> Tensor:

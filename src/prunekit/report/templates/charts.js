@@ -212,8 +212,8 @@
       const mark = beyond ? (y < top ? "^" : "v") : curve.look.marker;
       const radius = (chart.method === null ? RADIUS : 2) * uPlot.pxRatio;
       ctx.save();
-      ctx.translate(plot.valToPos(x, "x", true), Math.min(Math.max(y, top + radius), top + height - radius));
-      if (!beyond) ctx.translate(0, y - Math.min(Math.max(y, top + radius), top + height - radius));
+      const edge = Math.min(Math.max(y, top + radius), top + height - radius);
+      ctx.translate(plot.valToPos(x, "x", true), beyond ? edge : y);
       ctx.scale(radius, radius);
       ctx.setLineDash([]);
       ctx.lineWidth = (mark === "x" || beyond ? 1.5 : 0.7) * uPlot.pxRatio / radius;
