@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import DataError, InputError, ModelError
+from prunekit.masks import Masks
 from prunekit.pruning import Session, prune
 from small_nets import blobs, convnet, copied, images, mlp, recipe, same, zeros
 from unfolding import design
@@ -282,6 +283,24 @@ def test_layer_by_layer_only_the_layer_in_turn_is_measured(monkeypatch):
     asked.clear()
     prune(mlp(6, 5, 4, 3), recipe(**settings, order="backward"), blobs(40, 6))
     assert asked == [["0.weight", "2.weight", "4.weight"]] * 3  # layers compete: all are scored
+
+
+def test_layer_by_layer_the_mask_of_the_layer_in_turn_acts_alone(monkeypatch):
+    acted = []
+    apply = Masks.apply
+    monkeypatch.setattr(
+        Masks,
+        "apply",
+        lambda self, model, unless_in=None: (
+            acted.append([name for name in self if unless_in is None or self[name] is not unless_in[name]])
+            or apply(self, model, unless_in=unless_in)
+        ),
+    )
+    model = mlp(6, 5, 4, 3)
+    settings = {"score": "layer_obs", "repair": LSQ, "order": "forward"}
+    pruned = prune(model, recipe(**settings, allocation="per_layer"), blobs(40, 6))
+    assert acted == [["0.weight", "2.weight", "4.weight"], ["2.weight"], ["4.weight"]]
+    assert all(bool((model.get_parameter(name)[~mask] == 0).all()) for name, mask in pruned.masks.items())
 
 
 @pytest.mark.parametrize("allocation", ["per_layer", "erk"])

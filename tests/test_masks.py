@@ -46,6 +46,15 @@ def test_apply_zeroes_exactly_what_is_removed(model):
     assert torch.equal(model[2].weight, before["2.weight"])
 
 
+def test_apply_leaves_layers_whose_masks_have_acted(model):
+    first = half(model)
+    both = first.replace({"2.weight": torch.zeros_like(first["2.weight"])})
+    before = copied(model)
+    both.apply(model, unless_in=first)
+    assert torch.equal(model[0].weight, before["0.weight"])
+    assert bool((model[2].weight == 0).all())
+
+
 def test_apply_overwrites_nan(model):
     with torch.no_grad():
         model[0].weight[0, 0] = float("nan")

@@ -160,17 +160,20 @@ class Masks(Mapping[str, Tensor]):
         return masks
 
     @torch.no_grad()
-    def apply(self, model: nn.Module) -> None:
+    def apply(self, model: nn.Module, *, unless_in: Masks | None = None) -> None:
         """Set every removed weight of the model to exactly zero, in place.
 
         Args:
             model: the network, also in wrappers, or a copy of it, such as an average of its weights.
+            unless_in: masks that have acted already: what has the same tensor in them is left as it is.
 
         Raises:
             InputError: if a parameter is missing or has another shape than its mask; nothing is changed then.
         """
+        acted = {id(mask) for mask in unless_in.values()} if unless_in is not None else set()
         for parameter, mask in self.parameters(model):
-            parameter.masked_fill_(~mask.to(parameter.device), 0)
+            if id(mask) not in acted:
+                parameter.masked_fill_(~mask.to(parameter.device), 0)
 
     def parameters(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
         """The model's parameters beside their masks.

@@ -3,7 +3,8 @@
 from prunekit.measure.amounts import Cost, read_amount
 from prunekit.measure.counts import Counts, LayerCount, count
 from prunekit.measure.forward_pass import Latency, latency, peak_memory, state_bytes
-from prunekit.measure.human import human_bytes, human_count, human_seconds, layer_table, plain_table
+from prunekit.measure.human import human_bytes, human_count, human_seconds, plain_table
+from prunekit.measure.layer_table import layer_table
 from prunekit.measure.layer_times import layer_times
 from prunekit.measure.perplexity import perplexity
 from prunekit.measure.quality import Quality, evaluate

@@ -345,6 +345,8 @@ class StepWork:
             Whether the values are others than those that were trained, as of a rewind.
         """
         self.check_agreement()
+        # in turn each step changes its own layer alone: what the others have lost is still zero
+        acted = self.state.masks if turns is not None and self.state.history else None
         if self.recipe.recalibrate and not self.state.history:
             self.calibration.recalibrate()
         context = self.context(step)
@@ -357,7 +359,7 @@ class StepWork:
         # before the masks act: a repair looks at the values that go
         if self.recipe.repair.changes:
             self.recipe.repair(context.told("repair", kept_after=self.state.kept, masks=self.state.masks))
-        self.state.masks.apply(self.inner)
+        self.state.masks.apply(self.inner, unless_in=acted)
         restarted = False
         if self.recipe.retrain.changes and self.retrains(step):
             # until then the trained values go on being ranked by
