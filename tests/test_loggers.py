@@ -15,7 +15,15 @@ from torch.nn.functional import cross_entropy
 
 from prunekit import Recipe, Training, prune, train
 from prunekit.errors import InputError
-from prunekit.loggers import Logger, Loggers, MLflowLogger, ProgressBar, TensorBoardLogger, WandbLogger
+from prunekit.loggers import (
+    Logger,
+    Loggers,
+    MLflowLogger,
+    ProgressBar,
+    TensorBoardLogger,
+    WandbLogger,
+    logger_named,
+)
 from small_nets import blobs, mlp
 
 DATA = blobs(24)
@@ -255,3 +263,29 @@ def test_a_missing_package_is_named(make, package, monkeypatch, tmp_path):
     given = (tmp_path,) if make is TensorBoardLogger else ()
     with pytest.raises(InputError, match=rf"Logger needs {package}: pip install 'prunekit\[{package}\]'"):
         make(*given)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tensorbord=runs", "there is no logger 'tensorbord'; did you mean 'tensorboard'"),
+        ("", "there is no logger ''; names are: tensorboard, wandb, mlflow"),
+        ("tensorboard", "needs a folder: tensorboard=FOLDER"),
+        ("tensorboard=", "needs a folder: tensorboard=FOLDER"),
+    ],
+)
+def test_names_that_are_no_logger(text, words):
+    with pytest.raises(InputError, match=words):
+        logger_named(text)
+
+
+def test_loggers_by_name_know_where_they_write(tmp_path, monkeypatch):
+    begun = []
+    wandb = SimpleNamespace(init=lambda **settings: begun.append(settings))
+    monkeypatch.setattr("prunekit.loggers.imported", lambda name, needs: wandb)
+    assert isinstance(logger_named("wandb"), WandbLogger)
+    assert isinstance(logger_named("wandb=my nets"), WandbLogger)
+    assert begun == [{}, {"project": "my nets"}]
+    assert logger_named("mlflow=0123").run_id == "0123"
+    pytest.importorskip("tensorboard", reason="the event files are TensorBoard's")
+    assert logger_named(f"tensorboard={tmp_path / 'a=b'}").writer.log_dir == str(tmp_path / "a=b")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from prunekit.distributed import rank
-from prunekit.errors import InputError, shown
+from prunekit.errors import InputError, instead, shown
 from prunekit.extras import check_installed, imported
 from prunekit.history import Record
 from prunekit.recipe import Recipe
@@ -23,6 +23,7 @@ __all__ = [
     "ProgressBar",
     "TensorBoardLogger",
     "WandbLogger",
+    "logger_named",
     "metrics_of",
 ]
 
@@ -252,3 +253,24 @@ def _flat(values: Mapping[str, Any], place: str) -> dict[str, Any]:
         under = f"{place}.{key}"
         found |= _flat(value, under) if isinstance(value, Mapping) else {under: value}
     return found
+
+
+def logger_named(text: str) -> Logger:
+    """The logger of a name, as it is typed: tensorboard=FOLDER, wandb[=PROJECT] or mlflow[=RUN_ID].
+
+    Raises:
+        InputError: for another name, for tensorboard without a folder, or where its package is not installed.
+    """
+    name, _, where = text.partition("=")
+    if name not in _NAMED:
+        raise InputError(f"there is no logger {name!r}{instead(name, _NAMED)}")
+    if name == "tensorboard" and not where:
+        raise InputError("the logger 'tensorboard' needs a folder: tensorboard=FOLDER")
+    return _NAMED[name](where)
+
+
+_NAMED: dict[str, Callable[[str], Logger]] = {
+    "tensorboard": TensorBoardLogger,
+    "wandb": lambda project: WandbLogger(**({"project": project} if project else {})),
+    "mlflow": lambda run_id: MLflowLogger(run_id or None),
+}

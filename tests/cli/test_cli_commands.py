@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,17 @@ PRUNE = "prune '{name: mlp, hidden: [8]}' --data iris --method magnitude --train
 def read(ended):
     assert ended.code == 0, ended.err
     return json.loads(ended.out)
+
+
+def test_prune_writes_to_a_logger_by_name(command, tmp_path):
+    pytest.importorskip("tensorboard", reason="the event files are TensorBoard's")
+    ended = command(f"{PRUNE} --logger tensorboard=curves")
+    assert ended.code == 0, ended.err
+    assert list(Path("curves").glob("events.out.tfevents.*"))
+    refused = command(f"{PRUNE.replace('--out pruned', '--out again')} --logger tensorboard")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "the logger 'tensorboard' needs a folder: tensorboard=FOLDER" in refused.err
+    assert not Path("again").exists()
 
 
 # ---- help ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from prunekit.batches import as_batches
 from prunekit.cli.networks import Network, folder_bytes, is_saved, open_network
 from prunekit.cli.options import only_results, own_code, print_json
 from prunekit.errors import InputError, StarvedLayerWarning
-from prunekit.loggers import ProgressBar
+from prunekit.loggers import ProgressBar, logger_named
 from prunekit.measure import count, human_bytes, layer_table
 from prunekit.methods import recipe as named_recipe
 from prunekit.parts.granularity import FilterShape
@@ -48,6 +48,10 @@ def prune(
         float | None, typer.Option("--train", help="Train the network first, for so many epochs.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=WHERE]", help="tensorboard=FOLDER, wandb or mlflow; may be repeated."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Prune one network and save it.
@@ -57,6 +61,7 @@ def prune(
     with own_code(allow):
         chosen = chosen_recipe(method, recipe, assignments or [])
     check_free(out)
+    loggers = [logger_named(each) for each in logger or ()]
     with only_results(), ProgressBar() as bar:
         network = open_network(model, data=data, data_dir=data_dir, weights=weights, seed=seed)
         found = network.data
@@ -75,7 +80,7 @@ def prune(
                 seed=seed,
                 checkpoints=checkpoints,
                 evaluate=network.quality,
-                loggers=[bar],
+                loggers=[bar, *loggers],
             )
         for each in pruned.starved:
             log.warning("%s", each)
