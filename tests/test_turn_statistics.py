@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunekit import prune
 from prunekit.errors import ModelError
 from prunekit.methods import alps, sparsegpt, wanda
+from prunekit.parts.repair import SparseGPTUpdate, weight_repairs
 from prunekit.pruning import Session
 from prunekit.recipe import Recipe
 from prunekit.statistics import LayerHessian, StatContext, collect
@@ -74,6 +75,25 @@ def test_the_same_as_step_by_step(named: Any, more: dict[str, bool], order: Any)
     one, other = Stack(**more), Stack(**more)
     pruned, expected = prune(one, recipe, data()), stepped(other, recipe)
     assert pruned.masks == expected.masks
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, one.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("damp", "sweeps"), [(0.01, 0), (0.1, 9)])
+def test_the_repair_takes_the_weights_of_the_selections_sweep(
+    damp: float, sweeps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[int] = []
+    sweep = weight_repairs.left_to_right
+    monkeypatch.setattr(
+        weight_repairs, "left_to_right", lambda *args, **more: swept.append(1) or sweep(*args, **more)
+    )
+    recipe = sparsegpt(0.5).model_copy(update={"repair": SparseGPTUpdate(damp=damp)})
+    one, other = Stack(), Stack()
+    prune(one, recipe, data())
+    assert len(swept) == sweeps  # of another damping the weights are others
+    stepped(other, recipe)
+    assert len(swept) == sweeps + 9
     for name, value in other.state_dict().items():
         assert torch.equal(value, one.state_dict()[name]), name
 

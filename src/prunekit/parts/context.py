@@ -132,6 +132,15 @@ class StepContext:
         value: Kept = self.shared[key]
         return value
 
+    def leave(self, key: object, value: object) -> None:
+        """Leave to the repair what the selection has found, where `once` keeps what it works out."""
+        if self.shared is not None:
+            self.shared[key] = value
+
+    def take_left(self, key: object) -> Any:
+        """What was left, once; None if nothing was."""
+        return None if self.shared is None else self.shared.pop(key, None)
+
     @property
     def of_units(self) -> bool:
         """Whether units are counted."""

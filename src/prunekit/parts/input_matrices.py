@@ -1,7 +1,8 @@
-"""The damped second moments of a layer's inputs and their factor, worked out once for all who need them."""
+"""What selections and repairs find from the second moments of a layer's inputs, once for all who need it."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from prunekit.obs import damped_groups, inverse_factor
@@ -28,3 +29,22 @@ def damped_inputs(context: StepContext, name: str, damp: float) -> list[Tensor]:
 def factor_of(context: StepContext, matrix: Tensor) -> Tensor:
     """The `inverse_factor` of one of these matrices."""
     return context.once(("factor", id(matrix)), lambda: inverse_factor(matrix))
+
+
+def leave_swept(context: StepContext, name: str, matrix: Tensor, weights: Tensor, mask: Tensor) -> None:
+    """Leave to the repair the weights (rows, columns) of a layer's group, found together with their mask.
+
+    Args:
+        context: of the step.
+        name: of the layer's weight.
+        matrix: of the group, from `damped_inputs`: weights that were found with another damping are others.
+        weights: what `left_to_right` has found.
+        mask: of the same shape.
+    """
+    context.leave(("swept", name, id(matrix)), (weights, mask))
+
+
+def swept_weights(context: StepContext, name: str, matrix: Tensor, mask: Tensor) -> Tensor | None:
+    """The weights that a selection has left for this matrix and mask; None where it has left none."""
+    left = context.take_left(("swept", name, id(matrix)))
+    return left[0] if left is not None and torch.equal(left[1], mask) else None

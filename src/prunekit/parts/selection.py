@@ -31,7 +31,7 @@ from prunekit.obs.mask_search import (
 from prunekit.obs.rates import Rates
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
-from prunekit.parts.input_matrices import damped_inputs, factor_of
+from prunekit.parts.input_matrices import damped_inputs, factor_of, leave_swept
 from prunekit.settings import LARGE, STEPS, WHOLE
 from prunekit.statistics import ConnectionCorrelation, LayerHessian
 
@@ -123,6 +123,7 @@ class _Group:
         count: how many go in all.
         pattern: (n, m) where n of every m consecutive columns stay; None for no pattern.
         factor: gives the matrix's `inverse_factor`.
+        leave: takes weights that were found together with a mask, and that mask, for the repair.
     """
 
     matrix: Tensor
@@ -131,6 +132,7 @@ class _Group:
     count: int
     pattern: tuple[int, int] | None
     factor: Callable[[], Tensor]
+    leave: Callable[[Tensor, Tensor], None]
 
     def keep(self, importance: Tensor) -> Tensor:
         """The most important ones, as many as are to stay."""
@@ -139,6 +141,10 @@ class _Group:
             return ~lowest(importance, self.count)
         groups = importance.reshape(-1, self.pattern[1])
         return ~lowest_per_row(groups, self.count // len(groups)).view(importance.shape)
+
+
+def _forget(weights: Tensor, mask: Tensor) -> None:
+    """Leave nothing: the repair sweeps the columns in another order."""
 
 
 class LayerSelection(Selection):
@@ -174,11 +180,12 @@ class LayerSelection(Selection):
             mask = torch.empty_like(off)
             if positions == 1:
                 factor = partial(factor_of, context, matrix)
-                mask = self.select(_Group(matrix, group, off, count, pattern, factor))
+                leave = partial(leave_swept, context, name, matrix)
+                mask = self.select(_Group(matrix, group, off, count, pattern, factor, leave))
             else:
                 matrix = matrix[order][:, order]
                 factor = partial(inverse_factor, matrix)
-                own = _Group(matrix, group[:, order], off[:, order], count, pattern, factor)
+                own = _Group(matrix, group[:, order], off[:, order], count, pattern, factor, _forget)
                 mask[:, order] = self.select(own)
             masks.append(mask)
         return from_rows(torch.stack(masks), layer)
@@ -191,7 +198,7 @@ class LayerSelection(Selection):
 class SparseGPT(LayerSelection):
     """Columns from left to right, masks chosen in blocks of 128 of them with the weights as they are then.
 
-    Goes with the repair `sparsegpt`, which repeats the same pass for its weights; any other repair works too.
+    Goes with the repair `sparsegpt`, which takes the weights of the same pass; any other repair works too.
     """
 
     name = "sparsegpt"
@@ -212,9 +219,11 @@ class SparseGPT(LayerSelection):
             together = group.pattern[1]
             choose = choose_pattern(group.gone, group.count * together // group.rows.numel())
             block = -(-self.block // together) * together
-        return left_to_right(
+        weights, mask = left_to_right(
             group.matrix, group.rows, choose, block=block, together=together, upper=group.factor()
-        )[1]
+        )
+        group.leave(weights, mask)
+        return mask
 
 
 class ADMM(LayerSelection):

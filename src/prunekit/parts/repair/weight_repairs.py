@@ -21,7 +21,7 @@ from prunekit.obs.mask_search import choose_mask, left_to_right
 from prunekit.obs.rates import Rates
 from prunekit.parts.base import Part
 from prunekit.parts.context import StepContext
-from prunekit.parts.input_matrices import damped_inputs, factor_of
+from prunekit.parts.input_matrices import damped_inputs, factor_of, swept_weights
 from prunekit.settings import LARGE
 from prunekit.statistics import GaussNewton, LayerHessian, LayerInputMean
 from prunekit.statistics.curvature import check_size
@@ -73,6 +73,7 @@ class RowGroup:
         kept: of the same shape, True = kept after the step.
         removed: True for what goes at this step.
         factor: gives the matrix's `inverse_factor`.
+        swept: gives the weights that a selection has found by `left_to_right` with this mask, or None.
     """
 
     matrix: Tensor
@@ -80,6 +81,7 @@ class RowGroup:
     kept: Tensor
     removed: Tensor
     factor: Callable[[], Tensor]
+    swept: Callable[[], Tensor | None]
 
 
 class WeightRepair(Repair):
@@ -146,7 +148,16 @@ class WeightRepair(Repair):
         matrices, gone = damped_inputs(context, name, self.damp), was & ~on
         try:
             updated = [
-                self.update(RowGroup(matrix, group, kept, going, partial(factor_of, context, matrix)))
+                self.update(
+                    RowGroup(
+                        matrix,
+                        group,
+                        kept,
+                        going,
+                        partial(factor_of, context, matrix),
+                        partial(swept_weights, context, name, matrix, kept),
+                    )
+                )
                 for matrix, group, kept, going in zip(matrices, rows, on, gone, strict=True)
             ]
         except DataError as error:
@@ -216,11 +227,14 @@ class SparseGPTUpdate(WeightRepair):
     paper = "Frantar, Alistarh 2023, arXiv 2301.00774"
 
     def solving_seconds(self, rows: int, columns: int, sparsity: float, rates: Rates) -> float:
-        """A pass over the columns, whose factor the selection may have left."""
+        """A pass over the columns, unless the selection `sparsegpt` has made it."""
         return rows * columns**2 / rates.double
 
     def update(self, group: RowGroup) -> Tensor:
-        """One pass over the columns."""
+        """One pass over the columns, unless the selection has made it."""
+        swept = group.swept()
+        if swept is not None:
+            return swept
         choose = choose_mask(group.kept)
         return left_to_right(group.matrix, group.rows, choose, upper=group.factor())[0]
 
