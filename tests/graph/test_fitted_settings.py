@@ -49,7 +49,7 @@ def test_the_library_reads_what_it_has_written(name, kinds, settings, tmp_path):
     ("name", "why"),
     [
         ("opt", "no setting of OPTForCausalLM's configuration gives model.decoder.layers.0"),
-        ("llama", "LlamaForCausalLM would have model.layers.0.self_attn.scaling = 0.707107, and it is 0.5"),
+        ("llama", "LlamaForCausalLM would make model.rotary_emb.inv_freq anew"),
     ],
 )
 def test_where_the_configuration_cannot_say_it_the_result_does(name, why):
@@ -59,6 +59,21 @@ def test_where_the_configuration_cannot_say_it_the_result_does(name, why):
     assert why in result.configuration
     assert "from_pretrained cannot build it" in str(result)
     assert model.config.to_dict() == before
+
+
+def test_frequencies_that_a_class_computes_anew_are_no_setting():
+    """Gemma 2 has a setting for its temperature: but for rotations, any width of heads could be set."""
+    sizes = {"hidden_size": 32, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.Gemma2Config(
+        **sizes, head_dim=8, query_pre_attn_scalar=8, num_hidden_layers=1, vocab_size=30
+    )
+    model = transformers.Gemma2ForCausalLM(config).eval()
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    result = prune_groups(model, WORDS, 0.5, kinds=["head width"])
+    assert result.form == "modules"
+    assert "Gemma2ForCausalLM would make model.rotary_emb.inv_freq anew" in result.configuration
+    assert set(model.model.rotary_emb.inv_freq.tolist()) < set(frequencies.tolist())
+    assert model.config.head_dim == 8
 
 
 def test_a_layer_that_no_setting_counts_is_named_after_few_networks(monkeypatch):

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -167,7 +167,18 @@ class _SettingsSearch:
             if nearer is None:
                 return f"no setting of {type(self._model).__name__}'s configuration gives {where}"
             changes, built, (distance, where) = nearer
-        return self._with_attributes(changes, built)
+        return self._made_anew() or self._with_attributes(changes, built)
+
+    def _made_anew(self) -> str:
+        """Why there are none where the class computes a tensor from the sizes, such as frequencies."""
+        before, saved = form_of(self._before), self._model.state_dict(keep_vars=True)
+        for name, buffer in self._model.named_buffers():
+            if name not in saved and before.get(name) != buffer.shape:
+                return (
+                    f"built from its configuration, {type(self._model).__name__} would make {name} anew, "
+                    "with other values than those that have stayed"
+                )
+        return ""
 
     @cached_property
     def _counted(self) -> tuple[list[Change], str]:
@@ -201,21 +212,31 @@ class _SettingsSearch:
     def _nearer(
         self, changes: list[Change], distance: float, candidates: Sequence[Change], most: int
     ) -> tuple[list[Change], nn.Module, Distance] | None:
-        """The first changes with which the network is nearer: of one setting more, or a few."""
+        """The changes with which the network is nearest: of one setting more, or else of a few.
+
+        A number of heads may bring a network nearer whose heads have become narrower, but their width brings
+        it all the way.
+        """
         single = [each for each in candidates if each not in changes]
-        for more in chain(*(combinations(single, number) for number in range(1, most + 1))):
-            replaced = {path for path, _ in more}
-            if len(replaced) < len(more):
-                continue
-            if self._left <= 0:
-                return None
-            tried = [*(each for each in changes if each[0] not in replaced), *more]
-            built = self._built(tried)
-            if built is None:
-                continue
-            found = self._distance(built)
-            if found[0] < distance - 1e-9:
-                return tried, built, found
+        for number in range(1, most + 1):
+            nearest: tuple[list[Change], nn.Module, Distance] | None = None
+            for more in combinations(single, number):
+                replaced = {path for path, _ in more}
+                if len(replaced) < len(more):
+                    continue
+                if self._left <= 0:
+                    return nearest
+                tried = [*(each for each in changes if each[0] not in replaced), *more]
+                built = self._built(tried)
+                if built is None:
+                    continue
+                found = self._distance(built)
+                if found[0] < min(distance - 1e-9, nearest[2][0] if nearest else math.inf):
+                    nearest = tried, built, found
+                if nearest and (number > 1 or not nearest[2][0]):
+                    return nearest
+            if nearest:
+                return nearest
         return None
 
     def _possible(self) -> tuple[list[Change], list[Change]]:
