@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -416,7 +417,17 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path):
     refused(tmp_path, "it removes whole blocks", "shortgpt")
     refused(tmp_path, "it trains", "layer_obs_retrained")
     refused(tmp_path, "inputs = 'both': must be", inputs="both")
-    refused(tmp_path, r"tokens: must be whole numbers \(sequences, length\)", tokens=torch.rand(3, 4))
+    form = r"tokens: must be a tensor of whole numbers \(sequences, length\) of at least 0, "
+    refused(tmp_path, rf"{form}int64 or int32, not \[3, 4\] of float32", tokens=torch.rand(3, 4))
+    refused(tmp_path, f"{form}not list", tokens=[[1, 2]])
+    refused(tmp_path, f"{form}and the smallest is -1", tokens=tokens() - 1 - tokens().min())
+    beyond = tokens()
+    beyond[3, 2] = VOCABULARY
+    refused(tmp_path, f"has not as many token numbers or places: {VOCABULARY} is the largest", tokens=beyond)
+    refused(tmp_path, "memory = '1 GB': a whole number", memory="1 GB")
+    refused(tmp_path, "model must be a torch.nn.Module, not 'llama'", model="llama")
+    with pytest.raises(InputError, match="the recipe must be a Recipe, not 'wanda'"):
+        prune_blocks(tmp_path / "in", "wanda", tokens(), tmp_path / "out")
     refused(tmp_path, "blocks = 'model.norm': not a list of modules", blocks="model.norm")
     (tmp_path / "in" / "config.json").unlink()
     refused(tmp_path, "there is no config.json")
@@ -426,6 +437,60 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path):
     saved(tmp_path / "in")
     with pytest.raises(InputError, match="is not empty and holds no pruning under way"):
         prune_blocks(tmp_path / "in", recipe("wanda"), tokens(), other)
+
+
+def test_a_text_longer_than_the_network_reads_is_refused(tmp_path):
+    saved(tmp_path / "in", "gpt2")
+    refused(tmp_path, "places: .* 65 the length", tokens=torch.zeros(1, 65, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (
+            lambda value: value[:-1].contiguous(),
+            r"\[63, 32\] of float32, the network has \[64, 32\] of float32",
+        ),
+        (lambda value: value.to(torch.int8), r"\[64, 32\] of int8, the network has"),
+        (lambda value: value.to(torch.float8_e4m3fn), "is of the type F8_E4M3; types are: F64, F32"),
+    ],
+)
+def test_a_tensor_of_the_last_block_that_does_not_fit_is_named_before_the_first_is_pruned(
+    tmp_path, wrong, match
+):
+    saved(tmp_path / "in")
+    name = "model.layers.2.mlp.up_proj.weight"
+    file = Shards.of(tmp_path / "in").file_of[name]
+    values = load_file(tmp_path / "in" / file)
+    save_file({**values, name: wrong(values[name])}, tmp_path / "in" / file, {"format": "pt"})
+    with pytest.raises(DataError, match=rf"{file}: {name} is .*{match}|{file}: {name} {match}"):
+        prune_blocks(tmp_path / "in", recipe("wanda", sparsity=0.5), tokens(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_no_network_can_be_made_of_is_named(tmp_path):
+    saved(tmp_path / "in")
+    path = tmp_path / "in" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_size": "32"}))
+    refused(tmp_path, r"config\.json: ")
+
+
+def test_a_run_does_not_go_on_with_another_training_of_the_same_network(tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop(done, count):
+        if done == 1:
+            raise StopError
+
+    model, chosen = saved(tmp_path / "in"), recipe("wanda", sparsity=0.5)
+    with pytest.raises(StopError):
+        prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", report=stop)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.5)  # files as large as before
+    model.save_pretrained(tmp_path / "in", max_shard_size="40KB")
+    with pytest.raises(InputError, match="holds a pruning with another source"):
+        prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out")
 
 
 def test_damaged_files_are_named(tmp_path):

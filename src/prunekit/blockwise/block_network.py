@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.blockwise.shards import Shards
-from prunekit.errors import DataError, InputError, ModelError, escaped
+from prunekit.errors import DataError, InputError, ModelError, escaped, shown
 from prunekit.modes import keeping_modes
 
 WIDE = torch.float32
@@ -48,7 +48,7 @@ def causal_model(folder: Path) -> nn.Module:
     """The language model of a folder of transformers, without values; nothing that the folder names is run.
 
     Raises:
-        InputError: if transformers is not installed, or knows no causal model for the folder's config.
+        InputError: if transformers is not installed, or can make no causal model of the folder's config.
     """
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -62,8 +62,8 @@ def causal_model(folder: Path) -> nn.Module:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         with without_values():
             model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"{folder}: {escaped(str(error))[:300]}") from None
+    except Exception as error:  # whatever the constructors of a network's class raise
+        raise InputError(f"{folder / 'config.json'}: {escaped(str(error))[:300]}") from None
     model.tie_weights()  # type: ignore[operator]  # what is tied was made apart
     return model
 
@@ -134,10 +134,12 @@ class BlockNetwork:
 
     Raises:
         InputError: if there is no such list, or no list at all.
-        DataError: if the files lack values that the network has.
+        DataError: if the files lack values that the network has, or those are of another shape or kind.
     """
 
     def __init__(self, model: nn.Module, shards: Shards, blocks: str | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module, not {shown(model)}")
         self.model, self.shards = model.eval(), shards
         self.name = list_of_blocks(model) if blocks is None else blocks
         found = dict(model.named_modules()).get(self.name)
@@ -153,6 +155,7 @@ class BlockNetwork:
         same = {name: names for names in tied.values() for name in names}
         self.keys = {name: self._key([name, *same.get(name, [])]) for name in self._stored()}
         self._check_apart()
+        self._check_values()
 
     def keys_of(self, block: int) -> dict[str, str]:
         """The names in the files of a block's values, by their names in the block."""
@@ -231,6 +234,12 @@ class BlockNetwork:
                 except _ReachedError:
                     yield found.pop()
                     continue
+                except IndexError as error:
+                    why = escaped(str(error))[:200]
+                    raise InputError(
+                        f"tokens: {type(self.model).__name__} has not as many token numbers or places: "
+                        f"{int(row.max())} is the largest, {len(row)} the length ({why})"
+                    ) from None
                 raise ModelError(
                     f"{type(self.model).__name__} does not call the last of its blocks {self.name!r}"
                 )
@@ -274,13 +283,9 @@ class BlockNetwork:
             *path, last = name.split(".")
             owner = module.get_submodule(".".join(path))
             wide = value.to(WIDE) if value.dtype in (torch.float16, torch.bfloat16) else value
-            old = getattr(owner, last)
-            if old.shape != wide.shape:
-                raise DataError(
-                    f"{self.shards.folder}: {key} is {list(wide.shape)}, the network has {list(old.shape)}"
-                )
             if last in owner._parameters:
-                owner._parameters[last] = nn.Parameter(wide, requires_grad=old.requires_grad)
+                flag = getattr(owner, last).requires_grad
+                owner._parameters[last] = nn.Parameter(wide, requires_grad=flag)
             else:
                 owner._buffers[last] = wide
         return types
@@ -307,6 +312,26 @@ class BlockNetwork:
                 whole = f"{self.name}.{number}.{name}"
                 if seen.setdefault(key, whole) != whole:
                     raise InputError(f"blocks: {whole} is shared with {seen[key]}")
+
+    def _check_values(self) -> None:
+        """DataError if a value is of another shape or kind than in the network, not hours later."""
+        sizes = self.shards.sizes(self.shards.file_of)  # also of what is only copied in the end
+        network = {
+            **dict(self.model.named_parameters(remove_duplicate=False)),
+            **dict(self.model.named_buffers()),
+        }
+        for name, key in self.keys.items():
+            shape, kind = sizes[key]
+            wanted = network[name]
+            if shape != tuple(wanted.shape) or kind.is_floating_point != wanted.dtype.is_floating_point:
+                raise DataError(
+                    f"{self.shards.folder / self.shards.file_of[key]}: {key} is {_in_words(shape, kind)}, "
+                    f"the network has {_in_words(wanted.shape, wanted.dtype)}"
+                )
+
+
+def _in_words(shape: Sequence[int], kind: torch.dtype) -> str:
+    return f"{list(shape)} of {str(kind).removeprefix('torch.')}"
 
 
 def _unload(module: nn.Module, names: Sequence[str] | None = None) -> None:

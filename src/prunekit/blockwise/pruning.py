@@ -26,12 +26,12 @@ from prunekit.parts.context import StepContext
 from prunekit.parts.granularity import Unit
 from prunekit.parts.schedule import AllocationDecides, Step
 from prunekit.pruning.session import Session, prune
-from prunekit.recipe import Recipe
+from prunekit.recipe import Recipe, checked_recipe
 from prunekit.seeds import derive
-from prunekit.settings import checked_seed
+from prunekit.settings import checked_seed, whole
 from prunekit.statistics import ActivationStats, InputStatistic
 
-FORMAT = 2
+FORMAT = 3
 REST = 2 << 30
 """Bytes of values outside of blocks that are copied at a time."""
 
@@ -93,22 +93,24 @@ def prune_blocks(
 
     Raises:
         InputError: before anything is written: a recipe that needs more than one block at a time, a folder
-            that holds something else, too little memory, with the sum.
+            that holds something else, too little memory, with the sum, tokens that the network does not have.
         ModelError: before anything is written, where units cannot be taken out of the first block, or no
             configuration says its new sizes; behind a block whose sizes differ from those.
-        DataError: if a file is damaged.
+        DataError: if a file is damaged; before anything is written, if a tensor of any block has another
+            shape or kind than in the network.
 
     Source: the loop of SparseGPT (arXiv 2301.00774), Wanda (arXiv 2306.11695) and FLAP (arXiv 2312.11983).
     """
-    _check_recipe(recipe)
+    _check_recipe(checked_recipe(recipe))
+    largest = _largest(tokens)
     _check_word("inputs", inputs, Inputs)
-    if tokens.dim() != 2 or tokens.is_floating_point() or not tokens.numel():
-        raise InputError(f"tokens: must be whole numbers (sequences, length), not {list(tokens.shape)}")
     _check_word("activations", activations, Medium)
+    if memory is not None:
+        whole("memory", memory, 0, 1 << 60)
     source, out, seed = Path(source), Path(out), checked_seed(seed)
     network = BlockNetwork(causal_model(source) if model is None else model, Shards.of(source), blocks)
     run = _BlockwiseRun(network, recipe, tokens, out, inputs, seed, activations, report)
-    stream, calls = network.calls(tokens[:1])
+    stream, calls = network.calls(largest)
     _, length, width = stream.shape
     needed(network, recipe, len(tokens), length, width, activations).check(memory)
     return run.go_on(calls)
@@ -125,11 +127,28 @@ def memory_needed(
 ) -> MemoryNeed:
     """The memory that `prune_blocks` takes at its peak, with what each part of it is for."""
     _check_word("activations", activations, Medium)
-    source = Path(source)
+    source, largest = Path(source), _largest(tokens)
     network = BlockNetwork(causal_model(source) if model is None else model, Shards.of(source), blocks)
-    stream, _ = network.calls(tokens[:1])
+    stream, _ = network.calls(largest)
     _, length, width = stream.shape
     return needed(network, recipe, len(tokens), length, width, activations)
+
+
+def _largest(tokens: Tensor) -> Tensor:
+    """(1, length) the sequence of the largest token number, which a network that takes any must take.
+
+    Raises:
+        InputError: if they are no token numbers.
+    """
+    form = "must be a tensor of whole numbers (sequences, length) of at least 0"
+    if not isinstance(tokens, Tensor):
+        raise InputError(f"tokens: {form}, not {type(tokens).__name__}")
+    kind = str(tokens.dtype).removeprefix("torch.")
+    if tokens.dim() != 2 or not tokens.numel() or tokens.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"tokens: {form}, int64 or int32, not {list(tokens.shape)} of {kind}")
+    if int(tokens.min()) < 0:
+        raise InputError(f"tokens: {form}, and the smallest is {int(tokens.min())}")
+    return tokens[int(tokens.amax(dim=1).argmax())][None]
 
 
 def _check_word(name: str, value: str, words: Any) -> None:
@@ -192,7 +211,7 @@ class _BlockwiseRun:
             "format": FORMAT,
             "recipe": recipe.to_dict(),
             "tokens": digest_of_tensors({"tokens": tokens}),
-            "source": network.shards.sizes_of_files(),
+            "source": network.shards.samples(),
             "blocks": network.name,
             "inputs": inputs,
             "seed": seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunekit.digests import digest_of_file
+from prunekit.digests import digest_of_file, digest_of_tensors
 from prunekit.errors import DataError, InputError
 from prunekit.files import read_json, replacing, to_json, write_text
 
@@ -21,6 +22,9 @@ INDEX = "model.safetensors.index.json"
 
 WHOLE = "model.safetensors"
 """The one file of a network that has no index."""
+
+SAMPLE = 256
+"""Entries of each tensor that tell one training of a network from another."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +63,42 @@ class Shards:
         found: dict[str, Tensor] = {}
         for file, wanted in self._by_file(names).items():
             with _opened(self.folder / file) as opened:
-                there = set(opened.keys())
+                _check_there(self.folder / file, opened, wanted)
                 for name in wanted:
-                    if name not in there:
-                        raise DataError(f"{self.folder / file}: {name} is missing")
                     found[name] = opened.get_tensor(name)
         return found
 
     def sizes(self, names: Iterable[str]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shapes and types of some tensors, by the headers alone."""
+        """Shapes and types of some tensors, by the headers alone.
+
+        Raises:
+            DataError: if one is not there or of a type that is not in `TYPES`, or a file is damaged.
+        """
         found = {}
         for file, wanted in self._by_file(names).items():
             with _opened(self.folder / file) as opened:
+                _check_there(self.folder / file, opened, wanted)
                 for name in wanted:
                     part = opened.get_slice(name)
-                    found[name] = tuple(part.get_shape()), TYPES[part.get_dtype()]
+                    kind = part.get_dtype()
+                    if kind not in TYPES:
+                        known = ", ".join(TYPES)
+                        raise DataError(
+                            f"{self.folder / file}: {name} is of the type {kind}; types are: {known}"
+                        )
+                    found[name] = tuple(part.get_shape()), TYPES[kind]
         return found
 
-    def sizes_of_files(self) -> dict[str, int]:
-        """Bytes of each file."""
-        return {name: (self.folder / name).stat().st_size for name in sorted(set(self.file_of.values()))}
+    def samples(self) -> dict[str, str]:
+        """A digest of each file's beginnings of tensors: another training of the same network has others.
+
+        A digest of whole files would read a network of 140 GB to the end before each run.
+        """
+        found = {}
+        for file, names in sorted(self._by_file(self.file_of).items()):
+            with _opened(self.folder / file) as opened:
+                found[file] = digest_of_tensors({name: _beginning(opened, name) for name in names})
+        return found
 
     def _by_file(self, names: Iterable[str]) -> dict[str, list[str]]:
         by_file: dict[str, list[str]] = {}
@@ -129,6 +149,24 @@ def _checked(folder: Path, index: Any) -> dict[str, str]:
         if Path(file).name != file or not (folder / file).is_file():
             raise DataError(f"{folder / INDEX}: there is no file {file[:200]!r} in the folder")
     return names
+
+
+def _check_there(path: Path, opened: Any, names: Iterable[str]) -> None:
+    there = set(opened.keys())
+    for name in names:
+        if name not in there:
+            raise DataError(f"{path}: {name} is missing")
+
+
+def _beginning(opened: Any, name: str) -> Tensor:
+    """The first rows of a tensor, of `SAMPLE` entries at least, or all of it."""
+    part = opened.get_slice(name)
+    shape = part.get_shape()
+    if not shape:
+        value: Tensor = opened.get_tensor(name)
+        return value
+    rows: Tensor = part[: max(1, -(-SAMPLE // max(1, math.prod(shape[1:]))))]
+    return rows
 
 
 def _opened(path: Path) -> Any:

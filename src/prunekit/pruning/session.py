@@ -32,7 +32,7 @@ from prunekit.pruning.stop_check import StopCheck
 from prunekit.pruning.time_ahead import announce
 from prunekit.pruning.trainings import Trainings, check_apart, checked_teacher
 from prunekit.pruning.turn_statistics import TurnStatistics
-from prunekit.recipe import Plan, Recipe
+from prunekit.recipe import Plan, Recipe, checked_recipe
 from prunekit.settings import WHOLE, checked_seed, whole
 from prunekit.task import PLAIN, LossFunction, Task, task_of
 from prunekit.training import Loop
@@ -142,12 +142,7 @@ class Session:
         teacher: nn.Module | None = None,
     ) -> None:
         self.model = model
-        if not isinstance(recipe, Recipe):
-            raise InputError(
-                f"the recipe must be a Recipe, not {recipe!r}: "
-                "for a named method write prunekit.methods.recipe('magnitude', sparsity=0.9)"
-            )
-        self.recipe = recipe
+        self.recipe = checked_recipe(recipe)
         self._loggers, self._logged = None if loggers == () else Loggers(loggers), False
         self.task = PLAIN if task is None and loss is None else task_of(task, loss)
         read = partial(self.task.read, model=model)
