@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from prunekit.errors import InputError
@@ -141,6 +143,22 @@ def import_object(path: str) -> Any:
         if isinstance(found, ModuleType):  # what a module has imported itself was not allowed with it
             raise InputError(f"{path!r} leads into the module {found.__name__}: write {found.__name__}:name")
     return found
+
+
+def makes(found: Any, result: type) -> bool:
+    """Whether something is a class of `result`, or a function that is annotated to return one."""
+    return any(isinstance(each, type) and issubclass(each, result) for each in (found, _returned(found)))
+
+
+def _returned(function: Any) -> Any:
+    """What a function is annotated to return; None for what is no function, or has no such annotation."""
+    if not inspect.isfunction(function) and not inspect.ismethod(function):
+        return None
+    try:  # the annotation of the result alone: those of arguments may be for type checkers only
+        written = SimpleNamespace(__annotations__={"return": function.__annotations__["return"]})
+        return typing.get_type_hints(written, inspect.unwrap(function).__globals__)["return"]
+    except Exception:  # an annotation is code, too
+        return None
 
 
 def _checked(modules: Iterable[str]) -> Iterator[str]:

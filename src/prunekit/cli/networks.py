@@ -140,7 +140,8 @@ def open_network(
     Args:
         text: a folder that `save_pretrained` wrote, a file that `pack` wrote, the name of a model,
             `module:function`, or a model's settings as YAML, such as '{name: mlp, hidden: [64, 32]}'.
-        data: the dataset, whose sizes the named models take; the network must be able to take its examples.
+        data: the dataset, by its name or as `module:function`, whose sizes the named models take; the network
+            must be able to take its examples.
         data_dir: where datasets lie.
         weights: a folder of `save_pretrained`, a file of `pack`, or a safetensors file with a state dict.
         input_shape: without a dataset, the shape of one example, such as 3,32,32.
@@ -151,7 +152,8 @@ def open_network(
         InputError, ModelError, DataError: whatever is wrong, in one line.
     """
     sizes = None if input_shape is None else (_shape(input_shape), outputs)
-    found = None if data is None else load(data, data_dir)
+    with typed(data):
+        found = None if data is None else load(data, data_dir)
     if found is not None:
         sizes = found.input_shape, found.outputs
     model, architecture, saved = _saved(text, weights) if is_saved(text) else _new(text, sizes, seed)

@@ -130,7 +130,7 @@ def own_code(allowed: Iterable[str] | None) -> Iterator[None]:
 
 @contextmanager
 def typed(name: Any) -> Iterator[None]:
-    """Let a model be made inside whose name a person has typed, as `module:function`.
+    """Let a model or a dataset be made inside whose name a person has typed, as `module:function`.
 
     Raises:
         InputError: if it has a colon and yet another form.

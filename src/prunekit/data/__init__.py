@@ -18,7 +18,7 @@ from prunekit.data.tabular import (
     load_waveform,
 )
 from prunekit.data.texts import load_tiny_shakespeare
-from prunekit.errors import InputError, instead, shown
+from prunekit.errors import DataError, InputError, instead, shown
 
 __all__ = ["LOADERS", "DataSettings", "Dataset", "Split", "TaskKind", "from_tensors", "load", "names"]
 
@@ -50,6 +50,9 @@ def load(
 ) -> Dataset:
     """A dataset, split and standardised.
 
+    A dataset of the user's own, `package.module:function`, is what that function gives, if its module is
+    allowed: see `DataSettings`. What follows is said of the others.
+
     The files are looked for in `data_dir` (or else in the folder that the environment variable PRUNEKIT_DATA
     names), then in the cache (PRUNEKIT_CACHE, or else the user's cache folder); what is in neither is
     downloaded into the cache and its checksum verified.
@@ -65,10 +68,23 @@ def load(
         download: whether to download what is not there.
 
     Raises:
-        InputError: for an unknown name, or fractions that leave a part empty.
-        DataError: if the files are nowhere to be had, or are damaged.
+        InputError: for an unknown name, a function that is not allowed, or fractions that leave a part empty.
+        DataError: if the files are nowhere to be had, or are damaged; if a function of the user's own fails;
+            if the examples are not those of the `content` that is asked for.
     """
     settings = DataSettings(name=settings) if isinstance(settings, str) else DataSettings.parse(settings)
-    if settings.name not in LOADERS:
-        raise InputError(f"there is no dataset {shown(settings.name)}{instead(settings.name, names())}")
-    return LOADERS[settings.name](settings, Store.open(data_dir, download=download))
+    if settings.is_own:
+        data = settings.own(None if data_dir is None else Path(data_dir))
+    elif settings.name in LOADERS:
+        data = LOADERS[settings.name](settings, Store.open(data_dir, download=download))
+    else:
+        raise InputError(
+            f"there is no dataset {shown(settings.name)}{instead(settings.name, names())}, "
+            "and package.module:function for a dataset of your own"
+        )
+    if settings.content is not None and data.digest() != settings.content:
+        raise DataError(
+            f"the examples of {settings.name} have the digest {data.digest()}, not {settings.content}: "
+            "they are others"
+        )
+    return data

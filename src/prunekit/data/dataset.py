@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from prunekit.errors import DataError, InputError
+from prunekit.data.own_data import asked, find_function
+from prunekit.errors import DataError, InputError, PrunekitError, shown
 from prunekit.seeds import derive
 from prunekit.settings import WHOLE, Settings
 
@@ -98,6 +102,15 @@ class Dataset:
         """The shape of one example, without the batch."""
         return tuple(self.train.inputs.shape[1:])
 
+    def digest(self) -> str:
+        """12 hexadecimal digits of the SHA-256 of all examples, in their parts and order."""
+        hashed = hashlib.sha256(self.task.encode())
+        for part in (self.train, self.validation, self.test):
+            for values in (part.inputs, part.targets):
+                hashed.update(f"{values.dtype}{tuple(values.shape)}".encode())
+                hashed.update(values.detach().cpu().contiguous().numpy().data)
+        return hashed.hexdigest()[:12]
+
     def to(self, device: torch.device | str) -> Dataset:
         """The same dataset with all its tensors on a device."""
         moved = {part: getattr(self, part).to(device) for part in ("train", "validation", "test")}
@@ -158,7 +171,10 @@ class DataSettings(Settings):
     """The name of a dataset and the numbers that fix its split; equal settings give equal tensors.
 
     Attributes:
-        name: one of `prunekit.data.names()`.
+        name: one of `prunekit.data.names()`, or `package.module:function` for a function of the user's own,
+            annotated to return a `Dataset`, which is imported if its module is allowed (see
+            `prunekit.permission`). It is given `validation`, `test`, `seed` and `data_dir`, as far as it has
+            arguments of these names.
         validation: the fraction of the training part that becomes the validation part, in (0, 1).
         test: the fraction of all examples that becomes the test part, in (0, 1); ignored by the sets that
             come with an official test part.
@@ -166,6 +182,7 @@ class DataSettings(Settings):
             figures are more accurate for it; ignored where there is none.
         seed: what the split is drawn from (and the examples, for a set that is generated).
         limit: use only the first so many training examples of the shuffled training part, for quick runs.
+        content: the digest of the examples (`Dataset.digest`), so that others are refused.
     """
 
     name: str
@@ -174,6 +191,58 @@ class DataSettings(Settings):
     more_test: int = Field(default=0, ge=0, le=WHOLE)
     seed: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, gt=0)
+    content: str | None = None
+    _function: Callable[..., Dataset] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _keep_function(self) -> DataSettings:
+        if not self.is_own:
+            return self
+        self._function = find_function(self.name, Dataset)  # later, nobody needs permission any more
+        for key in ("validation", "test", "seed", "more_test"):
+            if getattr(self, key) != type(self).model_fields[key].default and not self.asks_for(key):
+                raise ValueError(f"{key}: {self.name} does not ask for it: give it an argument of this name")
+        return self
+
+    @classmethod
+    def _label(cls) -> str:
+        return "dataset"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the name is that of a function of the user's own."""
+        return ":" in self.name
+
+    def asks_for(self, argument: str) -> bool:
+        """Whether the user's own function has an argument of a name; False for a dataset by name."""
+        return self._function is not None and bool(asked(self._function, {argument: None}))
+
+    def own(self, data_dir: Path | None) -> Dataset:
+        """What the user's own function gives.
+
+        Args:
+            data_dir: what it is given as `data_dir`.
+
+        Raises:
+            DataError: if it fails, or gives something else than a `Dataset`.
+        """
+        function = self._function or find_function(self.name, Dataset)
+        available = {
+            "validation": self.validation,
+            "test": self.test,
+            "seed": self.seed,
+            "data_dir": data_dir,
+        }
+        try:
+            found = function(**asked(function, available))
+        except PrunekitError as error:
+            raise type(error)(f"the dataset {self.name}: {error}") from error
+        except Exception as error:  # the user's own code: whatever it raises is the user's to see
+            raise DataError(f"the dataset {self.name} failed with {type(error).__name__}: {error}") from error
+        if not isinstance(found, Dataset):
+            raise DataError(f"the dataset {self.name} gave {shown(found)}, which is no prunekit.data.Dataset")
+        train = found.train if self.limit is None else found.train.head(self.limit)
+        return replace(found, name=self.name, train=train)
 
 
 class Raw(NamedTuple):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import ConfigDict, PrivateAttr, PydanticUserError, TypeAdapter, ValidationError, model_validator
@@ -17,7 +16,7 @@ from prunekit.models.char_transformer import CharTransformer
 from prunekit.models.convnets import LeNet5, MaxoutLeNet5, ResNet, VGGSmall, resnet20
 from prunekit.models.googlenet import GoogLeNetSmall
 from prunekit.models.mlp import MLP, LeNet300100, feature_shape
-from prunekit.permission import import_object
+from prunekit.permission import import_object, makes
 from prunekit.seeds import seeded
 from prunekit.settings import Settings, size_of, whole
 
@@ -162,7 +161,7 @@ def find_factory(name: str) -> Factory:
             "and package.module:function for a model of your own"
         )
     found = import_object(name)
-    if not _is_module(found) and not _is_module(_returned(found)):
+    if not makes(found, nn.Module):
         what = f"def {found.__name__}(...) -> nn.Module" if inspect.isroutine(found) else "-> nn.Module"
         raise InputError(
             f"{name!r} is not called, because nothing says that it makes a model: write a class of "
@@ -170,21 +169,6 @@ def find_factory(name: str) -> Factory:
         )
     factory: Factory = found
     return factory
-
-
-def _is_module(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, nn.Module)
-
-
-def _returned(function: Any) -> Any:
-    """What a function is annotated to return; None for what is no function, or has no such annotation."""
-    if not inspect.isfunction(function) and not inspect.ismethod(function):
-        return None
-    try:  # the annotation of the result alone: those of arguments may be for type checkers only
-        written = SimpleNamespace(__annotations__={"return": function.__annotations__["return"]})
-        return typing.get_type_hints(written, inspect.unwrap(function).__globals__)["return"]
-    except Exception:  # an annotation is code, too
-        return None
 
 
 _FROM_THE_DATA = ("input_shape", "outputs")  # these follow from the dataset and are never settings

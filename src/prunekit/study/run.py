@@ -298,6 +298,8 @@ def _run(
     layout = Layout(check_out(out))
     layout.check()
     data_dir = options.data_dir
+    if study.dataset.is_own:
+        study = study.pinned(dataset(study, data_dir).digest())
     plans = plan(study, data_dir)
     with only_run(layout.root):
         layout.tidy()

@@ -240,6 +240,11 @@ class Study(Settings):
             with naming("methods"):
                 check_label(label)
         self._teacher_fits()
+        if self.splits == "per_seed" and self.dataset.is_own and not self.dataset.asks_for("seed"):
+            raise ValueError(
+                f"splits: per_seed: {self.dataset.name} does not ask for 'seed': "
+                "give it an argument of this name"
+            )
         self._allowed = current().used
         return self
 
@@ -275,15 +280,26 @@ class Study(Settings):
     def allow(self) -> tuple[str, ...]:
         """The modules of the user's own whose code it names, so that another process may import them, too."""
         own = modules_of([self.training, *(cell.recipe for cell in self.cells)])
-        model = {Named.parse(self.model.name).module} if ":" in self.model.name else set()
+        named = {Named.parse(name).module for name in (self.model.name, self.dataset.name) if ":" in name}
         of_teacher = () if self.teachers is None else self.teachers.allow
-        return tuple(sorted({*self._allowed, *own, *model, *of_teacher}))
+        return tuple(sorted({*self._allowed, *own, *named, *of_teacher}))
 
     def dataset_of(self, seed: int) -> DataSettings:
         """The data of a replicate."""
         if self.splits == "one":
             return self.dataset
-        return self.dataset.model_copy(update={"seed": self.dataset.seed + seed})
+        return self.dataset.model_copy(update={"seed": self.dataset.seed + seed, "content": None})
+
+    def pinned(self, content: str) -> Study:
+        """The same study of these examples alone, by their digest; results of others are not mixed with its.
+
+        Of a dataset that comes with prunekit the settings say all; what a function of the user's own gives
+        may change without them.
+        """
+        settings = self.to_dict()
+        return Study.parse(
+            settings | {"dataset": settings["dataset"] | {"content": content}}, allow=self.allow
+        )
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
