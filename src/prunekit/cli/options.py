@@ -27,7 +27,9 @@ Model = Annotated[
     str,
     typer.Argument(help="A saved folder or packed file, a model's name, module:function, {name: mlp, ...}."),
 ]
-Data = Annotated[str | None, typer.Option(help="Dataset to test on; gives the shapes too.")]
+Data = Annotated[
+    str | None, typer.Option(help="Dataset to test on, or module:function; gives the shapes too.")
+]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder of datasets; else PRUNEKIT_DATA, else cache or download."),

@@ -39,7 +39,9 @@ def prune(
     recipe: Annotated[Path | None, typer.Option(help="A recipe in YAML, instead of a method.")] = None,
     assignments: options.SetOption = None,
     allow: options.Allow = None,
-    data: Annotated[str | None, typer.Option(help="Dataset to retrain, score and test on.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Dataset to retrain, score and test on, or module:function.")
+    ] = None,
     data_dir: options.DataDir = None,
     weights: Annotated[
         Path | None, typer.Option(help="The trained weights: safetensors, or a folder.")

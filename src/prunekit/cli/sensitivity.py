@@ -24,7 +24,9 @@ _IMAGES = (".pdf", ".png", ".svg")
 
 def sensitivity(
     model: options.Model,
-    data: Annotated[str, typer.Option(help="Dataset: the loss is that on its training examples.")],
+    data: Annotated[
+        str, typer.Option(help="Dataset, or module:function: the loss is that on its training part.")
+    ],
     data_dir: options.DataDir = None,
     weights: options.Weights = None,
     score: Annotated[str, typer.Option(help="What goes first in a layer.")] = "magnitude",
