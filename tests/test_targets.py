@@ -149,3 +149,42 @@ def test_wrappers():
     assert uncompiled(compiled) is model
     assert uncompiled(torch.compile(parallel, backend="eager")) is parallel
     assert recipe().plan(parallel).names == names(model) == ["0.weight"]
+
+
+def sharing(first, second):
+    """Two layers whose weights are given."""
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False))
+    model[0].weight, model[2].weight = nn.Parameter(first), nn.Parameter(second)
+    return model
+
+
+def test_weights_that_share_memory_without_being_the_same_are_refused():
+    square, flat = torch.randn(6, 6), torch.randn(60)
+    for first, second in (
+        (square, square),
+        (square, square.t()),
+        (flat[:36].view(6, 6), flat[24:].view(6, 6)),
+    ):
+        with pytest.raises(ModelError, match=r"[02]\.weight shares memory with [02]\.weight and is another"):
+            find_targets(sharing(first, second))
+    with pytest.raises(ModelError, match=r"2\.weight has entries that are one in memory"):
+        find_targets(sharing(square, torch.randn(1, 6).expand(6, 6)))
+
+
+def test_weights_that_lie_in_one_memory_beside_each_other_are_taken():
+    flat, columns = torch.randn(72), torch.randn(6, 12)
+    assert names(sharing(flat[:36].view(6, 6), flat[36:].view(6, 6))) == ["0.weight", "2.weight"]
+    assert names(sharing(columns[:, :6], columns[:, 6:])) == ["0.weight", "2.weight"]
+
+
+def test_a_network_made_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        model = mlp(4, 3)
+    with pytest.raises(ModelError, match=r"weight was made in inference mode and cannot be changed"):
+        find_targets(model)
+
+
+@pytest.mark.parametrize("wrong", ["resnet20", nn.Linear, None])
+def test_what_is_no_network_is_refused(wrong):
+    with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, not "):
+        find_targets(wrong)

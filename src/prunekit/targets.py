@@ -282,8 +282,11 @@ def check_whole(model: nn.Module, *, sharded: bool = False) -> None:
         sharded: whether DTensors are taken, of which each process has a part.
 
     Raises:
+        InputError: if it is no network.
         ModelError: naming the first such module or tensor.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, not {shown(model)}")
     for name, module in model.named_modules():
         if "FullyShardedDataParallel" in types_of(module):
             raise ModelError(
@@ -360,7 +363,10 @@ def parametrized_by(model: nn.Module, name: str) -> Literal["weight norm", "anot
 def check_plain(
     model: nn.Module, names: Iterable[str], *, ignorable: bool = True, units: bool = False
 ) -> None:
-    """Refuse parameters that have no shape or no finite real values, or are part of a parametrization.
+    """Refuse parameters that cannot be pruned in place.
+
+    They have no shape or no finite real values, are part of a parametrization, were made in inference mode,
+    or share their memory without being the same.
 
     Args:
         model: the network.
@@ -371,6 +377,7 @@ def check_plain(
     Raises:
         ModelError: naming the first one.
     """
+    names = list(names)
     for name in names:
         parameter = model.get_parameter(name)
         if isinstance(parameter, nn.parameter.UninitializedParameter):
@@ -383,9 +390,78 @@ def check_plain(
             )
         if not parameter.is_floating_point():
             raise ModelError(f"{name} holds {parameter.dtype}, only floating-point weights are pruned")
+        if parameter.is_inference():
+            raise ModelError(
+                f"{name} was made in inference mode and cannot be changed: "
+                "make the network outside of torch.inference_mode()"
+            )
         # of DTensors each process has a part: they are looked at together
         if not is_shared_out(parameter) and not bool(torch.isfinite(parameter.detach()).all()):
             raise ModelError(f"{name} holds NaN or infinite values: such a network cannot be pruned")
+    _check_own_memory(model, set(names))
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The memory between the first and the last entry of a tensor.
+
+    Attributes:
+        name: of the tensor.
+        tensor: a parameter.
+        start: address of its first entry.
+        entries: how many there are from the first to the last, those of other tensors included.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    start: int
+    entries: int
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> _Span:
+        """That of a dense tensor with entries; no stride is negative in PyTorch."""
+        last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        return cls(name, tensor, tensor.data_ptr(), last + 1)
+
+    @property
+    def end(self) -> int:
+        """The first address behind it."""
+        return self.start + self.entries * self.tensor.element_size()
+
+    def addresses(self) -> torch.Tensor:
+        """Where its entries begin; columns of one matrix lie between each other and have none in common."""
+        offsets = torch.arange(self.entries).as_strided(self.tensor.shape, self.tensor.stride())
+        return self.start + offsets.flatten() * self.tensor.element_size()
+
+
+def _check_own_memory(model: nn.Module, names: set[str]) -> None:
+    """Refuse weights of which an entry is one of another weight, too: more would go than is counted."""
+    spans = [
+        _Span.of(name, tensor)
+        for name, tensor in model.named_parameters()
+        if not is_lazy(tensor) and type(tensor.data) is torch.Tensor  # other classes keep entries elsewhere
+        if tensor.layout == torch.strided and tensor.numel() and not tensor.is_meta
+    ]
+    before: list[_Span] = []
+    for span in sorted(spans, key=lambda each: each.start):
+        if span.name in names and span.tensor.numel() > span.entries:
+            raise ModelError(
+                f"{span.name} has entries that are one in memory, as expand() makes them: "
+                "give the layer a copy, nn.Parameter(weight.clone())"
+            )
+        before = [each for each in before if each.end > span.start]
+        for each in before:
+            # a weight that is not pruned would lose its entries, too
+            if names & {each.name, span.name} and _overlap(each, span):
+                raise ModelError(
+                    f"{span.name} shares memory with {each.name} and is another tensor, so what is removed "
+                    "from one is gone from both: make them the same nn.Parameter, or give one a copy"
+                )
+        before.append(span)
+
+
+def _overlap(one: _Span, other: _Span) -> bool:
+    return bool(torch.isin(one.addresses(), other.addresses()).any())
 
 
 def _listing(names: Iterable[str], limit: int = 20) -> str:

@@ -426,6 +426,13 @@ def test_what_stays_is_a_multiple_or_all_and_no_less_than_was_asked(sizes, share
     assert all(least <= stay <= size for least, stay, size in zip(asked, left, sizes, strict=True))
 
 
+def test_a_network_without_values_is_refused_by_name():
+    model = Residual().eval()
+    model.up.to("meta")
+    with pytest.raises(ModelError, match=r"up\.weight is on the meta device and has no values"):
+        prune_groups(model, INPUTS, 0.5)
+
+
 def test_a_group_smaller_than_the_multiple_stays_whole():
     result = prune_groups(Residual().eval(), INPUTS, 0.9, round_to=8)
     assert result.groups == ()
@@ -436,6 +443,8 @@ def test_a_group_smaller_than_the_multiple_stays_whole():
     ("settings", "message"),
     [
         ({"round_to": 0}, "round_to must be at least 1, got 0"),
+        ({"round_to": "8"}, "round_to must be at least 1, got '8'"),
+        ({"sparsity": "half"}, r"sparsity must be in \[0, 1\), got 'half'"),
         ({"kinds": ["filter"]}, "no groups are of the kind 'filter'; kinds are: heads, head width"),
         ({"ignore": ["nothing"]}, "ignore: 'nothing' matches no module and no parameter"),
         ({"ignore": "up"}, "ignore must be a list"),
@@ -447,7 +456,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_changed(settings, message
     model = Residual().eval()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises((InputError, ModelError), match=message):
-        prune_groups(model, INPUTS, 0.5, **settings)
+        prune_groups(model, INPUTS, **{"sparsity": 0.5, **settings})
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 

@@ -217,6 +217,22 @@ class Scores(nn.Module):
         return x @ x.transpose(1, 2)
 
 
+def test_what_a_subclass_multiplies_beside_its_base_class_is_counted():
+    class LowRank(nn.Linear):
+        def __init__(self):
+            super().__init__(64, 48)
+            self.down, self.up = nn.Parameter(torch.randn(16, 64)), nn.Parameter(torch.randn(48, 16))
+
+        def forward(self, x):
+            return super().forward(x) + x @ self.down.T @ self.up.T
+
+    layer = LowRank()
+    layer.weight.data[:, :32] = 0
+    (found,) = count(layer, torch.ones(3, 64)).layers
+    assert found.macs == 64 * 48 + 64 * 16 + 16 * 48
+    assert found.macs_nonzero == 32 * 48 + 64 * 16 + 16 * 48
+
+
 def test_a_module_that_multiplies_without_parameters_has_a_row():
     counts = count(nn.Sequential(nn.ReLU(), Scores()), torch.zeros(2, 3, 4))
     (row,) = counts.layers

@@ -334,6 +334,8 @@ def test_what_cannot_be_packed(tmp_path):
     nn.utils.parametrizations.weight_norm(gated[0])
     with pytest.raises(ModelError, match="'0' is parametrized: let the training with gates end"):
         pack(gated, path)
+    with pytest.raises(InputError, match=r"must be a torch\.nn\.Module, or what prune\(\).* not 'net'"):
+        pack("net", path)
     with pytest.raises(ModelError, match="runs sparse on this machine: save the network before"):
         pack(nn.Sequential(SparseLinear(torch.eye(4))), path)
     with pytest.raises(ModelError, match="tensor0 is of float8_e4m3fn: the dtypes of a saved network are"):

@@ -13,6 +13,7 @@ from prunekit.cli.inspect import groups_table
 from prunekit.errors import DataError, ModelError
 from prunekit.graph import groups, parameters_per_unit, prune_groups, size_attributes
 from prunekit.measure import count, layer_table
+from prunekit.packing import pack, unpack
 from prunekit.saving import load_masks, load_pretrained, save_pretrained
 from small_nets import copied, mlp, same
 
@@ -112,6 +113,14 @@ class TestNames:
             assert "[red]b[/red]" in whole
 
 
+def test_the_name_that_safetensors_keeps_for_itself_is_refused(tmp_path):
+    model = mlp(6, 5, 3)
+    model.register_buffer("__metadata__", torch.zeros(2))
+    with pytest.raises(ModelError, match="the model names '__metadata__'"):
+        save_pretrained(model, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
 class TestDtypes:
     @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16])
     def test_that_no_save_holds(self, plain, dtype, tmp_path):
@@ -123,6 +132,20 @@ class TestDtypes:
         other.register_buffer("seen", torch.zeros(2, dtype=torch.float32).to(dtype))
         with pytest.raises(ModelError, match="cannot be saved: seen is of"):
             save_pretrained(other, tmp_path / "other")
+
+    def test_of_a_few_bits_which_cannot_be_copied(self, tmp_path):
+        other = mlp(6, 5, 3)
+        other.register_buffer("codes", torch.empty(2, dtype=torch.int4))
+        with pytest.raises(ModelError, match="cannot be saved: codes is of int4: the dtypes"):
+            save_pretrained(other, tmp_path / "other")
+
+    def test_that_only_a_packed_file_holds(self, tmp_path):
+        model = nn.Linear(2, 2, dtype=torch.complex128)
+        with pytest.raises(ModelError, match=r"of complex128, which safetensors has not: .* or .* pack"):
+            save_pretrained(model, tmp_path / "net")
+        assert not (tmp_path / "net").exists()
+        again = unpack(pack(model, tmp_path / "net.pk"), nn.Linear(2, 2, dtype=torch.complex128))
+        assert torch.equal(again.weight, model.weight)
 
     def test_nan_in_imaginary_parts(self, tmp_path):
         model = nn.Linear(2, 2, dtype=torch.complex64)

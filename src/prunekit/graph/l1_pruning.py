@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Inputs
-from prunekit.errors import InputError, ModelError
+from prunekit.errors import InputError, ModelError, shown
 from prunekit.graph.capture import tensors_of
 from prunekit.graph.groups import CouplingGraph, Group
 from prunekit.graph.members import l1_norms
@@ -19,7 +20,7 @@ from prunekit.graph.plan import KINDS, traced
 from prunekit.graph.shrinking import Case, Form, ShrinkResult, check_examples, taken_out
 from prunekit.graph.surgery import alike, checked, own_module
 from prunekit.masks import Masks
-from prunekit.targets import unwrap
+from prunekit.targets import check_whole, unwrap
 
 
 def units_left(sizes: Sequence[int], share: float, round_to: int = 1) -> list[int]:
@@ -90,14 +91,15 @@ def prune_groups(
         InputError: for a sparsity out of its range, an unknown kind, or as `shrink`.
         ModelError: where nothing can be pruned, with the reasons, or as `shrink`.
     """
-    if not 0 <= sparsity < 1:
-        raise InputError(f"sparsity must be in [0, 1), got {sparsity}")
-    if round_to < 1:
-        raise InputError(f"round_to must be at least 1, got {round_to}")
+    if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity < 1:
+        raise InputError(f"sparsity must be in [0, 1), got {shown(sparsity)}")
+    if not isinstance(round_to, numbers.Integral) or round_to < 1:
+        raise InputError(f"round_to must be at least 1, got {shown(round_to)}")
     unknown = [kind for kind in kinds or () if kind not in KINDS]
     if unknown:
         raise InputError(f"no groups are of the kind {unknown[0]!r}; kinds are: {', '.join(KINDS)}")
     model = unwrap(model)
+    check_whole(model)
     start = time.process_time()
     found = traced(model, example_inputs, ignore=ignore, residual=residual)
     analysis = time.process_time() - start

@@ -133,9 +133,9 @@ def count(model: nn.Module, example_inputs: Inputs) -> Counts:
 
     Counted from the weights and shapes are `nn.Linear`, `nn.Bilinear`, all convolutions, recurrent layers and
     cells, and `nn.MultiheadAttention`, with their subclasses; products with padding count like any other. In
-    any other module, matrix products, convolutions and scaled dot-product attention are counted as torch's
-    `FlopCounterMode` sees them, and nothing is known of their zeros. **Not** counted are additions, biases,
-    activations, norms, poolings, embeddings and custom kernels.
+    any other module, and beyond that in a subclass, matrix products, convolutions and scaled dot-product
+    attention are counted as torch's `FlopCounterMode` sees them, and nothing is known of their zeros. **Not**
+    counted are additions, biases, activations, norms, poolings, embeddings and custom kernels.
 
     A weight that is computed (a parametrization, a mask applied on the fly) counts for the MACs as it is
     used, and for the parameters as it is stored. The model runs in evaluation mode without gradients; its
@@ -296,10 +296,12 @@ class _Walk:
         running = self._running.pop()
         if self._running:
             self._running[-1].by_children += now - running.start
-        found = _counted(module, args, kwargs, output)
-        if found is None:
-            own = (now - running.start - running.by_children) // 2
-            found = [Macs(module, own, own)]
+        known = _counted(module, args, kwargs, output)
+        found = known or []
+        if known is None or not type(module).__module__.startswith("torch."):
+            # a subclass of a known layer may multiply more than that, as those of low-rank adapters do
+            beside = (now - running.start - running.by_children) // 2 - sum(macs.dense for macs in found)
+            found.append(Macs(module, max(beside, 0), max(beside, 0)))
         for macs in found:
             self._add(macs)
 

@@ -18,11 +18,11 @@ from prunekit.files import file_to_write, finite, open_regular, path_of, replaci
 from prunekit.masks import Masks
 from prunekit.packing.bytes import MAGIC, contents_in, packed, read_packed, unpacked
 from prunekit.packing.tensor_codes import bits_of, real
-from prunekit.saving.contents import Network, contents_of
+from prunekit.saving.contents import Network, contents_of, model_in
 from prunekit.saving.description import Architecture
 from prunekit.saving.pretrained import SavedNetwork
 from prunekit.saving.saved_files import Contents, Part, SavedFiles
-from prunekit.targets import check_unparametrized, unwrap
+from prunekit.targets import check_unparametrized
 
 CODINGS = ("adaptive", "published")
 
@@ -60,7 +60,7 @@ def pack(
             architecture.
         OSError: if it cannot be written; an earlier file is then as it was.
     """
-    check_unparametrized(unwrap(network if isinstance(network, nn.Module) else network.model))
+    check_unparametrized(model_in(network))
     contents = contents_of(network, masks, architecture)
     return write_packed(contents, path, coding=coding, gap_bits=gap_bits, keep_history=keep_history)
 

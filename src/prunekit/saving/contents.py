@@ -32,6 +32,20 @@ from prunekit.targets import check_shaped, check_whole, unwrap
 Network = Pruned | ShrinkResult | nn.Module
 
 
+def model_in(network: Network) -> nn.Module:
+    """The network without wrappers.
+
+    Raises:
+        InputError: if it is neither a network nor something that has one.
+    """
+    if not isinstance(network, nn.Module | Pruned | ShrinkResult):
+        raise InputError(
+            "what is saved must be a torch.nn.Module, or what prune(), prune_groups() or shrink() returned, "
+            f"not {shown(network)}"
+        )
+    return unwrap(network if isinstance(network, nn.Module) else network.model)
+
+
 def contents_of(network: Network, masks: Masks | None, architecture: Architecture | None) -> Contents:
     """What is saved of a network.
 
@@ -46,7 +60,7 @@ def contents_of(network: Network, masks: Masks | None, architecture: Architectur
             that are not loaded again, or an exported graph holds what a file may not name; if tensors have
             no values or no shape yet; or if layers run sparse.
     """
-    model = unwrap(network if isinstance(network, nn.Module) else network.model)
+    model = model_in(network)
     check_whole(model)
     check_shaped(model)
     _check_dense(model)
@@ -129,10 +143,14 @@ def _check_dense(model: nn.Module) -> None:
 
 
 def _check_storable(name: str, value: Tensor) -> None:
-    """Refuse, with a `ModelError`, tensors that are not dense, and names that only a file gives."""
+    """Refuse, with a `ModelError`, what cannot be copied to a file, and names that only a file gives.
+
+    PyTorch cannot copy integers of a few bits, nor tensors that are not dense.
+    """
     kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)[6:]
     if kind != "strided":
         raise ModelError(f"{escaped(name)} is a {kind} tensor: only dense ones are saved")
+    _check_dtypes({name: value})
     if name.endswith((BITS, VALUES, BUFFER, CONSTANT)):
         raise ModelError(f"the model names {shown(name)}: in a file '#{name.rpartition('#')[2]}' means more")
 
@@ -142,6 +160,10 @@ def _check_loadable(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None
     name = wrong_name(names)
     if name is not None:
         raise ModelError(f"the model names {shown(name)}: a name must be of characters that can be printed")
+    _check_dtypes(tensors)
+
+
+def _check_dtypes(tensors: Mapping[str, Tensor]) -> None:
     wrong = wrong_dtype(tensors)
     if wrong is not None:
         raise ModelError(f"the network cannot be saved: {wrong}")

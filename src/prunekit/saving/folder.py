@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from prunekit.digests import (
     write_json_with_digest,
     write_tensors,
 )
-from prunekit.errors import DataError, InputError, shown
+from prunekit.errors import DataError, InputError, ModelError, shown
 from prunekit.files import read_json, replacing_folder
 from prunekit.saving.description import Description, StrictModel, check_names, wrong_dtype
 from prunekit.saving.saved_files import Contents, Part, SavedFiles
@@ -176,14 +178,28 @@ class SavedFolder(SavedFiles):
         return read_graph(self.path, self.description)
 
 
+def _check_safetensors(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse, with a `ModelError`, the one name and the dtype of `DTYPES` that safetensors does not take."""
+    if "__metadata__" in tensors:
+        raise ModelError("the model names '__metadata__', as safetensors names its own: give it another name")
+    for name, value in tensors.items():
+        if value.dtype == torch.complex128:
+            raise ModelError(
+                f"the network cannot be saved: {name.partition('#')[0]} is of complex128, which safetensors "
+                "has not: convert it to complex64, or write one file by pack()"
+            )
+
+
 def write_folder(contents: Contents, folder: Path) -> None:
     """Write what is saved of a network to a folder, as a whole; an earlier save there is replaced.
 
     Raises:
         InputError: if the folder holds something else.
+        ModelError: if safetensors has no place for a tensor.
         OSError: if it cannot be written; an earlier save is then as it was, and nothing is left behind.
     """
     check_free(folder)
+    _check_safetensors(contents.tensors)
     with replacing_folder(folder) as temporary:
         digests = {WEIGHTS: write_tensors(temporary / WEIGHTS, contents.tensors)}
         if contents.graph is not None:
