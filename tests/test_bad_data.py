@@ -150,7 +150,7 @@ def test_validation_data_that_is_not_looked_at_is_not_tried() -> None:
         ("real targets", "classes are whole numbers"),
         ("NaN", "the inputs of example 40 are NaN"),
         ("NaN targets", "the targets of example 0 are NaN"),
-        ("no dimension", "the first dimension must be that of the examples"),
+        ("no dimension", "a list is one of batches: single examples go into a torch.utils.data.DataLoader"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(kind: str, message: str) -> None:

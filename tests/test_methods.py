@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import InputError
-from prunekit.methods import METHODS, describe, recipe
+from prunekit.methods import METHODS, describe, filter_norm, iterative_magnitude, magnitude, recipe
 from prunekit.models import Maxout
 from prunekit.pruning import prune
 from prunekit.recipe import Recipe
@@ -129,3 +129,20 @@ def test_settings_of_another_kind_are_refused():
 def test_a_setting_that_is_called_name_is_an_unknown_one():
     with pytest.raises(InputError, match="unknown key 'name'"):
         recipe("magnitude", **{"name": "snip"})
+
+
+def test_a_setting_that_a_method_does_not_have_is_answered_with_those_that_it_has():
+    with pytest.raises(TypeError, match=r"'epoch'; its settings are sparsity, epochs, training$"):
+        filter_norm(0.5, epoch=3)
+
+
+def test_a_recipe_in_the_place_of_the_network_is_told_in_a_line():
+    network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(50)))
+    with pytest.raises(InputError, match="must be a Recipe, not Sequential") as error:
+        prune(magnitude(0.5), network)
+    assert len(str(error.value)) < 400
+
+
+def test_a_method_that_retrains_says_what_needs_no_data():
+    with pytest.raises(InputError, match="needs data, but none is given; the retrain 'none' needs none"):
+        prune(nn.Linear(4, 4), iterative_magnitude(0.5))

@@ -178,7 +178,8 @@ def test_what_is_wrong_is_named_with_its_place(settings, message):
     ("text", "message"),
     [
         ("", "the text: expected a mapping of settings, got NoneType"),
-        ("- a", "expected a mapping of settings, got list"),
+        ("- a", "expected a mapping of settings, got list$"),
+        ("mine.yaml", r"got str; to read a file, give pathlib.Path\('mine.yaml'\)"),
         ("score: [", "the text is not valid YAML"),
         ("!!python/object/apply:os.getcwd []", "is not valid YAML"),
     ],

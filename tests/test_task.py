@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from prunekit import Batch, Loop, Recipe, Task, Training, prune, train
 from prunekit.batches import DatasetBatches, LoaderBatches, TensorBatches, as_batches, without_padding
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.methods import iterative_magnitude, magnitude, recipe, snip, wanda
+from prunekit.methods import filter_norm, iterative_magnitude, magnitude, recipe, snip, wanda
 from prunekit.parts.teacher import Distillation
 from prunekit.pruning import Session
 from small_nets import blobs, copied, mlp, same
@@ -559,6 +559,24 @@ def test_a_column_that_the_network_does_not_take_is_named() -> None:
     rows = Rows([{"input": torch.zeros(10), "label": 1, "text": "a"}] * 4)
     with pytest.raises(ModelError, match=r"it has no argument 'text': leave that out of the batches"):
         prune(mlp(10, 8, 3), snip(0.5), rows)
+
+
+def test_what_the_network_takes_is_said_beside_what_it_does_not() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = mlp(10, 8, 3)
+
+        def forward(self, image: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+            return self.layers(image * scale)
+
+    rows = Rows([{"image": torch.zeros(10), "mask": torch.ones(3)}] * 4)
+    for method in (snip(0.5), filter_norm(0.5, epochs=1)):  # the second traces the network first
+        with pytest.raises(
+            ModelError,
+            match=r"no argument 'mask'.* arguments are image, scale, targets are called labels, label",
+        ):
+            prune(Named(), method, rows)
 
 
 def test_what_a_network_does_to_its_inputs_does_not_reach_the_data() -> None:

@@ -250,7 +250,8 @@ class TensorBatches(_ByIndex):
         if not all(leaf.dim() for leaf in (*given, *wanted)):
             raise DataError(
                 f"inputs of the shape {_shapes(given)} and targets of the shape {_shapes(wanted)}: "
-                "the first dimension must be that of the examples"
+                "the first dimension must be that of the examples; a list is one of batches: "
+                "single examples go into a torch.utils.data.DataLoader"
             )
         count = len(self.all)
         for leaf in given:

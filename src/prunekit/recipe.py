@@ -403,10 +403,11 @@ def method(function: Callable[Taken, Recipe]) -> Callable[Taken, Recipe]:
         try:
             return function(*args, **kwargs)
         except (InputError, TypeError, ArithmeticError) as error:
+            settings = inspect.signature(function)
             try:
-                given = inspect.signature(function).bind(*args, **kwargs).arguments
-            except TypeError:
-                raise error from None  # a call that Python itself refuses
+                given = settings.bind(*args, **kwargs).arguments
+            except TypeError:  # a call that Python itself refuses
+                raise TypeError(f"{error}; its settings are {', '.join(settings.parameters)}") from None
             blamed = "".join(f"{name} = {shown(given[name])}: " for name in _blamed(function, given))
             raise InputError(f"method {function.__name__}: {blamed}{error}") from None
 

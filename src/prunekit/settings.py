@@ -355,7 +355,8 @@ def read_yaml(source: str | Path) -> Mapping[str, Any]:
     except ValueError as error:  # of load_yaml, or bytes that are no text
         raise InputError(f"{place} is not valid YAML: {error}") from None
     if not isinstance(found, Mapping):
-        raise InputError(f"{place}: expected a mapping of settings, got {type(found).__name__}")
+        as_path = f"; to read a file, give pathlib.Path({found!r})" if found == source else ""
+        raise InputError(f"{place}: expected a mapping of settings, got {type(found).__name__}{as_path}")
     return found
 
 

@@ -386,7 +386,9 @@ def check_plain(
         if kind == "another" or (kind and not units):
             raise ModelError(
                 f"{name} is part of a parametrization, so its zeros are not zeros of the weight: "
-                f"remove the parametrization first{', or name the layer in `ignore`' if ignorable else ''}"
+                "remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations, of "
+                "the older kind torch.nn.utils.remove_weight_norm)"
+                f"{', or name the layer in `ignore`' if ignorable else ''}"
             )
         if not parameter.is_floating_point():
             raise ModelError(f"{name} holds {parameter.dtype}, only floating-point weights are pruned")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 from torch.utils import _pytree as pytree
 
-from prunekit.batches import Batch, Inputs, arguments, feed, read_batch
+from prunekit.batches import TARGETS, Batch, Inputs, arguments, feed, read_batch
 from prunekit.errors import DataError, InputError, shown
 from prunekit.losses import (
     LOSSES,
@@ -103,11 +103,15 @@ class Task:
         return found
 
     def unknown_argument(self, model: nn.Module, inputs: Inputs) -> str | None:
-        """The first of named inputs that the network has no argument for; None if it takes all."""
+        """What is to be said of the first of named inputs that the network has no argument for, if any."""
         names = _arguments_of(model)
         if not isinstance(inputs, Mapping) or any(each.kind is each.VAR_KEYWORD for each in names.values()):
             return None
-        return next((name for name in inputs if name not in names), None)
+        unknown = next((name for name in inputs if name not in names), None)
+        return unknown and (
+            f"it has no argument {unknown!r}: leave that out of the batches, or give a prunekit.Task whose "
+            f"read() does; its arguments are {', '.join(names)}, targets are called {', '.join(TARGETS)}"
+        )
 
     def run(self, model: nn.Module, batch: Batch) -> Any:
         """The outputs of the network, its own loss among them where it works one out from targets."""

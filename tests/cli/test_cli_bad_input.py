@@ -42,7 +42,7 @@ PRUNE = "prune '{name: mlp, hidden: [8]}' --data iris --method magnitude --out p
         ("prune mlp --method snip --data nothing --out pruned", "no dataset 'nothing'; names are: breast"),
         (
             "prune nothing --method snip --data iris --out pruned",
-            "no model 'nothing'; names are: char_transformer",
+            "no folder, packed file or model 'nothing'; models are: char_transformer",
         ),
         ("prune './no/thing' --method snip --data iris --out pruned", "there is no folder ./no/thing"),
         (

@@ -466,7 +466,7 @@ def test_inputs_that_do_not_fit_are_refused_and_nothing_is_changed():
     for inputs, message in (
         (torch.zeros(2, 3, 5, 5), r"expected input.* to have 2 channels, but got 3 .*, at line \d+ of"),
         ((INPUTS, INPUTS), "do not fit the network's forward: too many positional"),
-        ({"y": INPUTS}, "do not fit the network's forward: missing a required argument: 'x'"),
+        ({"y": INPUTS}, "do not fit the network's forward: missing a required argument: 'x'; it takes x"),
         (7, "must be a tensor, a tuple or a dict of named arguments, not int"),
     ):
         with pytest.raises((InputError, ModelError), match=message):

@@ -470,7 +470,7 @@ def test_another_network_is_named(file, tmp_path):
     with pytest.raises(ModelError, match="is another one: the file lacks"):
         unpack(file, mlp(784, 300, 100, 10))
     own = pack(mlp(4, 3), tmp_path / "own.pk")
-    with pytest.raises(InputError, match="does not say how its network is built"):
+    with pytest.raises(InputError, match=r"does not say how its network is built: .* unpack\(file, model\)"):
         unpack(own)
     with pytest.raises(InputError, match=r"the model must be a torch[.]nn[.]Module, not 'mlp'"):
         unpack(own, "mlp")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.cli.options import typed
 from prunekit.data import Dataset, load
-from prunekit.errors import DataError, InputError, ModelError
+from prunekit.errors import DataError, InputError, ModelError, instead, shown
 from prunekit.graph import GraphModel
 from prunekit.measure import evaluate
 from prunekit.models import ModelSettings, create, names
@@ -220,6 +220,11 @@ def _settings(text: str) -> ModelSettings:
         )
     elif "/" in text and ":" not in text:
         raise InputError(f"there is no folder {text}")
+    elif text not in names() and ":" not in text:
+        raise InputError(
+            f"there is no folder, packed file or model {shown(text)}{instead(text, names(), 'models')}, "
+            "and module:function for a model of your own"
+        )
     with typed(values.get("name") if isinstance(values, dict) else None):
         return ModelSettings.parse(values)
 

@@ -109,10 +109,14 @@ def captured_in(
 ) -> Captured:
     """The graph in one mode; the arguments and what is raised are those of `captured`."""
     args, kwargs = arguments(example_inputs)
+    takes = inspect.signature(model.forward)
     try:
-        inspect.signature(model.forward).bind(*args, **kwargs)
+        takes.bind(*args, **kwargs)
     except TypeError as error:
-        raise InputError(f"example_inputs do not fit the network's forward: {error}") from error
+        raise InputError(
+            f"example_inputs do not fit the network's forward: {error}; "
+            f"it takes {', '.join(takes.parameters)}"
+        ) from error
     _check_kinds(model)
     found = _captured_in(model, args, kwargs, mode, record=record, decided=decided)
     return replace(found, parameters=_parameters_of(model))

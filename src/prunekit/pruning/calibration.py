@@ -453,14 +453,22 @@ def _tried(model: nn.Module, name: str, batch: Batch, use: Use) -> Any:
     return outputs
 
 
+def check_names(model: nn.Module, name: str, batch: Batch, task: Task) -> None:
+    """Refuse named inputs that the network has no argument for.
+
+    Raises:
+        ModelError: naming the first one, and the arguments that there are.
+    """
+    unknown = task.unknown_argument(model, batch.inputs)
+    if unknown is not None:
+        raise ModelError(f"the network cannot take {name}, {batch.described}: {unknown}")
+
+
 def _hint(model: nn.Module, inputs: Any, task: Task) -> str:
     """What is most often wrong with inputs."""
     unknown = task.unknown_argument(model, inputs)
     if unknown is not None:
-        return (
-            f" (it has no argument {unknown!r}: leave that out of the batches, or give a prunekit.Task whose "
-            "read() does)"
-        )
+        return f" ({unknown})"
     first = next(model.parameters(), None)
     if first is None or not isinstance(inputs, Tensor) or inputs.dtype == first.dtype:
         return ""

@@ -23,7 +23,7 @@ from prunekit.modes import Snapshot
 from prunekit.parts.allocation import GRID
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
-from prunekit.pruning.calibration import Calibration, norms_with_statistics, two_examples
+from prunekit.pruning.calibration import Calibration, check_names, norms_with_statistics, two_examples
 from prunekit.pruning.layer_sensitivity import Metric, SensitivityCurves, measure_sensitivity
 from prunekit.pruning.own_loop import OwnLoop
 from prunekit.pruning.state import Owner, State, digest_of, read_state
@@ -156,7 +156,9 @@ class Session:
         self._may_fail = recipe.trains or recipe.stop.needs_data or changes
         stateful = recipe.parts_with("initial_state")
         if recipe.by_example and example_inputs is None and self._data is not None:
-            example_inputs = two_examples(model, self._data).inputs
+            two = two_examples(model, self._data)
+            check_names(model, "the data", two, self.task)
+            example_inputs = two.inputs
         self.plan: Plan = recipe.plan(model, example_inputs)
         elements = self.plan.elements
         self._inner = elements.model

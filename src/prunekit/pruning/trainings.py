@@ -68,7 +68,8 @@ class Trainings:
                 continue
             part = f"the recipe's {self.recipe.called(key)}"
             if self.data is None:
-                raise InputError(f"{part} needs data, but none is given")
+                without = "; the retrain 'none' needs none" if key == "retrain" else ""
+                raise InputError(f"{part} needs data, but none is given{without}")
             if processes() > 1 and not trained_as_one(uncompiled(self.model)):
                 raise InputError(
                     f"{part} trains in {processes()} processes, each of which would go its own way: give "

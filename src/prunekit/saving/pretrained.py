@@ -141,7 +141,8 @@ class SavedNetwork:
         if ":" in saved.name:
             raise InputError(
                 f"the network in {self.path} is of {escaped(saved.name[:200])}: "
-                "build it and give load_pretrained(folder, model)"
+                f"build it and give it, too, as "
+                "load_pretrained(folder, model) or unpack(file, model)"
             )
         with consistent(self.files.misfit("description")):
             return Architecture(ModelSettings.parse(saved.model), tuple(saved.input_shape), saved.outputs)
@@ -216,7 +217,8 @@ class SavedNetwork:
         architecture = self.architecture()
         if architecture is None:
             raise InputError(
-                f"{self.path} does not say how its network is built: give load_pretrained(folder, model)"
+                f"{self.path} does not say how its network is built: build it and give it, too, "
+                "as load_pretrained(folder, model) or unpack(file, model)"
             )
         described_in = self.files.named("description")
         try:
