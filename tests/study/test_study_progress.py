@@ -101,7 +101,7 @@ def test_a_failed_task_counts_as_over_but_not_for_the_pace(clock):
 @pytest.mark.parametrize(
     ("seconds", "words", "digits"),
     [
-        (None, "unknown", "-:--:--"),
+        (None, "an unknown time", "-:--:--"),
         (0.2, "about 1 s", "0:00:00"),
         (59.6, "about 60 s", "0:01:00"),
         (200, "about 3 min", "0:03:20"),

@@ -230,7 +230,7 @@ class _Times(ProgressColumn):
 def format_duration(seconds: float | None) -> str:
     """A duration for a log line: `about 3 min`."""
     if seconds is None:
-        return "unknown"
+        return "an unknown time"
     if seconds < 90:
         return f"about {max(round(seconds), 1)} s"
     if seconds < 90 * 60:
