@@ -27,6 +27,10 @@ def folder(data_dir, test: float, validation: float) -> Dataset:
     )
 
 
+def has_an_argument_that_is_never_given(more_test: int = 0) -> Dataset:
+    return table()
+
+
 def fails() -> Dataset:
     raise KeyError("length")
 

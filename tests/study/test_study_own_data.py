@@ -98,6 +98,7 @@ def test_other_examples_than_those_asked_for_are_refused(number):
         ("needs", {}, "needs the argument 'path'; it may ask for validation, test, seed, data_dir"),
         ("asks_for_nothing", {"seed": 1}, "seed: own_tables:asks_for_nothing does not ask for it"),
         ("table", {"more_test": 5}, "more_test: own_tables:table does not ask for it"),
+        ("has_an_argument_that_is_never_given", {"more_test": 5}, "more_test: .* does not ask for it"),
         ("tabel", {}, "the module 'own_tables' has no 'tabel'"),
         ("torch", {}, "leads into the module torch"),
     ],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from prunekit.data.own_data import asked, find_function
+from prunekit.data.own_data import ARGUMENTS, asked, find_function
 from prunekit.errors import DataError, InputError, PrunekitError, shown
 from prunekit.seeds import derive
 from prunekit.settings import WHOLE, Settings
@@ -201,7 +201,9 @@ class DataSettings(Settings):
         self._function = find_function(self.name, Dataset)  # later, nobody needs permission any more
         for key in ("validation", "test", "seed", "more_test"):
             if getattr(self, key) != type(self).model_fields[key].default and not self.asks_for(key):
-                raise ValueError(f"{key}: {self.name} does not ask for it: give it an argument of this name")
+                raise ValueError(
+                    f"{key}: {self.name} does not ask for it; it may ask for {', '.join(ARGUMENTS)}"
+                )
         return self
 
     @classmethod

@@ -44,6 +44,6 @@ def find_function(path: str, result: type) -> Callable[..., Any]:
 
 
 def asked(function: Callable[..., Any], available: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `available` that a function has arguments for."""
-    parameters = inspect.signature(function).parameters
-    return {name: value for name, value in available.items() if name in parameters}
+    """Those of `available` that a function has arguments for, and that are `ARGUMENTS`."""
+    names = set(ARGUMENTS).intersection(inspect.signature(function).parameters)
+    return {name: value for name, value in available.items() if name in names}
