@@ -376,18 +376,12 @@ def _check_required(recipe: Recipe, part: str, requirements: Iterable[Requiremen
             raise ValueError(requirement.refusal(part, value))
 
 
-def checked_recipe(recipe: Any) -> Recipe:
-    """What was given as a recipe, if it is one.
-
-    Raises:
-        InputError: if it is something else, such as the name of a method.
-    """
-    if not isinstance(recipe, Recipe):
-        raise InputError(
-            f"the recipe must be a Recipe, not {shown(recipe)}: "
-            "for a named method write prunekit.methods.recipe('magnitude', sparsity=0.9)"
-        )
-    return recipe
+def recipe_refusal(given: object) -> InputError:
+    """The error where something else, such as the name of a method, was given as a recipe."""
+    return InputError(
+        f"the recipe must be a Recipe, not {shown(given)}: "
+        "for a named method write prunekit.methods.recipe('magnitude', sparsity=0.9)"
+    )
 
 
 # ---- functions that give a recipe --------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from prunekit.parts.context import StepContext
 from prunekit.parts.granularity import Unit
 from prunekit.parts.schedule import AllocationDecides, Step
 from prunekit.pruning.session import Session, prune
-from prunekit.recipe import Recipe, checked_recipe
+from prunekit.recipe import Recipe, recipe_refusal
 from prunekit.seeds import derive
 from prunekit.settings import checked_seed, whole
 from prunekit.statistics import ActivationStats, InputStatistic
@@ -101,7 +101,7 @@ def prune_blocks(
 
     Source: the loop of SparseGPT (arXiv 2301.00774), Wanda (arXiv 2306.11695) and FLAP (arXiv 2312.11983).
     """
-    _check_recipe(checked_recipe(recipe))
+    _check_recipe(recipe)
     largest = _largest(tokens)
     _check_word("inputs", inputs, Inputs)
     _check_word("activations", activations, Medium)
@@ -158,7 +158,9 @@ def _check_word(name: str, value: str, words: Any) -> None:
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    """InputError for what needs more than one block at a time."""
+    """InputError for what is no recipe, or needs more than one block at a time."""
+    if not isinstance(recipe, Recipe):
+        raise recipe_refusal(recipe)
     allocation, granularity = recipe.allocation, recipe.granularity
     compared = isinstance(allocation, SummaryAllocation)
     units = granularity.level == "units"

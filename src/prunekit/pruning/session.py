@@ -32,7 +32,7 @@ from prunekit.pruning.stop_check import StopCheck
 from prunekit.pruning.time_ahead import announce
 from prunekit.pruning.trainings import Trainings, check_apart, checked_teacher
 from prunekit.pruning.turn_statistics import TurnStatistics
-from prunekit.recipe import Plan, Recipe, checked_recipe
+from prunekit.recipe import Plan, Recipe, recipe_refusal
 from prunekit.settings import WHOLE, checked_seed, whole
 from prunekit.task import PLAIN, LossFunction, Task, task_of
 from prunekit.training import Loop
@@ -142,7 +142,9 @@ class Session:
         teacher: nn.Module | None = None,
     ) -> None:
         self.model = model
-        self.recipe = checked_recipe(recipe)
+        if not isinstance(recipe, Recipe):
+            raise recipe_refusal(recipe)
+        self.recipe = recipe
         self._loggers, self._logged = None if loggers == () else Loggers(loggers), False
         self.task = PLAIN if task is None and loss is None else task_of(task, loss)
         read = partial(self.task.read, model=model)
