@@ -104,8 +104,10 @@ class Task:
 
     def unknown_argument(self, model: nn.Module, inputs: Inputs) -> str | None:
         """What is to be said of the first of named inputs that the network has no argument for, if any."""
+        if not isinstance(inputs, Mapping):
+            return None
         names = _arguments_of(model)
-        if not isinstance(inputs, Mapping) or any(each.kind is each.VAR_KEYWORD for each in names.values()):
+        if any(each.kind is each.VAR_KEYWORD for each in names.values()):
             return None
         unknown = next((name for name in inputs if name not in names), None)
         return unknown and (

@@ -58,6 +58,15 @@ def warn(progress) -> None:
     logging.getLogger("prunekit.study.stages").info("not worth telling")
 
 
+def count_as_torch_does(progress) -> None:
+    """Raises if a bar of tqdm's has made a semaphore, which nobody would take away."""
+    from tqdm import std
+
+    std.tqdm(total=1, disable=True)
+    if hasattr(std.TqdmDefaultWriteLock, "mp_lock"):
+        raise RuntimeError("a lock of several processes")
+
+
 def hang(folder: Path, name: str, progress) -> None:
     progress(0.0)
     (folder / name).touch()

@@ -37,6 +37,7 @@ def test_whatever_becomes_of_a_worker_the_other_tasks_are_done(tmp_path, capfd, 
         leave(tmp_path, "last"),
         Job("talk", errands.talk, ()),
         Job("warn", errands.warn, ()),
+        Job("count", errands.count_as_torch_does, ()),
         Job("give", errands.give_back_a_function, ()),
         Job("unsendable", errands.leave, (threading.Lock(), "x")),
     ]

@@ -41,7 +41,10 @@ _ROUNDS = 200
 FEATURES = ""
 """Stands for the network's input in the place of a parameter's name, which is never empty."""
 
-PARAMETRIZED = "it is computed by a parametrization, such as a spectral norm"
+PARAMETRIZED = (
+    "it is computed by a parametrization, such as a spectral norm, or a mask, which "
+    "torch.nn.utils.prune.remove makes permanent"
+)
 
 
 @dataclass(frozen=True)

@@ -316,6 +316,7 @@ def serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # what a user's code prints is for the eye: stdout belongs to the parent's result
     torch.set_num_threads(1)
+    _keep_tqdm_to_itself()
     channel = _ParentChannel(connection)
     logging.getLogger("prunekit").addHandler(WarningsTo(channel.warn))
     try:
@@ -324,6 +325,17 @@ def serve(connection: Connection) -> None:
             channel.send(perform_sent(content, "job", lambda fraction: channel.send(float(fraction))))
     except (EOFError, OSError):
         os._exit(1)  # the parent is gone, and nobody wants to read why
+
+
+def _keep_tqdm_to_itself() -> None:
+    """Let bars of tqdm, which torch.fx counts nodes by, do without a lock of several processes.
+
+    A worker is ended from outside, and would leave its semaphore behind, of which Python warns at the end.
+    """
+    with suppress(ImportError):
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())
 
 
 class _ParentChannel:
