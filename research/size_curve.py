@@ -123,7 +123,7 @@ def panel(axes: Axes, network: str, series: Sequence[Series]) -> None:
     axes.plot([], [], "x", color=INK, label="published")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set(xlim=(700, 90_000), ylim=(0.45, 12), title=network, xlabel="bytes of the whole file")
+    axes.set(xlim=(300, 90_000), ylim=(0.45, 18), title=network, xlabel="bytes of the whole file")
     axes.xaxis.set_major_locator(FixedLocator([1000, 3000, 10_000, 30_000]))
     axes.yaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 3, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
