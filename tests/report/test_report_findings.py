@@ -126,6 +126,10 @@ def test_ratios_asked() -> None:
         50.0,
     ]
     assert asked_ratios([DENSE, point("a", 1.3, fine, fine)], ACCURACY) == [1.3]
+    cells = [point("a", ratio, fine, fine, cell=f"{ratio}x") for ratio in (2.0, 5.06, 10.2)]
+    assert asked_ratios([DENSE, *cells], ACCURACY) == [2.0, 5.06, 10.2]
+    steps = [point("a", ratio, fine, fine) for ratio in (2.0, 5.06, 12.0)]  # on the way to 12x
+    assert asked_ratios([DENSE, *steps], ACCURACY) == [2.0, 12.0]
     assert asked_ratios([DENSE], ACCURACY) == []
     assert best_table([DENSE], ACCURACY) == []
 

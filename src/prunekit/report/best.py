@@ -117,19 +117,20 @@ def _further(points: Sequence[Point], chosen: Point, primary: Primary) -> list[P
 
 
 def asked_ratios(points: Sequence[Point], primary: Primary) -> list[float]:
-    """The ratios of ASKED that some method reaches, and the highest of methods that reach none of these.
+    """The ratios of ASKED that some method reaches, and those of cells' ends that lie near none of these.
 
-    Of those each answers for what lies up to 25% above it.
+    Of the latter each answers for what lies up to 25% above it.
     """
-    reached = {r: {m for m in methods_of(points) if point_at(points, m, r, primary)} for r in ASKED}
-    others = set(methods_of(points)).difference(*reached.values())
-    pruned = [p for p in points if p.method in others and p.sparsity > 0 and _finished(p, primary)]
-    ends = {p.method: p.ratio for p in sorted(pruned, key=lambda point: point.ratio)}
+    reached = [
+        ratio for ratio in ASKED if any(point_at(points, m, ratio, primary) for m in methods_of(points))
+    ]
+    pruned = [point for point in points if point.sparsity > 0 and _finished(point, primary)]
+    ends = {(p.method, p.cell): p.ratio for p in sorted(pruned, key=lambda point: point.ratio)}
     own: list[float] = []
     for ratio in sorted(float(f"{end:.3g}") for end in ends.values()):
-        if not own or ratio > ABOVE * own[-1]:
+        if not any(BELOW * asked <= ratio <= ABOVE * asked for asked in (*reached, *own)):
             own.append(ratio)
-    return sorted([*(ratio for ratio, methods in reached.items() if methods), *own])
+    return sorted([*reached, *own])
 
 
 def best_at(points: Sequence[Point], asked: float, primary: Primary) -> Best | None:
