@@ -25,7 +25,7 @@ from prunekit.permission import allowing
 class Settings(BaseModel):
     """A frozen set of named values. Constructing one with a wrong key or value raises `InputError`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def __init__(self, **values: Any) -> None:
         try:
