@@ -1,3 +1,5 @@
+import operator
+
 import pytest
 import torch
 from torch import nn
@@ -100,10 +102,23 @@ def parametrized(kind: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("kind", ["new", "old", "spectral", "torch prune"])
-def test_parametrized_weights_are_refused_not_skipped(kind):
-    with pytest.raises(ModelError, match=r"is part of a parametrization.*remove_parametrizations.*`ignore`"):
-        find_targets(parametrized(kind))
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        ("new", "parametrize.remove_parametrizations"),
+        ("old", "remove_weight_norm"),
+        ("spectral", "remove_spectral_norm"),
+        ("torch prune", "prune.remove"),
+    ],
+)
+def test_parametrized_weights_are_refused_not_skipped(kind, call):
+    model = parametrized(kind)
+    with pytest.raises(ModelError, match=r"is part of a parametrization.*`ignore`") as error:
+        find_targets(model)
+    assert f"(torch.nn.utils.{call})" in str(error.value)
+    named = [model[0]] if call in ("remove_weight_norm", "remove_spectral_norm") else [model[0], "weight"]
+    operator.attrgetter(call)(nn.utils)(*named)
+    assert names(model) == ["0.weight", "2.weight"]
 
 
 @pytest.mark.parametrize("kind", ["new", "old", "spectral", "torch prune"])

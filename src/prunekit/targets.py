@@ -360,6 +360,17 @@ def parametrized_by(model: nn.Module, name: str) -> Literal["weight norm", "anot
     return "weight norm" if all(isinstance(each, _WeightNorm) for each in made) else "another"
 
 
+def _ended_by(model: nn.Module, name: str) -> str:
+    """The function of torch.nn.utils that ends the parametrization which this parameter is part of."""
+    place, _, short = name.rpartition(".")
+    if ".parametrizations." in f".{place}.":
+        return "parametrize.remove_parametrizations"
+    if short in ("weight_g", "weight_v"):
+        return "remove_weight_norm"
+    masked = hasattr(model.get_submodule(place), "weight_mask")
+    return "prune.remove" if masked else "remove_spectral_norm"
+
+
 def check_plain(
     model: nn.Module, names: Iterable[str], *, ignorable: bool = True, units: bool = False
 ) -> None:
@@ -386,8 +397,7 @@ def check_plain(
         if kind == "another" or (kind and not units):
             raise ModelError(
                 f"{name} is part of a parametrization, so its zeros are not zeros of the weight: "
-                "remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations, of "
-                "the older kind torch.nn.utils.remove_weight_norm)"
+                f"remove the parametrization first (torch.nn.utils.{_ended_by(model, name)})"
                 f"{', or name the layer in `ignore`' if ignorable else ''}"
             )
         if not parameter.is_floating_point():

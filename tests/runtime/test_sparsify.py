@@ -246,7 +246,7 @@ REFUSED = {
     "masked by torch": (
         lambda: nn.Sequential(prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5)),
         "0.weight_orig is part of a parametrization, so its zeros are not zeros of the weight: remove the "
-        "parametrization first$",
+        r"parametrization first \(torch\.nn\.utils\.prune\.remove\)$",
     ),
     "without values": (lambda: nn.Linear(3, 3, device="meta"), "weight is on the meta device"),
     "not a number": (

@@ -18,7 +18,7 @@ from tiny_study import hidden, stages, tables, tickets, write_study
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the workers")
 
 PATIENCE = 900.0
-METHODS = {f"{steps} steps": tickets(steps, epochs=6) for steps in (7, 8, 9)}
+METHODS = {f"{steps} steps": tickets(steps, epochs=3) for steps in (7, 8, 9)}
 
 
 def start(study: Path, out: Path, workers: int = 2) -> subprocess.Popen:
