@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from prunekit.data.own_data import ARGUMENTS, asked, find_function
+from prunekit.data.own_data import ARGUMENTS, asked_for, find_function
+from prunekit.digests import digest_of_tensors
 from prunekit.errors import DataError, InputError, PrunekitError, shown
 from prunekit.seeds import derive
 from prunekit.settings import WHOLE, Settings
@@ -104,12 +104,12 @@ class Dataset:
 
     def digest(self) -> str:
         """12 hexadecimal digits of the SHA-256 of all examples, in their parts and order."""
-        hashed = hashlib.sha256(self.task.encode())
-        for part in (self.train, self.validation, self.test):
-            for values in (part.inputs, part.targets):
-                hashed.update(f"{values.dtype}{tuple(values.shape)}".encode())
-                hashed.update(values.detach().cpu().contiguous().numpy().data)
-        return hashed.hexdigest()[:12]
+        tensors = {
+            f"{part}.{name}": values.cpu()
+            for part, split in (("train", self.train), ("validation", self.validation), ("test", self.test))
+            for name, values in (("inputs", split.inputs), ("targets", split.targets))
+        }
+        return digest_of_tensors(tensors, {"task": self.task})[:12]
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same dataset with all its tensors on a device."""
@@ -217,7 +217,7 @@ class DataSettings(Settings):
 
     def asks_for(self, argument: str) -> bool:
         """Whether the user's own function has an argument of a name; False for a dataset by name."""
-        return self._function is not None and bool(asked(self._function, {argument: None}))
+        return self._function is not None and argument in asked_for(self._function)
 
     def own(self, data_dir: Path | None) -> Dataset:
         """What the user's own function gives.
@@ -236,7 +236,7 @@ class DataSettings(Settings):
             "data_dir": data_dir,
         }
         try:
-            found = function(**asked(function, available))
+            found = function(**{name: available[name] for name in asked_for(function)})
         except PrunekitError as error:
             raise type(error)(f"the dataset {self.name}: {error}") from error
         except Exception as error:  # the user's own code: whatever it raises is the user's to see

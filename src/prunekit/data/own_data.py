@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from prunekit.errors import InputError
@@ -43,7 +43,6 @@ def find_function(path: str, result: type) -> Callable[..., Any]:
     return found
 
 
-def asked(function: Callable[..., Any], available: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `available` that a function has arguments for, and that are `ARGUMENTS`."""
-    names = set(ARGUMENTS).intersection(inspect.signature(function).parameters)
-    return {name: value for name, value in available.items() if name in names}
+def asked_for(function: Callable[..., Any]) -> set[str]:
+    """Which of `ARGUMENTS` a function has."""
+    return set(ARGUMENTS).intersection(inspect.signature(function).parameters)

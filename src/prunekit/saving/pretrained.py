@@ -36,6 +36,8 @@ from prunekit.saving.saved_files import SavedFiles
 from prunekit.settings import whole
 from prunekit.targets import unwrap
 
+_GIVE_IT = "build it and give it, too, as load_pretrained(folder, model) or unpack(file, model)"
+
 
 def save_pretrained(
     pruned: Network,
@@ -139,11 +141,7 @@ class SavedNetwork:
         if saved is None:
             return None
         if ":" in saved.name:
-            raise InputError(
-                f"the network in {self.path} is of {escaped(saved.name[:200])}: "
-                f"build it and give it, too, as "
-                "load_pretrained(folder, model) or unpack(file, model)"
-            )
+            raise InputError(f"the network in {self.path} is of {escaped(saved.name[:200])}: {_GIVE_IT}")
         with consistent(self.files.misfit("description")):
             return Architecture(ModelSettings.parse(saved.model), tuple(saved.input_shape), saved.outputs)
 
@@ -216,10 +214,7 @@ class SavedNetwork:
         """
         architecture = self.architecture()
         if architecture is None:
-            raise InputError(
-                f"{self.path} does not say how its network is built: build it and give it, too, "
-                "as load_pretrained(folder, model) or unpack(file, model)"
-            )
+            raise InputError(f"{self.path} does not say how its network is built: {_GIVE_IT}")
         described_in = self.files.named("description")
         try:
             with torch.device("meta"):
