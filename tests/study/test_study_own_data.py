@@ -45,14 +45,15 @@ def test_rows_are_of_the_examples_that_the_function_gives(number, tmp_path):
     assert float(rows[0]["test_accuracy"]) == pytest.approx(float(right.float().mean()))
 
 
-def test_results_of_other_examples_are_not_used_again(number, tmp_path):
-    out = tmp_path / "out"
-    run_study(study(), out, workers=1)
+@pytest.mark.parametrize("splits", ["one", "per_seed"])
+def test_results_of_other_examples_are_not_used_again(number, tmp_path, splits):
+    out, compared = tmp_path / "out", study(splits=splits, seeds=2)
+    run_study(compared, out, workers=1)
     before, first = stages(out), tables(out)
-    run_study(study(), out, workers=1)
+    run_study(compared, out, workers=1)
     assert stages(out) == before
     number.write_text("2")
-    run_study(study(), out, workers=1)
+    run_study(compared, out, workers=1)
     after = stages(out)
     assert len(after) == 2 * len(before)
     assert after.items() >= before.items()

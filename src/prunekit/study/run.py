@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prunekit import __version__
 from prunekit.batches import Batches, as_batches
+from prunekit.data import load
 from prunekit.digests import read_json_with_digest, write_json_unless_same, write_json_with_digest
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming
 from prunekit.extras import check_installed
@@ -299,7 +300,7 @@ def _run(
     layout.check()
     data_dir = options.data_dir
     if study.dataset.is_own:
-        study = study.pinned(dataset(study, data_dir).digest())
+        study = study.pinned(load(study.dataset, data_dir).digest())  # never from what a process keeps
     plans = plan(study, data_dir)
     with only_run(layout.root):
         layout.tidy()

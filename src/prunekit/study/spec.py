@@ -183,7 +183,8 @@ class Study(Settings):
         teacher: the network that recipes with a `teacher` that is `of: given` learn from; None for none.
         seeds: the number of replicates; replicate k has another initialisation and data order than the rest.
         splits: `one` for all replicates, or `per_seed`: replicate k has the split of the dataset's seed + k.
-            A set with an official test part keeps that part, and draws another validation part.
+            A set with an official test part keeps that part, and draws another validation part. Results on
+            a dataset of one's own are told apart by the examples of the first replicate.
         unit_figures: what the report shows of the units, for networks whose units can be removed; None for
             nothing.
     """

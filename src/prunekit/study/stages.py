@@ -296,11 +296,12 @@ def _fill(model: nn.Module, values: State, path: Path) -> None:
 
 def dataset(study: Study, data_dir: Path | None, seed: int = 0) -> Dataset:
     """The data of a replicate; a process keeps the last one that it loaded."""
-    return _dataset(study.dataset_of(seed), data_dir)
+    return _dataset(study.dataset_of(seed), data_dir, study.dataset.content)
 
 
 @lru_cache(maxsize=1)
-def _dataset(settings: DataSettings, data_dir: Path | None) -> Dataset:
+def _dataset(settings: DataSettings, data_dir: Path | None, of: str | None) -> Dataset:
+    """What is loaded; `of` tells two states of one's own data apart, also with a split for each replicate."""
     return load(settings, data_dir)
 
 
