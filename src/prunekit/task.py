@@ -15,6 +15,7 @@ from torch.nn.modules.loss import _Loss
 from torch.utils import _pytree as pytree
 
 from prunekit.batches import TARGETS, Batch, Inputs, arguments, feed, read_batch
+from prunekit.encoder_decoder import with_decoder_inputs
 from prunekit.errors import DataError, InputError, shown
 from prunekit.losses import (
     LOSSES,
@@ -84,14 +85,15 @@ class Task:
         """A batch as a loader yields it, taken apart: see `read_batch`.
 
         The targets of a causal language model that works out its own loss are each position's next token, as
-        that loss has it: labels [5, 3, 8] become [3, 8, -100].
+        that loss has it: labels [5, 3, 8] become [3, 8, -100]. A decoder behind an encoder is given what it
+        reads where a batch has labels alone (see `prunekit.encoder_decoder`).
 
         Raises:
             DataError: for a kind of batch that it does not know.
         """
         names = _arguments_of(model)
         needed = [each for each in names.values() if each.default is each.empty and each.kind in _POSITIONAL]
-        found = read_batch(batch, names.__contains__, len(needed))
+        found = with_decoder_inputs(model, read_batch(batch, names.__contains__, len(needed)))
         if (
             self.own_loss is None
             and found.fed
