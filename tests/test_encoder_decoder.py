@@ -1,4 +1,4 @@
-"""Translators that are given labels alone: what the decoder reads is what the network makes of them itself."""
+"""Translators that are given labels alone: the decoder reads what the network makes of them itself."""
 
 import pytest
 import torch
