@@ -131,7 +131,7 @@ def recorded(
         kwargs: of its forward.
         names: the first name of each parameter and buffer.
         sizes: whether to find out what its sizes are computed from, where its code lets that be done.
-        values: whether a value that is asked for is computed, which takes the memory and time of a run.
+        values: whether a value that is asked for is computed, with all that it comes from.
 
     Raises:
         NotRecordedError: where a value is asked for, or something is done that a graph might not show.
