@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/prunekit compare digits-quick --out runs/digits-quick
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . docs/_build/html

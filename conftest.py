@@ -26,6 +26,14 @@ settings.register_profile("fixed", settings.get_profile("random"), derandomize=T
 settings.load_profile("fixed")  # unless --hypothesis-profile names another, which pytest loads after this
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that share what a fixture of their module has made run in one process, so that it is made once."""
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+        if any(fixture.scope == "module" for found in fixtures for fixture in found):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_for_all() -> Iterator[None]:
     threads = torch.get_num_threads()
