@@ -27,7 +27,7 @@ settings.load_profile("fixed")  # unless --hypothesis-profile names another, whi
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that share what a fixture of their module has made run in one process, so that it is made once."""
+    """Tests that share what a fixture of their module has made run in one process: it is made once."""
     for item in items if config.pluginmanager.hasplugin("xdist") else ():
         fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
         if any(fixture.scope == "module" for found in fixtures for fixture in found):
