@@ -1,4 +1,5 @@
 import operator
+from functools import partial
 
 import pytest
 import torch
@@ -7,6 +8,8 @@ from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from prunekit.errors import InputError, ModelError
+from prunekit.graph import groups, prune_groups
+from prunekit.measure import count, latency
 from prunekit.targets import find_targets, matches, uncompiled, unwrap
 from small_nets import Tied, convnet, mlp, recipe
 
@@ -199,7 +202,13 @@ def test_a_network_made_in_inference_mode_is_refused():
         find_targets(model)
 
 
+USES = (groups, count, latency, partial(prune_groups, sparsity=0.5))
+
+
 @pytest.mark.parametrize("wrong", ["resnet20", nn.Linear, None])
-def test_what_is_no_network_is_refused(wrong):
+@pytest.mark.parametrize(
+    "use", [find_targets, *(partial(each, example_inputs=torch.ones(1, 2)) for each in USES)]
+)
+def test_what_is_no_network_is_refused(wrong, use):
     with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, not "):
-        find_targets(wrong)
+        use(wrong)

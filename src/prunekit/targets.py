@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -45,8 +45,23 @@ class Target:
     types: frozenset[str] = frozenset()
 
 
+def check_module(model: Any) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        InputError: saying what it is.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, not {shown(model)}")
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside `torch.compile` and (distributed) data parallel wrappers."""
+    """The user's own module inside `torch.compile` and (distributed) data parallel wrappers.
+
+    Raises:
+        InputError: if it is no network.
+    """
+    check_module(model)
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
@@ -64,7 +79,12 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU if it has none."""
+    """The device of the model's first parameter or buffer; the CPU if it has none.
+
+    Raises:
+        InputError: if it is no network.
+    """
+    check_module(model)
     first = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
@@ -285,8 +305,7 @@ def check_whole(model: nn.Module, *, sharded: bool = False) -> None:
         InputError: if it is no network.
         ModelError: naming the first such module or tensor.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, not {shown(model)}")
+    check_module(model)
     for name, module in model.named_modules():
         if "FullyShardedDataParallel" in types_of(module):
             raise ModelError(
@@ -311,8 +330,10 @@ def check_shaped(model: nn.Module) -> None:
     """Refuse lazy parameters and buffers, which get their shapes when the network first runs.
 
     Raises:
+        InputError: if it is no network.
         ModelError: naming the first one.
     """
+    check_module(model)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(value):
             raise ModelError(f"{escaped(name)} has no shape yet: run the model once on an example first")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.blockwise.shards import Shards
-from prunekit.errors import DataError, InputError, ModelError, escaped, shown
+from prunekit.errors import DataError, InputError, ModelError, escaped
 from prunekit.modes import keeping_modes
+from prunekit.targets import check_module
 
 WIDE = torch.float32
 """What values of half precision are computed in; they are written back as they were."""
@@ -138,8 +139,7 @@ class BlockNetwork:
     """
 
     def __init__(self, model: nn.Module, shards: Shards, blocks: str | None = None) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model must be a torch.nn.Module, not {shown(model)}")
+        check_module(model)
         self.model, self.shards = model.eval(), shards
         self.name = list_of_blocks(model) if blocks is None else blocks
         found = dict(model.named_modules()).get(self.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import DataError, InputError, ModelError, escaped, shown
+from prunekit.errors import DataError, InputError, ModelError, escaped
 from prunekit.files import path_of
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings
@@ -175,8 +175,6 @@ class SavedNetwork:
             return graph_from_files(self.files, state, tensors, max_bytes)
         if model is None:
             return self._built(state, tensors)
-        if not isinstance(model, nn.Module):
-            raise InputError(f"the model must be a torch.nn.Module, not {shown(model)}")
         self._fill(unwrap(model), state, tensors)
         return model
 
