@@ -14,7 +14,8 @@ from prunekit.errors import InputError, ModelError
 from prunekit.hard_concrete import open_probability
 from prunekit.masks import Masks
 from prunekit.parts.regularize import L0, L1, VIB, GroupLasso
-from prunekit.parts.regularize.gates import GateRegularizer, Gates, Gating
+from prunekit.parts.regularize.gates import Gates
+from prunekit.parts.regularize.gating import GateRegularizer, Gating
 from prunekit.training import Training, train
 from small_nets import Residual, blobs, copied, mlp, same
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from prunekit.errors import InputError
 from prunekit.masks import Masks
 from prunekit.parts.regularize import L0, VIB, Regularizer
-from prunekit.parts.regularize.gates import Gating
+from prunekit.parts.regularize.gating import Gating
 from prunekit.study import Study, run_study
 from small_nets import blobs, copied, mlp, same
 from tiny_study import settings as study_settings

@@ -17,7 +17,7 @@ from prunekit import Recipe, methods, prune
 from prunekit.errors import InputError, ModelError
 from prunekit.masks import Masks
 from prunekit.parts.regularize import L0, VIB
-from prunekit.parts.regularize.gates import Gating
+from prunekit.parts.regularize.gating import Gating
 from prunekit.parts.regularize.vib import BottleneckGates, information, log_alpha, signal
 from prunekit.study import run_study
 from prunekit.training import Training, train

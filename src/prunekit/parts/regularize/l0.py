@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from prunekit import hard_concrete
 from prunekit.parts.granularity import Granularity, Weight
-from prunekit.parts.regularize.gates import GateRegularizer, Gates
+from prunekit.parts.regularize.gates import Gates
+from prunekit.parts.regularize.gating import GateRegularizer
 
 
 class HardConcreteGates(Gates):
@@ -22,7 +23,7 @@ class HardConcreteGates(Gates):
     """
 
     def __init__(self, shapes: Mapping[str, torch.Size], like: Tensor, settings: L0) -> None:
-        super().__init__(shapes, settings)
+        super().__init__(settings.name, shapes, settings.leading)
         start = float(hard_concrete.location_of(torch.tensor(settings.openness, dtype=torch.float64)))
         self.locations = nn.ParameterList(
             start + 0.01 * torch.randn(shape, dtype=like.dtype, device=like.device)

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prunekit.parts.regularize.gates import GateRegularizer, Gates
+from prunekit.parts.regularize.gates import Gates
+from prunekit.parts.regularize.gating import GateRegularizer
 from prunekit.settings import LARGE
 
 
@@ -41,7 +42,7 @@ class BottleneckGates(Gates):
     """
 
     def __init__(self, shapes: Mapping[str, torch.Size], like: Tensor, settings: VIB) -> None:
-        super().__init__(shapes, settings)
+        super().__init__(settings.name, shapes, settings.leading)
         self.by_example = settings.noise == "example"
         self._noise: dict[tuple[int, int], Tensor] = {}
         self._costs: tuple[list[bool], tuple[Tensor, ...]] | None = None
