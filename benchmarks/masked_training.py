@@ -23,7 +23,7 @@ from torch.nn.utils import prune as torch_prune
 
 from prunekit import Masks, Training, train
 from prunekit.batches import TensorBatches
-from prunekit.masks import MaskedOptimizer
+from prunekit.masked_optimizer import MaskedOptimizer
 from prunekit.models import create
 from prunekit.training import make_optimizer
 from side_by_side import arguments, finish, measure, ratio

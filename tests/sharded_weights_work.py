@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from prunekit.distributed.sharded_ranking import lowest_of_all
 from prunekit.errors import PrunekitError
-from prunekit.masks import MaskedOptimizer, Masks
+from prunekit.masked_optimizer import MaskedOptimizer
+from prunekit.masks import Masks
 from prunekit.pruning import prune_sharded
 from small_nets import blobs, mlp, recipe
 

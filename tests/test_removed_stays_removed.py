@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from moving_optimizers import OPTIMIZERS, Coded, TwoCallSam, Wrapped, take_step
 from prunekit import Masks, prune
 from prunekit.errors import InputError, ModelError
-from prunekit.masks import MaskedOptimizer
+from prunekit.masked_optimizer import MaskedOptimizer
 from prunekit.methods import gradual_magnitude, lottery_ticket, magnitude, n_m
 from small_nets import blobs, copied, mlp, recipe, same
 

@@ -28,7 +28,8 @@ from prunekit.distributed import (
 )
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, explaining, shown
 from prunekit.losses import NO_GRADIENT
-from prunekit.masks import MaskedOptimizer, Masks
+from prunekit.masked_optimizer import MaskedOptimizer
+from prunekit.masks import Masks
 from prunekit.modes import keeping_modes
 from prunekit.parts.augment import Augment, augmented
 from prunekit.parts.base import BatchLoss

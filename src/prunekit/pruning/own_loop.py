@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from prunekit.batches import Inputs
 from prunekit.errors import InputError
-from prunekit.masks import MaskedOptimizer, check_attachable, hooked
+from prunekit.masked_optimizer import MaskedOptimizer, check_attachable, hooked
 from prunekit.parts.regularize import check_gradients_are_there
 from prunekit.parts.schedule import Step
 from prunekit.pruning.state import State

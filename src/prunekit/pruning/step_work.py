@@ -19,7 +19,8 @@ from prunekit.errors import DataError, InputError, ModelError
 from prunekit.graph import VerificationError, zero_dead
 from prunekit.graph.surgery import count_parameters
 from prunekit.history import Record
-from prunekit.masks import MaskedOptimizer, Masks
+from prunekit.masked_optimizer import MaskedOptimizer
+from prunekit.masks import Masks
 from prunekit.parts.context import ASKED, REACHED, CostModel, LayerScores, StepContext
 from prunekit.parts.quantize import Counted, LayerQuantizer
 from prunekit.parts.schedule import Step

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from prunekit.errors import DataError
-from prunekit.masks import MaskedOptimizer
+from prunekit.masked_optimizer import MaskedOptimizer
 from prunekit.parts.stopping import Held, Stopped
 from prunekit.pruning.step_work import StepWork
 from prunekit.training import copy_state

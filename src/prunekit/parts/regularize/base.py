@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from prunekit.batches import Inputs
 from prunekit.errors import InputError
-from prunekit.masks import MaskedOptimizer, Masks, skips, unscale
+from prunekit.masked_optimizer import MaskedOptimizer, skips, unscale
+from prunekit.masks import Masks
 from prunekit.parts.base import Part
 
 

@@ -18,7 +18,8 @@ from prunekit import hard_concrete
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, shown
 from prunekit.graph import Coupled, unit_masks
-from prunekit.masks import MaskedOptimizer, Masks
+from prunekit.masked_optimizer import MaskedOptimizer
+from prunekit.masks import Masks
 from prunekit.parts.granularity import Elements, Granularity, Unit
 from prunekit.parts.regularize.base import Regularizer, StepHooks, check_gradients_are_there
 from prunekit.parts.regularize.gate_axes import (
