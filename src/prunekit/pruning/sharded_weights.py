@@ -23,8 +23,8 @@ def prune_sharded(model: nn.Module, recipe: Recipe, *, scores: Mapping[str, Tens
 
     The masks are those that `prune` finds in one process: the exact number, by magnitudes that compete over
     all layers or within each, ties by position. All processes call it together. For training under the masks
-    give them to `prunekit.masked_optimizer.MaskedOptimizer`; for a further step call it again with a higher sparsity,
-    what is zero goes first.
+    give them to `prunekit.masked_optimizer.MaskedOptimizer`; for a further step call it again with a higher
+    sparsity, what is zero goes first.
 
     Args:
         model: after `torch.distributed.fsdp.fully_shard`, or with the DTensors of a tensor-parallel plan;
