@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import InputError, ModelError, PrunekitError
-from prunekit.models import ModelSettings, create, names
+from prunekit.models import ModelSettings, create, names, without_data
 from prunekit.permission import allowing
 from prunekit.settings import Settings
 
@@ -282,3 +282,24 @@ def test_a_users_factory_that_cannot_be_called_with_settings(settings_user):
         ModelSettings(name=f"{settings_user}:by_position")
     with pytest.raises(InputError, match="is not called"):
         ModelSettings(name=f"{settings_user}:number")
+
+
+@pytest.mark.parametrize("name", names())
+def test_without_data_a_network_has_the_same_tensors_but_for_their_values(name):
+    shape = (
+        (8,)
+        if name == "char_transformer"
+        else (1, 28, 28)
+        if name.startswith(("lenet", "maxout"))
+        else (3, 32, 32)
+    )
+    whole = create(name, shape, 10, seed=0)
+    before = torch.get_rng_state()
+    with without_data():
+        empty = create(name, shape, 10, seed=0)
+    assert torch.equal(before, torch.get_rng_state())
+    for tensors in (dict(whole.named_parameters()), dict(whole.named_buffers())):
+        for key, value in tensors.items():
+            own = dict([*empty.named_parameters(), *empty.named_buffers()])[key]
+            assert own.is_meta
+            assert (own.shape, own.dtype) == (value.shape, value.dtype)

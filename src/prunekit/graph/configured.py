@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
+
+from prunekit.models import without_data
 
 Path = tuple[str, ...]
 """The keys to a value in nested settings."""
@@ -30,22 +31,10 @@ def has_settings(value: Any) -> bool:
 def built_anew(model: nn.Module, settings: dict[str, Any]) -> nn.Module | None:
     """A network of the same class from settings, without data; None where there is none."""
     try:
-        with torch.device("meta"), _Unfilled():
+        with without_data():
             return from_settings(model, settings)
     except Exception:  # whatever the constructors of the network's class raise
         return None
-
-
-_FILLING = frozenset({"normal_", "uniform_", "trunc_normal_", "fill_", "zero_", "copy_"})
-
-
-class _Unfilled(TorchFunctionMode):
-    """Constructors whose tensors without data are not filled: PyTorch takes longest over these."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__ in _FILLING and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def from_settings(model: nn.Module, settings: dict[str, Any]) -> nn.Module:

@@ -8,6 +8,7 @@ from prunekit.models.create import ModelSettings, create, names
 from prunekit.models.googlenet import GoogLeNetSmall, Inception
 from prunekit.models.merged_conv import MergedConv2d
 from prunekit.models.mlp import MLP, Activation, LeNet300100, make_activation
+from prunekit.models.without_data import without_data
 
 __all__ = [
     "MLP",
@@ -31,4 +32,5 @@ __all__ = [
     "make_activation",
     "names",
     "resnet20",
+    "without_data",
 ]

@@ -20,7 +20,7 @@ from prunekit.digests import validated
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.files import MAX_BYTES, finite, parse_json
 from prunekit.graph import restore_sizes, size_attributes
-from prunekit.models import ModelSettings
+from prunekit.models import ModelSettings, without_data
 from prunekit.packing.tensor_codes import Form
 from prunekit.saving.contents import beside_state
 from prunekit.saving.description import BUFFER, Architecture, BuiltAs, Description, check_names
@@ -132,7 +132,7 @@ class _Expected:
         if built is None or ":" in built.name:
             return cls()
         settings = ModelSettings.parse(built.model)
-        with torch.device("meta"):
+        with without_data():
             model = Architecture(settings, tuple(built.input_shape), built.outputs).build()
         tensors = {**model.state_dict(), **beside_state(model)}
         return cls({name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}, model)

@@ -6,13 +6,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from prunekit.errors import DataError, InputError, ModelError, escaped
 from prunekit.files import path_of
 from prunekit.masks import Masks
-from prunekit.models import ModelSettings
+from prunekit.models import ModelSettings, without_data
 from prunekit.parts.granularity import Granularity
 from prunekit.saving.contents import Network, contents_of
 from prunekit.saving.description import (
@@ -215,7 +214,7 @@ class SavedNetwork:
             raise InputError(f"{self.path} does not say how its network is built: {_GIVE_IT}")
         described_in = self.files.named("description")
         try:
-            with torch.device("meta"):
+            with without_data():
                 model = architecture.build()
         except (InputError, ModelError) as error:
             raise DataError(f"{described_in} describes no network: {error}") from None
