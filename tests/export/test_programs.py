@@ -17,6 +17,7 @@ from prunekit.graph import GraphModel, VerificationError, any_size, prune_groups
 from prunekit.graph.capture import captured, captured_in
 from prunekit.masks import Masks
 from prunekit.models import ModelSettings, create
+from prunekit.parts.regularize import L0
 from prunekit.runtime import SparseLinear
 from prunekit.saving import Architecture, save_pretrained
 from zoo import made
@@ -67,6 +68,28 @@ def test_safetensors_hold_the_state_as_it_is(tmp_path):
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("computed", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_weights_that_are_computed_are_exported_as_they_are_computed(tmp_path, computed):
+    model = nn.Sequential(computed(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x, names = torch.randn(4, 3), [*model.state_dict()]
+    expected, weight = model(x), model[0].weight
+    loaded = torch.export.load(export_program(model, tmp_path / "net.pt2", x).path).module()
+    torch.testing.assert_close(loaded(x), expected, rtol=0, atol=1e-6)
+    assert torch.equal(
+        load_file(export_safetensors(model, tmp_path / "net.safetensors").path)["0.weight"], weight
+    )
+    assert [*model.state_dict()] == names
+    assert torch.equal(model(x), expected)
+    assert torch.equal(model[0].weight, weight)
+
+
+def gated():
+    """A network whose hidden units have gates."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    L0(strength=0.1).attach(model, torch.optim.SGD(model.parameters(), lr=0.1), None, torch.ones(2, 3))
+    return model
+
+
 class DependsOnData(nn.Module):
     def forward(self, x):
         return x + 1 if x.sum() > 0 else x
@@ -79,12 +102,7 @@ class DependsOnData(nn.Module):
         (nn.Linear(3, 2), None, InputError, "give a tensor"),
         (DependsOnData(), torch.ones(2, 3), ModelError, "cannot export the model"),
         (nn.Sequential(SparseLinear(torch.eye(3))), torch.ones(2, 3), ModelError, "'0' runs sparse"),
-        (
-            parametrizations.weight_norm(nn.Linear(3, 2)),
-            torch.ones(2, 3),
-            ModelError,
-            "the model is parametrized",
-        ),
+        (gated(), torch.ones(2, 3), ModelError, "the network has gates: .* remove"),
     ],
 )
 def test_what_is_refused_leaves_no_file(tmp_path, export, model, inputs, error, message):

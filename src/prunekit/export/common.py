@@ -15,11 +15,12 @@ from torch.utils import _pytree as pytree
 from prunekit.batches import Inputs, examples_in, feed
 from prunekit.errors import InputError, ModelError, explaining, shown
 from prunekit.files import file_to_write, replacing
-from prunekit.graph.copies import copy_of
+from prunekit.graph.copies import copy_of, with_plain_weights
 from prunekit.graph.proof_run import tensors_in
 from prunekit.graph.reference_run import VerificationError
+from prunekit.parts.regularize.gates import Gates
 from prunekit.runtime import SparseConv2d, SparseLinear
-from prunekit.targets import check_shaped, check_unparametrized, check_whole, unwrap
+from prunekit.targets import check_shaped, check_whole, unwrap
 
 TOLERANCE = 1e-5
 """The largest difference from PyTorch's outputs that is accepted, a share of the largest output or of 1."""
@@ -43,9 +44,10 @@ class Exported:
 def exportable(model: nn.Module, *, as_float: bool = True) -> nn.Module:
     """A copy of a network, in evaluation mode and on the CPU, without wrappers; in float32 unless told not.
 
+    Weights that are computed from others, as by a weight norm, are there as they are computed.
+
     Raises:
-        ModelError: naming what is in the way: layers that run sparse, gates and other parametrizations,
-            weights without values.
+        ModelError: naming what is in the way: layers that run sparse, gates, weights without values.
     """
     model = unwrap(model)
     check_whole(model)
@@ -56,8 +58,11 @@ def exportable(model: nn.Module, *, as_float: bool = True) -> nn.Module:
                 f"{shown(name)} runs sparse, by kernels of this package that other programs lack: export the "
                 "network from before sparsify_for_cpu"
             )
-    check_unparametrized(model)
-    copy = copy_of(model).cpu().eval()
+        if isinstance(module, Gates):
+            raise ModelError(
+                "the network has gates: let the training with them end, or remove() their handle"
+            )
+    copy = with_plain_weights(copy_of(model).cpu().eval())
     return copy.float() if as_float else copy
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from prunekit.errors import ModelError
 from prunekit.masks import Masks
@@ -65,6 +66,27 @@ def masked_copy(model: nn.Module, masks: Masks) -> nn.Module:
     copied = copy_of(model)
     masks.apply(copied)
     return copied
+
+
+def with_plain_weights(copied: nn.Module) -> nn.Module:
+    """A copy whose weights are what its parametrizations computed of others, as weight norms do; in place.
+
+    Args:
+        copied: a deep copy of a network, in evaluation mode.
+    """
+    for module in list(copied.modules()):
+        if parametrize.is_parametrized(module):
+            give_own_class(module)
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return copied
+
+
+def give_own_class(module: nn.Module) -> None:
+    """Let a parametrized module share its class with no copy: plain weights of one would change the other."""
+    shared = type(module)
+    own = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, own)
 
 
 def _computed_values(model: nn.Module) -> _Memo:

@@ -18,6 +18,7 @@ from prunekit import hard_concrete
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, shown
 from prunekit.graph import Coupled, unit_masks
+from prunekit.graph.copies import give_own_class
 from prunekit.masked_optimizer import MaskedOptimizer
 from prunekit.masks import Masks
 from prunekit.parts.granularity import Elements, Granularity, Unit
@@ -217,7 +218,7 @@ class Gating:
         for name in self._orders:
             owner, own = owner_of(self._model, name), name.rpartition(".")[2]
             values = getattr(owner, own).detach().clone()
-            _give_own_class(owner)
+            give_own_class(owner)
             parametrize.remove_parametrizations(owner, own, leave_parametrized=False)
             hardened.setdefault(self._model.get_parameter(name), values)
         for parameter, values in hardened.items():
@@ -277,13 +278,6 @@ def _trained(who: str, elements: Elements) -> tuple[Target, ...]:
             + f" ({', '.join(sorted(frozen))})"
         )
     return found
-
-
-def _give_own_class(module: nn.Module) -> None:
-    """Let a parametrized module share its class with no copy: taking gates off one would change the other."""
-    shared = type(module)
-    own = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
-    module.__class__ = type(shared.__name__, shared.__bases__, own)
 
 
 def _densities(given: Any) -> Any:
