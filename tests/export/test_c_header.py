@@ -98,14 +98,14 @@ def test_huffman_codes_are_for_c_alone(tmp_path, capsys):
 
 
 class Called(nn.Module):
-    """Operations as functions, a batch norm, groups, dilation and padding."""
+    """Operations as functions, a batch norm, a weight norm, groups, dilation and padding."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(2, 4, 3, padding=(1, 2), stride=(2, 1), bias=False)
         self.norm = nn.BatchNorm2d(4)
         self.deep = nn.Conv2d(4, 6, (3, 2), groups=2, dilation=(1, 2), padding="same")
-        self.fc = nn.Linear(6 * 3 * 5, 7)
+        self.fc = parametrizations.weight_norm(nn.Linear(6 * 3 * 5, 7))
 
     def forward(self, x):
         x = F.max_pool2d(torch.tanh(self.norm(self.conv(x))), 2, stride=1, padding=1)
@@ -303,13 +303,6 @@ CHAIN = nn.Sequential(nn.Linear(3, 2))
             "'1' .Softmax. cannot",
         ),
         (nn.Sequential(nn.Conv1d(1, 2, 3)), torch.randn(2, 1, 5), {}, ModelError, "'0' .Conv1d. cannot"),
-        (
-            nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2))),
-            torch.randn(2, 3),
-            {},
-            ModelError,
-            "'0' is parametrized",
-        ),
         (
             create("resnet20", (3, 8, 8), 10, seed=0),
             torch.randn(2, 3, 8, 8),
