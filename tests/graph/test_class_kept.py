@@ -14,11 +14,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunekit.graph import prune_groups, shrink, traced, unit_masks
+from prunekit.graph import prune_groups, shrink, shrinking, traced, unit_masks
+from prunekit.graph.proof import proven
 from prunekit.saving import load_pretrained, save_pretrained
 
 FIRST = ("fused", "separate", "rotary", "normed")
-SCORES = ("sdpa", "root", "size", "power", "twice", "tensor", "fixed")
+SCORES = ("sdpa", "root", "size", "power", "twice", "tensor", "fixed", "undone")
 
 
 class Attention(nn.Module):
@@ -58,6 +59,8 @@ class Attention(nn.Module):
         turned = k.transpose(-1, -2)
         if self.scores == "sdpa":
             return F.scaled_dot_product_attention(q, k, v)
+        if self.scores == "undone":
+            return F.scaled_dot_product_attention(q * q.shape[-1] ** 0.5, k, v)
         if self.scores == "twice":
             root = q.shape[-1] ** -0.25
             return ((q * root) @ (turned * root)).softmax(-1) @ v
@@ -109,6 +112,21 @@ def test_attention_keeps_its_class(made: str, scores: str, tmp_path: Any) -> Non
     save_pretrained(model, tmp_path / "net")
     fresh = load_pretrained(tmp_path / "net", Attention(made, scores)).eval()
     assert torch.equal(fresh(x), model(x))
+
+
+@pytest.mark.parametrize("scores", SCORES)
+def test_a_temperature_is_seen_before_the_proof(scores: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One proof is enough, unless what the code multiplies by is undone elsewhere."""
+    given: list[bool] = []
+
+    def counted(reference: Any, candidate: Any, cut: Any, *args: Any, **kwargs: Any) -> Any:
+        given.append(bool(cut.factors))
+        return proven(reference, candidate, cut, *args, **kwargs)
+
+    monkeypatch.setattr(shrinking, "proven", counted)
+    torch.manual_seed(0)
+    prune_groups(Attention("separate", scores), stream(), 0.5)
+    assert given == {"fixed": [False], "undone": [True, False]}.get(scores, [True])
 
 
 def test_the_factor_is_the_root_of_the_widths() -> None:
@@ -275,7 +293,7 @@ def test_a_half_stays_where_the_other_must() -> None:
     result = prune_groups(model, x, 0.5)
     assert result.form == "modules", result.reason
     assert [(group.name, group.before, group.after) for group in result.lost] == [("first", 12, 6)]
-    why = "the pieces that 'chunk' (test_class_kept.py:250) cuts must lose equally many units"
+    why = "the pieces that 'chunk' (test_class_kept.py:268) cuts must lose equally many units"
     assert result.stayed == {"a (filters)": why}
     assert prune_groups(Chunked().eval(), x, 0.5, form="graph").form == "graph"
 

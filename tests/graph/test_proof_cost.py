@@ -15,9 +15,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from prunekit.graph import groups, prune_groups, same_function, shrinking
+from prunekit.graph import VerificationError, groups, prune_groups, same_function, shrinking
 from prunekit.graph.proof import masked_reference, proven
 from prunekit.graph.proof_run import exact_copy
+from prunekit.graph.surgery import Cut
 
 
 class Counted(nn.Module):
@@ -229,3 +230,16 @@ def test_a_smaller_network_that_failed_is_not_held(monkeypatch: pytest.MonkeyPat
     assert "a" in result.stayed
     assert len(made) > 1
     assert max(alive) <= 1  # what `misfit` is given
+
+
+def test_a_difference_on_the_given_inputs_is_found_before_gradients() -> None:
+    """And nothing of the networks is held then."""
+    model, x = Counted().float(), torch.randn(5, 4)
+    other = copy.deepcopy(model)
+    torch.nn.init.normal_(other.b.weight)
+    reference = masked_reference(model, {}, x)
+    Counted.runs.clear()
+    with pytest.raises(VerificationError, match="in evaluation is off by"):
+        proven(reference, other, Cut({}, {}), x)
+    assert Counted.runs == [(6, False)] * 2
+    assert reference._made is None

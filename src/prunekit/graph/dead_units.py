@@ -20,7 +20,7 @@ from prunekit.graph.members import of_units
 from prunekit.graph.ops import operator_of
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import run_both
-from prunekit.graph.reference_run import VerificationError, rounding
+from prunekit.graph.reference_run import VerificationError, layers_in, rounding
 from prunekit.graph.shrinking import ShrinkResult, shrink
 from prunekit.graph.surgery import alike, own_module, staying, unit_masks
 from prunekit.masks import Masks
@@ -122,7 +122,7 @@ def shrink_dead(
         dtype = max(
             (model.get_parameter(name).dtype for name in dead.biases), key=lambda each: torch.finfo(each).eps
         )
-        tolerance = rounding(model, dtype, _FOLDINGS)
+        tolerance = rounding(layers_in(model), dtype, _FOLDINGS)
 
     def shrunk(dead: DeadUnits) -> ShrinkResult:
         return shrink(

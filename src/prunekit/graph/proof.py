@@ -198,6 +198,7 @@ def proven(
         what = f" in {'training' if mode else 'evaluation'}" if training else ""
         for deviation in pair.deviations(call, first, parameters, what, training=mode):
             if not deviation.accepted:
+                reference.release()  # it may not have come to its gradients, which use it up
                 raise VerificationError(
                     f"the smaller network computes something else than the masked one: {deviation}{UNTOUCHED}"
                 )
@@ -244,14 +245,17 @@ class _Pair:
             if training:
                 return
             raise
+        drawn_again = again is not nullcontext  # numbers that the reference drew
+        compared = partial(_deviation, expected, what=what)
+        if not training and not drawn_again:  # before all that takes longer
+            yield compared(first, _tolerance(self.tolerance, self.small, expected))
         words = None if training else _expected_words(self.reference, call)
         # at a kink (a ReLU at 0, a tie in a maximum) rounding decides on gradients: random inputs hit none
         slices = partial(GradientSlices, self.cut.tensors, parameters, self.names, self.cut.factors)
         random, wanted = self._of_random_inputs(call, slices, draw_random, training=training)
-        found = first
-        if training or again is not nullcontext:  # numbers are to be drawn that the reference drew
+        if training or drawn_again:
             found = self.small.run(self.narrowed(call), training=training, draws=again)
-        yield _deviation(expected, found, _tolerance(self.tolerance, self.small, expected), what)
+            yield compared(found, _tolerance(self.tolerance, self.small, expected))
         if words is not None:
             yield from _words_deviation(words, self.small, call, self.tolerance)
         what = f"{what}, random inputs" if what else ""
@@ -372,7 +376,7 @@ def _deviation(expected: ProofRun, found: ProofRun, tolerance: float, what: str 
 
 
 def _tolerance(given: float | None, second: ProofCopy, expected: ProofRun) -> float:
-    return rounding(second.model, expected.outputs[0].dtype) if given is None else given
+    return rounding(second.layers, expected.outputs[0].dtype) if given is None else given
 
 
 def _relative(deviation: Deviation) -> float:

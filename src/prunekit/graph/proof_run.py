@@ -17,7 +17,7 @@ from prunekit.graph.captured import GraphModel
 from prunekit.graph.copies import copy_of
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.other_inputs import Arguments
-from prunekit.graph.reference_run import Interpreter, exact, largest
+from prunekit.graph.reference_run import Interpreter, exact, largest, layers_in
 from prunekit.modes import Snapshot, holding, keeping_modes
 
 
@@ -78,6 +78,7 @@ class ProofCopy:
     ) -> None:
         self._make = make
         self._made: nn.Module | None = None
+        self._layers: int | None = None
         self.dtype = dtype
         self.calls = calls
         self._what, self._refused = what, refused
@@ -88,7 +89,13 @@ class ProofCopy:
         """The copy."""
         if self._made is None:
             self._made = self._make()
+            self._layers = layers_in(self._made)
         return self._made
+
+    @property
+    def layers(self) -> int:
+        """How many of its modules have parameters, which is known once a copy was made."""
+        return layers_in(self.model) if self._layers is None else self._layers
 
     def release(self) -> None:
         """Let the copy go."""

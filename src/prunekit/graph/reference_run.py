@@ -163,9 +163,13 @@ class Deviation:
         return f"{self.where} is off by {self.largest:.2g} ({relative})"
 
 
-def rounding(model: nn.Module, dtype: torch.dtype, roundings: int = _ROUNDINGS) -> float:
-    """The relative difference that so many units in the last place make for each layer with parameters."""
-    layers = sum(any(True for _ in module.parameters(recurse=False)) for module in model.modules())
+def layers_in(model: nn.Module) -> int:
+    """How many modules have parameters of their own."""
+    return sum(any(True for _ in module.parameters(recurse=False)) for module in model.modules())
+
+
+def rounding(layers: int, dtype: torch.dtype, roundings: int = _ROUNDINGS) -> float:
+    """The relative difference that so many units in the last place make for each layer."""
     return roundings * torch.finfo(dtype).eps * max(1, layers)
 
 

@@ -19,7 +19,7 @@ from prunekit.errors import InputError, ModelError
 from prunekit.graph.any_size import of_any_size
 from prunekit.graph.capture import takes
 from prunekit.graph.captured import GraphModel
-from prunekit.graph.class_fit import in_the_way, misfit
+from prunekit.graph.class_fit import Misfit, in_the_way, misfit
 from prunekit.graph.copies import copy_of, sharing_copy
 from prunekit.graph.draws import Draws, draws_of
 from prunekit.graph.equal_pieces import started
@@ -262,7 +262,10 @@ def taken_out(
         zeros = _with_zeros(case, found, {name: flags[name] for name in stayed})
     reason = ""
     own: Form = "modules"
+    tried: set[bool] = set()  # whether what is to be done was tried with factors, and without
     while True:
+        if not tried:
+            work = _tempered(case, found, left, work, zeros)
         try:
             deviation = proof(partial(_candidate, case, work.cut, zeros, proof.dtype), work.cut)
             operate(case.model, work.cut, zeros, case.values)
@@ -275,13 +278,14 @@ def taken_out(
             found = analysed()
             work = operation(case.model, found, left)
         blamed = in_the_way(work, found, left)
+        tried.add(bool(work.cut.factors))
         if not blamed:
-            scaling = not work.cut.factors  # factors that were tried and do not help are not tried again
-            graph = work.graphs[0]
-            candidate = _candidate(case, work.cut, zeros)
-            place, factors = misfit(candidate, graph, work.keeping, case.example_inputs, scaling=scaling)
+            if False not in tried:
+                work = _with_factors(work, {})
+                continue
+            place, factors = _misfit(case, work, zeros, scaling=True not in tried)
             if factors:
-                work = replace(work, cut=replace(work.cut, factors=factors))
+                work = _with_factors(work, factors)
                 continue
             blamed = [] if place is None else [place.groups(found, left, before=True)]
         choice = chosen(case.model, found, left, blamed) if form == "modules" else None
@@ -298,7 +302,7 @@ def taken_out(
             deviation = proof(model, work.cut)
             result = of_any_size(model, case.model, case.example_inputs, flags, work, analysed)
             break
-        left, work = choice.left, choice.work
+        left, work, tried = choice.left, choice.work, set()
         stayed |= names
         if whole:
             proof = _Proof(case, found, left, work)
@@ -378,6 +382,31 @@ class _Proof:
                 narrow=self._narrow,
                 draws=self._draws,
             )
+
+
+def _tempered(
+    case: Case, found: CouplingGraph, left: Mapping[str, Tensor], work: Operation, zeros: Masks
+) -> Operation:
+    """What is to be done, with factors that make up for a temperature where heads get narrower.
+
+    Else it would be a proof that says so, by failing.
+    """
+    narrower = any(found.plan.group(name).kind == "head width" for name in left)
+    if not narrower or not takes(found.graphs[0], case.example_inputs):
+        return work
+    return _with_factors(work, _misfit(case, work, zeros, scaling=True)[1])
+
+
+def _misfit(
+    case: Case, work: Operation, zeros: Masks, *, scaling: bool
+) -> tuple[Misfit | None, dict[str, Tensor]]:
+    """Where the network's own code does not fit the units that stay, and factors that help; see `misfit`."""
+    candidate = _candidate(case, work.cut, zeros)
+    return misfit(candidate, work.graphs[0], work.keeping, case.example_inputs, scaling=scaling)
+
+
+def _with_factors(work: Operation, factors: Mapping[str, Tensor]) -> Operation:
+    return replace(work, cut=replace(work.cut, factors=factors))
 
 
 def _candidate(case: Case, cut: Cut, masks: Masks, dtype: torch.dtype | None = None) -> nn.Module:

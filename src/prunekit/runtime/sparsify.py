@@ -21,7 +21,7 @@ from prunekit.batches import Inputs
 from prunekit.errors import ModelError, explaining
 from prunekit.graph import Deviation, VerificationError, same_function
 from prunekit.graph.copies import copy_of
-from prunekit.graph.reference_run import of_outputs, rounding
+from prunekit.graph.reference_run import layers_in, of_outputs, rounding
 from prunekit.graph.surgery import put_modules
 from prunekit.measure.forward_pass import call_of
 from prunekit.modes import evaluating
@@ -324,7 +324,7 @@ def _verified(
 
     def compared(name: str, forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
         output = forward(*args, **named)
-        tolerance = rounding(model.get_submodule(name), output.dtype)
+        tolerance = rounding(layers_in(model.get_submodule(name)), output.dtype)
         called[name] = of_outputs([output], [sparse[name](*args, **named)], 0.0, tolerance, f" of {name}")[0]
         if not called[name].accepted:
             raise VerificationError(f"a sparse layer computes something else: {called[name]}")
