@@ -46,12 +46,12 @@ def grouping_of(propagation: Propagation) -> tuple[list[Group], Labelling]:
     order = np.lexsort((label, keys[roots]))
     stretches = np.split(order, np.flatnonzero(np.diff(keys[roots][order])) + 1)
     groups: list[Group] = []
-    kinds = _kinds(propagation)
+    kinds, shared = _kinds(propagation), _Shared()
     for part in sorted((part for part in stretches if part.size), key=lambda part: int(part[0])):
         units, first = np.unique(roots[part], return_index=True)
         units = units[np.argsort(first)]
         unit_of[units] = np.arange(units.size)
-        group = _group(propagation, part, unit_of[roots[part]], units, block, index, kinds)
+        group = _group(propagation, part, unit_of[roots[part]], units, block, index, kinds, shared)
         if group is not None:
             group_of[units] = len(groups)
             groups.append(group)
@@ -91,7 +91,14 @@ def _kinds(propagation: Propagation) -> Ints:
 
 
 def _group(
-    propagation: Propagation, part: Ints, unit: Ints, units: Ints, block: Ints, index: Ints, kinds: Ints
+    propagation: Propagation,
+    part: Ints,
+    unit: Ints,
+    units: Ints,
+    block: Ints,
+    index: Ints,
+    kinds: Ints,
+    shared: _Shared,
 ) -> Group | None:
     members = []
     # in the order of the labels the entries of one axis lie together
@@ -99,7 +106,7 @@ def _group(
     numbers, starts = np.unique(block[part], return_index=True)
     for number, here in zip(numbers.tolist(), np.split(np.arange(part.size), starts[1:]), strict=True):
         found = propagation.blocks[number]
-        indices = _by_unit(unit[here], index[part[here]], units.size)
+        indices = shared.by_unit(unit[here], index[part[here]], units.size)
         members.append(Member(found.tensor, found.dim, indices, propagation.role(found)))
     producers = [member for member in members if member.role == "producer"]
     reason = propagation.classes.reason.get(int(units[0]))
@@ -119,6 +126,24 @@ def _group(
     return Group(
         name, KINDS[kind] if kind < len(KINDS) else "neurons", int(units.size), tuple(members), reason
     )
+
+
+class _Shared:
+    """The indices of members, the same objects where they are the same, as in a weight, its bias and a norm.
+
+    Python looks through all objects that there are again once there are a quarter more, for a tenth of a
+    second.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[bytes, bytes, int], tuple[tuple[int, ...], ...]] = {}
+
+    def by_unit(self, unit: Ints, index: Ints, count: int) -> tuple[tuple[int, ...], ...]:
+        """For each of so many units the entries that are its own."""
+        key = unit.tobytes(), index.tobytes(), count
+        if key not in self._found:
+            self._found[key] = _by_unit(unit, index, count)
+        return self._found[key]
 
 
 def _by_unit(unit: Ints, index: Ints, count: int) -> tuple[tuple[int, ...], ...]:
