@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ModelError
 from prunekit.graph import VerificationError, proof, prune_groups, same_function
+from prunekit.graph.reference_run import difference
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +134,25 @@ def test_not_a_number_agrees_with_itself_only() -> None:
     deviation = same_function(model, broken, X)
     assert not deviation.accepted
     assert deviation.relative == float("inf")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("found", [-3.0, torch.nan, torch.inf])
+def test_the_largest_of_many_differences_is_found(found: float, turned: bool) -> None:
+    """Numbers are compared piece by piece."""
+    shape = 3, 2**9, 2**9
+    expected = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected[0, 7, 8], expected[2, 1, 1] = torch.nan, torch.inf
+    given = expected.clone()
+    given[0, 3, 4], given[2, 500, 5], given[2, 511, 511] = 1.0, found, 2.0
+    expected[0, 3, 4] = expected[2, 500, 5] = expected[2, 511, 511] = 0.0
+    if turned:
+        given = given.mT.contiguous().mT
+    deviation = difference(expected, given, 10.0, 1e-9, str)
+    assert deviation.where == "[2, 500, 5]"
+    assert deviation.largest == 3.0 if found == -3 else deviation.largest > 1e300
+    assert deviation.relative == deviation.largest / 10
+    assert difference(given, given.clone(), 10.0, 1e-9, str).largest == 0
 
 
 def test_silent_network_must_stay_silent() -> None:

@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from prunekit.graph import VerificationError, groups, prune_groups, same_function, shrinking
+from prunekit.graph import VerificationError, groups, proof, proof_run, prune_groups, same_function, shrinking
 from prunekit.graph.proof import masked_reference, proven
-from prunekit.graph.proof_run import exact_copy
+from prunekit.graph.proof_run import exact_copy, in_precision
 from prunekit.graph.surgery import Cut
 
 
@@ -80,8 +80,11 @@ def wide(layers: int = 16, width: int = 96) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05])
-def test_no_second_set_of_gradients_and_no_copy_in_single_precision(share: float) -> None:
+def test_no_second_set_of_gradients_and_no_copy_in_single_precision(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the peak is one network in double precision, or the smaller one with its slices of gradients."""
+    monkeypatch.setattr(proof, "HELD", 0)
     model, x = wide(), torch.randn(2, 96, dtype=torch.float32)
     kept = {
         group.name: torch.arange(group.units) >= share * group.units for group in groups(model, x).prunable
@@ -105,6 +108,23 @@ def test_no_second_set_of_gradients_and_no_copy_in_single_precision(share: float
     # a few tensors of one layer come and go; what layers put out is small here
     assert live.peak <= max(doubles, 2 * smaller) + 5 * largest
     assert live.peak >= doubles
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_copies_of_small_networks_are_made_once(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counted(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        made.append(model.a.out_features)  # type: ignore[arg-type, union-attr]
+        return in_precision(model, *args, **kwargs)
+
+    monkeypatch.setattr(proof_run, "in_precision", counted)
+    monkeypatch.setattr(shrinking, "in_precision", counted)
+    monkeypatch.setattr(proof, "HELD", proof.HELD if held else 0)
+    found = prune_groups(Counted().float(), torch.randn(5, 4), 0.5)
+    assert made.count(3) == (1 if held else 3)
+    assert made.count(6) == (1 if held else 2)
+    assert found.deviation.accepted
 
 
 def test_the_peak_would_show_gradients_that_stay() -> None:
@@ -232,8 +252,12 @@ def test_a_smaller_network_that_failed_is_not_held(monkeypatch: pytest.MonkeyPat
     assert max(alive) <= 1  # what `misfit` is given
 
 
-def test_a_difference_on_the_given_inputs_is_found_before_gradients() -> None:
-    """And nothing of the networks is held then."""
+@pytest.mark.parametrize("held", [True, False])
+def test_a_difference_on_the_given_inputs_is_found_before_gradients(
+    held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing of a large network is held then."""
+    monkeypatch.setattr(proof, "HELD", proof.HELD if held else 0)
     model, x = Counted().float(), torch.randn(5, 4)
     other = copy.deepcopy(model)
     torch.nn.init.normal_(other.b.weight)
@@ -242,4 +266,4 @@ def test_a_difference_on_the_given_inputs_is_found_before_gradients() -> None:
     with pytest.raises(VerificationError, match="in evaluation is off by"):
         proven(reference, other, Cut({}, {}), x)
     assert Counted.runs == [(6, False)] * 2
-    assert reference._made is None
+    assert (reference._made is not None) == held

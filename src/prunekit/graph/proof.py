@@ -28,6 +28,7 @@ from prunekit.masks import Masks
 
 UNTOUCHED = "; the model is as it was"
 AFFORDABLE = 2**28  # parameters of which a copy in float64 is made: 2 GiB
+HELD = 2**25  # parameters of which copies of both networks are in memory at once: 512 MiB in float64
 Candidate = nn.Module | Callable[[], nn.Module]
 """A smaller network, or what makes it, each time anew, so that it need not be held."""
 
@@ -82,6 +83,7 @@ class Reference(ProofCopy):
         masks: of single weights; removed ones are zero in the copies.
         what: as of `ProofCopy`.
         affordable: up to how many parameters copies in float64 are made; None for any number.
+        held: as of `ProofCopy`.
     """
 
     def __init__(
@@ -95,12 +97,13 @@ class Reference(ProofCopy):
         masks: Masks | None = None,
         what: str = "masked",
         affordable: int | None = None,
+        held: bool = False,
     ) -> None:
         given = [each for each in pytree.tree_leaves(call) if isinstance(each, Tensor)]
         too_many = affordable is not None and count_parameters(model) > affordable
         without = any(tensor.device.type == "mps" for tensor in [*model.parameters(), *given])
         dtype = None if too_many or without else torch.float64
-        super().__init__(self._masked, dtype, what, ModelError, calls, keeping)
+        super().__init__(self._masked, dtype, what, ModelError, calls, keeping, held=held)
         self._network, self._masks = model, masks or Masks({})
         self._off = dict(off)
 
@@ -151,7 +154,8 @@ def masked_reference(
         calls: as of `ProofCopy`.
         masks: of single weights; removed ones are zero.
     """
-    return Reference(model, arguments(inputs), keeping, calls, off=tensors, masks=masks)
+    held = count_parameters(model) <= HELD
+    return Reference(model, arguments(inputs), keeping, calls, off=tensors, masks=masks, held=held)
 
 
 def proven(
@@ -168,7 +172,7 @@ def proven(
 ) -> Deviation:
     """Compare on given and on random inputs, with the gradients of the random ones.
 
-    In training mode only where the reference runs in it: some batch norms refuse a single example. The two
+    In training mode only where the reference runs in it: some batch norms refuse a single example. Large
     networks are in memory one after the other, and in each mode each is run twice: on the given inputs, and
     on the random ones with its gradients, of which those of the reference are kept that the smaller one has.
     The smaller one is run first: it is seen before all else whether it can be run.
@@ -188,7 +192,7 @@ def proven(
         ModelError: where the reference cannot be run.
         VerificationError: where the smaller network cannot be run or computes something else.
     """
-    small = _copied(candidate, reference.dtype, "smaller", reference.calls)
+    small = _copied(candidate, reference.dtype, "smaller", reference.calls, held=reference.held)
     pair = _Pair(reference, small, cut, names, tolerance, narrow, draws)
     call = arguments(inputs)
     parameters = [name for name, _ in small.model.named_parameters()]
@@ -198,7 +202,8 @@ def proven(
         what = f" in {'training' if mode else 'evaluation'}" if training else ""
         for deviation in pair.deviations(call, first, parameters, what, training=mode):
             if not deviation.accepted:
-                reference.release()  # it may not have come to its gradients, which use it up
+                if not reference.held:  # it may not have come to its gradients, which use it up
+                    reference.release()
                 raise VerificationError(
                     f"the smaller network computes something else than the masked one: {deviation}{UNTOUCHED}"
                 )
@@ -384,7 +389,13 @@ def _relative(deviation: Deviation) -> float:
 
 
 def _copied(
-    candidate: Candidate, dtype: torch.dtype | None, what: str, calls: int = 1, masks: Masks | None = None
+    candidate: Candidate,
+    dtype: torch.dtype | None,
+    what: str,
+    calls: int = 1,
+    masks: Masks | None = None,
+    *,
+    held: bool = False,
 ) -> ProofCopy:
     """The network that is held against the reference."""
 
@@ -397,4 +408,4 @@ def _copied(
             masks.apply(copied)
         return copied
 
-    return ProofCopy(made, dtype, what, VerificationError, calls)
+    return ProofCopy(made, dtype, what, VerificationError, calls, held=held)

@@ -54,9 +54,9 @@ Entered = Callable[[], AbstractContextManager[Any]]
 class ProofCopy:
     """A copy of a network that is run to be compared, made for its first run and again after `release`.
 
-    A run with gradients uses it up: as soon as a parameter's gradient is there it is handed on, and neither
-    that nor the parameter is held any longer. So what a run takes at its peak is the copy and what its layers
-    put out, without a second set of numbers of the parameters' size.
+    A run with gradients hands each on as soon as it is there, and uses the copy up unless it is held: neither
+    the gradient nor the parameter is there any longer. So what a run takes at its peak is the copy and what
+    its layers put out, without a second set of numbers of the parameters' size.
 
     Args:
         make: gives the copy, which becomes its own, see `exact_copy`.
@@ -65,6 +65,7 @@ class ProofCopy:
         refused: what is raised where it cannot be run.
         calls: how often it is run in a row, each time: more than once if a call changes what the next gives.
         keeping: what stays of each node of its graphs, where statistics run over what stays.
+        held: whether the copy stays for all runs: it is not made anew then, and takes memory between them.
     """
 
     def __init__(
@@ -75,12 +76,15 @@ class ProofCopy:
         refused: type[ModelError],
         calls: int = 1,
         keeping: KeepMasks | None = None,
+        *,
+        held: bool = False,
     ) -> None:
         self._make = make
         self._made: nn.Module | None = None
         self._layers: int | None = None
         self.dtype = dtype
         self.calls = calls
+        self.held = held
         self._what, self._refused = what, refused
         self._keeping = keeping
 
@@ -117,7 +121,7 @@ class ProofCopy:
             training: the mode of all its modules.
             draws: gives what is entered while it computes.
             magnitudes: whether these are asked for.
-            last: whether the copy is let go afterwards.
+            last: whether the copy is let go afterwards, if it is not held.
 
         Raises:
             ModelError: of the class for it, where it cannot be run or gives no tensor of real numbers.
@@ -158,7 +162,7 @@ class ProofCopy:
                 outputs, magnitude = self._outputs(call, draws, magnitudes)
                 found = ProofRun([each.detach() for each in outputs], magnitude)
                 try:
-                    whole = _backward(parameters, outputs, sink, streamed=streamed)
+                    whole = _backward(parameters, outputs, sink, streamed=streamed, used_up=not self.held)
                 except RuntimeError as error:  # as where it writes over what they need
                     why = str(error)
                 del outputs, parameters
@@ -172,9 +176,10 @@ class ProofCopy:
 
         Args:
             training: the mode.
-            last: whether the copy is let go afterwards; else what a run writes to it is put back.
+            last: whether the copy is let go afterwards, if it is not held; else what a run writes to it is
+                put back.
         """
-        model = self.model
+        model, last = self.model, last and not self.held
         exactly = nullcontext() if self.dtype is None else exact()
         try:
             with nullcontext() if last else _put_back(model), exactly, torch.enable_grad():
@@ -285,9 +290,16 @@ def wider(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def _backward(
-    parameters: Mapping[str, nn.Parameter], outputs: list[Tensor], sink: GradientSink, *, streamed: bool
+    parameters: Mapping[str, nn.Parameter],
+    outputs: list[Tensor],
+    sink: GradientSink,
+    *,
+    streamed: bool,
+    used_up: bool,
 ) -> bool:
     """Hand gradients to a sink, each when it is there if `streamed`; whether each came as a whole.
+
+    With `used_up` a parameter is let go with its gradient.
 
     Raises:
         RuntimeError: where there are none.
@@ -308,7 +320,7 @@ def _backward(
         whole = whole and name not in seen
         seen.add(name)
         sink.take(name, gradient.to_dense() if gradient.is_sparse else gradient)
-        if streamed:  # whoever reads it once more gets what is no number, and that is seen
+        if streamed and used_up:  # whoever reads it once more gets what is no number, and that is seen
             parameter.data = parameter.new_full((), torch.nan).expand(parameter.shape)
 
     held = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}

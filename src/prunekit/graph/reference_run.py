@@ -129,6 +129,7 @@ class Interpreter(fx.Interpreter):
 
 _ROUNDINGS = 1000  # units in the last place that a layer may be off by, for sums of up to about 10^6 terms
 _LARGE = 1e300  # larger magnitudes are no scale: they would overflow
+_PIECE = 2**17  # numbers that are compared at once, which fit into the processor's cache
 
 
 class VerificationError(ModelError):
@@ -215,15 +216,19 @@ def difference(
         )
     if not expected.numel():
         return Deviation(0.0, 0.0, tolerance, where([]))
-    apart = expected - found
-    farthest = _farthest(apart)
-    if not math.isfinite(farthest):
-        same = (expected == found) | (expected.isnan() & found.isnan())
-        apart = torch.where(same, 0.0, apart.abs_()).nan_to_num(nan=torch.inf)
+    largest, place, start = 0.0, 0, 0
+    pieces = (torch.split(each.reshape(-1), _PIECE) for each in (expected, found))
+    for one, other in zip(*pieces, strict=True):
+        apart = one - other
         farthest = _farthest(apart)
-    largest = abs(farthest)
-    # PyTorch's argmax takes four times as long as all of this
-    place = int((apart == farthest).flatten().nonzero()[0]) if largest else 0
+        if not math.isfinite(farthest):
+            same = (one == other) | (one.isnan() & other.isnan())
+            apart = torch.where(same, 0.0, apart.abs_()).nan_to_num(nan=torch.inf)
+            farthest = _farthest(apart)
+        if abs(farthest) > largest:
+            # PyTorch's argmax takes four times as long as all of this
+            largest, place = abs(farthest), start + int((apart == farthest).nonzero()[0])
+        start += len(apart)
     relative = 0.0 if largest == 0 else largest / scale if scale > 0 else float("inf")
     index = [int(step) for step in np.unravel_index(place, tuple(expected.shape))]
     return Deviation(largest, relative, tolerance, where(index))
