@@ -5,11 +5,14 @@ The source folder is the root of the repository, so that links between pages are
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import re
 from importlib.metadata import version as version_of
+from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
@@ -109,9 +112,34 @@ def page_of(module: ModuleType, name: str) -> str:
 
 
 def own_names(fullname: str) -> list[str]:
-    """What is described on the page of a module."""
+    """What is described on the page of a module: functions, classes, values, and errors last."""
     module = importlib.import_module(fullname)
-    return sorted(name for name in exported(module) if page_of(module, name) == fullname)
+    own = [name for name in exported(module) if page_of(module, name) == fullname]
+    return sorted(own, key=lambda name: (ORDER.index(directive_of(fullname, name)), name))
+
+
+ORDER = ("autofunction", "autoclass", "autodata", "autoexception", "")
+"""The directives that describe things, in the order of a page; none for values without a docstring."""
+
+
+def directive_of(fullname: str, name: str) -> str:
+    """The directive that describes what a module exports by a name."""
+    thing = getattr(importlib.import_module(fullname), name)
+    if isinstance(thing, type):
+        return "autoexception" if issubclass(thing, BaseException) else "autoclass"
+    if isinstance(thing, (FunctionType, BuiltinFunctionType)):
+        return "autofunction"
+    return "autodata" if name in values_with_docstrings(fullname) else ""
+
+
+def values_with_docstrings(fullname: str) -> list[str]:
+    """The names that a module gives to values, each with a text behind it."""
+    lines = ast.parse(inspect.getsource(importlib.import_module(fullname))).body
+    return [
+        ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0])
+        for line, text in pairwise(lines)
+        if isinstance(line, ast.Assign | ast.AnnAssign) and isinstance(text, ast.Expr)
+    ]
 
 
 def other_names(fullname: str) -> list[str]:
@@ -121,7 +149,7 @@ def other_names(fullname: str) -> list[str]:
     return [f"{page}.{name}" for name, page in pages.items() if page != fullname]
 
 
-autosummary_context = {"own_names": own_names, "other_names": other_names}
+autosummary_context = {"own_names": own_names, "other_names": other_names, "directive_of": directive_of}
 
 
 def plain_docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
