@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from prunekit.report.style import drawing_style, looks_of
+from prunekit.report.style import drawing_style, figure_svg, looks_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results" / "n2ps-mnist"
 TABLES = {"rectified": "results.csv", "logistic": "logistic-l2.csv"}
@@ -102,7 +102,7 @@ def main() -> None:
     with drawing_style():
         figure = draw(networks["rectified"])
         (FOLDER / "figures").mkdir(exist_ok=True)
-        figure.savefig(FOLDER / "figures" / "accuracy-left.svg", metadata={"Date": None})
+        (FOLDER / "figures" / "accuracy-left.svg").write_text(figure_svg(figure), encoding="utf-8")
 
 
 if __name__ == "__main__":

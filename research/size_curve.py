@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from prunekit.report.style import GREY, INK, PALETTE, clean, drawing_style
+from prunekit.report.style import GREY, INK, PALETTE, clean, drawing_style, figure_svg
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results" / "smallest-mnist"
 
@@ -149,7 +149,7 @@ def main() -> None:
     with drawing_style():
         figure = draw()
         (FOLDER / "figures").mkdir(exist_ok=True)
-        figure.savefig(FOLDER / "figures" / "error-bytes.svg", metadata={"Date": None})
+        (FOLDER / "figures" / "error-bytes.svg").write_text(figure_svg(figure), encoding="utf-8")
 
 
 if __name__ == "__main__":

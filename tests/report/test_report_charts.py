@@ -19,7 +19,16 @@ from prunekit.report import write_report
 from prunekit.report.heat_map import HeatCell, LayerTable, percent_removed
 from prunekit.report.points import LayerPoint
 from prunekit.report.style import PALETTE
-from prunekit.report.theme import DARK_CARD, contrast, lightened, of_page, themed
+from prunekit.report.theme import (
+    DARK,
+    DARK_CARD,
+    THEME,
+    contrast,
+    for_both_themes,
+    lightened,
+    of_page,
+    themed,
+)
 
 HOSTILE = "</script><b>x & 'y'"
 VENDORED = files("prunekit.report") / "vendor" / "uplot"
@@ -174,6 +183,18 @@ def test_lines_are_seen_on_dark_paper() -> None:
     assert of_page("#440154").startswith("light-dark(#440154, #")
     assert themed("fill: #440154; stroke: #440154").startswith("fill: #440154; stroke: light-dark(")
     assert themed("fill: #1d2129") == "fill: var(--ink)"
+
+
+def test_a_file_of_its_own_has_the_colours_of_the_page_where_the_theme_is_dark() -> None:
+    plain = '<style>*{}</style><path style="fill: #ffffff"/><path style="stroke: #440154; fill: #440154"/>'
+    both = for_both_themes(plain)
+    rules = both[both.index("@media") : both.index("</style>")]
+    assert plain == both.replace(rules, "")
+    assert f'[style*="fill: #ffffff"]{{fill:{DARK_CARD} !important}}' in rules
+    assert f'[style*="stroke: #440154"]{{stroke:{lightened("#440154")} !important}}' in rules
+    assert "fill: #440154" not in rules
+    sheet = (files("prunekit.report") / "templates" / "report.css").read_text()
+    assert all(f"--{THEME[color]}: {dark}" in sheet for color, dark in DARK.items())
 
 
 def test_numbers_on_the_heat_map_are_read_in_every_theme() -> None:

@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from prunekit.errors import DataError
 from prunekit.files import replacing
 from prunekit.report.charts import Chart, ChartAxis
-from prunekit.report.theme import EDGE, GREY, INK, PALE, of_page, themed
+from prunekit.report.theme import EDGE, GREY, INK, PALE, for_both_themes, of_page, themed
 
 # Okabe and Ito's palette, safe for the common kinds of colour blindness; without its yellow, which is too
 # pale for a line on white, and without black, which is dense.
@@ -353,14 +353,19 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @drawing_style()
 def svg_of(drawing: Drawing) -> str:
-    """The figure as SVG text: text as text, no date, a tooltip at every marker."""
-    buffer = io.BytesIO()
-    unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    drawing.figure.savefig(buffer, format="svg", metadata=unsaid)
+    """The figure as SVG text, as of `figure_svg`, with a tooltip at every marker."""
     return _MARKER.sub(
         lambda found: f"{found.group()}<title>{escape(drawing.tips[found.group(1)])}</title>",
-        buffer.getvalue().decode(),
+        figure_svg(drawing.figure),
     )
+
+
+@drawing_style()
+def figure_svg(figure: Figure) -> str:
+    """A figure as SVG text: text as text, no date, in colours for a light and a dark theme."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return for_both_themes(buffer.getvalue().decode())
 
 
 def inline(svg: str, drawing: Drawing) -> str:

@@ -11,6 +11,8 @@ GREY, INK, PALE, EDGE = "#7a7a7a", "#1d2129", "#dfe2e8", "#8b919c"
 THEME = {"#ffffff": "card", INK: "ink", GREY: "soft", EDGE: "soft", PALE: "line"}
 #: What the style sheet has for the paper of figures where the theme is dark.
 DARK_CARD = "#1d2127"
+#: What they are in a file of its own where the theme is dark: those of the style sheet.
+DARK = {"#ffffff": DARK_CARD, INK: "#e7e9ee", GREY: "#a3abb8", EDGE: "#a3abb8", PALE: "#343a44"}
 #: The contrast that a line needs to be seen (WCAG 2, 1.4.11).
 CONTRAST = 3.0
 
@@ -55,3 +57,17 @@ def themed(style: str) -> str:
 def _of_part(found: re.Match[str]) -> str:
     kind, color = found.groups()
     return f"{kind}: {of_page(color) if kind == 'stroke' or color in THEME else color}"
+
+
+def for_both_themes(svg: str) -> str:
+    """An SVG file with other colours where the theme is dark; to programs without themes it is as it was.
+
+    What is filled in another colour than those of THEME keeps it, as in `themed`.
+    """
+    rules = "".join(
+        f'[style*="{part}"]{{{kind}:{dark} !important}}'
+        for part, kind, color in sorted(set(re.findall("((fill|stroke): (#[0-9a-f]{6}))", svg)))
+        for dark in [DARK.get(color) or (lightened(color) if kind == "stroke" else color)]
+        if dark != color
+    )
+    return svg.replace("</style>", f"@media (prefers-color-scheme: dark){{{rules}}}</style>", 1)
