@@ -18,7 +18,7 @@ from prunekit.graph.copies import copy_of
 from prunekit.graph.groups import KeepMasks
 from prunekit.graph.other_inputs import Arguments
 from prunekit.graph.reference_run import Interpreter, exact, largest, layers_in
-from prunekit.modes import Snapshot, holding, keeping_modes
+from prunekit.modes import Holdings, Snapshot
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class ProofCopy:
         self._make = make
         self._made: nn.Module | None = None
         self._layers: int | None = None
+        self._before: _State | None = None
         self.dtype = dtype
         self.calls = calls
         self.held = held
@@ -103,7 +104,7 @@ class ProofCopy:
 
     def release(self) -> None:
         """Let the copy go."""
-        self._made = None
+        self._made = self._before = None
 
     def run(
         self,
@@ -180,15 +181,19 @@ class ProofCopy:
                 put back.
         """
         model, last = self.model, last and not self.held
+        if self._before is None and not last:
+            self._before = _State(model)
         exactly = nullcontext() if self.dtype is None else exact()
         try:
-            with nullcontext() if last else _put_back(model), exactly, torch.enable_grad():
+            with exactly, torch.enable_grad():
                 for module in model.modules():
                     module.training = training
                 yield
         finally:
             if last:
                 self.release()
+            elif self._before is not None:
+                self._before.put_back()
 
     def converted(self, call: Arguments) -> Arguments:
         """The arguments in the precision of the proof, where the network is, if it is at one place."""
@@ -236,15 +241,16 @@ class ProofCopy:
         return Interpreter(graph, keeping).run(*given)
 
 
-@contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
-    """What a run writes to a network, to its buffers too, is put back."""
-    before = Snapshot(model, parameters=False)
-    try:
-        with keeping_modes(model), holding(model):
-            yield
-    finally:
-        before.restore()
+class _State:
+    """What a copy held before its runs, its buffers too, to be put back after each: it is looked at once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers, self._holdings = Snapshot(model, parameters=False), Holdings(model)
+
+    def put_back(self) -> None:
+        """Undo what a run wrote to the network, but for the mode of its modules, which each run sets."""
+        self._holdings.put_back()
+        self._buffers.restore()
 
 
 def exact_copy(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
