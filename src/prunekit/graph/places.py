@@ -45,6 +45,7 @@ def place_here(above: CodeType) -> CodePlace | None:
     return None
 
 
+@cache
 def short(place: CodePlace | None) -> str:
     """The place as ` (net.py:12)`; nothing where there is none."""
     return "" if place is None else f" ({Path(place[0]).name}:{place[1]})"
