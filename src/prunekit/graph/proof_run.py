@@ -321,11 +321,12 @@ def _backward(
 
     def arrived(parameter: Tensor, name: str) -> None:
         nonlocal whole
-        gradient, parameter.grad = parameter.grad, None
-        assert gradient is not None
         whole = whole and name not in seen
         seen.add(name)
-        sink.take(name, gradient.to_dense() if gradient.is_sparse else gradient)
+        with torch._C.DisableTorchFunction():  # what is done here is no part of the network
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
+            sink.take(name, gradient.to_dense() if gradient.is_sparse else gradient)
         if streamed and used_up:  # whoever reads it once more gets what is no number, and that is seen
             parameter.data = parameter.new_full((), torch.nan).expand(parameter.shape)
 
@@ -355,8 +356,9 @@ def _magnitudes(model: nn.Module, found: list[float]) -> Iterator[None]:
     """Take down the largest magnitude that each layer puts out while the model runs."""
 
     def note(module: nn.Module, given: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.is_floating_point():
-            found.append(largest(output))
+        with torch._C.DisableTorchFunction():  # it is no part of the network
+            if isinstance(output, Tensor) and output.is_floating_point():
+                found.append(largest(output))
 
     leaves = [module for module in model.modules() if not any(module.children())]
     handles = [module.register_forward_hook(note) for module in leaves]
