@@ -1,7 +1,8 @@
 """Memory of pruning a Llama block by block and whole: `python benchmarks/blockwise.py --json FILE`.
 
 Llamas with random weights and 4, 12 and 24 blocks, in a process each. The memory of a process is what it
-takes at its peak beyond what it had with all code loaded: pages of files that are mapped count as well.
+takes at its peak beyond what it had when it had pruned a small one, with all code loaded: pages of files that
+are mapped count as well.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from prunekit.methods import recipe
 from side_by_side import alone, resident
 
 BLOCKS, WIDTH = (4, 12, 24), 1024
+SMALL = 64
 SEQUENCES, LENGTH, WORDS = 8, 128, 1000
 
 
@@ -66,6 +68,9 @@ def whole(folder: str, method: str) -> None:
 def measured(way: Any, folder: str, method: str, found: Any) -> None:
     """Run one way in this process, and send what it took."""
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as small:
+        save(small, 1, SMALL)
+        way(small, method)
     before, began = resident("VmRSS"), time.process_time()
     way(folder, method)
     found.put({"peak, MB": (resident("VmHWM") - before) / 1e6, "seconds": time.process_time() - began})

@@ -43,6 +43,10 @@ def _kth_lowest(flat: Tensor, count: int) -> Tensor:
     return flat.kthvalue(count).values
 
 
+_TIED_TOGETHER = 2**17
+"""Values of rows with ties that are sorted at a time: they take four times their memory."""
+
+
 def stable_order(values: Tensor) -> Tensor:
     """(rows, n) int64: the places of the values (rows, n) of each row from the lowest, ties by position."""
     if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
@@ -51,8 +55,9 @@ def stable_order(values: Tensor) -> Tensor:
     order = torch.from_numpy(np.argsort(values.detach().numpy(), axis=1))
     ordered = values.gather(1, order)
     tied = (ordered[:, 1:] == ordered[:, :-1]).any(1).nonzero().flatten()
-    if len(tied):
-        order[tied] = values[tied].argsort(dim=1, stable=True)
+    del ordered
+    for rows in torch.split(tied, max(1, _TIED_TOGETHER // max(1, values.shape[1]))):
+        order[rows] = values[rows].argsort(dim=1, stable=True)
     return order
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-import prunekit.blockwise.pruning as module
+import prunekit.blockwise.block_run as block_run
+import prunekit.blockwise.pruning as pruning
 from prunekit import prune
 from prunekit.blockwise import memory_needed, prune_blocks, without_values
 from prunekit.blockwise.block_network import BlockNetwork, causal_model
@@ -225,7 +226,7 @@ def test_activations_that_were_changed_in_between_are_refused(tmp_path, monkeypa
 
 def stop_at(monkeypatch, call):
     """End the run where it prunes a block for this time, the first being 0."""
-    really, calls = module.prune, []
+    really, calls = block_run.prune, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -233,7 +234,7 @@ def stop_at(monkeypatch, call):
             raise KeyboardInterrupt
         return really(*args, **kwargs)
 
-    monkeypatch.setattr(module, "prune", interrupted)
+    monkeypatch.setattr(block_run, "prune", interrupted)
 
 
 def check_same_files(one, other):
@@ -254,8 +255,8 @@ def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path, monkeypatch, aft
     with pytest.raises(InputError, match="another seed"):
         prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice", seed=1)
     monkeypatch.undo()
-    really, calls = module.prune, []
-    monkeypatch.setattr(module, "prune", lambda *a, **k: calls.append(1) or really(*a, **k))
+    really, calls = block_run.prune, []
+    monkeypatch.setattr(block_run, "prune", lambda *a, **k: calls.append(1) or really(*a, **k))
     kept = prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "twice")
     assert len(calls) == 3 - after
     assert len(kept) == 3
@@ -268,7 +269,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path, monkeypatch, aft
 def test_only_one_block_has_values_at_a_time(tmp_path, monkeypatch):
     saved(tmp_path / "in")
     seen = []
-    really = module.prune
+    really = block_run.prune
 
     def watched(block, *args, **kwargs):
         seen.append([not any(value.is_meta for value in each.parameters()) for each in network[0].blocks])
@@ -276,9 +277,9 @@ def test_only_one_block_has_values_at_a_time(tmp_path, monkeypatch):
         return really(block, *args, **kwargs)
 
     network = []
-    build = module.BlockNetwork
-    monkeypatch.setattr(module, "BlockNetwork", lambda *a: network.append(build(*a)) or network[0])
-    monkeypatch.setattr(module, "prune", watched)
+    build = pruning.BlockNetwork
+    monkeypatch.setattr(pruning, "BlockNetwork", lambda *a: network.append(build(*a)) or network[0])
+    monkeypatch.setattr(block_run, "prune", watched)
     prune_blocks(tmp_path / "in", recipe("wanda", sparsity=0.5), tokens(), tmp_path / "out")
     assert seen == [[True, False, False], [False, True, False], [False, False, True]]
 
@@ -390,8 +391,11 @@ def test_too_little_memory_is_refused_with_the_sum(tmp_path):
     chosen = recipe("sparsegpt", sparsity=0.5)
     need = memory_needed(tmp_path / "in", chosen, tokens())
     assert need.stream == 2 * 4 * 5 * 12 * 32
-    assert need.block == need.copies / 2 == 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
-    with pytest.raises(InputError, match=r"takes .* \(.* block \+ .* matrices .*\), but .* are allowed"):
+    assert need.block == need.copy == 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
+    stages = r"\d+ kB solving, more than embedding, passing, measuring, proving, writing"
+    with pytest.raises(
+        InputError, match=rf"takes .* \(.* block \+ .* copy \+ .* \+ {stages}\), but .* are allowed"
+    ):
         prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", memory=need.total - 1)
     assert not (tmp_path / "out").exists()
     prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", memory=need.total)
@@ -520,19 +524,45 @@ def test_damaged_files_are_named(tmp_path):
 def test_the_memory_that_is_worked_out_counts_what_a_recipe_and_the_files_need(tmp_path):
     """By hand, for a Llama of width 32 with 2 of 4 heads for keys and values, and 64 units in between."""
     values = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
+    passing = 4 * 12 * (4 * 64 + 4 * 32 + 12)
+    rows = 5 * 12  # of all sequences, which wait in front of the sums of each of seven layers
     for dtype, item in ((torch.float32, 4), (torch.bfloat16, 2)):
         folder = tmp_path / str(item)
         saved(folder, torch_dtype=dtype)
+        halved = item * values if item == 2 else 0
         plain = memory_needed(folder, recipe("wanda", sparsity=0.5), tokens())
-        assert (plain.block, plain.copies, plain.masks) == (4 * values, 2 * item * values, 2 * values)
-        assert (plain.matrices, plain.stream) == (0, 2 * 4 * 5 * 12 * 32)
-        assert plain.solving == 5 * 8 * 32 * 64 * 2
-        solved = memory_needed(folder, recipe("sparsegpt", sparsity=0.5), tokens())
+        assert (plain.block, plain.copy, plain.masks) == (4 * values, 0, 2 * values)
+        assert (plain.stream, plain.passing) == (2 * 4 * 5 * 12 * 32, passing)
+        assert plain.embedding == (4 + item % 4) * VOCABULARY * 32 + passing
+        assert plain.measuring == passing + 4 * rows * (6 * 32 + 64) + 2 * 4 * rows * 64
+        assert plain.solving == (4 + 4 * 8) * 32 * 64
+        assert (plain.proving, plain.writing) == (0, halved)
+        always = plain.block + plain.masks + plain.stream
+        assert plain.total == always + max(plain.embedding, plain.measuring, plain.solving)
+
         # one layer after the other: the widest inputs are those of the last one
-        assert solved.matrices == 8 * (2 * 64**2 + 6 * 64**2)
-        assert solved.copies == max(4, 2 * item) * values
-        all_at_once = recipe("masked_least_squares", sparsity=0.5).model_copy(
-            update={"allocation": PerLayer()}
-        )
+        solved = memory_needed(folder, recipe("sparsegpt", sparsity=0.5), tokens())
+        assert solved.copy == 4 * values
+        assert solved.measuring == passing + 4 * rows * 64 + 8 * 64**2 + 3 * 8 * 64**2
+        assert solved.solving == 8 * 64**2 + 8 * (5 * 64**2 + 2 * 32 * 64)
+        all_at_once = recipe("sparsegpt", sparsity=0.5).model_copy(update={"order": "all"})
         together = memory_needed(folder, all_at_once, tokens())
-        assert together.matrices == 8 * (2 * (6 * 32**2 + 64**2) + 6 * 64**2)
+        squares = 8 * (6 * 32**2 + 64**2)
+        assert together.solving - solved.solving == squares - 8 * 64**2
+        assert together.measuring == passing + 4 * rows * (6 * 32 + 64) + 2 * squares + 2 * 8 * 64**2
+
+
+def test_layers_whose_weights_are_turned_around_have_the_inputs_that_they_have(tmp_path):
+    """GPT-2 has (inputs, outputs): 128 inputs are those of the last layer alone."""
+    saved(tmp_path / "in", "gpt2")
+    need = memory_needed(tmp_path / "in", recipe("sparsegpt", sparsity=0.5), tokens())
+    assert need.solving == 8 * 128**2 + 8 * (5 * 128**2 + 2 * 32 * 128)
+
+
+def test_a_folder_that_is_none_is_named(tmp_path):
+    saved(tmp_path / "in")
+    given = recipe("wanda", sparsity=0.5), tokens()
+    with pytest.raises(InputError, match="out = None: a path is needed"):
+        prune_blocks(tmp_path / "in", *given, None)
+    with pytest.raises(InputError, match="source = None: a path is needed"):
+        prune_blocks(None, *given, tmp_path / "out")

@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 
-import prunekit.blockwise.pruning as blockwise
-from prunekit.blockwise import drawn_sequences, prune_blocks, text_tokens
+import prunekit.blockwise.block_run as block_run
+import prunekit.blockwise.pruning as pruning
+from prunekit.blockwise import drawn_sequences, memory_needed, prune_blocks, text_tokens
 from prunekit.cli import run
 from prunekit.errors import InputError
 from prunekit.methods import wanda
@@ -44,14 +45,20 @@ def command(folder: Path, out: Path, *more: str) -> list[str]:
     return [*fixed, "--sequences", "4", "--length", "10", "--seed", "3", *more]
 
 
-def test_the_files_are_those_of_the_function(folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_files_are_those_of_the_function(
+    folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    opened, opening = [], pruning.causal_model
+    monkeypatch.setattr(pruning, "causal_model", lambda path: opened.append(path) or opening(path))
     assert run(command(folder, tmp_path / "out", "--json", "--set", "sparsity=0.25")) == 0
+    assert opened == [folder]
     said = json.loads(capsys.readouterr().out)
     assert said["sparsity"] == [0.25] * 3
     tokens = text_tokens(tmp_path / "text.txt", folder)
     assert tokens.tolist() == [place % 37 for place in range(200)]
     sequences = drawn_sequences(tokens, 4, 10, 3)
     assert all((row.diff() % 37 == 1).all() for row in sequences)
+    assert said["memory"] == memory_needed(folder, wanda(0.25), sequences).total
     prune_blocks(folder, wanda(0.25), sequences, tmp_path / "expected", seed=3)
     for path in (tmp_path / "expected").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
@@ -60,7 +67,7 @@ def test_the_files_are_those_of_the_function(folder: Path, tmp_path: Path, capsy
 def test_stopped_and_gone_on_with(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     assert run(command(folder, tmp_path / "whole")) == 0
     assert "of 3 blocks are removed" in capsys.readouterr().out
-    prune, calls = blockwise.prune, []
+    prune, calls = block_run.prune, []
 
     def stopped(*args: Any, **kwargs: Any) -> Any:
         calls.append(0)
@@ -68,7 +75,7 @@ def test_stopped_and_gone_on_with(folder: Path, tmp_path: Path, capsys: Any, mon
             raise KeyboardInterrupt
         return prune(*args, **kwargs)
 
-    monkeypatch.setattr(blockwise, "prune", stopped)
+    monkeypatch.setattr(block_run, "prune", stopped)
     assert run(command(folder, tmp_path / "parts")) == 130
     assert (
         "stopped behind 2 of 3 passes through a block; the same command goes on from there"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunekit.blockwise.allocator import freed_at_once
 from prunekit.blockwise.shards import Shards
 from prunekit.errors import DataError, InputError, ModelError, escaped
 from prunekit.modes import keeping_modes
@@ -36,7 +37,8 @@ def without_values() -> Iterator[None]:
 
     nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with freed_at_once():  # what each parameter is made with
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 

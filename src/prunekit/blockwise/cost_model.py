@@ -103,5 +103,5 @@ def block_costs(
     if isinstance(recipe.allocation, SummaryAllocation):
         seconds = {"measuring": 2 * one_pass, **seconds}
     stored = item * max(sum(value.numel() for value in block.parameters()) for block in modules)
-    need = needed_for(list(modules), stored, recipe, sequences, length, width)
+    need = needed_for(model, list(modules), stored, recipe, sequences, length, width)
     return BlockCosts(len(modules), seconds, need)

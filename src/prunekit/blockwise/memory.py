@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,60 +12,78 @@ from torch import nn
 from prunekit.blockwise.block_network import BlockNetwork
 from prunekit.blockwise.text_activations import Medium
 from prunekit.errors import InputError
+from prunekit.graph.rows import inputs_first
 from prunekit.measure.human import human_bytes
+from prunekit.parts.allocation import SummaryAllocation
 from prunekit.recipe import Recipe
+from prunekit.statistics import Statistic
 
 SINGLE, DOUBLE = 4, 8
 """Bytes of a value of the precision in which blocks are computed, and in which layers are solved."""
 
-MATRICES = 6
-"""Square matrices of a layer's inputs at a time while it is solved: damped, factorised and inverted, each
-with what it is worked out from."""
-
-ROWS = 5
-"""Times the weights of a layer in double precision while they are ranked or solved."""
-
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes at the peak, by what they are for.
+    """Bytes at the peak, by what they are for: what is there all the time, and the largest of the others.
 
     Attributes:
-        block: the largest block's values in single precision.
-        copies: of it: to put it back if a repair fails, or, if that is more, what is written, or what proves
-            that a block without units computes the same.
+        block: the largest block's values, in single precision at least.
+        copy: of them, to put the block back if a repair fails.
         masks: what is kept of it, before and after.
-        solving: the scores of its largest layer, or its weights while they are solved, and what the solver
-            takes for rows that go together.
-        matrices: of the inputs of its layers, for repairs and selections of second order.
-        stream: the activations before and behind a block: of the calibration set, or of one sequence where
-            they are kept on disk.
+        stream: the activations before and behind it: of the calibration set, or of one sequence where they
+            are kept on disk.
+        embedding: what turns token numbers into activations, before the first block.
         passing: what one sequence takes on its way through a block.
+        measuring: sums over the inputs of layers, rows that wait to be summed up, and a sequence that passes.
+        solving: scores, and what scores, selection and repair of the recipe take for its largest layer, and
+            matrices of the inputs of its layers.
+        proving: what shows that a block without units computes the same, with gradients in double precision.
+        writing: the values in the precision of the files, where that is another.
     """
 
     block: int
-    copies: int
+    copy: int
     masks: int
-    solving: int
-    matrices: int
     stream: int
+    embedding: int
     passing: int
+    measuring: int
+    solving: int
+    proving: int
+    writing: int
 
     @property
     def total(self) -> int:
-        """The sum."""
-        return sum(getattr(self, each.name) for each in fields(self))
+        """What is there all the time, and the largest of what comes one after the other."""
+        return sum(self._named(_ALWAYS).values()) + max(self._named(_IN_TURN).values())
+
+    @property
+    def arithmetic(self) -> str:
+        """The terms of the sum."""
+        stages = self._named(_IN_TURN)
+        largest = max(stages, key=lambda name: stages[name])
+        terms = self._named(_ALWAYS) | {largest: stages[largest]}
+        others = ", ".join(name for name in stages if name != largest)
+        sizes = " + ".join(f"{human_bytes(size)} {name}" for name, size in terms.items())
+        return f"{sizes}, more than {others}"
 
     def check(self, limit: int | None) -> None:
         """InputError, with the sum, if it is more than a limit in bytes, or more than is free by default."""
         free = free_memory() if limit is None else limit
         if free is not None and self.total > free:
-            terms = " + ".join(f"{human_bytes(getattr(self, f.name))} {f.name}" for f in fields(self))
             there = "are free" if limit is None else "are allowed (memory)"
             raise InputError(
-                f"pruning block by block takes {human_bytes(self.total)} ({terms}), but {human_bytes(free)} "
-                f"{there}: fewer or shorter sequences take less, or their activations on disk"
+                f"pruning block by block takes {human_bytes(self.total)} ({self.arithmetic}), but "
+                f"{human_bytes(free)} {there}: fewer or shorter sequences take less, or their activations on "
+                "disk"
             )
+
+    def _named(self, names: Iterable[str]) -> dict[str, int]:
+        return {name: getattr(self, name) for name in names}
+
+
+_ALWAYS = ("block", "copy", "masks", "stream")
+_IN_TURN = tuple(each.name for each in fields(MemoryNeed) if each.name not in _ALWAYS)
 
 
 def needed(
@@ -76,11 +91,12 @@ def needed(
 ) -> MemoryNeed:
     """What a recipe takes for so many sequences of a length, of this width, kept there."""
     stored = max(_stored(network, number) for number in range(len(network.blocks)))
-    return needed_for(network.blocks, stored, recipe, sequences, length, width, activations)
+    return needed_for(network.model, network.blocks, stored, recipe, sequences, length, width, activations)
 
 
 def needed_for(
-    modules: Sequence[nn.Module],
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
     stored: int,
     recipe: Recipe,
     sequences: int,
@@ -88,34 +104,95 @@ def needed_for(
     width: int,
     activations: Medium = "memory",
 ) -> MemoryNeed:
-    """The same of blocks whose largest takes so many bytes in the files; only their shapes are looked at."""
-    blocks = [matrices_of(module) for module in modules]
-    values = max(sum(value.numel() for value in module.parameters()) for module in modules)
-    layers = [layer for layers in blocks for layer in layers]
-    largest = max((inputs * outputs for inputs, outputs in layers), default=0)
-    widest = max((max(layer) for layer in layers), default=width)
-    in_turn = recipe.order != "all"
-    second_order = any(getattr(part, "damp", None) is not None for part in recipe.parts.values()) or any(
-        need.of_pairs for need in recipe.needs
+    """The same of a network whose largest block takes so many bytes in the files; only shapes are looked at.
+
+    Args:
+        model: the network.
+        blocks: of it.
+        stored: bytes of the largest block in the files.
+        recipe: as of `prune_blocks`.
+        sequences: of the calibration text.
+        length: tokens of each.
+        width: of the stream of activations.
+        activations: where these are kept.
+    """
+    values = max(sum(value.numel() for value in block.parameters()) for block in blocks)
+    block = max(SINGLE * values, stored)
+    halved = stored if stored < block else 0  # of files in half precision, which are read and written apart
+    layers = [matrices_of(each) for each in blocks]
+    widest = max((max(layer) for each in layers for layer in each), default=width)
+    # an MLP with its activation function has four tensors of its width at a time; attention has queries and
+    # keys before and behind their rotation, values, what comes of them, and a mask
+    passing = SINGLE * length * (max(4 * widest + 4 * width, 10 * width) + length)
+    inside = {id(each) for one in blocks for each in one.modules()}
+    embedded = sum(
+        value.numel()
+        for each in model.modules()
+        if isinstance(each, nn.Embedding) and id(each) not in inside
+        for value in each.parameters()
     )
-    # of blocks that lose units one from before, and that of the proof with its gradients in double precision
-    proof = (SINGLE + 2 * DOUBLE) * values if recipe.granularity.level == "units" else 0
-    inputs = max((inputs for inputs, _ in layers), default=0)
-    squares = [[n**2 for n, _ in each] or [0] for each in blocks]
-    measured = max(max(each) if in_turn else sum(each) for each in squares)
-    working = (part.working_bytes(n, m) for part in recipe.parts.values() for m, n in layers)
     return MemoryNeed(
-        block=SINGLE * values,
-        # tensors that are written are laid out as bytes, and these once more as a file
-        copies=max(SINGLE * values if recipe.repair.changes else 0, 2 * stored, proof),
+        block=block,
+        copy=block if recipe.repair.changes else 0,
         masks=2 * values,
-        solving=ROWS * DOUBLE * largest + max(working, default=0),
-        # sums over the examples, and the matrices that come of them
-        matrices=DOUBLE * (2 * measured + MATRICES * inputs**2) if second_order else 0,
-        # on disk but for the sequence that is looked at
         stream=2 * SINGLE * (sequences if activations == "memory" else 1) * length * width,
-        passing=SINGLE * length * (8 * widest + 2 * length),
+        embedding=embedded * block // values + embedded * halved // values + passing,
+        passing=passing,
+        measuring=passing + max(_measuring(recipe, each, sequences, length) for each in layers),
+        solving=_held(recipe, values) + max(_solving(recipe, each) for each in layers),
+        # the block before and behind in double precision, with gradients
+        proving=2 * DOUBLE * values if recipe.granularity.level == "units" else 0,
+        writing=halved,
     )
+
+
+def _measuring(recipe: Recipe, layers: Sequence[tuple[int, int]], sequences: int, length: int) -> int:
+    """Bytes beside those of a sequence that passes through a block of these layers."""
+    inputs = [inputs for inputs, _ in layers]
+    together = [[each] for each in inputs] if recipe.order != "all" else [inputs]
+    # what is asked of the same rows of a layer is read from the same sums
+    sharing: dict[object, list[Statistic]] = {}
+    for need in recipe.needs:
+        sharing.setdefault(need.rows, []).append(need)
+    most = 0
+    for columns in together:
+        held = sum(
+            max(need.held_bytes(n, length, sequences) for need in needs)
+            for needs in sharing.values()
+            for n in columns
+        )
+        taking = max(
+            (need.taking_bytes(n, length, sequences) for need in recipe.needs for n in columns), default=0
+        )
+        # a matrix is made symmetric, and moved to another mean
+        reading = sum(map(_pairs, columns)) + 2 * max(map(_pairs, columns), default=0)
+        most = max(most, held + taking, held + reading if _of_pairs(recipe) else 0)
+    return most
+
+
+def _solving(recipe: Recipe, layers: Sequence[tuple[int, int]]) -> int:
+    """Bytes of what is worked out for one layer after the other, and of what is measured of them."""
+    squares = [_pairs(inputs) for inputs, _ in layers] if _of_pairs(recipe) else []
+    measured = max(squares, default=0) if recipe.order != "all" else sum(squares)
+    working = (
+        part.working_bytes(outputs, inputs) for part in recipe.parts.values() for inputs, outputs in layers
+    )
+    return measured + max(working, default=0)
+
+
+def _held(recipe: Recipe, values: int) -> int:
+    """Bytes of the scores of all layers, where they are not worked out and forgotten one by one."""
+    by_size = recipe.allocation.by_size or isinstance(recipe.allocation, SummaryAllocation)
+    alone = recipe.score.by_layer and by_size and recipe.granularity.counts == "weights"
+    return 0 if alone or not recipe.score.of_weights else DOUBLE * values
+
+
+def _of_pairs(recipe: Recipe) -> bool:
+    return any(need.of_pairs for need in recipe.needs)
+
+
+def _pairs(inputs: int) -> int:
+    return int(DOUBLE * inputs**2)
 
 
 def _stored(network: BlockNetwork, block: int) -> int:
@@ -124,22 +201,14 @@ def _stored(network: BlockNetwork, block: int) -> int:
     return sum(dtype.itemsize * math.prod(shape) for shape, dtype in sizes)
 
 
-def give_back_memory() -> None:
-    """Let the system have what nothing refers to any more.
-
-    A session of a pruning and its loop refer to each other, and with them masks and activations wait for
-    Python to look for such circles, which it does by the number of objects, not by their size. The C library
-    (glibc) keeps what is free between pieces that are not.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
 def matrices_of(block: nn.Module) -> list[tuple[int, int]]:
     """(inputs, outputs) of each matrix."""
-    return [(value.shape[1], value.shape[0]) for value in block.parameters() if value.dim() == 2]
+    return [
+        (value.shape[0], value.shape[1]) if inputs_first(layer) else (value.shape[1], value.shape[0])
+        for layer in block.modules()
+        for value in layer.parameters(recurse=False)
+        if value.dim() == 2
+    ]
 
 
 def free_memory() -> int | None:

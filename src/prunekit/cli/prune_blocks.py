@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 import prunekit.cli.options as options
-from prunekit.blockwise import drawn_sequences, memory_needed, text_tokens
-from prunekit.blockwise import prune_blocks as prune_in_blocks
+from prunekit.blockwise import BlockwisePruning, drawn_sequences, text_tokens
 from prunekit.cli.options import StoppedError, only_results, own_code, print_json
 from prunekit.cli.prune import chosen_recipe
 from prunekit.loggers import ProgressBar
@@ -45,7 +44,8 @@ def prune_blocks(
     done = passes = 0
     with only_results():
         tokens = drawn_sequences(text_tokens(text, source), sequences, length, seed)
-        need = memory_needed(source, chosen, tokens, activations=activations).total
+        pruning = BlockwisePruning(source, chosen, tokens, activations=activations)
+        need = pruning.memory.total
         bar = ProgressBar(description=f"passes through a block, at most {human_bytes(need)} of memory")
 
         def report(number: int, count: int) -> None:
@@ -55,17 +55,7 @@ def prune_blocks(
 
         try:
             with bar:
-                kept = prune_in_blocks(
-                    source,
-                    chosen,
-                    tokens,
-                    out,
-                    inputs=inputs,
-                    activations=activations,
-                    memory=memory,
-                    seed=seed,
-                    report=report,
-                )
+                kept = pruning.run(out, inputs=inputs, memory=memory, seed=seed, report=report)
         except KeyboardInterrupt:
             raise StoppedError(
                 f"stopped behind {done} of {passes} passes through a block; the same command goes on from "

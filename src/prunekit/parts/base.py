@@ -132,8 +132,16 @@ class Part(Settings):
         return
 
     def working_bytes(self, rows: int, columns: int) -> int:
-        """The memory for rows of a layer of this size that are worked on together, at most."""
-        return 0
+        """The memory, at most, for working on a layer of this size, what it gives included.
+
+        What is measured of the layer, its weights and its masks come on top. By default, where products of
+        pairs of inputs are looked at, a matrix of them is damped, factorised and inverted, and the weights
+        are solved for.
+        """
+        if not any(need.of_pairs for need in self.needs):
+            return 0
+        weights = rows * columns
+        return 8 * max(5 * columns**2 + 2 * weights, 2 * columns**2 + 5 * weights)
 
     def solving_seconds(self, rows: int, columns: int, sparsity: float, rates: Rates) -> float:
         """The time for a layer of this size at one step, where it grows faster than the layer."""

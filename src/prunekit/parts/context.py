@@ -219,6 +219,10 @@ class Score(Part):
         """Whether the numbers are of weights, which a granularity pools, and not of what it counts."""
         return "weights" in self.works_on
 
+    def working_bytes(self, rows: int, columns: int) -> int:
+        """Scores, and what they are worked out from, in 8 bytes each."""
+        return max(6 * 8 * rows * columns, super().working_bytes(rows, columns))
+
     def check(self, context: StepContext) -> None:
         """Refuse a model that cannot be scored, before anything is done to it.
 

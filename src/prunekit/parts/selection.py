@@ -233,6 +233,11 @@ class ADMM(LayerSelection):
     paper = "Meng et al. 2024 (ALPS), arXiv 2406.07831"
     iterations: int = Field(default=ITERATIONS, ge=1, le=STEPS)
 
+    def working_bytes(self, rows: int, columns: int) -> int:
+        """Eigenvectors with what they are worked out in, or these alone and ten times the weights."""
+        weights = rows * columns
+        return 8 * max(6 * columns**2 + 3 * weights, 2 * columns**2 + 10 * weights)
+
     def select(self, group: _Group) -> Tensor:
         """The support that the search ends with."""
         return admm_support(group.matrix, group.rows, group.keep, iterations=self.iterations)

@@ -65,6 +65,25 @@ class Statistic(ABC):
     additive: ClassVar[bool] = False
     of_pairs: ClassVar[bool] = False
 
+    @property
+    def rows(self) -> object:
+        """Equal for requests of a pass that share what they sum up."""
+        return self
+
+    def held_bytes(self, columns: int, rows: int, calls: int) -> int:
+        """The memory, at most, that is held of a layer until the pass ends, where it grows with the layer.
+
+        Args:
+            columns: inputs of the layer.
+            rows: of inputs in each call.
+            calls: of the layer in the pass.
+        """
+        return 0
+
+    def taking_bytes(self, columns: int, rows: int, calls: int) -> int:
+        """The memory, at most, for taking in rows of a layer; arguments as of `held_bytes`."""
+        return 0
+
     @abstractmethod
     def start(self, subject: StatContext) -> Collector:
         """A collector for this subject."""

@@ -73,6 +73,32 @@ class InputStatistic(Statistic):
         """The values of one layer, by default the means."""
         return moments.mean
 
+    @property
+    def rows(self) -> object:
+        """What is counted as a row, and of which layers."""
+        return InputStatistic, self.form, self.consumers
+
+    def held_bytes(self, columns: int, rows: int, calls: int) -> int:
+        """Rows in front of the sums, and products of pairs."""
+        if self.sums == MEANS:
+            return 0
+        capacity = _capacity(columns, self._item)
+        buffer = self._item * columns * min(capacity, rows * calls) if rows < capacity else 0
+        return buffer + (8 * columns**2 if self.sums == PAIRS else 0)
+
+    def taking_bytes(self, columns: int, rows: int, calls: int) -> int:
+        """Deviations from the mean, and their squares, or the products of half of the pairs."""
+        if self.sums == MEANS:
+            return 0
+        capacity = _capacity(columns, self._item)
+        deviations = self._item * columns * (min(capacity, rows * calls) if rows < capacity else rows)
+        return deviations + (self._item * columns**2 // 4 if self.sums == PAIRS else deviations)
+
+    @property
+    def _item(self) -> int:
+        """Bytes of a number in the precision that rows are taken in."""
+        return 8 if self.consumers else 4
+
     def start(self, subject: StatContext) -> Collector:
         """A collector for the layers of the subject's parameters.
 
@@ -80,11 +106,10 @@ class InputStatistic(Statistic):
             InputError: for the layers that read units, where no units are counted.
             ModelError: naming a parameter whose layer has no rows of inputs.
         """
-        key = InputStatistic, self.form, self.consumers
-        first = key not in subject.shared
+        first = self.rows not in subject.shared
         if first:
-            subject.shared[key] = _Sums(self._layers(subject), self.form, subject, exact=self.consumers)
-        sums: _Sums = subject.shared[key]
+            subject.shared[self.rows] = _Sums(self._layers(subject), self.form, subject, exact=self.consumers)
+        sums: _Sums = subject.shared[self.rows]
         sums.wanted = max(sums.wanted, self.sums)
         return _Reader(self, sums, first=first)
 
@@ -184,6 +209,11 @@ class ExampleMagnitude(InputStatistic):
         return (moments.variance + moments.mean.square()).sqrt()
 
 
+def _capacity(columns: int, item: int) -> int:
+    """Rows that are collected before their products are taken, of numbers of so many bytes."""
+    return max(1, _BUFFER_BYTES // (item * columns))
+
+
 def _has_bias(layer: nn.Module) -> bool:
     return getattr(layer, "bias", None) is not None
 
@@ -277,7 +307,7 @@ class _Watched:
             self._join_means(x)
             return
         for rows in self._rows(x.to(torch.promote_types(x.dtype, self._smallest))):
-            capacity = max(1, _BUFFER_BYTES // (rows.element_size() * rows.shape[0] * rows.shape[2]))
+            capacity = _capacity(rows.shape[0] * rows.shape[2], rows.element_size())
             if rows.shape[1] >= capacity:
                 self.moments.add(rows)
                 continue

@@ -136,6 +136,10 @@ class Granularity(Part):
     def select(self, scores: Tensor, count: int) -> Tensor:
         """A mask (True = kept) that removes exactly `count` of the lowest scores that are allowed to go."""
 
+    def working_bytes(self, rows: int, columns: int) -> int:
+        """Scores in 8 bytes each, a copy of them that is parted, and masks."""
+        return (8 + 8 + 3) * rows * columns
+
     def elements(
         self,
         model: nn.Module,
@@ -204,6 +208,10 @@ class NM(Granularity):
         if self.n >= self.m:
             raise ValueError(f"n = {self.n} of m = {self.m} removes nothing: n must be below m")
         return self
+
+    def working_bytes(self, rows: int, columns: int) -> int:
+        """Scores, their places, the scores in that order, in 8 bytes each, and masks."""
+        return (8 + 8 + 8 + 3) * rows * columns
 
     def select(self, scores: Tensor, count: int) -> Tensor:
         """Remove the same number from every group of `m`; `count` must be a multiple of the groups."""

@@ -185,8 +185,10 @@ class MaskedLeastSquares(WeightRepair):
         return (rows * support**3 / 3 + columns**3 * 4 / 3) / rates.factorised
 
     def working_bytes(self, rows: int, columns: int) -> int:
-        """Matrices on the supports of the rows of a batch, of which one always goes."""
-        return 8 * columns**2 * min(rows, max(1, REFIT_BYTES // (8 * columns**2)))
+        """Matrices on the supports of rows that go together, at least one, three times; a support is
+        what is kept or what is not, whichever is less."""
+        together = max(3 * 8 * (columns // 2) ** 2, REFIT_BYTES)
+        return 8 * (3 * columns**2 + 8 * rows * columns) + together
 
     def update(self, group: RowGroup) -> Tensor:
         """Least squares on the support."""

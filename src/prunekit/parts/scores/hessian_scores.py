@@ -167,8 +167,13 @@ class LayerOBS(RowScore):
         return inverse + (rates.elimination(rows, columns) if self.form == "exact" else 0.0)
 
     def working_bytes(self, rows: int, columns: int) -> int:
-        """Inverses, one for each row of a batch, of which one always goes."""
-        return 8 * columns**2 * min(rows, max(1, ELIMINATION_BYTES // (8 * columns**2)))
+        """Inverses, one for each row of a batch, of which one always goes, or the losses of all rows in their
+        order while they become scores."""
+        if self.form == "shared":
+            return super().working_bytes(rows, columns)
+        weights = 8 * rows * columns
+        together = 8 * columns**2 * min(rows, max(1, ELIMINATION_BYTES // (8 * columns**2)))
+        return 4 * 8 * columns**2 + max(6 * weights + together, 12 * weights)
 
     def __call__(self, context: StepContext) -> Scores:
         """The losses, (float64) infinite for what a pattern never removes."""

@@ -278,7 +278,7 @@ class InputDeviation(InputScore):
 
 
 _RANKED_TOGETHER = 2**20
-"""Weights whose products and places are held at a time: they take four times the memory of the weights."""
+"""Weights whose products and places are held at a time: they take eight times the memory of the weights."""
 
 
 _NOT_OF_UNITS = Requirement(
@@ -316,8 +316,11 @@ class Wanda(InputScore):
         return rows * columns / rates.ranked if self.within == "row" else 0.0
 
     def working_bytes(self, rows: int, columns: int) -> int:
-        """Products, their magnitudes, their places and what these are checked by, in 8 bytes each."""
-        return 5 * 8 * min(rows * columns, _RANKED_TOGETHER)
+        """Ranks in 4 bytes each, and of some rows products, their magnitudes, and the products and places of
+        those before."""
+        if self.within == "layer":
+            return super().working_bytes(rows, columns)
+        return 4 * rows * columns + 4 * 8 * min(rows * columns, _RANKED_TOGETHER)
 
     def squares(self, layer: nn.Module) -> InputSquares:
         """About zero."""
