@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 import prunekit.blockwise.block_run as block_run
 import prunekit.blockwise.pruning as pruning
 from prunekit import prune
-from prunekit.blockwise import memory_needed, prune_blocks, without_values
+from prunekit.blockwise import BlockwisePruning, memory_needed, prune_blocks, without_values
 from prunekit.blockwise.block_network import BlockNetwork, causal_model
 from prunekit.blockwise.shards import Shards, write_shard
 from prunekit.blockwise.text_activations import StreamFile
@@ -557,6 +557,20 @@ def test_layers_whose_weights_are_turned_around_have_the_inputs_that_they_have(t
     saved(tmp_path / "in", "gpt2")
     need = memory_needed(tmp_path / "in", recipe("sparsegpt", sparsity=0.5), tokens())
     assert need.solving == 8 * 128**2 + 8 * (5 * 128**2 + 2 * 32 * 128)
+
+
+def test_an_opened_pruning_says_its_need_and_runs_once(tmp_path):
+    saved(tmp_path / "in")
+    given = tmp_path / "in", recipe("wanda", sparsity=0.5), tokens()
+    opened = BlockwisePruning(*given)
+    assert opened.memory == memory_needed(*given)
+    with pytest.raises(InputError, match="memory"):
+        opened.run(tmp_path / "out", memory=opened.memory.total - 1)
+    kept = opened.run(tmp_path / "out")
+    assert kept == prune_blocks(*given, tmp_path / "again")
+    check_same_files(tmp_path / "out", tmp_path / "again")
+    with pytest.raises(InputError, match="this pruning has begun"):
+        opened.run(tmp_path / "twice")
 
 
 def test_a_folder_that_is_none_is_named(tmp_path):

@@ -124,6 +124,7 @@ class BlockwisePruning:
         _check_word("activations", activations, Medium)
         source = path_of("source", source)
         self._recipe, self._tokens, self._medium = recipe, tokens, activations
+        self._begun = False
         model = causal_model(source) if model is None else model
         self._network = BlockNetwork(model, Shards.of(source), blocks)
         with freed_at_once():
@@ -141,13 +142,19 @@ class BlockwisePruning:
         seed: int = 0,
         report: Report | None = None,
     ) -> list[BlockKept]:
-        """Prune the blocks that are not done; arguments, result and what is raised as of `prune_blocks`."""
+        """Prune the blocks that are not done; arguments, result and what is raised as of `prune_blocks`.
+
+        It is run once: the network may have lost units then.
+        """
+        if self._begun:
+            raise InputError("this pruning has begun: open another BlockwisePruning")
         out, seed = path_of("out", out), checked_seed(seed)
         _check_word("inputs", inputs, Inputs)
         if memory is not None:
             whole("memory", memory, 0, 1 << 60)
         run = BlockwiseRun(self._network, self._recipe, self._tokens, out, inputs, seed, self._medium, report)
         self.memory.check(memory)
+        self._begun = True
         with freed_at_once():
             return run.go_on(self._calls)
 
