@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from prunekit.blockwise.allocator import freed_at_once, give_back_memory
+from prunekit.blockwise.allocator import freed_at_once, give_back_memory, old_objects_left_alone
 from prunekit.blockwise.block_network import BlockNetwork, causal_model
 from prunekit.blockwise.block_run import BlockwiseRun, Inputs, Report
 from prunekit.blockwise.memory import MemoryNeed, needed
@@ -155,7 +155,7 @@ class BlockwisePruning:
         run = BlockwiseRun(self._network, self._recipe, self._tokens, out, inputs, seed, self._medium, report)
         self.memory.check(memory)
         self._begun = True
-        with freed_at_once():
+        with freed_at_once(), old_objects_left_alone():
             return run.go_on(self._calls)
 
 
