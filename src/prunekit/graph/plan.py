@@ -46,7 +46,7 @@ def grouping_of(propagation: Propagation) -> tuple[list[Group], Labelling]:
     order = np.lexsort((label, keys[roots]))
     stretches = np.split(order, np.flatnonzero(np.diff(keys[roots][order])) + 1)
     groups: list[Group] = []
-    kinds, shared = _kinds(propagation), _Shared()
+    kinds, shared = _kinds(propagation), _SharedIndices()
     for part in sorted((part for part in stretches if part.size), key=lambda part: int(part[0])):
         units, first = np.unique(roots[part], return_index=True)
         units = units[np.argsort(first)]
@@ -98,7 +98,7 @@ def _group(
     block: Ints,
     index: Ints,
     kinds: Ints,
-    shared: _Shared,
+    shared: _SharedIndices,
 ) -> Group | None:
     members = []
     # in the order of the labels the entries of one axis lie together
@@ -128,11 +128,11 @@ def _group(
     )
 
 
-class _Shared:
+class _SharedIndices:
     """The indices of members, the same objects where they are the same, as in a weight, its bias and a norm.
 
-    Python looks through all objects that there are again once there are a quarter more, for a tenth of a
-    second.
+    Else there were so many more objects that Python's garbage collector would look through all there are,
+    which takes a tenth of a second.
     """
 
     def __init__(self) -> None:

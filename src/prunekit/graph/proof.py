@@ -28,7 +28,7 @@ from prunekit.masks import Masks
 
 UNTOUCHED = "; the model is as it was"
 AFFORDABLE = 2**28  # parameters of which a copy in float64 is made: 2 GiB
-HELD = 2**25  # parameters of which copies of both networks are in memory at once: 512 MiB in float64
+HELD = 2**22  # parameters of which copies of both networks are in memory at once: 64 MiB in float64
 Candidate = nn.Module | Callable[[], nn.Module]
 """A smaller network, or what makes it, each time anew, so that it need not be held."""
 
