@@ -100,9 +100,8 @@ class Values:
             found.add(node)
             if node not in self._env:
                 waiting.extend(node.all_input_nodes)
-            if (
-                memory := _memory_of(node)
-            ) in self._writers:  # who reads it must do so before the next writes
+            memory = _memory_of(node)
+            if memory in self._writers:  # who reads it must do so before the next writes
                 waiting.extend(self._touching[memory])
         return sorted(found - self._env.keys(), key=self._places.__getitem__)
 
