@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 import re
+from functools import cache
 from importlib.metadata import version as version_of
 from itertools import pairwise
 from pathlib import Path
@@ -132,6 +133,7 @@ def directive_of(fullname: str, name: str) -> str:
     return "autodata" if name in values_with_docstrings(fullname) else ""
 
 
+@cache
 def values_with_docstrings(fullname: str) -> list[str]:
     """The names that a module gives to values, each with a text behind it."""
     lines = ast.parse(inspect.getsource(importlib.import_module(fullname))).body

@@ -1,4 +1,4 @@
-"""What the C library does with memory that is freed."""
+"""When memory is given back that nothing refers to any more: by Python's collector, and by the C library."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from prunekit.files import file_to_write, replacing
 from prunekit.graph.copies import copy_of, with_plain_weights
 from prunekit.graph.proof_run import tensors_in
 from prunekit.graph.reference_run import VerificationError
-from prunekit.parts.regularize.gates import Gates
+from prunekit.parts.regularize.gates import has_gates
 from prunekit.runtime import SparseConv2d, SparseLinear
 from prunekit.targets import check_shaped, check_whole, unwrap
 
@@ -58,10 +58,8 @@ def exportable(model: nn.Module, *, as_float: bool = True) -> nn.Module:
                 f"{shown(name)} runs sparse, by kernels of this package that other programs lack: export the "
                 "network from before sparsify_for_cpu"
             )
-        if isinstance(module, Gates):
-            raise ModelError(
-                "the network has gates: let the training with them end, or remove() their handle"
-            )
+    if has_gates(model):
+        raise ModelError("the network has gates: let the training with them end, or remove() their handle")
     copy = with_plain_weights(copy_of(model).cpu().eval())
     return copy.float() if as_float else copy
 

@@ -13,6 +13,7 @@ THEME = {"#ffffff": "card", INK: "ink", GREY: "soft", EDGE: "soft", PALE: "line"
 DARK_CARD = "#1d2127"
 #: What they are in a file of its own where the theme is dark: those of the style sheet.
 DARK = {"#ffffff": DARK_CARD, INK: "#e7e9ee", GREY: "#a3abb8", EDGE: "#a3abb8", PALE: "#343a44"}
+_PAINT = re.compile("(fill|stroke): (#[0-9a-f]{6})")
 #: The contrast that a line needs to be seen (WCAG 2, 1.4.11).
 CONTRAST = 3.0
 
@@ -51,7 +52,7 @@ def themed(style: str) -> str:
 
     What is filled in another colour than those of THEME keeps it: it has it by a scale, or letters in it.
     """
-    return re.sub("(fill|stroke): (#[0-9a-f]{6})", _of_part, style)
+    return _PAINT.sub(_of_part, style)
 
 
 def _of_part(found: re.Match[str]) -> str:
@@ -65,8 +66,8 @@ def for_both_themes(svg: str) -> str:
     What is filled in another colour than those of THEME keeps it, as in `themed`.
     """
     rules = "".join(
-        f'[style*="{part}"]{{{kind}:{dark} !important}}'
-        for part, kind, color in sorted(set(re.findall("((fill|stroke): (#[0-9a-f]{6}))", svg)))
+        f'[style*="{kind}: {color}"]{{{kind}:{dark} !important}}'
+        for kind, color in sorted(set(_PAINT.findall(svg)))
         for dark in [DARK.get(color) or (lightened(color) if kind == "stroke" else color)]
         if dark != color
     )

@@ -188,11 +188,16 @@ class Gates(nn.Module):
         return found
 
 
+def has_gates(model: nn.Module) -> bool:
+    """Whether a network has gates that are not hardened yet."""
+    return any(isinstance(module, Gates) for module in unwrap(model).modules())
+
+
 def check_no_gates(who: str, model: nn.Module) -> None:
     """Refuse a network that has gates.
 
     Raises:
         InputError: naming who would act on them as on weights.
     """
-    if any(isinstance(module, Gates) for module in unwrap(model).modules()):
+    if has_gates(model):
         raise InputError(f"{who}: the network has gates already: remove() them first, or attach them last")
