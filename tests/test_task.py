@@ -435,6 +435,7 @@ BY_DATA = {
     "block_fisher": {"block": 7}, "obd": {}, "layer_obs": {"every": 40}, "exact_layer_obs": {},
     "masked_least_squares": {}, "sparsegpt": {}, "alps": {}, "layer_l0": {},
     "oracle_units": {"steps": 2}, "taylor_units": {"steps": 2}, "flap": {}, "minitron": {},
+    "llm_pruner": {},
 }  # fmt: skip
 
 

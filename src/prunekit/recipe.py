@@ -255,6 +255,11 @@ class Recipe(Displayed, Settings):
         return tuple(need for part in self.parts.values() for need in part.needs)
 
     @property
+    def by_gradient(self) -> bool:
+        """Whether it needs gradients of the loss."""
+        return any(need.needs_loss for need in self.needs)
+
+    @property
     def needs_data(self) -> bool:
         """Whether choosing the weights, or repairing the rest, cannot be done without data."""
         chosen = bool(self.needs) or self.allocation.needs_data or self.quantize.needs_data

@@ -19,6 +19,8 @@ CASES = [
     ("ria", "bfloat16", 512, 1),
     ("sparsegpt", "bfloat16", 384, 1),
     ("alps", "float16", 192, 1),
+    ("llm_pruner", "float32", 384, 1),
+    ("llm_pruner", "float32", 384, 3),
 ]
 CODE = 6e6
 """Bytes that vary from run to run: code that is loaded when it is first used, and Python's own objects."""
@@ -31,9 +33,10 @@ def test_the_memory_that_is_worked_out_is_a_bound_and_near() -> None:
     found = {tuple(case): each for case, each in zip(CASES, json.loads(done.stdout), strict=True)}
     for case, (need, peak) in found.items():
         assert 0.75 * need - CODE < peak < need + CODE, (case, need, peak)
-    shallow, deep = (found["wanda", "float32", 512, blocks] for blocks in (1, 4))
-    assert shallow[0] == deep[0]
-    assert abs(deep[1] - shallow[1]) < CODE
+    for method, width, depth in (("wanda", 512, 4), ("llm_pruner", 384, 3)):
+        shallow, deep = (found[method, "float32", width, blocks] for blocks in (1, depth))
+        assert shallow[0] == deep[0]
+        assert abs(deep[1] - shallow[1]) < CODE
 
 
 def test_objects_are_looked_through_again_behind_a_run() -> None:

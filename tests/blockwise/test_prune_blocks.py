@@ -392,7 +392,7 @@ def test_too_little_memory_is_refused_with_the_sum(tmp_path):
     need = memory_needed(tmp_path / "in", chosen, tokens())
     assert need.stream == 2 * 4 * 5 * 12 * 32
     assert need.block == need.copy == 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
-    stages = r"\d+ kB solving, more than embedding, passing, measuring, proving, writing"
+    stages = r"\d+ kB solving, more than embedding, passing, measuring, differentiating, proving, writing"
     with pytest.raises(
         InputError, match=rf"takes .* \(.* block \+ .* copy \+ .* \+ {stages}\), but .* are allowed"
     ):

@@ -182,7 +182,7 @@ def test_what_one_configuration_cannot_say_is_refused_before_anything_is_written
             "llama",
             chosen("minitron").model_copy(update={"score": recipe("taylor_units").score}),
             InputError,
-            "needs the loss of the whole network",
+            "needs more of the loss of the whole network than gradients",
         ),
     ]:
         with pytest.raises(error, match=match):

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunekit.blockwise.allocator import freed_at_once
 from prunekit.blockwise.shards import Shards
 from prunekit.errors import DataError, InputError, ModelError, escaped
+from prunekit.losses import NO_GRADIENT, one_tensor
 from prunekit.modes import keeping_modes
 from prunekit.targets import check_module
 
@@ -249,6 +251,36 @@ class BlockNetwork:
     @torch.no_grad()
     def outputs(self, stream: Tensor, tokens: Tensor) -> Any:
         """What the network gives for a sequence (1, length), from the activations behind its last block."""
+        return self._outputs(stream, tokens)
+
+    def loss_gradient(self, stream: Tensor, tokens: Tensor) -> Tensor:
+        """The gradient (1, length, width) of the loss in the activations behind the last block.
+
+        The loss is the mean cross-entropy of each token of a sequence (length,) but the first, after those
+        before it.
+
+        Raises:
+            InputError: if the network gives no logits of tokens, or none that can be differentiated.
+            DataError: if the loss is not finite.
+        """
+        if len(tokens) < 2:
+            raise InputError("tokens: a sequence of one token has no next one, whose loss has gradients")
+        stream = stream.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = one_tensor(self._outputs(stream, tokens[None]), "the loss of the next tokens")
+            if logits.shape[:-1] != (1, len(tokens)) or int(tokens.max()) >= logits.shape[-1]:
+                raise InputError(
+                    f"{type(self.model).__name__} gives {list(logits.shape)} for a sequence of {len(tokens)} "
+                    "tokens: scores by gradients need the logits (1, length, tokens) of the next ones"
+                )
+            if not logits.requires_grad:
+                raise InputError(f"{type(self.model).__name__}: {NO_GRADIENT}")
+            loss = F.cross_entropy(logits[0, :-1], tokens[1:].long())
+        if not bool(loss.isfinite()):
+            raise DataError(f"the loss of the next tokens is {loss.item()}: scores would be NaN")
+        return torch.autograd.grad(loss, stream)[0]
+
+    def _outputs(self, stream: Tensor, tokens: Tensor) -> Any:
         with ExitStack() as undo:
             self._load_when_called(undo)
             for block in self.blocks:

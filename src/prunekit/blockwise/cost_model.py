@@ -24,8 +24,9 @@ class BlockCosts:
     Attributes:
         blocks: how many there are.
         seconds: of one block, by stage: `statistics` (passes of the calibration text and products of inputs),
-            `solving` (scores, selection, repair), and `passing` (the text once more, through what is left);
-            before these `measuring`, where layers are compared (statistics and passing of dense blocks).
+            `solving` (scores, selection, repair), and `passing` (the text once more, through what is left, or
+            gradients on their way back); before these `measuring`, where layers are compared (statistics and
+            passing of dense blocks), or `forward`, where the text goes to the loss first.
         memory: at the peak.
     """
 
@@ -100,6 +101,9 @@ def block_costs(
         "solving": solving,
         "passing": one_pass,
     }
+    if recipe.by_gradient:  # the way back through a layer is two products of matrices, the way there is one
+        seconds |= {"statistics": 3 * one_pass + products, "passing": 3 * one_pass}
+        seconds = {"forward": one_pass, **seconds}
     if isinstance(recipe.allocation, SummaryAllocation):
         seconds = {"measuring": 2 * one_pass, **seconds}
     stored = item * max(sum(value.numel() for value in block.parameters()) for block in modules)

@@ -35,6 +35,9 @@ class MemoryNeed:
         embedding: what turns token numbers into activations, before the first block.
         passing: what one sequence takes on its way through a block.
         measuring: sums over the inputs of layers, rows that wait to be summed up, and a sequence that passes.
+        differentiating: for scores by gradients, those of the block's weights, their sums, and what a
+            sequence leaves in the block for the way back; or what is outside of the blocks, with the logits
+            of a sequence.
         solving: scores, and what scores, selection and repair of the recipe take for its largest layer, and
             matrices of the inputs of its layers.
         proving: what shows that a block without units computes the same, with gradients in double precision.
@@ -48,6 +51,7 @@ class MemoryNeed:
     embedding: int
     passing: int
     measuring: int
+    differentiating: int
     solving: int
     proving: int
     writing: int
@@ -125,20 +129,26 @@ def needed_for(
     # keys before and behind their rotation, values, what comes of them, and a mask
     passing = SINGLE * length * (max(4 * widest + 4 * width, 10 * width) + length)
     inside = {id(each) for one in blocks for each in one.modules()}
-    embedded = sum(
-        value.numel()
-        for each in model.modules()
-        if isinstance(each, nn.Embedding) and id(each) not in inside
-        for value in each.parameters()
-    )
+    modules = [each for each in model.modules() if id(each) not in inside]
+    embeddings = [each for each in modules if isinstance(each, nn.Embedding)]
+    embedded = sum(each.weight.numel() for each in embeddings)
+    words = max((each.num_embeddings for each in embeddings), default=0)
+    outside = sum(value.numel() for each in modules for value in each.parameters(recurse=False))
+    sequences_held = (3 if recipe.by_gradient else 2) * (sequences if activations == "memory" else 1)
     return MemoryNeed(
         block=block,
         copy=block if recipe.repair.changes else 0,
         masks=2 * values,
-        stream=2 * SINGLE * (sequences if activations == "memory" else 1) * length * width,
+        stream=SINGLE * sequences_held * length * width,
         embedding=embedded * block // values + embedded * halved // values + passing,
         passing=passing,
         measuring=passing + max(_measuring(recipe, each, sequences, length) for each in layers),
+        differentiating=max(
+            2 * block + SINGLE * length * (8 * widest + 16 * width + 2 * length),
+            outside * (block + halved) // values + 4 * SINGLE * length * words - block,
+        )
+        if recipe.by_gradient
+        else 0,
         solving=_held(recipe, values) + max(_solving(recipe, each) for each in layers),
         # the block before and behind in double precision, with gradients
         proving=2 * DOUBLE * values if recipe.granularity.level == "units" else 0,

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.blockwise.allocator import freed_at_once, give_back_memory, old_objects_left_alone
+from prunekit.blockwise.backward_run import BackwardRun
 from prunekit.blockwise.block_network import BlockNetwork, causal_model
-from prunekit.blockwise.block_run import BlockwiseRun, Inputs, Report
+from prunekit.blockwise.block_run import Inputs, Report
+from prunekit.blockwise.forward_run import ForwardRun
 from prunekit.blockwise.memory import MemoryNeed, needed
 from prunekit.blockwise.run_progress import BlockKept
 from prunekit.blockwise.shards import Shards
@@ -22,7 +24,7 @@ from prunekit.parts.base import LEVELS
 from prunekit.parts.granularity import Unit
 from prunekit.recipe import Recipe, recipe_refusal
 from prunekit.settings import checked_seed, whole
-from prunekit.statistics import ActivationStats, InputStatistic
+from prunekit.statistics import ActivationStats, InputStatistic, MeanGradient
 
 
 def prune_blocks(
@@ -31,7 +33,7 @@ def prune_blocks(
     tokens: Tensor,
     out: Path | str,
     *,
-    inputs: Inputs = "pruned",
+    inputs: Inputs | None = None,
     blocks: str | None = None,
     model: nn.Module | None = None,
     activations: Medium = "memory",
@@ -46,17 +48,22 @@ def prune_blocks(
     with the block and the activations, not with the depth. What is outside of the blocks (embeddings, head)
     stays. An interrupted run goes on behind the last block that was written, to the same files.
 
+    For scores by gradients the text goes through all dense blocks first, to the loss of its next tokens, and
+    blocks are pruned from the last to the first, as the gradient comes back to them. The activations before
+    each are on disk until then: length times width numbers for each sequence and block.
+
     Args:
         source: a folder of transformers with its config, or of `model`'s values alone.
         recipe: removes single weights, each layer by itself, without training: `wanda`, `ria`, `sparsegpt`,
             `alps`, `exact_layer_obs` with the allocation `per_layer`, N:M patterns. With an allocation that
             compares layers by a number of each, `owl`, all dense blocks are measured before the first is
             pruned. Or it removes heads and widths, the same share of every block, as `minitron` and `flap`
-            with `even`: they are taken out, and the configuration says the new sizes.
+            with `even` and `llm_pruner`: they are taken out, and the configuration says the new sizes.
         tokens: (sequences, length) token numbers of the calibration text, without padding.
         out: the new folder.
         inputs: what a layer's statistics are taken of: behind the blocks that are `pruned` already, as Wanda
-            and SparseGPT are published, or behind the `dense` ones, as in pruning the whole network at once.
+            and SparseGPT are published, the default, or behind the `dense` ones, as in pruning the whole
+            network at once. Gradients are always those of the dense network.
         blocks: the name of the list of blocks, such as `model.layers`; by default the longest list.
         model: the network, made within `without_values()`, where it is not a causal model of transformers.
         activations: where those of the text are kept: in `memory`, or on `disk`, in the new folder, so that
@@ -130,6 +137,8 @@ class BlockwisePruning:
         with freed_at_once():
             give_back_memory()
             stream, self._calls = self._network.calls(largest)
+            if recipe.by_gradient:
+                self._network.loss_gradient(stream, largest[0])
         _, length, width = stream.shape
         self.memory = needed(self._network, recipe, len(tokens), length, width, activations)
 
@@ -137,7 +146,7 @@ class BlockwisePruning:
         self,
         out: Path | str,
         *,
-        inputs: Inputs = "pruned",
+        inputs: Inputs | None = None,
         memory: int | None = None,
         seed: int = 0,
         report: Report | None = None,
@@ -149,14 +158,26 @@ class BlockwisePruning:
         if self._begun:
             raise InputError("this pruning has begun: open another BlockwisePruning")
         out, seed = path_of("out", out), checked_seed(seed)
-        _check_word("inputs", inputs, Inputs)
+        inputs = self._inputs_of(inputs)
         if memory is not None:
             whole("memory", memory, 0, 1 << 60)
-        run = BlockwiseRun(self._network, self._recipe, self._tokens, out, inputs, seed, self._medium, report)
+        way = BackwardRun if self._recipe.by_gradient else ForwardRun
+        run = way(self._network, self._recipe, self._tokens, out, inputs, seed, self._medium, report)
         self.memory.check(memory)
         self._begun = True
         with freed_at_once(), old_objects_left_alone():
             return run.go_on(self._calls)
+
+    def _inputs_of(self, inputs: Inputs | None) -> Inputs:
+        if inputs is None:
+            return "dense" if self._recipe.by_gradient else "pruned"
+        _check_word("inputs", inputs, Inputs)
+        if inputs == "pruned" and self._recipe.by_gradient:
+            raise InputError(
+                "inputs = 'pruned': gradients come back through dense blocks, so that the recipe can only be "
+                "given 'dense'"
+            )
+        return inputs
 
 
 def _largest(tokens: Tensor) -> Tensor:
@@ -203,13 +224,22 @@ def _check_recipe(recipe: Recipe) -> None:
         f"{compares} at each of several steps": compared and len(recipe.schedule.sparsities()) > 1,
         f"the stop {recipe.stop.name!r} measures the whole network": recipe.stop.needs_data,
         f"the quantize {recipe.quantize.name!r} gives values to the whole network": recipe.quantize.changes,
-        "a statistic needs the loss of the whole network, as scores by gradients do": any(
-            need.needs_loss
-            or need.takes_loss
-            or (units and not isinstance(need, InputStatistic | ActivationStats))
+        "a statistic needs more of the loss of the whole network than gradients of weights": any(
+            need.takes_loss
+            or (need.needs_loss and not isinstance(need, MeanGradient))
+            or (units and not isinstance(need, InputStatistic | ActivationStats | MeanGradient))
             for need in recipe.needs
         ),
     }
+    if recipe.by_gradient:
+        dense = "gradients come back through dense blocks"
+        reasons |= {
+            f"{compares}, which are measured before the first is pruned, and {dense}": compared,
+            f"{dense}, and the schedule has several steps": len(recipe.schedule.sparsities()) > 1,
+            f"{dense}, and the order {recipe.order!r} measures layers behind those that are pruned": (
+                recipe.order != "all"
+            ),
+        }
     for reason, holds in reasons.items():
         if holds:
             raise InputError(f"the recipe cannot prune block by block: {reason}")

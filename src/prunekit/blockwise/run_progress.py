@@ -57,7 +57,10 @@ class RunProgress:
         done: what is left of each block that is pruned.
         form: of the blocks, where these lose units and the first one is pruned.
         shards: the digests of the files that are written.
-        stream: that of the file of the activations before the next block; None where it is the first one.
+        streams: those of the files of activations that are gone on from: before the next block, or before all
+            blocks that are not done.
+        gradients: that of the file of the gradients in what the next block gives, where blocks are pruned by
+            gradients.
     """
 
     folder: Path
@@ -66,7 +69,8 @@ class RunProgress:
     done: list[BlockKept] = field(default_factory=list)
     form: SmallerForm | None = None
     shards: dict[str, str] = field(default_factory=dict)
-    stream: str | None = None
+    streams: dict[str, str] = field(default_factory=dict)
+    gradients: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path, about: Mapping[str, Any]) -> RunProgress:
@@ -100,7 +104,8 @@ class RunProgress:
             [BlockKept(**each) for each in found["done"]],
             None if found["form"] is None else SmallerForm(**found["form"]),
             found["shards"],
-            found["stream"],
+            found["streams"],
+            found["gradients"],
         )
 
     def write(self) -> None:
@@ -110,6 +115,7 @@ class RunProgress:
             "done": [asdict(each) for each in self.done],
             "form": None if self.form is None else asdict(self.form),
             "shards": self.shards,
-            "stream": self.stream,
+            "streams": self.streams,
+            "gradients": self.gradients,
         }
         write_json_with_digest(self.folder / PROGRESS, {**self.about, **parts})

@@ -33,12 +33,12 @@ class SmallerForm:
     changes: Sequence[tuple[Sequence[str], int]]
 
     def check(self, block: nn.Module) -> None:
-        """ModelError if a block has other sizes than the first one, which one configuration cannot say."""
+        """ModelError if a block has other sizes than the first that was pruned."""
         for name, shape in _shapes(block).items():
             if list(shape) != list(self.shapes.get(name, ())):
                 raise ModelError(
-                    f"{name} has the shape {list(shape)}, but {list(self.shapes.get(name, ()))} in the first "
-                    "block: a configuration says one width for all"
+                    f"{name} has the shape {list(shape)}, but {list(self.shapes.get(name, ()))} in the block "
+                    "that was pruned first: a configuration says one width for all"
                 )
 
 

@@ -1,8 +1,8 @@
-"""The activations of the calibration text before a block, in memory or in a file."""
+"""What there is of each sequence of the calibration text at a block, in memory or in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
@@ -43,9 +43,15 @@ class StreamFile(Sequence[Tensor]):
 
 @dataclass(frozen=True)
 class SequenceBatches:
-    """Sequences as batches of one example, for `prune`; their targets are of no meaning."""
+    """Sequences as batches of one example, for `prune`.
+
+    Attributes:
+        streams: (1, length, width) the activations before a block.
+        gradients: likewise, targets for a loss of what the block gives; without them targets mean nothing.
+    """
 
     streams: Sequence[Tensor]
+    gradients: Sequence[Tensor] | None = None
 
     def __len__(self) -> int:
         """How many sequences."""
@@ -53,22 +59,26 @@ class SequenceBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One at a time."""
+        if self.gradients is not None:
+            return zip(self.streams, self.gradients, strict=True)
         return ((stream, torch.zeros(len(stream), dtype=torch.long)) for stream in self.streams)
 
 
 @dataclass(frozen=True)
 class StreamStore:
-    """The activations before the block that is next, and a file of them to go on from.
+    """The activations before the block that is next, and files to go on from.
 
     Attributes:
         folder: of the files, whose names are hidden.
         medium: where activations are looked at; an interrupted run may go on with the other one.
         count: of sequences.
+        what: there is of each sequence, for the names of files.
     """
 
     folder: Path
     medium: Medium
     count: int
+    what: str = "stream"
 
     def kept(self, block: int, streams: Iterable[Tensor]) -> Sequence[Tensor]:
         """Activations before a block, each worked out and put away before the next."""
@@ -77,20 +87,20 @@ class StreamStore:
         self._write(block, streams)
         return StreamFile(self._path(block))
 
-    def saved(self, block: int, streams: Sequence[Tensor]) -> str:
-        """Have them in their file; its digest."""
+    def saved(self, block: int, streams: Sequence[Tensor]) -> dict[str, str]:
+        """Have them in their file; its name, with its digest."""
         if self.medium == "memory":
             self._write(block, streams)
-        return digest_of_file(self._path(block))
+        return {self.file(block): digest_of_file(self._path(block))}
 
-    def read(self, block: int, digest: str) -> Sequence[Tensor]:
+    def read(self, block: int, digests: Mapping[str, str]) -> Sequence[Tensor]:
         """Those of a file.
 
         Raises:
             DataError: if it is missing, or another one than was saved.
         """
         path = self._path(block)
-        if not path.is_file() or digest_of_file(path) != digest:
+        if not path.is_file() or digest_of_file(path) != digests.get(path.name):
             raise DataError(f"{path} is missing or damaged: remove {self.folder} and begin again")
         found = StreamFile(path)
         return found if self.medium == "disk" else list(found)
@@ -101,11 +111,15 @@ class StreamStore:
 
     def clear(self) -> None:
         """Forget what a run that was killed has left, too."""
-        for path in self.folder.glob(".*stream-*"):
+        for path in self.folder.glob(f".*{self.what}-*"):
             remove(path)
 
+    def file(self, block: int) -> str:
+        """The name of the file of a block."""
+        return f".{self.what}-{block}.npy"
+
     def _path(self, block: int) -> Path:
-        return self.folder / f".stream-{block}.npy"
+        return self.folder / self.file(block)
 
     def _write(self, block: int, streams: Iterable[Tensor]) -> None:
         """As one array (sequences, length, width) in the format of NumPy."""

@@ -28,6 +28,7 @@ from prunekit.parts.scores import (
     Skeletonization,
     ThiNet,
     UnitTaylor,
+    WeightGradient,
 )
 from prunekit.parts.stopping import ErrorLimit, NoStop
 from prunekit.recipe import Recipe, method
@@ -42,6 +43,7 @@ __all__ = [
     "flap",
     "geometric_median",
     "grad_cam_filters",
+    "llm_pruner",
     "maxout_pruning",
     "minitron",
     "n2ps",
@@ -383,6 +385,23 @@ def minitron(sparsity: float = 0.25) -> Recipe:
     return Recipe(
         score=ActivationNorm(),
         granularity=Unit(kinds=_WIDTHS),
+        allocation=PerLayer(),
+        schedule=OneShot(sparsity=sparsity),
+    )
+
+
+@method
+def llm_pruner(sparsity: float = 0.2) -> Recipe:
+    """The heads, neurons and filters whose weights, all that go with them, have the least |w dL/dw| in sum.
+
+    The same share of every layer. The paper leaves the first and last blocks whole, and repairs with low-rank
+    adapters.
+
+    Paper: Ma, Fang, Wang 2023 (LLM-Pruner, element-wise, first order), arXiv 2305.11627
+    """
+    return Recipe(
+        score=WeightGradient(),
+        granularity=Unit(kinds=_WIDTHS, over="all", combine="sum"),
         allocation=PerLayer(),
         schedule=OneShot(sparsity=sparsity),
     )
