@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from prunekit.compress import coder, decode_levels, encode_levels
+from prunekit.compress.logistic import ONE
+from prunekit.compress.range_coder import BitDecoder, BitEncoder
 from prunekit.errors import DataError, InputError, PrunekitError
 
 shapes = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=12)
@@ -47,6 +49,22 @@ def test_decoding_is_inverse_to_the_bit(sizes, data):
         np.array_equal(one, other) and one.shape == other.shape
         for one, other in zip(found, layers, strict=True)
     )
+
+
+def test_bits_one_by_one_are_the_bits_at_once():
+    rng = np.random.default_rng(12)
+    probabilities, bits = rng.integers(1, ONE, 3000), rng.integers(0, 2, 3000)
+    ends = np.array([1, ONE - 1] * 2), np.array([0, 1, 1, 0])
+    probabilities, bits = (np.concatenate(each) for each in zip((probabilities, bits), ends, strict=True))
+    at_once, one_by_one = BitEncoder(), BitEncoder()
+    at_once.code(probabilities, bits)
+    for each in zip(probabilities.tolist(), bits.tolist(), strict=True):
+        assert one_by_one.code_one(*each) == each[1]
+    data = at_once.finish()
+    assert one_by_one.finish() == data
+    decoder = BitDecoder(data)
+    assert [decoder.code_one(each, 0) for each in probabilities.tolist()] == bits.tolist()
+    decoder.finish()
 
 
 @pytest.mark.parametrize("density", [0.0, 0.004, 0.1, 0.6, 1.0])

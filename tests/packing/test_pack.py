@@ -1,6 +1,9 @@
 """Packed files: the same network to the bit, small, and refused in one line where they are anything else."""
 
 import hashlib
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,9 +271,18 @@ def test_planes_are_those_of_pixels_and_of_channels(tmp_path):
 # ---- refused -----------------------------------------------------------------------------------------------
 
 
+@cache
+def good_bytes():
+    with tempfile.TemporaryDirectory() as folder:
+        model = shared_values(LENET_300_100.build(), 0.01)
+        return pack(model, Path(folder) / "net.pk", architecture=LENET_300_100).read_bytes()
+
+
 @pytest.fixture
 def file(tmp_path):
-    return pack(shared_values(LENET_300_100.build(), 0.01), tmp_path / "net.pk", architecture=LENET_300_100)
+    path = tmp_path / "net.pk"
+    path.write_bytes(good_bytes())
+    return path
 
 
 def resealed(data):

@@ -42,11 +42,14 @@ class ContextBits:
         """
         first, *others = contexts
         base = (2 * self._ones[0][first] + 1) * ONE // (2 * self._all[0][first] + 2)
-        logits = [stretch(base)]
-        for ones, seen, context in zip(self._ones[1:], self._all[1:], others, strict=True):
-            found = (ones[context] * ONE + self._strength * base) // (seen[context] + self._strength)
-            logits.append(stretch(found) - logits[0])
-        bits = self._mixer.code(self._coder, np.stack(logits), bits)
+        known, found = self._strength * base, np.empty((len(contexts), len(bits)), np.int64)
+        found[0] = base
+        tables = zip(self._ones[1:], self._all[1:], others, strict=True)
+        for number, (ones, seen, context) in enumerate(tables, start=1):
+            found[number] = (ones[context] * ONE + known) // (seen[context] + self._strength)
+        logits = stretch(found)
+        logits[1:] -= logits[0]
+        bits = self._mixer.code(self._coder, logits, bits)
         for ones, seen, context in zip(self._ones, self._all, contexts, strict=True):
             ones += np.bincount(context[bits > 0], minlength=len(ones))
             seen += np.bincount(context, minlength=len(seen))
@@ -69,6 +72,7 @@ class Numbers:
         self._coder = coder
         self._limit = limit
         self._mass = self.UNIT // (np.arange(limit + 1) + 1) + 1
+        self._sums = np.zeros(limit + 2, np.int64)
         self._like: dict[int, np.ndarray] = {}
 
     def code(self, number: int, near: int = 0) -> int:
@@ -78,22 +82,26 @@ class Numbers:
             number: what to write; a decoder does not look at it.
             near: the size of its neighbours, in any unit.
         """
-        like = self._like.setdefault(near.bit_length(), np.zeros_like(self._mass))
-        sums = np.concatenate([[0], (self._mass + self.LIKE * like).cumsum()])
+        surroundings = near.bit_length()
+        if surroundings not in self._like:
+            self._like[surroundings] = np.zeros_like(self._mass)
+        like, sums = self._like[surroundings], self._sums
+        np.cumsum(self._mass + self.LIKE * like, out=sums[1:])
         low, high = 0, self._limit + 1
+        to_low, to_high = 0, sums.item(high)
         while high - low > 1:
             middle = (low + high) // 2
-            above = int((sums[high] - sums[middle]) * ONE // (sums[high] - sums[low]))
-            chance = np.array([min(max(above, 1), ONE - 1)])
-            if self._coder.code(chance, np.array([int(number >= middle)]))[0]:
-                low = middle
+            to_middle = sums.item(middle)
+            above = (to_high - to_middle) * ONE // (to_high - to_low)
+            if self._coder.code_one(min(max(above, 1), ONE - 1), int(number >= middle)):
+                low, to_low = middle, to_middle
             else:
-                high = middle
+                high, to_high = middle, to_middle
         # the next ones are 0 again, or within about a standard deviation of a Poisson number
         reach = math.isqrt(low) + 1 if low else 0
-        places = np.arange(max(low - reach, 0), min(low + reach, self._limit) + 1)
-        added = self.UNIT * (reach + 1 - np.abs(places - low)) // (reach + 1)
-        added[low - places[0]] += self.UNIT
-        self._mass[places] += added
-        like[places] += added
+        first, end = max(low - reach, 0), min(low + reach, self._limit) + 1
+        added = self.UNIT * (reach + 1 - np.abs(np.arange(first - low, end - low))) // (reach + 1)
+        added[low - first] += self.UNIT
+        self._mass[first:end] += added
+        like[first:end] += added
         return low

@@ -25,7 +25,7 @@ _MOST = 11_360  # just above LOGIT_ONE x ln(65,535)
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of all logits from -_MOST to _MOST, and logits of all probabilities."""
+    """Probabilities of all logits from -_MOST to _MOST, and logits of all numbers from 0 to ONE."""
     context = Context(prec=25)
     upper = []
     factor = context.exp(context.divide(Decimal(-1), Decimal(LOGIT_ONE)))  # exp(-1/1024)
@@ -35,20 +35,21 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
         power = context.multiply(power, factor)
     half = np.array(upper, np.int64)
     squashed = np.clip(np.concatenate([ONE - half[:0:-1], half]), 1, ONE - 1)
-    logits = np.searchsorted(squashed, np.arange(ONE + 1)) - _MOST
+    probabilities = np.clip(np.arange(ONE + 1), 1, ONE - 1)
+    logits = np.searchsorted(squashed, probabilities) - _MOST
     # the middle of the logits that have this probability: squash(stretch(p)) = p where there is one
-    after = np.searchsorted(squashed, np.arange(ONE + 1), side="right") - 1 - _MOST
+    after = np.searchsorted(squashed, probabilities, side="right") - 1 - _MOST
     return squashed, (logits + np.maximum(after, logits)) >> 1
 
 
 def squash(logits: np.ndarray) -> np.ndarray:
     """The probabilities of logits."""
-    return _tables()[0][np.clip(logits, -_MOST, _MOST) + _MOST]
+    return _tables()[0].take(logits + _MOST, mode="clip")
 
 
 def stretch(probabilities: np.ndarray | int) -> np.ndarray:
     """The logits of probabilities; those out of range become the nearest in range."""
-    return _tables()[1][np.clip(probabilities, 1, ONE - 1)]
+    return _tables()[1].take(probabilities, mode="clip")
 
 
 class BitCoder(Protocol):
@@ -64,6 +65,10 @@ class BitCoder(Protocol):
             probabilities: of ones, from 1 to 65,535 of 65,536.
             bits: int64, of the same length.
         """
+        ...
+
+    def code_one(self, probability: int, bit: int) -> int:
+        """As `code`, of a single bit: much faster than arrays of length one."""
         ...
 
 
@@ -90,10 +95,10 @@ class Mixer:
             logits: (predictions, bits).
             bits: what to write; a decoder does not look at them.
         """
-        probabilities = squash((self.weights[:, None] * logits).sum(0) >> 16)
+        probabilities = squash(self.weights @ logits >> 16)
         bits = coder.code(probabilities, bits)
         errors = bits * ONE - probabilities  # 16 bits after the point
-        gradient = (logits * errors).sum(1)  # 26 bits
+        gradient = logits @ errors  # 26 bits
         variance = probabilities * (ONE - probabilities) >> 16
         self._curvature += (logits * logits * variance >> 20).sum(1)  # 16 bits
         self.weights += gradient * 64 // (self._curvature * len(self.weights))

@@ -49,10 +49,11 @@ class PositionModel:
         in_columns = self._code_counts(present.sum(0, dtype=np.int64), len(live), grid)
         parts = [places[in_columns[places] > 0] for places in _interleaved(grid)]
         parts = [part for places in parts for part in np.split(places, range(CHUNK, len(places), CHUNK))]
+        squares = [_corners(places, grid) for places in parts]
         for number, row in enumerate(live):
-            found = self._code_row(
-                present[row].astype(np.int64), int(in_rows[row]), in_columns, len(live) - number, parts, grid
-            )
+            chances = np.minimum(in_columns * ONE // (len(live) - number), ONE)  # by its column alone
+            found = present[row].astype(np.int64)
+            self._code_row(found, int(in_rows[row]), chances, parts, squares, grid)
             present[row] = found
             in_columns = np.maximum(in_columns - found, 0)
 
@@ -85,15 +86,23 @@ class PositionModel:
         self,
         row: np.ndarray,
         count: int,
-        in_columns: np.ndarray,
-        rows: int,
+        chances: np.ndarray,
         parts: Sequence[np.ndarray],
+        squares: Sequence[np.ndarray],
         grid: tuple[int, int],
-    ) -> np.ndarray:
-        """One row, of which `count` weights are there; `in_columns` are left in this and the other rows."""
-        chances = np.minimum(in_columns * ONE // rows, ONE)  # of each place, by its column alone
+    ) -> None:
+        """Write or read one row.
+
+        Args:
+            row: int64; how many of its weights are there is `count`.
+            chances: of each place by its column alone, times ONE.
+            parts: places that are predicted at once.
+            squares: for each part the corners of the squares around its places.
+            grid: as of `code`.
+        """
         places_left, chances_left = sum(map(len, parts)), int(chances.sum())
-        seen, due = np.zeros((2, *grid), np.int64)
+        surroundings = np.zeros((2, *grid), np.int64)  # see `_excess`
+        seen, due = surroundings.reshape(2, -1)
         for number, places in enumerate(parts):
             if count <= 0 or count >= places_left:
                 bits = np.full(len(places), int(count > 0))
@@ -105,16 +114,17 @@ class PositionModel:
                     bits = self._flat.code(self._coder, logits[None], row[places])
                 else:
                     expected = np.minimum(chances[places] * count * ONE // max(chances_left, 1), ONE)
-                    around = [_excess(seen, due, reach, places, expected) for reach in REACHES]
-                    mixer = self._plane[min(number, 1)]
-                    bits = mixer.code(self._coder, np.stack([logits, *around]), row[places])
-                    due.ravel()[places] = expected
+                    predictions = np.zeros((1 + len(REACHES), len(places)), np.int64)
+                    predictions[0] = logits
+                    if number:  # before the first part nothing is seen and nothing was due
+                        predictions[1:] = _excess(surroundings, squares[number], expected)
+                    bits = self._plane[min(number, 1)].code(self._coder, predictions, row[places])
+                    due[places] = expected
             row[places] = bits
-            seen.ravel()[places] = bits
+            seen[places] = bits
             count -= int(bits.sum())
             places_left -= len(places)
             chances_left -= int(chances[places].sum())
-        return row
 
 
 def _interleaved(grid: tuple[int, int]) -> list[np.ndarray]:
@@ -125,20 +135,42 @@ def _interleaved(grid: tuple[int, int]) -> list[np.ndarray]:
     return [places[y::2, x::2].ravel() for y, x in ((0, 0), (1, 1), (0, 1), (1, 0))]
 
 
-def _excess(
-    seen: np.ndarray, due: np.ndarray, reach: int, places: np.ndarray, expected: np.ndarray
-) -> np.ndarray:
-    """How much the logits of expected weights change by there being more around them than were due."""
-    more = (_square_sums(seen, reach).ravel()[places] * ONE + ONE) * expected
-    changed = more // (_square_sums(due, reach).ravel()[places] + ONE)
-    return stretch(changed) - stretch(expected)
+def _corners(places: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The corners of the squares around places, in a table of sums of (height + 1, width + 1).
+
+    An entry of that table is the sum of all above and left of it. The sum over a square is that at its lower
+    right corner, less those at its lower left and upper right ones, plus that at its upper left one.
+
+    Returns:
+        In this order, numbered row by row: (4, reaches, places).
+    """
+    height, width = grid
+    y, x = np.divmod(places, width)
+    reaches = np.array(REACHES)[:, None]
+    top, bottom = np.maximum(y - reaches, 0), np.minimum(y + reaches + 1, height)
+    left, right = np.maximum(x - reaches, 0), np.minimum(x + reaches + 1, width)
+    return np.stack([row * (width + 1) + column for row in (bottom, top) for column in (right, left)])
 
 
-def _square_sums(plane: np.ndarray, reach: int) -> np.ndarray:
-    """Sums over the square around each place of a plane."""
-    for axis, size in enumerate(plane.shape):
-        sums = np.concatenate([np.zeros_like(plane.take([0], axis)), plane.cumsum(axis)], axis)
-        places = np.arange(size)
-        last = np.minimum(places + reach + 1, size)
-        plane = sums.take(last, axis) - sums.take(np.maximum(places - reach, 0), axis)
-    return plane
+def _square_sums(planes: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Sums over the squares with these corners, of each plane: (planes, reaches, places)."""
+    count, height, width = planes.shape
+    table = np.zeros((count, height + 1, width + 1), planes.dtype)
+    planes.cumsum(1).cumsum(2, out=table[:, 1:, 1:])
+    lower_right, lower_left, upper_right, upper_left = table.reshape(count, -1)[:, corners].swapaxes(0, 1)
+    return lower_right - lower_left - upper_right + upper_left
+
+
+def _excess(surroundings: np.ndarray, corners: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """How much the logits of expected weights change by there being more around them than were due.
+
+    Args:
+        surroundings: (2, height, width): the weights that are seen, and those that were due times ONE.
+        corners: of the squares around the places.
+        expected: of each place, times ONE.
+
+    Returns:
+        (reaches, places).
+    """
+    seen, due = _square_sums(surroundings, corners)
+    return stretch((seen * ONE + ONE) * expected // (due + ONE)) - stretch(expected)
