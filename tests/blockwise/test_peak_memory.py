@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -10,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from prunekit.blockwise.allocator import old_objects_left_alone
 
 CASES = [
     ("wanda", "float32", 512, 1),
@@ -37,12 +34,3 @@ def test_the_memory_that_is_worked_out_is_a_bound_and_near() -> None:
         shallow, deep = (found[method, "float32", width, blocks] for blocks in (1, depth))
         assert shallow[0] == deep[0]
         assert abs(deep[1] - shallow[1]) < CODE
-
-
-def test_objects_are_looked_through_again_behind_a_run() -> None:
-    with old_objects_left_alone():
-        assert gc.get_freeze_count()
-        with old_objects_left_alone():
-            pass
-        assert gc.get_freeze_count()  # the outer one lasts
-    assert not gc.get_freeze_count()

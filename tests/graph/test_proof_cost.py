@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
@@ -50,6 +51,71 @@ def test_each_network_is_run_twice_in_a_mode(monkeypatch: pytest.MonkeyPatch) ->
     assert first == (3, False)  # whether the smaller network can be run
     assert others == [(6, False)] * 2 + [(3, False)] + [(6, True)] * 2 + [(3, True)] * 2
     assert count == [4]
+
+
+class Modes(nn.Module):
+    """Layers that say in training what is done with what they give, of which the numbers stay the same."""
+
+    def __init__(self, in_training: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2)
+        self.in_training = in_training
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        if self.training:
+            h = self.in_training(h)
+        return self.b(self.norm(h))
+
+
+class Reversed(torch.autograd.Function):
+    """The same numbers, and gradients of the other sign."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return -gradient
+
+
+@pytest.mark.parametrize(
+    ("in_training", "once"),
+    [
+        (lambda h: nn.functional.dropout(h, 0.5), True),  # which a proof leaves out
+        (lambda h: h.abs(), False),
+        (lambda h: torch.cat((h[:, :1].detach(), h[:, 1:]), 1), False),
+        (Reversed.apply, False),
+        (lambda h: checkpoint(torch.relu, h, use_reentrant=True), False),
+    ],
+    ids=["dropout", "other operations", "a gradient that is cut", "a gradient of one's own", "checkpoint"],
+)
+def test_modes_that_do_the_same_are_compared_with_gradients_once(
+    in_training: Callable[[Tensor], Tensor], once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, really = [0], proof_run._backward
+
+    def counted(*args: Any, **kwargs: Any) -> bool:
+        count[0] += 1
+        return really(*args, **kwargs)
+
+    monkeypatch.setattr(proof_run, "_backward", counted)
+    found = prune_groups(Modes(in_training).eval(), torch.randn(5, 4), 0.5)
+    assert found.deviation.accepted
+    assert count[0] == 2 if once else count[0] >= 4
+
+
+def test_a_gradient_that_differs_in_training_alone_is_found() -> None:
+    torch.manual_seed(0)
+    model = Modes(lambda h: nn.functional.dropout(h, 0.5)).double()
+    other = copy.deepcopy(model)
+    other.in_training = lambda h: torch.cat((h[:, :1].detach(), h[:, 1:]), 1)
+    x, whole = torch.randn(5, 4, dtype=torch.float64), Cut({}, {})
+    assert proven(masked_reference(model, {}, x), other, whole, x, training=False).accepted
+    for pair in ((model, other), (other, model)):
+        with pytest.raises(VerificationError, match=r"gradient of .* in training"):
+            proven(masked_reference(pair[0], {}, x), pair[1], whole, x)
 
 
 class Live(TorchDispatchMode):

@@ -44,24 +44,6 @@ def freed_at_once() -> Iterator[None]:
         _within.reset(outside)
 
 
-@contextmanager
-def old_objects_left_alone() -> Iterator[None]:
-    """Within this block Python looks for circles among the objects that are made in it, and no others.
-
-    To look through all those of PyTorch and transformers takes a fifth of a second each time; a block of a
-    small network takes no longer. Where somebody keeps objects from being looked through, nothing is done.
-    """
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 def give_back_memory() -> None:
     """Let the system have what nothing refers to any more.
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from prunekit.blockwise.allocator import freed_at_once, give_back_memory, old_objects_left_alone
+from prunekit.blockwise.allocator import freed_at_once, give_back_memory
 from prunekit.blockwise.backward_run import BackwardRun
 from prunekit.blockwise.block_network import BlockNetwork, causal_model
 from prunekit.blockwise.block_run import Inputs, Report
@@ -19,6 +19,7 @@ from prunekit.blockwise.shards import Shards
 from prunekit.blockwise.text_activations import Medium
 from prunekit.errors import InputError
 from prunekit.files import path_of
+from prunekit.garbage import old_objects_left_alone
 from prunekit.parts.allocation import SummaryAllocation
 from prunekit.parts.base import LEVELS
 from prunekit.parts.granularity import Unit
@@ -165,6 +166,7 @@ class BlockwisePruning:
         run = way(self._network, self._recipe, self._tokens, out, inputs, seed, self._medium, report)
         self.memory.check(memory)
         self._begun = True
+        give_back_memory()
         with freed_at_once(), old_objects_left_alone():
             return run.go_on(self._calls)
 

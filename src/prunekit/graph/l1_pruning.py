@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError, shown
+from prunekit.garbage import old_objects_left_alone
 from prunekit.graph.capture import tensors_of
 from prunekit.graph.groups import CouplingGraph, Group
 from prunekit.graph.members import l1_norms
@@ -59,6 +60,7 @@ def smallest(tensors: Mapping[str, Tensor], group: Group, share: float, round_to
     return flags
 
 
+@old_objects_left_alone()
 @torch.inference_mode(False)  # parameters made in it could not be trained
 def prune_groups(
     model: nn.Module,

@@ -12,6 +12,7 @@ from torch import nn
 
 from prunekit.batches import Inputs
 from prunekit.errors import InputError
+from prunekit.garbage import old_objects_left_alone
 from prunekit.graph.capture import captured, tensors_of
 from prunekit.graph.captured import Captured
 from prunekit.graph.groups import (
@@ -171,6 +172,7 @@ Taken = dict[tuple[str, int], list[tuple[Group, set[int]]]]
 _STREAM = "the residual stream stays unless it is asked for (residual=True)"
 
 
+@old_objects_left_alone()
 def groups(
     model: nn.Module, example_inputs: Inputs, *, ignore: Sequence[str] = (), residual: bool = False
 ) -> GroupPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
@@ -20,6 +21,9 @@ from prunekit.graph.other_inputs import Arguments
 from prunekit.graph.reference_run import Interpreter, exact, largest, layers_in
 from prunekit.modes import Holdings, Snapshot
 
+Derivatives = tuple[tuple[object, ...], ...]
+"""See `derivatives_of`."""
+
 
 @dataclass(frozen=True)
 class ProofRun:
@@ -28,10 +32,22 @@ class ProofRun:
     Attributes:
         outputs: all its tensors of real numbers.
         magnitude: the largest number that a layer put out, if that was asked for: rounding grows with it.
+        derivatives: by what autograd would differentiate the outputs, if that was asked for.
     """
 
     outputs: list[Tensor]
     magnitude: float = 0.0
+    derivatives: Derivatives = ()
+
+    def same_as(self, other: ProofRun) -> bool:
+        """Whether another run gave the same, bit for bit, by the same operations.
+
+        Then its gradients are the same as well: they follow from the operations and from what these computed.
+        """
+        if not self.derivatives or self.derivatives != other.derivatives:
+            return False
+        pairs = zip(self.outputs, other.outputs, strict=True)
+        return all(torch.equal(one, two) for one, two in pairs)
 
 
 class GradientSink(Protocol):
@@ -113,6 +129,7 @@ class ProofCopy:
         training: bool = False,
         draws: Entered = nullcontext,
         magnitudes: bool = False,
+        derivatives: bool = False,
         last: bool = False,
     ) -> ProofRun:
         """What it gives.
@@ -122,6 +139,7 @@ class ProofCopy:
             training: the mode of all its modules.
             draws: gives what is entered while it computes.
             magnitudes: whether these are asked for.
+            derivatives: whether these are.
             last: whether the copy is let go afterwards, if it is not held.
 
         Raises:
@@ -129,7 +147,8 @@ class ProofCopy:
         """
         with self.prepared(training=training, last=last):
             outputs, magnitude = self._outputs(call, draws, magnitudes)
-        return ProofRun([each.detach() for each in outputs], magnitude)
+            found = derivatives_of(outputs, self.model) if derivatives else ()
+        return ProofRun([each.detach() for each in outputs], magnitude, found)
 
     def run_with_gradients(
         self,
@@ -349,6 +368,36 @@ def _backward(
             if parameter.grad is not None:
                 arrived(parameter, name)
     return whole
+
+
+def derivatives_of(outputs: Sequence[Tensor], model: nn.Module) -> Derivatives:
+    """The operations behind outputs, as autograd keeps them: names, what each reads, and parameters by name.
+
+    For outputs [relu(w x)] of a parameter w:
+
+        ("ReluBackward0", ((1, 0),)), ("MvBackward0", ((2, 0), None)), ("AccumulateGrad", (), "w")
+
+    where (1, 0) is output 0 of operation 1. None are given where one is written in Python, as a checkpoint
+    is: what it will do does not show.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    places: dict[Any, int] = {}
+    waiting = [output.grad_fn for output in reversed(outputs) if output.grad_fn is not None]
+    while waiting:
+        operation = waiting.pop()
+        if isinstance(operation, BackwardCFunction):
+            return ()
+        if operation not in places:
+            places[operation] = len(places)
+            waiting += [each for each, _ in reversed(operation.next_functions) if each is not None]
+    return tuple(
+        (
+            operation.name(),
+            tuple(None if each is None else (places[each], at) for each, at in operation.next_functions),
+            *([names.get(id(operation.variable))] if hasattr(operation, "variable") else []),
+        )
+        for operation in places
+    )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from prunekit.batches import Inputs, arguments
 from prunekit.display import Displayed
 from prunekit.errors import InputError, ModelError
+from prunekit.garbage import old_objects_left_alone
 from prunekit.graph.any_size import of_any_size
 from prunekit.graph.capture import takes
 from prunekit.graph.captured import GraphModel
@@ -140,6 +141,7 @@ class ShrinkResult(Displayed):
         return "\n".join(lines)
 
 
+@old_objects_left_alone()
 @torch.inference_mode(False)  # parameters made in it could not be trained
 def shrink(
     model: nn.Module,
