@@ -15,7 +15,7 @@ import prunekit.blockwise.pruning as pruning
 from prunekit.blockwise import drawn_sequences, memory_needed, prune_blocks, text_tokens
 from prunekit.cli import run
 from prunekit.errors import InputError
-from prunekit.methods import wanda
+from prunekit.methods import llm_pruner, wanda
 
 WORDS = [f"w{number}" for number in range(40)]
 
@@ -62,6 +62,19 @@ def test_the_files_are_those_of_the_function(
     prune_blocks(folder, wanda(0.25), sequences, tmp_path / "expected", seed=3)
     for path in (tmp_path / "expected").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+
+
+def test_scores_by_gradients_go_back_from_the_last_block(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    given = [part if part != "wanda" else "llm_pruner" for part in command(folder, tmp_path / "out")]
+    assert run([*given, "--set", "sparsity=0.5"]) == 0
+    assert "51 of 102 units of 3 blocks are removed" in capsys.readouterr().out.replace("\n", " ")
+    sequences = drawn_sequences(text_tokens(tmp_path / "text.txt", folder), 4, 10, 3)
+    prune_blocks(folder, llm_pruner(0.5), sequences, tmp_path / "expected", seed=3)
+    for path in (tmp_path / "expected").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+    assert run([*given[:4], "--out", str(tmp_path / "other"), *given[6:], "--inputs", "pruned"]) == 2
+    assert "gradients come back through dense blocks" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "other").exists()
 
 
 def test_stopped_and_gone_on_with(folder: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

@@ -26,8 +26,9 @@ def prune_blocks(
     sequences: Annotated[int, typer.Option(min=1, help="Pieces of the text, from random places.")] = 128,
     length: Annotated[int, typer.Option(min=2, help="Tokens of a piece.")] = 2048,
     inputs: Annotated[
-        Literal["pruned", "dense"], typer.Option(help="Measure behind pruned blocks, or dense ones.")
-    ] = "pruned",
+        Literal["pruned", "dense"] | None,
+        typer.Option(help="Measure behind pruned blocks, or dense ones, as gradients always are."),
+    ] = None,
     activations: Annotated[
         Literal["memory", "disk"], typer.Option(help="Where those of the text are kept.")
     ] = "memory",
