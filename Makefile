@@ -18,8 +18,10 @@ FUZZ_RUNS = $(shell grep -l __main__ tests/fuzz/*.py)
 demo: $(VENV)/.installed
 	$(BIN)/prunekit compare digits-quick --out runs/digits-quick
 
+# the hundreds of processes that tests start read the bytecode of the package, also where the machine's
+# setting would have each of them compile it anew
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadgroup
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . docs/_build/html

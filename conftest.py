@@ -5,6 +5,7 @@ ones: `pytest --hypothesis-profile=random --hypothesis-seed=N` draws as many at 
 draws ten times as many (`make fuzz`).
 """
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -32,6 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
         if any(fixture.scope == "module" for found in fixtures for fixture in found):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector runs less often, and leaves out the millions of objects of what was imported."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
