@@ -1,7 +1,11 @@
 """`import prunekit` alone: what is there, and what it does not cost."""
 
+import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,13 +23,77 @@ def test_every_public_name_is_there_and_listed():
         assert getattr(prunekit, name) is not None
         assert name in dir(prunekit)
     assert prunekit.train is prunekit.training.train
-    assert sorted([*prunekit._HOMES, "__version__"]) == sorted(prunekit.__all__)
 
 
 def test_subpackages_are_found_without_an_import_of_their_own():
     code = "import prunekit; print(prunekit.parts.scores.Score.__name__, prunekit.study.run_study.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "Score run_study\n"
+
+
+def test_the_prune_that_is_imported_leaves_what_few_need_until_it_is_used():
+    """`python -X importtime` says what modules cost; those that lazy packages get count as who asked."""
+    code = "import sys; from prunekit import prune; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    own = {name.removeprefix("prunekit.") for name in loaded if name.startswith("prunekit.")}
+    assert {"pruning.session", "recipe", "parts.scores.weight_scores"} <= own
+    assert len(own) <= 80
+    assert not own & {
+        "study",
+        "report",
+        "cli",
+        "integrations",
+        "saving",
+        "export",
+        "measure",
+        "models",
+        "units",
+    }
+    assert {name for name in own if name.startswith("graph.")} == {"graph.pooling", "graph.rows"}
+    assert {name for name in own if name.startswith("parts.scores.")} == {"parts.scores.weight_scores"}
+    assert not {"rich", "yaml", "scipy", "matplotlib", "sklearn", "transformers"} & set(loaded)
+
+
+def test_a_part_that_is_not_loaded_is_found_by_its_name():
+    code = """
+import sys
+from prunekit import Recipe
+assert "prunekit.parts.scores.unit_scores" not in sys.modules
+recipe = Recipe.parse({"score": "unit_taylor", "granularity": "unit", "allocation": "budget"})
+print(type(recipe.score).__name__, type(recipe.granularity).__name__, type(recipe.allocation).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "UnitTaylor Unit Budget\n"
+
+
+def test_a_part_of_the_users_own_is_refused_a_name_of_one_that_is_not_loaded():
+    code = """
+from prunekit.parts.scores import Score
+class Mine(Score):
+    name = "thinet"
+    def __call__(self, context): return {}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode
+    assert "a score named 'thinet' comes with prunekit" in done.stderr
+
+
+def packages():
+    root = Path(prunekit.__file__).parent
+    for stub in sorted(root.rglob("__init__.pyi")):
+        yield ".".join(("prunekit", *stub.parent.relative_to(root).parts))
+
+
+@pytest.mark.parametrize("package", list(packages()))
+def test_every_name_of_a_lazy_package_is_there_whatever_was_imported_before(package):
+    module = importlib.import_module(package)
+    for _, name, _ in pkgutil.iter_modules(module.__path__, f"{package}."):
+        importlib.import_module(name)
+    public = {name: getattr(module, name) for name in module.__all__}
+    assert public
+    submodules = {name for name, value in public.items() if inspect.ismodule(value)}
+    assert submodules == (set(module.__all__) if package == "prunekit.parts" else set())
 
 
 @pytest.mark.parametrize("name", ["nothing", "_private", "__wrapped__"])

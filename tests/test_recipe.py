@@ -8,8 +8,8 @@ from prunekit.errors import InputError, ModelError
 from prunekit.parts.retrain import FineTune, Rewind
 from prunekit.parts.schedule import AllocationDecides, Geometric, Linear, OneShot
 from prunekit.parts.scores import Gradient, Magnitude
+from prunekit.plain_yaml import read_yaml
 from prunekit.recipe import Recipe
-from prunekit.settings import read_yaml
 from prunekit.training import Training
 from small_nets import copied, mlp, recipe, same
 

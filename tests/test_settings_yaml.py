@@ -9,16 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import InputError
+from prunekit.plain_yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, load_yaml, read_yaml, with_assignments
 from prunekit.recipe import Recipe
-from prunekit.settings import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_VALUES,
-    load_yaml,
-    read_yaml,
-    with_assignments,
-    with_value,
-)
+from prunekit.settings import with_value
 from prunekit.study import Study, StudySuite
 from prunekit.study.spec import MAX_RECIPES
 from tiny_study import one_shot, settings, tickets

@@ -62,7 +62,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import DataError, InputError, naming
-from prunekit.settings import load_yaml
+from prunekit.plain_yaml import load_yaml
 
 RESULTS = Path(__file__).resolve().parent
 MARKED = re.compile(r"(<!-- figures\n(.*?)-->\n).*?(<!-- end -->)", re.DOTALL)

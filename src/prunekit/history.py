@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from prunekit import graph
 from prunekit.display import Displayed
 from prunekit.errors import InputError
-from prunekit.graph import (
-    Coupled,
-    ShrinkResult,
-    reorder_units,
-    shrink,
-    shrink_branches,
-    shrink_columns,
-    shrink_dead,
-)
-from prunekit.graph.pieces import shrink_pieces
-from prunekit.graph.shrinking import Form
 from prunekit.masks import Masks
-from prunekit.parts.allocation import Budget, Recorded, Zeros
 from prunekit.parts.context import ASKED, REACHED
-from prunekit.parts.granularity import Block, FilterShape, Unit
-from prunekit.parts.repair import NoRepair
-from prunekit.parts.retrain import Reinitialize
-from prunekit.parts.schedule import AllocationDecides
-from prunekit.parts.scores import Magnitude, OutgoingNorm, Random
-from prunekit.parts.selection import Lowest
-from prunekit.parts.stopping import NoStop, Stopped
+from prunekit.parts.granularity import FilterShape
+from prunekit.parts.stopping import Stopped
 from prunekit.recipe import Recipe
-from prunekit.training import Training
 
 
 @dataclass(frozen=True)
@@ -99,11 +82,11 @@ class Pruned(Displayed):
     history: tuple[Record, ...]
     recipe: Recipe
     kept: Masks
-    shrunk: ShrinkResult | None = None
+    shrunk: graph.ShrinkResult | None = None
     stopped: Stopped | None = None
-    coupled: Coupled | None = field(default=None, repr=False, compare=False)
+    coupled: graph.Coupled | None = field(default=None, repr=False, compare=False)
 
-    def shrink(self, example_inputs: Tensor, *, form: Form = "modules") -> ShrinkResult:
+    def shrink(self, example_inputs: Tensor, *, form: graph.Form = "modules") -> graph.ShrinkResult:
         """Take the removed units out of the model, in place, with the proof that it computes the same.
 
         Where single weights were removed, these are the units that died of it: nothing reads them, or what
@@ -129,11 +112,11 @@ class Pruned(Displayed):
         if self.shrunk is not None:
             raise InputError(f"the removed {counted} have been taken out already")
         if isinstance(self.recipe.granularity, FilterShape):
-            result = shrink_columns(self.model, example_inputs, self.masks)
-        elif isinstance(self.recipe.granularity, Block):
-            result = shrink_branches(self.model, example_inputs, self.masks)
+            result = graph.shrink_columns(self.model, example_inputs, self.masks)
+        elif self.recipe.granularity.level == "blocks":
+            result = graph.shrink_branches(self.model, example_inputs, self.masks)
         elif counted == "weights":
-            result = shrink_dead(self.model, example_inputs, masks=self.masks)
+            result = graph.shrink_dead(self.model, example_inputs, masks=self.masks)
             if not result.lost:
                 raise InputError(
                     "single weights were removed, not units, and no unit died of it: there is nothing to "
@@ -141,7 +124,7 @@ class Pruned(Displayed):
                 )
         elif counted == "units":
             found = self.coupled.traced if self.coupled is not None else None
-            result = shrink(
+            result = graph.shrink(
                 self.model,
                 example_inputs,
                 self.kept,
@@ -151,7 +134,7 @@ class Pruned(Displayed):
                 residual=getattr(self.recipe.granularity, "residual", False),
             )
         else:
-            result = shrink_pieces(self.model, example_inputs, self.kept, masks=self.masks)
+            result = graph.shrink_pieces(self.model, example_inputs, self.kept, masks=self.masks)
         if result.form == "graph":
             self.model = result.model
         self.shrunk = result
@@ -175,20 +158,22 @@ class Pruned(Displayed):
         if self.recipe.granularity.pattern is not None:
             n, m = self.recipe.granularity.pattern
             raise InputError(f"{n} of every {m} neighbouring inputs are kept, which another order would part")
-        self.masks = reorder_units(self.model, example_inputs, masks=self.masks)
+        self.masks = graph.reorder_units(self.model, example_inputs, masks=self.masks)
         if of_weights and self.shrunk is None:
             self.kept = self.masks
 
     def random_control(self) -> Recipe:
         """The recipe of the control at this pruning's own densities: random elements, as many of each layer.
 
-        See `random_control`. To be run on a copy of the network from before the pruning.
+        See `prunekit.controls.random_control`. To be run on a copy of the network from before the pruning.
         """
         sizes = {name: mask.numel() for name, mask in self.kept.items()}
         removed = {
             record.step: {name: sizes[name] - left for name, left in record.layers.items()}
             for record in self.history
         }
+        from prunekit.controls import random_control  # with the parts that it takes; prunings do without it
+
         return random_control(self.recipe, list(sizes), removed)
 
     @property
@@ -209,7 +194,7 @@ class Pruned(Displayed):
     @property
     def _budget(self) -> str:
         allocation, last = self.recipe.allocation, self.history[-1] if self.history else None
-        if not isinstance(allocation, Budget) or last is None or last.asked is None or last.reached is None:
+        if not allocation.of_cost or last is None or last.asked is None or last.reached is None:
             return ""
         return f"; {allocation.shown(last.reached)} left, at most {allocation.shown(last.asked)} asked"
 
@@ -225,77 +210,3 @@ class Pruned(Displayed):
             f"{self.achieved}. Zeros alone make nothing smaller or faster: "
             "next, save_pretrained(pruned, folder) writes a file without them."
         )
-
-
-def random_control(
-    recipe: Recipe, names: Sequence[str] = (), removed: Mapping[int, Mapping[str, int]] | None = None
-) -> Recipe:
-    """A recipe with another one's granularity, order, repair and retraining that chooses at random.
-
-    A random choice over the whole network takes the same share of every layer; a method that spares small
-    layers beats it by that alone. This one takes of every layer what the method takes, so that what is left
-    between them is the choice within layers. A training that the method's score asks for before the first
-    removal is not done; one that itself brings to zero what goes is done without what acts in it. The control
-    has no stop of its own, and ends with the step with which the method has ended.
-
-    Args:
-        recipe: of the method.
-        names: of the layers (or groups of units).
-        removed: by the numbers of the steps that the method has taken, in order, how many of each layer are
-            gone; of others than the last of their round only the very last matters. None for the same
-            allocation and schedule.
-    """
-    changed: dict[str, Any] = {
-        "score": Random(),
-        "selection": Lowest(),
-        "stop": NoStop(),
-        # statistics that are taken once serve one ranking
-        "rank": recipe.rank if recipe.statistics == "once" else "every_step",
-    }
-    if isinstance(recipe.allocation, Zeros) and recipe.warm_up is not None:
-        changed["warm_up"] = recipe.warm_up.model_copy(update={"regularize": ()})
-    if removed is not None and not recipe.granularity.even:  # a pattern takes the same of every layer
-        layers = 1 if recipe.order == "all" else len(names)
-        last = max(removed, default=0)
-        rounds = [dict(each) for step, each in removed.items() if step % layers == 0 or step == last]
-        turns = last % layers or (None if removed else 0)
-        changed["allocation"] = Recorded(removed=tuple(rounds or [dict.fromkeys(names, 0)]))
-        changed["schedule"] = AllocationDecides(steps=max(len(rounds), 1), turns=turns)
-    return Recipe(**{**vars(recipe), **changed})
-
-
-def scratch_control(
-    recipe: Recipe, training: Training, names: Sequence[str] = (), removed: Mapping[str, int] | None = None
-) -> Recipe:
-    """A recipe that leaves a structured one's final shape, trained from new random values.
-
-    The smallest units or filter shapes go, all at once: those that are zero in the network that it is given,
-    if that has the zeros of what the method has pruned.
-
-    Args:
-        recipe: of the method, which removes units or filter shapes.
-        training: of what is left.
-        names: of the groups of units.
-        removed: how many each of them has lost in the end. None for the same allocation and schedule.
-    """
-    alone = recipe.model_copy(
-        update={
-            "order": "all",
-            "repair": NoRepair(),
-            "warm_up": None,
-            "retrain": Reinitialize(training=training, fan_in="kept"),
-            "teacher": recipe.teacher if recipe.learns_from_given else None,
-            "rank": "every_step",
-            "statistics": "every_step",
-            "retrain_every": 1,
-            "recalibrate": None,
-            "regrow": False,
-            "grow": None,
-        }
-    )
-    if removed is None:
-        return random_control(alone, names)
-    control = random_control(alone, names, {1: removed})
-    reads = isinstance(recipe.granularity, Unit) and recipe.granularity.inputs
-    # input features have no incoming weights
-    return Recipe(**{**vars(control), "score": OutgoingNorm() if reads else Magnitude()})

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
-
-from rich.console import Console
-from rich.progress import Progress
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from prunekit.distributed import rank
 from prunekit.errors import InputError, instead, shown
 from prunekit.extras import check_installed, imported
 from prunekit.history import Record
 from prunekit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = [
     "Logger",
@@ -126,6 +126,9 @@ class ProgressBar(Logger):
     """
 
     def __init__(self, console: Console | None = None, description: str = "training") -> None:
+        from rich.console import Console  # here, for rich takes 25 ms, and few prunings show a bar
+        from rich.progress import Progress
+
         console = console or Console(stderr=True)
         self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
         self._bar = self._bars.add_task(description, total=None)

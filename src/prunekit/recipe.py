@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
 
 import torch
-import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import nn
 from torch.optim import Optimizer
@@ -35,7 +34,7 @@ from prunekit.parts.scores import Magnitude, Score
 from prunekit.parts.selection import Lowest, Selection
 from prunekit.parts.stopping import NoStop, Stop
 from prunekit.parts.teacher import Teacher
-from prunekit.settings import STEPS, WHOLE, Settings, read_yaml
+from prunekit.settings import STEPS, WHOLE, Settings
 from prunekit.statistics import Statistic
 from prunekit.task import LossFunction, Task
 from prunekit.training import Training
@@ -358,6 +357,8 @@ class Recipe(Displayed, Settings):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every default written out; `from_yaml` is its inverse."""
+        import yaml  # here, for it takes 10 ms, and pruning does without
+
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     @classmethod
@@ -371,6 +372,8 @@ class Recipe(Displayed, Settings):
         Raises:
             InputError: naming the key, its place and what is allowed.
         """
+        from prunekit.plain_yaml import read_yaml  # as in `to_yaml`
+
         return cls.parse(read_yaml(text), allow=allow)
 
 

@@ -501,3 +501,8 @@ def _listing(names: Iterable[str], limit: int = 20) -> str:
     found = list(names)
     more = f", ... ({len(found)} in all)" if len(found) > limit else ""
     return (", ".join(found[:limit]) or "none") + more
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers all parameters of a network hold together."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from prunekit.errors import InputError
 from prunekit.graph import Group, GroupPlan, Member, captured, groups, shrink, traced
-from prunekit.graph.groups import INPUT
+from prunekit.graph.coupling_graph import INPUT
 
 
 @pytest.fixture

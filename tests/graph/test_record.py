@@ -9,7 +9,7 @@ from torch.nn.modules import module as hooks
 
 from prunekit.batches import arguments
 from prunekit.graph.capture import canonical, captured
-from prunekit.graph.captured import GraphModel
+from prunekit.graph.captured_graph import GraphModel
 from prunekit.graph.record import NotRecordedError, recorded
 from prunekit.graph.result_shapes import shapes
 from prunekit.modes import keeping_modes

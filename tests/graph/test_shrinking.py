@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import groups, proof, prune_groups, shrink, surgery, traced
-from prunekit.graph.groups import INPUT
+from prunekit.graph.coupling_graph import INPUT
 from prunekit.graph.l1_pruning import units_left
 from prunekit.graph.reference_run import Deviation, VerificationError
 from prunekit.masks import Masks

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError
 from prunekit.graph import GroupPlan, parameters_after, traced, unit_masks
-from prunekit.graph.groups import INPUT
+from prunekit.graph.coupling_graph import INPUT
 from prunekit.models import LeNet5, LeNet300100
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from prunekit.errors import ModelError
 from prunekit.graph import VerificationError, groups, prune_groups, shrink
 from prunekit.graph.capture import captured
-from prunekit.graph.captured import GraphModel
+from prunekit.graph.captured_graph import GraphModel
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LENGTHS = (torch.randn(2, 5, 6, dtype=torch.float64), torch.tensor([3, 5]))

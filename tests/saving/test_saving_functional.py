@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from prunekit.batches import arguments
 from prunekit.errors import ModelError
 from prunekit.graph.capture import captured
-from prunekit.graph.captured import GraphModel
+from prunekit.graph.captured_graph import GraphModel
 from prunekit.graph.proof_run import tensors_in
 from prunekit.saving import load_pretrained, save_pretrained
 from prunekit.saving.graph_values import OVERLOADS

@@ -8,8 +8,8 @@ import torch
 
 from prunekit import Recipe, prune
 from prunekit.batches import as_batches
+from prunekit.controls import scratch_control
 from prunekit.errors import InputError
-from prunekit.history import scratch_control
 from prunekit.report.page import write_report
 from prunekit.saving import load_masks
 from prunekit.study import run_study

@@ -10,7 +10,7 @@ from constructions import CONSTRUCTIONS, WORDS, frozen_weights
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import prune_groups, shrink, traced
-from prunekit.graph.groups import CouplingGraph, GroupPlan
+from prunekit.graph.coupling_graph import CouplingGraph, GroupPlan
 from prunekit.graph.reference_run import VerificationError
 from zoo import stirred
 

@@ -9,7 +9,7 @@ import pytest
 
 from prunekit.graph import plan as plans
 from prunekit.graph.capture import captured
-from prunekit.graph.groups import GroupPlan
+from prunekit.graph.coupling_graph import GroupPlan
 from zoo import OWN, ZOO, made
 
 

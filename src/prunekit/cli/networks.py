@@ -20,10 +20,10 @@ from prunekit.measure import evaluate
 from prunekit.models import ModelSettings, create, names
 from prunekit.models.create import data_arguments
 from prunekit.packing import is_packed
+from prunekit.plain_yaml import load_yaml
 from prunekit.pruning.calibration import check_takes
 from prunekit.saving import Architecture, SavedNetwork
 from prunekit.saving.folder import DESCRIPTION, WEIGHTS
-from prunekit.settings import load_yaml
 
 TRACED = 2
 """Examples that a network is traced with: of one, its axis could be taken for any other of one entry."""

@@ -22,11 +22,11 @@ from prunekit.loggers import ProgressBar, logger_named
 from prunekit.measure import count, human_bytes, layer_table
 from prunekit.methods import recipe as named_recipe
 from prunekit.parts.granularity import FilterShape
+from prunekit.plain_yaml import read_yaml, with_assignments
 from prunekit.pruning import Pruned
 from prunekit.pruning import prune as prune_model
 from prunekit.recipe import Recipe
 from prunekit.saving import check_free, save_pretrained
-from prunekit.settings import read_yaml, with_assignments
 from prunekit.training import Report, State, Training, copy_state, train
 
 log = logging.getLogger(__name__)

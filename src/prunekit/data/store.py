@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from prunekit.errors import DataError
 from prunekit.extras import imported
-from prunekit.settings import load_yaml
+from prunekit.plain_yaml import load_yaml
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from prunekit.errors import InputError, ModelError, shown
 from prunekit.export.c_tables import Tables, decoder, number, table, tables_of
 from prunekit.export.common import Exported, compared, example_of, exportable, outputs_of, written
 from prunekit.files import path_of
-from prunekit.graph.captured import argument, op_name
+from prunekit.graph.captured_graph import argument, op_name
 from prunekit.graph.chain import Applied, Kind, Stage
 from prunekit.graph.chain_view import chain_of
 from prunekit.graph.reference_run import VerificationError

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.errors import ModelError
-from prunekit.graph.captured import op_name
+from prunekit.graph.captured_graph import op_name
 from prunekit.graph.chain import Applied, sees_entries
-from prunekit.graph.groups import CouplingGraph, Group
+from prunekit.graph.coupling_graph import CouplingGraph, Group
 from prunekit.graph.ops import moves, operator_of, spatial
 
 Side = Literal["input", "output"]

@@ -18,12 +18,12 @@ from torch.utils import _pytree as pytree
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import captured
-from prunekit.graph.captured import Captured, GraphModel, op_name
+from prunekit.graph.captured_graph import Captured, GraphModel, op_name
 from prunekit.graph.conversion import mark_types
 from prunekit.graph.copies import copy_of
+from prunekit.graph.coupling_graph import CouplingGraph
 from prunekit.graph.free_axes import Axis, FreeAxes, free_axes, with_sizes
 from prunekit.graph.free_sizes import FreedGraph, Graphs, HeldError, SizedRun, differing, line_of
-from prunekit.graph.groups import CouplingGraph
 from prunekit.graph.surgery import Cut, Operation, checked, operation
 from prunekit.modes import evaluating
 

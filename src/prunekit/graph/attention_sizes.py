@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from prunekit.graph.captured import Captured, module_of, op_name
+from prunekit.graph.captured_graph import Captured, module_of, op_name
 from prunekit.graph.ops.registry import Kept, new_shape
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import ModelError, explaining
 from prunekit.graph.capture import captured_in, tensors_of
-from prunekit.graph.captured import (
+from prunekit.graph.captured_graph import (
     Captured,
     argument,
     behind,
@@ -23,7 +23,7 @@ from prunekit.graph.captured import (
     op_name,
     shape_of,
 )
-from prunekit.graph.groups import Group, Member
+from prunekit.graph.coupling_graph import Group, Member
 from prunekit.graph.other_inputs import drawn
 from prunekit.graph.reference_run import Interpreter
 from prunekit.modes import evaluating

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError, brief
 from prunekit.graph.cached_path import without_cache
-from prunekit.graph.captured import Captured, attributes_of
+from prunekit.graph.captured_graph import Captured, attributes_of
 from prunekit.graph.other_inputs import Arguments, drawn, negated, shuffled
 from prunekit.graph.places import place_of
 from prunekit.graph.record import MisfitError, NotRecordedError, recorded

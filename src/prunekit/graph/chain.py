@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from prunekit.errors import InputError, ModelError, instead
-from prunekit.graph.captured import argument, is_written, op_name
-from prunekit.graph.groups import INPUT, GroupPlan, Member
+from prunekit.graph.captured_graph import argument, is_written, op_name
+from prunekit.graph.coupling_graph import INPUT, GroupPlan, Member
 from prunekit.graph.ops import moves, operator_of, pointwise, reductions, spatial
 from prunekit.graph.propagate import is_pointwise
 from prunekit.graph.rows import LAYERS

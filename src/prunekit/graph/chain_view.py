@@ -19,9 +19,9 @@ from torch import Tensor, fx, nn
 from prunekit.batches import Inputs
 from prunekit.errors import ModelError
 from prunekit.graph.capture import captured_in, made_up_inputs
-from prunekit.graph.captured import Captured, behind, leading_to, op_name
+from prunekit.graph.captured_graph import Captured, behind, leading_to, op_name
 from prunekit.graph.chain import NORMS, Chain, Function, Kind, Stage, linked, oddity, sees_entries, stage_of
-from prunekit.graph.groups import CouplingGraph
+from prunekit.graph.coupling_graph import CouplingGraph
 from prunekit.graph.plan import traced
 from prunekit.graph.rows import LAYERS
 from prunekit.targets import check_shaped, unwrap

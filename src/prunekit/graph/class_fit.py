@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 
 from prunekit.batches import Inputs, arguments
 from prunekit.graph.capture import canonical
-from prunekit.graph.captured import Captured, argument, module_of, op_name, shape_of
-from prunekit.graph.groups import CouplingGraph, KeepMasks
+from prunekit.graph.captured_graph import Captured, argument, module_of, op_name, shape_of
+from prunekit.graph.coupling_graph import CouplingGraph, KeepMasks
 from prunekit.graph.labels import Flags, position
 from prunekit.graph.ops import operator_of
 from prunekit.graph.ops.registry import new_shape

@@ -15,9 +15,10 @@ from prunekit.graph.dead_units import shrink_dead
 from prunekit.graph.proof import UNTOUCHED, same_function
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
-from prunekit.graph.surgery import count_parameters, own_module, put_modules
+from prunekit.graph.surgery import own_module, put_modules
 from prunekit.masks import Masks
 from prunekit.models import ColumnConv2d
+from prunekit.targets import count_parameters
 
 
 def shrink_columns(model: nn.Module, example_inputs: Inputs, masks: Masks) -> ShrinkResult:

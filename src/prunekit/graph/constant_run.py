@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from prunekit.graph.captured import Captured, argument, behind, is_written, memory_of, op_name
-from prunekit.graph.groups import CouplingGraph, KeepMasks, Labelling
+from prunekit.graph.captured_graph import Captured, argument, behind, is_written, memory_of, op_name
+from prunekit.graph.coupling_graph import CouplingGraph, KeepMasks, Labelling
 from prunekit.graph.labels import Flags, Ints
 from prunekit.graph.ops import operator_of
 from prunekit.graph.propagate import is_pointwise

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 
 from prunekit.batches import Inputs
 from prunekit.graph.capture import canonical, tensors_of
-from prunekit.graph.captured import leading_to, op_name
+from prunekit.graph.captured_graph import leading_to, op_name
 from prunekit.graph.constant_run import FOLDING, ConstantReaders, depending_on_input, grouped, units_at
 from prunekit.graph.copies import copy_of, masked_copy
-from prunekit.graph.groups import CouplingGraph, Group, Member
+from prunekit.graph.coupling_graph import CouplingGraph, Group, Member
 from prunekit.graph.members import of_units
 from prunekit.graph.ops import operator_of
 from prunekit.graph.plan import traced

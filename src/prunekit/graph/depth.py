@@ -18,17 +18,18 @@ from prunekit.graph.any_size import any_size
 from prunekit.graph.branches import Branch, branches_of, modules_of, residual_blocks, unread_of
 from prunekit.graph.cache_places import close_gaps
 from prunekit.graph.capture import canonical, captured
-from prunekit.graph.captured import Captured, GraphModel, is_written
+from prunekit.graph.captured_graph import Captured, GraphModel, is_written
 from prunekit.graph.copies import copy_of, masked_copy
 from prunekit.graph.layer_lists import FewerLayers, fewer_layers, whole_layers
 from prunekit.graph.proof import UNTOUCHED, masked_reference, proven
 from prunekit.graph.reference_run import VerificationError
 from prunekit.graph.shrinking import GroupSize, ShrinkResult
-from prunekit.graph.surgery import Cut, count_parameters, own_module, put_modules
+from prunekit.graph.surgery import Cut, own_module, put_modules
 from prunekit.masks import Masks
 from prunekit.models import Absent
 from prunekit.models.absent import PASSED, ZERO, ZEROS, absent_for
 from prunekit.modes import evaluating
+from prunekit.targets import count_parameters
 
 
 @torch.inference_mode(False)  # parameters made in it could not be trained

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
-from prunekit.graph.captured import Captured, op_name
-from prunekit.graph.groups import KeepMasks
+from prunekit.graph.captured_graph import Captured, op_name
+from prunekit.graph.coupling_graph import KeepMasks
 from prunekit.graph.labels import Flags
 from prunekit.graph.ops.registry import taken
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from prunekit.graph.capture import tensors_of
-from prunekit.graph.captured import argument, module_of, op_name, shape_of
-from prunekit.graph.groups import CouplingGraph
+from prunekit.graph.captured_graph import argument, module_of, op_name, shape_of
+from prunekit.graph.coupling_graph import CouplingGraph
 from prunekit.graph.labels import position
 from prunekit.graph.members import l1_norms
 from prunekit.graph.places import CodePlace, place_in, short

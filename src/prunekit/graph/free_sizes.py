@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from prunekit.batches import Inputs
 from prunekit.errors import InputError
-from prunekit.graph.captured import Captured, GraphModel, op_name
+from prunekit.graph.captured_graph import Captured, GraphModel, op_name
 from prunekit.graph.free_axes import Axis, FreeAxes, sizes_of
 from prunekit.graph.places import line_at
 from prunekit.graph.size_run import COMPARISONS, OPERATIONS, Computed, Expression, Extent, Place, Read

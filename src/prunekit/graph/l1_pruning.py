@@ -15,7 +15,7 @@ from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError, shown
 from prunekit.garbage import old_objects_left_alone
 from prunekit.graph.capture import tensors_of
-from prunekit.graph.groups import CouplingGraph, Group
+from prunekit.graph.coupling_graph import CouplingGraph, Group
 from prunekit.graph.members import l1_norms
 from prunekit.graph.plan import KINDS, traced
 from prunekit.graph.shrinking import Case, Form, ShrinkResult, check_examples, taken_out

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from prunekit.graph.captured import argument, module_of, op_name
+from prunekit.graph.captured_graph import argument, module_of, op_name
 from prunekit.graph.places import place_in, short
 
 Ints = NDArray[np.int64]

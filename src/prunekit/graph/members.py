@@ -24,14 +24,9 @@ from prunekit.graph.activation_taps import (
 )
 from prunekit.graph.chain import Chain
 from prunekit.graph.chain_view import chain_view
-from prunekit.graph.groups import INPUT, CouplingGraph, Group, GroupPlan, Member
+from prunekit.graph.coupling_graph import INPUT, CouplingGraph, Group, GroupPlan, Member
+from prunekit.graph.pooling import Combine, Pool
 from prunekit.targets import unwrap
-
-Pool = Literal["sum", "mean", "l2", "max"]
-"""How the numbers of one unit within one member become one: `l2` is the root of the sum of squares."""
-
-Combine = Literal["sum", "mean", "max", "first"]
-"""How the values of several members become one of the unit."""
 
 Scored = Literal["producers", "all"]
 """Which members are looked at: those that make the unit, or all that go with it."""

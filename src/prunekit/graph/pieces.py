@@ -13,9 +13,10 @@ from prunekit.errors import InputError
 from prunekit.graph.copies import copy_of, masked_copy
 from prunekit.graph.proof import masked_reference, proven
 from prunekit.graph.shrinking import GroupSize, ShrinkResult, check_examples
-from prunekit.graph.surgery import Cut, count_parameters, operate, own_module, smaller_masks
+from prunekit.graph.surgery import Cut, operate, own_module, smaller_masks
 from prunekit.masks import Masks
 from prunekit.models import Maxout
+from prunekit.targets import count_parameters
 
 _EXAMPLES = 32  # more make the proof slower (float64 is), not stronger
 

@@ -14,8 +14,8 @@ from prunekit.batches import Inputs
 from prunekit.errors import InputError
 from prunekit.garbage import old_objects_left_alone
 from prunekit.graph.capture import captured, tensors_of
-from prunekit.graph.captured import Captured
-from prunekit.graph.groups import (
+from prunekit.graph.captured_graph import Captured
+from prunekit.graph.coupling_graph import (
     INPUT,
     CouplingGraph,
     Features,

@@ -16,15 +16,16 @@ from prunekit.batches import Inputs, arguments
 from prunekit.errors import ModelError
 from prunekit.graph.cached_path import with_cache
 from prunekit.graph.capture import tensors_of
-from prunekit.graph.captured import GraphModel
+from prunekit.graph.captured_graph import GraphModel
+from prunekit.graph.coupling_graph import KeepMasks
 from prunekit.graph.draws import Draws
 from prunekit.graph.gradient_differences import GradientDifferences, GradientSlices
-from prunekit.graph.groups import KeepMasks
 from prunekit.graph.other_inputs import Arguments, drawn, shuffled
 from prunekit.graph.proof_run import Entered, ProofCopy, ProofRun, exact_copy, in_precision, with_gradients
 from prunekit.graph.reference_run import Deviation, VerificationError, of_outputs, rounding
-from prunekit.graph.surgery import Axes, Cut, count_parameters
+from prunekit.graph.surgery import Axes, Cut
 from prunekit.masks import Masks
+from prunekit.targets import count_parameters
 
 UNTOUCHED = "; the model is as it was"
 AFFORDABLE = 2**28  # parameters of which a copy in float64 is made: 2 GiB

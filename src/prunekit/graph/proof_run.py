@@ -14,9 +14,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
-from prunekit.graph.captured import GraphModel
+from prunekit.graph.captured_graph import GraphModel
 from prunekit.graph.copies import copy_of
-from prunekit.graph.groups import KeepMasks
+from prunekit.graph.coupling_graph import KeepMasks
 from prunekit.graph.other_inputs import Arguments
 from prunekit.graph.reference_run import Interpreter, exact, largest, layers_in
 from prunekit.modes import Holdings, Snapshot

@@ -15,8 +15,8 @@ import torch
 from torch import fx, nn
 
 from prunekit.graph.capture import tensors_of
-from prunekit.graph.captured import Captured, attributes_of, is_view, is_written
-from prunekit.graph.groups import Features
+from prunekit.graph.captured_graph import Captured, attributes_of, is_view, is_written
+from prunekit.graph.coupling_graph import Features
 from prunekit.graph.labels import (
     Classes,
     Dim,

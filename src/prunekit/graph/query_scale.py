@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from prunekit.graph.captured import argument, op_name, shape_of
+from prunekit.graph.captured_graph import argument, op_name, shape_of
 from prunekit.graph.labels import Flags, position
 
 Marks = list[tuple[fx.Node, Flags]]

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from prunekit.graph.cached_path import without_cache
-from prunekit.graph.captured import Captured, InputKind
+from prunekit.graph.captured_graph import Captured, InputKind
 from prunekit.graph.places import CodePlace, line_at, place_here
 from prunekit.graph.result_shapes import shapes
 from prunekit.graph.size_run import SizeMode, SizeUses, plain, remembering

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from prunekit.errors import ModelError
-from prunekit.graph.captured import op_name
+from prunekit.graph.captured_graph import op_name
 from prunekit.graph.depthwise import depthwise
 from prunekit.graph.ops import operator_of
 from prunekit.graph.ops.registry import Kept

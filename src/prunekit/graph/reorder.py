@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunekit.batches import Inputs
 from prunekit.compress import order_by_counts
 from prunekit.graph.copies import copy_of
-from prunekit.graph.groups import Group, Member
+from prunekit.graph.coupling_graph import Group, Member
 from prunekit.graph.members import of_units
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import same_function

@@ -19,13 +19,13 @@ from prunekit.errors import InputError, ModelError
 from prunekit.garbage import old_objects_left_alone
 from prunekit.graph.any_size import of_any_size
 from prunekit.graph.capture import takes
-from prunekit.graph.captured import GraphModel
+from prunekit.graph.captured_graph import GraphModel
 from prunekit.graph.class_fit import Misfit, in_the_way, misfit
 from prunekit.graph.copies import copy_of, sharing_copy
+from prunekit.graph.coupling_graph import INPUT, CouplingGraph, KeepMasks
 from prunekit.graph.draws import Draws, draws_of
 from prunekit.graph.equal_pieces import started
 from prunekit.graph.fitted_settings import fit_settings
-from prunekit.graph.groups import INPUT, CouplingGraph, KeepMasks
 from prunekit.graph.plan import traced
 from prunekit.graph.proof import UNTOUCHED, Candidate, masked_reference, proven, run_both
 from prunekit.graph.proof_run import in_precision
@@ -36,7 +36,6 @@ from prunekit.graph.surgery import (
     Cut,
     Operation,
     checked,
-    count_parameters,
     operate,
     operation,
     own_module,
@@ -46,6 +45,7 @@ from prunekit.graph.surgery import (
 )
 from prunekit.masks import Masks
 from prunekit.modes import holding
+from prunekit.targets import count_parameters
 
 Form = Literal["modules", "graph"]
 """Whether a network is what it was, with smaller layers, or a graph."""

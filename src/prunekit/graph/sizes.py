@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from prunekit.errors import InputError
 from prunekit.graph.attention_sizes import attention_sizes
-from prunekit.graph.captured import Captured, argument, attributes_of, module_of, op_name, shape_of
-from prunekit.graph.groups import KeepMasks
+from prunekit.graph.captured_graph import Captured, argument, attributes_of, module_of, op_name, shape_of
+from prunekit.graph.coupling_graph import KeepMasks
 from prunekit.graph.ops import OPERATORS, operator_of
 from prunekit.graph.ops.moves import RESHAPED
 from prunekit.graph.ops.registry import Keeps, Kept

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import Inputs, arguments
-from prunekit.graph.captured import GraphModel
+from prunekit.graph.captured_graph import GraphModel
 from prunekit.graph.class_fit import Blamed, in_the_way, misfit
 from prunekit.graph.copies import copy_of
+from prunekit.graph.coupling_graph import CouplingGraph
 from prunekit.graph.equal_pieces import evened, started
-from prunekit.graph.groups import CouplingGraph
 from prunekit.graph.surgery import Operation, checked, operate, operation, parameters_after
 from prunekit.modes import evaluating
 from prunekit.targets import unwrap

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from torch import fx
 
-from prunekit.graph.captured import argument, op_name
+from prunekit.graph.captured_graph import argument, op_name
 from prunekit.graph.labels import position
 from prunekit.graph.ops import operator_of
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from prunekit.errors import InputError, ModelError
 from prunekit.graph.capture import canonical, tensors_of
-from prunekit.graph.captured import Captured
-from prunekit.graph.groups import CouplingGraph, Group, GroupPlan, KeepMasks
+from prunekit.graph.captured_graph import Captured
+from prunekit.graph.coupling_graph import CouplingGraph, Group, GroupPlan, KeepMasks
 from prunekit.graph.sizes import CHANGED, LAYERS, Unmet, changed, corrected, sizes
 from prunekit.masks import Masks
 from prunekit.targets import uncompiled, unwrap
@@ -243,11 +243,6 @@ def alike(group: Group) -> list[list[int]]:
         reach = tuple(bool(member.indices[unit]) for member in group.members)
         found.setdefault(reach, []).append(unit)
     return list(found.values())
-
-
-def count_parameters(model: nn.Module) -> int:
-    """How many numbers all parameters of a network hold together."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def smaller_masks(masks: Masks, cut: Cut) -> Masks:

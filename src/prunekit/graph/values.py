@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 
-from prunekit.graph.captured import InputKind, argument, is_written, memory_of, op_name
+from prunekit.graph.captured_graph import InputKind, argument, is_written, memory_of, op_name
 
 _OF_SIZES = frozenset(
     {"empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"}

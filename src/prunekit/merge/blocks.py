@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit.graph.captured import argument, op_name, shape_of
+from prunekit.graph.captured_graph import argument, op_name, shape_of
 from prunekit.merge.layer_calls import LayerCall, LayerCalls
 
 BlockKind = Literal["streamline", "branch"]

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from prunekit.graph.branches import unread_of
 from prunekit.graph.capture import canonical
-from prunekit.graph.captured import Captured, behind, op_name, shape_of
+from prunekit.graph.captured_graph import Captured, behind, op_name, shape_of
 
 
 @dataclass(frozen=True, eq=False)

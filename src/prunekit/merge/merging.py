@@ -15,7 +15,7 @@ from prunekit.batches import Batch, as_batches, feed, joined
 from prunekit.errors import InputError, ModelError, explaining, instead, naming
 from prunekit.graph.capture import captured_in
 from prunekit.graph.copies import copy_of
-from prunekit.graph.surgery import count_parameters, own_module, put_modules
+from prunekit.graph.surgery import own_module, put_modules
 from prunekit.measure import count, human_count, human_seconds, layer_times, plain_table
 from prunekit.measure.layer_times import OTHER
 from prunekit.merge.batch_norm import Fold, apply_folds, folds_of
@@ -27,7 +27,7 @@ from prunekit.models.merged_conv import MergedConv2d
 from prunekit.modes import Snapshot, evaluating
 from prunekit.settings import WHOLE, whole
 from prunekit.statistics.collect import watched_calls
-from prunekit.targets import device_of
+from prunekit.targets import count_parameters, device_of
 from prunekit.task import PLAIN, Task
 from prunekit.training import Loop, Training, TrainingLike, given_of, train
 

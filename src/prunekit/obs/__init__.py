@@ -4,47 +4,6 @@ Everything here works on one matrix: the Hessian (1/2 of its quadratic form is t
 layer share, or that of a whole small network with its weights as the only row.
 """
 
-from prunekit.obs.least_squares import (
-    damped,
-    damped_groups,
-    inverse_of,
-    live_inputs,
-    recursive_inverse,
-    refit,
-    shared_saliency,
-    shared_update,
-)
-from prunekit.obs.mask_search import (
-    admm_support,
-    choose_count,
-    choose_mask,
-    choose_pattern,
-    inverse_factor,
-    left_to_right,
-)
-from prunekit.obs.rate_aware import Grid, RowsOnGrid, rate_aware
-from prunekit.obs.row_elimination import RowElimination, eliminate, output_variance, removal_scores
+import lazy_loader
 
-__all__ = [
-    "Grid",
-    "RowElimination",
-    "RowsOnGrid",
-    "admm_support",
-    "choose_count",
-    "choose_mask",
-    "choose_pattern",
-    "damped",
-    "damped_groups",
-    "eliminate",
-    "inverse_factor",
-    "inverse_of",
-    "left_to_right",
-    "live_inputs",
-    "output_variance",
-    "rate_aware",
-    "recursive_inverse",
-    "refit",
-    "removal_scores",
-    "shared_saliency",
-    "shared_update",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

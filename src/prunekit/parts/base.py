@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -72,6 +74,8 @@ class Part(Settings):
 
     Attributes:
         name: the short name, unique in its family.
+        home: of a family, the package whose modules its members are in: they are imported when all members
+            are asked for, or one by a name that is not known yet. Empty where all are in the family's module.
         paper: the source, with its arXiv number or DOI.
         works_on: what the recipe may remove, by its granularity; anything by default.
         requires: what the recipe must have chosen elsewhere.
@@ -83,6 +87,7 @@ class Part(Settings):
     """
 
     name: ClassVar[str]
+    home: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     works_on: ClassVar[tuple[Level, ...]] = tuple(LEVELS)
     requires: ClassVar[tuple[Requirement, ...]] = ()
@@ -94,7 +99,9 @@ class Part(Settings):
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:
         """Refuse a class of the user's own that takes the name of one that comes with the package."""
         family, name = cls._family(), vars(cls).get("name")
-        if name in family.own_members() and family.own_members()[name] is not cls:
+        # the package's own are compared with those before them: they are imported here, one after the other
+        known = family._loaded if cls.is_own() else family.own_members
+        if name is not None and known().get(name, cls) is not cls:
             raise InputError(
                 f"{cls._path()}: a {family._label()} named {name!r} comes with prunekit: choose another name"
             )
@@ -164,15 +171,29 @@ class Part(Settings):
 
     @classmethod
     def members(cls) -> dict[str, type[Self]]:
-        """Every named class of this family that has been imported."""
+        """Every named class of this family, of the user's own those that have been imported."""
+        own = cls.own_members()
         named = {member.name: member for member in cls._descendants() if "name" in vars(member)}
-        return {**named, **cls.own_members()}  # a class that was refused is still a subclass
+        return {**named, **own}  # a class that was refused is still a subclass
 
     @classmethod
     def own_members(cls) -> dict[str, type[Self]]:
         """Those that come with the package."""
-        own = (each for each in cls._descendants() if each.__module__.startswith("prunekit."))
+        if home := cls._family().home:
+            for module in pkgutil.iter_modules(importlib.import_module(home).__path__, f"{home}."):
+                importlib.import_module(module.name)
+        return cls._loaded()
+
+    @classmethod
+    def _loaded(cls) -> dict[str, type[Self]]:
+        """Those that come with the package and have been imported."""
+        own = (each for each in cls._descendants() if each.is_own())
         return {member.name: member for member in own if "name" in vars(member)}
+
+    @classmethod
+    def is_own(cls) -> bool:
+        """Whether it comes with prunekit, and is not the user's."""
+        return cls.__module__.startswith("prunekit.")
 
     @classmethod
     def _family(cls) -> type[Part]:
@@ -186,7 +207,9 @@ class Part(Settings):
 
     @classmethod
     def _find(cls, name: str) -> type[Self]:
-        members = cls.members()
+        members = cls._loaded()
+        if name not in members and ":" not in name:
+            members = cls.members()
         if name in members:
             return members[name]
         if ":" in name:
@@ -212,7 +235,7 @@ class Part(Settings):
     def _with_name(self, handler: Any) -> dict[str, Any]:
         cls = type(self)
         # a class of a script has no module to import it from; the other parts of users are found by theirs
-        short = cls.__module__ == "__main__" or cls.__module__.startswith("prunekit.")
+        short = cls.__module__ == "__main__" or cls.is_own()
         name = vars(cls).get("name") if short else None
         return {"name": name or cls._path(), **handler(self)}
 
@@ -267,7 +290,7 @@ def modules_of(value: Any) -> set[str]:
         each = left.pop()
         if isinstance(each, Settings):
             left += vars(each).values()
-            if isinstance(each, Part) and not type(each).__module__.startswith("prunekit."):
+            if isinstance(each, Part) and not each.is_own():
                 found.add(type(each).__module__)
         elif isinstance(each, Mapping):
             left += each.values()

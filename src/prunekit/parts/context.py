@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from prunekit import graph
 from prunekit.batches import Inputs
 from prunekit.distributed import Owners
 from prunekit.errors import InputError
-from prunekit.graph import Coupled
 from prunekit.masks import Masks
 from prunekit.parts.base import LEVELS, Level, Part, Requirement
 from prunekit.parts.granularity import Elements, Granularity, Weight
@@ -85,7 +85,7 @@ class StepContext:
     step: Step = field(default_factory=Step)
     kept: Masks = field(default_factory=lambda: Masks({}))
     generator: torch.Generator = field(default_factory=torch.Generator)
-    coupled: Coupled | None = None
+    coupled: graph.Coupled | None = None
     granularity: Granularity = field(default_factory=Weight)
     states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     state: Mapping[str, Tensor] = field(default_factory=dict)
@@ -210,6 +210,7 @@ class Score(Part):
             need not all be in memory at a time.
     """
 
+    home: ClassVar[str] = "prunekit.parts.scores"
     comparable: ClassVar[tuple[Level, ...]] = ()
     compared_if_named: ClassVar[tuple[Level, ...]] = ()
     by_layer: ClassVar[bool] = False
@@ -269,6 +270,7 @@ class Allocation(Part):
         changes: whether it changes the network's values before it counts.
     """
 
+    home: ClassVar[str] = "prunekit.parts.allocation"
     requires: ClassVar[tuple[Requirement, ...]] = (STATED,)
     local: ClassVar[bool] = False
     by_size: ClassVar[bool] = False
@@ -284,6 +286,10 @@ class Allocation(Part):
     @abstractmethod
     def amounts(self, context: StepContext) -> dict[str, int]:
         """The number of weights that each layer has lost after this step, those before it included."""
+
+    def shown(self, value: float) -> str:
+        """A value of the cost that `of_cost` tells of, as people read it."""
+        return f"{value:g}"
 
     def check(self, targets: Sequence[Target], sparsity: float | None) -> None:
         """Refuse what cannot be reached on these layers, with an `InputError`."""
@@ -334,10 +340,9 @@ def comparison_refusal(score: Score, allocation: Allocation, level: Level) -> st
         for name, each in sorted(Allocation.own_members().items())
         if each.compares is False and level in each.works_on and each.requires == Allocation.requires
     ]
-    own = not type(score).__module__.startswith("prunekit.")
     return (
         f"the allocation {allocation.name!r} compares layers, and the score {score.name!r} of "
         f"{LEVELS[level]} means another thing in each: use the allocation {', '.join(instead)}"
         + (", or its share 'per_layer'" if "share" in type(allocation).model_fields else "")
-        + (", or say in the score's class that it is `comparable`" if own else "")
+        + (", or say in the score's class that it is `comparable`" if not score.is_own() else "")
     )

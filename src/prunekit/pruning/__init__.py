@@ -1,15 +1,16 @@
 """The one pruning loop: `prune()` walks it, and so does a training loop that a `Session` is attached to."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from prunekit.history import Pruned, Record
 from prunekit.loggers import Logger
-from prunekit.pruning.layer_sensitivity import SensitivityCurves
 from prunekit.pruning.session import Evaluate, Session, prune
 from prunekit.pruning.time_ahead import solving_time
 
 if TYPE_CHECKING:
+    from prunekit.pruning.layer_sensitivity import SensitivityCurves
     from prunekit.pruning.sharded_weights import prune_sharded
 
 __all__ = [
@@ -24,11 +25,10 @@ __all__ = [
     "solving_time",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "prune_sharded":  # DTensors take long to import, and few need them
-        return importlib.import_module("prunekit.pruning.sharded_weights").prune_sharded
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# what few need; sharded weights also import DTensors, which takes long
+__getattr__, _, _ = lazy_loader.attach(
+    __name__, submod_attrs={"layer_sensitivity": ["SensitivityCurves"], "sharded_weights": ["prune_sharded"]}
+)
 
 
 def __dir__() -> list[str]:

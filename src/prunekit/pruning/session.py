@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,7 +24,6 @@ from prunekit.parts.allocation import GRID
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
 from prunekit.pruning.calibration import Calibration, check_names, norms_with_statistics, two_examples
-from prunekit.pruning.layer_sensitivity import Metric, SensitivityCurves, measure_sensitivity
 from prunekit.pruning.own_loop import OwnLoop
 from prunekit.pruning.state import Owner, State, digest_of, read_state
 from prunekit.pruning.step_work import Scorer, StepWork
@@ -36,6 +35,9 @@ from prunekit.recipe import Plan, Recipe, recipe_refusal
 from prunekit.settings import WHOLE, checked_seed, whole
 from prunekit.task import PLAIN, LossFunction, Task, task_of
 from prunekit.training import Loop
+
+if TYPE_CHECKING:
+    from prunekit.pruning.layer_sensitivity import Metric, SensitivityCurves
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 """Measures a network after a step, for the history: names and values."""
@@ -405,6 +407,8 @@ class Session:
                 where there is nothing to measure with.
             DataError, ModelError: as a step of the pruning.
         """
+        from prunekit.pruning.layer_sensitivity import measure_sensitivity  # prunings do without it
+
         self._try_data(retraining=False)
         before = self._state.copy()  # ranks and statistics that are taken once are those of the first step
         try:

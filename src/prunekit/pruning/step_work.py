@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import graph
 from prunekit.batches import Inputs
 from prunekit.distributed import Owners, check_same, deal, of_first, processes, shared_layers, together
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.graph import VerificationError, zero_dead
-from prunekit.graph.surgery import count_parameters
 from prunekit.history import Record
 from prunekit.masked_optimizer import MaskedOptimizer
 from prunekit.masks import Masks
@@ -32,6 +31,7 @@ from prunekit.pruning.turn_statistics import Around, TurnStatistics
 from prunekit.recipe import Plan, Recipe
 from prunekit.seeds import derive, generator
 from prunekit.statistics import Found, StatContext, Statistic, collect
+from prunekit.targets import count_parameters
 from prunekit.training import Report
 
 log = logging.getLogger(__name__)
@@ -420,8 +420,8 @@ class StepWork:
             inputs = two_examples(self.trainings.model, self.trainings.data).inputs
         if inputs is not None:
             try:
-                zero_dead(self.inner, inputs, masks=self.state.masks)
-            except (InputError, ModelError, VerificationError) as error:
+                graph.zero_dead(self.inner, inputs, masks=self.state.masks)
+            except (InputError, ModelError, graph.VerificationError) as error:
                 log.info("dead units stay as they are: %s", error)
 
     def record(

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from prunekit.errors import ModelError
-from prunekit.graph.captured import Captured, InputKind, OutputKind, attributes_of, module_of
+from prunekit.graph.captured_graph import Captured, InputKind, OutputKind, attributes_of, module_of
 from prunekit.graph.conversion import FOLLOWS
 from prunekit.graph.free_sizes import same_answer
 from prunekit.graph.ops.moves import RESHAPED

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.errors import first_line, shown
-from prunekit.graph.captured import Captured
+from prunekit.graph.captured_graph import Captured
 from prunekit.graph.free_sizes import same_answer
 from prunekit.graph.ops import OPERATORS, Operator
 from prunekit.graph.ops.registry import MAX_PARTS, tensors_among

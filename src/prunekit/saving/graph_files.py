@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import ModelError, shown
-from prunekit.graph.captured import (
+from prunekit.graph.captured_graph import (
     Captured,
     GraphModel,
     InputKind,

@@ -16,7 +16,7 @@ from prunekit.errors import InputError
 from prunekit.graph import BLOCKS, Branch, Captured, Coupled, GraphModel
 from prunekit.graph.branches import branches_by_unit
 from prunekit.graph.capture import captured_in
-from prunekit.graph.captured import op_name
+from prunekit.graph.captured_graph import op_name
 from prunekit.graph.reference_run import Interpreter
 from prunekit.modes import evaluating
 from prunekit.statistics.collect import Collector, StatContext

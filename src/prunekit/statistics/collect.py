@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from prunekit import graph
 from prunekit.batches import Batch, read_batch
 from prunekit.distributed import Owners, count_processes, means_over_processes, on_processes
 from prunekit.errors import DataError, ModelError, explaining
-from prunekit.graph import Coupled
 from prunekit.modes import keeping_modes
 from prunekit.targets import device_of
 from prunekit.task import PLAIN, Task
@@ -41,7 +41,7 @@ class StatContext:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     task: Task = PLAIN
     shared: dict[object, Any] = field(default_factory=dict)
-    coupled: Coupled | None = None
+    coupled: graph.Coupled | None = None
     owners: Owners = field(default_factory=dict)
 
 

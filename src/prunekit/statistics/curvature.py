@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.utils import _pytree as pytree
 
+from prunekit import graph
 from prunekit.batches import Batch, Inputs, arguments
 from prunekit.distributed import means_over_processes
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.graph import Stage, chain_of
-from prunekit.graph.chain import Function, Kind
 from prunekit.graph.rows import LAYERS, from_rows, output_rows, patches, row_layers, rows_of
 from prunekit.losses import one_tensor
 from prunekit.statistics.collect import Collector, StatContext, Statistic, never_ran, watched_calls
@@ -280,12 +279,12 @@ class _Recursion(_ByWeight):
     def __init__(self, subject: StatContext) -> None:
         super().__init__(subject)
         self._names = {layer: name for name, layer in self._layers.items()}
-        self._stages: tuple[Stage, ...] = ()
+        self._stages: tuple[graph.Stage, ...] = ()
 
     @torch.no_grad()
     def _take(self, batch: Batch) -> None:
         self._stages = self._stages or _stages_of(self._model, batch.examples(0, 2).inputs)
-        first = next(place for place, stage in enumerate(self._stages) if stage.kind is Kind.LAYER)
+        first = next(place for place, stage in enumerate(self._stages) if stage.kind is graph.Kind.LAYER)
         given, x = [], one_tensor(batch.inputs, "the published recursion of curvature")
         for stage in self._stages:
             given.append(x)
@@ -305,7 +304,7 @@ class _Recursion(_ByWeight):
         self._sums[name] += (by_row.mT @ patches(layer, x).square()).double()
 
 
-def _stages_of(model: nn.Module, inputs: Inputs) -> tuple[Stage, ...]:
+def _stages_of(model: nn.Module, inputs: Inputs) -> tuple[graph.Stage, ...]:
     """The operations of a network that is a chain.
 
     Raises:
@@ -313,18 +312,18 @@ def _stages_of(model: nn.Module, inputs: Inputs) -> tuple[Stage, ...]:
     """
     refused = "the published recursion of curvature goes back along a chain of layers: {}; use form='exact'"
     try:
-        stages = chain_of(model, inputs).stages
+        stages = graph.chain_of(model, inputs).stages
     except ModelError as error:
         raise InputError(refused.format(error)) from error
     for stage in reversed(stages):
-        if stage.kind is Kind.LAYER:
+        if stage.kind is graph.Kind.LAYER:
             break
-        if stage.kind is Kind.SIDE:
+        if stage.kind is graph.Kind.SIDE:
             raise InputError(refused.format(f"{stage.name!r} behind the last layer {stage.note}"))
     return stages
 
 
-def _handed_back(stage: Stage, x: Tensor, curved: Tensor) -> Tensor:
+def _handed_back(stage: graph.Stage, x: Tensor, curved: Tensor) -> Tensor:
     """The diagonal by what an operation is given, from that by what it gives: with squared derivatives."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -332,16 +331,16 @@ def _handed_back(stage: Stage, x: Tensor, curved: Tensor) -> Tensor:
             found = functional_call(stage.module, {"weight": stage.module.weight.square()}, (x,))
         else:
             found = stage.run(x)
-    if stage.kind in (Kind.POINTWISE, Kind.NORM):
+    if stage.kind in (graph.Kind.POINTWISE, graph.Kind.NORM):
         (slope,) = torch.autograd.grad(found, x, torch.ones_like(found))
         return curved * slope.square()
-    if stage.kind is Kind.POOL:
+    if stage.kind is graph.Kind.POOL:
         curved = curved * _shares(stage.run, x)
     (back,) = torch.autograd.grad(found, x, curved)
     return back
 
 
-def _shares(pool: Function, x: Tensor) -> Tensor:
+def _shares(pool: graph.Function, x: Tensor) -> Tensor:
     """What one of the numbers that a mean pool joins counts for, by its outputs; 1 for maxima.
 
     A mean is told from a maximum by its sign. The numbers that it joins are a box of n along each axis:

@@ -11,11 +11,10 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from prunekit import graph
 from prunekit.batches import Batch, without_padding
 from prunekit.distributed import rank
 from prunekit.errors import DataError, InputError, ModelError
-from prunekit.graph import Coupled, Member
-from prunekit.graph.members import entries
 from prunekit.graph.rows import TRANSPOSED, channels, groups_of, inputs_first, patches, row_layers, rows_of
 from prunekit.statistics.collect import (
     Collector,
@@ -396,7 +395,7 @@ class Consumer:
         return values.repeat_interleave(self.kernel, 1)
 
 
-def consumers(coupled: Coupled | None, names: Collection[str] = ()) -> dict[str, Consumer]:
+def consumers(coupled: graph.Coupled | None, names: Collection[str] = ()) -> dict[str, Consumer]:
     """The layers that read units, by the names of their weights.
 
     Args:
@@ -426,11 +425,11 @@ def consumers(coupled: Coupled | None, names: Collection[str] = ()) -> dict[str,
     return found
 
 
-def _units(member: Member, layer: Any) -> Tensor:
+def _units(member: graph.Member, layer: Any) -> Tensor:
     """(groups, inputs): see `Consumer`."""
     if member.dim != (0 if inputs_first(layer) or isinstance(layer, TRANSPOSED) else 1):
         raise ModelError(f"{member.tensor} reads units along its outputs, where nothing is known of them")
-    index, unit = entries(member)
+    index, unit = graph.entries(member)
     weight, groups = layer.weight, groups_of(layer)
     found = torch.full((weight.shape[member.dim],), -1, device=weight.device)
     found[index.to(weight.device)] = unit.to(weight.device)

@@ -10,11 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from prunekit import graph
 from prunekit.batches import Batch, without_padding
 from prunekit.distributed import count_processes, means_over_processes, on_processes, sum_over_processes
 from prunekit.errors import DataError
-from prunekit.graph.chain import Function
-from prunekit.graph.chain_view import activations
 from prunekit.graph.rows import CONVOLUTIONS, from_rows, output_rows, row_layers, rows_of, windows
 from prunekit.statistics.collect import (
     Collector,
@@ -76,7 +75,7 @@ class _Correlations(Collector):
 
     def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
         if not self._batches:
-            after = activations(self._model, self._modules, batch.inputs)
+            after = graph.activations(self._model, self._modules, batch.inputs)
             self._layers = {name: _Layer(layer, after[name]) for name, layer in self._modules.items()}
         self._batches.append(batch)
 
@@ -139,7 +138,7 @@ class _Layer:
     A line is a row of an image's positions; a linear layer has one line of one position.
     """
 
-    def __init__(self, layer: nn.Module, after: Function) -> None:
+    def __init__(self, layer: nn.Module, after: graph.Function) -> None:
         weight = cast(Tensor, layer.weight)
         self._layer = layer
         self._after = after

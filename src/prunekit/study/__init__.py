@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import InputError, instead
-from prunekit.settings import read_yaml, with_assignments
+from prunekit.plain_yaml import read_yaml, with_assignments
 from prunekit.study.jobs import Executor
 from prunekit.study.layout import Layout
 from prunekit.study.pool import LocalPool

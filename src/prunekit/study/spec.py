@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from prunekit import methods
+from prunekit.controls import random_control, scratch_control
 from prunekit.data import DataSettings
 from prunekit.errors import InputError, instead, naming, shown
 from prunekit.files import check_folder_name, check_label
-from prunekit.history import random_control, scratch_control
 from prunekit.models import ModelSettings
 from prunekit.parts.allocation import NoPruning
 from prunekit.parts.base import LEVELS, modules_of

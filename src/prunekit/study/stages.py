@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batches import as_batches
+from prunekit.controls import random_control, scratch_control
 from prunekit.data import Dataset, DataSettings, Split, load
 from prunekit.digests import read_tensors, write_json_with_digest, write_tensors
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError
 from prunekit.files import remove
 from prunekit.graph import chain_of, shrink_dead
-from prunekit.history import Pruned, Record, random_control, scratch_control
+from prunekit.history import Pruned, Record
 from prunekit.loggers import Logger
 from prunekit.measure import count, evaluate
 from prunekit.models import create

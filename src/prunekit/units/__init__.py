@@ -4,22 +4,6 @@ What is read of a unit is multiplied by a gain: 1 = on, 0 = off. Every error is 
 Nothing here changes a network: it is looked at in evaluation mode.
 """
 
-from prunekit.units.gains import (
-    GainDerivatives,
-    diagonal_recursion,
-    gain_derivatives,
-    gain_sweep,
-    relevance,
-)
-from prunekit.units.oracle import Elimination, eliminate, oracle_changes
+import lazy_loader
 
-__all__ = [
-    "Elimination",
-    "GainDerivatives",
-    "diagonal_recursion",
-    "eliminate",
-    "gain_derivatives",
-    "gain_sweep",
-    "oracle_changes",
-    "relevance",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

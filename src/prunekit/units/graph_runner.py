@@ -18,7 +18,7 @@ from prunekit.batches import arguments
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import Coupled, unit_masks
 from prunekit.graph.capture import captured_in, tensors_of
-from prunekit.graph.captured import Captured, op_name
+from prunekit.graph.captured_graph import Captured, op_name
 from prunekit.losses import Loss, one_tensor
 from prunekit.modes import evaluating
 from prunekit.units.chain_derivatives import along

@@ -21,8 +21,16 @@ from torch.utils import _pytree as pytree
 from prunekit.graph import Coupled
 from prunekit.graph.activation_taps import axes_of
 from prunekit.graph.branches import BLOCKS, branches_by_unit
-from prunekit.graph.captured import Captured, attributes_of, behind, is_view, is_written, leading_to, op_name
-from prunekit.graph.groups import Group, Member
+from prunekit.graph.captured_graph import (
+    Captured,
+    attributes_of,
+    behind,
+    is_view,
+    is_written,
+    leading_to,
+    op_name,
+)
+from prunekit.graph.coupling_graph import Group, Member
 from prunekit.graph.members import entries
 from prunekit.graph.ops import indexing, moves, operator_of
 from prunekit.losses import one_tensor

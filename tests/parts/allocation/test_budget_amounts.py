@@ -8,9 +8,9 @@ import torch
 from prunekit.errors import InputError
 from prunekit.parts.allocation import Budget
 from prunekit.parts.quantize import BitAllocation
+from prunekit.plain_yaml import with_assignments
 from prunekit.pruning import Session, prune
 from prunekit.recipe import Recipe
-from prunekit.settings import with_assignments
 from small_nets import copied, mlp, same
 
 DATA = torch.rand(8, 10), torch.arange(8) % 3

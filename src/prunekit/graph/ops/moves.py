@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from prunekit.graph.captured import argument, set_argument, shape_of
+from prunekit.graph.captured_graph import argument, set_argument, shape_of
 from prunekit.graph.labels import Dim, Propagator, Value, position, reshaped, rows_joined
 from prunekit.graph.ops.registry import Keeps, kept_along, new_shape, operators
 

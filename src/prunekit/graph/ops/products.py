@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from prunekit.graph.captured import argument, shape_of
+from prunekit.graph.captured_graph import argument, shape_of
 from prunekit.graph.labels import GROUPS, Dim, Propagator, Value, along, merged
 from prunekit.graph.ops.pointwise import SPREAD, added, aligned
 from prunekit.graph.ops.registry import (

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from prunekit.graph.captured import argument, set_argument
+from prunekit.graph.captured_graph import argument, set_argument
 from prunekit.graph.labels import GROUPS, Dim, Propagator, Value, merged, position, result_shape, split
 from prunekit.graph.ops.pointwise import aligned
 from prunekit.graph.ops.registry import (

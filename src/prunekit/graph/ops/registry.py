@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from prunekit.graph.captured import argument, op_name, set_argument, shape_of
+from prunekit.graph.captured_graph import argument, op_name, set_argument, shape_of
 from prunekit.graph.labels import Flags, position
 
 Kept = tuple[tuple[Flags | None, ...], ...]

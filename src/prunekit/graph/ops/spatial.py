@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from prunekit.graph.captured import argument, set_argument, shape_of
+from prunekit.graph.captured_graph import argument, set_argument, shape_of
 from prunekit.graph.labels import GROUPS, Dim, Propagator, Value, along, merged, split
 from prunekit.graph.ops.moves import laid, widened
 from prunekit.graph.ops.registry import Keeps, always, kept_along, operators, resize_groups

@@ -24,7 +24,7 @@ from prunekit.measure import (
     read_amount,
     state_bytes,
 )
-from prunekit.parts.allocation.rules import DECIDED, Ramp, share_of_round, shared_out
+from prunekit.parts.allocation.rules import DECIDED, GRID, Ramp, share_of_round, shared_out
 from prunekit.parts.base import Requirement
 from prunekit.parts.context import ASKED, REACHED, STATED, Allocation, CostModel, StepContext
 from prunekit.parts.schedule import Sparsity
@@ -268,10 +268,6 @@ class Budget(Allocation):
 
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.3g}" if whole else "-"
-
-
-GRID = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
-"""Sparsities at which a layer is tried."""
 
 
 class Sensitivity(Allocation):

@@ -13,9 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from prunekit import graph
 from prunekit.errors import InputError
-from prunekit.graph import unit_masks
-from prunekit.graph.dead_units import dead_units
 from prunekit.masks import lowest
 from prunekit.parts.base import Requirement
 from prunekit.parts.context import Allocation, StepContext
@@ -31,6 +30,9 @@ DECIDED = Requirement(
 )
 """The allocation states the amount by itself."""
 
+
+GRID = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+"""Sparsities at which a layer alone is tried."""
 
 Ramp = Literal["linear", "cubic"]
 """How rounds reach what is wanted: in equal steps, or as the schedule `cubic`, fast at first."""
@@ -406,12 +408,12 @@ class Zeros(Allocation):
         coupled = context.coupled
         if coupled is None or context.granularity.level != "units":
             return
-        dead = dead_units(
+        dead = graph.dead_units(
             coupled.model, coupled.traced, over_units=True, among=coupled.names, statistics_stay=True
         )
         for name, value in dead.biases.items():
             coupled.model.get_parameter(name).copy_(value)
-        unit_masks(coupled.model, coupled.traced.plan, dead.kept, allow_empty=True).apply(coupled.model)
+        graph.unit_masks(coupled.model, coupled.traced.plan, dead.kept, allow_empty=True).apply(coupled.model)
 
     def amounts(self, context: StepContext) -> dict[str, int]:
         """What is gone and what is zero, at most down to the floor."""

@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from prunekit import graph
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, ModelError
-from prunekit.graph import Coupled, Member, Pool, of_units
+from prunekit.graph.pooling import Pool
 from prunekit.masks import Masks, lowest, lowest_per_row
 from prunekit.parts.base import Level, Part
 from prunekit.settings import WHOLE
@@ -44,7 +45,7 @@ class Elements(ABC):
         return [target.name for target in self.targets]
 
     @property
-    def coupled(self) -> Coupled | None:
+    def coupled(self) -> graph.Coupled | None:
         """The groups whose units are counted; None where something else is."""
         return None
 
@@ -125,6 +126,7 @@ class Granularity(Part):
         one_target: whether all that there is to choose from belongs together, so that no layers are compared.
     """
 
+    home: ClassVar[str] = "prunekit.parts.granularity"
     level: ClassVar[Level] = "weights"
     even: ClassVar[bool] = False
     pattern: ClassVar[tuple[int, int] | None] = None
@@ -301,8 +303,8 @@ class FilterShape(Granularity):
 
     def _of_columns(self, scores: Tensor) -> Tensor:
         rows = scores.flatten(1)
-        member = Member("", 1, tuple((column,) for column in range(rows.shape[1])), "consumer")
-        return of_units(rows, member, self.pool).view(1, *scores.shape[1:])
+        member = graph.Member("", 1, tuple((column,) for column in range(rows.shape[1])), "consumer")
+        return graph.of_units(rows, member, self.pool).view(1, *scores.shape[1:])
 
 
 class Columns(Weights):

@@ -1,23 +1,5 @@
 """Quantisation: few values for the weights that are left, chosen once at the end and trained."""
 
-from prunekit.parts.quantize.base import Counted, FewValues, LayerQuantizer, NoQuantization, Quantizer
-from prunekit.parts.quantize.bit_allocation import BitAllocation
-from prunekit.parts.quantize.cerwu import RateAwareGrid
-from prunekit.parts.quantize.entropy import EntropyTraining
-from prunekit.parts.quantize.kmeans import KMeans
-from prunekit.parts.quantize.shared_values import SharedValues
-from prunekit.parts.quantize.symbol_costs import SymbolCosts
+import lazy_loader
 
-__all__ = [
-    "BitAllocation",
-    "Counted",
-    "EntropyTraining",
-    "FewValues",
-    "KMeans",
-    "LayerQuantizer",
-    "NoQuantization",
-    "Quantizer",
-    "RateAwareGrid",
-    "SharedValues",
-    "SymbolCosts",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -153,6 +153,7 @@ class Quantizer(Part):
         plans: how the values are trained, in order; none for not at all.
     """
 
+    home: ClassVar[str] = "prunekit.parts.quantize"
     changes: ClassVar[bool] = True
     measures: ClassVar[tuple[Statistic, ...]] = ()
     needs_data: ClassVar[bool] = False

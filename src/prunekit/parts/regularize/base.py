@@ -101,6 +101,7 @@ class Regularizer(Part):
         by_example: whether the network is run on an example to find what it acts on.
     """
 
+    home: ClassVar[str] = "prunekit.parts.regularize"
     interruptible: ClassVar[bool] = True
     by_example: ClassVar[bool] = False
 

@@ -1,27 +1,5 @@
 """Repair: what is done to the survivors at once, with no gradient step."""
 
-from prunekit.parts.repair.unit_repairs import ChannelScale, FoldMean, LeastSquares, SietsmaDow, UnitRepair
-from prunekit.parts.repair.weight_repairs import (
-    MaskedLeastSquares,
-    NoRepair,
-    OBSRefit,
-    OBSUpdate,
-    Repair,
-    SparseGPTUpdate,
-    WeightRepair,
-)
+import lazy_loader
 
-__all__ = [
-    "ChannelScale",
-    "FoldMean",
-    "LeastSquares",
-    "MaskedLeastSquares",
-    "NoRepair",
-    "OBSRefit",
-    "OBSUpdate",
-    "Repair",
-    "SietsmaDow",
-    "SparseGPTUpdate",
-    "UnitRepair",
-    "WeightRepair",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

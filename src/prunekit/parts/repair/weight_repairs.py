@@ -34,6 +34,7 @@ class Repair(Part):
         changes: whether it changes anything at all.
     """
 
+    home: ClassVar[str] = "prunekit.parts.repair"
     changes: ClassVar[bool] = True
 
     def check(self, context: StepContext) -> None:

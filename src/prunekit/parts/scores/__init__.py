@@ -1,76 +1,8 @@
 """Scores: one number per weight or unit; the lowest go first. One family per file."""
 
-from prunekit.parts.context import Score, Scores
-from prunekit.parts.scores.block_scores import BlockInfluence
-from prunekit.parts.scores.gradient_flow import GraSP, SynFlow
-from prunekit.parts.scores.hessian_scores import OBD, OBS, BlockFisher, LayerOBS
-from prunekit.parts.scores.unit_scores import (
-    N2PS,
-    Activation,
-    ActivationNorm,
-    FeatureTaylor,
-    Fluctuation,
-    GeometricMedian,
-    GradCAM,
-    MaxoutWins,
-    NormScale,
-    Oracle,
-    OutgoingNorm,
-    Skeletonization,
-    ThiNet,
-    UnitScore,
-    UnitTaylor,
-)
-from prunekit.parts.scores.weight_scores import (
-    LAMP,
-    RIA,
-    Correlation,
-    Gradient,
-    InputDeviation,
-    InputScore,
-    Magnitude,
-    MagnitudePerBit,
-    Movement,
-    Random,
-    Wanda,
-    WeightGradient,
-)
+import lazy_loader
 
-__all__ = [
-    "LAMP",
-    "N2PS",
-    "OBD",
-    "OBS",
-    "RIA",
-    "Activation",
-    "ActivationNorm",
-    "BlockFisher",
-    "BlockInfluence",
-    "Correlation",
-    "FeatureTaylor",
-    "Fluctuation",
-    "GeometricMedian",
-    "GraSP",
-    "GradCAM",
-    "Gradient",
-    "InputDeviation",
-    "InputScore",
-    "LayerOBS",
-    "Magnitude",
-    "MagnitudePerBit",
-    "MaxoutWins",
-    "Movement",
-    "NormScale",
-    "Oracle",
-    "OutgoingNorm",
-    "Random",
-    "Score",
-    "Scores",
-    "Skeletonization",
-    "SynFlow",
-    "ThiNet",
-    "UnitScore",
-    "UnitTaylor",
-    "Wanda",
-    "WeightGradient",
-]
+from prunekit.parts.context import Score, Scores
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["Score", "Scores"]

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from prunekit.display import Displayed
 from prunekit.errors import InputError
-from prunekit.graph.captured import Captured, leading_to, op_name
+from prunekit.graph.captured_graph import Captured, leading_to, op_name
 from prunekit.graph.labels import Dim, Flags, Ints, Role, Value, fixed
 
 INPUT = "input"

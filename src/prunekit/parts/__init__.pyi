@@ -1,0 +1,13 @@
+from . import allocation as allocation
+from . import augment as augment
+from . import granularity as granularity
+from . import grow as grow
+from . import quantize as quantize
+from . import regularize as regularize
+from . import repair as repair
+from . import retrain as retrain
+from . import schedule as schedule
+from . import scores as scores
+from . import selection as selection
+from . import stopping as stopping
+from . import teacher as teacher

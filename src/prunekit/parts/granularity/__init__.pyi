@@ -1,0 +1,16 @@
+from .of_blocks import Block as Block
+from .of_blocks import Blocks as Blocks
+from .of_units import Kind as Kind
+from .of_units import MaxoutPiece as MaxoutPiece
+from .of_units import Pieces as Pieces
+from .of_units import Unit as Unit
+from .of_units import Units as Units
+from .of_weights import INPUTS_FIRST as INPUTS_FIRST
+from .of_weights import NM as NM
+from .of_weights import Elements as Elements
+from .of_weights import FilterShape as FilterShape
+from .of_weights import Granularity as Granularity
+from .of_weights import Weight as Weight
+from .of_weights import Weights as Weights
+from .of_weights import check_one_input as check_one_input
+from .of_weights import shaped_targets as shaped_targets

@@ -1,0 +1,11 @@
+from .base import Counted as Counted
+from .base import FewValues as FewValues
+from .base import LayerQuantizer as LayerQuantizer
+from .base import NoQuantization as NoQuantization
+from .base import Quantizer as Quantizer
+from .bit_allocation import BitAllocation as BitAllocation
+from .cerwu import RateAwareGrid as RateAwareGrid
+from .entropy import EntropyTraining as EntropyTraining
+from .kmeans import KMeans as KMeans
+from .shared_values import SharedValues as SharedValues
+from .symbol_costs import SymbolCosts as SymbolCosts

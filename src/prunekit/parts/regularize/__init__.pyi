@@ -1,0 +1,10 @@
+from .base import Regularizer as Regularizer
+from .base import StepHooks as StepHooks
+from .base import check_gradients_are_there as check_gradients_are_there
+from .base import needs_closure as needs_closure
+from .dropout import Dropout as Dropout
+from .group_lasso import GroupLasso as GroupLasso
+from .l0 import L0 as L0
+from .penalties import L1 as L1
+from .penalties import L2 as L2
+from .vib import VIB as VIB

@@ -1,0 +1,12 @@
+from .unit_repairs import ChannelScale as ChannelScale
+from .unit_repairs import FoldMean as FoldMean
+from .unit_repairs import LeastSquares as LeastSquares
+from .unit_repairs import SietsmaDow as SietsmaDow
+from .unit_repairs import UnitRepair as UnitRepair
+from .weight_repairs import MaskedLeastSquares as MaskedLeastSquares
+from .weight_repairs import NoRepair as NoRepair
+from .weight_repairs import OBSRefit as OBSRefit
+from .weight_repairs import OBSUpdate as OBSUpdate
+from .weight_repairs import Repair as Repair
+from .weight_repairs import SparseGPTUpdate as SparseGPTUpdate
+from .weight_repairs import WeightRepair as WeightRepair
