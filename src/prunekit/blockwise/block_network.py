@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from prunekit.blockwise.allocator import freed_at_once
+from prunekit.blockwise.block_call import WIDE, BlockCall, stream_of, with_stream
 from prunekit.blockwise.shards import Shards
 from prunekit.errors import DataError, InputError, ModelError, escaped
 from prunekit.losses import NO_GRADIENT, one_tensor
 from prunekit.modes import keeping_modes
 from prunekit.targets import check_module
-
-WIDE = torch.float32
-"""What values of half precision are computed in; they are written back as they were."""
 
 
 @contextmanager
@@ -73,58 +70,6 @@ def causal_model(folder: Path) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
-class BlockCall:
-    """How a block is called, but for its first argument: the stream of activations.
-
-    Attributes:
-        name: of the first argument where it is given by name.
-        args: the others by position.
-        kwargs: the others by name.
-    """
-
-    name: str | None
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def run(self, block: nn.Module, stream: Tensor) -> Any:
-        """What the block gives, also in another precision than that of the text."""
-        args, kwargs = self.args, self.kwargs
-        if stream.dtype != WIDE:
-            args, kwargs = pytree.tree_map(
-                lambda each: each.to(stream.dtype) if _is_floating(each) else each, (args, dict(kwargs))
-            )
-        if self.name is not None:
-            return block(*args, **{self.name: stream}, **kwargs)
-        return block(stream, *args, **kwargs)
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-class BlockOnStream(nn.Module):
-    """A block as a network of one argument: activations (1, length, width) in, the same out."""
-
-    def __init__(self, block: nn.Module, call: BlockCall) -> None:
-        super().__init__()
-        self.block, self.call = block, call
-
-    def forward(self, stream: Tensor) -> Tensor:
-        """The stream behind the block."""
-        return stream_of(self.call.run(self.block, stream))
-
-
-def stream_of(output: Any) -> Tensor:
-    """The activations among what a block gives: the first of several."""
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def with_stream(output: Any, stream: Tensor) -> Any:
-    """What a block gives, with other activations."""
-    return stream if isinstance(output, Tensor) else type(output)((stream, *output[1:]))
-
-
 class _ReachedError(Exception):
     """All blocks have been called: nothing behind them is needed."""
 
@@ -138,12 +83,13 @@ class BlockNetwork:
         blocks: the name of its list of blocks; by default its longest list of modules of one class.
 
     Raises:
-        InputError: if there is no such list, or no list at all.
+        InputError: if there is no such list, or no list at all; if the model has values of its own.
         DataError: if the files lack values that the network has, or those are of another shape or kind.
     """
 
     def __init__(self, model: nn.Module, shards: Shards, blocks: str | None = None) -> None:
         check_module(model)
+        _check_empty(model)
         self.model, self.shards = model.eval(), shards
         self.name = list_of_blocks(model) if blocks is None else blocks
         found = dict(model.named_modules()).get(self.name)
@@ -185,10 +131,24 @@ class BlockNetwork:
 
     def calls(self, tokens: Tensor) -> tuple[Tensor, list[BlockCall]]:
         """The activations (1, length, width) that the first block is given for one sequence (1, length), and
-        how each block is called; its other arguments are the same for all sequences."""
-        calls: dict[int, BlockCall] = {}
-        (stream,) = self._streams(tokens, calls)
-        return stream, [calls[number] for number in range(len(self.blocks))]
+        how each block is called; its other arguments are the same for all sequences.
+
+        Raises:
+            InputError: if the network does not take so many tokens, or these.
+            ModelError: if its blocks are no chain, each called once with what the one before it gives, or are
+                given something else that depends on the text.
+        """
+        calls: list[BlockCall] = []
+        stream = next(self._streams(tokens, calls))
+        other: list[BlockCall] = []
+        next(self._streams(tokens // 2, other))  # a text of smaller numbers, which the network has, too
+        for number, (call, again) in enumerate(zip(calls, other, strict=True)):
+            if not call.is_like(again):
+                raise ModelError(
+                    f"{type(self.model).__name__} gives {self.name}.{number} more of the text than the "
+                    "activations that the block before it gives: it cannot be pruned block by block"
+                )
+        return stream, calls
 
     def streams(self, tokens: Tensor) -> Iterator[Tensor]:
         """The activations (1, length, width) that the first block is given, sequence by sequence.
@@ -199,35 +159,45 @@ class BlockNetwork:
         return self._streams(tokens, None)
 
     @torch.no_grad()
-    def _streams(self, tokens: Tensor, calls: dict[int, BlockCall] | None) -> Iterator[Tensor]:
-        """Likewise; how each block is called goes into `calls`; without it none is."""
+    def _streams(self, tokens: Tensor, calls: list[BlockCall] | None) -> Iterator[Tensor]:
+        """Likewise; how each block is called for one sequence goes into `calls`; without it none is."""
         found: list[Tensor] = []
-        self._form = None if calls is not None else self._form
+        last: list[Tensor] = []
 
         def watch(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
             def called(*args: Any, **kwargs: Any) -> Any:
                 name = None if args else next(iter(kwargs))
                 stream = args[0] if name is None else kwargs[name]
-                if number == 0:
+                if calls is None:
                     found.append(stream)
-                    if calls is None:
-                        raise _ReachedError
-                rest = {key: value for key, value in kwargs.items() if key != name}
-                if calls is not None:
-                    calls[number] = BlockCall(name, args[1:], rest)
-                if self._form is None:  # the first block says in what form a block gives its stream
-                    self._form = forward(*args, **kwargs)
-                if number == len(self.blocks) - 1:
                     raise _ReachedError
-                return with_stream(self._form, stream)
+                self._check_chain(number, len(calls), stream, last)
+                rest = {key: value for key, value in kwargs.items() if key != name}
+                calls.append(BlockCall(name, args[1:], rest))
+                if number == 0:  # the first block says in what form a block gives its stream
+                    found.append(stream)
+                    self._form = forward(*args, **kwargs)
+                    stream_of(self._form)
+                last[:] = [stream + 1]  # unlike what any other block is given
+                behind = (
+                    number == len(self.blocks) - 1
+                )  # where little is looked at, and values may be missing
+                return with_stream(self._form, stream[:, :1] if behind else last[0])
 
             return called
+
+        def stop(module: nn.Module, args: Any) -> None:
+            if calls is not None and len(calls) == len(self.blocks):
+                raise _ReachedError
 
         with ExitStack() as undo:
             if calls is not None:
                 self.load(0)
                 undo.callback(self.empty, 0)
             undo.enter_context(keeping_modes(self.model))
+            for module in self._outside():
+                if any(value.dim() > 1 for value in module.parameters(recurse=False)):
+                    undo.callback(module.register_forward_pre_hook(stop).remove)
             self._load_when_called(undo)
             for number, block in enumerate(self.blocks):
                 undo.callback(vars(block).pop, "forward", None)
@@ -236,17 +206,37 @@ class BlockNetwork:
                 try:
                     self.model(row[None], **self._plain())
                 except _ReachedError:
-                    yield found.pop()
-                    continue
-                except IndexError as error:
-                    why = escaped(str(error))[:200]
-                    raise InputError(
-                        f"tokens: {type(self.model).__name__} has not as many token numbers or places: "
-                        f"{int(row.max())} is the largest, {len(row)} the length ({why})"
-                    ) from None
-                raise ModelError(
-                    f"{type(self.model).__name__} does not call the last of its blocks {self.name!r}"
-                )
+                    pass
+                except Exception as error:
+                    if calls is not None and len(calls) == len(self.blocks):
+                        if isinstance(error, ModelError):
+                            raise
+                    elif isinstance(error, IndexError):
+                        why = escaped(str(error))[:200]
+                        raise InputError(
+                            f"tokens: {type(self.model).__name__} has not as many token numbers or places: "
+                            f"{int(row.max())} is the largest, {len(row)} the length ({why})"
+                        ) from None
+                    else:
+                        raise
+                if calls is not None and len(calls) < len(self.blocks):
+                    raise ModelError(
+                        f"{type(self.model).__name__} does not call the last of its blocks {self.name!r}"
+                    )
+                yield found.pop()
+
+    def _check_chain(self, number: int, expected: int, stream: Tensor, last: Sequence[Tensor]) -> None:
+        """ModelError if a block is called out of turn, or with other activations than it will be given."""
+        if number != expected:
+            raise ModelError(
+                f"{type(self.model).__name__} calls {self.name}.{number} where each of its blocks should be "
+                f"called once, one after the other ({expected} have been)"
+            )
+        if last and stream is not last[0] and not torch.equal(stream, last[0]):
+            raise ModelError(
+                f"{type(self.model).__name__} gives {self.name}.{number} something else than what "
+                f"{self.name}.{number - 1} gives: it cannot be pruned block by block"
+            )
 
     @torch.no_grad()
     def outputs(self, stream: Tensor, tokens: Tensor) -> Any:
@@ -290,22 +280,31 @@ class BlockNetwork:
 
     def _plain(self) -> dict[str, Any]:
         """Arguments that keep a network of transformers from building a cache."""
-        return {"use_cache": False} if hasattr(self.model, "config") else {}
+        taken = inspect.signature(self.model.forward).parameters
+        return {"use_cache": False} if "use_cache" in taken else {}
+
+    def _outside(self) -> list[nn.Module]:
+        """The modules that are in no block."""
+        inside = {id(each) for block in self.blocks for each in block.modules()}
+        return [each for each in self.model.modules() if id(each) not in inside]
 
     def _load_when_called(self, undo: ExitStack) -> None:
-        """Give modules outside of the blocks their own values when they are called, until the end."""
-        inside = {id(each) for block in self.blocks for each in block.modules()}
+        """Give modules outside of the blocks their own values when they are first called, until the end."""
+        outside = {id(each) for each in self._outside()}
         for name, module in self.model.named_modules():
-            own = [n for n, value in module._parameters.items() if value is not None]
-            if id(module) in inside or not own:
+            own = [*module._parameters, *module._buffers]
+            keys = {
+                n: self.keys[whole] for n in own if (whole := f"{name}.{n}".removeprefix(".")) in self.keys
+            }
+            if id(module) not in outside or not keys:
                 continue
-            keys = {n: self.keys[f"{name}.{n}".removeprefix(".")] for n in own}
 
             def fill(module: nn.Module, args: Any, keys: dict[str, str] = keys) -> None:
-                if any(value is not None and value.is_meta for value in module._parameters.values()):
-                    self._fill(module, keys)
+                first = keys.copy()
+                keys.clear()
+                self._fill(module, first)
 
-            undo.callback(_unload, module, own)
+            undo.callback(_unload, module, list(keys))
             undo.callback(module.register_forward_pre_hook(fill).remove)
 
     def _fill(self, module: nn.Module, keys: Mapping[str, str]) -> dict[str, torch.dtype]:
@@ -362,6 +361,16 @@ class BlockNetwork:
                     f"{self.shards.folder / self.shards.file_of[key]}: {key} is {_in_words(shape, kind)}, "
                     f"the network has {_in_words(wanted.shape, wanted.dtype)}"
                 )
+
+
+def _check_empty(model: nn.Module) -> None:
+    """InputError if a parameter has values, which those of the files would replace."""
+    for name, value in model.named_parameters():
+        if not value.is_meta:
+            raise InputError(
+                f"model: {escaped(name)} has values, which are to come from the files: make the network "
+                "within prunekit.blockwise.without_values()"
+            )
 
 
 def _in_words(shape: Sequence[int], kind: torch.dtype) -> str:

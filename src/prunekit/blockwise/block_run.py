@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from prunekit.blockwise.allocator import give_back_memory
-from prunekit.blockwise.block_network import BlockCall, BlockNetwork, BlockOnStream
+from prunekit.blockwise.block_call import BlockCall, BlockOnStream
+from prunekit.blockwise.block_network import BlockNetwork
 from prunekit.blockwise.run_progress import PROGRESS, BlockKept, RunProgress
 from prunekit.blockwise.shards import INDEX, Shards, write_index, write_shard
 from prunekit.blockwise.smaller_blocks import smaller_form, take_out, write_settings

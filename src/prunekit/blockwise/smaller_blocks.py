@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit.blockwise.block_network import BlockNetwork, BlockOnStream, without_values
+from prunekit.blockwise.block_call import BlockOnStream
+from prunekit.blockwise.block_network import BlockNetwork, without_values
 from prunekit.errors import ModelError
 from prunekit.files import read_json, to_json, write_text
 from prunekit.graph import restore_sizes, shrink, size_attributes
