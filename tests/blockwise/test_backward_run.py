@@ -17,7 +17,7 @@ from prunekit.blockwise import memory_needed, prune_blocks, without_values
 from prunekit.blockwise.block_network import BlockNetwork, causal_model
 from prunekit.blockwise.shards import Shards, write_shard
 from prunekit.blockwise.text_activations import StreamFile
-from prunekit.errors import DataError, InputError
+from prunekit.errors import DataError, InputError, ModelError
 from prunekit.methods import recipe
 from prunekit.parts.allocation import PerLayer
 from prunekit.parts.granularity import Unit
@@ -126,6 +126,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_files(tmp_path: Path
         with pytest.raises(KeyboardInterrupt):
             prune_blocks(*given, tmp_path / "twice", activations=medium, report=stopping)
     assert [done for done, _ in told] == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+    (tmp_path / "twice" / "..gradient-1.npy.half").touch()  # what a kill leaves of a file that is written
     assert prune_blocks(*given, tmp_path / "twice") == once
     check_same_files(tmp_path / "once", tmp_path / "twice")
     assert not [path.name for path in (tmp_path / "twice").iterdir() if path.name.startswith(".")]
@@ -166,7 +167,10 @@ def test_activations_on_disk_are_in_memory_a_sequence_at_a_time(tmp_path: Path, 
     assert (less.stream, more.stream) == (3 * 4 * 12 * 32, 3 * 4 * 5 * 12 * 32)
 
 
-def test_what_gradients_cannot_do_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_what_gradients_cannot_do_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("prunekit.graph.fitted_settings._MOST_BUILT", 5)
     saved(tmp_path / "in")
     for mine, inputs, match in [
         (snip(), "pruned", "inputs = 'pruned': gradients come back through dense blocks"),
@@ -186,6 +190,10 @@ def test_what_gradients_cannot_do_is_refused_before_anything_is_written(tmp_path
     ]:
         with pytest.raises(InputError, match=match):
             prune_blocks(tmp_path / "in", mine, tokens(), tmp_path / "out", inputs=inputs)
+    saved(tmp_path / "gpt2", "gpt2")
+    heads = chosen("llm_pruner", Unit(kinds=("heads",)))
+    with pytest.raises(ModelError, match=r"from_pretrained could not load .*c_attn\.weight"):
+        prune_blocks(tmp_path / "gpt2", heads, tokens(), tmp_path / "out")
     with pytest.raises(InputError, match="a sequence of one token"):
         prune_blocks(tmp_path / "in", snip(), tokens()[:, :1], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -31,6 +31,8 @@ class BackwardRun(BlockwiseRun):
         if len(self._progress.done) == count:
             return
         if not self._progress.gradients:
+            if self._recipe.granularity.level == "units" and not self._progress.streams:
+                self._try_form()
             self._forward()
             behind = self._differentiated()
         else:
@@ -38,6 +40,7 @@ class BackwardRun(BlockwiseRun):
         while self._left:
             self._told()
             behind = self._prune(self._left - 1, behind)
+        self._gradients.clear()  # what a run that was killed has left, too
 
     @property
     def _left(self) -> int:
@@ -49,6 +52,16 @@ class BackwardRun(BlockwiseRun):
         back = self._progress.gradients or self._progress.done
         through = count if back else max(len(self._progress.streams) - 1, 0)
         return through + len(self._progress.done), 2 * count
+
+    def _try_form(self) -> None:
+        """Take units out of a copy of the last block, by any gradient, before the text goes through all."""
+        number = len(self._network.blocks) - 1
+        streams = list(self._network.streams(self._tokens[:1]))
+        block = self._on_stream(number, self._network.copied(number))
+        with naming(f"{self._network.name}.{number}"):
+            self._pruned(number, block, SequenceBatches(streams, streams), {}, _linear_loss)
+        del block
+        give_back_memory()
 
     def _forward(self) -> None:
         """The text through all dense blocks; the activations before and behind each are on disk then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -124,6 +125,12 @@ class BlockNetwork:
             The types in the files.
         """
         return self._fill(self.blocks[block], self.keys_of(block))
+
+    def copied(self, block: int) -> nn.Module:
+        """A copy of a block with its values, which is another's to change; the block itself stays empty."""
+        copied = copy.deepcopy(self.blocks[block])
+        self._fill(copied, self.keys_of(block))
+        return copied
 
     def empty(self, block: int) -> None:
         """Take the values of a block from memory."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from prunekit.blockwise.allocator import give_back_memory
 from prunekit.blockwise.block_call import BlockCall, BlockOnStream
@@ -87,8 +88,9 @@ class BlockwiseRun(ABC):
         if self._report is not None:
             self._report(*self._passes())
 
-    def _on_stream(self, number: int) -> BlockOnStream:
-        return BlockOnStream(self._network.blocks[number], self._calls[number]).eval()
+    def _on_stream(self, number: int, block: nn.Module | None = None) -> BlockOnStream:
+        """A block, or a copy of it, as a network of its own."""
+        return BlockOnStream(block or self._network.blocks[number], self._calls[number]).eval()
 
     def _of_block(self, changes: Mapping[str, Any]) -> Recipe:
         """The recipe as that of a block, which sees all sequences."""
