@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, AdamW
 import attached_loop
 from prunekit import Recipe
 from prunekit.errors import InputError, ModelError
+from prunekit.graph import prune_groups, shrink, shrink_dead
 from prunekit.pruning import Session
 from small_nets import blobs, copied, mlp, recipe, same, zeros
 
@@ -98,7 +99,7 @@ def test_detached_it_acts_no_more():
     assert zeros(model, "0.weight") == int((~session.masks["0.weight"]).sum())
 
 
-def test_a_network_that_was_shrunk_while_attached_is_refused_at_the_next_step():
+def pruned_units():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     optimizer, inputs = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(5, 6)
@@ -106,10 +107,41 @@ def test_a_network_that_was_shrunk_while_attached_is_refused_at_the_next_step():
     session = recipe.attach(model, optimizer, every=1, example_inputs=inputs)
     model(inputs).square().sum().backward()
     optimizer.step()
-    session.result().shrink(inputs)
+    return model, optimizer, session, inputs
+
+
+@pytest.mark.parametrize(
+    "surgery",
+    [
+        lambda session, inputs: session.result().shrink(inputs),
+        lambda session, inputs: shrink(session.model, inputs, session.kept),
+        lambda session, inputs: prune_groups(session.model, inputs, 0.5),
+        lambda session, inputs: shrink_dead(session.model, inputs),
+    ],
+    ids=["the result", "shrink", "prune_groups", "shrink_dead"],
+)
+def test_an_attached_network_is_not_shrunk_before_it_is_detached(surgery):
+    model, optimizer, session, inputs = pruned_units()
+    layers, values = list(model), copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        InputError, match=r"^0\.weight is held at zero .*detach\(\) the session, or remove\(\)"
+    ):
+        surgery(session, inputs)
+    assert list(model) == layers
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
     model(inputs).square().sum().backward()
-    with pytest.raises(InputError, match=r"was shrunk: .* ends with detach\(\) before shrink\(\)"):
-        optimizer.step()
+    optimizer.step()  # the training goes on
+    session.detach()
+    surgery(session, inputs)
+    assert model[0].out_features == 4
+
+
+def test_a_network_is_shrunk_once_its_optimizer_is_gone_though_nobody_detached():
+    model, optimizer, session, inputs = pruned_units()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)  # the two refer to each other
+    del optimizer, scheduler
+    session.result().shrink(inputs)
+    assert model[0].out_features == 4
 
 
 def test_attaching_twice_is_refused():

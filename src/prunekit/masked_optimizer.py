@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -27,8 +29,9 @@ class _Held:
     infinite values become zero as well. Only a weak reference to this object stands in the gradient's hook.
     """
 
-    def __init__(self, weight: nn.Parameter, mask: Tensor, gradients: bool) -> None:
+    def __init__(self, weight: nn.Parameter, mask: Tensor, gradients: bool, owner: MaskedOptimizer) -> None:
         self.weight, self.mask, self._gradients = weight, mask, gradients
+        self._owner = weakref.ref(owner)
         self._address = self._gradient_version = -1
         self._handle: RemovableHandle | None = None
         self._watch()
@@ -63,6 +66,12 @@ class _Held:
                 self.zero_gradient()
             self._watch()
 
+    @property
+    def trained(self) -> bool:
+        """Whether there still is an optimizer that moves the weight."""
+        owner = self._owner()
+        return owner is not None and bool(owner.optimizers)
+
     def release(self) -> None:
         """Let the gradient be."""
         if self._handle is not None:
@@ -71,14 +80,9 @@ class _Held:
     def _watch(self) -> None:
         if self._handle is not None or not (self._gradients and self.weight.requires_grad):
             return
-        reference = weakref.ref(self)
-
-        def hook(weight: Tensor) -> None:
-            held = reference()
-            if held is not None:
-                held.zero_gradient()
-
-        self._handle = self.weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        self._handle = self.weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            _ZeroGradient(weakref.ref(self))
+        )
 
     def _look(self) -> None:
         """See where the values are: the model may have been moved to another device or precision."""
@@ -89,6 +93,18 @@ class _Held:
         self._integers = values.view(_INTEGERS[values.element_size()])
         # all bits of a value, or none
         self._bits = local_part(self.mask).to(values.device, self._integers.dtype).neg_()
+
+
+@dataclass(frozen=True)
+class _ZeroGradient:
+    """The hook of a weight's gradient."""
+
+    held: weakref.ref[_Held]
+
+    def __call__(self, weight: Tensor) -> None:
+        held = self.held()
+        if held is not None:
+            held.zero_gradient()
 
 
 class MaskedOptimizer:
@@ -163,7 +179,7 @@ class MaskedOptimizer:
             held.release()
         self._masks = masks
         self._path = _path(masks.network(self._model), masks)
-        self._held = [_Held(parameter, mask, self._gradients) for parameter, mask in pairs]
+        self._held = [_Held(parameter, mask, self._gradients, self) for parameter, mask in pairs]
 
     def forget(self) -> None:
         """Drop the moments, which are of other values than the network has now.
@@ -252,6 +268,36 @@ class MaskedOptimizer:
                     for value in values:
                         if value.shape == gone.shape:
                             value.masked_fill_(gone.to(value.device), 0)
+
+
+def check_detached(model: nn.Module) -> None:
+    """Refuse a network of which optimizers train weights that are held at zero: they would go on with these
+    weights when others are in their place.
+
+    Not noticed is a `MaskedOptimizer` that leaves gradients alone.
+
+    Raises:
+        InputError: naming such a weight.
+    """
+    name = _held_at_zero(model)
+    if name is not None:
+        gc.collect()  # an optimizer that nobody has any more may be in a circle, with its learning rates
+        name = _held_at_zero(model)
+    if name is not None:
+        raise InputError(
+            f"{name} is held at zero in a training that is under way: detach() the session, or remove() the "
+            "MaskedOptimizer, before units are taken out, and make a new optimizer afterwards"
+        )
+
+
+def _held_at_zero(model: nn.Module) -> str | None:
+    """The first parameter of a network that a living optimizer's masks act on."""
+    for name, parameter in model.named_parameters():
+        hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+        held = [hook.held() for hook in hooks.values() if isinstance(hook, _ZeroGradient)]
+        if any(each is not None and each.trained for each in held):
+            return name
+    return None
 
 
 def _coded(value: Tensor) -> bool:

@@ -212,8 +212,7 @@ class Masks(Mapping[str, Tensor]):
         if parameter.shape != self[name].shape:
             raise InputError(
                 f"{name} has shape {tuple(parameter.shape)}, its mask {tuple(self[name].shape)}: "
-                "the masks belong to another model, or the network was shrunk: a session that is attached to "
-                "an optimizer ends with detach() before shrink()"
+                "the masks belong to another model, or the network was shrunk"
             )
         return parameter
 

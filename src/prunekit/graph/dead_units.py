@@ -164,7 +164,7 @@ def zero_dead(model: nn.Module, example_inputs: Inputs, *, masks: Masks | None =
     Raises:
         InputError, ModelError, VerificationError: as `shrink_dead`; the model is then exactly as it was.
     """
-    model = own_module(model)
+    model = unwrap(model)
     found = traced(model, example_inputs, residual=True)
     unseen = found.out_of_sight(model)
     among = {group.name for group in found.plan.groups if group.name not in unseen} if unseen else None

@@ -100,7 +100,7 @@ def prune_groups(
     unknown = [kind for kind in kinds or () if kind not in KINDS]
     if unknown:
         raise InputError(f"no groups are of the kind {unknown[0]!r}; kinds are: {', '.join(KINDS)}")
-    model = unwrap(model)
+    model = own_module(unwrap(model))
     check_whole(model)
     start = time.process_time()
     found = traced(model, example_inputs, ignore=ignore, residual=residual)
@@ -116,7 +116,6 @@ def prune_groups(
         raise ModelError(f"nothing of this network can be pruned: {reasons or 'it has no layers'}")
     tensors = tensors_of(model)
     kept = {group.name: smallest(tensors, group, sparsity, round_to) for group in chosen}
-    model = own_module(model)
     check_examples(example_inputs)
     case = Case(model, example_inputs, masks or Masks({}))
 

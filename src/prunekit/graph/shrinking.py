@@ -185,7 +185,8 @@ def shrink(
 
     Raises:
         InputError: for an unknown group, flags that are not boolean or of another length, or where nothing
-            would be left of a tensor; for masks of another model.
+            would be left of a tensor; for masks of another model; while a session or a `MaskedOptimizer` acts
+            on its training: `detach` it first.
         ModelError: where the network cannot be exported, a group is frozen, or it is wrapped for distributed
             training.
         VerificationError: if the networks differ. In every case the model is exactly as it was.

@@ -16,6 +16,7 @@ from prunekit.graph.capture import canonical, tensors_of
 from prunekit.graph.captured_graph import Captured
 from prunekit.graph.coupling_graph import CouplingGraph, Group, GroupPlan, KeepMasks
 from prunekit.graph.sizes import CHANGED, LAYERS, Unmet, changed, corrected, sizes
+from prunekit.masked_optimizer import check_detached
 from prunekit.masks import Masks
 from prunekit.targets import uncompiled, unwrap
 
@@ -251,14 +252,17 @@ def smaller_masks(masks: Masks, cut: Cut) -> Masks:
 
 
 def own_module(model: nn.Module) -> nn.Module:
-    """The user's module.
+    """The user's module, of which layers may be replaced.
 
     Raises:
+        InputError: if masks act on its training.
         ModelError: if it is wrapped for distributed training, which holds on to the weights as they were.
     """
     if isinstance(uncompiled(model), nn.parallel.DistributedDataParallel):
         raise ModelError("a model in DistributedDataParallel cannot shrink: shrink it before it is wrapped")
-    return unwrap(model)
+    model = unwrap(model)
+    check_detached(model)
+    return model
 
 
 def put_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
