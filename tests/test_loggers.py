@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from prunekit import Recipe, Training, prune, train
@@ -24,6 +25,7 @@ from prunekit.loggers import (
     WandbLogger,
     logger_named,
 )
+from prunekit.statistics.unit_statistics import part_of
 from small_nets import blobs, mlp
 
 DATA = blobs(24)
@@ -47,6 +49,9 @@ class Told(Logger):
 
     def progress(self, done, total):
         self.words.append(("progress", done, total))
+
+    def measuring(self, done, total):
+        self.words.append(("measuring", done, total))
 
     def log(self, record):
         self.words.append(("log", record))
@@ -129,6 +134,51 @@ def test_of_several_processes_the_first_tells(monkeypatch):
     assert not told.words
 
 
+class Forked(nn.Module):
+    """Two layers read the first one's units, and what they put out is multiplied: no chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(10, 6), nn.Linear(6, 4), nn.Linear(6, 4)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        return self.last(self.left(x).tanh() * self.right(x).sigmoid())
+
+
+FIRST_ORDER, SECOND_ORDER = ({"name": "unit_taylor", "order": order} for order in (1, 2))
+
+
+@pytest.mark.parametrize("score", ["oracle", FIRST_ORDER, SECOND_ORDER], ids=["oracle", "first", "second"])
+@pytest.mark.parametrize(
+    ("build", "units"), [(Forked, 6 + 4), (lambda: mlp(10, 6, 5, 3), 6 + 5)], ids=["a graph", "a chain"]
+)
+def test_how_far_the_units_are_measured_is_told_within_a_step(build, units, score):
+    told = Told()
+    schedule = {"name": "linear", "sparsity": 0.5, "steps": 2}
+    recipe = Recipe.parse({"granularity": "unit", "score": score, "schedule": schedule})
+    prune(build(), recipe, DATA, loggers=[told])
+    kinds = [word for word, *_ in told.words]
+    first, second = (place for place, kind in enumerate(kinds) if kind == "log")
+    assert kinds[0] == "start"
+    for within in (told.words[1:first], told.words[first + 1 : second]):
+        assert {word for word, *_ in within} == {"measuring"}
+        assert {total for *_, total in within} == {24 * units}
+        done = [done for _, done, _ in within]
+        assert done == sorted(done)
+        assert done[-1] == 24 * units
+        assert (build is Forked and score == FIRST_ORDER) or len(set(done)) > 1  # one pass back has them all
+
+
+def test_examples_of_several_shapes_are_told_of_as_one():
+    told = []
+    some = part_of(lambda *far: told.append(far), before=3, examples=5, count=8)  # 7 units
+    some(14, 35)
+    some(35, 35)
+    assert told == [(3 * 7 + 14, 56), (56, 56)]
+
+
 @pytest.mark.parametrize("loggers", [Told(), [Told], [print], None])
 def test_what_is_no_sequence_of_loggers_is_refused(loggers):
     model = mlp(10, 16, 3)
@@ -152,6 +202,16 @@ def test_the_bar_shows_the_step_on_a_terminal_and_nothing_elsewhere():
         shown[terminal] = console_text.getvalue()
     assert "step 3 of 3, 60.1% removed" in shown[True]
     assert not shown[False]
+
+
+def test_the_bar_shows_how_far_the_units_of_a_step_are_measured():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with ProgressBar(console) as bar:
+        bar.start(RECIPE, 4)
+        bar.log(SimpleNamespace(step=2, sparsity=0.3))
+        bar.measuring(3, 12)
+    assert "step 3 of 4, measuring units" in console.file.getvalue()
+    assert "25%" in console.file.getvalue()
 
 
 # ---- libraries ---------------------------------------------------------------------------------------------

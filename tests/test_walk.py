@@ -33,9 +33,10 @@ def test_a_unit_method_passes_through_no_more_files_than_it_did_and_unwraps_twic
     Five more since sums over processes have a file, the proof runs one network after the other, gradients are
     compared as they arrive, and configurations say the new sizes.
     Two more since copies of networks, and depthwise convolutions in a proof, have files of their own.
+    One more since a network is refused while masks act on its training, which `masked_optimizer` knows.
     """
     with torch.random.fork_rng(devices=[]):
         entered = walks.units()
     files = {file for file, _ in entered}
-    assert 30 < len(files) <= 64
+    assert 30 < len(files) <= 65
     assert sum(function == "unwrap" for _, function in entered) == 2

@@ -41,6 +41,10 @@ class Logger(Protocol):
         """
         return
 
+    def measuring(self, done: int, total: int) -> None:
+        """What is measured of units at a step is at this of so many units times examples."""
+        return
+
     def progress(self, done: int, total: int) -> None:
         """The trainings of a step, counted as one, are at this of so many steps of their optimizer."""
         return
@@ -65,7 +69,9 @@ class Loggers(Logger):
         self._loggers = tuple(loggers)
         for each in self._loggers:
             if isinstance(each, type) or not isinstance(each, Logger):
-                raise InputError(f"loggers: {shown(each)} is no logger: it needs start, progress and log")
+                raise InputError(
+                    f"loggers: {shown(each)} is no logger: it needs start, measuring, progress and log"
+                )
 
     def __bool__(self) -> bool:
         return bool(self._loggers)
@@ -74,6 +80,11 @@ class Loggers(Logger):
         """Tell all."""
         for each in self._told():
             each.start(recipe, steps)
+
+    def measuring(self, done: int, total: int) -> None:
+        """Tell all."""
+        for each in self._told():
+            each.measuring(done, total)
 
     def progress(self, done: int, total: int) -> None:
         """Tell all."""
@@ -145,6 +156,11 @@ class ProgressBar(Logger):
         """Show that nothing is pruned yet."""
         self._steps, self._done = steps, 0
         self._bars.update(self._bar, description="pruning", completed=0, total=steps)
+
+    def measuring(self, done: int, total: int) -> None:
+        """Show how far the units of the step are measured."""
+        described = f"step {self._done + 1} of {self._steps}, measuring units"
+        self._bars.update(self._bar, description=described, completed=done, total=total)
 
     def progress(self, done: int, total: int) -> None:
         """Show how far the step is."""

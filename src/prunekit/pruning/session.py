@@ -80,8 +80,8 @@ def prune(
         validation: examples of the same kinds as `data`, on which a recipe's `stop` measures the error; by
             default the recipe's calibration sample of `data`.
         evaluate: measures the network after each step, for the history.
-        loggers: told what each step achieved, and how far its trainings are, those before the first removal
-            and in `quantize` counted in; see `prunekit.loggers`.
+        loggers: told what each step achieved, and how far what is measured of units at it is, and its
+            trainings, those before the first removal and in `quantize` counted in; see `prunekit.loggers`.
         example_inputs: what the network can be run on, for recipes that find out so what is coupled in it; by
             default the first two of the data.
         teacher: the network that the recipe's `teacher` learns from, where that is a given one; it is copied.
@@ -193,7 +193,15 @@ class Session:
             loop,
         )
         self._trainings = Trainings(model, self._inner, recipe, self._data, self._seed, self.task, loop)
-        scorer = Scorer(recipe, self.plan, self._calibration, self._seed, example_inputs, self._state)
+        scorer = Scorer(
+            recipe,
+            self.plan,
+            self._calibration,
+            self._seed,
+            example_inputs,
+            self._state,
+            None if self._loggers is None else self._loggers.measuring,
+        )
         self._work = StepWork(
             self.plan, self._state, self._calibration, self._trainings, scorer, example_inputs, teacher
         )
@@ -375,6 +383,7 @@ class Session:
                     "before the first advance()"
                 )
         step = self.plan.steps[len(self.history)]
+        self._start_logging()
         with failing_together(), self.undoing(steps=1):
             self._hold()
             restarted = self._work.remove(step, self._loop.masked)
@@ -382,7 +391,6 @@ class Session:
         if self._loop.masked is not None and restarted:
             self._loop.masked.forget()
         record = self._work.record(step, started, None, {})
-        self._start_logging()
         if self._loggers:
             self._loggers.log(record)
         if self.done:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +48,7 @@ class Scorer:
         seed: of random scores and selections.
         example_inputs: on which the network can be run.
         state: of the session; what is taken once stays there.
+        progress: told how far statistics are that take long.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class Scorer:
     seed: int
     example_inputs: Inputs | None
     state: State
+    progress: Callable[[int, int], None] | None
 
     @property
     def competes(self) -> bool:
@@ -114,7 +116,12 @@ class Scorer:
         """
         sample = self.calibration
         subject = StatContext(
-            context.model, names, kept=context.kept, coupled=context.coupled, owners=owners or {}
+            context.model,
+            names,
+            kept=context.kept,
+            coupled=context.coupled,
+            owners=owners or {},
+            progress=self.progress,
         )
         wrong: list[DataError] = []
         draw = 0 if self.recipe.grow is None else context.step.number

@@ -34,6 +34,7 @@ class StatContext:
         shared: what the collectors of one pass have in common, by keys of their own.
         owners: by parameter the process that alone gets what grows with the square of a layer's inputs; where
             there is none, all do.
+        progress: told how far statistics are that take long behind the pass, as (done, in all).
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class StatContext:
     shared: dict[object, Any] = field(default_factory=dict)
     coupled: graph.Coupled | None = None
     owners: Owners = field(default_factory=dict)
+    progress: Callable[[int, int], None] | None = None
 
 
 class Statistic(ABC):

@@ -22,6 +22,7 @@ from prunekit.measure import count
 from prunekit.models import Maxout
 from prunekit.statistics.collect import Collector, StatContext, Statistic, watched_calls
 from prunekit.targets import device_of
+from prunekit.units.gains import Progress
 from prunekit.units.runner import Structure
 
 Values = dict[str, Tensor]
@@ -56,15 +57,22 @@ class ExampleStatistic(UnitStatistic):
         return _Examples(self, coupled.chain or coupled, subject)
 
     @abstractmethod
-    def of(self, structure: Structure, inputs: Inputs, targets: Any, kept: Mapping[str, Tensor]) -> Values:
-        """The value of every unit, a mean over the examples."""
+    def of(
+        self,
+        structure: Structure,
+        inputs: Inputs,
+        targets: Any,
+        kept: Mapping[str, Tensor],
+        progress: Progress | None = None,
+    ) -> Values:
+        """The value of every unit, a mean over the examples; `progress` is told how far it is."""
 
 
 class _Examples(Collector):
     def __init__(self, statistic: ExampleStatistic, structure: Structure, subject: StatContext) -> None:
         self._statistic = statistic
         self._structure = structure
-        self._kept, self._task = subject.kept, subject.task
+        self._kept, self._task, self._progress = subject.kept, subject.task, subject.progress
         self._batches: list[Batch] = []
 
     def batch(self, batch: Batch, loss: Tensor, terms: float) -> None:
@@ -72,12 +80,27 @@ class _Examples(Collector):
 
     def finish(self) -> Values:
         sums: Values = {}
+        count, before = sum(map(len, self._batches)), 0
         for shape in dict.fromkeys(map(_shape, self._batches)):  # sequences of one length together
             examples = joined([batch for batch in self._batches if _shape(batch) == shape])
-            values = self._statistic.of(self._structure, examples.inputs, examples.targets, self._kept)
+            progress = self._progress and part_of(self._progress, before, len(examples), count)
+            values = self._statistic.of(
+                self._structure, examples.inputs, examples.targets, self._kept, progress
+            )
+            before += len(examples)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0) + value * len(examples)
-        return means_over_processes(sums, sum(map(len, self._batches)))
+        return means_over_processes(sums, count)
+
+
+def part_of(progress: Progress, before: int, examples: int, count: int) -> Progress:
+    """What tells of all examples, where it is told of some that come behind others."""
+
+    def told(done: int, total: int) -> None:
+        each = total // examples
+        progress(before * each + done, count * each)
+
+    return told
 
 
 def _shape(batch: Batch) -> tuple[object, ...]:
@@ -113,9 +136,16 @@ class OracleChange(ExampleStatistic):
 
     error: Error
 
-    def of(self, structure: Structure, inputs: Inputs, targets: Any, kept: Mapping[str, Tensor]) -> Values:
+    def of(
+        self,
+        structure: Structure,
+        inputs: Inputs,
+        targets: Any,
+        kept: Mapping[str, Tensor],
+        progress: Progress | None = None,
+    ) -> Values:
         """E(off) - E(now)."""
-        return units.oracle_changes(structure, inputs, targets, self.error, kept=kept)
+        return units.oracle_changes(structure, inputs, targets, self.error, kept=kept, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -126,16 +156,27 @@ class TaylorChange(ExampleStatistic):
     order: int
     published: bool
 
-    def of(self, structure: Structure, inputs: Inputs, targets: Any, kept: Mapping[str, Tensor]) -> Values:
+    def of(
+        self,
+        structure: Structure,
+        inputs: Inputs,
+        targets: Any,
+        kept: Mapping[str, Tensor],
+        progress: Progress | None = None,
+    ) -> Values:
         """-dE/dgain, plus half of d2E/dgain2: exact, or by the published diagonal recursion."""
         if self.order == 1:
-            found = units.gain_derivatives(structure, inputs, targets, self.error, second=False, kept=kept)
+            found = units.gain_derivatives(
+                structure, inputs, targets, self.error, second=False, kept=kept, progress=progress
+            )
             return {name: derivatives.first_order for name, derivatives in found.items()}
         if self.published:
             path = one_tensor(inputs, "the published recursion")
             found = units.diagonal_recursion(structure, path, targets, self.error, kept=kept)
         else:
-            found = units.gain_derivatives(structure, inputs, targets, self.error, kept=kept)
+            found = units.gain_derivatives(
+                structure, inputs, targets, self.error, kept=kept, progress=progress
+            )
         return {name: derivatives.second_order for name, derivatives in found.items()}
 
 
@@ -145,7 +186,14 @@ class Relevance(ExampleStatistic):
 
     batch_size: int
 
-    def of(self, structure: Structure, inputs: Inputs, targets: Any, kept: Mapping[str, Tensor]) -> Values:
+    def of(
+        self,
+        structure: Structure,
+        inputs: Inputs,
+        targets: Any,
+        kept: Mapping[str, Tensor],
+        progress: Progress | None = None,
+    ) -> Values:
         """The average after the last batch."""
         parts = Batch(inputs, targets).parts(self.batch_size)
         batches = ((part.inputs, part.targets) for part in parts)

@@ -159,10 +159,11 @@ class ActivationCache(Run):
         """See `Run.derivatives`: by the derivatives around each link, see `chain_derivatives`."""
         places = {name: self.place(name) for name in names}
         around = adjoints(self, min(places.values(), default=0))
-        return {
-            name: (around[place].first, second_derivatives(self, place, around) if second else None)
-            for name, place in places.items()
-        }
+        found = {}
+        for name, place in places.items():
+            found[name] = (around[place].first, second_derivatives(self, place, around) if second else None)
+            self.judged(self.sizes[name])
+        return found
 
     def remove(self, name: str, unit: int) -> None:
         """See `Run.remove`: what is behind the unit is computed again."""

@@ -29,6 +29,9 @@ from prunekit.units.runner import (
 Measure = Callable[[Run], Mapping[str, Tensor]]
 """By name what a chunk adds up to, in float64, from its run."""
 
+Progress = Callable[[int, int], None]
+"""(judged so far, in all), units times examples: called each time some more are."""
+
 
 def means(
     structure: Structure,
@@ -40,6 +43,7 @@ def means(
     groups: Sequence[str] | None = None,
     kept: Mapping[str, Tensor] | None = None,
     budget_bytes: int,
+    progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """The mean over the examples of what is measured on each chunk of them; in evaluation mode.
 
@@ -52,6 +56,7 @@ def means(
         groups: the groups that will be asked for, if not all.
         kept: by group (units,) booleans, False for units that are off already.
         budget_bytes: memory for activations.
+        progress: told how far it is.
 
     Raises:
         InputError: for data, groups or kept units that do not fit the network.
@@ -59,12 +64,29 @@ def means(
     error, kept = error_of(error), checked_kept(structure, kept)
     count = check_examples(inputs, targets)
     runner = runner_of(structure, inputs, groups, budget_bytes)
+    units, before = sum(runner.sizes[name] for name in runner.names), 0
     sums: dict[str, Tensor] = {}
     with runner.evaluating(), torch.no_grad():
         for run in runner.runs(inputs, targets, error, kept):
+            if progress is not None:
+                run.judged = _Counter(progress, before, len(run.outputs), units * count)
             for name, each in measure(run).items():
                 sums[name] = sums[name] + each if name in sums else each
+            before += units * len(run.outputs)
+            if progress is not None:
+                progress(before, units * count)
     return {name: total / count for name, total in sums.items()}
+
+
+class _Counter:
+    """Tells how many units times examples are judged, when some units are on the examples of a chunk."""
+
+    def __init__(self, progress: Progress, before: int, examples: int, total: int) -> None:
+        self._progress, self._done, self._examples, self._total = progress, before, examples, total
+
+    def __call__(self, units: int) -> None:
+        self._done += units * self._examples
+        self._progress(self._done, self._total)
 
 
 def runner_of(
@@ -157,6 +179,7 @@ def gain_derivatives(
     groups: Sequence[str] | None = None,
     kept: Mapping[str, Tensor] | None = None,
     budget_bytes: int = BUDGET_BYTES,
+    progress: Progress | None = None,
 ) -> dict[str, GainDerivatives]:
     """dE/dgain and the **exact** d2E/dgain2 of every unit, E being the mean over the examples.
 
@@ -174,6 +197,7 @@ def gain_derivatives(
         groups: names of the groups wanted; all of them by default.
         kept: by group (units,) booleans, False for units that are off already.
         budget_bytes: memory for activations.
+        progress: told how far it is.
 
     Raises:
         InputError: for data, groups or kept units that do not fit the network.
@@ -186,7 +210,15 @@ def gain_derivatives(
         }
 
     sums = means(
-        structure, inputs, targets, error, measure, groups=groups, kept=kept, budget_bytes=budget_bytes
+        structure,
+        inputs,
+        targets,
+        error,
+        measure,
+        groups=groups,
+        kept=kept,
+        budget_bytes=budget_bytes,
+        progress=progress,
     )
     return _of_units_on(sums, kept or {})
 

@@ -221,7 +221,10 @@ class GraphRun(Run):
         own = torch.backends.mkldnn.flags(enabled=False) if self._recurrent() else nullcontext()
         pieces = torch.split(torch.diag(at), together)
         with sdpa_kernel(SDPBackend.MATH), own:  # the library's recurrent layers have no forward derivatives
-            found = [along(function, at, some, self._batched) for some in pieces]
+            found = []
+            for some in pieces:
+                found.append(along(function, at, some, self._batched))
+                self.judged(len(some))
         return torch.cat(found)
 
     def _recurrent(self) -> bool:

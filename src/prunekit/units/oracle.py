@@ -14,7 +14,7 @@ from prunekit import distributed
 from prunekit.batches import Inputs
 from prunekit.errors import InputError, PrunekitError
 from prunekit.losses import Loss
-from prunekit.units.gains import check_examples, checked_kept, means, runner_of
+from prunekit.units.gains import Progress, check_examples, checked_kept, means, runner_of
 from prunekit.units.runner import BUDGET_BYTES, Runner, Structure, error_of, taken
 from prunekit.worker import end_with_parent
 
@@ -33,6 +33,7 @@ def oracle_changes(
     budget_bytes: int = BUDGET_BYTES,
     processes: int = 1,
     together: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """The exact E(unit off) - E(now) of every unit, E being the **mean** over the examples.
 
@@ -58,6 +59,7 @@ def oracle_changes(
         together: whether the processes of torch.distributed share out the units: all of them call this with
             the same network and examples, and each judges some of the units. For few examples and many units;
             where there are more examples than processes, a share of them for each repeats no forward pass.
+        progress: told how far it is, where it is one process.
 
     Returns:
         By group (units,) float64; NaN for units that are off already.
@@ -78,6 +80,7 @@ def oracle_changes(
             groups=groups,
             kept=kept,
             budget_bytes=budget_bytes,
+            progress=progress,
         )
         if together:
             distributed.sum_over_processes(list(found.values()))

@@ -6,7 +6,7 @@ A run is of any network (`graph_runner`), and faster on a chain (`chain_runner`)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -242,15 +242,18 @@ class Run(ABC):
         error: the mean over the examples.
         kept: by group (units,) booleans, the caller's to change together with `remove`.
         names: the groups that will be asked for.
+        judged: told of how many units more it is known what they are worth.
     """
 
     outputs: Tensor
+    judged: Callable[[int], None]
 
     def __init__(self, runner: Runner, targets: Tensor, error: Loss, kept: Mapping[str, Tensor]):
         """Take what is known before the network runs."""
         self.targets, self.error, self.kept = targets, error, kept
         self.names, self.sizes, self.budget_bytes = runner.names, runner.sizes, runner.budget_bytes
         self._judge: LossDelta | None = None
+        self.judged = lambda units: None
 
     @property
     def judge(self) -> LossDelta:
@@ -293,6 +296,7 @@ class Run(ABC):
         units = units[part]
         if len(units):
             found[units] = self.weighted(name, units)
+        self.judged(self.sizes[name])
         return found
 
 
