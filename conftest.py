@@ -71,3 +71,9 @@ def one_thread_for_all() -> Iterator[None]:
 def global_seed() -> None:
     """Tests that draw from torch's global generator draw the same in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies end without a report: its figures take longer than a whole tiny study."""
+    monkeypatch.setattr("prunekit.study.run._report", lambda layout: layout.root / "report.html")

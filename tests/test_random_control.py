@@ -167,6 +167,7 @@ class TestInAStudy:
         }
         assert accuracies["random, of tickets"] != accuracies["tickets"]
 
+    @pytest.mark.usefixtures("no_report")
     def test_it_is_done_once_and_described(self, tmp_path) -> None:
         study = tiny(methods={"tickets": tickets(), "random": {"random_of": "tickets"}})
         run_study(study, tmp_path, workers=1)
@@ -175,6 +176,7 @@ class TestInAStudy:
         assert (tmp_path / "results.csv").read_text() == before
         assert "as many of each layer as 'tickets' takes" in (tmp_path / "study.json").read_text()
 
+    @pytest.mark.usefixtures("no_report")
     def test_it_follows_what_a_stop_has_ended_within_a_round(self, tmp_path) -> None:
         stopped = {
             "recipe": {

@@ -199,6 +199,7 @@ def test_a_frozen_layers_gates_cannot_be_named() -> None:
         L0(of="weights", density={"0": 0.5}).attach(model, optimizer)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_study_of_a_shape_in_yaml(tmp_path: Path) -> None:
     recipe = yaml.safe_load("""
         granularity: {name: unit, inputs: true}

@@ -397,6 +397,7 @@ def test_a_loop_of_ones_own_ends_with_the_steps_of_a_pruning() -> None:
     assert small[0].out_features == 16 - closed
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_study_with_gates_goes_on_where_it_was_interrupted(tmp_path, monkeypatch) -> None:
     gates = {"name": "vib", "strength": 3.0, "lr": 0.5, "log_variance": -2}
     recipe = {

@@ -1,10 +1,9 @@
-"""A study that ran through once for all tests, and runs without a report for most."""
+"""A study that ran through once for all tests."""
 
 from pathlib import Path
 
 import pytest
 
-import prunekit.study.run as module
 from prunekit.study import run_study
 from tiny_study import tiny
 
@@ -15,9 +14,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "study"
     assert run_study(tiny(), folder, workers=1) == folder / "report.html"
     return folder
-
-
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take longer than a whole tiny study."""
-    monkeypatch.setattr(module, "_report", lambda layout: layout.root / "report.html")

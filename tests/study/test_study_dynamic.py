@@ -8,6 +8,7 @@ from tiny_study import TRAINING, table, tiny
 
 
 @pytest.mark.parametrize("name", ["set", "rigl"])
+@pytest.mark.usefixtures("no_report")
 def test_an_interrupted_one_goes_on_to_the_same_and_the_last_step_is_the_result(name, tmp_path, monkeypatch):
     method = {
         "method": name,

@@ -69,6 +69,7 @@ WRITING = ["at the saving of the session", "at the folder", "at the smallest fil
 @pytest.mark.parametrize(
     ("moment", "after"), [*((each, False) for each in MOMENTS), *((each, True) for each in WRITING)]
 )
+@pytest.mark.usefixtures("no_report")
 def test_stopped_and_started_again_it_is_the_same_to_the_bit(moment, after, whole, tmp_path, monkeypatch):
     owner, name, number = MOMENTS[moment]
     original, calls = getattr(owner, name), []

@@ -71,6 +71,7 @@ def test_the_budgets(retrain, more, step, steps, taken) -> None:
     assert _trained(study, chosen, step, steps, data, whole=True) == taken + before
 
 
+@pytest.mark.usefixtures("no_report")
 def test_in_a_study_they_end_with_the_shape_of_each_recipe(tmp_path) -> None:
     own = {"recipe": UNITS, "from_scratch": True, "sweep": {"schedule.sparsity": [0.3, 0.6]}}
     study = tiny(
@@ -113,6 +114,7 @@ def test_in_a_study_they_end_with_the_shape_of_each_recipe(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("granularity", [{"name": "unit", "inputs": True}, "block", "filter_shape"])
+@pytest.mark.usefixtures("no_report")
 def test_they_keep_the_very_input_features_blocks_and_shapes_of_the_method(tmp_path, granularity) -> None:
     """Units of a hidden layer are alike before a training, these are not."""
     blocks, shapes = granularity == "block", granularity == "filter_shape"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from prunekit.packing import unpack
@@ -31,6 +32,7 @@ def test_the_sizes_of_packed_networks_are_in_the_table(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.usefixtures("no_report")
 def test_studies_without_few_values_have_the_columns_that_they_had(tmp_path: Path) -> None:
     study = tiny(methods={"random": one_shot("random", 0.5)}, seeds=1)
     run_study(study, tmp_path, workers=1)

@@ -22,6 +22,7 @@ def study():
     return tiny(seeds=1, methods=STATEFUL)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_interrupted_it_goes_on_to_the_same(tmp_path, monkeypatch):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     run_study(study(), whole, workers=1)

@@ -70,6 +70,7 @@ def test_a_method_that_cannot_take_a_step_is_the_dense_network(done):
     assert "nowhere" in page
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_study_that_is_interrupted_goes_on_to_the_same(done, tmp_path, monkeypatch):
     taken = []
 

@@ -52,6 +52,7 @@ def test_each_seed_has_its_teacher_and_a_method_learns_from_it(tmp_path) -> None
     assert json.loads((tmp_path / "study.json").read_text())["study"]["teacher"]["model"]["name"] == "mlp"
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_teacher_that_is_lost_is_trained_anew_and_nothing_changes(tmp_path) -> None:
     study = learning()
     run_study(study, tmp_path, workers=1)

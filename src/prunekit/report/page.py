@@ -6,6 +6,7 @@ import base64
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,9 +93,10 @@ def explain(best: Best, primary: Primary) -> str:
     return {"within the spread": f"of {rivals}", "behind on test": f"{rivals} better"}.get(best.verdict, "")
 
 
-def render(template: str, **values: Any) -> str:
-    """A page as text. It asks for nothing outside itself: its content policy forbids it."""
-    environment = Environment(
+@cache
+def _environment() -> Environment:
+    """Which keeps the templates that it has compiled."""
+    return Environment(
         loader=PackageLoader("prunekit.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -102,7 +104,11 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(style=Markup(_part("templates/report.css")), **values)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page as text. It asks for nothing outside itself: its content policy forbids it."""
+    return _environment().get_template(template).render(style=Markup(_part("templates/report.css")), **values)
 
 
 def _part(name: str) -> str:
