@@ -106,6 +106,18 @@ def test_modes_that_do_the_same_are_compared_with_gradients_once(
     assert count[0] == 2 if once else count[0] >= 4
 
 
+def test_a_mode_with_more_outputs_is_another() -> None:
+    class More(Modes):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return [y] if self.training else [y, x]  # as XLNet gives what it remembers
+
+    model, other = More(lambda h: nn.functional.dropout(h, 0.5)), More(lambda h: h)
+    other.load_state_dict(model.state_dict())
+    x, whole = torch.randn(5, 4), Cut({}, {})
+    assert proven(masked_reference(model, {}, x), other, whole, x).accepted
+
+
 def test_a_gradient_that_differs_in_training_alone_is_found() -> None:
     torch.manual_seed(0)
     model = Modes(lambda h: nn.functional.dropout(h, 0.5)).double()
