@@ -128,8 +128,7 @@ def find_targets(
     """
     check_whole(model, sharded=sharded)
     candidates = _candidates(model)
-    listed = [(target.layer or target.name, known) for target, known in candidates]
-    check_patterns([*(targets or ()), *ignore], listed, "layer of the model; layers")
+    check_patterns([*(targets or ()), *ignore], layers_to_choose(model), "layer of the model; layers")
     chosen = [
         target
         for target, known in candidates
@@ -176,6 +175,14 @@ def check_patterns(patterns: Iterable[str], candidates: Sequence[tuple[str, Know
         if not any(known.fits([pattern]) for _, known in candidates):
             listed = _listing(name for name, _ in candidates)
             raise InputError(f"{pattern!r} matches no {kind} are: {listed}")
+
+
+def layers_to_choose(model: nn.Module) -> list[tuple[str, Known]]:
+    """The names of the layers with parameters of two or more dimensions, and what patterns know them by.
+
+    Only shapes are looked at, so that the network needs no values.
+    """
+    return [(target.layer or target.name, known) for target, known in _candidates(model)]
 
 
 def fits_layer(pattern: str, name: str) -> bool:

@@ -237,6 +237,78 @@ def stop_at(monkeypatch, call):
     monkeypatch.setattr(block_run, "prune", interrupted)
 
 
+@pytest.mark.parametrize("method", ["wanda", "owl_wanda"])
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"targets": ("model.layers.*.mlp.*",)},
+        {"ignore": ("model.layers.0.*", "lm_head")},
+        {"ignore": ("model.layers.1.mlp.down_proj", "lm_head")},
+        {"targets": (r"re:model\.layers\.[12]\..*proj",), "ignore": ("*.q_proj",)},
+        {"targets": ("Linear", "Embedding"), "ignore": ("lm_head", "model.embed_tokens")},
+    ],
+)
+def test_patterns_are_of_names_in_the_whole_network(tmp_path, method, patterns):
+    model = saved(tmp_path / "in")
+    chosen = recipe(method, sparsity=0.5).model_copy(update=patterns)
+    kept = prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", inputs="dense")
+    ids = tokens()
+    prune(
+        model,
+        chosen.model_copy(update={"calibration": len(ids)}),
+        [{"input_ids": row[None], "labels": row[None]} for row in ids],
+    )
+    check_same(model, tmp_path / "out")
+    first = "model.layers.0.*" in chosen.ignore or "[12]" in str(chosen.targets)
+    assert (kept[0].kept == {}) == (kept[0].sparsity == 0) == first
+    assert prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out", inputs="dense") == kept
+
+
+@pytest.mark.parametrize(
+    ("method", "patterns", "match"),
+    [
+        ("wanda", {"ignore": ("model.layers.3.*",)}, r"'model\.layers\.3\.\*' matches no layer of the model"),
+        ("wanda", {"targets": ("lm_head",)}, r"they choose nothing in the blocks model\.layers"),
+        ("minitron", {"ignore": ("model.layers.1.*",)}, r"nothing in model\.layers\.1, and .* one width"),
+    ],
+)
+def test_patterns_that_choose_nothing_are_refused(tmp_path, method, patterns, match):
+    saved(tmp_path / "in")
+    chosen = recipe(method, sparsity=0.5).model_copy(update=patterns)
+    with pytest.raises(InputError, match=match):
+        prune_blocks(tmp_path / "in", chosen, tokens(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_links_as_in_the_cache_of_a_hub_is_one(tmp_path):
+    saved(tmp_path / "in")
+    (tmp_path / "links").mkdir()
+    for path in (tmp_path / "in").iterdir():
+        (tmp_path / "links" / path.name).symlink_to(path)
+    given = recipe("wanda", sparsity=0.5), tokens()
+    prune_blocks(tmp_path / "in", *given, tmp_path / "out")
+    prune_blocks(tmp_path / "links", *given, tmp_path / "other")
+    assert (tmp_path / "other" / "config.json").is_file()
+    assert not (tmp_path / "other" / "config.json").is_symlink()
+    check_same_files(tmp_path / "out", tmp_path / "other")
+
+
+@pytest.mark.parametrize("method", ["wanda", "llm_pruner"])
+def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path, method):
+    saved(tmp_path / "in")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (
+        *(".model-block-00001.safetensors.half", ".model-rest-00000.safetensors.half", ".pruning.json.half"),
+        *("..gradient-2.npy.half", ".git"),
+    ):
+        (out / name).touch()
+    prune_blocks(tmp_path / "in", recipe(method, sparsity=0.5), tokens(), out)
+    left = {path.name for path in out.iterdir() if path.name.startswith(".")}
+    assert left - {"..gradient-2.npy.half"} == {".git"}
+    assert method == "wanda" or left == {".git"}
+
+
 def check_same_files(one, other):
     names = {path.name for path in one.iterdir()}
     assert names == {path.name for path in other.iterdir()}

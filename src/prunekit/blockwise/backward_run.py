@@ -26,20 +26,18 @@ class BackwardRun(BlockwiseRun):
     """
 
     def _prune_blocks(self) -> None:
-        count = len(self._network.blocks)
         self._gradients = StreamStore(self._out, self._medium, len(self._tokens), "gradient")
-        if len(self._progress.done) == count:
-            return
-        if not self._progress.gradients:
-            if self._recipe.granularity.level == "units" and not self._progress.streams:
-                self._try_form()
-            self._forward()
-            behind = self._differentiated()
-        else:
-            behind = self._gradients.read(self._left, self._progress.gradients)
-        while self._left:
-            self._told()
-            behind = self._prune(self._left - 1, behind)
+        if self._left:
+            if not self._progress.gradients:
+                if self._recipe.granularity.level == "units" and not self._progress.streams:
+                    self._try_form()
+                self._forward()
+                behind = self._differentiated()
+            else:
+                behind = self._gradients.read(self._left, self._progress.gradients)
+            while self._left:
+                self._told()
+                behind = self._prune(self._left - 1, behind)
         self._gradients.clear()  # what a run that was killed has left, too
 
     @property

@@ -60,15 +60,34 @@ def _is_floating(value: Any) -> bool:
 
 
 class BlockOnStream(nn.Module):
-    """A block as a network of one argument: activations (1, length, width) in, the same out."""
+    """A block as a network of one argument: activations (1, length, width) in, the same out.
 
-    def __init__(self, block: nn.Module, call: BlockCall) -> None:
+    Its parameters have the names that they have in the whole network.
+
+    Args:
+        block: with values.
+        block_call: how it is called.
+        block_name: in the whole network.
+    """
+
+    def __init__(self, block: nn.Module, block_call: BlockCall, block_name: str) -> None:
         super().__init__()
-        self.block, self.call = block, call
+        self.block_call, self.block_name = block_call, block_name
+        *path, last = block_name.split(".")
+        owner: nn.Module = self
+        for part in path:
+            owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.add_module(last, block)
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """The block."""
+        return self.get_submodule(self.block_name)
 
     def forward(self, stream: Tensor) -> Tensor:
         """The stream behind the block."""
-        return stream_of(self.call.run(self.block, stream))
+        return stream_of(self.block_call.run(self.wrapped, stream))
 
 
 def stream_of(output: Any) -> Tensor:

@@ -108,9 +108,13 @@ class BlockNetwork:
         self._check_apart()
         self._check_values()
 
+    def block_name(self, block: int) -> str:
+        """The name of a block in the network."""
+        return f"{self.name}.{block}"
+
     def keys_of(self, block: int) -> dict[str, str]:
         """The names in the files of a block's values, by their names in the block."""
-        prefix = f"{self.name}.{block}."
+        prefix = f"{self.block_name(block)}."
         return {n.removeprefix(prefix): key for n, key in self.keys.items() if n.startswith(prefix)}
 
     def keys_of_rest(self) -> set[str]:

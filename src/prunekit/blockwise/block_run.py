@@ -6,6 +6,7 @@ import math
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +16,13 @@ from torch import nn
 from prunekit.blockwise.allocator import give_back_memory
 from prunekit.blockwise.block_call import BlockCall, BlockOnStream
 from prunekit.blockwise.block_network import BlockNetwork
+from prunekit.blockwise.block_targets import patterns_of_blocks
 from prunekit.blockwise.run_progress import PROGRESS, BlockKept, RunProgress
 from prunekit.blockwise.shards import INDEX, Shards, write_index, write_shard
 from prunekit.blockwise.smaller_blocks import smaller_form, take_out, write_settings
 from prunekit.blockwise.text_activations import Medium, SequenceBatches, StreamStore
 from prunekit.digests import digest_of_tensors
+from prunekit.files import remove
 from prunekit.pruning.session import prune
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
@@ -54,6 +57,7 @@ class BlockwiseRun(ABC):
         self._network, self._recipe, self._tokens, self._out = network, recipe, tokens, out
         self._inputs, self._seed, self._report, self._medium = inputs, seed, report, medium
         self._store = StreamStore(out, medium, len(tokens))
+        self._patterns = patterns_of_blocks(network, recipe)
         self._types: dict[str, torch.dtype] = {}
         self._calls: Sequence[BlockCall] = ()
         about = {
@@ -74,7 +78,15 @@ class BlockwiseRun(ABC):
         self._told()
         self._finish(self._progress.shards)
         self._store.clear()
+        self._remove_leftovers()
         return self._progress.done
+
+    def _remove_leftovers(self) -> None:
+        """Forget the temporary files of a run that was killed, each named after what it would have become."""
+        for path in list(self._out.iterdir()):
+            if not path.name.startswith("."):
+                for temporary in self._out.glob(f".{escape(path.name)}.*"):
+                    remove(temporary)
 
     @abstractmethod
     def _prune_blocks(self) -> None:
@@ -90,11 +102,16 @@ class BlockwiseRun(ABC):
 
     def _on_stream(self, number: int, block: nn.Module | None = None) -> BlockOnStream:
         """A block, or a copy of it, as a network of its own."""
-        return BlockOnStream(block or self._network.blocks[number], self._calls[number]).eval()
+        block = self._network.blocks[number] if block is None else block
+        return BlockOnStream(block, self._calls[number], self._network.block_name(number)).eval()
 
-    def _of_block(self, changes: Mapping[str, Any]) -> Recipe:
-        """The recipe as that of a block, which sees all sequences."""
-        return self._recipe.model_copy(update={"calibration": len(self._tokens), **changes})
+    def _of_block(self, number: int, changes: Mapping[str, Any]) -> Recipe | None:
+        """The recipe as that of a block, which sees all sequences; None where it leaves the block whole."""
+        patterns = self._patterns[number]
+        if patterns is None:
+            return None
+        own = {"targets": patterns.targets, "ignore": patterns.ignore, "calibration": len(self._tokens)}
+        return self._recipe.model_copy(update={**own, **changes})
 
     def _block_seed(self, number: int) -> int:
         return derive(self._seed, "block", str(number))
@@ -116,9 +133,12 @@ class BlockwiseRun(ABC):
             changes: of the recipe.
             loss: of the activations behind it.
         """
-        seed = self._block_seed(number)
-        pruned = prune(block, self._of_block(changes), batches, seed=seed, loss=loss)
-        flags = {name.removeprefix("block."): each for name, each in pruned.kept.items()}
+        recipe, seed = self._of_block(number, changes), self._block_seed(number)
+        if recipe is None:
+            return BlockKept({}, {})
+        pruned = prune(block, recipe, batches, seed=seed, loss=loss)
+        prefix = f"{block.block_name}."
+        flags = {name.removeprefix(prefix): each for name, each in pruned.kept.items()}
         if pruned.coupled is not None:
             self._take_out(number, block, pruned.kept, batches.streams[0])
         return BlockKept(
@@ -133,7 +153,7 @@ class BlockwiseRun(ABC):
         take_out(block, kept, stream)
         if self._progress.form is None:
             self._progress.form = smaller_form(self._network, number, block, stream)
-        self._progress.form.check(block.block)
+        self._progress.form.check(block.wrapped)
 
     def _write_block(self, number: int) -> None:
         give_back_memory()
@@ -157,11 +177,11 @@ class BlockwiseRun(ABC):
         sizes = Shards(self._out, file_of).sizes(file_of).values()
         size = sum(dtype.itemsize * math.prod(shape) for shape, dtype in sizes)
         for path in sorted(network.shards.folder.iterdir()):
-            other = path.suffix in (".json", ".txt", ".model", ".jinja") and path.name not in (
+            beside = path.suffix in (".json", ".txt", ".model", ".jinja") and path.name not in (
                 INDEX,
                 PROGRESS,
             )
-            if other and path.is_file() and not path.is_symlink():
+            if beside and path.is_file():  # a link, too: the cache of a hub is made of them
                 shutil.copyfile(path, self._out / path.name)
         if self._progress.form is not None and self._progress.form.changes:
             name = "config.json"

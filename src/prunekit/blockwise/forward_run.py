@@ -71,7 +71,10 @@ class ForwardRun(BlockwiseRun):
         """What an allocation that compares layers looks at, of each layer of a dense block."""
         allocation = self._recipe.allocation
         assert isinstance(allocation, SummaryAllocation)
-        block, recipe = self._on_stream(number), self._of_block({"allocation": PerLayer(), "order": "all"})
+        block = self._on_stream(number)
+        recipe = self._of_block(number, {"allocation": PerLayer(), "order": "all"})
+        if recipe is None:
+            return {}, self._behind(number, block, streams)
         session = Session(block, recipe, data=SequenceBatches(streams), seed=self._block_seed(number))
         summaries = {
             name: LayerSummary(allocation.summarised(scores), scores.numel())

@@ -78,9 +78,11 @@ def prune_blocks(
 
     Raises:
         InputError: before anything is written: a recipe that needs more than one block at a time, a folder
-            that holds something else, too little memory, with the sum, tokens that the network does not have.
-        ModelError: before anything is written, where units cannot be taken out of the first block, or no
-            configuration says its new sizes; behind a block whose sizes differ from those.
+            that holds something else, too little memory, with the sum, tokens that the network does not have,
+            a `model` with values, `targets` or `ignore` that fit nothing.
+        ModelError: before anything is written, where the blocks are no chain, each called once with what the
+            one before it gives, and otherwise with the same for any text; where units cannot be taken out of
+            the first block, or no configuration says its new sizes; behind a block whose sizes differ.
         DataError: if a file is damaged; before anything is written, if a tensor of any block has another
             shape or kind than in the network.
 

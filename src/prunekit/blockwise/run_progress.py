@@ -33,7 +33,8 @@ class BlockKept:
     """What is left of a block.
 
     Attributes:
-        kept: by layer, the weights that are not removed; or by group of units, these.
+        kept: by layer, the weights that are not removed; or by group of units, these. Empty where the recipe
+            leaves the block whole.
         total: likewise, all of them.
     """
 
@@ -43,7 +44,8 @@ class BlockKept:
     @property
     def sparsity(self) -> float:
         """The share that is removed."""
-        return 1 - sum(self.kept.values()) / max(sum(self.total.values()), 1)
+        total = sum(self.total.values())
+        return 1 - sum(self.kept.values()) / total if total else 0.0
 
 
 @dataclass

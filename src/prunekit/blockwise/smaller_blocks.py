@@ -57,10 +57,10 @@ def take_out(block: BlockOnStream, kept: Mapping[str, Tensor], stream: Tensor) -
     result = shrink(block, stream, dict(kept), training=False)
     if result.form != "modules":
         raise ModelError(
-            f"the code of {type(block.block).__name__} cannot do without these units: {result.reason}"
+            f"the code of {type(block.wrapped).__name__} cannot do without these units: {result.reason}"
         )
     for name, reason in result.stayed.items():
-        raise ModelError(f"{name.removeprefix('block.')} cannot lose these units: {reason}")
+        raise ModelError(f"{name.removeprefix(f'{block.block_name}.')} cannot lose these units: {reason}")
 
 
 def smaller_form(network: BlockNetwork, number: int, block: BlockOnStream, stream: Tensor) -> SmallerForm:
@@ -76,22 +76,22 @@ def smaller_form(network: BlockNetwork, number: int, block: BlockOnStream, strea
     Raises:
         ModelError: if no configuration gives such blocks.
     """
-    model, shapes = network.model, _shapes(block.block)
+    model, shapes = network.model, _shapes(block.wrapped)
     settings = settings_of(model)
     smaller = None if settings is None else built_anew(model, settings)
     if settings is None or smaller is None:  # a network of no package, which its user builds
         return SmallerForm(shapes, [])
     for each in smaller.get_submodule(network.name).children():
-        restore_sizes(each, shapes, size_attributes(block.block))
+        restore_sizes(each, shapes, size_attributes(block.wrapped))
     changes = setting_changes(smaller)
     if isinstance(changes, str):
         raise ModelError(f"from_pretrained could not load the smaller network: {changes}")
     with without_values():  # but its buffers have some
         whole = from_settings(model, with_changes(settings, changes))
     other = whole.get_submodule(f"{network.name}.{number}")
-    other.load_state_dict(block.block.state_dict(), assign=True)
+    other.load_state_dict(block.wrapped.state_dict(), assign=True)
     with torch.no_grad():
-        here, there = block(stream), BlockOnStream(other.eval(), block.call)(stream)
+        here, there = block(stream), BlockOnStream(other.eval(), block.block_call, block.block_name)(stream)
     if here.shape != there.shape or float((here - there).norm()) > ROUNDING * float(here.norm()):
         raise ModelError(
             f"a block of {type(model).__name__} with the settings "
