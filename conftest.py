@@ -53,9 +53,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish() -> None:
-    """The garbage collector runs less often, and leaves out the millions of objects of what was imported."""
-    gc.collect()
-    gc.freeze()
+    """The garbage collector runs less often: it looks through the millions of objects of what is imported."""
     gc.set_threshold(10_000, 20, 20)
 
 
