@@ -148,7 +148,7 @@ class TestInAStudy:
             "tickets": tickets(),
         }
         study = tiny(methods=listed, controls={"random": "random, of magnitude"})
-        run_study(study, tmp_path, workers=2)
+        run_study(study, tmp_path, workers=1)
         rows = table(tmp_path / "layers.csv")
 
         def counts(label: str) -> list[tuple[str, ...]]:

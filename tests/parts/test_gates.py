@@ -273,7 +273,7 @@ def test_the_penaltys_gradient_is_that_of_finite_differences(settings: dict[str,
     assert found == pytest.approx(wanted, rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize("density", [0.3, 0.02, 0.01])
+@pytest.mark.parametrize("density", [0.3, 0.01])
 def test_the_lagrangian_leads_to_the_density(density: float) -> None:
     """The expected share at the end of a training, before the gates are ranked."""
     model, data = mlp(40, 60, 40, 3), blobs(256, 40, 3)
