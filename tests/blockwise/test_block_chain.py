@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_prune_blocks import VOCABULARY, tokens
+from test_prune_blocks import CONFIGS, VOCABULARY, tokens
+from test_prune_blocks import saved as saved_llama
 from torch import Tensor, nn
 
-from prunekit.blockwise import prune_blocks, without_values
+from prunekit.blockwise import memory_needed, prune_blocks, without_values
 from prunekit.blockwise.shards import Shards, write_shard
 from prunekit.errors import InputError, ModelError
 from prunekit.methods import recipe
+
+transformers = pytest.importorskip("transformers")
 
 Given = namedtuple("Given", ["stream", "extra"])
 
@@ -137,3 +140,47 @@ def test_a_network_that_has_values_is_refused_and_keeps_them(tmp_path: Path) -> 
             tmp_path / "in", recipe("wanda"), tokens(), tmp_path / "out", model=model, blocks="layers"
         )
     assert not any(value.is_meta for value in model.parameters())
+
+
+def test_a_value_of_a_block_that_is_used_outside_is_refused(tmp_path: Path) -> None:
+    _, empty = saved(tmp_path / "in", "plain")
+    empty.side = nn.Linear(8, 8, bias=False)
+    empty.side.weight = empty.layers[1].layer.weight
+    with pytest.raises(InputError, match=r"layers\.1\.layer\.weight is shared with side\.weight"):
+        prune_blocks(
+            tmp_path / "in", recipe("wanda"), tokens(), tmp_path / "out", model=empty, blocks="layers"
+        )
+
+
+def test_a_network_with_a_tied_head_that_was_opened_once_is_opened_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Chain("plain")
+    values = model.state_dict()
+    del values["head.weight"]
+    write_shard(tmp_path / "in" / "model.safetensors", values)
+    with without_values():
+        empty = Chain("plain")
+    empty.head.weight = empty.embed.weight
+    given: Any = {"model": empty, "blocks": "layers"}
+    first = memory_needed(tmp_path / "in", recipe("wanda"), tokens(), **given)
+    assert empty.head.weight is empty.embed.weight
+    assert memory_needed(tmp_path / "in", recipe("wanda"), tokens(), **given) == first
+
+
+@pytest.mark.parametrize("method", ["wanda", "minitron", "llm_pruner"])
+def test_attention_that_lays_out_the_weights_of_its_heads_is_counted(tmp_path: Path, method: str) -> None:
+    """Two of (4 heads, 12, 12) where text passes, as scores and their softmax; six with gradients."""
+    saved_llama(tmp_path / "in")
+
+    def need(attention: str) -> Any:
+        with without_values():
+            empty = transformers.AutoModelForCausalLM.from_config(
+                CONFIGS["llama"](), attn_implementation=attention
+            )
+        return memory_needed(tmp_path / "in", recipe(method, sparsity=0.5), tokens(), model=empty)
+
+    flat, laid_out = need("sdpa"), need("eager")
+    one = 4 * 4 * 12 * 12
+    assert laid_out.passing - flat.passing == laid_out.measuring - flat.measuring == 2 * one
+    assert laid_out.proving - flat.proving == (0 if method == "wanda" else 6 * one)
+    assert (laid_out.differentiating > flat.differentiating) == (method == "llm_pruner")

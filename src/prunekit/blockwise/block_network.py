@@ -315,7 +315,8 @@ class BlockNetwork:
                 keys.clear()
                 self._fill(module, first)
 
-            undo.callback(_unload, module, list(keys))
+            empty = {n: module._parameters[n] for n in keys if n in module._parameters}
+            undo.callback(module._parameters.update, empty)  # the same again: they may be tied
             undo.callback(module.register_forward_pre_hook(fill).remove)
 
     def _fill(self, module: nn.Module, keys: Mapping[str, str]) -> dict[str, torch.dtype]:
@@ -349,8 +350,9 @@ class BlockNetwork:
         raise DataError(f"{self.shards.folder}: {names[0]} is in none of its files")
 
     def _check_apart(self) -> None:
-        """InputError if a value is used twice in blocks, which are written one by one."""
-        seen: dict[str, str] = {}
+        """InputError if a value of a block is used twice, which are pruned one by one."""
+        inside = {f"{self.block_name(n)}.{name}" for n in range(len(self.blocks)) for name in self.keys_of(n)}
+        seen = {key: name for name, key in self.keys.items() if name not in inside}
         for number in range(len(self.blocks)):
             for name, key in self.keys_of(number).items():
                 whole = f"{self.name}.{number}.{name}"
@@ -388,10 +390,10 @@ def _in_words(shape: Sequence[int], kind: torch.dtype) -> str:
     return f"{list(shape)} of {str(kind).removeprefix('torch.')}"
 
 
-def _unload(module: nn.Module, names: Sequence[str] | None = None) -> None:
-    for owner in [module] if names is not None else list(module.modules()):
+def _unload(module: nn.Module) -> None:
+    for owner in module.modules():
         for name, value in owner._parameters.items():
-            if value is not None and (names is None or name in names):
+            if value is not None:
                 owner._parameters[name] = _empty(value)
 
 

@@ -127,7 +127,8 @@ def needed_for(
     widest = max((max(layer) for each in layers for layer in each), default=width)
     # an MLP with its activation function has four tensors of its width at a time; attention has queries and
     # keys before and behind their rotation, values, what comes of them, and a mask
-    passing = SINGLE * length * (max(4 * widest + 4 * width, 10 * width) + length)
+    laid_out = SINGLE * length**2 * _laid_out_heads(model)
+    passing = SINGLE * length * (max(4 * widest + 4 * width, 10 * width) + length) + 2 * laid_out
     inside = {id(each) for one in blocks for each in one.modules()}
     modules = [each for each in model.modules() if id(each) not in inside]
     embeddings = [each for each in modules if isinstance(each, nn.Embedding)]
@@ -144,16 +145,23 @@ def needed_for(
         passing=passing,
         measuring=passing + max(_measuring(recipe, each, sequences, length) for each in layers),
         differentiating=max(
-            2 * block + SINGLE * length * (8 * widest + 16 * width + 2 * length),
+            2 * block + SINGLE * length * (8 * widest + 16 * width + 2 * length) + 6 * laid_out,
             outside * (block + halved) // values + 4 * SINGLE * length * words - block,
         )
         if recipe.by_gradient
         else 0,
         solving=_held(recipe, values) + max(_solving(recipe, each) for each in layers),
         # the block before and behind in double precision, with gradients
-        proving=2 * DOUBLE * values if recipe.granularity.level == "units" else 0,
+        proving=2 * DOUBLE * values + 6 * laid_out if recipe.granularity.level == "units" else 0,
         writing=halved,
     )
+
+
+def _laid_out_heads(model: nn.Module) -> int:
+    """Of how many heads attention lays out its weights (length, length) at a time, by the configuration."""
+    config = getattr(model, "config", None)
+    eager = getattr(config, "_attn_implementation", None) == "eager"
+    return int(getattr(config, "num_attention_heads", 0)) if eager else 0
 
 
 def _measuring(recipe: Recipe, layers: Sequence[tuple[int, int]], sequences: int, length: int) -> int:

@@ -103,8 +103,9 @@ def memory_needed(
 ) -> MemoryNeed:
     """The memory that `prune_blocks` takes at its peak, with what each part of it is for.
 
-    The interpreter and its packages come on top, and so does a form of attention that lays out its weights of
-    all heads at a time. Raises what `prune_blocks` raises for these arguments.
+    The interpreter and its packages come on top, and so does attention that lays out its weights of all heads
+    at a time, unless the configuration says so (`eager`). Raises what `prune_blocks` raises for these
+    arguments.
     """
     return BlockwisePruning(
         source, recipe, tokens, blocks=blocks, model=model, activations=activations
