@@ -16,6 +16,7 @@ CASES = [
     ("ria", "bfloat16", 512, 1),
     ("sparsegpt", "bfloat16", 384, 1),
     ("alps", "float16", 192, 1),
+    ("minitron, a twentieth", "float32", 384, 1),
     ("llm_pruner", "float32", 384, 1),
     ("llm_pruner", "float32", 384, 3),
 ]

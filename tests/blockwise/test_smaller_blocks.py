@@ -207,7 +207,8 @@ def test_the_proof_counts_in_the_memory(tmp_path: Path) -> None:
     saved(tmp_path / "in")
     values = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
     need = memory_needed(tmp_path / "in", chosen("minitron"), tokens())
-    assert (need.proving, need.copy) == (2 * 8 * values, 0)
+    sequence = 12 * (8 * 64 + 16 * 32 + 2 * 12)
+    assert (need.proving, need.copy) == (8 * (3 * values + sequence), 0)
     least_squares = chosen("minitron").model_copy(update={"repair": recipe("thinet").repair})
     fitted = memory_needed(tmp_path / "in", least_squares, tokens())
     assert fitted.copy == 4 * values

@@ -12,6 +12,7 @@ from torch import nn
 from prunekit.blockwise.block_network import BlockNetwork
 from prunekit.blockwise.text_activations import Medium
 from prunekit.errors import InputError
+from prunekit.graph.proof import HELD
 from prunekit.graph.rows import inputs_first
 from prunekit.measure.human import human_bytes
 from prunekit.parts.allocation import SummaryAllocation
@@ -40,7 +41,8 @@ class MemoryNeed:
             of a sequence.
         solving: scores, and what scores, selection and repair of the recipe take for its largest layer, and
             matrices of the inputs of its layers.
-        proving: what shows that a block without units computes the same, with gradients in double precision.
+        proving: what shows that a block without units computes the same, with gradients in double precision,
+            on one sequence.
         writing: the values in the precision of the files, where that is another.
     """
 
@@ -151,8 +153,12 @@ def needed_for(
         if recipe.by_gradient
         else 0,
         solving=_held(recipe, values) + max(_solving(recipe, each) for each in layers),
-        # the block before and behind in double precision, with gradients
-        proving=2 * DOUBLE * values + 6 * laid_out if recipe.granularity.level == "units" else 0,
+        # in double precision with gradients: a small block before and behind at a time, and a sequence
+        proving=DOUBLE
+        * ((3 if values <= HELD else 2) * values + length * (8 * widest + 16 * width + 2 * length))
+        + 6 * laid_out
+        if recipe.granularity.level == "units"
+        else 0,
         writing=halved,
     )
 
