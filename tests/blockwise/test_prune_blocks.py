@@ -38,6 +38,9 @@ CONFIGS = {
     "qwen2, tied": lambda: transformers.Qwen2Config(
         **COMMON, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True
     ),
+    "mixtral, more experts than blocks": lambda: transformers.MixtralConfig(
+        **COMMON, intermediate_size=16, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2
+    ),
     "gemma3, windows": lambda: transformers.Gemma3TextConfig(
         **COMMON, intermediate_size=64, num_key_value_heads=2, head_dim=8, sliding_window=8
     ),

@@ -81,7 +81,7 @@ class BlockNetwork:
     Args:
         model: without values, see `without_values`.
         shards: its values.
-        blocks: the name of its list of blocks; by default its longest list of modules of one class.
+        blocks: the name of its list of blocks; by default as `list_of_blocks`.
 
     Raises:
         InputError: if there is no such list, or no list at all; if the model has values of its own.
@@ -398,11 +398,16 @@ def _unload(module: nn.Module) -> None:
 
 
 def list_of_blocks(model: nn.Module) -> str:
-    """The name of the longest list of modules that are of one class."""
+    """The name of the longest list of modules that are of one class, and that is in no other list.
+
+    A block may hold a list that is longer, of experts.
+    """
+    every = {name: each for name, each in model.named_modules() if isinstance(each, nn.ModuleList)}
     lists = {
         name: each
-        for name, each in model.named_modules()
-        if isinstance(each, nn.ModuleList) and len({type(part) for part in each}) == 1
+        for name, each in every.items()
+        if len({type(part) for part in each}) == 1
+        and not any(name.startswith(f"{other}.") for other in every if other)
     }
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of blocks: name one as `blocks`")

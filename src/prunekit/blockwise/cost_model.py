@@ -72,7 +72,7 @@ def block_costs(
         length: tokens of each.
         width: of the stream of activations.
         item: bytes of a value in the files.
-        blocks: the name of the list of blocks; by default the longest list.
+        blocks: the name of the list of blocks; by default the longest list in no other.
         rates: of the machine that will do it; by default those of this one, measured now.
 
     Raises:

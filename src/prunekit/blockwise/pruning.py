@@ -65,7 +65,7 @@ def prune_blocks(
         inputs: what a layer's statistics are taken of: behind the blocks that are `pruned` already, as Wanda
             and SparseGPT are published, the default, or behind the `dense` ones, as in pruning the whole
             network at once. Gradients are always those of the dense network.
-        blocks: the name of the list of blocks, such as `model.layers`; by default the longest list.
+        blocks: the name of the list of blocks, such as `model.layers`; by default the longest in no other.
         model: the network, made within `without_values()`, where it is not a causal model of transformers.
         activations: where those of the text are kept: in `memory`, or on `disk`, in the new folder, so that
             memory does not grow with the text. The result is the same.
