@@ -547,6 +547,17 @@ def test_a_tensor_of_the_last_block_that_does_not_fit_is_named_before_the_first_
     assert not (tmp_path / "out").exists()
 
 
+def test_double_precision_beside_another_is_refused(tmp_path):
+    model = saved(tmp_path / "in").double()
+    model.save_pretrained(tmp_path / "in", max_shard_size="40KB")
+    prune_blocks(tmp_path / "in", recipe("wanda", sparsity=0.5), tokens(), tmp_path / "double")
+    model.model.layers[1].mlp.float()
+    model.save_pretrained(tmp_path / "in", max_shard_size="40KB")
+    with pytest.raises(DataError, match=r"is in double precision, and model\.layers\.1\.mlp.* is not"):
+        prune_blocks(tmp_path / "in", recipe("wanda", sparsity=0.5), tokens(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_config_that_no_network_can_be_made_of_is_named(tmp_path):
     saved(tmp_path / "in")
     path = tmp_path / "in" / "config.json"

@@ -374,6 +374,14 @@ class BlockNetwork:
                     f"{self.shards.folder / self.shards.file_of[key]}: {key} is {_in_words(shape, kind)}, "
                     f"the network has {_in_words(wanted.shape, wanted.dtype)}"
                 )
+        # narrower types are computed in single precision, which layers do not take beside double precision
+        kinds = {sizes[self.keys[name]][1]: name for name, _ in self.model.named_parameters()}
+        narrower = [name for kind, name in kinds.items() if kind.is_floating_point and kind != torch.float64]
+        if torch.float64 in kinds and narrower:
+            raise DataError(
+                f"{self.shards.folder}: {kinds[torch.float64]} is in double precision, and {narrower[0]} is "
+                "not: convert all or none"
+            )
 
 
 def _check_empty(model: nn.Module) -> None:
