@@ -10,6 +10,7 @@ from prunekit.errors import ModelError
 from prunekit.graph import VerificationError, groups, prune_groups, shrink
 from prunekit.graph.capture import captured
 from prunekit.graph.captured_graph import GraphModel
+from prunekit.graph.other_inputs import variations
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LENGTHS = (torch.randn(2, 5, 6, dtype=torch.float64), torch.tensor([3, 5]))
@@ -243,3 +244,20 @@ def test_statistics_over_units_where_data_are_only_looked_at():
     result = prune_groups(Checked(), X, 0.5)
     assert result.form == "modules"
     assert result.model.norm.normalized_shape == (12,)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        ((X,), 2),  # negated and drawn; shuffled real numbers are those that are drawn
+        ((torch.arange(24).view(4, 6),), 2),  # drawn and shuffled
+        (LENGTHS, 3),
+        ((torch.ones(4, dtype=torch.bool),), 0),
+    ],
+    ids=["real numbers", "integers", "both", "flags"],
+)
+def test_no_inputs_are_tried_twice(given, count):
+    found = variations((given, {}))
+    assert len(found) == count
+    every = [torch.cat([each.flatten().double() for each in args]) for args, _ in [(given, {}), *found]]
+    assert len({tuple(values.tolist()) for values in every}) == count + 1

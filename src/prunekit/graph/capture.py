@@ -25,7 +25,7 @@ from prunekit.batches import Inputs, arguments
 from prunekit.errors import InputError, ModelError, brief
 from prunekit.graph.cached_path import without_cache
 from prunekit.graph.captured_graph import Captured, attributes_of
-from prunekit.graph.other_inputs import Arguments, drawn, negated, shuffled
+from prunekit.graph.other_inputs import Arguments, variations
 from prunekit.graph.places import place_of
 from prunekit.graph.record import MisfitError, NotRecordedError, recorded
 from prunekit.modes import evaluating, keeping_modes, untouched
@@ -180,7 +180,7 @@ def _with_values(model: nn.Module, call: Arguments, names: dict[str, str], *, si
     """The graph of what a network does on these inputs, with those of what it does on others."""
     found = recorded(model, *call, names, sizes=sizes, values=True)
     others: list[Captured] = []
-    for other in (negated(call), drawn(call), shuffled(call)) if found.by_data else ():
+    for other in variations(call) if found.by_data else ():
         try:
             graph = recorded(model, *other, names, values=True)
         except NotRecordedError:  # inputs that it does not take

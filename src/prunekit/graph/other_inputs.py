@@ -45,3 +45,19 @@ def shuffled(call: Arguments) -> Arguments:
 def negated(call: Arguments) -> Arguments:
     """The given arguments, their real numbers with the other sign."""
     return pytree.tree_map_only(Tensor, lambda given: -given if given.is_floating_point() else given, call)
+
+
+def variations(call: Arguments) -> list[Arguments]:
+    """Other arguments of every kind, each once: integers cannot be negated, and real numbers not shuffled."""
+    found = [call]
+    for make in (negated, drawn, shuffled):
+        other = make(call)
+        if not any(_same(other, each) for each in found):
+            found.append(other)
+    return found[1:]
+
+
+def _same(one: Arguments, other: Arguments) -> bool:
+    """Whether two calls, of the same form, have the same values in their tensors."""
+    leaves = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
+    return all(torch.equal(mine, theirs) for mine, theirs in leaves if isinstance(mine, Tensor))
