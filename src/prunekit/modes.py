@@ -44,35 +44,50 @@ _CONTAINERS = (dict, list, set, deque, tuple)
 
 
 class Holdings:
-    """What the modules of a network hold: their attributes, and the lists, dicts and sets in them."""
+    """What the modules of a network hold: their attributes, and the lists, dicts and sets in them.
+
+    Most are empty, as those for hooks: of the 3,900 of a ResNet-50 all but 800.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._held: dict[int, tuple[Any, Any, str]] = {}
+        self._empty: dict[int, Any] = {}
+        self._filled: dict[int, tuple[Any, Any]] = {}
+        self._owners: dict[int, str] = {}
         for module in model.modules():
             self._take(vars(module), type(module).__name__)
 
     @property
     def changed(self) -> str:
         """The class of the first module that holds something else now; empty if none does."""
-        return next((owner for value, before, owner in self._held.values() if not _alike(value, before)), "")
+        others = {id(value) for value in self._others()}
+        return next((owner for key, owner in self._owners.items() if key in others), "") if others else ""
 
     def put_back(self) -> None:
         """Let all be as it was."""
-        for value, before, _ in self._held.values():
-            if not _alike(value, before):
-                value.clear()
-                (value.update if isinstance(value, (dict, set)) else value.extend)(before)
+        for value in self._others():
+            _, before = self._filled.get(id(value), (value, ()))
+            value.clear()
+            (value.update if isinstance(value, (dict, set)) else value.extend)(before)
+
+    def _others(self) -> list[Any]:
+        """The containers that hold something else now."""
+        filled = [value for value, before in self._filled.values() if not _alike(value, before)]
+        empty = self._empty.values()
+        return [*filled, *filter(None, empty)] if any(empty) else filled
 
     def _take(self, held: dict[str, Any], owner: str) -> None:
         waiting: list[Any] = [held]
         while waiting:
             value = waiting.pop()
-            if id(value) in self._held:
+            if id(value) in self._owners:
                 continue
-            self._held[id(value)] = value, _content(value) if value else (), owner  # most are empty
-            if value:
-                every = value.values() if isinstance(value, dict) else value
-                waiting.extend(each for each in every if isinstance(each, _CONTAINERS))
+            self._owners[id(value)] = owner
+            if not value:
+                self._empty[id(value)] = value
+                continue
+            self._filled[id(value)] = value, _content(value)
+            every = value.values() if isinstance(value, dict) else value
+            waiting += [each for each in every if isinstance(each, _CONTAINERS)]
 
 
 def _content(value: Any) -> Any:
@@ -83,8 +98,8 @@ def _content(value: Any) -> Any:
 
 def _alike(value: Any, before: Any) -> bool:
     """Whether a container holds the same objects, in the same order if it has one."""
-    if len(value) != len(before) or not before:
-        return len(value) == len(before)
+    if len(value) != len(before):
+        return False
     if isinstance(value, set):
         return bool(value == before)
     if isinstance(value, dict) and not all(map(operator.is_, value.values(), before.values())):
