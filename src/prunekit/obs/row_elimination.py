@@ -200,7 +200,7 @@ def removal_scores(elimination: RowElimination, variance: float = 1.0) -> Tensor
         variance: what the losses are divided by: the layer's `output_variance`, when layers are compared.
 
     Returns:
-        (rows, columns) float64, higher = keep: infinite for weights that are never removed, -1 for those
+        (rows, columns) float64, higher = keep; infinite for weights that are never removed, -1 for those
         that were gone before the elimination.
 
     Raises:
