@@ -35,7 +35,7 @@ from real_widths import NETWORKS
 from side_by_side import machine, resident
 
 LIMIT = 60  # seconds for one case
-REPEATS = 3
+REPEATS = 5
 
 
 def tiny() -> tuple[nn.Module, Any]:
@@ -131,14 +131,14 @@ def middle(found: list[dict[str, Any]]) -> dict[str, Any]:
     return sorted(found, key=lambda run: run["analysis"] + run["surgery"])[len(found) // 2]
 
 
-def several(kind: str, name: str, peer: str | None) -> dict[str, Any]:
-    """The middle one of a few runs; what went wrong, if something did."""
-    found = [one(kind, name, peer)]
-    while "analysis" in found[-1]:
-        if len(found) == REPEATS:
-            return middle(found)
-        found.append(one(kind, name, peer))
-    return found[-1]
+def in_turn(name: str, peer: str | None) -> dict[str, dict[str, Any]]:
+    """The middle one of a few runs of each, which take turns; what went wrong, if something did."""
+    runs: dict[str, list[dict[str, Any]]] = {"prunekit": [], **({"torch-pruning": []} if peer else {})}
+    for _ in range(REPEATS):
+        for kind, found in runs.items():
+            if not found or "analysis" in found[-1]:
+                found.append(one(kind, name, peer if kind == "torch-pruning" else None))
+    return {kind: middle(found) if "analysis" in found[-1] else found[-1] for kind, found in runs.items()}
 
 
 def main() -> None:
@@ -161,9 +161,7 @@ def main() -> None:
     totals = {"prunekit": 0.0, "torch-pruning": 0.0}
     ratios, whole = list[float](), list[float]()
     for name in given.networks:
-        found[name] = {"prunekit": several("prunekit", name, None)}
-        if given.peer:
-            found[name]["torch-pruning"] = several("torch-pruning", name, given.peer)
+        found[name] = in_turn(name, given.peer)
         if all(run.get("after", 0) < run.get("before", 0) for run in found[name].values()):
             taken = {kind: run["analysis"] + run["surgery"] for kind, run in found[name].items()}
             for kind, seconds in taken.items():

@@ -60,7 +60,7 @@ def test_every_extra_brings_its_packages():
         names = {re.split(r"[<>=\[]", each)[0] for each in wanted}
         assert distributions.get(package, package) in names, package
     core = {re.split(r"[<>=\[]", each)[0] for each in PROJECT["dependencies"]}
-    assert core == {"torch", "numpy", "safetensors", "pydantic", "pyyaml", "typer", "rich"}
+    assert core == {"torch", "numpy", "safetensors", "pydantic", "pyyaml", "typer", "rich", "lazy_loader"}
 
 
 def test_the_main_job_imports_the_core_alone(tmp_path):

@@ -49,8 +49,8 @@ def measured(method: str, dtype: str, width: int, blocks: int) -> tuple[int, int
     tokens = torch.randint(0, WORDS, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
     with tempfile.TemporaryDirectory() as folder:
         save(folder, dtype, width, blocks)
-        give_back_memory()  # of the network that was saved
         need = memory_needed(folder, chosen(method), tokens).total
+        give_back_memory()  # of the networks that were saved and opened
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = resident("VmRSS")
         prune_blocks(folder, chosen(method), tokens, f"{folder}/out")

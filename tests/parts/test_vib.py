@@ -393,6 +393,7 @@ def test_a_loop_of_ones_own_ends_with_the_steps_of_a_pruning() -> None:
     session.advance()
     steps(20)
     assert int((model[2].weight == 0).all(0).sum()) == closed
+    session.detach()
     small = session.result().shrink(inputs[:2]).model
     assert small[0].out_features == 16 - closed
 
