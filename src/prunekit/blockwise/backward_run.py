@@ -56,7 +56,7 @@ class BackwardRun(BlockwiseRun):
         number = len(self._network.blocks) - 1
         streams = list(self._network.streams(self._tokens[:1]))
         block = self._on_stream(number, self._network.copied(number))
-        with naming(f"{self._network.name}.{number}"):
+        with naming(self._network.block_name(number)):
             self._pruned(number, block, SequenceBatches(streams, streams), {}, _linear_loss)
         del block
         give_back_memory()
@@ -72,7 +72,7 @@ class BackwardRun(BlockwiseRun):
             streams = store.read(len(progress.streams) - 1, progress.streams)
         for number in range(len(progress.streams) - 1, len(network.blocks)):
             self._told()
-            with naming(f"{network.name}.{number}"), torch.no_grad():
+            with naming(network.block_name(number)), torch.no_grad():
                 network.load(number)
                 block = self._on_stream(number)
                 streams = store.kept(number + 1, map(block, streams))
@@ -98,7 +98,7 @@ class BackwardRun(BlockwiseRun):
         network, progress = self._network, self._progress
         streams = self._store.read(number, progress.streams)
         before: Sequence[Tensor] = []
-        with naming(f"{network.name}.{number}"):
+        with naming(network.block_name(number)):
             self._types = network.load(number)
             block = self._on_stream(number)
             if number:

@@ -190,10 +190,9 @@ class BlockNetwork:
                     self._form = forward(*args, **kwargs)
                     stream_of(self._form)
                 last[:] = [stream + 1]  # unlike what any other block is given
-                behind = (
-                    number == len(self.blocks) - 1
-                )  # where little is looked at, and values may be missing
-                return with_stream(self._form, stream[:, :1] if behind else last[0])
+                # behind the last block little is looked at, and values may be missing
+                given = stream[:, :1] if number == len(self.blocks) - 1 else last[0]
+                return with_stream(self._form, given)
 
             return called
 

@@ -57,7 +57,7 @@ class ForwardRun(BlockwiseRun):
             streams = store.read(len(done), progress.streams)
         for number in range(len(done), count):
             self._told()
-            with naming(f"{network.name}.{number}"):
+            with naming(network.block_name(number)):
                 self._types = network.load(number)
                 found, streams = work(number, streams)
             network.empty(number)

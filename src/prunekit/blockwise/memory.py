@@ -129,6 +129,7 @@ def needed_for(
     widest = max((max(layer) for each in layers for layer in each), default=width)
     # an MLP with its activation function has four tensors of its width at a time; attention has queries and
     # keys before and behind their rotation, values, what comes of them, and a mask
+    way_back = length * (8 * widest + 16 * width + 2 * length)  # numbers that a sequence leaves for it
     laid_out = SINGLE * length**2 * _laid_out_heads(model)
     passing = SINGLE * length * (max(4 * widest + 4 * width, 10 * width) + length) + 2 * laid_out
     inside = {id(each) for one in blocks for each in one.modules()}
@@ -147,16 +148,14 @@ def needed_for(
         passing=passing,
         measuring=passing + max(_measuring(recipe, each, sequences, length) for each in layers),
         differentiating=max(
-            2 * block + SINGLE * length * (8 * widest + 16 * width + 2 * length) + 6 * laid_out,
+            2 * block + SINGLE * way_back + 6 * laid_out,
             outside * (block + halved) // values + 4 * SINGLE * length * words - block,
         )
         if recipe.by_gradient
         else 0,
         solving=_held(recipe, values) + max(_solving(recipe, each) for each in layers),
         # in double precision with gradients: a small block before and behind at a time, and a sequence
-        proving=DOUBLE
-        * ((3 if values <= HELD else 2) * values + length * (8 * widest + 16 * width + 2 * length))
-        + 6 * laid_out
+        proving=DOUBLE * ((3 if values <= HELD else 2) * values + way_back) + 6 * laid_out
         if recipe.granularity.level == "units"
         else 0,
         writing=halved,
