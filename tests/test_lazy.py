@@ -55,6 +55,21 @@ def test_the_prune_that_is_imported_leaves_what_few_need_until_it_is_used():
     assert not {"rich", "yaml", "scipy", "matplotlib", "sklearn", "transformers"} & set(loaded)
 
 
+def test_an_import_does_not_look_through_all_of_pytorch():
+    code = """
+import gc, torch
+frozen = []
+def note(phase, info):
+    if info["generation"] == 2:
+        frozen.append(gc.get_freeze_count() > 0)
+gc.callbacks.append(note)
+from prunekit import prune
+print(all(frozen), gc.get_freeze_count(), gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True 0 True\n"
+
+
 def test_a_part_that_is_not_loaded_is_found_by_its_name():
     code = """
 import sys

@@ -12,6 +12,8 @@ from typing import Any
 
 import lazy_loader
 
+from prunekit.garbage import old_objects_left_alone
+
 _public, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["__version__"]
 
@@ -22,7 +24,8 @@ def __getattr__(name: str) -> Any:
 
         return version("prunekit")
     if name in __all__:
-        return _public(name)
+        with old_objects_left_alone():  # else all of PyTorch is looked through, a third of the time
+            return _public(name)
     if not name.startswith("_") and importlib.util.find_spec(f"prunekit.{name}") is not None:
         return importlib.import_module(f"prunekit.{name}")  # `import prunekit`, then `prunekit.report`
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

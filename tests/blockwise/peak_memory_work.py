@@ -21,6 +21,8 @@ from prunekit.parts.allocation import PerLayer
 from prunekit.recipe import Recipe
 
 SEQUENCES, LENGTH, WORDS = 8, 64, 100
+RUNS = 3
+"""Of at most as many the least counts: code that is loaded late, and memory taken back late, only add."""
 
 
 def resident(which: str) -> int:
@@ -63,7 +65,11 @@ def main() -> None:
     found = []
     for method, dtype, width, blocks in cases:
         measured(method, dtype, 64, 1)  # code is loaded when it is first used
-        found.append(measured(method, dtype, width, blocks))
+        need, peak = measured(method, dtype, width, blocks)
+        for _ in range(RUNS - 1):
+            if peak > need:
+                peak = min(peak, measured(method, dtype, width, blocks)[1])
+        found.append((need, peak))
     print(json.dumps(found))
 
 
