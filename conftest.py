@@ -53,8 +53,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish() -> None:
-    """The garbage collector runs less often: it looks through the millions of objects of what is imported."""
-    gc.set_threshold(10_000, 20, 20)
+    """Python's search for circles leaves alone the millions of objects that were imported.
+
+    Each search through them takes half a second, and a pruning by blocks asks for several.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
