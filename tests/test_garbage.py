@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,14 +11,6 @@ from torch import nn
 from prunekit.errors import ModelError
 from prunekit.garbage import old_objects_left_alone
 from prunekit.graph import groups, prune_groups
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_alone_by_the_suite() -> Iterator[None]:
-    """All tests run with what was imported left alone (conftest.py), but for these."""
-    gc.unfreeze()
-    yield
-    gc.freeze()
 
 
 def test_the_outer_one_lasts() -> None:

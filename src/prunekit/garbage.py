@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+
+_within: ContextVar[bool] = ContextVar("within old_objects_left_alone", default=False)
 
 
 @contextmanager
@@ -15,11 +18,14 @@ def old_objects_left_alone() -> Iterator[None]:
     long as the analysis of a network, or a small block of one. What was free before, in circles, waits until
     the end. Where somebody keeps objects from being looked through, nothing is done.
     """
-    if gc.get_freeze_count():
+    # the inner of two such blocks does not ask what is frozen: Python counts it, object by object
+    if _within.get() or gc.get_freeze_count():
         yield
         return
+    outside = _within.set(True)
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
+        _within.reset(outside)

@@ -136,9 +136,9 @@ class BlockwisePruning:
         source = path_of("source", source)
         self._recipe, self._tokens, self._medium = recipe, tokens, activations
         self._begun = False
-        model = causal_model(source) if model is None else model
-        self._network = BlockNetwork(model, Shards.of(source), blocks)
-        with freed_at_once():
+        with freed_at_once(), old_objects_left_alone():
+            model = causal_model(source) if model is None else model
+            self._network = BlockNetwork(model, Shards.of(source), blocks)
             give_back_memory()
             stream, self._calls = self._network.calls(largest)
             if recipe.by_gradient:

@@ -26,6 +26,7 @@ from prunekit.graph.free_axes import Axis, FreeAxes, free_axes, with_sizes
 from prunekit.graph.free_sizes import FreedGraph, Graphs, HeldError, SizedRun, differing, line_of
 from prunekit.graph.surgery import Cut, Operation, checked, operation
 from prunekit.modes import evaluating
+from prunekit.seeds import keeping_generators, seeded
 
 
 def of_any_size(
@@ -176,7 +177,7 @@ def _shapes(model: GraphModel, inputs: Inputs) -> tuple[Mapping[str, tuple[int, 
         own = [each.clone() if isinstance(each, Tensor) and id(each) in held else each for each in given]
         return _Shaped(graph, here).run(*own)
 
-    with torch.random.fork_rng([]), torch.no_grad():
+    with keeping_generators(), torch.no_grad():
         for number in range(len(model.graphs)):
             model.run_graph(number, args, kwargs, run)
     return tuple(found)
@@ -203,10 +204,9 @@ def _check(found: GraphModel, runs: Sequence[SizedRun]) -> None:
     with evaluating(found), torch.no_grad():
         for run in runs:
             args, kwargs = arguments(run.inputs)
-            with torch.random.fork_rng([]):
-                torch.manual_seed(0)
+            with seeded(0):
                 given = found.run_graph(0, args, kwargs, lambda _, graph, values: graph(*values))
-                torch.manual_seed(0)
+            with seeded(0):
                 wanted = run.model.run_graph(0, args, kwargs, lambda _, graph, values: graph(*values))
             for one, other in zip(given, wanted, strict=True):
                 if isinstance(one, Tensor) and not torch.equal(one.nan_to_num(), other.nan_to_num()):

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunekit.models import without_data
+from prunekit.seeds import keeping_generators
 
 Path = tuple[str, ...]
 """The keys to a value in nested settings."""
@@ -44,7 +44,7 @@ def from_settings(model: nn.Module, settings: dict[str, Any]) -> nn.Module:
         Exception: whatever the constructors of the network's class raise.
     """
     config: Any = model.config
-    with torch.random.fork_rng(devices=[]):
+    with keeping_generators():
         return type(model)(type(config).from_dict(copy.deepcopy(settings)))
 
 

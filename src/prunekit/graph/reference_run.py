@@ -19,6 +19,7 @@ from prunekit.graph.captured_graph import op_name
 from prunekit.graph.depthwise import depthwise
 from prunekit.graph.ops import operator_of
 from prunekit.graph.ops.registry import Kept
+from prunekit.seeds import seeded
 
 _WIDE = {
     torch.float32: torch.float64,
@@ -78,8 +79,7 @@ def exact() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.random.fork_rng(devices=[]), Exactly():
-            torch.manual_seed(0)
+        with seeded(0), Exactly():
             yield
     finally:
         torch.set_default_dtype(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from prunekit.graph.captured_graph import InputKind, argument, is_written, memory_of, op_name
+from prunekit.seeds import seeded
 
 _OF_SIZES = frozenset(
     {"empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"}
@@ -66,10 +68,9 @@ class Values:
         asked: list[fx.Node] = []
         fx.node.map_arg(value, asked.append)
         with _disable_current_modes(), torch.no_grad(), torch._C._DisableAutocast():
-            with torch.random.fork_rng(devices=[]):
-                for node in self._needed(asked):
-                    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                        torch.manual_seed(self._places[node])
+            for node in self._needed(asked):
+                draws = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+                with seeded(self._places[node]) if draws else nullcontext():
                     self._env[node] = node.target(*self._own(node.args), **self._own(node.kwargs))  # type: ignore[operator]
             return self._own(value)
 
