@@ -3,10 +3,11 @@ import gzip
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_digits, load_iris
 from synthetic_data_files import csv_text
 
 from prunekit.data import DataSettings, load
+from prunekit.data.store import table_inside_sklearn
 from prunekit.data.tabular import generate, waves
 from prunekit.errors import DataError
 
@@ -107,6 +108,16 @@ def test_without_a_file_iris_is_scikit_learns():
     scaled = np.sort(inputs.numpy(), axis=0)
     for feature in range(4):
         assert np.corrcoef(original[:, feature], scaled[:, feature])[0, 1] > 0.999999
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "load_theirs"), [("digits.csv.gz", 0, load_digits), ("iris.csv", 1, load_iris)]
+)
+def test_tables_are_those_that_scikit_learn_loads(name, header, load_theirs):
+    rows = table_inside_sklearn(name, "This test", header)
+    inputs, targets = load_theirs(return_X_y=True)
+    assert np.array_equal(rows[:, :-1], inputs)
+    assert np.array_equal(rows[:, -1], targets)
 
 
 def test_digits_are_images_and_need_no_file():

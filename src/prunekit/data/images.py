@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunekit.data.dataset import Dataset, DataSettings, Raw, assemble
-from prunekit.data.store import SOURCES, Source, Store, damaged, read_bytes
-from prunekit.extras import imported
+from prunekit.data.store import SOURCES, Source, Store, damaged, read_bytes, table_inside_sklearn
 
 
 def load_mnist(settings: DataSettings, store: Store, source: Source = SOURCES["mnist"]) -> Dataset:
@@ -128,6 +127,6 @@ def load_digits(settings: DataSettings, store: Store) -> Dataset:
 
     Source: Alpaydin & Kaynak 1998, Optical recognition of handwritten digits, UCI; scikit-learn's copy.
     """
-    found = imported("sklearn.datasets", "The data set digits").load_digits()
-    images = found.images[:, None].astype(np.uint8)
-    return assemble(Raw(images, found.target.astype(np.int64)), settings, classes=10)
+    rows = table_inside_sklearn("digits.csv.gz", "The data set digits")
+    images = rows[:, :64].reshape(-1, 1, 8, 8).astype(np.uint8)
+    return assemble(Raw(images, rows[:, 64].astype(np.int64)), settings, classes=10)

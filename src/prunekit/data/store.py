@@ -9,15 +9,18 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from prunekit.errors import DataError
-from prunekit.extras import imported
+from prunekit.extras import check_installed, imported
 from prunekit.plain_yaml import load_yaml
 
 
@@ -173,6 +176,21 @@ class Store:
         missing = source.missing(root)
         partly = f"; missing there: {', '.join(missing)}" if len(missing) < len(source.files) else ""
         return f"{root} (in {', '.join(source.folders)}{partly})"
+
+
+def table_inside_sklearn(name: str, purpose: str, header: int = 0) -> NDArray[np.float64]:
+    """The numbers of a table that scikit-learn brings along, (rows, columns).
+
+    It is read without importing scikit-learn, which takes a second in every worker of a study.
+
+    Args:
+        name: of the file among its data sets.
+        purpose: what needs it, for the error where scikit-learn is missing.
+        header: lines before the first row.
+    """
+    check_installed(purpose, "sklearn")
+    (root,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
+    return np.loadtxt(Path(root, "datasets", "data", name), delimiter=",", skiprows=header)
 
 
 class _DownloadError(Exception):

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunekit.data.dataset import Dataset, DataSettings, Raw, assemble
-from prunekit.data.store import SOURCES, Store, damaged, read_bytes
-from prunekit.extras import imported
+from prunekit.data.store import SOURCES, Store, damaged, read_bytes, table_inside_sklearn
 from prunekit.seeds import derive
 
 Rows = list[list[str]]
@@ -206,8 +205,8 @@ def load_iris(settings: DataSettings, store: Store) -> Dataset:
     """
     found = store.find(SOURCES["iris"])
     if found is None:
-        copy = imported("sklearn.datasets", "The data set iris").load_iris()
-        raw = Raw(copy.data.astype(np.float64), copy.target.astype(np.int64))
+        copy = table_inside_sklearn("iris.csv", "The data set iris", header=1)
+        raw = Raw(copy[:, :4], copy[:, 4].astype(np.int64))
     else:
         (path,) = found
         rows = read_rows(path, rows=150, columns=5)
