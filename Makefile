@@ -15,13 +15,15 @@ FUZZ_RUNS = $(shell grep -l __main__ tests/fuzz/*.py)
 
 .PHONY: demo test docs check fuzz clean
 
+# what few need of the packages is not compiled beforehand, which takes as long as their installation: Python
+# keeps the bytecode of what is imported, here also where the machine's setting is against it
+export PYTHONDONTWRITEBYTECODE :=
+
 demo: $(VENV)/.installed
 	$(BIN)/prunekit compare digits-quick --out runs/digits-quick
 
-# the hundreds of processes that tests start read the bytecode of the package, also where the machine's
-# setting would have each of them compile it anew
 test: $(VENV)/.installed-dev
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . docs/_build/html
@@ -39,15 +41,15 @@ fuzz: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[study]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[study]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 clean:

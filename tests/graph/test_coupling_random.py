@@ -101,7 +101,7 @@ drawn_steps = st.lists(
 )
 
 
-@number_of_examples(60)
+@number_of_examples(30)
 @given(drawn_steps, st.booleans(), st.integers(0, 2**31 - 1))
 def test_random_networks(steps: list[Any], residual: bool, seed: int) -> None:
     torch.manual_seed(seed)

@@ -214,7 +214,7 @@ def test_very_sparse_network_shrinks_by_far() -> None:
 
 
 @given(plan=chain_plans())
-@number_of_examples(40)
+@number_of_examples(20)
 def test_sparse_random_chains(plan: ChainPlan) -> None:
     built = build(plan, torch.float64)
     torch.manual_seed(plan.seed)
@@ -538,7 +538,7 @@ class Blocks(nn.Module):
 @example(seed=894)  # where the last unit of a block, which cannot go, is dead
 @example(seed=1505)
 @example(seed=2248)  # where a unit that was spared for the others can go when they turn out to stay
-@number_of_examples(40)
+@number_of_examples(20)
 def test_random_networks_lose_all_that_can_go(seed: int) -> None:
     """Whatever stays is read, and is no constant that all its readers can take; seen on random inputs."""
     draw = random.Random(seed)
