@@ -19,6 +19,7 @@ from pydantic import (
 from prunekit.digests import SUMS, Model, checked_json, read_json_with_digest, validated
 from prunekit.errors import DataError
 from prunekit.files import check_folder_name, read_json
+from prunekit.folder_lock import LOCK
 from prunekit.settings import Settings
 
 FORMAT = 2
@@ -41,9 +42,6 @@ UNITS_JSON = "units.json"
 
 REPORT_HTML = "report.html"
 """The page made of all the others."""
-
-LOCK = ".lock"
-"""Held by the run that writes to the folder."""
 
 FILES = (STUDY_JSON, SUITE_JSON, RESULTS_CSV, LAYERS_CSV, SUMS, UNITS_JSON, REPORT_HTML, LOCK)
 """What prunekit reads, writes and removes at the top of the folder."""

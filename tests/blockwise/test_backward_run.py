@@ -144,7 +144,7 @@ def test_gradients_that_were_changed_in_between_are_refused(tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         prune_blocks(*given, report=stopping)
     names = {path.name for path in (tmp_path / "out").glob(".*")}
-    assert names == {".stream-0.npy", ".stream-1.npy", ".gradient-2.npy"}
+    assert names == {".stream-0.npy", ".stream-1.npy", ".gradient-2.npy", ".lock"}
     for name in [".gradient-2.npy", ".stream-1.npy"]:
         path = tmp_path / "out" / name
         content = path.read_bytes()

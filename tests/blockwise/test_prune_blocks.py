@@ -3,8 +3,10 @@
 import copy
 import gc
 import json
+import os
 import warnings
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from prunekit.blockwise.block_network import BlockNetwork, causal_model
 from prunekit.blockwise.shards import Shards, write_shard
 from prunekit.blockwise.text_activations import StreamFile
 from prunekit.errors import DataError, InputError
+from prunekit.folder_lock import LOCK, only_run
 from prunekit.methods import recipe
 from prunekit.parts.allocation import PerLayer
 from prunekit.parts.granularity import NM
@@ -310,6 +313,33 @@ def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path, method):
     left = {path.name for path in out.iterdir() if path.name.startswith(".")}
     assert left - {"..gradient-2.npy.half"} == {".git"}
     assert method == "wanda" or left == {".git"}
+
+
+def test_a_second_run_is_refused_and_changes_nothing(tmp_path, monkeypatch):
+    saved(tmp_path / "in")
+    given = (tmp_path / "in", recipe("wanda", sparsity=0.5), tokens(), tmp_path / "out")
+    with only_run(tmp_path / "out"):
+        with pytest.raises(InputError, match=rf"another run is at work in .*out \(process {os.getpid()}\)"):
+            prune_blocks(*given)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
+
+    @contextmanager
+    def late(folder):
+        """Another run is done with a block between the look at the folder and its lock."""
+        monkeypatch.undo()
+        stop_at(monkeypatch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            prune_blocks(*given)
+        monkeypatch.undo()
+        with only_run(folder):
+            yield
+
+    monkeypatch.setattr(pruning, "only_run", late)
+    with pytest.raises(InputError, match=r"another run has been at work in .*out in between"):
+        prune_blocks(*given)
+    prune_blocks(*given)
+    prune_blocks(*given[:3], tmp_path / "once")
+    check_same_files(tmp_path / "once", tmp_path / "out")
 
 
 def check_same_files(one, other):

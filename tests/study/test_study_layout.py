@@ -5,8 +5,9 @@ import os
 import pytest
 
 from prunekit.errors import DataError, InputError
-from prunekit.study.layout import Layout, only_run
-from prunekit.study_files import FORMAT, LOCK, STUDY_JSON
+from prunekit.folder_lock import LOCK, only_run
+from prunekit.study.layout import Layout
+from prunekit.study_files import FORMAT, STUDY_JSON
 from tiny_study import one_shot, tiny
 
 
@@ -108,7 +109,7 @@ def test_tidying_removes_temporary_files_and_nothing_else(layout):
 def test_a_second_run_is_refused_and_told_who_is_there(tmp_path):
     with only_run(tmp_path / "a"):
         with (
-            pytest.raises(InputError, match=rf"at work in .*a \(process {os.getpid()}\): .*--out"),
+            pytest.raises(InputError, match=rf"at work in .*a \(process {os.getpid()}\): .*another folder"),
             only_run(tmp_path / "a"),
         ):
             pass

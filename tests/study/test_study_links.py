@@ -8,9 +8,10 @@ import pytest
 from prunekit.cli import run as command
 from prunekit.digests import write_json_with_digest
 from prunekit.errors import DataError
+from prunekit.folder_lock import only_run
 from prunekit.report import write_report, write_suite_reports
 from prunekit.study import StudySuite, run_study
-from prunekit.study.layout import RESULT, Layout, discard, only_run
+from prunekit.study.layout import RESULT, Layout, discard
 from prunekit.study_files import refuse_links
 from tiny_study import settings, tiny
 

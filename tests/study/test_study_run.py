@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from prunekit import load_pretrained
 from prunekit.errors import InputError
+from prunekit.folder_lock import only_run
 from prunekit.study import Study, run_study
-from prunekit.study.layout import only_run
 from prunekit.study_files import FORMAT
 from tiny_study import hidden, one_shot, settings, stages, tables, tiny
 

@@ -22,7 +22,9 @@ from prunekit.blockwise.shards import INDEX, Shards, write_index, write_shard
 from prunekit.blockwise.smaller_blocks import smaller_form, take_out, write_settings
 from prunekit.blockwise.text_activations import Medium, SequenceBatches, StreamStore
 from prunekit.digests import digest_of_tensors
+from prunekit.errors import InputError
 from prunekit.files import remove
+from prunekit.folder_lock import LOCK
 from prunekit.pruning.session import prune
 from prunekit.recipe import Recipe
 from prunekit.seeds import derive
@@ -69,16 +71,25 @@ class BlockwiseRun(ABC):
             "inputs": inputs,
             "seed": seed,
         }
+        self._found = _content(out / PROGRESS)
         self._progress = RunProgress.of(out, about)
 
     def go_on(self, calls: Sequence[BlockCall]) -> list[BlockKept]:
-        """The blocks that are not done, then what is outside of them, then the index."""
+        """The blocks that are not done, then what is outside of them, then the index.
+
+        It is called by who has locked the folder, which may have changed since it was looked at.
+        """
         self._calls = calls
+        if _content(self._out / PROGRESS) != self._found:
+            raise InputError(
+                f"another run has been at work in {self._out} in between: the same call goes on from there"
+            )
         self._prune_blocks()
         self._told()
         self._finish(self._progress.shards)
         self._store.clear()
         self._remove_leftovers()
+        (self._out / LOCK).unlink(missing_ok=True)  # a network lies here now
         return self._progress.done
 
     def _remove_leftovers(self) -> None:
@@ -206,3 +217,7 @@ def _portions(network: BlockNetwork) -> list[list[str]]:
         portions[-1].append(name)
         size += own
     return [each for each in portions if each]
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None

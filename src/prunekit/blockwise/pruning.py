@@ -19,6 +19,7 @@ from prunekit.blockwise.shards import Shards
 from prunekit.blockwise.text_activations import Medium
 from prunekit.errors import InputError
 from prunekit.files import path_of
+from prunekit.folder_lock import only_run
 from prunekit.garbage import old_objects_left_alone
 from prunekit.parts.allocation import SummaryAllocation
 from prunekit.parts.base import LEVELS
@@ -78,8 +79,9 @@ def prune_blocks(
 
     Raises:
         InputError: before anything is written: a recipe that needs more than one block at a time, a folder
-            that holds something else, too little memory, with the sum, tokens that the network does not have,
-            a `model` with values, `targets` or `ignore` that fit nothing.
+            that holds something else, or where another run is at work, too little memory, with the sum,
+            tokens that the network does not have, a `model` with values, `targets` or `ignore` that fit
+            nothing.
         ModelError: before anything is written, where the blocks are no chain, each called once with what the
             one before it gives, and otherwise with the same for any text; where units cannot be taken out of
             the first block, or no configuration says its new sizes; behind a block whose sizes differ.
@@ -170,7 +172,7 @@ class BlockwisePruning:
         self.memory.check(memory)
         self._begun = True
         give_back_memory()
-        with freed_at_once(), old_objects_left_alone():
+        with only_run(out), freed_at_once(), old_objects_left_alone():
             return run.go_on(self._calls)
 
     def _inputs_of(self, inputs: Inputs | None) -> Inputs:

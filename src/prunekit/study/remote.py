@@ -19,9 +19,10 @@ from typing import Any
 from prunekit.data.store import cache_folder
 from prunekit.errors import DataError, InputError
 from prunekit.extras import imported
+from prunekit.folder_lock import LOCK
 from prunekit.study.jobs import Job, Progress, line_of
 from prunekit.study.layout import RESULT, Layout, check_below
-from prunekit.study_files import FILES, LOCK
+from prunekit.study_files import FILES
 
 EVERY = 5.0
 """Seconds between two looks at what a job has written."""

@@ -22,11 +22,12 @@ from prunekit.digests import read_json_with_digest, write_json_unless_same, writ
 from prunekit.errors import DataError, InputError, ModelError, PrunekitError, naming
 from prunekit.extras import check_installed
 from prunekit.files import check_out, remove
+from prunekit.folder_lock import only_run
 from prunekit.graph import chain_of
 from prunekit.pruning.calibration import check_takes
 from prunekit.recipe import Plan
 from prunekit.study.jobs import Executor, Failure, Job
-from prunekit.study.layout import Layout, Results, discard, is_finished, only_run, write_tables
+from prunekit.study.layout import Layout, Results, discard, is_finished, write_tables
 from prunekit.study.pool import LocalPool
 from prunekit.study.progress import Display
 from prunekit.study.remote import RemoteFolder, is_remote
