@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,13 +25,14 @@ def only_run(folder: Path) -> Iterator[None]:
     """Keep every other run out of a folder until the block ends.
 
     The operating system holds the lock for the open file, so it goes with the process however that ends: a
-    lock file that is left behind does not keep anyone out.
+    lock file that is left behind does not keep anyone out. Where nothing else was written, nothing is left.
 
     Raises:
         InputError: if another run holds it.
         DataError: if the lock file is a link, or no regular file.
         OSError: if the folder cannot be written to.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with _opened(folder / LOCK) as file:
         try:
@@ -50,7 +51,18 @@ def only_run(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-        yield
+        try:
+            yield
+        finally:
+            _remove_if_alone(folder, made)
+
+
+def _remove_if_alone(folder: Path, made: bool) -> None:
+    with suppress(OSError):  # Windows removes no open file
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            if made:
+                folder.rmdir()
 
 
 def _opened(path: Path) -> IO[str]:

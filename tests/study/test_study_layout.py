@@ -117,6 +117,17 @@ def test_a_second_run_is_refused_and_told_who_is_there(tmp_path):
             pass
 
 
+def test_where_nothing_was_written_nothing_is_left(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in ("new", "empty"):
+        with only_run(tmp_path / folder):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+    with only_run(tmp_path / "new"):
+        (tmp_path / "new" / "file").touch()
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"file", LOCK}
+
+
 def test_the_lock_goes_with_its_holder(tmp_path):
     with pytest.raises(ZeroDivisionError), only_run(tmp_path):
         raise ZeroDivisionError
