@@ -391,3 +391,18 @@ def test_the_second_call_is_compared_too() -> None:
     proven(masked_reference(keeps, {}, X), forgets, cut, X)
     with pytest.raises(VerificationError, match="computes something else"):
         proven(masked_reference(keeps, {}, X, calls=2), forgets, cut, X)
+
+
+def test_random_numbers_are_put_back_and_devices_that_nobody_uses_not_seeded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 2)).double()
+    before = torch.get_rng_state()
+
+    def seeds_all_devices(seed: int) -> None:
+        raise AssertionError("a GPU's generator would not be put back")
+
+    monkeypatch.setattr(torch, "manual_seed", seeds_all_devices)
+    prune_groups(model, X, 0.5)
+    assert model[0].out_features == 3
+    assert torch.equal(torch.get_rng_state(), before)
