@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from prunekit.distributed import processes, shard
+from prunekit.distributed import failure, processes, shard
 from prunekit.errors import PrunekitError
 from prunekit.masks import Masks
 from prunekit.methods import recipe as method
@@ -116,6 +116,7 @@ class Raising:
 
 
 def raising(rank: int) -> list[str]:
+    failure.TOGETHER_SECONDS = 1.0  # in this process of the test alone, where the other raises nothing
     model = DistributedDataParallel(mlp(10, 16, 3))
     before = copied(model.module)
     fine_tune = {"name": "fine_tune", "training": {"epochs": 2, "batch_size": 16}}
@@ -125,6 +126,7 @@ def raising(rank: int) -> list[str]:
 
 
 def killed(rank: int) -> list[str]:
+    failure._TELLING_SECONDS = 1.0  # in this process of the test alone, where nobody is left to tell anything
     if rank == 1:
         torch.distributed.all_reduce(torch.ones(1))
         os._exit(0)  # as by a lack of memory, without a word
