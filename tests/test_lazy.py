@@ -25,6 +25,16 @@ def test_every_public_name_is_there_and_listed():
     assert prunekit.train is prunekit.training.train
 
 
+def test_completion_offers_packages_that_nobody_has_imported_and_nothing_that_is_not_ours():
+    code = "import prunekit; print(*(name for name in dir(prunekit) if not name.startswith('_')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    offered = set(done.stdout.split())
+    modules = {module.name for module in pkgutil.iter_modules(prunekit.__path__)}
+    names = {*prunekit.__all__, *modules}
+    assert offered == {name for name in names if not name.startswith("_")}
+    assert {"methods", "measure", "study"} <= offered
+
+
 def test_subpackages_are_found_without_an_import_of_their_own():
     code = "import prunekit; print(prunekit.parts.scores.Score.__name__, prunekit.study.run_study.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

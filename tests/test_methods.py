@@ -144,5 +144,21 @@ def test_a_recipe_in_the_place_of_the_network_is_told_in_a_line():
 
 
 def test_a_method_that_retrains_says_what_needs_no_data():
-    with pytest.raises(InputError, match="needs data, but none is given; the retrain 'none' needs none"):
+    with pytest.raises(
+        InputError, match="needs data, but none is given; epochs = 0 or the retrain 'none' needs none"
+    ):
         prune(nn.Linear(4, 4), iterative_magnitude(0.5))
+
+
+@pytest.mark.parametrize("training", [{"epochs": 0}, {"iterations": 0}])
+def test_a_retraining_of_no_steps_needs_no_data(training):
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    data = torch.randn(20, 4), torch.randint(3, (20,))
+    chosen = filter_norm(0.5, training=training)
+    without, with_data = prune(network(), chosen), prune(network(), chosen, data)
+    assert without.kept.sparsity == with_data.kept.sparsity == 0.5
+    for one, other in zip(without.model.parameters(), with_data.model.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -7,9 +7,11 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.parametrizations import weight_norm
 
+from prunekit import prune
 from prunekit.errors import InputError, ModelError
 from prunekit.graph import groups, prune_groups
 from prunekit.measure import count, latency
+from prunekit.methods import magnitude
 from prunekit.targets import find_targets, matches, uncompiled, unwrap
 from small_nets import Tied, convnet, mlp, recipe
 
@@ -212,3 +214,11 @@ USES = (groups, count, latency, partial(prune_groups, sparsity=0.5))
 def test_what_is_no_network_is_refused(wrong, use):
     with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, not "):
         use(wrong)
+
+
+def test_what_has_the_network_inside_is_told_to_give_it():
+    pruned = prune(nn.Linear(4, 4), magnitude(0.5))
+    with pytest.raises(InputError, match=r"must be a torch.nn.Module, not <Pruned .*>: give its `model`$"):
+        prune(pruned, magnitude(0.5))
+    with pytest.raises(InputError, match=r"not 'net'$"):
+        prune("net", magnitude(0.5))

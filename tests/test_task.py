@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import pairwise
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from prunekit import Batch, Loop, Recipe, Task, Training, prune, train
 from prunekit.batches import DatasetBatches, LoaderBatches, TensorBatches, as_batches, without_padding
 from prunekit.errors import DataError, InputError, ModelError
+from prunekit.measure import metrics
 from prunekit.methods import filter_norm, iterative_magnitude, magnitude, recipe, snip, wanda
 from prunekit.parts.teacher import Distillation
 from prunekit.pruning import Session
@@ -1139,3 +1140,37 @@ def test_targets_that_are_all_ignored_train_nothing_and_are_named(precision: tor
         with pytest.raises(DataError, match=r"all targets of the epoch up to step \d are ignored"):
             train(net, data, Training(epochs=1, batch_size=6), loop=loop)
     assert same(copied(net), before)
+
+
+def test_metrics_may_be_an_attribute_of_the_class() -> None:
+    class Own(Task):
+        metrics = MappingProxyType({"ones": lambda outputs, targets: (targets == 1).float().mean()})
+
+    inputs, targets = blobs(24)
+    found = metrics(mlp(10, 8, 3), (inputs, targets), task=Own())
+    assert found["ones"] == pytest.approx(float((targets == 1).float().mean()))
+    assert Task().metrics == {}
+
+
+def test_metrics_without_names_are_refused() -> None:
+    with pytest.raises(InputError, match=r"metrics must be functions by their names, .* not \[1\]"):
+        Task(metrics=[1])  # type: ignore[arg-type]
+
+
+def test_a_subclass_need_not_call_the_init_of_its_base() -> None:
+    class Own(Task):
+        def __init__(self) -> None:
+            self.weight = 2.0
+
+        def loss(self, outputs: Any, targets: Any) -> Tensor:
+            return self.weight * F.cross_entropy(outputs, targets)
+
+    inputs, targets = blobs(24)
+    net = mlp(10, 8, 3)
+    twice = 2 * F.cross_entropy(net.eval()(inputs), targets)
+    assert metrics(net, (inputs, targets), task=Own())["loss"] == pytest.approx(float(twice), rel=1e-5)
+
+
+def test_data_that_are_no_pair_are_told_by_their_types() -> None:
+    with pytest.raises(InputError, match=r"a pair of tensors \(inputs, targets\), not \(Tensor, list\)"):
+        prune(mlp(10, 8, 3), snip(0.5), (blobs(24)[0], ["a"] * 24))

@@ -8,6 +8,7 @@ torch, which takes seconds.
 
 import importlib
 import importlib.util
+import pkgutil
 from typing import Any
 
 import lazy_loader
@@ -32,4 +33,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # what completion offers: packages before they are imported, and not what this file itself imports
+    own = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
+    return sorted({*__all__, *own, *(name for name in globals() if name.startswith("__"))})

@@ -478,7 +478,8 @@ def as_batches(data: Any, read: Read | None = None) -> Batches:
         found = read(as_tensors(data))
         return TensorBatches(found.inputs, found.targets, found.fed)
     if isinstance(data, tuple | list) and any(isinstance(part, Tensor) for part in data):
-        raise InputError(f"data must be a pair of tensors (inputs, targets), not {len(data)} things")
+        kinds = ", ".join(type(part).__name__ for part in data)
+        raise InputError(f"data must be a pair of tensors (inputs, targets), not ({kinds})")
     if _of_single_examples(data):
         return (StreamBatches if isinstance(data, IterableDataset) else DatasetBatches)(data, read)
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | Tensor | Iterator):

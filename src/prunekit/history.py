@@ -201,6 +201,8 @@ class Pruned(Displayed):
     def __str__(self) -> str:
         if self.shrunk is not None:
             return f"{self.achieved} and taken out: next, save_pretrained(pruned, folder)."
+        if self.kept.sparsity == 0:
+            return f"{self.achieved}: the network is as it was."
         if self.recipe.granularity.counts != "weights" or isinstance(self.recipe.granularity, FilterShape):
             return (
                 f"{self.achieved}. They are off, but still there: "

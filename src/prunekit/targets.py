@@ -52,7 +52,8 @@ def check_module(model: Any) -> None:
         InputError: saying what it is.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, not {shown(model)}")
+        inside = ": give its `model`" if isinstance(getattr(model, "model", None), nn.Module) else ""
+        raise InputError(f"the model must be a torch.nn.Module, not {shown(model)}{inside}")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -55,12 +56,15 @@ class Task:
             By default the network's own loss where it gives one, else cross-entropy for class numbers and
             the squared error for real values.
         metrics: what the network is measured by besides, by names: functions (outputs, targets) -> the mean
-            over a batch; one that is called `accuracy` stands in for the usual one. See
-            `prunekit.measure.metrics`.
+            over a batch; one that is called `accuracy` stands in for the usual one. By default those of the
+            class, which a subclass may have as its attribute. See `prunekit.measure.metrics`.
 
     Raises:
         InputError: if the loss is neither a name nor callable, or a metric is not, or is called `loss`.
     """
+
+    own_loss: str | LossFunction | None = None  # of subclasses whose __init__ does not call this one
+    metrics: Mapping[str, LossFunction] = MappingProxyType({})
 
     def __init__(
         self, loss: str | LossFunction | None = None, metrics: Mapping[str, LossFunction] | None = None
@@ -71,15 +75,20 @@ class Task:
             raise InputError(f"loss is the class {loss.__name__}: give one of it, {loss.__name__}()")
         if not (loss is None or isinstance(loss, str) or callable(loss)):
             raise InputError(f"loss must be a function (outputs, targets) -> a scalar, not {shown(loss)}")
-        if "loss" in (metrics or {}):
+        metrics = self.metrics if metrics is None else metrics
+        if not isinstance(metrics, Mapping):
+            raise InputError(
+                f"metrics must be functions by their names, as {{'f1': f1}}, not {shown(metrics)}"
+            )
+        if "loss" in metrics:
             raise InputError("metrics: 'loss' is what the task's own loss is called: give it another name")
-        for name, metric in (metrics or {}).items():
+        for name, metric in metrics.items():
             if not callable(metric):
                 raise InputError(
                     f"metrics: {name} must be a function (outputs, targets), not {shown(metric)}"
                 )
         self.own_loss = loss
-        self.metrics = dict(metrics or {})
+        self.metrics = dict(metrics)
 
     def read(self, batch: Any, model: nn.Module) -> Batch:
         """A batch as a loader yields it, taken apart: see `read_batch`.

@@ -81,6 +81,11 @@ class Training(Settings):
             raise ValueError("give either 'epochs' or 'iterations', not both")
         return self
 
+    @property
+    def without_steps(self) -> bool:
+        """Whether it takes no step, on whatever data."""
+        return self.epochs == 0 or self.iterations == 0
+
     def length(self, data: Batches, together: int = 1) -> int:
         """The number of optimizer steps on this data, each of so many batches; by default 10 epochs.
 

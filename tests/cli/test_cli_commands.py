@@ -1,6 +1,7 @@
 """What the commands do and print."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -287,3 +288,30 @@ def test_regression_is_told_by_the_squared_error(command, monkeypatch):
         assert "test mse: " in out
         assert "accuracy" not in out
         assert "loss" not in out
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        (["--help"], ["--install-completion", "--show-completion"]),
+        (["prune", "--help"], ["--method", "--data-dir", "--weights"]),
+    ],
+)
+def test_help_keeps_its_words_on_a_narrow_terminal(line, options):
+    narrow = {**os.environ, "COLUMNS": "40", "TERMINAL_WIDTH": "40", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "prunekit", *line], capture_output=True, text=True, check=True, env=narrow
+    )
+    assert "…" not in done.stdout
+    assert not re.search(r"[a-z:]\.\.\.$", done.stdout, re.MULTILINE)  # as in "Prune a language..."
+    for option in options:
+        assert f"{option} " in done.stdout
+
+
+def test_a_table_loses_nothing_on_a_narrow_terminal(command, monkeypatch):
+    line = "inspect resnet20 --input-shape 3,32,32"
+    wide = command(line).out.splitlines()
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = command(line).out.splitlines()
+    table = next(place for place, text in enumerate(wide) if text.startswith("total"))
+    assert narrow[: table + 1] == wide[: table + 1]

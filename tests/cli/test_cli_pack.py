@@ -149,3 +149,9 @@ def test_bad_input_is_one_line_and_writes_nothing(command, saved, line, message)
     before = sorted(Path().iterdir())
     assert message in command(line).complaint()
     assert sorted(Path().iterdir()) == before
+
+
+def test_a_file_without_levels_has_no_table(command):
+    torch.manual_seed(0)
+    pack(nn.Linear(3, 2), "dense.pk")
+    assert command("inspect dense.pk").out.startswith("no weights have levels\nP, P+Q")

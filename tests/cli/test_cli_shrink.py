@@ -266,12 +266,14 @@ def test_bad_input_is_told_in_one_line(command, line, message, tmp_path):
     assert not {"small"} & set(os.listdir(tmp_path))  # and nothing is written
 
 
-def test_a_folder_that_holds_anything_is_not_replaced(command, tmp_path):
+def test_a_folder_that_holds_anything_else_is_not_replaced(command, tmp_path):
     (tmp_path / "small").mkdir()
     assert command(f"{NET} --sparsity 0.5").code == 0  # an empty one is taken
+    (tmp_path / "small" / "notes.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
     assert (
-        command(f"{NET} --sparsity 0.9").complaint() == "small is not empty: choose another folder with --out"
+        command(f"{NET} --sparsity 0.9").complaint()
+        == "small holds notes.txt beside an earlier save: it will not be replaced"
     )
     assert {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()} == before
     assert "shrink_net.py is a file" in command("shrink mlp --out shrink_net.py").complaint()
@@ -286,3 +288,12 @@ def test_a_full_disk_leaves_nothing_behind(command, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     assert command(f"{NET} --sparsity 0.5").complaint() == "small: No space left on device"
     assert {name for name in os.listdir(tmp_path) if name != "__pycache__"} == before
+
+
+def test_an_earlier_network_is_replaced_also_by_what_is_made_of_it(command):
+    first = read(command(f"{NET} --sparsity 0.25 --json"))
+    again = read(
+        command(f"{NET.replace('--out small', '')} --weights small --sparsity 0.5 --out small --json")
+    )
+    assert again["before"]["parameters"] == first["after"]["parameters"] > again["after"]["parameters"]
+    assert again["before"]["bytes"] == first["after"]["bytes"] > again["after"]["bytes"]

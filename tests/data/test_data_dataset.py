@@ -335,3 +335,40 @@ def test_fractions_lie_between_0_and_1(argument, fraction):
 def test_from_tensors_refuses(train, test, error, message):
     with pytest.raises(error, match=message):
         from_tensors(train, test=test, test_fraction=0.5, validation_fraction=0.5)
+
+
+def test_examples_are_counted_and_not_printed():
+    data = from_tensors((torch.randn(10, 3, 4), torch.arange(10) % 2))
+    assert repr(data.train) == f"Split({len(data.train)} examples of shape (3, 4))"
+    assert len(repr(data)) < 300
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (
+            (np.array([["a", "b"]] * 10), torch.arange(10)),
+            "the inputs: an array of the type <U1 holds no numbers",
+        ),
+        (
+            (torch.randn(10, 2), ["food", "books"] * 5),
+            "the targets: they are no tensor, array or list of numbers",
+        ),
+        ((torch.randn(10, 2), np.array(["food", "books"] * 5)), "the targets: an array of the type <U5"),
+    ],
+)
+def test_texts_are_no_numbers(pair, message):
+    with pytest.raises(DataError, match=message):
+        from_tensors(pair)
+
+
+def test_columns_of_a_table_that_hold_texts_are_named():
+    class Table:  # as pandas' DataFrame has them
+        def __init__(self):
+            self.dtypes = {"area": np.dtype(float), "city": np.dtype(object)}
+
+        def to_numpy(self):
+            return np.array([[1.0, "Bonn"]] * 10, dtype=object)
+
+    with pytest.raises(DataError, match="the inputs: the column 'city' holds no numbers: encode it first"):
+        from_tensors((Table(), torch.arange(10)))

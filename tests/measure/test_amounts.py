@@ -20,6 +20,7 @@ from prunekit.measure import human_bytes, human_count, human_seconds, read_amoun
         ("2.5 M parameters", 2.5e6, "parameters"),
         ("60K params", 60_000, "parameters"),
         ("1,000 parameters", 1000, "parameters"),
+        ("1,234,567.5 MACs", 1234567.5, "macs"),
         ("512 B", 512, "bytes"),
         ("500 kB", 500e3, "bytes"),
         ("500KB", 500e3, "bytes"),
@@ -51,7 +52,21 @@ def test_what_is_shown_is_read(value):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "ms", "5 parsecs", "-5 ms", "0 MACs", "5 mMACs", "5 ks", "1e999 B", "5 ms 3"]
+    "text",
+    [
+        "",
+        "5",
+        "ms",
+        "5 parsecs",
+        "-5 ms",
+        "0 MACs",
+        "5 mMACs",
+        "5 ks",
+        "1e999 B",
+        "5 ms 3",
+        "0,5 ms",
+        "1,5 kB",
+    ],
 )
 def test_other_texts_are_refused(text):
     with pytest.raises(InputError, match="is no amount: write a number above 0 and its unit"):

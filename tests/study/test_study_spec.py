@@ -70,6 +70,13 @@ def test_an_unknown_key_is_named_with_its_place_and_what_is_allowed(key, allowed
             {"method": "snip", "settings": {"q": 1}},
             "unknown key 'q'; allowed keys are: spars",
         ),
+        (
+            "methods.other",
+            {"method": "iterative_magnitude", "epochs": 3},
+            r"methods.other: .*'epochs' is a setting of iterative_magnitude: write settings: \{epochs: 3\}",
+        ),
+        ("methods.other", {"method": "random", "epochs": 3}, "unknown key 'epochs'; allowed keys are: from"),
+        ("methods.other", {"method": ["snip"], "epochs": 3}, "unknown key 'epochs'"),
         ("methods.random.settings", {"sparsity": 0.5}, "'settings' belong to 'method'"),
         ("methods.random.sweep", [], "nothing in it"),
         ("methods.random.sweep", {"schedule.sparsity": []}, "nothing in it|empty"),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prunekit.cli.lazy import LazyCommands
-from prunekit.cli.options import StoppedError, log_to_stderr
+from prunekit.cli.options import HELP_MARKUP, StoppedError, log_to_stderr
 from prunekit.errors import PrunekitError, plain_line
 
 # typer depends on click or, lately, carries it inside itself: its own exception leads to the base in both
@@ -26,9 +26,9 @@ app = typer.Typer(
     name="prunekit",
     cls=LazyCommands,
     help="Make trained neural networks smaller, and compare the ways to do it.",
-    epilog="Try: [bold]prunekit compare digits-quick[/bold]  (a minute, no download)",
+    epilog="Try: prunekit compare digits-quick  (a minute, no download)",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=HELP_MARKUP,
     pretty_exceptions_enable=False,
 )
 

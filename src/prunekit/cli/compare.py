@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import prunekit.cli.options as options
-from prunekit.cli.options import StoppedError, only_results, own_code, print_json
+from prunekit.cli.options import StoppedError, only_results, own_code, print_json, table_console
 from prunekit.errors import InputError, plain_line
 from prunekit.measure import plain_table
 from prunekit.methods import METHODS, MethodInfo, describe, recipe
@@ -42,7 +42,7 @@ def methods(
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    Console().print(_methods_table(rows))
+    table_console().print(_methods_table(rows))
 
 
 def _show_method(info: MethodInfo, text: str) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 import prunekit.cli.options as options
 from prunekit.cli.networks import TRACED, open_network
-from prunekit.cli.options import as_options, only_results, print_json
+from prunekit.cli.options import as_options, only_results, print_json, table_console
 from prunekit.cli.pack import show_packed
 from prunekit.errors import InputError, escaped
 from prunekit.graph import GroupPlan, parameters_per_unit
@@ -101,12 +101,12 @@ def _show_plan(plan: GroupPlan, each: dict[str, float], as_json: bool) -> None:
         found = plan.to_dict()["groups"]
         print_json({"groups": [{**group, "parameters_per_unit": each[group["name"]]} for group in found]})
     else:
-        Console(highlight=False).print(groups_table(plan, each), soft_wrap=False)
+        table_console().print(groups_table(plan, each), soft_wrap=False)
 
 
 def _show(counts: Counts, timing: Latency, memory: int, tested: dict[str, float], batch: int) -> None:
     console = Console(highlight=False)
-    console.print(layer_table(counts))
+    table_console().print(layer_table(counts))
     console.print(
         f"latency: {human_seconds(timing.median)} median, {human_seconds(timing.p10)} to "
         f"{human_seconds(timing.p90)} (batch {batch}, one thread)\n"

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from prunekit.cli.options import interruptible
+from prunekit.cli.options import HELP_MARKUP, interruptible
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "methods": ("compare", "List the methods with their papers, or show one as a recipe."),
@@ -40,7 +40,7 @@ class LazyCommands(TyperGroup):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         for name, (_, line) in COMMANDS.items():
-            self.commands[name] = TyperCommand(name=name, help=line)
+            self.commands[name] = TyperCommand(name=name, help=line, short_help=line)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the arguments begin with, as it is defined."""
@@ -53,6 +53,6 @@ def loaded(name: str) -> Any:
     """A command as it is defined."""
     module = importlib.import_module(f"prunekit.cli.{COMMANDS[name][0]}")
     function = getattr(module, name.replace("-", "_"))
-    app = typer.Typer(rich_markup_mode="rich", add_completion=False)
+    app = typer.Typer(rich_markup_mode=HELP_MARKUP, add_completion=False)
     app.command(name, no_args_is_help=name not in _WITHOUT_ARGUMENTS)(interruptible(function))
     return typer.main.get_command(app)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,6 +23,9 @@ from rich.logging import RichHandler
 
 from prunekit.files import to_json
 from prunekit.permission import Named, allowing
+
+HELP_MARKUP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 60 else None
+"""How help is written: in boxes, or plainly where the boxes would cut the names of options."""
 
 Model = Annotated[
     str,
@@ -93,6 +97,15 @@ def interruptible(command: Callable[P, R]) -> Callable[P, R]:
 def only_results() -> redirect_stdout[Any]:
     """Send to stderr what a user's model or score prints, so that stdout holds the result alone."""
     return redirect_stdout(sys.stderr)
+
+
+def table_console() -> Console:
+    """Prints tables at the 80 columns that they are made for, also on a narrower terminal.
+
+    There the terminal wraps the lines; a table that is made to fit loses columns and digits.
+    """
+    console = Console(highlight=False)
+    return Console(highlight=False, width=max(console.width, 80))
 
 
 def print_json(values: Any) -> None:

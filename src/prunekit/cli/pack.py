@@ -15,7 +15,7 @@ from rich.text import Text
 import prunekit.cli.options as options
 from prunekit import packing, saving
 from prunekit.cli.networks import TRACED, is_saved, open_network
-from prunekit.cli.options import only_results, print_json
+from prunekit.cli.options import only_results, print_json, table_console
 from prunekit.errors import InputError, escaped
 from prunekit.graph import reorder_units
 from prunekit.measure import human_bytes, human_count, plain_table
@@ -101,13 +101,13 @@ def show_packed(path: Path, max_bytes: int | None, as_json: bool) -> None:
         print_json(costs.to_dict())
         return
     console = Console(highlight=False)
-    for line in _lines(console, costs):
+    for line in _lines(table_console(), costs) if costs.layers else ["no weights have levels"]:
         typer.echo(line)
     console.print(
         f"P, P+Q, P+Q+H, file: bits per weight that is kept, of values + positions\n"
         f"coding: {costs.coding}\n"
-        f"bytes: {costs.size:,}; {costs.values:,} of them tensors that are no levels, "
-        f"{costs.overhead:,.0f} neither\n"
+        f"bytes: {costs.size:,}; {costs.values:,} of them of tensors without levels, "
+        f"{costs.overhead:,.0f} of the file's own head\n"
         f"after P, P+Q, P+Q+H: "
         f"{', '.join(human_bytes(costs.staged(stage)) for stage in ('pruned', 'quantized', 'huffman'))}\n"
         f"ratio to float32: {costs.ratio:.1f} ({human_bytes(4 * costs.numbers)})"

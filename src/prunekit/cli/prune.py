@@ -16,7 +16,7 @@ from rich.markup import escape
 import prunekit.cli.options as options
 from prunekit.batches import as_batches
 from prunekit.cli.networks import Network, folder_bytes, is_saved, open_network
-from prunekit.cli.options import only_results, own_code, print_json
+from prunekit.cli.options import only_results, own_code, print_json, table_console
 from prunekit.errors import InputError, StarvedLayerWarning
 from prunekit.loggers import ProgressBar, logger_named
 from prunekit.measure import count, human_bytes, layer_table
@@ -153,7 +153,7 @@ def _show(pruned: Pruned, before: Mapping[str, float], out: Path, network: Netwo
     console = Console(highlight=False)
     counts = None if network.data is None else count(pruned.model, network.data.test.inputs[:1])
     if counts is not None:
-        console.print(layer_table(counts))
+        table_console().print(layer_table(counts))
     whole = pruned.recipe.granularity.counts == "units"
     console.print(pruned.achieved + (f", and with them {_gone(pruned)}" if whole else ""))
     if pruned.stopped is not None:
@@ -164,7 +164,9 @@ def _show(pruned: Pruned, before: Mapping[str, float], out: Path, network: Netwo
     dense = f", {human_bytes(counts.bytes)} dense" if counts is not None else ""
     console.print(f"saved: {human_bytes(folder_bytes(out))} on disk{dense}, in")
     typer.echo(str(out))
-    if whole or isinstance(pruned.recipe.granularity, FilterShape):
+    if pruned.kept.sparsity == 0:
+        now = "The network is as it was. Load"
+    elif whole or isinstance(pruned.recipe.granularity, FilterShape):
         now = f"They are off, but still there. Take them out with\n{network.shrinking(out)}\nor load"
     else:
         now = "Zeros make the file smaller, not the network faster. Load"

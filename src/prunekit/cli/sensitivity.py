@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 import prunekit.cli.options as options
 from prunekit.cli.networks import open_network
-from prunekit.cli.options import only_results, own_code, print_json
+from prunekit.cli.options import only_results, own_code, print_json, table_console
 from prunekit.errors import InputError, escaped, shown
 from prunekit.files import file_to_write
 from prunekit.measure import plain_table
@@ -87,5 +86,5 @@ def _show(found: SensitivityCurves) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, *cells in rows:
         table.add_row(Text(escaped(name)), *cells)
-    Console(highlight=False).print(table)
+    table_console().print(table)
     typer.echo(f"{found.metric} of the dense network: {found.dense:.4g}")

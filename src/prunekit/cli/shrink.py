@@ -73,8 +73,6 @@ def shrink(
         raise InputError(f"--sparsity {sparsity:g}: write a share between 0 and 1, such as 0.4 for 40 %")
     if form not in ("modules", "graph"):
         raise InputError(f"--form {shown(form)}: write modules or graph")
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: choose another folder with --out")
     check_free(out)
     with only_results():
         network = open_network(
@@ -118,8 +116,11 @@ def shrink(
                 raise ModelError(as_options(str(error))) from error
         architecture = None if done.form == "graph" else network.architecture
         useful = Masks({name: mask for name, mask in done.masks.items() if not bool(mask.all())})
+        # before it is replaced, where it lies in the same folder
+        stored = None if network.saved is None else folder_bytes(network.saved.path)
         save_pretrained(done, out, masks=useful, architecture=architecture)
-        before, after = _costs(network, dense, done.model, inputs, out)
+        sizes = _bytes_when_saved(network, dense) if stored is None else stored, folder_bytes(out)
+        before, after = _costs(network, dense, done.model, inputs, sizes)
     if as_json:
         shrunk = {key: value for key, value in done.to_dict().items() if "parameters" not in key}
         print_json({"folder": str(out), "batch": batch, "before": before, "after": after, **shrunk})
@@ -131,8 +132,14 @@ def shrink(
 _TURNS, _RUNS = 4, 15
 
 
+def _bytes_when_saved(network: Network, dense: nn.Module) -> int:
+    """The bytes of the files that a network would have."""
+    with tempfile.TemporaryDirectory() as place:
+        return folder_bytes(save_pretrained(dense, Path(place) / "net", architecture=network.architecture))
+
+
 def _costs(
-    network: Network, dense: nn.Module, small: nn.Module, inputs: Tensor, out: Path
+    network: Network, dense: nn.Module, small: nn.Module, inputs: Tensor, sizes: tuple[int, int]
 ) -> list[dict[str, Any]]:
     """Costs and quality before and after, timed in turns, so that a busy moment of the machine meets both.
 
@@ -141,23 +148,17 @@ def _costs(
         dense: as it was before.
         small: what became of it.
         inputs: (N, ...) of a pass.
-        out: the folder of the smaller one.
+        sizes: bytes on disk of both.
 
     Returns:
         For each its parameters, MACs per example, bytes on disk, latency in seconds, the least median of some
         turns, and its quality, where both can be tested.
     """
-    if network.saved is not None:
-        stored = folder_bytes(network.saved.path)
-    else:
-        with tempfile.TemporaryDirectory() as place:
-            saved = save_pretrained(dense, Path(place) / "net", architecture=network.architecture)
-            stored = folder_bytes(saved)
     models = (dense, small)
     turns = [[latency(model, inputs, runs=_RUNS).median for model in models] for _ in range(_TURNS)]
     tested = only_batch(small) is None
     found = []
-    for model, size, *seconds in zip(models, (stored, folder_bytes(out)), *turns, strict=True):
+    for model, size, *seconds in zip(models, sizes, *turns, strict=True):
         counts = count(model, inputs)
         costs = {"parameters": counts.parameters, "macs": counts.macs, "bytes": size, "latency": min(seconds)}
         found.append({**costs, **(network.quality(model) if tested else {})})

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
+from prunekit.batches import as_tensors
 from prunekit.data.own_data import ARGUMENTS, asked_for, find_function
 from prunekit.digests import digest_of_tensors
-from prunekit.errors import DataError, InputError, PrunekitError, shown
+from prunekit.errors import DataError, InputError, PrunekitError, explaining, naming, shown
 from prunekit.seeds import derive
 from prunekit.settings import WHOLE, Settings
 
@@ -51,6 +52,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self):,} examples of shape {tuple(self.inputs.shape[1:])})"
 
     def to(self, device: torch.device | str) -> Split:
         """The same examples on a device."""
@@ -386,8 +390,8 @@ def from_tensors(
 
     Raises:
         InputError: for a fraction outside (0, 1), one that would hold out no example, or complex numbers.
-        DataError: if a part is empty, has not as many inputs as targets, holds NaN or infinite values, or
-            does not fit the others.
+        DataError: if a part is empty, has not as many inputs as targets, holds texts, NaN or infinite values,
+            or does not fit the others.
     """
     for argument, fraction in (
         ("validation_fraction", validation_fraction),
@@ -395,7 +399,7 @@ def from_tensors(
     ):
         if not 0 < fraction < 1:
             raise InputError(f"{argument} = {fraction!r}: must lie between 0 and 1")
-    regression = torch.as_tensor(train[1]).is_floating_point()
+    regression = _numbers("targets", train[1]).is_floating_point()
     whole = _split(train, regression)
     test_split = _split(test, regression) if test is not None else None
     validation_split = _split(validation, regression) if validation is not None else None
@@ -409,8 +413,17 @@ def from_tensors(
     return Dataset(name, task, whole, validation_split, test_split, outputs)
 
 
+def _numbers(what: str, values: Any) -> Tensor:
+    """A tensor of what is given as one, as an array, a table's columns or a list of numbers."""
+    with naming(f"the {what}"):
+        if not isinstance(values, list | tuple):
+            values = as_tensors(values)
+        with explaining(DataError, lambda: "they are no tensor, array or list of numbers"):
+            return torch.as_tensor(values).detach()
+
+
 def _split(pair: Pair, regression: bool) -> Split:
-    inputs, targets = (torch.as_tensor(part).detach() for part in pair)
+    inputs, targets = _numbers("inputs", pair[0]), _numbers("targets", pair[1])
     if inputs.is_complex() or targets.is_complex():
         raise InputError("inputs and targets must be real numbers, not complex ones")
     if targets.is_floating_point() != regression:

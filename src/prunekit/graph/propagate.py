@@ -42,8 +42,8 @@ FEATURES = ""
 """Stands for the network's input in the place of a parameter's name, which is never empty."""
 
 PARAMETRIZED = (
-    "it is computed by a parametrization, such as a spectral norm, or a mask, which "
-    "torch.nn.utils.prune.remove makes permanent"
+    "it is computed by a parametrization, such as a spectral norm or the older torch.nn.utils.weight_norm, "
+    "which must be removed first, or a mask, which torch.nn.utils.prune.remove makes permanent"
 )
 
 

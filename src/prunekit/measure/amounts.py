@@ -26,14 +26,15 @@ def read_amount(text: str) -> tuple[float, Cost]:
     """The value of an amount, in units without a prefix, and the cost that it is of.
 
     "100 MMACs" is (1e8, "macs"), "5 ms" (0.005, "latency"). Prefixes are powers of 1000, but for Ki, Mi, Gi
-    and Ti before B; K is k.
+    and Ti before B; K is k. A comma stands between thousands alone: "0,5 ms" is none.
 
     Raises:
         InputError: if it is no positive number with one of the units.
     """
     for cost, prefixes, units in _KINDS:
         found = re.fullmatch(
-            rf"\s*(\d[\d,_]*\.?\d*(?:[eE][+-]?\d+)?)\s*({'|'.join(prefixes)})\s*(?:{units})\s*", text
+            rf"\s*((?:\d{{1,3}}(?:,\d{{3}})+|\d[\d_]*)\.?\d*(?:[eE][+-]?\d+)?)\s*({'|'.join(prefixes)})\s*(?:{units})\s*",
+            text,
         )
         if found:
             value = float(found[1].replace(",", "")) * prefixes[found[2]]

@@ -64,11 +64,11 @@ class Trainings:
             *(("quantize", training) for training in self.recipe.quantize.plans),
         ]
         for key, training in trainings:
-            if training is None:
+            if training is None or (key == "retrain" and self.data is None and training.without_steps):
                 continue
             part = f"the recipe's {self.recipe.called(key)}"
             if self.data is None:
-                without = "; the retrain 'none' needs none" if key == "retrain" else ""
+                without = "; epochs = 0 or the retrain 'none' needs none" if key == "retrain" else ""
                 raise InputError(f"{part} needs data, but none is given{without}")
             if processes() > 1 and not trained_as_one(uncompiled(self.model)):
                 raise InputError(
@@ -172,6 +172,8 @@ class Trainings:
         """
         retrain = self.recipe.retrain
         assert retrain.plan is not None
+        if self.data is None:  # `check` has let it pass: there is no step to take
+            return None
         seed = derive(self.seed, "training", "retrain", context.step.number)
         part = self._part(context.step, steps, context.told("retrain").state)
         if part is not None:

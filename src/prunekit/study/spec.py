@@ -65,6 +65,19 @@ class Method(Settings):
     summary: str = ""
     _swept: tuple[tuple[str, Recipe], ...] = PrivateAttr(default=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_in_their_place(cls, given: Any) -> Any:
+        name = given.get("method") if isinstance(given, Mapping) else None
+        if isinstance(name, str) and name in methods.METHODS:
+            settings = methods.describe(name).settings
+            for key in given:
+                if key not in cls.model_fields and key in settings:
+                    raise ValueError(
+                        f"{key!r} is a setting of {name}: write settings: {{{key}: {shown(given[key])}}}"
+                    )
+        return given
+
     @model_validator(mode="after")
     def _one_of_two(self) -> Method:
         given = [each for each in (self.method, self.recipe, self.random_of) if each is not None]

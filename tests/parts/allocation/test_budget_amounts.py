@@ -50,6 +50,7 @@ def test_the_most_units_that_are_within_it_stay(at_most, width, asked, reached, 
     assert found.history[-1].asked == pytest.approx(asked, rel=1e-12)
     assert found.history[-1].reached == reached
     assert shown in str(found)
+    assert str(found).endswith(": the network is as it was.") == (width == 12)
 
 
 def test_milliseconds_are_those_of_the_network_that_is_left(monkeypatch):
