@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from examples import number_of_examples
+from prunekit import methods
 from prunekit.errors import DataError, InputError, ModelError
 from prunekit.parts.allocation import Allocation
 from prunekit.parts.allocation.rules import DECIDED
@@ -525,3 +526,34 @@ class TestRefusals:
 
     def test_data_that_is_none(self):
         self.refused(InputError, "data must be a pair of tensors", recipe(score="gradient"), "mnist")
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("method", ["iterative_magnitude", "snip", "obd"])
+def test_gradients_that_the_caller_has_turned_off_are_computed_all_the_same(method, off):
+    data, settings = blobs(24), {"epochs": 1} if method == "iterative_magnitude" else {}
+    usual, within = mlp(10, 8, 3), mlp(10, 8, 3)
+    within.load_state_dict(usual.state_dict())
+    prune(usual, methods.recipe(method, sparsity=0.5, **settings), data)
+    with off():
+        prune(within, methods.recipe(method, sparsity=0.5, **settings), data)
+        assert not torch.is_grad_enabled()
+    assert same(copied(usual), copied(within))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"loop": {"clip": 1.0}}, r"loop must be a prunekit.Loop, not \{'clip': 1.0\}"),
+        ({"evaluate": 3}, "evaluate must be a function of the network, not 3"),
+        ({"evaluate": lambda model: 0.9}, r"evaluate must give values by names, as .* not 0.9"),
+        ({"checkpoints": mlp(10, 8, 3).state_dict()}, r"states by the steps of the training .*: Tensor"),
+        ({"checkpoints": {"0": mlp(10, 8, 3).state_dict()}}, "states by the steps .* not '0': OrderedDict"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told_and_the_network_untouched(wrong, message):
+    net = mlp(10, 8, 3)
+    before = copied(net)
+    with pytest.raises(InputError, match=message):
+        prune(net, methods.iterative_magnitude(0.5, steps=1, epochs=1), blobs(24), **wrong)
+    assert same(copied(net), before)

@@ -313,3 +313,15 @@ def test_copied_states_are_copies():
     with torch.no_grad():
         model[0].weight.zero_()
     assert bool((state["0.weight"] != 0).all())
+
+
+def test_settings_may_be_a_mapping_and_what_is_no_loop_is_told():
+    one, other = mlp(10, 8, 3), mlp(10, 8, 3)
+    other.load_state_dict(one.state_dict())
+    train(one, blobs(24), Training(epochs=2, lr=0.01))
+    train(other, blobs(24), {"epochs": 2, "lr": 0.01})
+    assert same(copied(one), copied(other))
+    with pytest.raises(InputError, match="training: unknown key 'epoch'; did you mean 'epochs'"):
+        train(one, blobs(24), {"epoch": 2})
+    with pytest.raises(InputError, match=r"loop must be a prunekit\.Loop, not 3"):
+        train(one, blobs(24), Training(epochs=1), loop=3)

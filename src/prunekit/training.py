@@ -30,7 +30,7 @@ from prunekit.errors import DataError, InputError, ModelError, PrunekitError, ex
 from prunekit.losses import NO_GRADIENT
 from prunekit.masked_optimizer import MaskedOptimizer
 from prunekit.masks import Masks
-from prunekit.modes import keeping_modes
+from prunekit.modes import computing_gradients, keeping_modes
 from prunekit.parts.augment import Augment, augmented
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.regularize import Regularizer, StepHooks, check_gradients_are_there, needs_closure
@@ -317,11 +317,18 @@ Report = Callable[[int, int], None]
 """(optimizer steps done, steps in all): called once per epoch, for progress bars."""
 
 
+def check_loop(loop: Loop | None) -> None:
+    """Refuse, with an `InputError`, what is no `Loop`."""
+    if not (loop is None or isinstance(loop, Loop)):
+        raise InputError(f"loop must be a prunekit.Loop, not {shown(loop)}")
+
+
 @failing_together()
+@computing_gradients()
 def train(
     model: nn.Module,
     data: Any,
-    training: Training,
+    training: Training | Mapping[str, Any],
     *,
     task: Task | None = None,
     loop: Loop | None = None,
@@ -349,6 +356,7 @@ def train(
     Args:
         data: training examples: `(inputs, targets)` in memory, a dataset, or a loader of batches of any kind;
             see `prunekit.batches.as_batches`.
+        training: its settings, or a mapping of them.
         task: how the network is fed a batch, and the loss that is minimised where `training` says `auto`.
         loop: what of the loop is the user's own: optimizer, scheduler, clipping, and so on.
         masks: what stays removed; applied after every step.
@@ -370,6 +378,8 @@ def train(
         DataError: if an epoch of the data has no batch.
     """
     seed, start = checked_seed(seed), whole("start", start, 0, WHOLE)
+    training = Training.parse(training)
+    check_loop(loop)
     task = training.task_of(task or PLAIN)
     data = as_batches(data, partial(task.read, model=model))
     loop = loop or Loop()

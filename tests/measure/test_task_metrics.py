@@ -187,3 +187,8 @@ def test_a_metric_may_stand_in_for_the_accuracy_but_not_for_the_loss() -> None:
     assert found["accuracy"] == 7.0
     with pytest.raises(InputError, match="metrics: 'loss' is what the task's own loss is called"):
         Task(metrics={"loss": lambda outputs, targets: 7.0})
+
+
+def test_what_is_no_task_is_told():
+    with pytest.raises(InputError, match=r"task must be a prunekit\.Task, not dict"):
+        metrics(nn.Linear(4, 3), (torch.randn(5, 4), torch.arange(5) % 3), task={"loss": "cross_entropy"})

@@ -14,7 +14,7 @@ from prunekit.losses import class_axis, right_classes
 from prunekit.modes import evaluating
 from prunekit.settings import WHOLE, whole
 from prunekit.targets import device_of
-from prunekit.task import PLAIN, Task
+from prunekit.task import PLAIN, Task, task_of
 
 
 def metrics(
@@ -41,7 +41,7 @@ def metrics(
         ModelError: if the network, or a function of the user's, fails on a batch, with what it says.
     """
     batch_size = whole("batch_size", batch_size, 1, WHOLE)
-    task = task or PLAIN
+    task = task_of(task, None)
     device = device_of(model)
     sums: dict[str, list[float]] = {}
 

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from prunekit.batches import Batches, Inputs, as_batches
 from prunekit.digests import KEY
 from prunekit.distributed import failing_together, together
-from prunekit.errors import InputError, StarvedLayerWarning
+from prunekit.errors import InputError, StarvedLayerWarning, shown
 from prunekit.history import Pruned, Record
 from prunekit.loggers import Logger, Loggers
 from prunekit.masks import Masks
-from prunekit.modes import Snapshot
+from prunekit.modes import Snapshot, computing_gradients
 from prunekit.parts.allocation import GRID
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
@@ -34,7 +34,7 @@ from prunekit.pruning.turn_statistics import TurnStatistics
 from prunekit.recipe import Plan, Recipe, recipe_refusal
 from prunekit.settings import WHOLE, checked_seed, whole
 from prunekit.task import PLAIN, LossFunction, Task, task_of
-from prunekit.training import Loop
+from prunekit.training import Loop, check_loop
 
 if TYPE_CHECKING:
     from prunekit.pruning.layer_sensitivity import Metric, SensitivityCurves
@@ -91,7 +91,9 @@ def prune(
         Exception: whatever the training, a repair or `evaluate` raises later; the network is put back as it
             was then. Of several processes the others raise a PrunekitError that says what it was.
     """
-    with failing_together() if together() else nullcontext():
+    if evaluate is not None and not callable(evaluate):
+        raise InputError(f"evaluate must be a function of the network, not {shown(evaluate)}")
+    with failing_together() if together() else nullcontext(), computing_gradients():
         session = Session(
             model,
             recipe,
@@ -169,6 +171,7 @@ class Session:
         self._seed = checked_seed(seed)
         if teacher is not None or recipe.teacher is not None:
             teacher = checked_teacher(teacher, recipe, model, self._inner, self._data, self.task)
+        check_loop(loop)
         if checkpoints:
             check_apart(self._inner, checkpoints)
         norms = norms_with_statistics(self._inner) if self._recalibrates else []

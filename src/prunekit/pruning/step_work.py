@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunekit import graph
 from prunekit.batches import Inputs
 from prunekit.distributed import Owners, check_same, deal, of_first, processes, shared_layers, together
-from prunekit.errors import DataError, InputError, ModelError
+from prunekit.errors import DataError, InputError, ModelError, shown
 from prunekit.history import Record
 from prunekit.masked_optimizer import MaskedOptimizer
 from prunekit.masks import Masks
@@ -448,6 +448,10 @@ class StepWork:
             measured: by the user's function.
             counted: the values that are left, where few were made of them.
         """
+        if not isinstance(measured, Mapping):
+            raise InputError(
+                f"evaluate must give values by names, as {{'accuracy': 0.9}}, not {shown(measured)}"
+            )
         layers = {name: self.state.kept.count(name) for name in self.state.kept}
         record = Record(
             step=step.number,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -289,8 +290,14 @@ def check_apart(model: nn.Module, checkpoints: Checkpoints) -> None:
     """Refuse values to go back to that share their memory with the network, and so change with it.
 
     Raises:
-        InputError: naming the first of them.
+        InputError: naming the first of them, or what is no state of a step.
     """
+    for step, state in checkpoints.items():
+        if not isinstance(step, Integral) or not isinstance(state, Mapping):
+            raise InputError(
+                "checkpoints must be states by the steps of the training after which they were taken, as "
+                f"{{0: copy.deepcopy(model.state_dict())}}, not {shown(step)}: {type(state).__name__}"
+            )
     own = {value.untyped_storage().data_ptr() for value in model.state_dict().values() if value.numel()}
     for step, state in checkpoints.items():
         for name, value in state.items():
