@@ -127,8 +127,10 @@ def one(kind: str, name: str, peer: str | None) -> dict[str, Any]:
 
 
 def middle(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run whose analysis and surgery together took the median time."""
-    return sorted(found, key=lambda run: run["analysis"] + run["surgery"])[len(found) // 2]
+    """The run whose analysis and surgery together took the median time, with the median of each memory."""
+    chosen = sorted(found, key=lambda run: run["analysis"] + run["surgery"])[len(found) // 2]
+    memories = [key for key in ("peak", "peak of both passes") if key in chosen]
+    return chosen | {key: statistics.median(run[key] for run in found) for key in memories}
 
 
 def in_turn(name: str, peer: str | None) -> dict[str, dict[str, Any]]:
