@@ -89,12 +89,17 @@ def test_everything_that_is_data():
         iter([1]),
         SimpleNamespace(train=True),
         (torch.zeros(2),),
-        (torch.zeros(2),) * 3,
+        (torch.zeros(2), torch.zeros(2), ["a", "b"]),
     ],
 )
 def test_what_is_no_data(data):
     with pytest.raises(InputError, match=r"data must be a pair of tensors \(inputs, targets\)"):
         as_batches(data)
+
+
+def test_several_inputs_in_memory_are_for_a_network_of_as_many():
+    with pytest.raises(DataError, match=r"a batch must be \(inputs, targets\), or .*, and is a tuple of 3"):
+        as_batches((torch.zeros(2),) * 3)
 
 
 def test_empty_data():

@@ -95,6 +95,8 @@ def ways(left: Tensor, right: Tensor, targets: Tensor) -> dict[str, Any]:
     rows = [{name: each[k] for name, each in named.items()} for k in range(len(left))]
     return {
         "tuple in memory": ((left, right), targets),
+        "triple in memory": (left, right, targets),
+        "triple of arrays": (left.numpy(), right.numpy(), targets.numpy()),
         "mapping in memory": ({"left": left, "right": right}, targets),
         "mapping with labels in memory": named,
         "loader of triples": DataLoader(TensorDataset(left, right, targets), batch_size=40),

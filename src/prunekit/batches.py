@@ -442,10 +442,14 @@ def as_tensors(values: Any) -> Any:
     return tensor.to(torch.get_default_dtype()) if array.dtype == np.float64 else tensor
 
 
+_ARRAYS = (Tensor, np.ndarray)
+
+
 def as_batches(data: Any, read: Read | None = None) -> Batches:
     """Examples as batches: in memory, as a dataset, or as a loader of batches.
 
     - `(inputs, targets)`: tensors, arrays of NumPy or columns of pandas, several in a tuple or mapping;
+    - `(a, b, targets)`, for a network of two inputs, or of more;
     - a mapping of them, such as a tokenizer gives, with the targets among them by name (see `read_batch`);
     - a split or dataset of `prunekit.data`, which gives its training part;
     - a `torch.utils.data.Dataset`, or one of Hugging Face's, of single examples;
@@ -474,7 +478,7 @@ def as_batches(data: Any, read: Read | None = None) -> Batches:
     pair = _pair(data)
     if pair is not None:
         return TensorBatches(*pair)
-    if isinstance(data, Mapping):
+    if isinstance(data, Mapping) or _of_several_inputs(data):
         found = read(as_tensors(data))
         return TensorBatches(found.inputs, found.targets, found.fed)
     if isinstance(data, tuple | list) and any(isinstance(part, Tensor) for part in data):
@@ -487,6 +491,11 @@ def as_batches(data: Any, read: Read | None = None) -> Batches:
     raise InputError(
         f"data must be a pair of tensors (inputs, targets), a dataset, or a loader, not {type(data).__name__}"
     )
+
+
+def _of_several_inputs(data: Any) -> bool:
+    """Whether it is a tuple of all inputs and the targets; a list is one of batches."""
+    return isinstance(data, tuple) and len(data) > 2 and all(isinstance(part, _ARRAYS) for part in data)
 
 
 def _pair(data: Any) -> tuple[Any, Any] | None:
@@ -558,8 +567,8 @@ def read_batch(
         kind += f" of {len(batch)}"
         kind += "" if positional is None else f", where the network takes {positional} input(s)"
     raise DataError(
-        f"the loader must yield (inputs, targets), or a mapping with one of {', '.join(TARGETS)}, but "
-        f"yielded a {kind}: give prune() a prunekit.Task whose read() makes a prunekit.Batch of it"
+        f"a batch must be (inputs, targets), or a mapping with one of {', '.join(TARGETS)}, and is a "
+        f"{kind}: give prune() a prunekit.Task whose read() makes a prunekit.Batch of it"
     )
 
 
