@@ -132,5 +132,5 @@ def test_a_loader_without_a_length():
 
 @pytest.mark.parametrize("batch", [3, "text", (1, 2, 3)])
 def test_a_loader_of_other_things(batch):
-    with pytest.raises(DataError, match=r"must yield \(inputs, targets\), or a mapping with one of labels"):
+    with pytest.raises(DataError, match=r"must be \(inputs, targets\), or a mapping with one of labels"):
         list(as_batches([batch, batch, batch]).epoch(0, 1, 0))

@@ -136,7 +136,7 @@ def test_parts_that_differ_make_another_hash():
             "recipe: schedule: .*40 is no sparsity.*0.4 for 40",
         ),
         ({"schedule": {"name": "one_shot", "sparsity": 1.0}}, "1 is no sparsity"),
-        ({"schedule": {"name": "one_shot", "sparsity": 0}}, "strictly increasing above 0"),
+        ({"schedule": {"name": "one_shot", "sparsity": 0}}, "sparsity 0, which removes nothing"),
         ({"schedule": {"name": "one_shot", "sparsty": 0.4}}, "one_shot: unknown key 'sparsty'"),
         (
             {"score": "magnitud"},

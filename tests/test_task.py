@@ -138,7 +138,7 @@ def test_a_longer_batch_than_the_network_takes_is_refused() -> None:
     data = DataLoader(TensorDataset(inputs, targets, torch.ones(32)), batch_size=8)
     net = mlp(10, 8, 3)
     before = copied(net)
-    with pytest.raises(DataError, match=r"yielded a list of 3, where the network takes 1 input\(s\)"):
+    with pytest.raises(DataError, match=r"and is a list of 3, where the network takes 1 input\(s\)"):
         prune(net, iterative_magnitude(0.5, steps=1, epochs=1), data)
     assert same(before, copied(net))
 

@@ -303,6 +303,8 @@ class AllocationDecides(Schedule):
 def check_increasing(sparsities: tuple[float | None, ...]) -> None:
     """Refuse a schedule that stands still or goes back, with an `InputError`."""
     stated = [sparsity for sparsity in sparsities if sparsity is not None]
+    if stated and stated[0] == 0:
+        raise InputError("the schedule begins with sparsity 0, which removes nothing: begin above 0")
     for earlier, later in zip([0.0, *stated], stated, strict=False):
         if later <= earlier:
             raise InputError(

@@ -146,7 +146,7 @@ class TestPerLayer:
 
     def test_the_floor_is_refused_per_layer(self):
         with pytest.raises(
-            InputError, match=r"sparsity 0\.95 leaves 2\.weight fewer than the floor of 0\.001"
+            InputError, match=r"sparsity 0\.95 leaves '2\.weight' fewer than the floor of 0\.001"
         ):
             recipe(allocation="per_layer", schedule={"name": "one_shot", "sparsity": 0.95}).plan(
                 mlp(99, 3, 3)
@@ -247,7 +247,7 @@ class TestGiven:
         [
             ({"fc9": 0.5}, "sparsities: 'fc9' matches no pruned layer; layers are: 0, 2"),
             ({"0": 0.5, "1": 0.5}, "'1' matches no pruned layer"),
-            ({"0": 0.999}, r"sparsity 0\.999 leaves 0\.weight fewer than the floor"),
+            ({"0": 0.999}, r"sparsity 0\.999 leaves '0\.weight' fewer than the floor"),
         ],
     )
     def test_refusals(self, sparsities, message):

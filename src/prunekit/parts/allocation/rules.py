@@ -255,7 +255,7 @@ def _check_floor(allocation: Allocation, target: Target, sparsity: float) -> Non
     size = target.shape.numel()
     if round(sparsity * size) > allocation.capacity(size, target.least):
         raise InputError(
-            f"sparsity {sparsity:g} leaves {target.name} fewer than the floor of {allocation.floor:g}: "
+            f"sparsity {sparsity:g} leaves {target.name!r} fewer than the floor of {allocation.floor:g}: "
             "lower the sparsity or the allocation's floor"
         )
 
