@@ -436,6 +436,8 @@ def as_tensors(values: Any) -> Any:
     if array.dtype.kind not in "biuf":
         columns = getattr(values, "dtypes", {})
         named = [name for name, kind in getattr(columns, "items", dict)() if kind.kind not in "biuf"]
+        if not named and getattr(values, "name", None) is not None:
+            named = [values.name]  # a column by itself
         which = f"the column {named[0]!r}" if named else f"an array of the type {array.dtype}"
         raise DataError(f"{which} holds no numbers: encode it first")
     tensor = torch.from_numpy(np.array(array))  # a copy of its own, in one piece

@@ -370,5 +370,13 @@ def test_columns_of_a_table_that_hold_texts_are_named():
         def to_numpy(self):
             return np.array([[1.0, "Bonn"]] * 10, dtype=object)
 
+    class Column:
+        name = "kind"
+
+        def to_numpy(self):
+            return np.array(["food", "books"] * 5, dtype=object)
+
     with pytest.raises(DataError, match="the inputs: the column 'city' holds no numbers: encode it first"):
         from_tensors((Table(), torch.arange(10)))
+    with pytest.raises(DataError, match="the targets: the column 'kind' holds no numbers: encode it first"):
+        from_tensors((torch.randn(10, 2), Column()))
