@@ -40,13 +40,6 @@ def evaluating(*roots: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def computing_gradients() -> Iterator[None]:
-    """Gradients are computed inside, also where the caller is in `no_grad` or in inference mode."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
 _CONTAINERS = (dict, list, set, deque, tuple)
 
 

@@ -30,7 +30,7 @@ from prunekit.errors import DataError, InputError, ModelError, PrunekitError, ex
 from prunekit.losses import NO_GRADIENT
 from prunekit.masked_optimizer import MaskedOptimizer
 from prunekit.masks import Masks
-from prunekit.modes import computing_gradients, keeping_modes
+from prunekit.modes import keeping_modes
 from prunekit.parts.augment import Augment, augmented
 from prunekit.parts.base import BatchLoss
 from prunekit.parts.regularize import Regularizer, StepHooks, check_gradients_are_there, needs_closure
@@ -324,7 +324,8 @@ def check_loop(loop: Loop | None) -> None:
 
 
 @failing_together()
-@computing_gradients()
+@torch.inference_mode(False)  # gradients are computed whatever the caller is in
+@torch.enable_grad()
 def train(
     model: nn.Module,
     data: Any,

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,7 +20,7 @@ from prunekit.errors import InputError, StarvedLayerWarning, shown
 from prunekit.history import Pruned, Record
 from prunekit.loggers import Logger, Loggers
 from prunekit.masks import Masks
-from prunekit.modes import Snapshot, computing_gradients
+from prunekit.modes import Snapshot
 from prunekit.parts.allocation import GRID
 from prunekit.parts.retrain import Checkpoints
 from prunekit.parts.stopping import Stopped
@@ -93,7 +94,12 @@ def prune(
     """
     if evaluate is not None and not callable(evaluate):
         raise InputError(f"evaluate must be a function of the network, not {shown(evaluate)}")
-    with failing_together() if together() else nullcontext(), computing_gradients():
+    # gradients are computed also where the caller is in `no_grad` or in inference mode
+    with (
+        failing_together() if together() else nullcontext(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         session = Session(
             model,
             recipe,
@@ -171,7 +177,8 @@ class Session:
         self._seed = checked_seed(seed)
         if teacher is not None or recipe.teacher is not None:
             teacher = checked_teacher(teacher, recipe, model, self._inner, self._data, self.task)
-        check_loop(loop)
+        if loop is not None:
+            check_loop(loop)
         if checkpoints:
             check_apart(self._inner, checkpoints)
         norms = norms_with_statistics(self._inner) if self._recalibrates else []
