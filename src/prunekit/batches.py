@@ -444,9 +444,6 @@ def as_tensors(values: Any) -> Any:
     return tensor.to(torch.get_default_dtype()) if array.dtype == np.float64 else tensor
 
 
-_ARRAYS = (Tensor, np.ndarray)
-
-
 def as_batches(data: Any, read: Read | None = None) -> Batches:
     """Examples as batches: in memory, as a dataset, or as a loader of batches.
 
@@ -497,7 +494,8 @@ def as_batches(data: Any, read: Read | None = None) -> Batches:
 
 def _of_several_inputs(data: Any) -> bool:
     """Whether it is a tuple of all inputs and the targets; a list is one of batches."""
-    return isinstance(data, tuple) and len(data) > 2 and all(isinstance(part, _ARRAYS) for part in data)
+    several = isinstance(data, tuple) and len(data) > 2
+    return several and all(isinstance(part, Tensor | np.ndarray) for part in data)
 
 
 def _pair(data: Any) -> tuple[Any, Any] | None:

@@ -317,9 +317,9 @@ Report = Callable[[int, int], None]
 """(optimizer steps done, steps in all): called once per epoch, for progress bars."""
 
 
-def check_loop(loop: Loop | None) -> None:
+def check_loop(loop: Loop) -> None:
     """Refuse, with an `InputError`, what is no `Loop`."""
-    if not (loop is None or isinstance(loop, Loop)):
+    if not isinstance(loop, Loop):
         raise InputError(f"loop must be a prunekit.Loop, not {shown(loop)}")
 
 
@@ -380,10 +380,10 @@ def train(
     """
     seed, start = checked_seed(seed), whole("start", start, 0, WHOLE)
     training = Training.parse(training)
+    loop = Loop() if loop is None else loop
     check_loop(loop)
     task = training.task_of(task or PLAIN)
     data = as_batches(data, partial(task.read, model=model))
-    loop = loop or Loop()
     total = training.length(data, loop.accumulate)
     together = trained_as_one(uncompiled(model))
     if together:

@@ -109,7 +109,7 @@ def test_tidying_removes_temporary_files_and_nothing_else(layout):
 def test_a_second_run_is_refused_and_told_who_is_there(tmp_path):
     with only_run(tmp_path / "a"):
         with (
-            pytest.raises(InputError, match=rf"at work in .*a \(process {os.getpid()}\): .*another folder"),
+            pytest.raises(InputError, match=rf"at work in .*a \(process {os.getpid()}\): .*--out"),
             only_run(tmp_path / "a"),
         ):
             pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -36,8 +35,6 @@ from prunekit.study_files import (
     STUDY_JSON,
     refuse_links,
 )
-
-log = logging.getLogger(__name__)
 
 STATE = "state.safetensors"
 """In the folder of a cell that is not finished: the network and the session after its last step."""
